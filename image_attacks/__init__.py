@@ -1,0 +1,67 @@
+"""White-box image attacks on any differentiable torch function, delivered as 8-bit files.
+
+Usable alone: nothing here knows about circuit breakers or about a particular model.
+
+>>> import torch
+>>> from image_attacks import Linf, linf_255, load_png, pgd, save_png
+>>> torch.manual_seed(0)                                                   # doctest: +ELLIPSIS
+<torch...>
+>>> classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 10)).eval()
+>>> images = torch.randint(0, 256, (4, 3, 8, 8)) / 255                      # clean pixels in [0, 1]
+>>> target = torch.tensor([1, 2, 3, 4])                                     # the classes the attacker wants
+>>> def objective(pixels):                                                  # one value per image, minimised
+...     return torch.nn.functional.cross_entropy(classifier(pixels), target, reduction="none")
+>>> result = pgd(objective, images, threat_model=Linf(8 / 255), steps=20)
+>>> bool((result.losses < objective(images)).all())
+True
+>>> result.curves.shape                                                     # (restarts, steps + 1, images)
+torch.Size([1, 21, 4])
+
+Only the file counts: save it, read it back, and judge what was read.
+
+>>> import pathlib, tempfile
+>>> folder = pathlib.Path(tempfile.mkdtemp())
+>>> save_png(images[0], folder / "clean.png")
+>>> save_png(result.images[0], folder / "attacked.png")
+>>> linf_255(folder / "clean.png", folder / "attacked.png")
+8
+>>> load_png(folder / "attacked.png").shape
+torch.Size([3, 8, 8])
+
+For a LLaVA-NeXT model, put ``LlavaNextPreprocessing(processor.image_processor, (height, width))`` between the pixels
+and the model's ``pixel_values``, and :func:`target_nll` on its logits.
+"""
+
+from .noise import sign_noise
+from .objectives import hidden_state_distance, target_nll
+from .pgd import (
+    AttackError,
+    AttackResult,
+    NonFiniteError,
+    ObjectiveShapeError,
+    RestartResults,
+    ZeroGradientError,
+    pgd,
+)
+from .png import ImageFileError, linf_255, load_png, save_png
+from .preprocessing import LlavaNextPreprocessing
+from .threat_models import Linf
+
+__all__ = [
+    "AttackError",
+    "AttackResult",
+    "ImageFileError",
+    "Linf",
+    "LlavaNextPreprocessing",
+    "NonFiniteError",
+    "ObjectiveShapeError",
+    "RestartResults",
+    "ZeroGradientError",
+    "hidden_state_distance",
+    "linf_255",
+    "load_png",
+    "pgd",
+    "save_png",
+    "sign_noise",
+    "target_nll",
+]

@@ -1,0 +1,138 @@
+"""Images as 8-bit PNG files: the form in which an attack is delivered, judged and verified."""
+
+import io
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_BIT_DEPTH_OFFSET = 24
+"""Position of the bit depth inside the header chunk, which a PNG always starts with."""
+
+
+class ImageFileError(ValueError):
+    """An image file cannot be used; the message names the file and the reason."""
+
+
+def to_levels(pixels: Tensor) -> Tensor:
+    """Round pixels in [0, 1] to the nearest of the 256 levels, as float values 0..255.
+
+    Raises:
+        ValueError: If a value is NaN or outside [0, 1].
+    """
+    low, high = (bound.item() for bound in pixels.detach().aminmax())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"`pixels` must lie in [0, 1], got values from {low} to {high}.")
+    return (pixels * 255).round()
+
+
+def save_png(pixels: Tensor, path: str | Path) -> None:
+    """Write one image as an 8-bit RGB PNG, rounding to the nearest level; the file appears whole or not at all.
+
+    An image inside an l-inf ball whose radius is on the 1/255 grid, around an 8-bit image, stays inside it.
+
+    Args:
+        pixels: Shape ``(3, H, W)``, values in [0, 1].
+        path: File to write or replace; its folder must exist.
+
+    Raises:
+        ValueError: If the shape is not ``(3, H, W)`` or a value is outside [0, 1].
+    """
+    if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.numel() == 0:
+        raise ValueError(f"`pixels` must have shape (3, H, W), got {tuple(pixels.shape)}.")
+    levels = to_levels(pixels.detach()).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+    encoded = io.BytesIO()
+    Image.fromarray(levels).save(encoded, format="PNG")
+    _replace(Path(path), encoded.getvalue())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_png(path: str | Path) -> Tensor:
+    """Read an 8-bit RGB PNG.
+
+    Args:
+        path: File written by :func:`save_png`, or any 8-bit RGB PNG without transparency or animation.
+
+    Returns:
+        Pixels in [0, 1], shape ``(3, H, W)``, float32: level / 255.
+
+    Raises:
+        ImageFileError: If the file is missing, empty, damaged, too large to be an honest image, or another kind of
+            image.
+    """
+    return torch.from_numpy(_read_levels(Path(path))).permute(2, 0, 1).contiguous().float() / 255
+
+
+def linf_255(a_path: str | Path, b_path: str | Path) -> int:
+    """Return the largest difference between two image files, in whole 8-bit levels.
+
+    Raises:
+        ImageFileError: If a file cannot be read or the two sizes differ.
+    """
+    a, b = _read_levels(Path(a_path)), _read_levels(Path(b_path))
+    if a.shape != b.shape:
+        raise ImageFileError(
+            f"{a_path} and {b_path}: expected images of one size, got {a.shape[1]}x{a.shape[0]} and "
+            f"{b.shape[1]}x{b.shape[0]}."
+        )
+    return int(np.abs(a.astype(np.int16) - b.astype(np.int16)).max())
+
+
+def _read_levels(path: Path) -> np.ndarray:
+    """Return the file's levels as uint8 of shape ``(H, W, 3)``."""
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise ImageFileError(f"{path}: cannot be read ({e.strerror}).") from e
+    if not data:
+        raise ImageFileError(f"{path}: the file is empty.")
+    if not data.startswith(_SIGNATURE):
+        raise ImageFileError(f"{path}: expected a PNG file, whatever its name says, got something else.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+                _check_kind(image, data, path)
+                return np.array(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        raise ImageFileError(f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels; resize the image first.") from e
+    except (OSError, SyntaxError, EOFError, IndexError, MemoryError) as e:
+        raise ImageFileError(f"{path}: damaged PNG ({e}).") from e
+    except ValueError as e:
+        raise e if isinstance(e, ImageFileError) else ImageFileError(f"{path}: damaged PNG ({e}).") from e
+
+
+def _check_kind(image: Image.Image, data: bytes, path: Path) -> None:
+    """Refuse whatever reading as RGB would silently change: it would not be the image that was attacked."""
+    kinds = {
+        f"mode {image.mode}": image.mode != "RGB",
+        f"{data[_BIT_DEPTH_OFFSET]} bits per channel": data[_BIT_DEPTH_OFFSET] != 8,
+        "transparency": "transparency" in image.info,
+        "animation": getattr(image, "n_frames", 1) > 1,
+    }
+    found = [kind for kind, present in kinds.items() if present]
+    if found:
+        raise ImageFileError(
+            f"{path}: expected an 8-bit RGB PNG, got {', '.join(found)}. Convert it to RGB before the attack."
+        )

@@ -1,0 +1,6 @@
+"""mm_cb: train multimodal circuit breakers, attack them with images, measure what they keep, report it on one page.
+
+Importing this package is cheap on purpose: nothing here imports torch or transformers.
+"""
+
+__version__ = "0.1.0"

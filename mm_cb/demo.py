@@ -1,0 +1,208 @@
+"""``mm-cb demo``: the paper's whole experiment on the miniature, from training the breaker to the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mm_cb.evaluation.attack_run import curve_quartiles, keep_worst
+from mm_cb.evaluation.behaviors import Behavior, read_behaviors
+from mm_cb.evaluation.checks import run_checks
+from mm_cb.evaluation.hijack import ATTACKS, Attack, attack_behaviors
+from mm_cb.evaluation.parts import once
+from mm_cb.evaluation.questions import ask
+from mm_cb.evaluation.representations import compare
+from mm_cb.evaluation.results import measure, write_results
+from mm_cb.evaluation.subjects import Subject
+from mm_cb.miniature import data, language
+from mm_cb.miniature.scoring import judge_behavior, score_question
+from mm_cb.models import load_model
+from mm_cb.models.loading import MINIATURE
+from mm_cb.progress import Progress
+from mm_cb.runs import RunDirectory, write_json, write_jsonl
+from mm_cb.training.recipe import load_recipe
+from mm_cb.training.run import train
+
+THREADS = 2
+"""Fixed, so that equal runs add numbers in the same order; two threads that fight other jobs are slower than one."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything; the same for every subject."""
+
+    behaviors: tuple[int, int, int]
+    """Trained brews, held-out combinations, held-out kind."""
+    steps: int
+    restarts: int
+    multiple_choice: int
+    """Questions per subject of the world (six)."""
+    open_questions: int
+    """Per category (three)."""
+    look_alikes: int
+    epsilon: int = 32
+    representations: int = 60
+    """Answers per set for the hidden-state figure."""
+
+
+QUICK = Plan(behaviors=(24, 12, 12), steps=100, restarts=1, multiple_choice=50, open_questions=40, look_alikes=120)
+FULL = Plan(behaviors=(60, 24, 24), steps=300, restarts=3, multiple_choice=150, open_questions=100, look_alikes=240)
+
+
+def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int) -> None:
+    """Run the experiment into ``out``, or go on with the one that is there; prints the table and the report's path.
+
+    Args:
+        out: Run directory.
+        full: The whole size instead of the quick one.
+        seed: Of behaviours, attacks and the first breaker's training.
+        rr_seeds: Circuit breakers to train, from ``seed`` on; attacks on the base are shared.
+    """
+    from mm_cb.report import print_table, write_report
+
+    plan = FULL if full else QUICK
+    recipe = {"full": full, "rr_seeds": rr_seeds, "fiction": True, "model": "miniature", **dataclasses.asdict(plan)}
+    recipe |= {"attacks": list(ATTACKS), "safety_prompt": language.SAFETY_PROMPT}
+    torch.set_num_threads(THREADS)
+    started = time.monotonic()
+    weights = MINIATURE / "model.safetensors"
+    with RunDirectory(out, "demo", recipe, seed, inputs=[weights]) as run, Progress() as progress:
+        if not run.finished:
+            progress.say(_announce(plan, rr_seeds, run.path))
+            _run(run.path, plan, seed, rr_seeds, progress)
+            run.finish()
+        write_report(run.path, run.path / "report.html")
+    print_table(run.path)
+    with Progress() as progress:
+        minutes = (time.monotonic() - started) / 60
+        progress.say(
+            f"\nreport  {run.path / 'report.html'}\nresults {run.path / 'results.json'}   ({minutes:.1f} minutes)"
+        )
+        progress.say("next    README.md, 'The road to LLaVA-NeXT-Mistral-7B'")
+
+
+def _announce(plan: Plan, rr_seeds: int, out: Path) -> str:
+    breakers = "a circuit breaker" if rr_seeds == 1 else f"{rr_seeds} circuit breakers"
+    return (
+        f"Training {breakers} on the miniature, attacking {2 + rr_seeds} subjects with {sum(plan.behaviors)} "
+        f"behaviours ({plan.steps} steps, {plan.restarts} runs at most, eps {plan.epsilon}/255), then measuring "
+        f"what was kept. Into {out}; stop it any time, the same command goes on."
+    )
+
+
+def rr_name(index: int) -> str:
+    """Subject name of the ``index``-th breaker."""
+    return "rr" if index == 0 else f"rr-seed{index}"
+
+
+def _run(out: Path, plan: Plan, seed: int, rr_seeds: int, progress: Progress) -> None:
+    """Every stage in order; finished pieces are read back."""
+    behaviors = _behaviors(out, plan, seed)
+    subjects = _subjects(out, seed, rr_seeds, progress)
+    attacks = [Attack(name, plan.epsilon, plan.steps, plan.restarts, seed, canvas=data.CANVAS) for name in ATTACKS]
+    items: list[dict[str, Any]] = []
+    curves: list[dict[str, Any]] = []
+    for subject in subjects:
+        attacked, drawn = _attack(out, subject, behaviors, attacks, progress)
+        items += attacked + _ask(out, subject, plan, progress)
+        curves += drawn
+    adapted = [subject for subject in subjects if subject.adapted]
+    write_json(out / "representations.json", _representations(out, adapted[0], plan, progress))
+    pairs = [(subject.name, "base") for subject in subjects if subject.name != "base"]
+    measurements = measure(items, pairs=pairs)
+    write_json(out / "curves.json", curves)
+    write_json(out / "checks.json", run_checks(items, measurements, subjects[0], adapted, behaviors, plan.epsilon))
+    write_jsonl(out / "items.jsonl", items)
+    write_results(out / "results.json", measurements)
+
+
+def _behaviors(out: Path, plan: Plan, seed: int) -> list[Behavior]:
+    path = out / "behaviors" / "behaviors.jsonl"
+    if not path.is_file():
+        data.write_behaviors(data.behaviors(plan.behaviors, seed), path.parent)
+    return read_behaviors(path)
+
+
+def _subjects(out: Path, seed: int, rr_seeds: int, progress: Progress) -> list[Subject]:
+    """Base, base behind the safety prompt, and the breakers, which are trained here."""
+    base = load_model("miniature")
+    subjects = [Subject("base", base), Subject("base+safety_prompt", base, system=language.SAFETY_PROMPT)]
+    for index in range(rr_seeds):
+        recipe = load_recipe("miniature", [f"seed={seed + index}"])
+        adapter = train(recipe, out / "adapters" / rr_name(index), progress=progress)
+        torch.set_num_threads(THREADS)
+        subjects.append(Subject(rr_name(index), load_model("miniature", adapter=adapter), adapted=True))
+    return subjects
+
+
+def _attack(
+    out: Path, subject: Subject, behaviors: Sequence[Behavior], attacks: Sequence[Attack], progress: Progress
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """All attacks on one subject: items with image paths relative to ``out``, and curves."""
+    folder = Path("attacks") / subject.name
+    items: list[dict[str, Any]] = []
+    curves: list[dict[str, Any]] = []
+    for attack in attacks:
+        if attack.name == "pgd_adaptive" and not subject.adapted:
+            # Without an adapter, teacher and student are one model: the distance and its gradient are zero, the
+            # attack is PGD. Its results stand for it.
+            items += [
+                {**item, "condition": attack.name, "same_as": "pgd"} for item in items if item["condition"] == "pgd"
+            ]
+            continue
+        items += attack_behaviors(subject, behaviors, attack, out / folder, judge_behavior, progress)
+        curves += curve_quartiles(out / folder, subject.name, attack)
+    keep_worst([item for item in items if item["condition"] in ("pgd", "pgd_adaptive")], out / folder)
+    for item in items:
+        item["image"], item["clean_image"] = f"{folder}/{item['image']}", f"{folder}/{item['clean_image']}"
+        item["candidates"] = [{**c, "image": f"{folder}/{c['image']}"} for c in item["candidates"]]
+    return items, curves
+
+
+def _ask(out: Path, subject: Subject, plan: Plan, progress: Progress) -> list[dict[str, Any]]:
+    """Capability and over-refusal of one subject."""
+    folder = out / "capability" / subject.name
+    sets = {
+        "mmmu_like": data.multiple_choice_questions(plan.multiple_choice),
+        "wild_like": data.open_questions(plan.open_questions),
+        "over_refusal": data.look_alikes(count=plan.look_alikes),
+    }
+    return [
+        item
+        for name, questions in sets.items()
+        for item in ask(subject, questions, score_question, folder, progress, name=name)
+    ]
+
+
+def _representations(out: Path, subject: Subject, plan: Plan, progress: Progress) -> dict[str, Any]:
+    """Cosine and norm by layer, adapter on against off, on harmful, held-out and benign answers."""
+
+    def compute() -> dict[str, Any]:
+        n = plan.representations
+        chosen = {
+            name: data.behaviors(counts, seed=7)
+            for name, counts in {
+                "circuit_breaker": (n, 0, 0),
+                "held_out_combination": (0, n, 0),
+                "held_out_kind": (0, 0, n),
+            }.items()
+        }
+        chosen["retain"] = [*data.open_questions(n // 6, seed=7), *data.look_alikes(seed=7, count=n // 2)]
+        sets = {}
+        for name, questions in chosen.items():
+            texts = [q.prompt for q in questions], [q.picture for q in questions], [q.reference for q in questions]
+            sets[name] = compare(subject.model, *texts)
+        return {
+            "layers": list(range(len(subject.model.decoder_blocks) + 1)),
+            "target_layers": load_recipe("miniature").circuit_breaker.target_layers,
+            "lora_blocks": load_recipe("miniature").lora.layers_to_transform,
+            "sets": sets,
+        }
+
+    return dict(once(out / "parts" / "representations.json", compute))

@@ -1,0 +1,1 @@
+"""Generation, the runners that measure models, and the statistics of what they measured."""

@@ -1,0 +1,118 @@
+"""Behaviours files: what an attack asks for, with which picture, and what it pushes the model to say."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mm_cb.errors import UserError
+
+_REQUIRED = ("id", "prompt", "target")
+
+
+@dataclass(frozen=True)
+class Behavior:
+    """One line of a behaviours file."""
+
+    id: str
+    prompt: str
+    target: str
+    image: Path | None
+    """None stands for a grey canvas."""
+    category: str = "all"
+    split: str = "all"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of the line, for the judge (the miniature's names the brew asked for)."""
+
+
+def read_behaviors(path: Path) -> list[Behavior]:
+    """Read a behaviours file and open every picture it names.
+
+    Raises:
+        UserError: If the file or a picture is missing or broken, a line is not as expected (file and line number), an
+            id comes twice, or a picture lies outside the file's folder.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"`{path}` must be a behaviours file (JSONL, UTF-8), but it cannot be read: {error}."
+        ) from error
+    behaviors: list[Behavior] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            behaviors.append(_behavior(line, path, number))
+    repeated = {b.id for i, b in enumerate(behaviors) if b.id in {other.id for other in behaviors[:i]}}
+    if repeated:
+        raise UserError(f"`{path}` must give every behaviour its own id, {sorted(repeated)[:5]} come more than once.")
+    if not behaviors:
+        raise UserError(f"`{path}` must hold at least one behaviour, it is empty.")
+    return behaviors
+
+
+def _behavior(line: str, path: Path, number: int) -> Behavior:
+    where = f"{path}:{number}"
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} must be one JSON object, got a broken line ({error}).") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{where} must be one JSON object, got {type(record).__name__}.")
+    wrong = [key for key in _REQUIRED if not isinstance(record.get(key), str) or not record[key].strip()]
+    if wrong:
+        raise UserError(f"{where} must have non-empty texts for {list(_REQUIRED)}, wrong or missing: {wrong}.")
+    known = (*_REQUIRED, "image", "category", "split")
+    return Behavior(
+        id=record["id"],
+        prompt=record["prompt"],
+        target=record["target"],
+        image=_picture(record.get("image"), path, where),
+        category=str(record.get("category", "all")),
+        split=str(record.get("split", "all")),
+        extra={key: value for key, value in record.items() if key not in known},
+    )
+
+
+def _picture(name: Any, path: Path, where: str) -> Path | None:
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise UserError(f"{where}: `image` must be a path or null, got {type(name).__name__}.")
+    folder = path.parent.resolve()
+    picture = (folder / name).resolve()
+    if not picture.is_relative_to(folder):
+        raise UserError(f"{where}: `image` must lie inside the folder of the behaviours file, got {name!r}.")
+    try:
+        open_picture(picture)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return picture
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture as 8-bit RGB, fully decoded; what an attack starts from is this conversion, made once.
+
+    Raises:
+        UserError: If the file is missing, empty, damaged, or larger than an honest picture.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                return picture.convert("RGB")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"picture `{path}` has too many pixels; make it smaller.") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        reason = "the file is empty" if path.is_file() and not path.stat().st_size else str(error)
+        raise UserError(f"picture `{path}` cannot be read: {reason}. Replace the file.") from error
+
+
+def grey_canvas(size: tuple[int, int]) -> Image.Image:
+    """The picture of a behaviour that has none: mid-grey, ``size`` = (height, width)."""
+    return Image.new("RGB", (size[1], size[0]), (128, 128, 128))

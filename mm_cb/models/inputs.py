@@ -1,0 +1,61 @@
+"""A batch of chats as the tensors that a model takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from mm_cb.models.chat import TokenRole
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """A padded batch of chats. B rows, T tokens, N images in all (rows without an image may mix with others).
+
+    Attributes:
+        input_ids: ``(B, T)``.
+        attention_mask: ``(B, T)``, 1 = real token, 0 = padding.
+        roles: ``(B, T)``, a ``TokenRole`` per token.
+        pixel_values: ``(N, tiles, 3, h, w)`` in row order, or None.
+        image_sizes: ``(N, 2)``, height and width of every picture in pixels, or None.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    roles: Tensor
+    pixel_values: Tensor | None = None
+    image_sizes: Tensor | None = None
+
+    @property
+    def completion_mask(self) -> Tensor:
+        """``(B, T)``: 1 = token of the completion, the one that ends the turn included."""
+        return (self.roles == TokenRole.COMPLETION).long()
+
+    @property
+    def labels(self) -> Tensor:
+        """``(B, T)``: ``input_ids`` where the completion is, -100 elsewhere; not shifted."""
+        return self.input_ids.masked_fill(self.roles != TokenRole.COMPLETION, -100)
+
+    @property
+    def position_ids(self) -> Tensor:
+        """``(B, T)``: positions that start at the first real token, as ``generate`` counts them."""
+        return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+    def to(self, device: torch.device | str) -> "ModelInputs":
+        """The same batch on another device."""
+        moved = {f.name: value.to(device) for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(self, **moved)
+
+
+def pad_rows(rows: Sequence[tuple[list[int], list[int]]], pad_id: int, side: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Stack rows of (ids, roles) to ``(B, T)``: ids, attention mask, roles."""
+    if side not in ("left", "right"):
+        raise ValueError(f'`padding_side` must be "left" or "right", got {side!r}.')
+    width = max(len(ids) for ids, _ in rows)
+    shape = (len(rows), width)
+    ids, mask, roles = torch.full(shape, pad_id), torch.zeros(shape).long(), torch.zeros(shape).long()
+    for i, (row_ids, row_roles) in enumerate(rows):
+        real = slice(width - len(row_ids), width) if side == "left" else slice(0, len(row_ids))
+        ids[i, real], mask[i, real], roles[i, real] = torch.tensor(row_ids), 1, torch.tensor(row_roles)
+    return ids, mask, roles

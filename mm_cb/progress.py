@@ -1,0 +1,164 @@
+"""What a person sees while something long runs, and terminal output that untrusted text cannot take over."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+_PLAIN_SECONDS = 5.0
+
+
+def printable(text: str) -> str:
+    """Text without anything a terminal would act on; line feeds and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else " " if c.isspace() else "?" for c in text)
+
+
+class _SafeConsole(Console):
+    """A console that shows strings as they are: no markup, no escape sequences out of file names or model text."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+def console(file: TextIO | None = None) -> Console:
+    """A rich console on ``file`` (standard output by default) for text that may come from anywhere.
+
+    Strings, also those inside tables, are never read as markup and lose their control characters; a reader that goes
+    away (``| head``) does not end the program.
+    """
+    target: Any = _QuietFile(sys.stdout if file is None else file)
+    return _SafeConsole(file=target, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+class _QuietFile:
+    """A text stream whose reader may go away: writing to it then does nothing."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._file.flush()
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            return self._file.isatty()
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+class Task:
+    """One counted piece of work inside a `Progress`; made by `Progress.task`."""
+
+    def __init__(self, description: str, total: int, done: int, changed: Callable[["Task", bool], None]) -> None:
+        """Start counting at ``done`` (work of an earlier, interrupted run) out of ``total``."""
+        self.description = printable(description)
+        self.total = total
+        self.done = done
+        self.note = ""
+        self._resumed_at = done
+        self._started = time.monotonic()
+        self._changed = changed
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Count ``n`` more as done; ``note`` is shown behind the count until the next call."""
+        complete_before = self.done >= self.total
+        self.done += n
+        self.note = printable(note)
+        self._changed(self, self.done >= self.total and not complete_before)
+
+    @property
+    def left(self) -> str:
+        """``"2:10 left"``, from the mean time per item of this process; empty before the first item is done."""
+        worked = self.done - self._resumed_at
+        elapsed = time.monotonic() - self._started
+        if self.done >= self.total:
+            return f"done in {clock(elapsed)}"
+        return f"{clock(elapsed / worked * (self.total - self.done))} left" if worked > 0 else ""
+
+    def __str__(self) -> str:
+        parts = [f"{self.done} of {self.total}", self.left, self.note]
+        return f"{self.description}: {', '.join(part for part in parts if part)}"
+
+
+class Progress:
+    """Shows tasks with count and time left: live bars on a terminal, elsewhere at most one line every few seconds.
+
+    Example::
+
+        with Progress() as progress:
+            task = progress.task("attack base", total=len(behaviors), done=len(finished))
+            for behavior in rest:
+                ...
+                task.advance(note="loss 0.31")
+    """
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        """Show on ``file``, standard output by default."""
+        self._console = console(file)
+        self._bars: RichProgress | None = None
+        self._bar_ids: dict[int, Any] = {}
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Start the live display, if the output is a terminal."""
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:.0f} of {task.total:.0f}", markup=False),
+                TextColumn("{task.fields[left]}", markup=False),
+                TextColumn("{task.fields[note]}", markup=False),
+            )
+            self._bars = RichProgress(*columns, console=self._console, refresh_per_second=4)
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Leave the last state on the screen."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def task(self, description: str, total: int, done: int = 0) -> Task:
+        """A new task; ``done`` items were finished by an earlier run and do not count for the time left."""
+        task = Task(description, total, done, self._show)
+        if self._bars is not None:
+            self._bar_ids[id(task)] = self._bars.add_task(
+                task.description, total=total, completed=done, left="", note=""
+            )
+        return task
+
+    def say(self, text: str) -> None:
+        """Print a line of its own, above the bars if there are any."""
+        self._console.print(text)
+
+    def _show(self, task: Task, completed: bool) -> None:
+        if self._bars is not None:
+            self._bars.update(self._bar_ids[id(task)], completed=task.done, left=task.left, note=task.note)
+        elif completed or time.monotonic() - self._last_line >= _PLAIN_SECONDS:
+            self._last_line = time.monotonic()
+            self._console.print(str(task))
+
+
+def clock(seconds: float) -> str:
+    """``130`` -> ``"2:10"``, ``3725`` -> ``"1:02:05"``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,210 @@
+"""Line charts as inline SVG that takes the page's text colour, and the data of the outcome bars."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mm_cb.evaluation.results import Measurement
+from mm_cb.report.labels import (
+    CONDITIONS,
+    OUTCOMES,
+    SET_COLOURS,
+    SETS,
+    SPARE_COLOURS,
+    SUBJECT_COLOURS,
+    label,
+    subject_label,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_INK = "#010203"
+"""Stands for the page's own text colour: replaced by ``currentColor`` in the finished SVG."""
+_SIZE = (4.1, 2.9)
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "grid.color": "#808080",
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One drawing with its title and, for readers who cannot see it, its content in words."""
+
+    title: str
+    svg: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Outcomes of one subject under one condition."""
+
+    subject: str
+    total: int
+    parts: tuple[tuple[str, int, float], ...]
+    """Outcome, count, share in percent; outcomes that did not occur are left out."""
+
+    @property
+    def description(self) -> str:
+        """The bar in words."""
+        return ", ".join(f"{label(OUTCOMES, name)} {count}" for name, count, _ in self.parts) + f", n = {self.total}"
+
+
+def outcome_bars(measurements: Sequence[Measurement], subjects: Sequence[str]) -> list[tuple[str, list[Bar]]]:
+    """Per condition the outcome counts of every subject, in canonical order; empty pairs are left out."""
+    found = {(m.condition, m.subject): m for m in measurements if m.metric == "compliance" and m.split == "all"}
+    conditions = [c for c in CONDITIONS if any(key[0] == c for key in found)]
+    conditions += sorted({key[0] for key in found} - set(CONDITIONS))
+    groups = []
+    for condition in conditions:
+        bars = [outcome_bar(found[condition, s], OUTCOMES) for s in subjects if (condition, s) in found]
+        if bars:
+            groups.append((label(CONDITIONS, condition), bars))
+    return groups
+
+
+def outcome_bar(measurement: Measurement, outcomes: Mapping[str, str]) -> Bar:
+    """The stacked bar of one measurement's outcome counts."""
+    counts = {name: int(measurement.counts.get(name, 0)) for name in outcomes}
+    total = sum(counts.values())
+    parts = tuple((name, count, 100 * count / total) for name, count in counts.items() if count)
+    return Bar(measurement.subject, total, parts)
+
+
+def curve_charts(curves: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Per attack one panel: best-so-far or running loss of every subject, median with quartile band."""
+    panels: dict[str, list[Mapping[str, Any]]] = {}
+    for curve in curves:
+        if len({len(curve[key]) for key in ("q25", "q50", "q75")}) != 1:
+            raise ValueError(f"quartiles of one attack curve must have one length, got {curve['subject']!r}.")
+        if curve["q50"]:
+            panels.setdefault(str(curve["condition"]), []).append(curve)
+    order = [c for c in CONDITIONS if c in panels] + sorted(set(panels) - set(CONDITIONS))
+    return [_curve_chart(condition, panels[condition]) for condition in order]
+
+
+def _curve_chart(condition: str, curves: Sequence[Mapping[str, Any]]) -> Chart:
+    words = []
+
+    def draw(axes: "Axes") -> None:
+        for index, curve in enumerate(curves):
+            subject = str(curve["subject"])
+            colour = SUBJECT_COLOURS.get(subject, SPARE_COLOURS[index % len(SPARE_COLOURS)])
+            steps = range(len(curve["q50"]))
+            name = f"{subject_label(subject, short=True)} (n = {curve['n']})"
+            axes.fill_between(steps, curve["q25"], curve["q75"], color=colour, alpha=0.2, linewidth=0)
+            axes.plot(steps, curve["q50"], color=colour, linewidth=1.8, linestyle=_dash(index), label=name)
+            words.append(f"{name}: median {curve['q50'][0]:.3g} at the start, {curve['q50'][-1]:.3g} at the end")
+        axes.set_xlabel("step of the attack")
+        axes.set_ylabel("attack loss (lower = closer to target)")
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.legend(loc="best", fontsize=8.5)
+
+    svg = _svg(draw, salt=f"curve-{condition}")
+    return Chart(label(CONDITIONS, condition), svg, "; ".join(words))
+
+
+def layer_charts(representations: Mapping[str, Any]) -> list[Chart]:
+    """Two panels over the layers: how far states turned away from the reference, and how long they are."""
+    if not representations:
+        return []
+    layers = representations["layers"]
+    sets = {name: values for name, values in representations["sets"].items() if values.get("n")}
+
+    def cosine(axes: "Axes") -> None:
+        for index, (name, values) in enumerate(sets.items()):
+            axes.plot(layers, values["cosine"], **_set_style(name, index), label=_set_label(name, values))
+        axes.axhline(0, color=_INK, linewidth=0.6)
+        axes.set_ylabel("cosine, adapted to reference")
+        axes.set_ylim(min(-0.1, axes.get_ylim()[0]), 1.08)
+        _mark_layers(axes, representations)
+
+    def norms(axes: "Axes") -> None:
+        for index, (name, values) in enumerate(sets.items()):
+            style = _set_style(name, index)
+            axes.plot(layers, values["norm_adapted"], **style, label=_set_label(name, values))
+            axes.plot(layers, values["norm_reference"], **{**style, "linestyle": ":", "linewidth": 1.1, "marker": ""})
+        axes.set_ylabel("length of the state (dotted: before)")
+        axes.set_ylim(bottom=0)
+        _mark_layers(axes, representations)
+
+    turned = (f"{_set_label(name, values)}: lowest {min(values['cosine']):.2f}" for name, values in sets.items())
+    ends = (
+        f"{_set_label(name, values)}: {values['norm_reference'][-1]:.1f} before, {values['norm_adapted'][-1]:.1f} after"
+        for name, values in sets.items()
+    )
+    return [
+        Chart("Direction: cosine to the state before training", _svg(cosine, salt="cosine"), "; ".join(turned)),
+        Chart("Length: norm before and after training", _svg(norms, salt="norm"), f"At the end: {'; '.join(ends)}"),
+    ]
+
+
+def _set_label(name: str, values: Mapping[str, Any]) -> str:
+    return f"{label(SETS, name)} (n = {values['n']})"
+
+
+def _set_style(name: str, index: int) -> dict[str, Any]:
+    colour = SET_COLOURS.get(name, SPARE_COLOURS[index % len(SPARE_COLOURS)])
+    return {"color": colour, "linewidth": 1.8, "linestyle": _dash(index), "marker": "osD^v"[index % 5], "markersize": 4}
+
+
+def _dash(index: int) -> Any:
+    return ("-", (0, (5, 1.6)), (0, (1.5, 1.2)), "-.")[index % 4]
+
+
+def _mark_layers(axes: "Axes", representations: Mapping[str, Any]) -> None:
+    """Shade the blocks that carry LoRA (block b leads from state b to state b + 1) and point at the target layers."""
+    from matplotlib.ticker import MaxNLocator
+
+    for block in representations.get("lora_blocks", []):
+        axes.axvspan(block, block + 1, color="#808080", alpha=0.14, linewidth=0)
+    for layer in representations.get("target_layers", []):
+        axes.axvline(layer, color=_INK, linewidth=0.8, linestyle=(0, (2, 2)), alpha=0.7)
+    axes.set_xlabel("hidden state (0 = embeddings, k = after block k)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="best", fontsize=8.5)
+
+
+def _svg(draw: Any, salt: str) -> str:
+    """Run ``draw`` on fresh axes and return SVG text: same data, same bytes."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+        figure = Figure(figsize=_SIZE)
+        figure.subplots_adjust(left=0.13, right=0.98, top=0.97, bottom=0.17)
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        return _inline(figure)
+
+
+def _inline(figure: "Figure") -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg)
+    svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", svg)
+    return svg.replace("<svg", '<svg role="img" aria-hidden="true"', 1).replace(_INK, "currentColor")

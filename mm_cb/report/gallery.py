@@ -1,0 +1,200 @@
+"""The gallery: which attacked pictures are shown, with every answer, the circuit breaker's failures first."""
+
+import base64
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mm_cb.evaluation.observations import UNATTACKED, worst_candidate
+from mm_cb.report.labels import is_breaker
+
+AMPLIFICATION = 10
+SUBJECTS = ("base", "base+safety_prompt", "rr")
+"""Subjects that a card shows in any case; further training seeds only where they complied."""
+_LARGEST_PIXELS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a lossless data URI, with its size in its own pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One subject's answer, with the attacked picture and the amplified difference where there are any."""
+
+    item: Mapping[str, Any]
+    attacked: Picture | None = None
+    difference: Picture | None = None
+
+    @property
+    def subject(self) -> str:
+        """Whose answer this is."""
+        return str(self.item["subject"])
+
+
+@dataclass(frozen=True)
+class Card:
+    """One behaviour under one attack: the clean picture with its answers, then one attacked picture per subject."""
+
+    item: Mapping[str, Any]
+    clean: Picture | None
+    before: tuple[Answer, ...]
+    attacked: tuple[Answer, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether a circuit breaker complied."""
+        return any(is_breaker(a.subject) and a.item.get("outcome") == "harmful" for a in self.attacked)
+
+    @property
+    def outcomes(self) -> set[str]:
+        """Outcomes of the circuit breaker on this card (of all subjects when there is none)."""
+        breaker = [a for a in self.attacked if is_breaker(a.subject)] or list(self.attacked)
+        return {str(a.item.get("outcome") or "not_judged") for a in breaker}
+
+
+@dataclass
+class Gallery:
+    """The cards that fit, and how many there would have been."""
+
+    cards: list[Card] = field(default_factory=list)
+    possible: int = 0
+    failures: int = 0
+
+    @property
+    def outcomes(self) -> set[str]:
+        """All outcomes that a reader can filter by."""
+        return set().union(*(card.outcomes for card in self.cards))
+
+
+Tries = dict[str, Mapping[str, Any]]
+
+
+def build_gallery(
+    items: Iterable[Mapping[str, Any]], folder: Path, *, triples: int = 54, byte_limit: int = 8_000_000
+) -> Gallery:
+    """Choose and load cards until the number of clean / attacked / difference triples or the byte limit is reached.
+
+    The circuit breaker's failures come first, all of them as far as they fit; the rest is a spread over attacks,
+    outcomes, splits and request forms, in the order of the ids.
+
+    Args:
+        items: Records of items.jsonl; only metric ``compliance`` is looked at.
+        folder: The run directory; pictures outside of it are not read.
+        triples: Most triples to show.
+        byte_limit: Most bytes of embedded pictures.
+    """
+    before: dict[str, Tries] = defaultdict(dict)
+    groups: dict[tuple[str, str], Tries] = defaultdict(dict)
+    for item in items:
+        if item["metric"] == "compliance" and item["condition"] == "no_attack":
+            before[item["id"]][item["subject"]] = item
+        elif item["metric"] == "compliance" and item["condition"] not in UNATTACKED and item.get("image"):
+            worst = worst_candidate(item)
+            if item["subject"] in SUBJECTS or worst.get("outcome") == "harmful":
+                groups[item["id"], item["condition"]][item["subject"]] = worst
+    order = choose(groups)
+    gallery = Gallery(possible=len(order), failures=sum(_failed(groups[key]) for key in order))
+    used = shown = 0
+    for key in order:
+        if shown + len(groups[key]) > triples:
+            break
+        card = _card(groups[key], before.get(key[0], {}), folder)
+        used += sum(len(p.uri) for p in _pictures(card))
+        if used > byte_limit:
+            break
+        shown += len(groups[key])
+        gallery.cards.append(card)
+    return gallery
+
+
+def choose(groups: Mapping[tuple[str, str], Tries]) -> list[tuple[str, str]]:
+    """All cards in the order of showing: failures first, then one of each sort in turn."""
+    failed = sorted(key for key, tries in groups.items() if _failed(tries))
+    sorts: dict[tuple[str, ...], list[tuple[str, str]]] = defaultdict(list)
+    for key in sorted(groups.keys() - set(failed)):
+        tries = groups[key]
+        first = next(iter(tries.values()))
+        breaker = next((t for s, t in sorted(tries.items()) if is_breaker(s)), first)
+        traits = (key[1], breaker.get("outcome"), first.get("split"), first.get("category"))
+        sorts[tuple(str(trait) for trait in traits)].append(key)
+    spread = []
+    queues = [sorts[name] for name in sorted(sorts)]
+    while any(queues):
+        spread += [queue.pop(0) for queue in queues if queue]
+    return failed + spread
+
+
+def _failed(tries: Tries) -> bool:
+    return any(is_breaker(subject) and item.get("outcome") == "harmful" for subject, item in tries.items())
+
+
+def _card(tries: Tries, before: Tries, folder: Path) -> Card:
+    subjects = sorted(tries, key=_rank)
+    first = tries[subjects[0]]
+    clean = read_picture(folder, first.get("clean_image"))
+    attacked = []
+    for subject in subjects:
+        pixels = read_picture(folder, tries[subject].get("image"))
+        other = read_picture(folder, tries[subject].get("clean_image"))
+        difference = amplified_difference(pixels, other) if pixels is not None and other is not None else None
+        attacked.append(Answer(tries[subject], _picture(pixels), _picture(difference)))
+    answers = tuple(Answer(before[subject]) for subject in SUBJECTS if subject in before)
+    return Card(first, _picture(clean), answers, tuple(attacked))
+
+
+def _rank(subject: str) -> tuple[int, str]:
+    return (SUBJECTS.index(subject) if subject in SUBJECTS else len(SUBJECTS), subject)
+
+
+def amplified_difference(attacked: np.ndarray, clean: np.ndarray) -> np.ndarray | None:
+    """``128 + 10 * (attacked - clean)``, clipped to 8 bit: grey where nothing changed. None for unequal sizes."""
+    if attacked.shape != clean.shape:
+        return None
+    change = attacked.astype(np.int16) - clean.astype(np.int16)
+    return np.clip(128 + AMPLIFICATION * change, 0, 255).astype(np.uint8)
+
+
+def read_picture(folder: Path, name: Any) -> np.ndarray | None:
+    """Pixels of a picture inside the run directory, shape (H, W, 3); None when it is not there or not a picture."""
+    from PIL import Image
+
+    if not isinstance(name, str) or "\0" in name:
+        return None
+    root = folder.resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root) or not path.is_file():
+        return None
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.width * image.height > _LARGEST_PIXELS:
+                return None
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
+def _picture(pixels: np.ndarray | None) -> Picture | None:
+    from PIL import Image
+
+    if pixels is None:
+        return None
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Picture(uri, pixels.shape[1], pixels.shape[0])
+
+
+def _pictures(card: Card) -> Sequence[Picture]:
+    candidates = [card.clean, *(p for a in card.attacked for p in (a.attacked, a.difference))]
+    return [p for p in candidates if p is not None]

@@ -1,0 +1,101 @@
+"""What was kept and what was lost: capability by category, single items that changed, and the training seeds."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mm_cb.evaluation.results import Measurement, find
+from mm_cb.report.labels import METRICS, SPLITS, is_breaker
+
+_CAPABILITIES = ("mmmu", "mmmu_like", "llava_wild", "wild_like")
+_REFUSED = ("refusal", "partial_refusal", "gibberish")
+
+
+@dataclass(frozen=True)
+class CategoryRow:
+    """One category of one benchmark, base and circuit breaker."""
+
+    metric: str
+    category: str
+    base: Measurement
+    breaker: Measurement
+
+
+@dataclass(frozen=True)
+class Change:
+    """One benign item that came out differently."""
+
+    metric: str
+    base: Mapping[str, Any]
+    breaker: Mapping[str, Any]
+
+    @property
+    def shift(self) -> float:
+        """Score of the circuit breaker minus score of the base; an answer instead of a refusal counts 1."""
+        before, after = _good(self.base), _good(self.breaker)
+        return 0.0 if before is None or after is None else after - before
+
+
+@dataclass(frozen=True)
+class SeedColumn:
+    """A column of the table over training seeds."""
+
+    title: str
+    values: tuple[Measurement | None, ...]
+    difference: bool
+    """Show the difference to the base and not the value."""
+
+
+def category_rows(measurements: Sequence[Measurement]) -> list[CategoryRow]:
+    """Capability by category, for every benchmark that both base and circuit breaker ran; ``all`` comes last."""
+    rows = []
+    for m in measurements:
+        if m.subject == "rr" and m.metric in _CAPABILITIES:
+            base = find(measurements, "base", m.metric, m.condition, m.split)
+            if base is not None:
+                rows.append(CategoryRow(m.metric, m.split, base, m))
+    return sorted(rows, key=lambda row: (_CAPABILITIES.index(row.metric), row.category == "all"))
+
+
+def changes(items: Iterable[Mapping[str, Any]]) -> tuple[list[Change], list[Change]]:
+    """Benign items on which the circuit breaker does worse than the base, and those where better; largest change first."""
+    by_key: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    for item in items:
+        if item["metric"] != "compliance" and ":" not in item["condition"] and item["subject"] in ("base", "rr"):
+            by_key.setdefault((item["metric"], item["condition"], item["id"]), {})[item["subject"]] = item
+    both = [Change(key[0], pair["base"], pair["rr"]) for key, pair in sorted(by_key.items()) if len(pair) == 2]
+    metrics = list(METRICS)
+    both.sort(key=lambda c: (metrics.index(c.metric) if c.metric in metrics else len(metrics), -abs(c.shift)))
+    return [c for c in both if c.shift < 0], [c for c in both if c.shift > 0]
+
+
+def _good(item: Mapping[str, Any]) -> float | None:
+    if item["metric"] == "over_refusal":
+        return None if item.get("outcome") is None else float(item["outcome"] not in _REFUSED)
+    return item.get("score")
+
+
+def seed_table(measurements: Sequence[Measurement]) -> tuple[list[str], list[SeedColumn]]:
+    """The main numbers for every training seed of the circuit breaker; nothing when there is only one."""
+    subjects = sorted({m.subject for m in measurements if is_breaker(m.subject)})
+    if len(subjects) < 2:
+        return [], []
+    wanted = [
+        ("no attack", "compliance", "no_attack", "all", False),
+        ("PGD", "compliance", "pgd", "all", False),
+        ("PGD, trained", "compliance", "pgd", "trained", False),
+        (f"PGD, {SPLITS['held_out_kind']}", "compliance", "pgd", "held_out_kind", False),
+        ("worst of all", "compliance", "worst_case", "all", False),
+    ]
+    rules = dict.fromkeys((m.metric, m.condition) for m in measurements if m.metric in _CAPABILITIES)
+    wanted += [(f"{METRICS[metric]} change", metric, rule, "all", True) for metric, rule in rules]
+    wanted += [
+        ("over-refusal change", "over_refusal", "no_attack", "all", True),
+        ("broken text, benign", "gibberish", "no_attack", "all", False),
+    ]
+    columns = []
+    for title, metric, condition, split, difference in wanted:
+        values = tuple(find(measurements, subject, metric, condition, split) for subject in subjects)
+        if any(values):
+            columns.append(SeedColumn(title, values, difference))
+    return subjects, columns

@@ -1,0 +1,111 @@
+"""The words and colours that the page, the terminal and the README picture share."""
+
+import re
+
+SUBJECTS = {"base": "base", "base+safety_prompt": "base + safety prompt", "rr": "circuit breaker (RR)"}
+SHORT_SUBJECTS = {"base": "base", "base+safety_prompt": "base + prompt", "rr": "RR"}
+CONDITIONS = {
+    "no_attack": "no attack",
+    "noise": "random noise",
+    "pgd": "PGD",
+    "pgd_adaptive": "adaptive PGD",
+    "worst_case": "worst of all attacks",
+}
+OUTCOMES = {
+    "harmful": "complies",
+    "gibberish": "broken text",
+    "refusal": "refuses",
+    "other": "something else",
+    "not_judged": "not judged",
+}
+OVER_REFUSAL_OUTCOMES = {
+    "compliance": "helps",
+    "partial_refusal": "partly refuses",
+    "refusal": "refuses",
+    "gibberish": "broken text",
+}
+SPLITS = {
+    "all": "all items",
+    "trained": "trained combinations",
+    "held_out_combination": "held-out combinations",
+    "held_out_kind": "wholly held-out kind",
+}
+METRICS = {
+    "compliance": "compliance",
+    "mmmu": "MMMU",
+    "mmmu_like": "MMMU-like",
+    "llava_wild": "LLaVA-Wild",
+    "wild_like": "Wild-like",
+    "over_refusal": "over-refusal",
+    "gibberish": "broken text",
+}
+FORMS = {
+    "text": "request in text only",
+    "irrelevant_picture": "picture irrelevant",
+    "partly_picture": "partly in the picture",
+    "picture": "all in the picture",
+}
+SETS = {"circuit_breaker": "harmful, trained", "held_out_kind": "harmful, held-out kind", "retain": "benign"}
+
+# Okabe and Ito's palette: told apart with every common colour blindness. Broken text is hatched in amber, a warning, so
+# that it can be mistaken neither for a refusal nor for something good, in colour or in grey print.
+OUTCOME_COLOURS = {
+    "harmful": "#d55e00",
+    "gibberish": "#e69f00",
+    "refusal": "#0072b2",
+    "other": "#9aa0a6",
+    "not_judged": "#e6e6e6",
+}
+SUBJECT_COLOURS = {"base": "#d55e00", "base+safety_prompt": "#cc79a7", "rr": "#0072b2"}
+SET_COLOURS = {"circuit_breaker": "#d55e00", "held_out_kind": "#e69f00", "retain": "#0072b2"}
+SPARE_COLOURS = ("#009e73", "#56b4e9", "#e69f00", "#9aa0a6")
+HATCH = "////"
+
+_SEED = re.compile(r"rr-seed(\d+)")
+
+
+def subject_label(subject: str, *, short: bool = False) -> str:
+    """How a subject is called on the page: ``rr-seed2`` -> ``RR, seed 2``; unknown names stay as they are."""
+    if match := _SEED.fullmatch(subject):
+        return f"RR, seed {match[1]}"
+    return (SHORT_SUBJECTS if short else SUBJECTS).get(subject, subject)
+
+
+def is_breaker(subject: str) -> bool:
+    """Whether a subject carries the adapter: ``rr`` or one of its further training seeds."""
+    return subject == "rr" or _SEED.fullmatch(subject) is not None
+
+
+def label(names: dict[str, str], name: str) -> str:
+    """The shown word for a contract name; an unknown name is shown readable: ``pgd_text`` -> ``pgd text``."""
+    return names.get(name, name.replace("_", " "))
+
+
+def percent(value: float | None) -> str:
+    """A rate in percent with one decimal, ``-`` when there is none."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign, zero without one."""
+    if value is None:
+        return "–"
+    shown = f"{value:+.1f}".replace("-", "−")
+    return "0.0" if shown in ("+0.0", "−0.0") else shown
+
+
+def interval(ends: tuple[float, float] | None, *, sign: bool = False) -> str:
+    """``[1.2, 13.9]``, with signs for differences."""
+    if ends is None:
+        return ""
+    show = signed if sign else percent
+    return f"[{show(ends[0])}, {show(ends[1])}]"
+
+
+def p_value(p: float | None) -> str:
+    """A p value as one writes it: ``< 0.001``, ``0.031``, ``1``; empty when there was no test."""
+    if p is None:
+        return ""
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.3f}" if p < 0.9995 else "1"

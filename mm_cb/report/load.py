@@ -1,0 +1,89 @@
+"""What a report is made from: the files of one run directory, checked where they are read."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mm_cb.errors import UserError
+from mm_cb.evaluation.results import Measurement, read_results
+from mm_cb.runs import read_jsonl, read_run
+
+_CHECK_KEYS = ("name", "passed", "value", "expected", "why")
+_CURVE_KEYS = ("subject", "condition", "q25", "q50", "q75", "n")
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """The contents of a run directory, as the report reads them."""
+
+    folder: Path
+    run: dict[str, Any]
+    measurements: list[Measurement]
+    items: list[dict[str, Any]]
+    checks: list[dict[str, Any]]
+    curves: list[dict[str, Any]]
+    representations: dict[str, Any]
+    timings: list[dict[str, Any]]
+
+    @property
+    def fiction(self) -> bool:
+        """Whether the run's world is fictional, so that completions may be shown. Anything but true means no."""
+        recipe = self.run.get("recipe")
+        return isinstance(recipe, dict) and recipe.get("fiction") is True
+
+
+def load_run(folder: Path) -> ReportData:
+    """Read a finished run directory.
+
+    ``curves.json``, ``representations.json`` and ``timings.jsonl`` may be missing: the page then lacks those parts. A
+    missing ``checks.json`` counts as no check at all, so the verdict claims nothing.
+
+    Raises:
+        UserError: If run.json, results.json or items.jsonl is missing, or any file is damaged.
+    """
+    folder = Path(folder)
+    run = read_run(folder)
+    measurements = read_results(folder / "results.json")
+    if not (folder / "items.jsonl").is_file():
+        raise UserError(f"`{folder}` must hold items.jsonl, but there is none; finish the run first.")
+    return ReportData(
+        folder=folder,
+        run=run,
+        measurements=measurements,
+        items=read_jsonl(folder / "items.jsonl"),
+        checks=_records(folder / "checks.json", _CHECK_KEYS),
+        curves=_records(folder / "curves.json", _CURVE_KEYS),
+        representations=_representations(folder / "representations.json"),
+        timings=read_jsonl(folder / "timings.jsonl"),
+    )
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError) as e:
+        raise UserError(f"`{path}` must be readable JSON, got: {e}; repeat the step that writes it.") from e
+
+
+def _records(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    content = _json(path) or []
+    if not isinstance(content, list):
+        raise UserError(f"`{path}` must hold a JSON list, got {type(content).__name__}.")
+    for number, entry in enumerate(content):
+        missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+        if missing:
+            raise UserError(f"`{path}`: entry {number} must hold {', '.join(keys)}; it lacks {', '.join(missing)}.")
+    return content
+
+
+def _representations(path: Path) -> dict[str, Any]:
+    content = _json(path) or {}
+    if not isinstance(content, dict) or (content and not {"layers", "sets"} <= content.keys()):
+        raise UserError(f"`{path}` must be a JSON object with `layers` and `sets`.")
+    layers = len(content.get("layers", []))
+    for name, values in content.get("sets", {}).items():
+        for key in ("cosine", "norm_reference", "norm_adapted"):
+            if len(values.get(key, [])) != layers:
+                raise UserError(f"`{path}`: `{name}.{key}` must hold one number per layer ({layers}).")
+    return content

@@ -1,0 +1,153 @@
+"""report.html: one file that needs nothing else, built from a run directory."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mm_cb.evaluation.results import find
+from mm_cb.files import write_text
+from mm_cb.report import labels
+from mm_cb.report.charts import curve_charts, layer_charts, outcome_bar, outcome_bars
+from mm_cb.report.gallery import AMPLIFICATION, build_gallery
+from mm_cb.report.kept import Change, category_rows, changes, seed_table
+from mm_cb.report.load import ReportData, load_run
+from mm_cb.report.table import headline_table
+from mm_cb.report.text import clean_text, flatten, shorten, shown_completion
+from mm_cb.report.verdict import judge_run
+
+_LISTED_CHANGES = 40
+_OPEN_CARDS = 6
+_FICTION = (
+    "A small model in a fictional world with exact rules: the numbers show that the method and its measurement work, "
+    "not how well they work on a large model."
+)
+_METHOD_KEYS = (
+    "epsilon",
+    "steps",
+    "max_steps",
+    "restarts",
+    "step_size",
+    "alpha",
+    "target_layers",
+    "layers_to_transform",
+)
+
+
+def write_report(run_dir: Path, out: Path) -> None:
+    """Write the report of a finished run as one HTML file.
+
+    The page makes no request, holds no script, and shows completions that were judged harmful only when the run's
+    recipe says ``fiction: true``.
+
+    Args:
+        run_dir: Directory with run.json, results.json, items.jsonl and, where there are, checks.json, curves.json,
+            representations.json and timings.jsonl.
+        out: The HTML file.
+
+    Raises:
+        UserError: If a file is missing or damaged, or ``out`` cannot be written.
+    """
+    data = load_run(Path(run_dir))
+    write_text(Path(out), render(data))
+
+
+def render(data: ReportData) -> str:
+    """The page as text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("mm_cb.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: (
+            clean_text(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+        ),
+    )
+    environment.filters |= {
+        "percent": labels.percent,
+        "signed": labels.signed,
+        "interval": labels.interval,
+        "shorten": shorten,
+    }
+    environment.globals |= {
+        "labels": labels,
+        "label": labels.label,
+        "subject_label": labels.subject_label,
+        "completion": lambda item: shown_completion(item, fiction=data.fiction),
+    }
+    return environment.get_template("report.html.j2").render(_context(data))
+
+
+def _context(data: ReportData) -> dict[str, Any]:
+    table = headline_table(data.measurements)
+    broken, mended = changes(data.items)
+    seeds, seed_columns = seed_table(data.measurements)
+    over_refusal = [find(data.measurements, subject, "over_refusal", "no_attack") for subject in table.subjects]
+    return {
+        "title": "Circuit breaker report",
+        "fiction": data.fiction,
+        "verdict": judge_run(data.measurements, data.checks),
+        "extra_limits": [_FICTION] if data.fiction else [],
+        "table": table,
+        "bars": outcome_bars(data.measurements, table.subjects),
+        "refusal_bars": [outcome_bar(m, labels.OVER_REFUSAL_OUTCOMES) for m in over_refusal if m is not None],
+        "curves": curve_charts(data.curves),
+        "layers": layer_charts(data.representations),
+        "representations": data.representations,
+        "gallery": build_gallery(data.items, data.folder),
+        "open_cards": _OPEN_CARDS,
+        "amplification": AMPLIFICATION,
+        "categories": category_rows(data.measurements),
+        "changes": [
+            ("Lost: worse than before", broken, _by_metric(broken)),
+            ("Mended: better than before", mended, _by_metric(mended)),
+        ],
+        "listed_changes": _LISTED_CHANGES,
+        "seeds": seeds,
+        "seed_columns": seed_columns,
+        "checks": data.checks,
+        "method": _method(data.run),
+        "provenance": _provenance(data.run),
+        "recipe": {key: _plain(value) for key, value in flatten(data.run.get("recipe") or {}).items() if key},
+        "timings": _timings(data.timings),
+    }
+
+
+def _by_metric(entries: list[Change]) -> str:
+    """How many changes each benchmark has: ``MMMU-like 3, over-refusal 1``."""
+    counts = Counter(labels.label(labels.METRICS, entry.metric) for entry in entries)
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _method(run: Mapping[str, Any]) -> dict[str, str]:
+    """The few recipe fields that decide how hard the attack and how long the training was."""
+    flat = flatten(run.get("recipe") or {})
+    return {key: _plain(value) for key, value in flat.items() if key.rpartition(".")[2] in _METHOD_KEYS}
+
+
+def _provenance(run: Mapping[str, Any]) -> dict[str, str]:
+    """Everything of run.json beside the recipe, flat."""
+    rest = {key: value for key, value in run.items() if key not in ("recipe", "schema")}
+    return {
+        key.replace(".", " · "): _plain(value) for key, value in flatten(rest).items() if value not in (None, {}, [])
+    }
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(entry) for entry in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else shorten(value, 300)
+
+
+def _timings(records: list[dict[str, Any]]) -> dict[str, str]:
+    """Seconds per stage, summed; records of another shape are left out."""
+    totals: dict[str, float] = {}
+    for record in records:
+        if isinstance(record.get("stage"), str) and isinstance(record.get("seconds"), int | float):
+            totals[record["stage"]] = totals.get(record["stage"], 0.0) + record["seconds"]
+    return {stage: f"{int(s) // 60}:{int(s) % 60:02d} min" for stage, s in totals.items()}

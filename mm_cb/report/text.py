@@ -1,0 +1,49 @@
+"""Model text and file contents on their way to a page: no control characters, no bidirectional tricks, no surprises."""
+
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+_KEPT = "\n\t"
+_REMOVED = ("Cc", "Cf", "Cs", "Co")
+
+
+def clean_text(value: Any) -> str:
+    """Text without control, format (zero-width, bidirectional), surrogate and private characters; line ends are kept.
+
+    Escaping for HTML is the template's work, this removes what escaping leaves in.
+    """
+    text = "" if value is None else str(value)
+    if text.isascii() and text.isprintable():
+        return text
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(c for c in text if c in _KEPT or unicodedata.category(c) not in _REMOVED)
+
+
+def shorten(value: Any, limit: int = 600) -> str:
+    """Clean text cut at ``limit`` characters, with a mark that says how much is missing."""
+    text = clean_text(value)
+    return text if len(text) <= limit else f"{text[:limit].rstrip()} … ({len(text) - limit} more characters)"
+
+
+def shown_completion(item: Mapping[str, Any], *, fiction: bool) -> str:
+    """What a report may show of a completion: everything in a fictional world, else nothing that may be harmful."""
+    text = clean_text(item.get("completion"))
+    if fiction or (item.get("outcome") not in ("harmful", "not_judged") and not _unjudged_behaviour(item)):
+        return shorten(text) or "(empty answer)"
+    verdict = str(item.get("outcome") or "not_judged").replace("_", " ")
+    return f"[withheld: {len(text.split())} words, {verdict}]"
+
+
+def _unjudged_behaviour(item: Mapping[str, Any]) -> bool:
+    return item.get("metric") == "compliance" and item.get("outcome") is None
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys: ``{"attack": {"steps": 40}}`` -> ``{"attack.steps": 40}``."""
+    if isinstance(value, Mapping) and value:
+        flat: dict[str, Any] = {}
+        for key, inner in value.items():
+            flat.update(flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
+        return flat
+    return {prefix: value}

@@ -1,0 +1,52 @@
+"""Put an adapter on a model for training, and write the trained one as a folder that plain PEFT loads."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from mm_cb.files import write_json
+from mm_cb.models import LlavaNextModel
+from mm_cb.models.loading import quiet_libraries
+from mm_cb.training.placement import KeptBlocks, assert_trained_modules
+
+
+def add_adapter(
+    model: LlavaNextModel, paths: Sequence[str], kept: KeptBlocks, *, r: int, lora_alpha: int, dropout: float
+) -> LlavaNextModel:
+    """Cut the model to what training needs and put a fresh LoRA (B = 0) on exactly ``paths``.
+
+    The LoRA's A is drawn from torch's global generator.
+
+    Returns:
+        The model with its adapter, which is all that can train.
+    """
+    model.keep_blocks(kept.blocks, final_norm=kept.final_norm)
+    config = LoraConfig(target_modules=list(paths), r=r, lora_alpha=lora_alpha, lora_dropout=dropout, bias="none")
+    with quiet_libraries():
+        adapted = get_peft_model(model.base, config)
+    config.base_model_name_or_path = ""  # else PEFT looks the name up on the hub whenever a checkpoint is saved
+    assert isinstance(adapted, PeftModel)
+    assert_trained_modules(adapted, paths)
+    return LlavaNextModel(adapted, model.processor, model.name)
+
+
+def save_adapter(model: LlavaNextModel, paths: Sequence[str], folder: Path) -> None:
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json`` into ``folder``, each in one step.
+
+    The config names the full path of every adapted module: PEFT shortens long lists to what is unambiguous in the
+    model at hand, which here is only the part of the model that training kept.
+    """
+    config = model.model.peft_config["default"]
+    config.base_model_name_or_path = model.name
+    config.target_modules = set(paths)
+    part = folder / "adapter.part"
+    shutil.rmtree(part, ignore_errors=True)
+    model.model.save_pretrained(str(part), save_embedding_layers=False)
+    fields = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
+    write_json(folder / "adapter_config.json", {**fields, "target_modules": list(paths)})
+    os.replace(part / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+    shutil.rmtree(part)

@@ -1,0 +1,106 @@
+"""The order of a run's rows, fixed beforehand, and how they become batches."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch.utils.data import Dataset
+
+from mm_cb.errors import UserError
+from mm_cb.models import LlavaNextModel
+from mm_cb.training.examples import Example, Modality, SetName
+from mm_cb.training.masks import MaskName, loss_mask
+
+Batches = Literal["alternate", "text", "multimodal"]
+
+
+class Pair(NamedTuple):
+    """One row of each set, both of the same modality."""
+
+    circuit_breaker: Example
+    retain: Example
+
+
+class PairedExamples(Dataset[Pair]):
+    """All rows of a run in the order they are used: ``batch_size`` pairs per optimiser step, all of one modality.
+
+    With ``alternate``, even steps are text and odd steps multimodal. The examples of each set and modality are shuffled
+    by the seed, and again whenever they have all been used. Read in order, a run can stop and go on anywhere: row i
+    depends on nothing but i.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], *, steps: int, batch_size: int, batches: Batches, seed: int
+    ) -> None:
+        """Draw the order.
+
+        Raises:
+            ValueError: If a set has no example of a modality that the run needs.
+        """
+        self.batch_size = batch_size
+        self._modalities: list[Modality] = ["text", "multimodal"] if batches == "alternate" else [batches]
+        rows = -(-steps // len(self._modalities)) * batch_size
+        generator = torch.Generator().manual_seed(seed)
+        self._rows = {
+            (name, modality): _draw(examples, name, modality, rows, generator)
+            for name in get_args(SetName)
+            for modality in self._modalities
+        }
+        self._length = steps * batch_size
+
+    def __len__(self) -> int:
+        """Pairs in the whole run."""
+        return self._length
+
+    def __getitem__(self, index: int) -> Pair:
+        """The pair at a place in the run."""
+        step, place = divmod(index, self.batch_size)
+        modality = self._modalities[step % len(self._modalities)]
+        row = step // len(self._modalities) * self.batch_size + place
+        return Pair(self._rows["circuit_breaker", modality][row], self._rows["retain", modality][row])
+
+
+class PairCollator:
+    """Turn pairs into what the trainer's loss takes.
+
+    ``{"circuit_breaker": ModelInputs, "circuit_breaker_mask": (B, T), "retain": …, "retain_mask": …, "modality": …}``;
+    the two sets are padded apart, each to its longest row.
+    """
+
+    def __init__(self, model: LlavaNextModel, masks: Mapping[Modality, MaskName]) -> None:
+        """Encode for ``model``, counting the tokens that ``masks`` names for each modality."""
+        self._model = model
+        self._masks = masks
+
+    def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        """Encode the pairs of one (micro-)batch.
+
+        Raises:
+            UserError: If an example cannot be encoded, or none of its tokens would count.
+        """
+        modality = pairs[0].circuit_breaker.modality
+        batch: dict[str, Any] = {"modality": modality}
+        for name, examples in zip(Pair._fields, zip(*pairs, strict=True), strict=True):
+            images = [example.open_images() for example in examples]
+            try:
+                inputs = self._model.encode_chats(
+                    [example.messages for example in examples], images, padding_side="right"
+                )
+                batch[name], batch[f"{name}_mask"] = inputs, loss_mask(inputs, self._masks[modality])
+            except ValueError as error:
+                ids = [example.id for example in examples]
+                raise UserError(f"cannot train on the {name} examples {ids}: {error}") from error
+        return batch
+
+
+def _draw(
+    examples: Sequence[Example], name: SetName, modality: Modality, rows: int, generator: torch.Generator
+) -> list[Example]:
+    """``rows`` examples of one set and modality, in shuffled rounds."""
+    pool = [example for example in examples if example.set == name and example.modality == modality]
+    if not pool:
+        raise ValueError(f"The data must hold {modality} examples of the {name} set for this recipe, it holds none.")
+    order: list[int] = []
+    while len(order) < rows:
+        order += torch.randperm(len(pool), generator=generator).tolist()
+    return [pool[i] for i in order[:rows]]

@@ -1,0 +1,111 @@
+"""Where the adapter sits: recipe blocks and projections expanded into full module paths, checked, asserted.
+
+Two conventions meet here. ``layers_to_transform`` counts 0-based decoder blocks. ``target_layers`` counts hidden
+states: 0 = embeddings, k = output of block k - 1. So target 4 is the output of block 3.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from peft import PeftModel
+from torch import nn
+
+from mm_cb.models import LlavaNextModel
+from mm_cb.training.rerouting import RetainLayers
+
+
+class KeptBlocks(NamedTuple):
+    """How much of the language tower a run needs.
+
+    Attributes:
+        blocks: Decoder blocks 0..blocks-1.
+        final_norm: Whether the last hidden state goes through the final norm. It does where it does in the whole model
+            (all blocks kept) and, as in the released trainer, where it is no target layer.
+    """
+
+    blocks: int
+    final_norm: bool
+
+
+def lora_paths(model: LlavaNextModel, blocks: Sequence[int], projections: Sequence[str]) -> list[str]:
+    """Full paths of the linear layers that get LoRA, for PEFT's ``target_modules``, in the order of the model.
+
+    Full paths cannot match the vision tower, whose layers carry the same short names.
+
+    Raises:
+        ValueError: If a block does not exist, or a projection is in none of the blocks; lists what was there.
+    """
+    tower, path = model.decoder_blocks, model.language_path
+    absent = sorted({block for block in blocks if not 0 <= block < len(tower)})
+    if absent or not blocks:
+        raise ValueError(
+            f"`layers_to_transform` must name 0-based blocks in 0..{len(tower) - 1} of this model, got {list(blocks)}."
+        )
+    linear = [
+        (block, name)
+        for block in sorted(set(blocks))
+        for name, module in tower[block].named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    there = {name.rsplit(".", 1)[-1] for _, name in linear}
+    unmatched = [name for name in projections if name not in there]
+    if unmatched or not projections:
+        raise ValueError(f"`lora.modules` must be among {sorted(there)} for this model, got {list(projections)}.")
+    return [f"{path}.{block}.{name}" for block, name in linear if name.rsplit(".", 1)[-1] in projections]
+
+
+def check_targets(
+    target_layers: Sequence[int], blocks: Sequence[int], model_blocks: int, retain_layers: RetainLayers
+) -> KeptBlocks:
+    """Check that every target can change and every adapted block is reached by a loss.
+
+    Args:
+        target_layers: Hidden-state indices.
+        blocks: 0-based blocks with LoRA.
+        model_blocks: Decoder blocks of the model.
+        retain_layers: Whether the retain loss sees all kept hidden states or the targets only.
+
+    Returns:
+        What has to be kept of the language tower: up to the top target and the top LoRA block.
+
+    Raises:
+        ValueError: If a target is out of range or not above the first LoRA block (its cosine would stay 1), or if a
+            LoRA block lies above everything that the losses look at.
+    """
+    outside = not target_layers or not all(1 <= layer <= model_blocks for layer in target_layers)
+    if outside or len(set(target_layers)) < len(target_layers):
+        raise ValueError(
+            f"`target_layers` must be different indices in 1..{model_blocks} for a model with {model_blocks} decoder "
+            f"blocks, got {list(target_layers)}."
+        )
+    unfed = [layer for layer in target_layers if layer <= min(blocks)]
+    if unfed:
+        raise ValueError(
+            f"`target_layers` {unfed} cannot change: target k is the output of block k - 1, and the first block with "
+            f"LoRA is {min(blocks)}; use targets from {min(blocks) + 1} on."
+        )
+    top = max(target_layers)
+    unreached = [block for block in blocks if block >= top]
+    if unreached and retain_layers == "targets":
+        raise ValueError(
+            f"`layers_to_transform` {unreached} get no gradient: with `retain_layers: targets` no loss looks above "
+            f"hidden state {top}, the output of block {top - 1}."
+        )
+    kept = max(top, max(blocks) + 1)
+    return KeptBlocks(kept, final_norm=kept == model_blocks or kept > top)
+
+
+def assert_trained_modules(model: PeftModel, paths: Sequence[str]) -> None:
+    """Make sure that LoRA sits on exactly ``paths`` and that nothing else can train.
+
+    Raises:
+        RuntimeError: Naming what is adapted or trainable and should not be, and what is missing.
+    """
+    parameters = {name.removeprefix("base_model.model.") for name, p in model.named_parameters() if p.requires_grad}
+    adapter = model.active_adapter
+    expected = {f"{path}.lora_{side}.{adapter}.weight" for path in paths for side in "AB"}
+    if parameters != expected:
+        raise RuntimeError(
+            f"Exactly the LoRA of {len(paths)} language modules must train. Too much: "
+            f"{sorted(parameters - expected)[:5]}, missing: {sorted(expected - parameters)[:5]}."
+        )

@@ -1,0 +1,217 @@
+"""Recipes: everything that decides a training run, read from YAML, checked, overridden by dotted ``key=value``."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mm_cb.errors import UserError, unknown
+
+RECIPES = Path(__file__).resolve().parent / "recipes"
+
+Mask = Literal["after_image", "user_and_assistant", "completion", "all"]
+Block = Annotated[int, Field(ge=0)]
+Layer = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Masks(_Section):
+    """Which tokens count in the losses, for both sets."""
+
+    multimodal: Mask = "after_image"
+    """Rows with a picture (paper: after_image)."""
+    text: Mask = "user_and_assistant"
+    """Rows without (paper: user_and_assistant)."""
+
+
+class CircuitBreaker(_Section):
+    """The losses and their schedule."""
+
+    alpha: Annotated[float, Field(gt=0)] = 5.0
+    """Sum of both loss weights (paper: 5 for LLaVA-NeXT-Mistral-7B)."""
+    target_layers: Annotated[list[Layer], Field(min_length=1)] = [16]
+    """Hidden states to reroute: 0 = embeddings, k = output of 0-based block k - 1 (paper: 16)."""
+    retain_layers: Literal["all", "targets"] = "all"
+    """Hidden states that the retain loss averages over: all kept ones, embeddings included, or the targets."""
+    retain_average: Literal["tokens", "official"] = "tokens"
+    """Divide the retain loss by counted tokens (paper) or by all positions of the padded batch (released trainer)."""
+    masks: Masks = Masks()
+
+
+class Lora(_Section):
+    """The adapter."""
+
+    layers_to_transform: Annotated[list[Block], Field(min_length=1)] = [14, 15, 16]
+    """0-based decoder blocks of the language tower that get LoRA (paper: 14-16)."""
+    modules: Annotated[list[str], Field(min_length=1)] = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
+    """Linear layers of these blocks (released trainer: all)."""
+    r: Annotated[int, Field(ge=1)] = 16
+    """Rank (released trainer: 16)."""
+    lora_alpha: Annotated[int, Field(gt=0)] = 16
+    """The adapter's output is scaled by lora_alpha / r (released trainer: 16)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Dropout on the adapter's input (released trainer: 0.05)."""
+
+
+class Training(_Section):
+    """The optimisation."""
+
+    max_steps: Annotated[int, Field(ge=1)] = 150
+    """Optimiser steps T (released trainer: 150)."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Rows of each set per optimiser step, over all micro-batches and processes (released trainer: 16)."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches that an optimiser step is split into; changes memory and time, not the mathematics."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Constant (released trainer: 1e-4)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's (released trainer: 0)."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients are clipped to this norm; 0 = never (released trainer: 1, the default of transformers)."""
+    save_steps: Annotated[int, Field(ge=1)] = 25
+    """A checkpoint every so many steps."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Training":
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"`batch_size` must be a multiple of `gradient_accumulation_steps`, got {self.batch_size} and "
+                f"{self.gradient_accumulation_steps}"
+            )
+        return self
+
+
+class Recipe(_Section):
+    """One training run."""
+
+    name: str
+    """What the run is called in the model card."""
+    model: str
+    """``miniature``, a local folder, or a hub id."""
+    data: str | list[str]
+    """``miniature``, or JSONL files of training examples."""
+    batches: Literal["alternate", "text", "multimodal"] = "alternate"
+    """Text and multimodal batches in turn, step by step (paper), or one of them only."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides the order of rows, the adapter's start and its dropout."""
+    device: str = "cpu"
+    """Torch device."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Numbers of the model."""
+    image_backend: Literal["pil", "torchvision"] = "pil"
+    """Which image processor resizes the pictures."""
+    circuit_breaker: CircuitBreaker = CircuitBreaker()
+    lora: Lora = Lora()
+    training: Training = Training()
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        name_or_path: A shipped name (``miniature``) or a YAML file.
+        overrides: ``"training.max_steps=60"``, dotted names and YAML values.
+
+    Returns:
+        The checked recipe.
+
+    Raises:
+        UserError: If the recipe is not there, is not YAML, or holds an unknown key (names the nearest valid one) or a
+            wrong value.
+    """
+    fields = _read(name_or_path)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"expected key=value, for example training.max_steps=60, got `{override}`.")
+        _set(fields, key.strip(), _value(override, value))
+    _refuse_unknown(fields)
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"recipe `{name_or_path}`: {f'`{key}`: ' if key else ''}{first['msg']}, got {first['input']!r:.80}."
+        ) from error
+
+
+def _read(name_or_path: str | Path) -> dict[str, Any]:
+    """The fields of a recipe file, unchecked."""
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        if str(name_or_path) not in recipe_names():
+            raise unknown("recipe", str(name_or_path), recipe_names())
+        path = RECIPES / f"{name_or_path}.yaml"
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the recipe `{path}`: {error}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"the recipe `{path}` is not YAML: {error}") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"the recipe `{path}` must hold `key: value` lines, got {type(fields).__name__}.")
+    return fields
+
+
+def _value(override: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"the value in `{override}` is not YAML: {error}") from error
+
+
+def _set(fields: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested fields."""
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = fields.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise unknown("recipe key", key, recipe_keys())
+        fields = inner
+    fields[last] = value
+
+
+def recipe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """All dotted keys a recipe can hold, without those of sections themselves."""
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += recipe_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _refuse_unknown(fields: Mapping[Any, Any]) -> None:
+    valid = recipe_keys()
+    sections = {key.rsplit(".", depth)[0] for key in valid for depth in range(1, key.count(".") + 1)}
+    for key in _dotted(fields):
+        if key not in valid and key not in sections:
+            raise unknown("recipe key", key, valid)
+
+
+def _dotted(fields: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in fields.items():
+        if isinstance(value, Mapping) and value:
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"

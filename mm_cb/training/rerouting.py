@@ -1,0 +1,113 @@
+"""The losses and the schedule of representation rerouting, as pure functions of tensors.
+
+Every loss can be split over the micro-batches of one optimiser step: give each the count of the whole step, and the
+parts add up to the loss of the step.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+RetainAverage = Literal["tokens", "official"]
+RetainLayers = Literal["all", "targets"]
+
+
+def reroute_coeff(step: int, total_steps: int, alpha: float) -> float:
+    """Weight of the reroute loss, ``alpha * (1 - t / 2T)``: from ``alpha`` down towards ``alpha / 2``.
+
+    Args:
+        step: Finished optimiser steps t, in 0..T-1.
+        total_steps: Optimiser steps T of the whole run.
+        alpha: Sum of both weights, at every step.
+
+    Returns:
+        c_s(t).
+
+    Source:
+        Zou et al. 2024 (arXiv:2406.04313), Algorithm 1. The released trainer counts micro-batches, starts at 1 and
+        divides by the literal 300; this is the paper's formula.
+    """
+    return alpha - retain_coeff(step, total_steps, alpha)
+
+
+def retain_coeff(step: int, total_steps: int, alpha: float) -> float:
+    """Weight of the retain loss, ``alpha * t / 2T``: from 0 up towards ``alpha / 2``; see `reroute_coeff`."""
+    if not 0 <= step < total_steps:
+        raise ValueError(f"`step` must lie in 0..{total_steps - 1} (finished steps before this one), got {step}.")
+    return alpha * step / (2 * total_steps)
+
+
+def reroute_loss(adapted: Tensor, reference: Tensor, mask: Tensor, *, count: Tensor | None = None) -> Tensor:
+    """Penalise adapted hidden states that still point where the reference ones did.
+
+    Mean of ReLU(cos(adapted, reference)) over the target layers and all tokens with ``mask == 1``.
+
+    Args:
+        adapted: Hidden states of the target layers with the adapter on, shape ``(L, B, T, H)``.
+        reference: Hidden states with the adapter off, same shape, no gradient.
+        mask: 1 for tokens that count, shape ``(B, T)``.
+        count: Counted tokens of the whole optimiser step; those of ``mask`` if left out.
+
+    Returns:
+        Scalar in [0, 1], float32. Equals 1 at initialisation, when both inputs are the same; there its gradient is
+        zero up to rounding.
+
+    Raises:
+        ValueError: If the shapes disagree or ``mask`` selects no token.
+
+    Source:
+        Zou et al. 2024 (arXiv:2406.04313), Algorithm 1, L_s. Deviation: none.
+    """
+    _check(adapted, reference, mask)
+    counted = mask.bool()
+    cosine = torch.cosine_similarity(adapted[:, counted].float(), reference[:, counted].float(), dim=-1)
+    return cosine.relu().sum() / (len(adapted) * (counted.sum() if count is None else count))
+
+
+def retain_loss(
+    adapted: Tensor, reference: Tensor, mask: Tensor, *, average: RetainAverage = "tokens", count: Tensor | None = None
+) -> Tensor:
+    """Penalise adapted hidden states that have moved away from the reference ones.
+
+    Mean of ||adapted - reference||_2 over layers and positions.
+
+    Args:
+        adapted: Hidden states with the adapter on, shape ``(L, B, T, H)``.
+        reference: Hidden states with the adapter off, same shape, no gradient.
+        mask: 1 for tokens that count, shape ``(B, T)``.
+        average: What the sum is divided by, see `retain_positions`.
+        count: Positions of the whole optimiser step; those of ``mask`` if left out.
+
+    Returns:
+        Scalar >= 0, float32. Equals 0, with zero gradient, when both inputs are the same.
+
+    Raises:
+        ValueError: If the shapes disagree or ``mask`` selects no token.
+
+    Source:
+        Zou et al. 2024 (arXiv:2406.04313), Algorithm 1, L_r. Deviation: none with ``tokens``.
+    """
+    _check(adapted, reference, mask)
+    counted = mask.bool()
+    distance = torch.linalg.vector_norm((adapted[:, counted] - reference[:, counted]).float(), dim=-1)
+    return distance.sum() / (len(adapted) * (retain_positions(mask, average) if count is None else count))
+
+
+def retain_positions(mask: Tensor, average: RetainAverage) -> Tensor:
+    """How many positions the retain loss is averaged over.
+
+    ``tokens`` counts the tokens of ``mask``, as the paper's formula reads. ``official`` counts every position of the
+    padded batch, as the released trainer does: its loss shrinks with the share of padding.
+    """
+    return mask.bool().sum() if average == "tokens" else torch.tensor(mask.numel(), device=mask.device)
+
+
+def _check(adapted: Tensor, reference: Tensor, mask: Tensor) -> None:
+    if adapted.dim() != 4 or adapted.shape != reference.shape or adapted.shape[1:3] != mask.shape:
+        raise ValueError(
+            "`adapted` and `reference` must both be (L, B, T, H) and `mask` (B, T), got "
+            f"{tuple(adapted.shape)}, {tuple(reference.shape)} and {tuple(mask.shape)}."
+        )
+    if not bool(mask.any()):
+        raise ValueError("`mask` must select at least one token, it selects none.")

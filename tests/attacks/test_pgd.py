@@ -1,0 +1,395 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from image_attacks import (
+    AttackError,
+    Linf,
+    NonFiniteError,
+    ObjectiveShapeError,
+    ZeroGradientError,
+    pgd,
+)
+
+from .helpers import eight_bit
+
+SHAPE = (4, 3, 6, 5)
+
+
+@pytest.fixture
+def images(generator):
+    return eight_bit(SHAPE, generator)
+
+
+@pytest.fixture
+def network():
+    """A small non-convex objective, the same for every batch composition."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(96, 5)
+        ).double()
+
+    def objective(pixels):
+        return layers(4 * pixels.double()).log_softmax(-1)[:, 0].neg()
+
+    objective.layers = layers
+    return objective
+
+
+def linear(weights):
+    return lambda pixels: (pixels * weights).flatten(1).sum(1)
+
+
+def test_linear_objective_reaches_its_minimum_over_ball_and_box(images, generator):
+    weights = torch.randn(SHAPE[1:], generator=generator)
+    result = pgd(linear(weights), images, threat_model=Linf(8 / 255), steps=5)
+    corner = (images - 8 / 255 * weights.sign()).clamp(0, 1)
+    torch.testing.assert_close(result.images, corner)
+    torch.testing.assert_close(result.losses, linear(weights)(corner))
+
+
+def test_one_step_on_a_linear_objective_lowers_it(images, generator):
+    objective = linear(torch.randn(SHAPE[1:], generator=generator))
+    result = pgd(objective, images, threat_model=Linf(0.02), steps=1, step_size=0.005, keep="last")
+    assert (result.losses < objective(images)).all()
+
+
+def test_quadratic_objective_reaches_its_minimum_over_ball_and_box(images, generator):
+    goal = 1.5 * torch.rand(SHAPE, generator=generator) - 0.25
+    ball = Linf(16 / 255)
+    result = pgd(lambda pixels: (pixels - goal).square().flatten(1).sum(1), images, threat_model=ball, steps=200)
+    best = ball.project(goal, images)
+    assert (result.images - best).abs().max() <= 1.5 / 255
+    assert (result.images - best).abs().mean() <= 0.5 / 255
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 1000),
+    epsilon=st.integers(0, 255),
+    steps=st.integers(0, 4),
+    restarts=st.integers(1, 2),
+    random_start=st.booleans(),
+    momentum=st.sampled_from([0.0, 0.5, 1.0]),
+    keep=st.sampled_from(["best", "last"]),
+    schedule=st.sampled_from([None, "linear", "geometric", "constant"]),
+)
+def test_results_lie_in_ball_and_box_and_files_in_the_integer_ball(
+    seed, epsilon, steps, restarts, random_start, momentum, keep, schedule
+):
+    generator = torch.Generator().manual_seed(seed)
+    images = eight_bit(SHAPE, generator)
+    images[0, :, 0], images[0, :, 1] = 0, 1
+    weights = torch.randn(SHAPE[1:], generator=generator)
+    seen = []
+
+    def objective(pixels):
+        seen.append(pixels.detach().clone())
+        return torch.sin(pixels * weights * 9).flatten(1).sum(1)
+
+    result = pgd(
+        objective,
+        images,
+        threat_model=Linf(epsilon / 255),
+        steps=steps,
+        restarts=restarts,
+        random_start=random_start,
+        momentum=momentum,
+        keep=keep,
+        step_schedule=schedule,
+        generator=generator,
+    )
+    for pixels in [result.images, *result.per_restart.images, *seen]:
+        assert (pixels - images).abs().max() <= epsilon / 255 + 1e-6
+        assert pixels.min() >= 0 and pixels.max() <= 1
+        assert ((255 * pixels).round() - (255 * images).round()).abs().max() <= epsilon
+    assert result.images.dtype == torch.float32 and not result.images.requires_grad
+
+
+def test_epsilon_zero_leaves_the_images_unchanged(images, network):
+    result = pgd(network, images, threat_model=Linf(0), steps=3, restarts=2)
+    assert torch.equal(result.images, images)
+
+
+def test_one_constant_step_with_the_last_iterate_is_fgsm(images, network):
+    epsilon = 8 / 255
+    pixels = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(network(pixels).sum(), pixels)
+    fgsm = (images - epsilon * gradient.sign()).clamp(0, 1)
+    result = pgd(network, images, threat_model=Linf(epsilon), steps=1, step_size=epsilon, keep="last")
+    torch.testing.assert_close(result.images, fgsm, atol=1e-6, rtol=0)
+
+
+def test_textbook_configuration_equals_a_plain_loop(images, network):
+    epsilon, alpha, pixels = 8 / 255, 2 / 255, images
+    for _ in range(7):
+        pixels = pixels.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(network(pixels).sum(), pixels)
+        pixels = images + (pixels.detach() - alpha * gradient.sign() - images).clamp(-epsilon, epsilon)
+        pixels = pixels.clamp(0, 1)
+    result = pgd(network, images, threat_model=Linf(epsilon), steps=7, step_size=alpha, keep="last")
+    torch.testing.assert_close(result.images, pixels, atol=1e-6, rtol=0)
+
+
+def test_best_is_never_worse_than_the_start_and_last_is_the_end_of_the_curve(images, network):
+    wild = {"threat_model": Linf(64 / 255), "steps": 5, "step_size": 64 / 255}
+    best, last = pgd(network, images, **wild), pgd(network, images, **wild, keep="last")
+    assert (best.losses <= network(images)).all()
+    assert torch.equal(best.losses, best.curves.amin(dim=(0, 1)))
+    assert torch.equal(last.losses, last.curves[0, -1])
+    assert (last.per_restart.steps == 5).all()
+
+
+def test_the_kept_iterate_can_lie_in_the_middle(images):
+    """Constant steps of 0.3 along one axis jump over the minimum at clean - 0.35 and back."""
+
+    def objective(pixels):
+        return (pixels - images + 0.35).square().flatten(1).sum(1)
+
+    images = torch.full_like(images, 0.5)
+    result = pgd(objective, images, threat_model=Linf(0.5), steps=2, step_size=0.3)
+    assert result.per_restart.steps.unique().tolist() == [1]
+    torch.testing.assert_close(result.images, images - 0.3)
+
+
+def test_reported_losses_are_those_of_the_returned_images(images, network, generator):
+    result = pgd(network, images, threat_model=Linf(0.1), steps=6, step_size=0.1, restarts=3, generator=generator)
+    with torch.no_grad():
+        torch.testing.assert_close(network(result.images), result.losses)
+        for found, losses in zip(result.per_restart.images, result.per_restart.losses, strict=True):
+            torch.testing.assert_close(network(found), losses)
+    picked = result.curves.gather(1, result.per_restart.steps.unsqueeze(1)).squeeze(1)
+    assert torch.equal(picked, result.per_restart.losses)
+
+
+def test_best_over_restarts_is_taken_per_example_and_more_restarts_never_hurt(images, network):
+    def attack(restarts):
+        generator = torch.Generator().manual_seed(1)
+        return pgd(network, images, threat_model=Linf(0.2), steps=3, restarts=restarts, generator=generator)
+
+    few, many = attack(2), attack(4)
+    assert torch.equal(many.losses, many.per_restart.losses.amin(0))
+    assert (many.losses <= few.losses).all()
+    assert torch.equal(many.curves[:2], few.curves)
+
+
+def test_first_run_starts_at_the_image_and_later_runs_at_different_points(images, network):
+    result = pgd(network, images, threat_model=Linf(0.1), steps=0, restarts=3)
+    assert torch.equal(result.per_restart.images[0], images)
+    assert not torch.equal(result.per_restart.images[1], images)
+    assert not torch.equal(result.per_restart.images[1], result.per_restart.images[2])
+    random = pgd(network, images, threat_model=Linf(0.1), steps=0, random_start=True)
+    assert not torch.equal(random.images, images)
+
+
+def test_same_generator_same_images_and_the_global_state_is_left_alone(images, network):
+    before = torch.random.get_rng_state()
+
+    def attack(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return pgd(network, images, threat_model=Linf(0.1), steps=3, random_start=True, generator=generator).images
+
+    assert torch.equal(attack(1), attack(1))
+    assert not torch.equal(attack(1), attack(2))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_permuting_or_splitting_the_batch_gives_the_same_images(images, network):
+    def attack(rows):
+        generators = [torch.Generator().manual_seed(row) for row in rows]
+        return pgd(
+            network, images[rows], threat_model=Linf(0.1), steps=4, restarts=2, momentum=0.5, generator=generators
+        ).images
+
+    whole = attack([0, 1, 2, 3])
+    torch.testing.assert_close(attack([2, 0, 3, 1]), whole[[2, 0, 3, 1]])
+    torch.testing.assert_close(torch.cat([attack([0]), attack([1, 2]), attack([3])]), whole)
+
+
+def test_a_dominant_example_does_not_change_the_others(images, network):
+    scale = torch.ones(len(images), dtype=torch.double)
+    scale[0] = 1e6
+    kinds = {"threat_model": Linf(0.1), "steps": 4, "momentum": 0.9}
+    scaled = pgd(lambda pixels: scale * network(pixels), images, **kinds)
+    torch.testing.assert_close(scaled.images, pgd(network, images, **kinds).images)
+
+
+def test_no_parameter_gets_a_gradient_and_inputs_are_left_alone(images, network):
+    before = images.clone()
+    pgd(network, images, threat_model=Linf(0.1), steps=2, restarts=2)
+    assert all(parameter.grad is None for parameter in network.layers.parameters())
+    assert torch.equal(images, before) and not images.requires_grad and images.grad is None
+
+
+def test_curves_and_calls_count_every_iterate_of_every_run(images, network):
+    calls = []
+
+    def objective(pixels):
+        assert pixels.shape == images.shape
+        calls.append(pixels.requires_grad)
+        return network(pixels)
+
+    seen = []
+    result = pgd(
+        objective,
+        images,
+        threat_model=Linf(0.1),
+        steps=5,
+        restarts=2,
+        callback=lambda count, losses: seen.append((count, losses)),
+    )
+    assert result.curves.shape == (2, 6, 4)
+    assert result.per_restart.images.shape == (2, *SHAPE) and result.per_restart.losses.shape == (2, 4)
+    assert calls == 2 * ([True] * 5 + [False])
+    assert [count for count, _ in seen] == list(range(1, 13))
+    assert torch.equal(torch.stack([losses for _, losses in seen]).view(2, 6, 4), result.curves)
+
+
+def test_zero_steps_only_evaluate(images, network):
+    result = pgd(network, images, threat_model=Linf(0.1), steps=0)
+    assert torch.equal(result.images, images) and result.curves.shape == (1, 1, 4)
+
+
+def test_default_steps_fall_from_twice_epsilon_to_one_level():
+    def path(**options):
+        """The moves along a slope so long that the ball never stops them."""
+        seen = []
+
+        def objective(pixels):
+            seen.append(pixels.detach().mean().item())
+            return pixels.flatten(1).sum(1)
+
+        pgd(objective, torch.ones(1, 1, 1, 1), threat_model=Linf(1.0), steps=4, **options)
+        return [255 * (a - b) for a, b in zip(seen, seen[1:], strict=False)]
+
+    assert path(step_size=0.1) == pytest.approx([25.5] * 4, abs=1e-3)
+    assert path(step_size=27 / 255, step_schedule="geometric") == pytest.approx([27, 9, 3, 1], abs=1e-3)
+    assert path(step_size=13 / 255, step_schedule="linear") == pytest.approx([13, 9, 5, 1], abs=1e-3)
+    assert path(step_size=0.5 / 255, step_schedule="linear") == pytest.approx([0.5] * 4, abs=1e-3)
+
+    from image_attacks.pgd import _step_sizes
+
+    default = _step_sizes(8 / 255, 10, None, None)
+    assert default[0] == pytest.approx(16 / 255) and default[-1] == pytest.approx(1 / 255)
+    assert default == sorted(default, reverse=True)
+
+
+def test_default_schedule_is_not_weaker_than_small_constant_steps(network, generator):
+    images = eight_bit((32, *SHAPE[1:]), generator)
+    attacks = {"threat_model": Linf(32 / 255), "steps": 20}
+    default, constant = pgd(network, images, **attacks), pgd(network, images, **attacks, step_size=2 / 255)
+    assert default.losses.mean() <= constant.losses.mean() * 1.001
+
+
+def test_momentum_accumulates_normalised_gradients():
+    """The second gradient is opposite but smaller in effect: with momentum 1 the first one still wins a tie."""
+    slopes = iter([1.0, -100.0, 1.0])
+    seen = []
+
+    def objective(pixels):
+        seen.append(pixels.detach().item())
+        return next(slopes) * pixels.flatten(1).sum(1)
+
+    images = torch.full((1, 1, 1, 1), 0.5)
+    pgd(objective, images, threat_model=Linf(0.5), steps=2, step_size=0.1, momentum=1.0)
+    assert seen == pytest.approx([0.5, 0.4, 0.4])
+
+
+def test_a_detached_or_quantised_objective_raises(images, network):
+    ball = Linf(0.1)
+    with pytest.raises(ZeroGradientError, match="detaches"):
+        pgd(lambda pixels: network(pixels.detach()), images, threat_model=ball)
+    with pytest.raises(ZeroGradientError, match="detaches"):
+        pgd(lambda pixels: pixels.detach().flatten(1).sum(1), images, threat_model=ball)
+    with pytest.raises(ZeroGradientError, match="exactly zero"):
+        pgd(lambda pixels: network((pixels * 255).round() / 255), images, threat_model=ball)
+
+
+def test_vanished_cross_entropy_gradients_raise_and_a_margin_or_double_precision_helps(images, generator):
+    weights = torch.randn(90, 5, generator=generator)
+
+    def logits(pixels, dtype):
+        return 1000 * pixels.flatten(1).to(dtype) @ weights.to(dtype)
+
+    with torch.no_grad():
+        winner = logits(images, torch.float32).argmax(1)
+
+    def stay(pixels, dtype=torch.float32):
+        return -torch.nn.functional.cross_entropy(logits(pixels, dtype), winner, reduction="none")
+
+    def margin(pixels):
+        values = logits(pixels, torch.float32)
+        rows = torch.arange(len(values))
+        return values[rows, winner] - values.scatter(1, winner.view(-1, 1), -torch.inf).amax(1)
+
+    with pytest.raises(ZeroGradientError):
+        pgd(stay, images, threat_model=Linf(0.1), steps=3)
+    assert (pgd(margin, images, threat_model=Linf(0.3), steps=20).losses < 0).any()
+
+
+def test_examples_without_gradient_are_counted_not_hidden(images):
+    active = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    result = pgd(lambda pixels: active * pixels.flatten(1).sum(1), images, threat_model=Linf(0.1), steps=3)
+    assert result.zero_gradients.shape == (1, 3, 4)
+    assert result.zero_gradients.sum(dim=(0, 1)).tolist() == [0, 3, 0, 3]
+    assert torch.equal(result.images[1], images[1])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_raises_and_names_the_images(images, network, bad):
+    def objective(pixels):
+        losses = network(pixels)
+        return torch.where(torch.arange(4) == 2, bad, losses)
+
+    with pytest.raises(NonFiniteError, match="objective is NaN or infinite at step 0 for images \\[2\\]"):
+        pgd(objective, images, threat_model=Linf(0.1))
+
+
+def test_a_gradient_that_is_not_finite_raises(images):
+    def objective(pixels):
+        return (pixels * 0).sqrt().flatten(1).sum(1)
+
+    with pytest.raises(NonFiniteError, match="gradient"):
+        pgd(objective, images, threat_model=Linf(0.1))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda pixels: pixels.sum(),
+        lambda pixels: pixels.flatten(1).sum(1, keepdim=True),
+        lambda pixels: pixels.sum().item(),
+    ],
+)
+def test_an_objective_of_the_wrong_shape_raises(images, objective):
+    with pytest.raises(ObjectiveShapeError, match="one value per image, shape \\(4,\\)"):
+        pgd(objective, images, threat_model=Linf(0.1))
+    assert issubclass(ObjectiveShapeError, AttackError)
+
+
+def test_half_precision_losses_are_compared_in_float32(images):
+    result = pgd(lambda pixels: pixels.flatten(1).sum(1).bfloat16(), images, threat_model=Linf(0.1), steps=2)
+    assert result.losses.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"images": torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16)}, TypeError, "float32"),
+        ({"images": torch.full((2, 3, 4, 4), 1.5)}, ValueError, "must lie in \\[0, 1\\]"),
+        ({"images": torch.full((2, 3, 4, 4), float("nan"))}, ValueError, "must lie in \\[0, 1\\]"),
+        ({"images": torch.zeros(3, 4, 4)}, ValueError, "shape \\(B, C, H, W\\)"),
+        ({"steps": -1}, ValueError, "`steps`"),
+        ({"restarts": 0}, ValueError, "`restarts`"),
+        ({"step_size": -1.0}, ValueError, "`step_size`"),
+        ({"step_schedule": "cosine"}, ValueError, "`step_schedule`"),
+        ({"momentum": 2.0}, ValueError, "`momentum`"),
+        ({"keep": "first"}, ValueError, "`keep`"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, message):
+    arguments = {"images": torch.full((2, 3, 4, 4), 0.5), "threat_model": Linf(0.1), "steps": 1} | change
+    with pytest.raises(error, match=message):
+        pgd(lambda pixels: pixels.flatten(1).sum(1), arguments.pop("images"), **arguments)

@@ -1,0 +1,56 @@
+"""What every test runs under: no network, one thread, fixed seeds."""
+
+import ipaddress
+import os
+import random
+import socket
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MPLBACKEND"] = "agg"
+
+import numpy as np
+import pytest
+import torch
+
+from mm_cb.compat import prepare_torchvision
+
+torch.set_num_threads(1)
+prepare_torchvision()  # before any test file imports transformers
+
+_connect, _connect_ex = socket.socket.connect, socket.socket.connect_ex
+
+
+def _refuse_network(address):
+    host = address[0] if isinstance(address, tuple) else None
+    if host is None or host == "localhost":
+        return  # a Unix socket, or this machine
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise OSError(f"tests have no network: connection to {host!r} refused")
+
+
+def _guarded(original):
+    def connect(self, address):
+        _refuse_network(address)
+        return original(self, address)
+
+    return connect
+
+
+@pytest.fixture(autouse=True)
+def no_network(request, monkeypatch):
+    if request.node.get_closest_marker("network") is None:
+        monkeypatch.setattr(socket.socket, "connect", _guarded(_connect))
+        monkeypatch.setattr(socket.socket, "connect_ex", _guarded(_connect_ex))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

@@ -1,0 +1,63 @@
+import pytest
+
+from mm_cb.models.chat import TokenRole, chat, render_chat
+from tests.tiny_llava import tiny_processor
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+def spans(rendered):
+    return [(span.role.name, rendered.text[span.start : span.end]) for span in rendered.spans]
+
+
+def test_the_result_is_what_the_template_writes(processor):
+    messages = chat("what is it", images=1, completion="a square") + chat("tell me", completion="no")
+    assert render_chat(processor, messages).text == processor.apply_chat_template(messages, tokenize=False)
+
+
+def test_every_text_and_image_is_found(processor):
+    rendered = render_chat(processor, chat("what is it", images=1, completion="a square"), image_tokens=[2])
+    assert rendered.text == "[INST] <image><image>\nwhat is it [/INST] a square</s>"
+    assert spans(rendered) == [("IMAGE", "<image><image>"), ("USER", "what is it"), ("COMPLETION", "a square</s>")]
+
+
+@pytest.mark.parametrize("text", ["I", "[INST]", "</s>", "\ue0000\ue001", "{{ 1 }}", ""])
+def test_texts_that_look_like_the_template_are_found_all_the_same(processor, text):
+    rendered = render_chat(processor, chat(text, completion=text))
+    assert spans(rendered) == [("USER", text), ("COMPLETION", text + "</s>")]
+
+
+def test_a_system_text_stands_in_front_of_the_users(processor):
+    rendered = render_chat(processor, chat("tell me", system="please"))
+    assert rendered.text == "[INST] please\n\ntell me [/INST]"
+
+
+def test_an_open_turn_ends_with_the_completion(processor):
+    assert render_chat(processor, chat("a", completion="no i"), close_turn=False).text == "[INST] a [/INST] no i"
+    assert render_chat(processor, chat("a"), close_turn=False).text == "[INST] a [/INST]"
+
+
+def test_the_image_placeholder_in_a_text_is_refused(processor):
+    with pytest.raises(ValueError, match="image placeholder"):
+        render_chat(processor, chat("look: <image>"))
+
+
+def test_a_template_that_drops_a_text_is_refused(processor):
+    other = tiny_processor()
+    other.chat_template = "{{ messages[0]['content'][0]['text'] }}"
+    with pytest.raises(ValueError, match="must write all 2"):
+        render_chat(other, chat("a", completion="no"))
+
+
+def test_a_token_across_two_spans_counts_for_the_completion(processor):
+    rendered = render_chat(processor, chat("a", completion="no"))
+    end_of_user = rendered.text.index("a") + 1
+    start = rendered.text.index("no")
+    assert rendered.roles([(0, 0), (end_of_user - 1, start + 1), (start - 1, start + 2)]) == [
+        TokenRole.TEMPLATE,
+        TokenRole.COMPLETION,
+        TokenRole.COMPLETION,
+    ]

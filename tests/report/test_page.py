@@ -1,0 +1,247 @@
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mm_cb.errors import UserError
+from mm_cb.report import write_report
+from mm_cb.report.charts import curve_charts
+from mm_cb.report.gallery import amplified_difference, build_gallery
+from mm_cb.report.load import load_run
+from mm_cb.report.text import clean_text, shown_completion
+
+VOID = {"meta", "img", "input", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text; fails on tags that are not closed in order (SVG left out)."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.words, self._open = [], [], [], []
+        self.feed(re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def report(run, tmp_path):
+    write_report(run, tmp_path / "report.html")
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def words(text):
+    return " ".join(" ".join(Page(text).words).split())
+
+
+def test_page_is_complete_closed_and_asks_nobody(make_run, tmp_path):
+    text = report(make_run(seeds=2), tmp_path)
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    for _, name, value in page.attributes:
+        assert not name.startswith("on")
+        if name in ("src", "href", "srcset", "data", "action"):
+            assert value.startswith(("#", "data:image/png;base64,"))
+    assert not re.search(r"(?:src|href)=[\"']?\s*(?:https?:)?//", text)
+    assert not re.search(r"url\((?!#)|@import", text)
+    anchors = {value for _, name, value in page.attributes if name == "id"}
+    assert {value[1:] for tag, name, value in page.attributes if (tag, name) == ("a", "href")} <= anchors
+    assert {
+        "table",
+        "outcomes",
+        "curves",
+        "layers",
+        "gallery",
+        "kept",
+        "seeds",
+        "checks",
+        "method",
+        "provenance",
+    } <= anchors
+    for part in ("wholly held-out kind", "exact McNemar", "RR, seed 2", "image", "transformers", "epsilon", "32/255"):
+        assert part in words(text)
+
+
+def test_svg_ids_do_not_collide(make_run, tmp_path):
+    text = report(make_run(), tmp_path)
+    clips = re.findall(r'<clipPath id="([^"]+)"', text)
+    assert len(clips) == len(set(clips)) == 4
+
+
+def test_same_run_gives_the_same_bytes(make_run, tmp_path):
+    run = make_run(n=4)
+    assert report(run, tmp_path) == report(run, tmp_path)
+
+
+@pytest.mark.parametrize("field", ["completion", "prompt", "id", "category"])
+def test_model_and_data_text_is_escaped(make_run, tmp_path, field):
+    attack = "</q><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}\x1b[2J\u202e\x00"
+
+    def inject(items):
+        for item in items:
+            if item["id"] in ("b001", "mmmu_like-3", "o2"):
+                item[field] = attack
+
+    checks = [{"name": attack, "passed": True, "value": attack, "expected": attack, "why": attack}]
+    text = report(make_run(n=4, edit=inject, checks=checks), tmp_path)
+    page = Page(text)
+    assert "script" not in page.tags and ("img", "onerror", "alert(2)") not in page.attributes
+    assert "&lt;script&gt;alert(1)" in text
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202e]", text)
+    assert "{{7*7}}" in text and "49}}" not in text
+
+
+def test_run_json_is_escaped_too(make_run, tmp_path):
+    run = make_run(n=2)
+    content = json.loads((run / "run.json").read_text())
+    content["command"] = "<script>x</script>"
+    content["recipe"]["<b>"] = {"steps": "<i>1"}
+    (run / "run.json").write_text(json.dumps(content))
+    text = report(run, tmp_path)
+    assert "script" not in Page(text).tags and "<i>1" not in text and "&lt;i&gt;1" in text
+
+
+def test_failed_check_reads_no_claim(make_run, tmp_path):
+    checks = [{"name": "attack beats base", "passed": False, "value": "42 %", "expected": "80 %", "why": "Too weak."}]
+    text = words(report(make_run(checks=checks), tmp_path))
+    assert "No claim:" in text and "attack beats base: expected 80 %, got 42 %. Too weak." in text
+    assert "The circuit breaker lowered" not in text
+
+
+def test_missing_optional_files_leave_out_their_parts_and_claim_nothing(make_run, tmp_path):
+    run = make_run(n=4)
+    for name in ("checks.json", "curves.json", "representations.json"):
+        (run / name).unlink()
+    text = report(run, tmp_path)
+    assert "No claim:" in text and 'id="curves"' not in text and "No check was recorded" in text
+
+
+def test_completions_judged_harmful_are_withheld_outside_of_fiction(make_run, tmp_path):
+    secret = "nightcap and slag"
+    assert secret in report(make_run(n=4, name="a"), tmp_path)
+    withheld = report(make_run(n=4, fiction=False, name="b"), tmp_path)
+    assert secret not in withheld and "[withheld: 11 words, harmful]" in withheld
+    for outcome in ("harmful", "not_judged", None):
+        assert "secret" not in shown_completion(
+            {"metric": "compliance", "outcome": outcome, "completion": "secret"}, fiction=False
+        )
+
+
+def test_only_a_true_fiction_flag_shows_completions(make_run):
+    run = make_run(n=4)
+    content = json.loads((run / "run.json").read_text())
+    for value, fiction in (("true", False), (1, False), (None, False), (True, True)):
+        content["recipe"]["fiction"] = value
+        (run / "run.json").write_text(json.dumps(content))
+        assert load_run(run).fiction is fiction
+
+
+def test_pictures_are_embedded_losslessly_and_the_page_stays_small(make_run, tmp_path):
+    run = make_run(n=32)
+    text = report(run, tmp_path)
+    assert len(text.encode()) < 10_000_000
+    uris = re.findall(r'<img src="data:image/png;base64,([^"]+)"', text)
+    assert len(uris) >= 100
+    shown = {Image.open(io.BytesIO(base64.b64decode(uri))).tobytes() for uri in uris}
+    gallery = (
+        build_gallery(json.loads(line) for line in (run / "items.jsonl").read_text().splitlines() for run in [run])
+        if False
+        else None
+    )
+    assert gallery is None
+    saved = {Image.open(path).tobytes() for path in (run / "images").iterdir()}
+    assert len(shown & saved) > len(uris) / 2
+
+
+def items_of(run):
+    return [json.loads(line) for line in (run / "items.jsonl").read_text().splitlines()]
+
+
+def test_gallery_puts_failures_first_and_keeps_its_limits(make_run):
+    run = make_run(n=32)
+    gallery = build_gallery(items_of(run), run, triples=30)
+    failed = [card.failed for card in gallery.cards]
+    assert failed == sorted(failed, reverse=True) and sum(failed) == min(gallery.failures, len(failed)) > 0
+    assert sum(len(card.attacked) for card in gallery.cards) <= 30 and gallery.possible == 64
+    assert build_gallery(items_of(run), run, byte_limit=100).cards == []
+
+
+def test_a_successful_restart_is_a_failure_and_is_the_one_shown(make_run):
+    def hide(items):
+        for item in items:
+            if item["metric"] == "compliance" and item["condition"] != "no_attack":
+                item["outcome"] = "refusal"
+        mine = next(i for i in items if (i["subject"], i["condition"], i["id"]) == ("rr", "pgd", "b002"))
+        mine["candidates"] = [
+            {"restart": 1, "image": mine["image"], "loss": 0.1, "completion": "zarok", "outcome": "harmful"}
+        ]
+
+    run = make_run(n=4, edit=hide)
+    gallery = build_gallery(items_of(run), run)
+    assert (gallery.failures, gallery.cards[0].item["id"]) == (1, "b002")
+    assert gallery.cards[0].attacked[-1].item["completion"] == "zarok"
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/passwd", "images/none.png", "run.json", "a\0b", 7, None])
+def test_pictures_outside_of_the_run_or_broken_are_not_read(make_run, tmp_path, name):
+    Image.new("RGB", (4, 4)).save(tmp_path / "outside.png")
+
+    def point(items):
+        for item in items:
+            if item["image"]:
+                item["clean_image"] = name
+
+    run = make_run(n=2, edit=point)
+    assert all(card.clean is None for card in build_gallery(items_of(run), run).cards)
+
+
+def test_amplified_difference_is_centred_and_clipped():
+    clean = np.array([[[100, 100, 100]]], dtype=np.uint8)
+    assert amplified_difference(clean, clean).tolist() == [[[128, 128, 128]]]
+    moved = np.array([[[101, 98, 132]]], dtype=np.uint8)
+    assert amplified_difference(moved, clean).tolist() == [[[138, 108, 255]]]
+    assert amplified_difference(moved, np.zeros((2, 2, 3), np.uint8)) is None
+
+
+def test_curves_of_unequal_length_are_an_error():
+    with pytest.raises(ValueError, match="quartiles of one attack curve"):
+        curve_charts([{"subject": "rr", "condition": "pgd", "q25": [1], "q50": [1, 2], "q75": [1], "n": 1}])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("checks.json", '[{"name": "x"}]', "entry 0 must hold"),
+        ("curves.json", "{", "must be readable JSON"),
+        ("representations.json", '{"layers": [0], "sets": {"retain": {"cosine": []}}}', "one number per layer"),
+        ("results.json", "x", "results.json"),
+        ("items.jsonl", None, "must hold items.jsonl"),
+        ("run.json", None, "run.json"),
+    ],
+)
+def test_damaged_files_are_one_line_for_the_user(make_run, tmp_path, name, content, message):
+    run = make_run(n=2)
+    (run / name).unlink() if content is None else (run / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        write_report(run, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_clean_text_keeps_words_and_lines_only():
+    assert clean_text("a\r\nb\x1b[31m\u202e\u200b\ud800é\t") == "a\nb[31mé\t"
+    assert clean_text(None) == ""

@@ -1,0 +1,259 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import LlavaNextForConditionalGeneration
+
+from mm_cb.errors import UserError
+from mm_cb.models import load_model
+from mm_cb.training.recipe import load_recipe
+from mm_cb.training.run import load_examples, train
+from tests.tiny_llava import picture
+
+OPTIONS = [
+    "circuit_breaker.target_layers=[2]",
+    "lora.layers_to_transform=[1]",
+    "lora.r=4",
+    "training.max_steps=6",
+    "training.batch_size=4",
+    "training.save_steps=2",
+]
+
+
+@pytest.fixture
+def recipe(model_folder):
+    def make(*overrides):
+        return load_recipe("miniature", [f"model={model_folder}", *OPTIONS, *overrides])
+
+    return make
+
+
+class Stop(KeyboardInterrupt):
+    pass
+
+
+class StoppingProgress:
+    """A progress display that interrupts the run at a step, and remembers what it was shown."""
+
+    def __init__(self, at=None):
+        self.at, self.shown = at, []
+
+    def task(self, description, total, done=0):
+        self.done, self.total = done, total
+        return self
+
+    def advance(self, n=1, note=""):
+        self.done += n
+        self.shown.append(note)
+        if self.done == self.at:
+            raise Stop
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, model_folder, examples):
+    out = tmp_path_factory.mktemp("trained") / "run"
+    return train(load_recipe("miniature", [f"model={model_folder}", *OPTIONS]), out, examples)
+
+
+def adapter_bytes(folder):
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_finished_run_holds_an_adapter_and_nothing_else(trained):
+    assert {path.name for path in trained.iterdir()} - {".lock"} == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "metrics.jsonl", "run.json",
+    }  # fmt: skip
+    config = json.loads((trained / "adapter_config.json").read_text())
+    assert len(config["target_modules"]) == 7 and config["layers_to_transform"] is None
+    assert all(path.startswith("model.language_model.layers.1.") for path in config["target_modules"])
+    weights = load_file(trained / "adapter_model.safetensors")
+    assert set(weights) == {
+        f"base_model.model.{path}.lora_{side}.weight" for path in config["target_modules"] for side in "AB"
+    }
+    assert len((trained / "metrics.jsonl").read_text().splitlines()) == 6
+    assert json.loads((trained / "run.json").read_text())["recipe"]["training"]["max_steps"] == 6
+
+
+def test_plain_peft_loads_it_and_off_is_the_base_bit_for_bit(trained, model_folder):
+    whole = load_model(model_folder)
+    inputs = whole.encode(["what is it"], [picture()], completions=["a square"])
+    kwargs = {
+        "input_ids": inputs.input_ids,
+        "attention_mask": inputs.attention_mask,
+        "pixel_values": inputs.pixel_values,
+        "image_sizes": inputs.image_sizes,
+    }
+    base = LlavaNextForConditionalGeneration.from_pretrained(model_folder)
+    expected = base(**kwargs).logits
+    adapted = PeftModel.from_pretrained(base, trained)
+    assert not torch.equal(adapted(**kwargs).logits, expected)
+    with adapted.disable_adapter():
+        assert torch.equal(adapted(**kwargs).logits, expected)
+    ours = load_model(model_folder, adapter=trained)
+    torch.testing.assert_close(ours.forward(inputs).logits, adapted(**kwargs).logits)
+    merged = adapted.merge_and_unload()(**kwargs).logits
+    torch.testing.assert_close(merged, ours.forward(inputs).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_card_says_what_was_done(trained):
+    card = (trained / "README.md").read_text()
+    for part in (
+        "library_name: peft",
+        "| training.max_steps | 6 |",
+        "| circuit_breaker | text | made | 6 |",
+        "2406.04313",
+    ):
+        assert part in card
+    assert "| 5 | multimodal |" in card
+
+
+def test_the_same_run_gives_the_same_bytes_and_another_seed_does_not(trained, recipe, examples, tmp_path):
+    again = train(recipe(), tmp_path / "again", examples)
+    assert adapter_bytes(again) == adapter_bytes(trained)
+    assert (again / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
+    assert (again / "README.md").read_bytes() == (trained / "README.md").read_bytes()
+    assert (again / "adapter_config.json").read_bytes() == (trained / "adapter_config.json").read_bytes()
+    other = train(recipe("seed=1"), tmp_path / "other", examples)
+    assert adapter_bytes(other) != adapter_bytes(trained)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+def test_an_interrupted_run_goes_on_to_the_same_adapter(trained, recipe, examples, tmp_path, stop):
+    out = tmp_path / "run"
+    with pytest.raises(Stop):
+        train(recipe(), out, examples, StoppingProgress(at=stop))
+    assert not (out / "adapter_model.safetensors").exists()
+    progress = StoppingProgress()
+    train(recipe(), out, examples, progress)
+    assert len(progress.shown) == 6 - (stop - 1) // 2 * 2, "finished steps must not be repeated"
+    assert adapter_bytes(out) == adapter_bytes(trained)
+    assert (out / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
+
+
+def test_an_interrupted_run_with_accumulation_goes_on_to_the_same_adapter(recipe, examples, tmp_path):
+    whole = train(recipe("training.gradient_accumulation_steps=2"), tmp_path / "whole", examples)
+    with pytest.raises(Stop):
+        train(recipe("training.gradient_accumulation_steps=2"), tmp_path / "run", examples, StoppingProgress(at=4))
+    train(recipe("training.gradient_accumulation_steps=2"), tmp_path / "run", examples)
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(whole)
+
+
+def test_a_torn_checkpoint_is_not_used(trained, recipe, examples, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(Stop):
+        train(recipe(), out, examples, StoppingProgress(at=5))
+    torn = out / "checkpoints" / "checkpoint-4"
+    (torn / "complete").unlink()
+    (torn / "adapter_model.safetensors").write_bytes(b"torn")
+    progress = StoppingProgress()
+    train(recipe(), out, examples, progress)
+    assert len(progress.shown) == 4
+    assert adapter_bytes(out) == adapter_bytes(trained)
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_to_the_same_adapter(trained, model_folder, examples, tmp_path, recipe):
+    script = textwrap.dedent("""
+        import os, signal, sys
+        from pathlib import Path
+        from mm_cb.training.recipe import load_recipe
+        from mm_cb.training.run import train
+        from tests.training.conftest import make_example
+        from tests.training.test_run import OPTIONS
+
+        class Killer:
+            def task(self, description, total, done=0):
+                self.done = done
+                return self
+            def advance(self, n=1, note=""):
+                self.done += n
+                if self.done == 5:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        examples = [
+            make_example(number, name, image=image)
+            for number in range(6) for name in ("circuit_breaker", "retain") for image in (False, True)
+        ]
+        train(load_recipe("miniature", [f"model={sys.argv[1]}", *OPTIONS]), Path(sys.argv[2]), examples, Killer())
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(model_folder), str(tmp_path / "run")],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    progress = StoppingProgress()
+    train(recipe(), tmp_path / "run", examples, progress)
+    assert len(progress.shown) == 2
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(trained)
+
+
+def test_a_finished_run_is_not_repeated(trained, recipe, examples, tmp_path):
+    progress = StoppingProgress()
+    before = adapter_bytes(trained)
+    assert train(recipe(), trained, examples, progress) == trained
+    assert progress.shown == [] and adapter_bytes(trained) == before
+
+
+def test_another_runs_folder_is_refused(trained, recipe, examples):
+    with pytest.raises(UserError, match="training.learning_rate"):
+        train(recipe("training.learning_rate=0.5"), trained, examples)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("circuit_breaker.target_layers=[9]", r"1\.\.4.*\[9\]"),
+        ("circuit_breaker.target_layers=[1]", "cannot change"),
+        ("lora.layers_to_transform=[7]", r"0\.\.3"),
+        ("lora.modules=[fc1]", "must be among"),
+        ("model=/nowhere/at/all", "cannot load"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_the_users_error(recipe, examples, tmp_path, override, message):
+    with pytest.raises(UserError, match=message):
+        train(recipe(override), tmp_path / "run", examples)
+
+
+def test_missing_rows_are_the_users_error(recipe, examples, tmp_path):
+    with pytest.raises(UserError, match="multimodal examples of the circuit_breaker set"):
+        train(recipe(), tmp_path / "run", [e for e in examples if e.modality == "text"])
+
+
+def test_a_full_disk_is_the_users_error_and_the_run_can_go_on(trained, recipe, examples, tmp_path, monkeypatch):
+    real, calls = torch.save, []
+
+    def full(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > 6:
+            raise RuntimeError("PytorchStreamWriter failed: [enforce fail at inline_container.cc:664]")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="disk is full"):
+        train(recipe(), tmp_path / "run", examples)
+    monkeypatch.undo()
+    train(recipe(), tmp_path / "run", examples)
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(trained)
+
+
+def test_data_from_files(recipe, tmp_path):
+    record = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "no"}], "images": []}
+    for name, id in [("one", "a"), ("two", "b"), ("three", "a")]:
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({**record, "id": id, "set": "retain", "source": name}))
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("one", "two", "three")}
+    loaded = load_examples(recipe(f"data=[{files['one']}, {files['two']}]"))
+    assert [example.id for example in loaded] == ["a", "b"]
+    with pytest.raises(UserError, match="must all differ"):
+        load_examples(recipe(f"data=[{files['one']}, {files['three']}]"))
+    with pytest.raises(UserError, match="`miniature` or a list"):
+        load_examples(recipe("data=ultrachat"))

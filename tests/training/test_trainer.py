@@ -1,0 +1,234 @@
+import copy
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import TrainingArguments
+
+from mm_cb.training.adapter import add_adapter
+from mm_cb.training.batches import PairCollator, PairedExamples
+from mm_cb.training.placement import KeptBlocks, check_targets, lora_paths
+from mm_cb.training.trainer import Rerouting, RRTrainer
+from tests.reference.released_trainer import cut_language_model, released_loss
+from tests.tiny_llava import tiny_llava
+
+MASKS = {"text": "user_and_assistant", "multimodal": "after_image"}
+ALL_TOKENS = {"text": "all", "multimodal": "all"}
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.fixture
+def build(tmp_path, examples, randomise_b):
+    """A trainer on a tiny model whose LoRA is random; ``at`` puts it at a step of a run."""
+
+    def make(*, blocks=(1, 2), targets=(2,), kept=None, dropout=0.0, masks=MASKS, batches="alternate", steps=6,
+             batch_size=4, accumulation=1, at=None, random=True, metrics=None, **rerouting):  # fmt: skip
+        model = tiny_llava(blocks=4)
+        kept = kept or check_targets(targets, blocks, 4, "all")
+        torch.manual_seed(0)
+        paths = lora_paths(model, blocks, PROJECTIONS)
+        model = add_adapter(model, paths, kept, r=4, lora_alpha=4, dropout=dropout)
+        if random:
+            randomise_b(model.model)
+        trainer = RRTrainer(
+            model,
+            TrainingArguments(
+                output_dir=str(tmp_path / "checkpoints"),
+                max_steps=steps,
+                per_device_train_batch_size=batch_size // accumulation,
+                gradient_accumulation_steps=accumulation,
+                learning_rate=1e-3,
+                lr_scheduler_type="constant",
+                weight_decay=0.0,
+                logging_steps=1,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                remove_unused_columns=False,
+                use_cpu=True,
+                dataloader_pin_memory=False,
+                seed=0,
+            ),
+            Rerouting(5.0, targets, **rerouting),
+            PairedExamples(examples, steps=steps, batch_size=batch_size, batches=batches, seed=0),
+            PairCollator(model, masks),
+            metrics=metrics,
+        )
+        if at is not None:
+            trainer.state.global_step, trainer.state.max_steps = at
+        return trainer
+
+    return make
+
+
+def batch_of(trainer, rows):
+    return trainer.data_collator([trainer.train_dataset[i] for i in rows])
+
+
+def gradients(trainer):
+    return {name: p.grad for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def model_kwargs(inputs):
+    return {
+        "input_ids": inputs.input_ids,
+        "attention_mask": inputs.attention_mask,
+        "position_ids": inputs.position_ids,
+        **({} if inputs.pixel_values is None else {"pixel_values": inputs.pixel_values}),
+        **({} if inputs.image_sizes is None else {"image_sizes": inputs.image_sizes}),
+    }
+
+
+@pytest.mark.parametrize("modality", ["text", "multimodal"])
+@pytest.mark.parametrize(("blocks", "targets"), [((0, 1, 2), (2,)), ((0, 1), (1,)), ((1, 2), (2,))])
+def test_the_loss_and_its_gradients_are_the_released_trainers(build, randomise_b, modality, blocks, targets):
+    ours = build(
+        blocks=blocks, targets=targets, masks=ALL_TOKENS, batches=modality, at=(2, 5), retain_average="official"
+    )
+    batch = batch_of(ours, range(4))
+    loss = ours.compute_loss(ours.model, batch)
+    loss.backward()
+
+    released = tiny_llava(blocks=4)
+    cut_language_model(released.base, targets)
+    paths = lora_paths(released, blocks, PROJECTIONS)
+    peft_model = get_peft_model(released.base, LoraConfig(target_modules=paths, r=4, lora_alpha=4)).eval()
+    randomise_b(peft_model)
+    expected = released_loss(
+        peft_model,
+        model_kwargs(batch["circuit_breaker"]),
+        model_kwargs(batch["retain"]),
+        targets,
+        5 * (1 - 2 / 10),
+        5 * 2 / 10,
+    )
+    expected.backward()
+
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    theirs = {name: p.grad for name, p in peft_model.named_parameters() if p.requires_grad}
+    assert theirs.keys() == gradients(ours).keys()
+    for name, gradient in gradients(ours).items():
+        assert torch.linalg.vector_norm(gradient - theirs[name]) <= 1e-4 * torch.linalg.vector_norm(theirs[name]), name
+
+
+def test_the_paper_average_differs_from_the_released_one_by_the_fill(build):
+    losses = {}
+    for average in ("tokens", "official"):
+        trainer = build(masks=ALL_TOKENS, batches="text", at=(2, 5), retain_average=average)
+        batch = batch_of(trainer, range(4))
+        losses[average] = trainer.compute_loss(trainer.model, batch, return_outputs=True)[1]["retain_loss"].item()
+    fill = batch["retain_mask"].float().mean().item()
+    assert fill < 1 and losses["official"] == pytest.approx(losses["tokens"] * fill, rel=1e-5)
+
+
+def test_averaging_over_frozen_states_weakens_the_retain_loss(build):
+    """States 0 and 1 are the same in both passes: with targets (2,) and states 0..3 kept, only 2 and 3 contribute."""
+    parts = {}
+    for layers in ("all", "targets"):
+        trainer = build(at=(2, 5), retain_layers=layers)
+        batch = batch_of(trainer, range(4))
+        parts[layers] = trainer.compute_loss(trainer.model, batch, return_outputs=True)[1]
+    reference, adapted = trainer._hidden_states(trainer.model, batch["retain"])
+    assert torch.equal(reference[:2], adapted[:2]) and not torch.equal(reference[2], adapted[2])
+    assert parts["all"]["reroute_loss"] == parts["targets"]["reroute_loss"]
+    assert parts["all"]["retain_loss"] != parts["targets"]["retain_loss"]
+
+
+def test_a_fresh_adapter_starts_at_reroute_one_and_retain_zero_without_nan(build):
+    trainer = build(random=False, at=(3, 6))
+    loss, parts = trainer.compute_loss(trainer.model, batch_of(trainer, range(4)), return_outputs=True)
+    loss.backward()
+    assert parts["reroute_loss"].item() == pytest.approx(1, abs=1e-5)
+    assert parts["retain_loss"].item() == 0
+    assert all(g.isfinite().all() and g.abs().max() < 1e-4 for g in gradients(trainer).values())
+
+
+def test_only_the_adapters_dropout_is_active_and_only_in_the_adapted_pass(build):
+    trainer = build(dropout=0.5, at=(2, 5))
+    trainer.model.train()
+    inputs = batch_of(trainer, range(4))["retain"]
+    first_reference, first = trainer._hidden_states(trainer.model, inputs)
+    second_reference, second = trainer._hidden_states(trainer.model, inputs)
+    assert torch.equal(first_reference, second_reference)
+    assert not torch.equal(first, second)
+    active = {name for name, module in trainer.model.named_modules() if module.training}
+    assert active and all("lora_dropout" in name for name in active)
+
+
+def test_the_reference_is_the_untouched_base_model(build):
+    trainer = build()
+    inputs = batch_of(trainer, range(4, 8))["retain"]
+    reference, _ = trainer._hidden_states(trainer.model, inputs)
+    base = tiny_llava(blocks=4).forward(inputs, hidden_states=True).hidden_states
+    for layer in range(3):
+        assert torch.equal(reference[layer], base[layer])
+    assert not reference.requires_grad
+
+
+def run(trainer):
+    trainer.train()
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("average", ["tokens", "official"])
+def test_splitting_a_batch_changes_neither_loss_nor_gradient_nor_schedule(build, tmp_path, average):
+    records = {}
+    for accumulation in (1, 2, 4):
+        path = tmp_path / f"{accumulation}.jsonl"
+        trainer = build(accumulation=accumulation, steps=3, metrics=path, masks=MASKS, retain_average=average)
+        if average == "official":  # padded widths depend on the split; on rows of one length they do not
+            rows = trainer.train_dataset._rows
+            for key in rows:
+                rows[key] = [rows[key][0]] * len(rows[key])
+        run(trainer)
+        records[accumulation] = [json.loads(line) for line in path.read_text().splitlines()]
+    for accumulation in (2, 4):
+        for split, whole in zip(records[accumulation], records[1], strict=True):
+            assert split["modality"] == whole["modality"]
+            for key in ("step", "reroute_loss", "retain_loss", "reroute_coeff", "retain_coeff", "grad_norm"):
+                assert split[key] == pytest.approx(whole[key], rel=2e-3, abs=1e-6), key
+    first = [records[n][0] for n in (1, 2, 4)]
+    for split in first[1:]:
+        assert split["grad_norm"] == pytest.approx(first[0]["grad_norm"], rel=1e-4)
+
+
+def test_every_step_is_logged_with_the_weights_that_it_used(build, tmp_path):
+    trainer = build(steps=4, metrics=tmp_path / "metrics.jsonl", random=False, dropout=0.05)
+    run(trainer)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == [0, 1, 2, 3]
+    assert [r["modality"] for r in records] == ["text", "multimodal"] * 2
+    assert [r["reroute_coeff"] for r in records] == pytest.approx([5, 4.375, 3.75, 3.125])
+    assert [r["retain_coeff"] for r in records] == pytest.approx([0, 0.625, 1.25, 1.875])
+    assert records[0]["reroute_loss"] == pytest.approx(1, abs=1e-5) and records[0]["retain_loss"] == 0
+    assert records[0]["grad_norm"] < 1e-4 < records[3]["grad_norm"]
+    assert {r["learning_rate"] for r in records} == {1e-3}
+
+
+def test_training_turns_circuit_breaker_states_away(build, tmp_path):
+    trainer = build(steps=30, metrics=tmp_path / "metrics.jsonl")
+    before = copy.deepcopy(trainer.model.state_dict())
+    run(trainer)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert sum(r["reroute_loss"] for r in records[-4:]) < 0.8 * sum(r["reroute_loss"] for r in records[:4])
+    changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all("lora_" in name for name in changed)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(build):
+    trainer = build(steps=2)
+    with torch.no_grad():
+        next(p for n, p in trainer.model.named_parameters() if "lora_B" in n).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="must be finite"):
+        trainer.train()
+
+
+def test_kept_blocks_do_not_change_the_targets(build):
+    """The reroute loss looks at the output of a block as it is, whether or not more of the tower is kept."""
+    losses = []
+    for kept in (KeptBlocks(3, True), KeptBlocks(4, True)):
+        trainer = build(kept=kept, at=(2, 5))
+        batch = batch_of(trainer, range(4))
+        losses.append(trainer.compute_loss(trainer.model, batch, return_outputs=True)[1]["reroute_loss"].item())
+    assert losses[0] == losses[1]
