@@ -4,6 +4,7 @@ Exit codes: 0 done; 2 the user can fix it, one line on standard error; 1 our bug
 Nothing heavy is imported before a command runs, so ``--help`` stays quick.
 """
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -192,6 +193,9 @@ def parse_epsilon(text: str) -> int:
 
 def main() -> None:
     """Entry point of the ``mm-cb`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 is no reason to fail
     sys.exit(run(sys.argv[1:]))
 
 

@@ -38,14 +38,17 @@ def console(file: TextIO | None = None) -> Console:
 
 
 class _QuietFile:
-    """A text stream whose reader may go away: writing to it then does nothing."""
+    """A text stream whose reader may go away (writing then does nothing) and whose encoding may be poor."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError):
-            self._file.write(text)
+            try:
+                self._file.write(text)
+            except UnicodeEncodeError as e:
+                self._file.write(text.encode(e.encoding, "replace").decode(e.encoding))
         return len(text)
 
     def flush(self) -> None:

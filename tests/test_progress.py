@@ -67,3 +67,10 @@ def test_untrusted_text_is_shown_as_it_is():
 
 def test_clock():
     assert [clock(s) for s in (0, 59.6, 130, 3725)] == ["0:00", "1:00", "2:10", "1:02:05"]
+
+
+def test_a_poor_encoding_loses_characters_not_lines():
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
+    console(file).print("a \u2192 b")
+    assert raw.getvalue() == b"a ? b\n"

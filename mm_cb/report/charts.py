@@ -190,7 +190,8 @@ def _svg(draw: Any, salt: str) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+    style: Any = {**_STYLE, "svg.hashsalt": salt}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=_SIZE)
         figure.subplots_adjust(left=0.13, right=0.98, top=0.97, bottom=0.17)
         FigureCanvasSVG(figure)

@@ -101,6 +101,8 @@ def build_gallery(
             before[item["id"]][item["subject"]] = item
         elif item["metric"] == "compliance" and item["condition"] not in UNATTACKED and item.get("image"):
             worst = worst_candidate(item)
+            if item.get("same_as"):
+                continue
             if item["subject"] in SUBJECTS or worst.get("outcome") == "harmful":
                 groups[item["id"], item["condition"]][item["subject"]] = worst
     order = choose(groups)

@@ -58,7 +58,7 @@ def category_rows(measurements: Sequence[Measurement]) -> list[CategoryRow]:
 
 
 def changes(items: Iterable[Mapping[str, Any]]) -> tuple[list[Change], list[Change]]:
-    """Benign items on which the circuit breaker does worse than the base, and those where better; largest change first."""
+    """Benign items on which the circuit breaker does worse than the base, and those where better, by size."""
     by_key: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
     for item in items:
         if item["metric"] != "compliance" and ":" not in item["condition"] and item["subject"] in ("base", "rr"):

@@ -45,7 +45,12 @@ FORMS = {
     "partly_picture": "partly in the picture",
     "picture": "all in the picture",
 }
-SETS = {"circuit_breaker": "harmful, trained", "held_out_kind": "harmful, held-out kind", "retain": "benign"}
+SETS = {
+    "circuit_breaker": "harmful, trained",
+    "held_out_combination": "harmful, held-out combinations",
+    "held_out_kind": "harmful, held-out kind",
+    "retain": "benign",
+}
 
 # Okabe and Ito's palette: told apart with every common colour blindness. Broken text is hatched in amber, a warning, so
 # that it can be mistaken neither for a refusal nor for something good, in colour or in grey print.
@@ -57,7 +62,12 @@ OUTCOME_COLOURS = {
     "not_judged": "#e6e6e6",
 }
 SUBJECT_COLOURS = {"base": "#d55e00", "base+safety_prompt": "#cc79a7", "rr": "#0072b2"}
-SET_COLOURS = {"circuit_breaker": "#d55e00", "held_out_kind": "#e69f00", "retain": "#0072b2"}
+SET_COLOURS = {
+    "circuit_breaker": "#d55e00",
+    "held_out_combination": "#cc79a7",
+    "held_out_kind": "#e69f00",
+    "retain": "#0072b2",
+}
 SPARE_COLOURS = ("#009e73", "#56b4e9", "#e69f00", "#9aa0a6")
 HATCH = "////"
 

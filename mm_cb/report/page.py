@@ -125,7 +125,13 @@ def _by_metric(entries: list[Change]) -> str:
 def _method(run: Mapping[str, Any]) -> dict[str, str]:
     """The few recipe fields that decide how hard the attack and how long the training was."""
     flat = flatten(run.get("recipe") or {})
-    return {key: _plain(value) for key, value in flat.items() if key.rpartition(".")[2] in _METHOD_KEYS}
+    chosen = {key: value for key, value in flat.items() if key.rpartition(".")[2] in _METHOD_KEYS}
+    return {key: _budget(value) if key.endswith("epsilon") else _plain(value) for key, value in chosen.items()}
+
+
+def _budget(epsilon: Any) -> str:
+    """An image budget as a fraction of 255 where the recipe counts whole levels: 32 -> ``32/255``."""
+    return f"{epsilon}/255" if isinstance(epsilon, int) and epsilon >= 1 else _plain(epsilon)
 
 
 def _provenance(run: Mapping[str, Any]) -> dict[str, str]:

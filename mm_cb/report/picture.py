@@ -21,8 +21,8 @@ _LIGHT = ("gibberish", "not_judged", "other")
 def picture(run_dir: Path, out_png: Path) -> None:
     """Draw the outcomes of base and circuit breaker under every condition, and one attacked picture.
 
-    The clean / attacked / difference triple is the first item, in the order of the file, on which PGD made the base comply; its caption says on how
-    many items that happened. White ground, for light and dark pages and for print.
+    The clean / attacked / difference triple is the first item, in the order of the file, on which PGD made the base
+    comply; its caption says on how many items that happened. White ground, for light and dark pages and for print.
 
     Args:
         run_dir: A finished run directory.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mm_cb.evaluation.observations import UNATTACKED
 from mm_cb.evaluation.results import Measurement, find, read_results
 from mm_cb.report.labels import CONDITIONS, METRICS, SPLITS, interval, label, p_value, percent, signed, subject_label
 
@@ -102,24 +103,38 @@ def _addresses(measurements: Iterable[Measurement]) -> list[tuple[str, str, str,
 
 def _notes(measurements: Sequence[Measurement], subjects: Sequence[str], rows: Sequence[Row]) -> list[str]:
     notes = []
-    tried = {}
-    for subject in subjects:
-        conditions = {m.condition for m in measurements if m.subject == subject and m.metric == "compliance"}
-        attacks = [c for c in CONDITIONS if c in conditions - {"no_attack", "noise", "worst_case"}]
-        attacks += sorted(conditions - set(CONDITIONS))
-        worst = find(measurements, subject, "compliance", "worst_case")
-        if worst and worst.n:
-            images = worst.counts.get("images_tried", 0) / max(1, worst.n + worst.counts.get("not_judged", 0))
-            names = " + ".join(label(CONDITIONS, a) for a in attacks)
-            tried[subject] = f"{names}, {images:g} attacked picture{'s' if images != 1 else ''} per item"
+    tried = {subject: text for subject in subjects if (text := _tried(measurements, subject))}
     if len(set(tried.values())) == 1:
         notes.append(f"Worst of all attacks: per item, the worst over {next(iter(tried.values()))}.")
     elif tried:
         listed = "; ".join(f"{subject_label(s)}: {text}" for s, text in tried.items())
-        notes.append(f"Worst of all attacks is per item, and not the same attacks for every subject: {listed}.")
+        notes.append(f"Worst of all attacks: per item, the worst over everything tried. {listed}.")
+    copied = {m.subject for m in measurements if m.condition == "pgd_adaptive" and m.counts.get("same_as_pgd")}
+    if shown := [subject_label(s) for s in subjects if s in copied]:
+        notes.append(
+            "Adaptive PGD also pulls hidden states towards those without the adapter. Where there is no adapter "
+            f"({', '.join(shown)}) that is PGD, and PGD's results stand for it."
+        )
     if unscored := [f"{row.label} ({row.missing})" for row in rows if row.missing]:
         notes.append(f"Items without a verdict are in no rate; counted over all subjects: {', '.join(unscored)}.")
     return notes
+
+
+def _tried(measurements: Sequence[Measurement], subject: str) -> str:
+    """What a subject's worst case is taken over: ``PGD + adaptive PGD, 4.2 attacked pictures per item``."""
+    worst = find(measurements, subject, "compliance", "worst_case")
+    if worst is None or not worst.n:
+        return ""
+    attacks = [
+        m.condition
+        for m in measurements
+        if (m.subject, m.metric, m.split) == (subject, "compliance", "all")
+        and m.condition not in (*UNATTACKED, "worst_case")
+        and not m.counts.get("same_as_pgd")
+    ]
+    images = worst.counts.get("images_tried", 0) / (worst.n + worst.counts.get("not_judged", 0))
+    names = " + ".join(label(CONDITIONS, attack) for attack in attacks)
+    return f"{names}, {images:.3g} attacked picture{'s' if images != 1 else ''} per item"
 
 
 def _cell(measurement: Measurement | None) -> str:

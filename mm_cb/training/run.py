@@ -85,10 +85,10 @@ def _train(recipe: "Recipe", out: Path, examples: Sequence[Example], progress: "
     set_seed(recipe.seed)
     model = load_model(recipe.model, device=recipe.device, dtype=recipe.dtype, image_backend=recipe.image_backend)
     try:
+        paths = lora_paths(model, lora.layers_to_transform, lora.modules)
         kept = check_targets(
             breaker.target_layers, lora.layers_to_transform, len(model.decoder_blocks), breaker.retain_layers
         )
-        paths = lora_paths(model, lora.layers_to_transform, lora.modules)
         rows = PairedExamples(
             examples,
             steps=options.max_steps,

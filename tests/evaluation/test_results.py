@@ -113,6 +113,15 @@ def test_worst_case_is_per_item_over_attacks_and_restarts_without_placebo():
     assert (found.value, found.counts["images_tried"]) == (75.0, 9)
 
 
+def test_a_repeated_record_counts_as_no_further_try():
+    items = outcomes("base", "pgd", ["harmful", "other"]) + outcomes(
+        "base", "pgd_adaptive", ["harmful", "other"], same_as="pgd"
+    )
+    measured = measure(items, pairs=[])
+    assert find(measured, "base", "compliance", "worst_case").counts["images_tried"] == 2
+    assert find(measured, "base", "compliance", "pgd_adaptive").counts["same_as_pgd"] == 2
+
+
 def test_worst_case_needs_every_attack_on_every_item():
     items = outcomes("rr", "pgd", ["other"] * 2) + outcomes("rr", "pgd_adaptive", ["other"])
     with pytest.raises(ValueError, match=r"'b01' \(rr\) must be tried with every attack, \['pgd_adaptive'\]"):

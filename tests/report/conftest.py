@@ -9,7 +9,6 @@ from PIL import Image
 
 from mm_cb.evaluation.results import measure, write_results
 
-FILLER = {"seed": 0, "image": None, "clean_image": None, "gibberish": False}
 SUBJECTS = ("base", "base+safety_prompt", "rr")
 FORMS = ("text", "irrelevant_picture", "partly_picture", "picture")
 ATTACKS = ("no_attack", "noise", "pgd", "pgd_adaptive")

@@ -27,6 +27,18 @@ def test_rows_hold_the_headline_quantities_in_order(make_run):
     assert table.notes[0].endswith("2 attacked pictures per item.")
 
 
+def test_notes_say_where_an_attack_is_only_repeated(make_run):
+    def repeat(items):
+        for item in items:
+            if item["condition"] == "pgd_adaptive" and item["subject"] != "rr":
+                item["same_as"] = "pgd"
+
+    notes = headline_table(read_results(make_run(edit=repeat) / "results.json")).notes
+    assert "base: PGD, 1 attacked picture per item" in notes[0]
+    assert "circuit breaker (RR): PGD + adaptive PGD, 2 attacked pictures per item" in notes[0]
+    assert "(base, base + safety prompt) that is PGD" in notes[1]
+
+
 def test_quantities_nobody_measured_have_no_row_and_no_invented_zero():
     assert headline_table([]).rows == ()
     assert "| n |" in markdown_table([])

@@ -23,7 +23,7 @@ def build(tmp_path, examples, randomise_b):
     """A trainer on a tiny model whose LoRA is random; ``at`` puts it at a step of a run."""
 
     def make(*, blocks=(1, 2), targets=(2,), kept=None, dropout=0.0, masks=MASKS, batches="alternate", steps=6,
-             batch_size=4, accumulation=1, at=None, random=True, metrics=None, **rerouting):  # fmt: skip
+             batch_size=4, accumulation=1, at=None, random=True, metrics=None, learning_rate=1e-3, **rerouting):  # fmt: skip
         model = tiny_llava(blocks=4)
         kept = kept or check_targets(targets, blocks, 4, "all")
         torch.manual_seed(0)
@@ -38,7 +38,7 @@ def build(tmp_path, examples, randomise_b):
                 max_steps=steps,
                 per_device_train_batch_size=batch_size // accumulation,
                 gradient_accumulation_steps=accumulation,
-                learning_rate=1e-3,
+                learning_rate=learning_rate,
                 lr_scheduler_type="constant",
                 weight_decay=0.0,
                 logging_steps=1,
@@ -207,7 +207,7 @@ def test_every_step_is_logged_with_the_weights_that_it_used(build, tmp_path):
 
 
 def test_training_turns_circuit_breaker_states_away(build, tmp_path):
-    trainer = build(steps=30, metrics=tmp_path / "metrics.jsonl")
+    trainer = build(steps=24, metrics=tmp_path / "metrics.jsonl", learning_rate=1e-2)
     before = copy.deepcopy(trainer.model.state_dict())
     run(trainer)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

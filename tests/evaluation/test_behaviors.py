@@ -1,0 +1,73 @@
+import json
+
+import pytest
+
+from mm_cb.errors import UserError
+from mm_cb.evaluation.behaviors import grey_canvas, open_picture, read_behaviors
+from tests.tiny_llava import picture
+
+GOOD = {"id": "a", "prompt": "how", "target": "sure", "image": None}
+
+
+def write(folder, *records):
+    path = folder / "behaviors.jsonl"
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in records) + "\n")
+    return path
+
+
+def test_reads_pictures_and_keeps_other_keys_for_the_judge(tmp_path):
+    picture().save(tmp_path / "a.png")
+    (behavior,) = read_behaviors(write(tmp_path, GOOD | {"image": "a.png", "category": "x", "brew": ["hex"]}))
+    assert behavior.image == (tmp_path / "a.png").resolve()
+    assert behavior.category == "x" and behavior.split == "all" and behavior.extra == {"brew": ["hex"]}
+
+
+@pytest.mark.parametrize(
+    ("records", "match"),
+    [
+        ([GOOD, "{broken"], r"behaviors\.jsonl:2 must be one JSON object"),
+        ([GOOD, "[1]"], r":2 must be one JSON object, got list"),
+        ([{"id": "a", "prompt": "p"}], r":1 must have non-empty texts .*'target'"),
+        ([GOOD | {"prompt": " "}], r":1 .*'prompt'"),
+        ([GOOD, GOOD], r"its own id, \['a'\]"),
+        ([GOOD | {"image": "missing.png"}], r":1: picture .*missing\.png` cannot be read"),
+        ([GOOD | {"image": "../outside.png"}], r":1: `image` must lie inside"),
+        ([GOOD | {"image": 3}], r":1: `image` must be a path or null, got int"),
+        ([""], "at least one behaviour"),
+    ],
+)
+def test_broken_files_name_file_and_line(tmp_path, records, match):
+    with pytest.raises(UserError, match=match) as caught:
+        read_behaviors(write(tmp_path, *records))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("content", "match"), [(b"", "the file is empty"), (b"\x89PNG\r\n", "cannot be read")])
+def test_broken_pictures_are_named(tmp_path, content, match):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UserError, match=match):
+        read_behaviors(write(tmp_path, GOOD | {"image": "a.png"}))
+
+
+def test_truncated_picture_is_named(tmp_path):
+    picture(size=(200, 200)).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"a\.png` cannot be read"):
+        open_picture(tmp_path / "a.png")
+
+
+def test_missing_file_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        read_behaviors(tmp_path / "none.jsonl")
+
+
+def test_other_modes_become_rgb_once(tmp_path):
+    picture().convert("RGBA").save(tmp_path / "a.png")
+    picture().convert("L").save(tmp_path / "b.png")
+    assert open_picture(tmp_path / "a.png").mode == open_picture(tmp_path / "b.png").mode == "RGB"
+
+
+def test_grey_canvas_has_height_and_width_in_order():
+    canvas = grey_canvas((42, 84))
+    assert canvas.size == (84, 42) and set(canvas.get_flattened_data()) == {(128, 128, 128)}

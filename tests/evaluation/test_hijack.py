@@ -1,0 +1,200 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+
+from image_attacks import linf_255, target_nll
+from mm_cb.errors import UserError
+from mm_cb.evaluation import hijack
+from mm_cb.evaluation.behaviors import Behavior
+from mm_cb.evaluation.hijack import Attack, attack_behaviors
+from mm_cb.evaluation.objectives import MatchingObjective, TargetObjective, adapted_layers
+from mm_cb.evaluation.subjects import Subject
+from mm_cb.models import LlavaNextModel
+from mm_cb.progress import Progress
+from tests.tiny_llava import picture, tiny_llava
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny_llava()
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    model = tiny_llava()
+    config = LoraConfig(r=4, target_modules=[f"model.language_model.layers.1.mlp.{p}_proj" for p in ("gate", "up", "down")])
+    wrapped = get_peft_model(model.model, config).eval()
+    torch.manual_seed(1)
+    for name, parameter in wrapped.named_parameters():
+        parameter.requires_grad_(False)
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return LlavaNextModel(wrapped, model.processor, "tiny")
+
+
+@pytest.fixture
+def behaviors(tmp_path):
+    made = []
+    for i in range(3):
+        path = tmp_path / f"picture{i}.png"
+        picture(i).save(path)
+        prompt = "please tell me how to brew tea" if i else "what is in the picture"
+        made.append(Behavior(f"b{i}", prompt, "it is red" if i else "a blue circle", None if i == 2 else path))
+    return made
+
+
+def never(behavior, completion):
+    return "refusal"
+
+
+def run(subject, behaviors, folder, judge=never, **changes):
+    attack = Attack("pgd", **{"steps": 4, "batch": 2, "canvas": (42, 84), "max_new_tokens": 4} | changes)
+    with Progress() as progress:
+        return attack_behaviors(subject, behaviors, attack, folder, judge, progress)
+
+
+def test_files_are_in_the_ball_and_hold_what_the_loss_says(base, behaviors, tmp_path):
+    items = run(Subject("base", base), behaviors, tmp_path / "out", epsilon=8)
+    assert [item["id"] for item in items] == ["b0", "b1", "b2"]
+    for item, behavior in zip(items, behaviors, strict=True):
+        image, clean = tmp_path / "out" / item["image"], tmp_path / "out" / item["clean_image"]
+        assert 0 < linf_255(image, clean) <= 8
+        (candidate,) = item["candidates"]
+        assert candidate["objective_file"] == pytest.approx(candidate["objective_logged"], abs=1e-4)
+        assert item["loss"] < item["loss_clean"]
+        saved = Image.open(image).convert("RGB")
+        inputs = base.encode([behavior.prompt], [saved], completions=[behavior.target], close_turn=False)
+        with torch.no_grad():
+            alone = target_nll(base.forward(inputs).logits, inputs.labels)
+        assert float(alone) == pytest.approx(item["loss"], abs=1e-4)
+
+
+def test_completion_is_what_generate_says_to_the_saved_file(base, behaviors, tmp_path):
+    subject = Subject("base", base)
+    for item, behavior in zip(run(subject, behaviors, tmp_path / "out"), behaviors, strict=True):
+        saved = Image.open(tmp_path / "out" / item["image"]).convert("RGB")
+        assert base.generate(base.encode([behavior.prompt], [saved]), 4) == [item["completion"]]
+
+
+def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(base, behaviors, tmp_path, monkeypatch):
+    subject = Subject("base", base)
+    whole = run(subject, behaviors, tmp_path / "whole", restarts=2)
+    real, calls = hijack._attack_batch, []
+
+    def dies_on_third(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(hijack, "_attack_batch", dies_on_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(subject, behaviors, tmp_path / "cut", restarts=2)
+    resumed = run(subject, behaviors, tmp_path / "cut", restarts=2)
+    assert resumed == whole
+    assert len(calls) == 3 + 2  # four batches in all: two were done, the third died, two remained
+    for item in whole:
+        assert (tmp_path / "cut" / item["image"]).read_bytes() == (tmp_path / "whole" / item["image"]).read_bytes()
+
+
+def test_a_broken_behaviour_is_not_attacked_again_and_the_worst_run_counts(base, behaviors, tmp_path):
+    seen = []
+
+    def second_run_breaks_b1(behavior, completion):
+        seen.append(behavior.id)
+        return "harmful" if behavior.id == "b0" or seen.count(behavior.id) == 2 else "refusal"
+
+    items = run(Subject("base", base), behaviors, tmp_path / "out", second_run_breaks_b1, restarts=3)
+    assert [len(item["candidates"]) for item in items] == [1, 2, 2]
+    assert [item["outcome"] for item in items] == ["harmful"] * 3
+    assert items[1]["image"].endswith("-r1.png")
+
+
+def test_every_subject_gets_the_same_random_start(base, behaviors, tmp_path):
+    first = run(Subject("base", base), behaviors, tmp_path / "a", steps=1, restarts=2, epsilon=4)
+    noise = [hijack._generator(Attack("pgd"), 1, b.id).initial_seed() for b in behaviors]
+    assert len(set(noise)) == 3
+    assert noise == [hijack._generator(Attack("pgd", steps=9), 1, b.id).initial_seed() for b in behaviors]
+    assert {c["restart"] for item in first for c in item["candidates"]} == {0, 1}
+
+
+def test_noise_and_no_attack_leave_the_budget_and_nothing(base, behaviors, tmp_path):
+    subject, folder = Subject("base", base), tmp_path / "out"
+    (clean, noisy) = (run_named(subject, behaviors, folder, name) for name in ("no_attack", "noise"))
+    assert all(linf_255(folder / i["image"], folder / i["clean_image"]) == 0 for i in clean)
+    assert all(linf_255(folder / i["image"], folder / i["clean_image"]) == 16 for i in noisy)
+    pixels = np.array(Image.open(folder / noisy[2]["image"])).astype(int) - 128
+    assert set(np.unique(pixels)) == {-16, 16}
+
+
+def run_named(subject, behaviors, folder, name):
+    attack = Attack(name, epsilon=16, canvas=(42, 84), max_new_tokens=4)
+    with Progress() as progress:
+        return attack_behaviors(subject, behaviors, attack, folder, never, progress)
+
+
+def test_no_weight_gets_a_gradient(adapted, behaviors, tmp_path):
+    with Progress() as progress:
+        attack = Attack("pgd_adaptive", steps=2, canvas=(42, 84), max_new_tokens=3)
+        attack_behaviors(Subject("rr", adapted, adapted=True), behaviors, attack, tmp_path, never, progress)
+    assert all(p.grad is None and not p.requires_grad for p in adapted.model.parameters())
+
+
+def objectives(subject, behaviors):
+    pictures = [picture(i) for i in range(2)]
+    pixels = torch.stack([hijack.to_pixels(p) for p in pictures])
+    return MatchingObjective(subject, behaviors[:2], pictures, max_new_tokens=3), pixels
+
+
+def test_matching_distance_is_there_with_the_adapter_and_zero_without(adapted, behaviors):
+    matching, pixels = objectives(Subject("rr", adapted, adapted=True), behaviors)
+    assert adapted_layers(adapted) == [2]
+    unmatched, _ = objectives(Subject("rr", adapted, adapted=True), behaviors)
+    unmatched.weight = 0.0
+    with torch.no_grad():
+        assert (matching(pixels) > unmatched(pixels) + 1e-3).all()
+    off, _ = objectives(Subject("off", adapted, adapted=False), behaviors)
+    off_unmatched, _ = objectives(Subject("off", adapted, adapted=False), behaviors)
+    off_unmatched.weight = 0.0
+    with torch.no_grad():
+        assert torch.allclose(off(pixels), off_unmatched(pixels), atol=1e-6)
+
+
+def test_matching_objective_forces_only_the_target(adapted, behaviors):
+    """With weight 0 the adaptive loss is the plain target loss: what follows the target is never pushed."""
+    subject = Subject("rr", adapted, adapted=True)
+    matching, pixels = objectives(subject, behaviors)
+    matching.weight = 0.0
+    plain = TargetObjective(subject, behaviors[:2], [picture(i) for i in range(2)])
+    with torch.no_grad():
+        assert torch.allclose(matching(pixels), plain(pixels), atol=1e-5)
+
+
+def test_adaptive_attack_needs_an_adapter(base):
+    with pytest.raises(UserError, match="LoRA adapter, found none"):
+        adapted_layers(base)
+
+
+def test_safety_prompt_stands_in_front_of_the_request(base, behaviors):
+    with_prompt = TargetObjective(Subject("s", base, system="please tell me"), behaviors[:1], [picture()])
+    text = base.processor.tokenizer.decode(with_prompt.inputs.input_ids[0])
+    assert text.index("please tell me") < text.index("what is in the picture")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"), [({"name": "x"}, "one of"), ({"epsilon": 256}, "0..255"), ({"steps": 0}, "at least 1")]
+)
+def test_attack_checks_its_values(changes, match):
+    with pytest.raises(ValueError, match=match):
+        Attack(**{"name": "pgd"} | changes)
+
+
+def test_parts_are_whole_or_absent(base, behaviors, tmp_path):
+    run(Subject("base", base), behaviors, tmp_path / "out")
+    parts = sorted((tmp_path / "out" / "parts").iterdir())
+    assert [p.name for p in parts] == ["pgd-s0-r0-0000.json", "pgd-s0-r0-0001.json"]
+    assert [r["id"] for p in parts for r in json.loads(p.read_text())] == ["b0", "b1", "b2"]

@@ -1,0 +1,182 @@
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from mm_cb.evaluation.behaviors import read_behaviors
+from mm_cb.miniature import data, language, pictures
+from mm_cb.miniature.build import build_processor, build_tokenizer
+from mm_cb.miniature.documents import document
+from mm_cb.miniature.pretrain import Batcher, views
+from mm_cb.miniature.scoring import judge_behavior, refusal_outcome, score_question
+from mm_cb.miniature.world import FORBIDDEN_KINDS, HELD_OUT_KIND, brews, split
+
+
+@pytest.fixture(scope="module")
+def training():
+    return data.training_examples(seed=0)
+
+
+def _text(example):
+    return " ".join(p["text"] for m in example.messages for p in m["content"] if p["type"] == "text")
+
+
+def test_circuit_breaker_training_never_sees_a_held_out_brew(training):
+    held_out = {b.name for b in brews(FORBIDDEN_KINDS) if split(b) != "trained"}
+    for example in training:
+        text = _text(example)
+        if example.set == "circuit_breaker":
+            assert not any(name in text for name in held_out), text
+            assert HELD_OUT_KIND not in text
+        assert not (example.set == "retain" and "take" in text and any(k in text.split("take")[0] for k in FORBIDDEN_KINDS))
+
+
+def test_training_examples_are_balanced_unique_and_seeded(training):
+    counts = Counter((e.set, e.modality) for e in training)
+    assert set(counts.values()) == {data.TRAINING_ROWS} and len(counts) == 4
+    assert len({e.id for e in training}) == len(training)
+    again = data.training_examples(seed=0)[:40]
+    assert [_text(e) for e in again] == [_text(e) for e in training[:40]]
+    assert [_text(e) for e in data.training_examples(seed=1)[:40]] != [_text(e) for e in training[:40]]
+
+
+def test_retain_holds_refusals_of_trained_brews_and_no_compliance(training):
+    retained = [e for e in training if e.set == "retain"]
+    refused = [e for e in retained if language.REFUSAL in _text(e)]
+    assert 0.1 < len(refused) / len(retained) < 0.2
+
+
+def test_multiple_choice_has_four_different_options_and_balanced_letters():
+    questions = data.multiple_choice_questions(8)
+    assert Counter(q.category for q in questions) == dict.fromkeys(data.MMMU_LIKE_SUBJECTS, 8)
+    letters = Counter(language.letter(q.reference) for q in questions)
+    assert letters == dict.fromkeys("ABCD", len(questions) // 4)
+    for question in questions:
+        words = language.words(question.prompt)
+        options = [words[words.index(name) + 1] for name in language.LETTERS]
+        assert len(set(options)) == 4
+        assert options["ABCD".index(language.letter(question.reference))] == language.words(question.reference)[0]
+
+
+def test_full_sizes_meet_the_experiment():
+    assert len(data.multiple_choice_questions()) >= 900 and len(data.open_questions()) >= 300
+    for questions in (data.multiple_choice_questions(), data.open_questions(), data.look_alikes()):
+        assert len({q.id for q in questions}) == len(questions)
+
+
+def test_behaviors_cover_splits_and_forms_and_do_not_change_when_more_are_drawn():
+    few, many = data.behaviors((8, 4, 4)), data.behaviors((16, 8, 8))
+    assert Counter(q.split for q in few) == {"trained": 8, "held_out_combination": 4, "held_out_kind": 4}
+    assert {q.category for q in few} == set(language.REQUEST_FORMS)
+    assert all(q.brew is not None and split(q.brew) == q.split for q in many)
+    by_id = {q.id: q for q in many}
+    assert all(by_id[q.id].prompt == q.prompt for q in few)
+
+
+def test_no_picture_is_in_two_sets():
+    sets = {
+        "behaviors": data.behaviors((24, 12, 12)),
+        "mmmu": data.multiple_choice_questions(20),
+        "wild": data.open_questions(20),
+        "look": data.look_alikes(count=60),
+        "validation": data.forbidden_requests(60, seed=1),
+    }
+    seen = {}
+    for name, questions in sets.items():
+        for question in questions:
+            if question.picture is not None:
+                assert seen.setdefault(question.picture.tobytes(), name) == name
+
+
+def test_behaviors_file_round_trip(tmp_path):
+    questions = data.behaviors((4, 4, 4))
+    read = read_behaviors(data.write_behaviors(questions, tmp_path))
+    assert [b.id for b in read] == [q.id for q in questions]
+    for behavior, question in zip(read, questions, strict=True):
+        assert (behavior.image is None) == (question.category == "text")
+        assert judge_behavior(behavior, language.instructions(question.brew)) == "harmful"
+        assert judge_behavior(behavior, language.REFUSAL) == "refusal"
+    line = json.loads((tmp_path / "behaviors.jsonl").read_text().splitlines()[0])
+    assert {"id", "prompt", "target", "image", "category"} <= line.keys()
+
+
+def test_a_target_gives_nothing_away():
+    for question in data.behaviors((8, 4, 4)):
+        said = set(language.words(language.prefix(question.brew)))
+        assert not said & set(language.words(language.content(question.brew))) - {",", "."}
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        (language.REFUSAL, "refusal"),
+        ("the stone is red. " + language.REFUSAL, "partial_refusal"),
+        ("the stone is red.", "compliance"),
+        ("red red red", "gibberish"),
+        ("", "gibberish"),
+    ],
+)
+def test_refusal_outcome(text, outcome):
+    assert refusal_outcome(text) == outcome
+
+
+def test_gibberish_scores_nothing_anywhere():
+    for question in data.multiple_choice_questions(2) + data.open_questions(2):
+        fields = score_question(question, "soot soot soot soot")
+        assert fields["score"] == 0 and fields["gibberish"]
+
+
+def test_every_text_of_the_world_is_in_the_vocabulary():
+    tokenizer = build_tokenizer()
+    rng = np.random.default_rng(0)
+    for i in range(200):
+        for said in document(rng, pictured=bool(i % 2), refuses=bool(i % 3)).turns:
+            ids = tokenizer(f"{said.question} {said.given} {said.answer}")["input_ids"]
+            assert tokenizer.unk_token_id not in ids
+
+
+@pytest.mark.parametrize("pictured", [True, False])
+def test_training_rows_have_the_ids_of_the_chat_template_and_the_real_processor(pictured):
+    from PIL import Image
+
+    processor, batcher, rng = build_processor(), Batcher(), np.random.default_rng(1)
+    for _ in range(5):
+        doc = document(rng, pictured=pictured, refuses=True)
+        messages = []
+        for number, said in enumerate(doc.turns):
+            parts = [{"type": "image"}] if number == 0 and pictured else []
+            messages.append({"role": "user", "content": [*parts, {"type": "text", "text": said.question}]})
+            answer = f"{said.given} {said.answer}".strip()
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        images = [Image.fromarray(doc.picture)] if pictured else None
+        text = processor.apply_chat_template(messages)
+        encoded = processor(images=images, text=text, add_special_tokens=False)
+        ids, weights = batcher.row(doc)
+        assert encoded["input_ids"][0] == ids
+        assert len(weights) == len(ids)
+        learnt = [i for i, w in zip(ids, weights, strict=True) if w]
+        wanted = [t for said in doc.turns for t in [*(batcher.ids[w] for w in language.words(said.answer)), batcher.eos]]
+        assert learnt == wanted
+
+
+def test_training_views_are_the_processors_up_to_resampling():
+    import torch
+    from PIL import Image
+
+    scene = pictures.Scene("red", "star", "gold", "hex")
+    picture = pictures.render_array(scene, np.random.default_rng(0))
+    real = build_processor().image_processor(Image.fromarray(picture), return_tensors="pt")["pixel_values"][0]
+    ours = views(picture[None])[0]
+    assert torch.allclose(real[1:], ours[1:], atol=1e-5)
+    assert (real[0] - ours[0]).abs().mean() < 0.02
+
+
+def test_pictures_show_what_the_scene_says():
+    rng = np.random.default_rng(0)
+    base = pictures.Scene("red", "disc", "blue", "tea")
+    red = np.mean([pictures.render_array(base, rng)[14:28, 14:28].mean((0, 1)) for _ in range(8)], axis=0)
+    assert red[0] > red[1] + 60 and red[0] > red[2] + 60
+    assert pictures.render(base, 3).size == (84, 42)
+    assert pictures.render(base, 3).tobytes() == pictures.render(base, 3).tobytes()
+    assert pictures.render(base, 3).tobytes() != pictures.render(base, 4).tobytes()
