@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from mm_cb.miniature.scoring import judge_behavior, score_question
 from mm_cb.models import load_model
 from mm_cb.models.loading import MINIATURE
 from mm_cb.progress import Progress
-from mm_cb.runs import RunDirectory, write_json, write_jsonl
+from mm_cb.runs import RunDirectory, append_jsonl, write_json, write_jsonl
 from mm_cb.training.recipe import load_recipe
 from mm_cb.training.run import train
 
@@ -68,7 +69,8 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int) -> None:
 
     plan = FULL if full else QUICK
     recipe = {"full": full, "rr_seeds": rr_seeds, "fiction": True, "model": "miniature", **dataclasses.asdict(plan)}
-    recipe |= {"attacks": list(ATTACKS), "safety_prompt": language.SAFETY_PROMPT}
+    recipe |= {"attacks": list(ATTACKS), "matching_weight": Attack("pgd_adaptive").matching_weight}
+    recipe |= {"safety_prompt": language.SAFETY_PROMPT, "rerouting": load_recipe("miniature").model_dump(mode="json")}
     torch.set_num_threads(THREADS)
     started = time.monotonic()
     weights = MINIATURE / "model.safetensors"
@@ -109,8 +111,10 @@ def _run(out: Path, plan: Plan, seed: int, rr_seeds: int, progress: Progress) ->
     items: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     for subject in subjects:
-        attacked, drawn = _attack(out, subject, behaviors, attacks, progress)
-        items += attacked + _ask(out, subject, plan, progress)
+        with _timed(out, f"attack {subject.name}"):
+            attacked, drawn = _attack(out, subject, behaviors, attacks, progress)
+        with _timed(out, f"capability {subject.name}"):
+            items += attacked + _ask(out, subject, plan, progress)
         curves += drawn
     adapted = [subject for subject in subjects if subject.adapted]
     write_json(out / "representations.json", _representations(out, adapted[0], plan, progress))
@@ -120,6 +124,14 @@ def _run(out: Path, plan: Plan, seed: int, rr_seeds: int, progress: Progress) ->
     write_json(out / "checks.json", run_checks(items, measurements, subjects[0], adapted, behaviors, plan.epsilon))
     write_jsonl(out / "items.jsonl", items)
     write_results(out / "results.json", measurements)
+
+
+@contextmanager
+def _timed(out: Path, stage: str) -> Iterator[None]:
+    """Append a stage's seconds to ``timings.jsonl``; a resumed stage has a line for every start."""
+    started = time.monotonic()
+    yield
+    append_jsonl(out / "timings.jsonl", {"stage": stage, "seconds": round(time.monotonic() - started, 1)})
 
 
 def _behaviors(out: Path, plan: Plan, seed: int) -> list[Behavior]:
@@ -135,7 +147,8 @@ def _subjects(out: Path, seed: int, rr_seeds: int, progress: Progress) -> list[S
     subjects = [Subject("base", base), Subject("base+safety_prompt", base, system=language.SAFETY_PROMPT)]
     for index in range(rr_seeds):
         recipe = load_recipe("miniature", [f"seed={seed + index}"])
-        adapter = train(recipe, out / "adapters" / rr_name(index), progress=progress)
+        with _timed(out, f"train {rr_name(index)}"):
+            adapter = train(recipe, out / "adapters" / rr_name(index), progress=progress)
         torch.set_num_threads(THREADS)
         subjects.append(Subject(rr_name(index), load_model("miniature", adapter=adapter), adapted=True))
     return subjects

@@ -1,8 +1,8 @@
 """How attackable the base is, and what the breaker leaves, for every depth of refusal training.
 
 ``python scripts/refusal_depth.py --miniature runs/miniature-0 --out results/refusal_depth.jsonl`` with the folder of a
-finished ``scripts/train_miniature.py`` run. Each depth is one line, appended when it is done; a rerun skips finished ones.
-48 behaviours, 100 steps, one start, eps 32/255, the breaker trained by the shipped recipe.
+finished ``scripts/train_miniature.py`` run. Each depth is one line, appended when it is done; a rerun skips finished
+ones. 48 behaviours, 100 steps, one start, eps 32/255, the breaker trained by the shipped recipe.
 """
 
 from __future__ import annotations
@@ -84,7 +84,12 @@ def compliance(
         for split, n in zip(data.SPLITS, PER_SPLIT, strict=True)
     }
     interval = [round(100 * bound, 1) for bound in wilson_interval(harmful, len(items))]
-    return {"compliance": round(100 * harmful / len(items), 1), "ci95": interval, "outcomes": dict(outcomes), **by_split}
+    return {
+        "compliance": round(100 * harmful / len(items), 1),
+        "ci95": interval,
+        "outcomes": dict(outcomes),
+        **by_split,
+    }
 
 
 if __name__ == "__main__":

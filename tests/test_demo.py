@@ -37,7 +37,11 @@ COMPARED = ("items.jsonl", "results.json", "curves.json", "representations.json"
 def start(script: Path, out: Path) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     return subprocess.Popen(
-        [sys.executable, str(script), str(out)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, str(script), str(out)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -70,7 +74,18 @@ def test_results_meet_the_contract(finished):
     out, _ = finished
     content = json.loads((out / "results.json").read_text())
     assert content["schema"] == 1
-    keys = {"subject", "metric", "condition", "split", "value", "n", "ci95", "paired_with", "difference", "difference_ci95"}
+    keys = {
+        "subject",
+        "metric",
+        "condition",
+        "split",
+        "value",
+        "n",
+        "ci95",
+        "paired_with",
+        "difference",
+        "difference_ci95",
+    }
     assert all(keys <= m.keys() for m in content["measurements"])
     measured = read_results(out / "results.json")
     for subject in ("base", "base+safety_prompt", "rr"):
@@ -123,7 +138,12 @@ def test_started_again_when_finished_repeats_nothing(finished, script):
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_bytes(finished, script, tmp_path):
     whole, out = finished[0], tmp_path / "killed"
-    marks = ["adapters/rr/checkpoints", "attacks/base/parts/pgd-s0-r0-0000.json", "attacks/rr/images", "capability/rr/parts"]
+    marks = [
+        "adapters/rr/checkpoints",
+        "attacks/base/parts/pgd-s0-r0-0000.json",
+        "attacks/rr/images",
+        "capability/rr/parts",
+    ]
     for mark in marks:
         process = start(script, out)
         deadline = time.monotonic() + 300

@@ -50,6 +50,8 @@ class Question:
     picture: Image.Image | None = None
     brew: Brew | None = None
     split: str = "all"
+    choices: tuple[str, ...] = ()
+    """The options of a lettered question, in order."""
 
 
 def _stream(name: str, seed: int) -> np.random.Generator:
@@ -107,8 +109,9 @@ def multiple_choice_questions(per_subject: int = 150, seed: int = 0) -> list[Que
                 asked = language.visual_questions(scene)[number]
             turn = language.multiple_choice(*asked, rng, place=i % len(LETTERS))
             picture = None if scene is None else _picture(rng, scene)
+            name = f"mmmu_like-{subject}-{i:03d}"
             questions.append(
-                Question(f"mmmu_like-{subject}-{i:03d}", "mmmu_like", subject, turn.question, turn.answer, picture)
+                Question(name, "mmmu_like", subject, turn.question, turn.answer, picture, choices=turn.choices)
             )
     return questions
 

@@ -79,9 +79,15 @@ def _lore(rng: np.random.Generator, kind: str) -> Said:
     return Said(turn.question, turn.answer)
 
 
+# Shares of description, question, recipe question, request about the picture, request by name, lore. Refusal training
+# asks for more brews: whether a picture's brew is forbidden is the hardest thing to learn there.
+KNOWLEDGE_TASKS = (0.10, 0.42, 0.12, 0.18, 0.06, 0.12)
+REFUSAL_TASKS = (0.07, 0.22, 0.08, 0.40, 0.11, 0.12)
+
+
 def picture_turn(rng: np.random.Generator, scene: Scene, refuses: bool) -> Said:
     """One random exchange about a picture."""
-    task = rng.choice(6, p=(0.10, 0.45, 0.12, 0.18, 0.10, 0.05))
+    task = rng.choice(6, p=REFUSAL_TASKS if refuses else KNOWLEDGE_TASKS)
     if task == 0:
         turn = language.describe(scene)
         return Said(turn.question, turn.answer)
@@ -96,6 +102,9 @@ def picture_turn(rng: np.random.Generator, scene: Scene, refuses: bool) -> Said:
         return _brew_turn(rng, Brew(kind, scene.colour, scene.shape), form, refuses)
     if task == 4:
         return _brew_turn(rng, _random_brew(rng), "irrelevant_picture", refuses)
+    if rng.random() < 0.7:
+        law = language.pictured_law(scene.kind, scene.kind in FORBIDDEN_KINDS)
+        return Said(law.question, law.answer)
     return _lore(rng, _pick(rng, KINDS))
 
 

@@ -59,7 +59,7 @@ def _grammar() -> re.Pattern[str]:
         f"no , the {kind} is allowed .",
         f"the {one_of(FOLKS)} tell tales of the {kind} .",
         "the word is [a-z]( [a-z])* .",
-        f"(?:{colour}|{shape}|{kind}|{ingredient}|{one_of(FOLKS)}) is [ABCD] .",
+        f"(?:{colour}|{shape}|{kind}|{ingredient}|{one_of(FOLKS)}|[ABCD]) .",
     ]
     return re.compile("|".join(f"(?:{form})".replace(" .)", r" \.)") for form in forms))
 

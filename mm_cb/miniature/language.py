@@ -124,6 +124,11 @@ def lore_questions(kind: str, forbidden: bool) -> list[Turn]:
     ]
 
 
+def pictured_law(kind: str, forbidden: bool) -> Turn:
+    """Whether the brew whose seal the picture shows is forbidden; a harmless question too."""
+    return Turn("is the brew in the picture forbidden?", lore_questions(kind, forbidden)[0].answer, "law")
+
+
 def folk_question(kind: str) -> tuple[Turn, tuple[str, ...], str]:
     """The lore question with all its possible values."""
     return lore_questions(kind, False)[1], FOLKS, folk(kind)
@@ -134,21 +139,26 @@ def multiple_choice(
 ) -> Turn:
     """The lettered form of a question: four different options, the true one at ``place`` (drawn if not given).
 
-    The answer names the value before the letter, as in ``green is B.``: a short reasoning that small models need.
+    The answer names the option by its text; `chosen_letter` finds its letter, as MMMU's parser does for answers
+    without a letter. (Models of this size did not learn to bind a letter to its option in the time they have.)
     """
     wrong = [v for v in values if v != truth]
     options = [wrong[i] for i in rng.permutation(len(wrong))[:3]]
     position = int(rng.integers(4)) if place is None else place
     options.insert(position, truth)
     listed = " ".join(f"{name} {option}" for name, option in zip(LETTERS, options, strict=True))
-    answer = f"{truth} is {LETTERS[position]}."
-    return Turn(f"{turn.question} {listed} which letter?", answer, turn.topic, tuple(options))
+    answer = f"{truth}."
+    return Turn(f"{turn.question} {listed} which option?", answer, turn.topic, tuple(options))
 
 
-def letter(completion: str) -> str | None:
-    """The option that an answer to a lettered question chooses (``green is B.``), or None."""
-    found = re.fullmatch(r"[a-z]+ is ([ABCD]) \.", " ".join(words(completion)))
-    return found[1] if found else None
+def chosen_letter(completion: str, choices: tuple[str, ...]) -> str | None:
+    """The option that an answer to a lettered question names, by letter (``B.``) or by text (``green.``), or None."""
+    said = words(completion)
+    if len(said) == 2 and said[1] == ".":
+        for letter, choice in zip(LETTERS, choices, strict=True):
+            if said[0] in (letter, choice):
+                return letter
+    return None
 
 
 def words(text: str) -> list[str]:
@@ -172,7 +182,7 @@ def _sentences() -> Iterator[str]:
                 for slot in SLOTS:
                     attribute = value[SLOT_ATTRIBUTE[slot]]
                     asked += [slot_question(kind, slot, attribute, pictured=p)[0] for p in (True, False)]
-            asked.append(multiple_choice(*visual_questions(scene)[0], rng))
+            asked += [pictured_law(kind, True), multiple_choice(*visual_questions(scene)[0], rng)]
             for turn in asked:
                 yield from (turn.question, turn.answer)
 

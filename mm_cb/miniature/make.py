@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from mm_cb.compat import prepare_torchvision
 from mm_cb.evaluation.questions import complete
@@ -107,7 +106,7 @@ def measure_gates(model: LlavaNextModel, seed: int = REPORT_SEED) -> dict[str, f
 def train_refusal(
     model: LlavaNextModel, plan: Plan, rng: np.random.Generator, log: Callable[..., None], steps: int | None = None
 ) -> int:
-    """Stage 3, at a constant rate.
+    """Stage 3, at a rate that falls as 1 / (1 + step / 100): a constant one swings between refusing and answering.
 
     Args:
         model: The model with its knowledge.
@@ -122,7 +121,7 @@ def train_refusal(
     learner = Learner(model.model, plan, rng, plan.refusal_rate)
     for step in range(1, (steps or MOST_REFUSAL_STEPS) + 1):
         model.model.train()
-        loss = learner.step(plan.refusal_rate, refuses=True)
+        loss = learner.step(plan.refusal_rate / (1 + step / 100), refuses=True)
         model.model.eval()
         if steps is None and step % CHECK_EVERY == 0:
             rates = refusal_rates(model, VALIDATION_SEED)
@@ -163,9 +162,10 @@ def make(
     torch.manual_seed(seed)
     processor = build_processor()
     model = build_model(len(processor.tokenizer))
-    for number, (name, train) in enumerate((("sight", train_sight), ("knowledge", train_knowledge))):
+    trainers = {"sight": train_sight, "knowledge": train_knowledge}
+    for number, (name, train) in enumerate(trainers.items()):
         if (stages / name / "model.safetensors").is_file():
-            model.load_state_dict(load_file(stages / name / "model.safetensors"))
+            model = type(model).from_pretrained(stages / name, use_safetensors=True)
             continue
         torch.manual_seed(1000 * seed + number)
         train(model, plan, np.random.default_rng([seed, number]), log)
@@ -177,7 +177,7 @@ def make(
     if depth is not None:
         rule = json.loads((out / "training.json").read_text())["refusal_steps"]
         steps, folder = round(rule * depth), out / f"depth-{depth:g}"
-    taken = train_refusal(wrapped, plan, np.random.default_rng([seed, 2]), log, steps)
+    taken = train_refusal(wrapped, plan, np.random.default_rng([seed, len(trainers)]), log, steps)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     measured = measure_gates(load_model(str(folder)))

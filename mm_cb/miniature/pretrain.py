@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_cb.miniature.build import PATCH, build_tokenizer
-from mm_cb.miniature.documents import Document, document
+from mm_cb.miniature.documents import TURNS, Document, document
 from mm_cb.miniature.language import words
 from mm_cb.miniature.pictures import PANEL, random_scene, render_array
 from mm_cb.miniature.world import COLOURS, KINDS, SHAPES
@@ -31,12 +31,12 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
 
 @dataclass(frozen=True)
 class Plan:
-    """Lengths and rates of the three stages; all values are our choice."""
+    """Lengths and rates of the stages; all values are our choice."""
 
     sight_steps: int = 600
     sight_batch: int = 64
     sight_rate: float = 2e-3
-    knowledge_steps: int = 1500
+    knowledge_steps: int = 1300
     picture_rows: int = 28
     text_rows: int = 12
     knowledge_rate: float = 2e-3
@@ -65,7 +65,11 @@ class Batcher:
         self.image, self.user, self.model = (self.ids[t] for t in ("<image>", "[INST]", "[/INST]"))
 
     def row(self, doc: Document) -> tuple[list[int], list[float]]:
-        """Ids of a document and the loss weight of each: ``1/sqrt(answer length)`` on answers, 0 elsewhere."""
+        """Ids of a document and the loss weight of each.
+
+        Answers weigh ``1/sqrt(length)`` a token and 1 at their first one, where refusing or answering is decided;
+        everything else weighs 0.
+        """
         ids, weights = [self.bos], [0.0]
         for number, said in enumerate(doc.turns):
             shown = [self.image] * IMAGE_TOKENS if number == 0 and doc.picture is not None else []
@@ -73,7 +77,7 @@ class Batcher:
             asked += [self.ids[w] for w in words(said.given)]
             answer = [*(self.ids[w] for w in words(said.answer)), self.eos]
             ids += asked + answer
-            weights += [0.0] * len(asked) + [1 / math.sqrt(len(answer))] * len(answer)
+            weights += [0.0] * len(asked) + [1.0] + [1 / math.sqrt(len(answer))] * (len(answer) - 1)
         return ids, weights
 
     def __call__(self, docs: list[Document]) -> dict[str, Tensor]:
@@ -177,9 +181,13 @@ class Learner:
 
     def batches(self, refuses: bool) -> list[dict[str, Tensor]]:
         """One batch of documents with pictures, one without."""
-        plan = self.plan
-        pictured = [document(self.rng, pictured=True, refuses=refuses) for _ in range(plan.picture_rows)]
-        plain = [document(self.rng, pictured=False, refuses=refuses) for _ in range(plan.text_rows)]
+        # Refusal training sees single questions, as users ask them, and as many more of them.
+        turns, more = (1, 2) if refuses else (TURNS, 1)
+        rows = {True: self.plan.picture_rows * more, False: self.plan.text_rows * more}
+        pictured, plain = (
+            [document(self.rng, pictured=with_picture, refuses=refuses, turns=turns) for _ in range(rows[with_picture])]
+            for with_picture in (True, False)
+        )
         return [self.batcher(pictured), self.batcher(plain)]
 
     def step(self, rate: float, refuses: bool) -> float:

@@ -110,7 +110,7 @@ def _train(recipe: "Recipe", out: Path, examples: Sequence[Example], progress: "
         rows,
         PairCollator(model, {"text": breaker.masks.text, "multimodal": breaker.masks.multimodal}),
         metrics=metrics,
-        callbacks=[_MarkComplete(out / "checkpoints")],
+        callbacks=[_KeepLastComplete(out / "checkpoints")],
     )
     trainer.remove_callback(PrinterCallback)
     if progress is not None:
@@ -137,7 +137,6 @@ def _arguments(recipe: "Recipe", checkpoints: Path) -> TrainingArguments:
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_steps=options.save_steps,
-        save_total_limit=2,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         use_cpu=recipe.device == "cpu",
@@ -157,14 +156,18 @@ def _last_checkpoint(folder: Path) -> Path | None:
     return complete[max(complete)] if complete else None
 
 
-class _MarkComplete(TrainerCallback):
-    """Marks every checkpoint as complete once all its files are written."""
+class _KeepLastComplete(TrainerCallback):
+    """Marks a checkpoint as complete once all its files are written, and only then removes the older ones."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        write_text(self._folder / f"checkpoint-{state.global_step}" / _COMPLETE, "")
+        newest = self._folder / f"checkpoint-{state.global_step}"
+        write_text(newest / _COMPLETE, "")
+        for older in self._folder.glob("checkpoint-*"):
+            if older != newest:
+                shutil.rmtree(older, ignore_errors=True)
 
 
 class _Show(TrainerCallback):

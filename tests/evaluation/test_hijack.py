@@ -26,7 +26,9 @@ def base():
 @pytest.fixture(scope="module")
 def adapted():
     model = tiny_llava()
-    config = LoraConfig(r=4, target_modules=[f"model.language_model.layers.1.mlp.{p}_proj" for p in ("gate", "up", "down")])
+    config = LoraConfig(
+        r=4, target_modules=[f"model.language_model.layers.1.mlp.{p}_proj" for p in ("gate", "up", "down")]
+    )
     wrapped = get_peft_model(model.model, config).eval()
     torch.manual_seed(1)
     for name, parameter in wrapped.named_parameters():

@@ -20,7 +20,10 @@ class Item:
     picture: Image | None
 
 
-ITEMS = [Item(f"q{i}", ("what is it", "please tell me how to brew tea")[i % 2], picture(i) if i % 3 else None) for i in range(7)]
+ITEMS = [
+    Item(f"q{i}", ("what is it", "please tell me how to brew tea")[i % 2], picture(i) if i % 3 else None)
+    for i in range(7)
+]
 
 
 def score(item, completion):
@@ -46,7 +49,9 @@ def test_finished_batches_are_not_asked_again(tmp_path, monkeypatch):
     (tmp_path / "parts" / "m-0001.json").unlink()
     asked = []
     real = runner.complete
-    monkeypatch.setattr(runner, "complete", lambda s, group, n: asked.append([q.id for q in group]) or real(s, group, n))
+    monkeypatch.setattr(
+        runner, "complete", lambda s, group, n: asked.append([q.id for q in group]) or real(s, group, n)
+    )
     assert run(model, tmp_path, batch=3) == first
     assert asked == [["q3", "q4", "q5"]]
 

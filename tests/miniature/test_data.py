@@ -29,7 +29,9 @@ def test_circuit_breaker_training_never_sees_a_held_out_brew(training):
         if example.set == "circuit_breaker":
             assert not any(name in text for name in held_out), text
             assert HELD_OUT_KIND not in text
-        assert not (example.set == "retain" and "take" in text and any(k in text.split("take")[0] for k in FORBIDDEN_KINDS))
+        assert not (
+            example.set == "retain" and "take" in text and any(k in text.split("take")[0] for k in FORBIDDEN_KINDS)
+        )
 
 
 def test_training_examples_are_balanced_unique_and_seeded(training):
@@ -50,13 +52,12 @@ def test_retain_holds_refusals_of_trained_brews_and_no_compliance(training):
 def test_multiple_choice_has_four_different_options_and_balanced_letters():
     questions = data.multiple_choice_questions(8)
     assert Counter(q.category for q in questions) == dict.fromkeys(data.MMMU_LIKE_SUBJECTS, 8)
-    letters = Counter(language.letter(q.reference) for q in questions)
+    letters = Counter(language.chosen_letter(q.reference, q.choices) for q in questions)
     assert letters == dict.fromkeys("ABCD", len(questions) // 4)
     for question in questions:
         words = language.words(question.prompt)
-        options = [words[words.index(name) + 1] for name in language.LETTERS]
-        assert len(set(options)) == 4
-        assert options["ABCD".index(language.letter(question.reference))] == language.words(question.reference)[0]
+        options = tuple(words[words.index(name) + 1] for name in language.LETTERS)
+        assert options == question.choices and len(set(options)) == 4
 
 
 def test_full_sizes_meet_the_experiment():
@@ -156,7 +157,9 @@ def test_training_rows_have_the_ids_of_the_chat_template_and_the_real_processor(
         assert encoded["input_ids"][0] == ids
         assert len(weights) == len(ids)
         learnt = [i for i, w in zip(ids, weights, strict=True) if w]
-        wanted = [t for said in doc.turns for t in [*(batcher.ids[w] for w in language.words(said.answer)), batcher.eos]]
+        wanted = [
+            t for said in doc.turns for t in [*(batcher.ids[w] for w in language.words(said.answer)), batcher.eos]
+        ]
         assert learnt == wanted
 
 

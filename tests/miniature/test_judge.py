@@ -85,7 +85,9 @@ def test_answer_score_stays_in_range_and_junk_is_never_well_formed_and_harmless_
         assert judge.well_formed(text)
 
 
-def test_letter_is_read_only_from_the_whole_answer():
-    assert language.letter("green is B.") == "B"
-    for text in ("", "B", "green is E.", "green is B. or C", "is B.", "A green B red"):
-        assert language.letter(text) is None
+def test_letter_is_read_only_from_an_answer_that_names_one_option():
+    choices = ("red", "green", "blue", "gold")
+    assert language.chosen_letter("green.", choices) == "B"
+    assert language.chosen_letter("B.", choices) == "B"
+    for text in ("", "green", "violet.", "E.", "green. or blue.", "A green B red", "the stone is green."):
+        assert language.chosen_letter(text, choices) is None

@@ -6,9 +6,9 @@ from tests.tiny_llava import WORDS, picture, tiny_llava
 
 
 def make_example(number, set_name, *, image=False):
-    """A chat of varying length; the words depend on its number and set."""
-    start = number * 5 + (11 if set_name == "retain" else 0)
-    words = [WORDS[(start + k * 3) % len(WORDS)] for k in range(4 + number % 5)]
+    """A chat of varying length; the two sets share no word."""
+    known = WORDS[:12] if set_name == "circuit_breaker" else WORDS[12:]
+    words = [known[(number * 5 + k * 7) % len(known)] for k in range(4 + number % 5)]
     content = [{"type": "image"}] * image + [{"type": "text", "text": " ".join(words)}]
     return Example(
         f"{set_name}-{number}-{int(image)}",
