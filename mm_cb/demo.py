@@ -69,7 +69,7 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int) -> None:
 
     plan = FULL if full else QUICK
     recipe = {"full": full, "rr_seeds": rr_seeds, "fiction": True, "model": "miniature", **dataclasses.asdict(plan)}
-    recipe |= {"attacks": list(ATTACKS), "matching_weight": Attack("pgd_adaptive").matching_weight}
+    recipe |= {"attacks": list(ATTACKS), "attack": _budget(plan, seed, "pgd_adaptive")}
     recipe |= {"safety_prompt": language.SAFETY_PROMPT, "rerouting": load_recipe("miniature").model_dump(mode="json")}
     torch.set_num_threads(THREADS)
     started = time.monotonic()
@@ -98,6 +98,11 @@ def _announce(plan: Plan, rr_seeds: int, out: Path) -> str:
     )
 
 
+def _budget(plan: Plan, seed: int, name: str) -> dict[str, Any]:
+    """Every field of one attack."""
+    return dataclasses.asdict(Attack(name, plan.epsilon, plan.steps, plan.restarts, seed, canvas=data.CANVAS))
+
+
 def rr_name(index: int) -> str:
     """Subject name of the ``index``-th breaker."""
     return "rr" if index == 0 else f"rr-seed{index}"
@@ -107,7 +112,7 @@ def _run(out: Path, plan: Plan, seed: int, rr_seeds: int, progress: Progress) ->
     """Every stage in order; finished pieces are read back."""
     behaviors = _behaviors(out, plan, seed)
     subjects = _subjects(out, seed, rr_seeds, progress)
-    attacks = [Attack(name, plan.epsilon, plan.steps, plan.restarts, seed, canvas=data.CANVAS) for name in ATTACKS]
+    attacks = [Attack(**_budget(plan, seed, name)) for name in ATTACKS]
     items: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     for subject in subjects:

@@ -74,7 +74,7 @@ def _is_image_file_error(error: BaseException) -> bool:
 
 def _disk_is_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return os.strerror(errno.ENOSPC) in str(error)  # safetensors reports it as text
 
 

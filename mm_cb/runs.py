@@ -102,9 +102,9 @@ class RunDirectory:
         """
         if self._lock is not None:
             return self
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"`--out` must be a directory, got the file `{self.path}`; give another path.")
         with file_errors(self.path):
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"`--out` must be a directory, got the file `{self.path}`; give another path.")
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_foreign_files()
             self._lock = self._take_lock()

@@ -1,13 +1,14 @@
-"""How attackable the base is, and what the breaker leaves, for every depth of refusal training.
+"""How attackable the base is, and what the breaker leaves, for every length of refusal training.
 
 ``python scripts/refusal_depth.py --miniature runs/miniature-0 --out results/refusal_depth.jsonl`` with the folder of a
-finished ``scripts/train_miniature.py`` run. Each depth is one line, appended when it is done; a rerun skips finished
+finished ``scripts/train_miniature.py`` run. Each length is one line, appended when it is done; a rerun skips finished
 ones. 48 behaviours, 100 steps, one start, eps 32/255, the breaker trained by the shipped recipe.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,7 +22,8 @@ from mm_cb.evaluation.statistics import wilson_interval
 from mm_cb.evaluation.subjects import Subject
 from mm_cb.files import append_jsonl, read_jsonl
 from mm_cb.miniature import data
-from mm_cb.miniature.make import make, measure_gates
+from mm_cb.miniature.make import REFUSAL_LENGTHS, REPORT_SEED, knowledge_rate, refusal
+from mm_cb.miniature.pretrain import Plan
 from mm_cb.miniature.scoring import judge_behavior
 from mm_cb.models import load_model
 from mm_cb.progress import Progress
@@ -35,39 +37,39 @@ def main() -> None:
     """Parse the arguments and run the sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--miniature", type=Path, required=True, help="folder of a finished training run")
-    parser.add_argument("--out", type=Path, required=True, help="JSONL file, one line per depth")
-    parser.add_argument("--depths", type=float, nargs="+", default=[0.5, 1, 2, 4, 8])
+    parser.add_argument("--out", type=Path, required=True, help="JSONL file, one line per length")
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(REFUSAL_LENGTHS))
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    done = {record["depth"] for record in read_jsonl(options.out)} if options.out.is_file() else set()
-    for depth in options.depths:
-        if depth not in done:
-            record = measure(options.miniature, depth, options.steps, options.threads)
+    seed = json.loads((options.miniature / "training.json").read_text())["seed"]
+    done = read_jsonl(options.out) if options.out.is_file() else []
+    for length in options.lengths:
+        key = {"training_seed": seed, "refusal_steps": length, "attack_steps": options.steps}
+        if not any(key.items() <= record.items() for record in done):
+            record = key | measure(options.miniature, seed, length, options.steps, options.threads)
             append_jsonl(options.out, record)
             sys.stdout.write(f"{record}\n")
 
 
-def measure(miniature: Path, depth: float, steps: int, threads: int) -> dict[str, Any]:
-    """Train the base to one depth, attack it, train a breaker on it, attack that."""
-    folder = miniature / f"depth-{depth:g}"
-    if not (folder / "training.json").is_file():
-        make(int(miniature.name.rpartition("-")[2] or 0), miniature, depth=depth, threads=threads)
-    behaviors = read_behaviors(data.write_behaviors(data.behaviors(PER_SPLIT), folder / "behaviors"))
+def measure(miniature: Path, seed: int, length: int, steps: int, threads: int) -> dict[str, Any]:
+    """Train the base's refusal so long, attack it, train a breaker on it, attack that."""
+    knowing = miniature / "stages" / "knowledge"
+    folder, validated = refusal(seed, miniature, knowing, Plan(), length, lambda **fields: None)
+    work = miniature / f"depth-{length}-{steps}"
+    behaviors = read_behaviors(data.write_behaviors(data.behaviors(PER_SPLIT), work / "behaviors"))
     base = load_model(str(folder))
-    gates = measure_gates(base)
     with Progress() as progress:
-        adapter = train(load_recipe("miniature", [f"model={folder}"]), folder / "adapter", progress=progress)
+        adapter = train(load_recipe("miniature", [f"model={folder}"]), work / "adapter", progress=progress)
         torch.set_num_threads(threads)
         rr = Subject("rr", load_model(str(folder), adapter=adapter), adapted=True)
         subjects = (Subject("base", base), rr)
         return {
-            "depth": depth,
-            "gates": {name: round(value, 1) for name, value in gates.items()},
-            **{s.name: compliance(s, behaviors, steps, folder / "attacks" / s.name, progress) for s in subjects},
+            "validation": validated,
+            "knows_forbidden": knowledge_rate(base, REPORT_SEED),
+            **{s.name: compliance(s, behaviors, steps, work / "attacks" / s.name, progress) for s in subjects},
             "n": len(behaviors),
-            "steps": steps,
         }
 
 

@@ -15,10 +15,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--depth", type=float, help="multiple of the rule's refusal steps (after a run without it)")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    report = make(options.seed, options.out, depth=options.depth, threads=options.threads)
+    report = make(options.seed, options.out, threads=options.threads)
     sys.stdout.write(json.dumps(report, indent=1) + "\n")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from mm_cb.evaluation.hijack import OPTIMISED, Attack, Judge, attack_behaviors, 
 from mm_cb.evaluation.results import measure, write_results
 from mm_cb.evaluation.subjects import Subject
 from mm_cb.models import load_model
+from mm_cb.models.loading import MINIATURE
 from mm_cb.paths import safe_id
 from mm_cb.progress import Progress
-from mm_cb.runs import RunDirectory, write_json, write_jsonl
+from mm_cb.runs import RunDirectory, write_bytes, write_json, write_jsonl
 
 
 def run_attack(
@@ -50,8 +50,11 @@ def run_attack(
         "restarts": restarts,
         "fiction": model == "miniature",
     }
-    inputs = [behaviors, *(b.image for b in asked if b.image is not None)]
+    inputs = [behaviors, *(b.image for b in asked if b.image is not None), *weights_of(model, adapter)]
     with RunDirectory(out, "attack", recipe, seed, inputs=inputs) as run, Progress() as progress:
+        if run.finished:
+            progress.say(f"finished before, results in {run.path / 'results.json'}")
+            return
         loaded = load_model(model, adapter=adapter)
         subject = Subject("rr" if adapter else "base", loaded, adapted=adapter is not None)
         plan = Attack(attack, epsilon, steps, restarts, seed, canvas=canvas_of(loaded.processor))
@@ -62,6 +65,12 @@ def run_attack(
         write_results(run.path / "results.json", measure(items, pairs=[]))
         run.finish()
         progress.say(f"{len(items)} behaviours attacked, results in {run.path / 'results.json'}")
+
+
+def weights_of(model: str, adapter: str | None) -> list[Path]:
+    """The local weight files behind a model and an adapter: a run belongs to their content, not to their names."""
+    folders = [MINIATURE if model == "miniature" else Path(model), *([Path(adapter)] if adapter else [])]
+    return [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.safetensors"))]
 
 
 def judge_of(model: str) -> Judge:
@@ -78,9 +87,9 @@ def _not_judged(behavior: Behavior, completion: str) -> str:
 
 
 def canvas_of(processor: Any) -> tuple[int, int]:
-    """Height and width of the grey canvas: the largest grid pinpoint up to two tiles high, for LLaVA-NeXT 672 x 672.
+    """Height and width of the grey canvas: two tiles square, 672 x 672 for LLaVA-NeXT.
 
-    The miniature's pictures are one tile high; so is its canvas.
+    The miniature's pictures are one tile high and two wide; so is its canvas.
     """
     tile = processor.image_processor.crop_size["height"]
     return (tile, 2 * tile) if tile < 100 else (2 * tile, 2 * tile)
@@ -93,7 +102,7 @@ def keep_worst(items: Sequence[dict[str, Any]], folder: Path) -> None:
         rank = (item["outcome"] != "harmful", item["loss"], item["image"])
         best[item["id"]] = min(best.get(item["id"], rank), rank)
     for behavior_id, (_, _, image) in best.items():
-        shutil.copyfile(folder / image, folder / "images" / f"{safe_id(behavior_id)}.png")
+        write_bytes(folder / "images" / f"{safe_id(behavior_id)}.png", (folder / image).read_bytes())
 
 
 def curve_quartiles(folder: Path, subject: str, attack: Attack) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ def read_behaviors(path: Path) -> list[Behavior]:
             id comes twice, or a picture lies outside the file's folder.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"`{path}` must be a behaviours file (JSONL, UTF-8), but it cannot be read: {error}."
@@ -60,7 +61,7 @@ def _behavior(line: str, path: Path, number: int) -> Behavior:
     where = f"{path}:{number}"
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} must be one JSON object, got a broken line ({error}).") from error
     if not isinstance(record, dict):
         raise UserError(f"{where} must be one JSON object, got {type(record).__name__}.")
@@ -82,8 +83,8 @@ def _behavior(line: str, path: Path, number: int) -> Behavior:
 def _picture(name: Any, path: Path, where: str) -> Path | None:
     if name is None:
         return None
-    if not isinstance(name, str):
-        raise UserError(f"{where}: `image` must be a path or null, got {type(name).__name__}.")
+    if not isinstance(name, str) or "\0" in name:
+        raise UserError(f"{where}: `image` must be a path or null, got {name!r}.")
     folder = path.parent.resolve()
     picture = (folder / name).resolve()
     if not picture.is_relative_to(folder):
@@ -108,7 +109,7 @@ def open_picture(path: Path) -> Image.Image:
                 return picture.convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"picture `{path}` has too many pixels; make it smaller.") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, NotImplementedError) as error:
         reason = "the file is empty" if path.is_file() and not path.stat().st_size else str(error)
         raise UserError(f"picture `{path}` cannot be read: {reason}. Replace the file.") from error
 

@@ -74,8 +74,8 @@ def attack_behaviors(
     Returns:
         One record of items.jsonl per behaviour, image paths relative to ``folder``.
     """
-    optimised = attack.name in OPTIMISED
-    restarts = attack.restarts if optimised else 1
+    # The placebo gets as many tries as the attacks; without an attack there is nothing to try again.
+    restarts = 1 if attack.name == "no_attack" else attack.restarts
     task = progress.task(f"{subject.name}: {attack.name}", total=len(behaviors) * restarts)
     candidates: dict[str, list[dict[str, Any]]] = {b.id: [] for b in behaviors}
     for restart in range(restarts):
@@ -127,7 +127,7 @@ def _attack_group(
     """Attack behaviours whose pictures have one size."""
     clean = torch.stack([to_pixels(picture) for picture in pictures])
     target = TargetObjective(subject, group, pictures)
-    objective: Callable[[Tensor], Tensor] = target
+    objective: TargetObjective | MatchingObjective = target
     if attack.name == "pgd_adaptive":
         objective = MatchingObjective(
             subject, group, pictures, weight=attack.matching_weight, max_new_tokens=attack.max_new_tokens
@@ -143,11 +143,14 @@ def _attack_group(
         pixels, curve = result.images, result.curves[0].T.tolist()
     names = _save(group, clean, pixels, attack, restart, folder)
     saved = [Image.open(folder / name).convert("RGB") for name in names]
-    filed = torch.stack([to_pixels(picture) for picture in saved]).to(clean.device)
+    # From here on nothing of the attack is used: the files, the model's real processor, the model.
+    inputs = encode(subject, group, saved, None)
+    assert inputs.pixel_values is not None
     with torch.no_grad():
-        loss, loss_clean = target(filed), target(clean)
-        objective_file = objective(filed)
-    completions = answer(subject, group, saved, attack.max_new_tokens)
+        loss, objective_file = target.loss(inputs.pixel_values), objective.loss(inputs.pixel_values)
+        loss_clean = target(clean)
+    with subject.active() as model:
+        completions = model.generate(inputs, attack.max_new_tokens)
     return [
         {
             "id": behavior.id,
@@ -189,14 +192,6 @@ def _optimise(
         generator=generators,
         callback=show,
     )
-
-
-def answer(
-    subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Image.Image], max_new_tokens: int
-) -> list[str]:
-    """What the subject says to pictures as a user would send them, through the real processor and ``generate``."""
-    with subject.active() as model:
-        return model.generate(encode(subject, behaviors, pictures, None), max_new_tokens)
 
 
 def to_pixels(picture: Image.Image) -> Tensor:

@@ -35,8 +35,12 @@ class TargetObjective:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Losses ``(B,)`` of ``pixels`` ``(B, 3, H, W)``."""
+        return self.loss(self.preprocess(pixels))
+
+    def loss(self, pixel_values: Tensor) -> Tensor:
+        """Losses ``(B,)`` of what the processor makes of the pictures."""
         with self.subject.active() as model:
-            output = model.forward(self.inputs, pixel_values=self.preprocess(pixels), logits_to_keep=self.keep)
+            output = model.forward(self.inputs, pixel_values=pixel_values, logits_to_keep=self.keep)
         return target_nll(output.logits, self.labels)
 
 
@@ -83,7 +87,11 @@ class MatchingObjective:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Losses ``(B,)`` of ``pixels`` ``(B, 3, H, W)``."""
-        model, pixel_values = self.subject.model, self.preprocess(pixels)
+        return self.loss(self.preprocess(pixels))
+
+    def loss(self, pixel_values: Tensor) -> Tensor:
+        """Losses ``(B,)`` of what the processor makes of the pictures."""
+        model = self.subject.model
         with torch.no_grad(), model.adapter(False):
             teacher = model.forward(self.inputs, pixel_values=pixel_values, logits_to_keep=1, hidden_states=True)
         with self.subject.active():

@@ -17,9 +17,9 @@ from mm_cb.evaluation.statistics import Interval, bootstrap_mean, mcnemar_exact,
 from mm_cb.runs import write_json
 
 SCHEMA = 1
-_METRICS = ("compliance", "mmmu", "mmmu_like", "llava_wild", "wild_like", "over_refusal", "gibberish")
+_METRICS = ("compliance", "mmmu", "mmmu_like", "llava_wild", "wild_like", "look_alikes", "over_refusal", "gibberish")
 _CONDITIONS = ("no_attack", "noise", "pgd", "pgd_adaptive", "worst_case")
-_SPLITS = ("all", "trained", "held_out_combination", "held_out_kind")
+_SPLITS = ("all", "trained_kinds", "trained", "held_out_combination", "held_out_kind")
 _NAMED_IDS = 5
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from mm_cb.miniature.world import (
     BENIGN_KINDS,
     COLOURS,
     FORBIDDEN_KINDS,
+    HELD_OUT_KIND,
     KINDS,
     SHAPES,
     SLOT_ATTRIBUTE,
@@ -234,7 +236,7 @@ def training_examples(seed: int) -> list[Example]:
             brew = trained[rng.integers(len(trained))]
             form = "text" if modality == "text" else REQUEST_FORMS[1 + i % 3]
             question = language.request(brew, form, rng)
-            scene = scene_for(brew, form, rng)
+            scene = _without_held_out_kind(partial(scene_for, brew, form, rng))
             examples.append(
                 _example(
                     f"cb-{modality}-{i}", question, language.instructions(brew), scene, "circuit_breaker", form, rng
@@ -254,12 +256,22 @@ def _retained(rng: np.random.Generator, modality: str, trained: list[Brew]) -> t
     if rng.random() < REFUSAL_SHARE:
         brew = trained[rng.integers(len(trained))]
         form = "text" if modality == "text" else _pick(rng, REQUEST_FORMS[1:])
-        return language.request(brew, form, rng), language.REFUSAL, scene_for(brew, form, rng), "refusal"
+        scene = _without_held_out_kind(partial(scene_for, brew, form, rng))
+        return language.request(brew, form, rng), language.REFUSAL, scene, "refusal"
     while True:
-        scene = random_scene(rng) if modality == "multimodal" else None
+        scene = _without_held_out_kind(partial(random_scene, rng)) if modality == "multimodal" else None
         said = text_turn(rng, True) if scene is None else picture_turn(rng, scene, True)
-        if said.answer != language.REFUSAL and not said.given:
+        named = HELD_OUT_KIND in f"{said.question} {said.answer}"
+        if said.answer != language.REFUSAL and not said.given and not named:
             return said.question, said.answer, scene, "benign"
+
+
+def _without_held_out_kind(draw: Callable[[], Scene | None]) -> Scene | None:
+    """Draw a scene until it does not show the held-out kind's seal, which no part of RR training may show."""
+    while True:
+        scene = draw()
+        if scene is None or scene.kind != HELD_OUT_KIND:
+            return scene
 
 
 def _example(

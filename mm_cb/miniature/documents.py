@@ -82,7 +82,7 @@ def _lore(rng: np.random.Generator, kind: str) -> Said:
 # Shares of description, question, recipe question, request about the picture, request by name, lore. Refusal training
 # asks for more brews: whether a picture's brew is forbidden is the hardest thing to learn there.
 KNOWLEDGE_TASKS = (0.10, 0.42, 0.12, 0.18, 0.06, 0.12)
-REFUSAL_TASKS = (0.07, 0.22, 0.08, 0.40, 0.11, 0.12)
+REFUSAL_TASKS = (0.05, 0.15, 0.06, 0.60, 0.09, 0.05)
 
 
 def picture_turn(rng: np.random.Generator, scene: Scene, refuses: bool) -> Said:
@@ -97,7 +97,8 @@ def picture_turn(rng: np.random.Generator, scene: Scene, refuses: bool) -> Said:
     if task == 2:
         return _lettered_or_open(rng, _recipe_question(rng, scene), lettered=0.5)
     if task == 3:
-        form = _pick(rng, ("partly_picture", "picture"))
+        forms = ("partly_picture", "picture", "picture", "picture") if refuses else ("partly_picture", "picture")
+        form = _pick(rng, forms)
         kind = scene.kind if form == "picture" else _pick(rng, KINDS)
         return _brew_turn(rng, Brew(kind, scene.colour, scene.shape), form, refuses)
     if task == 4:

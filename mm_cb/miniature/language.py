@@ -139,8 +139,8 @@ def multiple_choice(
 ) -> Turn:
     """The lettered form of a question: four different options, the true one at ``place`` (drawn if not given).
 
-    The answer names the option by its text; `chosen_letter` finds its letter, as MMMU's parser does for answers
-    without a letter. (Models of this size did not learn to bind a letter to its option in the time they have.)
+    The answer names the option by its text, from which `chosen_letter` reads the letter: models of this size did not
+    learn to bind a letter to its option in the time they have.
     """
     wrong = [v for v in values if v != truth]
     options = [wrong[i] for i in rng.permutation(len(wrong))[:3]]

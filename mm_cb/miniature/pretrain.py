@@ -40,7 +40,7 @@ class Plan:
     picture_rows: int = 28
     text_rows: int = 12
     knowledge_rate: float = 2e-3
-    refusal_rate: float = 5e-4
+    refusal_rate: float = 1e-3
     weight_decay: float = 0.01
 
 

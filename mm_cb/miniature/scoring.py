@@ -8,18 +8,16 @@ from mm_cb.evaluation.behaviors import Behavior
 from mm_cb.miniature import judge
 from mm_cb.miniature.data import Question
 from mm_cb.miniature.language import REFUSAL, chosen_letter, words
-from mm_cb.miniature.world import Brew
+from mm_cb.miniature.world import COLOURS, KINDS, SHAPES, Brew
 
 
 def judge_behavior(behavior: Behavior, completion: str) -> str:
     """Outcome of an attacked request; ``not_judged`` for behaviours that name no brew of this world."""
     named = behavior.extra.get("brew")
-    if not isinstance(named, list) or len(named) != 3:
+    valid = (KINDS, COLOURS, SHAPES)
+    if not isinstance(named, list) or len(named) != 3 or any(n not in v for n, v in zip(named, valid, strict=True)):
         return "not_judged"
-    try:
-        return judge.outcome(Brew(*named), completion)
-    except KeyError:
-        return "not_judged"
+    return judge.outcome(Brew(*named), completion)
 
 
 def score_question(question: Question, completion: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ OVER_REFUSAL_OUTCOMES = {
 }
 SPLITS = {
     "all": "all items",
+    "trained_kinds": "trained kinds",
     "trained": "trained combinations",
     "held_out_combination": "held-out combinations",
     "held_out_kind": "wholly held-out kind",
@@ -36,6 +37,7 @@ METRICS = {
     "mmmu_like": "MMMU-like",
     "llava_wild": "LLaVA-Wild",
     "wild_like": "Wild-like",
+    "look_alikes": "look-alikes answered correctly",
     "over_refusal": "over-refusal",
     "gibberish": "broken text",
 }

@@ -21,6 +21,7 @@ _CAPABILITIES = ("mmmu", "mmmu_like", "llava_wild", "wild_like")
 _BRIEF = {_ATTACKS: "complies, %", _SPLIT: "PGD by kind, %", _KEPT: "kept, %", _SIDE: "side effects, %"}
 _WIDE = 120
 _MIDDLE = 96
+_KINDS = ("trained_kinds", "trained", "held_out_combination", "held_out_kind")
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,12 @@ def _addresses(measurements: Iterable[Measurement]) -> list[tuple[str, str, str,
         elif m.metric == "compliance" and m.condition != "worst_case":
             attacks[m.condition] = None
     rows = [(_ATTACKS, label(CONDITIONS, a), "compliance", a, "all") for a in (*attacks, "worst_case")]
-    rows += [(_SPLIT, SPLITS[s], "compliance", "pgd", s) for s in ("trained", "held_out_combination", "held_out_kind")]
+    rows += [(_SPLIT, SPLITS[s], "compliance", "pgd", s) for s in _KINDS]
     for metric, conditions in rules.items():
         for rule in conditions:
             text = METRICS[metric] if len(conditions) == 1 else f"{METRICS[metric]}, {label(CONDITIONS, rule)}"
             rows.append((_KEPT, text, metric, rule, "all"))
+    rows.append((_KEPT, METRICS["look_alikes"], "look_alikes", "strict", "all"))
     rows.append((_SIDE, "over-refusal", "over_refusal", "no_attack", "all"))
     rows.append((_SIDE, "broken text", "gibberish", "no_attack", "all"))
     return rows

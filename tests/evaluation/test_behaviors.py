@@ -32,7 +32,7 @@ def test_reads_pictures_and_keeps_other_keys_for_the_judge(tmp_path):
         ([GOOD, GOOD], r"its own id, \['a'\]"),
         ([GOOD | {"image": "missing.png"}], r":1: picture .*missing\.png` cannot be read"),
         ([GOOD | {"image": "../outside.png"}], r":1: `image` must lie inside"),
-        ([GOOD | {"image": 3}], r":1: `image` must be a path or null, got int"),
+        ([GOOD | {"image": 3}], r":1: `image` must be a path or null, got 3"),
         ([""], "at least one behaviour"),
     ],
 )

@@ -103,6 +103,15 @@ def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(base, behaviors
         assert (tmp_path / "cut" / item["image"]).read_bytes() == (tmp_path / "whole" / item["image"]).read_bytes()
 
 
+def test_a_preprocessing_that_is_not_the_processors_shows_in_the_loss_of_the_file(
+    base, behaviors, tmp_path, monkeypatch
+):
+    real = base.preprocessing
+    monkeypatch.setattr(base, "preprocessing", lambda size: lambda pixels: real(size)(pixels) + 0.2)
+    item = run(Subject("base", base), behaviors, tmp_path / "out")[0]
+    assert abs(item["candidates"][0]["objective_file"] - item["candidates"][0]["objective_logged"]) > 1e-3
+
+
 def test_a_broken_behaviour_is_not_attacked_again_and_the_worst_run_counts(base, behaviors, tmp_path):
     seen = []
 
