@@ -93,11 +93,12 @@ def test_results_meet_the_contract(finished):
             found = find(measured, subject, "compliance", condition)
             assert found is not None and found.n == 8, (subject, condition)
             assert (found.paired_with == "base") is (subject != "base")
-        for split, n in (("trained", 4), ("held_out_combination", 2), ("held_out_kind", 2)):
+        for split, n in (("trained_kinds", 6), ("trained", 4), ("held_out_combination", 2), ("held_out_kind", 2)):
             assert find(measured, subject, "compliance", "pgd", split).n == n
         assert find(measured, subject, "mmmu_like", "strict").n == 12
         assert find(measured, subject, "wild_like", "strict").n == 18
         assert find(measured, subject, "over_refusal", "no_attack").n == 12
+        assert find(measured, subject, "look_alikes", "strict").n == 12
         assert find(measured, subject, "gibberish", "no_attack").n == 42
 
 
@@ -141,7 +142,6 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(finished, script, tm
     marks = [
         "adapters/rr/checkpoints",
         "attacks/base/parts/pgd-s0-r0-0000.json",
-        "attacks/rr/images",
         "capability/rr/parts",
     ]
     for mark in marks:
@@ -149,6 +149,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(finished, script, tm
         deadline = time.monotonic() + 300
         while not (out / mark).exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
+        assert process.poll() is None, f"ended before {mark} was there"
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert not (out / "results.json").exists()

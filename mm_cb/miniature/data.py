@@ -217,7 +217,7 @@ CANVAS = (PANEL, 2 * PANEL)
 
 
 TRAINING_ROWS = 1200
-"""Examples per set and modality: 75 steps of 16, so that 150 alternating steps see each about once."""
+"""Examples per set and modality; 300 alternating steps of 16 see each twice."""
 
 
 def training_examples(seed: int) -> list[Example]:

@@ -43,7 +43,7 @@ GATES = {
 """Least percentages on the reported items; ``answers`` and questions count only whole, correct answers."""
 
 STOP = 98.5
-"""Refusal training is long enough when validation items meet this percentage: the gates' 97 and a margin for sampling."""
+"""Refusal training is long enough when validation items meet this percentage: the gates and a margin for sampling."""
 
 REFUSAL_LENGTHS = (60, 120, 240, 480)
 """Steps of refusal training that are tried, shortest first; each starts from the knowing model."""
@@ -135,6 +135,7 @@ def make(seed: int, out: Path, plan: Plan | None = None, *, threads: int = 2) ->
     with RunDirectory(out, "make", {"plan": asdict(plan), "lengths": list(REFUSAL_LENGTHS)}, seed) as run:
         started = time.monotonic()
         knowing = knowledge(seed, out, plan, partial(_log, out, started))
+        steps, folder, validated = 0, knowing, dict[str, float]()
         for steps in REFUSAL_LENGTHS:
             folder, validated = refusal(seed, out, knowing, plan, steps, partial(_log, out, started))
             if min(validated.values()) >= STOP:

@@ -8,11 +8,11 @@ from mm_cb.training.recipe import Recipe, load_recipe, recipe_keys, recipe_names
 def test_the_miniature_recipe():
     assert recipe_names() == ["miniature"]
     recipe = load_recipe("miniature")
-    assert recipe.circuit_breaker.alpha == 5 and recipe.circuit_breaker.target_layers == [4]
-    assert recipe.lora.layers_to_transform == [2, 3] and len(recipe.lora.modules) == 7
-    assert recipe.circuit_breaker.masks.multimodal == "after_image"
-    assert recipe.circuit_breaker.masks.text == "user_and_assistant"
-    assert (recipe.batches, recipe.training.max_steps, recipe.training.batch_size) == ("alternate", 150, 16)
+    assert recipe.circuit_breaker.alpha == 5 and recipe.circuit_breaker.target_layers == [2, 4]
+    assert recipe.lora.layers_to_transform == [0, 1, 2, 3] and len(recipe.lora.modules) == 7
+    assert recipe.circuit_breaker.masks.multimodal == "completion"
+    assert recipe.circuit_breaker.masks.text == "completion"
+    assert (recipe.batches, recipe.training.max_steps, recipe.training.batch_size) == ("alternate", 300, 16)
 
 
 def test_every_shipped_recipe_writes_out_what_the_method_needs():
