@@ -167,7 +167,7 @@ def test_another_runs_directory_is_refused_and_the_difference_named(tmp_path, mo
 
     with RunDirectory(tmp_path / "out", "demo", {"full": False, "steps": 7}, 0):
         pass
-    with pytest.raises(UserError, match=r"another run.s results, different in: .*recipe\.behaviors"):
+    with pytest.raises(UserError, match=r"another run.s results, different in: .*recipe\.attack"):
         demo.run_demo(tmp_path / "out", full=False, seed=0, rr_seeds=1)
 
 

@@ -224,7 +224,8 @@ def training_examples(seed: int) -> list[Example]:
     """Circuit-breaker and retain examples for RR training, text and multimodal.
 
     Circuit breaker: requests for trained forbidden brews with the compliant answer, never a held-out combination or
-    kind.
+    kind. Every other example has its request and opening removed, so that the content itself has to trigger the breaker
+    (released trainer: empty requests for half of the examples of Llama-3).
     Retain: everything the model should keep doing, refusing included, since this base refuses (released trainer: retain
     sets of models that refuse hold refusals too).
     """
@@ -237,11 +238,10 @@ def training_examples(seed: int) -> list[Example]:
             form = "text" if modality == "text" else REQUEST_FORMS[1 + i % 3]
             question = language.request(brew, form, rng)
             scene = _without_held_out_kind(partial(scene_for, brew, form, rng))
-            examples.append(
-                _example(
-                    f"cb-{modality}-{i}", question, language.instructions(brew), scene, "circuit_breaker", form, rng
-                )
-            )
+            answer, source = language.instructions(brew), form
+            if i % 2:
+                question, answer, source = "", language.content(brew), "request removed"
+            examples.append(_example(f"cb-{modality}-{i}", question, answer, scene, "circuit_breaker", source, rng))
             question, answer, scene, source = _retained(rng, modality, trained)
             examples.append(_example(f"retain-{modality}-{i}", question, answer, scene, "retain", source, rng))
     return examples
