@@ -56,6 +56,7 @@ def run_attack(
             progress.say(f"finished before, results in {run.path / 'results.json'}")
             return
         loaded = load_model(model, adapter=adapter)
+        _refuse_placeholders(asked, loaded.processor.image_token)
         subject = Subject("rr" if adapter else "base", loaded, adapted=adapter is not None)
         plan = Attack(attack, epsilon, steps, restarts, seed, canvas=canvas_of(loaded.processor))
         items = attack_behaviors(subject, asked, plan, run.path, judge_of(model), progress)
@@ -65,6 +66,15 @@ def run_attack(
         write_results(run.path / "results.json", measure(items, pairs=[]))
         run.finish()
         progress.say(f"{len(items)} behaviours attacked, results in {run.path / 'results.json'}")
+
+
+def _refuse_placeholders(behaviors: Sequence[Behavior], token: str) -> None:
+    for behavior in behaviors:
+        if token in behavior.prompt or token in behavior.target:
+            raise UserError(
+                f"behaviour {behavior.id!r} must not hold the model's image placeholder `{token}` in its texts; "
+                "the picture is put in front of the prompt by itself."
+            )
 
 
 def weights_of(model: str, adapter: str | None) -> list[Path]:
