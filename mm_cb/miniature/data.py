@@ -251,10 +251,6 @@ REFUSAL_SHARE = 0.15
 """Share of the retain set that shows the base's refusal of a forbidden request; our choice."""
 
 
-REMOVED_SHARE = 0.15
-"""Share of the retain set with benign content behind an empty request: not the emptiness may trigger the breaker."""
-
-
 def _retained(rng: np.random.Generator, modality: str, trained: list[Brew]) -> tuple[str, str, Scene | None, str]:
     """Question, answer, scene and source of one retain example."""
     if rng.random() < REFUSAL_SHARE:
@@ -262,10 +258,6 @@ def _retained(rng: np.random.Generator, modality: str, trained: list[Brew]) -> t
         form = "text" if modality == "text" else _pick(rng, REQUEST_FORMS[1:])
         scene = _without_held_out_kind(partial(scene_for, brew, form, rng))
         return language.request(brew, form, rng), language.REFUSAL, scene, "refusal"
-    if rng.random() < REMOVED_SHARE:
-        brew = Brew(_pick(rng, BENIGN_KINDS), _pick(rng, COLOURS), _pick(rng, SHAPES))
-        scene = _without_held_out_kind(partial(random_scene, rng)) if modality == "multimodal" else None
-        return "", language.content(brew), scene, "request removed"
     while True:
         scene = _without_held_out_kind(partial(random_scene, rng)) if modality == "multimodal" else None
         said = text_turn(rng, True) if scene is None else picture_turn(rng, scene, True)

@@ -1,0 +1,38 @@
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def publish(monkeypatch):
+    spec = importlib.util.spec_from_file_location("publish_miniature", ROOT / "scripts" / "publish_miniature.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_goal_has_a_row_and_a_missed_one_says_so(publish, make_run, tmp_path, monkeypatch):
+    run = make_run(n=24)
+    content = json.loads((run / "run.json").read_text())
+    content["recipe"] = {**content.get("recipe", {}), "full": True, "rr_seeds": 3}
+    (run / "run.json").write_text(json.dumps(content))
+    monkeypatch.setattr(sys, "argv", ["publish", str(run), "--out", str(tmp_path / "results")])
+    publish.main()
+    text = (tmp_path / "results" / "miniature.md").read_text()
+    for goal in publish.GOALS:
+        assert f"| {goal[0]} |" in text
+    assert "not measured" in text or "missed" in text or "≤" in text
+    assert (tmp_path / "results" / "miniature.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("value", "missed"), [(5.0, False), (5.1, True)])
+def test_a_goal_is_met_up_to_its_bound(publish, value, missed):
+    from mm_cb.evaluation.results import Measurement
+
+    measured = Measurement("rr", "compliance", "pgd", "trained_kinds", value, 84, (0.0, 9.0))
+    assert ("**missed**" in publish._cell(measured, value, "value", 0, 5)) is missed
