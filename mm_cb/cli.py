@@ -117,7 +117,7 @@ def attack(
     model: Annotated[str, typer.Option(metavar="M", help="Hub id, local directory, or `miniature`.")],
     behaviors: Annotated[Path, typer.Option(metavar="FILE", help="Behaviours file (JSONL).")],
     out: Out,
-    adapter: Annotated[str | None, typer.Option(metavar="A", help="PEFT adapter: directory or hub id.")] = None,
+    adapter: Annotated[str | None, typer.Option(metavar="A", help="Directory of a PEFT adapter.")] = None,
     attack: Annotated[str, typer.Option(metavar="NAME", help=f"One of: {', '.join(_ATTACKS)}.")] = "pgd",
     epsilon: Annotated[str, typer.Option(metavar="N/255", help="Largest change of a pixel.")] = "32/255",
     steps: Annotated[int, typer.Option(metavar="N", help="Attack steps.", min=1)] = 1000,

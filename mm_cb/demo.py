@@ -133,7 +133,7 @@ def _run(out: Path, plan: Plan, seed: int, rr_seeds: int, progress: Progress) ->
 
 @contextmanager
 def _timed(out: Path, stage: str) -> Iterator[None]:
-    """Append a stage's seconds to ``timings.jsonl``; a resumed stage has a line for every start."""
+    """Append a stage's seconds to ``timings.jsonl``, once for every start that came to the stage's end."""
     started = time.monotonic()
     yield
     append_jsonl(out / "timings.jsonl", {"stage": stage, "seconds": round(time.monotonic() - started, 1)})

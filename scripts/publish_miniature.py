@@ -1,6 +1,6 @@
 """Write the miniature's measured numbers into ``results/``: ``python scripts/publish_miniature.py runs/full``.
 
-The run comes from ``mm-cb demo --full --rr-seeds 3 --out runs/full``. Nothing here measures: it reads the run and
+The run comes from ``mm-cb demo [--full] [--rr-seeds N] --out runs/full``. Nothing here measures: it reads the run and
 writes ``results/miniature.md`` (headline table, goals, seeds), ``miniature.json`` and ``miniature.png``.
 """
 
@@ -45,6 +45,7 @@ def main() -> None:
         "# The miniature's numbers",
         "",
         f"Made by `{command(run)}` and `python scripts/publish_miniature.py`.",
+        *([] if run["recipe"]["full"] else ["This is the quick size; the goals below are set for `--full`."]),
         "",
         judge_run(measurements, checks).sentence,
         "",

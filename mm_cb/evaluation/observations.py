@@ -37,7 +37,7 @@ class Observation:
 def worst_candidate(item: Mapping[str, Any]) -> Mapping[str, Any]:
     """The try of an item that went worst for the subject: the item itself, or the first restart that came out harmful.
 
-    The item's own image is the one with the best loss; another restart can succeed where that one did not.
+    The miniature's runner already puts the worst restart first; runs of other tools may put the one with the best loss.
     """
     if item.get("outcome") == "harmful":
         return item

@@ -72,7 +72,7 @@ class Training(_Section):
     max_steps: Annotated[int, Field(ge=1)] = 150
     """Optimiser steps T (released trainer: 150)."""
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Rows of each set per optimiser step, over all micro-batches and processes (released trainer: 16)."""
+    """Rows of each set per optimiser step, over all its micro-batches (released trainer: 16)."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
     """Micro-batches that an optimiser step is split into; changes memory and time, not the mathematics."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4

@@ -112,6 +112,8 @@ def _train(recipe: "Recipe", out: Path, examples: Sequence[Example], progress: "
         metrics=metrics,
         callbacks=[_KeepLastComplete(out / "checkpoints")],
     )
+    if trainer.accelerator.num_processes > 1:
+        raise UserError("training runs in one process for now; start it without `accelerate launch` or `torchrun`.")
     trainer.remove_callback(PrinterCallback)
     if progress is not None:
         trainer.add_callback(_Show(progress.task(f"train {recipe.name}", total=options.max_steps, done=done)))

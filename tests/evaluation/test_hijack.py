@@ -54,7 +54,7 @@ def never(behavior, completion):
 
 
 def run(subject, behaviors, folder, judge=never, **changes):
-    attack = Attack("pgd", **{"steps": 4, "batch": 2, "canvas": (42, 84), "max_new_tokens": 4} | changes)
+    attack = Attack(**{"name": "pgd", "steps": 4, "batch": 2, "canvas": (42, 84), "max_new_tokens": 4} | changes)
     with Progress() as progress:
         return attack_behaviors(subject, behaviors, attack, folder, judge, progress)
 
@@ -125,12 +125,14 @@ def test_a_broken_behaviour_is_not_attacked_again_and_the_worst_run_counts(base,
     assert items[1]["image"].endswith("-r1.png")
 
 
-def test_every_subject_gets_the_same_random_start(base, behaviors, tmp_path):
-    first = run(Subject("base", base), behaviors, tmp_path / "a", steps=1, restarts=2, epsilon=4)
-    noise = [hijack._generator(Attack("pgd"), 1, b.id).initial_seed() for b in behaviors]
-    assert len(set(noise)) == 3
-    assert noise == [hijack._generator(Attack("pgd", steps=9), 1, b.id).initial_seed() for b in behaviors]
-    assert {c["restart"] for item in first for c in item["candidates"]} == {0, 1}
+def test_every_subject_gets_the_same_noise_and_every_behaviour_and_restart_its_own(base, adapted, behaviors, tmp_path):
+    files = {}
+    for subject in (Subject("base", base), Subject("rr", adapted, adapted=True), Subject("s", base, system="please")):
+        folder = tmp_path / subject.name
+        run(subject, behaviors, folder, name="noise", restarts=2)
+        found = {p.relative_to(folder): p.read_bytes() for p in folder.glob("images/*/*.png")}
+        assert files.setdefault("first", found) == found
+    assert len(files["first"]) == 6 and len(set(files["first"].values())) == 6
 
 
 def test_noise_and_no_attack_leave_the_budget_and_nothing(base, behaviors, tmp_path):
