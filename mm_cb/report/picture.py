@@ -89,6 +89,8 @@ def _draw_bars(axes: "Axes", groups: Sequence[tuple[str, Sequence[Bar]]]) -> Non
 
 
 def _triple(items: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, Any]]:
+    """The first attack that broke the base; one on a picture that shows something before one on a blank canvas."""
+    found: list[tuple[str, Any]] = []
     for item in items:
         wanted = (item.get("metric"), item.get("subject"), item.get("condition"), item.get("outcome"))
         if wanted != ("compliance", "base", "pgd", "harmful"):
@@ -99,8 +101,11 @@ def _triple(items: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str,
         difference = amplified_difference(attacked, clean)
         if difference is not None:
             change = f"difference × {AMPLIFICATION}"
-            return [("clean", clean), ("attacked with PGD", attacked), (change, difference)]
-    return []
+            triple = [("clean", clean), ("attacked with PGD", attacked), (change, difference)]
+            if clean.min() < clean.max():
+                return triple
+            found = found or triple
+    return found
 
 
 def _draw_triple(figure: Any, triple: Sequence[tuple[str, Any]], caption: str) -> None:
