@@ -14,7 +14,10 @@ from mm_cb.errors import UserError
 
 TEMPORARY_SUFFIX = ".mm-cb-tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST)
+_REFUSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST),
+    *(errno.ENOENT, errno.ELOOP, errno.EINVAL),  # folders that cannot be made, as below /proc
+)
 
 
 @contextlib.contextmanager

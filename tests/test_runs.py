@@ -235,3 +235,8 @@ def test_other_package_versions_are_noted_when_a_run_goes_on(out):
     with pytest.warns(UserWarning, match=r"versions\.torch"):
         RunDirectory(out, "demo", {}, 0).open().close()
     assert read_run(out)["resumed"][0]["versions"]["torch"] != "0.0.1"
+
+
+def test_a_folder_that_cannot_be_made_is_the_users_to_choose_again():
+    with pytest.raises(UserError, match="must be writable"):
+        RunDirectory(Path("/proc/no/such/folder"), "demo", {}, 0).open()

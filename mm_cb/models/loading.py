@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,21 @@ def load_model(
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Without transformers' own progress bars, and without its note on a property that PEFT still reads."""
+    """Without transformers' progress bars, the hub's notes on retries, and a note on a property that PEFT still reads.
+
+    What failed in the end is raised, and said once.
+    """
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    hub = getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             yield
     finally:
+        hub.setLevel(level)
         if shown:
             logging.enable_progress_bar()
 
