@@ -154,6 +154,24 @@ def _limits(measurements: Sequence[Measurement]) -> tuple[str, ...]:
         "Only the attacks, budgets and restarts listed here were tried. A stronger or smarter attack may succeed more "
         "often: these rates are lower bounds of what an attacker can reach."
     )
-    if not any(m.subject.startswith("rr-seed") for m in measurements):
-        limits.append("One training seed of the circuit breaker: another seed may do better or worse.")
+    limits.append(_seeds(measurements))
     return tuple(limits)
+
+
+def _seeds(measurements: Sequence[Measurement]) -> str:
+    """What other training seeds of the breaker gave: the sentence above is about the first one alone."""
+    breakers = ["rr", *sorted({m.subject for m in measurements if m.subject.startswith("rr-seed")})]
+    if len(breakers) == 1:
+        return "One training seed of the circuit breaker: another seed may do better or worse."
+    found = {
+        condition: [find(measurements, breaker, "compliance", condition) for breaker in breakers]
+        for condition in ("pgd", "worst_case")
+    }
+    listed = {
+        condition: ", ".join("not judged" if m is None else f"{percent(m.value)} %" for m in values)
+        for condition, values in found.items()
+    }
+    return (
+        f"The sentence is about the first of {len(breakers)} training seeds; they gave {listed['pgd']} under PGD and "
+        f"{listed['worst_case']} in the worst case."
+    )

@@ -83,3 +83,15 @@ def test_an_adaptive_attack_that_still_works_is_said():
 def test_a_measurable_cost_is_said():
     verdict = judge_run(run_of(47, 2, capability=(58, 40)), PASSED)
     assert verdict.kind == "claim" and "measurable cost, in points: MMMU-like −30.0" in verdict.sentence
+
+
+def test_other_training_seeds_are_named_beside_the_sentence():
+    measured = [
+        Measurement(subject, "compliance", condition, "all", value, 48, (0.0, 50.0))
+        for condition in ("pgd", "worst_case")
+        for subject, value in (("rr", 2.1), ("rr-seed1", 33.3))
+    ]
+    (named,) = [limit for limit in judge_run(measured, []).limits if "training seed" in limit]
+    assert "first of 2 training seeds" in named and "33.3 %" in named and "2.1 %" in named
+    (alone,) = [limit for limit in judge_run(measured[:1], []).limits if "training seed" in limit]
+    assert alone.startswith("One training seed")
