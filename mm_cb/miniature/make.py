@@ -174,6 +174,7 @@ def knowledge(seed: int, out: Path, plan: Plan, log: Callable[..., None]) -> Pat
         if folder.is_dir():
             model = type(model).from_pretrained(folder, use_safetensors=True)
             continue
+        torch.manual_seed(1000 * seed + number)  # the sight stage's heads; as the shipped weights were made
         train(model, plan, np.random.default_rng([seed, number]), log)
         _save(model.eval(), processor, folder)
     return out / "stages" / "knowledge"
