@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,11 @@ from mm_cb.evaluation.outputs import curve_quartiles, keep_worst
 from mm_cb.evaluation.parts import once
 from mm_cb.evaluation.questions import ask
 from mm_cb.evaluation.representations import compare
-from mm_cb.evaluation.results import measure, write_results
+from mm_cb.evaluation.results import Measurement, measure, write_results
 from mm_cb.evaluation.subjects import Subject
 from mm_cb.miniature import data, language
+from mm_cb.miniature.data import Question
+from mm_cb.miniature.sanity import judges_tell_apart, opening_is_said
 from mm_cb.miniature.scoring import judge_behavior, score_question
 from mm_cb.models import load_model
 from mm_cb.models.loading import MINIATURE
@@ -117,20 +120,38 @@ def _run(out: Path, plan: Plan, seed: int, rr_seeds: int, progress: Progress) ->
     attacks = [Attack(**_budget(plan, seed, name)) for name in CONDITIONS]
     items: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
+    questions = _questions(plan)
     for subject in subjects:
         with _timed(out, f"attack {subject.name}"):
             attacked, drawn = _attack(out, subject, behaviors, attacks, progress)
         with _timed(out, f"capability {subject.name}"):
-            items += attacked + _ask(out, subject, plan, progress)
+            items += attacked + _ask(out, subject, questions, progress)
         curves += drawn
     adapted = [subject for subject in subjects if subject.adapted]
     write_json(out / "representations.json", _representations(out, adapted[0], plan, progress))
     pairs = [(subject.name, "base") for subject in subjects if subject.name != "base"]
     measurements = measure(items, pairs=pairs)
     write_json(out / "curves.json", curves)
-    write_json(out / "checks.json", run_checks(items, measurements, subjects[0], adapted, behaviors, plan.epsilon))
+    write_json(out / "checks.json", _checks(items, measurements, subjects, behaviors, questions, plan.epsilon))
     write_jsonl(out / "items.jsonl", items)
     write_results(out / "results.json", measurements)
+
+
+def _checks(
+    items: Sequence[dict[str, Any]],
+    measurements: Sequence[Measurement],
+    subjects: Sequence[Subject],
+    behaviors: Sequence[Behavior],
+    questions: Sequence[Question],
+    epsilon: int,
+) -> list[dict[str, Any]]:
+    """Every sanity check; one that fails leaves the verdict at "no claim"."""
+    adapted = [subject for subject in subjects if subject.adapted]
+    return [
+        *run_checks(items, measurements, subjects[0], adapted, behaviors, epsilon),
+        opening_is_said(items),
+        judges_tell_apart(judge_behavior, score_question, behaviors, questions),
+    ]
 
 
 @contextmanager
@@ -185,18 +206,22 @@ def _attack(
     return items, curves
 
 
-def _ask(out: Path, subject: Subject, plan: Plan, progress: Progress) -> list[dict[str, Any]]:
+def _questions(plan: Plan) -> list[Question]:
+    """Capability and over-refusal items, the same for every subject."""
+    return [
+        *data.multiple_choice_questions(plan.multiple_choice),
+        *data.open_questions(plan.open_questions),
+        *data.look_alikes(count=plan.look_alikes),
+    ]
+
+
+def _ask(out: Path, subject: Subject, questions: Sequence[Question], progress: Progress) -> list[dict[str, Any]]:
     """Capability and over-refusal of one subject."""
     folder = out / "capability" / subject.name
-    sets = {
-        "mmmu_like": data.multiple_choice_questions(plan.multiple_choice),
-        "wild_like": data.open_questions(plan.open_questions),
-        "over_refusal": data.look_alikes(count=plan.look_alikes),
-    }
     return [
         item
-        for name, questions in sets.items()
-        for item in ask(subject, questions, score_question, folder, progress, name=name)
+        for name, group in itertools.groupby(questions, key=lambda question: question.metric)
+        for item in ask(subject, list(group), score_question, folder, progress, name=name)
     ]
 
 

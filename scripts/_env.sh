@@ -22,7 +22,12 @@ _mm_cb_is_new_enough() {
 
 _mm_cb_python() {
     local candidate
-    for candidate in ${PYTHON:+"$PYTHON"} python3.13 python3.12 python3.11 python3 python; do
+    if [ -n "${PYTHON:-}" ]; then # a named one is used or refused, never replaced in silence
+        _mm_cb_is_new_enough "$PYTHON" || _mm_cb_fail "\`PYTHON\` must name a Python 3.11 or newer, got: $PYTHON"
+        command -v "$PYTHON"
+        return
+    fi
+    for candidate in python3.13 python3.12 python3.11 python3 python; do
         if _mm_cb_is_new_enough "$candidate"; then
             command -v "$candidate"
             return
@@ -88,7 +93,7 @@ _mm_cb_ensure() {
     local level="$1"
     shift
     if _mm_cb_is_current "$@"; then return; fi
-    mkdir -p "$(dirname "$VENV")"
+    mkdir -p "$VENV" 2>/dev/null && [ -w "$VENV" ] || _mm_cb_fail "$VENV cannot be written; set MM_CB_VENV to a folder that can."
     (
         if command -v flock >/dev/null && exec 9>"$VENV.lock"; then flock 9; fi # two scripts at once: one installs, one waits
         if ! _mm_cb_is_current "$@"; then _mm_cb_install "$level" 9>&-; fi

@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mm_cb.evaluation.results import Measurement, find, read_results
 from mm_cb.report import judge_run, markdown_table, picture
@@ -37,8 +38,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--name", default="miniature", help="what the files are called")
     options = parser.parse_args()
-    measurements = read_results(options.run / "results.json")
     run = json.loads((options.run / "run.json").read_text())
+    if run["command"] != "demo" or not run["ended"]:
+        raise SystemExit(
+            f"`{options.run}` must be a finished `mm-cb demo` run; start the same command again to finish it."
+        )
+    measurements = read_results(options.run / "results.json")
     checks = json.loads((options.run / "checks.json").read_text())
     options.out.mkdir(exist_ok=True)
     shutil.copyfile(options.run / "results.json", options.out / f"{options.name}.json")
@@ -46,7 +51,7 @@ def main() -> None:
     text = [
         "# The miniature's numbers",
         "",
-        f"Made by `{command(run)}` and `python scripts/publish_miniature.py`.",
+        f"Made by `{command(run)}` and `python scripts/publish_miniature.py`. {provenance(run)}",
         *([] if run["recipe"]["full"] else ["This is the quick size; the goals below are set for `--full`."]),
         "",
         judge_run(measurements, checks).sentence,
@@ -65,12 +70,17 @@ def main() -> None:
     (options.out / f"{options.name}.md").write_text("\n".join(text) + "\n")
 
 
-def command(run: dict[str, object]) -> str:
+def command(run: dict[str, Any]) -> str:
     """The command that made a run."""
     recipe = run["recipe"]
-    assert isinstance(recipe, dict)
     full = " --full" if recipe["full"] else ""
     return f"mm-cb demo{full} --rr-seeds {recipe['rr_seeds']} --seed {run['seed']}"
+
+
+def provenance(run: dict[str, Any]) -> str:
+    """With what a run was made: numbers of another revision are another measurement."""
+    cores = run["hardware"]["cores"]
+    return f"Revision {run['git']}, torch {run['versions']['torch']}, {cores} cores, {run['started'][:10]}."
 
 
 def goals(measurements: Sequence[Measurement]) -> list[str]:

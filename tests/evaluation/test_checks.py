@@ -1,6 +1,9 @@
 import pytest
+import torch
+from PIL import Image
 
 from mm_cb.evaluation import checks
+from mm_cb.evaluation.behaviors import Behavior
 from mm_cb.evaluation.results import Measurement
 from mm_cb.evaluation.subjects import Subject
 from tests.tiny_llava import tiny_llava
@@ -44,11 +47,32 @@ def test_one_file_with_another_loss_fails(filed, passed):
 
 def test_another_base_fails():
     base, other = tiny_llava(seed=0), tiny_llava(seed=1)
-    behaviors = [type("B", (), {"prompt": "what is it"})()]
+    behaviors = [Behavior("a", "what is it", "it is", None)]
     assert checks.adapter_off_is_base(Subject("base", base), Subject("rr", tiny_llava(seed=0)), behaviors)["passed"]
     assert not checks.adapter_off_is_base(Subject("base", base), Subject("rr", other), behaviors)["passed"]
 
 
+def test_another_image_tower_fails(tmp_path):
+    Image.new("RGB", (40, 40), (200, 30, 30)).save(tmp_path / "red.png")
+    behaviors = [Behavior("a", "what is it", "it is", tmp_path / "red.png")]
+    base, other = tiny_llava(seed=0), tiny_llava(seed=0)
+    assert checks.adapter_off_is_base(Subject("base", base), Subject("rr", other), behaviors)["passed"]
+    with torch.no_grad():
+        next(p for n, p in other.model.named_parameters() if "vision" in n and p.ndim > 1).mul_(1.5)
+    assert not checks.adapter_off_is_base(Subject("base", base), Subject("rr", other), behaviors)["passed"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "passed"),
+    [((98, 97, 99), True), ((49, 97, 99), True), ((48, 97, 99), False), ((98, 97, 0), False), ((98, 97), False)],
+)
+def test_a_breaker_that_answers_less_than_half_fails(kept, passed):
+    metrics = ("mmmu_like", "wild_like", "look_alikes")
+    measurements = [Measurement("base", metric, "strict", "all", 98.0, 50) for metric in metrics]
+    measurements += [Measurement("rr", m, "strict", "all", float(v), 50) for m, v in zip(metrics, kept, strict=False)]
+    assert checks.still_answers(measurements, "rr")["passed"] is passed
+
+
 def test_an_adapter_that_does_nothing_fails():
-    behaviors = [type("B", (), {"prompt": "what is it"})()]
+    behaviors = [Behavior("a", "what is it", "it is", None)]
     assert not checks.adapter_changes_output(Subject("rr", tiny_llava(), adapted=True), behaviors)["passed"]

@@ -26,6 +26,7 @@ def test_every_goal_has_a_row_and_a_missed_one_says_so(publish, make_run, tmp_pa
     monkeypatch.setattr(sys, "argv", ["publish", str(run), "--out", str(tmp_path / "results")])
     publish.main()
     text = (tmp_path / "results" / "miniature.md").read_text()
+    assert f"Revision {'0' * 40}, torch 2.13.0, 2 cores, 2030-01-01." in text
     measured = read_results(run / "results.json")
     for what, subject, metric, condition, split, field, low, high in publish.GOALS:
         (row,) = [line for line in text.splitlines() if line.startswith(f"| {what} |")]
@@ -35,6 +36,17 @@ def test_every_goal_has_a_row_and_a_missed_one_says_so(publish, make_run, tmp_pa
         assert ("not measured" in first) is (value is None)
         assert ("**missed**" in first) is (value is not None and not low <= value <= high)
     assert (tmp_path / "results" / "miniature.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("ended", [None, ""])
+def test_an_unfinished_run_is_not_published(publish, make_run, tmp_path, monkeypatch, ended):
+    run = make_run(n=24)
+    content = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(content | {"ended": ended}))
+    monkeypatch.setattr(sys, "argv", ["publish", str(run), "--out", str(tmp_path / "results")])
+    with pytest.raises(SystemExit, match="must be a finished `mm-cb demo`"):
+        publish.main()
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize(("value", "missed"), [(5.0, False), (5.1, True)])
