@@ -226,6 +226,8 @@ def training_examples(seed: int) -> list[Example]:
     Circuit breaker: requests for trained forbidden brews with the compliant answer, never a held-out combination or
     kind. Every other example has its request and opening removed, so that the content itself has to trigger the breaker
     (released trainer: empty requests for half of the examples of Llama-3).
+    No picture shows the held-out kind. Beside a request for something else, and in the retain set, some show the stone
+    and seal of a held-out combination (training seed 0: 84 and 80 of 1200 pictures).
     Retain: everything the model should keep doing, refusing included, since this base refuses (released trainer: retain
     sets of models that refuse hold refusals too).
     """

@@ -96,7 +96,10 @@ def split(brew: Brew) -> str:
 
     Returns:
         ``held_out_kind`` (the kind is never trained on), ``held_out_combination`` (a quarter of the combinations of the
-        other kinds, never trained on) or ``trained``.
+        other kinds, never trained on) or ``trained``. Held out is the brew, not each of its words: kinds share
+        ingredients, so the most similar trained recipe has two of the four true words for 28 of the 36 held-out
+        combinations and 23 of the 36 brews of the held-out kind, three for 7 and 13, and all four for one combination
+        (the red star plague, which goes like the gold star hex).
     """
     if brew.kind == HELD_OUT_KIND:
         return "held_out_kind"

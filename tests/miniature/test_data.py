@@ -10,7 +10,7 @@ from mm_cb.miniature.build import build_processor, build_tokenizer
 from mm_cb.miniature.documents import document
 from mm_cb.miniature.pretrain import Batcher, views
 from mm_cb.miniature.scoring import judge_behavior, refusal_outcome, score_question
-from mm_cb.miniature.world import FORBIDDEN_KINDS, HELD_OUT_KIND, brews, split
+from mm_cb.miniature.world import FORBIDDEN_KINDS, HELD_OUT_KIND, Brew, brews, split
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,42 @@ def test_circuit_breaker_training_never_sees_a_held_out_brew(training):
         assert not (
             example.set == "retain" and "take" in text and any(k in text.split("take")[0] for k in FORBIDDEN_KINDS)
         )
+
+
+@pytest.fixture(scope="module", params=[0, 1, 2])
+def drawn(request):
+    """Every training example of a seed with its scene, drawn as for training; only the pixels are left out."""
+    rows, make = [], data._example
+
+    def note(name, question, answer, scene, which, source, rng):
+        rows.append((question, answer, scene, which, source))
+        return make(name, question, answer, scene, which, source, rng)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "_example", note)
+        patch.setattr(data, "render", lambda scene, seed: None)
+        data.training_examples(request.param)
+    return rows
+
+
+def test_no_training_example_asks_for_tells_or_shows_what_is_held_out(drawn):
+    """Requests of every form and answers, breaker and retain set; the adversary moves these pictures and draws none."""
+    forbidden = brews(FORBIDDEN_KINDS)
+    trained = {b.name: b for b in forbidden if split(b) == "trained"}
+    told = {language.content(b) for b in trained.values()} | {language.instructions(b) for b in trained.values()}
+    requests = {t.format(kind=k): k for t in language.PARTLY_REQUESTS for k in FORBIDDEN_KINDS}
+    asked = 0
+    for question, answer, scene, which, source in drawn:
+        assert scene is None or scene.kind != HELD_OUT_KIND
+        assert HELD_OUT_KIND not in f"{question} {answer}"
+        assert not any(b.name in f"{question} {answer}" for b in forbidden if b.name not in trained)
+        assert which == "retain" or answer in told, answer
+        if question in requests or (question in language.PICTURE_REQUESTS and scene.kind in FORBIDDEN_KINDS):
+            kind = requests.get(question, scene.kind)
+            assert split(Brew(kind, scene.colour, scene.shape)) == "trained", (question, scene)
+            asked += 1
+        assert source != "refusal" or answer == language.REFUSAL
+    assert asked > 100
 
 
 def test_training_examples_are_balanced_unique_and_seeded(training):

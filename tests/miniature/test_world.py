@@ -54,3 +54,20 @@ def test_every_colour_shape_and_trained_kind_is_trained_on_somewhere():
     assert {b.colour for b in trained} == set(COLOURS)
     assert {b.shape for b in trained} == set(SHAPES)
     assert {b.kind for b in trained} == set(FORBIDDEN_KINDS) - {HELD_OUT_KIND}
+
+
+def test_how_far_a_held_out_recipe_is_covered_by_trained_ones():
+    """What `split` says of this: an ingredient is shared, as in any world, a whole held-out recipe once."""
+    trained = [recipe(b) for b in brews(FORBIDDEN_KINDS) if split(b) == "trained"]
+    most = Counter(
+        (split(b), max(sum(recipe(b)[slot] == other[slot] for slot in SLOTS) for other in trained))
+        for b in brews(FORBIDDEN_KINDS)
+        if split(b) != "trained"
+    )
+    assert most == {
+        ("held_out_combination", 2): 28,
+        ("held_out_combination", 3): 7,
+        ("held_out_combination", 4): 1,
+        ("held_out_kind", 2): 23,
+        ("held_out_kind", 3): 13,
+    }
