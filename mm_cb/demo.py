@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from mm_cb.evaluation.outputs import curve_quartiles, keep_worst
 from mm_cb.evaluation.parts import once
 from mm_cb.evaluation.questions import ask
 from mm_cb.evaluation.representations import compare
-from mm_cb.evaluation.results import Measurement, measure, write_results
+from mm_cb.evaluation.results import Measurement, measure, read_results, write_results
 from mm_cb.evaluation.subjects import Subject
 from mm_cb.miniature import data, language
 from mm_cb.miniature.data import Question
@@ -89,9 +90,18 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int) -> None:
     with Progress() as progress:
         minutes = (time.monotonic() - started) / 60
         progress.say(
+            f"\n{_conclusion(run.path)}\n"
             f"\nreport  {run.path / 'report.html'}\nresults {run.path / 'results.json'}   ({minutes:.1f} minutes)"
         )
         progress.say("next    README.md, 'The road to LLaVA-NeXT-Mistral-7B'")
+
+
+def _conclusion(out: Path) -> str:
+    """The report's verdict in words: whoever reads no further than the table must see that a check has failed."""
+    from mm_cb.report import judge_run
+
+    verdict = judge_run(read_results(out / "results.json"), json.loads((out / "checks.json").read_bytes()))
+    return "\n".join([verdict.sentence, *(f"- {reason}" for reason in verdict.reasons)])
 
 
 def _announce(plan: Plan, rr_seeds: int, out: Path) -> str:

@@ -66,6 +66,8 @@ def test_it_prints_the_table_and_where_the_report_is(finished):
     out, text = finished
     assert "complies" in text and "over-refusal" in text
     assert str(out / "report.html") in text
+    # three steps break nothing: no table without its verdict
+    assert "No claim: this run shows nothing" in text and "- attack breaks the undefended base: expected" in text
     assert (out / "report.html").stat().st_size > 10_000
 
 

@@ -5,13 +5,14 @@ import pytest
 from mm_cb import demo
 from mm_cb.evaluation import checks
 from mm_cb.evaluation.behaviors import read_behaviors
-from mm_cb.evaluation.results import find, measure
+from mm_cb.evaluation.results import find, measure, write_results
 from mm_cb.evaluation.subjects import Subject
 from mm_cb.miniature import data, language
 from mm_cb.miniature.sanity import NONSENSE
 from mm_cb.miniature.scoring import judge_behavior, score_question
 from mm_cb.miniature.world import Brew
 from mm_cb.report.verdict import judge_run
+from mm_cb.runs import write_json
 
 QUESTIONS = demo._questions(demo.Plan((0, 0, 0), 1, 1, multiple_choice=4, open_questions=8, look_alikes=24))
 ATTACKS = ("pgd", "pgd_adaptive")
@@ -144,3 +145,14 @@ def test_a_picture_outside_the_ball_supports_no_claim(monkeypatch, behaviors):
 
 def test_a_file_with_another_loss_supports_no_claim(monkeypatch, behaviors):
     refuses(monkeypatch, behaviors, "loss of the saved file", objective_logged=1.9)
+
+
+@pytest.mark.parametrize(("epsilon", "says"), [(32, "The circuit breaker lowered"), (33, "No claim: ")])
+def test_the_terminal_shows_the_verdict_and_every_reason(monkeypatch, behaviors, tmp_path, epsilon, says):
+    measurements, verdict = concluded(monkeypatch, behaviors, epsilon=epsilon)
+    made = [{"name": "x", "passed": epsilon == 32, "value": "33", "expected": "32", "why": "rules"}]
+    write_results(tmp_path / "results.json", measurements)
+    write_json(tmp_path / "checks.json", made)
+    text = demo._conclusion(tmp_path)
+    assert text.startswith(says) and (says[:8] == verdict.sentence[:8])
+    assert ("- x: expected 32, got 33. rules" in text) is (epsilon == 33)

@@ -1,8 +1,9 @@
 """Make a miniature from a seed, and measure whether it sees, knows, refuses and answers as it has to.
 
-The shipped weights are chosen by a rule fixed before any of them was attacked or given a circuit breaker: of the seeds
-0, 1, 2 the lowest one whose every entry of `GATES` is met. Refusal training takes the shortest of `REFUSAL_LENGTHS` at
-which validation items (other seeds than the reported ones) meet `STOP`. Neither looks at an attack.
+The shipped weights are chosen by a rule that was fixed before they were attacked or given a circuit breaker: of the
+seeds 0, 1, 2 the lowest one whose every entry of `GATES` is met. Refusal training takes the shortest of
+`REFUSAL_LENGTHS` at which validation items (other seeds than the reported ones) meet `STOP`. Neither looks at an attack
+or at a breaker. How the margin in `STOP` came to be, and what had been attacked by then: results/README.md.
 """
 
 from __future__ import annotations
