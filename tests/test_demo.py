@@ -18,8 +18,16 @@ from mm_cb.runs import read_jsonl
 
 SMALLEST = textwrap.dedent(
     """
+    import socket
     import sys
     from pathlib import Path
+
+
+    def no_network(*_, **__):
+        raise OSError("no network")
+
+
+    socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = no_network
     import mm_cb.demo as demo
     demo.THREADS = 1
     demo.QUICK = demo.Plan(behaviors=(4, 2, 2), steps=3, restarts=2, multiple_choice=2, open_questions=6,
@@ -36,6 +44,7 @@ COMPARED = ("items.jsonl", "results.json", "curves.json", "representations.json"
 
 def start(script: Path, out: Path) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    environment.pop("HF_HUB_OFFLINE", None)  # a user has set nothing; the script itself has no network
     return subprocess.Popen(
         [sys.executable, str(script), str(out)],
         env=environment,
