@@ -10,6 +10,7 @@
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${MM_CB_VENV:-$ROOT/.venv}"
 case "$VENV" in /*) ;; *) VENV="$PWD/$VENV" ;; esac
+unset PYTHONPATH PYTHONHOME # another installation's packages would stand before ours
 
 _mm_cb_fail() {
     echo "$1" >&2

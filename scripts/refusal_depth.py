@@ -1,13 +1,15 @@
 """How attackable the base is, and what the breaker leaves, for every length of refusal training.
 
 ``python scripts/refusal_depth.py --miniature runs/miniature-0 --out results/refusal_depth.jsonl`` with the folder of a
-finished ``scripts/train_miniature.py`` run. Each length is one line, appended when it is done; a rerun skips finished
-ones. 48 behaviours, 100 steps, one start, eps 32/255, the breaker trained by the shipped recipe.
+finished ``scripts/train_miniature.py`` run. Each length is one line, appended when it is done; a rerun skips those that
+were measured with the recipe of today. 48 behaviours, 100 steps, one start, eps 32/255, the breaker trained by the
+shipped recipe, whose fingerprint stands in the line (none: measured before there was an adversary in it).
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections import Counter
@@ -46,18 +48,24 @@ def main() -> None:
     seed = json.loads((options.miniature / "training.json").read_text())["seed"]
     done = read_jsonl(options.out) if options.out.is_file() else []
     for length in options.lengths:
-        key = {"training_seed": seed, "refusal_steps": length, "attack_steps": options.steps}
+        key = {"training_seed": seed, "refusal_steps": length, "attack_steps": options.steps, "recipe": fingerprint()}
         if not any(key.items() <= record.items() for record in done):
             record = key | measure(options.miniature, seed, length, options.steps, options.threads)
             append_jsonl(options.out, record)
             sys.stdout.write(f"{record}\n")
 
 
+def fingerprint() -> str:
+    """Of the shipped recipe: another one is another breaker."""
+    recipe = json.dumps(load_recipe("miniature").model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(recipe.encode()).hexdigest()[:12]
+
+
 def measure(miniature: Path, seed: int, length: int, steps: int, threads: int) -> dict[str, Any]:
     """Train the base's refusal so long, attack it, train a breaker on it, attack that."""
     knowing = miniature / "stages" / "knowledge"
     folder, validated = refusal(seed, miniature, knowing, Plan(), length, lambda **fields: None)
-    work = miniature / f"depth-{length}-{steps}"
+    work = miniature / f"depth-{length}-{steps}-{fingerprint()}"
     behaviors = read_behaviors(data.write_behaviors(data.behaviors(PER_SPLIT), work / "behaviors"))
     base = load_model(str(folder))
     with Progress() as progress:

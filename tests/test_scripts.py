@@ -45,7 +45,8 @@ class Clone:
         return path
 
     def start(self, level="", **environment):
-        script = f'set -euo pipefail\n. "{self.root}/scripts/_env.sh" {level}\necho "READY $VENV"'
+        ready = 'echo "READY $VENV${PYTHONPATH-}${PYTHONHOME-}"'
+        script = f'set -euo pipefail\n. "{self.root}/scripts/_env.sh" {level}\n{ready}'
         variables = {"PATH": str(self.bin), "PIP_LOG": str(self.log), "PIP_FAILS": str(self.fails)} | environment
         return subprocess.run(["/bin/bash", "-c", script], capture_output=True, text=True, env=variables, timeout=60)
 
@@ -71,6 +72,12 @@ def test_the_first_start_installs_and_the_second_one_touches_nothing(clone):
     assert clone.installed() == 2
     second = clone.start()
     assert second.returncode == 0 and second.stdout == f"READY {clone.root}/.venv\n" and clone.installed() == 0
+
+
+def test_packages_of_another_installation_are_kept_out(clone):
+    clone.python()
+    done = clone.start(PYTHONPATH="/elsewhere", PYTHONHOME="/elsewhere")
+    assert done.returncode == 0 and "elsewhere" not in done.stdout, done
 
 
 def test_what_the_tests_need_is_enough_for_the_demo_but_not_the_other_way_round(clone):
