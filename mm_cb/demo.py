@@ -100,7 +100,8 @@ def _conclusion(out: Path) -> str:
     """The report's verdict in words: whoever reads no further than the table must see that a check has failed."""
     from mm_cb.report import judge_run
 
-    verdict = judge_run(read_results(out / "results.json"), json.loads((out / "checks.json").read_bytes()))
+    checks = out / "checks.json"
+    verdict = judge_run(read_results(out / "results.json"), json.loads(checks.read_bytes()) if checks.is_file() else [])
     return "\n".join([verdict.sentence, *(f"- {reason}" for reason in verdict.reasons)])
 
 
