@@ -6,9 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-STEP = 0.85
-"""Size of a sign step as a share of the radius, our choice: two steps reach any corner from most starts."""
-
 
 @dataclass(frozen=True)
 class Adversary:
@@ -18,10 +15,13 @@ class Adversary:
         steps: Sign-gradient steps per batch; each costs one pass with the adapter off and one with it on and back.
         radius: Largest change of an entry of a row's picture embeddings, in units of their root mean square; each
             row's own is drawn between 0 and this.
+        step: Size of a sign step as a share of the row's radius, our choice: two steps reach any corner from most
+            starts.
     """
 
     steps: int
     radius: float
+    step: float = 0.85
 
 
 def perturb_pictures(
@@ -67,5 +67,5 @@ def perturb_pictures(
     for _ in range(adversary.steps):
         change.requires_grad_(True)
         (gradient,) = torch.autograd.grad(alignment(embeds + change), change)
-        change = (change.detach() + STEP * limit * gradient.sign()).clamp(-limit, limit)
+        change = (change.detach() + adversary.step * limit * gradient.sign()).clamp(-limit, limit)
     return embeds + change.detach()
