@@ -3,7 +3,8 @@
 ``python scripts/benchmark_strength.py [--out results/attack_strength.json]`` trains small classifiers on scikit-learn's
 digits (standard and adversarial, three seeds fixed in advance), attacks the same held-out digits with our defaults and
 with foolbox and the Adversarial Robustness Toolbox (ART, with its own Auto-PGD) and writes one cell per model, norm,
-radius and budget. Both sides get the same number of steps and restarts, and per image the best restart counts.
+radius and budget; ``--norm l2`` runs only those cells anew and keeps the others of the file. Both sides get the same
+number of steps and restarts, and per image the best restart counts.
 """
 
 from __future__ import annotations
@@ -45,15 +46,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "attack_strength.json")
     parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--norm", choices=list(RADII), help="only these cells anew")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    cells = []
+    kept = [] if options.norm is None else json.loads(options.out.read_text(encoding="utf-8"))["cells"]
+    cells = [cell for cell in kept if cell["norm"] != options.norm]
     for training, hardening in TRAINING.items():
         for seed in SEEDS:
             network = classifier(seed, hardening, epochs=20)
             images, labels = held_out(network, options.images)
-            for norm, radii in RADII.items():
-                for epsilon in radii:
+            for norm in [options.norm] if options.norm else RADII:
+                for epsilon in RADII[norm]:
                     for steps, restarts in BUDGETS:
                         found = attack_all(network, images, labels, norm, epsilon, steps, restarts)
                         cell = {"training": training, "seed": seed, "norm": norm, "epsilon": epsilon}
@@ -62,6 +65,7 @@ def main() -> int:
                         print(
                             training, seed, norm, round(255 * epsilon, 1), steps, restarts, verdict(found), flush=True
                         )
+    cells.sort(key=lambda cell: (list(TRAINING).index(cell["training"]), cell["seed"], list(RADII).index(cell["norm"])))
     summary = summarise(cells)
     versions = {"torch": torch.__version__, "foolbox": "3.3.4", "adversarial-robustness-toolbox": "1.20.1"}
     record = {
