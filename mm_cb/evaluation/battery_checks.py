@@ -19,10 +19,12 @@ SLACK = 0.02
 """How much worse a behaviour's white-box loss may be than another arm's, as a share of its clean loss."""
 REPEATABLE = 1e-5
 """Largest difference of two evaluations of the same picture."""
+FILED = 1e-4
+"""Largest difference between a picture's loss in the attack and that of its file through the real processor."""
 
 
 def checks_of(found: Measured, sizes: Sizes, base: Measured | None = None) -> list[dict[str, Any]]:
-    """S2 to S8 and S10 to S12 as ``{"name", "passed", "value", "expected", "why"}``; what was not measured fails.
+    """S1 to S8 and S10 to S12 as ``{"name", "passed", "value", "expected", "why"}``; what was not measured fails.
 
     Args:
         found: The attacked subject.
@@ -31,6 +33,7 @@ def checks_of(found: Measured, sizes: Sizes, base: Measured | None = None) -> li
     """
     control = base or found
     return [
+        _threat_model(found, sizes),
         _placebo_is_weak(found),
         _sweep_reaches_all(control),
         _unbounded_reaches(found),
@@ -57,6 +60,19 @@ def _share(values: Tensor) -> str:
 def _missing(found: Measured, name: str, expected: str, why: str) -> dict[str, Any]:
     reason = (found.error or "the arm did not run").partition(". ")[0]
     return check(name, False, f"not measured: {reason}", expected, why)
+
+
+def _threat_model(found: Measured, sizes: Sizes) -> dict[str, Any]:
+    name = "S1 the threat model is stated and kept"
+    expected = (
+        f"goal, knowledge, processor; files within {sizes.epsilon}/255 whose losses are the attack's to {FILED:g}"
+    )
+    why = "a rate means nothing without them, or if the attacked path is not the one that users take"
+    if found.reach is None:
+        return _missing(found, name, expected, why)
+    kept = found.reach <= sizes.epsilon and found.path_gap <= FILED
+    value = f"{found.about}; l-inf {found.reach}/255 in the files, their losses off by {found.path_gap:.1e}"
+    return check(name, bool(found.about) and kept, value, expected, why)
 
 
 def _placebo_is_weak(found: Measured) -> dict[str, Any]:

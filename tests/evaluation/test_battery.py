@@ -34,6 +34,7 @@ def test_a_sound_model_and_attack_pass(sound):
         ("quantised input", {"S8", "S6", "S10"}),
         ("wrong gradient", {"S8", "S6", "S4"}),
         ("noise in the model", {"S8"}),
+        ("another path for users", {"S1"}),
     ],
 )
 def test_planted_broken_models_are_flagged(what, by):
@@ -62,6 +63,8 @@ def test_each_check_can_fail(sound):
     worse = sound.losses["pgd"] + 1
     emitted = {arm: torch.zeros_like(values) for arm, values in sound.emitted.items()}
     base = sound
+    for kept in ({"reach": SIZES.epsilon + 1}, {"path_gap": 2e-4}, {"path_gap": float("nan")}, {"about": ""}):
+        assert "S1" in failed(checks_of(dataclasses.replace(sound, **kept), SIZES))
     transferred = changed(changed(sound, pgd=worse), transfer=sound.losses["pgd"])
     assert "S7" in failed(checks_of(transferred, SIZES, base))
     assert "S7" in failed(checks_of(sound, SIZES, base)), "a transfer that was not measured is no pass"
@@ -107,6 +110,8 @@ def test_the_command_leaves_a_run_directory_with_checks_and_plots(tmp_path, caps
     assert {p.name for p in (out / "plots").iterdir()} == {"epsilon.svg", "epsilon.png", "steps.svg", "steps.png"}
     measured = json.loads((out / "results.json").read_text())["measurements"]
     assert any(m["metric"] == "target_prefix" and m["condition"] == "pgd" and m["n"] == 1 for m in measured)
+    stated = next(check for check in checks if check["name"].startswith("S1 "))
+    assert stated["passed"] and "LlavaNextImageProcessor" in stated["value"] and "32/255" in stated["value"]
     shown = capsys.readouterr().out
     assert "S8" in shown and "FAIL" in shown and "claims nothing" in shown
     assert cli.run([*arguments, "--out", str(tmp_path / "other"), "stepz=2"]) == 2
