@@ -265,6 +265,38 @@ def test_bad_behaviours_end_with_exit_code_2_and_one_line(tmp_path, capsys, line
     assert len(errors) == 1 and expected in errors[0]
 
 
+def odd_pictures():
+    """Files that Pillow opens, or begins to, and that are not the picture a user sees."""
+    from tests.attacks.test_image_files import JPEG, RGB, encoded, png
+
+    return {
+        "mode CMYK": encoded(RGB.convert("CMYK"), "JPEG"),
+        "16 bits per channel": png(2, 1, 16, 2, bytes(13)),
+        "2 frames": encoded(RGB, "GIF", save_all=True, append_images=[RGB.rotate(180)]),
+        "damaged": JPEG[: len(JPEG) * 2 // 3],
+        "something else": b"hello",
+        "pixels, got more": png(60000, 60000, 8, 2, b""),
+    }
+
+
+@pytest.mark.parametrize(("got", "data"), odd_pictures().items())
+def test_odd_pictures_end_with_exit_code_2_and_one_line(tmp_path, capsys, got, data):
+    (tmp_path / "odd.png").write_bytes(data)
+    (tmp_path / "behaviors.jsonl").write_text('{"id": "a", "prompt": "p", "target": "t", "image": "odd.png"}\n')
+    assert cli.run(attack_arguments(tmp_path / "behaviors.jsonl", tmp_path / "out")) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and "behaviors.jsonl:1" in errors[0] and "odd.png" in errors[0] and got in errors[0]
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_budget_off_the_grid_and_a_behaviour_without_target_end_with_exit_code_2(tmp_path, capsys):
+    (tmp_path / "behaviors.jsonl").write_text('{"id": "a", "prompt": "p", "image": null}\n')
+    assert cli.run(attack_arguments(tmp_path / "behaviors.jsonl", tmp_path / "out")) == 2
+    assert "['target']" in capsys.readouterr().err
+    assert cli.run(attack_arguments(BEHAVIORS, tmp_path / "out", "--epsilon", "8.5/255")) == 2
+    assert "n/255" in capsys.readouterr().err
+
+
 def test_the_adaptive_attack_without_an_adapter_is_refused(tmp_path, capsys):
     assert cli.run(attack_arguments(BEHAVIORS, tmp_path / "out", "--attack", "pgd_adaptive")) == 2
     assert "--adapter" in capsys.readouterr().err

@@ -70,6 +70,10 @@ def test_each_check_can_fail(sound):
     assert "S7" in failed(checks_of(sound, SIZES, base)), "a transfer that was not measured is no pass"
     assert "S6" in failed(checks_of(changed(sound, random_search=sound.losses["pgd"] - 1), SIZES))
     assert "S5" in failed(checks_of(changed(sound, pgd=worse), SIZES))
+    arms = {arm: values for arm, values in sound.emitted.items() if arm != "apgd"}
+    assert "S12" in failed(checks_of(dataclasses.replace(sound, emitted=arms), SIZES))
+    none = sound.emitted | {"pgd": torch.zeros(3, dtype=torch.bool), "double_steps": torch.ones(3, dtype=torch.bool)}
+    assert "S5" in failed(checks_of(dataclasses.replace(sound, emitted=none), SIZES))
     assert "S4" in failed(checks_of(changed(sound, unbounded=worse), SIZES))
     assert {"S2", "S10"} <= failed(checks_of(dataclasses.replace(sound, emitted=emitted | noisy(sound)), SIZES))
     nothing = dataclasses.replace(sound, sweep={255: (sound.losses["pgd"], emitted["pgd"])})
