@@ -29,7 +29,7 @@ Only the file counts: save it, read it back, and judge what was read.
 torch.Size([3, 8, 8])
 
 For a LLaVA-NeXT model, put ``LlavaNextPreprocessing(processor.image_processor, (height, width))`` between the pixels
-and the model's ``pixel_values``, and :func:`target_nll` on its logits.
+and the model's ``pixel_values``, and :class:`LlavaNextTargets` (or :func:`target_nll` on the logits) behind them.
 """
 
 from .apgd import apgd
@@ -37,7 +37,8 @@ from .benign import BENIGN_TARGETS, emitted
 from .classifiers import cross_entropy, dlr, margin
 from .errors import AttackError, NonFiniteError, ObjectiveShapeError, ResumeError, ZeroGradientError
 from .gradients import GradientHealth, gradient_health
-from .image_files import load_image, on_white
+from .image_files import load_image, on_white, open_image
+from .llava_next import LlavaNextTargets
 from .loop import AttackResult, RestartResults
 from .noise import sign_noise
 from .objectives import (
@@ -69,6 +70,7 @@ __all__ = [
     "Jpeg",
     "Linf",
     "LlavaNextPreprocessing",
+    "LlavaNextTargets",
     "NonFiniteError",
     "ObjectiveShapeError",
     "Patch",
@@ -93,6 +95,7 @@ __all__ = [
     "logit_distillation",
     "margin",
     "on_white",
+    "open_image",
     "pgd",
     "prefix_hinge",
     "random_search",

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from .loop import AttackResult, Checkpoint, Iterate, Objective, Plan, Report, Stop, run_attack
+from .loop import AttackResult, Iterate, Objective, Plan, Running, run_attack
 from .noise import Generators
 from .threat_models import ThreatModel
 
@@ -23,12 +24,8 @@ def apgd(
     threat_model: ThreatModel,
     steps: int = 100,
     restarts: int = 1,
-    generator: Generators | None = None,
     random_start: bool = False,
-    callback: Report | None = None,
-    stop: Stop | None = None,
-    checkpoint: Checkpoint | None = None,
-    resume: dict[str, Tensor] | None = None,
+    **running: Unpack[Running],
 ) -> AttackResult:
     """Minimise ``objective`` with a step size that every image adapts by itself.
 
@@ -42,12 +39,8 @@ def apgd(
         threat_model: The allowed set around each image.
         steps: Updates per run.
         restarts: Runs in all.
-        generator: Source of the random starts, or one per example.
         random_start: Start the first run at random as well.
-        callback: Called with the number of evaluated iterates and their losses.
-        stop: Called with (pixels, losses), returns which images are finished.
-        checkpoint: Called with the state after every update.
-        resume: A saved ``state_dict`` to go on from.
+        running: ``generator``, ``callback``, ``stop``, ``checkpoint``, ``resume``: as for :func:`~image_attacks.pgd`.
 
     Returns:
         The best images found, never worse than the start.
@@ -62,17 +55,7 @@ def apgd(
     """
     rule = _AutoStep(threat_model, steps)
     plan = Plan(threat_model, steps, restarts, random_start)
-    return run_attack(
-        objective,
-        images,
-        rule,
-        plan,
-        generator=generator,
-        callback=callback,
-        stop=stop,
-        checkpoint=checkpoint,
-        resume=resume,
-    )
+    return run_attack(objective, images, rule, plan, **running)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,12 @@ from torch import Tensor
 
 from .png import ImageFileError
 
-ACCEPTED_MODES = ("RGB", "RGBA", "L", "LA", "P", "1")
+ACCEPTED_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
 """8-bit modes; what they become in RGB is what image processors make of them too."""
+
+
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, NotImplementedError, MemoryError)
+"""What Pillow raises on damaged picture files, by format."""
 
 
 def load_image(path: str | Path) -> Tensor:
@@ -30,14 +34,24 @@ def load_image(path: str | Path) -> Tensor:
         Pixels in [0, 1], shape ``(3, H, W)``, float32: level / 255.
 
     Raises:
+        ImageFileError: As :func:`open_image` does.
+    """
+    return torch.from_numpy(np.array(open_image(path))).permute(2, 0, 1).contiguous().float() / 255
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Read an image file as :func:`load_image` does, as a Pillow image in mode RGB.
+
+    Raises:
         ImageFileError: If the file is missing, empty, truncated, too large to be an honest image, animated, or in a
             mode whose conversion to 8-bit RGB is ambiguous (CMYK, 16 bits, floats).
     """
     path = Path(path)
     try:
         data = path.read_bytes()
-    except OSError as e:
-        raise ImageFileError(f"{path}: expected an image file, but it cannot be read ({e.strerror}).") from e
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) else e
+        raise ImageFileError(f"{path}: expected an image file, but it cannot be read ({reason}).") from e
     if not data:
         raise ImageFileError(f"{path}: expected an image file, got an empty one. Fetch it again.")
     try:
@@ -45,7 +59,7 @@ def load_image(path: str | Path) -> Tensor:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]) as image:
                 _check(image, path)
-                array = np.array(on_white(image))
+                return on_white(image)
     except ImageFileError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
@@ -56,9 +70,8 @@ def load_image(path: str | Path) -> Tensor:
         raise ImageFileError(
             f"{path}: expected a PNG, JPEG, WebP, GIF, BMP or TIFF image, got something else or a damaged header."
         ) from e
-    except (OSError, SyntaxError, EOFError, IndexError, ValueError, MemoryError, struct.error) as e:
+    except UNREADABLE as e:
         raise ImageFileError(f"{path}: expected a whole image, got a damaged one ({e}). Fetch it again.") from e
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous().float() / 255
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -85,4 +98,4 @@ def _sixteen_bits(image: Image.Image) -> bool:
     """Tell whether the file holds 16-bit channels, which Pillow cuts to 8 without a word for RGB."""
     tiles = getattr(image, "tile", ())
     raw = [tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in tiles if tile[3]]
-    return image.mode.startswith("I") or any(";16" in str(mode) for mode in raw)
+    return image.mode.startswith("I;16") or any(";16" in str(mode) for mode in raw)

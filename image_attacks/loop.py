@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -88,43 +88,40 @@ class Plan:
     keep: Literal["best", "last"] = "best"
 
 
+class Running(TypedDict, total=False):
+    """Arguments that every attack hands over as they are; :func:`~image_attacks.pgd` says what they mean."""
+
+    generator: Generators | None
+    callback: Report | None
+    stop: Stop | None
+    checkpoint: Checkpoint | None
+    resume: dict[str, Tensor] | None
+
+
 def run_attack(
-    objective: Objective,
-    images: Tensor,
-    rule: Rule,
-    plan: Plan,
-    *,
-    generator: Generators | None = None,
-    callback: Report | None = None,
-    stop: Stop | None = None,
-    checkpoint: Checkpoint | None = None,
-    resume: dict[str, Tensor] | None = None,
+    objective: Objective, images: Tensor, rule: Rule, plan: Plan, **running: Unpack[Running]
 ) -> AttackResult:
     """Run a rule ``restarts`` times and keep the best of every example; :func:`~image_attacks.pgd` has the details."""
+    unknown = running.keys() - Running.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"Unknown arguments {sorted(unknown)}; further ones are {sorted(Running.__annotations__)}.")
     check_arguments(images, plan)
-    clean, generator = images.detach().clone(), generator or torch.Generator().manual_seed(0)
+    clean, generator = images.detach().clone(), running.get("generator") or torch.Generator().manual_seed(0)
     state = AttackState.empty(clean, generator, fingerprint(rule, plan))
-    if resume is not None:
+    if (resume := running.get("resume")) is not None:
         state.load_state_dict(resume)
     for restart in range(state.restart, plan.restarts):
         if state.step == 0:
             random = restart > 0 or plan.random_start
             start = plan.threat_model.random_start(clean, generator) if random else plan.threat_model.start(clean)
             state.begin_run(restart, start)
-        _run(objective, rule, plan, state, callback, stop, checkpoint)
+        _run(objective, rule, plan, state, running)
     return _result(state)
 
 
-def _run(
-    objective: Objective,
-    rule: Rule,
-    plan: Plan,
-    state: AttackState,
-    callback: Report | None,
-    stop: Stop | None,
-    checkpoint: Checkpoint | None,
-) -> None:
+def _run(objective: Objective, rule: Rule, plan: Plan, state: AttackState, running: Running) -> None:
     """Finish the run that ``state`` is in."""
+    callback, stop, checkpoint = (running.get("callback"), running.get("stop"), running.get("checkpoint"))
     for step in range(state.step, plan.steps + 1):
         last = step == plan.steps
         losses, gradient = evaluate(objective, state.pixels, step, with_gradient=rule.uses_gradient and not last)

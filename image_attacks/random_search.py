@@ -1,11 +1,12 @@
 """An attack without gradients: what it finds and white-box attacks miss is a sign of masked gradients."""
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from .loop import AttackResult, Checkpoint, Iterate, Objective, Plan, Report, Stop, run_attack
+from .loop import AttackResult, Iterate, Objective, Plan, Running, run_attack
 from .noise import Generators, uniform_like
 from .threat_models import ThreatModel
 
@@ -22,11 +23,7 @@ def random_search(
     threat_model: ThreatModel,
     steps: int = 1000,
     restarts: int = 1,
-    generator: Generators | None = None,
-    callback: Report | None = None,
-    stop: Stop | None = None,
-    checkpoint: Checkpoint | None = None,
-    resume: dict[str, Tensor] | None = None,
+    **running: Unpack[Running],
 ) -> AttackResult:
     """Minimise ``objective`` by trying random squares of random colour and keeping what helps.
 
@@ -39,11 +36,7 @@ def random_search(
         threat_model: The allowed set; a square is one large step of it.
         steps: Tries per run.
         restarts: Runs in all.
-        generator: Source of all draws, or one per example.
-        callback: Called with the number of evaluated iterates and their losses.
-        stop: Called with (pixels, losses), returns which images are finished.
-        checkpoint: Called with the state after every try.
-        resume: A saved ``state_dict`` to go on from.
+        running: ``generator``, ``callback``, ``stop``, ``checkpoint``, ``resume``: as for :func:`~image_attacks.pgd`.
 
     Returns:
         The best images found; ``curves`` hold the losses of the tries, not of the best so far.
@@ -52,17 +45,7 @@ def random_search(
         Andriushchenko et al. 2020 (arXiv:1912.00049), the l-inf attack: stripes, then squares that shrink. Deviations:
         for other threat models a square is a step of twice epsilon, projected; the start is the image.
     """
-    return run_attack(
-        objective,
-        images,
-        _Squares(threat_model, steps),
-        Plan(threat_model, steps, restarts),
-        generator=generator,
-        callback=callback,
-        stop=stop,
-        checkpoint=checkpoint,
-        resume=resume,
-    )
+    return run_attack(objective, images, _Squares(threat_model, steps), Plan(threat_model, steps, restarts), **running)
 
 
 @dataclass(frozen=True)

@@ -129,9 +129,13 @@ class L2:
         return torch.where(_inside(move, room, self.epsilon), pixels, projected)
 
     def random_start(self, clean: Tensor, generator: Generators) -> Tensor:
-        """Draw a random direction and a radius up to epsilon, then project."""
+        """Draw uniformly from the ball, then project.
+
+        In many dimensions nearly all of the ball lies at its surface. A radius drawn uniformly instead would put
+        restarts half as far out on average, close to the image that the first run has started from.
+        """
         direction = _unit(_gaussian_like(clean, generator))
-        radius = self.epsilon * uniform_like(clean[:, :1, :1, :1], generator)
+        radius = self.epsilon * uniform_like(clean[:, :1, :1, :1], generator) ** (1 / clean[0].numel())
         return self.project(clean + radius * direction, clean)
 
     def descent_direction(self, gradient: Tensor) -> Tensor:

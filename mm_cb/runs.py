@@ -129,6 +129,12 @@ class RunDirectory:
         self._content["ended"] = _now()
         write_json(self.path / _RUN, self._content)
 
+    def abandon(self) -> None:
+        """Give the directory up if nothing was made in it, so that a corrected command may take it."""
+        assert self._lock is not None, "abandon() belongs between open() and close()"
+        if not self._files():
+            (self.path / _RUN).unlink(missing_ok=True)
+
     @property
     def finished(self) -> bool:
         """Whether the run that this directory holds has come to its end."""
@@ -148,19 +154,25 @@ class RunDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Release the lock."""
+        """Release the lock; a run that failed before it made anything leaves no claim on the directory."""
+        if error is not None and self._lock is not None:
+            self.abandon()
         self.close()
 
     def _refuse_foreign_files(self) -> None:
-        names = sorted(entry.name for entry in self.path.iterdir())
-        if _RUN in names:
+        if (self.path / _RUN).exists():
             return
-        foreign = [name for name in names if name != _LOCK and not name.endswith(TEMPORARY_SUFFIX)]
+        foreign = sorted({str(file.relative_to(self.path).parts[0]) for file in self._files()})
         if foreign:
             raise UserError(
                 f"`--out` must be new, empty, or a run to go on with; `{self.path}` holds no {_RUN} but other files "
                 f"(`{foreign[0]}`, {len(foreign)} in all); give another path."
             )
+
+    def _files(self) -> list[Path]:
+        """What lies here beside run.json: neither locks nor what a killed process left half written."""
+        found = [file for file in self.path.rglob("*") if not file.is_dir() and file != self.path / _RUN]
+        return [file for file in found if file.name != _LOCK and not file.name.endswith(TEMPORARY_SUFFIX)]
 
     def _resume_or_create(self) -> None:
         for leftover in self.path.rglob(f".*{TEMPORARY_SUFFIX}"):

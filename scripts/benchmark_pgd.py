@@ -30,7 +30,7 @@ from torch.utils.flop_counter import flop_registry
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from image_attacks.llava_next import LlavaNextTargets  # noqa: E402
+from image_attacks import LlavaNextTargets  # noqa: E402
 from image_attacks.objectives import target_nll  # noqa: E402
 
 MOST_FLOPS, LEAST_SHARING = 0.92, 6.0

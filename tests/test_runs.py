@@ -240,3 +240,13 @@ def test_other_package_versions_are_noted_when_a_run_goes_on(out):
 def test_a_folder_that_cannot_be_made_is_the_users_to_choose_again():
     with pytest.raises(UserError, match="must be writable"):
         RunDirectory(Path("/proc/no/such/folder"), "demo", {}, 0).open()
+
+
+def test_a_run_that_fails_before_it_made_anything_leaves_the_directory_to_the_corrected_command(out):
+    with pytest.raises(UserError, match="no such adapter"), RunDirectory(out, "attack", {"adapter": "typo"}, 0):
+        raise UserError("no such adapter")
+    with pytest.raises(UserError, match="later"), RunDirectory(out, "attack", {"adapter": "right"}, 0) as run:
+        (run.stage("parts") / "one.json").write_text("{}")
+        raise UserError("later")
+    with pytest.raises(UserError, match="another run's results"):
+        RunDirectory(out, "attack", {"adapter": "typo"}, 0).open()

@@ -36,6 +36,10 @@ class Bed:
     emitted: Callable[[Tensor], list[bool]]
     """Whether the answers to these pictures begin with their targets."""
     clean: Tensor
+    filed: Callable[[Tensor], Tensor]
+    """Losses of 8-bit pictures on the path that users take, through the model's real processor."""
+    about: str
+    """Who attacks what, and how: goal, knowledge, where the change is made, processor."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,11 @@ class Measured:
     curves: dict[str, Tensor] = field(default_factory=dict)
     silent: int = 0
     """Behaviours that an iterate broke and the picture with the lowest loss did not."""
+    about: str = ""
+    reach: int | None = None
+    """Largest change of a value of the attacked pictures as 8-bit files, in 255ths; None: no attack ran."""
+    path_gap: float = float("nan")
+    """Largest difference between an attacked picture's loss in the attack and on the path that users take."""
     repeat_gap: float = float("nan")
     zero_share: Tensor | None = None
     ratios: Tensor | None = None
@@ -74,7 +83,7 @@ def measure_bed(bed: Bed, sizes: Sizes, seed: int = 0, say: Callable[[str], None
     """Run every arm; an objective that cannot be attacked leaves its reason in ``error``."""
     with torch.no_grad():
         clean, again = bed.objective(bed.clean), bed.objective(bed.clean)
-    found = Measured(clean.detach())
+    found = Measured(clean.detach(), about=bed.about)
     found.repeat_gap = float((clean - again).abs().max())
     _keep(found, bed, "clean", bed.clean)
     try:
@@ -137,6 +146,7 @@ def _gradient_arms(found: Measured, bed: Bed, sizes: Sizes) -> None:
     watch = Watch(moments)
     white = pgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps, stop=watch.stop)
     _keep(found, bed, "pgd", white.images, white.losses)
+    found.reach, found.path_gap = _as_files(bed, white.images)
     by_iterate = [torch.tensor(bed.emitted(pixels.to(bed.clean))) for pixels in watch.kept.values()]
     found.silent = int((torch.stack(by_iterate).any(dim=0) & ~found.emitted["pgd"]).sum()) if by_iterate else 0
     found.emitted["any_of_k"] = torch.stack([found.emitted["pgd"], *by_iterate]).any(dim=0)
@@ -149,6 +159,14 @@ def _gradient_arms(found: Measured, bed: Bed, sizes: Sizes) -> None:
     grey = StartedBall(1.0, torch.full_like(bed.clean, 0.5))
     unbounded = pgd(bed.objective, bed.clean, threat_model=grey, steps=sizes.steps)
     _keep(found, bed, "unbounded", unbounded.images, unbounded.losses)
+
+
+def _as_files(bed: Bed, images: Tensor) -> tuple[int, float]:
+    """How far 8-bit pictures lie from the clean ones, and how far their losses from those on the deployed path."""
+    levels = (images * 255).round()
+    with torch.no_grad():
+        gap = (bed.objective(levels / 255) - bed.filed(levels / 255)).abs().max()
+    return int((levels - (bed.clean * 255).round()).abs().max()), float(gap)
 
 
 def _sweep(found: Measured, bed: Bed, sizes: Sizes) -> None:
@@ -181,6 +199,8 @@ def plain(found: Measured) -> Mapping[str, Any]:
         ],
         "curves": {arm: [_rounded(row) for row in curve.T] for arm, curve in found.curves.items()},
         "silent": found.silent,
+        "reach": found.reach,
+        "path_gap": None if found.reach is None else found.path_gap,
         "repeat_gap": found.repeat_gap,
         "zero_share": None if found.zero_share is None else _rounded(found.zero_share),
         "ratios": None if found.ratios is None else [_rounded(row.nan_to_num(0)) for row in found.ratios],

@@ -99,7 +99,6 @@ def run_battery(
                 add_transfer(found, bed, base.images["pgd"])
         task.advance(note="planted models")
         checks = [
-            _threat_model(recipe, loaded.processor, len(group)),
             *checks_of(found, sizes, base if adapter is not None else None),
             planted_check(),
             _held_out(settings, overrides, asked),
@@ -124,8 +123,18 @@ def make_bed(subject: Subject, group: Sequence[Behavior], pictures: Sequence[Any
             said = model.generate(inputs, longest + 2)
         return [starts_with(text, behavior.target) for text, behavior in zip(said, group, strict=True)]
 
+    def filed(pixels: Tensor) -> Tensor:
+        saved = encode(subject, group, [as_picture(p) for p in pixels], None)
+        assert saved.pixel_values is not None
+        return objective.loss(saved.pixel_values)
+
     clean = torch.stack([to_pixels(picture) for picture in pictures]).to(subject.model.device)
-    return Bed(subject.name, objective, lambda pixels: objective.loss(surrogate(pixels)), emitted, clean)
+    about = (
+        f"white box; goal: the answer begins with a given text; pixels of the uploaded file of {pictures[0].width} x "
+        f"{pictures[0].height} change, the user picks the text; "
+        f"{type(subject.model.processor.image_processor).__name__}, {subject.model.base.dtype}; {len(group)} behaviours"
+    )
+    return Bed(subject.name, objective, lambda p: objective.loss(surrogate(p)), emitted, clean, filed, about)
 
 
 def _measure(
@@ -159,17 +168,6 @@ def _one_size(asked: Sequence[Behavior], canvas: tuple[int, int], count: int) ->
     common = max(dict.fromkeys(sizes), key=sizes.count)
     rows = [i for i, size in enumerate(sizes) if size == common][:count]
     return [asked[i] for i in rows], [pictures[i] for i in rows]
-
-
-def _threat_model(recipe: dict[str, Any], processor: Any, n: int) -> dict[str, Any]:
-    images = processor.image_processor
-    value = (
-        f"white box; goal: the answer begins with a given text; l-inf {recipe['epsilon']}/255 on the pixels of the "
-        f"uploaded file; the user picks the text; {type(images).__name__}, {recipe['dtype']}; {n} behaviours"
-    )
-    return check(
-        "S1 threat model", True, value, "goal, knowledge, budget, processor", "a rate without them means nothing"
-    )
 
 
 def _held_out(settings: Settings, overrides: Sequence[str], asked: Sequence[Behavior]) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +16,6 @@ from mm_cb.provenance import memory_bytes
 _REQUIRED = ("id", "prompt", "target")
 _COPIES = 12
 """Float copies of a picture during an attack: pixels, gradient, best, step, projections, levels, views."""
-
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, NotImplementedError)
-"""What Pillow raises on damaged picture files, by format."""
 
 
 @dataclass(frozen=True)
@@ -106,35 +101,15 @@ def open_picture(path: Path) -> Image.Image:
     """A picture as the model's processor sees it: 8-bit RGB, transparency on white; converted here and only once.
 
     Raises:
-        UserError: If the file is missing, empty, damaged, or larger than an honest picture.
+        UserError: If the file is missing, empty, damaged, animated, larger than an honest picture, or in a mode of
+            which 8-bit RGB would be another picture than the one a user sees.
     """
-    from image_attacks import on_white
+    from image_attacks import ImageFileError, open_image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                _refuse_odd_kinds(picture, path)
-                return on_white(picture)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"picture `{path}` has too many pixels; make it smaller.") from error
-    except UNREADABLE as error:
-        reason = "the file is empty" if path.is_file() and not path.stat().st_size else str(error)
-        raise UserError(f"picture `{path}` cannot be read: {reason}. Replace the file.") from error
-
-
-def _refuse_odd_kinds(picture: Image.Image, path: Path) -> None:
-    """Refuse pictures of which 8-bit RGB would be another picture than the one a user sees."""
-    kinds = {
-        f"mode {picture.mode}": picture.mode not in ("RGB", "RGBA", "L", "LA", "P", "PA", "1"),
-        "an animation": getattr(picture, "n_frames", 1) > 1,
-    }
-    found = [kind for kind, present in kinds.items() if present]
-    if found:
-        raise UserError(
-            f"picture `{path}` must be 8-bit RGB, RGBA, greyscale or palette, got {', '.join(found)}. Convert it to an "
-            "RGB PNG, the way you want the model to see it."
-        )
+        return open_image(path)
+    except ImageFileError as error:
+        raise UserError(f"picture {error}") from error
 
 
 def refuse_too_large(behaviors: Sequence[Behavior], batch: int) -> None:

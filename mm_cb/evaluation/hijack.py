@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +16,7 @@ from torch import Tensor
 from image_attacks import load_png, sign_noise
 from mm_cb.errors import UserError
 from mm_cb.evaluation.adaptive import AdaptiveObjective
-from mm_cb.evaluation.attacks import ATTACKS, OPTIMISED, Attack, Protocol, runs, tries
+from mm_cb.evaluation.attacks import ATTACKS, OPTIMISED, Attack, Protocol, runs
 from mm_cb.evaluation.behaviors import Behavior, grey_canvas, open_picture
 from mm_cb.evaluation.candidates import (
     Judge,
@@ -35,13 +33,12 @@ from mm_cb.evaluation.candidates import (
 from mm_cb.evaluation.embedding import EmbeddingObjective
 from mm_cb.evaluation.objectives import Objective, TargetObjective, encode
 from mm_cb.evaluation.parts import chunks, once
+from mm_cb.evaluation.records import Record, logged, make_item, seen_before
 from mm_cb.evaluation.search import Found, make_objective, search
 from mm_cb.evaluation.subjects import Subject
 from mm_cb.progress import Progress, Task, clock
 
-__all__ = ["ATTACKS", "OPTIMISED", "Attack", "Judge", "Protocol", "Setting", "attack_behaviors", "curves", "to_pixels"]
-
-Record = dict[str, Any]
+__all__ = ["ATTACKS", "OPTIMISED", "Attack", "Judge", "Protocol", "Setting", "attack_behaviors", "to_pixels"]
 
 PLAIN = Protocol()
 """Nothing judged but the selected picture of every run."""
@@ -98,7 +95,7 @@ def attack_behaviors(
             for state in path.parent.glob(f"{path.stem}.*.safetensors"):
                 state.unlink()
             task.advance(len(batch))
-    return [_item(setting, behavior, candidates[behavior.id]) for behavior in behaviors]
+    return [make_item(subject.name, attack, protocol, behavior, candidates[behavior.id]) for behavior in behaviors]
 
 
 def _broken(candidates: Sequence[Record]) -> bool:
@@ -151,7 +148,7 @@ def _attack_group(
     records = []
     for step, rows in judged.items():
         for i, row in enumerate(rows):
-            if step is not None and _seen_before(left, step, i):
+            if step is not None and seen_before(left, step, i):
                 continue  # a behaviour that has stopped stands still
             record = {
                 "id": group[i].id,
@@ -159,7 +156,7 @@ def _attack_group(
                 **({} if step is None else {"iterate": step}),
                 **row,
                 "loss_clean": round(float(loss_clean[i]), 5),
-                **_logged(found, step, i),
+                **logged(found, step, i),
             }
             if setting.protocol.artefacts and record["image"] is not None:
                 write_artefact(record, group[i], subject, attack, setting.protocol, objective, i, folder)
@@ -254,22 +251,6 @@ def _judge_embeddings(
     ]
 
 
-def _seen_before(left: Mapping[int | None, Tensor], step: int, row: int) -> bool:
-    earlier = [s for s in left if s is not None and s < step]
-    return bool(earlier) and torch.equal(left[max(earlier)][row], left[step][row])
-
-
-def _logged(found: Found | None, step: int | None, row: int) -> Record:
-    """What the search said about this picture: the loss it had there, and for the selected one the whole curve."""
-    if found is None:
-        return {"objective_logged": None, "curve": None}
-    curve = found.result.curves[0, :, row].tolist()
-    if step is not None:
-        return {"objective_logged": round(curve[step], 5), "curve": None}
-    logged = curve[int(found.result.per_restart.steps[0, row])]
-    return {"objective_logged": round(logged, 5), "curve": [round(value, 4) for value in curve]}
-
-
 def as_picture(pixels: Tensor) -> Image.Image:
     """Pixels ``(3, H, W)`` as the 8-bit picture that a file would hold."""
     return Image.fromarray((pixels * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
@@ -282,44 +263,3 @@ def _generators(attack: Attack, restart: int, group: Sequence[Behavior]) -> list
         entropy = np.random.SeedSequence([attack.seed, restart, *behavior.id.encode()])
         streams.append(torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1)))
     return streams
-
-
-def _item(setting: Setting, behavior: Behavior, candidates: Sequence[Record]) -> Record:
-    """One record of items.jsonl: the worst case over the restarts (harmful first, then the lowest loss)."""
-    attack, protocol = setting.attack, setting.protocol
-    worst = min(candidates, key=lambda c: (c["outcome"] != "harmful", c["loss"]))
-    shown = ("restart", "image", "epsilon", "loss", "objective_file", "objective_logged", "completion", "outcome")
-    further = [key for key in ("iterate", "nll_base") if any(key in candidate for candidate in candidates)]
-    item = {
-        "id": behavior.id,
-        "metric": "compliance",
-        "subject": setting.subject.name,
-        "condition": attack.name,
-        "split": behavior.split,
-        "category": behavior.category,
-        "prompt": behavior.prompt,
-        "target": behavior.target,
-        "completion": worst["completion"],
-        "outcome": worst["outcome"],
-        "score": None,
-        "gibberish": worst["outcome"] == "gibberish",
-        "seed": attack.seed,
-        "image": worst["image"],
-        "clean_image": clean_name(behavior),
-        "loss": worst["loss"],
-        "loss_clean": worst["loss_clean"],
-        "prefix_emitted": worst["prefix_emitted"],
-        "candidates": [{key: c.get(key) for key in (*shown, *further)} for c in candidates],
-    }
-    if protocol.artefacts:
-        item |= {"nll_base": worst.get("nll_base"), "k": tries(attack, protocol), "early_stop": protocol.early_stop}
-        item |= {"relaxation": attack.kind.relaxation}
-    return item
-
-
-def curves(folder: Path, attack_name: str) -> list[list[float]]:
-    """Loss curves of the first run of every behaviour under one attack, in the order they were attacked."""
-    found = []
-    for path in sorted((folder / "parts").glob(f"{attack_name}-s*-r0-*.json")):
-        found += [record["curve"] for record in json.loads(path.read_bytes()) if record["curve"] is not None]
-    return found

@@ -10,7 +10,7 @@ import numpy as np
 
 from mm_cb.evaluation.attacks import KINDS, OPTIMISED
 from mm_cb.evaluation.checks import file_loss, inside_ball
-from mm_cb.evaluation.hijack import curves
+from mm_cb.evaluation.records import curves
 from mm_cb.evaluation.results import measure, write_results
 from mm_cb.paths import safe_id
 from mm_cb.runs import write_bytes, write_json, write_jsonl

@@ -19,8 +19,11 @@ _SIZES = Sizes(epsilon=48, steps=12, iterates=2, sweep=(0, 64, 255))
 _ROWS, _SIDE, _CLASSES = 3, 8, 4
 
 
-def bed(transform: Callable[[Tensor], Tensor], name: str) -> Bed:
-    """A small smooth classifier that looks at ``transform(pixels)``; targets are classes it does not see at first."""
+def bed(transform: Callable[[Tensor], Tensor], name: str, deployed: Callable[[Tensor], Tensor] | None = None) -> Bed:
+    """A small smooth classifier that looks at ``transform(pixels)``; targets are classes it does not see at first.
+
+    Users' pictures go through ``deployed`` instead, if that is another function.
+    """
     generator = torch.Generator().manual_seed(0)
     clean = torch.randint(64, 192, (_ROWS, 3, _SIDE, _SIDE), generator=generator).float() / 255
     weights = torch.randn(3 * _SIDE * _SIDE, _CLASSES, generator=generator)
@@ -37,7 +40,10 @@ def bed(transform: Callable[[Tensor], Tensor], name: str) -> Bed:
         with torch.no_grad():
             return (logits(transform(pixels)).argmax(dim=1) == target).tolist()
 
-    return Bed(name, loss, loss, emitted, clean)
+    def filed(pixels: Tensor) -> Tensor:
+        return F.cross_entropy(logits((deployed or transform)(pixels)), target, reduction="none")
+
+    return Bed(name, loss, loss, emitted, clean, filed, "white box; goal: a class; a toy on 8 x 8 pixels")
 
 
 def planted() -> dict[str, Bed]:
@@ -54,6 +60,9 @@ def planted() -> dict[str, Bed]:
         "quantised input": bed(lambda pixels: (pixels * 8).round() / 8, "quantised"),
         "wrong gradient": bed(lambda pixels: (2 * pixels).detach() - pixels, "wrong"),
         "noise in the model": bed(noisy, "noisy"),
+        "another path for users": bed(
+            lambda pixels: pixels, "other path", deployed=lambda pixels: pixels.roll(1, dims=3)
+        ),
     }
 
 

@@ -89,20 +89,28 @@ def shard_runs(
 
     Shards start at the same moment: one that finds the whole run locked by another waits for it.
     """
-    if _claim(RunDirectory(out, "attack", recipe, seed, inputs=inputs)):
-        raise UserError(f"`{out}` has been gathered already; its results are in results.json.")
+    whole = RunDirectory(out, "attack", recipe, seed, inputs=inputs)
     name = f"{shard.index:04d}-of-{shard.count:04d}"
-    with RunDirectory(out / FOLDER / name, "attack", {**recipe, "shard": str(shard)}, seed, inputs=inputs) as run:
-        yield run
+    run = RunDirectory(out / FOLDER / name, "attack", {**recipe, "shard": str(shard)}, seed, inputs=inputs)
+    with _waited_for(whole):
+        if whole.finished:
+            raise UserError(f"`{out}` has been gathered already; its results are in results.json.")
+        run.open()
+    try:
+        with run:
+            yield run
+    except BaseException:
+        with _waited_for(whole):
+            whole.abandon()
+        raise
 
 
-def _claim(whole: RunDirectory) -> bool:
-    """Make the whole run's folder, or see that it belongs to this recipe; whether it is finished."""
+def _waited_for(whole: RunDirectory) -> RunDirectory:
+    """The whole run's folder, made or seen to belong to this recipe, and locked as soon as no other shard holds it."""
     deadline = time.monotonic() + _WAIT_SECONDS
     while True:
         try:
-            with whole:
-                return whole.finished
+            return whole.open()
         except UserError as error:
             if "another mm-cb process" not in str(error) or time.monotonic() > deadline:
                 raise

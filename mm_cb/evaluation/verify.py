@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mm_cb.evaluation.parts import chunks
 from mm_cb.evaluation.search import make_objective
 from mm_cb.evaluation.subjects import Subject
 from mm_cb.models import load_model
+from mm_cb.paths import safe_id
 from mm_cb.progress import Progress, console
 from mm_cb.runs import file_sha256, read_jsonl, read_run
 
@@ -90,12 +91,13 @@ def verify_run(folder: Path, *, model: str | None, adapter: str | None, device: 
             f"`{folder / wrong[0].image}` does not hold what the run recorded: {'; '.join(wrong[0].disagreements)} "
             f"({len(wrong)} of {len(rows)} pictures disagree). Do not use its numbers; run the attack again."
         )
+    check_copies(folder, artefacts)
     return rows
 
 
 def read_artefacts(folder: Path) -> list[dict[str, Any]]:
     """The JSON beside every attacked picture, in order; pictures without one and broken ones are an error."""
-    pictures = sorted((folder / "images").glob("*/*.png"))
+    pictures = sorted((folder / "images").glob("*/**/*.png"))
     if not pictures:
         raise UserError(f"`{folder}` must hold attacked pictures under images/, there are none to verify.")
     artefacts = []
@@ -123,27 +125,57 @@ def check_items(folder: Path, artefacts: Sequence[dict[str, Any]]) -> None:
 
     The numbers of a run are made from its items; a picture that was removed with its JSON is missed only there.
     """
-    known = {artefact["image"]: artefact for artefact in artefacts}
+    path, known = folder / "items.jsonl", {artefact["image"]: artefact for artefact in artefacts}
     named = set()
-    for item in read_jsonl(folder / "items.jsonl"):
-        for one in item.get("candidates") or ():
-            if not isinstance(one, dict) or Path(str(one.get("image"))).parent.parent != Path("images"):
-                continue  # asked with the clean picture, or with none
+    for item in read_jsonl(path):
+        candidates = [one for one in item.get("candidates") or () if isinstance(one, dict)]
+        _check_worst(path, item, candidates)
+        for one in candidates:
+            if Path(str(one.get("image"))).parent.parent != Path("images"):
+                continue  # a relaxation, which leaves no picture
             named.add(one["image"])
-            artefact = known.get(one["image"])
-            if artefact is None:
-                raise UserError(f"`{folder / 'items.jsonl'}` names `{one['image']}`, which is not in the run.")
-            completion = hashlib.sha256(str(one.get("completion")).encode()).hexdigest()
-            wrong = [key for key in ("loss", "epsilon") if one.get(key) != artefact[key]]
-            wrong += ["completion"] if completion != artefact.get("completion_sha256") else []
-            if wrong:
-                raise UserError(
-                    f"`{folder / 'items.jsonl'}` and the JSON beside `{one['image']}` disagree in {', '.join(wrong)}. "
-                    "Do not use the run's numbers; run the attack again."
-                )
+            _check_candidate(path, one, known.get(one["image"]))
     unnamed = sorted(known.keys() - named)
     if unnamed:
-        raise UserError(f"`{folder / 'items.jsonl'}` must name every attacked picture, it lacks `{unnamed[0]}`.")
+        raise UserError(f"`{path}` must name every attacked picture, it lacks `{unnamed[0]}`.")
+
+
+def _check_candidate(path: Path, one: Mapping[str, Any], artefact: Mapping[str, Any] | None) -> None:
+    if artefact is None:
+        raise UserError(f"`{path}` names `{one['image']}`, which is not in the run.")
+    completion = hashlib.sha256(str(one.get("completion")).encode()).hexdigest()
+    wrong = [key for key in ("loss", "epsilon") if one.get(key) != artefact[key]]
+    wrong += ["completion"] if completion != artefact.get("completion_sha256") else []
+    if wrong:
+        raise UserError(
+            f"`{path}` and the JSON beside `{one['image']}` disagree in {', '.join(wrong)}. Do not use the run's "
+            "numbers; run the attack again."
+        )
+
+
+def _check_worst(path: Path, item: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> None:
+    """An item counts as its worst candidate: harmful first, then the lowest loss."""
+    if candidates:
+        worst = min(candidates, key=lambda c: (c.get("outcome") != "harmful", c.get("loss") or 0.0))
+        wrong = [key for key in ("outcome", "image", "loss", "completion") if item.get(key) != worst.get(key)]
+        if wrong:
+            raise UserError(
+                f"`{path}`: `{item.get('id')}` under {item.get('condition')} is not the worst of its candidates, it "
+                f"differs in {', '.join(wrong)}. Do not use the run's numbers; run the attack again."
+            )
+
+
+def check_copies(folder: Path, artefacts: Sequence[Mapping[str, Any]]) -> None:
+    """Directly under images/ lie clean pictures and, per behaviour, a copy of one that was judged; nothing else."""
+    judged: dict[str, set[str]] = defaultdict(set)
+    for artefact in artefacts:
+        judged[f"images/{safe_id(artefact['id'])}.png"].add(artefact["sha256"])
+    found = {f"images/{file.name}" for file in (folder / "images").iterdir() if file.is_file()}
+    for name in sorted((found | judged.keys()) - {artefact["clean_image"] for artefact in artefacts}):
+        if name not in judged:
+            raise UserError(f"`{folder / name}` belongs to no behaviour of this run; it was put there later.")
+        if name not in found or file_sha256(folder / name) not in judged[name]:
+            raise UserError(f"`{folder / name}` must be a copy of one of the behaviour's judged pictures, it is not.")
 
 
 def _groups(folder: Path, artefacts: Sequence[dict[str, Any]], batch: int) -> list[list[dict[str, Any]]]:

@@ -1,11 +1,22 @@
 """The lean target loss equals the whole model's, for one image per chat and for one image against many."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from image_attacks import Linf, LlavaNextPreprocessing, load_png, pgd, save_png, target_nll, universal
-from image_attacks.llava_next import LlavaNextTargets
+from image_attacks import (
+    Linf,
+    LlavaNextPreprocessing,
+    LlavaNextTargets,
+    load_png,
+    pgd,
+    save_png,
+    target_nll,
+    universal,
+)
 from tests.tiny_llava import picture, tiny_llava
 
 PROMPTS = ["what is in the picture", "tell me how to brew tea", "what is a red square"]
@@ -59,6 +70,24 @@ def test_the_loss_at_one_image_is_the_same_however_often_it_is_asked(model):
         assert all(torch.equal(lean(inputs.pixel_values), first) for _ in range(3))
     layers = [type(layer).__name__ for layer in model.base.model.language_model.layers]
     assert len(set(layers)) == 1  # the swapped block is back
+
+
+def test_a_model_in_bfloat16_pulls_the_pixels_the_same_way(model):
+    """Pixels stay float32, and nine in ten of their gradients keep their sign."""
+    inputs, heads, targets = encoded(model)
+    preprocess = LlavaNextPreprocessing(model.processor.image_processor, (42, 84))
+    pixels = torch.stack([load_level(picture(seed)) for seed in range(3)])
+    slopes = []
+    for base in (model.base, copy.deepcopy(model.base).bfloat16()):
+        lean = LlavaNextTargets(base, heads, targets, (42, 84))
+        losses, slope = with_gradient(lambda values, lean=lean: lean(preprocess(values)), pixels)
+        assert losses.dtype == slope.dtype == torch.float32
+        slopes.append(slope)
+    assert (slopes[0].sign() == slopes[1].sign()).float().mean() >= 0.9
+
+
+def load_level(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
 def test_a_hijack_end_to_end_has_its_logged_loss_in_the_file(model, tmp_path, generator):

@@ -69,6 +69,14 @@ def test_l2_projection_is_not_ball_then_box():
     torch.testing.assert_close(L2(0.3).project(pixels, clean).flatten(), torch.tensor([0.0, 0.8]))
 
 
+def test_l2_starts_are_uniform_in_the_ball(generator):
+    """The share of starts within a fraction of the radius is that fraction to the power of the dimension."""
+    clean = torch.full((4000, 1, 1, 3), 0.5)
+    radii = (L2(0.4).random_start(clean, generator) - clean).flatten(1).norm(dim=1)
+    for fraction in (0.5, 0.8, 0.9):
+        assert (radii <= 0.4 * fraction).float().mean().item() == pytest.approx(fraction**3, abs=0.03)
+
+
 def test_l2_start_lies_in_ball_and_box_and_its_step_has_norm_one(generator):
     clean = torch.rand(50, 3, 4, 4, generator=generator)
     start = L2(0.7).random_start(clean, generator)

@@ -1,5 +1,10 @@
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -169,6 +174,29 @@ def test_shards_that_are_none(text):
         Shard.parse(text)
 
 
+@pytest.mark.slow
+def test_two_processes_of_a_launcher_attack_what_one_attacks(three, tmp_path):
+    """Started as a user with two GPUs starts them. The ranks never talk: one that dies costs its own part alone."""
+    root = Path(__file__).parents[2]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(root / "scripts" / "launch" / "ddp.yaml")]
+    command = [*launch, f"--main_process_port={port}", "-m", "mm_cb.cli", *attack_arguments(three, tmp_path / "two")]
+    settings = ["--epsilon", "8/255", "max_new_tokens=8", "batch=1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, *command, *settings, "--shard", "auto"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    shards = sorted(path.name for path in (tmp_path / "two" / "shards").iterdir())
+    assert shards == ["0001-of-0002", "0002-of-0002"]
+    for out in ("two", "one"):  # the first gathers, the second attacks alone
+        assert cli.run([*attack_arguments(three, tmp_path / out), *settings]) == 0
+    for name in ("items.jsonl", "results.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
 def test_shards_as_a_launcher_says():
     assert launched({"RANK": "1", "WORLD_SIZE": "4"}) == Shard(2, 4)
     slurm = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "3"}
@@ -222,7 +250,7 @@ def attack_arguments(behaviors, out, *more):
     ("line", "expected"),
     [
         ("{broken", "behaviors.jsonl:2"),
-        ('{"id": "b", "prompt": "p", "target": "t", "image": "empty.png"}', "the file is empty"),
+        ('{"id": "b", "prompt": "p", "target": "t", "image": "empty.png"}', "got an empty one"),
         ('{"id": "b", "prompt": "p", "target": "t", "image": "none.png"}', "none.png"),
         ('{"id": "b", "prompt": "p", "target": "t", "image": "a\\u0000b"}', "behaviors.jsonl:2"),
         ('{"id": "b", "prompt": "<image> p", "target": "t"}', "image placeholder `<image>`"),
@@ -237,6 +265,48 @@ def test_bad_behaviours_end_with_exit_code_2_and_one_line(tmp_path, capsys, line
     assert len(errors) == 1 and expected in errors[0]
 
 
+def odd_pictures():
+    """Files that Pillow opens, or begins to, and that are not the picture a user sees."""
+    from tests.attacks.test_image_files import JPEG, RGB, encoded, png
+
+    return {
+        "mode CMYK": encoded(RGB.convert("CMYK"), "JPEG"),
+        "16 bits per channel": png(2, 1, 16, 2, bytes(13)),
+        "2 frames": encoded(RGB, "GIF", save_all=True, append_images=[RGB.rotate(180)]),
+        "damaged": JPEG[: len(JPEG) * 2 // 3],
+        "something else": b"hello",
+        "pixels, got more": png(60000, 60000, 8, 2, b""),
+    }
+
+
+@pytest.mark.parametrize(("got", "data"), odd_pictures().items())
+def test_odd_pictures_end_with_exit_code_2_and_one_line(tmp_path, capsys, got, data):
+    (tmp_path / "odd.png").write_bytes(data)
+    (tmp_path / "behaviors.jsonl").write_text('{"id": "a", "prompt": "p", "target": "t", "image": "odd.png"}\n')
+    assert cli.run(attack_arguments(tmp_path / "behaviors.jsonl", tmp_path / "out")) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and "behaviors.jsonl:1" in errors[0] and "odd.png" in errors[0] and got in errors[0]
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_budget_off_the_grid_and_a_behaviour_without_target_end_with_exit_code_2(tmp_path, capsys):
+    (tmp_path / "behaviors.jsonl").write_text('{"id": "a", "prompt": "p", "image": null}\n')
+    assert cli.run(attack_arguments(tmp_path / "behaviors.jsonl", tmp_path / "out")) == 2
+    assert "['target']" in capsys.readouterr().err
+    assert cli.run(attack_arguments(BEHAVIORS, tmp_path / "out", "--epsilon", "8.5/255")) == 2
+    assert "n/255" in capsys.readouterr().err
+
+
 def test_the_adaptive_attack_without_an_adapter_is_refused(tmp_path, capsys):
     assert cli.run(attack_arguments(BEHAVIORS, tmp_path / "out", "--attack", "pgd_adaptive")) == 2
     assert "--adapter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shard", [(), ("--shard", "1/2")])
+def test_a_typo_does_not_take_the_directory_from_the_corrected_command(three, tmp_path, capsys, shard):
+    out, more = tmp_path / "out", (*shard, "max_new_tokens=2")
+    assert cli.run(attack_arguments(three, out, "--adapter", str(tmp_path / "typo"), *more)) == 2
+    assert "not an adapter" in capsys.readouterr().err
+    assert cli.run(attack_arguments(three, out, "--model", str(tmp_path / "typo"), *more)) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert cli.run(attack_arguments(three, out, *more)) == 0

@@ -34,6 +34,7 @@ def test_a_sound_model_and_attack_pass(sound):
         ("quantised input", {"S8", "S6", "S10"}),
         ("wrong gradient", {"S8", "S6", "S4"}),
         ("noise in the model", {"S8"}),
+        ("another path for users", {"S1"}),
     ],
 )
 def test_planted_broken_models_are_flagged(what, by):
@@ -62,11 +63,17 @@ def test_each_check_can_fail(sound):
     worse = sound.losses["pgd"] + 1
     emitted = {arm: torch.zeros_like(values) for arm, values in sound.emitted.items()}
     base = sound
+    for kept in ({"reach": SIZES.epsilon + 1}, {"path_gap": 2e-4}, {"path_gap": float("nan")}, {"about": ""}):
+        assert "S1" in failed(checks_of(dataclasses.replace(sound, **kept), SIZES))
     transferred = changed(changed(sound, pgd=worse), transfer=sound.losses["pgd"])
     assert "S7" in failed(checks_of(transferred, SIZES, base))
     assert "S7" in failed(checks_of(sound, SIZES, base)), "a transfer that was not measured is no pass"
     assert "S6" in failed(checks_of(changed(sound, random_search=sound.losses["pgd"] - 1), SIZES))
     assert "S5" in failed(checks_of(changed(sound, pgd=worse), SIZES))
+    arms = {arm: values for arm, values in sound.emitted.items() if arm != "apgd"}
+    assert "S12" in failed(checks_of(dataclasses.replace(sound, emitted=arms), SIZES))
+    none = sound.emitted | {"pgd": torch.zeros(3, dtype=torch.bool), "double_steps": torch.ones(3, dtype=torch.bool)}
+    assert "S5" in failed(checks_of(dataclasses.replace(sound, emitted=none), SIZES))
     assert "S4" in failed(checks_of(changed(sound, unbounded=worse), SIZES))
     assert {"S2", "S10"} <= failed(checks_of(dataclasses.replace(sound, emitted=emitted | noisy(sound)), SIZES))
     nothing = dataclasses.replace(sound, sweep={255: (sound.losses["pgd"], emitted["pgd"])})
@@ -107,6 +114,8 @@ def test_the_command_leaves_a_run_directory_with_checks_and_plots(tmp_path, caps
     assert {p.name for p in (out / "plots").iterdir()} == {"epsilon.svg", "epsilon.png", "steps.svg", "steps.png"}
     measured = json.loads((out / "results.json").read_text())["measurements"]
     assert any(m["metric"] == "target_prefix" and m["condition"] == "pgd" and m["n"] == 1 for m in measured)
+    stated = next(check for check in checks if check["name"].startswith("S1 "))
+    assert stated["passed"] and "LlavaNextImageProcessor" in stated["value"] and "32/255" in stated["value"]
     shown = capsys.readouterr().out
     assert "S8" in shown and "FAIL" in shown and "claims nothing" in shown
     assert cli.run([*arguments, "--out", str(tmp_path / "other"), "stepz=2"]) == 2

@@ -7,7 +7,7 @@ from PIL import Image
 from mm_cb import cli
 from mm_cb.errors import UserError
 from mm_cb.evaluation.attack_run import run_attack
-from mm_cb.evaluation.verify import check_items, read_artefacts, verify_run
+from mm_cb.evaluation.verify import check_copies, check_items, read_artefacts, verify_run
 from mm_cb.models import load_model
 from mm_cb.paths import data_path
 
@@ -63,7 +63,17 @@ def keep(run, kind):
     items = [json.loads(line) for line in (run / "items.jsonl").read_text().splitlines()]
     for item in items:
         item["candidates"] = [c for c in item["candidates"] if c["image"] == f"images/{kept.parent.name}/{kept.name}"]
-    (run / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items if item["candidates"]))
+    items = [item | shown(item["candidates"][0]) for item in items if item["candidates"]]
+    (run / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    for path in (run / "images").glob("*.png"):
+        if path.name != f"{kept.parent.name}.clean.png":
+            path.unlink()
+    shutil.copyfile(kept, kept.parent.with_suffix(".png"))
+
+
+def shown(candidate):
+    """What an item says of its worst candidate."""
+    return {key: candidate[key] for key in ("outcome", "image", "loss", "completion")}
 
 
 def picture_of(run, name="pgd-s0-r0.png"):
@@ -90,6 +100,7 @@ def test_an_honest_run_agrees_in_every_picture(made, capsys):
 def same_in_items(run, content):
     items = [json.loads(line) for line in (run / "items.jsonl").read_text().splitlines()]
     items[0]["candidates"][0] |= {key: content[key] for key in ("loss", "epsilon")}
+    items[0] |= shown(items[0]["candidates"][0])
     (run / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
 
 
@@ -152,6 +163,48 @@ def test_a_picture_removed_with_its_json_is_missed(run):
         check_items(run, read_artefacts(run))
 
 
+def test_a_swapped_clean_picture_is_noticed_even_if_the_distance_stays(few):
+    path = picture_of(few)
+    clean = few / json.loads(path.with_suffix(".json").read_text())["clean_image"]
+    picture, attacked = Image.open(clean).convert("RGB"), Image.open(path).convert("RGB")
+    picture.putpixel((3, 3), attacked.getpixel((3, 3)))  # nearer to the attacked picture in one pixel
+    picture.save(clean)
+    with pytest.raises(UserError, match="the clean picture is another file"):
+        verify_run(few, model=None, adapter=None)
+
+
+def test_a_missing_picture_is_missed_though_its_json_is_there(run):
+    picture_of(run).unlink()
+    with pytest.raises(UserError, match="which is not in the run"):
+        check_items(run, read_artefacts(run))
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        (lambda images, copy: shutil.copyfile(copy, images / "stray.png"), "stray.png.* belongs to no behaviour"),
+        (lambda images, copy: copy.unlink(), "must be a copy of one of"),
+        (lambda images, copy: copy.write_bytes(b"other"), "must be a copy of one of"),
+        (lambda images, copy: shutil.copyfile(copy, copy.with_suffix("") / "extra.png"), "JSON of the picture"),
+    ],
+)
+def test_pictures_that_no_record_accounts_for_are_noticed(run, edit, match):
+    edit(run / "images", picture_of(run).parent.with_suffix(".png"))
+    with pytest.raises(UserError, match=match):
+        check_copies(run, read_artefacts(run))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("outcome", "harmful"), ("loss", 9.0), ("completion", "sure"), ("image", None)]
+)
+def test_an_item_that_is_not_its_worst_candidate_is_noticed(run, key, value):
+    items = [json.loads(line) for line in (run / "items.jsonl").read_text().splitlines()]
+    items[0][key] = value
+    (run / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    with pytest.raises(UserError, match=f"not the worst of its candidates, it differs in {key}"):
+        check_items(run, read_artefacts(run))
+
+
 @pytest.mark.parametrize(
     ("edit", "match"),
     [
@@ -164,7 +217,8 @@ def test_a_picture_removed_with_its_json_is_missed(run):
 def test_items_that_are_not_the_pictures_are_noticed(run, edit, match):
     items = [json.loads(line) for line in (run / "items.jsonl").read_text().splitlines()]
     first = next(item for item in items if item["condition"] == "pgd")
-    first["candidates"][0] = edit(first["candidates"][0])
+    first["candidates"] = [edit(first["candidates"][0])]
+    first |= shown(first["candidates"][0])
     (run / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     with pytest.raises(UserError, match=match):
         check_items(run, read_artefacts(run))

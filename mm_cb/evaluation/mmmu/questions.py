@@ -13,8 +13,8 @@ from typing import Any
 
 from PIL import Image
 
+from image_attacks.image_files import UNREADABLE
 from mm_cb.errors import UserError, one_line
-from mm_cb.evaluation.behaviors import UNREADABLE
 from mm_cb.evaluation.mmmu.protocol import MULTIPLE_CHOICE, chosen_subjects, subject_of
 from mm_cb.evaluation.mmmu.score import Answer, Response, answer_from
 from mm_cb.evaluation.mmmu.settings import Settings

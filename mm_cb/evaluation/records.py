@@ -1,0 +1,77 @@
+"""What is written down of an attack: one record per judged picture, one item per behaviour, curves of the losses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm_cb.evaluation.attacks import Attack, Protocol, tries
+from mm_cb.evaluation.behaviors import Behavior
+from mm_cb.evaluation.candidates import clean_name
+from mm_cb.evaluation.search import Found
+
+Record = dict[str, Any]
+
+
+def seen_before(left: Mapping[int | None, Tensor], step: int, row: int) -> bool:
+    """Whether a behaviour's picture at a step is the one of the kept step before: it has stopped."""
+    earlier = [s for s in left if s is not None and s < step]
+    return bool(earlier) and torch.equal(left[max(earlier)][row], left[step][row])
+
+
+def logged(found: Found | None, step: int | None, row: int) -> Record:
+    """What the search said about this picture: the loss it had there, and for the selected one the whole curve."""
+    if found is None:
+        return {"objective_logged": None, "curve": None}
+    curve = found.result.curves[0, :, row].tolist()
+    if step is not None:
+        return {"objective_logged": round(curve[step], 5), "curve": None}
+    logged = curve[int(found.result.per_restart.steps[0, row])]
+    return {"objective_logged": round(logged, 5), "curve": [round(value, 4) for value in curve]}
+
+
+def make_item(
+    subject: str, attack: Attack, protocol: Protocol, behavior: Behavior, candidates: Sequence[Record]
+) -> Record:
+    """One record of items.jsonl: the worst case over the restarts (harmful first, then the lowest loss)."""
+    worst = min(candidates, key=lambda c: (c["outcome"] != "harmful", c["loss"]))
+    shown = ("restart", "image", "epsilon", "loss", "objective_file", "objective_logged", "completion", "outcome")
+    further = [key for key in ("iterate", "nll_base") if any(key in candidate for candidate in candidates)]
+    item = {
+        "id": behavior.id,
+        "metric": "compliance",
+        "subject": subject,
+        "condition": attack.name,
+        "split": behavior.split,
+        "category": behavior.category,
+        "prompt": behavior.prompt,
+        "target": behavior.target,
+        "completion": worst["completion"],
+        "outcome": worst["outcome"],
+        "score": None,
+        "gibberish": worst["outcome"] == "gibberish",
+        "seed": attack.seed,
+        "image": worst["image"],
+        "clean_image": clean_name(behavior),
+        "loss": worst["loss"],
+        "loss_clean": worst["loss_clean"],
+        "prefix_emitted": worst["prefix_emitted"],
+        "candidates": [{key: c.get(key) for key in (*shown, *further)} for c in candidates],
+    }
+    if protocol.artefacts:
+        item |= {"nll_base": worst.get("nll_base"), "k": tries(attack, protocol), "early_stop": protocol.early_stop}
+        item |= {"relaxation": attack.kind.relaxation}
+    return item
+
+
+def curves(folder: Path, attack_name: str) -> list[list[float]]:
+    """Loss curves of the first run of every behaviour under one attack, in the order they were attacked."""
+    found = []
+    for path in sorted((folder / "parts").glob(f"{attack_name}-s*-r0-*.json")):
+        found += [record["curve"] for record in json.loads(path.read_bytes()) if record["curve"] is not None]
+    return found
