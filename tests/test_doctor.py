@@ -37,7 +37,7 @@ def test_a_recipe_on_a_machine_without_gpu_says_what_is_missing_and_what_would_f
     assert findings["adapter"].ok and "21 modules, 3,932,160 parameters" in findings["adapter"].detail
     memory = findings["memory"]
     assert not memory.ok and "no GPU here" in memory.detail
-    assert "12 GiB: training.tokens_per_pass=2048" in memory.detail and "8 GiB: quantize=4bit" in memory.detail
+    assert "12 GiB: training.recompute=true" in memory.detail and "8 GiB: quantize=4bit" in memory.detail
     assert not findings["data"].ok and "xstest" in findings["data"].detail
     assert not findings["weights"].ok and "hf download llava-hf/llava-v1.6-mistral-7b-hf" in findings["weights"].detail
 
@@ -48,7 +48,7 @@ def test_a_recipe_on_a_gpu(seven, monkeypatch, free, ok):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * GIB, 80 * GIB))
     memory = found(doctor.examine_recipe(seven))["memory"]
     assert memory.ok == ok and f"{free}.0 GiB are free" in memory.detail
-    assert ("this fits: training.tokens_per_pass=2048" in memory.detail) != ok
+    assert ("this fits: training.recompute=true" in memory.detail) != ok
 
 
 def test_an_extra_that_a_recipe_needs_is_a_problem_only_there(monkeypatch):

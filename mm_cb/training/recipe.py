@@ -127,6 +127,8 @@ class Training(_Section):
     """Micro-batches that an optimiser step is split into; changes memory and time, not the mathematics."""
     tokens_per_pass: Annotated[int, Field(ge=1)] = 4096
     """Rows go through the model in parts of at most so many tokens, or one longer row: memory, not the mathematics."""
+    recompute: bool = False
+    """Run adapted blocks again in the backward pass instead of storing what is in them: memory for time, same bits."""
     max_length: Annotated[int, Field(ge=1)] = 1024
     """Longer rows are cut to so many tokens, image tokens not counted (released trainer: 1024)."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4

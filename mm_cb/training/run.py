@@ -22,6 +22,7 @@ from mm_cb.training.batches import PairCollator, PairedExamples, hold_out
 from mm_cb.training.card import model_card
 from mm_cb.training.examples import Example, read_examples
 from mm_cb.training.plan import Plan, check_device, make_plan
+from mm_cb.training.recompute import recompute_blocks
 from mm_cb.training.trainer import Rerouting, RRTrainer
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ def _train(plan: Plan, out: Path, examples: Sequence[Example], progress: "Progre
         max_length=options.max_length,
     )
     model = add_adapter(base, plan.paths, plan.kept, r=lora.r, lora_alpha=lora.lora_alpha, dropout=lora.dropout)
+    if options.recompute:
+        recompute_blocks(model, min(lora.layers_to_transform))
     checkpoint = _last_checkpoint(out / "checkpoints", remove_torn=main)
     metrics = out / "metrics.jsonl"
     done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])

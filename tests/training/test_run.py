@@ -17,6 +17,7 @@ from mm_cb.errors import UserError
 from mm_cb.models import load_model
 from mm_cb.training.recipe import load_recipe
 from mm_cb.training.run import check_data, load_examples, train
+from mm_cb.training.trainer import RRTrainer
 from tests.tiny_llava import picture
 
 OPTIONS = [
@@ -124,6 +125,27 @@ def test_the_same_run_gives_the_same_bytes_and_another_seed_does_not(trained, re
     assert (again / "adapter_config.json").read_bytes() == (trained / "adapter_config.json").read_bytes()
     other = train(recipe("seed=1"), tmp_path / "other", examples)
     assert adapter_bytes(other) != adapter_bytes(trained)
+
+
+def test_recomputed_blocks_store_less_and_change_no_bit(trained, recipe, examples, tmp_path, monkeypatch):
+    real, stored = RRTrainer.training_step, {}
+
+    def step(trainer, *arguments):
+        sizes = stored.setdefault(trainer.args.output_dir, {})
+
+        def pack(tensor):
+            sizes[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            return real(trainer, *arguments)
+
+    monkeypatch.setattr(RRTrainer, "training_step", step)
+    two = "lora.layers_to_transform=[0,1]"
+    folders = [train(recipe(two, f"training.recompute={on}"), tmp_path / on, examples) for on in ("false", "true")]
+    assert adapter_bytes(folders[0]) == adapter_bytes(folders[1]) != adapter_bytes(trained)
+    kept, recomputed = (sum(sizes.values()) for sizes in stored.values())
+    assert recomputed < kept / 2
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
