@@ -1,9 +1,10 @@
 """What a recipe would do, from the model's shape alone: which modules train, what is loaded, what memory it takes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mm_cb.errors import UserError
+from mm_cb.errors import UserError, unknown
 from mm_cb.models import ChatModel
 from mm_cb.models.families import is_llava_next, read_config, skeleton
 from mm_cb.models.known import known_config
@@ -90,7 +91,7 @@ def make_plan(recipe: "Recipe") -> Plan:
     """Check a recipe against its model's shape; loads no weight.
 
     Raises:
-        UserError: If the model's shape cannot be known here, or the recipe does not fit it.
+        UserError: If the model's shape cannot be known here, the recipe does not fit it, or a tracker is not here.
     """
     published = False
     try:
@@ -102,6 +103,7 @@ def make_plan(recipe: "Recipe") -> Plan:
                 f"recipe `{recipe.name}`: the configuration of `{recipe.model}` cannot be read here: {error}"
             ) from error
         published = True
+    check_trackers(recipe.training.report_to)
     model = skeleton(config, recipe.model)
     blocks, breaker = recipe.lora.layers_to_transform, recipe.circuit_breaker
     try:
@@ -122,6 +124,27 @@ def longest_row(config: Any, recipe: "Recipe") -> int:
     side = tile // config.vision_config.patch_size
     grids = [(height // tile * side, width // tile * side) for height, width in config.image_grid_pinpoints]
     return text + side**2 + max(height * width + height for height, width in grids)  # each line of patches ends in one
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Make sure that transformers knows the trackers and that they are installed.
+
+    Raises:
+        UserError: Naming the first that is not.
+    """
+    if not names:
+        return
+    from transformers.integrations import integration_utils
+
+    here = integration_utils.get_available_reporting_integrations()
+    for name in names:
+        if name not in integration_utils.INTEGRATION_TO_CALLBACK:
+            raise unknown("tracker", name, integration_utils.INTEGRATION_TO_CALLBACK)
+        if name not in here:
+            raise UserError(
+                f"`training.report_to` names `{name}`, which is not installed here; install it or leave it out, "
+                "metrics.jsonl is written in any case."
+            )
 
 
 def check_device(plan: Plan) -> None:

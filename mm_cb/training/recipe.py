@@ -5,7 +5,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from mm_cb.errors import UserError, unknown
 
@@ -18,6 +28,13 @@ Layer = Annotated[int, Field(ge=1)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("neither true nor false can stand here")
+        return value
 
 
 class Masks(_Section):
@@ -101,7 +118,8 @@ class Mixture(_Section):
     sources: Annotated[list[DataSource], Field(min_length=1)]
     """What is mixed."""
     skip_missing_images: bool = False
-    """Leave rows out whose picture is not there, and count them, instead of stopping."""
+    """Leave rows out whose picture is not there or, found in training, cannot be read; count them instead of stopping.
+    """
 
 
 def _kind(data: Any) -> str:
@@ -222,7 +240,8 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             section = Mixture if len(parts) == 2 else DataSource
             raise unknown(f"key of `{'.'.join(parts[:-1])}`", parts[-1], section.model_fields) from error
         raise UserError(
-            f"recipe `{name_or_path}`: {f'`{key}`: ' if key else ''}{first['msg']}, got {first['input']!r:.80}."
+            f"recipe `{name_or_path}`: {f'`{key}`: ' if key else ''}{first['msg'].removeprefix('Value error, ')}, got "
+            f"{first['input']!r:.80}."
         ) from error
 
 

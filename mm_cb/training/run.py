@@ -21,6 +21,7 @@ from mm_cb.training.adversary import Adversary
 from mm_cb.training.batches import PairCollator, PairedExamples, hold_out
 from mm_cb.training.card import model_card
 from mm_cb.training.examples import Example, read_examples
+from mm_cb.training.left_out import note_unreadable, reasons
 from mm_cb.training.plan import Plan, check_device, make_plan
 from mm_cb.training.recompute import recompute_blocks
 from mm_cb.training.trainer import Rerouting, RRTrainer
@@ -137,7 +138,9 @@ def _input_files(recipe: "Recipe") -> list[Path]:
 def _train(plan: Plan, out: Path, examples: Sequence[Example], progress: "Progress | None", main: bool) -> None:
     recipe, options, breaker, lora = plan.recipe, plan.recipe.training, plan.recipe.circuit_breaker, plan.recipe.lora
     set_seed(recipe.seed)
-    among, held_out = hold_out(examples, options.held_out, recipe.seed)
+    skip = getattr(recipe.data, "skip_missing_images", False)
+    unreadable = note_unreadable(out) if skip else None
+    among, held_out = hold_out(examples, options.held_out, recipe.seed, unreadable)
     try:
         rows = PairedExamples(
             examples,
@@ -146,6 +149,7 @@ def _train(plan: Plan, out: Path, examples: Sequence[Example], progress: "Progre
             batches=recipe.batches,
             seed=recipe.seed,
             among=among,
+            on_unreadable=unreadable,
         )
     except ValueError as error:
         raise UserError(f"recipe `{recipe.name}`: {error}") from error
@@ -188,10 +192,16 @@ def _train(plan: Plan, out: Path, examples: Sequence[Example], progress: "Progre
     trainer.remove_callback(PrinterCallback)
     if progress is not None and main:
         trainer.add_callback(_Show(progress.task(f"train {recipe.name}", total=options.max_steps, done=done)))
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except FloatingPointError as error:
+        raise UserError(
+            f"training diverged; lower `training.learning_rate`, or use bfloat16 in place of float16. {error}"
+        ) from error
     if main:
         save_adapter(model, plan.paths, out)
-        card = model_card(recipe.model_dump(mode="json"), examples, plan.paths, read_jsonl(metrics))
+        fields = recipe.model_dump(mode="json")
+        card = model_card(fields, examples, plan.paths, read_jsonl(metrics), reasons(examples, out))
         write_text(out / "README.md", card)
 
 

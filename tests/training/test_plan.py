@@ -162,3 +162,19 @@ def test_memory_grows_with_what_it_should():
     paths = lora_paths(model, [0, 1], ALL)
     assert total(recompute=True) < total()
     assert "GiB: weights" in str(estimate(model, paths, KeptBlocks(2, True), r=4, dtype="float32", tokens=9))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("[wandbb]", "unknown tracker `wandbb`, did you mean `wandb`"),
+        ("[mlflow]", "`mlflow`, which is not installed here"),
+    ],
+)
+def test_trackers_are_looked_for_before_anything_is_loaded(monkeypatch, names, message):
+    from transformers.integrations import integration_utils
+
+    monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    with pytest.raises(UserError, match=message):
+        make_plan(load_recipe("miniature", [f"training.report_to={names}"]))
+    make_plan(load_recipe("miniature", ["training.report_to=[tensorboard]"]))
