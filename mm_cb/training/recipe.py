@@ -239,9 +239,11 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         if first["type"] == "extra_forbidden":
             section = Mixture if len(parts) == 2 else DataSource
             raise unknown(f"key of `{'.'.join(parts[:-1])}`", parts[-1], section.model_fields) from error
+        expected = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "model_type":
+            expected = "`key: value` fields are expected"
         raise UserError(
-            f"recipe `{name_or_path}`: {f'`{key}`: ' if key else ''}{first['msg'].removeprefix('Value error, ')}, got "
-            f"{first['input']!r:.80}."
+            f"recipe `{name_or_path}`: {f'`{key}`: ' if key else ''}{expected}, got {first['input']!r:.80}."
         ) from error
 
 

@@ -32,7 +32,14 @@ if TYPE_CHECKING:
     from mm_cb.training.recipe import Mixture, Recipe
 
 _COMPLETE = "complete"
-_FULL_DISK = ("No space left on device", "File too large", "inline_container", "os error 28", "os error 27")
+_FULL_DISK = (  # what torch and safetensors say of it; the third and fourth are torch's, at different places of a file
+    "No space left on device",
+    "File too large",
+    "inline_container",
+    "iostream error",
+    "os error 28",
+    "os error 27",
+)
 
 
 def train(

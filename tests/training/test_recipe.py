@@ -161,3 +161,8 @@ def test_a_truth_value_is_no_number(override):
 
 def test_a_truth_value_is_one_where_one_is_asked_for():
     assert load_recipe("miniature", ["training.recompute=true"]).training.recompute
+
+
+def test_a_section_that_is_no_section_is_said_in_the_words_of_a_recipe():
+    with pytest.raises(UserError, match="`lora`: `key: value` fields are expected, got 5"):
+        load_recipe("miniature", ["lora=5"])

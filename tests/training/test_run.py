@@ -308,13 +308,17 @@ def test_missing_rows_are_the_users_error(recipe, examples, tmp_path):
         train(recipe(), tmp_path / "run", [e for e in examples if e.modality == "text"])
 
 
-def test_a_full_disk_is_the_users_error_and_the_run_can_go_on(trained, recipe, examples, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "says",
+    ["PytorchStreamWriter failed: [enforce fail at inline_container.cc:664]", "basic_ios::clear: iostream error"],
+)
+def test_a_full_disk_is_the_users_error_and_the_run_can_go_on(trained, recipe, examples, tmp_path, monkeypatch, says):
     real, calls = torch.save, []
 
     def full(*args, **kwargs):
         calls.append(args)
         if len(calls) > 6:
-            raise RuntimeError("PytorchStreamWriter failed: [enforce fail at inline_container.cc:664]")
+            raise RuntimeError(says)
         return real(*args, **kwargs)
 
     monkeypatch.setattr(torch, "save", full)
