@@ -6,9 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-STEP = 0.85
-"""Size of a sign step as a share of the radius, our choice: two steps reach any corner from most starts."""
-
 
 @dataclass(frozen=True)
 class Adversary:
@@ -16,11 +13,15 @@ class Adversary:
 
     Attributes:
         steps: Sign-gradient steps per batch; each costs one pass with the adapter off and one with it on and back.
-        radius: Largest change of an entry of a row's picture embeddings, in units of their root mean square.
+        radius: Largest change of an entry of a row's picture embeddings, in units of their root mean square; each
+            row's own is drawn between 0 and this.
+        step: Size of a sign step as a share of the row's radius, our choice: two steps reach any corner from most
+            starts.
     """
 
     steps: int
     radius: float
+    step: float = 0.85
 
 
 def perturb_pictures(
@@ -34,13 +35,15 @@ def perturb_pictures(
     """Change the pictures' embeddings so that the adapted hidden states point where the reference ones do again.
 
     The rerouting is then trained where a picture undoes it, and not only on clean pictures. A row's radius and start
-    are its own, so that it does not matter which rows are run together.
+    are its own, so that it does not matter which rows are run together. Radii are drawn: with one for all rows, some
+    training runs learn what a few large sign steps look like and answer to that alone. The adversary then finds
+    nothing while a small change of the picture undoes everything (catastrophic overfitting, arXiv:2001.03994).
 
     Args:
         embeds: What the language tower starts from, rows behind each other, shape ``(N, H)``.
         place: True where an embedding comes from a picture, shape ``(N,)``.
         lengths: Tokens of each row.
-        seeds: What each row's random start is drawn by.
+        seeds: What each row's radius and random start are drawn by.
         alignment: Maps embeddings of this shape to a scalar that the adversary raises, such as the summed cosine.
         adversary: Steps and radius.
 
@@ -55,13 +58,14 @@ def perturb_pictures(
     limits, starts = [], []
     for row, there, seed in zip(embeds.split(list(lengths)), place.split(list(lengths)), seeds, strict=True):
         size = adversary.radius * row[there].float().square().mean().nan_to_num().sqrt()  # 0 without a picture
-        limits.append(size.to(embeds.dtype) * there.unsqueeze(-1))
         generator = torch.Generator(embeds.device).manual_seed(seed)
+        size = size * torch.rand((), generator=generator, device=embeds.device)
+        limits.append(size.to(embeds.dtype) * there.unsqueeze(-1))
         starts.append(torch.rand(row.shape, generator=generator, dtype=embeds.dtype, device=embeds.device))
     limit = torch.cat(limits)
     change = (2 * torch.cat(starts) - 1) * limit
     for _ in range(adversary.steps):
         change.requires_grad_(True)
         (gradient,) = torch.autograd.grad(alignment(embeds + change), change)
-        change = (change.detach() + STEP * limit * gradient.sign()).clamp(-limit, limit)
+        change = (change.detach() + adversary.step * limit * gradient.sign()).clamp(-limit, limit)
     return embeds + change.detach()

@@ -52,7 +52,7 @@ class LatentAdversary(_Section):
     steps: Annotated[int, Field(ge=0)] = 0
     """Sign-gradient steps per batch; 0 = no adversary (paper)."""
     radius: Annotated[float, Field(gt=0)] = 1.0
-    """Largest change of an entry, in root mean squares of the pictures' embeddings."""
+    """Largest change of an entry, in root mean squares of the pictures' embeddings; each row's own lies below."""
 
 
 class CircuitBreaker(_Section):
