@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so ``--help`` stays quick.
 
 import io
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ from typer.core import TyperGroup
 
 import mm_cb
 from mm_cb.commands import attack, data, demo, doctor, evaluate, judge, merge, report, train
-from mm_cb.errors import unknown
+from mm_cb.errors import one_line, unknown
 
 
 class _Group(TyperGroup):
@@ -69,6 +70,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 is no reason to fail
+    warnings.formatwarning = lambda message, *_, **__: f"mm-cb: note: {one_line(str(message))}\n"  # not a line of code
     sys.exit(run(sys.argv[1:]))
 
 

@@ -1,18 +1,22 @@
 """One place for the quirks of the packages that we build on."""
 
 import functools
+import http.client
 import importlib.util
-import socket
+import ssl
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 TorchvisionState = Literal["absent", "compiled", "declared"]
 
 _OPERATORS = ("nms", "qnms")
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_PATIENCE = 10.0
+"""Seconds that the hub may take for a first answer."""
+_PROXYS_OWN = (407, 502, 503, 504)
 _declared: list[object] = []
 
 
@@ -52,20 +56,27 @@ def prepare_torchvision() -> TorchvisionState:
 
 @functools.cache
 def stay_offline_without_network() -> None:
-    """Keep the hub's libraries offline where the hub's name does not resolve: cached files at once, or one error.
+    """Keep the hub's libraries offline where nobody answers at the hub's address: cached files at once, or one error.
 
-    Otherwise every file that is asked for costs half a minute of retries, and a dry run minutes. Behind a proxy names
-    need not resolve here, so nothing is decided then.
+    Otherwise every file that is asked for costs half a minute of retries, and a dry run minutes: without network, and
+    behind a proxy that does not let the hub through.
     """
     from huggingface_hub import constants
 
-    address = urlsplit(constants.ENDPOINT)
-    if constants.HF_HUB_OFFLINE or urllib.request.getproxies() or address.hostname is None:
+    if constants.HF_HUB_OFFLINE or _answers(constants.ENDPOINT):
         return
-    try:
-        socket.getaddrinfo(address.hostname, address.port or 443)
-    except OSError:
-        constants.HF_HUB_OFFLINE = True  # read by huggingface_hub and transformers at every request
-        import datasets.config
+    constants.HF_HUB_OFFLINE = True  # read by huggingface_hub and transformers at every request
+    import datasets.config
 
-        datasets.config.HF_HUB_OFFLINE = True
+    datasets.config.HF_HUB_OFFLINE = True
+
+
+def _answers(address: str) -> bool:
+    """Whether anybody but a proxy answers at an address; one whose certificate only others can check counts."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_PATIENCE).close()
+    except urllib.error.HTTPError as error:
+        return error.code not in _PROXYS_OWN
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return isinstance(getattr(error, "reason", None), ssl.SSLError)
+    return True

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from mm_cb.training.recipe import Recipe
 
 _GIB = 2**30
+_STATES = {True: "ok", False: "PROBLEM", None: "absent"}
 _EXTRAS = (("quant", "bitsandbytes", "4-bit weights"), ("data", "sacrebleu", "contamination checks"))
 
 
 class Finding(NamedTuple):
-    """One line of the table: what was looked at, whether it is fine, and what was seen."""
+    """One line of the table: what was looked at, whether it is fine (None = absent, not asked for), what was seen."""
 
     name: str
-    ok: bool
+    ok: bool | None
     detail: str
 
 
@@ -30,7 +31,7 @@ def print_findings(recipe: str | None = None) -> bool:
     Raises:
         UserError: If there is no such recipe, or it does not fit its model.
     """
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from mm_cb.progress import console
 
@@ -39,11 +40,11 @@ def print_findings(recipe: str | None = None) -> bool:
         from mm_cb.training.recipe import load_recipe
 
         findings += examine_recipe(load_recipe(recipe))
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = Table("", "", Column("", overflow="fold"), box=None, show_header=False, pad_edge=False)
     for finding in findings:
-        table.add_row(finding.name, "ok" if finding.ok else "PROBLEM", finding.detail)
+        table.add_row(finding.name, _STATES[finding.ok], finding.detail)
     console().print(table)
-    return all(finding.ok for finding in findings)
+    return all(finding.ok is not False for finding in findings)
 
 
 def examine() -> list[Finding]:
@@ -128,7 +129,7 @@ def _extras() -> list[Finding]:
     return [
         Finding(
             f"extra `{extra}`",
-            True,
+            True if find_spec(package) else None,
             f"{package} is here" if find_spec(package) else f"not installed ({use}); run: pip install 'mm-cb[{extra}]'",
         )
         for extra, package, use in _EXTRAS
@@ -140,14 +141,15 @@ def _models() -> list[Finding]:
     from mm_cb.training.recipe import load_recipe, recipe_names
 
     names = {load_recipe(name).model for name in recipe_names()} - {"miniature"}
-    return [Finding("model", True, _weights(name)[1]) for name in sorted(names)]
+    return [Finding("model", here or None, detail) for here, detail in map(_weights, sorted(names))]
 
 
 def _data() -> list[Finding]:
     """The data sets that have a card, here or not."""
     from mm_cb.data.cards import cards, whereabouts
 
-    return [Finding("data", True, one_line(f"{card.name}: {whereabouts(card)[1]}")) for card in cards().values()]
+    states = [(name, *whereabouts(card)) for name, card in cards().items()]
+    return [Finding("data", here or None, one_line(f"{name}: {detail}")) for name, here, detail in states]
 
 
 def _packages() -> list[Finding]:

@@ -3,6 +3,7 @@
 import errno
 import sys
 import types
+import warnings
 
 import pytest
 
@@ -126,6 +127,14 @@ def test_failures_of_a_command_that_the_user_can_fix(error, expected, monkeypatc
     replace(monkeypatch, "mm_cb.demo", "run_demo", run_demo)
     assert cli.run(["demo"]) == 2
     assert one_line_of(capsys).startswith(expected)
+
+
+def test_a_warning_is_one_line_without_code(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
+    monkeypatch.setattr(sys, "argv", ["mm-cb", "--version"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert warnings.formatwarning("2 rows\n left out", UserWarning, "mixture.py", 3) == "mm-cb: note: 2 rows left out\n"
 
 
 def test_a_broken_image_is_the_users_to_fix():
@@ -288,6 +297,7 @@ def test_a_dry_run_shows_a_sample_of_every_source_with_its_loss_mask(capsys, mon
 def test_a_shipped_recipe_is_planned_before_its_model_is_here(capsys):
     assert cli.run(["train", "llava-next-mistral-7b", "--dry-run"]) == 0
     plan = capsys.readouterr().out
+    assert "passes of 4096 tokens (longest row 3952)" in plan
     assert "its published shape is used" in plan and "# loaded: decoder blocks 0..16 of 32, no head" in plan
     assert "# trained: LoRA on 21 modules of the language tower, 3,932,160 parameters" in plan
 

@@ -37,7 +37,7 @@ def test_a_recipe_on_a_machine_without_gpu_says_what_is_missing_and_what_would_f
     assert findings["adapter"].ok and "21 modules, 3,932,160 parameters" in findings["adapter"].detail
     memory = findings["memory"]
     assert not memory.ok and "no GPU here" in memory.detail
-    assert "12 GiB: training.tokens_per_pass=2048" in memory.detail and "8 GiB: quantize=4bit" in memory.detail
+    assert "12 GiB: training.recompute=true" in memory.detail and "8 GiB: quantize=4bit" in memory.detail
     assert not findings["data"].ok and "xstest" in findings["data"].detail
     assert not findings["weights"].ok and "hf download llava-hf/llava-v1.6-mistral-7b-hf" in findings["weights"].detail
 
@@ -48,13 +48,13 @@ def test_a_recipe_on_a_gpu(seven, monkeypatch, free, ok):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * GIB, 80 * GIB))
     memory = found(doctor.examine_recipe(seven))["memory"]
     assert memory.ok == ok and f"{free}.0 GiB are free" in memory.detail
-    assert ("this fits: training.tokens_per_pass=2048" in memory.detail) != ok
+    assert ("this fits: training.recompute=true" in memory.detail) != ok
 
 
 def test_an_extra_that_a_recipe_needs_is_a_problem_only_there(monkeypatch):
     real = doctor.find_spec
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "bitsandbytes" else real(name))
-    assert all(finding.ok for finding in doctor._extras())
+    assert found(doctor._extras())["extra `quant`"].ok is None
     needed = found(doctor.examine_recipe(load_recipe("llava-next-mistral-7b", ["quantize=4bit"])))["extra `quant`"]
     assert not needed.ok and "pip install 'mm-cb[quant]'" in needed.detail
 
@@ -72,3 +72,14 @@ def test_absent_files_of_a_model(tmp_path):
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     shards[1].unlink()
     assert cache.absent_files(tmp_path) == [shards[1].name]
+
+
+def test_what_is_absent_and_not_asked_for_is_said_but_no_problem(monkeypatch, capsys):
+    file = "data/a_very_long_path/" * 6 + "end.csv"
+    findings = [doctor.Finding("model", None, "lacks config.json"), doctor.Finding("data", None, file)]
+    monkeypatch.setattr(doctor, "examine", lambda: findings)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert doctor.print_findings()
+    out = capsys.readouterr().out
+    assert out.count("absent") == 2 and "PROBLEM" not in out and "ok" not in out.replace("token", "")
+    assert "".join(line.split()[-1] for line in out.splitlines()[1:]) == file  # wrapped, not cut off

@@ -91,7 +91,8 @@ def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
     typer.echo(f"# trained: LoRA on {len(plan.paths)} modules of the language tower, {plan.parameters:,} parameters")
     for path in plan.paths:
         typer.echo(f"#   {path}")
-    typer.echo(f"# memory, estimated for passes of {recipe.training.tokens_per_pass} tokens: {plan.memory()}")
+    tokens = max(recipe.training.tokens_per_pass, plan.longest_row)
+    typer.echo(f"# memory, estimated for passes of {tokens} tokens (longest row {plan.longest_row}): {plan.memory()}")
     for line in _sample_lines(plan):
         typer.echo(f"# {line}")
 

@@ -16,8 +16,7 @@ from mm_cb.data.contamination import Contamination
 from mm_cb.data.formats import Skip
 from mm_cb.data.mixture import open_sources
 from mm_cb.data.sources import Fault, OpenSource, Source
-from mm_cb.errors import UserError
-from mm_cb.training.examples import Example
+from mm_cb.training.examples import Example, PictureError
 
 if TYPE_CHECKING:
     from mm_cb.progress import Progress
@@ -222,7 +221,7 @@ def _decode(path: Path) -> str | None:
     """What is wrong with a picture file; None if it opens."""
     try:
         Example("", [], [path], "retain").open_images()
-    except UserError as error:
+    except PictureError as error:
         return str(error).replace(" of example ``", "")
     return None
 

@@ -10,6 +10,7 @@ import mmap
 import re
 from array import array
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,21 @@ class FileRows(Sequence[Record]):
         return record
 
     def where(self, index: int) -> str:
-        """``file:line`` of a record's first line."""
-        lines, left = 1, self._starts[index]
+        """``file:line`` of a record's first line; with ``row n``, from 0, where one line holds several records."""
+        line = 1 + self._line_feeds(0, self._starts[index])
+        neighbours = self._starts[max(index - 1, 0) : index + 2]
+        alone = all(self._line_feeds(*pair) for pair in pairwise(neighbours))
+        return f"{self.path}:{line}" + ("" if alone else f" row {index}")
+
+    def _line_feeds(self, start: int, end: int) -> int:
+        """Line feeds between two places of the file."""
+        count = 0
         with open(self.path, "rb") as file:
-            while left and (block := file.read(min(left, _STEP))):
-                lines += block.count(b"\n")
-                left -= len(block)
-        return f"{self.path}:{lines}"
+            file.seek(start)
+            while start < end and (block := file.read(min(end - start, _STEP))):
+                count += block.count(b"\n")
+                start += len(block)
+        return count
 
 
 class TableRows(Sequence[Record]):

@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args
 
@@ -70,6 +70,17 @@ class Fault(NamedTuple):
     message: str
 
 
+class Place(NamedTuple):
+    """Where a row stands; as text, its file and line, which are looked for only then."""
+
+    rows: Rows
+    number: int
+
+    def __str__(self) -> str:
+        """``file:line``."""
+        return self.rows.where(self.number)
+
+
 @dataclass
 class OpenSource:
     """A source whose rows can be read.
@@ -97,7 +108,8 @@ class OpenSource:
             f"{self.key}-{index:06}", self.key, set_name, self.folder, self.source.images, self.source.refusals
         )
         try:
-            return self.form.convert(self.rows[index], context)
+            outcome = self.form.convert(self.rows[index], context)
+            return replace(outcome, place=Place(self.rows, index)) if isinstance(outcome, Example) else outcome
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the row is not as expected: {type(error).__name__}: {error}") from error
 

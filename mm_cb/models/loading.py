@@ -209,7 +209,7 @@ def put_adapter(model: Any, folder: Path, name: str, *, trainable: bool = False)
     try:
         check_base(folder, name)
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, torch_device=str(model.device))
-    except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
         raise UserError(f"the adapter in `{folder}` does not fit this model: {error}") from error
 
 
@@ -221,8 +221,12 @@ def check_base(adapter: Path, name: str) -> None:
 
     Raises:
         UserError: Naming both models.
+        ValueError: If its configuration is no JSON object.
     """
-    trained = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"adapter_config.json must hold a JSON object, got {type(config).__name__}")
+    trained = str(config.get("base_model_name_or_path") or "")
     if trained and os.path.basename(os.path.normpath(trained)) != os.path.basename(os.path.normpath(name)):
         raise UserError(
             f"the adapter in `{adapter}` was trained for `{trained}`, the model is `{name}`; give the same base, or "

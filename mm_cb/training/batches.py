@@ -1,6 +1,7 @@
 """The order of a run's rows, fixed beforehand, and how they become batches."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -8,7 +9,7 @@ from torch.utils.data import Dataset
 
 from mm_cb.errors import UserError
 from mm_cb.models import ChatModel
-from mm_cb.training.examples import Example, Modality, SetName, kinds_of
+from mm_cb.training.examples import Example, Modality, OnUnreadable, SetName, kinds_of, opened
 from mm_cb.training.masks import MaskName, loss_mask
 
 Batches = Literal["alternate", "text", "multimodal"]
@@ -38,6 +39,7 @@ class PairedExamples(Dataset[Pair]):
         batches: Batches,
         seed: int,
         among: Sequence[int] | None = None,
+        on_unreadable: OnUnreadable | None = None,
     ) -> None:
         """Draw the order; examples are read when their turn comes.
 
@@ -48,6 +50,8 @@ class PairedExamples(Dataset[Pair]):
             batches: The modalities, in turn or one alone.
             seed: Decides the order.
             among: Indices of the examples that may be drawn; None = all.
+            on_unreadable: Told of examples whose picture cannot be read; the next one of the order stands in for each.
+                None = such an example is an error when it is encoded.
 
         Raises:
             ValueError: If a set has no example of a modality that the run needs.
@@ -68,6 +72,7 @@ class PairedExamples(Dataset[Pair]):
             if not drawn:
                 raise ValueError(f"The data must hold {kind} examples of the {name} set, it holds none.")
         self._length = steps * batch_size
+        self._on_unreadable = on_unreadable
 
     def __len__(self) -> int:
         """Pairs in the whole run."""
@@ -78,8 +83,17 @@ class PairedExamples(Dataset[Pair]):
         step, place = divmod(index, self.batch_size)
         modality = self._modalities[step % len(self._modalities)]
         row = step // len(self._modalities) * self.batch_size + place
-        chosen = (self._rows[name, modality][row] for name in get_args(SetName))
-        return Pair(*(self._examples[index] for index in chosen))
+        return Pair(*(self._readable(self._rows[name, modality], row) for name in get_args(SetName)))
+
+    def _readable(self, drawn: Sequence[int], row: int) -> Example:
+        """The example at a place of an order, or the next one whose pictures can be read."""
+        if self._on_unreadable is None:
+            return self._examples[drawn[row]]
+        for index in dict.fromkeys([*drawn[row:], *drawn[:row]]):
+            example = opened(self._examples[index], self._on_unreadable)
+            if example is not None:
+                return example
+        raise UserError("not one picture of the rows to train on can be read; `mm-cb data check` names them.")
 
 
 class PairCollator:
@@ -132,8 +146,17 @@ def split_batch(batch: Mapping[str, Any], tokens_per_pass: int) -> list[dict[str
     return parts
 
 
-def hold_out(examples: Sequence[Example], pairs: int, seed: int) -> tuple[list[int], list[Pair]]:
+def hold_out(
+    examples: Sequence[Example], pairs: int, seed: int, on_unreadable: OnUnreadable | None = None
+) -> tuple[list[int], list[Pair]]:
     """Set examples aside that are never trained on (a row that a mixture repeats may be on both sides).
+
+    Args:
+        examples: All.
+        pairs: How many pairs of each modality.
+        seed: Decides which.
+        on_unreadable: Told of examples whose picture cannot be read; others are set aside. None = they are set aside,
+            too.
 
     Returns:
         Indices of the others, and ``pairs`` pairs of each modality (fewer where there are fewer examples).
@@ -143,8 +166,9 @@ def hold_out(examples: Sequence[Example], pairs: int, seed: int) -> tuple[list[i
     for modality in get_args(Modality) if pairs else ():
         pools = [[i for i, kind in enumerate(kinds) if kind == (name, modality)] for name in get_args(SetName)]
         count = max(min(pairs, *(len(pool) - 1 for pool in pools)), 0)
-        chosen = [[pool[i] for i in torch.randperm(len(pool), generator=generator)[:count]] for pool in pools]
-        aside += zip(*chosen, strict=True)
+        orders = [[pool[i] for i in torch.randperm(len(pool), generator=generator).tolist()] for pool in pools]
+        usable = [(i for i in order if on_unreadable is None or opened(examples[i], on_unreadable)) for order in orders]
+        aside += zip(*(list(islice(one, count)) for one in usable), strict=False)
     kept_back = {index for pair in aside for index in pair}
     others = [index for index in range(len(examples)) if index not in kept_back]
     return others, [Pair(*(examples[index] for index in pair)) for pair in aside]

@@ -1,11 +1,13 @@
-"""The model card of an adapter: what it is, what it was trained with, how to load it."""
+"""The model card of an adapter: what it is, how its training went, the recipe to repeat it, how to load it."""
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from mm_cb.training.examples import Example
 
@@ -15,29 +17,27 @@ def model_card(
     examples: Sequence[Example],
     paths: Sequence[str],
     metrics: Sequence[Mapping[str, Any]],
+    left_out: Mapping[str, int] | None = None,
 ) -> str:
     """The README.md of an adapter's folder.
 
     Args:
-        recipe: The resolved recipe, nested.
-        examples: What it was trained on; only counted.
-        paths: The adapted modules.
-        metrics: One record per step, as in ``metrics.jsonl``.
+        recipe: The run's recipe as plain values.
+        examples: What it was trained on.
+        paths: The modules with LoRA.
+        metrics: The lines of ``metrics.jsonl``.
+        left_out: Why rows of the data were not used → how many.
 
     Returns:
-        Markdown with YAML front matter.
+        Markdown, with the front matter that the hub reads; recipe and data are quoted, so that nothing in them is
+        read as markup.
     """
     base = recipe["model"]
     front = ["library_name: peft", "tags: [circuit-breaker, representation-rerouting, lora]"]
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():  # a hub id; the hub checks this field
         front.append(f"base_model: {json.dumps(base)}")
-    values = [(key, json.dumps(value)) for key, value in _flat(recipe)]
     counts = Counter((example.set, example.modality, example.source) for example in examples)
     data = [(name, modality, source or "-", str(n)) for (name, modality, source), n in sorted(counts.items())]
-    losses = [
-        [str(record["step"]), record["modality"], *(f"{record[key]:.4g}" for key in _LOSS_KEYS)]
-        for record in [*metrics[:2], *metrics[-2:]]
-    ]
     return "\n".join(
         [
             "---",
@@ -58,21 +58,27 @@ def model_card(
             "",
             "With `model.disable_adapter()` the output is the base model's, bit for bit.",
             "",
-            "## Recipe",
+            "## Results",
             "",
-            *_table(["field", "value"], values),
+            *_held_out(metrics),
+            "What it does to attacks, skills and refusals is measured afterwards (`mm-cb attack`, `mm-cb eval`) and "
+            "put on one page by `mm-cb report`; nothing of that is in here.",
             "",
-            f"Adapted: {len(paths)} linear layers, `{paths[0]}` to `{paths[-1]}`.",
+            "Losses of the first and last steps; every step is in `metrics.jsonl`.",
+            "",
+            *_losses(metrics),
             "",
             "## Data",
             "",
             *_table(["set", "rows", "source", "examples"], data),
             "",
-            "## Training",
+            *_left_out(left_out or {}),
+            "## Recipe",
             "",
-            "First and last steps; every step is in `metrics.jsonl`.",
+            "With the text below as `recipe.yaml`, and the same data, `mm-cb train recipe.yaml --out DIR` trains this "
+            f"adapter again. It has {len(paths)} linear layers, `{paths[0]}` to `{paths[-1]}`.",
             "",
-            *_table(["step", "rows", *_LOSS_KEYS], losses),
+            *_fenced(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=120), "yaml"),
             "",
         ]
     )
@@ -81,12 +87,48 @@ def model_card(
 _LOSS_KEYS = ("reroute_loss", "retain_loss", "reroute_coeff", "retain_coeff", "grad_norm", "learning_rate")
 
 
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+def _losses(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    shown = [
+        [str(record["step"]), record["modality"], *(f"{record[key]:.4g}" for key in _LOSS_KEYS)]
+        for record in (metrics if len(metrics) <= 4 else [*metrics[:2], *metrics[-2:]])
+    ]
+    return _table(["step", "rows", *_LOSS_KEYS], shown)
+
+
+def _held_out(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where the hidden states of rows never trained on went, at the first and at the last measurement."""
+    measured = [record for record in metrics if "held_out_retain_cosine" in record]
+    if not measured:
+        return ["No rows were held out (`training.held_out: 0`): how it fares on rows never trained on is unknown.", ""]
+    rows = []
+    for name in ("circuit_breaker", "retain"):
+        for record in [measured[0], measured[-1]][: len(measured)]:
+            cosine, before, after = (
+                record[f"held_out_{name}_{key}"] for key in ("cosine", "norm_reference", "norm_adapted")
+            )
+            rows.append([name, str(record["step"]), f"{cosine:.3f}", f"{before:.4g}", f"{after:.4g}"])
+    return [
+        "Hidden states of held-out rows at the target layers, adapter on against off, averaged over the tokens that "
+        "count in the loss. A breaker turns `circuit_breaker` states away (cosine towards 0 or below) and leaves "
+        "`retain` states where they were (cosine 1, equal norms).",
+        "",
+        *_table(["held-out rows", "step", "cosine", "norm off", "norm on"], rows),
+        "",
+    ]
+
+
+def _left_out(counts: Mapping[str, int]) -> list[str]:
+    if not counts:
+        return []
+    rows = [(reason, str(count)) for reason, count in sorted(counts.items())]
+    return ["Rows of the data that were left out:", "", *_table(["why", "rows"], rows), ""]
+
+
+def _fenced(text: str, language: str) -> list[str]:
+    """A block of code that no run of backticks inside it can end."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}{language}", *text.rstrip("\n").split("\n"), fence]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

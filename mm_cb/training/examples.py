@@ -1,8 +1,8 @@
 """Training examples: chats with pictures, of one of two sets, in memory or in JSONL files."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -13,8 +13,15 @@ from mm_cb.errors import UserError
 SetName = Literal["circuit_breaker", "retain"]
 Modality = Literal["text", "multimodal"]
 
+OnUnreadable = Callable[["Example", "PictureError"], None]
+"""Told of every example that is left out because its picture cannot be read."""
+
 _SETS = ("circuit_breaker", "retain")
 _KEYS = {"id", "messages", "images", "set", "source"}
+
+
+class PictureError(UserError):
+    """A picture that is missing, empty or damaged."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Example:
         images: Pictures, or the paths of their files, for the image parts in order.
         set: ``circuit_breaker`` (to reroute) or ``retain`` (to keep).
         source: Where it comes from.
+        place: As text, file and line; worked out only when a message needs it.
     """
 
     id: str
@@ -35,6 +43,7 @@ class Example:
     images: Sequence[Image.Image | Path]
     set: SetName
     source: str = ""
+    place: object = field(default=None, compare=False, repr=False)
 
     @property
     def modality(self) -> Modality:
@@ -45,10 +54,29 @@ class Example:
         """The pictures, read from their files now if they are paths.
 
         Raises:
-            UserError: If a file is missing, empty or not a picture.
+            PictureError: If one is missing, empty or damaged.
         """
-        opened = (_open(image, self.id) if isinstance(image, PurePath) else image for image in self.images)
-        return [image.convert("RGB") for image in opened]
+        return [self._open(image) for image in self.images]
+
+    def _open(self, image: Image.Image | Path) -> Image.Image:
+        try:
+            if not isinstance(image, PurePath):
+                return image.convert("RGB")
+            with Image.open(image) as opened:
+                return opened.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            place = "" if self.place is None else f"{self.place}: "
+            name = f"picture `{image}`" if isinstance(image, PurePath) else "picture"
+            raise PictureError(f"{place}cannot read the {name} of example `{self.id}`: {error}") from error
+
+
+def opened(example: Example, on_unreadable: OnUnreadable) -> Example | None:
+    """The example with its pictures in memory; None, and ``on_unreadable`` told, if one of them cannot be read."""
+    try:
+        return replace(example, images=example.open_images())
+    except PictureError as error:
+        on_unreadable(example, error)
+        return None
 
 
 def kinds_of(examples: Sequence[Example]) -> list[tuple[SetName, Modality]]:
@@ -73,7 +101,7 @@ def read_examples(path: Path) -> list[Example]:
         if not line.strip():
             continue
         try:
-            example = parse_example(json.loads(line), path.parent)
+            example = replace(parse_example(json.loads(line), path.parent), place=f"{path}:{number}")
             if example.id in seen:
                 raise ValueError(f"the id {example.id!r} was used on line {seen[example.id]}")
         except (ValueError, RecursionError) as error:
@@ -140,11 +168,3 @@ def _inside(folder: Path, image: Any) -> Path:
     if not isinstance(image, str) or not image or PurePath(image).is_absolute() or ".." in PurePath(image).parts:
         raise ValueError(f"picture paths must be relative to the file and stay inside its folder, got {image!r}")
     return folder / image
-
-
-def _open(path: Path, example: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read the picture `{path}` of example `{example}`: {error}") from error

@@ -3,7 +3,8 @@
     weights      every parameter that is kept, in the run's dtype (4-bit weights: 0.516 bytes each, scales included)
     adapter      LoRA parameters x 20 bytes: float32 value, gradient, Adam's two moments, a copy of the gradient that an
                  out-of-memory retry starts from
-    activations  tokens of one pass x LoRA blocks x what a block saves for its backward pass (`block_bytes`)
+    activations  tokens of one pass x LoRA blocks (one, where they are recomputed) x what a block saves for its backward
+                 pass (`block_bytes`)
     states       tokens x hidden states that can change x hidden size x (reference and adapted in the run's dtype, and
                  8 bytes that the losses save in float32)
     working      tokens x (3 x inner width + 4 x hidden size) in the run's dtype: one block at work, and the image tower
@@ -60,6 +61,7 @@ def estimate(
     dtype: str,
     tokens: int,
     quantize: str | None = None,
+    recompute: bool = False,
 ) -> Memory:
     """The peak of a training step.
 
@@ -71,6 +73,7 @@ def estimate(
         dtype: The run's.
         tokens: Tokens of one pass: the recipe's ``tokens_per_pass``, or the longest row if that is longer.
         quantize: ``"4bit"`` or None.
+        recompute: Whether adapted blocks are run again in the backward pass; what is between them counts as states.
 
     Returns:
         The estimate.
@@ -80,11 +83,12 @@ def estimate(
     blocks = {path.removeprefix(f"{model.language_path}.").partition(".")[0] for path in paths}
     first = min(map(int, blocks))
     changing = kept.blocks - first
+    saved = [block_bytes(model, f"{model.language_path}.{i}.", paths, r, size) for i in blocks]
     inner = max(features(layer)[1] for layer in model.decoder_blocks[0].modules() if isinstance(layer, _LINEAR))
     return Memory(
         weights=kept_weights(model, kept, size, quantize),
         adapter=20 * adapter_size(model, paths, r),
-        activations=tokens * sum(block_bytes(model, f"{model.language_path}.{i}.", paths, r, size) for i in blocks),
+        activations=tokens * (max(saved) if recompute else sum(saved)),
         states=tokens * changing * config.hidden_size * (2 * size + 8),
         working=tokens * (3 * inner + 4 * config.hidden_size) * size,
     )

@@ -1,11 +1,12 @@
 """What a recipe would do, from the model's shape alone: which modules train, what is loaded, what memory it takes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mm_cb.errors import UserError
+from mm_cb.errors import UserError, unknown
 from mm_cb.models import ChatModel
-from mm_cb.models.families import read_config, skeleton
+from mm_cb.models.families import is_llava_next, read_config, skeleton
 from mm_cb.models.known import known_config
 from mm_cb.training.memory import Memory, estimate
 from mm_cb.training.placement import KeptBlocks, adapter_size, check_targets, lora_paths
@@ -13,13 +14,29 @@ from mm_cb.training.placement import KeptBlocks, adapter_size, check_targets, lo
 if TYPE_CHECKING:
     from mm_cb.training.recipe import Recipe
 
-SMALLER = (
-    ["training.tokens_per_pass=4096"],
-    ["training.tokens_per_pass=2048"],
-    ["quantize=4bit", "training.tokens_per_pass=4096"],
-    ["quantize=4bit", "training.tokens_per_pass=2048"],
-    ["quantize=4bit", "training.tokens_per_pass=1024"],
-)
+
+class Smaller(NamedTuple):
+    """Settings that need less memory."""
+
+    tokens_per_pass: int
+    recompute: bool = False
+    quantize: str | None = None
+
+    def overrides(self) -> list[str]:
+        """As they are written behind ``mm-cb train RECIPE``."""
+        return [
+            *([f"quantize={self.quantize}"] if self.quantize else []),
+            *(["training.recompute=true"] if self.recompute else []),
+            f"training.tokens_per_pass={self.tokens_per_pass}",
+        ]
+
+
+SMALLER = [
+    Smaller(tokens, recompute, quantize)
+    for quantize in (None, "4bit")
+    for recompute in (False, True)
+    for tokens in (4096, 2048, 1024)
+]
 """What to try on a smaller device, in this order; only 4-bit weights change the numbers."""
 
 
@@ -33,6 +50,7 @@ class Plan:
         paths: The modules that get LoRA, full paths, in the model's order.
         kept: What is loaded of the language tower.
         parameters: Size of the adapter.
+        longest_row: Tokens of the longest row that can come, see `longest_row`.
         published: Whether the shape is the published one, because the model's configuration is not on this machine.
     """
 
@@ -42,33 +60,38 @@ class Plan:
     kept: KeptBlocks
     parameters: int
     published: bool
+    longest_row: int
 
-    def memory(self, *, tokens: int | None = None, quantize: str | None = None) -> Memory:
-        """Peak of a training step, as the recipe has it or with smaller parts or weights."""
+    @property
+    def settings(self) -> Smaller:
+        """What the recipe says of memory."""
+        options = self.recipe.training
+        return Smaller(options.tokens_per_pass, options.recompute, self.recipe.quantize)
+
+    def memory(self, settings: Smaller | None = None) -> Memory:
+        """Peak of a training step, as the recipe has it or with other settings; a row is never split."""
+        chosen = settings or self.settings
         return estimate(
             self.model,
             self.paths,
             self.kept,
             r=self.recipe.lora.r,
             dtype=self.recipe.dtype,
-            tokens=tokens or self.recipe.training.tokens_per_pass,
-            quantize=quantize or self.recipe.quantize,
+            tokens=max(chosen.tokens_per_pass, self.longest_row),
+            quantize=chosen.quantize,
+            recompute=chosen.recompute,
         )
 
     def fitting(self, free: float) -> list[str]:
-        """The first overrides of `SMALLER` with which the run fits into ``free`` bytes; empty if none does."""
-        for overrides in SMALLER:
-            tokens = int(overrides[-1].partition("=")[2])
-            if self.memory(tokens=tokens, quantize="4bit" if len(overrides) == 2 else None).total <= free:
-                return list(overrides)
-        return []
+        """Overrides for the first of `SMALLER` with which the run fits into ``free`` bytes; empty if none does."""
+        return next((settings.overrides() for settings in SMALLER if self.memory(settings).total <= free), [])
 
 
 def make_plan(recipe: "Recipe") -> Plan:
     """Check a recipe against its model's shape; loads no weight.
 
     Raises:
-        UserError: If the model's shape cannot be known here, or the recipe does not fit it.
+        UserError: If the model's shape cannot be known here, the recipe does not fit it, or a tracker is not here.
     """
     published = False
     try:
@@ -80,6 +103,7 @@ def make_plan(recipe: "Recipe") -> Plan:
                 f"recipe `{recipe.name}`: the configuration of `{recipe.model}` cannot be read here: {error}"
             ) from error
         published = True
+    check_trackers(recipe.training.report_to)
     model = skeleton(config, recipe.model)
     blocks, breaker = recipe.lora.layers_to_transform, recipe.circuit_breaker
     try:
@@ -87,7 +111,40 @@ def make_plan(recipe: "Recipe") -> Plan:
         kept = check_targets(breaker.target_layers, blocks, len(model.decoder_blocks), breaker.retain_layers)
     except ValueError as error:
         raise UserError(f"recipe `{recipe.name}`: {error}") from error
-    return Plan(recipe, model, paths, kept, adapter_size(model, paths, recipe.lora.r), published)
+    parameters = adapter_size(model, paths, recipe.lora.r)
+    return Plan(recipe, model, paths, kept, parameters, published, longest_row(config, recipe))
+
+
+def longest_row(config: Any, recipe: "Recipe") -> int:
+    """Tokens of a row of ``max_length`` with, where there are any, one picture of the size that takes most."""
+    text = recipe.training.max_length
+    if recipe.batches == "text" or not is_llava_next(config):
+        return text
+    tile = config.vision_config.image_size
+    side = tile // config.vision_config.patch_size
+    grids = [(height // tile * side, width // tile * side) for height, width in config.image_grid_pinpoints]
+    return text + side**2 + max(height * width + height for height, width in grids)  # each line of patches ends in one
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Make sure that transformers knows the trackers and that they are installed.
+
+    Raises:
+        UserError: Naming the first that is not.
+    """
+    if not names:
+        return
+    from transformers.integrations import integration_utils
+
+    here = integration_utils.get_available_reporting_integrations()
+    for name in names:
+        if name not in integration_utils.INTEGRATION_TO_CALLBACK:
+            raise unknown("tracker", name, integration_utils.INTEGRATION_TO_CALLBACK)
+        if name not in here:
+            raise UserError(
+                f"`training.report_to` names `{name}`, which is not installed here; install it or leave it out, "
+                "metrics.jsonl is written in any case."
+            )
 
 
 def check_device(plan: Plan) -> None:

@@ -5,7 +5,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from mm_cb.errors import UserError, unknown
 
@@ -18,6 +28,13 @@ Layer = Annotated[int, Field(ge=1)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("neither true nor false can stand here")
+        return value
 
 
 class Masks(_Section):
@@ -101,7 +118,8 @@ class Mixture(_Section):
     sources: Annotated[list[DataSource], Field(min_length=1)]
     """What is mixed."""
     skip_missing_images: bool = False
-    """Leave rows out whose picture is not there, and count them, instead of stopping."""
+    """Leave rows out whose picture is not there or, found in training, cannot be read; count them instead of stopping.
+    """
 
 
 def _kind(data: Any) -> str:
@@ -127,6 +145,8 @@ class Training(_Section):
     """Micro-batches that an optimiser step is split into; changes memory and time, not the mathematics."""
     tokens_per_pass: Annotated[int, Field(ge=1)] = 4096
     """Rows go through the model in parts of at most so many tokens, or one longer row: memory, not the mathematics."""
+    recompute: bool = False
+    """Run adapted blocks again in the backward pass instead of storing what is in them: memory for time, same bits."""
     max_length: Annotated[int, Field(ge=1)] = 1024
     """Longer rows are cut to so many tokens, image tokens not counted (released trainer: 1024)."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
@@ -219,8 +239,11 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         if first["type"] == "extra_forbidden":
             section = Mixture if len(parts) == 2 else DataSource
             raise unknown(f"key of `{'.'.join(parts[:-1])}`", parts[-1], section.model_fields) from error
+        expected = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "model_type":
+            expected = "`key: value` fields are expected"
         raise UserError(
-            f"recipe `{name_or_path}`: {f'`{key}`: ' if key else ''}{first['msg']}, got {first['input']!r:.80}."
+            f"recipe `{name_or_path}`: {f'`{key}`: ' if key else ''}{expected}, got {first['input']!r:.80}."
         ) from error
 
 

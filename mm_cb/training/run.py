@@ -21,7 +21,9 @@ from mm_cb.training.adversary import Adversary
 from mm_cb.training.batches import PairCollator, PairedExamples, hold_out
 from mm_cb.training.card import model_card
 from mm_cb.training.examples import Example, read_examples
+from mm_cb.training.left_out import note_unreadable, reasons
 from mm_cb.training.plan import Plan, check_device, make_plan
+from mm_cb.training.recompute import recompute_blocks
 from mm_cb.training.trainer import Rerouting, RRTrainer
 
 if TYPE_CHECKING:
@@ -30,7 +32,14 @@ if TYPE_CHECKING:
     from mm_cb.training.recipe import Mixture, Recipe
 
 _COMPLETE = "complete"
-_FULL_DISK = ("No space left on device", "File too large", "inline_container", "os error 28", "os error 27")
+_FULL_DISK = (  # what torch and safetensors say of it; the third and fourth are torch's, at different places of a file
+    "No space left on device",
+    "File too large",
+    "inline_container",
+    "iostream error",
+    "os error 28",
+    "os error 27",
+)
 
 
 def train(
@@ -136,7 +145,9 @@ def _input_files(recipe: "Recipe") -> list[Path]:
 def _train(plan: Plan, out: Path, examples: Sequence[Example], progress: "Progress | None", main: bool) -> None:
     recipe, options, breaker, lora = plan.recipe, plan.recipe.training, plan.recipe.circuit_breaker, plan.recipe.lora
     set_seed(recipe.seed)
-    among, held_out = hold_out(examples, options.held_out, recipe.seed)
+    skip = getattr(recipe.data, "skip_missing_images", False)
+    unreadable = note_unreadable(out) if skip else None
+    among, held_out = hold_out(examples, options.held_out, recipe.seed, unreadable)
     try:
         rows = PairedExamples(
             examples,
@@ -145,6 +156,7 @@ def _train(plan: Plan, out: Path, examples: Sequence[Example], progress: "Progre
             batches=recipe.batches,
             seed=recipe.seed,
             among=among,
+            on_unreadable=unreadable,
         )
     except ValueError as error:
         raise UserError(f"recipe `{recipe.name}`: {error}") from error
@@ -159,6 +171,8 @@ def _train(plan: Plan, out: Path, examples: Sequence[Example], progress: "Progre
         max_length=options.max_length,
     )
     model = add_adapter(base, plan.paths, plan.kept, r=lora.r, lora_alpha=lora.lora_alpha, dropout=lora.dropout)
+    if options.recompute:
+        recompute_blocks(model, min(lora.layers_to_transform))
     checkpoint = _last_checkpoint(out / "checkpoints", remove_torn=main)
     metrics = out / "metrics.jsonl"
     done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
@@ -185,10 +199,16 @@ def _train(plan: Plan, out: Path, examples: Sequence[Example], progress: "Progre
     trainer.remove_callback(PrinterCallback)
     if progress is not None and main:
         trainer.add_callback(_Show(progress.task(f"train {recipe.name}", total=options.max_steps, done=done)))
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except FloatingPointError as error:
+        raise UserError(
+            f"training diverged; lower `training.learning_rate`, or use bfloat16 in place of float16. {error}"
+        ) from error
     if main:
         save_adapter(model, plan.paths, out)
-        card = model_card(recipe.model_dump(mode="json"), examples, plan.paths, read_jsonl(metrics))
+        fields = recipe.model_dump(mode="json")
+        card = model_card(fields, examples, plan.paths, read_jsonl(metrics), reasons(examples, out))
         write_text(out / "README.md", card)
 
 

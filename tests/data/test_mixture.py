@@ -70,8 +70,9 @@ def test_llava_opens_its_pictures_when_asked_and_not_before(save, pictures):
     assert [part["type"] for part in mixture[1].messages[0]["content"]] == ["text", "image"]
     assert mixture[1].open_images()[0].tobytes() == picture(1).tobytes()
     (pictures / "000000000001.png").write_bytes(b"damaged later")
-    with pytest.raises(UserError, match="cannot read the picture"):
+    with pytest.raises(UserError, match=r"l\.json:24: cannot read the picture `.*000000000001\.png` of example"):
         mixture[1].open_images()
+    assert (pictures.parent / "l.json").read_text().split("\n")[23] == " {"
 
 
 def test_a_text_that_speaks_of_the_placeholder_is_left_out(save):

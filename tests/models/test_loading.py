@@ -1,6 +1,10 @@
+import io
 import json
 import socket
+import ssl
 import urllib.request
+from email.message import Message
+from urllib.error import HTTPError, URLError
 
 import datasets.config
 import huggingface_hub
@@ -209,25 +213,47 @@ def test_an_adapter_of_another_base_names_both(folder, tmp_path):
         load_model(folder, adapter=adapter)
 
 
+@pytest.mark.parametrize("config", ["[1]", "{", '{"base_model_name_or_path": 5}', "{}"])
+def test_an_adapter_whose_configuration_is_damaged(folder, tmp_path, config):
+    adapter = saved_adapter(tmp_path / "adapter", str(folder))
+    (adapter / "adapter_config.json").write_text(config)
+    with pytest.raises(UserError, match=r"`.*adapter`"):
+        load_model(folder, adapter=adapter)
+
+
 @pytest.mark.parametrize(
-    ("proxies", "resolves", "offline"), [({}, False, True), ({}, True, False), ({"https": "p:1"}, False, False)]
+    ("answer", "offline"),
+    [
+        (None, False),
+        (HTTPError("u", 404, "from the hub", Message(), None), False),
+        (HTTPError("u", 503, "from a proxy", Message(), None), True),
+        (URLError(socket.gaierror("Name or service not known")), True),
+        (URLError(OSError("Tunnel connection failed: 403 Forbidden")), True),
+        (URLError(ssl.SSLCertVerificationError("unable to get local issuer certificate")), False),
+        (TimeoutError("timed out"), True),
+    ],
 )
-def test_a_model_that_is_not_here_is_one_quick_error_without_network(monkeypatch, proxies, resolves, offline):
-    def getaddrinfo(*arguments):
-        if not resolves:
-            raise socket.gaierror("Name or service not known")
+def test_a_model_that_is_not_here_is_one_quick_error_without_network(monkeypatch, answer, offline):
+    asked = []
+
+    def urlopen(request, timeout):
+        asked.append((request.full_url, request.method))
+        if answer is not None:
+            raise answer
+        return io.BytesIO()
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(urllib.request, "getproxies", lambda: proxies)
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     stay_offline_without_network.cache_clear()
     try:
         if offline:
-            with pytest.raises(UserError, match="cannot load a model"):
-                read_config("nobody/nothing-of-this-name")
+            for _ in range(2):
+                with pytest.raises(UserError, match="cannot load a model"):
+                    read_config("nobody/nothing-of-this-name")
         else:
             stay_offline_without_network()
+        assert asked == [(huggingface_hub.constants.ENDPOINT, "HEAD")]
         assert huggingface_hub.is_offline_mode() == datasets.config.HF_HUB_OFFLINE == offline
     finally:
         stay_offline_without_network.cache_clear()

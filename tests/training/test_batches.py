@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mm_cb.errors import UserError
-from mm_cb.training.batches import PairCollator, PairedExamples
+from mm_cb.training.batches import PairCollator, PairedExamples, hold_out
 from tests.tiny_llava import tiny_llava
 from tests.training.conftest import make_example
 
@@ -71,3 +71,48 @@ def test_an_example_that_cannot_be_encoded_is_named():
     pairs = [rows([make_example(0, "circuit_breaker"), bad], batches="text")[0]]
     with pytest.raises(UserError, match="retain-0-0.*image placeholder"):
         PairCollator(tiny_llava(), MASKS)(pairs)
+
+
+@pytest.fixture
+def damaged(examples, tmp_path):
+    """The examples, a third of whose pictures cannot be read."""
+    changed = list(examples)
+    for place in range(1, len(examples), 6):  # multimodal rows of both sets
+        changed[place] = dataclasses.replace(examples[place], images=[tmp_path / "nowhere.png"])
+    assert {changed[place].modality for place in range(1, len(examples), 6)} == {"multimodal"}
+    return changed, {changed[place].id for place in range(1, len(examples), 6)}
+
+
+def test_rows_whose_picture_cannot_be_read_are_an_error_or_left_out_and_told(damaged):
+    examples, bad = damaged
+    assert {name for _, name in ((e.set, e.set) for e in examples if e.id in bad)} == {"circuit_breaker", "retain"}
+    told = []
+    skipping = rows(examples, steps=6, batches="multimodal", on_unreadable=lambda e, error: told.append((e.id, error)))
+    plain = rows(examples, steps=6, batches="multimodal")
+    pairs = [skipping[i] for i in range(len(skipping))]
+    assert {e.id for pair in pairs for e in pair}.isdisjoint(bad)
+    assert {id for id, _ in told} == bad and all("nowhere.png" in str(error) for _, error in told)
+    for i, pair in enumerate(pairs):  # all others are where they were
+        for ours, theirs in zip(pair, plain[i], strict=True):
+            assert theirs.id in bad or ours.id == theirs.id
+    assert [pair[0].id for pair in pairs] == [skipping[i][0].id for i in range(len(skipping))]
+    with pytest.raises(UserError, match=r"nowhere\.png"):
+        PairCollator(tiny_llava(), MASKS)([plain[i] for i in range(len(plain))])
+
+
+def test_nothing_that_can_be_read_is_an_error(damaged):
+    examples = [e if e.modality == "text" else dataclasses.replace(e, images=damaged[0][1].images) for e in damaged[0]]
+    with pytest.raises(UserError, match="not one picture"):
+        rows(examples, batches="multimodal", on_unreadable=lambda *_: None)[0]
+
+
+def test_rows_set_aside_can_be_read(damaged):
+    examples, bad = damaged
+    told = []
+    others, aside = hold_out(examples, 3, 0, lambda example, error: told.append(example.id))
+    assert len(aside) == 6 and {e.id for pair in aside for e in pair}.isdisjoint(bad) and set(told) <= bad
+    assert {examples[i].id for i in others}.isdisjoint(e.id for pair in aside for e in pair)
+    for pair in aside:
+        assert (pair.circuit_breaker.set, pair.retain.set) == ("circuit_breaker", "retain")
+    as_before = hold_out(examples, 3, 0)
+    assert any(e.id in bad for pair in as_before[1] for e in pair) or not told

@@ -1,9 +1,11 @@
+import io
 import json
 
 import pytest
+from PIL import Image
 
 from mm_cb.errors import UserError
-from mm_cb.training.examples import read_examples
+from mm_cb.training.examples import Example, PictureError, read_examples
 from tests.tiny_llava import picture
 
 GOOD = {
@@ -94,5 +96,13 @@ def test_a_picture_that_cannot_be_read_names_path_and_example(file, content):
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.png` of example `a-1`"):
+    with pytest.raises(PictureError, match=r"examples\.jsonl:1: cannot read the picture `.*a\.png` of example `a-1`"):
         read_examples(file)[0].open_images()
+
+
+def test_a_damaged_picture_in_memory_is_the_users_error_too():
+    content = io.BytesIO()
+    picture().save(content, "PNG")
+    damaged = Image.open(io.BytesIO(content.getvalue()[:200]))
+    with pytest.raises(PictureError, match="cannot read the picture of example `a`"):
+        Example("a", [], [damaged], "retain").open_images()

@@ -4,15 +4,17 @@ import pytest
 import torch
 
 from mm_cb.errors import UserError
+from mm_cb.models import TokenRole
 from mm_cb.models.known import known_config
 from mm_cb.training.adapter import add_adapter
 from mm_cb.training.memory import block_bytes, estimate, kept_weights
 from mm_cb.training.placement import KeptBlocks, lora_paths
-from mm_cb.training.plan import check_device, make_plan
+from mm_cb.training.plan import Smaller, check_device, longest_row, make_plan
 from mm_cb.training.recipe import load_recipe
-from tests.tiny_llava import tiny_llava
+from tests.tiny_llava import picture, tiny_llava
 
 GIB = 2**30
+SIZES = [(42, 84), (84, 42), (84, 84), (42, 42), (60, 50), (300, 300)]  # width, height
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -47,15 +49,33 @@ def test_the_weights_of_7b_are_those_of_17_blocks_without_head(plan):
 
 
 def test_the_goals_of_the_default_recipe_and_its_smaller_options(plan):
+    assert plan.longest_row == 2928 + 1024  # a picture of 672 x 672, and the text
     assert plan.memory().total <= 16e9  # GB as 1e9 bytes, and so also what a card of 16 GiB has
-    assert plan.memory(tokens=1536).total <= 12e9
-    assert plan.memory(tokens=2048).total <= 12 * GIB  # what a "12 GB" card has
-    assert plan.memory(quantize="4bit").total <= 12e9
-    assert plan.memory(tokens=2048, quantize="4bit").total <= 8e9
+    assert plan.memory(Smaller(2048)) == plan.memory(Smaller(1024)) == plan.memory(Smaller(3952))  # rows stay whole
+    assert plan.memory(Smaller(2048, recompute=True)).total <= 12e9
+    assert plan.memory(Smaller(2048, recompute=True, quantize="4bit")).total <= 8e9
     assert plan.fitting(15 * GIB) == ["training.tokens_per_pass=4096"]
-    assert plan.fitting(12 * GIB) == ["training.tokens_per_pass=2048"]
-    assert plan.fitting(8 * GIB)[0] == "quantize=4bit"
+    assert plan.fitting(12 * GIB) == ["training.recompute=true", "training.tokens_per_pass=4096"]
+    assert plan.fitting(8 * GIB) == ["quantize=4bit", "training.recompute=true", "training.tokens_per_pass=4096"]
     assert plan.fitting(2 * GIB) == []
+
+
+def test_text_rows_alone_are_no_longer_than_max_length():
+    plan = make_plan(load_recipe("llava-next-mistral-7b", ["batches=text", "training.max_length=300"]))
+    assert plan.longest_row == 300 and plan.memory(Smaller(1024)).total < plan.memory(Smaller(2048)).total
+
+
+def test_a_recipes_own_settings_are_what_is_estimated(plan):
+    changed = ["training.recompute=true", "quantize=4bit", "training.tokens_per_pass=5000"]
+    other = make_plan(load_recipe("llava-next-mistral-7b", changed))
+    assert other.memory() == plan.memory(Smaller(5000, recompute=True, quantize="4bit")) != plan.memory()
+
+
+def test_the_longest_row_is_what_the_processor_makes_of_the_largest_picture():
+    model = tiny_llava()
+    recipe = load_recipe("miniature", ["training.max_length=7"])
+    counts = [model.encode(["what"], [picture(0, size)]).roles.eq(TokenRole.IMAGE).sum() for size in SIZES]
+    assert longest_row(model.base.config, recipe) == 7 + max(counts)
 
 
 @pytest.mark.parametrize("name", ["llava-next-mistral-7b", "mistral-7b-instruct", "llama-3-8b-instruct", "gpt2"])
@@ -73,7 +93,10 @@ def test_a_model_that_nobody_knows():
 
 @pytest.mark.parametrize(
     ("free", "advice"),
-    [(12, "this would fit: training.tokens_per_pass=2048"), (1, "no setting of this recipe would fit")],
+    [
+        (12, "this would fit: training.recompute=true training.tokens_per_pass=4096"),
+        (1, "no setting of this recipe would fit"),
+    ],
 )
 def test_a_gpu_that_is_too_small_says_what_would_fit(plan, monkeypatch, free, advice):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -129,9 +152,29 @@ def test_memory_grows_with_what_it_should():
     model = tiny_llava(blocks=4)
     paths = lora_paths(model, [1], ALL)
 
-    def total(kept=2, tokens=100, r=4, dtype="float32", quantize=None):
-        return estimate(model, paths, KeptBlocks(kept, True), r=r, dtype=dtype, tokens=tokens, quantize=quantize).total
+    def total(kept=2, **changed):
+        options = {"tokens": 100, "r": 4, "dtype": "float32", **changed}
+        return estimate(model, paths, KeptBlocks(kept, True), **options).total
 
     assert total(kept=3) > total() and total(tokens=200) > total() and total(r=8) > total()
     assert total(dtype="bfloat16") < total() and total(quantize="4bit") < total()
+    assert total(recompute=True) == total()  # of one adapted block, nothing can be saved
+    paths = lora_paths(model, [0, 1], ALL)
+    assert total(recompute=True) < total()
     assert "GiB: weights" in str(estimate(model, paths, KeptBlocks(2, True), r=4, dtype="float32", tokens=9))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("[wandbb]", "unknown tracker `wandbb`, did you mean `wandb`"),
+        ("[mlflow]", "`mlflow`, which is not installed here"),
+    ],
+)
+def test_trackers_are_looked_for_before_anything_is_loaded(monkeypatch, names, message):
+    from transformers.integrations import integration_utils
+
+    monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    with pytest.raises(UserError, match=message):
+        make_plan(load_recipe("miniature", [f"training.report_to={names}"]))
+    make_plan(load_recipe("miniature", ["training.report_to=[tensorboard]"]))

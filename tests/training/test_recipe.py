@@ -150,3 +150,19 @@ def test_bad_files(tmp_path):
     file.write_text("name: x\nmodel: x\ndata: x\ntraining:\n  epochs: 3\n")
     with pytest.raises(UserError, match=r"unknown recipe key `training\.epochs`"):
         load_recipe(file)
+
+
+@pytest.mark.parametrize("override", ["training.max_steps=true", "circuit_breaker.alpha=yes", "name=off", "seed=no"])
+def test_a_truth_value_is_no_number(override):
+    key = override.partition("=")[0]
+    with pytest.raises(UserError, match=f"`{key}`: neither true nor false can stand here, got (True|False)"):
+        load_recipe("miniature", [override])
+
+
+def test_a_truth_value_is_one_where_one_is_asked_for():
+    assert load_recipe("miniature", ["training.recompute=true"]).training.recompute
+
+
+def test_a_section_that_is_no_section_is_said_in_the_words_of_a_recipe():
+    with pytest.raises(UserError, match="`lora`: `key: value` fields are expected, got 5"):
+        load_recipe("miniature", ["lora=5"])

@@ -15,8 +15,10 @@ from transformers import LlavaNextForConditionalGeneration
 
 from mm_cb.errors import UserError
 from mm_cb.models import load_model
+from mm_cb.training.card import model_card
 from mm_cb.training.recipe import load_recipe
 from mm_cb.training.run import check_data, load_examples, train
+from mm_cb.training.trainer import RRTrainer
 from tests.tiny_llava import picture
 
 OPTIONS = [
@@ -104,16 +106,63 @@ def test_plain_peft_loads_it_and_off_is_the_base_bit_for_bit(trained, model_fold
     torch.testing.assert_close(merged, ours.forward(inputs).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_the_card_says_what_was_done(trained):
+def test_the_card_says_what_was_done_and_its_recipe_does_it_again(trained, recipe, examples, tmp_path):
     card = (trained / "README.md").read_text()
-    for part in (
-        "library_name: peft",
-        "| training.max_steps | 6 |",
-        "| circuit_breaker | text | made | 6 |",
-        "2406.04313",
-    ):
+    for part in ("library_name: peft", "| circuit_breaker | text | made | 6 |", "2406.04313", "| 5 | multimodal |"):
         assert part in card
-    assert "| 5 | multimodal |" in card
+    assert "No rows were held out" in card and "| why |" not in card
+    (tmp_path / "recipe.yaml").write_text(card.partition("```yaml\n")[2].partition("\n```")[0])
+    assert "mm-cb train recipe.yaml" in card
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe()
+
+
+def test_the_card_shows_how_held_out_rows_fare(recipe, examples, tmp_path):
+    out = train(
+        recipe("training.held_out=2", "training.max_steps=2", "training.learning_rate=0.01"), tmp_path, examples
+    )
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    card = (out / "README.md").read_text()
+    for record in metrics:
+        for name in ("circuit_breaker", "retain"):
+            cosine, off, on = (record[f"held_out_{name}_{k}"] for k in ("cosine", "norm_reference", "norm_adapted"))
+            assert f"| {name} | {record['step']} | {cosine:.3f} | {off:.4g} | {on:.4g} |" in card
+
+
+def test_nothing_in_a_recipe_ends_its_block_in_the_card():
+    card = model_card({"name": "a```\n# b", "model": "x/````y"}, [], ["p"], [])
+    assert "`````yaml\n" in card and card.rstrip().endswith("\n`````")
+
+
+def test_damaged_pictures_name_their_row_or_are_left_out_and_counted(trained, recipe, tmp_path, model_folder):
+    def row(number, set_name, image):
+        content = [{"type": "text", "text": "what is it"}, *([{"type": "image"}] if image else [])]
+        turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "a red square"}]
+        name = f"{set_name}-{number}-{int(image)}"
+        if image:
+            picture(number).save(tmp_path / f"{name}.png")
+        return {"id": name, "messages": turns, "images": [f"{name}.png"] * image, "set": set_name, "source": "own"}
+
+    rows = [row(n, s, i) for n in range(3) for s in ("circuit_breaker", "retain") for i in (False, True)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "retain-1-1.png").write_bytes(b"damaged")
+    data = f"data={{sources: [{{name: {tmp_path / 'rows.jsonl'}}}], skip_missing_images: SKIP}}"
+    with pytest.raises(UserError, match=r"rows\.jsonl:8: cannot read the picture `.*retain-1-1\.png`"):
+        train(recipe(data.replace("SKIP", "false")), tmp_path / "stops")
+    skipping = recipe(data.replace("SKIP", "true"))
+    with pytest.warns(UserWarning, match=r"left out: .*rows\.jsonl:8"), pytest.raises(Stop):
+        train(skipping, tmp_path / "run", progress=StoppingProgress(at=3))
+    train(skipping, tmp_path / "run")
+    (note,) = [json.loads(line) for line in (tmp_path / "run" / "unreadable.jsonl").read_text().splitlines()]
+    assert note["id"] == "retain-1-1"
+    assert "| own: picture cannot be read | 1 |" in (tmp_path / "run" / "README.md").read_text()
+    with pytest.warns(UserWarning, match="left out"):
+        train(skipping, tmp_path / "whole")
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "whole")
+
+
+def test_a_run_that_diverges_says_what_to_change(recipe, examples, tmp_path):
+    with pytest.raises(UserError, match=r"training diverged; lower `training\.learning_rate`"):
+        train(recipe("training.learning_rate=1e30"), tmp_path / "run", examples)
 
 
 def test_the_same_run_gives_the_same_bytes_and_another_seed_does_not(trained, recipe, examples, tmp_path):
@@ -124,6 +173,27 @@ def test_the_same_run_gives_the_same_bytes_and_another_seed_does_not(trained, re
     assert (again / "adapter_config.json").read_bytes() == (trained / "adapter_config.json").read_bytes()
     other = train(recipe("seed=1"), tmp_path / "other", examples)
     assert adapter_bytes(other) != adapter_bytes(trained)
+
+
+def test_recomputed_blocks_store_less_and_change_no_bit(trained, recipe, examples, tmp_path, monkeypatch):
+    real, stored = RRTrainer.training_step, {}
+
+    def step(trainer, *arguments):
+        sizes = stored.setdefault(trainer.args.output_dir, {})
+
+        def pack(tensor):
+            sizes[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            return real(trainer, *arguments)
+
+    monkeypatch.setattr(RRTrainer, "training_step", step)
+    two = "lora.layers_to_transform=[0,1]"
+    folders = [train(recipe(two, f"training.recompute={on}"), tmp_path / on, examples) for on in ("false", "true")]
+    assert adapter_bytes(folders[0]) == adapter_bytes(folders[1]) != adapter_bytes(trained)
+    kept, recomputed = (sum(sizes.values()) for sizes in stored.values())
+    assert recomputed < kept / 2
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
@@ -238,13 +308,17 @@ def test_missing_rows_are_the_users_error(recipe, examples, tmp_path):
         train(recipe(), tmp_path / "run", [e for e in examples if e.modality == "text"])
 
 
-def test_a_full_disk_is_the_users_error_and_the_run_can_go_on(trained, recipe, examples, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "says",
+    ["PytorchStreamWriter failed: [enforce fail at inline_container.cc:664]", "basic_ios::clear: iostream error"],
+)
+def test_a_full_disk_is_the_users_error_and_the_run_can_go_on(trained, recipe, examples, tmp_path, monkeypatch, says):
     real, calls = torch.save, []
 
     def full(*args, **kwargs):
         calls.append(args)
         if len(calls) > 6:
-            raise RuntimeError("PytorchStreamWriter failed: [enforce fail at inline_container.cc:664]")
+            raise RuntimeError(says)
         return real(*args, **kwargs)
 
     monkeypatch.setattr(torch, "save", full)

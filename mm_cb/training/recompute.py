@@ -1,0 +1,26 @@
+"""Adapted blocks that store their input alone and are run again in the backward pass: memory for time."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mm_cb.models import ChatModel
+
+
+def recompute_blocks(model: ChatModel, first: int) -> None:
+    """Let the decoder blocks from ``first`` on be recomputed wherever gradients are on.
+
+    The second run draws the same dropout masks, so that gradients stay the same to the last bit on a CPU. Only adapted
+    blocks are worth it: those below are run once without gradients and store nothing.
+    """
+    for block in model.decoder_blocks[first:]:
+        block.forward = partial(_run, block.forward)
+
+
+def _run(forward: Any, *arguments: Any, **options: Any) -> Tensor:
+    if not torch.is_grad_enabled():
+        return forward(*arguments, **options)
+    return checkpoint(forward, *arguments, use_reentrant=False, **options)
