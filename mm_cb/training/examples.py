@@ -145,6 +145,6 @@ def _inside(folder: Path, image: Any) -> Path:
 def _open(path: Path, example: str) -> Image.Image:
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return image.convert("RGB")  # drops transparency, as LLaVA's own trainer does
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read the picture `{path}` of example `{example}`: {error}") from error
