@@ -39,13 +39,13 @@ def judge(
     """Judge a run's stored completions again; the model that wrote them is not needed.
 
     Verdicts are kept per judge in RUN_DIR/judgements, with the agreement of every two judges; items.jsonl and
-    results.json carry the newest ones.
+    results.json carry the newest ones. A report page in RUN_DIR is made again; one elsewhere is for mm-cb report.
     """
     if judge not in JUDGES:
         raise unknown("judge", judge, JUDGES)
     check_dtype(dtype)
     from mm_cb.evaluation.judges.choose import JudgeOptions, open_judge
-    from mm_cb.evaluation.rejudge import rejudge
+    from mm_cb.evaluation.rejudge import PAGE, rejudge
     from mm_cb.progress import Progress
     from mm_cb.runs import read_run
 
@@ -62,6 +62,8 @@ def judge(
         batch=batch,
     )
     opened = open_judge(options)
+    page = run_dir / PAGE
+    had_page = page.is_file()
     with Progress() as progress:
         found = rejudge(run_dir, opened, behaviors=behaviors, progress=progress)
         for pair in found:
@@ -73,3 +75,8 @@ def judge(
                     f"{len(pair['disagreements'])} disagreements)"
                 )
         progress.say(f"verdicts in {run_dir / 'judgements'}, results in {run_dir / 'results.json'}")
+    if had_page:
+        from mm_cb.report import write_report
+
+        write_report([run_dir], page)
+        typer.echo(f"page made again: {page}")

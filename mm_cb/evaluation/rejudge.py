@@ -11,7 +11,9 @@ from typing import Any
 from mm_cb.errors import UserError
 from mm_cb.evaluation.agreement import agreements, completions_of, key_of
 from mm_cb.evaluation.behaviors import Behavior, read_behaviors
+from mm_cb.evaluation.checks import attack_is_strong, placebo_is_weak
 from mm_cb.evaluation.judges.base import NOT_JUDGED, Case, Judge
+from mm_cb.evaluation.outputs import keep_worst
 from mm_cb.evaluation.results import Measurement, measure, read_results, write_results
 from mm_cb.paths import safe_id
 from mm_cb.progress import Progress
@@ -20,6 +22,8 @@ from mm_cb.runs import append_jsonl, file_sha256, held, read_jsonl, write_json, 
 FOLDER = "judgements"
 NEWEST = "newest.json"
 """Whose verdicts items.jsonl and results.json carry; absent while they are being written."""
+PAGE = "report.html"
+"""A page in the run directory shows its verdicts; one elsewhere is its owner's to make again."""
 AS_RUN = "as-run"
 """The name under which a run's own verdicts are kept."""
 Record = dict[str, Any]
@@ -30,6 +34,7 @@ def rejudge(run_dir: Path, judge: Judge, *, behaviors: Path | None = None, progr
 
     Every verdict is written when it is there, so that a stopped run repeats none. Verdicts of earlier judges stay, and
     ``judgements/agreement.json`` compares all of them. ``judgements/newest.json`` names this judge when all is written.
+    Checks and selected pictures that rest on verdicts follow; the run's report page is removed (see ``mm-cb judge``).
 
     Args:
         run_dir: A finished run with completions.
@@ -56,6 +61,7 @@ def rejudge(run_dir: Path, judge: Judge, *, behaviors: Path | None = None, progr
         verdicts = _judge_all(run_dir, judge, cases, progress)
         _keep_as_run(run_dir, judged)
         (run_dir / FOLDER / NEWEST).unlink(missing_ok=True)
+        (run_dir / PAGE).unlink(missing_ok=True)
         _write_items(run_dir, items, judged, verdicts, judge)
         _write_results(run_dir, items, judge)
         found = agreements(run_dir / FOLDER, judged)
@@ -155,6 +161,7 @@ def _write_items(
             item |= {name: value for name, value in worst.items() if name in item or name == "judge_score"}
         item["gibberish"] = item["outcome"] == "gibberish"
         item["judge"] = judge.name
+    keep_worst([item for item in judged if _image(run_dir, item.get("image")) is not None], run_dir)
     write_jsonl(run_dir / "items.jsonl", items)
 
 
@@ -177,7 +184,17 @@ def _write_results(run_dir: Path, items: list[Record], judge: Judge) -> None:
     for m in anew:
         unchanged = kept.pop(_address(m), m)
         written.append(_labelled(unchanged) if proxy and m.metric in judge.metrics else unchanged)
-    write_results(run_dir / "results.json", [*written, *kept.values()])
+    measured = [*written, *kept.values()]
+    write_results(run_dir / "results.json", measured)
+    _write_checks(run_dir / "checks.json", measured)
+
+
+def _write_checks(path: Path, measurements: Sequence[Measurement]) -> None:
+    """The run's checks with those made again that its verdicts decide."""
+    if not path.is_file():
+        return
+    again = {check["name"]: check for check in (attack_is_strong(measurements), placebo_is_weak(measurements))}
+    write_json(path, [again.get(check["name"], check) for check in json.loads(path.read_bytes())])
 
 
 def _labelled(m: Measurement) -> Measurement:

@@ -63,7 +63,7 @@ class Example:
             if not isinstance(image, PurePath):
                 return image.convert("RGB")
             with Image.open(image) as opened:
-                return opened.convert("RGB")
+                return opened.convert("RGB")  # drops transparency, as LLaVA's own trainer does
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             place = "" if self.place is None else f"{self.place}: "
             name = f"picture `{image}`" if isinstance(image, PurePath) else "picture"

@@ -1,10 +1,14 @@
-"""Degenerate completions: nothing, or one thing over and over; ordinary text stays."""
+"""Degenerate completions: nothing, one thing over and over, characters drawn blindly; ordinary text stays."""
+
+import random
+import string
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mm_cb.evaluation.degenerate import degenerate
+from mm_cb.evaluation.degenerate import degenerate, is_noise
 
 ESSAY = (
     "Roses want sun, water and a little patience. Plant them in spring, half a metre apart, in soil that drains well; "
@@ -38,4 +42,27 @@ def test_any_piece_repeated_often_enough_is_found(piece, times):
 @settings(max_examples=50)
 @given(st.text(max_size=1000))
 def test_any_text_has_an_answer(text):
-    assert degenerate(text) in (None, "empty", "repetition")
+    assert degenerate(text) in (None, "empty", "repetition", "noise")
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("length", [200, 400, 1500, 10_000])
+def test_blindly_drawn_characters_are_noise(seed, length):
+    assert degenerate("".join(random.Random(seed).choices(string.printable, k=length))) == "noise"
+
+
+def test_no_page_and_no_program_of_ours_is_noise():
+    """Prose, Markdown tables and code, in pieces as long as an answer; shell code comes closest."""
+    root = Path(__file__).parents[2]
+    files = [file for kind in ("*.md", "*/*.md", "*/*.py", "*/*/*.py", "*/*.sh") for file in root.glob(kind)]
+    pieces = [
+        text[i : i + 400] for text in (f.read_text(encoding="utf-8") for f in files) for i in range(0, len(text), 400)
+    ]
+    assert len(pieces) > 1000
+    assert [piece for piece in pieces if is_noise(piece)] == []
+
+
+def test_other_scripts_are_not_noise():
+    rng = random.Random(0)
+    for first, last in ((0x4E00, 0x9FA5), (0xAC00, 0xD7A3), (0x3041, 0x30FF), (0x0905, 0x0939), (0x0410, 0x044F)):
+        assert not is_noise("".join(chr(rng.randint(first, last)) for _ in range(600)))

@@ -141,6 +141,21 @@ def test_the_contextual_prompt_is_used_where_there_is_a_context():
     assert model.prompts["0"].startswith("P grow a rose Here") and len(model.prompts["0"].split()) == 4 + 512
 
 
+def test_the_multimodal_prompt_is_used_for_a_picture_that_is_described(tmp_path):
+    """The card of the Mistral classifier shows three prompts, of which one is for pictures."""
+    three = "X_PROMPT = {'prompt': 'P {generation}', 'prompt_contextual': 'C {context} {generation}', "
+    (tmp_path / "README.md").write_text(three + "'prompt_multimodal': 'M {context} {generation}'}")
+    prompts = harmbench_prompts(str(tmp_path))
+    for extra, expected in (
+        ({"image_description": "a garden"}, "M a garden"),
+        ({"context": "a letter"}, "C a letter"),
+        ({}, "P"),
+    ):
+        judge, model = harmbench("no", prompts=prompts)
+        outcomes(judge, [ESSAY], extra=extra)
+        assert model.prompts["0"] == f"{expected} {ESSAY}"
+
+
 def test_a_multimodal_prompt_without_a_description_is_the_users_to_fix():
     judge, _ = harmbench("no", prompts={"prompt_contextual": "C {context} {behavior} {generation}"})
     with pytest.raises(UserError, match="give the behaviours a `context`"):
@@ -173,7 +188,7 @@ def test_guard_sees_the_exchange_and_the_picture(tmp_path):
     seen = []
 
     class Inputs(dict):
-        def to(self, device):
+        def to(self, device, dtype):
             return self
 
     def template(messages, **options):
@@ -184,7 +199,7 @@ def test_guard_sees_the_exchange_and_the_picture(tmp_path):
         decode=lambda ids, skip_special_tokens: "\n\nunsafe\nS1" if ids.tolist() == [7] else "?"
     )
     processor = SimpleNamespace(chat_template="{{ x }}", apply_chat_template=template, tokenizer=tokenizer)
-    model = SimpleNamespace(device="cpu", generate=lambda **_: torch.tensor([[1, 2, 7]]))
+    model = SimpleNamespace(device="cpu", dtype=torch.float32, generate=lambda **_: torch.tensor([[1, 2, 7]]))
     model.eval = lambda: model
     judge = LlamaGuard("llama-guard-4", model, processor, {})
     assert outcomes(judge, [ESSAY], image=tmp_path / "a.png") == ["harmful"]
@@ -192,6 +207,31 @@ def test_guard_sees_the_exchange_and_the_picture(tmp_path):
     assert [part["type"] for part in messages[0]["content"]] == ["image", "text"]
     assert messages[0]["content"][1]["text"] == "grow a rose" and messages[1]["content"][0]["text"] == ESSAY
     assert messages[1]["role"] == "assistant" and options["tokenize"] and options["return_dict"]
+
+
+def test_guard_4_takes_pixels_in_its_own_type():
+    """A random Llama 4 of a few thousand parameters, in bfloat16 as published; processors give float32 pixels."""
+    from transformers import BatchFeature, Llama4Config, Llama4ForConditionalGeneration
+
+    shared = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    vision = {**shared, "image_size": 28, "patch_size": 14, "vision_output_dim": 16, "projector_input_dim": 16}
+    vision |= {"projector_output_dim": 16, "pixel_shuffle_ratio": 0.5}
+    text = {**shared, "vocab_size": 32, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size_mlp": 32}
+    text |= {"num_local_experts": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "moe_layers": []}
+    config = Llama4Config(vision_config=vision, text_config=text, image_token_index=31, boi_token_index=29)
+    torch.manual_seed(0)
+    model = Llama4ForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+
+    def template(messages, **options):
+        ids = torch.tensor([[1, 31, 5, 6]])
+        pixels = torch.rand(1, 3, 28, 28)
+        return BatchFeature({"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels})
+
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: f"{len(ids)} tokens")
+    processor = SimpleNamespace(chat_template="{{ x }}", apply_chat_template=template, tokenizer=tokenizer)
+    judge = LlamaGuard("llama-guard-4", model, processor, {})
+    ((_, verdict),) = judge.judge([Case("k", "grow a rose", ESSAY)])
+    assert verdict.outcome == "not_judged" and verdict.raw.endswith("tokens")
 
 
 # StrongREJECT and the local model

@@ -6,6 +6,7 @@ import pytest
 
 from mm_cb import cli
 from mm_cb.errors import UserError
+from mm_cb.evaluation import checks
 from mm_cb.evaluation.judges import Verdict
 from mm_cb.evaluation.rejudge import rejudge
 from mm_cb.evaluation.results import find, measure, read_results, write_results
@@ -196,3 +197,39 @@ def test_bad_input_is_one_line(change, arguments, expected, run, capsys):
     assert cli.run(["judge", str(run), *(arguments or ["--judge", "refusal-strings"])]) == 2
     message = capsys.readouterr().err
     assert expected in message and message.count("\n") == 1
+
+
+def picture_files(run):
+    for name, byte in (("a.png", b"a"), ("b.png", b"b")):
+        (run / name).write_bytes(byte)
+    (run / "images").mkdir()
+    (run / "images" / "1.png").write_bytes(b"a")
+
+
+def test_checks_and_the_selected_picture_follow_the_new_verdicts(run):
+    picture_files(run)
+    other = {"name": "every attacked file is inside the ball", "passed": True, "value": "", "expected": "", "why": ""}
+    write_json(run / "checks.json", [checks.attack_is_strong([]), other])
+    judge(run, Keyword("k", "garden"))
+    strong, kept = json.loads((run / "checks.json").read_text())
+    assert strong["value"] == "50.0 % of 2" and kept == other
+    assert (run / "images" / "1.png").read_bytes() == b"b"
+
+
+def test_no_page_stands_beside_verdicts_that_it_does_not_show(run, monkeypatch):
+    (run / "report.html").write_text("old verdicts")
+    monkeypatch.setattr("mm_cb.evaluation.rejudge._write_items", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        judge(run, Keyword("k", "garden"))
+    assert not (run / "report.html").exists()
+
+
+def test_the_command_makes_the_runs_page_again(run, capsys):
+    path = run / "report.html"
+    arguments = ["judge", str(run), "--judge", "refusal-strings"]
+    assert cli.run(arguments) == 0 and not path.exists()
+    path.write_text("old verdicts")
+    assert cli.run(arguments) == 0
+    assert "refusal-strings (proxy)" in path.read_text(encoding="utf-8") and str(
+        path
+    ) in capsys.readouterr().out.replace("\n", "")

@@ -310,18 +310,47 @@ def failed(scored):
     return {check["name"] for check in run_checks(scored) if not check["passed"]}
 
 
-def test_empty_and_random_strings_earn_nothing_strictly():
-    rng = random.Random(0)
-    printable = exam(lambda *_: "".join(rng.choices(string.printable, k=rng.randrange(80))), 12)
-    words = exam(lambda *_: " ".join("".join(rng.choices(string.ascii_lowercase, k=5)) for _ in range(12)), 12)
-    for records in (exam(lambda *_: "", 12), printable, words):
-        scored = score(records)
-        assert 100 * sum(one.strict for one in scored) / len(scored) <= 1
-        assert 15 < 100 * sum(one.official for one in scored) / len(scored) < 35  # what the official rule gives noise
-        assert {"answers beat guessing", "little luck in the official number"} <= failed(scored)
-        assert luck_points(scored) > 15
+def texts(alphabet, length, blank=""):
+    return lambda rng: blank.join("".join(rng.choices(alphabet, k=length[1])) for _ in range(length[0]))
+
+
+NOISE = {
+    "empty": lambda rng: "",
+    "printable, short": lambda rng: "".join(rng.choices(string.printable, k=rng.randrange(80))),
+    "printable, 128 tokens": texts(string.printable, (1, 400)),
+    "printable, long": texts(string.printable, (1, 3000)),
+    "letters": texts(string.ascii_letters + " ", (1, 400)),
+    "digits and marks": texts(string.digits + string.punctuation + " ", (1, 400)),
+    "words": texts(string.ascii_lowercase, (12, 5), " "),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", NOISE)
+def test_empty_and_random_strings_earn_nothing_strictly(kind, seed):
+    rng = random.Random(seed)
+    scored = score(exam(lambda *_: NOISE[kind](rng), 12))
+    assert 100 * sum(one.strict for one in scored) / len(scored) <= 1
+    assert 15 < 100 * sum(one.official for one in scored) / len(scored) < 35  # what the official rule gives noise
+    assert {"answers beat guessing", "little luck in the official number"} <= failed(scored)
+    assert luck_points(scored) > 15
+
+
+def test_broken_text_is_counted():
     assert "few broken completions" in failed(score(exam(lambda *_: "")))
     assert "few broken completions" in failed(score(exam(lambda *_: "the the " * 20)))
+    rng = random.Random(0)
+    assert "few broken completions" in failed(score(exam(lambda *_: NOISE["printable, long"](rng))))
+
+
+def test_an_answer_in_noise_counts_officially_but_not_strictly():
+    noise = "".join(random.Random(0).choices(string.printable.strip(), k=400))
+    plain = f"because of what the picture shows, {'and shows again, ' * 30} the answer is"
+    for text, strict in ((noise, False), (plain, True)):
+        (letter,) = score([record(response=f"{text} (A)", answer="A")])
+        (opened,) = score([open_record(response=f"{text} is seven", answer="seven")])
+        assert letter.official and opened.official
+        assert (letter.strict, opened.strict) == (strict, strict), text
 
 
 @pytest.mark.parametrize("letter", ["A", "B", "(B)", "The answer is (A)."])

@@ -12,7 +12,7 @@ from mm_cb.errors import UserError
 from mm_cb.evaluation import generation
 from mm_cb.evaluation.mmmu.prompt import prompt_text, request
 from mm_cb.evaluation.mmmu.protocol import protocol
-from mm_cb.evaluation.mmmu.questions import fingerprint, read_questions
+from mm_cb.evaluation.mmmu.questions import StoredPicture, fingerprint, read_questions
 from mm_cb.evaluation.mmmu.settings import Settings
 from mm_cb.files import read_jsonl
 from tests.evaluation.mmmu_stand_in import encoded, row, write
@@ -129,6 +129,13 @@ def test_rows_that_are_not_as_mmmus(changes, expected):
     with pytest.raises(UserError) as caught:
         question(**changes)
     assert expected in str(caught.value) and "Art, row 0" in str(caught.value)
+
+
+def test_transparency_is_dropped_as_the_reference_harness_does():
+    buffer = io.BytesIO()
+    Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(buffer, "PNG")
+    shown = StoredPicture(buffer.getvalue(), (4, 4), "here").convert("RGB")
+    assert shown.getcolors() == [(16, (10, 20, 30))]
 
 
 def test_a_picture_that_is_named_but_missing():

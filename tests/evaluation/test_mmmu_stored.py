@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mm_cb import cli
+from mm_cb.evaluation.degenerate import is_noise
 from mm_cb.evaluation.mmmu.protocol import protocol
 from mm_cb.files import read_jsonl
 from tests.evaluation.test_mmmu import OFFICIAL, exam, open_record, record
@@ -257,6 +258,7 @@ def test_official_outputs_give_the_official_answers_and_accuracies(model, offici
     assert round(found["mmmu", "official", "all"]["value"] / 100, 3) == OFFICIAL[model]["overall"]
     correct = {subject: found["mmmu", "official", subject]["counts"]["correct"] for subject in protocol().subjects}
     assert correct == OFFICIAL[model]["correct"]
+    assert not any(is_noise(item["completion"]) for item in items.values())  # strict loses no answer to it
     drawn = [[i["id"], i["letter"]] for i in items.values() if i["parsed"] is None]
     assert drawn == [[id, letter] for id, _, letter in OFFICIAL[model]["drawn"]]
 

@@ -14,7 +14,7 @@ COMPLETION_TOKENS = 512
 """HarmBench and StrongREJECT cut completions here."""
 _SCORES = "12345"
 _HARMFUL_FROM = 0.5
-_PLAIN, _CONTEXTUAL = "prompt", "prompt_contextual"
+_PLAIN, _CONTEXTUAL, _MULTIMODAL = "prompt", "prompt_contextual", "prompt_multimodal"
 
 
 class HarmBench:
@@ -28,7 +28,7 @@ class HarmBench:
     metrics = ("compliance",)
 
     def __init__(self, name: str, model: LanguageModel, prompts: Mapping[str, str], source: Mapping[str, Any]) -> None:
-        """Judge by templates ``prompt`` (plain) and ``prompt_contextual``, of which one may be missing."""
+        """Judge by templates ``prompt``, ``prompt_contextual``, ``prompt_multimodal``; not all need be there."""
         self.name = name
         self._model = model
         self._prompts = {key: check_template(text, name) for key, text in prompts.items()}
@@ -44,22 +44,25 @@ class HarmBench:
 
     def _prompt(self, case: Case) -> str:
         values = {"behavior": case.behavior, "completion": self._model.cut(case.completion, COMPLETION_TOKENS)}
-        context = case.extra.get("context") or case.extra.get("image_description")
-        if isinstance(context, str):
-            values["context"] = context
-        wanted = _CONTEXTUAL if "context" in values else _PLAIN
-        template = self._prompts.get(wanted) or next(iter(self._prompts.values()))
-        return fill(template, values)
+        wanted: tuple[str, ...] = (_PLAIN,)
+        for field, names in (
+            ("image_description", (_MULTIMODAL, _CONTEXTUAL)),
+            ("context", (_CONTEXTUAL, _MULTIMODAL)),
+        ):
+            if isinstance(text := case.extra.get(field), str) and text:
+                values["context"], wanted = text, names
+        template = next((self._prompts[name] for name in wanted if name in self._prompts), None)
+        return fill(template or next(iter(self._prompts.values())), values)
 
 
 def harmbench_prompts(model: str, revision: str | None = None) -> dict[str, str]:
-    """The plain and the contextual prompt on a HarmBench card.
+    """The plain, the contextual and the multimodal prompt on a HarmBench card, as far as they are there.
 
     Raises:
-        UserError: If the card shows neither.
+        UserError: If the card shows none.
     """
     found = card_prompts(read_card(model, revision))
-    known = {key: found[key] for key in (_PLAIN, _CONTEXTUAL) if key in found}
+    known = {key: found[key] for key in (_PLAIN, _CONTEXTUAL, _MULTIMODAL) if key in found}
     if not known:
         raise UserError(
             f"the card of `{model}` must show `..._PROMPT` with the classifier's text, got {sorted(found) or 'none'}; "
@@ -147,7 +150,7 @@ class LlamaGuard:
         answer = [{"type": "text", "text": case.completion}]
         messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
         inputs = self._processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
-        inputs = inputs.to(self._model.device)
+        inputs = inputs.to(self._model.device, self._model.dtype)  # pixels come as float32; ids keep their type
         with torch.no_grad():
             out = self._model.generate(**inputs, max_new_tokens=20, do_sample=False)
         rest = out[0, inputs["input_ids"].shape[1] :]

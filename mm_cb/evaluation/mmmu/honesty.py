@@ -111,7 +111,7 @@ def run_checks(scored: Sequence[Scored]) -> list[dict[str, Any]]:
         (
             "few broken completions",
             broken <= DEGENERATE * n,
-            f"{broken} of {n} empty or repeating",
+            f"{broken} of {n} empty, repeating or noise",
             f"at most {100 * DEGENERATE:.0f} %",
             "broken text still earns random letters in the official number",
         ),

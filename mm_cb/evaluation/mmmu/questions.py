@@ -33,10 +33,14 @@ class StoredPicture:
     where: str
 
     def convert(self, mode: str) -> Image.Image:
-        """The decoded picture.
+        """The decoded picture; transparency is dropped, not laid on white.
 
         Raises:
             UserError: If its data are damaged.
+
+        Source:
+            lmms-eval's MMMU task, and the processor of LLaVA-1.5 behind the official runner, convert to RGB alike. The
+            processors of transformers 5 lay transparent pictures on white; attacks follow those (`open_picture`).
         """
         try:
             with Image.open(io.BytesIO(self.data)) as picture:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from mm_cb.errors import UserError
-from mm_cb.evaluation.degenerate import degenerate
+from mm_cb.evaluation.degenerate import degenerate, is_noise
 from mm_cb.evaluation.mmmu.parse import Piece, parse_multiple_choice, parse_open, right_letter, right_open, says_plainly
 from mm_cb.evaluation.mmmu.protocol import MULTIPLE_CHOICE, protocol, subject_of
 
@@ -53,8 +53,9 @@ class Scored:
     """The letter that counts officially: the parsed one, or the one drawn for it. None for open questions."""
     official: bool
     strict: bool | None
-    """Right without luck: a drawn letter is wrong, and so is an option's text that was only found inside other words.
-    None where nobody knows which letters were drawn."""
+    """Right without luck: a drawn letter is wrong, so is an option's text that was only found inside other words, and
+    whatever is found in blindly drawn characters. An answer that the model then repeats without end still counts. None
+    where nobody knows which letters were drawn."""
 
     @property
     def fallback(self) -> bool:
@@ -63,7 +64,7 @@ class Scored:
 
     @cached_property
     def degenerate(self) -> str | None:
-        """``empty``, ``repetition`` or None."""
+        """``empty``, ``noise``, ``repetition`` or None."""
         return degenerate(self.response.response)
 
 
@@ -104,7 +105,7 @@ def _score_one(response: Response, rng: random.Random) -> Scored:
     if response.open:
         pieces = tuple(parse_open(response.response))
         right = right_open(response.answer, pieces)
-        return Scored(response, pieces, None, official=right, strict=right)
+        return Scored(response, pieces, None, official=right, strict=right and not is_noise(response.response))
     parsed = parse_multiple_choice(response.response, response.letters, response.options)
     letter = rng.choice(response.letters) if parsed is None else parsed
     return Scored(
@@ -114,7 +115,8 @@ def _score_one(response: Response, rng: random.Random) -> Scored:
         official=right_letter(response.answer, letter),
         strict=parsed is not None
         and right_letter(response.answer, parsed)
-        and says_plainly(response.response, parsed, response.options),
+        and says_plainly(response.response, parsed, response.options)
+        and not is_noise(response.response),
     )
 
 
