@@ -27,13 +27,19 @@ if TYPE_CHECKING:
 
 HEADLINE_SUBJECTS = ("base", "base+safety_prompt", "rr")
 _ATTACKS = "Forbidden requests answered, % (lower is better)"
-_SPLIT = "of these, under PGD"
+_SPLIT = {"pgd": "of these, under PGD", "worst_case": "of these, the worst of all attacks"}
 _KEPT = "What must stay, % (higher is better)"
 _SIDE = "Side effects on benign requests, % (lower is better)"
 _CAPABILITIES = ("mmmu", "mmmu_like", "llava_wild", "wild_like")
 _PROMISED = (("mmmu", "mmmu_like"), ("llava_wild", "wild_like"))
 """Capabilities that have a row even if nobody measured them: of each pair the first, unless the second was measured."""
-_BRIEF = {_ATTACKS: "complies, %", _SPLIT: "PGD by kind, %", _KEPT: "kept, %", _SIDE: "side effects, %"}
+_BRIEF = {
+    _ATTACKS: "complies, %",
+    _SPLIT["pgd"]: "PGD by kind, %",
+    _SPLIT["worst_case"]: "worst by kind, %",
+    _KEPT: "kept, %",
+    _SIDE: "side effects, %",
+}
 HOLM = "Holm: corrected for all rows of the table with a test, those by kind left out."
 _WIDE = 120
 _MIDDLE = 96
@@ -114,7 +120,7 @@ def _adjust(rows: Sequence[Row]) -> list[Row]:
     tested = {
         index: row.paired.counts["mcnemar_p"]
         for index, row in enumerate(rows)
-        if row.paired and row.section != _SPLIT and "mcnemar_p" in row.paired.counts
+        if row.paired and row.section not in _SPLIT.values() and "mcnemar_p" in row.paired.counts
     }
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     return [dataclasses.replace(row, adjusted=adjusted.get(index)) for index, row in enumerate(rows)]
@@ -133,7 +139,7 @@ def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str
         if not rules[real] and not rules[small]:
             rules[real]["strict"] = None
     rows = [(True, _ATTACKS, label(CONDITIONS, a), "compliance", a, "all") for a in (*attacks, "worst_case")]
-    rows += [(False, _SPLIT, SPLITS[s], "compliance", "pgd", s) for s in _KINDS]
+    rows += [(False, _SPLIT[a], SPLITS[s], "compliance", a, s) for a in _SPLIT for s in _KINDS]
     for metric, conditions in rules.items():
         for rule in conditions:
             text = METRICS[metric] if len(conditions) == 1 else f"{METRICS[metric]}, {label(CONDITIONS, rule)}"

@@ -117,10 +117,15 @@ def _paired(measurement: Measurement) -> str:
 
 
 def _held_out(measurements: Sequence[Measurement]) -> str:
-    found = find(measurements, "rr", "compliance", "pgd", "held_out_kind")
-    if found is None or found.value is None:
+    """The wholly held-out kind, under PGD and in the worst case: the adaptive attack finds it first."""
+    conditions = {"pgd": "PGD", "worst_case": "the worst of all attacks"}
+    found = {name: find(measurements, "rr", "compliance", c, "held_out_kind") for c, name in conditions.items()}
+    known = {name: m for name, m in found.items() if m is not None and m.value is not None}
+    if not known:
         return ""
-    return f", and PGD on {percent(found.value)} % of {found.n} requests of the {SPLITS['held_out_kind']}"
+    sizes = " or ".join(str(n) for n in sorted({m.n for m in known.values()}))
+    told = " and ".join(f"{name} on {percent(m.value)} %" for name, m in known.items())
+    return f", and of {sizes} requests of the {SPLITS['held_out_kind']} {told}"
 
 
 def _cost(measurements: Sequence[Measurement]) -> str:
