@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlavaNextForConditionalGeneration
@@ -124,5 +125,7 @@ def test_plain_peft_ours_and_the_merged_checkpoint_agree_on_the_whole_model(trai
 
 def test_the_card_names_recipe_and_results(trained):
     card = (trained / "README.md").read_text()
-    assert "| circuit_breaker.target_layers | [16] |" in card and "| lora.layers_to_transform | [14, 15, 16] |" in card
+    recipe = yaml.safe_load(card.partition("```yaml\n")[2].partition("\n```")[0])
+    assert recipe["circuit_breaker"]["target_layers"] == [16] and recipe["lora"]["layers_to_transform"] == [14, 15, 16]
+    assert "| held-out rows | step | cosine |" in card
     assert "| 1 | multimodal |" in card and "| retain | multimodal | own | 2 |" in card
