@@ -1,5 +1,6 @@
 """report.html: one file that needs nothing else, built from one run directory or from several that fit together."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,10 @@ _METHOD_KEYS = (
     "target_layers",
     "layers_to_transform",
 )
+
+
+_BEFORE_PERCENT = re.compile(r"(?<=\d) %")
+"""A number and its percent sign stay on one line."""
 
 
 def write_report(run_dirs: Sequence[Path], out: Path, *, show_completions: bool = False) -> None:
@@ -81,7 +86,8 @@ def render(data: ReportData, *, show_completions: bool = False) -> str:
         "subject_label": labels.subject_label,
         "completion": lambda item: shown_completion(item, show=data.fiction or show_completions),
     }
-    return environment.get_template("report.html.j2").render(_context(data))
+    text = environment.get_template("report.html.j2").render(_context(data))
+    return _BEFORE_PERCENT.sub("\N{NO-BREAK SPACE}%", text)
 
 
 def _context(data: ReportData) -> dict[str, Any]:

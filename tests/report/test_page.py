@@ -118,6 +118,10 @@ def test_failed_check_reads_no_claim(make_run, tmp_path):
     assert "The circuit breaker lowered" not in text
 
 
+def test_no_number_is_parted_from_its_percent_sign(make_run, tmp_path):
+    assert re.search(r"\d %", report(make_run(n=4), tmp_path)) is None
+
+
 def test_missing_optional_files_leave_out_their_parts_and_claim_nothing(make_run, tmp_path):
     run = make_run(n=4)
     for name in ("checks.json", "curves.json", "representations.json"):

@@ -95,3 +95,10 @@ def test_other_training_seeds_are_named_beside_the_sentence():
     assert "first of 2 training seeds" in named and "33.3 %" in named and "2.1 %" in named
     (alone,) = [limit for limit in judge_run(measured[:1], []).limits if "training seed" in limit]
     assert alone.startswith("One training seed")
+
+
+def test_many_failed_checks_are_counted_and_each_is_explained():
+    check = {"passed": False, "value": "2", "expected": "1", "why": "one is enough"}
+    verdict = judge_run([], [{"name": "a", **check}, {"name": "b", **check}, {"name": "c", **check, "passed": True}])
+    assert verdict.sentence.endswith("because 2 of 3 checks failed.")
+    assert verdict.reasons[:2] == tuple(f"{name}: expected 1, got 2. One is enough" for name in "ab")
