@@ -257,3 +257,12 @@ def test_a_model_that_is_not_here_is_one_quick_error_without_network(monkeypatch
         assert huggingface_hub.is_offline_mode() == datasets.config.HF_HUB_OFFLINE == offline
     finally:
         stay_offline_without_network.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["miniature", "folder"])
+def test_nobody_is_asked_about_a_model_that_is_here(name, folder, monkeypatch):
+    def urlopen(request, timeout):
+        raise AssertionError("the hub was asked about a local model")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    assert read_config(folder if name == "folder" else name).model_type == "llava_next"
