@@ -264,5 +264,7 @@ def test_nobody_is_asked_about_a_model_that_is_here(name, folder, monkeypatch):
     def urlopen(request, timeout):
         raise AssertionError("the hub was asked about a local model")
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    stay_offline_without_network.cache_clear()
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     assert read_config(folder if name == "folder" else name).model_type == "llava_next"
