@@ -155,6 +155,6 @@ def test_the_terminal_shows_the_verdict_and_every_reason(monkeypatch, behaviors,
     write_json(tmp_path / "checks.json", made)
     text = demo._conclusion(tmp_path)
     assert text.startswith(says) and (says[:8] == verdict.sentence[:8])
-    assert ("- x: expected 32, got 33. rules" in text) is (epsilon == 33)
+    assert ("- x: expected 32, got 33. Rules" in text) is (epsilon == 33)
     (tmp_path / "checks.json").unlink()
     assert "No sanity check was recorded" in demo._conclusion(tmp_path)

@@ -184,7 +184,7 @@ def test_a_local_judge_answers_through_its_chat_template():
         (lambda f: (f / "context.jsonl").unlink(), "must be a file of the original benchmark"),
         (lambda f: (f / "answers_gpt4.jsonl").write_text(""), "question 0 lacks its answer"),
         (lambda f: (f / "images" / "003.jpg").unlink(), "003.jpg"),
-        (lambda f: (f / "images" / "003.jpg").write_bytes(b""), "the file is empty"),
+        (lambda f: (f / "images" / "003.jpg").write_bytes(b""), "got an empty one"),
         (lambda f: (f / "questions.jsonl").write_text("[]\n"), "one JSON object per line"),
         (lambda f: (f / "questions.jsonl").unlink(), "questions.jsonl"),
     ],
