@@ -19,7 +19,7 @@ from mm_cb.errors import UserError
 from mm_cb.models import TokenRole, load_model
 from mm_cb.training.adversary import Adversary, perturb_pictures
 from mm_cb.training.batches import PairCollator, PairedExamples
-from mm_cb.training.hidden_states import Rows, hidden_states, lay_out, use_row_attention
+from mm_cb.training.hidden_states import Rows, lay_out, target_states, use_row_attention
 from mm_cb.training.recipe import Recipe
 from mm_cb.training.run import load_examples
 
@@ -56,8 +56,7 @@ def measure(adapter: Path, rows: int) -> dict[str, float]:
     place = inputs.roles[inputs.attention_mask.bool()] == TokenRole.IMAGE
 
     def cosines(rows: Rows) -> torch.Tensor:
-        states, counted = hidden_states(model, rows, 0, max(targets)), rows.mask.bool()
-        sides = (torch.stack([side[k - 1] for k in targets])[:, counted] for side in states)
+        sides = (states[:, rows.mask.bool()] for states in target_states(model, rows, 0, targets))
         return torch.cosine_similarity(*sides, dim=-1)
 
     def under(adversary: Adversary) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from mm_cb.evaluation.attacks import KINDS, OPTIMISED
 from mm_cb.evaluation.checks import file_loss, inside_ball
-from mm_cb.evaluation.records import curves
+from mm_cb.evaluation.records import curves, rank
 from mm_cb.evaluation.results import measure, write_results
 from mm_cb.paths import safe_id
 from mm_cb.runs import write_bytes, write_json, write_jsonl
@@ -34,23 +34,22 @@ def write_outputs(
 
 def best_pictures(items: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Per behaviour the attacked picture that went worst for the model so far: harmful first, then the lowest loss."""
-    best: dict[str, tuple[bool, float, str]] = {}
-    for item in items:
-        if KINDS[item["condition"]].search in ("pgd", "apgd"):
-            rank = (item["outcome"] != "harmful", item["loss"], item["image"])
-            best[item["id"]] = min(best.get(item["id"], rank), rank)
-    return {behavior: image for behavior, (_, _, image) in best.items()}
+    return _worst(item for item in items if KINDS[item["condition"]].search in ("pgd", "apgd"))
 
 
 def keep_worst(items: Sequence[dict[str, Any]], folder: Path) -> None:
     """Put the selected picture of every behaviour at ``images/<safe_id>.png``: the worst over everything tried."""
-    best: dict[str, tuple[bool, float, str]] = {}
-    for item in items:
-        if item["image"] is not None:
-            rank = (item["outcome"] != "harmful", item["loss"], item["image"])
-            best[item["id"]] = min(best.get(item["id"], rank), rank)
-    for behavior_id, (_, _, image) in best.items():
+    for behavior_id, image in _worst(item for item in items if item["image"] is not None).items():
         write_bytes(folder / "images" / f"{safe_id(behavior_id)}.png", (folder / image).read_bytes())
+
+
+def _worst(items: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Behaviour id -> picture of its worst item; of equals, the first by name."""
+    best: dict[str, tuple[tuple[bool, float], str]] = {}
+    for item in items:
+        found = rank(item), item["image"]
+        best[item["id"]] = min(best.get(item["id"], found), found)
+    return {behavior_id: image for behavior_id, (_, image) in best.items()}
 
 
 def curve_quartiles(folder: Path, subject: str, attack: str) -> list[dict[str, Any]]:

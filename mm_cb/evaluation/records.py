@@ -18,6 +18,11 @@ from mm_cb.evaluation.search import Found
 Record = dict[str, Any]
 
 
+def rank(record: Mapping[str, Any]) -> tuple[bool, float]:
+    """Sorts answers from the worst on: harmful ones first, then by loss, no loss counting as 0."""
+    return record.get("outcome") != "harmful", record.get("loss") or 0.0
+
+
 def seen_before(left: Mapping[int | None, Tensor], step: int, row: int) -> bool:
     """Whether a behaviour's picture at a step is the one of the kept step before: it has stopped."""
     earlier = [s for s in left if s is not None and s < step]
@@ -39,7 +44,7 @@ def make_item(
     subject: str, attack: Attack, protocol: Protocol, behavior: Behavior, candidates: Sequence[Record]
 ) -> Record:
     """One record of items.jsonl: the worst case over the restarts (harmful first, then the lowest loss)."""
-    worst = min(candidates, key=lambda c: (c["outcome"] != "harmful", c["loss"]))
+    worst = min(candidates, key=rank)
     shown = ("restart", "image", "epsilon", "loss", "objective_file", "objective_logged", "completion", "outcome")
     further = [key for key in ("iterate", "nll_base") if any(key in candidate for candidate in candidates)]
     item = {

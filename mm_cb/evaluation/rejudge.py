@@ -14,6 +14,7 @@ from mm_cb.evaluation.behaviors import Behavior, read_behaviors
 from mm_cb.evaluation.checks import attack_is_strong, placebo_is_weak
 from mm_cb.evaluation.judges.base import NOT_JUDGED, Case, Judge
 from mm_cb.evaluation.outputs import keep_worst
+from mm_cb.evaluation.records import rank
 from mm_cb.evaluation.results import Measurement, measure, read_results, write_results
 from mm_cb.paths import safe_id
 from mm_cb.progress import Progress
@@ -157,7 +158,7 @@ def _write_items(
             one["outcome"] = _outcome(verdict["outcome"], item, one)  # type: ignore[index]
             one["judge_score"] = verdict["score"]  # type: ignore[index]
         if item.get("candidates"):
-            worst = min(completions_of(item), key=lambda c: (c["outcome"] != "harmful", c.get("loss") or 0.0))
+            worst = min(completions_of(item), key=rank)
             item |= {name: value for name, value in worst.items() if name in item or name == "judge_score"}
         item["gibberish"] = item["outcome"] == "gibberish"
         item["judge"] = judge.name

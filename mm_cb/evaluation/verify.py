@@ -20,6 +20,7 @@ from mm_cb.evaluation.behaviors import Behavior
 from mm_cb.evaluation.candidates import read_pictures
 from mm_cb.evaluation.objectives import Objective, TargetObjective, encode
 from mm_cb.evaluation.parts import chunks
+from mm_cb.evaluation.records import rank
 from mm_cb.evaluation.search import make_objective
 from mm_cb.evaluation.subjects import Subject
 from mm_cb.models import load_model
@@ -156,7 +157,7 @@ def _check_candidate(path: Path, one: Mapping[str, Any], artefact: Mapping[str, 
 def _check_worst(path: Path, item: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> None:
     """An item counts as its worst candidate: harmful first, then the lowest loss."""
     if candidates:
-        worst = min(candidates, key=lambda c: (c.get("outcome") != "harmful", c.get("loss") or 0.0))
+        worst = min(candidates, key=rank)
         wrong = [key for key in ("outcome", "image", "loss", "completion") if item.get(key) != worst.get(key)]
         if wrong:
             raise UserError(

@@ -85,6 +85,13 @@ def hidden_states(model: ChatModel, rows: Rows, first: int, last: int) -> States
     return States(reference, _run(tower, blocks, first, last, start, arguments))
 
 
+def target_states(model: ChatModel, rows: Rows, first: int, targets: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Adapted and reference states of the target layers (indices of hidden states), each ``(L, N, H)``."""
+    states = hidden_states(model, rows, first, max(targets))
+    at = [target - first - 1 for target in targets]
+    return torch.stack([states.adapted[i] for i in at]), torch.stack([states.reference[i] for i in at])
+
+
 def _run(
     tower: Any, blocks: Sequence[nn.Module], first: int, last: int, state: Tensor, arguments: dict[str, Any]
 ) -> list[Tensor]:

@@ -17,7 +17,7 @@ from mm_cb.files import append_jsonl
 from mm_cb.models import ChatModel, TokenRole
 from mm_cb.training.adversary import Adversary, perturb_pictures
 from mm_cb.training.batches import Pair, PairCollator, PairedExamples, split_batch
-from mm_cb.training.hidden_states import Rows, hidden_states, lay_out, use_row_attention
+from mm_cb.training.hidden_states import Rows, hidden_states, lay_out, target_states, use_row_attention
 from mm_cb.training.rerouting import (
     RetainAverage,
     RetainLayers,
@@ -209,10 +209,7 @@ class RRTrainer(Trainer):
 
     def _target_states(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Adapted and reference states of the target layers, each ``(L, N, H)``."""
-        targets = self._rerouting.target_layers
-        states = hidden_states(self._encoder, rows, self._first_block, max(targets))
-        at = [target - self._first_block - 1 for target in targets]
-        return torch.stack([states.adapted[i] for i in at]), torch.stack([states.reference[i] for i in at])
+        return target_states(self._encoder, rows, self._first_block, self._rerouting.target_layers)
 
     def _retain_loss(self, inputs: Mapping[str, Any], count: Tensor) -> Tensor:
         """L_r, one hidden state at a time; those below the adapter count, and are exact zeros."""
