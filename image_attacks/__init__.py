@@ -38,13 +38,14 @@ from .classifiers import cross_entropy, dlr, margin
 from .errors import AttackError, NonFiniteError, ObjectiveShapeError, ResumeError, ZeroGradientError
 from .gradients import GradientHealth, gradient_health
 from .image_files import load_image, on_white, open_image
-from .llava_next import LlavaNextTargets
+from .llava_next import LlavaNextTargets, only_last_positions
 from .loop import AttackResult, RestartResults
 from .noise import sign_noise
 from .objectives import (
     cosine_distance,
     hidden_state_distance,
     logit_distillation,
+    predicted_nll,
     prefix_hinge,
     target_nll,
     target_reached,
@@ -95,8 +96,10 @@ __all__ = [
     "logit_distillation",
     "margin",
     "on_white",
+    "only_last_positions",
     "open_image",
     "pgd",
+    "predicted_nll",
     "prefix_hinge",
     "random_search",
     "round_towards",

@@ -51,7 +51,8 @@ def apgd(
     Source:
         Croce & Hein 2020 (arXiv:2003.01690), Algorithm 1. Deviations: the initial loss counts in the first
         checkpoint's comparison; the step never falls below a quarter of the threat model's last step, where rounding
-        to 8 bits would make it stand still; the first run starts at the image.
+        to 8 bits would make it stand still; the first run starts at the image, later ones as those of
+        :func:`~image_attacks.pgd`.
     """
     rule = _AutoStep(threat_model, steps)
     plan = Plan(threat_model, steps, restarts, random_start)

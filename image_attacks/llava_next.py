@@ -1,19 +1,19 @@
-"""Target loss of a Hugging Face LLaVA-NeXT, computing only what the loss depends on.
+"""What an attack asks of a Hugging Face LLaVA-NeXT, computing only what the answer depends on.
 
-The same number as the whole model gives, for less work: the image tower stops at the layer that is used, tokens that
-all chats share are run once (for one image against many targets that is nearly everything), behind them the last block
-is only asked for keys and values, and logits are made at target positions only.
+The same numbers as the whole model gives, for less work: the image tower stops at the layer that is used, and the
+last block turns to the positions that are looked at (:func:`only_last_positions`). :class:`LlavaNextTargets` is a
+target loss on top: tokens that all chats share are run once (for one image against many targets that is nearly
+everything), and logits are made at target positions only.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .objectives import IGNORED_LABEL
+from .objectives import IGNORED_LABEL, predicted_nll
 
 
 class LlavaNextTargets:
@@ -68,10 +68,7 @@ class LlavaNextTargets:
             pixel_values: M images' views ``(M, tiles, 3, h, w)``, or one image's ``(1, tiles, 3, h, w)`` for all
                 chats.
         """
-        losses = F.cross_entropy(
-            self.logits(pixel_values).float().flatten(0, 1), self.labels.flatten(), reduction="none"
-        )
-        return losses.view(self.labels.shape).sum(dim=1) / (self.labels != IGNORED_LABEL).sum(dim=1)
+        return predicted_nll(self.logits(pixel_values), self.labels)
 
     def logits(self, pixel_values: Tensor) -> Tensor:
         """Return the logits that predict :attr:`labels`, shape ``(M, K, V)``."""
@@ -85,7 +82,7 @@ class LlavaNextTargets:
         language, embed = self._model.model.language_model, self._model.get_input_embeddings()
         # A new cache at every call: a cache that is handed over twice grows.
         cache = DynamicCache(config=language.config)
-        with _last_block_fills_cache_only(language):
+        with only_last_positions(self._model, 0):
             language(inputs_embeds=self._embed_context(pixel_values), past_key_values=cache, use_cache=True)
         if len(pixel_values) < count:
             cache.batch_repeat_interleave(count)
@@ -94,7 +91,9 @@ class LlavaNextTargets:
         return self._model.lm_head(wanted)
 
     def _embed_context(self, pixel_values: Tensor) -> Tensor:
-        features = self._image_features(pixel_values)
+        sizes = torch.tensor([self._image_size] * len(pixel_values))
+        pixel_values = pixel_values.to(self._model.dtype)
+        features = torch.cat(list(self._model.get_image_features(pixel_values, sizes).pooler_output))
         ids = self._context.expand(len(pixel_values), -1)
         embeds = self._model.get_input_embeddings()(ids)
         place = (ids == self._model.config.image_token_id).unsqueeze(-1)
@@ -102,25 +101,6 @@ class LlavaNextTargets:
         if expected != got:
             raise ValueError(f"`prompts` hold {expected} image tokens, but images of {self._image_size} make {got}.")
         return embeds.masked_scatter(place, features.to(embeds.dtype))
-
-    def _image_features(self, pixel_values: Tensor) -> Tensor:
-        """Run the image tower as far as it is used, then projector and unpadding: shape ``(tokens, D)``."""
-        inner, config = self._model.model, self._model.config
-        tower, layer = inner.vision_tower, config.vision_feature_layer
-        layers = tower.encoder.layers
-        states = tower.pre_layrnorm(tower.embeddings(pixel_values.to(self._model.dtype).flatten(0, 1)))
-        for block in layers[: layer if layer >= 0 else layer + len(layers) + 1]:
-            states = block(states, None)
-        strategy = config.vision_feature_select_strategy
-        views = inner.multi_modal_projector(states[:, 1:] if strategy == "default" else states)
-        sizes = torch.tensor([self._image_size] * len(pixel_values))
-        packed, _ = inner.pack_image_features(
-            torch.split(views, pixel_values.shape[1]),
-            sizes,
-            vision_feature_select_strategy=strategy,
-            image_newline=inner.image_newline,
-        )
-        return torch.cat(list(packed))
 
 
 def _shared_length(prompts: Sequence[Tensor]) -> int:
@@ -131,32 +111,106 @@ def _shared_length(prompts: Sequence[Tensor]) -> int:
     return min(int(differs[0]) if len(differs) else shortest, shortest - 1)
 
 
-class _FillCache(nn.Module):
-    """A decoder block of which only the keys and values are wanted."""
+@contextmanager
+def only_last_positions(model: Any, count: int) -> Iterator[None]:
+    """Run a model for what it says at the last ``count`` positions alone; those are equal to the whole model's.
 
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self._block: Any = block
+    Inside, the last decoder block computes keys and values everywhere but the rest (queries, attention, feed-forward)
+    at these positions only, so that its output is ``(B, count, D)``; give the model the same ``logits_to_keep``. Layers
+    of the image tower behind the one that is used do nothing. Rows are padded on the left, if at all. With ``count=0``
+    the last block only fills the cache that is passed in. Saves about 3 % of a forward and backward pass at 7B.
 
-    def forward(
-        self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], past_key_values: Any, **_: Any
-    ) -> Tensor:
-        attention = self._block.self_attn
-        states = self._block.input_layernorm(hidden_states)
-        heads = (*states.shape[:-1], -1, attention.head_dim)
-        keys, values = (project(states).view(heads).transpose(1, 2) for project in (attention.k_proj, attention.v_proj))
-        cos, sin = (angle.unsqueeze(1) for angle in position_embeddings)
-        one, two = keys.chunk(2, dim=-1)
-        keys = keys * cos + torch.cat([-two, one], dim=-1) * sin
-        past_key_values.update(keys, values, attention.layer_idx)
-        return hidden_states
+    A last block that is built in another way than Llama's and Mistral's, or whose attention is neither "sdpa" nor
+    "eager", runs whole.
+
+    Args:
+        model: A ``LlavaNextForConditionalGeneration``, perhaps with adapted layers in it.
+        count: Positions that are looked at, counted from the end.
+    """
+    tower, language = model.model.vision_tower, model.model.language_model
+    with ExitStack() as undo:
+        layers = tower.encoder.layers
+        for unused in layers[_used_layers(model.config.vision_feature_layer, len(layers)) :]:
+            undo.enter_context(_instead_of(unused, lambda hidden_states, *_, **__: hidden_states))
+        block = language.layers[-1]
+        if _is_plain(block) and language.config._attn_implementation in ("sdpa", "eager"):
+            whole = block.forward
+            undo.enter_context(_instead_of(block, lambda *a, **kw: _last_positions(block, whole, count, *a, **kw)))
+        yield
 
 
 @contextmanager
-def _last_block_fills_cache_only(language: Any) -> Iterator[None]:
-    block = language.layers[-1]
-    language.layers[-1] = _FillCache(block)
+def _instead_of(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Replace what a module computes; its hooks (of transformers, which collect hidden states) go on as before."""
+    own = module.__dict__.get("forward")  # there may be one already: accelerate places modules on devices that way
+    module.__dict__["forward"] = forward
     try:
         yield
     finally:
-        language.layers[-1] = block
+        del module.__dict__["forward"]
+        if own is not None:
+            module.__dict__["forward"] = own
+
+
+def _used_layers(feature_layer: int | list[int], layers: int) -> int:
+    """Return how many layers of the image tower its features depend on; ``hidden_states[0]`` is what the first gets."""
+    chosen = [feature_layer] if isinstance(feature_layer, int) else feature_layer
+    return max(index if index >= 0 else layers + 1 + index for index in chosen)
+
+
+def _is_plain(block: Any) -> bool:
+    """Whether keys and values come as :func:`_keys_and_values` computes them: no norm of their own, no gate."""
+    parts = {name for name, _ in block.named_children()}
+    attention = {name for name, _ in block.self_attn.named_children()} if "self_attn" in parts else set()
+    return parts == {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"} and attention == {
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+    }
+
+
+def _last_positions(
+    block: Any,
+    whole: Callable[..., Tensor],
+    count: int,
+    hidden_states: Tensor,
+    *,
+    attention_mask: Tensor | None,
+    position_embeddings: tuple[Tensor, Tensor],
+    position_ids: Tensor | None = None,
+    past_key_values: Any = None,
+    **further: Any,
+) -> Tensor:
+    """Run a decoder block at its last ``count`` positions; the earlier ones enter through a cache of their keys."""
+    from transformers import DynamicCache
+
+    length = hidden_states.shape[1]
+    earlier = length - count
+    if past_key_values is None:
+        past_key_values = DynamicCache(config=block.self_attn.config)
+    if earlier > 0:
+        angles = tuple(angle[:, :earlier] for angle in position_embeddings)
+        keys, values = _keys_and_values(block, hidden_states[:, :earlier], angles)
+        past_key_values.update(keys, values, block.self_attn.layer_idx)
+    if count == 0:
+        return hidden_states[:, :0]
+    if attention_mask is None:  # stands for "causal, no padding", which is read otherwise where queries are fewer
+        places = torch.arange(length, device=hidden_states.device)
+        attention_mask = (places[:, None] >= places)[None, None]
+    return whole(
+        hidden_states[:, -count:],
+        attention_mask=attention_mask[:, :, -count:],
+        position_embeddings=tuple(angle[:, -count:] for angle in position_embeddings),
+        position_ids=None if position_ids is None else position_ids[:, -count:],
+        past_key_values=past_key_values,
+        **further,
+    )
+
+
+def _keys_and_values(block: Any, hidden_states: Tensor, angles: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Return a decoder block's keys, rotated, and values: shape ``(B, heads, T, D)`` each."""
+    attention = block.self_attn
+    states = block.input_layernorm(hidden_states)
+    heads = (*states.shape[:-1], -1, attention.head_dim)
+    keys, values = (project(states).view(heads).transpose(1, 2) for project in (attention.k_proj, attention.v_proj))
+    cos, sin = (angle.unsqueeze(1) for angle in angles)
+    one, two = keys.chunk(2, dim=-1)
+    return keys * cos + torch.cat([-two, one], dim=-1) * sin, values

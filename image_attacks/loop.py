@@ -114,9 +114,21 @@ def run_attack(
         if state.step == 0:
             random = restart > 0 or plan.random_start
             start = plan.threat_model.random_start(clean, generator) if random else plan.threat_model.start(clean)
+            if restart > 0:
+                start = plan.threat_model.project(_far_side(start, clean, state.images[-1]), clean)
             state.begin_run(restart, start)
         _run(objective, rule, plan, state, running)
     return _result(state)
+
+
+def _far_side(start: Tensor, clean: Tensor, found: Tensor) -> Tensor:
+    """Mirror a random start, value by value, to the other side of the clean image than the last run's best point.
+
+    A run that starts near the image or near another run tends to end where that one did.
+    """
+    move = start - clean
+    side = -(found - clean).sign()
+    return clean + torch.where(side == 0, move, side * move.abs())
 
 
 def _run(objective: Objective, rule: Rule, plan: Plan, state: AttackState, running: Running) -> None:

@@ -29,27 +29,43 @@ def target_nll(logits: Tensor, labels: Tensor) -> Tensor:
         ValueError: If the shapes disagree, an example has no target token, or its first position is one (nothing
             predicts it).
     """
-    losses, counts = _token_losses(logits, labels)
+    return predicted_nll(*_shifted(logits, labels))
+
+
+def predicted_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean negative log-likelihood per example where ``logits[:, t]`` predicts ``targets[:, t]``.
+
+    Args:
+        logits: Shape ``(B, K, V)``, any float type; the cross-entropy is computed in float32.
+        targets: Token ids, -100 where nothing counts, shape ``(B, K)``.
+
+    Returns:
+        Shape ``(B,)``, float32.
+    """
+    losses, counts = _token_losses(logits, targets)
     return losses.sum(dim=1) / counts
 
 
-def _token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss of every next token, 0 where it is no target, ``(B, T - 1)``, and their numbers ``(B,)``."""
+def _token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss of every token, 0 where it is no target, ``(B, K)``, and the number of targets ``(B,)``."""
+    losses = F.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    return losses.view(targets.shape), (targets != IGNORED_LABEL).sum(dim=1)
+
+
+def _shifted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits that predict something and what they predict, both ``(B, T - 1, ...)``; checks both."""
     if logits.ndim != 3 or labels.shape != logits.shape[:2]:
         raise ValueError(
             f"`logits` (B, T, V) and `labels` (B, T) must agree, got {tuple(logits.shape)} and {tuple(labels.shape)}."
         )
     if (labels[:, 0] != IGNORED_LABEL).any():
         raise ValueError("`labels` must be -100 at the first position: no logit predicts it. Keep one more position.")
-    targets = labels[:, 1:]
-    counts = (targets != IGNORED_LABEL).sum(dim=1)
-    if (counts == 0).any():
-        empty = (counts == 0).nonzero().flatten().tolist()
+    empty = (labels == IGNORED_LABEL).all(dim=1).nonzero().flatten().tolist()
+    if empty:
         raise ValueError(f"`labels` must hold at least one target token per example, got none in rows {empty}.")
-    losses = F.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
-    )
-    return losses.view(targets.shape), counts
+    return logits[:, :-1], labels[:, 1:]
 
 
 def hidden_state_distance(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -109,7 +125,7 @@ def prefix_hinge(logits: Tensor, labels: Tensor, probability: float = 0.6) -> Te
     """
     if not 0 < probability <= 1:
         raise ValueError(f"`probability` must lie in (0, 1], got {probability}.")
-    losses, counts = _token_losses(logits, labels)
+    losses, counts = _token_losses(*_shifted(logits, labels))
     return (losses + math.log(probability)).relu().sum(dim=1) / counts
 
 
@@ -123,9 +139,8 @@ def target_reached(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Boolean, shape ``(B,)``: every target token has the largest logit under teacher forcing.
     """
-    _token_losses(logits, labels)
-    targets = labels[:, 1:]
-    return ((logits[:, :-1].argmax(dim=-1) == targets) | (targets == IGNORED_LABEL)).all(dim=1)
+    logits, targets = _shifted(logits, labels)
+    return ((logits.argmax(dim=-1) == targets) | (targets == IGNORED_LABEL)).all(dim=1)
 
 
 def logit_distillation(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

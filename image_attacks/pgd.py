@@ -44,7 +44,7 @@ def pgd(
         threat_model: The allowed set around each image.
         steps: Updates per run; the iterate after the last update is evaluated too.
         restarts: Runs in all. The first starts at the image (or where the threat model says), the others at random
-            points of the allowed set.
+            points of the allowed set, each mirrored to the other side of the image than what the run before found.
         generator: Source of the random starts, or one per example; None is a fresh one with seed 0. The global random
             state stays untouched.
         random_start: Start the first run at random as well.
@@ -71,8 +71,8 @@ def pgd(
         TypeError: If ``images`` is not float32.
 
     Source:
-        Madry et al. 2018 (arXiv:1706.06083). Deviations: decaying step and best iterate by default;
-        ``step_size=epsilon, keep="last", steps=1`` is FGSM.
+        Madry et al. 2018 (arXiv:1706.06083). Deviations: decaying step and best iterate by default, later
+        runs mirrored away from the run before; ``step_size=epsilon, keep="last", steps=1`` is FGSM.
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"`momentum` must lie in [0, 1], got {momentum}.")

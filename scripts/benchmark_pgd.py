@@ -30,8 +30,8 @@ from torch.utils.flop_counter import flop_registry
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from image_attacks import LlavaNextTargets  # noqa: E402
-from image_attacks.objectives import target_nll  # noqa: E402
+from image_attacks import LlavaNextTargets, only_last_positions  # noqa: E402
+from image_attacks.objectives import predicted_nll, target_nll  # noqa: E402
 
 MOST_FLOPS, LEAST_SHARING = 0.92, 6.0
 MOST_LOSS, MOST_GRADIENT = 1e-5, 1e-4  # largest relative differences from the usual step
@@ -149,8 +149,25 @@ def usual_step(model: Any, prompts: list[Tensor], targets: list[Tensor], pixel_v
     return torch.cat(losses), torch.cat(gradients)
 
 
-def our_step(objective: LlavaNextTargets, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-    """The package's objective, all behaviours at once."""
+def our_step(model: Any, prompts: list[Tensor], targets: list[Tensor], pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    """The step of ``mm-cb attack``: behaviours as one batch, the model asked for nothing but the targets' logits."""
+    pixels = pixel_values.detach().requires_grad_()
+    read = [torch.cat([prompt, target[:-1]]) for prompt, target in zip(prompts, targets, strict=True)]
+    ids, labels = torch.stack(read).to(pixels.device), torch.stack(targets).to(pixels.device)
+    size = model.config.vision_config.image_size
+    sizes = torch.tensor([[size, size]] * len(ids), device=ids.device)
+    with only_last_positions(model, labels.shape[1]):
+        logits = model(
+            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels.to(model.dtype), image_sizes=sizes,
+            logits_to_keep=labels.shape[1], use_cache=False,
+        ).logits  # fmt: skip
+    losses = predicted_nll(logits, labels)
+    (gradient,) = torch.autograd.grad(losses.sum(), pixels)
+    return losses.detach(), gradient
+
+
+def our_shared_step(objective: LlavaNextTargets, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    """The step of ``mm-cb attack --attack universal``: one picture against all targets."""
     pixels = pixel_values.detach().requires_grad_()
     losses = objective(pixels)
     (gradient,) = torch.autograd.grad(losses.sum(), pixels)
@@ -170,7 +187,9 @@ def compare(model: Any, shape: Shape, count: int, universal: bool, repeats: int)
 
     def ours() -> tuple[Tensor, Tensor]:
         model.requires_grad_(False)
-        return our_step(LlavaNextTargets(model, prompts, targets, (shape.tile, shape.tile)), pixel_values)
+        if not universal:
+            return our_step(model, prompts, targets, pixel_values)
+        return our_shared_step(LlavaNextTargets(model, prompts, targets, (shape.tile, shape.tile)), pixel_values)
 
     flops, found = {}, {}
     seconds: dict[str, list[float]] = {"usual": [], "ours": []}
@@ -257,15 +276,12 @@ def gpu_milliseconds(model: Any, shape: Shape, name: str, batch: int, steps: int
     prompts, targets = chats(shape, batch, same_prompt=False)
     pixel_values = torch.randn(batch, 3, 3, shape.tile, shape.tile, device=device)
     model.requires_grad_(name == "usual")
-    objective = LlavaNextTargets(model, prompts, targets, (shape.tile, shape.tile))
+    step = usual_step if name == "usual" else our_step
     times = []
     for number in range(3 + steps):
         _synchronise(device)
         started = time.perf_counter()
-        if name == "usual":
-            usual_step(model, prompts, targets, pixel_values)
-        else:
-            our_step(objective, pixel_values)
+        step(model, prompts, targets, pixel_values)
         _synchronise(device)
         if number >= 3:
             times.append(1e3 * (time.perf_counter() - started))

@@ -9,7 +9,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from image_attacks import AttackResult, target_nll
+from image_attacks import AttackResult, only_last_positions, target_nll
 from mm_cb.evaluation.attacks import Attack
 from mm_cb.evaluation.behaviors import Behavior
 from mm_cb.evaluation.candidates import Judge, starts_with
@@ -49,7 +49,7 @@ class EmbeddingObjective:
     def __call__(self, variable: Tensor) -> Tensor:
         """Losses ``(B,)`` at the embeddings that ``variable`` stands for."""
         embeds = self.embeds(self.inputs, variable)
-        with self.subject.active() as model:
+        with self.subject.active() as model, only_last_positions(model.base, self.keep):
             logits = model.model(**embeds, logits_to_keep=self.keep, use_cache=False).logits
         return target_nll(logits, self.labels)
 

@@ -14,7 +14,7 @@ from typing import Protocol
 from PIL.Image import Image
 from torch import Tensor
 
-from image_attacks import target_nll
+from image_attacks import only_last_positions, predicted_nll, target_nll
 from mm_cb.errors import UserError
 from mm_cb.evaluation.behaviors import Behavior
 from mm_cb.evaluation.subjects import Subject
@@ -45,10 +45,13 @@ class TargetObjective:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Losses ``(B,)`` of ``pixels`` ``(B, 3, H, W)``."""
-        return self.loss(self.preprocess(pixels))
+        count, shown = self.keep - 1, self.inputs.without_last()
+        with self.subject.active() as model, only_last_positions(model.base, count):
+            output = model.forward(shown, pixel_values=self.preprocess(pixels), logits_to_keep=count)
+        return predicted_nll(output.logits, self.labels[:, 1:])
 
     def loss(self, pixel_values: Tensor) -> Tensor:
-        """Losses ``(B,)`` of what the processor makes of the pictures."""
+        """Losses ``(B,)`` of what the processor makes of the pictures, by the whole model: what a file is held to."""
         with self.subject.active() as model:
             output = model.forward(self.inputs, pixel_values=pixel_values, logits_to_keep=self.keep)
         return target_nll(output.logits, self.labels)

@@ -1,4 +1,4 @@
-"""Teacher and student passes over one batch: the image tower runs once, the teacher stops where nobody looks on."""
+"""Teacher and student passes over one batch: the image tower runs once, and nothing runs where nobody looks on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from image_attacks import only_last_positions
 from mm_cb.evaluation.subjects import Subject
 from mm_cb.models import LlavaNextModel, ModelInputs
 
@@ -30,20 +31,21 @@ class Passes:
 
     def student_embeds(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """The student's embeddings, with gradient to the pixels."""
-        with self.subject.active() as model:
+        with self.subject.active() as model, only_last_positions(model.base, self.keep):
             return model.embed(self.inputs, pixel_values)
 
     def student(self, embeds: dict[str, Tensor], *, hidden_states: bool = False) -> Any:
         """The student's transformers output, with the last ``keep`` logits."""
-        with self.subject.active() as model:
+        with self.subject.active() as model, only_last_positions(model.base, self.keep):
             return model.model(**embeds, logits_to_keep=self.keep, output_hidden_states=hidden_states, use_cache=False)
 
     def teacher_embeds(self, embeds: dict[str, Tensor], pixel_values: Tensor) -> dict[str, Tensor]:
         """The teacher's embeddings, without gradient: the student's where they are the same."""
         if self.shared:
             return {key: value.detach() for key, value in embeds.items()}
-        with torch.no_grad(), self.subject.model.adapter(False):
-            return self.subject.model.embed(self.inputs, pixel_values)
+        model = self.subject.model
+        with torch.no_grad(), model.adapter(False), only_last_positions(model.base, self.keep):
+            return model.embed(self.inputs, pixel_values)
 
     @torch.no_grad()
     def teacher_states(self, embeds: dict[str, Tensor], layers: Sequence[int]) -> Tensor:
@@ -76,8 +78,9 @@ class Passes:
     @torch.no_grad()
     def teacher_logits(self, embeds: dict[str, Tensor]) -> Tensor:
         """The teacher's logits at the last ``keep`` positions, ``(B, keep, V)``."""
-        with self.subject.model.adapter(False):
-            return self.subject.model.model(**embeds, logits_to_keep=self.keep, use_cache=False).logits
+        model = self.subject.model
+        with model.adapter(False), only_last_positions(model.base, self.keep):
+            return model.model(**embeds, logits_to_keep=self.keep, use_cache=False).logits
 
     def states(self, output: Any, layers: Sequence[int]) -> Tensor:
         """``hidden_states`` of an output at ``layers`` and the last ``keep`` positions, ``(L, B, keep, H)``."""

@@ -44,6 +44,12 @@ class ModelInputs:
         """``(B, T)``: positions that start at the first real token, as ``generate`` counts them."""
         return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
 
+    def without_last(self) -> "ModelInputs":
+        """The batch without its last column: enough where the last token is predicted and nothing behind it."""
+        tokens = (self.input_ids, self.attention_mask, self.roles)
+        ids, mask, roles = (column[:, :-1] for column in tokens)
+        return replace(self, input_ids=ids, attention_mask=mask, roles=roles)
+
     def rows(self, start: int, stop: int) -> "ModelInputs":
         """Rows ``start`` to ``stop - 1`` with their pictures; padding stays."""
         part = slice(start, stop)

@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from mm_cb.evaluation.behaviors import Behavior
+from mm_cb.evaluation.hijack import to_pixels
+from mm_cb.evaluation.objectives import TargetObjective
+from mm_cb.evaluation.subjects import Subject
+from tests.tiny_llava import picture, tiny_llava
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -50,6 +56,26 @@ def test_the_counter_counts_forward_and_backward_products(benchmark):
     with benchmark.FlopCount() as counter:
         torch.autograd.grad((a @ b).sum(), a)
     assert counter.total == 2 * 2 * 3 * 4 * 5
+
+
+def test_the_step_that_is_measured_is_that_of_the_runner(benchmark):
+    model = tiny_llava()
+    behaviors = [Behavior("a", "what is in the picture", "a red circle", None)] * 2
+    pictures = [picture(seed, (42, 42)) for seed in range(2)]
+    objective = TargetObjective(Subject("base", model), behaviors, pictures)
+    length = int(objective.inputs.completion_mask.sum(1)[0])
+    prompts, targets = zip(*((row[:-length], row[-length:]) for row in objective.inputs.input_ids), strict=True)
+    pixels = torch.stack([to_pixels(p) for p in pictures]).requires_grad_()
+    with benchmark.FlopCount() as runner:
+        losses = objective(pixels)
+        torch.autograd.grad(losses.sum(), pixels)
+    pixel_values = objective.preprocess(pixels).detach()
+    with benchmark.FlopCount() as measured:
+        found, _ = benchmark.our_step(model.base, prompts, targets, pixel_values)
+    torch.testing.assert_close(found, losses.detach())
+    with benchmark.FlopCount() as processor:
+        torch.autograd.grad(objective.preprocess(pixels).sum(), pixels)
+    assert 0 < measured.total == runner.total - processor.total
 
 
 @pytest.mark.slow

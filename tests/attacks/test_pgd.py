@@ -4,10 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from image_attacks import (
+    L2,
     AttackError,
     Linf,
     NonFiniteError,
     ObjectiveShapeError,
+    Unconstrained,
     ZeroGradientError,
     pgd,
 )
@@ -182,6 +184,27 @@ def test_first_run_starts_at_the_image_and_later_runs_at_different_points(images
     assert not torch.equal(result.per_restart.images[1], result.per_restart.images[2])
     random = pgd(network, images, threat_model=Linf(0.1), steps=0, random_start=True)
     assert not torch.equal(random.images, images)
+
+
+@pytest.mark.parametrize("threat_model", [Linf(0.1), L2(0.4), Unconstrained()], ids=lambda ball: type(ball).__name__)
+def test_a_later_run_starts_on_the_other_side_of_what_the_run_before_found(images, network, threat_model):
+    def start_of_second(seed):
+        seen = []
+
+        def recorded(pixels):
+            seen.append(pixels.detach().clone())
+            return network(pixels)
+
+        generator = torch.Generator().manual_seed(seed)
+        result = pgd(recorded, images, threat_model=threat_model, steps=3, restarts=2, generator=generator)
+        return seen[4], result.per_restart.images[0]
+
+    start, found = start_of_second(1)
+    assert ((start - images) * (found - images) <= 0).all()
+    moved = (start != images) & (found != images)
+    assert moved.float().mean() > 0.5  # the law above speaks of most values
+    torch.testing.assert_close(threat_model.project(start, images), start)
+    assert not torch.equal(start, start_of_second(2)[0])
 
 
 def test_same_generator_same_images_and_the_global_state_is_left_alone(images, network):

@@ -13,7 +13,7 @@ from mm_cb.evaluation.adaptive import MatchingObjective
 from mm_cb.evaluation.attacks import ATTACKS, Attack, Protocol, tries
 from mm_cb.evaluation.behaviors import Behavior
 from mm_cb.evaluation.embedding import EmbeddingObjective
-from mm_cb.evaluation.hijack import attack_behaviors
+from mm_cb.evaluation.hijack import attack_behaviors, to_pixels
 from mm_cb.evaluation.objectives import TargetObjective, adapted_layers
 from mm_cb.evaluation.records import curves
 from mm_cb.evaluation.results import find, measure
@@ -180,6 +180,16 @@ def test_matching_distance_is_there_with_the_adapter_and_zero_without(adapted, b
     off_unmatched.weight = 0.0
     with torch.no_grad():
         assert torch.allclose(off(pixels), off_unmatched(pixels), atol=1e-6)
+
+
+def test_the_attack_s_loss_is_that_of_the_whole_model(adapted, behaviors):
+    """The attack leaves out what its loss does not depend on; files are held to the whole model."""
+    objective = TargetObjective(Subject("rr", adapted, adapted=True), behaviors[:2], [picture(i) for i in range(2)])
+    pixels = torch.stack([to_pixels(picture(i)) for i in range(2)]).requires_grad_()
+    lean, whole = objective(pixels), objective.loss(objective.preprocess(pixels))
+    torch.testing.assert_close(lean, whole)
+    slopes = [torch.autograd.grad(losses.sum(), pixels)[0] for losses in (lean, whole)]
+    assert (slopes[0] - slopes[1]).norm() <= 1e-5 * slopes[1].norm()
 
 
 def test_matching_objective_forces_only_the_target(adapted, behaviors):
