@@ -1,7 +1,8 @@
 """What one step of white-box PGD on a LLaVA-NeXT costs, against the usual way to write it.
 
 ``python scripts/benchmark_pgd.py [--json]``: a mini model with random weights on the CPU, in less than two minutes.
-Counts executed FLOPs (deterministic, the gate) and prints CPU times. Exit code 1 if a goal is missed.
+Counts executed FLOPs (deterministic, the gate) and prints CPU times; counts the FLOPs of the 7B shapes without running
+them. Exit code 1 if a goal is missed.
 ``python scripts/benchmark_pgd.py --device cuda``: the shapes of LLaVA-NeXT-Mistral-7B with random bf16 weights, made on
 the GPU: milliseconds per step and behaviour, model FLOPs utilisation, hours for 133 x 2 attacks of 1000 steps.
 ``--tiny`` runs either with toy sizes. Needs torch and transformers only.
@@ -18,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,8 +160,8 @@ def our_step(model: Any, prompts: list[Tensor], targets: list[Tensor], pixel_val
     sizes = torch.tensor([[size, size]] * len(ids), device=ids.device)
     with only_last_positions(model, labels.shape[1]):
         logits = model(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels.to(model.dtype), image_sizes=sizes,
-            logits_to_keep=labels.shape[1], use_cache=False,
+            input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=torch.ones_like(ids).cumsum(1) - 1,
+            pixel_values=pixels.to(model.dtype), image_sizes=sizes, logits_to_keep=labels.shape[1], use_cache=False,
         ).logits  # fmt: skip
     losses = predicted_nll(logits, labels)
     (gradient,) = torch.autograd.grad(losses.sum(), pixels)
@@ -223,8 +225,8 @@ def cpu_seconds(step: Callable[[], Any]) -> float:
     return time.process_time() - started
 
 
-def on_cpu(shape: Shape, repeats: int) -> dict[str, Any]:
-    """Both settings on the CPU, with the verdict."""
+def on_cpu(shape: Shape, large: Shape, repeats: int) -> dict[str, Any]:
+    """Both settings on the CPU, with the verdict; the first one's count again at the ``large`` shape."""
     model = build(shape, "cpu", torch.float32, "eager")  # eager attention: every product is counted
     each = compare(model, shape, 4, universal=False, repeats=repeats)
     shared = compare(model, shape, 8, universal=True, repeats=repeats)
@@ -234,7 +236,29 @@ def on_cpu(shape: Shape, repeats: int) -> dict[str, Any]:
         f"one image, 8 targets: >= {LEAST_SHARING:.0f} x fewer FLOPs": shared["fewer"] >= LEAST_SHARING,
         "same losses and gradients": exact,
     }
-    return {"one_image_each": each, "one_image_for_all": shared, "goals": goals}
+    usual, ours = (flops_on_meta(large, ours) for ours in (False, True))
+    counted = {"tflops_usual": usual / 1e12, "tflops_ours": ours / 1e12, "flops_share": ours / usual}
+    return {"one_image_each": each, "one_image_for_all": shared, "one_image_each_at_7b": counted, "goals": goals}
+
+
+def flops_on_meta(shape: Shape, ours: bool) -> int:
+    """FLOPs of a step at shapes that no memory has to hold: tower, projector, language model and head, one behaviour.
+
+    The model's own `forward` reads values (it compares numbers of image tokens), so its parts are called one by one.
+    """
+    model = build(shape, "meta", torch.bfloat16, "eager").requires_grad_(False)
+    keep = shape.tokens[-1]
+    length = sum(shape.tokens) + shape.image_tokens - int(ours)  # the last target token is only predicted
+    new = {"device": "meta", "dtype": torch.bfloat16}
+    pixels = torch.empty(3, 3, shape.tile, shape.tile, **new, requires_grad=True)
+    with FlopCount() as counter, only_last_positions(model, keep) if ours else nullcontext():
+        states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+        features = model.model.multi_modal_projector(states[model.config.vision_feature_layer][:, 1:])
+        embeds = torch.zeros(1, length, shape.text["hidden_size"], **new) + 0 * features.sum()
+        mask = torch.empty(1, 1, length, length, **new)
+        last = model.model.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
+        torch.autograd.grad(model.lm_head(last).sum(), pixels)
+    return counter.total
 
 
 def on_gpu(shape: Shape, device: str, batches: list[int], steps: int) -> dict[str, Any]:
@@ -363,7 +387,7 @@ def main(arguments: list[str] | None = None) -> int:
         record = on_gpu(TINY if options.tiny else SEVEN_B, options.device, options.batches, options.steps)
     else:
         torch.set_num_threads(1)
-        record = on_cpu(TINY if options.tiny else MINI, repeats=2)
+        record = on_cpu(*((TINY, TINY) if options.tiny else (MINI, SEVEN_B)), repeats=2)
     versions = {"torch": torch.__version__, "transformers": __import__("transformers").__version__}
     record = {"device": options.device, "tiny": options.tiny, "versions": versions} | record
     print(json.dumps(record, indent=1) if options.json else as_text(record))

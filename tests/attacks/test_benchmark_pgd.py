@@ -38,6 +38,10 @@ def test_toy_sizes_on_the_cpu_give_equal_losses_and_fewer_flops(benchmark):
         assert record[setting]["loss_difference"] < 1e-5 and record[setting]["gradient_difference"] < 1e-4
         assert record[setting]["flops_share"] < 0.95
     assert record["goals"]["same losses and gradients"]
+    without_running, each = record["one_image_each_at_7b"], record["one_image_each"]  # both at toy sizes here
+    for name in ("usual", "ours"):
+        count = each["behaviours"] * 1e3 * without_running[f"tflops_{name}"]
+        assert count == pytest.approx(each[f"gflops_{name}"], rel=1e-3)
     timed = benchmark.on_gpu(benchmark.TINY, "cpu", [1, 2], 1)
     assert timed["ours_batch_2"]["ms_per_step_and_behaviour"] > 0 and timed["usual_batch_1"]["mfu"] > 0
 
@@ -80,7 +84,7 @@ def test_the_step_that_is_measured_is_that_of_the_runner(benchmark):
 
 @pytest.mark.slow
 def test_flop_goals_are_met_at_the_documented_sizes(benchmark):
-    record = benchmark.on_cpu(benchmark.MINI, repeats=0)
+    record = benchmark.on_cpu(benchmark.MINI, benchmark.TINY, repeats=0)
     assert record["one_image_each"]["flops_share"] <= 0.92
     assert record["one_image_for_all"]["fewer"] >= 6
     assert all(record["goals"].values())
