@@ -32,6 +32,7 @@ For a LLaVA-NeXT model, put ``LlavaNextPreprocessing(processor.image_processor, 
 and the model's ``pixel_values``, and :class:`LlavaNextTargets` (or :func:`target_nll` on the logits) behind them.
 """
 
+from .adam import adam_pgd
 from .apgd import apgd
 from .benign import BENIGN_TARGETS, emitted
 from .classifiers import cross_entropy, dlr, margin
@@ -82,6 +83,7 @@ __all__ = [
     "Unconstrained",
     "UniversalResult",
     "ZeroGradientError",
+    "adam_pgd",
     "apgd",
     "cosine_distance",
     "cross_entropy",

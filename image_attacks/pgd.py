@@ -76,7 +76,7 @@ def pgd(
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"`momentum` must lie in [0, 1], got {momentum}.")
-    sizes = _step_sizes(threat_model.step_range, steps, step_size, step_schedule)
+    sizes = step_sizes(threat_model.step_range, steps, step_size, step_schedule)
     return run_attack(
         objective,
         images,
@@ -103,20 +103,21 @@ class _SteepestDescent:
         velocity = at.gradient
         if self.momentum:
             before = memory.get("velocity", torch.zeros_like(at.gradient))
-            velocity = memory["velocity"] = self.momentum * before + _unit_mean(at.gradient)
+            velocity = memory["velocity"] = self.momentum * before + unit_mean(at.gradient)
         moved = at.pixels + self.sizes[at.step] * self.threat_model.descent_direction(velocity)
         return self.threat_model.project(moved, at.clean)
 
 
-def _unit_mean(gradient: Tensor) -> Tensor:
+def unit_mean(gradient: Tensor) -> Tensor:
     """Scale each example's gradient to mean absolute value 1; a zero gradient stays zero."""
     mean = gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
     return gradient / mean.where(mean > 0, 1.0)
 
 
-def _step_sizes(
+def step_sizes(
     step_range: tuple[float, float], steps: int, step_size: float | None, schedule: StepSchedule | None
 ) -> list[float]:
+    """Return the size of every step; :func:`pgd` has the details."""
     first = step_range[0] if step_size is None else step_size
     if not first >= 0:
         raise ValueError(f"`step_size` must not be negative, got {step_size}.")

@@ -21,6 +21,8 @@ class Options:
     """Longest completion, and longest forced response behind a target."""
     matching_weight: float = 1.0
     """Weight of an adaptive attack's term beside the target's loss."""
+    optimizer: str = "adam"
+    """How a search by PGD steps: adam, or sign, the textbook's."""
     balance: bool = False
     """Scale that term so that its gradient is as long as the target's at the clean picture."""
     iterates: int = 0
@@ -51,7 +53,7 @@ class Options:
     def attack(self, name: str, epsilon: int, steps: int, restarts: int, seed: int, canvas: tuple[int, int]) -> Attack:
         """One attack with these settings."""
         sizes = self.batch, self.max_new_tokens, self.matching_weight
-        return Attack(name, epsilon, steps, restarts, seed, *sizes, canvas, self.train)
+        return Attack(name, epsilon, steps, restarts, seed, *sizes, canvas, self.train, self.optimizer)
 
     def recipe(self) -> dict[str, Any]:
         """What decides the results: not how often the state is saved, nor settings of what is not asked for."""
@@ -69,12 +71,14 @@ def refuse_idle(options: Options, names: Sequence[str]) -> None:
     kinds = [KINDS[name] for name in names]
     own_term = any(kind.adaptive for kind in kinds)
     forced = any(kind.loss not in (None, "target", "universal") for kind in kinds)
+    by_pgd = any(kind.search in ("pgd", "embedding") for kind in kinds)
     chained = sum(kind.search in ("pgd", "apgd") for kind in kinds) > 1
     plain, asked = Options(), ",".join(names)
     for key, read, needed in (
         ("train", names == ["universal"], "`--attack universal` alone; every other makes a picture per behaviour"),
         ("balance", own_term, "an attack with a term beside the target's loss (those that need an adapter)"),
         ("matching_weight", own_term, "an attack with a term beside the target's loss (those that need an adapter)"),
+        ("optimizer", by_pgd, "an attack that searches by PGD"),
         ("hijacks", forced, "an attack that forces a long response, like `pgd_long`"),
         ("chain", chained, "two or more attacks that optimise a picture"),
     ):

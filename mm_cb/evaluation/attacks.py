@@ -62,9 +62,11 @@ class Attack:
     """Weight of an adaptive attack's term beside the target's loss."""
     canvas: tuple[int, int] = (672, 672)
     """Height and width of the grey canvas for behaviours without a picture."""
-
     train: int = 0
     """Behaviours that a universal picture is made for, the first ones; the others are held out. 0 = half of them."""
+    optimizer: str = "adam"
+    """How a search by PGD steps: `image_attacks.adam_pgd`, or `pgd` by the gradient's "sign", the textbook's. Adam was
+    chosen on validation behaviours, where it took a fraction of the steps (results/attacks/README.md)."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -78,6 +80,8 @@ class Attack:
             raise ValueError(f"`train` must be at least 0, got {self.train}.")
         if self.max_new_tokens < 1 or not 0 <= self.matching_weight < math.inf:
             raise ValueError("`max_new_tokens` must be at least 1 and `matching_weight` finite and at least 0.")
+        if self.optimizer not in ("adam", "sign"):
+            raise ValueError(f"`optimizer` must be adam or sign, got {self.optimizer!r}.")
 
     @property
     def universal(self) -> bool:

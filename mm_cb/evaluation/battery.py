@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from image_attacks import AttackError, Linf, apgd, gradient_health, pgd, random_search, sign_noise
+from image_attacks import AttackError, Linf, adam_pgd, apgd, gradient_health, pgd, random_search, sign_noise
 from mm_cb.evaluation.search import StartedBall
 from mm_cb.evaluation.watch import Watch
 
@@ -144,20 +144,20 @@ def _gradient_arms(found: Measured, bed: Bed, sizes: Sizes) -> None:
     _keep(found, bed, "single_step", single.images, single.losses)
     moments = sorted({round(sizes.steps * (i + 1) / sizes.iterates) for i in range(sizes.iterates)})
     watch = Watch(moments)
-    white = pgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps, stop=watch.stop)
+    white = adam_pgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps, stop=watch.stop)
     _keep(found, bed, "pgd", white.images, white.losses)
     found.reach, found.path_gap = _as_files(bed, white.images)
     by_iterate = [torch.tensor(bed.emitted(pixels.to(bed.clean))) for pixels in watch.kept.values()]
     found.silent = int((torch.stack(by_iterate).any(dim=0) & ~found.emitted["pgd"]).sum()) if by_iterate else 0
     found.emitted["any_of_k"] = torch.stack([found.emitted["pgd"], *by_iterate]).any(dim=0)
     found.curves["pgd"] = white.curves[0].cpu()
-    double = pgd(bed.objective, bed.clean, threat_model=ball, steps=2 * sizes.steps)
+    double = adam_pgd(bed.objective, bed.clean, threat_model=ball, steps=2 * sizes.steps)
     _keep(found, bed, "double_steps", double.images, double.losses)
     found.curves["double_steps"] = double.curves[0].cpu()
     adaptive = apgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps)
     _keep(found, bed, "apgd", adaptive.images, adaptive.losses)
     grey = StartedBall(1.0, torch.full_like(bed.clean, 0.5))
-    unbounded = pgd(bed.objective, bed.clean, threat_model=grey, steps=sizes.steps)
+    unbounded = adam_pgd(bed.objective, bed.clean, threat_model=grey, steps=sizes.steps)
     _keep(found, bed, "unbounded", unbounded.images, unbounded.losses)
 
 
@@ -175,7 +175,7 @@ def _sweep(found: Measured, bed: Bed, sizes: Sizes) -> None:
     for epsilon in sorted(sizes.sweep):
         if epsilon:
             ball = StartedBall(epsilon / 255, start)
-            result = pgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps)
+            result = adam_pgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps)
             better = (result.losses.cpu() < best).view(-1, 1, 1, 1).to(start.device)
             start = torch.where(better, result.images, start)
             best = torch.minimum(best, result.losses.cpu())

@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from image_attacks import AttackError, AttackResult, Linf, apgd, pgd
+from image_attacks import AttackError, AttackResult, Linf, adam_pgd, apgd, pgd
 from mm_cb.errors import UserError
 from mm_cb.evaluation import adaptive
 from mm_cb.evaluation.attacks import Attack, Protocol
@@ -118,7 +118,9 @@ def search(
         path=state,
         seconds=protocol.checkpoint_seconds,
     )
-    run = apgd if attack.kind.search == "apgd" else pgd
+    run: Callable[..., AttackResult] = adam_pgd if attack.optimizer == "adam" else pgd
+    if attack.kind.search == "apgd":
+        run = apgd
     if attack.kind.search == "embedding":
         ball, clean = Linf(0.5), objective.start()  # type: ignore[attr-defined]
     try:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from image_attacks import L2, Linf, Patch, apgd, pgd, random_search
+from image_attacks import L2, Linf, Patch, adam_pgd, apgd, pgd, random_search
 from image_attacks.apgd import _intervals
 
 from .helpers import eight_bit
@@ -67,7 +67,7 @@ def test_a_stalled_image_halves_its_step_and_goes_back_to_its_best_point():
 
 
 @pytest.mark.parametrize("threat_model", [Linf(0.1), L2(0.5), Patch.border((5, 4), 1, Linf(0.3))], ids=str)
-@pytest.mark.parametrize("attack", [apgd, random_search])
+@pytest.mark.parametrize("attack", [apgd, adam_pgd, random_search])
 def test_laws_shared_with_pgd(images, weights, attack, threat_model):
     objective = wavy(weights)
 

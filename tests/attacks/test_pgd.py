@@ -292,9 +292,9 @@ def test_default_steps_fall_from_twice_epsilon_to_one_level():
     assert path(step_size=13 / 255, step_schedule="linear") == pytest.approx([13, 9, 5, 1], abs=1e-3)
     assert path(step_size=0.5 / 255, step_schedule="linear") == pytest.approx([0.5] * 4, abs=1e-3)
 
-    from image_attacks.pgd import _step_sizes
+    from image_attacks.pgd import step_sizes
 
-    default = _step_sizes(Linf(8 / 255).step_range, 10, None, None)
+    default = step_sizes(Linf(8 / 255).step_range, 10, None, None)
     assert default[0] == pytest.approx(16 / 255) and default[-1] == pytest.approx(1 / 255)
     assert default == sorted(default, reverse=True)
 

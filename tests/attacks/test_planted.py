@@ -7,6 +7,7 @@ from image_attacks import (
     Linf,
     Unconstrained,
     ZeroGradientError,
+    adam_pgd,
     apgd,
     cross_entropy,
     dlr,
@@ -20,7 +21,7 @@ from .helpers import eight_bit
 from .networks import classifier, held_out
 
 
-@pytest.mark.parametrize("attack", [pgd, apgd])
+@pytest.mark.parametrize("attack", [pgd, apgd, adam_pgd])
 def test_a_success_planted_inside_the_ball_is_found(attack, generator):
     """The loss is low only near a secret corner of the ball, with local minima on the way; small steps end in them."""
     images = eight_bit((40, 3, 6, 6), generator)

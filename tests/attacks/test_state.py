@@ -4,7 +4,19 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from image_attacks import L2, Linf, ObjectiveShapeError, Patch, Rescale, ResumeError, apgd, eot, pgd, random_search
+from image_attacks import (
+    L2,
+    Linf,
+    ObjectiveShapeError,
+    Patch,
+    Rescale,
+    ResumeError,
+    adam_pgd,
+    apgd,
+    eot,
+    pgd,
+    random_search,
+)
 
 from .helpers import eight_bit
 
@@ -33,6 +45,7 @@ CASES = {
     "pgd, l2, random": (pgd, {"threat_model": L2(0.5), "random_start": True}),
     "pgd, stop": (pgd, {"stop": lambda pixels, losses: (losses < -0.28) & (torch.arange(4) < 2)}),
     "apgd": (apgd, {}),
+    "adam_pgd": (adam_pgd, {}),
     "random_search": (random_search, {}),
 }
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from image_attacks import L2, Linf, Patch, Unconstrained, apgd, pgd, random_search
+from image_attacks import L2, Linf, Patch, Unconstrained, adam_pgd, apgd, pgd, random_search
 
 levels = hnp.arrays("uint8", (2, 3, 3, 4))
 moves = hnp.arrays("float32", (2, 3, 3, 4), elements=st.floats(-2, 2, width=32))
@@ -90,7 +90,7 @@ def test_l2_start_lies_in_ball_and_box_and_its_step_has_norm_one(generator):
 
 
 @pytest.mark.parametrize("within", [Linf(0.1), L2(0.5), Unconstrained(), Unconstrained(0.5)], ids=str)
-@pytest.mark.parametrize("attack", [pgd, apgd, random_search])
+@pytest.mark.parametrize("attack", [pgd, apgd, adam_pgd, random_search])
 def test_a_patch_or_border_changes_nothing_outside_itself(within, attack, generator):
     images = torch.randint(0, 256, (2, 3, 6, 8), generator=generator) / 255
     weights = torch.randn(3, 6, 8, generator=generator)

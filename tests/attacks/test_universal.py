@@ -10,6 +10,7 @@ from image_attacks import (
     Linf,
     ObjectiveShapeError,
     Rescale,
+    adam_pgd,
     apgd,
     eot,
     pgd,
@@ -26,7 +27,7 @@ def image(generator):
     return eight_bit((3, 12, 10), generator)
 
 
-@pytest.mark.parametrize("attack", [pgd, apgd, random_search])
+@pytest.mark.parametrize("attack", [pgd, apgd, adam_pgd, random_search])
 def test_one_image_lowers_the_mean_of_many_objectives(image, attack, generator):
     weights = torch.randn(5, 3, 12, 10, generator=generator)
     shapes = []
