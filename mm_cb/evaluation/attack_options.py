@@ -90,7 +90,8 @@ def resolve(overrides: Sequence[str]) -> Options:
     """Options from ``key=value`` texts.
 
     Raises:
-        UserError: If a text has no ``=``, a key is unknown, or a value is not of its kind or out of range.
+        UserError: If a text has no ``=``, a key is unknown or comes twice, or a value is not of its kind or out of
+            range.
     """
     fields = {field.name: field for field in dataclasses.fields(Options)}
     found: dict[str, Any] = {}
@@ -100,6 +101,8 @@ def resolve(overrides: Sequence[str]) -> Options:
             raise UserError(f"settings must read key=value, got `{text}`. valid keys: {', '.join(sorted(fields))}")
         if key not in fields:
             raise unknown("setting", key, fields)
+        if key in found:
+            raise UserError(f"`{key}` must be set once, it comes again as `{value}`; leave one of them out.")
         found[key] = _value(key, value, type(fields[key].default))
     try:
         options = Options(**found)

@@ -171,6 +171,11 @@ def test_settings_are_checked_before_anything_is_loaded(text, match):
         resolve([text])
 
 
+def test_a_setting_given_twice_is_refused():
+    with pytest.raises(UserError, match="`iterates` must be set once, it comes again as `3`"):
+        resolve(["iterates=1", "batch=2", "iterates=3"])
+
+
 def test_attacks_by_name():
     assert parse_attacks("all", adapted=False) == ["no_attack", "noise", "pgd", "pgd_long", "apgd"]
     assert len(parse_attacks("all", adapted=True)) == 9
