@@ -31,6 +31,7 @@ __all__ = [
     "append_jsonl",
     "file_errors",
     "file_sha256",
+    "hash_inputs",
     "held",
     "read_jsonl",
     "read_run",
@@ -85,7 +86,7 @@ class RunDirectory:
         recipe: Mapping[str, Any],
         seed: int,
         *,
-        inputs: Iterable[Path | Repository] = (),
+        inputs: Iterable[Path | Repository] | Mapping[str, str] = (),
     ) -> None:
         """Describe the run; nothing is touched before `open`.
 
@@ -95,10 +96,10 @@ class RunDirectory:
             recipe: Everything that decides the results, as plain nested values (no times, no output path).
             seed: The run's seed.
             inputs: What decides the results by its content: files, whose hashes are kept and compared, and the hub's
-                repositories, by their commits.
+                repositories, by their commits; or what `hash_inputs` found of them.
         """
         self.path = Path(path)
-        self._inputs = list(inputs)
+        self._inputs = dict(inputs) if isinstance(inputs, Mapping) else list(inputs)
         self._identity: dict[str, Any] = {"command": command, "recipe": recipe, "seed": seed}
         self._content: dict[str, Any] = {}
         self._lock: int | None = None
@@ -117,6 +118,8 @@ class RunDirectory:
                 raise UserError(f"`--out` must be a directory, got the file `{self.path}`; give another path.")
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_foreign_files()
+            if isinstance(self._inputs, list):  # before the lock: a model's weights take longer than others wait
+                self._inputs = hash_inputs(self._inputs)
             self._lock = _take_lock(self.path)
         try:
             self._resume_or_create()
@@ -185,7 +188,7 @@ class RunDirectory:
     def _resume_or_create(self) -> None:
         for leftover in self.path.rglob(f".*{TEMPORARY_SUFFIX}"):
             leftover.unlink(missing_ok=True)
-        identity = json.loads(dumps({**self._identity, "inputs": _hash_inputs(self._inputs)}))
+        identity = json.loads(dumps({**self._identity, "inputs": self._inputs}))
         if not (self.path / _RUN).exists():
             from mm_cb.provenance import describe_environment
 
@@ -249,7 +252,12 @@ def _take_lock(path: Path) -> int:
     return descriptor
 
 
-def _hash_inputs(inputs: Iterable[Path | Repository]) -> dict[str, str]:
+def hash_inputs(inputs: Iterable[Path | Repository]) -> dict[str, str]:
+    """What run.json keeps of a run's inputs: the hashes of files, the commits of repositories.
+
+    Raises:
+        UserError: If a file cannot be read.
+    """
     hashes: dict[str, str] = {}
     for file in inputs:
         if isinstance(file, Repository):

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -177,6 +178,36 @@ def test_a_missing_input_is_named_and_leaves_nothing_that_blocks_the_next_try(ou
     with pytest.raises(UserError, match=r"none\.jsonl` must be a readable file"):
         RunDirectory(out, "attack", {}, 0, inputs=[tmp_path / "none.jsonl"]).open()
     RunDirectory(out, "attack", {}, 0).open().close()
+
+
+def test_inputs_are_hashed_once_and_before_the_lock_is_taken(out, tmp_path, monkeypatch):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    locked = []
+
+    def slow_hash(file):
+        locked.append(is_locked(out))
+        return files.file_sha256(file)
+
+    monkeypatch.setattr("mm_cb.runs.file_sha256", slow_hash)
+    run = RunDirectory(out, "attack", RECIPE, 0, inputs=[weights])
+    with run:
+        assert is_locked(out)
+    with run:
+        assert read_run(out)["inputs"] == {"model.safetensors": files.file_sha256(weights)}
+    assert locked == [False]
+
+
+def is_locked(folder):
+    """Whether somebody holds the folder's lock; another descriptor of this process is somebody else, too."""
+    if not folder.exists():
+        return False
+    with open(folder / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def test_two_processes_cannot_write_into_one_run(out):

@@ -17,7 +17,7 @@ from mm_cb.evaluation.attacks import OPTIMISED
 from mm_cb.evaluation.behaviors import Behavior
 from mm_cb.evaluation.outputs import curve_quartiles, write_outputs
 from mm_cb.hub import Repository
-from mm_cb.runs import RunDirectory, read_jsonl, read_run, write_bytes
+from mm_cb.runs import RunDirectory, hash_inputs, read_jsonl, read_run, write_bytes
 
 FOLDER = "shards"
 _WAIT_SECONDS = 30.0
@@ -90,9 +90,10 @@ def shard_runs(
 
     Shards start at the same moment: one that finds the whole run locked by another waits for it.
     """
-    whole = RunDirectory(out, "attack", recipe, seed, inputs=inputs)
+    hashes = hash_inputs(inputs)
+    whole = RunDirectory(out, "attack", recipe, seed, inputs=hashes)
     name = f"{shard.index:04d}-of-{shard.count:04d}"
-    run = RunDirectory(out / FOLDER / name, "attack", {**recipe, "shard": str(shard)}, seed, inputs=inputs)
+    run = RunDirectory(out / FOLDER / name, "attack", {**recipe, "shard": str(shard)}, seed, inputs=hashes)
     with _waited_for(whole):
         if whole.finished:
             raise UserError(f"`{out}` has been gathered already; its results are in results.json.")

@@ -15,12 +15,13 @@ from mm_cb.errors import UserError
 from mm_cb.evaluation.attack_options import parse_attacks, resolve
 from mm_cb.evaluation.attack_run import run_attack
 from mm_cb.evaluation.objectives import TargetObjective
-from mm_cb.evaluation.shards import Shard, launched, launched_device
+from mm_cb.evaluation.shards import Shard, launched, launched_device, shard_runs
 from mm_cb.evaluation.transfer import run_transfer
 from mm_cb.evaluation.verify import verify_run
 from mm_cb.paths import data_path, safe_id
 from mm_cb.report import write_report
-from mm_cb.runs import read_jsonl, write_jsonl
+from mm_cb.runs import file_sha256, read_jsonl, read_run, write_jsonl
+from tests.test_runs import is_locked
 
 BEHAVIORS = data_path("miniature", "behaviors.jsonl")
 
@@ -212,6 +213,23 @@ def test_two_processes_of_a_launcher_attack_what_one_attacks(three, tmp_path):
         assert cli.run([*attack_arguments(three, tmp_path / out), *settings]) == 0
     for name in ("items.jsonl", "results.json"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
+def test_a_shard_hashes_the_weights_once_and_without_the_lock(tmp_path, monkeypatch):
+    """Weights of 14 GB take longer than the other shards wait for the whole run's lock."""
+    weights, out, locked = tmp_path / "model.safetensors", tmp_path / "out", []
+    weights.write_bytes(b"weights")
+
+    def slow_hash(file):
+        locked.append(is_locked(out))
+        return file_sha256(file)
+
+    monkeypatch.setattr("mm_cb.runs.file_sha256", slow_hash)
+    with shard_runs(out, {}, 0, [weights], Shard(1, 2)) as run:
+        (run.path / "made").write_text("")
+    with shard_runs(out, {}, 0, [weights], Shard(2, 2)) as run:
+        assert read_run(run.path)["inputs"] == read_run(out)["inputs"] == {"model.safetensors": file_sha256(weights)}
+    assert locked == [False, False]
 
 
 def test_shards_as_a_launcher_says():
