@@ -98,6 +98,9 @@ def run_attack(
 
     with Progress() as progress:
         if shard is not None:
+            if shard.index > len(asked):
+                progress.say(f"shard {shard} is empty, so it is done: there are only {len(asked)} behaviours")
+                return
             with shard_runs(out, recipe, seed, inputs, shard) as run:
                 if not run.finished:
                     attack_all(run.path, shard.part(asked), progress)

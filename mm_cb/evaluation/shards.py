@@ -120,7 +120,7 @@ def _waited_for(whole: RunDirectory) -> RunDirectory:
 
 
 def gather(out: Path, behaviors: Sequence[Behavior]) -> bool:
-    """Put finished shards together as one run; False when there are none.
+    """Put finished shards together as one run; False when there are none. A part without behaviours is finished.
 
     Raises:
         UserError: If shards are missing or not finished, or of several divisions.
@@ -132,8 +132,8 @@ def gather(out: Path, behaviors: Sequence[Behavior]) -> bool:
     if len(counts) > 1:
         raise UserError(f"`{out / FOLDER}` holds shards of several divisions ({sorted(counts)}); delete all but one.")
     (count,) = counts
-    done = {int(path.name[:4]) for path in found if read_run(path).get("ended")}
-    missing = [f"{i}/{count}" for i in range(1, count + 1) if i not in done]
+    done = {int(path.name[:4]) for path in found if (path / "run.json").is_file() and read_run(path).get("ended")}
+    missing = [f"{i}/{count}" for i in range(1, min(count, len(behaviors)) + 1) if i not in done]
     if missing:
         raise UserError(
             f"`{out}` cannot be gathered, these shards are not finished: {', '.join(missing[:10])}. Run them with "

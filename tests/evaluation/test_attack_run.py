@@ -113,6 +113,22 @@ def test_shards_gathered_are_the_unsharded_run(three, tmp_path):
         run_attack(**small(sharded, three, shard=Shard(1, 2)))
 
 
+def test_more_shards_than_behaviours_gather_to_the_unsharded_run(three, tmp_path, capsys):
+    whole, sharded, tiny = tmp_path / "whole", tmp_path / "sharded", ["max_new_tokens=2", "batch=1"]
+    run_attack(**small(whole, three, steps=1, overrides=tiny))
+    for index in (5, 2, 1):
+        run_attack(**small(sharded, three, steps=1, overrides=tiny, shard=Shard(index, 5)))
+    assert "shard 5/5 is empty, so it is done" in " ".join(capsys.readouterr().out.split())
+    (sharded / "shards" / "0003-of-0005").mkdir()  # as of a shard that failed before it made anything
+    with pytest.raises(UserError, match=r"not finished: 3/5\."):
+        run_attack(**small(sharded, three, steps=1, overrides=tiny))
+    run_attack(**small(sharded, three, steps=1, overrides=tiny, shard=Shard(3, 5)))
+    assert [path.name[:4] for path in sorted((sharded / "shards").iterdir())] == ["0001", "0002", "0003"]
+    run_attack(**small(sharded, three, steps=1, overrides=tiny))
+    for name in ("items.jsonl", "results.json", "curves.json", "checks.json"):
+        assert (sharded / name).read_bytes() == (whole / name).read_bytes(), name
+
+
 def test_a_chain_of_attacks_has_a_worst_case_and_never_counts_relaxations(three, tmp_path):
     out = tmp_path / "run"
     overrides = ["max_new_tokens=8", "chain=true", "iterates=1"]
