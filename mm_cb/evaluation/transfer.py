@@ -7,7 +7,7 @@ attack fails, not that the defence works.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,37 @@ from mm_cb.paths import safe_id
 from mm_cb.progress import Progress, console
 from mm_cb.runs import RunDirectory, read_jsonl, read_run, write_bytes, write_json, write_jsonl
 
+_BUDGET = ("attack", "epsilon", "steps", "restarts", "seed", "iterates", "samples", "chain", "optimizer")
+"""What both runs must have had alike: it decides which pictures were tried, of which the worst is transferred."""
+
 
 @dataclass(frozen=True)
 class Made:
     """A finished attack run: who was attacked, and the selected picture of every behaviour."""
 
     folder: Path
-    recipe: dict[str, Any]
+    run: dict[str, Any]
     items: dict[str, dict[str, Any]]
+    name: str
+    """The subject that was attacked: as the run calls it, until `told_apart`."""
 
     @property
-    def name(self) -> str:
-        """The subject that was attacked."""
-        return next(iter(self.items.values()))["subject"]
+    def recipe(self) -> dict[str, Any]:
+        """How it was attacked."""
+        return self.run["recipe"]
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """Its values of `_BUDGET`; None for what it did not set."""
+        given = {"seed": self.run["seed"], **self.recipe, **self.recipe["options"]}
+        return {key: given.get(key) for key in _BUDGET}
+
+    @property
+    def subject(self) -> tuple[Any, ...]:
+        """Who was attacked, whatever the folders are called: the content of the weights, and the text in front."""
+        inputs = self.run["inputs"].items()
+        weights = sorted(v for k, v in inputs if k.endswith(".safetensors") or k.startswith("models/"))
+        return self.recipe["system"], *weights
 
     def picture(self, behavior: str) -> Path:
         """The selected worst case, as ``keep_worst`` left it."""
@@ -55,7 +73,7 @@ def read_made(folder: Path) -> Made:
         items.setdefault(item["id"], item)
     if not items:
         raise UserError(f"`{folder}` must hold attacked behaviours, its items.jsonl is empty.")
-    made = Made(folder, run["recipe"], items)
+    made = Made(folder, run, items, next(iter(items.values()))["subject"])
     lacking = [behavior for behavior in items if not made.picture(behavior).is_file()]
     if lacking:
         raise UserError(
@@ -76,18 +94,14 @@ def run_transfer(first: Path, second: Path, behaviors: Path, out: Path, *, devic
         device: Torch device.
 
     Raises:
-        UserError: If the runs attacked one and the same subject, or other behaviours, or with another budget.
+        UserError: If the runs attacked one and the same subject, or other behaviours than the file's (by id, prompt
+            and target), or with another budget.
     """
-    made = [read_made(first), read_made(second)]
-    if made[0].name == made[1].name:
-        raise UserError(f"transfer needs runs on two models, both attacked `{made[0].name}`.")
-    for key in ("epsilon", "steps", "restarts"):
-        if made[0].recipe[key] != made[1].recipe[key]:
-            raise UserError(f"both runs must have one budget, `{key}` is {[m.recipe[key] for m in made]}.")
+    made = told_apart(read_made(first), read_made(second))
+    _refuse_other_budget(*made)
     asked = read_behaviors(behaviors)
     for m in made:
-        if m.items.keys() != {b.id for b in asked}:
-            raise UserError(f"`{m.folder}` must have attacked the behaviours of `{behaviors}`, it attacked others.")
+        _refuse_other_behaviors(m, asked, behaviors)
     recipe = {"runs": [m.recipe for m in made], "device": device, "fiction": made[0].recipe["fiction"]}
     inputs = [behaviors, *(m.folder / "items.jsonl" for m in made)]
     with RunDirectory(out, "attack transfer", recipe, 0, inputs=inputs) as run, Progress() as progress:
@@ -100,6 +114,49 @@ def run_transfer(first: Path, second: Path, behaviors: Path, out: Path, *, devic
         write_results(run.path / "results.json", measurements)
         run.finish()
     _show(made, measurements)
+
+
+def told_apart(first: Made, second: Made) -> list[Made]:
+    """Both runs under names that tell who was attacked: with the model or the adapter where theirs differ.
+
+    Raises:
+        UserError: If both attacked one and the same subject.
+    """
+    both = [first, second]
+    keys = [k for k in ("model", "adapter") if all(m.recipe[k] for m in both) and first.recipe[k] != second.recipe[k]]
+    shown = [f" ({', '.join(m.recipe[key] for key in keys)})" if keys else "" for m in both]
+    named = [replace(m, name=m.name + more) for m, more in zip(both, shown, strict=True)]
+    if named[0].name == named[1].name or first.subject == second.subject:
+        raise UserError(
+            f"transfer needs runs on two models, but `{first.folder}` and `{second.folder}` both attacked "
+            f"`{first.name}`; give a run on another model or adapter."
+        )
+    return named
+
+
+def _refuse_other_budget(first: Made, second: Made) -> None:
+    for key, value in first.budget.items():
+        if second.budget[key] != value:
+            raise UserError(
+                f"both runs must have one budget, but `{key}` is {_text(value)} in `{first.folder}` and "
+                f"{_text(second.budget[key])} in `{second.folder}`; repeat one of them as the other was made."
+            )
+
+
+def _refuse_other_behaviors(made: Made, asked: Sequence[Behavior], path: Path) -> None:
+    if made.items.keys() != {b.id for b in asked}:
+        raise UserError(f"`{made.folder}` must have attacked the behaviours of `{path}`, it attacked others.")
+    for behavior in asked:
+        for key, got in (("prompt", behavior.prompt), ("target", behavior.target)):
+            if made.items[behavior.id][key] != got:
+                raise UserError(
+                    f"`{path}` must be what the runs were made with: the {key} of `{behavior.id}` is "
+                    f"{_text(made.items[behavior.id][key])} in `{made.folder}`, got {_text(got)}; give that file."
+                )
+
+
+def _text(value: Any) -> str:
+    return "not set" if value is None else f"{value!r:.80}"
 
 
 def _show(made: Sequence[Made], measurements: Sequence[Measurement]) -> None:
@@ -137,7 +194,7 @@ def _judge_on(
     for maker in makers:
         task = progress.task(f"made on {maker.name}, judged on {judged.name}", total=len(behaviors))
         for number, batch in enumerate(chunks(behaviors, attack.batch)):
-            path = folder / "parts" / f"{maker.name}-on-{judged.name}-{number:04d}.json"
+            path = folder / "parts" / f"{safe_id(maker.name)}-on-{safe_id(judged.name)}-{number:04d}.json"
             items += once(path, partial(_batch, subject, maker, batch, attack, folder, judge))
             task.advance(len(batch))
     return items
