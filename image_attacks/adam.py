@@ -62,9 +62,9 @@ def adam_pgd(
     """
     if not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"`betas` must lie in [0, 1), got {betas}.")
+    plan = Plan(threat_model, steps, restarts, random_start)
     sizes = step_sizes(threat_model.step_range, steps, step_size, step_schedule)
-    rule = _Adam(threat_model, tuple(sizes), betas)
-    return run_attack(objective, images, rule, Plan(threat_model, steps, restarts, random_start), **running)
+    return run_attack(objective, images, _Adam(threat_model, tuple(sizes), betas), plan, **running)
 
 
 @dataclass(frozen=True)
