@@ -9,7 +9,7 @@ from torch import Tensor
 from .loop import AttackResult, Iterate, Objective, Plan, Running, run_attack
 from .noise import Generators
 from .pgd import StepSchedule, step_sizes, unit_mean
-from .threat_models import ThreatModel
+from .threat_models import L2, Patch, ThreatModel
 
 BETAS = (0.9, 0.99)
 """Decay of the mean and of the mean square of the gradients, per step."""
@@ -38,7 +38,8 @@ def adam_pgd(
     Args:
         objective: As for :func:`~image_attacks.pgd`, like all the arguments that are not named here.
         images: Clean pixels in [0, 1], float32, shape ``(B, C, H, W)``.
-        threat_model: The allowed set around each image.
+        threat_model: The allowed set around each image; no l-2 ball, whose steps have a norm: Adam's go value by
+            value.
         steps: Updates per run.
         restarts: Runs in all.
         random_start: Start the first run at random as well.
@@ -53,7 +54,7 @@ def adam_pgd(
 
     Raises:
         AttackError: As :func:`~image_attacks.pgd` does.
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or the set is an l-2 ball.
 
     Source:
         Kingma & Ba 2015 (arXiv:1412.6980), Algorithm 1, with a projection behind every step. Deviations: gradients are
@@ -62,9 +63,14 @@ def adam_pgd(
     """
     if not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"`betas` must lie in [0, 1), got {betas}.")
+    inner = threat_model
+    while isinstance(inner, Patch):
+        inner = inner.within
+    if isinstance(inner, L2):
+        raise ValueError("`adam_pgd` steps value by value, which does not suit an l-2 ball: use `pgd` or `apgd`.")
+    plan = Plan(threat_model, steps, restarts, random_start)
     sizes = step_sizes(threat_model.step_range, steps, step_size, step_schedule)
-    rule = _Adam(threat_model, tuple(sizes), betas)
-    return run_attack(objective, images, rule, Plan(threat_model, steps, restarts, random_start), **running)
+    return run_attack(objective, images, _Adam(threat_model, tuple(sizes), betas), plan, **running)
 
 
 @dataclass(frozen=True)

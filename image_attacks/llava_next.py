@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from .objectives import IGNORED_LABEL, predicted_nll
 
+PLAIN_BLOCKS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
+"""Decoder blocks whose keys and values are computed as :func:`_keys_and_values` does."""
+
 
 class LlavaNextTargets:
     """Mean negative log-likelihood of each chat's target, as a function of ``pixel_values``.
@@ -120,20 +123,25 @@ def only_last_positions(model: Any, count: int) -> Iterator[None]:
     of the image tower behind the one that is used do nothing. Rows are padded on the left, if at all. With ``count=0``
     the last block only fills the cache that is passed in. Saves about 3 % of a forward and backward pass at 7B.
 
-    A last block that is built in another way than Llama's and Mistral's, or whose attention is neither "sdpa" nor
-    "eager", runs whole.
+    A last block that is not Llama's, Mistral's or Qwen2's, or whose attention is neither "sdpa" nor "eager", runs
+    whole, and so does an image tower that is neither CLIP's nor built like it.
 
     Args:
-        model: A ``LlavaNextForConditionalGeneration``, perhaps with adapted layers in it.
+        model: A ``LlavaNextForConditionalGeneration``, perhaps with adapted layers in it, in evaluation mode.
         count: Positions that are looked at, counted from the end.
+
+    Raises:
+        ValueError: If the model is in training mode.
     """
+    if model.training:
+        raise ValueError("`model` must be in evaluation mode (dropout off), call `model.eval()`.")
     tower, language = model.model.vision_tower, model.model.language_model
     with ExitStack() as undo:
-        layers = tower.encoder.layers
+        layers = getattr(getattr(tower, "encoder", None), "layers", [])
         for unused in layers[_used_layers(model.config.vision_feature_layer, len(layers)) :]:
             undo.enter_context(_instead_of(unused, lambda hidden_states, *_, **__: hidden_states))
         block = language.layers[-1]
-        if _is_plain(block) and language.config._attn_implementation in ("sdpa", "eager"):
+        if type(block).__name__ in PLAIN_BLOCKS and language.config._attn_implementation in ("sdpa", "eager"):
             whole = block.forward
             undo.enter_context(_instead_of(block, lambda *a, **kw: _last_positions(block, whole, count, *a, **kw)))
         yield
@@ -158,15 +166,6 @@ def _used_layers(feature_layer: int | list[int], layers: int) -> int:
     return max(index if index >= 0 else layers + 1 + index for index in chosen)
 
 
-def _is_plain(block: Any) -> bool:
-    """Whether keys and values come as :func:`_keys_and_values` computes them: no norm of their own, no gate."""
-    parts = {name for name, _ in block.named_children()}
-    attention = {name for name, _ in block.self_attn.named_children()} if "self_attn" in parts else set()
-    return parts == {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"} and attention == {
-        *("q_proj", "k_proj", "v_proj", "o_proj"),
-    }
-
-
 def _last_positions(
     block: Any,
     whole: Callable[..., Tensor],
@@ -185,7 +184,7 @@ def _last_positions(
     length = hidden_states.shape[1]
     earlier = length - count
     if past_key_values is None:
-        past_key_values = DynamicCache(config=block.self_attn.config)
+        past_key_values = DynamicCache()  # without a config: a sliding window is the mask's business here
     if earlier > 0:
         angles = tuple(angle[:, :earlier] for angle in position_embeddings)
         keys, values = _keys_and_values(block, hidden_states[:, :earlier], angles)
@@ -211,6 +210,6 @@ def _keys_and_values(block: Any, hidden_states: Tensor, angles: tuple[Tensor, ..
     states = block.input_layernorm(hidden_states)
     heads = (*states.shape[:-1], -1, attention.head_dim)
     keys, values = (project(states).view(heads).transpose(1, 2) for project in (attention.k_proj, attention.v_proj))
-    cos, sin = (angle.unsqueeze(1) for angle in angles)
+    cos, sin = (angle.unsqueeze(1).to(keys.device) for angle in angles)  # accelerate may have moved this block alone
     one, two = keys.chunk(2, dim=-1)
     return keys * cos + torch.cat([-two, one], dim=-1) * sin, values

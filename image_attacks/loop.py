@@ -87,6 +87,16 @@ class Plan:
     random_start: bool = False
     keep: Literal["best", "last"] = "best"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or not isinstance(self.restarts, int):
+            raise ValueError(f"`steps` and `restarts` must be whole numbers, got {self.steps} and {self.restarts}.")
+        if self.steps < 0 or self.restarts < 1:
+            raise ValueError(
+                f"`steps` must be at least 0 and `restarts` at least 1, got {self.steps} and {self.restarts}."
+            )
+        if self.keep not in ("best", "last"):
+            raise ValueError(f"`keep` must be 'best' or 'last', got {self.keep!r}.")
+
 
 class Running(TypedDict, total=False):
     """Arguments that every attack hands over as they are; :func:`~image_attacks.pgd` says what they mean."""
@@ -105,30 +115,32 @@ def run_attack(
     unknown = running.keys() - Running.__annotations__.keys()
     if unknown:
         raise TypeError(f"Unknown arguments {sorted(unknown)}; further ones are {sorted(Running.__annotations__)}.")
-    check_arguments(images, plan)
+    check_images(images)
     clean, generator = images.detach().clone(), running.get("generator") or torch.Generator().manual_seed(0)
     state = AttackState.empty(clean, generator, fingerprint(rule, plan))
     if (resume := running.get("resume")) is not None:
         state.load_state_dict(resume)
     for restart in range(state.restart, plan.restarts):
         if state.step == 0:
+            first = plan.threat_model.start(clean)
             random = restart > 0 or plan.random_start
-            start = plan.threat_model.random_start(clean, generator) if random else plan.threat_model.start(clean)
+            start = plan.threat_model.random_start(clean, generator) if random else first
             if restart > 0:
-                start = plan.threat_model.project(_far_side(start, clean, state.images[-1]), clean)
+                start = plan.threat_model.project(_far_side(start, first, state.images[-1]), clean)
             state.begin_run(restart, start)
         _run(objective, rule, plan, state, running)
     return _result(state)
 
 
-def _far_side(start: Tensor, clean: Tensor, found: Tensor) -> Tensor:
-    """Mirror a random start, value by value, to the other side of the clean image than the last run's best point.
+def _far_side(start: Tensor, first: Tensor, found: Tensor) -> Tensor:
+    """Mirror a random start, value by value, to the other side of the first start than the last run's best point.
 
-    A run that starts near the image or near another run tends to end where that one did.
+    A run that starts near another one tends to end where that one did. Where there is no other side, in white and
+    black, a value stays where it was drawn.
     """
-    move = start - clean
-    side = -(found - clean).sign()
-    return clean + torch.where(side == 0, move, side * move.abs())
+    mirrored = 2 * first - start
+    same_side = (start - first) * (found - first) > 0
+    return torch.where(same_side & (mirrored >= 0) & (mirrored <= 1), mirrored, start)
 
 
 def _run(objective: Objective, rule: Rule, plan: Plan, state: AttackState, running: Running) -> None:
@@ -225,7 +237,7 @@ def _checked_stop(ends: Tensor, losses: Tensor) -> Tensor:
     return ends.to(losses.device)
 
 
-def check_arguments(images: Tensor, plan: Plan) -> None:
+def check_images(images: Tensor) -> None:
     """Refuse what no attack can work on."""
     if not isinstance(images, Tensor) or images.dtype != torch.float32:
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
@@ -235,7 +247,3 @@ def check_arguments(images: Tensor, plan: Plan) -> None:
     low, high = images.min().item(), images.max().item()
     if not (low >= 0 and high <= 1):
         raise ValueError(f"`images` must lie in [0, 1], got {low} to {high}. Pass pixels, not pixel_values.")
-    if plan.steps < 0 or plan.restarts < 1:
-        raise ValueError(f"`steps` must be at least 0 and `restarts` at least 1, got {plan.steps} and {plan.restarts}.")
-    if plan.keep not in ("best", "last"):
-        raise ValueError(f"`keep` must be 'best' or 'last', got {plan.keep!r}.")

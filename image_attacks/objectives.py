@@ -41,6 +41,9 @@ def predicted_nll(logits: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         Shape ``(B,)``, float32.
+
+    Raises:
+        ValueError: If an example has no target token.
     """
     losses, counts = _token_losses(logits, targets)
     return losses.sum(dim=1) / counts
@@ -48,10 +51,14 @@ def predicted_nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return the loss of every token, 0 where it is no target, ``(B, K)``, and the number of targets ``(B,)``."""
+    counts = (targets != IGNORED_LABEL).sum(dim=1)
+    if (counts == 0).any():
+        empty = (counts == 0).nonzero().flatten().tolist()
+        raise ValueError(f"`labels` must hold at least one target token per example, got none in rows {empty}.")
     losses = F.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
     )
-    return losses.view(targets.shape), (targets != IGNORED_LABEL).sum(dim=1)
+    return losses.view(targets.shape), counts
 
 
 def _shifted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,9 +69,6 @@ def _shifted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         )
     if (labels[:, 0] != IGNORED_LABEL).any():
         raise ValueError("`labels` must be -100 at the first position: no logit predicts it. Keep one more position.")
-    empty = (labels == IGNORED_LABEL).all(dim=1).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(f"`labels` must hold at least one target token per example, got none in rows {empty}.")
     return logits[:, :-1], labels[:, 1:]
 
 

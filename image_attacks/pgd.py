@@ -76,12 +76,13 @@ def pgd(
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"`momentum` must lie in [0, 1], got {momentum}.")
+    plan = Plan(threat_model, steps, restarts, random_start, keep)
     sizes = step_sizes(threat_model.step_range, steps, step_size, step_schedule)
     return run_attack(
         objective,
         images,
         _SteepestDescent(threat_model, tuple(sizes), momentum),
-        Plan(threat_model, steps, restarts, random_start, keep),
+        plan,
         generator=generator,
         callback=callback,
         stop=stop,

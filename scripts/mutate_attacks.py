@@ -91,6 +91,20 @@ MISTAKES = (
         'cache = self.__dict__.setdefault("_cache", DynamicCache(config=language.config))',
         "tests/attacks/test_llava_next.py::test_the_loss_at_one_image_is_the_same_however_often_it_is_asked",
     ),
+    Mistake(
+        "last positions that see what comes",
+        "image_attacks/llava_next.py",
+        "(places[:, None] >= places)",
+        "(places[:, None] >= 0 * places)",
+        "tests/attacks/test_llava_next.py::test_rows_of_one_length_without_a_mask_stay_causal",
+    ),
+    Mistake(
+        "restarts that do not turn away",
+        "image_attacks/loop.py",
+        "state.images[-1]), clean)",
+        "state.images[0]), clean)",
+        "tests/attacks/test_pgd.py::test_every_later_run_turns_away_from_the_one_right_before_it",
+    ),
 )
 
 

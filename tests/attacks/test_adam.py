@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from image_attacks import L2, Linf, adam_pgd, pgd
+from image_attacks import L2, Linf, Patch, Unconstrained, adam_pgd, pgd
 
 from .helpers import eight_bit
 
@@ -70,7 +70,7 @@ def test_a_value_whose_gradient_flickers_takes_smaller_steps(generator):
     assert length[adam_pgd][0] < 0.4 * length[adam_pgd][1]
 
 
-@pytest.mark.parametrize("threat_model", [Linf(0.1), L2(0.5)], ids=["linf", "l2"])
+@pytest.mark.parametrize("threat_model", [Linf(0.1), Unconstrained(0.5)], ids=["linf", "blank"])
 def test_the_scale_of_an_image_s_loss_does_not_matter(images, generator, threat_model):
     weights = torch.randn(SHAPE[1:], generator=generator)
 
@@ -87,3 +87,9 @@ def test_the_scale_of_an_image_s_loss_does_not_matter(images, generator, threat_
 def test_decays_outside_their_range_are_refused(images, betas):
     with pytest.raises(ValueError, match=r"`betas` must lie in \[0, 1\)"):
         adam_pgd(lambda pixels: pixels.sum((1, 2, 3)), images, threat_model=Linf(0.1), betas=betas)
+
+
+@pytest.mark.parametrize("threat_model", [L2(0.5), Patch.border(SHAPE[-2:], 1, L2(0.5))], ids=["ball", "patch"])
+def test_an_l2_ball_is_refused(images, threat_model):
+    with pytest.raises(ValueError, match="does not suit an l-2 ball"):
+        adam_pgd(lambda pixels: pixels.sum((1, 2, 3)), images, threat_model=threat_model)

@@ -110,29 +110,93 @@ def test_what_is_not_looked_at_is_not_computed():
     for weights in model.base.model.vision_tower.encoder.layers[-1].parameters():
         weights.data.fill_(torch.nan)
     inputs = model.encode(PROMPTS, [picture(seed) for seed in range(3)], completions=TARGETS, close_turn=False)
+    with only_last_positions(model.base, 2):
+        rows, logits = rows_in_the_last_block(model, lambda: model.forward(inputs, logits_to_keep=2).logits)
+    assert logits.isfinite().all() and rows == [2]
+
+
+def rows_in_the_last_block(model, run):
+    """How many positions its feed-forward part sees while ``run`` runs."""
     rows = []
-    block = model.base.model.language_model.layers[-1]
-    hook = block.mlp.register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
-    with torch.no_grad(), only_last_positions(model.base, 2):
-        assert model.forward(inputs, logits_to_keep=2).logits.isfinite().all()
+    hook = model.base.model.language_model.layers[-1].mlp.register_forward_hook(
+        lambda module, args, output: rows.append(output.shape[1])
+    )
+    with torch.no_grad():
+        result = run()
     hook.remove()
-    assert rows == [2]
+    return rows, result
 
 
 def test_a_block_of_another_build_runs_whole():
-    """Keys with a norm of their own, say: what this package cannot compute by itself it leaves to the model."""
+    """Keys without positions, say: what this package cannot compute by itself it leaves to the model."""
     model = tiny_llava()
-    attention = model.base.model.language_model.layers[-1].self_attn
-    attention.k_norm = torch.nn.Identity()
     inputs = model.encode(PROMPTS, [picture(seed) for seed in range(3)], completions=TARGETS, close_turn=False)
+    block = model.base.model.language_model.layers[-1]
+    block.__class__ = type("OtherDecoderLayer", (type(block),), {})
     with torch.no_grad():
         whole = model.forward(inputs, logits_to_keep=2).logits
-        rows = []
-        hook = attention.q_proj.register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
-        with only_last_positions(model.base, 2):
-            assert torch.equal(model.forward(inputs, logits_to_keep=2).logits, whole)
-        hook.remove()
-    assert rows == [inputs.input_ids.shape[1]]
+    with only_last_positions(model.base, 2):
+        rows, found = rows_in_the_last_block(model, lambda: model.forward(inputs, logits_to_keep=2).logits)
+    assert torch.equal(found, whole) and rows == [inputs.input_ids.shape[1]]
+
+
+def test_attention_that_was_not_tried_runs_whole_and_a_training_model_is_refused():
+    model = tiny_llava()
+    block = model.base.model.language_model.layers[-1]
+    model.base.model.language_model.config._attn_implementation = "flash_attention_2"
+    with only_last_positions(model.base, 2):
+        assert "forward" not in block.__dict__
+    model.base.train()
+    with pytest.raises(ValueError, match="evaluation mode"), only_last_positions(model.base, 2):
+        pass
+
+
+@pytest.mark.parametrize("window", [4, 8, 64])
+def test_a_sliding_window_shorter_than_the_row(window):
+    model = tiny_llava()
+    model.base.model.language_model.config.sliding_window = window
+    model.base.model.language_model.layers[-1].self_attn.config.sliding_window = window
+    inputs = model.encode(PROMPTS, [picture(seed) for seed in range(3)], completions=TARGETS, close_turn=False)
+    with torch.no_grad():
+        whole = model.forward(inputs, logits_to_keep=3).logits
+    with only_last_positions(model.base, 3):
+        rows, found = rows_in_the_last_block(model, lambda: model.forward(inputs, logits_to_keep=3).logits)
+    torch.testing.assert_close(found, whole)
+    assert rows == [3]
+
+
+@pytest.mark.parametrize(("layer", "unused"), [(-1, 0), (-2, 1), (1, 2), (2, 1), ([1, -2], 1), ([-3, 1], 2)])
+def test_layers_of_the_image_tower_behind_the_used_one_do_nothing(layer, unused):
+    model = tiny_llava()
+    layers = model.base.model.vision_tower.encoder.layers
+    model.base.config.vision_feature_layer = layer
+    with only_last_positions(model.base, 1):
+        idle = [block for block in layers if "forward" in block.__dict__]
+    assert idle == list(layers)[len(layers) - unused :]
+
+
+def test_an_image_tower_of_another_build_is_left_alone():
+    model = tiny_llava()
+    model.base.model.vision_tower.stages = model.base.model.vision_tower.encoder
+    del model.base.model.vision_tower.encoder
+    with only_last_positions(model.base, 1):
+        assert all("forward" not in block.__dict__ for block in model.base.model.vision_tower.stages.layers)
+
+
+def test_a_last_block_on_a_device_of_its_own():
+    """Accelerate moves what a block gets, not what is computed beside it; "meta" stands for the second device."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    model = tiny_llava()
+    inputs = model.encode(PROMPTS, [picture(seed) for seed in range(3)], completions=TARGETS, close_turn=False)
+    block = model.base.model.language_model.layers[-1].to("meta")
+    model.base.model.language_model.norm.to("meta")
+    model.base.lm_head.to("meta")
+    for module in [block, *block.modules(), model.base.model.language_model.norm, model.base.lm_head]:
+        if not hasattr(module, "_hf_hook"):
+            add_hook_to_module(module, AlignDevicesHook(execution_device="meta"))
+    with torch.no_grad(), only_last_positions(model.base, 2):
+        assert model.forward(inputs, logits_to_keep=2).logits.shape[:2] == (3, 2)
 
 
 def test_the_model_is_as_it_was_afterwards_even_behind_an_error():

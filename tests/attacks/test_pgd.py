@@ -200,11 +200,55 @@ def test_a_later_run_starts_on_the_other_side_of_what_the_run_before_found(image
         return seen[4], result.per_restart.images[0]
 
     start, found = start_of_second(1)
-    assert ((start - images) * (found - images) <= 0).all()
-    moved = (start != images) & (found != images)
-    assert moved.float().mean() > 0.5  # the law above speaks of most values
+    other_side = (start - images) * (found - images) <= 0
+    no_other_side = (2 * images - start < 0) | (2 * images - start > 1)  # the mirrored value would be no pixel
+    assert (other_side | no_other_side).all()
+    moved = (start != images) & (found != images) & ~no_other_side
+    assert moved.float().mean() > 0.3  # the law above speaks of many values
     torch.testing.assert_close(threat_model.project(start, images), start)
     assert not torch.equal(start, start_of_second(2)[0])
+
+
+def test_every_later_run_turns_away_from_the_one_right_before_it(images, network):
+    starts, images = [], 0.2 + 0.6 * images  # far from black and white
+
+    def recorded(pixels):
+        starts.append(pixels.detach().clone())
+        return network(pixels)
+
+    found = pgd(recorded, images, threat_model=Linf(0.1), steps=2, restarts=4).per_restart.images
+    for run in (1, 2, 3):
+        away, before = starts[3 * run] - images, found[run - 1] - images
+        assert (away * before <= 0).all()
+    assert not all((((starts[3 * run] - images) * (found[0] - images)) <= 0).all() for run in (2, 3))
+
+
+@pytest.mark.parametrize("colour", [0.0, 1.0])
+@pytest.mark.parametrize("threat_model", [Linf(0.1), L2(0.4), Unconstrained()], ids=lambda ball: type(ball).__name__)
+def test_white_and_black_pictures_get_random_starts_too(network, colour, threat_model):
+    """Nothing lies beyond white: there a value stays where it was drawn, not at the clean image."""
+    images = torch.full(SHAPE, colour)
+    plain = threat_model.random_start(images, torch.Generator().manual_seed(3))
+    first = []
+
+    def recorded(pixels):
+        first.append(pixels.detach().clone())
+        return network(pixels)
+
+    generator = torch.Generator().manual_seed(3)
+    pgd(recorded, images, threat_model=threat_model, steps=1, restarts=2, generator=generator)
+    assert torch.equal(first[2], plain) and not torch.equal(plain, images)
+
+
+def test_a_blank_start_is_mirrored_around_the_blank(images, network):
+    starts = []
+
+    def recorded(pixels):
+        starts.append(pixels.detach().clone())
+        return network(pixels)
+
+    found = pgd(recorded, images, threat_model=Unconstrained(blank=0.5), steps=1, restarts=2).per_restart.images[0]
+    assert ((starts[2] - 0.5) * (found - 0.5) <= 0).all()
 
 
 def test_same_generator_same_images_and_the_global_state_is_left_alone(images, network):
@@ -406,6 +450,7 @@ def test_half_precision_losses_are_compared_in_float32(images):
         ({"images": torch.zeros(3, 4, 4)}, ValueError, "shape \\(B, C, H, W\\)"),
         ({"steps": -1}, ValueError, "`steps`"),
         ({"restarts": 0}, ValueError, "`restarts`"),
+        ({"steps": 2.5}, ValueError, "whole numbers"),
         ({"step_size": -1.0}, ValueError, "`step_size`"),
         ({"step_schedule": "cosine"}, ValueError, "`step_schedule`"),
         ({"momentum": 2.0}, ValueError, "`momentum`"),

@@ -90,6 +90,15 @@ def test_shared_and_stopped_passes_give_the_same_bits_as_two_whole_ones(subject,
         assert torch.equal(losses, whole) and torch.equal(gradient, whole_gradient)
 
 
+@pytest.mark.parametrize("kind", ALL)
+def test_no_pass_runs_the_last_block_where_nobody_looks(subject, pixels, kind):
+    objective, rows = build(kind, subject), []
+    hook = subject.model.decoder_blocks[-1].mlp.register_forward_hook(lambda _, args, out: rows.append(out.shape[1]))
+    objective(pixels)
+    hook.remove()
+    assert rows and set(rows) == {objective.forced.keep}
+
+
 def test_the_teacher_stops_behind_the_last_layer_asked_for_and_sees_the_same_there(subject, pixels):
     model, forced = subject.model, build(adaptive.MatchingObjective, subject).forced
     passes = Passes(subject, forced.inputs, forced.keep)
