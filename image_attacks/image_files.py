@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .png import ImageFileError
@@ -16,15 +16,19 @@ ACCEPTED_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
 """8-bit modes; what they become in RGB is what image processors make of them too."""
 
 
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, NotImplementedError, MemoryError)
-"""What Pillow raises on damaged picture files, by format."""
+UNREADABLE = (
+    *(OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, NotImplementedError, MemoryError),
+    TypeError,
+)
+"""What Pillow raises on damaged picture files, by format; the last one on damaged EXIF data."""
 
 
 def load_image(path: str | Path) -> Tensor:
     """Read an image file as 8-bit RGB.
 
     Grey, palette and transparent images are converted as image processors of transformers 5 do (transparency lies on
-    white; plain Pillow would drop it and show the colours beneath). Start the attack from the result, saved with
+    white; plain Pillow would drop it and show the colours beneath), and turned upright by their EXIF orientation, as
+    transformers' ``load_image`` and chats show photos from a phone. Start the attack from the result, saved with
     :func:`~image_attacks.save_png`, so that it is converted only once.
 
     Args:
@@ -59,7 +63,7 @@ def open_image(path: str | Path) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]) as image:
                 _check(image, path)
-                return on_white(image)
+                return on_white(ImageOps.exif_transpose(image))
     except ImageFileError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:

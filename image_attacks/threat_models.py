@@ -2,7 +2,9 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Protocol
 
 import torch
@@ -212,8 +214,9 @@ class Patch:
         """Build a patch of ``size`` (height, width) whose upper left pixel is at ``corner`` (row, column).
 
         Raises:
-            ValueError: If it does not lie inside the image.
+            ValueError: If it does not lie inside the image, or is not given in whole pixels.
         """
+        _whole(image_size=image_size, corner=corner, size=size)
         (top, left), (height, width) = corner, size
         if min(top, left) < 0 or min(size) < 1 or top + height > image_size[0] or left + width > image_size[1]:
             raise ValueError(f"The patch {size} at {corner} must lie inside an image of {image_size} (height, width).")
@@ -226,8 +229,9 @@ class Patch:
         """Build a frame of ``width`` pixels around the image.
 
         Raises:
-            ValueError: If the width is not between 1 and half the shorter side.
+            ValueError: If the width is not a whole number between 1 and half the shorter side.
         """
+        _whole(image_size=image_size, width=width)
         if not 1 <= width <= min(image_size) / 2:
             raise ValueError(
                 f"`width` must lie in 1..{min(image_size) // 2} for an image of {image_size}, got {width}."
@@ -264,6 +268,12 @@ class Patch:
                 f"{tuple(self.mask.shape)}."
             )
         return torch.where(self.mask.to(inside.device), inside, outside)
+
+
+def _whole(**pixels: int | Sequence[int]) -> None:
+    for name, value in pixels.items():
+        if not all(isinstance(number, Integral) for number in (value if isinstance(value, Sequence) else [value])):
+            raise ValueError(f"`{name}` must be whole numbers of pixels, got {value!r}.")
 
 
 def _inside(move: Tensor, room: Tensor, epsilon: float) -> Tensor:

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "report": LEAVES | {"evaluation"},
     "demo": LEAVES | {"models", "training", "miniature", "evaluation", "report"},
 }
-MAY_IMPORT_IMAGE_ATTACKS = {"models", "evaluation", "miniature", "demo", "report"}
+MAY_IMPORT_IMAGE_ATTACKS = {"models", "data", "evaluation", "miniature", "demo", "report"}
 TOP = {"cli", "doctor", "failures", "commands"}  # what a command consists of: may import everything below
 
 

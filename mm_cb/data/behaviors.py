@@ -1,8 +1,8 @@
 """From the user's copies of HarmBench-multimodal and MM-SafetyBench-Tiny to one behaviours file."""
 
 import csv
+import io
 import json
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from image_attacks import ImageFileError, open_image
 from mm_cb.data.cards import card
 from mm_cb.errors import UserError, unknown
 from mm_cb.files import dumps, write_bytes, write_text
 from mm_cb.paths import safe_id
-from mm_cb.pictures import UNREADABLE
 
 SCENARIOS = ("illegal_activity", "hate_speech", "malware", "physical_harm", "economic_harm", "fraud", "privacy")
 VARIANTS = ("SD_TYPO", "SD", "TYPO")
@@ -23,6 +23,8 @@ TARGET = "Sure, here is how to do that:"
 """Our choice for requests without a target of their own; it gives nothing away."""
 
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
+_NAMED = 10
+"""Missing pictures that one error names at most."""
 _COLUMNS = ("BehaviorID", "Behavior", "SemanticCategory", "ImageFileName")
 
 
@@ -48,7 +50,7 @@ class Built:
         path: The behaviours file.
         counts: Behaviours by data set and scenario.
         renamed: Pictures whose file name has the wrong ending or another one than the data set says.
-        missing: Pictures that are not there or cannot be read; their behaviours were left out.
+        missing: Pictures that are not there or that no attack can start from; their behaviours were left out.
     """
 
     path: Path
@@ -80,7 +82,8 @@ def build_behaviors(
         skip_missing: Leave behaviours out whose picture is missing, instead of stopping.
 
     Raises:
-        UserError: If a file is missing or not as expected, pictures are missing, or ``out`` holds another set.
+        UserError: If a file is missing or not as expected, pictures are missing or damaged, or ``out`` holds another
+            set; nothing is written then.
     """
     if harmbench is None and mm_safetybench is None:
         raise UserError("give your copy of HarmBench (--harmbench), of MM-SafetyBench (--mm-safetybench), or both.")
@@ -93,6 +96,7 @@ def build_behaviors(
             raise unknown("scenario", name, SCENARIOS)
     built = Built(out / "behaviors.jsonl")
     lines: list[str] = []
+    copies: dict[Path, Path] = {}
     left = set(scenarios or ())
     for source, requests in _requests(harmbench, mm_safetybench, variant, target):
         table = card(source).scenarios if scenarios is None else scenarios
@@ -101,20 +105,28 @@ def build_behaviors(
             scenario = table.get(request.category if scenarios is None else request.key)
             if scenario is None:
                 continue
-            picture = _copy_picture(request, source, out, built)
-            if picture is not None:
+            found = _find_picture(request, built)
+            if found is not None:
+                path, ending = found
+                name = f"images/{safe_id(f'{source}-{request.key}')}{ending}"
+                copies[out / name] = path
                 built.counts[source, scenario] += 1
-                lines.append(dumps(_record(request, source, scenario, picture)) + "\n")
+                lines.append(dumps(_record(request, source, scenario, name)) + "\n")
     if left:
         raise UserError(f"`--scenarios` names behaviours that are not there: {sorted(left)[:5]}.")
     if built.missing and not skip_missing:
         raise UserError(
-            f"{len(built.missing)} pictures are missing or damaged, the first: {built.missing[0]}. Get them, or leave "
-            "their behaviours out with --skip-missing."
+            f"{len(built.missing)} pictures are missing or damaged, the first: {'; '.join(built.missing[:_NAMED])}. "
+            "Get or convert them, or leave their behaviours out with --skip-missing."
         )
     if not lines:
         raise UserError("no behaviour is left to write; are these the folders of the two data sets?")
-    _write_new(built.path, "".join(lines))
+    content = "".join(lines)
+    if built.path.exists() and built.path.read_bytes() != content.encode():
+        raise UserError(f"`{built.path}` is there and holds other behaviours; give another folder, or delete it.")
+    for copy, path in copies.items():
+        write_bytes(copy, path.read_bytes())
+    write_text(built.path, content)
     return built
 
 
@@ -146,21 +158,31 @@ def _harmbench(root: Path) -> Iterator[Request]:
     targets = _json(targets_file)
     if not isinstance(targets, dict):
         raise UserError(f"`{targets_file}` must hold a JSON object of ids and targets.")
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+    for where, row in _rows(table):
+        key = row["BehaviorID"]
+        if not isinstance(targets.get(key), str):
+            raise UserError(f"{where}: `{targets_file.name}` must give a target for `{key}`, it gives none.")
+        extra = {
+            "semantic_category": row["SemanticCategory"],
+            "context": row.get("RedactedImageDescription") or "",
+        }
+        picture = folder / Path(row["ImageFileName"] or "none").name
+        yield Request(key, where, row["Behavior"], targets[key], row["SemanticCategory"], picture, extra)
+
+
+def _rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of HarmBench's CSV, each with its place."""
+    try:
+        reader = csv.DictReader(io.StringIO(table.read_bytes().decode("utf-8-sig"), newline=""))
         absent = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
         if absent:
             raise UserError(f"`{table}` must have the columns {list(_COLUMNS)}, it has {reader.fieldnames}.")
         for row in reader:
-            where, key = f"{table}:{reader.line_num}", row["BehaviorID"]
-            if not isinstance(targets.get(key), str):
-                raise UserError(f"{where}: `{targets_file.name}` must give a target for `{key}`, it gives none.")
-            extra = {
-                "semantic_category": row["SemanticCategory"],
-                "context": row.get("RedactedImageDescription") or "",
-            }
-            picture = folder / Path(row["ImageFileName"] or "none").name
-            yield Request(key, where, row["Behavior"], targets[key], row["SemanticCategory"], picture, extra)
+            yield f"{table}:{reader.line_num}", row
+    except UnicodeDecodeError as error:
+        raise UserError(f"`{table}` must be UTF-8, it is not ({error}); get it again, or save it as UTF-8.") from error
+    except (OSError, csv.Error) as error:
+        raise UserError(f"cannot read `{table}`: {error}; get it again.") from error
 
 
 def _mm_safetybench(root: Path, variant: str, target: str) -> Iterator[Request]:
@@ -202,29 +224,22 @@ def _record(request: Request, source: str, scenario: str, picture: str) -> dict[
     }
 
 
-def _copy_picture(request: Request, source: str, out: Path, built: Built) -> str | None:
-    """Copy a picture under a path-safe name with the ending of its true format; None if there is none to copy."""
+def _find_picture(request: Request, built: Built) -> tuple[Path, str] | None:
+    """Where a picture is, and the ending of its true format; None if there is none that an attack can start from."""
     path = request.picture if request.picture.is_file() else _other_ending(request.picture)
     if path is None:
         built.missing.append(f"{request.where}: `{request.picture}` is not there")
         return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                true = _SUFFIXES.get(image.format or "")
-                image.load()
-    except UNREADABLE as error:
-        built.missing.append(f"{request.where}: `{path}` cannot be read: {error}")
+        open_image(path)  # as the attack will
+    except ImageFileError as error:
+        built.missing.append(f"{request.where}: the picture cannot be read: {str(error).rstrip('.')}")
         return None
-    if true is None:
-        built.missing.append(f"{request.where}: `{path}` is of a kind of picture that is not read here")
-        return None
-    if path != request.picture or path.suffix.lower().replace("jpeg", "jpg").replace("tiff", "tif") != true:
-        built.renamed.append(f"{request.where}: {request.picture.name} is {path.name}, of format {true[1:]}")
-    name = f"images/{safe_id(f'{source}-{request.key}')}{true}"
-    write_bytes(out / name, path.read_bytes())
-    return name
+    with Image.open(path) as image:
+        ending = _SUFFIXES[image.format or ""]
+    if path != request.picture or path.suffix.lower().replace("jpeg", "jpg").replace("tiff", "tif") != ending:
+        built.renamed.append(f"{request.where}: {request.picture.name} is {path.name}, of format {ending[1:]}")
+    return path, ending
 
 
 def _other_ending(path: Path) -> Path | None:
@@ -248,10 +263,3 @@ def _json(path: Path) -> Any:
         raise UserError(f"cannot read `{path}`: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"`{path}` is not JSON: {error}") from error
-
-
-def _write_new(path: Path, content: str) -> None:
-    """Write a file, unless there is one of that name that says something else."""
-    if path.exists() and path.read_bytes() != content.encode():
-        raise UserError(f"`{path}` is there and holds other behaviours; give another folder, or delete it.")
-    write_text(path, content)

@@ -11,8 +11,9 @@ from mm_cb import hub
 from mm_cb.errors import UserError
 from mm_cb.evaluation.attack_options import Options, parse_attacks, refuse_idle, resolve
 from mm_cb.evaluation.attacks import KINDS, Attack, tries
-from mm_cb.evaluation.behaviors import Behavior, read_behaviors, refuse_too_large
+from mm_cb.evaluation.behaviors import Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
 from mm_cb.evaluation.hijack import Judge, attack_behaviors
+from mm_cb.evaluation.objectives import encode
 from mm_cb.evaluation.outputs import best_pictures, curve_quartiles, write_outputs
 from mm_cb.evaluation.shards import Shard, gather, shard_runs
 from mm_cb.evaluation.source import subject_name
@@ -93,6 +94,9 @@ def run_attack(
         refuse_too_large(chosen, options.batch)
         attacked = Subject(subject_name(adapter, system), loaded, adapted=adapter is not None, system=system)
         canvas = canvas_of(loaded.processor)
+        if names != ["universal"]:  # which encodes every behaviour, and with another picture, before it begins
+            for b in chosen:  # what cannot be encoded is said before the first batch
+                encode(attacked, [b], [grey_canvas(canvas) if b.image is None else open_picture(b.image)], [b.target])
         plans = [options.attack(name, epsilon, steps, restarts, seed, canvas) for name in names]
         attack_in_turn(attacked, chosen, plans, options, folder, judge, progress)
 

@@ -88,7 +88,8 @@ def run_battery(
     asked = read_behaviors(behaviors)
     recipe: dict[str, Any] = {"model": model, "adapter": adapter, "epsilon": epsilon, "device": device, "dtype": dtype}
     recipe |= {"options": dataclasses.asdict(settings), "fiction": model == "miniature"}
-    held_out = _held_out(settings, overrides, asked)  # reads a file: what is wrong with it is said before the long run
+    # What is wrong with the file is said before the long run.
+    validation = read_behaviors(Path(settings.validation)) if settings.validation else None
     inputs = [behaviors, *(b.image for b in asked if b.image is not None), *weights_of(model, adapter)]
     with RunDirectory(out, "attack check", recipe, seed, inputs=inputs) as run, Progress() as progress:
         if run.finished:
@@ -115,7 +116,7 @@ def run_battery(
         checks = [
             *checks_of(found, sizes, base if adapter is not None else None),
             planted_check(),
-            held_out,
+            _held_out(validation, overrides, group),
         ]
         checks.sort(key=lambda c: int(c["name"].partition(" ")[0][1:]))
         measured = {"base": base} | ({"rr": found} if adapter is not None else {})
@@ -179,17 +180,18 @@ def _one_size(asked: Sequence[Behavior], canvas: tuple[int, int], count: int) ->
     return [asked[i] for i in rows], [pictures[i] for i in rows]
 
 
-def _held_out(settings: Settings, overrides: Sequence[str], asked: Sequence[Behavior]) -> dict[str, Any]:
-    """S13: nothing was tuned, or it was tuned on other behaviours."""
+def _held_out(
+    validation: Sequence[Behavior] | None, overrides: Sequence[str], reported: Sequence[Behavior]
+) -> dict[str, Any]:
+    """S13: nothing was tuned, or it was tuned on other behaviours than those that the battery reports."""
     name, expected = "S13 settings were chosen elsewhere", "defaults, or `validation=` with other behaviours"
     why = "settings that are tuned on the reported behaviours flatter the attack or the defence"
-    if not settings.validation:
+    if validation is None:
         tuned = [text for text in overrides if text.startswith(("steps=", "iterates="))]
         return check(name, not tuned, ", ".join(tuned) or "defaults, fixed beforehand", expected, why)
-    other = read_behaviors(Path(settings.validation))
-    texts = {(b.prompt, b.target) for b in asked}
-    shared = sorted(b.id for b in other if (b.prompt, b.target) in texts)
-    value = f"{len(other)} validation behaviours, {len(shared)} of them reported too"
+    texts = {(b.prompt, b.target) for b in reported}
+    shared = sum((b.prompt, b.target) in texts for b in validation)
+    value = f"{len(validation)} validation behaviours, {shared} of them reported too"
     return check(name, not shared, value, expected, why)
 
 

@@ -120,14 +120,26 @@ def continue_targets(
 def encode(
     subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Image], responses: Sequence[str] | None
 ) -> ModelInputs:
-    """The subject's chats, padded on the left, with open responses behind them (none: ready to generate)."""
-    return subject.model.encode(
+    """The subject's chats, padded on the left, with open responses behind them (none: ready to generate).
+
+    Raises:
+        UserError: If a chat has more tokens than the model has positions.
+    """
+    inputs = subject.model.encode(
         [b.prompt for b in behaviors],
         list(pictures),
         completions=None if responses is None else list(responses),
         systems=subject.systems(len(behaviors)),
         close_turn=False,
     )
+    limit = subject.model.base.config.get_text_config().max_position_embeddings
+    for behavior, tokens in zip(behaviors, inputs.attention_mask.sum(dim=1).tolist(), strict=True):
+        if tokens > limit:
+            raise UserError(
+                f"behaviour {behavior.id!r} is too long for `{subject.model.name}`: its chat has {tokens} tokens, the "
+                f"model has {limit} positions. Shorten its prompt or target."
+            )
+    return inputs
 
 
 def preprocessing(model: LlavaNextModel, picture: Image) -> Callable[[Tensor], Tensor]:

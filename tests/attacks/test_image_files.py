@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
+from PIL import ExifTags, Image
 
-from image_attacks import L2, ImageFileError, Linf, load_image, load_png, round_towards, save_png
+from image_attacks import L2, ImageFileError, Linf, load_image, load_png, open_image, round_towards, save_png
 
 RGB = Image.fromarray((np.arange(24 * 20 * 3) % 256).astype(np.uint8).reshape(20, 24, 3))
 
@@ -77,6 +77,29 @@ def test_odd_files_are_refused_with_expected_got_and_remedy(tmp_path, data, mess
     path.write_bytes(data)
     with pytest.raises(ImageFileError, match=f"odd.png: expected.*{message.removeprefix('expected')}"):
         load_image(path)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_phones_picture_stands_as_a_chat_shows_it(tmp_path, orientation, kind):
+    from transformers.image_utils import load_image as as_transformers
+
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    RGB.save(tmp_path / "turned", kind, exif=exif)
+    shown = np.array(as_transformers(str(tmp_path / "turned")))
+    assert shown.shape == ((20, 24, 3) if orientation < 5 else (24, 20, 3))
+    assert np.array_equal(np.array(open_image(tmp_path / "turned")), shown)
+
+
+def test_a_picture_whose_orientation_cannot_be_followed_is_refused(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.ImageDescription] = "shape"
+    data = encoded(RGB, "JPEG", exif=exif)
+    (tmp_path / "a.jpg").write_bytes(data.replace(b"\x01\x0e\x00\x02", b"\x01\x1a\x00\x02"))  # a text as resolution
+    with pytest.raises(ImageFileError, match="expected a whole image"):
+        open_image(tmp_path / "a.jpg")
 
 
 def test_missing_files_are_refused(tmp_path):

@@ -107,6 +107,20 @@ def test_missing_and_damaged_pictures_stop_or_are_left_out(safetybench, folder):
     assert "06-Fraud.json question 0" in built.missing[1]
 
 
+def test_pictures_that_no_attack_can_start_from_count_as_damaged(safetybench, folder):
+    where = safetybench / "data" / "imgs"
+    cmyk, animated = where / "01-Illegal_Activitiy" / "SD_TYPO" / "0.jpg", where / "06-Fraud" / "SD_TYPO" / "0.jpg"
+    picture(0).convert("CMYK").save(cmyk)
+    picture(0).save(animated, "GIF", save_all=True, append_images=[picture(1)])
+    picture(0).convert("L").convert("I").convert("I;16").save(where / "06-Fraud" / "SD_TYPO" / "2.jpg", "PNG")
+    with pytest.raises(UserError, match=r"^3 pictures are missing .*mode CMYK.*2 frames.*16 bits.*--skip-missing"):
+        build_behaviors(folder / "out", mm_safetybench=safetybench)
+    assert not (folder / "out").exists()
+    built = build_behaviors(folder / "out", mm_safetybench=safetybench, skip_missing=True)
+    assert len(read_behaviors(built.path)) == 11 and len(built.missing) == 3
+    assert len(list((folder / "out" / "images").iterdir())) == 11
+
+
 @pytest.mark.parametrize(("variant", "opening"), [("SD", "drawn"), ("TYPO", "written"), ("SD_TYPO", "written")])
 def test_every_variant_has_its_own_prompt(safetybench, folder, variant, opening):
     built = build_behaviors(folder / "out", mm_safetybench=safetybench, variant=variant, target="Sure: ")
@@ -144,6 +158,14 @@ def test_missing_files_and_columns_are_named(harmbench, safetybench, folder):
         build_behaviors(folder / "out", harmbench=harmbench)
     with pytest.raises(UserError, match="give your copy"):
         build_behaviors(folder / "out")
+
+
+def test_a_table_that_is_not_utf_8_is_named_with_what_to_do(harmbench, folder, capsys):
+    table = harmbench / "data" / "behavior_datasets" / "harmbench_behaviors_multimodal_all.csv"
+    table.write_bytes(table.read_bytes().replace(b"shape 0", b"caf\xe9 0"))
+    assert cli.run(["data", "build", "behaviors", "--harmbench", str(harmbench), "--out", "made"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(table) in line and "must be UTF-8" in line and "save it as UTF-8" in line
 
 
 def test_the_command_reports_what_it_built(harmbench, safetybench, folder, capsys):

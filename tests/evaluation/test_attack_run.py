@@ -95,6 +95,17 @@ def small(out, three, **changes):
     return options(out, behaviors=three) | {"overrides": ["max_new_tokens=8", "batch=1"]} | changes
 
 
+@pytest.mark.parametrize("key", ["prompt", "target"])
+def test_texts_beyond_the_models_positions_are_refused_before_anything_is_attacked(three, tmp_path, key):
+    records = [json.loads(line) for line in three.read_text().splitlines()]
+    records[2] |= {key: "glow worm " * 300, "image": None}
+    write_jsonl(tmp_path / "long.jsonl", [record | {"image": None} for record in records])
+    named = rf"behaviour '{records[2]['id']}' is too long .* has \d{{3,4}} tokens, the model has 512 positions"
+    with pytest.raises(UserError, match=named):
+        run_attack(**small(tmp_path / "out", tmp_path / "long.jsonl"))
+    assert not (tmp_path / "out" / "parts").exists()
+
+
 def test_shards_gathered_are_the_unsharded_run(three, tmp_path):
     whole, sharded = tmp_path / "whole", tmp_path / "sharded"
     run_attack(**small(whole, three))

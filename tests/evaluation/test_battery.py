@@ -7,7 +7,7 @@ import torch
 from mm_cb.errors import UserError
 from mm_cb.evaluation import planted
 from mm_cb.evaluation.battery import Sizes, add_transfer, measure_bed, plain
-from mm_cb.evaluation.battery_checks import checks_of
+from mm_cb.evaluation.battery_checks import check, checks_of
 from mm_cb.evaluation.battery_parts import measured_once
 from mm_cb.report.verdict import judge_run
 
@@ -109,6 +109,32 @@ def test_a_failed_check_makes_the_report_claim_nothing():
     checks = checks_of(measure_bed(BEDS["quantised input"], SIZES), SIZES)
     verdict = judge_run([], checks)
     assert verdict.kind == "no_claim" and any("S8" in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize(("first", "shared"), [(2, 0), (1, 1)])
+def test_settings_may_be_chosen_on_behaviors_of_the_file_that_are_not_reported(
+    sound, tmp_path, monkeypatch, first, shared
+):
+    from mm_cb.evaluation import battery_run
+    from mm_cb.paths import data_path
+
+    lines = data_path("miniature", "behaviors.jsonl").read_text().splitlines()[:4]
+    blank = [json.dumps(json.loads(line) | {"image": None}) for line in lines]
+    (tmp_path / "behaviors.jsonl").write_text("\n".join(blank))
+    (tmp_path / "validation.jsonl").write_text("\n".join(blank[first : first + 2]))
+    monkeypatch.setattr(battery_run, "measured_once", lambda path, make: sound)
+    monkeypatch.setattr(battery_run, "planted_check", lambda: check("S9", True, "", "", ""))
+    checks = battery_run.run_battery(
+        model="miniature",
+        adapter=None,
+        behaviors=tmp_path / "behaviors.jsonl",
+        out=tmp_path / "out",
+        epsilon=48,
+        overrides=["behaviors=2", f"validation={tmp_path / 'validation.jsonl'}"],
+    )
+    (found,) = [entry for entry in checks if entry["name"].startswith("S13")]
+    assert found["value"] == f"2 validation behaviours, {shared} of them reported too"
+    assert found["passed"] == (shared == 0)
 
 
 def test_the_command_leaves_a_run_directory_with_checks_and_plots(tmp_path, capsys, monkeypatch):
