@@ -332,6 +332,19 @@ def test_early_stop_freezes_a_judged_success_and_says_so(base, behaviors, tmp_pa
         Protocol(early_stop=True)
 
 
+def test_what_stands_still_leaves_no_second_file(base, behaviors, tmp_path):
+    """Where nothing can move, one file lies beside the selected one whatever is kept, and each file has its JSON."""
+    attack = Attack("pgd", epsilon=0, steps=4, batch=2, canvas=(42, 84), max_new_tokens=4)
+    protocol = Protocol(iterates=2, artefacts=True, samples=1)
+    with Progress() as progress:
+        items = attack_behaviors(Subject("base", base), behaviors, attack, tmp_path, never, progress, protocol=protocol)
+    pictures = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("images/*/*.png")}
+    assert pictures == {candidate["image"] for item in items for candidate in item["candidates"]}
+    assert len(pictures) == 2 * len(behaviors) and all(
+        (tmp_path / name).with_suffix(".json").is_file() for name in pictures
+    )
+
+
 @pytest.mark.parametrize("name", ["pgd", "apgd"])
 def test_a_run_killed_in_the_middle_goes_on_to_the_same_bytes(base, behaviors, tmp_path, monkeypatch, name):
     subject = Subject("base", base)
