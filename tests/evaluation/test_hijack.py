@@ -326,6 +326,8 @@ def test_early_stop_freezes_a_judged_success_and_says_so(base, behaviors, tmp_pa
     )
     assert [[c.get("iterate") for c in item["candidates"]] for item in items] == [[None, 2], [None, 2, 4], [None, 2, 4]]
     assert all(item["early_stop"] for item in items) and items[0]["outcome"] == "harmful"
+    assert [item["stopped_early"] for item in items] == [True, False, False]
+    assert find(measure(items, pairs=[]), "base", "compliance", "pgd").counts["stopped_early"] == 1
     first = items[0]["candidates"]
     assert (tmp_path / first[0]["image"]).read_bytes() == (tmp_path / first[1]["image"]).read_bytes()
     with pytest.raises(ValueError, match="early_stop"):
