@@ -110,8 +110,25 @@ def test_an_honest_run_agrees_in_every_picture(made, capsys):
     assert max(abs(row.loss_found - row.loss_recorded) for row in rows) <= 1e-4
     assert max(row.objective_gap for row in rows) <= 1e-4
     shown_lines = " ".join(capsys.readouterr().out.split())
+    assert "(float32 losses to 0.0001; epsilon exactly)" in shown_lines
     assert "16 of 16 pictures agree" in shown_lines
     assert "0 of 16 greedy answers differ" in shown_lines and "32 of 32 verdicts judged again" in shown_lines
+
+
+def test_losses_in_bfloat16_are_held_to_what_bfloat16_holds_and_a_forged_one_is_still_found(few, monkeypatch, capsys):
+    """Recorded in float32, computed again in bfloat16: at least what another batch changes, no digit was chosen."""
+    model = load_model("miniature", dtype="bfloat16")
+    monkeypatch.setattr("mm_cb.evaluation.verify.load_model", lambda *_, **__: model)
+    edited(few, "run.json", lambda content: content["recipe"].update(dtype="bfloat16"))
+    change(few, dtype=lambda dtype: "bfloat16")
+    (row,) = verify_run(few, model=None, adapter=None)
+    assert 1e-4 < abs(row.loss_found - row.loss_recorded)
+    assert "1 of 1 pictures agree (bfloat16 losses to 0.0001 or 3.1 %" in " ".join(capsys.readouterr().out.split())
+    for factor in (0.9, 1.1):
+        path = change(few, loss=lambda _, factor=factor: round(row.loss_found * factor, 5))
+        same_in_items(few, json.loads(path.read_text()))
+        with pytest.raises(UserError, match="target loss .* recorded"):
+            verify_run(few, model=None, adapter=None)
 
 
 def test_another_dtype_than_the_pictures_is_noticed(few):
