@@ -143,10 +143,11 @@ def _attack_group(
     else:
         found = _search(setting, group, objective, clean, restart, state)
         left = found.pictures
-    judged: dict[int | None, list[Record]] | None = None
+    judged: dict[int | None, dict[int, Record]] | None = None
     if isinstance(objective, EmbeddingObjective):
         assert found is not None
-        judged = {None: judge_embeddings(subject, group, pictures, objective, found.result, attack, setting.judge)}
+        said = judge_embeddings(subject, group, pictures, objective, found.result, attack, setting.judge)
+        judged = {None: dict(enumerate(said))}
     return _records(
         setting, group, clean, left, target, objective, restart, judged, lambda step, row: logged(found, step, row)
     )
@@ -186,7 +187,7 @@ def _records(
     target: TargetObjective,
     objective: Objective,
     restart: int,
-    judged: dict[int | None, list[Record]] | None,
+    judged: dict[int | None, dict[int, Record]] | None,
     log: Callable[[int | None, int], Record],
 ) -> list[Record]:
     """One record per answer to what a search has left, judged from files unless it has been judged already."""
@@ -196,9 +197,7 @@ def _records(
         judged = _judge_pictures(setting, group, clean, left, target, objective, restart)
     records = []
     for step, rows in judged.items():
-        for i, row in enumerate(rows):
-            if step is not None and seen_before(left, step, i):
-                continue  # a behaviour that has stopped stands still
+        for i, row in rows.items():
             record = {
                 "id": group[i].id,
                 "restart": restart,
@@ -263,23 +262,34 @@ def _judge_pictures(
     target: TargetObjective,
     objective: Objective,
     restart: int,
-) -> dict[int | None, list[Record]]:
-    """Save, read back and judge the selected pictures and the kept iterates."""
+) -> dict[int | None, dict[int, Record]]:
+    """Save, read back and judge the selected pictures and the kept iterates: step -> row -> record.
+
+    A behaviour that stands still leaves no second file and no second record. Losses are computed for whole batches, as
+    an objective has them; there its earlier file stands in.
+    """
     subject, attack, folder = setting.subject, setting.attack, setting.folder
-    judged: dict[int | None, list[Record]] = {}
-    for step, pixels in left.items():
+    judged: dict[int | None, dict[int, Record]] = {}
+    names = [""] * len(group)
+    for step in sorted(left, key=lambda step: step or 0):
+        rows = [i for i in range(len(group)) if step is None or not seen_before(left, step, i)]
+        if not rows:
+            continue
         stem = f"{attack.name}-s{attack.seed}-r{restart}" + ("" if step is None else f"-i{step}")
-        names = save_pictures(group, clean, pixels, stem, folder)
-        judged[step] = judge_files(subject, group, names, target, objective, attack, folder, setting.judge)
+        saved = save_pictures([group[i] for i in rows], clean[rows], left[step][rows], stem, folder)
+        for i, name in zip(rows, saved, strict=True):
+            names[i] = name
+        records = judge_files(subject, group, names, target, objective, attack, folder, setting.judge)
         if setting.protocol.artefacts:
             before = read_pictures([clean_name(b) for b in group], folder)
-            losses = base_nll(subject, group, before, [r["completion"] for r in judged[step]])
-            judged[step] = [r | {"nll_base": v} for r, v in zip(judged[step], losses, strict=True)]
+            losses = base_nll(subject, group, before, [r["completion"] for r in records])
+            records = [r | {"nll_base": v} for r, v in zip(records, losses, strict=True)]
+        judged[step] = {i: records[i] for i in rows}
         if setting.protocol.samples:
-            for behavior, record in zip(group, judged[step], strict=True):
-                draws = _stream(behavior, attack.seed, restart, 0 if step is None else step)
+            for i, record in judged[step].items():
+                draws = _stream(group[i], attack.seed, restart, 0 if step is None else step)
                 record["samples"] = judge_samples(
-                    subject, behavior, record["image"], attack, setting.protocol, folder, setting.judge, draws
+                    subject, group[i], record["image"], attack, setting.protocol, folder, setting.judge, draws
                 )
     return judged
 

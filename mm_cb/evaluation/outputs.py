@@ -11,7 +11,7 @@ import numpy as np
 from mm_cb.evaluation.attacks import KINDS, OPTIMISED
 from mm_cb.evaluation.checks import file_loss, gradient_is_there, inside_ball
 from mm_cb.evaluation.records import curves, rank
-from mm_cb.evaluation.results import measure, write_results
+from mm_cb.evaluation.results import measure, results_content
 from mm_cb.paths import safe_id
 from mm_cb.runs import write_bytes, write_json, write_jsonl
 
@@ -22,15 +22,21 @@ def write_outputs(
     """The files that a finished run holds beside its pictures."""
     keep_worst(items, folder)
     write_jsonl(folder / "items.jsonl", items)
-    write_json(folder / "curves.json", drawn)
+    for name, content in summaries(items, drawn, epsilon=epsilon, k=k).items():
+        write_json(folder / name, content)
+
+
+def summaries(
+    items: list[dict[str, Any]], drawn: list[dict[str, Any]], *, epsilon: int, k: Mapping[str, int]
+) -> dict[str, Any]:
+    """File name -> content, for every file that is made from a run's items and curves alone; results.json last."""
     filed = [item for item in items if item["image"] is not None]
     checks = [inside_ball(filed, epsilon)] if filed else []
     if any(item["condition"] in OPTIMISED for item in filed):
         checks.append(file_loss(filed))
     checks += gradient_is_there(items)
-    write_json(folder / "checks.json", checks)
-    write_json(folder / "protocol.json", {"k": dict(k)})
-    write_results(folder / "results.json", measure(items, pairs=[]))
+    results = results_content(measure(items, pairs=[]))
+    return {"curves.json": drawn, "checks.json": checks, "protocol.json": {"k": dict(k)}, "results.json": results}
 
 
 def best_pictures(items: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -55,8 +61,10 @@ def _worst(items: Iterable[dict[str, Any]]) -> dict[str, str]:
 
 def curve_quartiles(folder: Path, subject: str, attack: str) -> list[dict[str, Any]]:
     """Quartiles over behaviours of the loss at every step of the first run; empty for attacks that do not optimise."""
-    if attack not in OPTIMISED:
-        return []
-    losses = np.array(curves(folder, attack))
-    q25, q50, q75 = (np.round(np.quantile(losses, q, axis=0), 4).tolist() for q in (0.25, 0.5, 0.75))
+    return quartiles(curves(folder, attack), subject, attack) if attack in OPTIMISED else []
+
+
+def quartiles(losses: Sequence[Sequence[float]], subject: str, attack: str) -> list[dict[str, Any]]:
+    """One entry of curves.json, from a curve per behaviour; their order does not matter."""
+    q25, q50, q75 = (np.round(np.quantile(np.array(losses), q, axis=0), 4).tolist() for q in (0.25, 0.5, 0.75))
     return [{"subject": subject, "condition": attack, "q25": q25, "q50": q50, "q75": q75, "n": len(losses)}]

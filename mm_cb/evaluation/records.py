@@ -84,9 +84,22 @@ def make_item(
         "candidates": [{key: c.get(key) for key in (*shown, *further)} for c in candidates],
     }
     if protocol.artefacts:
-        item |= {"nll_base": worst.get("nll_base"), "k": tries(attack, protocol), "early_stop": protocol.early_stop}
-        item |= {"relaxation": attack.kind.relaxation}
+        item |= {"nll_base": worst.get("nll_base"), **facts(attack, protocol)}
+    if protocol.early_stop:
+        item["stopped_early"] = stopped_early(candidates, attack.steps)
     return item
+
+
+def facts(attack: Attack, protocol: Protocol) -> Record:
+    """What an item says of its attack's protocol."""
+    fixed = {"k": tries(attack, protocol), "early_stop": protocol.early_stop}
+    return fixed | {"relaxation": attack.kind.relaxation}
+
+
+def stopped_early(candidates: Sequence[Mapping[str, Any]], steps: int) -> bool:
+    """Whether a run was ended by the verdict on one of its iterates, before its last step."""
+    greedy = [one for one in candidates if not one.get("sample")]
+    return any(one["outcome"] == "harmful" and (one.get("iterate") or steps) < steps for one in greedy)
 
 
 def curves(folder: Path, attack_name: str) -> list[list[float]]:

@@ -94,7 +94,12 @@ def measure(items: list[dict[str, Any]], *, pairs: Sequence[tuple[str, str]], se
 
 def write_results(path: Path, measurements: Iterable[Measurement]) -> None:
     """Write results.json in one step."""
-    write_json(path, {"schema": SCHEMA, "measurements": [dataclasses.asdict(m) for m in measurements]})
+    write_json(path, results_content(measurements))
+
+
+def results_content(measurements: Iterable[Measurement]) -> dict[str, Any]:
+    """What results.json holds."""
+    return {"schema": SCHEMA, "measurements": [dataclasses.asdict(m) for m in measurements]}
 
 
 def read_results(path: Path) -> list[Measurement]:

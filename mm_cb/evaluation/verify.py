@@ -10,25 +10,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from image_attacks import ImageFileError, linf_255
 from mm_cb.errors import UserError
-from mm_cb.evaluation.candidates import read_pictures
+from mm_cb.evaluation.candidates import read_pictures, starts_with
 from mm_cb.evaluation.parts import chunks
 from mm_cb.evaluation.records import rank
-from mm_cb.evaluation.results import Measurement, find, measure, read_results
 from mm_cb.evaluation.subjects import Subject
 from mm_cb.evaluation.verify_answers import check_verdicts, compute_again
-from mm_cb.models import load_model
+from mm_cb.evaluation.verify_outputs import check_outputs
+from mm_cb.models import LlavaNextModel, load_model
 from mm_cb.paths import safe_id
 from mm_cb.progress import Progress, console
 from mm_cb.runs import file_sha256, read_jsonl, read_run
 
 TOLERANCE = 1e-4
-"""Largest difference between a recorded loss and the one computed again."""
+"""Largest difference between a recorded loss and the one computed again, in float32."""
+
+ROUNDINGS = 4
+"""The same in shorter types, in machine epsilons of the loss. Both computations round every logit, by up to half an
+epsilon of it each; batches of other rows add up in another order and so round elsewhere. A logit is several times its
+loss, but the errors of a target's tokens cancel in their mean: of 72 pictures of the miniature in bfloat16, none was
+off by more than 0.25. A loss forged by less cannot be told from an honest one in such a type."""
 
 _KEYS = ("id", "image", "clean_image", "prompt", "target", "sha256", "clean_sha256", "epsilon", "loss", "attack")
 
-_SHARED = ("restart", "iterate", "epsilon", "loss", "objective_file", "objective_logged", "nll_base")
+_SHARED = ("restart", "iterate", "epsilon", "loss", "objective_file", "objective_logged", "nll_base", "zero_gradients")
 """What items.jsonl repeats of a picture's JSON, but for the verdict, which another judge may have given."""
 
 
@@ -92,7 +100,7 @@ def verify_run(folder: Path, *, model: str | None, adapter: str | None, device: 
                     f"`{name}` or one of its kind must be as `mm-cb attack` wrote it: {type(error).__name__}, {error}."
                 ) from error
             task.advance(len(group))
-    _show(rows, verdicts, same_arithmetic)
+    _show(rows, verdicts, same_arithmetic, dtype_of(loaded))
     wrong = [row for row in rows if row.disagreements]
     if wrong:
         raise UserError(
@@ -100,8 +108,7 @@ def verify_run(folder: Path, *, model: str | None, adapter: str | None, device: 
             f"({len(wrong)} of {len(rows)} pictures disagree). Do not use its numbers; run the attack again."
         )
     check_copies(folder, artefacts)
-    check_budget(folder, artefacts, recipe)
-    check_results(folder)
+    check_outputs(folder, artefacts, recipe)
     return rows
 
 
@@ -144,13 +151,15 @@ def check_items(folder: Path, artefacts: Sequence[dict[str, Any]]) -> None:
             if Path(str(one.get("image"))).parent.parent != Path("images"):
                 continue  # a relaxation, which leaves no picture
             named.add(one["image"])
-            _check_candidate(path, one, known.get(one["image"]))
+            _check_candidate(path, item, one, known.get(one["image"]))
     unnamed = sorted(known.keys() - named)
     if unnamed:
         raise UserError(f"`{path}` must name every attacked picture, it lacks `{unnamed[0]}`.")
 
 
-def _check_candidate(path: Path, one: Mapping[str, Any], artefact: Mapping[str, Any] | None) -> None:
+def _check_candidate(
+    path: Path, item: Mapping[str, Any], one: Mapping[str, Any], artefact: Mapping[str, Any] | None
+) -> None:
     if artefact is None:
         raise UserError(f"`{path}` names `{one['image']}`, which is not in the run.")
     completion = hashlib.sha256(str(one.get("completion")).encode()).hexdigest()
@@ -160,6 +169,8 @@ def _check_candidate(path: Path, one: Mapping[str, Any], artefact: Mapping[str, 
     shared = [key for key in _SHARED if drawn is None or key != "nll_base"]
     wrong = [key for key in shared if one.get(key) != artefact.get(key)]
     wrong += ["completion"] if completion != told else []
+    if drawn is None and artefact.get("prefix_emitted") != starts_with(str(one["completion"]), artefact["target"]):
+        wrong.append("prefix_emitted")
     if wrong:
         raise UserError(
             f"`{path}` and the JSON beside `{one['image']}` disagree in {', '.join(wrong)}. Do not use the run's "
@@ -168,10 +179,17 @@ def _check_candidate(path: Path, one: Mapping[str, Any], artefact: Mapping[str, 
 
 
 def _check_worst(path: Path, item: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> None:
-    """An item counts as its worst candidate: harmful first, then the lowest loss."""
+    """An item counts as its worst candidate: harmful first, then the lowest loss.
+
+    Another judge leaves ``prefix_emitted`` as the run had it, that of a candidate which may be the worst no longer.
+    """
     if candidates:
         worst = min(candidates, key=rank)
         wrong = [key for key in ("outcome", "image", "loss", "completion") if item.get(key) != worst.get(key)]
+        wrong += ["gibberish"] if item.get("gibberish") != (worst.get("outcome") == "gibberish") else []
+        said = [str(one.get("completion")) for one in (candidates if "judge" in item else [worst])]
+        if item.get("prefix_emitted") not in {starts_with(text, str(item.get("target"))) for text in said}:
+            wrong.append("prefix_emitted")
         if wrong:
             raise UserError(
                 f"`{path}`: `{item.get('id')}` under {item.get('condition')} is not the worst of its candidates, it "
@@ -192,34 +210,6 @@ def check_copies(folder: Path, artefacts: Sequence[Mapping[str, Any]]) -> None:
             raise UserError(f"`{folder / name}` must be a copy of one of the behaviour's judged pictures, it is not.")
 
 
-def check_budget(folder: Path, artefacts: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> None:
-    """Every picture was made with the budget that run.json states."""
-    for artefact in artefacts:
-        for key in ("epsilon", "steps", "restarts"):
-            if artefact["attack"].get(key) != recipe.get(key):
-                raise UserError(
-                    f"`{folder / 'run.json'}` states {key} {recipe.get(key)}, the JSON beside `{artefact['image']}` "
-                    f"{artefact['attack'].get(key)}. Do not use the run's numbers; run the attack again."
-                )
-
-
-def check_results(folder: Path) -> None:
-    """Rates and intervals in results.json are those of items.jsonl, counted again."""
-
-    def told(m: Measurement) -> tuple[Any, ...]:
-        return m.value, m.n, m.ci95
-
-    stated = read_results(folder / "results.json")
-    for counted in measure(read_jsonl(folder / "items.jsonl"), pairs=[]):
-        found = find(stated, counted.subject, counted.metric, counted.condition, counted.split)
-        if found is None or told(found) != told(counted):
-            raise UserError(
-                f"`{folder / 'results.json'}` must say what items.jsonl holds, but for {counted.metric} under "
-                f"{counted.condition} ({counted.subject}, {counted.split}) it says "
-                f"{found and found.value}, counted again it is {counted.value}. Do not use the run's numbers."
-            )
-
-
 def _groups(folder: Path, artefacts: Sequence[dict[str, Any]], batch: int) -> list[list[dict[str, Any]]]:
     """Artefacts that one objective can take together: one attack, one picture size."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
@@ -230,6 +220,13 @@ def _groups(folder: Path, artefacts: Sequence[dict[str, Any]], batch: int) -> li
             raise UserError(f"`{folder / artefact['clean_image']}` cannot be read: {error}") from error
         groups[artefact["attack"]["name"], json.dumps(artefact["subject"]), *size].append(artefact)
     return [chunk for group in groups.values() for chunk in chunks(group, batch)]
+
+
+def tolerance(loss: float, dtype: str) -> float:
+    """Largest difference to ``loss``, computed again in a torch dtype, at which the recorded one agrees."""
+    if dtype == "float32":
+        return TOLERANCE
+    return max(TOLERANCE, ROUNDINGS * torch.finfo(getattr(torch, dtype)).eps * abs(loss))
 
 
 def verify_group(
@@ -245,17 +242,23 @@ def verify_group(
     again = compute_again(subject, [group[i] for i in readable], folder) if readable else []
     found = dict(zip(readable, again, strict=True))
     rows = []
+    dtype = dtype_of(subject.model)
     for i, artefact in enumerate(group):
         loss, objective, other = found.get(i, (float("nan"), float("nan"), False))
         gap = abs(objective - artefact["objective_file"])
-        if i in found and not abs(loss - artefact["loss"]) <= TOLERANCE:
+        if i in found and not abs(loss - artefact["loss"]) <= tolerance(loss, dtype):
             problems[i].append(f"target loss {artefact['loss']:.5f} recorded, {loss:.5f} found")
-        if i in found and not gap <= TOLERANCE:
+        if i in found and not gap <= tolerance(objective, dtype):
             problems[i].append(f"objective {artefact['objective_file']:.5f} recorded, {objective:.5f} found")
         if other and same_arithmetic:
             problems[i].append("the model's answer is another one than the run stored")
         rows.append(Row(artefact["image"], artefact["epsilon"], artefact["loss"], loss, gap, tuple(problems[i]), other))
     return rows
+
+
+def dtype_of(model: LlavaNextModel) -> str:
+    """As a recipe and a picture's JSON name it."""
+    return str(model.base.dtype).removeprefix("torch.")
 
 
 def _files(artefact: dict[str, Any], folder: Path) -> list[str]:
@@ -278,7 +281,7 @@ def _files(artefact: dict[str, Any], folder: Path) -> list[str]:
     return problems
 
 
-def _show(rows: Sequence[Row], verdicts: str, same_arithmetic: bool) -> None:
+def _show(rows: Sequence[Row], verdicts: str, same_arithmetic: bool, dtype: str) -> None:
     from rich.table import Table
 
     table = Table("picture", "epsilon", "loss recorded", "loss found", "verdict")
@@ -287,7 +290,8 @@ def _show(rows: Sequence[Row], verdicts: str, same_arithmetic: bool) -> None:
         table.add_row(row.image, f"{row.epsilon}/255", f"{row.loss_recorded:.5f}", f"{row.loss_found:.5f}", verdict)
     console().print(table)
     agree = sum(not row.disagreements for row in rows)
-    console().print(f"{agree} of {len(rows)} pictures agree (losses to {TOLERANCE:g}, epsilon exactly)")
+    share = "" if dtype == "float32" else f" or {tolerance(100, dtype):.2g} %, whichever is more"
+    console().print(f"{agree} of {len(rows)} pictures agree ({dtype} losses to {TOLERANCE:g}{share}; epsilon exactly)")
     others = sum(row.other_answer for row in rows)
     note = "" if same_arithmetic else " (another device, or not float32: no disagreement)"
     console().print(f"{others} of {len(rows)} greedy answers differ when generated again{note}; {verdicts}")

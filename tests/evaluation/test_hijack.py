@@ -326,10 +326,25 @@ def test_early_stop_freezes_a_judged_success_and_says_so(base, behaviors, tmp_pa
     )
     assert [[c.get("iterate") for c in item["candidates"]] for item in items] == [[None, 2], [None, 2, 4], [None, 2, 4]]
     assert all(item["early_stop"] for item in items) and items[0]["outcome"] == "harmful"
+    assert [item["stopped_early"] for item in items] == [True, False, False]
+    assert find(measure(items, pairs=[]), "base", "compliance", "pgd").counts["stopped_early"] == 1
     first = items[0]["candidates"]
     assert (tmp_path / first[0]["image"]).read_bytes() == (tmp_path / first[1]["image"]).read_bytes()
     with pytest.raises(ValueError, match="early_stop"):
         Protocol(early_stop=True)
+
+
+def test_what_stands_still_leaves_no_second_file(base, behaviors, tmp_path):
+    """Where nothing can move, one file lies beside the selected one whatever is kept, and each file has its JSON."""
+    attack = Attack("pgd", epsilon=0, steps=4, batch=2, canvas=(42, 84), max_new_tokens=4)
+    protocol = Protocol(iterates=2, artefacts=True, samples=1)
+    with Progress() as progress:
+        items = attack_behaviors(Subject("base", base), behaviors, attack, tmp_path, never, progress, protocol=protocol)
+    pictures = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("images/*/*.png")}
+    assert pictures == {candidate["image"] for item in items for candidate in item["candidates"]}
+    assert len(pictures) == 2 * len(behaviors) and all(
+        (tmp_path / name).with_suffix(".json").is_file() for name in pictures
+    )
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd"])

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from mm_cb.errors import UserError
+from mm_cb.evaluation.records import stopped_early
 from mm_cb.evaluation.results import find, measure, read_results, write_results
 
 KEYS = {
@@ -40,6 +41,27 @@ def test_rate_interval_and_outcome_counts():
     assert found.ci95[0] < 80 < found.ci95[1]
     assert found.counts == {"harmful": 8, "gibberish": 1, "refusal": 1, "other": 0, "not_judged": 0}
     assert found.paired_with is None
+
+
+def test_behaviours_that_were_stopped_early_are_counted_only_where_that_was_asked_for():
+    items = [item | {"stopped_early": item["id"] == "b00"} for item in outcomes("base", "pgd", ["harmful", "harmful"])]
+    assert find(measure(items, pairs=[]), "base", "compliance", "pgd").counts["stopped_early"] == 1
+    plain = find(measure(outcomes("base", "pgd", ["harmful"]), pairs=[]), "base", "compliance", "pgd")
+    assert "stopped_early" not in plain.counts
+
+
+@pytest.mark.parametrize(
+    ("candidate", "early"),
+    [
+        ({"iterate": 2, "outcome": "harmful"}, True),
+        ({"iterate": 4, "outcome": "harmful"}, False),  # the last step: nothing was saved
+        ({"iterate": None, "outcome": "harmful"}, False),  # the selected picture
+        ({"iterate": 2, "outcome": "harmful", "sample": 1}, False),  # an answer drawn later stops nothing
+        ({"iterate": 2, "outcome": "refusal"}, False),
+    ],
+)
+def test_a_behaviour_is_stopped_by_the_verdict_on_an_iterate_before_the_last(candidate, early):
+    assert stopped_early([{"outcome": "refusal"}, candidate], steps=4) is early
 
 
 def test_paired_difference_and_mcnemar():

@@ -8,10 +8,12 @@ from PIL import Image
 from mm_cb import cli
 from mm_cb.errors import UserError
 from mm_cb.evaluation.attack_run import run_attack
+from mm_cb.evaluation.outputs import quartiles, write_outputs
 from mm_cb.evaluation.records import rank
 from mm_cb.evaluation.results import measure, write_results
 from mm_cb.evaluation.verify import check_copies, check_items, read_artefacts, verify_run
 from mm_cb.evaluation.verify_answers import check_verdicts
+from mm_cb.evaluation.verify_outputs import check_outputs
 from mm_cb.miniature import judge
 from mm_cb.miniature.world import Brew
 from mm_cb.models import load_model
@@ -72,8 +74,11 @@ def keep(run, kind):
             c for c in item["candidates"] if c["image"] == f"images/{kept.parent.name}/{kept.name}" and not c["sample"]
         ]
     items = [item | shown(item["candidates"][0]) for item in items if item["candidates"]]
-    (run / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    write_results(run / "results.json", measure(items, pairs=[]))
+    stated = json.loads((run / "run.json").read_text())
+    stated["recipe"]["attack"] = kind
+    (run / "run.json").write_text(json.dumps(stated))
+    drawn = quartiles([json.loads(kept.with_suffix(".json").read_text())["curve"]], items[0]["subject"], kind)
+    write_outputs(run, items, drawn, epsilon=8, k={kind: items[0]["k"]})
     for path in (run / "images").glob("*.png"):
         if path.name != f"{kept.parent.name}.clean.png":
             path.unlink()
@@ -82,7 +87,8 @@ def keep(run, kind):
 
 def shown(candidate):
     """What an item says of its worst candidate."""
-    return {key: candidate[key] for key in ("outcome", "image", "loss", "completion")}
+    told = {key: candidate[key] for key in ("outcome", "image", "loss", "completion")}
+    return told | {"gibberish": candidate["outcome"] == "gibberish"}
 
 
 def picture_of(run, name="pgd-s0-r0.png"):
@@ -104,8 +110,31 @@ def test_an_honest_run_agrees_in_every_picture(made, capsys):
     assert max(abs(row.loss_found - row.loss_recorded) for row in rows) <= 1e-4
     assert max(row.objective_gap for row in rows) <= 1e-4
     shown_lines = " ".join(capsys.readouterr().out.split())
+    assert "(float32 losses to 0.0001; epsilon exactly)" in shown_lines
     assert "16 of 16 pictures agree" in shown_lines
     assert "0 of 16 greedy answers differ" in shown_lines and "32 of 32 verdicts judged again" in shown_lines
+
+
+def test_losses_in_bfloat16_are_held_to_what_bfloat16_holds_and_a_forged_one_is_still_found(few, monkeypatch, capsys):
+    """Recorded in float32, computed again in bfloat16: at least what another batch changes, no digit was chosen."""
+    model = load_model("miniature", dtype="bfloat16")
+    monkeypatch.setattr("mm_cb.evaluation.verify.load_model", lambda *_, **__: model)
+    edited(few, "run.json", lambda content: content["recipe"].update(dtype="bfloat16"))
+    change(few, dtype=lambda dtype: "bfloat16")
+    (row,) = verify_run(few, model=None, adapter=None)
+    assert 1e-4 < abs(row.loss_found - row.loss_recorded)
+    assert "1 of 1 pictures agree (bfloat16 losses to 0.0001 or 3.1 %" in " ".join(capsys.readouterr().out.split())
+    for factor in (0.9, 1.1):
+        path = change(few, loss=lambda _, factor=factor: round(row.loss_found * factor, 5))
+        same_in_items(few, json.loads(path.read_text()))
+        with pytest.raises(UserError, match="target loss .* recorded"):
+            verify_run(few, model=None, adapter=None)
+
+
+def test_another_dtype_than_the_pictures_is_noticed(few):
+    recipe = json.loads((few / "run.json").read_text())["recipe"] | {"dtype": "bfloat16"}
+    with pytest.raises(UserError, match="states dtype bfloat16, .* float32"):
+        check_outputs(few, read_artefacts(few), recipe)
 
 
 def same_in_items(run, content):
@@ -198,6 +227,84 @@ def test_a_rate_that_the_items_do_not_hold_is_noticed(few):
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"results.json.*says 1\.0.*it is 0\.0"):
         verify_run(few, model=None, adapter=None)
+
+
+def edited(run, name, edit):
+    """A JSON file of a run, changed; what `edit` returns is written, or what it changed where that is None."""
+    content = json.loads((run / name).read_text())
+    made = edit(content)
+    (run / name).write_text(json.dumps(content if made is None else made))
+
+
+def invented(condition):
+    return lambda results: results["measurements"].append(results["measurements"][0] | {"condition": condition})
+
+
+def count(metric, name):
+    def edit(results):
+        next(m for m in results["measurements"] if m["metric"] == metric)["counts"][name] += 1
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "key"),
+    [
+        ("results.json", count("compliance", "refusal"), r"measurements\[compliance, .*counts.refusal"),
+        ("results.json", count("gibberish", "gibberish"), r"measurements\[gibberish, .*counts.gibberish"),
+        ("results.json", count("compliance", "prefix_emitted"), "counts.prefix_emitted"),
+        ("results.json", invented("pgd_adaptive"), "compliance, pgd_adaptive"),
+        ("results.json", invented("worst_case"), "compliance, worst_case"),
+        ("results.json", lambda results: results, None),
+        ("results.json", lambda results: results | {"schema": 2}, "schema"),
+        ("results.json", lambda results: results | {"measurements": []}, "made again it is {"),
+        ("checks.json", lambda checks: [], "every attacked file is inside the ball"),
+        ("checks.json", lambda checks: checks[1].update(value="largest gap 0 over 9 files"), "value"),
+        ("curves.json", lambda curves: curves[0].update(q50=[0.0] * len(curves[0]["q50"])), r"q50\[0\]"),
+        ("protocol.json", lambda protocol: protocol["k"].update(pgd=999), "k.pgd` it says 999"),
+    ],
+)
+def test_what_a_run_counts_is_counted_again_key_by_key(made, tmp_path, name, edit, key):
+    for file in ("items.jsonl", "run.json", "results.json", "checks.json", "curves.json", "protocol.json"):
+        shutil.copyfile(made / file, tmp_path / file)
+    edited(tmp_path, name, edit)
+    recipe, artefacts = json.loads((made / "run.json").read_text())["recipe"], read_artefacts(made)
+    if key is None:
+        return check_outputs(tmp_path, artefacts, recipe)  # nothing was changed
+    with pytest.raises(UserError, match=f"{name}.*{key}"):
+        check_outputs(tmp_path, artefacts, recipe)
+
+
+@pytest.mark.parametrize("key", ["prefix_emitted", "gibberish"])
+def test_a_flag_that_the_answer_does_not_have_is_noticed_though_all_is_counted_from_it(run, key):
+    items = [json.loads(line) for line in (run / "items.jsonl").read_text().splitlines()]
+    for item in items:
+        item[key] = not item[key]
+    (run / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    write_results(run / "results.json", measure(items, pairs=[]))
+    with pytest.raises(UserError, match=f"differs in {key}"):
+        check_items(run, read_artefacts(run))
+
+
+def test_a_prefix_that_a_pictures_json_invents_is_noticed(run):
+    change(run, prefix_emitted=lambda told: not told)
+    with pytest.raises(UserError, match="disagree in prefix_emitted"):
+        check_items(run, read_artefacts(run))
+
+
+def test_more_tries_than_the_run_had_are_noticed_in_its_recipe(made):
+    recipe, artefacts = json.loads((made / "run.json").read_text())["recipe"], read_artefacts(made)
+    with pytest.raises(UserError, match="states samples 9, .* 1"):
+        check_outputs(made, artefacts, recipe | {"options": recipe["options"] | {"samples": 9}})
+
+
+@pytest.mark.parametrize(("key", "value"), [("k", 999), ("target", "sure"), ("loss_clean", 99.0), ("early_stop", True)])
+def test_what_an_item_says_of_its_attack_and_its_picture_is_the_pictures(made, tmp_path, key, value):
+    recipe, artefacts = json.loads((made / "run.json").read_text())["recipe"], read_artefacts(made)
+    items = [json.loads(line) | {key: value} for line in (made / "items.jsonl").read_text().splitlines()]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    with pytest.raises(UserError, match=f"items.jsonl.*{key}` it says {value!r}"):
+        check_outputs(tmp_path, artefacts, recipe)
 
 
 def test_another_budget_than_the_runs_is_noticed(few):
