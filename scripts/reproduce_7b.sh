@@ -17,7 +17,8 @@
 #   SAFETY_PROMPT  none                                    text file: the operator's words in front of every request
 #   EPSILON STEPS RESTARTS   32/255 1000 1                 the attacks' budget
 #   ATTACK         max_new_tokens=512                      further `mm-cb attack` arguments: "batch=16 max_new_tokens=512"
-#   ADAPTIVE                                               more of them for pgd_adaptive alone: "balance=true"
+#   PGD            (nothing)                               more for pgd and pgd_adaptive: "optimizer=sign", the paper's steps
+#   ADAPTIVE       (nothing)                               more for pgd_adaptive alone: "balance=true"
 #   JUDGE          needed                                  `mm-cb judge --help` lists them; none = the model's own, if any
 #   JUDGING        (nothing)                               further `mm-cb judge` arguments: "--endpoint URL"
 #   EVAL           (nothing)                               further `mm-cb eval` arguments: "batch=16"
@@ -45,6 +46,7 @@ OUT="${OUT:-runs/7b}"
 read -ra mm_cb <<<"${MM_CB:-mm-cb}"
 read -ra train_more <<<"${TRAIN:-}"
 read -ra attack_more <<<"${ATTACK:-max_new_tokens=512}"
+read -ra pgd_more <<<"${PGD:-}"
 read -ra adaptive_more <<<"${ADAPTIVE:-}"
 read -ra judge_more <<<"${JUDGING:-}"
 read -ra eval_more <<<"${EVAL:-}"
@@ -151,6 +153,7 @@ for subject in "${subjects[@]}"; do
         if [ "$attack" = pgd_adaptive ] && [ "$subject" != rr ]; then continue; fi
         folder="$OUT/attack/$subject-$attack"
         more=(${attack_more[@]+"${attack_more[@]}"})
+        case "$attack" in pgd*) more+=(${pgd_more[@]+"${pgd_more[@]}"}) ;; esac
         if [ "$attack" = pgd_adaptive ]; then more+=(${adaptive_more[@]+"${adaptive_more[@]}"}); fi
         step "$folder" "${mm_cb[@]}" attack "${who[@]}" --behaviors "$BEHAVIORS" --out "$folder" --attack "$attack" \
             --epsilon "$EPSILON" --steps "$STEPS" --restarts "$RESTARTS" "${on[@]}" ${more[@]+"${more[@]}"}

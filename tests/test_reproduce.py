@@ -259,3 +259,12 @@ def _measured(report):
     """What the page of a ``report`` command is made from."""
     folders = report[1 : report.index("--out")]
     return combine([load_run(Path(folder)) for folder in folders]).measurements
+
+
+def test_settings_of_the_search_reach_the_attacks_that_search_alone(given, tmp_path):
+    settings = {"PGD": "optimizer=sign", "ADAPTIVE": "balance=true"}
+    commands, _ = printed(tmp_path, given | settings)
+    attacks = [words for words in commands if words[0] == "attack"]
+    named = {words[words.index("--attack") + 1]: words for words in attacks}
+    assert {name for name, words in named.items() if "optimizer=sign" in words} == {"pgd", "pgd_adaptive"}
+    assert {name for name, words in named.items() if "balance=true" in words} == {"pgd_adaptive"}

@@ -66,7 +66,8 @@ class Attack:
     """Behaviours that a universal picture is made for, the first ones; the others are held out. 0 = half of them."""
     optimizer: str = "adam"
     """How a search by PGD steps: `image_attacks.adam_pgd`, or `pgd` by the gradient's "sign", the textbook's. Adam was
-    chosen on validation behaviours, where it took a fraction of the steps (results/attacks/README.md)."""
+    chosen on validation behaviours, where it took a fraction of the steps (results/attacks/README.md). Deviation: the
+    paper's attack, HarmBench's PGD, steps by the sign."""
 
     def __post_init__(self) -> None:
         """Check the values."""
