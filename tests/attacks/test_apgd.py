@@ -74,7 +74,7 @@ def test_a_stalled_image_halves_its_step_and_goes_back_to_its_best_point():
         *itertools.product([apgd, adam_pgd, random_search], [Linf(0.1), Patch.border((5, 4), 1, Linf(0.3))]),
         *itertools.product([apgd, random_search], [L2(0.5)]),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_laws_shared_with_pgd(images, weights, attack, threat_model):
     objective = wavy(weights)

@@ -97,7 +97,7 @@ def test_l2_start_lies_in_ball_and_box_and_its_step_has_norm_one(generator):
         *itertools.product([pgd, apgd, adam_pgd, random_search], [Linf(0.1), Unconstrained(), Unconstrained(0.5)]),
         *itertools.product([pgd, apgd, random_search], [L2(0.5)]),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_patch_or_border_changes_nothing_outside_itself(within, attack, generator):
     images = torch.randint(0, 256, (2, 3, 6, 8), generator=generator) / 255
