@@ -16,11 +16,8 @@ ACCEPTED_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
 """8-bit modes; what they become in RGB is what image processors make of them too."""
 
 
-UNREADABLE = (
-    *(OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, NotImplementedError, MemoryError),
-    TypeError,
-)
-"""What Pillow raises on damaged picture files, by format; the last one on damaged EXIF data."""
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, NotImplementedError, MemoryError)
+"""What Pillow raises on damaged picture files, by format."""
 
 
 def load_image(path: str | Path) -> Tensor:
@@ -74,7 +71,7 @@ def open_image(path: str | Path) -> Image.Image:
         raise ImageFileError(
             f"{path}: expected a PNG, JPEG, WebP, GIF, BMP or TIFF image, got something else or a damaged header."
         ) from e
-    except UNREADABLE as e:
+    except (*UNREADABLE, TypeError) as e:  # the last one on damaged EXIF data
         raise ImageFileError(f"{path}: expected a whole image, got a damaged one ({e}). Fetch it again.") from e
 
 
