@@ -41,13 +41,14 @@ class TargetObjective:
         # Rows are padded on the left, so that all targets end at the last token and few logits are needed.
         self.keep = longest(self.inputs) + 1
         self.labels = self.inputs.labels[:, -self.keep :]
+        self.read = self.inputs.without_last()  # what the last token would say is asked of nobody
         self.preprocess = preprocessing(subject.model, pictures[0])
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Losses ``(B,)`` of ``pixels`` ``(B, 3, H, W)``."""
-        count, shown = self.keep - 1, self.inputs.without_last()
+        count = self.keep - 1
         with self.subject.active() as model, only_last_positions(model.base, count):
-            output = model.forward(shown, pixel_values=self.preprocess(pixels), logits_to_keep=count)
+            output = model.forward(self.read, pixel_values=self.preprocess(pixels), logits_to_keep=count)
         return predicted_nll(output.logits, self.labels[:, 1:])
 
     def loss(self, pixel_values: Tensor) -> Tensor:
