@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mm_cb.errors import UserError
 from mm_cb.evaluation.attacks import KINDS, OPTIMISED
 from mm_cb.evaluation.checks import file_loss, gradient_is_there, inside_ball
 from mm_cb.evaluation.records import curves, rank
@@ -66,5 +67,7 @@ def curve_quartiles(folder: Path, subject: str, attack: str) -> list[dict[str, A
 
 def quartiles(losses: Sequence[Sequence[float]], subject: str, attack: str) -> list[dict[str, Any]]:
     """One entry of curves.json, from a curve per behaviour; their order does not matter."""
+    if not losses:
+        raise UserError(f"the run must hold what its curves are made from, but there is no loss curve of `{attack}`.")
     q25, q50, q75 = (np.round(np.quantile(np.array(losses), q, axis=0), 4).tolist() for q in (0.25, 0.5, 0.75))
     return [{"subject": subject, "condition": attack, "q25": q25, "q50": q50, "q75": q75, "n": len(losses)}]

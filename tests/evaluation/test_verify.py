@@ -275,6 +275,12 @@ def test_what_a_run_counts_is_counted_again_key_by_key(made, tmp_path, name, edi
         check_outputs(tmp_path, artefacts, recipe)
 
 
+def test_a_relaxation_whose_curves_were_deleted_is_named(made):
+    recipe = json.loads((made / "run.json").read_text())["recipe"]
+    with pytest.raises(UserError, match="no loss curve of `embedding`"):
+        check_outputs(made, read_artefacts(made), recipe | {"attack": recipe["attack"] + ",embedding"})
+
+
 @pytest.mark.parametrize("key", ["prefix_emitted", "gibberish"])
 def test_a_flag_that_the_answer_does_not_have_is_noticed_though_all_is_counted_from_it(run, key):
     items = [json.loads(line) for line in (run / "items.jsonl").read_text().splitlines()]
