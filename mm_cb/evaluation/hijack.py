@@ -201,6 +201,7 @@ def _records(
             record = {
                 "id": group[i].id,
                 "restart": restart,
+                **({"start": setting.starts[group[i].id]} if setting.starts and restart == 0 else {}),
                 **({} if step is None else {"iterate": step}),
                 **row,
                 "loss_clean": round(float(loss_clean[i]), 5),

@@ -66,7 +66,8 @@ def verify_run(folder: Path, *, model: str | None, adapter: str | None, device: 
     Raises:
         UserError: If something disagrees (the first picture is named), or the folder holds nothing to verify.
     """
-    recipe = read_run(folder).get("recipe")
+    run = read_run(folder)
+    recipe = run.get("recipe")
     if not isinstance(recipe, dict) or not isinstance(recipe.get("model"), str):
         raise UserError(f"`{folder}` must be a run of `mm-cb attack`; its run.json names no model.")
     artefacts = read_artefacts(folder)
@@ -108,7 +109,7 @@ def verify_run(folder: Path, *, model: str | None, adapter: str | None, device: 
             f"({len(wrong)} of {len(rows)} pictures disagree). Do not use its numbers; run the attack again."
         )
     check_copies(folder, artefacts)
-    check_outputs(folder, artefacts, recipe)
+    check_outputs(folder, artefacts, run)
     return rows
 
 

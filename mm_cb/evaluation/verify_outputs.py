@@ -14,29 +14,33 @@ from mm_cb.evaluation.attack_options import Options
 from mm_cb.evaluation.attacks import OPTIMISED, Attack, Protocol
 from mm_cb.evaluation.outputs import curve_quartiles, quartiles, summaries
 from mm_cb.evaluation.records import facts, stopped_early
+from mm_cb.evaluation.source import subject_name
 from mm_cb.paths import safe_id
 from mm_cb.runs import read_jsonl
 
 _NOTHING = "nothing"
 
 
-def check_outputs(folder: Path, artefacts: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> None:
-    """Results, checks, curves and k are those that the functions which wrote them make again, key by key.
+def check_outputs(folder: Path, artefacts: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> None:
+    """Settings are those of run.json; results, checks, curves and k what the functions that wrote them make again.
 
     Raises:
         UserError: Naming the file and the first key that differs.
     """
     try:
+        recipe = run["recipe"]
         options = Options(**recipe.get("options", {}))
-        budget = recipe["epsilon"], recipe["steps"], recipe["restarts"]
-        attacks = {name: options.attack(name, *budget, 0, (1, 1)) for name in recipe["attack"].split(",")}
+        budget = recipe["epsilon"], recipe["steps"], recipe["restarts"], run["seed"]
+        attacks = {name: options.attack(name, *budget, (1, 1)) for name in recipe["attack"].split(",")}
         protocol = options.protocol()
-        _check_budget(folder, artefacts, recipe, protocol)
+        _check_settings(folder, artefacts, recipe, attacks, options)
         items, told = list(read_jsonl(folder / "items.jsonl")), {a["image"]: a for a in artefacts}
         for item in items:
-            made = _facts(item, attacks[item["condition"]], protocol, told.get(item["image"], item))
-            stated = {key: item.get(key, _NOTHING) for key in made}
-            _compare(folder / "items.jsonl", stated, made, f"{item['id']}, {item['condition']}")
+            attack = attacks[item["condition"]]
+            said = [_facts(item, attack, protocol, recipe, told.get(one["image"], item)) for one in item["candidates"]]
+            for made in (*said, _shown(item, attack, protocol, told.get(item["image"], item))):
+                stated = {key: item.get(key, _NOTHING) for key in made}
+                _compare(folder / "items.jsonl", stated, made, f"{item['id']}, {item['condition']}")
         drawn = [entry for name in attacks for entry in _curves(folder, artefacts, name)]
         k = {name: facts(attack, protocol)["k"] for name, attack in attacks.items()}
         again = summaries(items, drawn, epsilon=recipe["epsilon"], k=k)
@@ -49,27 +53,53 @@ def check_outputs(folder: Path, artefacts: Sequence[Mapping[str, Any]], recipe: 
         raise UserError(f"`{folder}` must be as `mm-cb attack` wrote it: {type(error).__name__}, {error}.") from error
 
 
-def _check_budget(
-    folder: Path, artefacts: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any], protocol: Protocol
+def _check_settings(
+    folder: Path,
+    artefacts: Sequence[Mapping[str, Any]],
+    recipe: Mapping[str, Any],
+    attacks: Mapping[str, Attack],
+    options: Options,
 ) -> None:
-    """Every picture was made and judged as run.json states."""
-    stated = {key: recipe.get(key) for key in ("epsilon", "steps", "restarts", "dtype")} | asdict(protocol)
+    """Every picture was made and judged as run.json states: whatever its JSON says of that, run.json decides."""
+    system, adapter = recipe.get("system"), recipe.get("adapter")
+    subject = {"name": subject_name(adapter, system), "adapted": adapter is not None, "system": system}
+    protocol = {key: value for key, value in asdict(options.protocol()).items() if key != "checkpoint_seconds"}
+    searched = [name for name, attack in attacks.items() if attack.kind.search in ("pgd", "apgd")]
     for artefact in artefacts:
-        for key, value in (artefact["protocol"] | artefact["attack"] | {"dtype": artefact["dtype"]}).items():
-            if key in stated and value != stated[key]:
-                raise UserError(
-                    f"`{folder / 'run.json'}` states {key} {stated[key]}, the JSON beside `{artefact['image']}` "
-                    f"{value}. Do not use the run's numbers; run the attack again."
-                )
+        attack = attacks[artefact["attack"]["name"]]
+        stated = {
+            "attack": asdict(attack) | {"canvas": artefact["attack"]["canvas"]},
+            "protocol": protocol,
+            "subject": subject,
+            "dtype": recipe.get("dtype", "float32"),
+            "device": recipe["device"],
+            "chain": options.chain and attack.name in searched[1:] and artefact["restart"] == 0,
+        }
+        held = {key: artefact[key] for key in ("attack", "protocol", "subject", "dtype")}
+        held |= {"device": artefact["device"].partition(":")[0], "chain": artefact.get("start") is not None}
+        found = _first_difference(stated, held, "")
+        if found is not None:
+            raise UserError(
+                f"`{folder / 'run.json'}` states {found[0].rpartition('.')[2]} {found[1]!s:.60}, the JSON beside "
+                f"`{artefact['image']}` {found[2]!s:.60}. Do not use the run's numbers; run the attack again."
+            )
 
 
-def _facts(item: Mapping[str, Any], attack: Attack, protocol: Protocol, artefact: Mapping[str, Any]) -> dict[str, Any]:
-    """What an item must say of its attack and its picture; the last two only while it is shown at the run's verdict."""
+def _facts(
+    item: Mapping[str, Any], attack: Attack, protocol: Protocol, recipe: Mapping[str, Any], artefact: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What an item must say of the attack on it and of each of its pictures."""
     made = facts(attack, protocol) | {key: artefact[key] for key in ("id", "prompt", "target", "clean_image")}
-    if "judge" not in item:
-        made["loss_clean"] = artefact["loss_clean"]
-        made |= {"stopped_early": stopped_early(item["candidates"], attack.steps)} if protocol.early_stop else {}
-    return made
+    made["condition"] = artefact.get("attack", {"name": item["condition"]})["name"]
+    return made | {"seed": attack.seed, "subject": subject_name(recipe.get("adapter"), recipe.get("system"))}
+
+
+def _shown(item: Mapping[str, Any], attack: Attack, protocol: Protocol, artefact: Mapping[str, Any]) -> dict[str, Any]:
+    """What an item must say of the picture it shows, while that is the worst by the run's own verdict."""
+    if "judge" in item:
+        return {}
+    made = {"stopped_early": stopped_early(item["candidates"], attack.steps)} if protocol.early_stop else {}
+    return made | {"loss_clean": artefact["loss_clean"]}
 
 
 def _curves(folder: Path, artefacts: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:

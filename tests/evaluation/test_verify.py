@@ -74,15 +74,23 @@ def keep(run, kind):
             c for c in item["candidates"] if c["image"] == f"images/{kept.parent.name}/{kept.name}" and not c["sample"]
         ]
     items = [item | shown(item["candidates"][0]) for item in items if item["candidates"]]
-    stated = json.loads((run / "run.json").read_text())
-    stated["recipe"]["attack"] = kind
-    (run / "run.json").write_text(json.dumps(stated))
+    (run / "run.json").write_text(json.dumps(stated(run, attack=kind)))
     drawn = quartiles([json.loads(kept.with_suffix(".json").read_text())["curve"]], items[0]["subject"], kind)
     write_outputs(run, items, drawn, epsilon=8, k={kind: items[0]["k"]})
     for path in (run / "images").glob("*.png"):
         if path.name != f"{kept.parent.name}.clean.png":
             path.unlink()
     shutil.copyfile(kept, kept.parent.with_suffix(".png"))
+
+
+def stated(run, **changed):
+    """What run.json says, with other entries in its recipe."""
+    content = json.loads((run / "run.json").read_text())
+    return content | {"recipe": content["recipe"] | changed}
+
+
+def with_options(run, **changed):
+    return stated(run, options=stated(run)["recipe"]["options"] | changed)
 
 
 def shown(candidate):
@@ -132,9 +140,8 @@ def test_losses_in_bfloat16_are_held_to_what_bfloat16_holds_and_a_forged_one_is_
 
 
 def test_another_dtype_than_the_pictures_is_noticed(few):
-    recipe = json.loads((few / "run.json").read_text())["recipe"] | {"dtype": "bfloat16"}
     with pytest.raises(UserError, match="states dtype bfloat16, .* float32"):
-        check_outputs(few, read_artefacts(few), recipe)
+        check_outputs(few, read_artefacts(few), stated(few, dtype="bfloat16"))
 
 
 def same_in_items(run, content):
@@ -207,9 +214,8 @@ def test_a_forged_answer_is_noticed_though_its_verdict_and_its_hash_fit(few, cap
     change(few, completion_sha256=lambda v: hashlib.sha256(refusal.encode()).hexdigest())
     with pytest.raises(UserError, match="answer is another one than the run stored"):
         verify_run(few, model=None, adapter=None)
-    stated = json.loads((few / "run.json").read_text())
-    stated["recipe"]["device"] = "cuda"
-    (few / "run.json").write_text(json.dumps(stated))
+    (few / "run.json").write_text(json.dumps(stated(few, device="cuda")))
+    change(few, device=lambda v: "cuda:0")
     verify_run(few, model=None, adapter=None)  # other arithmetic: counted and said, no disagreement
     assert "1 of 1 greedy answers differ" in capsys.readouterr().out
 
@@ -268,17 +274,16 @@ def test_what_a_run_counts_is_counted_again_key_by_key(made, tmp_path, name, edi
     for file in ("items.jsonl", "run.json", "results.json", "checks.json", "curves.json", "protocol.json"):
         shutil.copyfile(made / file, tmp_path / file)
     edited(tmp_path, name, edit)
-    recipe, artefacts = json.loads((made / "run.json").read_text())["recipe"], read_artefacts(made)
+    artefacts = read_artefacts(made)
     if key is None:
-        return check_outputs(tmp_path, artefacts, recipe)  # nothing was changed
+        return check_outputs(tmp_path, artefacts, stated(made))  # nothing was changed
     with pytest.raises(UserError, match=f"{name}.*{key}"):
-        check_outputs(tmp_path, artefacts, recipe)
+        check_outputs(tmp_path, artefacts, stated(made))
 
 
 def test_a_relaxation_whose_curves_were_deleted_is_named(made):
-    recipe = json.loads((made / "run.json").read_text())["recipe"]
     with pytest.raises(UserError, match="no loss curve of `embedding`"):
-        check_outputs(made, read_artefacts(made), recipe | {"attack": recipe["attack"] + ",embedding"})
+        check_outputs(made, read_artefacts(made), stated(made, attack="pgd,pgd_long,prefill,noise,embedding"))
 
 
 @pytest.mark.parametrize("key", ["prefix_emitted", "gibberish"])
@@ -299,18 +304,51 @@ def test_a_prefix_that_a_pictures_json_invents_is_noticed(run):
 
 
 def test_more_tries_than_the_run_had_are_noticed_in_its_recipe(made):
-    recipe, artefacts = json.loads((made / "run.json").read_text())["recipe"], read_artefacts(made)
     with pytest.raises(UserError, match="states samples 9, .* 1"):
-        check_outputs(made, artefacts, recipe | {"options": recipe["options"] | {"samples": 9}})
+        check_outputs(made, read_artefacts(made), with_options(made, samples=9))
 
 
-@pytest.mark.parametrize(("key", "value"), [("k", 999), ("target", "sure"), ("loss_clean", 99.0), ("early_stop", True)])
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"seed": 99}, "states seed 99, .* 0"),
+        ({"batch": 4}, "states batch 4, .* 8"),
+        ({"max_new_tokens": 512}, "states max_new_tokens 512, .* 6"),
+        ({"matching_weight": 7.0}, r"states matching_weight 7\.0, .* 1\.0"),
+        ({"optimizer": "sign"}, "states optimizer sign, .* adam"),
+        ({"balance": True}, "states balance True, .* False"),
+        ({"chain": True}, "states chain True, .* False"),
+        ({"device": "cuda"}, "states device cuda, .* cpu"),
+        ({"system": "refuse"}, r"states name base\+safety_prompt, .* base"),
+        ({"adapter": "rr"}, "states name rr, .* base"),
+    ],
+)
+def test_a_run_that_states_another_experiment_is_noticed(made, changed, match):
+    run = stated(made) | changed if "seed" in changed else stated(made, **changed)
+    if changed.keys() & run["recipe"]["options"].keys():
+        run = with_options(made, **changed)
+    with pytest.raises(UserError, match=match):
+        check_outputs(made, read_artefacts(made), run)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("k", 999),
+        ("target", "sure"),
+        ("loss_clean", 99.0),
+        ("early_stop", True),
+        ("condition", "pgd"),
+        ("subject", "rr"),
+        ("seed", 99),
+    ],
+)
 def test_what_an_item_says_of_its_attack_and_its_picture_is_the_pictures(made, tmp_path, key, value):
-    recipe, artefacts = json.loads((made / "run.json").read_text())["recipe"], read_artefacts(made)
+    artefacts = read_artefacts(made)
     items = [json.loads(line) | {key: value} for line in (made / "items.jsonl").read_text().splitlines()]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     with pytest.raises(UserError, match=f"items.jsonl.*{key}` it says {value!r}"):
-        check_outputs(tmp_path, artefacts, recipe)
+        check_outputs(tmp_path, artefacts, stated(made))
 
 
 def test_another_budget_than_the_runs_is_noticed(few):
