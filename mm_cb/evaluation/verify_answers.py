@@ -11,12 +11,15 @@ import torch
 
 from mm_cb.errors import UserError
 from mm_cb.evaluation.adaptive import AdaptiveObjective
+from mm_cb.evaluation.agreement import completions_of, key_of
 from mm_cb.evaluation.attacks import Attack
 from mm_cb.evaluation.behaviors import Behavior
 from mm_cb.evaluation.candidates import complete, read_pictures
 from mm_cb.evaluation.objectives import Objective, TargetObjective, encode
+from mm_cb.evaluation.rejudge import AS_RUN, FOLDER
 from mm_cb.evaluation.search import make_objective
 from mm_cb.evaluation.subjects import Subject
+from mm_cb.paths import safe_id
 from mm_cb.runs import read_jsonl
 
 
@@ -45,25 +48,68 @@ def compute_again(subject: Subject, group: Sequence[dict[str, Any]], folder: Pat
 
 
 def check_verdicts(folder: Path, model: str) -> str:
-    """Judge every stored completion again where there is an exact judge, which only the miniature has.
+    """Hold verdicts to the judge's file in judgements/, and the run's own to the exact judge that the miniature has.
 
     The completions themselves are those of `check_items`: they hash to what the pictures' JSON states.
 
     Returns:
-        One line: how many verdicts were judged again, or why none was.
+        One line: whose verdicts they are, how many were judged again, or why none was.
 
     Raises:
-        UserError: If a verdict is another one than the judge's.
+        UserError: If a verdict is another one than the judge's, or verdicts of several judges are mixed.
     """
+    items = read_jsonl(folder / "items.jsonl")
+    judge = _judge_of(folder, items)
+    told = "verdicts were not checked" if judge is None else f"verdicts are those of {judge} as in {FOLDER}/"
     if model != "miniature":
-        return f"verdicts were not checked: there is no exact judge for `{model}`"
-    items = list(read_jsonl(folder / "items.jsonl"))
-    judges = sorted({str(item["judge"]) for item in items if "judge" in item})
-    if judges:
-        return f"verdicts were not checked: they are those of {', '.join(judges)}"
-    again = [_agrees(folder, item, one) for item in items for one in item.get("candidates") or [item]]
+        return f"{told}; there is no exact judge for `{model}`"
+    again = [_agrees(folder, item, one) for item in as_run(folder, items) for one in completions_of(item)]
     unruled = f"; the judge has no rule for the other {len(again) - sum(again)}" if sum(again) < len(again) else ""
-    return f"{sum(again)} of {len(again)} verdicts judged again, the same{unruled}"
+    whose = "" if judge is None else f"{told}; of the run's own: "
+    return f"{whose}{sum(again)} of {len(again)} verdicts judged again, the same{unruled}"
+
+
+def as_run(folder: Path, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Items with the verdicts that were given when the run was made, which `mm-cb judge` keeps."""
+    if not any("judge" in item for item in items):
+        return list(items)
+    path = folder / FOLDER / f"{AS_RUN}.jsonl"
+    own = {record["key"]: record["outcome"] for record in read_jsonl(path)}
+    return [
+        item | {"candidates": [c | {"outcome": _kept(own, path, item, c)} for c in item["candidates"]]}
+        for item in items
+    ]
+
+
+def _judge_of(folder: Path, items: Sequence[Mapping[str, Any]]) -> str | None:
+    """Whose verdicts the items carry, after they were compared with that judge's; None = the run's own."""
+    judges = {item.get("judge") for item in items}
+    if judges <= {None}:
+        return None
+    if len(judges) > 1:
+        named = ", ".join(sorted("the run's own" if judge is None else str(judge) for judge in judges))
+        raise UserError(f"`{folder / 'items.jsonl'}` must carry the verdicts of one judge, it mixes those of: {named}.")
+    judge = str(judges.pop())
+    path = folder / FOLDER / f"{safe_id(judge)}.jsonl"
+    given = {record["key"]: (record["outcome"], record["score"]) for record in read_jsonl(path)}
+    for item in items:
+        for one in completions_of(item):
+            if (one.get("outcome"), one.get("judge_score")) != _kept(given, path, item, one):
+                raise UserError(
+                    f"`{path}` has another verdict on the answer to `{one.get('image')}` ({item['id']}, "
+                    f"{item['condition']}) than items.jsonl. Do not use the run's numbers; give `mm-cb judge` again."
+                )
+    return judge
+
+
+def _kept(verdicts: Mapping[str, Any], path: Path, item: Mapping[str, Any], one: Mapping[str, Any]) -> Any:
+    key = key_of(item, one)
+    if key not in verdicts:
+        raise UserError(
+            f"`{path}` must hold a verdict on every answer, it lacks the one to `{one.get('image')}` ({item['id']}, "
+            f"{item['condition']})."
+        )
+    return verdicts[key]
 
 
 def _agrees(folder: Path, item: Mapping[str, Any], one: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from mm_cb import cli
 from mm_cb.errors import UserError
+from mm_cb.evaluation.agreement import key_of
 from mm_cb.evaluation.attack_run import run_attack
 from mm_cb.evaluation.outputs import quartiles, write_outputs
 from mm_cb.evaluation.records import rank
@@ -18,6 +19,7 @@ from mm_cb.miniature import judge
 from mm_cb.miniature.world import Brew
 from mm_cb.models import load_model
 from mm_cb.paths import data_path
+from mm_cb.runs import read_jsonl, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +226,53 @@ def test_what_was_not_judged_again_is_said(few):
     assert "no exact judge for `elsewhere`" in check_verdicts(few, "elsewhere")
     rewritten(few, lambda one: {"outcome": "not_judged"})
     assert check_verdicts(few, "miniature").startswith("0 of 1 verdicts judged again")
+
+
+def judged(run, verdict):
+    """The run as `mm-cb judge` leaves it, with one verdict on every answer; its items."""
+    items = read_jsonl(run / "items.jsonl")
+    ones = [(item, one) for item in items for one in item["candidates"]]
+    (run / "judgements").mkdir()
+    write_jsonl(run / "judgements" / "as-run.jsonl", [{"key": key_of(i, c), "outcome": c["outcome"]} for i, c in ones])
+    given = [{"key": key_of(i, c), "outcome": verdict, "score": None} for i, c in ones]
+    write_jsonl(run / "judgements" / "other.jsonl", given)
+    for item, one in ones:
+        item["judge"] = "other"
+        one |= {"outcome": verdict, "judge_score": None}
+    write_jsonl(run / "items.jsonl", items)
+    return items
+
+
+def test_another_judges_verdicts_are_those_it_gave_and_the_runs_own_are_judged_again(run):
+    judged(run, "other")
+    said = check_verdicts(run, "miniature")
+    assert "verdicts are those of other" in said and "32 of 32 verdicts judged again" in said
+    assert "no exact judge for `elsewhere`" in check_verdicts(run, "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("forge", "match"),
+    [
+        (lambda items, run: items[0].pop("judge"), "mixes those of: other, the run's own"),
+        (lambda items, run: items[0]["candidates"][0].update(outcome="refusal"), "has another verdict"),
+        (lambda items, run: items[0]["candidates"][0].update(judge_score=0.5), "has another verdict"),
+        (lambda items, run: (run / "judgements" / "other.jsonl").unlink(), "other.jsonl.* lacks the one to"),
+        (lambda items, run: (run / "judgements" / "as-run.jsonl").unlink(), "as-run.jsonl.* lacks the one to"),
+        (
+            lambda items, run: write_jsonl(
+                run / "judgements" / "as-run.jsonl",
+                [r | {"outcome": "harmful"} for r in read_jsonl(run / "judgements" / "as-run.jsonl")],
+            ),
+            "judged again it is",
+        ),
+    ],
+)
+def test_a_planted_or_edited_verdict_of_another_judge_is_noticed(run, forge, match):
+    items = judged(run, "other")
+    forge(items, run)
+    write_jsonl(run / "items.jsonl", items)
+    with pytest.raises(UserError, match=match):
+        check_verdicts(run, "miniature")
 
 
 def test_a_rate_that_the_items_do_not_hold_is_noticed(few):
