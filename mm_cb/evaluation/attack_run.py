@@ -11,7 +11,7 @@ from mm_cb import hub
 from mm_cb.errors import UserError
 from mm_cb.evaluation.attack_options import Options, parse_attacks, refuse_idle, resolve
 from mm_cb.evaluation.attacks import KINDS, Attack, tries
-from mm_cb.evaluation.behaviors import Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
+from mm_cb.evaluation.behaviors import KEPT_AS, Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
 from mm_cb.evaluation.hijack import Judge, attack_behaviors
 from mm_cb.evaluation.objectives import encode
 from mm_cb.evaluation.outputs import best_pictures, curve_quartiles, write_outputs
@@ -21,7 +21,7 @@ from mm_cb.evaluation.subjects import Subject
 from mm_cb.models import load_model
 from mm_cb.models.cache import model_inputs
 from mm_cb.progress import Progress
-from mm_cb.runs import RunDirectory, append_jsonl, read_jsonl, read_run
+from mm_cb.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes
 
 
 def run_attack(
@@ -64,7 +64,7 @@ def run_attack(
     hub.keep_to(out)
     names = parse_attacks(attack, adapted=adapter is not None)
     options = resolve(overrides)
-    asked = read_behaviors(behaviors)
+    asked, asked_file = read_behaviors(behaviors), behaviors.read_bytes()
     recipe = {
         "model": model,
         "adapter": adapter,
@@ -108,6 +108,7 @@ def run_attack(
             with shard_runs(out, recipe, seed, inputs, shard) as run:
                 if not run.finished:
                     attack_all(run.path, shard.part(asked), progress)
+                    write_bytes(run.path / KEPT_AS, asked_file)
                     run.finish()
                 progress.say(f"shard {shard} is done; without --shard the same command gathers all of them")
             return
@@ -117,6 +118,7 @@ def run_attack(
                 return
             if not gather(run.path, asked):
                 attack_all(run.path, asked, progress)
+            write_bytes(run.path / KEPT_AS, asked_file)
             run.finish()
             if names == ["universal"] and (options.train or 1) >= len(asked):
                 progress.say("nothing is held out: the universal picture was made for every behaviour it is judged on")

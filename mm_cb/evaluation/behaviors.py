@@ -13,6 +13,9 @@ from PIL import Image
 from mm_cb.errors import UserError
 from mm_cb.provenance import memory_bytes
 
+KEPT_AS = "behaviors.jsonl"
+"""The copy of the file that an attack's run directory keeps: what was asked, to be held against what is there."""
+
 _REQUIRED = ("id", "prompt", "target")
 _COPIES = 12
 """Float copies of a picture during an attack: pixels, gradient, best, step, projections, levels, views."""

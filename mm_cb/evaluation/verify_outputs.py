@@ -29,9 +29,7 @@ def check_outputs(folder: Path, artefacts: Sequence[Mapping[str, Any]], run: Map
     """
     try:
         recipe = run["recipe"]
-        options = Options(**recipe.get("options", {}))
-        budget = recipe["epsilon"], recipe["steps"], recipe["restarts"], run["seed"]
-        attacks = {name: options.attack(name, *budget, (1, 1)) for name in recipe["attack"].split(",")}
+        attacks, options = attacks_of(run)
         protocol = options.protocol()
         _check_settings(folder, artefacts, recipe, attacks, options)
         items, told = list(read_jsonl(folder / "items.jsonl")), {a["image"]: a for a in artefacts}
@@ -40,7 +38,7 @@ def check_outputs(folder: Path, artefacts: Sequence[Mapping[str, Any]], run: Map
             said = [_facts(item, attack, protocol, recipe, told.get(one["image"], item)) for one in item["candidates"]]
             for made in (*said, _shown(item, attack, protocol, told.get(item["image"], item))):
                 stated = {key: item.get(key, _NOTHING) for key in made}
-                _compare(folder / "items.jsonl", stated, made, f"{item['id']}, {item['condition']}")
+                compare(folder / "items.jsonl", stated, made, f"{item['id']}, {item['condition']}")
         drawn = [entry for name in attacks for entry in _curves(folder, artefacts, name)]
         k = {name: facts(attack, protocol)["k"] for name, attack in attacks.items()}
         again = summaries(items, drawn, epsilon=recipe["epsilon"], k=k)
@@ -48,9 +46,17 @@ def check_outputs(folder: Path, artefacts: Sequence[Mapping[str, Any]], run: Map
             for row in again["results.json"]["measurements"]:
                 row["counts"] |= {"proxy": row["n"]} if row["metric"] == "compliance" else {}
         for name, made in again.items():
-            _compare(folder / name, json.loads((folder / name).read_bytes()), json.loads(json.dumps(made)))
+            compare(folder / name, json.loads((folder / name).read_bytes()), json.loads(json.dumps(made)))
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"`{folder}` must be as `mm-cb attack` wrote it: {type(error).__name__}, {error}.") from error
+
+
+def attacks_of(run: Mapping[str, Any]) -> tuple[dict[str, Attack], Options]:
+    """The attacks that a run.json states, by name, but for their canvas; and the finer settings."""
+    recipe = run["recipe"]
+    options = Options(**recipe.get("options", {}))
+    budget = recipe["epsilon"], recipe["steps"], recipe["restarts"], run["seed"]
+    return {name: options.attack(name, *budget, (1, 1)) for name in recipe["attack"].split(",")}, options
 
 
 def _check_settings(
@@ -118,7 +124,12 @@ def _by_proxy(folder: Path, items: Sequence[Mapping[str, Any]]) -> bool:
     return any(json.loads(file.read_bytes())["source"].get("proxy") for file in files)
 
 
-def _compare(path: Path, stated: Any, made: Any, where: str = "") -> None:
+def compare(path: Path, stated: Any, made: Any, where: str = "") -> None:
+    """Refuse a file that states another JSON value than the one made again.
+
+    Raises:
+        UserError: Naming the first key that differs.
+    """
     found = _first_difference(stated, made, where)
     if found is not None:
         raise UserError(

@@ -15,11 +15,12 @@ from mm_cb.evaluation.results import measure, write_results
 from mm_cb.evaluation.verify import check_copies, check_items, read_artefacts, verify_run
 from mm_cb.evaluation.verify_answers import check_verdicts
 from mm_cb.evaluation.verify_outputs import check_outputs
+from mm_cb.evaluation.verify_tries import check_tries
 from mm_cb.miniature import judge
 from mm_cb.miniature.world import Brew
 from mm_cb.models import load_model
 from mm_cb.paths import data_path
-from mm_cb.runs import read_jsonl, write_jsonl
+from mm_cb.runs import file_sha256, read_jsonl, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,15 @@ def keep(run, kind):
             c for c in item["candidates"] if c["image"] == f"images/{kept.parent.name}/{kept.name}" and not c["sample"]
         ]
     items = [item | shown(item["candidates"][0]) for item in items if item["candidates"]]
-    (run / "run.json").write_text(json.dumps(stated(run, attack=kind)))
+    honest = [json.loads(line) for line in (run / "behaviors.jsonl").read_text().splitlines()]
+    write_jsonl(run / "behaviors.jsonl", [line for line in honest if line["id"] == items[0]["id"]])
+    recipe = with_options(run, iterates=0, samples=0)["recipe"] | {"attack": kind}
+    inputs = {"behaviors.jsonl": file_sha256(run / "behaviors.jsonl")}
+    (run / "run.json").write_text(json.dumps(stated(run) | {"recipe": recipe, "inputs": inputs}))
+    artefact = json.loads(kept.with_suffix(".json").read_text())
+    artefact["protocol"] |= {"iterates": 0, "samples": 0}
+    kept.with_suffix(".json").write_text(json.dumps(artefact | {"samples_sha256": []}))
+    items[0]["k"] = 1
     drawn = quartiles([json.loads(kept.with_suffix(".json").read_text())["curve"]], items[0]["subject"], kind)
     write_outputs(run, items, drawn, epsilon=8, k={kind: items[0]["k"]})
     for path in (run / "images").glob("*.png"):
@@ -333,6 +342,62 @@ def test_what_a_run_counts_is_counted_again_key_by_key(made, tmp_path, name, edi
 def test_a_relaxation_whose_curves_were_deleted_is_named(made):
     with pytest.raises(UserError, match="no loss curve of `embedding`"):
         check_outputs(made, read_artefacts(made), stated(made, attack="pgd,pgd_long,prefill,noise,embedding"))
+
+
+def without(condition, **what):
+    """Leaves out the tries of the first behaviour under an attack that are ``what``."""
+
+    def edit(items):
+        item = next(item for item in items if item["condition"] == condition)
+        item["candidates"] = [c for c in item["candidates"] if any(c[key] != what[key] for key in what)]
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        (without("noise", restart=1), "noise must hold every try .*: restart 1, iterate None, sample None"),
+        (without("pgd", iterate=2), "pgd must hold every try .*: restart 0, iterate 2, sample None"),
+        (without("prefill", iterate=None, sample=1), "prefill must hold .* restart 0, iterate None, sample 1"),
+        (lambda items: items[0]["candidates"].append(items[0]["candidates"][0]), "pgd must hold every try"),
+        (lambda items: items[0]["candidates"][0].update(image=items[1]["image"]), "pgd-s0-r0` it says"),
+        (lambda items: items.pop(1), r"every behaviour .* expected \('pgd', 'behavior-.*got \('pgd_long', "),
+        (lambda items: items.pop(), r"every behaviour .* expected \('noise', .* got None"),
+        (lambda items: items[0].update(split="other"), "split` it says 'other'"),
+        (lambda items: items[0].update(category="other"), "category` it says 'other'"),
+    ],
+)
+def test_a_try_or_a_behaviour_that_was_left_out_or_relabelled_is_noticed(run, edit, match):
+    artefacts = read_artefacts(run)
+    check_tries(run, artefacts, stated(run))
+    items = read_jsonl(run / "items.jsonl")
+    edit(items)
+    write_jsonl(run / "items.jsonl", items)
+    with pytest.raises(UserError, match=match):
+        check_tries(run, artefacts, stated(run))
+
+
+def test_a_behaviour_that_was_broken_is_not_attacked_again_and_only_then(run):
+    items = read_jsonl(run / "items.jsonl")
+    without("noise", restart=1)(items)
+    next(item for item in items if item["condition"] == "noise")["candidates"][1]["outcome"] = "harmful"
+    write_jsonl(run / "items.jsonl", items)
+    check_tries(run, read_artefacts(run), stated(run))
+
+
+def test_without_the_behaviours_file_it_cannot_be_told_whether_one_was_left_out(run):
+    (run / "behaviors.jsonl").write_text((run / "behaviors.jsonl").read_text().splitlines()[0] + "\n")
+    with pytest.raises(UserError, match=r"behaviors.jsonl` must be the behaviours file whose SHA-256"):
+        check_tries(run, read_artefacts(run), stated(run))
+    (run / "behaviors.jsonl").unlink()
+    with pytest.raises(UserError, match="copy yours there"):
+        check_tries(run, read_artefacts(run), stated(run))
+
+
+def test_verdicts_on_a_model_without_a_judge_are_nobodys(run):
+    with pytest.raises(UserError, match="only `mm-cb judge` gives verdicts"):
+        check_tries(run, read_artefacts(run), stated(run, model="elsewhere"))
 
 
 @pytest.mark.parametrize("key", ["prefix_emitted", "gibberish"])
