@@ -16,7 +16,7 @@ from mm_cb.evaluation.candidates import read_pictures, starts_with
 from mm_cb.evaluation.parts import chunks
 from mm_cb.evaluation.records import rank
 from mm_cb.evaluation.subjects import Subject
-from mm_cb.evaluation.verify_answers import TOLERANCE, check_verdicts, compute_again, tolerance
+from mm_cb.evaluation.verify_answers import TOLERANCE, Again, check_verdicts, compute_again, tolerance
 from mm_cb.evaluation.verify_outputs import check_outputs
 from mm_cb.evaluation.verify_tries import check_tries
 from mm_cb.models import LlavaNextModel, load_model
@@ -229,15 +229,14 @@ def verify_group(
     rows = []
     dtype = dtype_of(subject.model)
     for i, artefact in enumerate(group):
-        loss, objective, other = found.get(i, (float("nan"), float("nan"), False))
-        gap = abs(objective - artefact["objective_file"])
-        if i in found and not abs(loss - artefact["loss"]) <= tolerance(loss, dtype):
-            problems[i].append(f"target loss {artefact['loss']:.5f} recorded, {loss:.5f} found")
-        if i in found and not gap <= tolerance(objective, dtype):
-            problems[i].append(f"objective {artefact['objective_file']:.5f} recorded, {objective:.5f} found")
-        if other and same_arithmetic:
+        now = found.get(i, Again({"loss": float("nan"), "objective_file": float("nan")}, False))
+        problems[i] += now.disagreements(artefact, dtype) if i in found else []
+        if now.other and same_arithmetic:
             problems[i].append("the model's answer is another one than the run stored")
-        rows.append(Row(artefact["image"], artefact["epsilon"], artefact["loss"], loss, gap, tuple(problems[i]), other))
+        loss, objective = (float(now.numbers[key] or 0) for key in ("loss", "objective_file"))
+        gap = abs(objective - artefact["objective_file"])
+        told = artefact["image"], artefact["epsilon"], artefact["loss"]
+        rows.append(Row(*told, loss, gap, tuple(problems[i]), now.other))
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mm_cb.evaluation.adaptive import AdaptiveObjective
 from mm_cb.evaluation.agreement import completions_of, key_of
 from mm_cb.evaluation.attacks import Attack
 from mm_cb.evaluation.behaviors import Behavior
-from mm_cb.evaluation.candidates import complete, read_pictures
+from mm_cb.evaluation.candidates import base_nll, complete, read_pictures, to_pixels
 from mm_cb.evaluation.objectives import Objective, TargetObjective, encode
 from mm_cb.evaluation.rejudge import AS_RUN, FOLDER
 from mm_cb.evaluation.search import make_objective
@@ -31,6 +32,14 @@ epsilon of it each; batches of other rows add up in another order and so round e
 loss, but the errors of a target's tokens cancel in their mean: of 72 pictures of the miniature in bfloat16, none was
 off by more than 0.25. A loss forged by less cannot be told from an honest one in such a type."""
 
+NUMBERS = {
+    "loss": "target loss",
+    "objective_file": "objective",
+    "loss_clean": "target loss of the clean picture",
+    "nll_base": "loss of the answer under the base model",
+}
+"""What is computed again of a picture: key of its JSON -> what it is."""
+
 
 def tolerance(loss: float, dtype: str) -> float:
     """Largest difference to ``loss``, computed again in a torch dtype, at which the recorded one agrees."""
@@ -39,8 +48,30 @@ def tolerance(loss: float, dtype: str) -> float:
     return max(TOLERANCE, ROUNDINGS * torch.finfo(getattr(torch, dtype)).eps * abs(loss))
 
 
-def compute_again(subject: Subject, group: Sequence[dict[str, Any]], folder: Path) -> list[tuple[float, float, bool]]:
-    """Per file of one attack and one size: target loss, objective, whether the answer is another one than stored."""
+@dataclass(frozen=True)
+class Again:
+    """What a file was found to hold."""
+
+    numbers: Mapping[str, float | None]
+    """By their name in the picture's JSON."""
+    other: bool
+    """Whether the answer is another one than stored; its loss under the base model is then not known."""
+
+    def disagreements(self, artefact: Mapping[str, Any], dtype: str) -> list[str]:
+        """One phrase per number that is not the recorded one."""
+        wrong = []
+        for key, found in self.numbers.items():
+            told, allowed = (
+                artefact[key],
+                tolerance(max(abs(found or 0), 1) if key == "nll_base" else found or 0, dtype),
+            )
+            if told is None or found is None or not round(abs(found - told), 6) <= allowed:
+                wrong += [] if told is found is None else [f"{NUMBERS[key]} {told} recorded, {found} found"]
+        return wrong
+
+
+def compute_again(subject: Subject, group: Sequence[dict[str, Any]], folder: Path) -> list[Again]:
+    """Losses and answers per file of one attack and one size."""
     behaviors = [Behavior(a["id"], a["prompt"], a["target"], None) for a in group]
     clean = read_pictures([a["clean_image"] for a in group], folder)
     subject = Subject(subject.name, subject.model, subject.adapted, group[0]["subject"].get("system"))
@@ -54,13 +85,19 @@ def compute_again(subject: Subject, group: Sequence[dict[str, Any]], folder: Pat
     attacked = read_pictures([a["image"] for a in group], folder)
     saved = encode(subject, behaviors, attacked, None)
     assert saved.pixel_values is not None
+    pixels = torch.stack([to_pixels(picture) for picture in clean]).to(subject.model.device)
     with torch.no_grad():
-        losses, objectives = target.loss(saved.pixel_values), objective.loss(saved.pixel_values)
+        losses = target.loss(saved.pixel_values), objective.loss(saved.pixel_values), target(pixels)
     said = complete(subject, behaviors, attacked, attack)
-    others = [
-        hashlib.sha256(text.encode()).hexdigest() != a["completion_sha256"] for text, a in zip(said, group, strict=True)
-    ]
-    return list(zip(losses.tolist(), objectives.tolist(), others, strict=True))
+    likely = base_nll(subject, behaviors, clean, said)
+    again = []
+    for i, artefact in enumerate(group):
+        numbers: dict[str, float | None] = {
+            key: round(float(loss[i]), 5) for key, loss in zip(NUMBERS, losses, strict=False)
+        }
+        other = hashlib.sha256(said[i].encode()).hexdigest() != artefact["completion_sha256"]
+        again.append(Again(numbers if other else numbers | {"nll_base": likely[i]}, other))
+    return again
 
 
 def check_verdicts(folder: Path, model: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mm_cb.errors import UserError
@@ -40,6 +42,7 @@ def check_tries(folder: Path, artefacts: Sequence[Mapping[str, Any]], run: Mappi
                     f"`{path}` must hold every behaviour of {KEPT_AS} under every attack, in order: expected {wanted}, "
                     f"got {one}. Do not use the run's numbers; run the attack again."
                 )
+        _check_curves(folder, artefacts, attacks, asked)
         curves = {(a["id"], a["attack"]["name"], a["restart"]): a for a in artefacts if a["curve"] is not None}
         for item, behavior in zip(items, asked * len(attacks), strict=True):
             attack = attacks[item["condition"]]
@@ -69,6 +72,39 @@ def _asked(folder: Path, run: Mapping[str, Any]) -> list[Behavior]:
     ]
     shard = run["recipe"].get("shard")
     return asked if shard is None else Shard.parse(shard).part(asked)
+
+
+def _check_curves(
+    folder: Path, artefacts: Sequence[Mapping[str, Any]], attacks: Mapping[str, Attack], asked: Sequence[Behavior]
+) -> None:
+    """A run's one curve has its length, and its lowest, its iterates' and its first value are the pictures' losses."""
+    searches: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for a in artefacts:
+        searches[a["attack"]["name"], a["restart"], attacks[a["attack"]["name"]].universal or a["id"]].append(a)
+    for (name, restart, _), own in searches.items():
+        attack = attacks[name]
+        curves = [a["curve"] for a in own if a["curve"] is not None]
+        made_for = [b.id for b in asked[: trained_on(attack, asked) if attack.universal else None]]
+        by_step: dict[int | None, list[Mapping[str, Any]]] = defaultdict(list)
+        for a in own:
+            by_step[a.get("iterate")] += [a] if a["id"] in made_for else []
+        wrong = [len(curve) for curve in curves] != ([attack.steps + 1] if attack.kind.loss else [])
+        for step, of in by_step.items() if curves and not wrong else ():
+            lowest = [min(curves[0]), *(curves[0][-1:] if of[0]["protocol"]["early_stop"] else [])]
+            wrong |= not _near(of, "objective_logged", lowest if step is None else [curves[0][step]])
+            if step is None and restart == 0 and "start" not in of[0] and of[0]["objective"] == "TargetObjective":
+                wrong |= not _near(of, "loss_clean", [curves[0][0]])
+        if wrong:
+            raise UserError(
+                f"`{folder / own[0]['image']}`: the loss curve of its run, in the JSON beside it or beside the run's "
+                "selected picture, is not that of its pictures. Do not use the run's numbers; run the attack again."
+            )
+
+
+def _near(artefacts: Sequence[Mapping[str, Any]], key: str, values: Sequence[float]) -> bool:
+    """Whether the mean of a recorded loss is one of a curve's values."""
+    mean = fmean(a[key] for a in artefacts)
+    return any(abs(mean - value) <= tolerance(mean, artefacts[0]["dtype"]) for value in values)
 
 
 def _said(attack: Attack, asked: Sequence[Behavior], behavior: Behavior) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def test_another_dtype_than_the_pictures_is_noticed(few):
 
 def same_in_items(run, content):
     items = [json.loads(line) for line in (run / "items.jsonl").read_text().splitlines()]
-    items[0]["candidates"][0] |= {key: content[key] for key in ("loss", "epsilon", "objective_file")}
+    items[0]["candidates"][0] |= {key: content[key] for key in ("loss", "epsilon", "objective_file", "nll_base")}
     items[0] |= shown(items[0]["candidates"][0])
     (run / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
 
@@ -177,6 +177,8 @@ def test_one_level_of_one_pixel_is_noticed(few):
     [
         ({"loss": lambda v: v + 3e-4}, "target loss .* recorded"),
         ({"objective_file": lambda v: v - 3e-4}, "objective .* recorded"),
+        ({"loss_clean": lambda v: 99.0}, "target loss of the clean picture 99.0 recorded"),
+        ({"nll_base": lambda v: v + 3e-4}, "loss of the answer under the base model .* recorded"),
         ({"epsilon": lambda v: v - 1}, "epsilon 7/255 recorded, 8/255 found"),
         ({"attack": lambda v: v | {"epsilon": 4}}, "epsilon 8/255 found, 4/255 allowed"),
         ({"target": lambda v: "sure"}, "target is another text"),
@@ -184,7 +186,7 @@ def test_one_level_of_one_pixel_is_noticed(few):
 )
 def test_a_number_that_is_not_the_files_is_named(few, values, match):
     path = change(few, **values)
-    if values.keys() & {"loss", "epsilon", "objective_file"}:
+    if values.keys() & {"loss", "epsilon", "objective_file", "nll_base"}:
         same_in_items(few, json.loads(path.read_text()))
     with pytest.raises(UserError, match=match):
         verify_run(few, model=None, adapter=None)
@@ -384,6 +386,23 @@ def test_a_behaviour_that_was_broken_is_not_attacked_again_and_only_then(run):
     next(item for item in items if item["condition"] == "noise")["candidates"][1]["outcome"] = "harmful"
     write_jsonl(run / "items.jsonl", items)
     check_tries(run, read_artefacts(run), stated(run))
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        lambda curve: [9.0, 0.5, 0.001],  # neither the first nor the lowest
+        lambda curve: [*curve, curve[-1]],  # a step too many
+        lambda curve: [curve[0], min(curve[1:]) - 0.01, curve[2]],  # lower than the picture that was selected
+        lambda curve: [curve[0] + 0.01, *curve[1:]],  # not from the clean picture
+        lambda curve: [*curve[:2], curve[2] + 0.01],  # not the last iterate's
+        lambda curve: None,
+    ],
+)
+def test_a_curve_that_is_not_the_pictures_is_noticed(run, curve):
+    change(run, curve=curve)
+    with pytest.raises(UserError, match="loss curve of its run"):
+        check_tries(run, read_artefacts(run), stated(run))
 
 
 def test_without_the_behaviours_file_it_cannot_be_told_whether_one_was_left_out(run):
