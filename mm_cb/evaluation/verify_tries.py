@@ -67,7 +67,7 @@ def _asked(folder: Path, run: Mapping[str, Any]) -> list[Behavior]:
         )
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     asked = [
-        Behavior(b["id"], b["prompt"], b["target"], None, *(str(b.get(key, "all")) for key in ("category", "split")))
+        Behavior(b["id"], b["prompt"], b["target"], None, str(b.get("category", "all")), str(b.get("split", "all")))
         for b in lines
     ]
     shard = run["recipe"].get("shard")
