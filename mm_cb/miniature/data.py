@@ -217,7 +217,7 @@ CANVAS = (PANEL, 2 * PANEL)
 
 
 TRAINING_ROWS = 1200
-"""Examples per set and modality; 300 alternating steps of 16 see each twice."""
+"""Examples per set and modality; 440 alternating steps of 16 see each about three times."""
 
 
 def training_examples(seed: int) -> list[Example]:

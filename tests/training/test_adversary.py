@@ -40,7 +40,7 @@ def test_it_changes_pictures_only_and_no_more_than_the_radius(seed, steps, radiu
 
 
 def radii(seeds, adversary):
-    """The radius of two rows, from how far three steps go along a linear alignment; all entries go equally far."""
+    """The radius of two rows, from how far four steps go along a linear alignment; all entries go equally far."""
     embeds, place, direction = sample(3)
     changed = perturb_pictures(embeds, place, LENGTHS, seeds, lambda e: (e * direction).sum(), adversary)
     moved = (changed - embeds) * direction.sign() / row_size(embeds, place)
@@ -49,12 +49,12 @@ def radii(seeds, adversary):
     return [float(row.mean()) for row in found]
 
 
-def test_three_steps_reach_the_best_corner_of_each_rows_own_radius():
-    assert radii((7, 7), Adversary(3, 0.5)) == pytest.approx([radii((7, 8), Adversary(3, 0.5))[0]] * 2, rel=1e-3)
+def test_four_steps_reach_the_best_corner_of_each_rows_own_radius():
+    assert radii((7, 7), Adversary(4, 0.5)) == pytest.approx([radii((7, 8), Adversary(4, 0.5))[0]] * 2, rel=1e-3)
 
 
 def test_radii_fill_the_range_evenly():
-    drawn = sorted(radius for seed in range(100) for radius in radii((2 * seed, 2 * seed + 1), Adversary(3, 0.5)))
+    drawn = sorted(radius for seed in range(100) for radius in radii((2 * seed, 2 * seed + 1), Adversary(4, 0.5)))
     uniform = [0.5 * (rank + 0.5) / len(drawn) for rank in range(len(drawn))]
     worst = max(abs(a - b) for a, b in zip(drawn, uniform, strict=True)) / 0.5
     assert worst < 1.95 / len(drawn) ** 0.5  # Kolmogorov-Smirnov at p = 0.001
