@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -130,7 +131,8 @@ def run_battery(
 def make_bed(subject: Subject, group: Sequence[Behavior], pictures: Sequence[Any]) -> Bed:
     """The battery's view of a vision-language model: target losses through the deployed path, greedy answers."""
     objective = TargetObjective(subject, group, pictures)
-    surrogate: Callable[[Tensor], Tensor] = getattr(objective.preprocess, "surrogate", objective.preprocess)
+    smooth = copy.copy(objective)  # the attack's own pass, so that S8 checks the gradient that is followed
+    smooth.preprocess = getattr(objective.preprocess, "surrogate", objective.preprocess)
     longest = int(objective.inputs.completion_mask.sum(dim=1).max())
 
     def emitted(pixels: Tensor) -> list[bool]:
@@ -150,7 +152,7 @@ def make_bed(subject: Subject, group: Sequence[Behavior], pictures: Sequence[Any
         f"{pictures[0].height} change, the user picks the text; "
         f"{type(subject.model.processor.image_processor).__name__}, {subject.model.base.dtype}; {len(group)} behaviours"
     )
-    return Bed(subject.name, objective, lambda p: objective.loss(surrogate(p)), emitted, clean, filed, about)
+    return Bed(subject.name, objective, smooth, emitted, clean, filed, about)
 
 
 def _say(task: Task, name: str) -> Callable[[str], None]:
