@@ -26,6 +26,7 @@ from mm_cb.evaluation.objectives import TargetObjective, encode
 from mm_cb.evaluation.planted import planted_check
 from mm_cb.evaluation.results import measure, write_results
 from mm_cb.evaluation.subjects import Subject
+from mm_cb.evaluation.tolerance import dtype_of
 from mm_cb.hub import keep_to
 from mm_cb.models import load_model
 from mm_cb.progress import Progress, Task, console
@@ -152,7 +153,7 @@ def make_bed(subject: Subject, group: Sequence[Behavior], pictures: Sequence[Any
         f"{pictures[0].height} change, the user picks the text; "
         f"{type(subject.model.processor.image_processor).__name__}, {subject.model.base.dtype}; {len(group)} behaviours"
     )
-    return Bed(subject.name, objective, smooth, emitted, clean, filed, about)
+    return Bed(subject.name, objective, smooth, emitted, clean, filed, about, dtype_of(subject.model))
 
 
 def _say(task: Task, name: str) -> Callable[[str], None]:

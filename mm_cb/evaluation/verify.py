@@ -10,29 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from image_attacks import ImageFileError, linf_255
 from mm_cb.errors import UserError
 from mm_cb.evaluation.candidates import read_pictures, starts_with
 from mm_cb.evaluation.parts import chunks
 from mm_cb.evaluation.records import rank
 from mm_cb.evaluation.subjects import Subject
+from mm_cb.evaluation.tolerance import TOLERANCE, dtype_of, tolerance
 from mm_cb.evaluation.verify_answers import check_verdicts, compute_again
 from mm_cb.evaluation.verify_outputs import check_outputs
-from mm_cb.models import LlavaNextModel, load_model
+from mm_cb.models import load_model
 from mm_cb.paths import safe_id
 from mm_cb.progress import Progress, console
 from mm_cb.runs import file_sha256, read_jsonl, read_run
-
-TOLERANCE = 1e-4
-"""Largest difference between a recorded loss and the one computed again, in float32."""
-
-ROUNDINGS = 4
-"""The same in shorter types, in machine epsilons of the loss. Both computations round every logit, by up to half an
-epsilon of it each; batches of other rows add up in another order and so round elsewhere. A logit is several times its
-loss, but the errors of a target's tokens cancel in their mean: of 72 pictures of the miniature in bfloat16, none was
-off by more than 0.25. A loss forged by less cannot be told from an honest one in such a type."""
 
 _KEYS = ("id", "image", "clean_image", "prompt", "target", "sha256", "clean_sha256", "epsilon", "loss", "attack")
 
@@ -222,13 +212,6 @@ def _groups(folder: Path, artefacts: Sequence[dict[str, Any]], batch: int) -> li
     return [chunk for group in groups.values() for chunk in chunks(group, batch)]
 
 
-def tolerance(loss: float, dtype: str) -> float:
-    """Largest difference to ``loss``, computed again in a torch dtype, at which the recorded one agrees."""
-    if dtype == "float32":
-        return TOLERANCE
-    return max(TOLERANCE, ROUNDINGS * torch.finfo(getattr(torch, dtype)).eps * abs(loss))
-
-
 def verify_group(
     subject: Subject, group: Sequence[dict[str, Any]], folder: Path, same_arithmetic: bool = True
 ) -> list[Row]:
@@ -254,11 +237,6 @@ def verify_group(
             problems[i].append("the model's answer is another one than the run stored")
         rows.append(Row(artefact["image"], artefact["epsilon"], artefact["loss"], loss, gap, tuple(problems[i]), other))
     return rows
-
-
-def dtype_of(model: LlavaNextModel) -> str:
-    """As a recipe and a picture's JSON name it."""
-    return str(model.base.dtype).removeprefix("torch.")
 
 
 def _files(artefact: dict[str, Any], folder: Path) -> list[str]:

@@ -117,6 +117,19 @@ def test_a_failed_check_makes_the_report_claim_nothing():
     assert verdict.kind == "no_claim" and any("S8" in reason for reason in verdict.reasons)
 
 
+@pytest.mark.parametrize(("off", "flagged"), [(0.01, False), (0.05, True)])
+def test_files_agree_as_exactly_as_the_dtype_holds_their_losses(off, flagged):
+    """Four roundings of bfloat16 are 3.1 %; in float32 both are too far off."""
+    true = BEDS["sound"]
+    exact = dataclasses.replace(
+        true,
+        objective=lambda pixels: 1 + true.objective(pixels),
+        filed=lambda pixels: (1 + off) * (1 + true.filed(pixels)),
+    )
+    for bed, expected in ((exact, True), (dataclasses.replace(exact, dtype="bfloat16"), flagged)):
+        assert ("S1" in failed(checks_of(measure_bed(bed, SIZES), SIZES))) == expected
+
+
 @pytest.fixture(scope="module")
 def bed():
     """The battery's view of the miniature, the first two behaviours that have a picture."""
