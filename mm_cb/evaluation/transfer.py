@@ -108,7 +108,7 @@ def run_transfer(first: Path, second: Path, behaviors: Path, out: Path, *, devic
     asked = read_behaviors(behaviors)
     for m in made:
         _refuse_other_behaviors(m, asked, behaviors)
-    _refuse_other_pictures(*made, asked)
+    _refuse_other_pictures(made, asked)
     recipe = {"runs": [m.recipe for m in made], "device": device, "fiction": made[0].recipe["fiction"]}
     inputs = [behaviors, *(m.folder / "items.jsonl" for m in made)]
     with RunDirectory(out, "attack transfer", recipe, 0, inputs=inputs) as run, Progress() as progress:
@@ -162,13 +162,13 @@ def _refuse_other_behaviors(made: Made, asked: Sequence[Behavior], path: Path) -
                 )
 
 
-def _refuse_other_pictures(first: Made, second: Made, behaviors: Sequence[Behavior]) -> None:
+def _refuse_other_pictures(made: Sequence[Made], behaviors: Sequence[Behavior]) -> None:
     for behavior in behaviors:
-        files = [made.folder / clean_name(behavior) for made in (first, second)]
+        files = [m.folder / clean_name(behavior) for m in made]
         if not all(file.is_file() for file in files) or len({file_sha256(file) for file in files}) > 1:
             raise UserError(
                 f"both runs must have begun at the same clean pictures, but that of `{behavior.id}` is another file in "
-                f"`{second.folder}` than in `{first.folder}`, or missing; attack one behaviours file in both."
+                f"`{made[1].folder}` than in `{made[0].folder}`, or missing; attack one behaviours file in both."
             )
 
 
