@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,8 @@ def main() -> None:
     behaviors, pictures = zip(*alike, strict=True)
     objective = OBJECTIVES[options.loss](subject, behaviors, pictures)
     clean = torch.stack([to_pixels(picture) for picture in pictures]).to(subject.model.device)
-    command = f"python scripts/compare_optimizers.py --behaviors V --adapter A --steps {options.steps}"
     row: dict[str, Any] = {
-        "command": command if options.adapter else command.replace(" --adapter A", ""),
+        "command": command(sys.argv[1:], str(options.out)),
         "subject": Path(options.adapter).name if options.adapter else "base",
         "loss": options.loss,
         "epsilon": options.epsilon,
@@ -78,6 +78,17 @@ def main() -> None:
     if options.out:
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def command(arguments: Sequence[str], out: str) -> str:
+    """What was typed, with files and folders by their own names: where they lie is nobody's business."""
+    shown = []
+    for argument in arguments:
+        option, equals, value = argument.rpartition("=")
+        path = Path(value)
+        there = path.is_absolute() or path.exists() or value == out
+        shown.append(option + equals + (path.absolute().name if there else value))
+    return shlex.join(["python", "scripts/compare_optimizers.py", *shown])
 
 
 def summary(result: AttackResult) -> dict[str, Any]:

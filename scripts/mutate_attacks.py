@@ -99,6 +99,13 @@ MISTAKES = (
         "tests/attacks/test_llava_next.py::test_rows_of_one_length_without_a_mask_stay_causal",
     ),
     Mistake(
+        "earlier positions without gradient",
+        "image_attacks/llava_next.py",
+        "past_key_values.update(keys, values, block",
+        "past_key_values.update(keys.detach(), values.detach(), block",
+        "tests/evaluation/test_battery.py::test_the_checked_gradient_is_the_one_that_the_attack_follows",
+    ),
+    Mistake(
         "restarts that do not turn away",
         "image_attacks/loop.py",
         "state.images[-1]), clean)",

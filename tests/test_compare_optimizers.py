@@ -34,7 +34,20 @@ def test_every_optimizer_gets_the_same_start_and_a_row_is_appended(script, monke
     script.main()
     (row,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert row["n"] == 2 and row["subject"] == "base"  # the third picture has another size
+    assert row["command"] == (
+        "python scripts/compare_optimizers.py --behaviors behaviors.jsonl --steps 4 --out out.jsonl"
+    )
     found = [row[name] for name in script.OPTIMIZERS]
     assert len({each["mean_after_share_of_steps"]["0"] for each in found}) == 1
     assert all(each["mean"] < each["mean_after_share_of_steps"]["0"] for each in found)
     assert len({each["mean"] for each in found}) > 1
+
+
+def test_the_recorded_command_has_every_setting_and_no_folder(script, tmp_path):
+    (tmp_path / "an adapter").mkdir()
+    settings = ["--model", "org/name", "--loss", "matching", "--epsilon", "8", "--count", "3", "--steps=9"]
+    paths = ["--behaviors", str(tmp_path / "v.jsonl"), f"--adapter={tmp_path / 'an adapter'}", "--out", "out/o.jsonl"]
+    assert script.command([*settings, *paths], "out/o.jsonl") == (
+        "python scripts/compare_optimizers.py --model org/name --loss matching --epsilon 8 --count 3 --steps=9 "
+        "--behaviors v.jsonl '--adapter=an adapter' --out o.jsonl"
+    )

@@ -18,6 +18,7 @@ from mm_cb.evaluation.outputs import best_pictures, curve_quartiles, write_outpu
 from mm_cb.evaluation.shards import Shard, gather, shard_runs
 from mm_cb.evaluation.source import subject_name
 from mm_cb.evaluation.subjects import Subject
+from mm_cb.evaluation.tolerance import dtype_of
 from mm_cb.models import load_model
 from mm_cb.models.cache import model_inputs
 from mm_cb.progress import Progress
@@ -155,7 +156,7 @@ def attack_in_turn(
         append_jsonl(folder / "timings.jsonl", {"stage": f"attack {attack.name}", "seconds": seconds})
     k = {attack.name: tries(attack, options.protocol()) for attack in attacks}
     drawn = [quartiles for attack in attacks for quartiles in curve_quartiles(folder, subject.name, attack.name)]
-    write_outputs(folder, items, drawn, epsilon=attacks[0].epsilon, k=k)
+    write_outputs(folder, items, drawn, epsilon=attacks[0].epsilon, k=k, dtype=dtype_of(subject.model))
 
 
 def refuse_placeholders(behaviors: Sequence[Behavior], token: str) -> None:

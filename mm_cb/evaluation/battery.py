@@ -16,6 +16,7 @@ from torch import Tensor
 
 from image_attacks import AttackError, Linf, adam_pgd, apgd, gradient_health, pgd, random_search, sign_noise
 from mm_cb.evaluation.search import StartedBall
+from mm_cb.evaluation.tolerance import TOLERANCE, tolerance
 from mm_cb.evaluation.watch import Watch
 
 DIRECTIONS = 5
@@ -40,6 +41,8 @@ class Bed:
     """Losses of 8-bit pictures on the path that users take, through the model's real processor."""
     about: str
     """Who attacks what, and how: goal, knowledge, where the change is made, processor."""
+    dtype: str = "float32"
+    """Of the model: how exactly a loss computed by another pass can agree."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,10 @@ class Measured:
     reach: int | None = None
     """Largest change of a value of the attacked pictures as 8-bit files, in 255ths; None: no attack ran."""
     path_gap: float = float("nan")
-    """Largest difference between an attacked picture's loss in the attack and on the path that users take."""
+    """Difference between an attacked picture's loss in the attack and on the path that users take, of the picture where
+    it is largest against what its dtype allows."""
+    path_allowed: float = TOLERANCE
+    """What it allows there."""
     repeat_gap: float = float("nan")
     zero_share: Tensor | None = None
     ratios: Tensor | None = None
@@ -146,7 +152,7 @@ def _gradient_arms(found: Measured, bed: Bed, sizes: Sizes) -> None:
     watch = Watch(moments)
     white = adam_pgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps, stop=watch.stop)
     _keep(found, bed, "pgd", white.images, white.losses)
-    found.reach, found.path_gap = _as_files(bed, white.images)
+    found.reach, found.path_gap, found.path_allowed = _as_files(bed, white.images)
     by_iterate = [torch.tensor(bed.emitted(pixels.to(bed.clean))) for pixels in watch.kept.values()]
     found.silent = int((torch.stack(by_iterate).any(dim=0) & ~found.emitted["pgd"]).sum()) if by_iterate else 0
     found.emitted["any_of_k"] = torch.stack([found.emitted["pgd"], *by_iterate]).any(dim=0)
@@ -161,12 +167,15 @@ def _gradient_arms(found: Measured, bed: Bed, sizes: Sizes) -> None:
     _keep(found, bed, "unbounded", unbounded.images, unbounded.losses)
 
 
-def _as_files(bed: Bed, images: Tensor) -> tuple[int, float]:
-    """How far 8-bit pictures lie from the clean ones, and how far their losses from those on the deployed path."""
+def _as_files(bed: Bed, images: Tensor) -> tuple[int, float, float]:
+    """How far 8-bit pictures lie from the clean ones; how far, at the worst, a loss from its file's, and may lie."""
     levels = (images * 255).round()
     with torch.no_grad():
-        gap = (bed.objective(levels / 255) - bed.filed(levels / 255)).abs().max()
-    return int((levels - (bed.clean * 255).round()).abs().max()), float(gap)
+        filed = bed.filed(levels / 255)
+        gaps = (bed.objective(levels / 255) - filed).abs()
+    allowed = torch.tensor([tolerance(loss, bed.dtype) for loss in filed.tolist()]).to(gaps)
+    worst = int((gaps / allowed).argmax())
+    return int((levels - (bed.clean * 255).round()).abs().max()), float(gaps[worst]), float(allowed[worst])
 
 
 def _sweep(found: Measured, bed: Bed, sizes: Sizes) -> None:

@@ -22,8 +22,6 @@ LEAST_ATTACKS = 3
 """Attacks over which a worst case is taken at least."""
 REPEATABLE = 1e-5
 """Largest difference of two evaluations of the same picture."""
-FILED = 1e-4
-"""Largest difference between a picture's loss in the attack and that of its file through the real processor."""
 
 
 def checks_of(found: Measured, sizes: Sizes, base: Measured | None = None) -> list[dict[str, Any]]:
@@ -68,12 +66,13 @@ def _missing(found: Measured, name: str, expected: str, why: str) -> dict[str, A
 def _threat_model(found: Measured, sizes: Sizes) -> dict[str, Any]:
     name = "S1 the threat model is stated and kept"
     expected = (
-        f"goal, knowledge, processor; files within {sizes.epsilon}/255 whose losses are the attack's to {FILED:g}"
+        f"goal, knowledge, processor; files within {sizes.epsilon}/255 whose losses are the attack's to "
+        f"{found.path_allowed:.2g}"
     )
     why = "a rate means nothing without them, or if the attacked path is not the one that users take"
     if found.reach is None:
         return _missing(found, name, expected, why)
-    kept = found.reach <= sizes.epsilon and found.path_gap <= FILED
+    kept = found.reach <= sizes.epsilon and found.path_gap <= found.path_allowed
     value = f"{found.about}; l-inf {found.reach}/255 in the files, their losses off by {found.path_gap:.1e}"
     return check(name, bool(found.about) and kept, value, expected, why)
 

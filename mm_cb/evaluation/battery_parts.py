@@ -18,7 +18,7 @@ from mm_cb.files import write_bytes
 
 _ARMS = ("losses", "emitted", "curves", "images")
 _SINGLE = ("clean", "zero_share", "ratios", "suspicious")
-_PLAIN = ("silent", "about", "reach", "path_gap", "repeat_gap", "error")
+_PLAIN = ("silent", "about", "reach", "path_gap", "path_allowed", "repeat_gap", "error")
 
 
 def measured_once(path: Path, measure: Callable[[], Measured]) -> Measured:

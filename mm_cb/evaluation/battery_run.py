@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -25,6 +26,7 @@ from mm_cb.evaluation.objectives import TargetObjective, encode
 from mm_cb.evaluation.planted import planted_check
 from mm_cb.evaluation.results import measure, write_results
 from mm_cb.evaluation.subjects import Subject
+from mm_cb.evaluation.tolerance import dtype_of
 from mm_cb.hub import keep_to
 from mm_cb.models import load_model
 from mm_cb.progress import Progress, Task, console
@@ -130,7 +132,8 @@ def run_battery(
 def make_bed(subject: Subject, group: Sequence[Behavior], pictures: Sequence[Any]) -> Bed:
     """The battery's view of a vision-language model: target losses through the deployed path, greedy answers."""
     objective = TargetObjective(subject, group, pictures)
-    surrogate: Callable[[Tensor], Tensor] = getattr(objective.preprocess, "surrogate", objective.preprocess)
+    smooth = copy.copy(objective)  # the attack's own pass, so that S8 checks the gradient that is followed
+    smooth.preprocess = getattr(objective.preprocess, "surrogate", objective.preprocess)
     longest = int(objective.inputs.completion_mask.sum(dim=1).max())
 
     def emitted(pixels: Tensor) -> list[bool]:
@@ -150,7 +153,7 @@ def make_bed(subject: Subject, group: Sequence[Behavior], pictures: Sequence[Any
         f"{pictures[0].height} change, the user picks the text; "
         f"{type(subject.model.processor.image_processor).__name__}, {subject.model.base.dtype}; {len(group)} behaviours"
     )
-    return Bed(subject.name, objective, lambda p: objective.loss(surrogate(p)), emitted, clean, filed, about)
+    return Bed(subject.name, objective, smooth, emitted, clean, filed, about, dtype_of(subject.model))
 
 
 def _say(task: Task, name: str) -> Callable[[str], None]:

@@ -18,23 +18,34 @@ from mm_cb.runs import write_bytes, write_json, write_jsonl
 
 
 def write_outputs(
-    folder: Path, items: list[dict[str, Any]], drawn: list[dict[str, Any]], *, epsilon: int, k: Mapping[str, int]
+    folder: Path,
+    items: list[dict[str, Any]],
+    drawn: list[dict[str, Any]],
+    *,
+    epsilon: int,
+    k: Mapping[str, int],
+    dtype: str = "float32",
 ) -> None:
     """The files that a finished run holds beside its pictures."""
     keep_worst(items, folder)
     write_jsonl(folder / "items.jsonl", items)
-    for name, content in summaries(items, drawn, epsilon=epsilon, k=k).items():
+    for name, content in summaries(items, drawn, epsilon=epsilon, k=k, dtype=dtype).items():
         write_json(folder / name, content)
 
 
 def summaries(
-    items: list[dict[str, Any]], drawn: list[dict[str, Any]], *, epsilon: int, k: Mapping[str, int]
+    items: list[dict[str, Any]],
+    drawn: list[dict[str, Any]],
+    *,
+    epsilon: int,
+    k: Mapping[str, int],
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """File name -> content, for every file that is made from a run's items and curves alone; results.json last."""
     filed = [item for item in items if item["image"] is not None]
     checks = [inside_ball(filed, epsilon)] if filed else []
     if any(item["condition"] in OPTIMISED for item in filed):
-        checks.append(file_loss(filed))
+        checks.append(file_loss(filed, dtype))
     checks += gradient_is_there(items)
     results = results_content(measure(items, pairs=[]))
     return {"curves.json": drawn, "checks.json": checks, "protocol.json": {"k": dict(k)}, "results.json": results}

@@ -14,7 +14,7 @@ from typing import Any
 
 from mm_cb.errors import UserError
 from mm_cb.evaluation.attack_run import judge_of
-from mm_cb.evaluation.attacks import Attack
+from mm_cb.evaluation.attacks import KINDS, Attack
 from mm_cb.evaluation.behaviors import Behavior, read_behaviors
 from mm_cb.evaluation.candidates import Judge, clean_name, judge_files, read_pictures
 from mm_cb.evaluation.objectives import TargetObjective
@@ -24,10 +24,14 @@ from mm_cb.evaluation.subjects import Subject
 from mm_cb.models import load_model
 from mm_cb.paths import safe_id
 from mm_cb.progress import Progress, console
-from mm_cb.runs import RunDirectory, read_jsonl, read_run, write_bytes, write_json, write_jsonl
+from mm_cb.runs import RunDirectory, file_sha256, read_jsonl, read_run, write_bytes, write_json, write_jsonl
 
-_BUDGET = ("attack", "epsilon", "steps", "restarts", "seed", "iterates", "samples", "chain", "optimizer")
-"""What both runs must have had alike: it decides which pictures were tried, of which the worst is transferred."""
+_BUDGET = (
+    *("attack", "epsilon", "steps", "restarts", "seed", "iterates", "samples", "chain", "optimizer"),
+    *("early_stop", "temperature", "train", "max_new_tokens", "image_backend", "dtype"),
+)
+"""What both runs must have had alike: it decides which pictures were tried, of which the worst is transferred, and how
+they are judged. Adaptive attacks aim at an adapter, so that a run on one may have them beside the other run's."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,10 @@ class Made:
 
     @property
     def budget(self) -> dict[str, Any]:
-        """Its values of `_BUDGET`; None for what it did not set."""
+        """Its values of `_BUDGET`, attacks without the adaptive ones; None for what it did not set."""
         given = {"seed": self.run["seed"], **self.recipe, **self.recipe["options"]}
+        names = self.recipe["attack"].split(",")
+        given["attack"] = ",".join(name for name in names if name not in KINDS or not KINDS[name].adaptive)
         return {key: given.get(key) for key in _BUDGET}
 
     @property
@@ -95,13 +101,14 @@ def run_transfer(first: Path, second: Path, behaviors: Path, out: Path, *, devic
 
     Raises:
         UserError: If the runs attacked one and the same subject, or other behaviours than the file's (by id, prompt
-            and target), or with another budget.
+            and target), on other clean pictures than each other's, or with another budget.
     """
     made = told_apart(read_made(first), read_made(second))
     _refuse_other_budget(*made)
     asked = read_behaviors(behaviors)
     for m in made:
         _refuse_other_behaviors(m, asked, behaviors)
+    _refuse_other_pictures(made, asked)
     recipe = {"runs": [m.recipe for m in made], "device": device, "fiction": made[0].recipe["fiction"]}
     inputs = [behaviors, *(m.folder / "items.jsonl" for m in made)]
     with RunDirectory(out, "attack transfer", recipe, 0, inputs=inputs) as run, Progress() as progress:
@@ -155,6 +162,16 @@ def _refuse_other_behaviors(made: Made, asked: Sequence[Behavior], path: Path) -
                 )
 
 
+def _refuse_other_pictures(made: Sequence[Made], behaviors: Sequence[Behavior]) -> None:
+    for behavior in behaviors:
+        files = [m.folder / clean_name(behavior) for m in made]
+        if not all(file.is_file() for file in files) or len({file_sha256(file) for file in files}) > 1:
+            raise UserError(
+                f"both runs must have begun at the same clean pictures, but that of `{behavior.id}` is another file in "
+                f"`{made[1].folder}` than in `{made[0].folder}`, or missing; attack one behaviours file in both."
+            )
+
+
 def _text(value: Any) -> str:
     return "not set" if value is None else f"{value!r:.80}"
 
@@ -167,7 +184,7 @@ def _show(made: Sequence[Made], measurements: Sequence[Measurement]) -> None:
             cell = find(measurements, judged.name, "compliance", f"from_{maker.name}")
             known = cell is not None and cell.value is not None
             shown.append(f"{judged.name}: " + (f"{cell.value:.1f} (n={cell.n})" if cell and known else "not judged"))
-        console().print(f"  {maker.name:>6} -> {', '.join(shown)}")
+        console().print(f"  {maker.name:>6} -> {', '.join(shown)}; made by {maker.recipe['attack']}")
 
 
 def _judge_on(
@@ -232,6 +249,7 @@ def _item(subject: Subject, maker: Made, behavior: Behavior, record: dict[str, A
         "score": None,
         "gibberish": record["outcome"] == "gibberish",
         "seed": 0,
+        "made_by": maker.recipe["attack"],
         "clean_image": clean_name(behavior),
         **record,
     }

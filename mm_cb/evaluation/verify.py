@@ -16,10 +16,11 @@ from mm_cb.evaluation.candidates import read_pictures, starts_with
 from mm_cb.evaluation.parts import chunks
 from mm_cb.evaluation.records import rank
 from mm_cb.evaluation.subjects import Subject
-from mm_cb.evaluation.verify_answers import TOLERANCE, Again, check_verdicts, compute_again, tolerance
+from mm_cb.evaluation.tolerance import TOLERANCE, dtype_of, tolerance
+from mm_cb.evaluation.verify_answers import Again, check_verdicts, compute_again
 from mm_cb.evaluation.verify_outputs import check_outputs
 from mm_cb.evaluation.verify_tries import check_tries
-from mm_cb.models import LlavaNextModel, load_model
+from mm_cb.models import load_model
 from mm_cb.paths import safe_id
 from mm_cb.progress import Progress, console
 from mm_cb.runs import file_sha256, read_jsonl, read_run
@@ -238,11 +239,6 @@ def verify_group(
         told = artefact["image"], artefact["epsilon"], artefact["loss"]
         rows.append(Row(*told, loss, gap, tuple(problems[i]), now.other))
     return rows
-
-
-def dtype_of(model: LlavaNextModel) -> str:
-    """As a recipe and a picture's JSON name it."""
-    return str(model.base.dtype).removeprefix("torch.")
 
 
 def _files(artefact: dict[str, Any], folder: Path) -> list[str]:

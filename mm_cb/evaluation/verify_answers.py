@@ -20,17 +20,9 @@ from mm_cb.evaluation.objectives import Objective, TargetObjective, encode
 from mm_cb.evaluation.rejudge import AS_RUN, FOLDER
 from mm_cb.evaluation.search import make_objective
 from mm_cb.evaluation.subjects import Subject
+from mm_cb.evaluation.tolerance import tolerance
 from mm_cb.paths import safe_id
 from mm_cb.runs import read_jsonl
-
-TOLERANCE = 1e-4
-"""Largest difference between a recorded loss and the one computed again, in float32."""
-
-ROUNDINGS = 4
-"""The same in shorter types, in machine epsilons of the loss. Both computations round every logit, by up to half an
-epsilon of it each; batches of other rows add up in another order and so round elsewhere. A logit is several times its
-loss, but the errors of a target's tokens cancel in their mean: of 72 pictures of the miniature in bfloat16, none was
-off by more than 0.25. A loss forged by less cannot be told from an honest one in such a type."""
 
 NUMBERS = {
     "loss": "target loss",
@@ -39,13 +31,6 @@ NUMBERS = {
     "nll_base": "loss of the answer under the base model",
 }
 """What is computed again of a picture: key of its JSON -> what it is."""
-
-
-def tolerance(loss: float, dtype: str) -> float:
-    """Largest difference to ``loss``, computed again in a torch dtype, at which the recorded one agrees."""
-    if dtype == "float32":
-        return TOLERANCE
-    return max(TOLERANCE, ROUNDINGS * torch.finfo(getattr(torch, dtype)).eps * abs(loss))
 
 
 @dataclass(frozen=True)

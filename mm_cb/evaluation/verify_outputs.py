@@ -41,7 +41,7 @@ def check_outputs(folder: Path, artefacts: Sequence[Mapping[str, Any]], run: Map
                 compare(folder / "items.jsonl", stated, made, f"{item['id']}, {item['condition']}")
         drawn = [entry for name in attacks for entry in _curves(folder, artefacts, name)]
         k = {name: facts(attack, protocol)["k"] for name, attack in attacks.items()}
-        again = summaries(items, drawn, epsilon=recipe["epsilon"], k=k)
+        again = summaries(items, drawn, epsilon=recipe["epsilon"], k=k, dtype=recipe.get("dtype", "float32"))
         if _by_proxy(folder, items):
             for row in again["results.json"]["measurements"]:
                 row["counts"] |= {"proxy": row["n"]} if row["metric"] == "compliance" else {}

@@ -14,8 +14,9 @@ from mm_cb.errors import UserError
 from mm_cb.evaluation.attacks import Attack, Protocol, runs
 from mm_cb.evaluation.behaviors import KEPT_AS, Behavior
 from mm_cb.evaluation.shards import Shard
+from mm_cb.evaluation.tolerance import tolerance
 from mm_cb.evaluation.universal import trained_on
-from mm_cb.evaluation.verify_answers import as_run, tolerance
+from mm_cb.evaluation.verify_answers import as_run
 from mm_cb.evaluation.verify_outputs import attacks_of, compare
 from mm_cb.paths import safe_id
 from mm_cb.runs import file_sha256, read_jsonl

@@ -4,6 +4,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mm_cb.errors import UserError
@@ -113,13 +114,15 @@ def _checks(
     made = []
     if any(item["condition"] != "no_attack" for item in files):
         from mm_cb.evaluation import checks
+        from mm_cb.evaluation.tolerance import tolerance
 
         epsilon = max(int(budget(run)["epsilon"] or 0) for run in runs)
+        dtypes = {recipe_of(run).get("dtype", "float32") for run in runs}  # each run's own check is the stricter one
         made = [
             checks.attack_is_strong(measurements),
             checks.placebo_is_weak(measurements),
             checks.inside_ball(files, epsilon),
-            checks.file_loss(files),
+            checks.file_loss(files, max(dtypes, key=partial(tolerance, 1.0))),
         ]
     again = {check["name"] for check in made}
     recorded = [(run, check) for run in runs for check in run.checks]

@@ -4,6 +4,7 @@ The full sweep is ``scripts/benchmark_strength.py``, its result ``results/attack
 """
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,19 @@ def test_the_committed_sweep_covers_models_budgets_and_seeds():
     assert {cell["training"] for cell in cells} == {"standard", "adversarial"}
     assert len({cell["seed"] for cell in cells}) >= 3 and len({cell["epsilon_255"] for cell in cells}) >= 3
     assert all({"ours", "foolbox", "art", "apgd"} <= {name.split(":")[0] for name in cell["attacks"]} for cell in cells)
+
+
+def test_the_sweep_judges_what_the_command_line_steps_by_where_it_can_run(monkeypatch):
+    sweep = runpy.run_path(str(RESULT.parents[1] / "scripts" / "benchmark_strength.py"))
+    network = classifier(0, 0.0, epochs=1)
+    images, labels = held_out(network, 4)
+    monkeypatch.setitem(sweep["attack_all"].__globals__, "oracles", lambda *_: {"foolbox:none": lambda number: images})
+    ran = [sweep["attack_all"](network, images, labels, norm, EPSILON, 2, 1) for norm in ("linf", "l2")]
+    by_adam = {"ours:adam_pgd", "ours:adam_pgd, random starts"}
+    assert ran[0].keys() - ran[1].keys() == by_adam  # an l-2 ball is refused
+    summary = sweep["summarise"]([{"attacks": found} for found in ran])
+    assert {name: judged["cells"] for name, judged in summary.items()} == {
+        name: 1 if name in by_adam else 2 for name in sweep["OURS"]
+    }
+    weak = ran[0] | {"ours:adam_pgd": {"cross_entropy": 0.0, "robust_accuracy": 100.0}}
+    assert not sweep["summarise"]([{"attacks": weak}])["ours:adam_pgd"]["goal_met"]

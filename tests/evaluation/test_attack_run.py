@@ -297,8 +297,9 @@ def test_long_targets_from_a_hijack_of_the_base(three, tmp_path):
     )
 
 
-def test_a_universal_run_reports_the_held_out_behaviours_apart_and_verifies(three, tmp_path, capsys):
-    run_attack(**small(tmp_path, three, attack="universal", overrides=["max_new_tokens=8", "train=1"]))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_universal_run_reports_the_held_out_behaviours_apart_and_verifies(three, tmp_path, capsys, dtype):
+    run_attack(**small(tmp_path, three, attack="universal", dtype=dtype, overrides=["max_new_tokens=8", "train=1"]))
     measured = json.loads((tmp_path / "results.json").read_text())["measurements"]
     found = {m["split"]: m["n"] for m in measured if m["condition"] == "universal" and m["metric"] == "compliance"}
     assert found["made_for"] == 1 and found["picture_held_out"] == 2

@@ -4,11 +4,17 @@ import json
 import pytest
 import torch
 
+from image_attacks import gradient_health, llava_next
 from mm_cb.errors import UserError
 from mm_cb.evaluation import planted
-from mm_cb.evaluation.battery import Sizes, add_transfer, measure_bed, plain
+from mm_cb.evaluation.battery import DIFFERENCE_STEP, DIRECTIONS, Sizes, add_transfer, measure_bed, plain
 from mm_cb.evaluation.battery_checks import check, checks_of
 from mm_cb.evaluation.battery_parts import measured_once
+from mm_cb.evaluation.battery_run import make_bed
+from mm_cb.evaluation.behaviors import open_picture, read_behaviors
+from mm_cb.evaluation.subjects import Subject
+from mm_cb.models import load_model
+from mm_cb.paths import data_path
 from mm_cb.report.verdict import judge_run
 
 SIZES = Sizes(epsilon=48, steps=12, iterates=2, sweep=(0, 64, 255))
@@ -111,12 +117,53 @@ def test_a_failed_check_makes_the_report_claim_nothing():
     assert verdict.kind == "no_claim" and any("S8" in reason for reason in verdict.reasons)
 
 
+@pytest.mark.parametrize(("off", "flagged"), [(0.01, False), (0.05, True)])
+def test_files_agree_as_exactly_as_the_dtype_holds_their_losses(off, flagged):
+    """Four roundings of bfloat16 are 3.1 %; in float32 both are too far off."""
+    true = BEDS["sound"]
+    exact = dataclasses.replace(
+        true,
+        objective=lambda pixels: 1 + true.objective(pixels),
+        filed=lambda pixels: (1 + off) * (1 + true.filed(pixels)),
+    )
+    for bed, expected in ((exact, True), (dataclasses.replace(exact, dtype="bfloat16"), flagged)):
+        assert ("S1" in failed(checks_of(measure_bed(bed, SIZES), SIZES))) == expected
+
+
+@pytest.fixture(scope="module")
+def bed():
+    """The battery's view of the miniature, the first two behaviours that have a picture."""
+    asked = [b for b in read_behaviors(data_path("miniature", "behaviors.jsonl")) if b.image][:2]
+    return make_bed(Subject("base", load_model("miniature")), asked, [open_picture(b.image) for b in asked])
+
+
+def off(bed):
+    health = gradient_health(bed.smooth, bed.clean, step=DIFFERENCE_STEP, directions=DIRECTIONS)
+    return health.suspicious().tolist()
+
+
+def test_the_checked_gradient_is_the_one_that_the_attack_follows(bed, monkeypatch):
+    """The attack's pass computes less than the whole model: what goes wrong there alone must show too."""
+    assert off(bed) == [False, False]
+    keys, last = llava_next._keys_and_values, llava_next._last_positions
+    with monkeypatch.context() as patched:
+        patched.setattr(llava_next, "_keys_and_values", lambda *given: tuple(part.detach() for part in keys(*given)))
+        assert any(off(bed))
+    with monkeypatch.context() as patched:
+        patched.setattr(llava_next, "_last_positions", lambda *a, **kw: turned_round(last(*a, **kw)))
+        assert off(bed) == [True, True]
+
+
+def turned_round(values):
+    """The same values, with their gradient negated."""
+    return 2 * values.detach() - values
+
+
 @pytest.mark.parametrize(("first", "shared"), [(2, 0), (1, 1)])
 def test_settings_may_be_chosen_on_behaviors_of_the_file_that_are_not_reported(
     sound, tmp_path, monkeypatch, first, shared
 ):
     from mm_cb.evaluation import battery_run
-    from mm_cb.paths import data_path
 
     lines = data_path("miniature", "behaviors.jsonl").read_text().splitlines()[:4]
     blank = [json.dumps(json.loads(line) | {"image": None}) for line in lines]
@@ -139,7 +186,6 @@ def test_settings_may_be_chosen_on_behaviors_of_the_file_that_are_not_reported(
 
 def test_the_command_leaves_a_run_directory_with_checks_and_plots(tmp_path, capsys, monkeypatch):
     from mm_cb import cli
-    from mm_cb.paths import data_path
 
     line = data_path("miniature", "behaviors.jsonl").read_text().splitlines()[0]
     (tmp_path / "behaviors.jsonl").write_text(line + "\n")

@@ -45,6 +45,14 @@ def test_one_file_with_another_loss_fails(filed, passed):
     assert checks.file_loss([item(), item(filed=filed)])["passed"] is passed
 
 
+@pytest.mark.parametrize(("filed", "passed"), [(1.003, True), (1.04, False)])
+def test_a_file_agrees_as_exactly_as_the_dtype_holds_its_loss(filed, passed):
+    found = checks.file_loss([item(), item(filed=filed)], "bfloat16")
+    assert found["passed"] is passed and "or 3.1 % of the loss, in bfloat16" in found["expected"]
+    assert not checks.file_loss([item(filed=filed)], "float32")["passed"]
+    assert not checks.file_loss([], "bfloat16")["passed"]
+
+
 def test_another_base_fails():
     base, other = tiny_llava(seed=0), tiny_llava(seed=1)
     behaviors = [Behavior("a", "what is it", "it is", None)]

@@ -11,7 +11,7 @@ from mm_cb.evaluation.attack_run import run_attack
 from mm_cb.evaluation.transfer import run_transfer
 from mm_cb.models import load_model
 from mm_cb.models.fingerprint import remember_base
-from mm_cb.paths import data_path
+from mm_cb.paths import data_path, safe_id
 from mm_cb.runs import read_jsonl, read_run, write_json
 
 LINES = data_path("miniature", "behaviors.jsonl").read_text().splitlines()[:2]
@@ -91,6 +91,8 @@ def test_behaviours_that_keep_their_ids_but_not_their_texts_are_refused(runs, tm
     [
         *(("attack", "noise,pgd"), ("epsilon", 9), ("steps", 2), ("restarts", 2), ("seed", 1)),
         *(("iterates", 3), ("samples", 2), ("chain", True), ("optimizer", "sign")),
+        *(("early_stop", True), ("max_new_tokens", 8), ("temperature", 0.5), ("train", 2), ("dtype", "bfloat16")),
+        ("image_backend", "torchvision"),
     ],
 )
 def test_another_budget_is_refused_by_the_first_setting_that_differs(runs, tmp_path, key, value):
@@ -103,3 +105,30 @@ def test_another_budget_is_refused_by_the_first_setting_that_differs(runs, tmp_p
     was = "not set" if before is None else repr(before)
     with pytest.raises(UserError, match=f"one budget, but `{key}` is {was} in .* and {value!r} in .*; repeat one"):
         run_transfer(runs / "base", other, runs / "behaviors.jsonl", tmp_path / "out")
+
+
+def test_adaptive_attacks_stand_beside_the_attacks_that_both_runs_share(runs, tmp_path, capsys):
+    """No base can be attacked by them; the row says what its pictures were made by."""
+    strongest = shutil.copytree(runs / "one/attack", tmp_path / "strongest")
+    run = read_run(strongest)
+    run["recipe"]["attack"] = "pgd,pgd_adaptive"
+    write_json(strongest / "run.json", run)
+    run_transfer(runs / "base", strongest, runs / "behaviors.jsonl", tmp_path / "out")
+    rows = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert rows[0].endswith("; made by pgd") and rows[1].endswith("; made by pgd,pgd_adaptive")
+    made_by = {(i["condition"], i["made_by"]) for i in read_jsonl(tmp_path / "out" / "items.jsonl")}
+    assert made_by == {("from_base", "pgd"), ("from_rr", "pgd,pgd_adaptive")}
+    run["recipe"]["attack"] = "apgd,pgd_adaptive"
+    write_json(strongest / "run.json", run)
+    with pytest.raises(UserError, match="one budget, but `attack` is 'pgd' in .* and 'apgd' in"):
+        run_transfer(runs / "base", strongest, runs / "behaviors.jsonl", tmp_path / "out")
+
+
+def test_another_clean_picture_of_one_behaviour_is_refused_by_its_id(runs, tmp_path):
+    other = shutil.copytree(runs / "one/attack", tmp_path / "other")
+    first, second = sorted((other / "images").glob("*.clean.png"))
+    shutil.copyfile(first, second)
+    names = {safe_id(json.loads(line)["id"]): json.loads(line)["id"] for line in LINES}
+    with pytest.raises(UserError, match=f"that of `{names[second.name.removesuffix('.clean.png')]}` is another file"):
+        run_transfer(runs / "base", other, runs / "behaviors.jsonl", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
