@@ -1,6 +1,9 @@
 """Planted faults: whatever is broken, the demo's verdict is "no claim" and says why, or the loss is in the table."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from mm_cb import demo
 from mm_cb.evaluation import checks
@@ -69,7 +72,8 @@ def concluded(monkeypatch, behaviors, say=answers, *, judge=judge_behavior, scor
     monkeypatch.setattr(demo, "judge_behavior", judge)
     monkeypatch.setattr(demo, "score_question", score)
     measurements = measure(items, pairs=[("rr", "base")])
-    subjects = [Subject("base", None), Subject("rr", None, adapted=True)]
+    model = SimpleNamespace(base=SimpleNamespace(dtype=torch.float32))
+    subjects = [Subject("base", model), Subject("rr", model, adapted=True)]
     made = demo._checks(items, measurements, subjects, behaviors, QUESTIONS, 32)
     return measurements, judge_run(measurements, made)
 
