@@ -72,7 +72,7 @@ def refuse_idle(options: Options, names: Sequence[str]) -> None:
     own_term = any(kind.adaptive for kind in kinds)
     forced = any(kind.loss not in (None, "target", "universal") for kind in kinds)
     by_pgd = any(kind.search in ("pgd", "embedding") for kind in kinds)
-    chained = sum(kind.search in ("pgd", "apgd") for kind in kinds) > 1
+    chained = sum(kind.searches_pixels for kind in kinds) > 1
     plain, asked = Options(), ",".join(names)
     for key, read, needed in (
         ("train", names == ["universal"], "`--attack universal` alone; every other makes a picture per behaviour"),

@@ -10,7 +10,7 @@ from typing import Any
 from mm_cb import hub
 from mm_cb.errors import UserError
 from mm_cb.evaluation.attack_options import Options, parse_attacks, refuse_idle, resolve
-from mm_cb.evaluation.attacks import KINDS, Attack, tries
+from mm_cb.evaluation.attacks import Attack, tries
 from mm_cb.evaluation.behaviors import KEPT_AS, Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
 from mm_cb.evaluation.hijack import Judge, attack_behaviors
 from mm_cb.evaluation.objectives import encode
@@ -140,7 +140,7 @@ def attack_in_turn(
     responses = hijacked_responses(options.hijacks)
     for attack in attacks:
         started = time.monotonic()
-        optimises = KINDS[attack.name].search in ("pgd", "apgd")
+        optimises = attack.kind.searches_pixels
         items += attack_behaviors(
             subject,
             behaviors,

@@ -25,6 +25,11 @@ class Kind:
     relaxation: bool = False
     """Leaves no picture that a user could send: bounds what is left, never a headline."""
 
+    @property
+    def searches_pixels(self) -> bool:
+        """Whether a picture is optimised step by step, so that it has iterates and can start another attack."""
+        return self.search in ("pgd", "apgd")
+
 
 KINDS: Mapping[str, Kind] = {
     "no_attack": Kind("the clean picture"),
@@ -130,7 +135,7 @@ class Protocol:
 
 def pictures_per_run(attack: Attack, protocol: Protocol) -> int:
     """Pictures judged in one run of one behaviour."""
-    if attack.kind.search in ("pgd", "apgd"):
+    if attack.kind.searches_pixels:
         return 1 + len(protocol.moments(attack.steps))
     return 1
 

@@ -24,6 +24,7 @@ from mm_cb.evaluation.behaviors import Behavior
 from mm_cb.evaluation.objectives import Objective, TargetObjective, encode
 from mm_cb.evaluation.parts import chunks
 from mm_cb.evaluation.subjects import Subject
+from mm_cb.evaluation.tolerance import dtype_of
 from mm_cb.models import ModelInputs
 from mm_cb.paths import safe_id
 from mm_cb.runs import file_sha256, write_json
@@ -209,7 +210,7 @@ def write_artefact(
         "response": None if forced is None else forced.texts[row],
         "weight": float(weight[row]) if isinstance(weight, Tensor) else weight,
         "subject": {"name": subject.name, "adapted": subject.adapted, "system": subject.system},
-        "dtype": str(model.base.dtype).removeprefix("torch."),
+        "dtype": dtype_of(model),
         "device": str(model.device),
         "attention": getattr(model.base.config, "_attn_implementation", None),
         "image_processor": type(processor).__name__,

@@ -53,7 +53,7 @@ def summaries(
 
 def best_pictures(items: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Per behaviour the attacked picture that went worst for the model so far: harmful first, then the lowest loss."""
-    return _worst(item for item in items if KINDS[item["condition"]].search in ("pgd", "apgd"))
+    return _worst(item for item in items if KINDS[item["condition"]].searches_pixels)
 
 
 def keep_worst(items: Sequence[dict[str, Any]], folder: Path) -> None:

@@ -46,10 +46,8 @@ class Again:
         """One phrase per number that is not the recorded one."""
         wrong = []
         for key, found in self.numbers.items():
-            told, allowed = (
-                artefact[key],
-                tolerance(max(abs(found or 0), 1) if key == "nll_base" else found or 0, dtype),
-            )
+            told = artefact[key]
+            allowed = tolerance(max(abs(found or 0), 1) if key == "nll_base" else found or 0, dtype)
             if told is None or found is None or not round(abs(found - told), 6) <= allowed:
                 wrong += [] if told is found is None else [f"{NUMBERS[key]} {told} recorded, {found} found"]
         return wrong

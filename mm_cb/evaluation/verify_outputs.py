@@ -70,7 +70,7 @@ def _check_settings(
     system, adapter = recipe.get("system"), recipe.get("adapter")
     subject = {"name": subject_name(adapter, system), "adapted": adapter is not None, "system": system}
     protocol = {key: value for key, value in asdict(options.protocol()).items() if key != "checkpoint_seconds"}
-    searched = [name for name, attack in attacks.items() if attack.kind.search in ("pgd", "apgd")]
+    searched = [name for name, attack in attacks.items() if attack.kind.searches_pixels]
     for artefact in artefacts:
         attack = attacks[artefact["attack"]["name"]]
         stated = {

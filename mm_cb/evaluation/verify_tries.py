@@ -131,7 +131,7 @@ def _check_item(
     samples = () if attack.kind.relaxation else range(1, protocol.samples + 1)
     for restart in range(runs(attack, protocol)):
         steps: list[int | None] = [None]
-        if attack.kind.search in ("pgd", "apgd"):
+        if attack.kind.searches_pixels:
             there = {step for run, step, _ in found if run == restart}
             steps += _kept(curves.get((searched.id, attack.name, restart)), attack, protocol, there)
         wanted += [(restart, step, sample) for step in steps for sample in (None, *samples)]
