@@ -56,12 +56,13 @@ from .png import ImageFileError, linf_255, load_png, round_towards, save_png
 from .preprocessing import LlavaNextPreprocessing
 from .random_search import random_search
 from .state import AttackState
-from .threat_models import L2, Linf, Patch, ThreatModel, Unconstrained
+from .threat_models import L2, FileL2, Linf, Patch, ThreatModel, Unconstrained
 from .transformations import Crop, Jpeg, Rescale, eot
 from .universal import UniversalResult, universal
 
 __all__ = [
     "BENIGN_TARGETS",
+    "FileL2",
     "L2",
     "AttackError",
     "AttackResult",

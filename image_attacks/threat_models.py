@@ -147,6 +147,41 @@ class L2:
 
 
 @dataclass(frozen=True)
+class FileL2(L2):
+    """The 8-bit file that an image becomes, rounded to the nearest level, is at most ``epsilon`` from the clean one.
+
+    Rounding moves a point of the l-2 ball by up to half a level in every value, which is more than a small radius
+    bears. Here the rounded image is in the ball, so that what is evaluated, returned and saved is one and the same.
+    """
+
+    def project(self, pixels: Tensor, clean: Tensor) -> Tensor:
+        """Go towards the clean image, which is 8-bit, until the rounded one is in the ball, and no further.
+
+        On the way, ``clamp(clean + s * (pixels - clean))`` with s from 1 to 0, no rounded value moves away from the
+        clean one, so that bisection finds the place.
+        """
+        move = pixels - clean
+        limit, before = (255 * self.epsilon) ** 2 * (1 + 1e-9), (255 * clean).round()
+
+        def fits(scale: Tensor) -> Tensor:
+            levels = (255 * (clean + scale * move).clamp(0, 1)).round() - before
+            return levels.double().square().sum((1, 2, 3), keepdim=True) <= limit
+
+        low = torch.zeros(len(pixels), 1, 1, 1, dtype=pixels.dtype, device=pixels.device)
+        high = torch.ones_like(low)
+        low = torch.where(fits(high), high, low)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            inside = fits(middle)
+            low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+        return torch.where(low == 1, pixels, clean + low * move).clamp(0, 1)
+
+
+_BISECTIONS = 24
+"""As many as a float32 has digits."""
+
+
+@dataclass(frozen=True)
 class Unconstrained:
     """Any image. ``blank`` begins at a flat colour instead of the clean image: a hijack drawn from nothing."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mm_cb.errors import UserError, unknown
 from mm_cb.evaluation.attacks import ATTACKS, KINDS, Attack, Protocol
+from mm_cb.evaluation.threats import Threat
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,10 @@ class Options:
     matching_weight: float = 1.0
     """Weight of an adaptive attack's term beside the target's loss."""
     optimizer: str = "adam"
-    """How a search by PGD steps: adam, or sign, the textbook's."""
+    """How a search by PGD steps: adam; sign, the textbook's; momentum, by the sign of accumulated gradients. In an l-2
+    ball the last two go along the gradient instead of its sign."""
+    threat_model: str = "linf"
+    """What of a picture may change by ``--epsilon``: linf (all of it), l2:R, patch:N, border:N, blank."""
     balance: bool = False
     """Scale that term so that its gradient is as long as the target's at the clean picture."""
     iterates: int = 0
@@ -53,12 +57,15 @@ class Options:
     def attack(self, name: str, epsilon: int, steps: int, restarts: int, seed: int, canvas: tuple[int, int]) -> Attack:
         """One attack with these settings."""
         sizes = self.batch, self.max_new_tokens, self.matching_weight
-        return Attack(name, epsilon, steps, restarts, seed, *sizes, canvas, self.train, self.optimizer)
+        return Attack(
+            name, epsilon, steps, restarts, seed, *sizes, canvas, self.train, self.optimizer, self.threat_model
+        )
 
     def recipe(self) -> dict[str, Any]:
         """What decides the results: not how often the state is saved, nor settings of what is not asked for."""
         idle = {"checkpoint_seconds"} | (set() if self.samples else {"samples", "temperature"})
         idle |= set() if self.train else {"train"}
+        idle |= set() if self.threat_model != "linf" else {"threat_model"}
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in idle}
 
 
@@ -73,17 +80,35 @@ def refuse_idle(options: Options, names: Sequence[str]) -> None:
     forced = any(kind.loss not in (None, "target", "universal") for kind in kinds)
     by_pgd = any(kind.search in ("pgd", "embedding") for kind in kinds)
     chained = sum(kind.searches_pixels for kind in kinds) > 1
+    drawn = any(kind.searches_pixels for kind in kinds) or "noise" in names
     plain, asked = Options(), ",".join(names)
     for key, read, needed in (
         ("train", names == ["universal"], "`--attack universal` alone; every other makes a picture per behaviour"),
         ("balance", own_term, "an attack with a term beside the target's loss (those that need an adapter)"),
         ("matching_weight", own_term, "an attack with a term beside the target's loss (those that need an adapter)"),
         ("optimizer", by_pgd, "an attack that searches by PGD"),
+        ("threat_model", drawn, "an attack that changes a picture"),
         ("hijacks", forced, "an attack that forces a long response, like `pgd_long`"),
         ("chain", chained, "two or more attacks that optimise a picture"),
     ):
         if getattr(options, key) != getattr(plain, key) and not read:
             raise UserError(f"`{key}` is for {needed}; `--attack {asked}` does not read it: leave it out.")
+
+
+def refuse_mismatch(options: Options, names: Sequence[str], epsilon: int) -> None:
+    """Refuse a threat model beside a budget or a way to step that does not go with it.
+
+    Raises:
+        UserError: Saying what to add.
+    """
+    threat, stated = Threat.parse(options.threat_model), f"`threat_model={options.threat_model}`"
+    by_pgd = any(KINDS[name].search == "pgd" for name in names)
+    if threat.whole_range and epsilon != 255:
+        raise UserError(f"{stated} bounds no single value, got `--epsilon {epsilon}/255`: add `--epsilon 255/255`.")
+    if threat.name != "linf" and "embedding" in names:
+        raise UserError(f"{stated} is for pictures, and `embedding` makes none: give it a run of its own.")
+    if threat.name == "l2" and by_pgd and options.optimizer == "adam":
+        raise UserError(f"{stated}: Adam steps value by value, which suits no l-2 ball; add `optimizer=momentum`.")
 
 
 def resolve(overrides: Sequence[str]) -> Options:

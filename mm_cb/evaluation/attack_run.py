@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
 from mm_cb import hub
 from mm_cb.errors import UserError
-from mm_cb.evaluation.attack_options import Options, parse_attacks, refuse_idle, resolve
+from mm_cb.evaluation.attack_options import Options, parse_attacks, refuse_idle, refuse_mismatch, resolve
 from mm_cb.evaluation.attacks import Attack, tries
 from mm_cb.evaluation.behaviors import KEPT_AS, Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
 from mm_cb.evaluation.hijack import Judge, attack_behaviors
@@ -87,6 +89,7 @@ def run_attack(
     if names == ["universal"] and (shard is not None or options.early_stop):
         raise UserError("`universal` makes one picture for all behaviours: leave out `--shard` and `early_stop`.")
     refuse_idle(options, names)
+    refuse_mismatch(options, names, epsilon)
     inputs = [behaviors, *(b.image for b in asked if b.image is not None), *weights_of(model, adapter)]
 
     def attack_all(folder: Path, chosen: Sequence[Behavior], progress: Progress) -> None:
@@ -95,10 +98,12 @@ def run_attack(
         refuse_too_large(chosen, options.batch)
         attacked = Subject(subject_name(adapter, system), loaded, adapted=adapter is not None, system=system)
         canvas = canvas_of(loaded.processor)
-        if names != ["universal"]:  # which encodes every behaviour, and with another picture, before it begins
-            for b in chosen:  # what cannot be encoded is said before the first batch
-                encode(attacked, [b], [grey_canvas(canvas) if b.image is None else open_picture(b.image)], [b.target])
         plans = [options.attack(name, epsilon, steps, restarts, seed, canvas) for name in names]
+        for b in chosen:  # what cannot be attacked is said before the first batch
+            picture = grey_canvas(canvas) if b.image is None or plans[0].universal else open_picture(b.image)
+            refuse_unfit(plans[0], b, picture)
+            if not plans[0].universal:  # which encodes every behaviour before it begins
+                encode(attacked, [b], [picture], [b.target])
         attack_in_turn(attacked, chosen, plans, options, folder, judge, progress)
 
     with Progress() as progress:
@@ -156,7 +161,16 @@ def attack_in_turn(
         append_jsonl(folder / "timings.jsonl", {"stage": f"attack {attack.name}", "seconds": seconds})
     k = {attack.name: tries(attack, options.protocol()) for attack in attacks}
     drawn = [quartiles for attack in attacks for quartiles in curve_quartiles(folder, subject.name, attack.name)]
-    write_outputs(folder, items, drawn, epsilon=attacks[0].epsilon, k=k, dtype=dtype_of(subject.model))
+    epsilon, threat_model, dtype = attacks[0].epsilon, attacks[0].threat_model, dtype_of(subject.model)
+    write_outputs(folder, items, drawn, epsilon=epsilon, k=k, threat_model=threat_model, dtype=dtype)
+
+
+def refuse_unfit(attack: Attack, behavior: Behavior, picture: Image) -> None:
+    """Refuse a threat model that does not fit a behaviour's picture."""
+    try:
+        attack.threat.allowed(attack.epsilon, (picture.height, picture.width))
+    except ValueError as error:
+        raise UserError(f"behaviour {behavior.id!r}: {error}") from error
 
 
 def refuse_placeholders(behaviors: Sequence[Behavior], token: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from mm_cb.evaluation.threats import Threat
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -70,9 +72,11 @@ class Attack:
     train: int = 0
     """Behaviours that a universal picture is made for, the first ones; the others are held out. 0 = half of them."""
     optimizer: str = "adam"
-    """How a search by PGD steps: `image_attacks.adam_pgd`, or `pgd` by the gradient's "sign", the textbook's. Adam was
-    chosen on validation behaviours, where it took a fraction of the steps (results/attacks/README.md). Deviation: the
-    paper's attack, HarmBench's PGD, steps by the sign."""
+    """How a search by PGD steps: `image_attacks.adam_pgd`, or `pgd` by the gradient's "sign", the textbook's, or by
+    that of its "momentum". Adam was chosen on validation behaviours, where it took a fraction of the steps
+    (results/attacks/README.md). Deviation: the paper's attack, HarmBench's PGD, steps by the sign."""
+    threat_model: str = "linf"
+    """What of a picture may change by ``epsilon``: `mm_cb.evaluation.threats`."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -86,8 +90,14 @@ class Attack:
             raise ValueError(f"`train` must be at least 0, got {self.train}.")
         if self.max_new_tokens < 1 or not 0 <= self.matching_weight < math.inf:
             raise ValueError("`max_new_tokens` must be at least 1 and `matching_weight` finite and at least 0.")
-        if self.optimizer not in ("adam", "sign"):
-            raise ValueError(f"`optimizer` must be adam or sign, got {self.optimizer!r}.")
+        if self.optimizer not in ("adam", "sign", "momentum"):
+            raise ValueError(f"`optimizer` must be adam, sign or momentum, got {self.optimizer!r}.")
+        Threat.parse(self.threat_model)
+
+    @property
+    def threat(self) -> Threat:
+        """What ``threat_model`` stands for."""
+        return Threat.parse(self.threat_model)
 
     @property
     def universal(self) -> bool:

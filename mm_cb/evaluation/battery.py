@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from image_attacks import AttackError, Linf, adam_pgd, apgd, gradient_health, pgd, random_search, sign_noise
-from mm_cb.evaluation.search import StartedBall
+from mm_cb.evaluation.search import Started
 from mm_cb.evaluation.tolerance import TOLERANCE, tolerance
 from mm_cb.evaluation.watch import Watch
 
@@ -162,7 +162,7 @@ def _gradient_arms(found: Measured, bed: Bed, sizes: Sizes) -> None:
     found.curves["double_steps"] = double.curves[0].cpu()
     adaptive = apgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps)
     _keep(found, bed, "apgd", adaptive.images, adaptive.losses)
-    grey = StartedBall(1.0, torch.full_like(bed.clean, 0.5))
+    grey = Started(Linf(1.0), torch.full_like(bed.clean, 0.5))
     unbounded = adam_pgd(bed.objective, bed.clean, threat_model=grey, steps=sizes.steps)
     _keep(found, bed, "unbounded", unbounded.images, unbounded.losses)
 
@@ -183,7 +183,7 @@ def _sweep(found: Measured, bed: Bed, sizes: Sizes) -> None:
     best, emitted, start = found.losses["clean"], found.emitted["clean"], bed.clean
     for epsilon in sorted(sizes.sweep):
         if epsilon:
-            ball = StartedBall(epsilon / 255, start)
+            ball = Started(Linf(epsilon / 255), start)
             result = adam_pgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps)
             better = (result.losses.cpu() < best).view(-1, 1, 1, 1).to(start.device)
             start = torch.where(better, result.images, start)

@@ -96,10 +96,12 @@ def judge_files(
     with torch.no_grad():
         loss, objective_file = target.loss(inputs.pixel_values), objective.loss(inputs.pixel_values)
     completions = complete(subject, group, saved, attack)
+    away = [attack.threat.distance(folder / names[i], folder / clean_name(b)) for i, b in enumerate(group)]
     return [
         {
             "image": names[i],
             "epsilon": linf_255(folder / names[i], folder / clean_name(behavior)),
+            **({} if away[i] is None else {"distance": away[i]}),
             "loss": round(float(loss[i]), 5),
             "objective_file": round(float(objective_file[i]), 5),
             "completion": completions[i],

@@ -11,6 +11,7 @@ from mm_cb.evaluation.behaviors import Behavior, open_picture
 from mm_cb.evaluation.hijack import OPTIMISED
 from mm_cb.evaluation.results import Measurement, find
 from mm_cb.evaluation.subjects import Subject
+from mm_cb.evaluation.threats import Threat
 from mm_cb.evaluation.tolerance import TOLERANCE, dtype_of, tolerance
 
 STRONG_ENOUGH = 80.0
@@ -86,6 +87,23 @@ def inside_ball(items: Sequence[dict[str, Any]], epsilon: int) -> dict[str, Any]
         f"at most {epsilon}/255",
         "a picture outside the ball broke the rules of the game",
     )
+
+
+def inside_threat(items: Sequence[dict[str, Any]], threat_model: str) -> list[dict[str, Any]]:
+    """The same in the threat model's own measure; empty for those that have none beside the largest change."""
+    threat = Threat.parse(threat_model)
+    if threat.limit is None:
+        return []
+    found = [candidate.get("distance") for item in items for candidate in item.get("candidates", ())]
+    return [
+        check(
+            f"every attacked file is inside {threat_model}",
+            bool(found) and all(threat.holds(distance) for distance in found),
+            f"largest distance {max((d for d in found if d is not None), default=-1):g} in {len(found)} files",
+            f"at most {threat.limit:g}",
+            "a picture outside the allowed set broke the rules of the game",
+        )
+    ]
 
 
 def file_loss(items: Sequence[dict[str, Any]], dtype: str = "float32") -> dict[str, Any]:

@@ -139,7 +139,8 @@ def _attack_group(
     if attack.name in ("no_attack", "prefill_only"):
         left: Mapping[int | None, Tensor] = {None: clean}
     elif attack.name == "noise":
-        left = {None: sign_noise(clean, attack.epsilon / 255, _generators(attack, restart, group))}
+        noise = sign_noise(clean, attack.epsilon / 255, _generators(attack, restart, group))
+        left = {None: attack.threat.allowed(attack.epsilon, (clean.shape[2], clean.shape[3])).project(noise, clean)}
     else:
         found = _search(setting, group, objective, clean, restart, state)
         left = found.pictures

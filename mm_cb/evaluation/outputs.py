@@ -10,7 +10,7 @@ import numpy as np
 
 from mm_cb.errors import UserError
 from mm_cb.evaluation.attacks import KINDS, OPTIMISED
-from mm_cb.evaluation.checks import file_loss, gradient_is_there, inside_ball
+from mm_cb.evaluation.checks import file_loss, gradient_is_there, inside_ball, inside_threat
 from mm_cb.evaluation.records import curves, rank
 from mm_cb.evaluation.results import measure, results_content
 from mm_cb.paths import safe_id
@@ -24,12 +24,14 @@ def write_outputs(
     *,
     epsilon: int,
     k: Mapping[str, int],
+    threat_model: str = "linf",
     dtype: str = "float32",
 ) -> None:
     """The files that a finished run holds beside its pictures."""
     keep_worst(items, folder)
     write_jsonl(folder / "items.jsonl", items)
-    for name, content in summaries(items, drawn, epsilon=epsilon, k=k, dtype=dtype).items():
+    made = summaries(items, drawn, epsilon=epsilon, k=k, threat_model=threat_model, dtype=dtype)
+    for name, content in made.items():
         write_json(folder / name, content)
 
 
@@ -39,11 +41,12 @@ def summaries(
     *,
     epsilon: int,
     k: Mapping[str, int],
+    threat_model: str = "linf",
     dtype: str = "float32",
 ) -> dict[str, Any]:
     """File name -> content, for every file that is made from a run's items and curves alone; results.json last."""
     filed = [item for item in items if item["image"] is not None]
-    checks = [inside_ball(filed, epsilon)] if filed else []
+    checks = [inside_ball(filed, epsilon), *inside_threat(filed, threat_model)] if filed else []
     if any(item["condition"] in OPTIMISED for item in filed):
         checks.append(file_loss(filed, dtype))
     checks += gradient_is_there(items)

@@ -59,7 +59,7 @@ def make_item(
     shown = ("restart", "image", "epsilon", "loss", "objective_file", "objective_logged", "completion", "outcome")
     further = [
         key
-        for key in ("iterate", "sample", "nll_base", "zero_gradients")
+        for key in ("iterate", "sample", "nll_base", "zero_gradients", "distance")
         if any(key in candidate for candidate in candidates)
     ]
     item = {

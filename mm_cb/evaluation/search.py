@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from image_attacks import AttackError, AttackResult, Linf, adam_pgd, apgd, pgd
+from image_attacks import AttackError, AttackResult, Linf, ThreatModel, adam_pgd, apgd, pgd
 from mm_cb.errors import UserError
 from mm_cb.evaluation import adaptive
 from mm_cb.evaluation.attacks import Attack, Protocol
@@ -28,6 +30,13 @@ _ADAPTIVE: Mapping[str, type[adaptive.AdaptiveObjective]] = {
     "distill": adaptive.DistillObjective,
     "fluent": adaptive.FluentObjective,
 }
+
+OPTIMIZERS: Mapping[str, Callable[..., AttackResult]] = {
+    "adam": adam_pgd,
+    "sign": pgd,
+    "momentum": partial(pgd, momentum=0.9),
+}
+"""The values of ``optimizer=``; 0.9 was not tuned."""
 
 
 def make_objective(
@@ -62,14 +71,32 @@ def make_objective(
 
 
 @dataclass(frozen=True)
-class StartedBall(Linf):
-    """The ball around the clean pictures, with a first run that starts at given ones (a chain of attacks)."""
+class Started:
+    """A threat model with a first run that starts at given pictures (a chain of attacks)."""
 
-    first: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    within: ThreatModel
+    first: Tensor = field(repr=False)
+
+    @property
+    def step_range(self) -> tuple[float, float]:
+        """That of the threat model."""
+        return self.within.step_range
 
     def start(self, clean: Tensor) -> Tensor:
-        """The given pictures, moved into the ball where they lie outside."""
-        return self.project(self.first.to(clean), clean)
+        """The given pictures, moved to the nearest allowed ones."""
+        return self.within.project(self.first.to(clean), clean)
+
+    def project(self, pixels: Tensor, clean: Tensor) -> Tensor:
+        """As the threat model does."""
+        return self.within.project(pixels, clean)
+
+    def random_start(self, clean: Tensor, generator: Any) -> Tensor:
+        """As the threat model does."""
+        return self.within.random_start(clean, generator)
+
+    def descent_direction(self, gradient: Tensor) -> Tensor:
+        """As the threat model does."""
+        return self.within.descent_direction(gradient)
 
 
 @dataclass(frozen=True)
@@ -111,23 +138,25 @@ def search(
     Raises:
         UserError: If the objective is not finite or has no gradient.
     """
-    ball = Linf(attack.epsilon / 255) if first is None else StartedBall(attack.epsilon / 255, first)
+    allowed: ThreatModel = attack.threat.allowed(attack.epsilon, (clean.shape[2], clean.shape[3]))
+    if first is not None:
+        allowed = Started(allowed, first)
     watch = Watch(
         protocol.moments(attack.steps),
         broken=broken if protocol.early_stop else None,
         path=state,
         seconds=protocol.checkpoint_seconds,
     )
-    run: Callable[..., AttackResult] = adam_pgd if attack.optimizer == "adam" else pgd
+    run: Callable[..., AttackResult] = OPTIMIZERS[attack.optimizer]
     if attack.kind.search == "apgd":
         run = apgd
     if attack.kind.search == "embedding":
-        ball, clean = Linf(0.5), objective.start()  # type: ignore[attr-defined]
+        allowed, clean = Linf(0.5), objective.start()  # type: ignore[attr-defined]
     try:
         result = run(
             objective,
             clean,
-            threat_model=ball,
+            threat_model=allowed,
             steps=attack.steps,
             random_start=random_start,
             generator=generators,

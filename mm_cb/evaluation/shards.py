@@ -148,7 +148,15 @@ def gather(out: Path, behaviors: Sequence[Behavior]) -> bool:
     items.sort(key=lambda item: (conditions.index(item["condition"]), order[item["id"]]))
     recipe = read_run(out)["recipe"]
     k = {item["condition"]: item["k"] for item in items}
-    write_outputs(out, items, _curves(out, items, drawn), epsilon=recipe["epsilon"], k=k, dtype=recipe["dtype"])
+    write_outputs(
+        out,
+        items,
+        _curves(out, items, drawn),
+        epsilon=recipe["epsilon"],
+        k=k,
+        threat_model=recipe["options"].get("threat_model", "linf"),
+        dtype=recipe["dtype"],
+    )
     return True
 
 

@@ -28,7 +28,7 @@ from mm_cb.runs import RunDirectory, file_sha256, read_jsonl, read_run, write_by
 
 _BUDGET = (
     *("attack", "epsilon", "steps", "restarts", "seed", "iterates", "samples", "chain", "optimizer"),
-    *("early_stop", "temperature", "train", "max_new_tokens", "image_backend", "dtype"),
+    *("early_stop", "temperature", "train", "max_new_tokens", "image_backend", "dtype", "threat_model"),
 )
 """What both runs must have had alike: it decides which pictures were tried, of which the worst is transferred, and how
 they are judged. Adaptive attacks aim at an adapter, so that a run on one may have them beside the other run's."""

@@ -16,6 +16,7 @@ from mm_cb.evaluation.candidates import read_pictures, starts_with
 from mm_cb.evaluation.parts import chunks
 from mm_cb.evaluation.records import rank
 from mm_cb.evaluation.subjects import Subject
+from mm_cb.evaluation.threats import Threat
 from mm_cb.evaluation.tolerance import TOLERANCE, dtype_of, tolerance
 from mm_cb.evaluation.verify_answers import Again, check_verdicts, compute_again
 from mm_cb.evaluation.verify_outputs import check_outputs
@@ -27,7 +28,10 @@ from mm_cb.runs import file_sha256, read_jsonl, read_run
 
 _KEYS = ("id", "image", "clean_image", "prompt", "target", "sha256", "clean_sha256", "epsilon", "loss", "attack")
 
-_SHARED = ("restart", "iterate", "epsilon", "loss", "objective_file", "objective_logged", "nll_base", "zero_gradients")
+_SHARED = (
+    *("restart", "iterate", "epsilon", "distance", "loss", "objective_file", "objective_logged", "nll_base"),
+    "zero_gradients",
+)
 """What items.jsonl repeats of a picture's JSON, but for the verdict, which another judge may have given."""
 
 
@@ -86,7 +90,7 @@ def verify_run(folder: Path, *, model: str | None, adapter: str | None, device: 
             subject = Subject(str(group[0]["subject"]["name"]), loaded, bool(group[0]["subject"]["adapted"]))
             try:
                 rows += verify_group(subject, group, folder, same_arithmetic)
-            except (KeyError, TypeError, AttributeError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
                 name = Path(group[0]["image"]).with_suffix(".json")
                 raise UserError(
                     f"`{name}` or one of its kind must be as `mm-cb attack` wrote it: {type(error).__name__}, {error}."
@@ -253,6 +257,12 @@ def _files(artefact: dict[str, Any], folder: Path) -> list[str]:
         problems.append(f"epsilon {artefact['epsilon']}/255 recorded, {distance}/255 found")
     if distance > artefact["attack"]["epsilon"]:
         problems.append(f"epsilon {distance}/255 found, {artefact['attack']['epsilon']}/255 allowed")
+    threat = Threat.parse(artefact["attack"].get("threat_model", "linf"))
+    away = threat.distance(image, clean)
+    if away != artefact.get("distance"):
+        problems.append(f"distance {artefact.get('distance')} recorded, {away} found")
+    if not threat.holds(away):
+        problems.append(f"distance {away} found, {threat.limit} allowed")
     for name, path, key in (("picture", image, "sha256"), ("clean picture", clean, "clean_sha256")):
         if file_sha256(path) != artefact[key]:
             problems.append(f"the {name} is another file than the one that was judged (SHA-256)")

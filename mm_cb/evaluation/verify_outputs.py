@@ -41,7 +41,8 @@ def check_outputs(folder: Path, artefacts: Sequence[Mapping[str, Any]], run: Map
                 compare(folder / "items.jsonl", stated, made, f"{item['id']}, {item['condition']}")
         drawn = [entry for name in attacks for entry in _curves(folder, artefacts, name)]
         k = {name: facts(attack, protocol)["k"] for name, attack in attacks.items()}
-        again = summaries(items, drawn, epsilon=recipe["epsilon"], k=k, dtype=recipe.get("dtype", "float32"))
+        dtype, threat_model = recipe.get("dtype", "float32"), options.threat_model
+        again = summaries(items, drawn, epsilon=recipe["epsilon"], k=k, threat_model=threat_model, dtype=dtype)
         if _by_proxy(folder, items):
             for row in again["results.json"]["measurements"]:
                 row["counts"] |= {"proxy": row["n"]} if row["metric"] == "compliance" else {}
@@ -82,6 +83,7 @@ def _check_settings(
             "chain": options.chain and attack.name in searched[1:] and artefact["restart"] == 0,
         }
         held = {key: artefact[key] for key in ("attack", "protocol", "subject", "dtype")}
+        held["attack"] = {"threat_model": "linf"} | held["attack"]  # the only one that earlier runs had
         held |= {"device": artefact["device"].partition(":")[0], "chain": artefact.get("start") is not None}
         found = _first_difference(stated, held, "")
         if found is not None:

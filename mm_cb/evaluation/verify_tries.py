@@ -93,7 +93,8 @@ def _check_curves(
         for step, of in by_step.items() if curves and not wrong else ():
             lowest = [min(curves[0]), *(curves[0][-1:] if of[0]["protocol"]["early_stop"] else [])]
             wrong |= not _near(of, "objective_logged", lowest if step is None else [curves[0][step]])
-            if step is None and restart == 0 and "start" not in of[0] and of[0]["objective"] == "TargetObjective":
+            from_clean = restart == 0 and "start" not in of[0] and attack.threat.name != "blank"
+            if step is None and from_clean and of[0]["objective"] == "TargetObjective":
                 wrong |= not _near(of, "loss_clean", [curves[0][0]])
         if wrong:
             raise UserError(

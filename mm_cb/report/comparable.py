@@ -158,8 +158,9 @@ def _data(run: RunFiles) -> dict[str, Any]:
 
 
 def budget(run: RunFiles) -> dict[str, Any]:
-    """How much an attack might change."""
-    return {"epsilon": recipe_of(run).get("epsilon")}
+    """How much of a picture an attack might change, and what of it."""
+    options = recipe_of(run).get("options") or {}
+    return {"epsilon": recipe_of(run).get("epsilon"), "threat_model": options.get("threat_model", "linf")}
 
 
 def _differences(held: Mapping[str, Any], other: Mapping[str, Any]) -> str:

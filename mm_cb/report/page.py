@@ -28,6 +28,7 @@ _FICTION = (
 )
 _METHOD_KEYS = (
     "epsilon",
+    "threat_model",
     "steps",
     "max_steps",
     "restarts",

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from image_attacks import L2, Linf, Patch, Unconstrained, adam_pgd, apgd, pgd, random_search
+from image_attacks import L2, FileL2, Linf, Patch, Unconstrained, adam_pgd, apgd, pgd, random_search
 
 levels = hnp.arrays("uint8", (2, 3, 3, 4))
 moves = hnp.arrays("float32", (2, 3, 3, 4), elements=st.floats(-2, 2, width=32))
@@ -48,6 +48,39 @@ def test_epsilon_zero_is_a_point(generator):
 def test_epsilon_outside_the_unit_interval_is_refused(epsilon):
     with pytest.raises(ValueError, match="must lie in \\[0, 1\\].*8 / 255"):
         Linf(epsilon)
+
+
+def changed_levels(pixels, clean):
+    return ((255 * pixels).round() - (255 * clean).round()).flatten(1).norm(dim=1)
+
+
+@settings(deadline=None)
+@given(levels, moves, st.floats(0, 6))
+def test_a_file_of_the_file_ball_is_in_the_ball_and_no_file_further_along_the_way_is(clean, move, epsilon):
+    clean, ball = torch.from_numpy(clean) / 255, FileL2(epsilon)
+    pixels = clean + torch.from_numpy(move)
+    projected = ball.project(pixels, clean)
+    assert (changed_levels(projected, clean) <= 255 * epsilon + 1e-3).all()
+    assert projected.min() >= 0 and projected.max() <= 1
+    assert changed_levels(ball.project(projected, clean), projected).max() == 0
+    for i, image in enumerate(pixels):
+        if torch.equal(projected[i], image.clamp(0, 1)):
+            continue
+        scales = torch.linspace(0, 1, 2001).view(-1, 1, 1, 1)
+        way = (clean[i] + scales * (image - clean[i])).clamp(0, 1)
+        longest = changed_levels(way, clean[i].expand_as(way))
+        assert changed_levels(projected[i : i + 1], clean[i : i + 1]) >= longest[longest <= 255 * epsilon].max() - 1e-3
+
+
+def test_the_plain_l2_ball_is_left_by_rounding_and_the_file_ball_is_filled(generator):
+    clean = torch.full((1, 3, 40, 40), 128 / 255)
+    gradient = torch.randn(clean.shape, generator=generator)
+    files = {}
+    for ball in (L2(0.3), FileL2(0.3)):
+        projected = ball.project(clean + 5 * gradient, clean)
+        files[type(ball)] = float(changed_levels(projected, clean)) / 255
+    assert files[L2] > 0.3 + 1e-3
+    assert 0.29 < files[FileL2] <= 0.3
 
 
 @settings(deadline=None)
