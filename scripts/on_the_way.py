@@ -32,15 +32,8 @@ from image_attacks import Crop, Jpeg, Rescale, eot, linf_255  # noqa: E402
 from mm_cb.evaluation.attack_run import canvas_of, judge_of  # noqa: E402
 from mm_cb.evaluation.attacks import KINDS, Attack, Protocol  # noqa: E402
 from mm_cb.evaluation.behaviors import Behavior, grey_canvas, open_picture, read_behaviors  # noqa: E402
-from mm_cb.evaluation.candidates import (  # noqa: E402
-    Judge,
-    clean_name,
-    complete,
-    read_pictures,
-    save_pictures,
-    starts_with,
-    to_pixels,
-)
+from mm_cb.evaluation.candidates import clean_name, complete, read_pictures, save_pictures, starts_with  # noqa: E402
+from mm_cb.evaluation.hijack import Judge, to_pixels  # noqa: E402
 from mm_cb.evaluation.parts import chunks  # noqa: E402
 from mm_cb.evaluation.search import make_objective, search  # noqa: E402
 from mm_cb.evaluation.source import Source, subject_name  # noqa: E402
@@ -78,8 +71,8 @@ def through_jpeg(picture: Picture, quality: int) -> Picture:
 
 def rescaled(picture: Picture, share: float) -> Picture:
     """Shrunk and brought back to its size."""
-    small = (max(round(side * share), 1) for side in picture.size)
-    return picture.resize(tuple(small), Image.Resampling.BICUBIC).resize(picture.size, Image.Resampling.BICUBIC)
+    width, height = (max(round(side * share), 1) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC).resize(picture.size, Image.Resampling.BICUBIC)
 
 
 def cropped(picture: Picture, share: float) -> Picture:
@@ -117,13 +110,13 @@ def main() -> None:
     name = subject_name(options.adapter, None)
     subject = load_subject(Source(options.model, options.adapter, device=options.device), name)
     canvas = canvas_of(subject.model.processor)
-    attack = Attack(
-        options.attack, options.epsilon, options.steps, seed=options.seed, batch=options.batch, canvas=canvas
-    )
+    budget = {"epsilon": options.epsilon, "steps": options.steps, "seed": options.seed, "batch": options.batch}
+    attack = Attack(options.attack, **budget, canvas=canvas)
     behaviors = read_behaviors(options.behaviors)
-    shown = {key: Path(value).name if key in ("behaviors", "adapter", "out", "model") and value else value
-             for key, value in vars(options).items()}  # fmt: skip
-    typed = " ".join(f"--{key} {value}" for key, value in shown.items() if value is not None)
+    given = {key: value for key, value in vars(options).items() if value is not None}
+    paths = {key: Path(given[key]).name for key in ("behaviors", "out", "model", "adapter") if key in given}
+    shown = given | paths  # where files and folders lie is nobody's business
+    typed = " ".join(f"--{key} {value}" for key, value in shown.items())
     record: dict[str, Any] = {
         "command": f"python scripts/on_the_way.py {typed}",
         "revision": git_revision(),
@@ -172,9 +165,7 @@ def judge_batch(
         files[kind] = save_pictures(group, clean, found.pictures[None], f"{attack.name}-{kind}", folder)
     rows = []
     for kind, names in files.items():
-        distances = [
-            linf_255(folder / name, folder / before) for name, before in zip(names, files["clean"], strict=True)
-        ]
+        distances = [linf_255(folder / name, folder / clean_name(b)) for name, b in zip(names, group, strict=True)]
         if max(distances) > attack.epsilon:
             raise RuntimeError(f"a saved picture is {max(distances)}/255 away, {attack.epsilon}/255 is allowed")
         for way, go in WAYS.items():
