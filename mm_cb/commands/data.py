@@ -142,7 +142,9 @@ def _show(report: "Report") -> None:
         out.print("nothing wrong found")
 
 
-build = typer.Typer(help="Build what is not published: the multimodal pairs, the behaviours.", rich_markup_mode=None)
+build = typer.Typer(
+    help="Build what is not published: the multimodal pairs, the behaviours, harmless targets.", rich_markup_mode=None
+)
 app.add_typer(build, name="build")
 
 
@@ -193,6 +195,31 @@ def build_behaviors(
             for line in lines[:5]:
                 console().print(f"  {line}")
     console().print(f"behaviours: {built.path}")
+
+
+@build.command("benign", epilog="Example: mm-cb data build benign --behaviors behaviors.jsonl --out benign")
+def build_benign(
+    behaviors: Annotated[Path, typer.Option(metavar="FILE", help="Behaviours file (JSONL).")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets behaviors.jsonl and images/.")],
+    targets: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Harmless sentences, one a line.  [default: image_attacks.BENIGN_TARGETS]"),
+    ] = None,
+) -> None:
+    """Give the same requests and pictures harmless targets: then an attack's strength needs no judge.
+
+    Attack the new file as any other; results.json holds `target_prefix`, the share of behaviours of which an answer
+    starts with its target, word for word. A model with few words (the miniature) needs targets of its own words.
+    """
+    from image_attacks import BENIGN_TARGETS
+    from mm_cb.data.benign import build_benign, read_targets
+    from mm_cb.evaluation.behaviors import read_behaviors
+    from mm_cb.progress import console
+
+    sentences = BENIGN_TARGETS if targets is None else read_targets(targets)
+    read_behaviors(behaviors)
+    count = len(read_behaviors(build_benign(behaviors, out, sentences)))
+    console().print(f"{count} behaviours with harmless targets: {out / 'behaviors.jsonl'}")
 
 
 @build.command(

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,13 +121,22 @@ def build_behaviors(
         )
     if not lines:
         raise UserError("no behaviour is left to write; are these the folders of the two data sets?")
-    content = "".join(lines)
-    if built.path.exists() and built.path.read_bytes() != content.encode():
-        raise UserError(f"`{built.path}` is there and holds other behaviours; give another folder, or delete it.")
-    for copy, path in copies.items():
-        write_bytes(copy, path.read_bytes())
-    write_text(built.path, content)
+    write_set(built.path, lines, copies)
     return built
+
+
+def write_set(path: Path, lines: Sequence[str], copies: Mapping[Path, Path]) -> None:
+    """Copy pictures (copy → original, unchanged) and write a behaviours file, which is there last or not at all.
+
+    Raises:
+        UserError: If the file is there and holds another set; nothing is written then.
+    """
+    content = "".join(lines)
+    if path.exists() and path.read_bytes() != content.encode():
+        raise UserError(f"`{path}` is there and holds other behaviours; give another folder, or delete it.")
+    for copy, original in copies.items():
+        write_bytes(copy, original.read_bytes())
+    write_text(path, content)
 
 
 def read_scenarios(path: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from mm_cb.errors import UserError
 from mm_cb.evaluation.attack_options import Options, parse_attacks, refuse_idle, refuse_mismatch, resolve
 from mm_cb.evaluation.attacks import Attack, tries
 from mm_cb.evaluation.behaviors import KEPT_AS, Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
+from mm_cb.evaluation.candidates import starts_with
 from mm_cb.evaluation.hijack import Judge, attack_behaviors
 from mm_cb.evaluation.objectives import encode
 from mm_cb.evaluation.outputs import best_pictures, curve_quartiles, write_outputs
@@ -21,7 +22,7 @@ from mm_cb.evaluation.shards import Shard, gather, shard_runs
 from mm_cb.evaluation.source import subject_name
 from mm_cb.evaluation.subjects import Subject
 from mm_cb.evaluation.tolerance import dtype_of
-from mm_cb.models import load_model
+from mm_cb.models import LlavaNextModel, load_model
 from mm_cb.models.cache import model_inputs
 from mm_cb.progress import Progress
 from mm_cb.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes
@@ -95,6 +96,7 @@ def run_attack(
     def attack_all(folder: Path, chosen: Sequence[Behavior], progress: Progress) -> None:
         loaded = load_model(model, adapter=adapter, device=device, dtype=dtype, image_backend=options.image_backend)
         refuse_placeholders(chosen, loaded.processor.image_token)
+        refuse_unsayable(chosen, loaded)
         refuse_too_large(chosen, options.batch)
         attacked = Subject(subject_name(adapter, system), loaded, adapted=adapter is not None, system=system)
         canvas = canvas_of(loaded.processor)
@@ -180,6 +182,19 @@ def refuse_placeholders(behaviors: Sequence[Behavior], token: str) -> None:
             raise UserError(
                 f"behaviour {behavior.id!r} must not hold the model's image placeholder `{token}` in its texts; "
                 "the picture is put in front of the prompt by itself."
+            )
+
+
+def refuse_unsayable(behaviors: Sequence[Behavior], model: LlavaNextModel) -> None:
+    """Refuse harmless targets that the model has no words for: no answer would ever be seen to start with them."""
+    tokenizer = model.processor.tokenizer
+    for behavior in behaviors:
+        tokens = tokenizer(behavior.target, add_special_tokens=False).input_ids
+        written = tokenizer.decode(tokens, skip_special_tokens=True)
+        if behavior.extra.get("benign_target") and not starts_with(written, behavior.target):
+            raise UserError(
+                f"behaviour {behavior.id!r}: `{model.name}` cannot write its target {behavior.target!r}, only "
+                f"{written!r}; give targets in the model's own words: `mm-cb data build benign --targets FILE`."
             )
 
 

@@ -85,6 +85,8 @@ def make_item(
     }
     if protocol.artefacts:
         item |= {"nll_base": worst.get("nll_base"), **facts(attack, protocol)}
+    if behavior.extra.get("benign_target"):
+        item["benign_target"] = True
     if protocol.early_stop:
         item["stopped_early"] = stopped_early(candidates, attack.steps)
     return item

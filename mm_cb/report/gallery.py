@@ -70,6 +70,8 @@ class Gallery:
     cards: list[Card] = field(default_factory=list)
     possible: int = 0
     failures: int = 0
+    judged: int = 0
+    """Of the possible ones, those that attacked a circuit breaker and have a verdict."""
 
     @property
     def outcomes(self) -> set[str]:
@@ -104,7 +106,8 @@ def build_gallery(items: Iterable[Mapping[str, Any]], *, triples: int = 54, byte
             if item["subject"] in SUBJECTS or worst.get("outcome") == "harmful":
                 groups[item["id"], item["condition"]][item["subject"]] = worst
     order = choose(groups)
-    gallery = Gallery(possible=len(order), failures=sum(_failed(groups[key]) for key in order))
+    judged = sum(_judged(groups[key]) for key in order)
+    gallery = Gallery(possible=len(order), failures=sum(_failed(groups[key]) for key in order), judged=judged)
     used = shown = 0
     for key in order:
         if shown + len(groups[key]) > triples:
@@ -133,6 +136,12 @@ def choose(groups: Mapping[tuple[str, str], Tries]) -> list[tuple[str, str]]:
     while any(queues):
         spread += [queue.pop(0) for queue in queues if queue]
     return failed + spread
+
+
+def _judged(tries: Tries) -> bool:
+    return any(
+        is_breaker(subject) and item.get("outcome") not in (None, "not_judged") for subject, item in tries.items()
+    )
 
 
 def _failed(tries: Tries) -> bool:

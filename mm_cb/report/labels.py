@@ -44,6 +44,7 @@ METRICS = {
     "look_alikes": "look-alikes answered correctly",
     "over_refusal": "over-refusal",
     "gibberish": "broken text",
+    "target_prefix": "answer starts with the target",
 }
 FORMS = {
     "text": "request in text only",

@@ -32,6 +32,7 @@ _ATTACKS = "Forbidden requests answered, % (lower is better)"
 _SPLIT = {"pgd": "of these, under PGD", "worst_case": "of these, the worst of all attacks"}
 _KEPT = "What must stay, % (higher is better)"
 _SIDE = "Side effects on benign requests, % (lower is better)"
+_FORCED = "Harmless sentences forced on the model, % (how strong the attack is)"
 _CAPABILITIES = ("mmmu", "mmmu_like", "llava_wild", "wild_like")
 _PROMISED = (("mmmu", "mmmu_like"), ("llava_wild", "wild_like"))
 """Capabilities that have a row even if nobody measured them: of each pair the first, unless the second was measured."""
@@ -41,6 +42,7 @@ _BRIEF = {
     _SPLIT["worst_case"]: "worst by kind, %",
     _KEPT: "kept, %",
     _SIDE: "side effects, %",
+    _FORCED: "forced, %",
 }
 HOLM = "Holm: corrected for all rows of the table with a test, those by kind left out."
 _WIDE = 120
@@ -147,6 +149,7 @@ def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str
     rows.append((False, _KEPT, METRICS["look_alikes"], "look_alikes", "strict", "all"))
     rows.append((True, _SIDE, "over-refusal", "over_refusal", "no_attack", "all"))
     rows.append((True, _SIDE, "broken text", "gibberish", "no_attack", "all"))
+    rows += [(False, _FORCED, label(CONDITIONS, a), "target_prefix", a, "all") for a in attacks]
     return rows
 
 

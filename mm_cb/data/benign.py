@@ -1,0 +1,64 @@
+"""The same requests and pictures with a harmless sentence to force: an attack's strength without a judge."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from image_attacks import BENIGN_TARGETS
+from mm_cb.data.behaviors import write_set
+from mm_cb.errors import UserError
+from mm_cb.files import dumps
+from mm_cb.paths import safe_id
+
+_KEPT = ("id", "prompt", "category", "split")
+
+
+def build_benign(behaviors: Path, out: Path, targets: Sequence[str] = BENIGN_TARGETS) -> Path:
+    """Write ``behaviors.jsonl``, in which every target is a harmless sentence, and copies of its pictures.
+
+    Requests and pictures stay as they are. What a judge would need to know of a request is left out: whether such an
+    attack succeeded is the words' business, and an answer that is not the sentence says nothing about it.
+
+    Args:
+        behaviors: A behaviours file that `mm_cb.evaluation.behaviors.read_behaviors` has read.
+        out: Gets ``behaviors.jsonl`` and ``images/``.
+        targets: Sentences, given to the behaviours in turn.
+
+    Returns:
+        The new file.
+
+    Raises:
+        UserError: If there is no target, or ``out`` holds another set; nothing is written then.
+    """
+    if not targets:
+        raise UserError("there must be at least one harmless target, got none.")
+    records = [json.loads(line) for line in behaviors.read_text(encoding="utf-8").split("\n") if line.strip()]
+    lines: list[str] = []
+    copies: dict[Path, Path] = {}
+    for number, record in enumerate(records):
+        image = record.get("image")
+        if image is not None:
+            picture = behaviors.parent / image
+            image = f"images/{safe_id(record['id'])}{picture.suffix}"
+            copies[out / image] = picture
+        kept = {key: record[key] for key in _KEPT if key in record}
+        harmless = {"target": targets[number % len(targets)], "image": image, "benign_target": True}
+        lines.append(dumps(kept | harmless) + "\n")
+    write_set(out / "behaviors.jsonl", lines, copies)
+    return out / "behaviors.jsonl"
+
+
+def read_targets(path: Path) -> list[str]:
+    """The lines of a text file, trimmed, without the empty ones.
+
+    Raises:
+        UserError: If the file cannot be read or holds none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"`{path}` must be a text file with a target per line, it cannot be read: {error}.") from error
+    targets = [line.strip() for line in lines if line.strip()]
+    if not targets:
+        raise UserError(f"`{path}` must hold a target per line, it holds none.")
+    return targets
