@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from mm_cb.evaluation.attacks import KINDS
 from mm_cb.evaluation.behaviors import Behavior, read_behaviors
 from mm_cb.evaluation.checks import run_checks
 from mm_cb.evaluation.hijack import Attack, attack_behaviors
@@ -35,7 +36,7 @@ from mm_cb.training.fields import Recipe
 from mm_cb.training.recipe import load_recipe
 from mm_cb.training.run import train
 
-CONDITIONS = ("no_attack", "noise", "pgd", "pgd_adaptive")
+CONDITIONS = ("no_attack", "noise", "pgd", "pgd_adaptive", "pgd_clean_teacher")
 
 THREADS = 2
 """Fixed, so that equal runs add numbers in the same order; two threads that fight other jobs are slower than one."""
@@ -216,9 +217,11 @@ def _attack(
                 {**item, "condition": attack.name, "same_as": "pgd"} for item in items if item["condition"] == "pgd"
             ]
             continue
+        if attack.kind.adaptive and not subject.adapted:
+            continue  # it is aimed at what an adapter changed
         items += attack_behaviors(subject, behaviors, attack, out / folder, judge_behavior, progress)
         curves += curve_quartiles(out / folder, subject.name, attack.name)
-    keep_worst([item for item in items if item["condition"] in ("pgd", "pgd_adaptive")], out / folder)
+    keep_worst([item for item in items if KINDS[item["condition"]].searches_pixels], out / folder)
     for item in items:
         item["image"], item["clean_image"] = f"{folder}/{item['image']}", f"{folder}/{item['clean_image']}"
         item["candidates"] = [{**c, "image": f"{folder}/{c['image']}"} for c in item["candidates"]]

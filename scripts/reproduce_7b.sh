@@ -17,8 +17,8 @@
 #   SAFETY_PROMPT  none                                    text file: the operator's words in front of every request
 #   EPSILON STEPS RESTARTS   32/255 1000 1                 the attacks' budget
 #   ATTACK         max_new_tokens=512                      further `mm-cb attack` arguments: "batch=16 max_new_tokens=512"
-#   PGD            (nothing)                               more for pgd and pgd_adaptive: "optimizer=sign", the paper's steps
-#   ADAPTIVE       (nothing)                               more for pgd_adaptive alone: "balance=true"
+#   PGD            (nothing)                               more for every PGD: "optimizer=sign", the paper's steps
+#   ADAPTIVE       (nothing)                               more for those that know the breaker: "balance=true"
 #   JUDGE          needed                                  `mm-cb judge --help` lists them; none = the model's own, if any
 #   JUDGING        (nothing)                               further `mm-cb judge` arguments: "--endpoint URL"
 #   EVAL           (nothing)                               further `mm-cb eval` arguments: "batch=16"
@@ -148,13 +148,15 @@ fi
 runs=()
 for subject in "${subjects[@]}"; do
     who "$subject"
-    for attack in no_attack noise pgd pgd_adaptive; do
+    for attack in no_attack noise pgd pgd_adaptive pgd_clean_teacher; do
+        knowing=0
+        case "$attack" in pgd_*) knowing=1 ;; esac
         # Without an adapter there is nothing to adapt to: on the base the adaptive attack is PGD.
-        if [ "$attack" = pgd_adaptive ] && [ "$subject" != rr ]; then continue; fi
+        if [ "$knowing" = 1 ] && [ "$subject" != rr ]; then continue; fi
         folder="$OUT/attack/$subject-$attack"
         more=(${attack_more[@]+"${attack_more[@]}"})
         case "$attack" in pgd*) more+=(${pgd_more[@]+"${pgd_more[@]}"}) ;; esac
-        if [ "$attack" = pgd_adaptive ]; then more+=(${adaptive_more[@]+"${adaptive_more[@]}"}); fi
+        if [ "$knowing" = 1 ]; then more+=(${adaptive_more[@]+"${adaptive_more[@]}"}); fi
         step "$folder" "${mm_cb[@]}" attack "${who[@]}" --behaviors "$BEHAVIORS" --out "$folder" --attack "$attack" \
             --epsilon "$EPSILON" --steps "$STEPS" --restarts "$RESTARTS" "${on[@]}" ${more[@]+"${more[@]}"}
         if [ "$JUDGE" != none ]; then judge "$folder"; fi

@@ -132,6 +132,8 @@ def test_adaptive_attack_on_the_base_is_pgd_and_says_so(finished):
     items = read_jsonl(finished[0] / "items.jsonl")
     stands_in = [i for i in items if i["condition"] == "pgd_adaptive" and i["subject"] == "base"]
     assert stands_in and all(i["same_as"] == "pgd" for i in stands_in)
+    aimed = {i["subject"] for i in items if i["condition"] == "pgd_clean_teacher"}
+    assert aimed == {"rr"}, "what aims at an adapter needs one"
     assert not any("same_as" in i for i in items if i["subject"] == "rr")
 
 

@@ -18,7 +18,7 @@ from mm_cb.report.verdict import judge_run
 from mm_cb.runs import write_json
 
 QUESTIONS = demo._questions(demo.Plan((0, 0, 0), 1, 1, multiple_choice=4, open_questions=8, look_alikes=24))
-ATTACKS = ("pgd", "pgd_adaptive")
+ATTACKS = ("pgd", "pgd_adaptive", "pgd_clean_teacher")
 
 
 @pytest.fixture(scope="module")

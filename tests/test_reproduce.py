@@ -13,6 +13,8 @@ from mm_cb.report.load import load_run
 from mm_cb.report.table import headline_table
 
 ROOT = Path(__file__).resolve().parent.parent
+KNOWING = {"pgd_adaptive", "pgd_clean_teacher"}
+"""Attacks that know the breaker: they are aimed at what the adapter changed."""
 STUB = """#!/usr/bin/env bash
 printf '%q ' "$@" >>"$LOG"; echo >>"$LOG"
 words=("$@")
@@ -76,7 +78,7 @@ def test_a_dry_run_prints_what_is_then_run_and_runs_nothing(given, tmp_path):
     assert start(tmp_path, given).returncode == 0
     assert logged(given) == commands
     kinds = [command[0] for command in commands]
-    assert [kinds.count(kind) for kind in ("train", "attack", "judge", "eval", "report")] == [1, 10, 10, 9, 1]
+    assert [kinds.count(kind) for kind in ("train", "attack", "judge", "eval", "report")] == [1, 11, 11, 9, 1]
     assert kinds[0] == "train" and kinds[-1] == "report"
     assert commands[0][2:4] == ["--out", "my runs/7b/train"] and commands[0][-2:] == ["training.max_steps=2", "a.b=c"]
 
@@ -98,9 +100,9 @@ def test_subjects_differ_in_adapter_and_safety_prompt_alone(given, tmp_path):
         for word in (*who.get(subject, ()), out):
             rest.remove(word)
         plain.setdefault(out.rpartition(f"/{subject}-")[2], []).append(rest)
-    assert len(plain) == 7
+    assert len(plain) == 8
     for what, found in plain.items():
-        assert found == [found[0]] * len(found) and len(found) == (1 if what == "pgd_adaptive" else 3)
+        assert found == [found[0]] * len(found) and len(found) == (1 if what in KNOWING else 3)
 
 
 def not_judging(commands):
@@ -128,7 +130,7 @@ def test_another_way_of_judging_judges_again(given, tmp_path):
     start(tmp_path, given)
     logged(given)
     start(tmp_path, {**given, "JUDGING": "--endpoint http://127.0.0.1:9/v1"})
-    assert sum(command[0] == "judge" for command in logged(given)) == 10
+    assert sum(command[0] == "judge" for command in logged(given)) == 11
 
 
 def test_a_step_that_fails_stops_the_script_and_is_the_first_of_the_next_run(given, tmp_path):
@@ -149,7 +151,7 @@ def test_another_judge_judges_again(given, tmp_path):
     for judge in ({**given, "JUDGE": "harmbench"}, longer):  # the first one's verdicts are kept, but no longer newest
         start(tmp_path, judge)
         kinds = [command[0] for command in logged(given)]
-        assert kinds.count("judge") == 10 and kinds[-1] == "report"
+        assert kinds.count("judge") == 11 and kinds[-1] == "report"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,7 @@ def test_none_leaves_a_part_out(given, tmp_path):
         "OVER_REFUSAL": "none",
     }
     commands, _ = printed(tmp_path, some)
-    assert [command[0] for command in commands] == ["train", *["attack"] * 7, "report"]
+    assert [command[0] for command in commands] == ["train", *["attack"] * 8, "report"]
 
 
 def test_a_finished_adapter_is_not_trained_again(given, tmp_path):
@@ -266,5 +268,5 @@ def test_settings_of_the_search_reach_the_attacks_that_search_alone(given, tmp_p
     commands, _ = printed(tmp_path, given | settings)
     attacks = [words for words in commands if words[0] == "attack"]
     named = {words[words.index("--attack") + 1]: words for words in attacks}
-    assert {name for name, words in named.items() if "optimizer=sign" in words} == {"pgd", "pgd_adaptive"}
-    assert {name for name, words in named.items() if "balance=true" in words} == {"pgd_adaptive"}
+    assert {name for name, words in named.items() if "optimizer=sign" in words} == {"pgd", *KNOWING}
+    assert {name for name, words in named.items() if "balance=true" in words} == KNOWING

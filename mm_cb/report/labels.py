@@ -13,6 +13,7 @@ CONDITIONS = {
     "noise": "random noise",
     "pgd": "PGD",
     "pgd_adaptive": "adaptive PGD",
+    "pgd_clean_teacher": "clean-teacher PGD",
     "worst_case": "worst of all attacks",
 }
 OUTCOMES = {
