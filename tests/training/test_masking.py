@@ -18,7 +18,9 @@ def adapter(tmp_path_factory):
 
 
 def test_an_untrained_adapter_moves_nothing_whatever_the_picture(adapter):
-    assert measure(adapter, rows=2) == dict.fromkeys(("plain", "training_adversary", "patient", "patient_seventh"), 1.0)
+    assert measure(adapter, rows=2) == dict.fromkeys(
+        ("length", "plain", "training_adversary", "patient", "patient_seventh"), 1.0
+    )
 
 
 def test_patience_and_room_undo_more_of_an_adapter_that_was_not_trained_against_them(adapter, tmp_path):
@@ -34,6 +36,20 @@ def test_patience_and_room_undo_more_of_an_adapter_that_was_not_trained_against_
     assert found["plain"] < 0.95
     assert found["plain"] < found["training_adversary"] < found["patient"]
     assert found["plain"] < found["patient_seventh"] < found["patient"]
+
+
+def test_length_is_that_of_the_states_over_the_base_s(adapter, monkeypatch):
+    from scripts import masking
+
+    true = masking.target_states
+
+    def longer(*arguments):
+        adapted, reference = true(*arguments)
+        return 3 * adapted, reference
+
+    monkeypatch.setattr(masking, "target_states", longer)
+    found = measure(adapter, rows=2)
+    assert found["length"] == 3.0 and found["plain"] == 1.0
 
 
 def test_it_names_a_recipe_without_an_adversary(tmp_path):
