@@ -129,7 +129,8 @@ def _through_jpeg(levels: Tensor, quality: int) -> Tensor:
 
 
 def _resized(pixels: Tensor, size: list[int]) -> Tensor:
-    return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
+    # the weights add up to one only up to rounding, which can lead out of [0, 1]
+    return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
 
 
 def _between(low: float, high: float, generator: torch.Generator) -> float:

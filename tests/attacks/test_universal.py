@@ -51,6 +51,14 @@ def test_objectives_of_the_wrong_shape_raise(image):
         universal(lambda pixels: pixels.flatten(1).sum(1), image.unsqueeze(0), threat_model=Linf(0.1))
 
 
+@pytest.mark.parametrize("kind", [Rescale(), Crop()], ids=str)
+def test_a_white_picture_stays_a_picture(kind, generator):
+    """Weights of a resize add up to one up to rounding: unclamped, half of the draws leave [0, 1] by 1e-7."""
+    for _ in range(40):
+        shown = kind(torch.ones(1, 3, 42, 84), generator)
+        assert shown.max() <= 1 and shown.min() >= 0
+
+
 @pytest.mark.parametrize("kind", [Rescale(0.4, 0.6), Crop(0.5, 0.9), Jpeg(30, 90)], ids=str)
 def test_transformations_keep_shape_and_range_and_let_gradients_through(kind, image):
     pixels = image.unsqueeze(0).requires_grad_()
