@@ -151,14 +151,15 @@ class FileL2(L2):
     """The 8-bit file that an image becomes, rounded to the nearest level, is at most ``epsilon`` from the clean one.
 
     Rounding moves a point of the l-2 ball by up to half a level in every value, which is more than a small radius
-    bears. Here the rounded image is in the ball, so that what is evaluated, returned and saved is one and the same.
+    bears. For objectives that round what they are given, as a :class:`~image_attacks.LlavaNextPreprocessing` does:
+    then what they evaluate is the file, and it is in the ball. The pixels themselves need not be.
     """
 
     def project(self, pixels: Tensor, clean: Tensor) -> Tensor:
         """Go towards the clean image, which is 8-bit, until the rounded one is in the ball, and no further.
 
-        On the way, ``clamp(clean + s * (pixels - clean))`` with s from 1 to 0, no rounded value moves away from the
-        clean one, so that bisection finds the place.
+        A line search, not the nearest point. On the way, ``clamp(clean + s * (pixels - clean))`` with s from 1 to 0, no
+        rounded value moves away from the clean one, so that bisection finds the place.
         """
         move = pixels - clean
         limit, before = (255 * self.epsilon) ** 2 * (1 + 1e-9), (255 * clean).round()

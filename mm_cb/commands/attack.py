@@ -32,7 +32,8 @@ def attack(
     behaviors: Behaviors,
     out: Out,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]", help="batch=8, iterates=4, chain=true, and others.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]", help="iterates=4, chain=true, threat_model=patch:24, and others."),
     ] = None,
     adapter: Adapter = None,
     attack: Annotated[

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from image_attacks import load_png, sign_noise
+from image_attacks import load_png
 from mm_cb.errors import UserError
 from mm_cb.evaluation.adaptive import AdaptiveObjective
 from mm_cb.evaluation.attacks import ATTACKS, OPTIMISED, Attack, Protocol, runs
@@ -139,8 +139,7 @@ def _attack_group(
     if attack.name in ("no_attack", "prefill_only"):
         left: Mapping[int | None, Tensor] = {None: clean}
     elif attack.name == "noise":
-        noise = sign_noise(clean, attack.epsilon / 255, _generators(attack, restart, group))
-        left = {None: attack.threat.allowed(attack.epsilon, (clean.shape[2], clean.shape[3])).project(noise, clean)}
+        left = {None: attack.threat.placebo(clean, attack.epsilon, _generators(attack, restart, group))}
     else:
         found = _search(setting, group, objective, clean, restart, state)
         left = found.pictures

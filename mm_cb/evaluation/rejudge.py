@@ -74,8 +74,14 @@ def judgeable(items: Iterable[Record], run_dir: Path, name: str, metrics: Sequen
     """The items of a run that a judge of these metrics can judge.
 
     Raises:
-        UserError: If there are none.
+        UserError: If there are none, or the run's targets are harmless, which says nothing about compliance.
     """
+    items = list(items)
+    if any(item.get("benign_target") for item in items):
+        raise UserError(
+            f"`{run_dir}` forced harmless targets: there is no compliance to judge. Its number is `target_prefix` in "
+            "results.json."
+        )
     found = [item for item in items if item.get("metric") in metrics and completions_of(item)]
     if not found:
         raise UserError(f"`{run_dir}` holds no completions that `{name}` can judge (metrics: {', '.join(metrics)}).")

@@ -83,7 +83,7 @@ class Started:
         return self.within.step_range
 
     def start(self, clean: Tensor) -> Tensor:
-        """The given pictures, moved to the nearest allowed ones."""
+        """The given pictures, brought into the allowed set where they lie outside."""
         return self.within.project(self.first.to(clean), clean)
 
     def project(self, pixels: Tensor, clean: Tensor) -> Tensor:

@@ -19,6 +19,10 @@ MEANINGS = {
 """Texts of ``threat_model=``, and what of a picture may change."""
 
 
+_FAR = 16
+"""How far outside an l-2 ball its placebo is drawn, in radii, before it is brought to the surface."""
+
+
 @dataclass(frozen=True)
 class Threat:
     """One value of ``threat_model=``, read."""
@@ -80,6 +84,23 @@ class Threat:
         if self.name == "border":
             return Patch.border(size, int(self.size), inside)
         return Unconstrained(0.5) if self.name == "blank" else ball
+
+    def placebo(self, clean: Any, epsilon: int, generators: Any) -> Any:
+        """Noise as large as an attack may be, moved into the set: random signs, in an l-2 ball a random direction.
+
+        Signs are all of one size, so in a small ball none of them survives rounding; of normal numbers the largest do.
+
+        Args:
+            clean: Clean pixels ``(B, 3, H, W)``.
+            epsilon: Largest change of a value, in 255ths.
+            generators: One random stream per picture.
+        """
+        from image_attacks import sign_noise
+
+        allowed = self.allowed(epsilon, (clean.shape[2], clean.shape[3]))
+        if self.name == "l2":
+            return allowed.project(clean + _FAR * (allowed.random_start(clean, generators) - clean), clean)
+        return allowed.project(sign_noise(clean, epsilon / 255, generators), clean)
 
     def distance(self, file: Path, clean: Path) -> float | None:
         """How far a file is from the clean one in this threat's own measure; None where it has none.

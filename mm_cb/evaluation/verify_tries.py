@@ -68,7 +68,7 @@ def _asked(folder: Path, run: Mapping[str, Any]) -> list[Behavior]:
         )
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     asked = [
-        Behavior(b["id"], b["prompt"], b["target"], None, str(b.get("category", "all")), str(b.get("split", "all")))
+        Behavior(b["id"], b["prompt"], b["target"], None, str(b.get("category", "all")), str(b.get("split", "all")), b)
         for b in lines
     ]
     shard = run["recipe"].get("shard")
@@ -112,6 +112,7 @@ def _near(artefacts: Sequence[Mapping[str, Any]], key: str, values: Sequence[flo
 def _said(attack: Attack, asked: Sequence[Behavior], behavior: Behavior) -> dict[str, Any]:
     """What an item must say of its behaviour."""
     made = {key: getattr(behavior, key) for key in ("prompt", "target", "category", "split")}
+    made["benign_target"] = behavior.extra.get("benign_target") and True
     if attack.universal:
         made_for = asked.index(behavior) < trained_on(attack, asked)
         made["part"] = "made_for" if made_for else "picture_held_out"

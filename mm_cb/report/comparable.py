@@ -118,9 +118,10 @@ def _refuse_other_settings(runs: Sequence[RunFiles]) -> None:
             _refuse(f"{metric}, {condition}", found[0], run, _settings(found[0]) | judged[0], _settings(run) | judge)
     for run in attacks[1:]:
         _refuse("compliance", attacks[0], run, _data(attacks[0]), _data(run))
-    budgets = [run for run in attacks if any(c not in UNATTACKED for m, c in _conditions(run) if m == "compliance")]
+    free = set(UNATTACKED) - {"noise"}  # the placebo of another budget is no placebo
+    budgets = [run for run in attacks if any(c not in free for m, c in _conditions(run) if m == "compliance")]
     for run in budgets[1:]:
-        _refuse("the worst case", budgets[0], run, budget(budgets[0]), budget(run))
+        _refuse("the placebo and the worst case", budgets[0], run, budget(budgets[0]), budget(run))
 
 
 def _refuse(what: str, first: RunFiles, second: RunFiles, held: Mapping[str, Any], other: Mapping[str, Any]) -> None:

@@ -10,9 +10,10 @@ from mm_cb.errors import UserError
 from mm_cb.evaluation.attack_run import run_attack
 from mm_cb.evaluation.behaviors import read_behaviors
 from mm_cb.evaluation.observations import observe
+from mm_cb.evaluation.results import measure, write_results
 from mm_cb.evaluation.verify import verify_run
 from mm_cb.miniature.language import vocabulary, words
-from mm_cb.runs import read_jsonl
+from mm_cb.runs import read_jsonl, write_jsonl
 from tests.tiny_llava import picture
 
 OWN = Path(__file__).resolve().parents[2] / "results" / "attacks" / "benign_targets.txt"
@@ -94,6 +95,21 @@ def test_a_run_counts_the_behaviours_that_any_answer_opens_for_and_judges_nothin
     judged = [m for m in measured if m["metric"] != "target_prefix"]
     assert judged and all(m["value"] is None for m in judged)
     verify_run(out, model=None, adapter=None, device="cpu")
+    assert cli.run(["judge", str(out), "--judge", "refusal-strings"]) == 2
+    assert json.loads((out / "results.json").read_text())["measurements"] == measured
+    _forget_a_miss(out)
+    with pytest.raises(UserError, match="benign_target"):
+        verify_run(out, model=None, adapter=None, device="cpu")
+
+
+def _forget_a_miss(out):
+    """Take one behaviour out of the number by hand, and count again."""
+    every = read_jsonl(out / "items.jsonl")
+    for item in every:
+        if item["id"] == every[0]["id"]:
+            del item["benign_target"]
+    write_jsonl(out / "items.jsonl", every)
+    write_results(out / "results.json", measure(every, pairs=[]))
 
 
 def test_targets_that_a_model_cannot_write_are_refused(behaviors, folder):

@@ -1,7 +1,9 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mm_cb.errors import UserError
@@ -72,6 +74,15 @@ def test_the_placebo_is_as_large_as_the_threat_model_allows(made):
     assert all(c["distance"] == 0 and c["epsilon"] > 100 for c in noise["patch:20"] + noise["border:3"])
 
 
+def test_the_placebo_of_a_small_l2_ball_is_no_clean_picture():
+    """On flat grey all signs would round to nothing at once."""
+    for size, radius in (((42, 84), 0.1), ((42, 84), 1.0), ((672, 672), 1.0)):
+        clean = torch.full((2, 3, *size), 128 / 255)
+        noise = Threat.parse(f"l2:{radius}").placebo(clean, 255, [torch.Generator().manual_seed(i) for i in (0, 1)])
+        changed = ((255 * noise).round() - 128).flatten(1).norm(dim=1) / 255
+        assert ((0.9 * radius < changed) & (changed <= radius + 1e-6)).all()
+
+
 def test_a_blank_start_forgets_the_picture(made):
     """Two behaviours that share nothing but their size begin at one and the same grey."""
     curves = {}
@@ -92,8 +103,6 @@ def test_a_blank_start_forgets_the_picture(made):
     ],
 )
 def test_a_forged_distance_or_threat_model_is_noticed(made, tmp_path, forge, match):
-    import shutil
-
     run = shutil.copytree(made / "l2:1", tmp_path / "run")
     path = sorted((run / "images").glob("*/apgd-s0-r0.json"))[0]
     told = json.loads(path.read_text())
@@ -168,8 +177,11 @@ def test_a_threat_model_larger_than_a_picture_is_refused_before_anything_is_atta
 def test_runs_under_several_threat_models_have_no_common_worst_case(made, tmp_path):
     attack(made, "adam", "pgd", out=tmp_path / "one")
     attack(made, "border", "apgd", "threat_model=border:3", out=tmp_path / "two")
-    with pytest.raises(UserError, match="the worst case.* differ in threat_model"):
+    with pytest.raises(UserError, match="the placebo and the worst case.* differ in threat_model"):
         write_report([tmp_path / "one", tmp_path / "two"], tmp_path / "report.html")
+    attack(made, "noise", "noise", "threat_model=border:3", out=tmp_path / "noise")
+    with pytest.raises(UserError, match="the placebo .* differ in threat_model"):
+        write_report([tmp_path / "one", tmp_path / "noise"], tmp_path / "report.html")
     with pytest.raises(UserError, match="`threat_model` is 'patch:20' in .* not set in|both attacked"):
         run_transfer(made / "patch:20", made / "linf", made / "behaviors.jsonl", tmp_path / "t")
 
