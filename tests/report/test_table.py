@@ -40,6 +40,19 @@ def test_notes_say_where_an_attack_is_only_repeated(make_run):
     assert "(base, base + safety prompt) that is PGD" in notes[1]
 
 
+def test_a_clean_teacher_on_the_breaker_alone_is_explained_and_counts_in_the_worst_case(make_run):
+    def rename(items):
+        for item in [item for item in items if item["condition"] == "pgd_adaptive"]:
+            item["condition"] = "pgd_clean_teacher"
+            if item["subject"] != "rr":
+                items.remove(item)
+
+    table = headline_table(read_results(make_run(edit=rename) / "results.json"))
+    assert "clean-teacher PGD" in [row.label for row in table.rows]
+    assert any(note.startswith("Clean-teacher PGD pulls") for note in table.notes)
+    assert "circuit breaker (RR): PGD + clean-teacher PGD, 2 attacked pictures per item" in table.notes[0]
+
+
 def test_quantities_nobody_measured_have_no_row_and_no_invented_zero():
     assert headline_table([]).rows == ()
     assert "| n |" in markdown_table([])
