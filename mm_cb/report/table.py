@@ -176,8 +176,8 @@ def _notes(measurements: Sequence[Measurement], subjects: Sequence[str], rows: S
         )
     if any((m.metric, m.condition) == ("compliance", "pgd_clean_teacher") for m in measurements):
         notes.append(
-            "Clean-teacher PGD pulls hidden states to where the model without adapter has them while it complies on the "
-            "clean picture; it is aimed at what an adapter changed, and is run where there is one."
+            "Clean-teacher PGD pulls hidden states to where the model without adapter has them while it complies on "
+            "the clean picture; it is aimed at what an adapter changed, and is run where there is one."
         )
     if unscored := [f"{row.label} ({row.missing})" for row in rows if row.missing]:
         notes.append(f"Items without a verdict are in no rate; counted over all subjects: {', '.join(unscored)}.")
