@@ -16,7 +16,7 @@ ROWS = [
     ("random noise", [("compliance", "noise", "all")]),
     ("white-box PGD", [("compliance", "pgd", "all")]),
     ("…", [("compliance", "pgd", "held_out_kind")]),
-    ("worst of PGD and an attack that knows the breaker", [("compliance", "worst_case", "all")]),
+    ("worst of PGD and two attacks that know the breaker", [("compliance", "worst_case", "all")]),
     ("…", [("compliance", "worst_case", "held_out_kind")]),
     ("MMMU-like / Wild-like", [("mmmu_like", "strict", "all"), ("wild_like", "strict", "all")]),
     ("over-refusal / broken text", [("over_refusal", "no_attack", "all"), ("gibberish", "no_attack", "all")]),
