@@ -50,6 +50,8 @@ class CircuitBreaker(_Section):
     retain_average: Literal["tokens", "official"] = "tokens"
     """Divide the retain loss by counted tokens (paper) or by all positions of the padded batch (released trainer)."""
     masks: Masks = Masks()
+    keep_length: Annotated[float, Field(ge=0)] = 0.0
+    """Weight, in the reroute loss, of a term that keeps rerouted states as long as they were; 0 = none (paper)."""
     adversary: LatentAdversary = LatentAdversary()
 
 

@@ -68,6 +68,34 @@ def reroute_loss(adapted: Tensor, reference: Tensor, mask: Tensor, *, count: Ten
     return cosine.relu().sum() / (len(adapted) * (counted.sum() if count is None else count))
 
 
+def length_loss(adapted: Tensor, reference: Tensor, mask: Tensor, *, count: Tensor | None = None) -> Tensor:
+    """Penalise adapted hidden states that are longer or shorter than the reference ones.
+
+    Mean of ln(|adapted| / |reference|)^2 over the target layers and all tokens with ``mask == 1``. The cosine does not
+    see length: rerouting can end in states many times as long as before, whose cosine has hardly a slope, so that
+    whoever follows it, an attacker or an adversary in training, goes blind.
+
+    Args:
+        adapted: Hidden states of the target layers with the adapter on, shape ``(L, ..., H)``.
+        reference: Hidden states with the adapter off, same shape, no gradient.
+        mask: 1 for tokens that count, shape ``(...)``.
+        count: Counted tokens of the whole optimiser step; those of ``mask`` if left out.
+
+    Returns:
+        Scalar >= 0, float32. Equals 0, with zero gradient, when both inputs are the same.
+
+    Raises:
+        ValueError: If the shapes disagree or ``mask`` selects no token.
+
+    Source:
+        Ours, not in Zou et al. 2024.
+    """
+    _check(adapted, reference, mask)
+    counted = mask.bool()
+    ratio = adapted[:, counted].float().norm(dim=-1).log() - reference[:, counted].float().norm(dim=-1).log()
+    return ratio.square().sum() / (len(adapted) * (counted.sum() if count is None else count))
+
+
 def retain_loss(
     adapted: Tensor, reference: Tensor, mask: Tensor, *, average: RetainAverage = "tokens", count: Tensor | None = None
 ) -> Tensor:

@@ -205,6 +205,7 @@ def _train(plan: Plan, out: Path, examples: Sequence[Example], progress: "Progre
             breaker.retain_layers,
             breaker.retain_average,
             Adversary(breaker.adversary.steps, breaker.adversary.radius) if breaker.adversary.steps else None,
+            breaker.keep_length,
         ),
         rows,
         PairCollator(model, {"text": breaker.masks.text, "multimodal": breaker.masks.multimodal}),

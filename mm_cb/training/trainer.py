@@ -22,6 +22,7 @@ from mm_cb.training.placement import first_adapted_block
 from mm_cb.training.rerouting import (
     RetainAverage,
     RetainLayers,
+    length_loss,
     reroute_coeff,
     reroute_loss,
     retain_coeff,
@@ -42,6 +43,7 @@ class Rerouting:
         retain_layers: ``all`` (embeddings to the last kept state) or ``targets``.
         retain_average: ``tokens`` or ``official``, see `mm_cb.training.rerouting.retain_positions`.
         adversary: What changes the pictures of circuit-breaker rows before each pass; None for nothing (paper).
+        keep_length: Weight of `length_loss` beside the reroute loss; 0 for none (paper).
     """
 
     alpha: float
@@ -49,6 +51,7 @@ class Rerouting:
     retain_layers: RetainLayers = "all"
     retain_average: RetainAverage = "tokens"
     adversary: Adversary | None = None
+    keep_length: float = 0.0
 
 
 class RRTrainer(Trainer):
@@ -185,7 +188,7 @@ class RRTrainer(Trainer):
         return (loss, {"reroute_loss": rerouted, "retain_loss": retained}) if return_outputs else loss
 
     def _reroute_loss(self, inputs: Mapping[str, Any], count: Tensor) -> Tensor:
-        """L_s; circuit-breaker rows stop at the top target."""
+        """L_s, and what keeps lengths beside it; circuit-breaker rows stop at the top target."""
         batch, rows = inputs["circuit_breaker"], self._rows(inputs, "circuit_breaker")
         if self._rerouting.adversary is not None and batch.pixel_values is not None:
             place = batch.roles[batch.attention_mask.bool()] == TokenRole.IMAGE
@@ -199,7 +202,11 @@ class RRTrainer(Trainer):
                 self._rerouting.adversary,
             )
             rows = rows._replace(embeds=attacked)
-        return reroute_loss(*self._target_states(rows), rows.mask, count=count)
+        states = self._target_states(rows)
+        loss = reroute_loss(*states, rows.mask, count=count)
+        if self._rerouting.keep_length:
+            loss = loss + self._rerouting.keep_length * length_loss(*states, rows.mask, count=count)
+        return loss
 
     def _alignment(self, rows: Rows) -> Tensor:
         """Summed cosine of adapted and reference states, which the adversary raises."""

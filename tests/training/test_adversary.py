@@ -91,6 +91,16 @@ def test_it_undoes_the_rerouting_of_a_model_better_than_noise(build):  # noqa: F
     assert attack["retain_loss"].item() == pytest.approx(plain["retain_loss"].item())
 
 
+def test_keeping_length_adds_its_weighted_share_to_the_reroute_loss_alone(build):  # noqa: F811
+    found = {}
+    for weight in (0.0, 0.3, 0.6):
+        trainer = build(batches="multimodal", at=(0, 5), keep_length=weight)
+        found[weight] = trainer.compute_loss(trainer.model, batch_of(trainer, range(4)), return_outputs=True)[1]
+    added = {w: (found[w]["reroute_loss"] - found[0.0]["reroute_loss"]).item() for w in (0.3, 0.6)}
+    assert added[0.3] > 1e-5 and added[0.6] == pytest.approx(2 * added[0.3], rel=1e-3)
+    assert found[0.6]["retain_loss"].item() == found[0.0]["retain_loss"].item()
+
+
 def test_text_batches_have_nothing_to_attack(build):  # noqa: F811
     losses = []
     for adversary in (None, Adversary(2, 1.0)):

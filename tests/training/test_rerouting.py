@@ -1,9 +1,18 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm_cb.training.rerouting import reroute_coeff, reroute_loss, retain_coeff, retain_loss, retain_positions
+from mm_cb.training.rerouting import (
+    length_loss,
+    reroute_coeff,
+    reroute_loss,
+    retain_coeff,
+    retain_loss,
+    retain_positions,
+)
 
 
 def states(seed=0, layers=2, rows=3, tokens=5, hidden=8):
@@ -47,6 +56,16 @@ def test_reroute_ignores_scale_and_stops_at_right_angles():
     assert reroute_loss(-reference, reference, MASK).item() == 0
 
 
+def test_length_sees_nothing_but_length():
+    reference = states(2)
+    assert length_loss(-reference, reference, MASK).item() == pytest.approx(0, abs=1e-10)
+    for factor in (5.0, 0.2):  # as much for longer as for shorter
+        assert length_loss(factor * reference, reference, MASK).item() == pytest.approx(math.log(5) ** 2, rel=1e-4)
+    adapted = states(2).requires_grad_()
+    length_loss(adapted, reference, MASK).backward()
+    assert adapted.grad.abs().max() < 1e-6
+
+
 def test_the_values_by_hand():
     reference = torch.tensor([1.0, 0.0]).expand(1, 1, 3, 2)
     adapted = torch.tensor([[[[1.0, 1.0], [0.0, 5.0], [-4.0, 0.0]]]])
@@ -55,7 +74,7 @@ def test_the_values_by_hand():
     assert retain_loss(adapted, reference, mask).item() == pytest.approx((1 + 26**0.5 + 5) / 3)
 
 
-@pytest.mark.parametrize("loss", [reroute_loss, retain_loss])
+@pytest.mark.parametrize("loss", [reroute_loss, retain_loss, length_loss])
 def test_tokens_outside_the_mask_change_nothing_not_even_as_nan(loss):
     adapted, reference = states(1), states(2)
     expected = loss(adapted, reference, MASK)
@@ -82,13 +101,14 @@ def test_the_parts_of_a_split_batch_add_up(average):
     rows = [slice(0, 1), slice(1, 3)]
     parts = [retain_loss(adapted[:, r], reference[:, r], MASK[r], average=average, count=count) for r in rows]
     assert sum(parts).item() == pytest.approx(retain_loss(adapted, reference, MASK, average=average).item())
-    parts = [reroute_loss(adapted[:, r], reference[:, r], MASK[r], count=MASK.sum()) for r in rows]
-    assert sum(parts).item() == pytest.approx(reroute_loss(adapted, reference, MASK).item())
+    for loss in (reroute_loss, length_loss):
+        parts = [loss(adapted[:, r], reference[:, r], MASK[r], count=MASK.sum()) for r in rows]
+        assert sum(parts).item() == pytest.approx(loss(adapted, reference, MASK).item())
 
 
 def test_half_precision_states_are_averaged_in_float32():
     adapted, reference = states(1).bfloat16(), states(2).bfloat16()
-    for loss in (reroute_loss, retain_loss):
+    for loss in (reroute_loss, retain_loss, length_loss):
         result = loss(adapted, reference, MASK)
         assert result.dtype == torch.float32
         assert result.item() == pytest.approx(loss(adapted.float(), reference.float(), MASK).item(), rel=1e-2)
