@@ -19,7 +19,7 @@ from mm_cb.runs import write_json
 
 SCHEMA = 1
 _METRICS = ("compliance", "mmmu", "mmmu_like", "llava_wild", "wild_like", "look_alikes", "over_refusal", "gibberish")
-_CONDITIONS = ("no_attack", "noise", "pgd", "pgd_adaptive", "pgd_clean_teacher", "worst_case")
+_CONDITIONS = ("no_attack", "noise", "pgd", "pgd_adaptive", "worst_case")
 _SPLITS = ("all", "trained_kinds", "trained", "held_out_combination", "held_out_kind")
 _NAMED_IDS = 5
 
