@@ -187,7 +187,9 @@ class RunDirectory:
 
     def _resume_or_create(self) -> None:
         for leftover in self.path.rglob(f".*{TEMPORARY_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
+            inside = leftover.relative_to(self.path).parents
+            if not any((self.path / folder / _LOCK).exists() for folder in inside if folder != Path()):
+                leftover.unlink(missing_ok=True)  # not what a run inside, such as a shard, is just writing
         identity = json.loads(dumps({**self._identity, "inputs": self._inputs}))
         if not (self.path / _RUN).exists():
             from mm_cb.provenance import describe_environment
