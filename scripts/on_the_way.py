@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from image_attacks import Crop, Jpeg, Rescale, eot, linf_255  # noqa: E402
 from mm_cb.errors import UserError  # noqa: E402
+from mm_cb.evaluation.attack_options import parse_attacks  # noqa: E402
 from mm_cb.evaluation.attack_run import canvas_of, judge_of  # noqa: E402
 from mm_cb.evaluation.attacks import KINDS, Attack, Protocol  # noqa: E402
 from mm_cb.evaluation.behaviors import Behavior, grey_canvas, open_picture, read_behaviors  # noqa: E402
@@ -115,8 +116,7 @@ def main() -> None:
         raise UserError(f"`--out` must be a .json file, its pictures lie in a folder beside it; got `{options.out}`.")
     if options.samples < 1:
         raise UserError(f"`--samples` must be at least 1, got {options.samples}.")
-    if KINDS[options.attack].adaptive and not options.adapter:
-        raise UserError(f"`--attack {options.attack}` aims at what an adapter changed: give the `--adapter` to attack.")
+    parse_attacks(options.attack, adapted=bool(options.adapter))
     name = subject_name(options.adapter, None)
     subject = load_subject(Source(options.model, options.adapter, device=options.device), name)
     canvas = canvas_of(subject.model.processor)

@@ -189,9 +189,11 @@ def refuse_unsayable(behaviors: Sequence[Behavior], model: LlavaNextModel) -> No
     """Refuse harmless targets that the model has no words for: no answer would ever be seen to start with them."""
     tokenizer = model.processor.tokenizer
     for behavior in behaviors:
+        if not behavior.extra.get("benign_target"):
+            continue
         tokens = tokenizer(behavior.target, add_special_tokens=False).input_ids
         written = tokenizer.decode(tokens, skip_special_tokens=True)
-        if behavior.extra.get("benign_target") and not starts_with(written, behavior.target):
+        if not starts_with(written, behavior.target):
             raise UserError(
                 f"behaviour {behavior.id!r}: `{model.name}` cannot write its target {behavior.target!r}, only "
                 f"{written!r}; give targets in the model's own words: `mm-cb data build benign --targets FILE`."
