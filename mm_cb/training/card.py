@@ -85,7 +85,8 @@ def model_card(
     )
 
 
-_LOSS_KEYS = ("reroute_loss", "retain_loss", "reroute_coeff", "retain_coeff", "grad_norm", "learning_rate")
+_LOSS_KEYS = ("reroute_loss", "length_loss", "retain_loss")
+_LOSS_KEYS += ("reroute_coeff", "retain_coeff", "grad_norm", "learning_rate")
 
 
 def _losses(metrics: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -65,7 +65,7 @@ def reroute_loss(adapted: Tensor, reference: Tensor, mask: Tensor, *, count: Ten
     _check(adapted, reference, mask)
     counted = mask.bool()
     cosine = torch.cosine_similarity(adapted[:, counted].float(), reference[:, counted].float(), dim=-1)
-    return cosine.relu().sum() / (len(adapted) * (counted.sum() if count is None else count))
+    return _mean(cosine.relu(), mask, count)
 
 
 def length_loss(adapted: Tensor, reference: Tensor, mask: Tensor, *, count: Tensor | None = None) -> Tensor:
@@ -93,7 +93,7 @@ def length_loss(adapted: Tensor, reference: Tensor, mask: Tensor, *, count: Tens
     _check(adapted, reference, mask)
     counted = mask.bool()
     ratio = adapted[:, counted].float().norm(dim=-1).log() - reference[:, counted].float().norm(dim=-1).log()
-    return ratio.square().sum() / (len(adapted) * (counted.sum() if count is None else count))
+    return _mean(ratio.square(), mask, count)
 
 
 def retain_loss(
@@ -122,7 +122,7 @@ def retain_loss(
     _check(adapted, reference, mask)
     counted = mask.bool()
     distance = torch.linalg.vector_norm((adapted[:, counted] - reference[:, counted]).float(), dim=-1)
-    return distance.sum() / (len(adapted) * (retain_positions(mask, average) if count is None else count))
+    return _mean(distance, mask, retain_positions(mask, average) if count is None else count)
 
 
 def retain_positions(mask: Tensor, average: RetainAverage) -> Tensor:
@@ -144,6 +144,11 @@ def retain_positions(mask: Tensor, average: RetainAverage) -> Tensor:
         Scalar, int64.
     """
     return mask.bool().sum() if average == "tokens" else torch.tensor(mask.numel(), device=mask.device)
+
+
+def _mean(values: Tensor, mask: Tensor, count: Tensor | None) -> Tensor:
+    """Sum of ``(L, counted tokens)`` over layers times ``count``, which is that of ``mask`` if left out."""
+    return values.sum() / (len(values) * (mask.bool().sum() if count is None else count))
 
 
 def _check(adapted: Tensor, reference: Tensor, mask: Tensor) -> None:

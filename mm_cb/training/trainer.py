@@ -102,7 +102,7 @@ class RRTrainer(Trainer):
         self._tokens_per_pass = tokens_per_pass
         self._metrics = metrics
         self._held_out, self._held_out_steps = list(held_out), held_out_steps
-        self._step_losses = torch.zeros(2)
+        self._step_losses = torch.zeros(3)
         self._modality = ""
         use_row_attention(model)
         self._first_block = first_adapted_block(model)
@@ -133,7 +133,7 @@ class RRTrainer(Trainer):
     ) -> Tensor:
         """Add a micro-batch's gradients, part by part; with the step's last one, average them over the processes."""
         counts = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self.counts([inputs])
-        losses = torch.zeros(3, device=self.args.device)
+        losses = torch.zeros(4, device=self.args.device)
         while True:
             before = [None if p.grad is None else p.grad.clone() for p in self._trained()]
             try:
@@ -167,12 +167,12 @@ class RRTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """A (part of a) batch's share of ``c_s L_s + c_r L_r``.
+        """A (part of a) batch's share of ``c_s (L_s + keep_length L_length) + c_r L_r``.
 
         Args:
             model: Not used: the passes do not go through the whole model.
             inputs: What the collator makes, or a part of it, of both sets or one.
-            return_outputs: Whether to return ``(loss, {"reroute_loss": …, "retain_loss": …})``.
+            return_outputs: Whether to return ``(loss, {"reroute_loss": …, "retain_loss": …, "length_loss": …})``.
             num_items_in_batch: The step's `counts`; those of this batch alone if left out.
 
         Returns:
@@ -181,14 +181,16 @@ class RRTrainer(Trainer):
         counts = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self.counts([inputs])
         alpha, step, total_steps = self._rerouting.alpha, self.state.global_step, max(self.state.max_steps, 1)
         zero = torch.zeros((), device=self.args.device)
-        rerouted = self._reroute_loss(inputs, counts[0]) if "circuit_breaker" in inputs else zero
+        rerouted, length = self._reroute_losses(inputs, counts[0]) if "circuit_breaker" in inputs else (zero, zero)
         retained = self._retain_loss(inputs, counts[1]) if "retain" in inputs else zero
-        loss = reroute_coeff(step, total_steps, alpha) * rerouted + retain_coeff(step, total_steps, alpha) * retained
+        turned = rerouted + self._rerouting.keep_length * length
+        loss = reroute_coeff(step, total_steps, alpha) * turned + retain_coeff(step, total_steps, alpha) * retained
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, our counts are not
-        return (loss, {"reroute_loss": rerouted, "retain_loss": retained}) if return_outputs else loss
+        parts = {"reroute_loss": rerouted, "retain_loss": retained, "length_loss": length}
+        return (loss, parts) if return_outputs else loss
 
-    def _reroute_loss(self, inputs: Mapping[str, Any], count: Tensor) -> Tensor:
-        """L_s, and what keeps lengths beside it; circuit-breaker rows stop at the top target."""
+    def _reroute_losses(self, inputs: Mapping[str, Any], count: Tensor) -> tuple[Tensor, Tensor]:
+        """L_s and the length loss (0 where it has no weight); circuit-breaker rows stop at the top target."""
         batch, rows = inputs["circuit_breaker"], self._rows(inputs, "circuit_breaker")
         if self._rerouting.adversary is not None and batch.pixel_values is not None:
             place = batch.roles[batch.attention_mask.bool()] == TokenRole.IMAGE
@@ -203,10 +205,10 @@ class RRTrainer(Trainer):
             )
             rows = rows._replace(embeds=attacked)
         states = self._target_states(rows)
-        loss = reroute_loss(*states, rows.mask, count=count)
-        if self._rerouting.keep_length:
-            loss = loss + self._rerouting.keep_length * length_loss(*states, rows.mask, count=count)
-        return loss
+        rerouted = reroute_loss(*states, rows.mask, count=count)
+        if not self._rerouting.keep_length:
+            return rerouted, torch.zeros_like(rerouted)
+        return rerouted, length_loss(*states, rows.mask, count=count)
 
     def _alignment(self, rows: Rows) -> Tensor:
         """Summed cosine of adapted and reference states, which the adversary raises."""
@@ -263,20 +265,21 @@ class RRTrainer(Trainer):
         }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add both losses and both weights to a step's line, and write it to the metrics file.
+        """Add the losses and both weights to a step's line, and write it to the metrics file.
 
         Raises:
             FloatingPointError: If the gradient of the step was not finite.
         """
         if "grad_norm" in logs:
             step, total_steps, alpha = self.state.global_step - 1, self.state.max_steps, self._rerouting.alpha
-            rerouted, retained = self.accelerator.reduce(self._step_losses, "sum").tolist()
-            self._step_losses = torch.zeros(2)
+            rerouted, retained, length = self.accelerator.reduce(self._step_losses, "sum").tolist()
+            self._step_losses = torch.zeros(3)
             record = {
                 "step": step,
                 "modality": self._modality,
                 "reroute_loss": rerouted,
                 "retain_loss": retained,
+                "length_loss": length,
                 "reroute_coeff": reroute_coeff(step, total_steps, alpha),
                 "retain_coeff": retain_coeff(step, total_steps, alpha),
                 "grad_norm": logs["grad_norm"],
@@ -284,7 +287,7 @@ class RRTrainer(Trainer):
             }
             if self._held_out and (step % self._held_out_steps == 0 or step + 1 == total_steps):
                 record |= self.measure_held_out()
-            if not all(map(torch.isfinite, torch.tensor([rerouted, retained, logs["grad_norm"]]))):
+            if not all(map(torch.isfinite, torch.tensor([rerouted, retained, length, logs["grad_norm"]]))):
                 raise FloatingPointError(f"The losses and their gradient must be finite, got {record}.")
             logs |= {key: value for key, value in record.items() if key not in ("step", "modality")}
             if self._metrics is not None and self.is_world_process_zero():

@@ -91,14 +91,20 @@ def test_it_undoes_the_rerouting_of_a_model_better_than_noise(build):  # noqa: F
     assert attack["retain_loss"].item() == pytest.approx(plain["retain_loss"].item())
 
 
-def test_keeping_length_adds_its_weighted_share_to_the_reroute_loss_alone(build):  # noqa: F811
-    found = {}
+def test_keeping_length_adds_its_weighted_share_and_changes_no_other_loss(build):  # noqa: F811
+    totals, parts = {}, {}
     for weight in (0.0, 0.3, 0.6):
         trainer = build(batches="multimodal", at=(0, 5), keep_length=weight)
-        found[weight] = trainer.compute_loss(trainer.model, batch_of(trainer, range(4)), return_outputs=True)[1]
-    added = {w: (found[w]["reroute_loss"] - found[0.0]["reroute_loss"]).item() for w in (0.3, 0.6)}
-    assert added[0.3] > 1e-5 and added[0.6] == pytest.approx(2 * added[0.3], rel=1e-3)
-    assert found[0.6]["retain_loss"].item() == found[0.0]["retain_loss"].item()
+        totals[weight], parts[weight] = trainer.compute_loss(
+            trainer.model, batch_of(trainer, range(4)), return_outputs=True
+        )
+    assert parts[0.0]["length_loss"].item() == 0 and parts[0.3]["length_loss"] > 1e-5
+    assert parts[0.6]["length_loss"].item() == parts[0.3]["length_loss"].item()
+    for name in ("reroute_loss", "retain_loss"):
+        assert parts[0.6][name].item() == parts[0.0][name].item()
+    for weight in (0.3, 0.6):  # at step 0 the weight of the reroute loss is alpha
+        added = trainer._rerouting.alpha * weight * parts[weight]["length_loss"]
+        assert (totals[weight] - totals[0.0]).item() == pytest.approx(added.item(), rel=1e-3)
 
 
 def test_text_batches_have_nothing_to_attack(build):  # noqa: F811
