@@ -4,12 +4,12 @@
 
 Training against a few large gradient steps can end in a breaker that answers to those steps alone (catastrophic
 overfitting, arXiv:2001.03994): the training loss is low, and a patient adversary undoes the rerouting with a fraction
-of the change. The mean of ReLU(cos) says it: under the training adversary it must not fall below that of plain
-pictures, and twenty small steps within a seventh of the radius must not bring it near 1. Length is another place to
-hide: ``length`` is how many times as long as the base's the rerouted states are (median). The slope of a cosine falls
-with it, so an adversary, or an attack, that follows cosines goes blind; one that follows distances does not
-(`pgd_clean_teacher`). Adapters are those of `mm-cb train` with a recipe that has an adversary; the rows are drawn from
-the recipe's own data, with another seed.
+of the change. The mean of ReLU(cos) to the base's states of the clean pictures says it: under the training adversary it
+must not fall below that of plain pictures, and twenty small steps within a seventh of the radius must not bring it near
+1. Length is another place to hide: ``length`` is how many times as long as the base's the rerouted states are (median).
+The slope of a cosine falls with it, so an adversary, or an attack, that follows cosines goes blind; one that follows
+distances does not (`pgd_clean_teacher`). Adapters are those of `mm-cb train` with a recipe that has an adversary; the
+rows are drawn from the recipe's own data, with another seed.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from mm_cb.models import TokenRole, load_model
 from mm_cb.training.adversary import Adversary, perturb_pictures
 from mm_cb.training.batches import PairCollator, PairedExamples
 from mm_cb.training.fields import Recipe
-from mm_cb.training.hidden_states import Rows, lay_out, target_states, use_row_attention
+from mm_cb.training.hidden_states import Rows, adapted_states, lay_out, reference_states, use_row_attention
 from mm_cb.training.run import load_examples
 
 PATIENT = {"steps": 20, "step": 0.15}
@@ -58,11 +58,14 @@ def measure(adapter: Path, rows: int) -> dict[str, float]:
     laid = lay_out(model, inputs, batch["circuit_breaker_mask"])
     place = inputs.roles[inputs.attention_mask.bool()] == TokenRole.IMAGE
 
-    def sides(rows: Rows) -> list[torch.Tensor]:
-        return [states[:, rows.mask.bool()] for states in target_states(model, rows, 0, targets)]
+    counted = laid.mask.bool()
+    reference = reference_states(model, laid, 0, targets)[:, counted]
+
+    def states(rows: Rows) -> torch.Tensor:
+        return adapted_states(model, rows, 0, targets)[:, counted]
 
     def cosines(rows: Rows) -> torch.Tensor:
-        return torch.cosine_similarity(*sides(rows), dim=-1)
+        return torch.cosine_similarity(states(rows), reference, dim=-1)
 
     def under(adversary: Adversary) -> float:
         seeds = range(len(laid.lengths))
@@ -76,9 +79,9 @@ def measure(adapter: Path, rows: int) -> dict[str, float]:
         return round(float(cosines(rows).relu().mean()), 3)
 
     with torch.no_grad():
-        adapted, reference = (states.norm(dim=-1) for states in sides(laid))
+        lengths = states(laid).norm(dim=-1) / reference.norm(dim=-1)
     return {
-        "length": round(float((adapted / reference).median()), 2),
+        "length": round(float(lengths.median()), 2),
         "plain": mean(laid),
         "training_adversary": under(Adversary(trained.steps, trained.radius)),
         "patient": under(Adversary(radius=trained.radius, **PATIENT)),

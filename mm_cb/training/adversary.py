@@ -12,7 +12,7 @@ class Adversary:
     """How strong it is.
 
     Attributes:
-        steps: Sign-gradient steps per batch; each costs one pass with the adapter off and one with it on and back.
+        steps: Sign-gradient steps per batch; each costs one pass with the adapter on, and back.
         radius: Largest change of an entry of a row's picture embeddings, in units of their root mean square; each
             row's own is drawn between 0 and this.
         step: Size of a sign step as a share of the row's radius, our choice: large steps ended more often in breakers
@@ -32,7 +32,7 @@ def perturb_pictures(
     alignment: Callable[[Tensor], Tensor],
     adversary: Adversary,
 ) -> Tensor:
-    """Change the pictures' embeddings so that the adapted hidden states point where the reference ones do again.
+    """Change the pictures' embeddings so that the adapted hidden states point where the base's of the clean ones do.
 
     The rerouting is then trained where a picture undoes it, and not only on clean pictures. A row's radius and start
     are its own, so that it does not matter which rows are run together. Radii are drawn: with one for all rows, some

@@ -85,7 +85,7 @@ def model_card(
     )
 
 
-_LOSS_KEYS = ("reroute_loss", "length_loss", "retain_loss")
+_LOSS_KEYS: tuple[str, ...] = ("reroute_loss", "length_loss", "retain_loss")
 _LOSS_KEYS += ("reroute_coeff", "retain_coeff", "grad_norm", "learning_rate")
 
 

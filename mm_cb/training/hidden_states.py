@@ -70,33 +70,60 @@ def hidden_states(model: ChatModel, rows: Rows, first: int, last: int) -> States
     Returns:
         The states that can differ, in order.
     """
-    tower = model.base.get_submodule(model.language_path.rpartition(".")[0])
-    blocks = list(model.decoder_blocks)
-    model.model.eval()
-    with model.adapter(enabled=False):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and rows.embeds.requires_grad):
-            start, arguments = _start(tower, rows)
-            for block in blocks[:first]:
-                start = block(start, **arguments)
-        with torch.no_grad():
-            reference = _run(tower, blocks, first, last, start, arguments)
-    for name, module in model.model.named_modules():
-        module.training = torch.is_grad_enabled() and "lora_dropout" in name.split(".")
-    return States(reference, _run(tower, blocks, first, last, start, arguments))
+    start, arguments = _below(model, rows, first)
+    reference = _reference(model, first, last, start, arguments)
+    return States(reference, _adapted(model, first, last, start, arguments))
 
 
 def target_states(model: ChatModel, rows: Rows, first: int, targets: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Adapted and reference states of the target layers (indices of hidden states), each ``(L, N, H)``."""
     states = hidden_states(model, rows, first, max(targets))
-    at = [target - first - 1 for target in targets]
-    return torch.stack([states.adapted[i] for i in at]), torch.stack([states.reference[i] for i in at])
+    return _stack(states.adapted, first, targets), _stack(states.reference, first, targets)
 
 
-def _run(
-    tower: Any, blocks: Sequence[nn.Module], first: int, last: int, state: Tensor, arguments: dict[str, Any]
-) -> list[Tensor]:
+def adapted_states(model: ChatModel, rows: Rows, first: int, targets: Sequence[int]) -> Tensor:
+    """The adapted half of `target_states` alone, for rows whose reference is known or not their own."""
+    return _stack(_adapted(model, first, max(targets), *_below(model, rows, first)), first, targets)
+
+
+def reference_states(model: ChatModel, rows: Rows, first: int, targets: Sequence[int]) -> Tensor:
+    """The reference half of `target_states` alone."""
+    return _stack(_reference(model, first, max(targets), *_below(model, rows, first)), first, targets)
+
+
+def _stack(states: Sequence[Tensor], first: int, targets: Sequence[int]) -> Tensor:
+    return torch.stack([states[target - first - 1] for target in targets])
+
+
+def _below(model: ChatModel, rows: Rows, first: int) -> tuple[Tensor, dict[str, Any]]:
+    """The input of block ``first``, which is the same in both passes, and what every block takes besides."""
+    model.model.eval()
+    with model.adapter(enabled=False), torch.set_grad_enabled(torch.is_grad_enabled() and rows.embeds.requires_grad):
+        state, arguments = _start(_tower(model), rows)
+        for block in model.decoder_blocks[:first]:
+            state = block(state, **arguments)
+    return state, arguments
+
+
+@torch.no_grad()
+def _reference(model: ChatModel, first: int, last: int, start: Tensor, arguments: dict[str, Any]) -> list[Tensor]:
+    with model.adapter(enabled=False):
+        return _run(model, first, last, start, arguments)
+
+
+def _adapted(model: ChatModel, first: int, last: int, start: Tensor, arguments: dict[str, Any]) -> list[Tensor]:
+    for name, module in model.model.named_modules():
+        module.training = torch.is_grad_enabled() and "lora_dropout" in name.split(".")
+    return _run(model, first, last, start, arguments)
+
+
+def _tower(model: ChatModel) -> Any:
+    return model.base.get_submodule(model.language_path.rpartition(".")[0])
+
+
+def _run(model: ChatModel, first: int, last: int, state: Tensor, arguments: dict[str, Any]) -> list[Tensor]:
     """The states behind blocks ``first`` to ``last - 1``."""
-    states = []
+    tower, blocks, states = _tower(model), list(model.decoder_blocks), []
     for block in blocks[first:last]:
         state = block(state, **arguments)
         states.append(state[0])
@@ -119,8 +146,7 @@ def use_row_attention(model: ChatModel) -> None:
     """Let the language tower attend within rows where it is told their lengths; elsewhere it works as before."""
     AttentionInterface.register(ATTENTION, _row_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    tower = model.base.get_submodule(model.language_path.rpartition(".")[0])
-    tower.config._attn_implementation = ATTENTION
+    _tower(model).config._attn_implementation = ATTENTION
 
 
 def _row_attention(

@@ -17,7 +17,15 @@ from mm_cb.files import append_jsonl
 from mm_cb.models import ChatModel, TokenRole
 from mm_cb.training.adversary import Adversary, perturb_pictures
 from mm_cb.training.batches import Pair, PairCollator, PairedExamples, split_batch
-from mm_cb.training.hidden_states import Rows, hidden_states, lay_out, target_states, use_row_attention
+from mm_cb.training.hidden_states import (
+    Rows,
+    adapted_states,
+    hidden_states,
+    lay_out,
+    reference_states,
+    target_states,
+    use_row_attention,
+)
 from mm_cb.training.placement import first_adapted_block
 from mm_cb.training.rerouting import (
     RetainAverage,
@@ -193,32 +201,30 @@ class RRTrainer(Trainer):
         """L_s and the length loss (0 where it has no weight); circuit-breaker rows stop at the top target."""
         batch, rows = inputs["circuit_breaker"], self._rows(inputs, "circuit_breaker")
         if self._rerouting.adversary is not None and batch.pixel_values is not None:
-            place = batch.roles[batch.attention_mask.bool()] == TokenRole.IMAGE
-            drawn_by = (f"{self.args.seed} {self.state.global_step} {name}" for name in inputs["circuit_breaker_ids"])
-            attacked = perturb_pictures(
-                rows.embeds,
-                place,
-                rows.lengths,
-                [zlib.crc32(text.encode()) for text in drawn_by],  # not hash(): the same in every process
-                lambda embeds: self._alignment(rows._replace(embeds=embeds)),
-                self._rerouting.adversary,
-            )
-            rows = rows._replace(embeds=attacked)
-        states = self._target_states(rows)
-        rerouted = reroute_loss(*states, rows.mask, count=count)
+            rows = rows._replace(embeds=self._attack(inputs, rows, self._rerouting.adversary))
+        adapted, reference = target_states(self._encoder, rows, *self._layers())
+        rerouted = reroute_loss(adapted, reference, rows.mask, count=count)
         if not self._rerouting.keep_length:
             return rerouted, torch.zeros_like(rerouted)
-        return rerouted, length_loss(*states, rows.mask, count=count)
+        return rerouted, length_loss(adapted, reference, rows.mask, count=count)
 
-    def _alignment(self, rows: Rows) -> Tensor:
-        """Summed cosine of adapted and reference states, which the adversary raises."""
-        adapted, reference = self._target_states(rows)
-        counted = rows.mask.bool()
-        return torch.cosine_similarity(adapted[:, counted], reference[:, counted], dim=-1).sum()
+    def _attack(self, inputs: Mapping[str, Any], rows: Rows, adversary: Adversary) -> Tensor:
+        """Embeddings under which the adapted states point where the reference ones of the clean pictures do again."""
+        batch, counted = inputs["circuit_breaker"], rows.mask.bool()
+        place = batch.roles[batch.attention_mask.bool()] == TokenRole.IMAGE
+        drawn_by = (f"{self.args.seed} {self.state.global_step} {name}" for name in inputs["circuit_breaker_ids"])
+        seeds = [zlib.crc32(text.encode()) for text in drawn_by]  # not hash(): the same in every process
+        reference = reference_states(self._encoder, rows, *self._layers())[:, counted]
 
-    def _target_states(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Adapted and reference states of the target layers, each ``(L, N, H)``."""
-        return target_states(self._encoder, rows, self._first_block, self._rerouting.target_layers)
+        def alignment(embeds: Tensor) -> Tensor:
+            adapted = adapted_states(self._encoder, rows._replace(embeds=embeds), *self._layers())
+            return torch.cosine_similarity(adapted[:, counted], reference, dim=-1).sum()
+
+        return perturb_pictures(rows.embeds, place, rows.lengths, seeds, alignment, adversary)
+
+    def _layers(self) -> tuple[int, tuple[int, ...]]:
+        """The first block with LoRA, and the hidden states to reroute."""
+        return self._first_block, self._rerouting.target_layers
 
     def _retain_loss(self, inputs: Mapping[str, Any], count: Tensor) -> Tensor:
         """L_r, one hidden state at a time; those below the adapter count, and are exact zeros."""
@@ -252,7 +258,8 @@ class RRTrainer(Trainer):
                 for part in split_batch(self._collator(pairs[start : start + size]), self._tokens_per_pass):
                     name = "retain" if "retain" in part else "circuit_breaker"
                     rows = self._rows(part, name)
-                    adapted, reference = (side[:, rows.mask.bool()].float() for side in self._target_states(rows))
+                    states = target_states(self._encoder, rows, *self._layers())
+                    adapted, reference = (side[:, rows.mask.bool()].float() for side in states)
                     values = [torch.cosine_similarity(adapted, reference, dim=-1), reference.norm(dim=-1)]
                     values += [adapted.norm(dim=-1), torch.ones_like(values[0])]
                     sums[name] += torch.stack(values).sum((1, 2)).cpu()

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm_cb.training.adversary import Adversary, perturb_pictures
+from mm_cb.training.hidden_states import lay_out, target_states
+from mm_cb.training.rerouting import length_loss, reroute_loss
 from tests.training.test_trainer import batch_of, build  # noqa: F401 - a fixture
 
 LENGTHS = (4, 6)
@@ -89,6 +91,34 @@ def test_it_undoes_the_rerouting_of_a_model_better_than_noise(build):  # noqa: F
     assert noise["reroute_loss"].item() == pytest.approx(plain["reroute_loss"].item(), abs=1e-4)
     assert attack["reroute_loss"] > plain["reroute_loss"] + 1e-3  # the loss it must now train against
     assert attack["retain_loss"].item() == pytest.approx(plain["retain_loss"].item())
+
+
+def test_it_seeks_the_states_of_clean_pictures_and_the_loss_compares_on_what_it_found(build, monkeypatch):  # noqa: F811
+    from mm_cb.training import trainer as module
+
+    trainer = build(batches="multimodal", at=(0, 5), adversary=Adversary(1, 1.0), keep_length=0.5)
+    batch = batch_of(trainer, range(4))
+    rows, first = (
+        lay_out(trainer._encoder, batch["circuit_breaker"], batch["circuit_breaker_mask"]),
+        trainer._first_block,
+    )
+    moved = rows.embeds + 0.1 * torch.randn(rows.embeds.shape, generator=torch.Generator().manual_seed(0))
+    asked = []
+
+    def replaced(embeds, place, lengths, seeds, alignment, adversary):
+        asked.append((alignment(embeds).item(), alignment(moved).item()))
+        return moved
+
+    monkeypatch.setattr(module, "perturb_pictures", replaced)
+    parts = trainer.compute_loss(trainer.model, batch, return_outputs=True)[1]
+    targets = trainer._rerouting.target_layers
+    adapted, reference = target_states(trainer._encoder, rows._replace(embeds=moved), first, targets)
+    own, clean = target_states(trainer._encoder, rows, first, targets)
+    assert parts["reroute_loss"].item() == pytest.approx(reroute_loss(adapted, reference, rows.mask).item(), rel=1e-5)
+    assert parts["length_loss"].item() == pytest.approx(length_loss(adapted, reference, rows.mask).item(), rel=1e-5)
+    for found, states in zip(asked[0], (own, adapted), strict=True):
+        cosines = torch.cosine_similarity(states, clean, dim=-1)[:, rows.mask.bool()]
+        assert found == pytest.approx(cosines.sum().item(), rel=1e-5)
 
 
 def test_keeping_length_adds_its_weighted_share_and_changes_no_other_loss(build):  # noqa: F811

@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from mm_cb.training.adapter import add_adapter
-from mm_cb.training.hidden_states import hidden_states, lay_out, use_row_attention
+from mm_cb.training.hidden_states import (
+    adapted_states,
+    hidden_states,
+    lay_out,
+    reference_states,
+    target_states,
+    use_row_attention,
+)
 from mm_cb.training.placement import KeptBlocks, lora_paths
 from tests.tiny_llava import picture, tiny_llava
 
@@ -42,6 +49,18 @@ def test_states_are_those_of_two_plain_padded_passes(model, side):
         torch.testing.assert_close(states.adapted[i], adapted[layer][real], rtol=1e-4, atol=1e-5)
         assert not torch.allclose(states.reference[i], states.adapted[i], atol=1e-3)
         assert states.adapted[i].requires_grad and not states.reference[i].requires_grad
+
+
+def test_each_half_alone_is_that_of_both_and_the_adapted_one_has_a_gradient_at_the_embeddings(model):
+    inputs, targets = batch(model), (FIRST + 1, BLOCKS)
+    rows = lay_out(model, inputs, inputs.attention_mask)
+    adapted, reference = target_states(model, rows, FIRST, targets)
+    assert torch.equal(reference_states(model, rows, FIRST, targets), reference)
+    embeds = rows.embeds.clone().requires_grad_(True)
+    alone = adapted_states(model, rows._replace(embeds=embeds), FIRST, targets)
+    torch.testing.assert_close(alone, adapted)
+    (gradient,) = torch.autograd.grad(alone.sum(), embeds)
+    assert (gradient.abs().sum(-1) > 0).all()
 
 
 def test_rows_do_not_see_each_other(model):
