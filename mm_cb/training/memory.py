@@ -4,9 +4,9 @@
     adapter      LoRA parameters x 20 bytes: float32 value, gradient, Adam's two moments, a copy of the gradient that an
                  out-of-memory retry starts from
     activations  tokens of one pass x LoRA blocks (one, where they are recomputed) x what a block saves for its backward
-                 pass (`block_bytes`)
+                 pass (`block_bytes`); with an adversary, of the blocks below as well
     states       tokens x hidden states that can change x hidden size x (reference and adapted in the run's dtype, and
-                 8 bytes that the losses save in float32)
+                 8 bytes that the losses save in float32), and those below the adapter once with an adversary
     working      tokens x (3 x inner width + 4 x hidden size) in the run's dtype: one block at work, and the image tower
     overhead     1 GiB: the device's own context and kernels' workspaces, and fragmentation
 
@@ -62,6 +62,7 @@ def estimate(
     tokens: int,
     quantize: str | None = None,
     recompute: bool = False,
+    adversary: bool = False,
 ) -> Memory:
     """The peak of a training step.
 
@@ -74,6 +75,7 @@ def estimate(
         tokens: Tokens of one pass: the recipe's ``tokens_per_pass``, or the longest row if that is longer.
         quantize: ``"4bit"`` or None.
         recompute: Whether adapted blocks are run again in the backward pass; what is between them counts as states.
+        adversary: Whether a gradient goes on through the blocks below the adapter, to the pictures' embeddings.
 
     Returns:
         The estimate.
@@ -82,14 +84,14 @@ def estimate(
     config = getattr(model.base.config, "text_config", model.base.config)
     blocks = {path.removeprefix(f"{model.language_path}.").partition(".")[0] for path in paths}
     first = min(map(int, blocks))
-    changing = kept.blocks - first
-    saved = [block_bytes(model, f"{model.language_path}.{i}.", paths, r, size) for i in blocks]
+    changing, below = kept.blocks - first, range(first if adversary else 0)
+    saved = [block_bytes(model, f"{model.language_path}.{i}.", paths, r, size) for i in [*blocks, *below]]
     inner = max(features(layer)[1] for layer in model.decoder_blocks[0].modules() if isinstance(layer, _LINEAR))
     return Memory(
         weights=kept_weights(model, kept, size, quantize),
         adapter=20 * adapter_size(model, paths, r),
         activations=tokens * (max(saved) if recompute else sum(saved)),
-        states=tokens * changing * config.hidden_size * (2 * size + 8),
+        states=tokens * config.hidden_size * (changing * (2 * size + 8) + len(below) * size),
         working=tokens * (3 * inner + 4 * config.hidden_size) * size,
     )
 

@@ -80,6 +80,7 @@ class Plan:
             tokens=max(chosen.tokens_per_pass, self.longest_row),
             quantize=chosen.quantize,
             recompute=chosen.recompute,
+            adversary=bool(self.recipe.circuit_breaker.adversary.steps),
         )
 
     def fitting(self, free: float) -> list[str]:
