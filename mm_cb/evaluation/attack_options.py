@@ -9,6 +9,7 @@ from typing import Any
 
 from mm_cb.errors import UserError, unknown
 from mm_cb.evaluation.attacks import ATTACKS, KINDS, Attack, Protocol
+from mm_cb.evaluation.settings import pairs
 from mm_cb.evaluation.threats import Threat
 
 
@@ -119,16 +120,7 @@ def resolve(overrides: Sequence[str]) -> Options:
             range.
     """
     fields = {field.name: field for field in dataclasses.fields(Options)}
-    found: dict[str, Any] = {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"settings must read key=value, got `{text}`. valid keys: {', '.join(sorted(fields))}")
-        if key not in fields:
-            raise unknown("setting", key, fields)
-        if key in found:
-            raise UserError(f"`{key}` must be set once, it comes again as `{value}`; leave one of them out.")
-        found[key] = _value(key, value, type(fields[key].default))
+    found = {key: _value(key, value, type(fields[key].default)) for key, value in pairs(overrides, fields).items()}
     try:
         options = Options(**found)
         options.attack("pgd", 0, 1, 1, 0, (1, 1))

@@ -2,11 +2,13 @@
 
 Works on any differentiable objective. `measure_bed` runs every arm once; `mm_cb.evaluation.battery_checks` turns the
 numbers into pass or fail. Nothing here is a rate of harm: success is "the answer begins with the target", which needs
-no judge.
+no judge. Losses, answers and distances are those of 8-bit pictures, read back from their files where `Bed.keep` writes
+any; what an attack computed in memory is only held against them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +25,11 @@ DIRECTIONS = 5
 DIFFERENCE_STEP = 1e-4
 """Half the distance of a finite difference, in [0, 1] per value. All values move at once, so curvature shows early: on
 the miniature the ratio is off by 20 % at 1e-3, 3 % at 3e-4 and 0.4 % here, as the square of the step."""
+
+
+def in_memory(arm: str, pixels: Tensor) -> tuple[list[str], Tensor]:
+    """No files: the pictures as 8 bits would hold them."""
+    return [], _rounded_to_8_bits(pixels)
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Bed:
     """Who attacks what, and how: goal, knowledge, where the change is made, processor."""
     dtype: str = "float32"
     """Of the model: how exactly a loss computed by another pass can agree."""
+    keep: Callable[[str, Tensor], tuple[list[str], Tensor]] = in_memory
+    """Writes the pictures of an arm; their names, and the pictures as read back."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,18 @@ class Sizes:
     sweep: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32, 64, 128, 255)
 
 
+@dataclass(frozen=True)
+class Filed:
+    """What the saved pictures of one arm do, each tensor ``(B,)``."""
+
+    names: list[str]
+    """Files, relative to the run directory; empty where none are written."""
+    losses: Tensor
+    emitted: Tensor
+    distances: Tensor
+    """Largest change of a value from the clean picture, in 255ths."""
+
+
 @dataclass
 class Measured:
     """What the arms found: losses and successes per behaviour, curves, and what went wrong."""
@@ -64,17 +85,17 @@ class Measured:
     losses: dict[str, Tensor] = field(default_factory=dict)
     emitted: dict[str, Tensor] = field(default_factory=dict)
     images: dict[str, Tensor] = field(default_factory=dict)
+    files: dict[str, Filed] = field(default_factory=dict)
+    """Every picture that was judged, by arm; one arm per draw (``noise 0``), iterate and value of the sweep."""
     sweep: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Epsilon -> best loss and success so far, per behaviour."""
     curves: dict[str, Tensor] = field(default_factory=dict)
     silent: int = 0
     """Behaviours that an iterate broke and the picture with the lowest loss did not."""
     about: str = ""
-    reach: int | None = None
-    """Largest change of a value of the attacked pictures as 8-bit files, in 255ths; None: no attack ran."""
-    path_gap: float = float("nan")
-    """Difference between an attacked picture's loss in the attack and on the path that users take, of the picture where
-    it is largest against what its dtype allows."""
+    path_gap: float = 0.0
+    """Difference between a picture's loss in the attack and its file's on the path that users take, of the picture
+    where it is largest against what its dtype allows."""
     path_allowed: float = TOLERANCE
     """What it allows there."""
     repeat_gap: float = float("nan")
@@ -99,7 +120,7 @@ def measure_bed(bed: Bed, sizes: Sizes, seed: int = 0, say: Callable[[str], None
         searched = random_search(
             bed.objective, bed.clean, threat_model=_ball(sizes), steps=sizes.steps, generator=_generator(seed)
         )
-        _keep(found, bed, "random_search", searched.images, searched.losses)
+        _keep(found, bed, "random_search", searched.images)
         say("gradients")
         generator = _generator(seed)
         health = gradient_health(
@@ -123,59 +144,69 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _keep(found: Measured, bed: Bed, arm: str, images: Tensor, losses: Tensor | None = None) -> None:
-    if losses is None:
-        with torch.no_grad():
-            losses = bed.objective(images)
-    found.losses[arm], found.images[arm] = losses.detach().cpu(), images.detach()
-    found.emitted[arm] = torch.tensor(bed.emitted(images))
+def _keep(found: Measured, bed: Bed, arm: str, images: Tensor) -> None:
+    found.images[arm] = _judge(found, bed, arm, images)
+    found.losses[arm], found.emitted[arm] = found.files[arm].losses, found.files[arm].emitted
+
+
+@torch.no_grad()
+def _judge(found: Measured, bed: Bed, arm: str, images: Tensor) -> Tensor:
+    """Save the pictures of an arm and judge what was saved, which is returned."""
+    names, saved = bed.keep(arm, images)
+    losses = bed.filed(saved)
+    _compare(found, bed, _rounded_to_8_bits(images), losses)
+    distances = ((saved - bed.clean) * 255).round().abs().flatten(1).amax(dim=1).int()
+    found.files[arm] = Filed(names, losses.cpu(), torch.tensor(bed.emitted(saved)), distances.cpu())
+    return saved
+
+
+def _compare(found: Measured, bed: Bed, held: Tensor, filed: Tensor) -> None:
+    """Note how far the losses of pictures that an attack held lie from those of their files, if further than before."""
+    gaps = (bed.objective(held) - filed).abs()
+    allowed = torch.tensor([tolerance(loss, bed.dtype) for loss in filed.tolist()]).to(gaps)
+    worst = int((gaps / allowed).argmax())
+    gap, limit = float(gaps[worst]), float(allowed[worst])
+    if math.isnan(gap) or gap / limit > found.path_gap / found.path_allowed:  # none is further off than a NaN
+        found.path_gap, found.path_allowed = gap, limit
+
+
+def _rounded_to_8_bits(pixels: Tensor) -> Tensor:
+    return (pixels.detach() * 255).round() / 255
 
 
 def _placebo(found: Measured, bed: Bed, sizes: Sizes, seed: int) -> None:
     """As many noisy pictures as the attack has pictures judged; success = any of them."""
     generator, draws = _generator(seed), 1 + sizes.iterates
     for draw in range(draws):
-        _keep(found, bed, f"noise {draw}", sign_noise(bed.clean, sizes.epsilon / 255, generator))
-    names = [f"noise {draw}" for draw in range(draws)]
-    found.losses["noise"] = torch.stack([found.losses.pop(name) for name in names]).amin(dim=0)
-    found.emitted["noise"] = torch.stack([found.emitted.pop(name) for name in names]).any(dim=0)
-    for name in names:
-        del found.images[name]
+        _judge(found, bed, f"noise {draw}", sign_noise(bed.clean, sizes.epsilon / 255, generator))
+    drawn = [found.files[f"noise {draw}"] for draw in range(draws)]
+    found.losses["noise"] = torch.stack([files.losses for files in drawn]).amin(dim=0)
+    found.emitted["noise"] = torch.stack([files.emitted for files in drawn]).any(dim=0)
 
 
 def _gradient_arms(found: Measured, bed: Bed, sizes: Sizes) -> None:
     """One step, the attack with its iterates judged, twice the steps, APGD, and no bound from a grey picture."""
     ball, epsilon = _ball(sizes), sizes.epsilon / 255
     single = pgd(bed.objective, bed.clean, threat_model=ball, steps=1, step_size=epsilon, keep="last")
-    _keep(found, bed, "single_step", single.images, single.losses)
+    _keep(found, bed, "single_step", single.images)
     moments = sorted({round(sizes.steps * (i + 1) / sizes.iterates) for i in range(sizes.iterates)})
     watch = Watch(moments)
     white = adam_pgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps, stop=watch.stop)
-    _keep(found, bed, "pgd", white.images, white.losses)
-    found.reach, found.path_gap, found.path_allowed = _as_files(bed, white.images)
-    by_iterate = [torch.tensor(bed.emitted(pixels.to(bed.clean))) for pixels in watch.kept.values()]
+    _keep(found, bed, "pgd", white.images)
+    for step, pixels in watch.kept.items():
+        _judge(found, bed, f"iterate {step}", pixels.to(bed.clean))
+    by_iterate = [found.files[f"iterate {step}"].emitted for step in watch.kept]
     found.silent = int((torch.stack(by_iterate).any(dim=0) & ~found.emitted["pgd"]).sum()) if by_iterate else 0
     found.emitted["any_of_k"] = torch.stack([found.emitted["pgd"], *by_iterate]).any(dim=0)
     found.curves["pgd"] = white.curves[0].cpu()
     double = adam_pgd(bed.objective, bed.clean, threat_model=ball, steps=2 * sizes.steps)
-    _keep(found, bed, "double_steps", double.images, double.losses)
+    _keep(found, bed, "double_steps", double.images)
     found.curves["double_steps"] = double.curves[0].cpu()
     adaptive = apgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps)
-    _keep(found, bed, "apgd", adaptive.images, adaptive.losses)
+    _keep(found, bed, "apgd", adaptive.images)
     grey = Started(Linf(1.0), torch.full_like(bed.clean, 0.5))
     unbounded = adam_pgd(bed.objective, bed.clean, threat_model=grey, steps=sizes.steps)
-    _keep(found, bed, "unbounded", unbounded.images, unbounded.losses)
-
-
-def _as_files(bed: Bed, images: Tensor) -> tuple[int, float, float]:
-    """How far 8-bit pictures lie from the clean ones; how far, at the worst, a loss from its file's, and may lie."""
-    levels = (images * 255).round()
-    with torch.no_grad():
-        filed = bed.filed(levels / 255)
-        gaps = (bed.objective(levels / 255) - filed).abs()
-    allowed = torch.tensor([tolerance(loss, bed.dtype) for loss in filed.tolist()]).to(gaps)
-    worst = int((gaps / allowed).argmax())
-    return int((levels - (bed.clean * 255).round()).abs().max()), float(gaps[worst]), float(allowed[worst])
+    _keep(found, bed, "unbounded", unbounded.images)
 
 
 def _sweep(found: Measured, bed: Bed, sizes: Sizes) -> None:
@@ -185,10 +216,10 @@ def _sweep(found: Measured, bed: Bed, sizes: Sizes) -> None:
         if epsilon:
             ball = Started(Linf(epsilon / 255), start)
             result = adam_pgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps)
-            better = (result.losses.cpu() < best).view(-1, 1, 1, 1).to(start.device)
-            start = torch.where(better, result.images, start)
-            best = torch.minimum(best, result.losses.cpu())
-            emitted = emitted | torch.tensor(bed.emitted(result.images))
+            saved = _judge(found, bed, f"sweep {epsilon}", result.images)
+            files = found.files[f"sweep {epsilon}"]
+            start = torch.where((files.losses < best).view(-1, 1, 1, 1).to(start.device), saved, start)
+            best, emitted = torch.minimum(best, files.losses), emitted | files.emitted
         found.sweep[epsilon] = (best, emitted)
 
 
@@ -206,15 +237,24 @@ def plain(found: Measured) -> Mapping[str, Any]:
             {"epsilon": epsilon, "losses": _rounded(losses), "emitted": emitted.tolist()}
             for epsilon, (losses, emitted) in found.sweep.items()
         ],
+        "files": {arm: _lines(files) for arm, files in found.files.items()},
         "curves": {arm: [_rounded(row) for row in curve.T] for arm, curve in found.curves.items()},
         "silent": found.silent,
-        "reach": found.reach,
-        "path_gap": None if found.reach is None else found.path_gap,
+        "path_gap": found.path_gap,
         "repeat_gap": found.repeat_gap,
         "zero_share": None if found.zero_share is None else _rounded(found.zero_share),
         "ratios": None if found.ratios is None else [_rounded(row.nan_to_num(0)) for row in found.ratios],
         "error": found.error,
     }
+
+
+def _lines(files: Filed) -> list[dict[str, Any]]:
+    judged = zip(files.losses.tolist(), files.emitted.tolist(), files.distances.tolist(), strict=True)
+    names: list[str | None] = [*files.names] or [None] * len(files.losses)
+    return [
+        {"image": name, "loss": round(loss, 5), "emitted": emitted, "distance": distance}
+        for name, (loss, emitted, distance) in zip(names, judged, strict=True)
+    ]
 
 
 def _rounded(values: Tensor) -> list[float]:

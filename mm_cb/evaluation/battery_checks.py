@@ -70,11 +70,20 @@ def _threat_model(found: Measured, sizes: Sizes) -> dict[str, Any]:
         f"{found.path_allowed:.2g}"
     )
     why = "a rate means nothing without them, or if the attacked path is not the one that users take"
-    if found.reach is None:
+    if "pgd" not in found.files:
         return _missing(found, name, expected, why)
-    kept = found.reach <= sizes.epsilon and found.path_gap <= found.path_allowed
-    value = f"{found.about}; l-inf {found.reach}/255 in the files, their losses off by {found.path_gap:.1e}"
+    reach = {arm: int(files.distances.max()) for arm, files in found.files.items()}
+    beyond = [f"{arm} ({far}/255)" for arm, far in reach.items() if far > _bound(arm, sizes)]
+    kept = not beyond and found.path_gap <= found.path_allowed
+    value = f"{found.about}; l-inf {reach['pgd']}/255 in the files, their losses off by {found.path_gap:.1e}"
+    value += f"; further than allowed: {', '.join(beyond)}" if beyond else ""
     return check(name, bool(found.about) and kept, value, expected, why)
+
+
+def _bound(arm: str, sizes: Sizes) -> int:
+    """How far a picture of an arm may lie from the clean one, in 255ths."""
+    kind, _, number = arm.partition(" ")
+    return {"clean": 0, "sweep": int(number or 0), "unbounded": 255}.get(kind, sizes.epsilon)
 
 
 def _placebo_is_weak(found: Measured) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from mm_cb.evaluation.battery import Measured
+from mm_cb.evaluation.battery import Filed, Measured
 from mm_cb.files import write_bytes
 
 _ARMS = ("losses", "emitted", "curves", "images")
 _SINGLE = ("clean", "zero_share", "ratios", "suspicious")
-_PLAIN = ("silent", "about", "reach", "path_gap", "path_allowed", "repeat_gap", "error")
+_FILED = ("losses", "emitted", "distances")
+_PLAIN = ("silent", "about", "path_gap", "path_allowed", "repeat_gap", "error")
 
 
 def measured_once(path: Path, measure: Callable[[], Measured]) -> Measured:
@@ -41,7 +42,10 @@ def _packed(found: Measured) -> dict[str, Tensor]:
     flat |= {name: getattr(found, name) for name in _SINGLE if getattr(found, name) is not None}
     for epsilon, (losses, emitted) in found.sweep.items():
         flat |= {f"sweep/{epsilon}/losses": losses, f"sweep/{epsilon}/emitted": emitted}
+    for arm, files in found.files.items():
+        flat |= {f"files/{arm}/{name}": getattr(files, name) for name in _FILED}
     rest = {name: getattr(found, name) for name in _PLAIN} | {"sweep": list(found.sweep), "order": list(flat)}
+    rest["files"] = {arm: files.names for arm, files in found.files.items()}
     flat["plain"] = torch.frombuffer(bytearray(json.dumps(rest).encode()), dtype=torch.uint8)
     return {name: value.detach().cpu().clone().contiguous() for name, value in flat.items()}
 
@@ -50,9 +54,13 @@ def _unpacked(flat: dict[str, Tensor]) -> Measured:
     plain = json.loads(bytes(flat.pop("plain").tolist()))
     flat = {name: flat[name] for name in plain.pop("order")}  # the file sorts them; battery.json keeps their order
     sweep = {e: (flat[f"sweep/{e}/losses"], flat[f"sweep/{e}/emitted"]) for e in plain.pop("sweep")}
+    files = {
+        arm: Filed(names, **{name: flat[f"files/{arm}/{name}"] for name in _FILED})
+        for arm, names in plain.pop("files").items()
+    }
     fields: dict[str, Any] = {
         field: {name.partition("/")[2]: value for name, value in flat.items() if name.startswith(f"{field}/")}
         for field in _ARMS
     }
     fields |= {name: flat.get(name) for name in _SINGLE}
-    return Measured(**fields, sweep=sweep, **plain)
+    return Measured(**fields, sweep=sweep, files=files, **plain)

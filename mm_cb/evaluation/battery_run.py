@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import shutil
@@ -10,23 +9,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from mm_cb.errors import UserError, unknown
-from mm_cb.evaluation.attack_run import canvas_of, refuse_placeholders, weights_of
-from mm_cb.evaluation.battery import Bed, Measured, Sizes, add_transfer, measure_bed, plain
+from mm_cb.errors import UserError
+from mm_cb.evaluation.attack_run import canvas_of, refuse_placeholders, refuse_unsayable, weights_of
+from mm_cb.evaluation.battery import Filed, Measured, Sizes, add_transfer, measure_bed, plain
+from mm_cb.evaluation.battery_bed import make_bed
 from mm_cb.evaluation.battery_checks import check, checks_of
 from mm_cb.evaluation.battery_parts import measured_once
 from mm_cb.evaluation.battery_plots import draw
 from mm_cb.evaluation.behaviors import Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
-from mm_cb.evaluation.candidates import starts_with, to_pixels
-from mm_cb.evaluation.hijack import as_picture
-from mm_cb.evaluation.objectives import TargetObjective, encode
 from mm_cb.evaluation.planted import planted_check
 from mm_cb.evaluation.results import measure, write_results
+from mm_cb.evaluation.settings import with_overrides
 from mm_cb.evaluation.subjects import Subject
-from mm_cb.evaluation.tolerance import dtype_of
 from mm_cb.hub import keep_to
 from mm_cb.models import load_model
 from mm_cb.progress import Progress, Task, console
@@ -77,7 +71,7 @@ def run_battery(
     dtype: str = "float32",
     overrides: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Run S1 to S13, write ``checks.json``, ``battery.json`` and plots, print the table.
+    """Run S1 to S13, write ``checks.json``, ``battery.json``, plots and every judged picture, print the table.
 
     A failed check is a result, not an error: the report of the run claims nothing.
 
@@ -85,7 +79,7 @@ def run_battery(
         The checks.
     """
     keep_to(out)
-    settings = _settings(overrides)
+    settings = with_overrides(Settings(), overrides)
     sizes = settings.sizes(epsilon)
     asked = read_behaviors(behaviors)
     recipe: dict[str, Any] = {"model": model, "adapter": adapter, "epsilon": epsilon, "device": device, "dtype": dtype}
@@ -102,15 +96,16 @@ def run_battery(
         loaded = load_model(model, adapter=adapter, device=device, dtype=dtype)
         group, pictures = _one_size(asked, canvas_of(loaded.processor), settings.behaviors)
         refuse_placeholders(group, loaded.processor.image_token)
+        refuse_unsayable(group, loaded)
         refuse_too_large(group, len(group))
         task = progress.task("sanity battery", total=7 + 5 * (adapter is not None))
         stored = run.stage("parts")
-        bed = make_bed(Subject("base", loaded), group, pictures)
+        bed = make_bed(Subject("base", loaded), group, pictures, run.path)
         base = found = measured_once(
             stored / "base.safetensors", lambda: measure_bed(bed, sizes, seed, _say(task, "base"))
         )
         if adapter is not None:
-            bed = make_bed(Subject("rr", loaded, adapted=True), group, pictures)
+            bed = make_bed(Subject("rr", loaded, adapted=True), group, pictures, run.path)
             found = measured_once(stored / "rr.safetensors", lambda: measure_bed(bed, sizes, seed, _say(task, "rr")))
             if "pgd" in base.images:
                 add_transfer(found, bed, base.images["pgd"])
@@ -129,49 +124,8 @@ def run_battery(
     return checks
 
 
-def make_bed(subject: Subject, group: Sequence[Behavior], pictures: Sequence[Any]) -> Bed:
-    """The battery's view of a vision-language model: target losses through the deployed path, greedy answers."""
-    objective = TargetObjective(subject, group, pictures)
-    smooth = copy.copy(objective)  # the attack's own pass, so that S8 checks the gradient that is followed
-    smooth.preprocess = getattr(objective.preprocess, "surrogate", objective.preprocess)
-    longest = int(objective.inputs.completion_mask.sum(dim=1).max())
-
-    def emitted(pixels: Tensor) -> list[bool]:
-        inputs = encode(subject, group, [as_picture(p) for p in pixels], None)
-        with subject.active() as model:
-            said = model.generate(inputs, longest + 2)
-        return [starts_with(text, behavior.target) for text, behavior in zip(said, group, strict=True)]
-
-    def filed(pixels: Tensor) -> Tensor:
-        saved = encode(subject, group, [as_picture(p) for p in pixels], None)
-        assert saved.pixel_values is not None
-        return objective.loss(saved.pixel_values)
-
-    clean = torch.stack([to_pixels(picture) for picture in pictures]).to(subject.model.device)
-    about = (
-        f"white box; goal: the answer begins with a given text; pixels of the uploaded file of {pictures[0].width} x "
-        f"{pictures[0].height} change, the user picks the text; "
-        f"{type(subject.model.processor.image_processor).__name__}, {subject.model.base.dtype}; {len(group)} behaviours"
-    )
-    return Bed(subject.name, objective, smooth, emitted, clean, filed, about, dtype_of(subject.model))
-
-
 def _say(task: Task, name: str) -> Callable[[str], None]:
     return lambda text: task.advance(note=f"{name}: {text}")
-
-
-def _settings(overrides: Sequence[str]) -> Settings:
-    """Settings from ``key=value`` texts."""
-    fields = {field.name: field for field in dataclasses.fields(Settings)}
-    found: dict[str, Any] = {}
-    for text in overrides:
-        key, _, value = text.partition("=")
-        if key not in fields:
-            raise unknown("setting", key, fields)
-        if isinstance(fields[key].default, int) and not value.isdecimal():
-            raise UserError(f"`{key}` must be a whole number, got `{value}`.")
-        found[key] = int(value) if isinstance(fields[key].default, int) else value
-    return Settings(**found)
 
 
 def _one_size(asked: Sequence[Behavior], canvas: tuple[int, int], count: int) -> tuple[list[Behavior], list[Any]]:
@@ -215,8 +169,8 @@ def _write(
             "outcome": None,
             "score": float(found.emitted[arm][i]),
             "seed": 0,
-            "image": None,
-            "clean_image": None,
+            "image": _shown(found, arm, i),
+            "clean_image": _shown(found, "clean", i),
         }
         for subject, found in measured.items()
         for arm in _ARMS
@@ -228,6 +182,17 @@ def _write(
     write_jsonl(folder / "items.jsonl", items)
     write_results(folder / "results.json", measure(items, pairs=[("rr", "base")] if "rr" in measured else []))
     draw(folder / "plots", measured)
+
+
+def _shown(found: Measured, arm: str, row: int) -> str | None:
+    """The file behind an item; of an arm of several pictures the one that counts: answered to, then of lowest loss."""
+    parts = {"noise": ("noise",), "any_of_k": ("pgd", "iterate")}.get(arm, (arm,))
+    tried = [files for name, files in found.files.items() if name.partition(" ")[0] in parts and files.names]
+
+    def rank(files: Filed) -> tuple[bool, float]:
+        return not files.emitted[row], float(files.losses[row])
+
+    return min(tried, key=rank).names[row] if tried else None
 
 
 def _show(checks: Sequence[dict[str, Any]], folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from mm_cb.errors import UserError, unknown
@@ -18,19 +18,31 @@ def with_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
     Texts stay as they are, numbers must be whole, at least 0 and of at most nine digits, tuples are comma-separated.
 
     Raises:
-        UserError: If a text is no ``key=value``, the key is unknown (the nearest valid one is named), or the value is
-            not of the default's kind.
+        UserError: As `pairs` does, or if a value is not of the default's kind.
     """
     valid = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
-    changes: dict[str, Any] = {}
+    changes = {key: _read(key, value, valid[key]) for key, value in pairs(overrides, valid).items()}
+    return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
+
+
+def pairs(overrides: Sequence[str], valid: Iterable[str]) -> dict[str, str]:
+    """``key=value`` texts as keys and values.
+
+    Raises:
+        UserError: If a text is no ``key=value``, a key is unknown (the nearest valid one is named) or comes twice.
+    """
+    keys = sorted(valid)
+    found: dict[str, str] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UserError(f"`KEY=VALUE` is expected, got `{text}`; valid keys: {', '.join(sorted(valid))}.")
-        if key not in valid:
-            raise unknown("setting", key, valid)
-        changes[key] = _read(key, value, valid[key])
-    return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
+            raise UserError(f"`KEY=VALUE` is expected, got `{text}`; valid keys: {', '.join(keys)}.")
+        if key not in keys:
+            raise unknown("setting", key, keys)
+        if key in found:
+            raise UserError(f"`{key}` must be set once, it comes again as `{value}`; leave one of them out.")
+        found[key] = value
+    return found
 
 
 def _read(key: str, value: str, default: Any) -> Any:

@@ -3,14 +3,15 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
-from image_attacks import gradient_health, llava_next
+from image_attacks import Linf, gradient_health, linf_255, llava_next, load_png, pgd, save_png
 from mm_cb.errors import UserError
 from mm_cb.evaluation import planted
 from mm_cb.evaluation.battery import DIFFERENCE_STEP, DIRECTIONS, Sizes, add_transfer, measure_bed, plain
+from mm_cb.evaluation.battery_bed import make_bed
 from mm_cb.evaluation.battery_checks import check, checks_of
 from mm_cb.evaluation.battery_parts import measured_once
-from mm_cb.evaluation.battery_run import make_bed
 from mm_cb.evaluation.behaviors import open_picture, read_behaviors
 from mm_cb.evaluation.subjects import Subject
 from mm_cb.models import load_model
@@ -82,8 +83,13 @@ def test_each_check_can_fail(sound):
     worse = sound.losses["pgd"] + 1
     emitted = {arm: torch.zeros_like(values) for arm, values in sound.emitted.items()}
     base = sound
-    for kept in ({"reach": SIZES.epsilon + 1}, {"path_gap": 2e-4}, {"path_gap": float("nan")}, {"about": ""}):
+    for kept in ({"path_gap": 2e-4}, {"path_gap": float("nan")}, {"about": ""}, {"files": {}}):
         assert "S1" in failed(checks_of(dataclasses.replace(sound, **kept), SIZES))
+    for arm, bound in (("clean", 0), ("noise 0", 48), ("pgd", 48), ("iterate 12", 48), ("apgd", 48), ("sweep 64", 64)):
+        for far, flagged in ((bound, False), (bound + 1, True)):
+            moved = dataclasses.replace(sound.files[arm], distances=torch.full((3,), far))
+            changed_files = dataclasses.replace(sound, files=sound.files | {arm: moved})
+            assert ("S1" in failed(checks_of(changed_files, SIZES))) == flagged, arm
     transferred = changed(changed(sound, pgd=worse), transfer=sound.losses["pgd"])
     assert "S7" in failed(checks_of(transferred, SIZES, base))
     assert "S7" in failed(checks_of(sound, SIZES, base)), "a transfer that was not measured is no pass"
@@ -130,11 +136,42 @@ def test_files_agree_as_exactly_as_the_dtype_holds_their_losses(off, flagged):
         assert ("S1" in failed(checks_of(measure_bed(bed, SIZES), SIZES))) == expected
 
 
+def test_one_loss_that_is_no_number_among_the_files_is_not_forgotten():
+    true, asked = BEDS["sound"], []
+
+    def filed(pixels):
+        asked.append(pixels)
+        return true.filed(pixels) * (float("nan") if len(asked) == 2 else 1)
+
+    assert "S1" in failed(checks_of(measure_bed(dataclasses.replace(true, filed=filed), SIZES), SIZES))
+
+
 @pytest.fixture(scope="module")
-def bed():
+def bed(tmp_path_factory):
     """The battery's view of the miniature, the first two behaviours that have a picture."""
     asked = [b for b in read_behaviors(data_path("miniature", "behaviors.jsonl")) if b.image][:2]
-    return make_bed(Subject("base", load_model("miniature")), asked, [open_picture(b.image) for b in asked])
+    pictures = [open_picture(b.image) for b in asked]
+    return make_bed(Subject("base", load_model("miniature")), asked, pictures, tmp_path_factory.mktemp("bed"))
+
+
+@pytest.mark.parametrize("levels", [3, 60])
+def test_what_is_judged_is_what_was_saved(bed, monkeypatch, levels):
+    """A saver that darkens: too little to leave the ball, it shows in the losses alone."""
+    monkeypatch.setattr(
+        "mm_cb.evaluation.battery_bed.save_png",
+        lambda pixels, path: save_png((pixels - levels / 255).clamp(min=0) if "apgd" in str(path) else pixels, path),
+    )
+    half = Linf(16 / 255)  # in place of the longest search, and far from the bound
+    monkeypatch.setattr("mm_cb.evaluation.battery.apgd", lambda *a, **kw: pgd(*a, threat_model=half, steps=1))
+    asked = []
+    watched = dataclasses.replace(bed, emitted=lambda pixels: asked.append(pixels) or [False] * len(pixels))
+    sizes = Sizes(epsilon=32, steps=1, iterates=1, sweep=(0,))
+    found = measure_bed(watched, sizes)
+    (said,) = [entry for entry in checks_of(found, sizes) if entry["name"].startswith("S1 ")]
+    assert not said["passed"] and ("further than allowed: apgd" in said["value"]) == (levels == 60)
+    with torch.no_grad():
+        assert torch.equal(found.losses["apgd"], bed.filed(found.images["apgd"]))
+    assert any(torch.equal(found.images["apgd"], pixels) for pixels in asked)
 
 
 def off(bed):
@@ -187,8 +224,8 @@ def test_settings_may_be_chosen_on_behaviors_of_the_file_that_are_not_reported(
 def test_the_command_leaves_a_run_directory_with_checks_and_plots(tmp_path, capsys, monkeypatch):
     from mm_cb import cli
 
-    line = data_path("miniature", "behaviors.jsonl").read_text().splitlines()[0]
-    (tmp_path / "behaviors.jsonl").write_text(line + "\n")
+    line_of_the_file = data_path("miniature", "behaviors.jsonl").read_text().splitlines()[0]
+    (tmp_path / "behaviors.jsonl").write_text(line_of_the_file + "\n")
     arguments = ["attack", "check", "--model", "miniature", "--behaviors", str(tmp_path / "behaviors.jsonl")]
     out = tmp_path / "out"
 
@@ -202,6 +239,21 @@ def test_the_command_leaves_a_run_directory_with_checks_and_plots(tmp_path, caps
         patched.setattr("mm_cb.evaluation.battery_run.measure_bed", None)
         assert cli.run([*arguments, "--out", str(out), "steps=2", "iterates=1", "sweep=0,255"]) == 0
     assert not (out / "parts").exists()
+    files = json.loads((out / "battery.json").read_text())["base"]["files"]
+    arms = {"clean", "noise 0", "noise 1", "random_search", "single_step", "pgd", "iterate 2", "double_steps", "apgd"}
+    assert files.keys() == arms | {"unbounded", "sweep 255"}
+    for arm, (line,) in files.items():
+        assert line["distance"] == linf_255(out / line["image"], out / files["clean"][0]["image"])
+        assert line["distance"] > 0 or arm == "clean"
+    assert len(list((out / "images").rglob("*.png"))) == len(files)
+    base, asked = Subject("base", load_model("miniature")), read_behaviors(tmp_path / "behaviors.jsonl")
+    again = make_bed(base, asked, [Image.open(out / files["clean"][0]["image"])], tmp_path)
+    with torch.no_grad():
+        (line,) = files["sweep 255"]
+        pixels = load_png(out / line["image"]).unsqueeze(0)
+        assert abs(float(again.filed(pixels)) - line["loss"]) <= 1e-4 and again.emitted(pixels) == [line["emitted"]]
+    for item in map(json.loads, (out / "items.jsonl").read_text().splitlines()):
+        assert (out / item["image"]).is_file() and (out / item["clean_image"]).is_file()
     checks = json.loads((out / "checks.json").read_text())
     numbers = [int(check["name"].partition(" ")[0][1:]) for check in checks]
     assert sorted(set(numbers)) == [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13] and numbers == sorted(numbers)
@@ -222,3 +274,11 @@ def test_the_command_leaves_a_run_directory_with_checks_and_plots(tmp_path, caps
         assert "none.jsonl" in capsys.readouterr().err
     assert cli.run([*arguments, "--out", str(tmp_path / "other"), "stepz=2"]) == 2
     assert "did you mean `steps`" in capsys.readouterr().err
+    assert cli.run([*arguments, "--out", str(tmp_path / "other"), "steps=2", "steps=3"]) == 2
+    assert "`steps` must be set once, it comes again as `3`" in capsys.readouterr().err
+    unsayable = json.loads(line_of_the_file) | {"target": "Ça va", "benign_target": True}
+    (tmp_path / "behaviors.jsonl").write_text(json.dumps(unsayable) + "\n")
+    with monkeypatch.context() as patched:
+        patched.setattr("mm_cb.evaluation.battery_run.measure_bed", None)
+        assert cli.run([*arguments, "--out", str(tmp_path / "third"), "steps=2"]) == 2
+    assert "cannot write its target" in capsys.readouterr().err
