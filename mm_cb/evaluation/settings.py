@@ -36,7 +36,7 @@ def pairs(overrides: Sequence[str], valid: Iterable[str]) -> dict[str, str]:
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UserError(f"`KEY=VALUE` is expected, got `{text}`; valid keys: {', '.join(keys)}.")
+            raise UserError(f"settings must read key=value, got `{text}`; valid keys: {', '.join(keys)}.")
         if key not in keys:
             raise unknown("setting", key, keys)
         if key in found:
