@@ -49,7 +49,7 @@ def test_only_harmful_completions_behind_their_target_are_swapped_and_a_run_can_
     said = [item("a", "here is a : x y"), item("b", "here is b : v w"), item("c", "no .", "refusal"), item("d", "odd")]
     done = start(write(tmp_path / "run", said), tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    asked = [Behavior(name, "p", "t") for name in "abc"]
+    asked = [Behavior(name, "p", "t", None) for name in "abc"]
     assert hijacked_responses(str(tmp_path / "out"), asked) == {"a": "here is a: v w", "b": "here is b: x y"}
 
 
