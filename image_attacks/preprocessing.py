@@ -1,6 +1,7 @@
 """From the pixels of an image file to what a vision-language model takes: exact forward, smooth backward."""
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -110,32 +111,43 @@ class LlavaNextPreprocessing:
         tiles = grid.permute(0, 2, 4, 1, 3, 5).reshape(len(main), -1, 3, tile_h, tile_w)
         return torch.cat([base.unsqueeze(1), tiles], dim=1)
 
-    def _plan(self, images: Tensor) -> None:
-        """Choose per view the resize that reproduces the processor on ``images``; check the surrogate on them too."""
-        real = self._call_processor(to_levels(images))
-        level = (self._table[:, 255] - self._table[:, 0]).view(3, 1, 1).abs() / 255
-        trials: tuple[list[Any], list[Any]] = ([], [])
-        for recipe in RECIPES.get(getattr(self._processor, "backend", "pil"), RECIPES["pil"]):
-            self._base = Resize(self.image_size, self._tile, recipe)
-            self._main = Resize(self.image_size, self._fitted, recipe)
-            emulated, smooth = self._emulate(images), self.surrogate(images)
-            if emulated.shape != real.shape:
-                raise ValueError(
-                    f"The image processor returned shape {tuple(real.shape)} for images of {self.image_size}, expected "
-                    f"{tuple(emulated.shape)}: it is not LLaVA-NeXT's preprocessing."
-                )
-            errors = (smooth - real).abs() / level
-            trials[0].append((not torch.equal(emulated[:, 0], real[:, 0]), errors[:, 0].max().item(), self._base))
-            trials[1].append((not torch.equal(emulated[:, 1:], real[:, 1:]), errors[:, 1:].max().item(), self._main))
-        chosen = [min(view, key=lambda trial: trial[:2]) for view in trials]
-        self._base, self._main = chosen[0][2], chosen[1][2]
-        self._emulated = not (chosen[0][0] or chosen[1][0])
-        error = max(chosen[0][1], chosen[1][1])
+    def _plan(self, images: Iterable[Tensor]) -> None:
+        """Choose per view the resize that reproduces the processor on ``images``; check the surrogate on them too.
+
+        One image after another: a large one then takes no more memory here than in an attack.
+        """
+        recipes = RECIPES.get(getattr(self._processor, "backend", "pil"), RECIPES["pil"])
+        plans = [[Resize(self.image_size, size, recipe) for size in (self._tile, self._fitted)] for recipe in recipes]
+        differs, errors = torch.zeros(2, len(plans), dtype=torch.bool), torch.zeros(2, len(plans))
+        for levels in images:
+            real = self._call_processor(levels)
+            for number, (self._base, self._main) in enumerate(plans):
+                unlike, error = self._compare(levels.float() / 255, real)
+                differs[:, number] |= unlike
+                errors[:, number] = errors[:, number].maximum(error)
+        trials = zip(differs.tolist(), errors.tolist(), strict=True)
+        base, main = (min(zip(*view, range(len(plans)), strict=True)) for view in trials)
+        self._base, self._main = plans[base[2]][0], plans[main[2]][1]
+        self._emulated = not (base[0] or main[0])
+        error = max(base[1], main[1])
         if not error <= SURROGATE_TOLERANCE:
             raise ValueError(
                 f"The image processor differs from LLaVA-NeXT's preprocessing by {error:.1f} levels for images of "
                 f"{self.image_size} (at most {SURROGATE_TOLERANCE} expected); it cannot be attacked through."
             )
+
+    def _compare(self, images: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Per view, base and main: whether the emulation differs from ``real``, and the surrogate's error in levels."""
+        emulated, smooth = self._emulate(images), self.surrogate(images)
+        if emulated.shape != real.shape:
+            raise ValueError(
+                f"The image processor returned shape {tuple(real.shape)} for images of {self.image_size}, expected "
+                f"{tuple(emulated.shape)}: it is not LLaVA-NeXT's preprocessing."
+            )
+        level = (self._table[:, 255] - self._table[:, 0]).view(3, 1, 1).abs() / 255
+        views = (slice(0, 1), slice(1, None))
+        unlike = [not torch.equal(emulated[:, view], real[:, view]) for view in views]
+        return torch.tensor(unlike), torch.stack([((smooth - real).abs() / level)[:, view].max() for view in views])
 
     def _call_processor(self, levels: Tensor) -> Tensor:
         """Run the real processor on whole levels ``(B, 3, H, W)``."""
@@ -237,9 +249,9 @@ def _whole_pair(image_size: tuple[int, int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _test_images(image_size: tuple[int, int]) -> Tensor:
-    """Images that tell resizes apart, more of them if they are small: noise, the last one black and white."""
-    count = min(max(10_000 // (image_size[0] * image_size[1]), 3), 64)
-    levels = torch.randint(0, 256, (count, 3, *image_size), generator=torch.Generator().manual_seed(0))
-    levels[-1] = 255 * (levels[-1] > 127)
-    return levels.float() / 255
+def _test_images(image_size: tuple[int, int]) -> Iterator[Tensor]:
+    """Levels ``(1, 3, H, W)`` that tell resizes apart, more if they are small: noise, the last one black and white."""
+    count, generator = min(max(10_000 // (image_size[0] * image_size[1]), 3), 64), torch.Generator().manual_seed(0)
+    for number in range(count):
+        levels = torch.randint(0, 256, (1, 3, *image_size), generator=generator, dtype=torch.uint8)
+        yield levels if number < count - 1 else (levels > 127).to(torch.uint8) * 255

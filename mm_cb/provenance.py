@@ -84,6 +84,26 @@ def memory_bytes() -> int:
     return total
 
 
+def available_memory_bytes() -> int:
+    """Memory that a process can still take without swapping, as Linux says it; elsewhere all there is.
+
+    In a container, no more than what is left below its limit: file caches are not counted, they give way.
+    """
+    free = _entry(Path("/proc/meminfo"), "MemAvailable:")
+    held = _entry(Path("/sys/fs/cgroup/memory.stat"), "anon")
+    left = memory_bytes() - (held or 0)
+    return max(0, left if free is None else min(left, free * 1024))
+
+
+def _entry(file: Path, name: str) -> int | None:
+    """The number behind a name in one of Linux's tables; None where it is not."""
+    try:
+        lines = [line.split() for line in file.read_text().splitlines()]
+    except OSError:
+        return None
+    return next((int(words[1]) for words in lines if words[:1] == [name]), None)
+
+
 def free_disk_bytes(path: Path) -> int:
     """Free space where ``path`` lies or would be made."""
     existing = path.resolve()

@@ -45,15 +45,15 @@ MISTAKES = (
     Mistake(
         "sign flipped",
         "image_attacks/threat_models.py",
-        "return -gradient.sign()",
-        "return gradient.sign()",
+        "return -gradient.sign()\n\n\n@dataclass(frozen=True)\nclass L2:",
+        "return gradient.sign()\n\n\n@dataclass(frozen=True)\nclass L2:",
         "tests/attacks/test_pgd.py::test_one_step_on_a_linear_objective_lowers_it",
     ),
     Mistake(
         "epsilon in normalised units",
-        "mm_cb/evaluation/search.py",
-        "ball = Linf(attack.epsilon / 255) if",
-        "ball = Linf(attack.epsilon / 255 / 0.27) if",
+        "mm_cb/evaluation/threats.py",
+        "ball = Linf(epsilon / 255)",
+        "ball = Linf(epsilon / 255 / 0.27)",
         "tests/evaluation/test_hijack.py::test_files_are_in_the_ball_and_hold_what_the_loss_says",
     ),
     Mistake(

@@ -44,11 +44,13 @@ def start(*arguments):
 
 def test_only_harmful_completions_behind_their_target_are_swapped_and_a_run_can_read_them(tmp_path):
     from mm_cb.evaluation.attack_run import hijacked_responses
+    from mm_cb.evaluation.behaviors import Behavior
 
     said = [item("a", "here is a : x y"), item("b", "here is b : v w"), item("c", "no .", "refusal"), item("d", "odd")]
     done = start(write(tmp_path / "run", said), tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert hijacked_responses(str(tmp_path / "out")) == {"a": "here is a: v w", "b": "here is b: x y"}
+    asked = [Behavior(name, "p", "t", None) for name in "abc"]
+    assert hijacked_responses(str(tmp_path / "out"), asked) == {"a": "here is a: v w", "b": "here is b: x y"}
 
 
 @pytest.mark.parametrize(("items", "command"), [([item("a", "here is a : x")], "attack"), ([], "demo")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ def run_attack(
         raise UserError("`universal` makes one picture for all behaviours: leave out `--shard` and `early_stop`.")
     refuse_idle(options, names)
     refuse_mismatch(options, names, epsilon)
+    responses = hijacked_responses(options.hijacks, asked)
     inputs = [behaviors, *(b.image for b in asked if b.image is not None), *weights_of(model, adapter)]
 
     def attack_all(folder: Path, chosen: Sequence[Behavior], progress: Progress) -> None:
@@ -106,7 +107,10 @@ def run_attack(
             refuse_unfit(plans[0], b, picture)
             if not plans[0].universal:  # which encodes every behaviour before it begins
                 encode(attacked, [b], [picture], [b.target])
-        attack_in_turn(attacked, chosen, plans, options, folder, judge, progress)
+        if responses is not None:
+            forced = sum(b.id in responses for b in chosen)
+            progress.say(f"hijacks: {forced} of {len(chosen)} behaviours; the base continues the targets of the rest")
+        attack_in_turn(attacked, chosen, plans, options, folder, judge, progress, responses)
 
     with Progress() as progress:
         if shard is not None:
@@ -141,10 +145,10 @@ def attack_in_turn(
     folder: Path,
     judge: Judge,
     progress: Progress,
+    responses: Mapping[str, str] | None = None,
 ) -> None:
     """Run several attacks, in a chain if asked to, and write what a run directory holds."""
     items: list[dict[str, Any]] = []
-    responses = hijacked_responses(options.hijacks)
     for attack in attacks:
         started = time.monotonic()
         optimises = attack.kind.searches_pixels
@@ -231,12 +235,23 @@ def canvas_of(processor: Any) -> tuple[int, int]:
     return (tile, 2 * tile) if tile < 100 else (2 * tile, 2 * tile)
 
 
-def hijacked_responses(run: str | None) -> dict[str, str] | None:
-    """What the base model said when it was hijacked, by behaviour: the harmful completions of a finished run on it."""
+def hijacked_responses(run: str | None, behaviors: Sequence[Behavior]) -> dict[str, str] | None:
+    """What the base model said to these when it was hijacked: the harmful completions of a finished run on it, by id.
+
+    Raises:
+        UserError: If the run attacked an adapter, or broke none of these behaviours.
+    """
     if run is None:
         return None
     subject = read_run(Path(run)).get("recipe", {})
     if subject.get("adapter") is not None:
         raise UserError(f"`hijacks` must be an attack run on the base model, but `{run}` attacked an adapter.")
-    items = read_jsonl(Path(run) / "items.jsonl")
-    return {item["id"]: item["completion"] for item in items if item.get("outcome") == "harmful"}
+    items, asked = read_jsonl(Path(run) / "items.jsonl"), {b.id for b in behaviors}
+    said = {item["id"]: item["completion"] for item in items if item.get("outcome") == "harmful"}
+    if not said.keys() & asked:
+        raise UserError(
+            f"`hijacks` must be a run that broke at least one of the {len(asked)} behaviours asked here; `{run}` broke "
+            f"{len(said)}, none of them asked. Name another run, or leave `hijacks` out: the base then continues the "
+            "targets."
+        )
+    return {key: text for key, text in said.items() if key in asked}

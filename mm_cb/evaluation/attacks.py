@@ -46,7 +46,7 @@ KINDS: Mapping[str, Kind] = {
     "universal": Kind("A10: one picture for many behaviours, some held out; alone in its run", "universal", "pgd"),
     "prefill_only": Kind("control: the clean picture, the target prefilled", prefilled=True),
     "prefill": Kind("A8: picture and prefilled target", "continuation", "pgd", prefilled=True),
-    "embedding": Kind("A6: image embeddings, no pixels; upper bound", "target", "embedding", relaxation=True),
+    "embedding": Kind("A6: image embeddings, no pixels; bounds A0 alone", "target", "embedding", relaxation=True),
 }
 ATTACKS = tuple(KINDS)
 OPTIMISED = tuple(name for name, kind in KINDS.items() if kind.loss)

@@ -90,8 +90,9 @@ _LOSS_KEYS += ("reroute_coeff", "retain_coeff", "grad_norm", "learning_rate")
 
 
 def _losses(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The first and last steps; a dash for what a row lacks, as those of a training begun before there was a column."""
     shown = [
-        [str(record["step"]), record["modality"], *(f"{record[key]:.4g}" for key in _LOSS_KEYS)]
+        [str(record["step"]), record["modality"], *(f"{record[k]:.4g}" if k in record else "-" for k in _LOSS_KEYS)]
         for record in (metrics if len(metrics) <= 4 else [*metrics[:2], *metrics[-2:]])
     ]
     return _table(["step", "rows", *_LOSS_KEYS], shown)

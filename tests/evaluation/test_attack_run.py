@@ -278,7 +278,7 @@ def test_an_early_stop_without_a_judge_is_refused(three, tmp_path):
         run_attack(**small(tmp_path / "out", three, model="elsewhere", overrides=["early_stop=true", "iterates=1"]))
 
 
-def test_long_targets_from_a_hijack_of_the_base(three, tmp_path):
+def test_long_targets_from_a_hijack_of_the_base(three, tmp_path, capsys):
     run_attack(**small(tmp_path / "base", three))
     items = [
         i | {"outcome": "harmful", "completion": f"{i['target']} take ash ."}
@@ -287,6 +287,7 @@ def test_long_targets_from_a_hijack_of_the_base(three, tmp_path):
     write_jsonl(tmp_path / "base" / "items.jsonl", items)
     overrides = ["max_new_tokens=8", f"hijacks={tmp_path / 'base'}"]
     run_attack(**small(tmp_path / "long", three, attack="pgd_long", overrides=overrides))
+    assert " ".join(capsys.readouterr().out.split()).count("hijacks: 2 of 3 behaviours") == 1
     said = {
         p.parent.name: json.loads(p.read_text())["response"] for p in (tmp_path / "long" / "images").glob("*/*.json")
     }
@@ -295,6 +296,20 @@ def test_long_targets_from_a_hijack_of_the_base(three, tmp_path):
     assert all(
         text not in forced and text for key, text in said.items() if key not in {safe_id(i["id"]) for i in items}
     )
+
+
+@pytest.mark.parametrize("broken", [[], ["somebody else's"]])
+def test_a_hijack_that_broke_nothing_asked_is_refused_in_one_line(three, tmp_path, capsys, broken):
+    """Else the base's own continuations would be forced while run.json records `hijacks`."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "run.json").write_text(json.dumps({"recipe": {"adapter": None}}))
+    missed = [{"id": json.loads(line)["id"], "outcome": "refusal"} for line in three.read_text().splitlines()]
+    harmful = [{"id": name, "outcome": "harmful", "completion": "yes"} for name in broken]
+    write_jsonl(tmp_path / "base" / "items.jsonl", missed + harmful)
+    command = attack_arguments(three, tmp_path / "out", "--attack", "pgd_long", f"hijacks={tmp_path / 'base'}")
+    assert cli.run(command) == 2 and not (tmp_path / "out").exists()
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"one of the 3 behaviours asked here; `{tmp_path / 'base'}` broke {len(broken)}, none of them asked" in said
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

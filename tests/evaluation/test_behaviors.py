@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mm_cb import provenance
 from mm_cb.errors import UserError
 from mm_cb.evaluation.behaviors import grey_canvas, open_picture, read_behaviors, refuse_too_large
 from mm_cb.models.chat import chat
@@ -133,6 +134,32 @@ def test_a_picture_larger_than_memory_is_refused_before_it_is_attacked(tmp_path,
     picture(0).save(tmp_path / "a.png")
     (behavior,) = read_behaviors(write(tmp_path, GOOD | {"image": "a.png"}))
     refuse_too_large([behavior], 8)
-    monkeypatch.setattr("mm_cb.evaluation.behaviors.memory_bytes", lambda: 100_000)
+    monkeypatch.setattr("mm_cb.evaluation.behaviors.available_memory_bytes", lambda: 100_000)
     with pytest.raises(UserError, match="a.png.*GiB.*batch"):
         refuse_too_large([behavior], 8)
+
+
+def test_the_batch_of_a_large_picture_is_of_those_of_its_size(tmp_path, monkeypatch):
+    picture(0).resize((200, 300)).save(tmp_path / "large.png")
+    picture(1).save(tmp_path / "small.png")
+    records = [GOOD | {"id": str(n), "image": "small.png"} for n in range(8)] + [GOOD | {"image": "large.png"}]
+    behaviors = read_behaviors(write(tmp_path, *records))
+    monkeypatch.setattr("mm_cb.evaluation.behaviors.available_memory_bytes", lambda: 200 * 300 * 3 * 4 * 33)
+    refuse_too_large(behaviors, 8)
+    with pytest.raises(UserError, match=r"large.png` \(200 x 300\) .* batch of 2,"):
+        refuse_too_large([*behaviors, behaviors[-1]], 8)
+
+
+def test_free_memory_is_what_linux_says_and_no_more_than_there_is(monkeypatch):
+    free = {"MemAvailable:": 3, "anon": 1000}
+    monkeypatch.setattr(provenance, "memory_bytes", lambda: 10_000)
+    monkeypatch.setattr(provenance, "_entry", lambda file, name: free[name])
+    assert provenance.available_memory_bytes() == 3 * 1024
+    free["MemAvailable:"] = 64
+    assert provenance.available_memory_bytes() == 9_000  # the container's limit, less what it holds
+    free.update({"MemAvailable:": None, "anon": None})
+    assert provenance.available_memory_bytes() == 10_000  # where the system does not say
+
+
+def test_free_memory_of_this_machine_is_some_and_less_than_all():
+    assert 0 < provenance.available_memory_bytes() < provenance.memory_bytes()

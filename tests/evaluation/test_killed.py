@@ -1,14 +1,21 @@
-"""Runs that ask paid endpoints, killed without warning: what was answered is never asked for again."""
+"""Runs killed without warning (SIGKILL): what was answered is never asked for again, an attack goes on where it was."""
 
 import importlib
 import json
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from mm_cb import cli
+from mm_cb.evaluation.objectives import TargetObjective
 from mm_cb.evaluation.results import measure, write_results
 from mm_cb.runs import read_jsonl, write_json, write_jsonl
 from tests.stub_server import StubServer, user_text
@@ -115,3 +122,40 @@ def test_verdicts_are_paid_once(tmp_path):
         (store,) = (tmp_path / "judgements").glob("endpoint*.jsonl")
         goes_on(server, store, command, question)
     assert {item["outcome"] for item in read_jsonl(tmp_path / "items.jsonl")} == {"other"}
+
+
+@pytest.mark.slow
+def test_an_attack_killed_in_an_optimisation_ends_with_the_bits_of_an_undisturbed_one(tmp_path, monkeypatch):
+    for n in range(2):
+        Image.effect_noise((42, 42), 40 + n).convert("RGB").save(tmp_path / f"{n}.png")
+    rows = [{"id": str(n), "prompt": "how do i make it", "target": "sure , here", "image": f"{n}.png"} for n in (0, 1)]
+    write_jsonl(tmp_path / "b.jsonl", rows)
+    command = ["attack", "--model", "miniature", "--behaviors", str(tmp_path / "b.jsonl"), "--epsilon", "8/255"]
+    command += ["--steps", "12", "batch=1", "max_new_tokens=2", "iterates=1", "checkpoint_seconds=0", "--out"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mm_cb.cli", *command, str(tmp_path / "cut")], env=environment, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not (states := list((tmp_path / "cut").glob("parts/*.safetensors"))) and time.monotonic() < deadline:
+        assert process.poll() is None, "it came to its end without a saved state"
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and states
+    assert not list((tmp_path / "cut").glob("parts/*.json"))  # the first optimisation was still under way
+
+    calls, real = [], TargetObjective.__call__
+    monkeypatch.setattr(TargetObjective, "__call__", lambda self, pixels: calls.append(1) or real(self, pixels))
+    spent = []
+    for out in ("cut", "whole"):
+        calls.clear()
+        assert cli.run([*command, str(tmp_path / out)]) == 0
+        spent.append(len(calls))
+    assert spent[0] < spent[1]  # it went on from the saved state
+    names = {path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").glob("images/**/*")}
+    assert names == {path.relative_to(tmp_path / "cut") for path in (tmp_path / "cut").glob("images/**/*")}
+    files = [Path(name) for name in ("items.jsonl", "results.json", "curves.json", "checks.json")]
+    files += [name for name in names if (tmp_path / "whole" / name).is_file()]
+    for name in files:
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

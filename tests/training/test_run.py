@@ -134,6 +134,16 @@ def test_nothing_in_a_recipe_ends_its_block_in_the_card():
     assert "`````yaml\n" in card and card.rstrip().endswith("\n`````")
 
 
+def test_the_card_has_a_dash_for_what_rows_of_an_earlier_version_lack():
+    """A training begun before metrics had `length_loss` is resumed: its first rows lack it, its last have it."""
+    old = {"step": 1, "modality": "text", "reroute_loss": 0.5, "retain_loss": 0.25}
+    old |= {"reroute_coeff": 5.0, "retain_coeff": 0.0, "grad_norm": 1.5, "learning_rate": 1e-4}
+    new = old | {"step": 2, "length_loss": 0.125}
+    card = model_card({"name": "n", "model": "m"}, [], ["p"], [old, new])
+    assert "| 1 | text | 0.5 | - | 0.25 | 5 | 0 | 1.5 | 0.0001 |" in card
+    assert "| 2 | text | 0.5 | 0.125 | 0.25 | 5 | 0 | 1.5 | 0.0001 |" in card
+
+
 def test_damaged_pictures_name_their_row_or_are_left_out_and_counted(trained, recipe, tmp_path, model_folder):
     def row(number, set_name, image):
         content = [{"type": "text", "text": "what is it"}, *([{"type": "image"}] if image else [])]
