@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's table on one GPU: train -> attack -> evaluate -> judge -> report, for base, base + safety prompt and RR.
+# The paper's table on one GPU: train -> check -> attack -> judge -> evaluate -> report, for base, base + safety prompt and RR.
 #
 #   set -a; . settings.sh; set +a               # BEHAVIORS=behaviors.jsonl, JUDGE=harmbench-multimodal, and so on, see below
 #   bash scripts/reproduce_7b.sh --dry-run      # print every command
@@ -19,6 +19,7 @@
 #   ATTACK         max_new_tokens=512                      further `mm-cb attack` arguments: "batch=16 max_new_tokens=512"
 #   PGD            (nothing)                               more for every PGD: "optimizer=sign", the paper's steps
 #   ADAPTIVE       (nothing)                               more for those that know the breaker: "balance=true"
+#   CHECK          (nothing)                               further `mm-cb attack check` arguments, or none: see below
 #   JUDGE          needed                                  `mm-cb judge --help` lists them; none = the model's own, if any
 #   JUDGING        (nothing)                               further `mm-cb judge` arguments: "--endpoint URL"
 #   EVAL           (nothing)                               further `mm-cb eval` arguments: "batch=16"
@@ -29,6 +30,10 @@
 #   WILD_ENDPOINT  (nothing)                               OpenAI-compatible address of that judge, key in MM_CB_API_KEY
 #   OVER_REFUSAL   needed                                  benign look-alikes: MOSSBench, XSTest or our JSONL, or none
 #   DEVICE DTYPE SEED OUT MM_CB   cuda bfloat16 0 runs/7b mm-cb
+#
+# The sanity battery (`mm-cb attack check`, on the breaker with the base as its control) has EPSILON and STEPS of the attacks.
+# A check that fails ends nothing here: the page then says "no claim". STEPS is not the battery's own default, so its S13 passes
+# only if CHECK names the behaviours on which it was chosen: "validation=other.jsonl". CHECK=none leaves the battery out.
 set -euo pipefail
 
 MODEL="${MODEL:-llava-hf/llava-v1.6-mistral-7b-hf}"
@@ -50,6 +55,7 @@ read -ra pgd_more <<<"${PGD:-}"
 read -ra adaptive_more <<<"${ADAPTIVE:-}"
 read -ra judge_more <<<"${JUDGING:-}"
 read -ra eval_more <<<"${EVAL:-}"
+read -ra check_more <<<"${CHECK:-}"
 dry_run=0
 
 fail() {
@@ -146,6 +152,12 @@ if [ -z "${ADAPTER:-}" ]; then
 fi
 
 runs=()
+if [ "${CHECK:-}" != none ]; then # before the long attacks: what is wrong with them shows here first
+    who rr
+    step "$OUT/check" "${mm_cb[@]}" attack check "${who[@]}" --behaviors "$BEHAVIORS" --out "$OUT/check" \
+        --epsilon "$EPSILON" "${on[@]}" "steps=$STEPS" ${check_more[@]+"${check_more[@]}"}
+    runs+=("$OUT/check")
+fi
 for subject in "${subjects[@]}"; do
     who "$subject"
     for attack in no_attack noise pgd pgd_adaptive pgd_clean_teacher; do

@@ -64,6 +64,10 @@ def printed(folder, variables):
     return [shlex.split(command)[program:] for command, _, _ in lines], [state for _, _, state in lines]
 
 
+def kind(command):
+    return "attack check" if command[:2] == ["attack", "check"] else command[0]
+
+
 def logged(variables):
     path = Path(variables["LOG"])
     found = [shlex.split(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -77,8 +81,9 @@ def test_a_dry_run_prints_what_is_then_run_and_runs_nothing(given, tmp_path):
     assert sorted(tmp_path.iterdir()) == before and set(states) == {"to do"}
     assert start(tmp_path, given).returncode == 0
     assert logged(given) == commands
-    kinds = [command[0] for command in commands]
-    assert [kinds.count(kind) for kind in ("train", "attack", "judge", "eval", "report")] == [1, 11, 11, 9, 1]
+    kinds = [kind(command) for command in commands]
+    expected = {"train": 1, "attack check": 1, "attack": 11, "judge": 11, "eval": 9, "report": 1}
+    assert {kind: kinds.count(kind) for kind in kinds} == expected
     assert kinds[0] == "train" and kinds[-1] == "report"
     assert commands[0][2:4] == ["--out", "my runs/7b/train"] and commands[0][-2:] == ["training.max_steps=2", "a.b=c"]
 
@@ -92,7 +97,7 @@ def test_the_report_is_given_every_run_that_was_made(given, tmp_path):
 def test_subjects_differ_in_adapter_and_safety_prompt_alone(given, tmp_path):
     commands, _ = printed(tmp_path, given)
     plain = {}
-    for command in (c for c in commands if c[0] in ("attack", "eval")):
+    for command in (c for c in commands if kind(c) in ("attack", "eval")):
         out = command[command.index("--out") + 1]
         who = {"rr": ["--adapter", "my runs/7b/train"], "base+safety_prompt": ["--system", "safety.txt"]}
         subject = next(name for name in ("base+safety_prompt", "base", "rr") if f"/{name}-" in out)
@@ -123,7 +128,7 @@ def test_other_settings_in_a_finished_folder_are_refused_not_skipped(given, tmp_
     logged(given)
     done = start(tmp_path, given)
     assert done.returncode == 2 and done.stderr == "another recipe\n"
-    assert [command[0] for command in logged(given)] == ["train", "attack"]
+    assert [kind(command) for command in logged(given)] == ["train", "attack check"]
 
 
 def test_another_way_of_judging_judges_again(given, tmp_path):
@@ -183,9 +188,10 @@ def test_none_leaves_a_part_out(given, tmp_path):
         "LLAVA_WILD": "none",
         "MMMU": "none",
         "OVER_REFUSAL": "none",
+        "CHECK": "none",
     }
     commands, _ = printed(tmp_path, some)
-    assert [command[0] for command in commands] == ["train", *["attack"] * 8, "report"]
+    assert [kind(command) for command in commands] == ["train", *["attack"] * 8, "report"]
 
 
 def test_a_finished_adapter_is_not_trained_again(given, tmp_path):
@@ -193,12 +199,22 @@ def test_a_finished_adapter_is_not_trained_again(given, tmp_path):
     (tmp_path / "mine" / "adapter_config.json").write_text("{}")
     commands, _ = printed(tmp_path, {**given, "ADAPTER": "mine"})
     assert "train" not in {command[0] for command in commands}
-    assert all(["--adapter", "mine"] == c[3:5] for c in commands if "rr-" in " ".join(c) and c[0] == "attack")
+    assert all(["--adapter", "mine"] == c[3:5] for c in commands if "rr-" in " ".join(c) and kind(c) == "attack")
 
 
 def test_help_lists_every_variable(given, tmp_path):
     text = start(tmp_path, given, "--help").stdout
-    assert all(name in text for name in (*given.keys() - {"LOG"}, "DEVICE", "MMMU", "LLAVA_WILD", "STEPS"))
+    assert all(name in text for name in (*given.keys() - {"LOG"}, "CHECK", "DEVICE", "MMMU", "LLAVA_WILD", "STEPS"))
+
+
+def test_the_battery_tests_the_breaker_with_the_budget_of_the_attacks(given, tmp_path):
+    budget = {"EPSILON": "8/255", "STEPS": "7", "CHECK": "validation=other.jsonl behaviors=4"}
+    commands, _ = printed(tmp_path, given | budget)
+    (check,) = [command for command in commands if kind(command) == "attack check"]
+    (pgd,) = [c for c in commands if kind(c) == "attack" and c[c.index("--out") + 1].endswith("/rr-pgd")]
+    options = ("--model", "--adapter", "--behaviors", "--epsilon", "--seed", "--device", "--dtype")
+    assert [check[check.index(o) + 1] for o in options] == [pgd[pgd.index(o) + 1] for o in options]
+    assert pgd[pgd.index("--steps") + 1] == "7" and check[-3:] == ["steps=7", *budget["CHECK"].split()]
 
 
 def parameters(words):
@@ -208,6 +224,7 @@ def parameters(words):
     from mm_cb import cli
 
     command, depth = typer.main.get_command(cli.app), 0
+    words = [kind(words), *words[1:]]
     while hasattr(command, "commands"):
         command, depth = command.commands[words[depth]], depth + 1
     return {option for parameter in command.params for option in parameter.opts}
@@ -240,7 +257,7 @@ def test_the_printed_commands_run_on_the_miniature(given, tmp_path, monkeypatch)
         **given, "MODEL": "miniature", "RECIPE": "miniature", "TRAIN": "training.max_steps=1", "STEPS": "1",
         "ATTACK": "max_new_tokens=8",
         "DEVICE": "cpu", "DTYPE": "float32", "JUDGE": "refusal-strings", "MMMU": "mmmu", "LLAVA_WILD": "none",
-        "EVAL": "batch=30 max_new_tokens=2",
+        "EVAL": "batch=30 max_new_tokens=2", "CHECK": "sweep=255 iterates=0",
     }  # fmt: skip
     commands, _ = printed(tmp_path, small)
     for command in commands:
@@ -251,6 +268,10 @@ def test_the_printed_commands_run_on_the_miniature(given, tmp_path, monkeypatch)
     } == {"finished"}
     page = (tmp_path / "my runs" / "7b" / "report.html").read_text()
     assert "No claim:" in page and "a proxy" in page and "Judge: refusal-strings" in page
+    checks = json.loads((tmp_path / "my runs" / "7b" / "check" / "checks.json").read_bytes())
+    failed = [check["name"] for check in checks if not check["passed"]]  # and yet the chain went on to its page
+    shown = page.replace("\N{NO-BREAK SPACE}", " ")
+    assert failed and all(f"{name} (check)" in shown for name in failed) and "battery was not run" not in page
     rows = {row.label: row for row in headline_table(_measured(commands[-1])).rows}
     assert [cell.n for cell in rows["MMMU, official"].cells] == [30, 30, 30]
     assert rows["MMMU, strict"].paired.counts["pairs"] == 30 and rows["PGD"].paired.counts["pairs"] == 2
@@ -266,7 +287,7 @@ def _measured(report):
 def test_settings_of_the_search_reach_the_attacks_that_search_alone(given, tmp_path):
     settings = {"PGD": "optimizer=sign", "ADAPTIVE": "balance=true"}
     commands, _ = printed(tmp_path, given | settings)
-    attacks = [words for words in commands if words[0] == "attack"]
+    attacks = [words for words in commands if kind(words) == "attack"]
     named = {words[words.index("--attack") + 1]: words for words in attacks}
     assert {name for name, words in named.items() if "optimizer=sign" in words} == {"pgd", *KNOWING}
     assert {name for name, words in named.items() if "balance=true" in words} == KNOWING

@@ -10,6 +10,7 @@ from typing import Any
 from mm_cb.errors import UserError
 from mm_cb.evaluation.observations import UNATTACKED
 from mm_cb.evaluation.results import Measurement, measure
+from mm_cb.files import file_sha256
 from mm_cb.report.comparable import BATTERY, budget, recipe_of, refuse_unlike, who
 from mm_cb.report.labels import subject_label
 from mm_cb.report.load import RunFiles
@@ -48,7 +49,8 @@ def combine(runs: Sequence[RunFiles]) -> ReportData:
     """
     if len(runs) == 1:
         run = runs[0]
-        return ReportData((run,), run.measurements, run.items, run.checks, run.curves, run.representations)
+        own = run.measurements, run.items, run.checks, run.curves, run.representations
+        return ReportData((run,), *own, notes=tuple(_untested([run])))
     runs = [_checks_alone(run) for run in runs]
     refuse_unlike(runs)
     items = [item for run in runs for item in run.items]
@@ -137,14 +139,21 @@ def _untested(runs: Sequence[RunFiles]) -> Iterable[str]:
     """The attacked model that the page is about, where no sanity battery at its budget is among the runs."""
     tested = [who(run) | budget(run) for run in runs if run.run.get("command") == BATTERY]
     for subject in ("rr", "base"):  # a battery on the circuit breaker has the base as its control
-        attacked = [run for run in runs if run.run.get("command") == "attack" and _attacks(run, subject)]
-        if any(who(run) | budget(run) not in tested for run in attacked):
+        attacked = [run for run in runs if run.run.get("command") in ("attack", "demo") and _attacks(run, subject)]
+        if any(_as_attacked(run, subject) not in tested for run in attacked):
             yield (
-                f"The sanity battery was not run on the {subject_label(subject)} as it was attacked here: a low number "
-                "may be the attack's weakness. `mm-cb attack check` runs it; report its folder with these runs."
+                f"The sanity battery was not run on the {subject_label(subject)} as it was attacked here, so a low "
+                "number may be the attack's weakness: run `mm-cb attack check` and report its folder as well."
             )
         if attacked:
             return
+
+
+def _as_attacked(run: RunFiles, subject: str) -> dict[str, Any]:
+    """Which model was attacked, and how far; a demo trained its breaker itself, which its recipe does not name."""
+    trained = run.folder / "adapters" / subject / "adapter_model.safetensors"
+    own = {"adapter": "hashed", f"weights {trained.name}": file_sha256(trained)} if trained.is_file() else {}
+    return who(run) | budget(run) | own
 
 
 def _attacks(run: RunFiles, subject: str) -> bool:

@@ -1,5 +1,6 @@
 """Several runs on one page: what is paired, what is refused, what is said to be missing."""
 
+import hashlib
 import json
 import re
 
@@ -273,7 +274,34 @@ def test_a_page_of_attacks_says_on_whom_the_battery_was_not_run(split_runs, tmp_
     parts = [part for part in parts if not part.name.startswith("rr-")]
     assert "not run on the base" in unchecked()[0] and unchecked(tmp_path / "check-base-0") == []
     write_report(parts, tmp_path / "page.html")
-    assert "sanity battery was not run on" in (tmp_path / "page.html").read_text()
+    assert (tmp_path / "page.html").read_text().count("sanity battery was not run on") == 1
+
+
+def test_a_page_of_one_run_says_that_the_battery_was_not_run(make_run, split_runs, tmp_path):
+    """Once, under the limits: the demo's page, a single attack's; of an evaluation there is nothing to say."""
+    demo, page = make_run(), tmp_path / "page.html"
+    parts = {part.name: part for part in split_runs(n=4, benign=3)}
+    for run, times in ((demo, 1), (parts["rr-pgd"], 1), (parts["rr-noise"], 0), (parts["rr-mmmu_like"], 0)):
+        write_report([run], page)
+        limits = page.read_text().partition('<ul class="limits">')[2].partition("</ul>")[0]
+        assert limits.count("sanity battery was not run on the circuit breaker") == times, run
+        assert page.read_text().count("sanity battery was not run") == times
+    trained = demo / "adapters" / "rr" / "adapter_model.safetensors"
+    trained.parent.mkdir(parents=True)
+    trained.write_bytes(b"breaker")
+    content = json.loads((demo / "run.json").read_text())
+    content["recipe"] |= {"model": "miniature", "epsilon": 32}
+    content["inputs"] = {"model.safetensors": "a" * 64}
+    (demo / "run.json").write_text(json.dumps(content))
+    for adapter, times in ((b"breaker", 0), (b"another", 1)):
+        battery = tmp_path / f"check-{times}"
+        battery.mkdir()
+        inputs = {**content["inputs"], trained.name: hashlib.sha256(adapter).hexdigest()}
+        recipe = {"model": "miniature", "adapter": "a/path", "epsilon": 32}
+        checked = {**content, "command": "attack check", "recipe": recipe, "inputs": inputs}
+        (battery / "run.json").write_text(json.dumps(checked))
+        (battery / "checks.json").write_text("[]")
+        assert sum("battery was not run" in note for note in joined([demo, battery]).notes) == times
 
 
 @pytest.mark.parametrize("own_items", [False, True])
