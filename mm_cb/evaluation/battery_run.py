@@ -113,7 +113,7 @@ def run_battery(
         checks = [
             *checks_of(found, sizes, base if adapter is not None else None),
             planted_check(),
-            _held_out(validation, overrides, group),
+            _held_out(validation, settings, group),
         ]
         checks.sort(key=lambda c: int(c["name"].partition(" ")[0][1:]))
         measured = {"base": base} | ({"rr": found} if adapter is not None else {})
@@ -138,14 +138,19 @@ def _one_size(asked: Sequence[Behavior], canvas: tuple[int, int], count: int) ->
 
 
 def _held_out(
-    validation: Sequence[Behavior] | None, overrides: Sequence[str], reported: Sequence[Behavior]
+    validation: Sequence[Behavior] | None, settings: Settings, reported: Sequence[Behavior]
 ) -> dict[str, Any]:
-    """S13: nothing was tuned, or it was tuned on other behaviours than those that the battery reports."""
-    name, expected = "S13 settings were chosen elsewhere", "defaults, or `validation=` with other behaviours"
+    """S13: nothing was tuned, or it was tuned on other behaviours than those that the battery reports.
+
+    More steps than the default's are patience, whoever chose them: they make no attack weaker.
+    """
+    name, expected = "S13 settings were chosen elsewhere", "defaults, more steps, or others in `validation=`"
     why = "settings that are tuned on the reported behaviours flatter the attack or the defence"
     if validation is None:
-        tuned = [text for text in overrides if text.startswith(("steps=", "iterates="))]
-        return check(name, not tuned, ", ".join(tuned) or "defaults, fixed beforehand", expected, why)
+        default = Settings()
+        tuned = settings.steps < default.steps or settings.iterates != default.iterates
+        value = f"steps={settings.steps}, iterates={settings.iterates}"
+        return check(name, not tuned, value, expected, why)
     texts = {(b.prompt, b.target) for b in reported}
     shared = sum((b.prompt, b.target) in texts for b in validation)
     value = f"{len(validation)} validation behaviours, {shared} of them reported too"

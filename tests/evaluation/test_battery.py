@@ -221,6 +221,16 @@ def test_settings_may_be_chosen_on_behaviors_of_the_file_that_are_not_reported(
     assert found["passed"] == (shared == 0)
 
 
+@pytest.mark.parametrize(
+    ("changed", "passed"), [({}, True), ({"steps": 1000}, True), ({"steps": 99}, False), ({"iterates": 6}, False)]
+)
+def test_without_validation_behaviours_only_patience_may_be_added(changed, passed):
+    from mm_cb.evaluation import battery_run
+
+    found = battery_run._held_out(None, battery_run.Settings(**changed), [])
+    assert found["passed"] is passed
+
+
 def test_the_command_leaves_a_run_directory_with_checks_and_plots(tmp_path, capsys, monkeypatch):
     from mm_cb import cli
 
@@ -257,7 +267,7 @@ def test_the_command_leaves_a_run_directory_with_checks_and_plots(tmp_path, caps
     checks = json.loads((out / "checks.json").read_text())
     numbers = [int(check["name"].partition(" ")[0][1:]) for check in checks]
     assert sorted(set(numbers)) == [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13] and numbers == sorted(numbers)
-    assert "S13" in failed(checks)  # steps were changed and no validation set was named
+    assert "S13" in failed(checks)  # fewer steps, and no validation set was named
     assert {p.name for p in (out / "plots").iterdir()} == {"epsilon.svg", "epsilon.png", "steps.svg", "steps.png"}
     measured = json.loads((out / "results.json").read_text())["measurements"]
     assert any(m["metric"] == "target_prefix" and m["condition"] == "pgd" and m["n"] == 1 for m in measured)
