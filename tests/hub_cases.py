@@ -219,16 +219,17 @@ def test_a_dry_run_a_training_and_its_commits(server, model_files, recipe, tmp_p
 
 
 def test_mmmu_fetches_the_split_that_is_asked(server, tmp_path, capsys):
-    command = ["eval", "mmmu", "--model", "org/tiny", "subjects=Art,Music", "max_new_tokens=2"]
+    whole = ["eval", "mmmu", "--model", "org/tiny", "max_new_tokens=2"]
+    command = [*whole, "subjects=Art,Music"]
     assert cli.run([*command, "--out", "a"]) == 0
     assert downloaded(server, ".parquet") == [f"{s}/validation-00000-of-00001.parquet" for s in ("Art", "Music")]
     recorded = inputs(tmp_path / "a")
     assert recorded["datasets/MMMU/MMMU"] == server.repos["datasets/MMMU/MMMU"].commit("main")
     assert recorded["models/org/tiny"] == server.repos["models/org/tiny"].commit("main")
     capsys.readouterr()
-    assert "Math (1 in all) missing" in refused(capsys, *command, "--out", "b", "subjects=Math")
+    assert "Math (1 in all) missing" in refused(capsys, *whole, "--out", "b", "subjects=Math")
     assert "`split` must be one of dev, validation" in refused(capsys, *command, "--out", "b", "split=test")
-    assert "(27 in all) missing" in refused(capsys, *command, "--out", "b", "subjects=")
+    assert "(27 in all) missing" in refused(capsys, *whole, "--out", "b", "subjects=")
     typo = refused(capsys, *command, "--out", "b", "--data", "MMMU/MMM")
     assert "there is no data set `MMMU/MMM` on the hub" in typo and not (tmp_path / "b").exists()
     no_network(server)

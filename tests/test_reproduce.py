@@ -128,7 +128,7 @@ def test_other_settings_in_a_finished_folder_are_refused_not_skipped(given, tmp_
     logged(given)
     done = start(tmp_path, given)
     assert done.returncode == 2 and done.stderr == "another recipe\n"
-    assert [kind(command) for command in logged(given)] == ["train", "attack check"]
+    assert [kind(command) for command in logged(given)] == ["train", "attack"]
 
 
 def test_another_way_of_judging_judges_again(given, tmp_path):
