@@ -41,10 +41,16 @@ class AttackResult:
     curves: Tensor
     """The objective at every iterate, shape ``(R, steps + 1, B)``; the last value repeated once all have stopped."""
     per_restart: RestartResults
-    zero_gradients: Tensor
-    """True where an example's gradient was exactly zero, shape ``(R, steps, B)``: such a step did nothing."""
+    gradient_norms: Tensor
+    """Euclidean norm of every example's gradient at every step, shape ``(R, steps, B)``; NaN where none was computed
+    (a gradient-free search, steps behind the one at which all had stopped)."""
     stopped: Tensor
     """True where ``stop`` ended the example, shape ``(B,)``; its image is the one that made it stop."""
+
+    @property
+    def zero_gradients(self) -> Tensor:
+        """True where an example's gradient was exactly zero, shape ``(R, steps, B)``: such a step did nothing."""
+        return self.gradient_norms == 0
 
 
 @dataclass(frozen=True)
@@ -156,9 +162,9 @@ def _run(objective: Objective, rule: Rule, plan: Plan, state: AttackState, runni
         better = state.keep(step, losses, ends, plan.keep)
         if last:
             break
-        zero = gradient.flatten(1).abs().amax(dim=1) == 0 if rule.uses_gradient else torch.zeros_like(state.stopped)
-        state.zeros[-1].append(zero)
-        if step == 0 and zero.all():
+        norms = _norms(gradient) if rule.uses_gradient else torch.full_like(losses, torch.nan)
+        state.norms[-1].append(norms)
+        if step == 0 and bool((norms == 0).all()):
             raise ZeroGradientError(
                 "The gradient of the objective is exactly zero for every image at the start of a run. Look for a "
                 "detached or rounded value between pixels and loss, or start elsewhere with random_start=True."
@@ -185,13 +191,20 @@ def _result(state: AttackState) -> AttackResult:
         losses=found.losses[winner, rows],
         curves=torch.stack([torch.stack(curve) for curve in state.curves]),
         per_restart=found,
-        zero_gradients=torch.stack([_stacked(zeros, state.stopped) for zeros in state.zeros]),
+        gradient_norms=torch.stack([_stacked(norms, state.losses[0]) for norms in state.norms]),
         stopped=state.stopped,
     )
 
 
 def _stacked(rows: list[Tensor], like: Tensor) -> Tensor:
     return torch.stack(rows) if rows else like.new_zeros((0, len(like)))
+
+
+def _norms(gradient: Tensor) -> Tensor:
+    """Norms ``(B,)``, of values scaled first: a tiny gradient's square must not vanish, 0 is to mean no gradient."""
+    flat = gradient.flatten(1).float()
+    largest = flat.abs().amax(dim=1)
+    return largest * torch.linalg.vector_norm(flat / torch.where(largest > 0, largest, 1).unsqueeze(1), dim=1)
 
 
 def evaluate(objective: Objective, pixels: Tensor, step: int, with_gradient: bool) -> tuple[Tensor, Tensor]:

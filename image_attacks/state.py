@@ -36,7 +36,7 @@ class AttackState:
     kept_steps: list[Tensor] = field(default_factory=list)
     stopped_runs: list[Tensor] = field(default_factory=list)
     curves: list[list[Tensor]] = field(default_factory=list)
-    zeros: list[list[Tensor]] = field(default_factory=list)
+    norms: list[list[Tensor]] = field(default_factory=list)
 
     @classmethod
     def empty(cls, clean: Tensor, generator: Generators, settings: Tensor) -> "AttackState":
@@ -54,7 +54,7 @@ class AttackState:
         self.kept_steps.append(torch.zeros(count, dtype=torch.long, device=device))
         self.stopped_runs.append(self.stopped)
         self.curves.append([])
-        self.zeros.append([])
+        self.norms.append([])
 
     def keep(self, step: int, losses: Tensor, ends: Tensor | None, which: str) -> Tensor:
         """Keep the current iterate where it is the best one (or any one, for ``which="last"``), or where it ends.
@@ -77,7 +77,7 @@ class AttackState:
         """Repeat the last losses for the steps that nobody needs any more."""
         missing = steps + 1 - len(self.curves[-1])
         self.curves[-1] += [self.curves[-1][-1]] * missing
-        self.zeros[-1] += [torch.zeros_like(self.stopped)] * (steps - len(self.zeros[-1]))
+        self.norms[-1] += [torch.full_like(self.norms[-1][-1], torch.nan)] * (steps - len(self.norms[-1]))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state as a flat dict of tensors, fit for ``torch.save`` and safetensors."""
@@ -92,8 +92,8 @@ class AttackState:
             "kept_steps": torch.stack(self.kept_steps),
             "stopped_runs": torch.stack(self.stopped_runs),
             "curves": torch.stack([row for curve in self.curves for row in curve]),
-            "zeros": torch.stack([row for run in self.zeros for row in run]),
-            "runs": torch.tensor([[len(curve), len(run)] for curve, run in zip(self.curves, self.zeros, strict=True)]),
+            "norms": torch.stack([row for run in self.norms for row in run]),
+            "runs": torch.tensor([[len(curve), len(run)] for curve, run in zip(self.curves, self.norms, strict=True)]),
         }
         flat |= {f"generator.{i}": each.get_state() for i, each in enumerate(_as_list(self.generator))}
         flat |= {f"memory.{name}": value for name, value in self.memory.items()}
@@ -106,7 +106,7 @@ class AttackState:
             ResumeError: If it was taken from an attack on other images or with other settings.
         """
         generators = _as_list(self.generator)
-        missing = {"position", "settings", "clean", f"generator.{len(generators) - 1}"} - saved.keys()
+        missing = {"position", "settings", "clean", "norms", f"generator.{len(generators) - 1}"} - saved.keys()
         if missing:
             raise ResumeError(f"`resume` must come from `AttackState.state_dict`, it has no {sorted(missing)}.")
         moved = {name: value.to(self.clean.device) for name, value in saved.items()}
@@ -118,9 +118,9 @@ class AttackState:
         self.pixels, self.stopped = moved["pixels"], moved["stopped"]
         self.images, self.losses = list(moved["images"]), list(moved["losses"])
         self.kept_steps, self.stopped_runs = list(moved["kept_steps"]), list(moved["stopped_runs"])
-        curves, zeros = (column.tolist() for column in saved["runs"].T)
+        curves, norms = (column.tolist() for column in saved["runs"].T)
         self.curves = [list(curve) for curve in moved["curves"].split(curves)]
-        self.zeros = [list(run) for run in moved["zeros"].split(zeros)]
+        self.norms = [list(run) for run in moved["norms"].split(norms)]
         self.memory = {name.removeprefix("memory."): v for name, v in moved.items() if name.startswith("memory.")}
         for i, generator in enumerate(generators):
             generator.set_state(saved[f"generator.{i}"].cpu())

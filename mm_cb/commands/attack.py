@@ -105,12 +105,13 @@ def check(
     ] = None,
     adapter: Adapter = None,
     epsilon: Epsilon = "32/255",
+    system: System = None,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
     """Run the sanity battery of an attack evaluation: is a low number the model's strength or the attack's weakness?"""
-    numerator = parse_epsilon(epsilon)
+    numerator, text = parse_epsilon(epsilon), read_system(system)
     from mm_cb.evaluation.battery_run import run_battery
 
     run_battery(
@@ -123,6 +124,7 @@ def check(
         device=device,
         dtype=dtype,
         overrides=overrides or [],
+        system=text,
     )
 
 

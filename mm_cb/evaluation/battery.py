@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from image_attacks import AttackError, Linf, adam_pgd, apgd, gradient_health, pgd, random_search, sign_noise
-from mm_cb.evaluation.search import Started
+from image_attacks import AttackError, AttackResult, Linf, apgd, gradient_health, pgd, random_search, sign_noise
+from mm_cb.evaluation.search import OPTIMIZERS, Started
 from mm_cb.evaluation.tolerance import TOLERANCE, tolerance
 from mm_cb.evaluation.watch import Watch
 
@@ -25,6 +25,8 @@ DIRECTIONS = 5
 DIFFERENCE_STEP = 1e-4
 """Half the distance of a finite difference, in [0, 1] per value. All values move at once, so curvature shows early: on
 the miniature the ratio is off by 20 % at 1e-3, 3 % at 3e-4 and 0.4 % here, as the square of the step."""
+NUDGES = 10
+"""Random steps of at most one level around the clean picture, whose losses are compared with its own."""
 
 
 def in_memory(arm: str, pixels: Tensor) -> tuple[list[str], Tensor]:
@@ -48,6 +50,8 @@ class Bed:
     """Losses of 8-bit pictures on the path that users take, through the model's real processor."""
     about: str
     """Who attacks what, and how: goal, knowledge, where the change is made, processor."""
+    adaptive: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    """Attack -> its loss, of those that aim at what an adapter changed; files are judged like all others."""
     dtype: str = "float32"
     """Of the model: how exactly a loss computed by another pass can agree."""
     keep: Callable[[str, Tensor], tuple[list[str], Tensor]] = in_memory
@@ -63,6 +67,13 @@ class Sizes:
     iterates: int = 5
     """Further pictures judged of the white-box arm; the placebo gets as many draws."""
     sweep: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32, 64, 128, 255)
+    optimizer: str = "adam"
+    """How a search by PGD steps: `mm_cb.evaluation.search.OPTIMIZERS`."""
+
+    def search(self, objective: Callable[[Tensor], Tensor], images: Tensor, **settings: Any) -> AttackResult:
+        """Run PGD with these steps in this ball, where the settings name no others."""
+        settings = {"threat_model": Linf(self.epsilon / 255), "steps": self.steps} | settings
+        return OPTIMIZERS[self.optimizer](objective, images, **settings)
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,8 @@ class Measured:
     sweep: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Epsilon -> best loss and success so far, per behaviour."""
     curves: dict[str, Tensor] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    """Norms of the gradients that an arm followed, ``(steps, B)``."""
     silent: int = 0
     """Behaviours that an iterate broke and the picture with the lowest loss did not."""
     about: str = ""
@@ -99,6 +112,8 @@ class Measured:
     path_allowed: float = TOLERANCE
     """What it allows there."""
     repeat_gap: float = float("nan")
+    unsteady: Tensor | None = None
+    """Mean change of the loss under tiny random steps, as a share of it, ``(B,)``."""
     zero_share: Tensor | None = None
     ratios: Tensor | None = None
     suspicious: Tensor | None = None
@@ -127,8 +142,9 @@ def measure_bed(bed: Bed, sizes: Sizes, seed: int = 0, say: Callable[[str], None
             bed.smooth, bed.clean, step=DIFFERENCE_STEP, directions=DIRECTIONS, generator=generator
         )
         found.zero_share, found.ratios, found.suspicious = health.zero_share, health.ratios, health.suspicious()
+        found.unsteady = _unsteady(bed, found.clean, generator)
         say("white box")
-        _gradient_arms(found, bed, sizes)
+        _gradient_arms(found, bed, sizes, seed)
         say("sweep over epsilon")
         _sweep(found, bed, sizes)
     except AttackError as error:
@@ -184,29 +200,53 @@ def _placebo(found: Measured, bed: Bed, sizes: Sizes, seed: int) -> None:
     found.emitted["noise"] = torch.stack([files.emitted for files in drawn]).any(dim=0)
 
 
-def _gradient_arms(found: Measured, bed: Bed, sizes: Sizes) -> None:
-    """One step, the attack with its iterates judged, twice the steps, APGD, and no bound from a grey picture."""
+@torch.no_grad()
+def _unsteady(bed: Bed, clean: Tensor, generator: torch.Generator) -> Tensor:
+    """Relative changes ``(B,)`` of the loss when every value moves by up to one level.
+
+    Source:
+        Pintor et al. 2022 (arXiv:2106.09947), unstable predictions. Deviation: their 100 draws move by up to four
+        levels; so many would be an attack's worth of passes.
+    """
+    changes = []
+    for _ in range(NUDGES):
+        step = (2 * torch.rand(bed.clean.shape, generator=generator) - 1).to(bed.clean) / 255
+        changes.append((bed.objective((bed.clean + step).clamp(0, 1)) - clean).abs())
+    return torch.stack(changes).mean(dim=0) / clean.abs().clamp(min=torch.finfo(clean.dtype).tiny)
+
+
+def _gradient_arms(found: Measured, bed: Bed, sizes: Sizes, seed: int) -> None:
+    """One step; the attack with its iterates judged; twice its steps, twice its runs; APGD; adaptive; no bound."""
     ball, epsilon = _ball(sizes), sizes.epsilon / 255
     single = pgd(bed.objective, bed.clean, threat_model=ball, steps=1, step_size=epsilon, keep="last")
     _keep(found, bed, "single_step", single.images)
     moments = sorted({round(sizes.steps * (i + 1) / sizes.iterates) for i in range(sizes.iterates)})
     watch = Watch(moments)
-    white = adam_pgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps, stop=watch.stop)
+    white = sizes.search(bed.objective, bed.clean, stop=watch.stop)
     _keep(found, bed, "pgd", white.images)
     for step, pixels in watch.kept.items():
         _judge(found, bed, f"iterate {step}", pixels.to(bed.clean))
     by_iterate = [found.files[f"iterate {step}"].emitted for step in watch.kept]
     found.silent = int((torch.stack(by_iterate).any(dim=0) & ~found.emitted["pgd"]).sum()) if by_iterate else 0
     found.emitted["any_of_k"] = torch.stack([found.emitted["pgd"], *by_iterate]).any(dim=0)
-    found.curves["pgd"] = white.curves[0].cpu()
-    double = adam_pgd(bed.objective, bed.clean, threat_model=ball, steps=2 * sizes.steps)
+    _log(found, "pgd", white)
+    double = sizes.search(bed.objective, bed.clean, steps=2 * sizes.steps)
     _keep(found, bed, "double_steps", double.images)
-    found.curves["double_steps"] = double.curves[0].cpu()
-    adaptive = apgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps)
-    _keep(found, bed, "apgd", adaptive.images)
+    _log(found, "double_steps", double)
+    second = sizes.search(bed.objective, bed.clean, random_start=True, generator=_generator(seed))
+    _judge(found, bed, "second_run", second.images)
+    runs = found.files["pgd"], found.files["second_run"]
+    found.losses["double_runs"] = torch.minimum(runs[0].losses, runs[1].losses)
+    found.emitted["double_runs"] = runs[0].emitted | runs[1].emitted
+    _keep(found, bed, "apgd", apgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps).images)
+    for name, loss in bed.adaptive.items():
+        _keep(found, bed, name, sizes.search(loss, bed.clean).images)
     grey = Started(Linf(1.0), torch.full_like(bed.clean, 0.5))
-    unbounded = adam_pgd(bed.objective, bed.clean, threat_model=grey, steps=sizes.steps)
-    _keep(found, bed, "unbounded", unbounded.images)
+    _keep(found, bed, "unbounded", sizes.search(bed.objective, bed.clean, threat_model=grey).images)
+
+
+def _log(found: Measured, arm: str, result: AttackResult) -> None:
+    found.curves[arm], found.norms[arm] = result.curves[0].cpu(), result.gradient_norms[0].cpu()
 
 
 def _sweep(found: Measured, bed: Bed, sizes: Sizes) -> None:
@@ -215,7 +255,7 @@ def _sweep(found: Measured, bed: Bed, sizes: Sizes) -> None:
     for epsilon in sorted(sizes.sweep):
         if epsilon:
             ball = Started(Linf(epsilon / 255), start)
-            result = adam_pgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps)
+            result = sizes.search(bed.objective, bed.clean, threat_model=ball)
             saved = _judge(found, bed, f"sweep {epsilon}", result.images)
             files = found.files[f"sweep {epsilon}"]
             start = torch.where((files.losses < best).view(-1, 1, 1, 1).to(start.device), saved, start)
@@ -226,36 +266,3 @@ def _sweep(found: Measured, bed: Bed, sizes: Sizes) -> None:
 def add_transfer(found: Measured, bed: Bed, images: Tensor) -> None:
     """Pictures made on another model, judged on this one."""
     _keep(found, bed, "transfer", images.to(bed.clean))
-
-
-def plain(found: Measured) -> Mapping[str, Any]:
-    """The numbers as JSON values."""
-    return {
-        "losses": {arm: _rounded(values) for arm, values in found.losses.items()},
-        "emitted": {arm: values.tolist() for arm, values in found.emitted.items()},
-        "sweep": [
-            {"epsilon": epsilon, "losses": _rounded(losses), "emitted": emitted.tolist()}
-            for epsilon, (losses, emitted) in found.sweep.items()
-        ],
-        "files": {arm: _lines(files) for arm, files in found.files.items()},
-        "curves": {arm: [_rounded(row) for row in curve.T] for arm, curve in found.curves.items()},
-        "silent": found.silent,
-        "path_gap": found.path_gap,
-        "repeat_gap": found.repeat_gap,
-        "zero_share": None if found.zero_share is None else _rounded(found.zero_share),
-        "ratios": None if found.ratios is None else [_rounded(row.nan_to_num(0)) for row in found.ratios],
-        "error": found.error,
-    }
-
-
-def _lines(files: Filed) -> list[dict[str, Any]]:
-    judged = zip(files.losses.tolist(), files.emitted.tolist(), files.distances.tolist(), strict=True)
-    names: list[str | None] = [*files.names] or [None] * len(files.losses)
-    return [
-        {"image": name, "loss": round(loss, 5), "emitted": emitted, "distance": distance}
-        for name, (loss, emitted, distance) in zip(names, judged, strict=True)
-    ]
-
-
-def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 4) for value in values.tolist()]

@@ -11,11 +11,14 @@ from PIL.Image import Image
 from torch import Tensor
 
 from image_attacks import load_png, save_png
+from mm_cb.evaluation.attacks import Attack
 from mm_cb.evaluation.battery import Bed
+from mm_cb.evaluation.battery_checks import ADAPTIVE
 from mm_cb.evaluation.behaviors import Behavior
 from mm_cb.evaluation.candidates import starts_with, to_pixels
 from mm_cb.evaluation.hijack import as_picture
 from mm_cb.evaluation.objectives import TargetObjective, encode
+from mm_cb.evaluation.search import make_objective
 from mm_cb.evaluation.subjects import Subject
 from mm_cb.evaluation.tolerance import dtype_of
 from mm_cb.files import file_errors
@@ -54,4 +57,5 @@ def make_bed(subject: Subject, group: Sequence[Behavior], pictures: Sequence[Ima
         f"{pictures[0].height} change, the user picks the text; "
         f"{type(subject.model.processor.image_processor).__name__}, {subject.model.base.dtype}; {len(group)} behaviours"
     )
-    return Bed(subject.name, objective, smooth, emitted, clean, filed, about, dtype_of(subject.model), keep)
+    adaptive = {name: make_objective(subject, group, pictures, Attack(name)) for name in ADAPTIVE if subject.adapted}
+    return Bed(subject.name, objective, smooth, emitted, clean, filed, about, adaptive, dtype_of(subject.model), keep)

@@ -18,8 +18,14 @@ SETTLED = 0.02
 """Largest change of the mean best loss when the steps double, as a share of the clean loss."""
 SLACK = 0.02
 """How much worse a behaviour's white-box loss may be than another arm's, as a share of its clean loss."""
-LEAST_ATTACKS = 3
+LEAST_ATTACKS = 4
 """Attacks over which a worst case is taken at least."""
+ADAPTIVE = ("pgd_adaptive", "pgd_clean_teacher")
+"""Attacks of the battery that aim at what an adapter changed."""
+UNSTEADY = 0.1
+"""Largest mean change of a loss under tiny random steps, as a share of it (Pintor et al. 2022)."""
+UNFINISHED, LAST_STEPS = 0.05, 10
+"""An attack is unfinished if its best loss, rescaled to [0, 1], moves by more within its last steps (the same)."""
 REPEATABLE = 1e-5
 """Largest difference of two evaluations of the same picture."""
 
@@ -38,14 +44,18 @@ def checks_of(found: Measured, sizes: Sizes, base: Measured | None = None) -> li
         _placebo_is_weak(found),
         _sweep_reaches_all(control),
         _unbounded_reaches(found),
-        _settled(found),
+        _settled(found, "S5 twice the steps change little", "double_steps"),
+        _settled(found, "S5 twice the runs change little", "double_runs"),
+        _finished(found),
         _beats(found, "S6", "the attack beats one step and random search", ("single_step", "random_search")),
         *([_beats(found, "S7", "white box beats transfer from the base", ("transfer",))] if base else []),
         _gradient_is_sound(found),
+        _gradient_stays(found),
+        _steady(found),
         _repeats(found),
         _control_is_broken(control),
         _silent(found, sizes),
-        _worst_case(found),
+        _worst_case(found, adapted=base is not None),
     ]
 
 
@@ -121,17 +131,41 @@ def _unbounded_reaches(found: Measured) -> dict[str, Any]:
     return check(name, bool(reached.float().mean() >= STRONG), value, expected, why)
 
 
-def _settled(found: Measured) -> dict[str, Any]:
-    name = "S5 twice the steps change little"
+def _settled(found: Measured, name: str, arm: str) -> dict[str, Any]:
     expected = f"less than {100 * SETTLED:.0f} % of the clean loss, success within the attack's 95 % interval"
     why = "an attack that still improves is not finished"
-    if "double_steps" not in found.losses:
+    if arm not in found.losses:
         return _missing(found, name, expected, why)
-    change = (found.losses["pgd"] - found.losses["double_steps"]).mean() / found.losses["clean"].mean()
-    once, twice = found.emitted["pgd"], found.emitted["double_steps"].float().mean()
+    change = (found.losses["pgd"] - found.losses[arm]).mean() / found.losses["clean"].mean()
+    once, twice = found.emitted["pgd"], found.emitted[arm].float().mean()
     low, high = wilson_interval(int(once.sum()), len(once))
     value = f"{100 * change:.1f} %, success {100 * once.float().mean():.0f} to {100 * twice:.0f} %"
     return check(name, bool(change < SETTLED and low <= twice <= high), value, expected, why)
+
+
+def _finished(found: Measured) -> dict[str, Any]:
+    name, expected = (
+        "S5 the attack has come to its end",
+        f"its last {LAST_STEPS} steps move no best loss by {UNFINISHED}",
+    )
+    why = "a loss that is still falling says what the budget is, not what the model withstands"
+    if "pgd" not in found.curves:
+        return _missing(found, name, expected, why)
+    moved = last_moves(found.curves["pgd"])
+    value = f"{int((moved > UNFINISHED).sum())} of {len(moved)} still falling, largest move {moved.max():.3f}"
+    return check(name, not bool((moved > UNFINISHED).any()), value, expected, why)
+
+
+def last_moves(curve: Tensor) -> Tensor:
+    """How far the best loss so far, rescaled to [0, 1] per run, moves within the last steps: ``(T, B)`` -> ``(B,)``.
+
+    Source:
+        Pintor et al. 2022 (arXiv:2106.09947), incomplete optimisation. Deviation: rescaled by what the best loss so far
+        spans, not by the highest loss on the way, which a bad step would raise.
+    """
+    best = curve.cummin(dim=0).values
+    span = best[0] - best[-1]
+    return (best[-min(len(best), LAST_STEPS)] - best[-1]) / torch.where(span > 0, span, 1)
 
 
 def _beats(found: Measured, number: str, about: str, arms: tuple[str, ...]) -> dict[str, Any]:
@@ -154,6 +188,29 @@ def _gradient_is_sound(found: Measured) -> dict[str, Any]:
     median = found.ratios.nanmedian(dim=0).values
     value = f"{int(found.suspicious.sum())} of {len(median)} off, zero values {100 * found.zero_share.mean():.1f} %"
     return check(name, not bool(found.suspicious.any()) and found.error is None, value, expected, why)
+
+
+def _gradient_stays(found: Measured) -> dict[str, Any]:
+    name = "S8 the gradient stays on the way"
+    expected = f"never zero at any step, as long as the loss is above {NEAR_ZERO}"
+    why = "a gradient that vanishes where the attack has led stops it, whatever it was at the clean picture"
+    if "pgd" not in found.norms:
+        return _missing(found, name, expected, why)
+    norms, losses = found.norms["pgd"], found.curves["pgd"][:-1]
+    lost = (norms == 0) & (losses > NEAR_ZERO)
+    share = (norms[-1] / norms[0]).median()
+    value = f"{int(lost.any(dim=0).sum())} of {norms.shape[1]} lose it; median norm at the end {share:.2g} of the first"
+    return check(name, not bool(lost.any()), value, expected, why)
+
+
+def _steady(found: Measured) -> dict[str, Any]:
+    name = "S8 tiny steps hardly move the loss"
+    expected = f"by less than {100 * UNSTEADY:.0f} % on average, under random steps of at most one level"
+    why = "where the loss jumps about, a gradient at a point says nothing of its surroundings"
+    if found.unsteady is None:
+        return _missing(found, name, expected, why)
+    value = f"{100 * found.unsteady.mean():.1f} %, at most {100 * found.unsteady.max():.1f} % for one behaviour"
+    return check(name, bool(found.unsteady.mean() < UNSTEADY), value, expected, why)
 
 
 def _repeats(found: Measured) -> dict[str, Any]:
@@ -186,13 +243,16 @@ def _silent(found: Measured, sizes: Sizes) -> dict[str, Any]:
     return check(name, sizes.iterates > 0, f"{found.silent} silent successes, counted", expected, why)
 
 
-def _worst_case(found: Measured) -> dict[str, Any]:
+def _worst_case(found: Measured, *, adapted: bool) -> dict[str, Any]:
     name, expected = "S12 worst case per behaviour", f"over {LEAST_ATTACKS} attacks or more"
+    expected += f", {' and '.join(ADAPTIVE)} among them" if adapted else ""
     why = "the best attack's mean hides what another one breaks"
-    arms = [arm for arm in ("any_of_k", "double_steps", "apgd", "transfer") if arm in found.emitted]
+    counted = ("any_of_k", "double_steps", "double_runs", "apgd", "transfer", *ADAPTIVE)
+    arms = [arm for arm in counted if arm in found.emitted]
     if "any_of_k" not in arms:
         return _missing(found, name, expected, why)
     worst = torch.stack([found.emitted[arm] for arm in arms]).any(dim=0).float().mean()
     best = max(float(found.emitted[arm].float().mean()) for arm in arms)
     value = f"{100 * worst:.0f} % over {len(arms)} attacks, best single {100 * best:.0f} %"
-    return check(name, len(arms) >= LEAST_ATTACKS, value, expected, why)
+    enough = len(arms) >= LEAST_ATTACKS and (not adapted or set(ADAPTIVE) <= set(arms))
+    return check(name, enough, value, expected, why)

@@ -1,9 +1,10 @@
-"""What the battery found of one model, as one file: a battery that was stopped measures no finished model again."""
+"""What the battery found of one model, as a file to go on from (no finished model is measured again) and as JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch import Tensor
 from mm_cb.evaluation.battery import Filed, Measured
 from mm_cb.files import write_bytes
 
-_ARMS = ("losses", "emitted", "curves", "images")
-_SINGLE = ("clean", "zero_share", "ratios", "suspicious")
+_ARMS = ("losses", "emitted", "curves", "norms", "images")
+_SINGLE = ("clean", "zero_share", "ratios", "suspicious", "unsteady")
 _FILED = ("losses", "emitted", "distances")
 _PLAIN = ("silent", "about", "path_gap", "path_allowed", "repeat_gap", "error")
 
@@ -64,3 +65,42 @@ def _unpacked(flat: dict[str, Tensor]) -> Measured:
     }
     fields |= {name: flat.get(name) for name in _SINGLE}
     return Measured(**fields, sweep=sweep, files=files, **plain)
+
+
+def plain(found: Measured) -> Mapping[str, Any]:
+    """The numbers as JSON values."""
+    return {
+        "losses": {arm: _rounded(values) for arm, values in found.losses.items()},
+        "emitted": {arm: values.tolist() for arm, values in found.emitted.items()},
+        "sweep": [
+            {"epsilon": epsilon, "losses": _rounded(losses), "emitted": emitted.tolist()}
+            for epsilon, (losses, emitted) in found.sweep.items()
+        ],
+        "files": {arm: _lines(files) for arm, files in found.files.items()},
+        "curves": {arm: [_rounded(row) for row in curve.T] for arm, curve in found.curves.items()},
+        "gradient_norms": {arm: [_significant(row) for row in norms.T] for arm, norms in found.norms.items()},
+        "silent": found.silent,
+        "path_gap": found.path_gap,
+        "repeat_gap": found.repeat_gap,
+        "unsteady": None if found.unsteady is None else _rounded(found.unsteady),
+        "zero_share": None if found.zero_share is None else _rounded(found.zero_share),
+        "ratios": None if found.ratios is None else [_rounded(row.nan_to_num(0)) for row in found.ratios],
+        "error": found.error,
+    }
+
+
+def _lines(files: Filed) -> list[dict[str, Any]]:
+    judged = zip(files.losses.tolist(), files.emitted.tolist(), files.distances.tolist(), strict=True)
+    names: list[str | None] = [*files.names] or [None] * len(files.losses)
+    return [
+        {"image": name, "loss": round(loss, 5), "emitted": emitted, "distance": distance}
+        for name, (loss, emitted, distance) in zip(names, judged, strict=True)
+    ]
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]
+
+
+def _significant(values: Tensor) -> list[float | None]:
+    return [None if math.isnan(value) else float(f"{value:.3g}") for value in values.tolist()]

@@ -1,4 +1,4 @@
-"""The battery's two plots: success and loss against epsilon, loss against steps. SVG and PNG."""
+"""The battery's two plots: success and loss against epsilon, loss and gradient against steps. SVG and PNG."""
 
 from __future__ import annotations
 
@@ -33,14 +33,18 @@ def draw(folder: Path, measured: Mapping[str, Measured]) -> None:
     curved = {name: found for name, found in measured.items() if found.curves}
     if curved:
         figure = Figure(figsize=(8, 3.2), layout="constrained")
-        axes = figure.subplots()
+        loss, norm = figure.subplots(1, 2)
         for name, found in curved.items():
             for arm, curve in found.curves.items():
-                best = curve.cummin(dim=0).values.mean(dim=1)
-                axes.plot(range(len(best)), best.tolist(), label=f"{name}, {arm.replace('_', ' ')}")
-        axes.set_xlabel("step of the attack")
-        axes.set_ylabel("mean best target loss so far")
-        axes.legend()
+                best, label = curve.cummin(dim=0).values.mean(dim=1), f"{name}, {arm.replace('_', ' ')}"
+                loss.plot(range(len(best)), best.tolist(), label=label)
+                norm.plot(range(len(best) - 1), found.norms[arm].median(dim=1).values.tolist(), label=label)
+        loss.set_ylabel("mean best target loss so far")
+        norm.set_ylabel("median norm of the gradient")
+        norm.set_yscale("log")
+        for axes in (loss, norm):
+            axes.set_xlabel("step of the attack")
+        loss.legend()
         _save(figure, folder / "steps")
 
 

@@ -11,14 +11,15 @@ from typing import Any
 
 from mm_cb.errors import UserError
 from mm_cb.evaluation.attack_run import canvas_of, refuse_placeholders, refuse_unsayable, weights_of
-from mm_cb.evaluation.battery import Filed, Measured, Sizes, add_transfer, measure_bed, plain
+from mm_cb.evaluation.battery import Filed, Measured, Sizes, add_transfer, measure_bed
 from mm_cb.evaluation.battery_bed import make_bed
-from mm_cb.evaluation.battery_checks import check, checks_of
-from mm_cb.evaluation.battery_parts import measured_once
+from mm_cb.evaluation.battery_checks import ADAPTIVE, check, checks_of
+from mm_cb.evaluation.battery_parts import measured_once, plain
 from mm_cb.evaluation.battery_plots import draw
 from mm_cb.evaluation.behaviors import Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
 from mm_cb.evaluation.planted import planted_check
 from mm_cb.evaluation.results import measure, write_results
+from mm_cb.evaluation.search import OPTIMIZERS
 from mm_cb.evaluation.settings import with_overrides
 from mm_cb.evaluation.subjects import Subject
 from mm_cb.hub import keep_to
@@ -26,7 +27,10 @@ from mm_cb.models import load_model
 from mm_cb.progress import Progress, Task, console
 from mm_cb.runs import RunDirectory, write_json, write_jsonl
 
-_ARMS = ("clean", "noise", "random_search", "single_step", "pgd", "any_of_k", "double_steps", "apgd", "transfer")
+_ARMS = (
+    *("clean", "noise", "random_search", "single_step", "pgd", "any_of_k", "double_steps", "double_runs", "apgd"),
+    *("transfer", *ADAPTIVE),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,10 @@ class Settings:
     """The first so many behaviours of one picture size."""
     sweep: str = "0,1,2,4,8,16,32,64,128,255"
     """Values of epsilon, in 255ths."""
+    optimizer: str = "adam"
+    """How every search by PGD steps, as `mm-cb attack` has it: adam, sign, momentum."""
+    image_backend: str = "pil"
+    """Image processor: pil or torchvision."""
     validation: str = ""
     """Behaviours file on which settings were chosen, for S13; empty = nothing was chosen."""
 
@@ -56,7 +64,10 @@ class Settings:
             raise UserError(
                 "`sweep` must lie in 0..255, `steps` and `behaviors` at 1 or above, `iterates` at 0 or above."
             )
-        return Sizes(epsilon, self.steps, self.iterates, sweep)
+        for name, known in (("optimizer", tuple(OPTIMIZERS)), ("image_backend", ("pil", "torchvision"))):
+            if getattr(self, name) not in known:
+                raise UserError(f"`{name}` must be one of {', '.join(known)}, got `{getattr(self, name)}`.")
+        return Sizes(epsilon, self.steps, self.iterates, sweep, self.optimizer)
 
 
 def run_battery(
@@ -70,6 +81,7 @@ def run_battery(
     device: str = "cpu",
     dtype: str = "float32",
     overrides: Sequence[str] = (),
+    system: str | None = None,
 ) -> list[dict[str, Any]]:
     """Run S1 to S13, write ``checks.json``, ``battery.json``, plots and every judged picture, print the table.
 
@@ -82,7 +94,8 @@ def run_battery(
     settings = with_overrides(Settings(), overrides)
     sizes = settings.sizes(epsilon)
     asked = read_behaviors(behaviors)
-    recipe: dict[str, Any] = {"model": model, "adapter": adapter, "epsilon": epsilon, "device": device, "dtype": dtype}
+    recipe: dict[str, Any] = {"model": model, "adapter": adapter, "system": system}
+    recipe |= {"epsilon": epsilon, "device": device, "dtype": dtype}
     recipe |= {"options": dataclasses.asdict(settings), "fiction": model == "miniature"}
     # What is wrong with the file is said before the long run.
     validation = read_behaviors(Path(settings.validation)) if settings.validation else None
@@ -93,19 +106,19 @@ def run_battery(
             checks = json.loads((run.path / "checks.json").read_bytes())
             _show(checks, run.path)
             return checks
-        loaded = load_model(model, adapter=adapter, device=device, dtype=dtype)
+        loaded = load_model(model, adapter=adapter, device=device, dtype=dtype, image_backend=settings.image_backend)
         group, pictures = _one_size(asked, canvas_of(loaded.processor), settings.behaviors)
         refuse_placeholders(group, loaded.processor.image_token)
         refuse_unsayable(group, loaded)
         refuse_too_large(group, len(group))
         task = progress.task("sanity battery", total=7 + 5 * (adapter is not None))
         stored = run.stage("parts")
-        bed = make_bed(Subject("base", loaded), group, pictures, run.path)
+        bed = make_bed(Subject("base", loaded, system=system), group, pictures, run.path)
         base = found = measured_once(
             stored / "base.safetensors", lambda: measure_bed(bed, sizes, seed, _say(task, "base"))
         )
         if adapter is not None:
-            bed = make_bed(Subject("rr", loaded, adapted=True), group, pictures, run.path)
+            bed = make_bed(Subject("rr", loaded, adapted=True, system=system), group, pictures, run.path)
             found = measured_once(stored / "rr.safetensors", lambda: measure_bed(bed, sizes, seed, _say(task, "rr")))
             if "pgd" in base.images:
                 add_transfer(found, bed, base.images["pgd"])
@@ -149,7 +162,8 @@ def _held_out(
     if validation is None:
         default = Settings()
         tuned = settings.steps < default.steps or settings.iterates != default.iterates
-        value = f"steps={settings.steps}, iterates={settings.iterates}"
+        tuned |= settings.optimizer != default.optimizer
+        value = f"steps={settings.steps}, iterates={settings.iterates}, optimizer={settings.optimizer}"
         return check(name, not tuned, value, expected, why)
     texts = {(b.prompt, b.target) for b in reported}
     shared = sum((b.prompt, b.target) in texts for b in validation)
@@ -191,7 +205,8 @@ def _write(
 
 def _shown(found: Measured, arm: str, row: int) -> str | None:
     """The file behind an item; of an arm of several pictures the one that counts: answered to, then of lowest loss."""
-    parts = {"noise": ("noise",), "any_of_k": ("pgd", "iterate")}.get(arm, (arm,))
+    several = {"noise": ("noise",), "any_of_k": ("pgd", "iterate"), "double_runs": ("pgd", "second_run")}
+    parts = several.get(arm, (arm,))
     tried = [files for name, files in found.files.items() if name.partition(" ")[0] in parts and files.names]
 
     def rank(files: Filed) -> tuple[bool, float]:

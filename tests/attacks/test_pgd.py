@@ -12,6 +12,7 @@ from image_attacks import (
     Unconstrained,
     ZeroGradientError,
     pgd,
+    random_search,
 )
 
 from .helpers import eight_bit
@@ -394,6 +395,21 @@ def test_vanished_cross_entropy_gradients_raise_and_a_margin_or_double_precision
     with pytest.raises(ZeroGradientError):
         pgd(stay, images, threat_model=Linf(0.1), steps=3)
     assert (pgd(margin, images, threat_model=Linf(0.3), steps=20).losses < 0).any()
+
+
+def test_norms_are_those_of_the_gradients_however_small_they_are(images):
+    scale = torch.tensor([1.0, 3.0, 1e-30, 0.0])
+    result = pgd(
+        lambda pixels: scale * pixels.square().flatten(1).sum(1), images, threat_model=Linf(0.1), steps=2, keep="last"
+    )
+    first = 2 * scale * images.flatten(1).norm(dim=1)
+    torch.testing.assert_close(result.gradient_norms[0, 0], first, atol=0, rtol=1e-5)
+    assert result.gradient_norms[0, 0, 2] > 0 and result.zero_gradients[0].sum(dim=0).tolist() == [0, 0, 0, 2]
+
+
+def test_a_search_without_gradients_has_no_norms(images, network):
+    result = random_search(network, images, threat_model=Linf(0.1), steps=3)
+    assert result.gradient_norms.isnan().all() and not result.zero_gradients.any()
 
 
 def test_examples_without_gradient_are_counted_not_hidden(images):

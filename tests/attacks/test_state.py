@@ -35,7 +35,7 @@ def objective(pixels):
 
 def fields(result):
     return [
-        *(result.images, result.losses, result.curves, result.zero_gradients, result.stopped),
+        *(result.images, result.losses, result.curves, result.gradient_norms.nan_to_num(-1), result.stopped),
         *(result.per_restart.images, result.per_restart.losses, result.per_restart.steps),
     ]
 
@@ -158,7 +158,8 @@ def test_the_attack_ends_when_every_image_has_stopped(images):
     options = {"threat_model": Linf(0.1), "steps": 8, "restarts": 3}
     result = pgd(counted, images, **options, stop=lambda pixels, losses: torch.ones(4, dtype=torch.bool))
     assert torch.equal(result.images, images) and result.stopped.all()
-    assert result.curves.shape == (3, 9, 4) and result.zero_gradients.shape == (3, 8, 4) and len(calls) == 3
+    assert result.curves.shape == (3, 9, 4) and result.gradient_norms.shape == (3, 8, 4) and len(calls) == 3
+    assert result.gradient_norms[:, 1:].isnan().all() and not result.zero_gradients.any()  # nothing left to compute
 
 
 def test_a_stop_rule_of_the_wrong_shape_raises(images):

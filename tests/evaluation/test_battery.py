@@ -8,11 +8,12 @@ from PIL import Image
 from image_attacks import Linf, gradient_health, linf_255, llava_next, load_png, pgd, save_png
 from mm_cb.errors import UserError
 from mm_cb.evaluation import planted
-from mm_cb.evaluation.battery import DIFFERENCE_STEP, DIRECTIONS, Sizes, add_transfer, measure_bed, plain
+from mm_cb.evaluation.battery import DIFFERENCE_STEP, DIRECTIONS, Sizes, add_transfer, measure_bed
 from mm_cb.evaluation.battery_bed import make_bed
-from mm_cb.evaluation.battery_checks import check, checks_of
-from mm_cb.evaluation.battery_parts import measured_once
+from mm_cb.evaluation.battery_checks import ADAPTIVE, check, checks_of, last_moves
+from mm_cb.evaluation.battery_parts import measured_once, plain
 from mm_cb.evaluation.behaviors import open_picture, read_behaviors
+from mm_cb.evaluation.search import OPTIMIZERS
 from mm_cb.evaluation.subjects import Subject
 from mm_cb.models import load_model
 from mm_cb.paths import data_path
@@ -95,6 +96,22 @@ def test_each_check_can_fail(sound):
     assert "S7" in failed(checks_of(sound, SIZES, base)), "a transfer that was not measured is no pass"
     assert "S6" in failed(checks_of(changed(sound, random_search=sound.losses["pgd"] - 1), SIZES))
     assert "S5" in failed(checks_of(changed(sound, pgd=worse), SIZES))
+    for arm in ("double_steps", "double_runs"):
+        assert "S5" in failed(checks_of(changed(sound, **{arm: sound.losses["pgd"] - 1}), SIZES))
+    norms, curve = sound.norms["pgd"].clone(), sound.curves["pgd"].clone()
+    falling = torch.linspace(8, 1, len(curve)).unsqueeze(1).expand_as(curve)
+    assert "S5" in failed(checks_of(dataclasses.replace(sound, curves={"pgd": falling}), SIZES))
+    norms[3, 1], curve[3, 1] = 0, 0.2
+    lost = dataclasses.replace(sound, norms={"pgd": norms}, curves={"pgd": curve})
+    assert "S8" in failed(checks_of(lost, SIZES))
+    curve[3, 1] = 0.05  # what is reached needs no gradient
+    assert "S8" not in failed(checks_of(lost, SIZES))
+    assert "S8" in failed(checks_of(dataclasses.replace(sound, unsteady=torch.tensor([0.0, 0.1, 0.3])), SIZES))
+    for lacking in ({"norms": {}}, {"unsteady": None}):
+        assert "S8" in failed(checks_of(dataclasses.replace(sound, **lacking), SIZES))
+    assert "S12" in failed(checks_of(sound, SIZES, base)), "no adaptive attack on an adapter"
+    adaptive = dataclasses.replace(sound, emitted=sound.emitted | {arm: sound.emitted["pgd"] for arm in ADAPTIVE})
+    assert "S12" not in failed(checks_of(adaptive, SIZES, base)) | failed(checks_of(sound, SIZES))
     arms = {arm: values for arm, values in sound.emitted.items() if arm != "apgd"}
     assert "S12" in failed(checks_of(dataclasses.replace(sound, emitted=arms), SIZES))
     none = sound.emitted | {"pgd": torch.zeros(3, dtype=torch.bool), "double_steps": torch.ones(3, dtype=torch.bool)}
@@ -104,6 +121,37 @@ def test_each_check_can_fail(sound):
     nothing = dataclasses.replace(sound, sweep={255: (sound.losses["pgd"], emitted["pgd"])})
     assert "S3" in failed(checks_of(nothing, SIZES))
     assert "S11" in failed(checks_of(sound, dataclasses.replace(SIZES, iterates=0)))
+
+
+def test_last_moves_are_shares_of_what_the_best_loss_has_fallen():
+    steady, late = torch.full((30,), 2.0), torch.cat([torch.full((24,), 5.0), torch.full((6,), 4.0)])
+    spiked = torch.cat([torch.tensor([4.0, 90.0]), torch.linspace(4, 1, 10), torch.ones(18)])
+    half = torch.cat([torch.linspace(3, 2, 15), torch.full((14,), 2.0), torch.ones(1)])
+    moves = last_moves(torch.stack([steady, late, spiked, half], dim=1))
+    torch.testing.assert_close(moves, torch.tensor([0.0, 1.0, 0.0, 0.5]))
+
+
+def test_the_second_run_starts_elsewhere_and_the_better_of_both_counts(sound):
+    first, second = sound.files["pgd"], sound.files["second_run"]
+    assert not torch.equal(sound.losses["pgd"], second.losses)
+    assert torch.equal(sound.losses["double_runs"], torch.minimum(first.losses, second.losses))
+    assert torch.equal(sound.emitted["double_runs"], first.emitted | second.emitted)
+
+
+def test_every_search_steps_as_the_settings_say(monkeypatch):
+    asked = []
+
+    def search(*given, **settings):
+        asked.append(settings["steps"])
+        return pgd(*given, **settings)
+
+    monkeypatch.setitem(OPTIMIZERS, "sign", search)
+    monkeypatch.setitem(OPTIMIZERS, "adam", None)
+    bed = dataclasses.replace(BEDS["sound"], adaptive={"pgd_adaptive": BEDS["sound"].objective})
+    found = measure_bed(bed, dataclasses.replace(SIZES, optimizer="sign"))
+    # white box, twice its steps, its second run, the adaptive one, without bound, and the sweep
+    assert asked == [12, 24, 12, 12, 12, 12, 12] and found.error is None
+    assert torch.equal(found.losses["pgd_adaptive"], found.losses["pgd"])
 
 
 def noisy(sound):
@@ -221,8 +269,35 @@ def test_settings_may_be_chosen_on_behaviors_of_the_file_that_are_not_reported(
     assert found["passed"] == (shared == 0)
 
 
+def test_the_models_are_attacked_behind_the_system_text_and_through_the_backend_that_were_asked_for(
+    tmp_path, monkeypatch
+):
+    from mm_cb import cli
+
+    seen = []
+
+    def stop(subject, *rest):
+        seen.append((subject.system, type(subject.model.processor.image_processor).__name__))
+        raise UserError("seen")
+
+    monkeypatch.setattr("mm_cb.evaluation.battery_run.make_bed", stop)
+    command = ["attack", "check", "--model", "miniature", "--behaviors", str(data_path("miniature", "behaviors.jsonl"))]
+    (tmp_path / "system.txt").write_text("be brief .")
+    assert cli.run([*command, "--out", str(tmp_path / "a"), "--system", str(tmp_path / "system.txt")]) == 2
+    assert cli.run([*command, "--out", str(tmp_path / "b"), "image_backend=torchvision"]) == 2
+    assert seen == [("be brief .", "LlavaNextImageProcessorPil"), (None, "LlavaNextImageProcessor")]
+
+
 @pytest.mark.parametrize(
-    ("changed", "passed"), [({}, True), ({"steps": 1000}, True), ({"steps": 99}, False), ({"iterates": 6}, False)]
+    ("changed", "passed"),
+    [
+        ({}, True),
+        ({"steps": 1000}, True),
+        ({"steps": 99}, False),
+        ({"iterates": 6}, False),
+        ({"optimizer": "momentum"}, False),
+        ({"image_backend": "torchvision"}, True),
+    ],
 )
 def test_without_validation_behaviours_only_patience_may_be_added(changed, passed):
     from mm_cb.evaluation import battery_run
@@ -251,7 +326,7 @@ def test_the_command_leaves_a_run_directory_with_checks_and_plots(tmp_path, caps
     assert not (out / "parts").exists()
     files = json.loads((out / "battery.json").read_text())["base"]["files"]
     arms = {"clean", "noise 0", "noise 1", "random_search", "single_step", "pgd", "iterate 2", "double_steps", "apgd"}
-    assert files.keys() == arms | {"unbounded", "sweep 255"}
+    assert files.keys() == arms | {"second_run", "unbounded", "sweep 255"}
     for arm, (line,) in files.items():
         assert line["distance"] == linf_255(out / line["image"], out / files["clean"][0]["image"])
         assert line["distance"] > 0 or arm == "clean"
@@ -286,6 +361,9 @@ def test_the_command_leaves_a_run_directory_with_checks_and_plots(tmp_path, caps
     assert "did you mean `steps`" in capsys.readouterr().err
     assert cli.run([*arguments, "--out", str(tmp_path / "other"), "steps=2", "steps=3"]) == 2
     assert "`steps` must be set once, it comes again as `3`" in capsys.readouterr().err
+    for bad in ("optimizer=lion", "image_backend=cv2"):
+        assert cli.run([*arguments, "--out", str(tmp_path / "other"), bad]) == 2
+        assert f"`{bad.partition('=')[0]}` must be one of" in capsys.readouterr().err
     unsayable = json.loads(line_of_the_file) | {"target": "Ça va", "benign_target": True}
     (tmp_path / "behaviors.jsonl").write_text(json.dumps(unsayable) + "\n")
     with monkeypatch.context() as patched:
