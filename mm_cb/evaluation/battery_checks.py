@@ -144,10 +144,8 @@ def _settled(found: Measured, name: str, arm: str) -> dict[str, Any]:
 
 
 def _finished(found: Measured) -> dict[str, Any]:
-    name, expected = (
-        "S5 the attack has come to its end",
-        f"its last {LAST_STEPS} steps move no best loss by {UNFINISHED}",
-    )
+    name = "S5 the attack has come to its end"
+    expected = f"its last {LAST_STEPS} steps move no rescaled best loss by more than {UNFINISHED}"
     why = "a loss that is still falling says what the budget is, not what the model withstands"
     if "pgd" not in found.curves:
         return _missing(found, name, expected, why)
