@@ -135,7 +135,7 @@ def over_refusal(
     dtype: Dtype = "float32",
 ) -> None:
     """Measure how often benign requests are refused, wholly or partly, answered, or answered incoherently."""
-    from mm_cb.evaluation.over_refusal import Settings, run_over_refusal
+    from mm_cb.evaluation.over_refusal_run import Settings, run_over_refusal
     from mm_cb.evaluation.settings import with_overrides
     from mm_cb.evaluation.source import Source, subject_name
 
