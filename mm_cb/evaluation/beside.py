@@ -1,4 +1,7 @@
-"""Benign requests beside the pictures of an attack run: a breaker that fires on any noisy picture shows itself here."""
+"""Benign requests beside the pictures of an attack run: a breaker that fires on any noisy picture shows itself here.
+
+The clean pictures are the control, and no neutral one: they belong to forbidden requests, and may hold part of them.
+"""
 
 from __future__ import annotations
 

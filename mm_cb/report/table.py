@@ -185,7 +185,7 @@ def _notes(measurements: Sequence[Measurement], subjects: Sequence[str], rows: S
     if any(m.metric == "over_refusal" and m.condition.startswith(BESIDE) for m in measurements):
         notes.append(
             "Beside pictures: benign requests without a picture of their own, asked beside those of one attack run, "
-            "which were made against one model and are shown to all."
+            "which were made against one model and are shown to all. Clean ones may hold part of a forbidden request."
         )
     if unscored := [f"{row.label} ({row.missing})" for row in rows if row.missing]:
         notes.append(f"Items without a verdict are in no rate; counted over all subjects: {', '.join(unscored)}.")

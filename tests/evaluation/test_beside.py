@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -16,6 +17,7 @@ from mm_cb.evaluation.generation import Request
 from mm_cb.evaluation.over_refusal import BenignRequest
 from mm_cb.evaluation.results import find, read_results
 from mm_cb.models import load_model
+from mm_cb.report import write_report
 from mm_cb.report.combine import combine
 from mm_cb.report.load import load_run
 from mm_cb.report.table import headline_table
@@ -235,6 +237,15 @@ def test_beside_and_alone_stand_in_one_table_and_neither_changes_the_other(runs)
         assert [cell.value for cell in together[f"broken text {place}"].cells if cell] == [0, 100]
         assert [cell.value for cell in together[f"over-refusal {place}"].cells if cell] == [0, 0]
         assert together[f"broken text {place}"].paired.difference == 100
+
+
+def test_the_page_calls_what_was_lost_beside_pictures_by_its_name(runs, tmp_path):
+    write_report([runs["base", "beside"], runs["rr", "beside"]], tmp_path / "page.html")
+    kept = (tmp_path / "page.html").read_text().partition('<section id="kept">')[2].partition("</section>")[0]
+    names = {"over-refusal beside clean pictures", "over-refusal beside pictures under PGD"}
+    assert set(re.findall(r"<h3>(over-refusal[^<]*)</h3>", kept)) == names
+    assert set(re.findall(r'<span class="tags">([^<·]*?) ·', kept)) == names
+    assert all(f"{name} 4" in kept for name in names)
 
 
 def test_other_pictures_are_not_compared(runs, tmp_path):
