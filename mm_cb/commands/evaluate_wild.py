@@ -9,7 +9,9 @@ from mm_cb.commands.options import Adapter, Device, Dtype, Model, Out, Seed, Sys
 from mm_cb.errors import UserError
 
 LLAVA_WILD = "Example: mm-cb eval llava-wild --model M --rule-file rule.json --judge-model J --out runs/wild"
-OVER_REFUSAL = "Example: mm-cb eval over-refusal --model miniature --data requests.jsonl --out runs/over-refusal"
+OVER_REFUSAL = (
+    "Example: mm-cb eval over-refusal --model miniature --data requests.jsonl --out runs/beside pictures=runs/attack"
+)
 
 ModelEndpoint = Annotated[
     str | None, typer.Option(metavar="URL", help="Ask the model of this name at an OpenAI-compatible address.")
@@ -116,7 +118,7 @@ def over_refusal(
     ],
     out: Out,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]", help="max_new_tokens, limit, batch.")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]", help="max_new_tokens, limit, batch, pictures.")
     ] = None,
     adapter: Adapter = None,
     endpoint: ModelEndpoint = None,
@@ -134,8 +136,12 @@ def over_refusal(
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
-    """Measure how often benign requests are refused, wholly or partly, answered, or answered incoherently."""
-    from mm_cb.evaluation.over_refusal import Settings, run_over_refusal
+    """Measure how often benign requests are refused, wholly or partly, answered, or answered incoherently.
+
+    With pictures=RUN, a run of `mm-cb attack`, requests without a picture are asked beside its pictures, attack by
+    attack: a breaker that fires on any attacked picture is robust and useless.
+    """
+    from mm_cb.evaluation.over_refusal_run import Settings, run_over_refusal
     from mm_cb.evaluation.settings import with_overrides
     from mm_cb.evaluation.source import Source, subject_name
 

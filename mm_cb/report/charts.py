@@ -10,11 +10,13 @@ from mm_cb.evaluation.results import Measurement
 from mm_cb.report.labels import (
     CONDITIONS,
     OUTCOMES,
+    OVER_REFUSAL_OUTCOMES,
     SET_COLOURS,
     SETS,
     SPARE_COLOURS,
     SUBJECT_COLOURS,
     label,
+    rule_labels,
     subject_label,
 )
 
@@ -79,6 +81,20 @@ def outcome_bars(measurements: Sequence[Measurement], subjects: Sequence[str]) -
         bars = [outcome_bar(found[condition, s], OUTCOMES) for s in subjects if (condition, s) in found]
         if bars:
             groups.append((label(CONDITIONS, condition), bars))
+    return groups
+
+
+def refusal_bars(measurements: Sequence[Measurement], subjects: Sequence[str]) -> list[tuple[str, list[Bar]]]:
+    """How benign requests were answered by every subject: alone, then beside attacked pictures."""
+    found = {(m.condition, m.subject): m for m in measurements if m.metric == "over_refusal" and m.split == "all"}
+    conditions = sorted({condition for condition, _ in found}, key=lambda name: (name != "no_attack", name))
+    names = rule_labels(("over_refusal", condition) for condition in conditions)
+    groups = []
+    for condition in conditions:
+        measured = [found[condition, s] for s in subjects if (condition, s) in found]
+        if measured:
+            bars = [outcome_bar(m, OVER_REFUSAL_OUTCOMES) for m in measured]
+            groups.append((names["over_refusal", condition], bars))
     return groups
 
 

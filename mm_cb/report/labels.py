@@ -4,6 +4,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from mm_cb.evaluation.attacks import KINDS
+from mm_cb.evaluation.observations import BESIDE
 from mm_cb.evaluation.results import Measurement
 
 SUBJECTS = {"base": "base", "base+safety_prompt": "base + safety prompt", "rr": "circuit breaker (RR)"}
@@ -15,6 +17,11 @@ CONDITIONS = {
     "pgd_adaptive": "adaptive PGD",
     "pgd_clean_teacher": "clean-teacher PGD",
     "worst_case": "worst of all attacks",
+}
+CONDITIONS |= {
+    **{f"{BESIDE}{name}": f"beside pictures under {CONDITIONS.get(name, name.replace('_', ' '))}" for name in KINDS},
+    f"{BESIDE}no_attack": "beside clean pictures",
+    f"{BESIDE}noise": "beside noisy pictures",
 }
 OUTCOMES = {
     "harmful": "complies",
@@ -100,13 +107,17 @@ def label(names: dict[str, str], name: str) -> str:
 
 
 def rule_labels(measured: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Metric and condition -> the metric's shown word, with the rule where it has several: ``MMMU, strict``."""
+    """Metric and condition -> the metric's shown word, with the rule where it has several: ``MMMU, strict``.
+
+    What was measured beside attacked pictures says so in any case: ``over-refusal beside pictures under PGD``.
+    """
     pairs = list(dict.fromkeys(measured))
-    rules = Counter(metric for metric, _ in pairs)
-    return {
-        (metric, rule): label(METRICS, metric) + (f", {label(CONDITIONS, rule)}" if rules[metric] > 1 else "")
-        for metric, rule in pairs
-    }
+    rules = Counter(metric for metric, rule in pairs if not rule.startswith(BESIDE))
+    names = {}
+    for metric, rule in pairs:
+        link = " " if rule.startswith(BESIDE) else ", " if rules[metric] > 1 else None
+        names[metric, rule] = label(METRICS, metric) + ("" if link is None else f"{link}{label(CONDITIONS, rule)}")
+    return names
 
 
 def percent(value: float | None) -> str:

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mm_cb.evaluation.results import find
 from mm_cb.files import file_errors, write_text
 from mm_cb.report import labels
-from mm_cb.report.charts import curve_charts, layer_charts, outcome_bar, outcome_bars
+from mm_cb.report.charts import curve_charts, layer_charts, outcome_bars, refusal_bars
 from mm_cb.report.combine import ReportData, combine
 from mm_cb.report.comparable import AS_RUN, judges_of
 from mm_cb.report.comparisons import comparisons, tries_table
@@ -110,7 +109,6 @@ def _context(data: ReportData) -> dict[str, Any]:
     table = headline_table(data.measurements)
     broken, mended = changes(data.items)
     seeds, seed_columns = seed_table(data.measurements)
-    over_refusal = [find(data.measurements, subject, "over_refusal", "no_attack") for subject in table.subjects]
     return {
         "title": _TITLE,
         "models": list(dict.fromkeys(str(m) for run in data.runs if (m := (run.run.get("recipe") or {}).get("model")))),
@@ -124,7 +122,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "judges": _judges(data),
         "agreement": [(run.folder.name, pair) for run in data.runs for pair in run.agreement],
         "bars": outcome_bars(data.measurements, table.subjects),
-        "refusal_bars": [outcome_bar(m, labels.OVER_REFUSAL_OUTCOMES) for m in over_refusal if m is not None],
+        "refusal_bars": refusal_bars(data.measurements, table.subjects),
         "curves": curve_charts(data.curves),
         "layers": layer_charts(data.representations),
         "representations": data.representations,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mm_cb.evaluation.observations import UNATTACKED
+from mm_cb.evaluation.observations import BESIDE, UNATTACKED
 from mm_cb.evaluation.results import Measurement, find, read_results
 from mm_cb.evaluation.statistics import holm
 from mm_cb.report.labels import (
@@ -133,10 +133,13 @@ def _adjust(rows: Sequence[Row]) -> list[Row]:
 def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str, str, str, str]]:
     """Whether the row is always there, section, label, metric, condition and split of every possible row."""
     rules: dict[str, dict[str, None]] = {metric: {} for metric in _CAPABILITIES}
+    side = {metric: {"no_attack": None} for metric in ("over_refusal", "gibberish")}
     attacks = dict.fromkeys(("no_attack", "noise", "pgd", "pgd_adaptive"))
     for m in measurements:
         if m.metric in rules:
             rules[m.metric][m.condition] = None
+        elif m.metric in side and m.condition.startswith(BESIDE):
+            side[m.metric][m.condition] = None
         elif m.metric == "compliance" and m.condition != "worst_case":
             attacks[m.condition] = None
     for real, small in _PROMISED:
@@ -147,8 +150,8 @@ def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str
     names = rule_labels((metric, rule) for metric, conditions in rules.items() for rule in conditions)
     rows += [(True, _KEPT, text, metric, rule, "all") for (metric, rule), text in names.items()]
     rows.append((False, _KEPT, METRICS["look_alikes"], "look_alikes", "strict", "all"))
-    rows.append((True, _SIDE, "over-refusal", "over_refusal", "no_attack", "all"))
-    rows.append((True, _SIDE, "broken text", "gibberish", "no_attack", "all"))
+    names = rule_labels((metric, condition) for metric, conditions in side.items() for condition in conditions)
+    rows += [(rule == "no_attack", _SIDE, text, metric, rule, "all") for (metric, rule), text in names.items()]
     rows += [(False, _FORCED, label(CONDITIONS, a), "target_prefix", a, "all") for a in attacks]
     return rows
 
@@ -178,6 +181,11 @@ def _notes(measurements: Sequence[Measurement], subjects: Sequence[str], rows: S
         notes.append(
             "Clean-teacher PGD pulls hidden states to where the model without adapter has them while it complies on "
             "the clean picture; it is aimed at what an adapter changed, and is run where there is one."
+        )
+    if any(m.metric == "over_refusal" and m.condition.startswith(BESIDE) for m in measurements):
+        notes.append(
+            "Beside pictures: benign requests without a picture of their own, asked beside those of one attack run, "
+            "which were made against one model and are shown to all. Clean ones may hold part of a forbidden request."
         )
     if unscored := [f"{row.label} ({row.missing})" for row in rows if row.missing]:
         notes.append(f"Items without a verdict are in no rate; counted over all subjects: {', '.join(unscored)}.")

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mm_cb.evaluation.observations import BESIDE
+
 if TYPE_CHECKING:
     from markupsafe import Markup
 
@@ -43,6 +45,8 @@ def shorten(value: Any, limit: int = 600) -> str:
 def shown_completion(item: Mapping[str, Any], *, show: bool) -> str:
     """What a report shows of a completion: everything (``show``: a fictional world), or nothing that may be harmful."""
     text = clean_text(item.get("completion"))
+    if not show and _dictated(item):
+        return f"[withheld: {len(text.split())} words, not judged for harm]"
     if show or (item.get("outcome") not in ("harmful", "not_judged") and not _unjudged_behaviour(item)):
         return shorten(text) or "(empty answer)"
     verdict = str(item.get("outcome") or "not_judged").replace("_", " ")
@@ -51,6 +55,12 @@ def shown_completion(item: Mapping[str, Any], *, show: bool) -> str:
 
 def _unjudged_behaviour(item: Mapping[str, Any]) -> bool:
     return item.get("metric") == "compliance" and item.get("outcome") is None
+
+
+def _dictated(item: Mapping[str, Any]) -> bool:
+    """Whether an answer to a benign request may be what an attacked picture was made to bring about."""
+    pressed = str(item.get("condition")).startswith(BESIDE)
+    return pressed and item.get("outcome") not in ("refusal", "gibberish")
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mm_cb.evaluation.observations import UNATTACKED
+from mm_cb.evaluation.observations import BESIDE, UNATTACKED
 from mm_cb.evaluation.results import Measurement, find
 from mm_cb.evaluation.statistics import holm, wilson_interval
-from mm_cb.report.labels import METRICS, SPLITS, interval, p_value, percent, rule_labels, signed
+from mm_cb.report.labels import SPLITS, interval, p_value, percent, rule_labels, signed
 
 Kind = Literal["claim", "mixed", "no_effect", "no_claim"]
 _SIGNIFICANT = 0.05
@@ -141,22 +141,37 @@ def _held_out(measurements: Sequence[Measurement]) -> str:
 def _cost(measurements: Sequence[Measurement]) -> str:
     """The price in one clause: which capability or benign behaviour changed measurably for the worse."""
     worse, seen = [], []
+    prices = _prices(measurements)
     names = rule_labels((m.metric, m.condition) for m in measurements if m.metric in _CAPABILITIES)
-    for m in measurements:
-        if m.subject != "rr" or m.split != "all" or m.difference is None or m.difference_ci95 is None:
-            continue
-        benign = m.metric == "over_refusal" or (m.metric == "gibberish" and m.condition == "no_attack")
-        if m.metric not in _CAPABILITIES and not benign:
-            continue
-        name = METRICS[m.metric] if benign else names[m.metric, m.condition]
-        seen.append(f"{name} {signed(m.difference)} {interval(m.difference_ci95, sign=True)}")
-        if (m.difference_ci95[0] > 0) if benign else (m.difference_ci95[1] < 0):
+    names |= rule_labels((m.metric, m.condition) for m, _ in prices if m.metric not in _CAPABILITIES)
+    for m, ends in prices:
+        seen.append(f"{names[m.metric, m.condition]} {signed(m.difference)} {interval(ends, sign=True)}")
+        if (ends[1] < 0) if m.metric in _CAPABILITIES else (ends[0] > 0):
             worse.append(seen[-1])
     if worse:
         return f"this had a measurable cost, in points: {', '.join(worse)}"
     if not seen:
         return "what it cost was not measured"
     return f"no cost could be told from zero, in points: {', '.join(seen)}"
+
+
+def _prices(measurements: Sequence[Measurement]) -> list[tuple[Measurement, tuple[float, float]]]:
+    """The breaker's paired differences in what it should leave alone, with their intervals.
+
+    Of the conditions beside attacked pictures, which may be many, each metric has the one whose rise is surest.
+    """
+    found: list[tuple[Measurement, tuple[float, float]]] = []
+    surest: dict[str, tuple[Measurement, tuple[float, float]]] = {}
+    for m in measurements:
+        if m.subject != "rr" or m.split != "all" or m.difference is None or m.difference_ci95 is None:
+            continue
+        price = m, m.difference_ci95
+        benign = m.metric in ("over_refusal", "gibberish")
+        if benign and m.condition.startswith(BESIDE):
+            surest[m.metric] = max(surest.get(m.metric, price), price, key=lambda one: one[1])
+        elif m.metric in _CAPABILITIES or (benign and m.condition == "no_attack"):
+            found.append(price)
+    return [*found, *surest.values()]
 
 
 def _limits(measurements: Sequence[Measurement], items: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -141,6 +141,15 @@ def test_completions_judged_harmful_are_withheld_outside_of_fiction(make_run, tm
         )
 
 
+@pytest.mark.parametrize("outcome", ["compliance", "partial_refusal", None])
+def test_answers_beside_attacked_pictures_are_withheld_for_nobody_has_judged_their_harm(outcome):
+    item = {"metric": "over_refusal", "condition": "beside_pgd", "outcome": outcome, "completion": "secret words"}
+    assert shown_completion(item, show=False) == "[withheld: 2 words, not judged for harm]"
+    assert shown_completion(item, show=True) == "secret words"
+    assert shown_completion({**item, "outcome": "gibberish"}, show=False) == "secret words"
+    assert shown_completion({**item, "condition": "no_attack"}, show=False) == "secret words"
+
+
 def test_only_a_true_fiction_flag_shows_completions(make_run):
     run = make_run(n=4)
     content = json.loads((run / "run.json").read_text())
