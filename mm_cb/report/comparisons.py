@@ -172,7 +172,7 @@ def loss_table(items: Iterable[Mapping[str, Any]]) -> list[LossComparison]:
 
 def _loss_comparison(subject: str, condition: str, pairs: np.ndarray) -> LossComparison:
     """The row of ``pairs``, shape ``(n, 2)``: best loss of the subject and of the base; p not adjusted yet."""
-    differences = np.round(pairs[:, 0] - pairs[:, 1], 9)  # equal ones stay equal, whatever floating point makes of them
+    differences = np.round(pairs[:, 0] - pairs[:, 1], 9)  # ties stay ties
     this, base = np.median(pairs, axis=0).tolist()
     p = wilcoxon_signed_rank(differences.tolist())
     return LossComparison(subject, condition, len(pairs), base, this, float(np.median(differences)), p, p)

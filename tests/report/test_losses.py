@@ -59,13 +59,21 @@ def test_the_test_is_of_differences_by_behaviour_and_holm_covers_the_list():
     assert rows[0].adjusted < 0.05 and rows[1].p == 1
 
 
-def test_equal_losses_differ_in_nothing_and_scale_changes_no_p():
+def test_equal_losses_differ_in_nothing():
     both = [(s, f"b{i}", 0.1 * i) for i in range(1, 9) for s in ("base", "rr")]
     (row,) = loss_table([item(s, id, tried(0, loss)) for s, id, loss in both])
     assert (row.pairs, row.difference, row.p) == (8, 0, 1)
-    apart = [(s, id, loss + (0.3 if s == "rr" else 0)) for s, id, loss in both]  # ties but for floating point
-    (row,) = loss_table([item(s, id, tried(0, loss)) for s, id, loss in apart])
-    assert row.difference == pytest.approx(0.3) and row.p == 2 / 2**8
+
+
+def test_differences_that_are_alike_in_the_files_digits_are_ties():
+    """0.4 - 0.1 and 0.9 - 0.6 are not one number in floating point; ranked apart they would give another p."""
+    signs = [1, 1, -1, 1, -1, 1, 1, 1, 1, 1, 1, 1]
+    losses = [(f"b{i}", 0.1 * i + 1, 0.1 * i + 1 + 0.3 * sign) for i, sign in enumerate(signs)]
+    (row,) = loss_table(
+        [item(s, id, tried(0, v)) for id, *both in losses for s, v in zip(("base", "rr"), both, strict=True)]
+    )
+    assert row.p == pytest.approx(wilcoxon_signed_rank(signs)) and row.difference == pytest.approx(0.3)
+    assert row.p != pytest.approx(wilcoxon_signed_rank([this - base for _, base, this in losses]))
 
 
 def test_repeats_other_metrics_and_what_only_one_has_give_no_row():
