@@ -38,16 +38,18 @@ def seen_before(left: Mapping[int | None, Tensor], step: int, row: int) -> bool:
 def logged(found: Found | None, step: int | None, row: int) -> Record:
     """What the search said about this picture: the loss it had there, and for the selected one the whole curve.
 
-    ``zero_gradients`` is the share of steps whose gradient was exactly zero, said only where there were any.
+    ``selected_step`` is the selected picture's place in that curve, 0 = the start; ``zero_gradients`` is the share of
+    steps whose gradient was exactly zero, said only where there were any.
     """
     if found is None:
         return {"objective_logged": None, "curve": None}
     curve = found.result.curves[0, :, row].tolist()
     if step is not None:
         return {"objective_logged": round(curve[step], 5), "curve": None}
-    logged = curve[int(found.result.per_restart.steps[0, row])]
+    selected = int(found.result.per_restart.steps[0, row])
     zeros = float(found.result.zero_gradients[0, :, row].float().mean())
-    record = {"objective_logged": round(logged, 5), "curve": [round(value, 4) for value in curve]}
+    record = {"objective_logged": round(curve[selected], 5), "selected_step": selected}
+    record["curve"] = [round(value, 4) for value in curve]
     return record | ({"zero_gradients": round(zeros, 4)} if zeros else {})
 
 
@@ -59,7 +61,7 @@ def make_item(
     shown = ("restart", "image", "epsilon", "loss", "objective_file", "objective_logged", "completion", "outcome")
     further = [
         key
-        for key in ("iterate", "sample", "nll_base", "zero_gradients", "distance")
+        for key in ("iterate", "sample", "nll_base", "selected_step", "zero_gradients", "distance")
         if any(key in candidate for candidate in candidates)
     ]
     item = {

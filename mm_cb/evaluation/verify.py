@@ -30,7 +30,7 @@ _KEYS = ("id", "image", "clean_image", "prompt", "target", "sha256", "clean_sha2
 
 _SHARED = (
     *("restart", "iterate", "epsilon", "distance", "loss", "objective_file", "objective_logged", "nll_base"),
-    "zero_gradients",
+    *("selected_step", "zero_gradients"),
 )
 """What items.jsonl repeats of a picture's JSON, but for the verdict, which another judge may have given."""
 

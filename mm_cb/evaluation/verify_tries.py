@@ -25,6 +25,10 @@ Try = tuple[int, int | None, int | None]
 """Restart, iterate (None = the selected picture), sample (None = the greedy answer)."""
 
 
+_ROUNDED = 0.5e-4 + 0.5e-5 + 1e-9
+"""How far a loss that is written with five digits may lie from the same loss in a curve, which has four."""
+
+
 def check_tries(folder: Path, artefacts: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> None:
     """Every behaviour of the run's behaviours file under every attack, each with all its tries and no others.
 
@@ -101,6 +105,32 @@ def _check_curves(
                 f"`{folder / own[0]['image']}`: the loss curve of its run, in the JSON beside it or beside the run's "
                 "selected picture, is not that of its pictures. Do not use the run's numbers; run the attack again."
             )
+        _check_selected(folder, own, curves[0] if curves else [], attack, made_for)
+
+
+def _check_selected(
+    folder: Path,
+    own: Sequence[Mapping[str, Any]],
+    curve: Sequence[float],
+    attack: Attack,
+    made_for: Sequence[str],
+) -> None:
+    """Selected pictures say at which step of their run's one curve they were found; earlier runs do not say it."""
+    said = [a for a in own if "selected_step" in a]
+    if not said:
+        return
+    step, selected = said[0]["selected_step"], [a for a in own if a.get("iterate") is None]
+    right = said == selected and all(a["selected_step"] == step for a in said)
+    if right := right and type(step) is int and 0 <= step < len(curve):
+        loss = fmean(a["objective_logged"] for a in selected if a["id"] in made_for)
+        allowed = tolerance(loss, own[0]["dtype"]) if attack.universal else _ROUNDED
+        right = abs(loss - curve[step]) <= allowed
+    if not right:
+        raise UserError(
+            f"`{folder / said[0]['image']}`: the `selected_step` in the JSON beside it, {step!r:.60}, is not the step "
+            "at which its run's curve has the selected picture's loss. Do not use the run's numbers; run the attack "
+            "again."
+        )
 
 
 def _near(artefacts: Sequence[Mapping[str, Any]], key: str, values: Sequence[float]) -> bool:

@@ -1,5 +1,6 @@
 """Every paired comparison in full, and what was tried how often: the tables that a sceptic looks for."""
 
+import dataclasses
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from mm_cb.evaluation.results import Measurement
-from mm_cb.evaluation.statistics import Z95, any_of_k, bootstrap_mean, cluster_bootstrap, holm, items_needed
+from mm_cb.evaluation.statistics import (
+    Z95,
+    any_of_k,
+    bootstrap_mean,
+    cluster_bootstrap,
+    holm,
+    items_needed,
+    wilcoxon_signed_rank,
+)
 
 MARGIN = 0.5
 """Points: the largest difference that counts as "capability kept"."""
@@ -114,3 +123,68 @@ def _tries(subject: str, condition: str, successes: Sequence[Sequence[bool]]) ->
         100 * float(np.mean([any_of_k(len(row), sum(row), k) for row in successes])) for k in range(1, fewest + 1)
     )
     return Tries(subject, condition, len(successes), fewest, 100 * float(values.mean()), (100 * low, 100 * high), rates)
+
+
+Try = tuple[int | None, int | None]
+"""Restart and iterate (None = the selected picture); both None where an item does not list its tries."""
+
+
+@dataclass(frozen=True)
+class LossComparison:
+    """How far one attack got on a subject and on the base, in the target's loss: it differs where both rates are 0."""
+
+    subject: str
+    condition: str
+    pairs: int
+    base: float
+    """Median over the pairs of the base's best loss, in nats per token."""
+    this: float
+    """The same of the subject."""
+    difference: float
+    """Median of the paired differences, subject minus base; above 0 the attack got less far than on the base."""
+    p: float
+    """Paired Wilcoxon, two-sided."""
+    adjusted: float
+    """p after Holm's correction for every such test on the page."""
+
+
+def loss_table(items: Iterable[Mapping[str, Any]]) -> list[LossComparison]:
+    """One row per subject beside the base and attack or control that both have, paired by behaviour.
+
+    A behaviour that was broken is not attacked again, so one of the two may have had fewer tries, and the best of more
+    tries is lower by itself. Only tries that both made count: same restart, same iterate. A run that an early stop
+    ended counts with what it had reached.
+    """
+    tried: dict[tuple[str, str], dict[str, dict[Try, float]]] = defaultdict(dict)
+    for item in items:
+        if item["metric"] == "compliance" and not item.get("same_as"):
+            tried[item["subject"], item["condition"]][item["id"]] = losses_of_tries(item)
+    rows = []
+    for (subject, condition), own in tried.items():
+        base = tried.get(("base", condition), {}) if subject != "base" else {}
+        shared = {id: own[id].keys() & base[id].keys() for id in own if id in base}
+        pairs = [[min(side[id][one] for one in both) for side in (own, base)] for id, both in shared.items() if both]
+        if pairs:
+            rows.append(_loss_comparison(subject, condition, np.array(pairs)))
+    adjusted = holm([row.p for row in rows])
+    return [dataclasses.replace(row, adjusted=p) for row, p in zip(rows, adjusted, strict=True)]
+
+
+def _loss_comparison(subject: str, condition: str, pairs: np.ndarray) -> LossComparison:
+    """The row of ``pairs``, shape ``(n, 2)``: best loss of the subject and of the base; p not adjusted yet."""
+    differences = np.round(pairs[:, 0] - pairs[:, 1], 9)  # ties stay ties
+    this, base = np.median(pairs, axis=0).tolist()
+    p = wilcoxon_signed_rank(differences.tolist())
+    return LossComparison(subject, condition, len(pairs), base, this, float(np.median(differences)), p, p)
+
+
+def losses_of_tries(item: Mapping[str, Any]) -> dict[Try, float]:
+    """The target's loss of every picture that was tried on an item, or the item's own loss where it lists none.
+
+    Answers drawn at random share their picture's loss, and a relaxation leaves no picture: neither is a try here.
+    """
+    candidates = item.get("candidates")
+    if not candidates:
+        return {} if item.get("loss") is None else {(None, None): item["loss"]}
+    pictures = [one for one in candidates if one.get("image") is not None and not one.get("sample")]
+    return {(c.get("restart"), c.get("iterate")): c["loss"] for c in pictures if c.get("loss") is not None}

@@ -133,6 +133,12 @@ def signed(value: float | None) -> str:
     return "0.0" if shown in ("+0.0", "−0.0") else shown
 
 
+def loss(value: float, *, sign: bool = False) -> str:
+    """A loss with three decimals; a difference with its sign, zero without one."""
+    shown = f"{value:+.3f}" if sign else f"{value:.3f}"
+    return "0.000" if shown in ("+0.000", "-0.000") else shown.replace("-", "−")
+
+
 def interval(ends: tuple[float, float] | None, *, sign: bool = False) -> str:
     """``[1.2, 13.9]``, with signs for differences."""
     if ends is None:

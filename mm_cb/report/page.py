@@ -11,7 +11,7 @@ from mm_cb.report import labels
 from mm_cb.report.charts import curve_charts, layer_charts, outcome_bars, refusal_bars
 from mm_cb.report.combine import ReportData, combine
 from mm_cb.report.comparable import AS_RUN, judges_of
-from mm_cb.report.comparisons import comparisons, tries_table
+from mm_cb.report.comparisons import comparisons, loss_table, tries_table
 from mm_cb.report.gallery import AMPLIFICATION, build_gallery
 from mm_cb.report.kept import Change, category_rows, changes, seed_table
 from mm_cb.report.load import RunFiles, load_run
@@ -118,6 +118,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "table": table,
         "holm": HOLM,
         "comparisons": comparisons(data.measurements),
+        "losses": loss_table(data.items),
         "tries": tries_table(data.items),
         "judges": _judges(data),
         "agreement": [(run.folder.name, pair) for run in data.runs for pair in run.agreement],

@@ -17,7 +17,8 @@ from mm_cb.evaluation.attack_run import run_attack
 from mm_cb.evaluation.objectives import TargetObjective
 from mm_cb.evaluation.shards import Shard, launched, launched_device, shard_runs
 from mm_cb.evaluation.transfer import run_transfer
-from mm_cb.evaluation.verify import verify_run
+from mm_cb.evaluation.verify import read_artefacts, verify_run
+from mm_cb.evaluation.verify_tries import check_tries
 from mm_cb.paths import data_path, safe_id
 from mm_cb.report import write_report
 from mm_cb.runs import file_sha256, read_jsonl, read_run, write_jsonl
@@ -322,6 +323,13 @@ def test_a_universal_run_reports_the_held_out_behaviours_apart_and_verifies(thre
     assert not any(m["condition"] == "worst_case" for m in measured)
     assert all(check["passed"] for check in json.loads((tmp_path / "checks.json").read_text()))
     assert not any(row.disagreements for row in verify_run(tmp_path, model=None, adapter=None))
+    for path in sorted(tmp_path.glob("images/*/universal-*.json")):  # one search, one step, whoever it was made for
+        honest = path.read_text()
+        told = json.loads(honest)
+        path.write_text(json.dumps(told | {"selected_step": int(told["selected_step"] == 0)}))
+        with pytest.raises(UserError, match="the `selected_step` in the JSON"):
+            check_tries(tmp_path, read_artefacts(tmp_path), read_run(tmp_path))
+        path.write_text(honest)
 
 
 def test_a_universal_picture_without_held_out_behaviours_says_so(three, tmp_path, capsys):

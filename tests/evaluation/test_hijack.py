@@ -248,6 +248,35 @@ def test_iterates_are_files_of_their_own_and_count_in_k(base, behaviors, tmp_pat
         assert item["candidates"][0]["objective_file"] == lowest["objective_file"]
 
 
+@pytest.mark.parametrize("name", ["pgd", "apgd"])
+def test_the_selected_step_is_where_the_selected_picture_was_found(base, behaviors, tmp_path, name):
+    """Every step's picture is kept: the one of that step is the selected one, byte for byte."""
+    items = protocol_run(Subject("base", base), behaviors, tmp_path, name=name, iterates=4, restarts=2, artefacts=True)
+    seen = 0
+    for candidate in (c for item in items for c in item["candidates"]):
+        path = tmp_path / candidate["image"]
+        told = json.loads(path.with_suffix(".json").read_text())
+        assert candidate["selected_step"] == told.get("selected_step")
+        assert ("selected_step" in told) == (candidate["iterate"] is None)
+        if candidate["iterate"] is None:
+            step, curve = told["selected_step"], told["curve"]
+            assert curve[step] == pytest.approx(told["objective_logged"], abs=0.55e-4) and curve[step] == min(curve)
+            if step > 0:
+                assert path.with_name(f"{path.stem}-i{step}.png").read_bytes() == path.read_bytes()
+                seen += 1
+    assert seen >= len(behaviors)
+
+
+def test_what_searches_nothing_selects_no_step_and_what_leaves_no_picture_does(base, behaviors, tmp_path):
+    noise = protocol_run(Subject("base", base), behaviors, tmp_path / "noise", name="noise", artefacts=True)
+    assert not any("selected_step" in c for item in noise for c in item["candidates"])
+    assert not any("selected_step" in json.loads(p.read_text()) for p in tmp_path.glob("noise/images/*/*.json"))
+    embedded = protocol_run(Subject("base", base), behaviors, tmp_path / "embedding", name="embedding", artefacts=True)
+    for item, curve in zip(embedded, curves(tmp_path / "embedding", "embedding"), strict=True):
+        (one,) = item["candidates"]
+        assert curve[one["selected_step"]] == pytest.approx(one["objective_logged"], abs=0.55e-4)
+
+
 def test_the_placebo_gets_as_many_pictures_as_an_attack(base, behaviors, tmp_path):
     noise = protocol_run(Subject("base", base), behaviors, tmp_path, name="noise", iterates=2, restarts=2)
     assert {len(item["candidates"]) for item in noise} == {6}
@@ -314,6 +343,7 @@ def test_a_universal_picture_is_one_for_all_and_its_logged_losses_are_those_of_t
     first = [item["candidates"][0]["loss"] for item in items[:2]]
     assert sum(first) < sum(item["loss_clean"] for item in items[:2])
     (curve,) = curves(tmp_path, "universal")
+    assert {curve[item["candidates"][0]["selected_step"]] for item in items} == {min(curve)}
     assert min(curve) == pytest.approx(sum(first) / 2, abs=1e-4)
 
 
@@ -327,6 +357,7 @@ def test_early_stop_freezes_a_judged_success_and_says_so(base, behaviors, tmp_pa
     assert [[c.get("iterate") for c in item["candidates"]] for item in items] == [[None, 2], [None, 2, 4], [None, 2, 4]]
     assert all(item["early_stop"] for item in items) and items[0]["outcome"] == "harmful"
     assert [item["stopped_early"] for item in items] == [True, False, False]
+    assert items[0]["candidates"][0]["selected_step"] == 2
     assert find(measure(items, pairs=[]), "base", "compliance", "pgd").counts["stopped_early"] == 1
     first = items[0]["candidates"]
     assert (tmp_path / first[0]["image"]).read_bytes() == (tmp_path / first[1]["image"]).read_bytes()

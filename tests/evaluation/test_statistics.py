@@ -18,6 +18,7 @@ from mm_cb.evaluation.statistics import (
     items_needed,
     mcnemar_exact,
     paired_rate_interval,
+    wilcoxon_signed_rank,
     wilson_interval,
 )
 
@@ -162,6 +163,43 @@ def test_cluster_bootstrap_counts_clusters_and_not_tries():
     assert copied.high - copied.low > 2.5 * (naive.high - naive.low)
     with pytest.raises(ValueError, match="one cluster per value"):
         cluster_bootstrap(values, [1], rng)
+
+
+@given(st.lists(st.integers(-6, 6), max_size=9))
+@settings(max_examples=60, deadline=None)
+def test_wilcoxon_is_the_share_of_all_sign_patterns_as_extreme_with_ties_and_without_equal_pairs(differences):
+    from itertools import product
+
+    unequal = [d for d in differences if d]
+    ranks = stats.rankdata([abs(d) for d in unequal])
+    away = [abs(sum(r for r, up in zip(ranks, ups, strict=True) if up) - sum(ranks) / 2)
+            for ups in product((False, True), repeat=len(unequal))]  # fmt: skip
+    mine = abs(sum(r for r, d in zip(ranks, unequal, strict=True) if d > 0) - sum(ranks) / 2)
+    expected = sum(one >= mine - 1e-9 for one in away) / len(away)
+    assert wilcoxon_signed_rank(differences) == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.lists(st.floats(-5, 5, allow_subnormal=False), max_size=70))
+@settings(max_examples=40, deadline=None)
+def test_wilcoxon_ignores_direction_and_equal_pairs_and_is_a_p(differences):
+    p = wilcoxon_signed_rank(differences)
+    assert 0 < p <= 1
+    assert wilcoxon_signed_rank([-d for d in differences]) == pytest.approx(p, abs=1e-12)
+    assert wilcoxon_signed_rank([*differences, 0.0, 0.0, 0.0]) == p
+
+
+def test_wilcoxon_sees_what_goes_one_way_and_refuses_what_is_no_number():
+    assert wilcoxon_signed_rank([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]) == pytest.approx(0.03125)
+    assert wilcoxon_signed_rank([]) == wilcoxon_signed_rank([0.0] * 20) == 1
+    assert wilcoxon_signed_rank(np.linspace(0.1, 3, 60)) < 1e-9  # beyond the exact test
+    with pytest.raises(ValueError, match="`differences` must be finite"):
+        wilcoxon_signed_rank([0.1, float("nan")])
+
+
+def test_wilcoxon_keeps_its_level_where_nothing_differs():
+    rng = np.random.default_rng(0)
+    p_values = np.array([wilcoxon_signed_rank(rng.normal(size=12)) for _ in range(1000)])
+    assert np.mean(p_values <= 0.05) == pytest.approx(0.05, abs=0.02)
 
 
 def test_holm_of_a_worked_example():

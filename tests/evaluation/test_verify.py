@@ -405,6 +405,55 @@ def test_a_curve_that_is_not_the_pictures_is_noticed(run, curve):
         check_tries(run, read_artefacts(run), stated(run))
 
 
+def selects(run, step, name="pgd-s0-r0.png"):
+    """What a picture's JSON says of the selected step, forged: ``step`` of the honest JSON."""
+    path = picture_of(run, name).with_suffix(".json")
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"selected_step": step(content)}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("pgd-s0-r0.png", lambda told: told["curve"].index(max(told["curve"]))),
+        ("pgd_long-s0-r0.png", lambda told: told["curve"].index(max(told["curve"]))),
+        ("pgd-s0-r0.png", lambda told: told["selected_step"] - len(told["curve"])),  # the same place, from the end
+        ("pgd-s0-r0.png", lambda told: len(told["curve"])),
+        ("pgd-s0-r0.png", lambda told: float(told["selected_step"])),
+        ("pgd-s0-r0.png", lambda told: None),
+        ("pgd-s0-r0-i2.png", lambda told: 2),  # an iterate was not selected
+        ("noise-s0-r0.png", lambda told: 0),  # nothing was searched
+    ],
+)
+def test_a_selected_step_that_is_not_the_curves_is_refused_by_name(run, name, step):
+    artefacts = read_artefacts(run)
+    check_tries(run, artefacts, stated(run))
+    path = selects(run, step, name)
+    with pytest.raises(UserError, match=rf"{path.stem}.png`: the `selected_step`"):
+        check_tries(run, read_artefacts(run), stated(run))
+
+
+def test_a_selected_step_that_is_not_the_items_is_noticed(run):
+    selects(run, lambda told: told["selected_step"] + 1)
+    with pytest.raises(UserError, match="disagree in selected_step"):
+        check_items(run, read_artefacts(run))
+
+
+def test_a_run_of_before_selected_steps_were_written_down_still_verifies(few):
+    path = picture_of(few).with_suffix(".json")
+    content = json.loads(path.read_text())
+    del content["selected_step"]
+    path.write_text(json.dumps(content))
+    items = read_jsonl(few / "items.jsonl")
+    for item in items:
+        for one in item["candidates"]:
+            del one["selected_step"]
+    write_jsonl(few / "items.jsonl", items)
+    (row,) = verify_run(few, model=None, adapter=None)
+    assert not row.disagreements
+
+
 def test_without_the_behaviours_file_it_cannot_be_told_whether_one_was_left_out(run):
     (run / "behaviors.jsonl").write_text((run / "behaviors.jsonl").read_text().splitlines()[0] + "\n")
     with pytest.raises(UserError, match=r"behaviors.jsonl` must be the behaviours file whose SHA-256"):
