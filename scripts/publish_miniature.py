@@ -1,8 +1,9 @@
 """Write the miniature's measured numbers into ``results/``: ``python scripts/publish_miniature.py runs/full``.
 
 The run comes from ``mm-cb demo [--full] [--rr-seeds N] --out runs/full``. Nothing here measures: it reads the run and
-writes ``results/miniature.md`` (headline table, goals, seeds), ``miniature.json`` and ``miniature.png``, or the same
-under another ``--name``.
+writes ``results/miniature.md`` (headline table, goals, seeds), ``miniature.json``, ``miniature.png`` and the breakers
+themselves, ``miniature/SUBJECT``, or the same under another ``--name``. A breaker trained again on another processor is
+another breaker, so whoever doubts a number needs the one that it was measured on.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def main() -> None:
     options.out.mkdir(exist_ok=True)
     shutil.copyfile(options.run / "results.json", options.out / f"{options.name}.json")
     picture(options.run, options.out / f"{options.name}.png")
+    keep_breakers(options.run / "adapters", options.out / options.name)
     text = [
         "# The miniature's numbers",
         "",
@@ -78,6 +80,14 @@ def main() -> None:
         ),
     ]
     (options.out / f"{options.name}.md").write_text("\n".join(text) + "\n")
+
+
+def keep_breakers(trained: Path, kept: Path) -> None:
+    """Copy what an adapter is loaded from; the logs of its training stay in the run."""
+    for adapter in sorted(trained.iterdir()):
+        (kept / adapter.name).mkdir(parents=True, exist_ok=True)
+        for name in ("adapter_model.safetensors", "adapter_config.json", "base.json", "README.md"):
+            shutil.copyfile(adapter / name, kept / adapter.name / name)
 
 
 def command(run: dict[str, Any]) -> str:
