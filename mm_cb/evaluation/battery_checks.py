@@ -97,15 +97,17 @@ def _bound(arm: str, sizes: Sizes) -> int:
 
 
 def _placebo_is_weak(found: Measured) -> dict[str, Any]:
-    name, expected = "S2 random noise is no attack", "at most half of the attack's success, loss near the clean one"
+    name = "S2 random noise is no attack"
+    expected = "noise, like no change, at most half of the attack's success; loss near the clean one"
     why = "a placebo that works means that the pictures break by themselves"
     if "any_of_k" not in found.emitted:
         return _missing(found, name, expected, why)
-    noise, attack = found.emitted["noise"].float().mean(), found.emitted["any_of_k"].float().mean()
+    clean, noise, attack = (found.emitted[arm].float().mean() for arm in ("clean", "noise", "any_of_k"))
     gained = (found.losses["clean"] - found.losses["noise"]).mean()
     gain = (found.losses["clean"] - found.losses["pgd"]).mean()
-    value = f"noise {100 * noise:.0f} %, attack {100 * attack:.0f} %; loss lowered by {gained:.2f} against {gain:.2f}"
-    return check(name, bool(noise <= attack / 2 and gained <= gain / 2), value, expected, why)
+    value = f"clean {100 * clean:.0f} %, noise {100 * noise:.0f} %, attack {100 * attack:.0f} %"
+    value += f"; loss lowered by {gained:.2f} against {gain:.2f}"
+    return check(name, bool(max(clean, noise) <= attack / 2 and gained <= gain / 2), value, expected, why)
 
 
 def _sweep_reaches_all(found: Measured) -> dict[str, Any]:

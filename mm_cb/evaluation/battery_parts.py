@@ -68,7 +68,7 @@ def _unpacked(flat: dict[str, Tensor]) -> Measured:
 
 
 def plain(found: Measured) -> Mapping[str, Any]:
-    """The numbers as JSON values."""
+    """The numbers as JSON values; what is no number, as an overflow leaves behind, is None."""
     return {
         "losses": {arm: _rounded(values) for arm, values in found.losses.items()},
         "emitted": {arm: values.tolist() for arm, values in found.emitted.items()},
@@ -80,8 +80,8 @@ def plain(found: Measured) -> Mapping[str, Any]:
         "curves": {arm: [_rounded(row) for row in curve.T] for arm, curve in found.curves.items()},
         "gradient_norms": {arm: [_significant(row) for row in norms.T] for arm, norms in found.norms.items()},
         "silent": found.silent,
-        "path_gap": found.path_gap,
-        "repeat_gap": found.repeat_gap,
+        "path_gap": _finite(found.path_gap),
+        "repeat_gap": _finite(found.repeat_gap),
         "unsteady": None if found.unsteady is None else _rounded(found.unsteady),
         "zero_share": None if found.zero_share is None else _rounded(found.zero_share),
         "ratios": None if found.ratios is None else [_rounded(row.nan_to_num(0)) for row in found.ratios],
@@ -93,14 +93,20 @@ def _lines(files: Filed) -> list[dict[str, Any]]:
     judged = zip(files.losses.tolist(), files.emitted.tolist(), files.distances.tolist(), strict=True)
     names: list[str | None] = [*files.names] or [None] * len(files.losses)
     return [
-        {"image": name, "loss": round(loss, 5), "emitted": emitted, "distance": distance}
+        {"image": name, "loss": _finite(loss, 5), "emitted": emitted, "distance": distance}
         for name, (loss, emitted, distance) in zip(names, judged, strict=True)
     ]
 
 
-def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 4) for value in values.tolist()]
+def _finite(value: float, digits: int | None = None) -> float | None:
+    if not math.isfinite(value):
+        return None
+    return value if digits is None else round(value, digits)
+
+
+def _rounded(values: Tensor) -> list[float | None]:
+    return [_finite(value, 4) for value in values.tolist()]
 
 
 def _significant(values: Tensor) -> list[float | None]:
-    return [None if math.isnan(value) else float(f"{value:.3g}") for value in values.tolist()]
+    return [None if not math.isfinite(value) else float(f"{value:.3g}") for value in values.tolist()]

@@ -15,6 +15,7 @@ from mm_cb.evaluation.battery_parts import measured_once, plain
 from mm_cb.evaluation.behaviors import open_picture, read_behaviors
 from mm_cb.evaluation.search import OPTIMIZERS
 from mm_cb.evaluation.subjects import Subject
+from mm_cb.files import dumps
 from mm_cb.models import load_model
 from mm_cb.paths import data_path
 from mm_cb.report.verdict import judge_run
@@ -152,6 +153,23 @@ def test_every_search_steps_as_the_settings_say(monkeypatch):
     # white box, twice its steps, its second run, the adaptive one, without bound, and the sweep
     assert asked == [12, 24, 12, 12, 12, 12, 12] and found.error is None
     assert torch.equal(found.losses["pgd_adaptive"], found.losses["pgd"])
+
+
+def test_pictures_that_break_by_themselves_make_no_attack(sound):
+    """S2 asks the clean picture too, not the noisy ones alone."""
+    assert sound.emitted["any_of_k"].all()
+    emitted = sound.emitted | {"clean": torch.tensor([True, True, False])}
+    assert "S2" in failed(checks_of(dataclasses.replace(sound, emitted=emitted), SIZES))
+
+
+def test_what_is_no_number_is_written_as_none():
+    """A model that overflows must end in failed checks, not in a file that cannot be written."""
+    true = BEDS["sound"]
+    found = measure_bed(dataclasses.replace(true, objective=lambda pixels: true.objective(pixels) * torch.nan), SIZES)
+    found = dataclasses.replace(found, unsteady=torch.tensor([torch.nan, torch.inf, 0.5]))
+    written = json.loads(dumps({"base": plain(found), "checks": checks_of(found, SIZES)}))["base"]
+    assert written["repeat_gap"] is None and written["path_gap"] is None
+    assert written["unsteady"] == [None, None, 0.5]
 
 
 def noisy(sound):
