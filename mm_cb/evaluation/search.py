@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from image_attacks import AttackError, AttackResult, Linf, ThreatModel, adam_pgd, apgd, pgd
+from image_attacks import AttackError, AttackResult, Linf, ResumeError, ThreatModel, adam_pgd, apgd, pgd
 from mm_cb.errors import UserError
 from mm_cb.evaluation import adaptive
 from mm_cb.evaluation.attacks import Attack, Protocol
@@ -136,7 +136,7 @@ def search(
         show: Called with (iterates so far, their losses).
 
     Raises:
-        UserError: If the objective is not finite or has no gradient.
+        UserError: If the objective is not finite or has no gradient, or the saved state is another version's.
     """
     allowed: ThreatModel = attack.threat.allowed(attack.epsilon, (clean.shape[2], clean.shape[3]))
     if first is not None:
@@ -165,6 +165,11 @@ def search(
             checkpoint=watch.checkpoint,
             resume=watch.resume(),
         )
+    except ResumeError as error:
+        raise UserError(
+            f"`{state}` must be the state of this attack, but another version or another attack saved it: {error} "
+            f"Delete it and give the command again: `{attack.name}` starts anew on this batch, what is finished stays."
+        ) from error
     except AttackError as error:
         raise UserError(
             f"`{attack.name}` cannot attack this model: {error} Try `--dtype float32`; if it stays, look at the "

@@ -1,10 +1,12 @@
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from image_attacks import linf_255, target_nll
 from mm_cb.errors import UserError
@@ -376,6 +378,30 @@ def test_what_stands_still_leaves_no_second_file(base, behaviors, tmp_path):
     assert len(pictures) == 2 * len(behaviors) and all(
         (tmp_path / name).with_suffix(".json").is_file() for name in pictures
     )
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd"])
+def test_a_saved_state_of_an_earlier_version_is_named_with_what_to_do(base, behaviors, tmp_path, monkeypatch, name):
+    subject, real, calls = Subject("base", base), TargetObjective.__call__, []
+
+    def dies(self, pixels):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(self, pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TargetObjective, "__call__", dies)
+        with pytest.raises(KeyboardInterrupt):
+            protocol_run(subject, behaviors, tmp_path, name=name, checkpoint_seconds=0.0)
+    (state,) = (tmp_path / "parts").glob("*.safetensors")
+    saved = load_file(state)
+    save_file({key.replace("attack.norms", "attack.zeros"): value for key, value in saved.items()}, state)
+    with pytest.raises(UserError, match=rf"`{re.escape(str(state))}`.*another version.*[Dd]elete it") as told:
+        protocol_run(subject, behaviors, tmp_path, name=name, checkpoint_seconds=0.0)
+    assert "float32" not in str(told.value)
+    state.unlink()
+    protocol_run(subject, behaviors, tmp_path, name=name, checkpoint_seconds=0.0)
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd"])
