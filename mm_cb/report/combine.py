@@ -137,7 +137,7 @@ def _checks(
 
 def _untested(runs: Sequence[RunFiles]) -> Iterable[str]:
     """The attacked model that the page is about, where no sanity battery at its budget is among the runs."""
-    tested = [who(run) | budget(run) for run in runs if run.run.get("command") == BATTERY]
+    tested = [who(run) | budget(run) | _searched(run) for run in runs if run.run.get("command") == BATTERY]
     for subject in ("rr", "base"):  # a battery on the circuit breaker has the base as its control
         attacked = [run for run in runs if run.run.get("command") in ("attack", "demo") and _attacks(run, subject)]
         if any(_as_attacked(run, subject) not in tested for run in attacked):
@@ -153,7 +153,13 @@ def _as_attacked(run: RunFiles, subject: str) -> dict[str, Any]:
     """Which model was attacked, and how far; a demo trained its breaker itself, which its recipe does not name."""
     trained = run.folder / "adapters" / subject / "adapter_model.safetensors"
     own = {"adapter": "hashed", f"weights {trained.name}": file_sha256(trained)} if trained.is_file() else {}
-    return who(run) | budget(run) | own
+    return who(run) | budget(run) | _searched(run) | own
+
+
+def _searched(run: RunFiles) -> dict[str, Any]:
+    """By which steps and through which image processor; earlier batteries, and demos, had these alone."""
+    options = recipe_of(run).get("options") or {}
+    return {"optimizer": options.get("optimizer", "adam"), "image_backend": options.get("image_backend", "pil")}
 
 
 def _attacks(run: RunFiles, subject: str) -> bool:

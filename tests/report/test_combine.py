@@ -259,8 +259,8 @@ def test_a_page_of_attacks_says_on_whom_the_battery_was_not_run(split_runs, tmp_
     def unchecked(*batteries):
         return [note for note in joined([*parts, *batteries]).notes if "sanity battery was not run" in note]
 
-    def battery(like, **recipe):
-        folder = tmp_path / f"check-{like}-{len(recipe)}"
+    def battery(like, name="", **recipe):
+        folder = tmp_path / f"check-{like}-{name or len(recipe)}"
         folder.mkdir()
         run = json.loads((tmp_path / f"{like}-pgd" / "run.json").read_text()) | {"command": "attack check"}
         run["recipe"] |= recipe
@@ -271,6 +271,9 @@ def test_a_page_of_attacks_says_on_whom_the_battery_was_not_run(split_runs, tmp_
     (note,) = unchecked()
     assert "not run on the circuit breaker" in note and unchecked(battery("base")) == [note]
     assert unchecked(battery("rr")) == [] and unchecked(battery("rr", epsilon=8)) == [note]
+    assert unchecked(battery("rr", name="sign", options={"optimizer": "sign"})) == [note]
+    assert unchecked(battery("rr", name="torchvision", options={"image_backend": "torchvision"})) == [note]
+    assert unchecked(battery("rr", name="same", options={"optimizer": "adam", "image_backend": "pil"})) == []
     parts = [part for part in parts if not part.name.startswith("rr-")]
     assert "not run on the base" in unchecked()[0] and unchecked(tmp_path / "check-base-0") == []
     write_report(parts, tmp_path / "page.html")
