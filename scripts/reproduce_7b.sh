@@ -32,7 +32,7 @@
 #   DEVICE DTYPE SEED OUT MM_CB   cuda bfloat16 0 runs/7b mm-cb
 #
 # The sanity battery (`mm-cb attack check`, on the breaker with the base as its control) has EPSILON and STEPS of the attacks,
-# and costs some 15 x STEPS steps for each of 12 behaviours and both models; CHECK="behaviors=4" asks for fewer.
+# and costs some 15 x STEPS steps of the base and 17 of the breaker for each of 12 behaviours; CHECK="behaviors=4" asks for fewer.
 # A check that fails ends nothing here: the page then says "no claim". With fewer STEPS than the battery's own 100, its S13 passes
 # only if CHECK names the behaviours on which they were chosen: "validation=other.jsonl". CHECK=none leaves the battery out.
 set -euo pipefail
