@@ -160,12 +160,12 @@ def last_moves(curve: Tensor) -> Tensor:
     """How far the best loss so far, rescaled to [0, 1] per run, moves within the last steps: ``(T, B)`` -> ``(B,)``.
 
     Source:
-        Pintor et al. 2022 (arXiv:2106.09947), incomplete optimisation. Deviation: rescaled by what the best loss so far
-        spans, not by the highest loss on the way, which a bad step would raise.
+        Pintor et al. 2022 (arXiv:2106.09947), incomplete optimisation. Deviations: rescaled by what the best loss so
+        far spans, not by the highest loss on the way, which a bad step would raise; ten moves, not ten losses.
     """
     best = curve.cummin(dim=0).values
     span = best[0] - best[-1]
-    return (best[-min(len(best), LAST_STEPS)] - best[-1]) / torch.where(span > 0, span, 1)
+    return (best[-min(len(best), LAST_STEPS + 1)] - best[-1]) / torch.where(span > 0, span, 1)
 
 
 def _beats(found: Measured, number: str, about: str, arms: tuple[str, ...]) -> dict[str, Any]:

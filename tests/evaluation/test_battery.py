@@ -132,6 +132,12 @@ def test_last_moves_are_shares_of_what_the_best_loss_has_fallen():
     torch.testing.assert_close(moves, torch.tensor([0.0, 1.0, 0.0, 0.5]))
 
 
+@pytest.mark.parametrize(("steps_ago", "moved"), [(1, 1.0), (10, 1.0), (11, 0.0)])
+def test_ten_last_steps_are_ten_and_not_nine(steps_ago, moved):
+    dropped = torch.cat([torch.full((31 - steps_ago,), 5.0), torch.ones(steps_ago)])
+    assert last_moves(dropped.unsqueeze(1)).item() == moved
+
+
 def test_the_second_run_starts_elsewhere_and_the_better_of_both_counts(sound):
     first, second = sound.files["pgd"], sound.files["second_run"]
     assert not torch.equal(sound.losses["pgd"], second.losses)
