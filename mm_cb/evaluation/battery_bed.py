@@ -52,9 +52,10 @@ def make_bed(subject: Subject, group: Sequence[Behavior], pictures: Sequence[Ima
         return names, torch.stack([load_png(folder / name) for name in names]).to(pixels)
 
     clean = torch.stack([to_pixels(picture) for picture in pictures]).to(subject.model.device)
+    behind = "" if subject.system is None else f" behind the operator's of {len(subject.system)} characters"
     about = (
         f"white box; goal: the answer begins with a given text; pixels of the uploaded file of {pictures[0].width} x "
-        f"{pictures[0].height} change, the user picks the text; "
+        f"{pictures[0].height} change, the user picks the text{behind}; "
         f"{type(subject.model.processor.image_processor).__name__}, {subject.model.base.dtype}; {len(group)} behaviours"
     )
     adaptive = {name: make_objective(subject, group, pictures, Attack(name)) for name in ADAPTIVE if subject.adapted}

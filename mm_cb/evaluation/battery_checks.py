@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_cb.evaluation.battery import DIRECTIONS, Measured, Sizes
+from mm_cb.evaluation.battery import DIRECTIONS, NUDGE, Measured, Sizes
 from mm_cb.evaluation.statistics import wilson_interval
 
 NEAR_ZERO = 0.1
@@ -149,11 +149,14 @@ def _finished(found: Measured) -> dict[str, Any]:
     name = "S5 the attack has come to its end"
     expected = f"its last {LAST_STEPS} steps move no rescaled best loss by more than {UNFINISHED}"
     why = "a loss that is still falling says what the budget is, not what the model withstands"
-    if "pgd" not in found.curves:
+    moved = {arm: last_moves(found.curves[arm]) for arm in ("pgd", *ADAPTIVE) if arm in found.curves}
+    if "pgd" not in moved:
         return _missing(found, name, expected, why)
-    moved = last_moves(found.curves["pgd"])
-    value = f"{int((moved > UNFINISHED).sum())} of {len(moved)} still falling, largest move {moved.max():.3f}"
-    return check(name, not bool((moved > UNFINISHED).any()), value, expected, why)
+    told = [
+        f"{arm}: {int((m > UNFINISHED).sum())} of {len(m)} still falling, by up to {m.max():.3f}"
+        for arm, m in moved.items()
+    ]
+    return check(name, all(bool((m <= UNFINISHED).all()) for m in moved.values()), "; ".join(told), expected, why)
 
 
 def last_moves(curve: Tensor) -> Tensor:
@@ -194,18 +197,20 @@ def _gradient_stays(found: Measured) -> dict[str, Any]:
     name = "S8 the gradient stays on the way"
     expected = f"never zero at any step, as long as the loss is above {NEAR_ZERO}"
     why = "a gradient that vanishes where the attack has led stops it, whatever it was at the clean picture"
-    if "pgd" not in found.norms:
+    arms = [arm for arm in ("pgd", *ADAPTIVE) if arm in found.norms]
+    if "pgd" not in arms:
         return _missing(found, name, expected, why)
-    norms, losses = found.norms["pgd"], found.curves["pgd"][:-1]
-    lost = (norms == 0) & (losses > NEAR_ZERO)
-    share = (norms[-1] / norms[0]).median()
-    value = f"{int(lost.any(dim=0).sum())} of {norms.shape[1]} lose it; median norm at the end {share:.2g} of the first"
-    return check(name, not bool(lost.any()), value, expected, why)
+    lost = {arm: ((found.norms[arm] == 0) & (found.curves[arm][:-1] > NEAR_ZERO)).any(dim=0) for arm in arms}
+    told = []
+    for arm, rows in lost.items():
+        share = (found.norms[arm][-1] / found.norms[arm][0]).median()
+        told.append(f"{arm}: {int(rows.sum())} of {len(rows)} lose it, median norm at the end {share:.2g} of the first")
+    return check(name, not any(bool(rows.any()) for rows in lost.values()), "; ".join(told), expected, why)
 
 
 def _steady(found: Measured) -> dict[str, Any]:
     name = "S8 tiny steps hardly move the loss"
-    expected = f"by less than {100 * UNSTEADY:.0f} % on average, under random steps of at most one level"
+    expected = f"by less than {100 * UNSTEADY:.0f} % on average, under random steps of at most {NUDGE} levels"
     why = "where the loss jumps about, a gradient at a point says nothing of its surroundings"
     if found.unsteady is None:
         return _missing(found, name, expected, why)

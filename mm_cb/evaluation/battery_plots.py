@@ -35,7 +35,8 @@ def draw(folder: Path, measured: Mapping[str, Measured]) -> None:
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         loss, norm = figure.subplots(1, 2)
         for name, found in curved.items():
-            for arm, curve in found.curves.items():
+            for arm in ("pgd", "double_steps"):  # adaptive ones minimise another loss
+                curve = found.curves[arm]
                 best, label = curve.cummin(dim=0).values.mean(dim=1), f"{name}, {arm.replace('_', ' ')}"
                 loss.plot(range(len(best)), best.tolist(), label=label)
                 norm.plot(range(len(best) - 1), found.norms[arm].median(dim=1).values.tolist(), label=label)

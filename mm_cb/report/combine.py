@@ -137,10 +137,14 @@ def _checks(
 
 def _untested(runs: Sequence[RunFiles]) -> Iterable[str]:
     """The attacked model that the page is about, where no sanity battery at its budget is among the runs."""
-    tested = [who(run) | budget(run) | _searched(run) for run in runs if run.run.get("command") == BATTERY]
+    batteries = [run for run in runs if run.run.get("command") == BATTERY]
+    tested = [(who(run) | budget(run) | _searched(run), _steps(run)) for run in batteries]
     for subject in ("rr", "base"):  # a battery on the circuit breaker has the base as its control
         attacked = [run for run in runs if run.run.get("command") in ("attack", "demo") and _attacks(run, subject)]
-        if any(_as_attacked(run, subject) not in tested for run in attacked):
+        if not all(
+            any(_as_attacked(run, subject) == like and steps <= _steps(run) for like, steps in tested)
+            for run in attacked
+        ):
             yield (
                 f"The sanity battery was not run on the {subject_label(subject)} as it was attacked here, so a low "
                 "number may be the attack's weakness: run `mm-cb attack check` and report its folder as well."
@@ -157,9 +161,17 @@ def _as_attacked(run: RunFiles, subject: str) -> dict[str, Any]:
 
 
 def _searched(run: RunFiles) -> dict[str, Any]:
-    """By which steps and through which image processor; earlier batteries, and demos, had these alone."""
-    options = recipe_of(run).get("options") or {}
-    return {"optimizer": options.get("optimizer", "adam"), "image_backend": options.get("image_backend", "pil")}
+    """How an attack stepped, through which image processor and in which dtype; the defaults are what demos have."""
+    recipe = recipe_of(run)
+    options = recipe.get("options") or {}
+    found = {"optimizer": options.get("optimizer", "adam"), "image_backend": options.get("image_backend", "pil")}
+    return found | {"dtype": recipe.get("dtype") or (recipe.get("rerouting") or {}).get("dtype") or "float32"}
+
+
+def _steps(run: RunFiles) -> int:
+    """Steps per run of an attack; a battery vouches for as many as it had, and for more."""
+    recipe = recipe_of(run)
+    return int((recipe.get("options") or {}).get("steps") or recipe.get("steps") or 0)
 
 
 def _attacks(run: RunFiles, subject: str) -> bool:

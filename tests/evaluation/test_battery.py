@@ -102,6 +102,13 @@ def test_each_check_can_fail(sound):
     norms, curve = sound.norms["pgd"].clone(), sound.curves["pgd"].clone()
     falling = torch.linspace(8, 1, len(curve)).unsqueeze(1).expand_as(curve)
     assert "S5" in failed(checks_of(dataclasses.replace(sound, curves={"pgd": falling}), SIZES))
+    for arm in ADAPTIVE:  # which minimise losses of their own
+        assert "S5" in failed(checks_of(dataclasses.replace(sound, curves=sound.curves | {arm: falling}), SIZES))
+        still = {
+            "norms": sound.norms | {arm: torch.zeros(len(curve) - 1, 3)},
+            "curves": sound.curves | {arm: curve + 1},
+        }
+        assert "S8" in failed(checks_of(dataclasses.replace(sound, **still), SIZES))
     norms[3, 1], curve[3, 1] = 0, 0.2
     lost = dataclasses.replace(sound, norms={"pgd": norms}, curves={"pgd": curve})
     assert "S8" in failed(checks_of(lost, SIZES))
@@ -159,6 +166,7 @@ def test_every_search_steps_as_the_settings_say(monkeypatch):
     # white box, twice its steps, its second run, the adaptive one, without bound, and the sweep
     assert asked == [12, 24, 12, 12, 12, 12, 12] and found.error is None
     assert torch.equal(found.losses["pgd_adaptive"], found.losses["pgd"])
+    assert torch.equal(found.norms["pgd_adaptive"], found.norms["pgd"])
 
 
 def test_pictures_that_break_by_themselves_make_no_attack(sound):
