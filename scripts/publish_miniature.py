@@ -83,11 +83,13 @@ def main() -> None:
 
 
 def keep_breakers(trained: Path, kept: Path) -> None:
-    """Copy what an adapter is loaded from; the logs of its training stay in the run."""
-    for adapter in sorted(trained.iterdir()):
-        (kept / adapter.name).mkdir(parents=True, exist_ok=True)
-        for name in ("adapter_model.safetensors", "adapter_config.json", "base.json", "README.md"):
-            shutil.copyfile(adapter / name, kept / adapter.name / name)
+    """Copy what every adapter of a run is loaded from, in place of what was published before; training logs stay."""
+    shutil.rmtree(kept, ignore_errors=True)
+    for weights in sorted(trained.glob("*/adapter_model.safetensors")):
+        folder = kept / weights.parent.name
+        folder.mkdir(parents=True)
+        for name in (weights.name, "adapter_config.json", "base.json", "README.md"):
+            shutil.copyfile(weights.parent / name, folder / name)
 
 
 def command(run: dict[str, Any]) -> str:
