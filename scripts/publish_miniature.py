@@ -83,12 +83,12 @@ def main() -> None:
 
 
 def keep_breakers(trained: Path, kept: Path) -> None:
-    """Copy what every adapter of a run is loaded from, in place of what was published before; training logs stay."""
+    """Copy what every adapter of a run is loaded from, and its losses, in place of what was published before."""
     shutil.rmtree(kept, ignore_errors=True)
     for weights in sorted(trained.glob("*/adapter_model.safetensors")):
         folder = kept / weights.parent.name
         folder.mkdir(parents=True)
-        for name in (weights.name, "adapter_config.json", "base.json", "README.md"):
+        for name in (weights.name, "adapter_config.json", "base.json", "README.md", "metrics.jsonl"):
             shutil.copyfile(weights.parent / name, folder / name)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "publish_miniature.py"
-FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors", "base.json")
+FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors", "base.json", "metrics.jsonl")
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def publish():
 def trained(folder, *names):
     for name in names:
         (folder / name / "checkpoints").mkdir(parents=True)
-        for file in (*FILES, "metrics.jsonl"):
+        for file in (*FILES, "run.json"):
             (folder / name / file).write_text(f"{folder.name} {name} {file}")
     (folder / "notes.txt").write_text("no breaker")
     return folder
