@@ -70,9 +70,14 @@ class Sizes:
     optimizer: str = "adam"
     """How a search by PGD steps: `mm_cb.evaluation.search.OPTIMIZERS`."""
 
+    @property
+    def ball(self) -> Linf:
+        """What an attack may change, where its arm is not about another budget."""
+        return Linf(self.epsilon / 255)
+
     def search(self, objective: Callable[[Tensor], Tensor], images: Tensor, **settings: Any) -> AttackResult:
         """Run PGD with these steps in this ball, where the settings name no others."""
-        settings = {"threat_model": Linf(self.epsilon / 255), "steps": self.steps} | settings
+        settings = {"threat_model": self.ball, "steps": self.steps} | settings
         return OPTIMIZERS[self.optimizer](objective, images, **settings)
 
 
@@ -133,7 +138,7 @@ def measure_bed(bed: Bed, sizes: Sizes, seed: int = 0, say: Callable[[str], None
         _placebo(found, bed, sizes, seed)
         say("gradient-free search")
         searched = random_search(
-            bed.objective, bed.clean, threat_model=_ball(sizes), steps=sizes.steps, generator=_generator(seed)
+            bed.objective, bed.clean, threat_model=sizes.ball, steps=sizes.steps, generator=_generator(seed)
         )
         _keep(found, bed, "random_search", searched.images)
         say("gradients")
@@ -150,10 +155,6 @@ def measure_bed(bed: Bed, sizes: Sizes, seed: int = 0, say: Callable[[str], None
     except AttackError as error:
         found.error = str(error)
     return found
-
-
-def _ball(sizes: Sizes) -> Linf:
-    return Linf(sizes.epsilon / 255)
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -208,17 +209,15 @@ def _unsteady(bed: Bed, clean: Tensor, generator: torch.Generator) -> Tensor:
         Pintor et al. 2022 (arXiv:2106.09947), unstable predictions. Deviation: 10 draws instead of 100, which would be
         an attack's worth of passes.
     """
-    changes = []
-    for _ in range(NUDGES):
-        step = NUDGE / 255 * (2 * torch.rand(bed.clean.shape, generator=generator) - 1).to(bed.clean)
-        changes.append((bed.objective((bed.clean + step).clamp(0, 1)) - clean).abs())
+    near = Linf(NUDGE / 255)
+    changes = [(bed.objective(near.random_start(bed.clean, generator)) - clean).abs() for _ in range(NUDGES)]
     return torch.stack(changes).mean(dim=0) / clean.abs().clamp(min=torch.finfo(clean.dtype).tiny)
 
 
 def _gradient_arms(found: Measured, bed: Bed, sizes: Sizes, seed: int) -> None:
     """One step; the attack with its iterates judged; twice its steps, twice its runs; APGD; adaptive; no bound."""
-    ball, epsilon = _ball(sizes), sizes.epsilon / 255
-    single = pgd(bed.objective, bed.clean, threat_model=ball, steps=1, step_size=epsilon, keep="last")
+    ball = sizes.ball
+    single = pgd(bed.objective, bed.clean, threat_model=ball, steps=1, step_size=ball.epsilon, keep="last")
     _keep(found, bed, "single_step", single.images)
     moments = sorted({round(sizes.steps * (i + 1) / sizes.iterates) for i in range(sizes.iterates)})
     watch = Watch(moments)

@@ -1,5 +1,6 @@
 import json
 import re
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -380,9 +381,10 @@ def test_what_stands_still_leaves_no_second_file(base, behaviors, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["pgd", "apgd"])
-def test_a_saved_state_of_an_earlier_version_is_named_with_what_to_do(base, behaviors, tmp_path, monkeypatch, name):
-    subject, real, calls = Subject("base", base), TargetObjective.__call__, []
+@contextmanager
+def cut_short(monkeypatch):
+    """What runs in here is interrupted in the middle of an optimisation, at the fourth call of its objective."""
+    real, calls = TargetObjective.__call__, []
 
     def dies(self, pixels):
         calls.append(1)
@@ -393,7 +395,14 @@ def test_a_saved_state_of_an_earlier_version_is_named_with_what_to_do(base, beha
     with monkeypatch.context() as patch:
         patch.setattr(TargetObjective, "__call__", dies)
         with pytest.raises(KeyboardInterrupt):
-            protocol_run(subject, behaviors, tmp_path, name=name, checkpoint_seconds=0.0)
+            yield
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd"])
+def test_a_saved_state_of_an_earlier_version_is_named_with_what_to_do(base, behaviors, tmp_path, monkeypatch, name):
+    subject = Subject("base", base)
+    with cut_short(monkeypatch):
+        protocol_run(subject, behaviors, tmp_path, name=name, checkpoint_seconds=0.0)
     (state,) = (tmp_path / "parts").glob("*.safetensors")
     saved = load_file(state)
     save_file({key.replace("attack.norms", "attack.zeros"): value for key, value in saved.items()}, state)
@@ -408,22 +417,11 @@ def test_a_saved_state_of_an_earlier_version_is_named_with_what_to_do(base, beha
 def test_a_run_killed_in_the_middle_goes_on_to_the_same_bytes(base, behaviors, tmp_path, monkeypatch, name):
     subject = Subject("base", base)
     whole = protocol_run(subject, behaviors, tmp_path / "whole", name=name, iterates=2, checkpoint_seconds=0.0)
-    calls = []
-    real = TargetObjective.__call__
-
-    def dies(self, pixels):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(self, pixels)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TargetObjective, "__call__", dies)
-        with pytest.raises(KeyboardInterrupt):
-            protocol_run(subject, behaviors, tmp_path / "cut", name=name, iterates=2, checkpoint_seconds=0.0)
+    with cut_short(monkeypatch):
+        protocol_run(subject, behaviors, tmp_path / "cut", name=name, iterates=2, checkpoint_seconds=0.0)
     states = list((tmp_path / "cut" / "parts").glob("*.safetensors"))
     assert len(states) == 1 and not list((tmp_path / "cut").rglob("*.png"))
-    resumed = []
+    resumed, real = [], TargetObjective.__call__
 
     def counts(self, pixels):
         resumed.append(1)
