@@ -14,26 +14,26 @@ from typing import Any
 
 import torch
 
-from mm_cb.evaluation.attacks import KINDS
-from mm_cb.evaluation.behaviors import Behavior, read_behaviors
-from mm_cb.evaluation.checks import run_checks
-from mm_cb.evaluation.hijack import Attack, attack_behaviors
-from mm_cb.evaluation.outputs import curve_quartiles, keep_worst
-from mm_cb.evaluation.parts import once
-from mm_cb.evaluation.questions import ask
-from mm_cb.evaluation.representations import compare
-from mm_cb.evaluation.results import Measurement, measure, read_results, write_results
-from mm_cb.evaluation.subjects import Subject
+from mm_cb.attacks.checks import run_checks
+from mm_cb.attacks.outputs import curve_quartiles, keep_worst
+from mm_cb.attacks.runner import Attack, attack_behaviors
+from mm_cb.core.progress import Progress
+from mm_cb.core.runs import RunDirectory, append_jsonl, write_json, write_jsonl
+from mm_cb.data.behaviors_file import Behavior, read_behaviors
+from mm_cb.inference.cached_chunks import once
+from mm_cb.inference.questions import ask
+from mm_cb.inference.subjects import Subject
+from mm_cb.metrics.attack_names import KINDS
+from mm_cb.metrics.results import Measurement, measure, read_results, write_results
 from mm_cb.miniature import data, language
 from mm_cb.miniature.data import Question
-from mm_cb.miniature.sanity import judges_tell_apart, opening_is_said
+from mm_cb.miniature.making.sanity import judges_tell_apart, opening_is_said
 from mm_cb.miniature.scoring import judge_behavior, score_question
 from mm_cb.models import LlavaNextModel, load_model
 from mm_cb.models.loading import MINIATURE
-from mm_cb.progress import Progress
-from mm_cb.runs import RunDirectory, append_jsonl, write_json, write_jsonl
-from mm_cb.training.fields import Recipe
+from mm_cb.training.config import Recipe
 from mm_cb.training.recipe import load_recipe
+from mm_cb.training.representations import compare
 from mm_cb.training.run import train
 
 CONDITIONS = ("no_attack", "noise", "pgd", "pgd_adaptive", "pgd_clean_teacher")

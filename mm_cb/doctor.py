@@ -5,11 +5,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mm_cb import provenance
-from mm_cb.errors import UserError, one_line
+from mm_cb.core import provenance
+from mm_cb.core.errors import UserError, one_line
 
 if TYPE_CHECKING:
-    from mm_cb.training.fields import Recipe
+    from mm_cb.training.config import Recipe
     from mm_cb.training.plan import Plan
 
 _GIB = 2**30
@@ -33,7 +33,7 @@ def print_findings(recipe: str | None = None) -> bool:
     """
     from rich.table import Column, Table
 
-    from mm_cb.progress import console
+    from mm_cb.core.progress import console
 
     findings = examine()
     if recipe is not None:
@@ -114,7 +114,7 @@ def _needed_extras(recipe: "Recipe") -> list[Finding]:
 
 
 def _needed_data(recipe: "Recipe") -> list[Finding]:
-    from mm_cb.hub import offline
+    from mm_cb.core.hub import offline
     from mm_cb.training.run import absent_data
 
     name = f"{recipe.name}: data"
@@ -163,7 +163,7 @@ def _packages() -> list[Finding]:
 
 
 def _torchvision() -> Finding:
-    from mm_cb.compat import prepare_torchvision
+    from mm_cb.core.compat import prepare_torchvision
 
     version = provenance.package_versions()["torchvision"]
     state = prepare_torchvision()

@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mm_cb.compat import prepare_torchvision
+from mm_cb.core.compat import prepare_torchvision
 
 prepare_torchvision()  # before transformers is imported
 
@@ -25,8 +25,8 @@ from transformers.image_processing_utils import select_best_resolution  # noqa: 
 from mm_cb.models import LlavaNextModel, ModelInputs, TokenRole  # noqa: E402
 from mm_cb.training.adapter import add_adapter  # noqa: E402
 from mm_cb.training.hidden_states import Rows, hidden_states, use_row_attention  # noqa: E402
+from mm_cb.training.losses import reroute_coeff, retain_coeff  # noqa: E402
 from mm_cb.training.placement import KeptBlocks, lora_paths  # noqa: E402
-from mm_cb.training.rerouting import reroute_coeff, retain_coeff  # noqa: E402
 from mm_cb.training.trainer import Rerouting, RRTrainer  # noqa: E402
 from tests.reference.released_trainer import released_loss, released_states  # noqa: E402
 

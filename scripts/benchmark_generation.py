@@ -16,9 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mm_cb.evaluation.generation import LocalEngine, Request  # noqa: E402
-from mm_cb.evaluation.parts import chunks  # noqa: E402
-from mm_cb.evaluation.subjects import Subject  # noqa: E402
+from mm_cb.inference.cached_chunks import chunks  # noqa: E402
+from mm_cb.inference.generation import LocalEngine, Request  # noqa: E402
+from mm_cb.inference.subjects import Subject  # noqa: E402
 from mm_cb.miniature import data  # noqa: E402
 from mm_cb.models import load_model  # noqa: E402
 from mm_cb.models.chat import chat  # noqa: E402

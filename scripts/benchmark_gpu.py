@@ -29,7 +29,7 @@ from _rr_workload import (
     our_trainer,
 )
 
-from mm_cb.files import write_json
+from mm_cb.core.files import write_json
 from mm_cb.training.flops import FlopCount
 
 

@@ -35,7 +35,7 @@ from _rr_workload import (
     our_trainer,
 )
 
-from mm_cb.files import write_json
+from mm_cb.core.files import write_json
 from mm_cb.models.known import known_config
 from mm_cb.training.flops import FlopCount
 from mm_cb.training.plan import Plan, Smaller, make_plan

@@ -28,12 +28,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from image_attacks import L2, Linf, adam_pgd, apgd, cross_entropy, pgd  # noqa: E402
-from mm_cb.compat import prepare_torchvision  # noqa: E402
+from mm_cb.core.compat import prepare_torchvision  # noqa: E402
 
 prepare_torchvision()  # ART imports it
 
-from tests.attacks.networks import classifier, held_out  # noqa: E402
-from tests.attacks.oracles import art_attack, foolbox_attack  # noqa: E402
+from tests.image_attacks.networks import classifier, held_out  # noqa: E402
+from tests.image_attacks.oracles import art_attack, foolbox_attack  # noqa: E402
 
 SEEDS = (0, 1, 2)
 TRAINING = {"standard": 0.0, "adversarial": 16 / 255}

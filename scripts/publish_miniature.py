@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mm_cb.evaluation.results import Measurement, find, read_results
+from mm_cb.metrics.results import Measurement, find, read_results
 from mm_cb.report import judge_run, markdown_table, picture
 
 # (what, subject, metric, condition, split, "value" or "difference", lowest, highest): the goals set before the run.

@@ -10,6 +10,6 @@ for argument in "$@"; do
     -n* | --numprocesses* | --dist* | --pdb | -s | no:xdist | -pno:xdist) workers=() ;; # the caller decides, or wants one process
     esac
 done
-cores="$("$VENV/bin/python" -c 'from mm_cb.provenance import available_cores; print(available_cores())')"
+cores="$("$VENV/bin/python" -c 'from mm_cb.core.provenance import available_cores; print(available_cores())')"
 if [ "$cores" -lt 2 ]; then workers=(); fi
 exec "$VENV/bin/python" -m pytest ${workers[@]+"${workers[@]}"} "$@"

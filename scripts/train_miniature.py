@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from mm_cb.miniature.make import make
+from mm_cb.miniature.making.make import make
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The cases of `tests.test_hub`: the real command line, huggingface_hub, transformers and datasets, and a hub."""
+"""The cases of `tests.core.test_hub`: the real command line, huggingface_hub, transformers and datasets, and a hub."""
 
 import io
 import json
@@ -14,19 +14,20 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from mm_cb import cli, doctor, hub
-from mm_cb.compat import stay_offline_without_network
+from mm_cb import cli, doctor
+from mm_cb.benchmarks.over_refusal.data import read_requests, requests_file
+from mm_cb.core import hub
+from mm_cb.core.compat import stay_offline_without_network
+from mm_cb.core.errors import UserError
 from mm_cb.data.cards import card, whereabouts
 from mm_cb.data.sources import Source, open_source
-from mm_cb.errors import UserError
-from mm_cb.evaluation.judges.local import LanguageModel, version_of
-from mm_cb.evaluation.judges.prompts import read_card
-from mm_cb.evaluation.over_refusal import read_requests, requests_file
+from mm_cb.judges.local import LanguageModel, version_of
+from mm_cb.judges.prompts import read_card
 from mm_cb.models.cache import model_folder
 from mm_cb.models.families import read_config
 from mm_cb.models.loading import check_base
 from mm_cb.training.recipe import load_recipe
-from tests.evaluation.mmmu_stand_in import encoded, row
+from tests.benchmarks.mmmu_stand_in import encoded, row
 from tests.fake_hub import TOKEN, FakeHub
 from tests.stub_server import StubServer
 from tests.tiny_llava import tiny_llava, tiny_tokenizer

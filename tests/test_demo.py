@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from mm_cb import demo
-from mm_cb.errors import UserError
-from mm_cb.evaluation.results import find, read_results
-from mm_cb.runs import read_jsonl
+from mm_cb.core.errors import UserError
+from mm_cb.core.runs import read_jsonl
+from mm_cb.metrics.results import find, read_results
 
 SMALLEST = textwrap.dedent(
     """
@@ -176,7 +176,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(finished, script, tm
 
 
 def test_another_runs_directory_is_refused_and_the_difference_named(tmp_path, monkeypatch):
-    from mm_cb.runs import RunDirectory
+    from mm_cb.core.runs import RunDirectory
 
     with RunDirectory(tmp_path / "out", "demo", {"full": False, "steps": 7}, 0):
         pass

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from mm_cb import demo
-from mm_cb.evaluation import checks
-from mm_cb.evaluation.behaviors import read_behaviors
-from mm_cb.evaluation.results import find, measure, write_results
-from mm_cb.evaluation.subjects import Subject
+from mm_cb.attacks import checks
+from mm_cb.core.runs import write_json
+from mm_cb.data.behaviors_file import read_behaviors
+from mm_cb.inference.subjects import Subject
+from mm_cb.metrics.results import find, measure, write_results
 from mm_cb.miniature import data, language
-from mm_cb.miniature.sanity import NONSENSE
+from mm_cb.miniature.making.sanity import NONSENSE
 from mm_cb.miniature.scoring import judge_behavior, score_question
 from mm_cb.miniature.world import Brew
 from mm_cb.report.verdict import judge_run
-from mm_cb.runs import write_json
 
 QUESTIONS = demo._questions(demo.Plan((0, 0, 0), 1, 1, multiple_choice=4, open_questions=8, look_alikes=24))
 ATTACKS = ("pgd", "pgd_adaptive", "pgd_clean_teacher")

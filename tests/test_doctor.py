@@ -53,7 +53,7 @@ def test_every_data_source_of_a_recipe_is_a_finding_of_its_own(tmp_path):
 
 
 def fields(data):
-    from mm_cb.training.fields import Mixture
+    from mm_cb.training.config import Mixture
 
     return Mixture(**data) if isinstance(data, dict) else data
 

@@ -9,20 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# Each layer may import the layers listed for it; leaves (errors, files, ...) are open to all of mm_cb.
-LEAVES = {"", "compat", "endpoint", "errors", "files", "hub", "paths", "pictures", "progress", "provenance", "runs"}
-MAY_IMPORT = {
-    **{leaf: LEAVES for leaf in LEAVES},
-    "models": LEAVES,
-    "training": LEAVES | {"models", "miniature", "data"},
-    "data": LEAVES | {"training"},
-    "miniature": LEAVES | {"models", "training", "evaluation"},
-    "evaluation": LEAVES | {"models", "miniature"},
-    "report": LEAVES | {"evaluation"},
-    "demo": LEAVES | {"models", "training", "miniature", "evaluation", "report"},
-}
-MAY_IMPORT_IMAGE_ATTACKS = {"models", "data", "evaluation", "miniature", "demo", "report"}
-TOP = {"cli", "doctor", "failures", "commands"}  # what a command consists of: may import everything below
+ORDER = (
+    *("core", "models", "data", "training", "inference", "metrics", "judges", "attacks", "benchmarks"),
+    *("miniature", "report", "demo", "doctor", "cli"),
+)
+"""The layers of mm_cb from the bottom to the top: each may import what stands before it, and nothing behind it."""
+WITHOUT_IMAGE_ATTACKS = ("core", "metrics", "judges")
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -40,28 +32,31 @@ def imported_modules(path: Path) -> set[str]:
 
 def layer(dotted: str) -> str:
     """The part of mm_cb that a dotted name belongs to: ``mm_cb.models.chat.x`` -> ``models``."""
-    part = dotted.partition(".")[2].partition(".")[0]
-    is_module = (ROOT / "mm_cb" / part).is_dir() or (ROOT / "mm_cb" / f"{part}.py").is_file()
-    return part if is_module and part != "__init__" else ""
+    return dotted.partition(".")[2].partition(".")[0]
 
 
-SOURCES = [path for package in ("mm_cb", "image_attacks") for path in sorted((ROOT / package).rglob("*.py"))]
+def test_every_layer_imports_only_what_stands_below_it():
+    wrong = []
+    for path in sorted((ROOT / "mm_cb").rglob("*.py")):
+        own = path.relative_to(ROOT / "mm_cb").with_suffix("").parts[0]
+        if own == "__init__":
+            continue
+        for name in imported_modules(path):
+            if name.startswith("image_attacks") and own in WITHOUT_IMAGE_ATTACKS:
+                wrong.append(f"{path.relative_to(ROOT)}: {name}")
+            if name.startswith("mm_cb.") and layer(name) in ORDER and ORDER.index(layer(name)) > ORDER.index(own):
+                wrong.append(f"{path.relative_to(ROOT)}: {name}")
+    assert not wrong
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_run_one_way(path):
-    imported = imported_modules(path)
-    if path.relative_to(ROOT).parts[0] == "image_attacks":
-        assert not [name for name in imported if name.split(".")[0] == "mm_cb"]
-        return
-    own = layer(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    if own in TOP:
-        return
-    allowed = MAY_IMPORT[own] | {own}
-    wrong = {name for name in imported if name.split(".")[0] == "mm_cb" and layer(name) not in allowed}
-    assert not wrong, f"{own or 'mm_cb'} may import {sorted(allowed - {''})}"
-    if own not in MAY_IMPORT_IMAGE_ATTACKS:
-        assert not [name for name in imported if name.split(".")[0] == "image_attacks"]
+def test_every_part_of_the_package_has_its_place_in_the_order():
+    parts = {path.name.removesuffix(".py") for path in (ROOT / "mm_cb").iterdir() if path.suffix in ("", ".py")}
+    assert parts - {"__init__", "__pycache__"} == set(ORDER)
+
+
+def test_image_attacks_imports_nothing_of_mm_cb():
+    paths = (ROOT / "image_attacks").rglob("*.py")
+    assert not [path for path in paths for name in imported_modules(path) if name.split(".")[0] == "mm_cb"]
 
 
 def in_fresh_python(code: str) -> str:
@@ -73,7 +68,7 @@ def in_fresh_python(code: str) -> str:
 HEAVY = ["torch", "transformers", "peft", "numpy", "datasets", "matplotlib", "scipy"]
 
 
-@pytest.mark.parametrize("module", ["mm_cb", "mm_cb.cli", "mm_cb.runs", "mm_cb.progress"])
+@pytest.mark.parametrize("module", ["mm_cb", "mm_cb.cli", "mm_cb.core.runs", "mm_cb.core.progress"])
 def test_light_modules_import_nothing_heavy(module):
     assert in_fresh_python(f"import sys, {module}; print([n for n in {HEAVY} if n in sys.modules])") == "[]"
 
@@ -103,7 +98,7 @@ def test_help_is_quick():
 
 def test_transformers_imports_beside_any_torchvision():
     code = """
-from mm_cb.compat import prepare_torchvision
+from mm_cb.core.compat import prepare_torchvision
 state = prepare_torchvision()
 import transformers
 from transformers import LlamaConfig
@@ -118,7 +113,7 @@ def test_an_absent_torchvision_is_no_error():
 import importlib.util as u
 find = u.find_spec
 u.find_spec = lambda name, *rest: None if name == "torchvision" else find(name, *rest)
-from mm_cb.compat import prepare_torchvision
+from mm_cb.core.compat import prepare_torchvision
 print(prepare_torchvision())
 """
     assert in_fresh_python(code) == "absent"

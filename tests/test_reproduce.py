@@ -239,7 +239,7 @@ def test_every_printed_option_exists(given, tmp_path):
 def test_the_printed_commands_run_on_the_miniature(given, tmp_path, monkeypatch):
     """The chain that the script prints, in this process: train, attack, evaluate, judge, report on a tiny budget."""
     from mm_cb import cli
-    from tests.evaluation.mmmu_stand_in import write
+    from tests.benchmarks.mmmu_stand_in import write
 
     monkeypatch.chdir(tmp_path)
     shipped = ROOT / "data" / "miniature"

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from image_attacks import ImageFileError, open_image
+from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.files import dumps, write_bytes, write_text
+from mm_cb.core.paths import safe_id
 from mm_cb.data.cards import card
-from mm_cb.errors import UserError, unknown
-from mm_cb.files import dumps, write_bytes, write_text
-from mm_cb.paths import safe_id
 
 SCENARIOS = ("illegal_activity", "hate_speech", "malware", "physical_harm", "economic_harm", "fraud", "privacy")
 VARIANTS = ("SD_TYPO", "SD", "TYPO")

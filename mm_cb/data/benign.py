@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from image_attacks import BENIGN_TARGETS
+from mm_cb.core.errors import UserError
+from mm_cb.core.files import dumps
+from mm_cb.core.paths import safe_id
 from mm_cb.data.behaviors import write_set
-from mm_cb.errors import UserError
-from mm_cb.files import dumps
-from mm_cb.paths import safe_id
 
 _KEPT = ("id", "prompt", "category", "split")
 
@@ -20,7 +20,7 @@ def build_benign(behaviors: Path, out: Path, targets: Sequence[str] = BENIGN_TAR
     attack succeeded is the words' business, and an answer that is not the sentence says nothing about it.
 
     Args:
-        behaviors: A behaviours file that `mm_cb.evaluation.behaviors.read_behaviors` has read.
+        behaviors: A behaviours file that `mm_cb.data.behaviors_file.read_behaviors` has read.
         out: Gets ``behaviors.jsonl`` and ``images/``.
         targets: Sentences, given to the behaviours in turn.
 

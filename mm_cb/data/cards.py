@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from mm_cb.errors import UserError, unknown
-from mm_cb.hub import cached
-from mm_cb.paths import data_path
+from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.hub import cached
+from mm_cb.core.paths import data_path
 
 HOME_VARIABLE = "MM_CB_DATA"
 _TEXTS = ("name", "summary", "licence", "source")

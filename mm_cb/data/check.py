@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from mm_cb.core.files import file_sha256
+from mm_cb.core.pictures import UNREADABLE
 from mm_cb.data.contamination import Contamination
+from mm_cb.data.examples import Example, PictureError
 from mm_cb.data.formats import Skip
 from mm_cb.data.mixture import open_sources
 from mm_cb.data.sources import Fault, OpenSource, Source
-from mm_cb.files import file_sha256
-from mm_cb.pictures import UNREADABLE
-from mm_cb.training.examples import Example, PictureError
 
 if TYPE_CHECKING:
-    from mm_cb.progress import Progress
+    from mm_cb.core.progress import Progress
 
 SHOWN = 5
 ERRORS = ("broken row", "repeated id", "empty turn", "missing image", "corrupt image", "in both sets", "contaminated")

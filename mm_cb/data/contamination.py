@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mm_cb.errors import UserError
+from mm_cb.core.errors import UserError
 
 THRESHOLD = 0.3
 _ORDERS = (1, 2, 3, 4)

@@ -7,9 +7,9 @@ from typing import Any
 
 from PIL import Image
 
-from mm_cb.endpoint import Endpoint, EndpointFailure, user_message
-from mm_cb.errors import UserError
-from mm_cb.training.examples import Example
+from mm_cb.core.endpoint import Endpoint, EndpointFailure, user_message
+from mm_cb.core.errors import UserError
+from mm_cb.data.examples import Example
 
 INSTRUCTION = "Describe this picture in detail."
 CORRUPT = "corrupt picture"

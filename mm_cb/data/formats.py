@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from mm_cb.core.pictures import UNREADABLE
+from mm_cb.data.examples import Example, SetName, parse_example
 from mm_cb.data.rows import Record
-from mm_cb.pictures import UNREADABLE
-from mm_cb.training.examples import Example, SetName, parse_example
 
 COMPLIANCE, REFUSAL = "1_full_compliance", "2_full_refusal"
 _PLACEHOLDER = "<image>"
@@ -76,7 +76,7 @@ class Format(NamedTuple):
 
 
 def _own(record: Record, context: Context) -> Example | Skip:
-    """Our JSONL (see `mm_cb.training.examples`), with its own ids and sets."""
+    """Our JSONL (see `mm_cb.data.examples`), with its own ids and sets."""
     example = parse_example(record, context.folder)
     return example if context.set in (None, example.set) else Skip(f"not of the {context.set} set")
 

@@ -11,11 +11,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from mm_cb.core.errors import UserError
+from mm_cb.core.hub import Repository
+from mm_cb.data.examples import Example, Modality, SetName
 from mm_cb.data.formats import Skip
 from mm_cb.data.sources import Fault, OpenSource, Source, count_reasons, open_source
-from mm_cb.errors import UserError
-from mm_cb.hub import Repository
-from mm_cb.training.examples import Example, Modality, SetName
 
 Kind = tuple[SetName, Modality]
 

@@ -12,17 +12,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mm_cb.core.endpoint import REFUSED, Endpoint, EndpointError, EndpointFailure
+from mm_cb.core.errors import UserError
+from mm_cb.core.files import append_jsonl, file_sha256, read_jsonl, write_bytes, write_jsonl
+from mm_cb.core.runs import RunDirectory
 from mm_cb.data.contamination import Contamination
 from mm_cb.data.describe import CORRUPT
+from mm_cb.data.examples import SetName
 from mm_cb.data.generated import Pair, parse_pair
-from mm_cb.endpoint import REFUSED, Endpoint, EndpointError, EndpointFailure
-from mm_cb.errors import UserError
-from mm_cb.files import append_jsonl, file_sha256, read_jsonl, write_bytes, write_jsonl
-from mm_cb.runs import RunDirectory
-from mm_cb.training.examples import SetName
 
 if TYPE_CHECKING:
-    from mm_cb.progress import Progress
+    from mm_cb.core.progress import Progress
 
 SLOT = "{description}"
 _HASH = 16

@@ -14,8 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mm_cb import hub
-from mm_cb.errors import UserError
+from mm_cb.core import hub
+from mm_cb.core.errors import UserError
 
 Record = dict[str, Any]
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args
 
+from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.hub import Repository
 from mm_cb.data.cards import Card, card, cards, data_home, local_file
+from mm_cb.data.examples import Example, SetName
 from mm_cb.data.formats import FORMATS, Context, EmptyTurn, Format, Skip, recognise
 from mm_cb.data.rows import HubRows, Rows, load_hub, open_rows
-from mm_cb.errors import UserError, unknown
-from mm_cb.hub import Repository
-from mm_cb.training.examples import Example, SetName
 
 HUB_PREFIX = "hub:"
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mm_cb.files import write_text
+from mm_cb.core.files import write_text
+from mm_cb.data.examples import Example, SetName
 from mm_cb.miniature import language
-from mm_cb.miniature.documents import picture_turn, text_turn
 from mm_cb.miniature.language import LETTERS, REQUEST_FORMS
+from mm_cb.miniature.making.documents import picture_turn, text_turn
 from mm_cb.miniature.pictures import PANEL, Scene, random_scene, render
 from mm_cb.miniature.world import (
     BENIGN_KINDS,
@@ -34,7 +35,6 @@ from mm_cb.miniature.world import (
     split,
 )
 from mm_cb.models.chat import chat
-from mm_cb.training.examples import Example, SetName
 
 MMMU_LIKE_SUBJECTS = ("stone_colour", "stone_shape", "seal_colour", "seal_kind", "pictured_recipe", "lore")
 SPLITS = ("trained", "held_out_combination", "held_out_kind")

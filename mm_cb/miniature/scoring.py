@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mm_cb.evaluation.behaviors import Behavior
+from mm_cb.data.behaviors_file import Behavior
 from mm_cb.miniature import judge
 from mm_cb.miniature.data import Question
 from mm_cb.miniature.language import REFUSAL, chosen_letter, words

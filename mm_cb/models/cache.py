@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from mm_cb import hub
-from mm_cb.errors import UserError
+from mm_cb.core import hub
+from mm_cb.core.errors import UserError
 
 MINIATURE = Path(__file__).resolve().parent.parent / "miniature" / "weights"
 """The folder of the embedded default model, which ``"miniature"`` stands for."""

@@ -8,9 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlavaNextForConditionalGeneration
 from transformers import LlavaNextProcessor as Processor
 
-from mm_cb.errors import UserError, one_line
+from mm_cb.core.errors import UserError, one_line
+from mm_cb.models.base import ChatModel
 from mm_cb.models.cache import model_folder
-from mm_cb.models.language import ChatModel
 from mm_cb.models.llava_next import LlavaNextModel
 from mm_cb.models.text import TextModel, TextProcessor
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from mm_cb.errors import UserError
-from mm_cb.files import write_json
+from mm_cb.core.errors import UserError
+from mm_cb.core.files import write_json
 from mm_cb.models.cache import weight_files
 
 FILE = "base.json"

@@ -6,9 +6,9 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from mm_cb.models.base import ChatModel
 from mm_cb.models.chat import TokenRole
 from mm_cb.models.inputs import ModelInputs
-from mm_cb.models.language import ChatModel
 
 
 class LlavaNextModel(ChatModel):

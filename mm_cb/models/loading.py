@@ -16,12 +16,12 @@ from torch import nn
 from transformers import AutoModel
 from transformers.utils import logging
 
-from mm_cb.errors import UserError
-from mm_cb.hub import repository_of
+from mm_cb.core.errors import UserError
+from mm_cb.core.hub import repository_of
+from mm_cb.models.base import ChatModel
 from mm_cb.models.cache import MINIATURE, model_folder
 from mm_cb.models.families import is_llava_next, load_processor, model_class, not_loaded, read_config, skeleton
 from mm_cb.models.fingerprint import check_weights
-from mm_cb.models.language import ChatModel
 from mm_cb.models.llava_next import LlavaNextModel
 from mm_cb.models.quantization import assert_kept, four_bit
 from mm_cb.models.text import TextModel

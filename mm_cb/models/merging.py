@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 
-from mm_cb.errors import UserError
-from mm_cb.files import file_errors
+from mm_cb.core.errors import UserError
+from mm_cb.core.files import file_errors
 from mm_cb.models.families import load_processor
 from mm_cb.models.loading import load_plain, put_adapter, quiet_libraries
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from mm_cb.errors import UserError
+from mm_cb.core.errors import UserError
 
 KEPT = ("vision_tower", "multi_modal_projector", "lm_head")
 """What stays as it is: gradients of pixels and PGD results through 4-bit weights would be another model's."""

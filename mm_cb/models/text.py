@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mm_cb.models.base import ChatModel
 from mm_cb.models.chat import Message
-from mm_cb.models.language import ChatModel
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\n\n' }}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mm_cb.evaluation.results import Measurement
+from mm_cb.metrics.results import Measurement
 from mm_cb.report.labels import (
     CONDITIONS,
     OUTCOMES,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mm_cb.errors import UserError
-from mm_cb.evaluation.observations import UNATTACKED
-from mm_cb.evaluation.results import Measurement, measure
-from mm_cb.files import file_sha256
+from mm_cb.core.errors import UserError
+from mm_cb.core.files import file_sha256
+from mm_cb.metrics.observations import UNATTACKED
+from mm_cb.metrics.results import Measurement, measure
 from mm_cb.report.comparable import BATTERY, budget, recipe_of, refuse_unlike, who
 from mm_cb.report.labels import subject_label
 from mm_cb.report.load import RunFiles
@@ -115,8 +115,8 @@ def _checks(
     files = [item for item in items if item["metric"] == "compliance" and item.get("image") and "same_as" not in item]
     made = []
     if any(item["condition"] != "no_attack" for item in files):
-        from mm_cb.evaluation import checks
-        from mm_cb.evaluation.tolerance import tolerance
+        from mm_cb.attacks import checks
+        from mm_cb.inference.tolerance import tolerance
 
         epsilon = max(int(budget(run)["epsilon"] or 0) for run in runs)
         dtypes = {recipe_of(run).get("dtype", "float32") for run in runs}  # each run's own check is the stricter one

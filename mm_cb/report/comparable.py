@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mm_cb.errors import UserError
-from mm_cb.evaluation.observations import UNATTACKED
+from mm_cb.core.errors import UserError
+from mm_cb.metrics.observations import UNATTACKED
 from mm_cb.report.load import RunFiles
 from mm_cb.report.text import flatten
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mm_cb.evaluation.results import Measurement
-from mm_cb.evaluation.statistics import (
+from mm_cb.metrics.results import Measurement
+from mm_cb.metrics.statistics import (
     Z95,
     any_of_k,
     bootstrap_mean,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mm_cb.evaluation.observations import UNATTACKED, worst_candidate
+from mm_cb.metrics.observations import UNATTACKED, worst_candidate
 from mm_cb.report.labels import is_breaker
 
 AMPLIFICATION = 10

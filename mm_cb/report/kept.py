@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mm_cb.evaluation.results import Measurement, find
+from mm_cb.metrics.results import Measurement, find
 from mm_cb.report.labels import METRICS, SPLITS, is_breaker, rule_labels
 
 _CAPABILITIES = ("mmmu", "mmmu_like", "llava_wild", "wild_like")

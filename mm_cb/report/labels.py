@@ -4,9 +4,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from mm_cb.evaluation.attacks import KINDS
-from mm_cb.evaluation.observations import BESIDE
-from mm_cb.evaluation.results import Measurement
+from mm_cb.metrics.attack_names import KINDS
+from mm_cb.metrics.observations import BESIDE
+from mm_cb.metrics.results import Measurement
 
 SUBJECTS = {"base": "base", "base+safety_prompt": "base + safety prompt", "rr": "circuit breaker (RR)"}
 SHORT_SUBJECTS = {"base": "base", "base+safety_prompt": "base + prompt", "rr": "RR"}

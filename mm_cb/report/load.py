@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm_cb.errors import UserError
-from mm_cb.evaluation.results import Measurement, read_results
-from mm_cb.runs import read_jsonl, read_run
+from mm_cb.core.errors import UserError
+from mm_cb.core.runs import read_jsonl, read_run
+from mm_cb.metrics.results import Measurement, read_results
 
 _CHECK_KEYS = ("name", "passed", "value", "expected", "why")
 _AGREEMENT_KEYS = ("judges", "n", "agreement", "kappa", "disagreements")

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm_cb.evaluation.results import find, read_results
-from mm_cb.files import write_bytes
+from mm_cb.core.files import write_bytes
+from mm_cb.core.runs import read_jsonl
+from mm_cb.metrics.results import find, read_results
 from mm_cb.report.charts import Bar, outcome_bars
 from mm_cb.report.gallery import AMPLIFICATION, amplified_difference, read_picture
 from mm_cb.report.labels import HATCH, OUTCOME_COLOURS, OUTCOMES, subject_label
-from mm_cb.runs import read_jsonl
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mm_cb.evaluation.observations import BESIDE, UNATTACKED
-from mm_cb.evaluation.results import Measurement, find, read_results
-from mm_cb.evaluation.statistics import holm
+from mm_cb.metrics.observations import BESIDE, UNATTACKED
+from mm_cb.metrics.results import Measurement, find, read_results
+from mm_cb.metrics.statistics import holm
 from mm_cb.report.labels import (
     CONDITIONS,
     METRICS,

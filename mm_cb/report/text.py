@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mm_cb.evaluation.observations import BESIDE
+from mm_cb.metrics.observations import BESIDE
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mm_cb.evaluation.observations import BESIDE, UNATTACKED
-from mm_cb.evaluation.results import Measurement, find
-from mm_cb.evaluation.statistics import holm, wilson_interval
+from mm_cb.metrics.observations import BESIDE, UNATTACKED
+from mm_cb.metrics.results import Measurement, find
+from mm_cb.metrics.statistics import holm, wilson_interval
 from mm_cb.report.labels import SPLITS, interval, p_value, percent, rule_labels, signed
 
 Kind = Literal["claim", "mixed", "no_effect", "no_claim"]

@@ -10,8 +10,8 @@ from typing import TypeVar
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
-from mm_cb.files import write_json
-from mm_cb.hub import repository_of
+from mm_cb.core.files import write_json
+from mm_cb.core.hub import repository_of
 from mm_cb.models import ChatModel
 from mm_cb.models.fingerprint import remember_base
 from mm_cb.models.loading import quiet_libraries

@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch.utils.data import Dataset
 
-from mm_cb.errors import UserError
+from mm_cb.core.errors import UserError
+from mm_cb.data.examples import Example, Modality, OnUnreadable, SetName, kinds_of, opened, rows_of
 from mm_cb.models import ChatModel
-from mm_cb.training.examples import Example, Modality, OnUnreadable, SetName, kinds_of, opened, rows_of
 from mm_cb.training.masks import MaskName, loss_mask
 
 Batches = Literal["alternate", "text", "multimodal"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from mm_cb.hub import repository_of
-from mm_cb.training.examples import Example
+from mm_cb.core.hub import repository_of
+from mm_cb.data.examples import Example
 
 
 def model_card(

@@ -8,8 +8,8 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainingArguments
 
-from mm_cb.errors import UserError
-from mm_cb.files import write_text
+from mm_cb.core.errors import UserError
+from mm_cb.core.files import write_text
 
 _COMPLETE = "complete"
 """In a checkpoint's folder once all its files are written; holds the fingerprint of the base's weights."""

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from mm_cb.files import append_jsonl, read_jsonl
-from mm_cb.training.examples import Example, OnUnreadable, PictureError
+from mm_cb.core.files import append_jsonl, read_jsonl
+from mm_cb.data.examples import Example, OnUnreadable, PictureError
 
 FILE = "unreadable.jsonl"
 """In the run's folder: one line for each example whose picture could not be read."""

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mm_cb.models import ChatModel
-from mm_cb.training.rerouting import RetainLayers
+from mm_cb.training.losses import RetainLayers
 
 
 class KeptBlocks(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mm_cb.errors import UserError, unknown
+from mm_cb.core.errors import UserError, unknown
 from mm_cb.models import ChatModel
 from mm_cb.models.families import is_llava_next, read_config, skeleton
 from mm_cb.models.known import known_config
@@ -12,7 +12,7 @@ from mm_cb.training.memory import Memory, estimate
 from mm_cb.training.placement import KeptBlocks, adapter_size, check_targets, lora_paths
 
 if TYPE_CHECKING:
-    from mm_cb.training.fields import Recipe
+    from mm_cb.training.config import Recipe
 
 
 class Smaller(NamedTuple):

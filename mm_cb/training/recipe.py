@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mm_cb.errors import UserError, unknown
-from mm_cb.training.fields import DataSource, Mixture, Recipe
+from mm_cb.core.errors import UserError, unknown
+from mm_cb.training.config import DataSource, Mixture, Recipe
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 

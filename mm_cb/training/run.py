@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
-from mm_cb import hub
-from mm_cb.errors import UserError
+from mm_cb.core import hub
+from mm_cb.core.errors import UserError
+from mm_cb.core.runs import RunDirectory, file_errors, read_jsonl, read_run, write_jsonl, write_text
+from mm_cb.data.examples import Example, PictureError, read_examples
 from mm_cb.models import load_tower
 from mm_cb.models.cache import MINIATURE, model_folder
 from mm_cb.models.fingerprint import check_weights, fingerprint
-from mm_cb.runs import RunDirectory, file_errors, read_jsonl, read_run, write_jsonl, write_text
 from mm_cb.training.adapter import add_adapter, save_adapter
 from mm_cb.training.adversary import Adversary
 from mm_cb.training.batches import PairCollator, PairedExamples, hold_out
 from mm_cb.training.card import model_card
 from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint
-from mm_cb.training.examples import Example, PictureError, read_examples
 from mm_cb.training.left_out import note_unreadable, reasons
 from mm_cb.training.plan import Plan, check_device, make_plan
 from mm_cb.training.recompute import recompute_blocks
 from mm_cb.training.trainer import Rerouting, RRTrainer
 
 if TYPE_CHECKING:
+    from mm_cb.core.progress import Progress
     from mm_cb.data.sources import Source
-    from mm_cb.progress import Progress
-    from mm_cb.training.fields import Mixture, Recipe
+    from mm_cb.training.config import Mixture, Recipe
 
 _SKIPPING = (
     "`mm-cb data check` finds all such rows, and a mixture leaves them out and counts them: "

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
+from mm_cb.data.examples import Example, Modality
 from mm_cb.models import ChatModel, TokenRole
-from mm_cb.training.examples import Example, Modality
 from mm_cb.training.masks import MaskName, loss_mask
 
 

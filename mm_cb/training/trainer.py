@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
 
-from mm_cb.files import append_jsonl
+from mm_cb.core.files import append_jsonl
 from mm_cb.models import ChatModel, TokenRole
 from mm_cb.training.adversary import Adversary, perturb_pictures
 from mm_cb.training.batches import Pair, PairCollator, PairedExamples, split_batch
@@ -26,8 +26,7 @@ from mm_cb.training.hidden_states import (
     target_states,
     use_row_attention,
 )
-from mm_cb.training.placement import first_adapted_block
-from mm_cb.training.rerouting import (
+from mm_cb.training.losses import (
     RetainAverage,
     RetainLayers,
     length_loss,
@@ -37,6 +36,7 @@ from mm_cb.training.rerouting import (
     retain_loss,
     retain_positions,
 )
+from mm_cb.training.placement import first_adapted_block
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Rerouting:
         alpha: Sum of both loss weights.
         target_layers: Indices into ``hidden_states`` to reroute: 0 = embeddings, k = output of block k - 1.
         retain_layers: ``all`` (embeddings to the last kept state) or ``targets``.
-        retain_average: ``tokens`` or ``official``, see `mm_cb.training.rerouting.retain_positions`.
+        retain_average: ``tokens`` or ``official``, see `mm_cb.training.losses.retain_positions`.
         adversary: What changes the pictures of circuit-breaker rows before each pass; None for nothing (paper).
         keep_length: Weight of `length_loss` beside the reroute loss; 0 for none (paper).
     """

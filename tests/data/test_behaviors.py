@@ -4,10 +4,10 @@ import json
 import pytest
 
 from mm_cb import cli
+from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors import SCENARIOS, TARGET, build_behaviors
+from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.data.cards import card
-from mm_cb.errors import UserError
-from mm_cb.evaluation.behaviors import read_behaviors
 from tests.tiny_llava import picture
 
 SEMANTIC = ["cybercrime_intrusion", "illegal", "harassment_bullying", "harmful", "copyright"]

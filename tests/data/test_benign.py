@@ -5,15 +5,15 @@ import pytest
 
 from image_attacks import BENIGN_TARGETS
 from mm_cb import cli
+from mm_cb.attacks.run import run_attack
+from mm_cb.attacks.verify.run import verify_run
+from mm_cb.core.errors import UserError
+from mm_cb.core.runs import read_jsonl, write_jsonl
+from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.data.benign import build_benign, read_targets
-from mm_cb.errors import UserError
-from mm_cb.evaluation.attack_run import run_attack
-from mm_cb.evaluation.behaviors import read_behaviors
-from mm_cb.evaluation.observations import observe
-from mm_cb.evaluation.results import measure, write_results
-from mm_cb.evaluation.verify import verify_run
+from mm_cb.metrics.observations import observe
+from mm_cb.metrics.results import measure, write_results
 from mm_cb.miniature.language import vocabulary, words
-from mm_cb.runs import read_jsonl, write_jsonl
 from tests.tiny_llava import picture
 
 OWN = Path(__file__).resolve().parents[2] / "results" / "attacks" / "benign_targets.txt"

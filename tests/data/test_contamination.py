@@ -3,8 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics.bleu import BLEU
 
+from mm_cb.core.errors import UserError
 from mm_cb.data.contamination import THRESHOLD, Contamination, bleu_bound, read_prompts
-from mm_cb.errors import UserError
 
 WORDS = st.sampled_from("how do i brew a red green potion , please ?".split())
 TEXTS = st.lists(WORDS, min_size=1, max_size=14).map(" ".join)

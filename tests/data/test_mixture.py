@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from mm_cb.core.errors import UserError
 from mm_cb.data.cards import card
+from mm_cb.data.examples import kinds_of
 from mm_cb.data.mixture import load_examples, without_request
 from mm_cb.data.sources import OpenSource, Source
-from mm_cb.errors import UserError
 from mm_cb.training.batches import PairedExamples, hold_out
-from mm_cb.training.examples import kinds_of
 from tests.data.conftest import breaker_row, llava_row, own_row
 from tests.tiny_llava import picture
 

@@ -6,15 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm_cb import cli
+from mm_cb.core.endpoint import Endpoint, EndpointFailure
+from mm_cb.core.errors import UserError
+from mm_cb.core.files import read_jsonl
 from mm_cb.data.describe import describe_by_endpoint, describe_by_model
+from mm_cb.data.examples import read_examples
 from mm_cb.data.generated import Pair, parse_pair
 from mm_cb.data.mixture import load_examples
 from mm_cb.data.pairs import PairRecipe, build_pairs
 from mm_cb.data.sources import Source
-from mm_cb.endpoint import Endpoint, EndpointFailure
-from mm_cb.errors import UserError
-from mm_cb.files import read_jsonl
-from mm_cb.training.examples import read_examples
 from tests.stub_server import BROKEN_JSON, NOTHING, Reply, StubServer, error, says, user_text
 from tests.tiny_llava import picture, tiny_llava
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mm_cb.core.errors import UserError
 from mm_cb.data.rows import open_rows
-from mm_cb.errors import UserError
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

@@ -4,11 +4,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mm_cb.evaluation.behaviors import read_behaviors
+from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.miniature import data, language, pictures
-from mm_cb.miniature.build import build_processor, build_tokenizer
-from mm_cb.miniature.documents import document
-from mm_cb.miniature.pretrain import Batcher, views
+from mm_cb.miniature.making.build import build_processor, build_tokenizer
+from mm_cb.miniature.making.documents import document
+from mm_cb.miniature.making.pretrain import Batcher, views
 from mm_cb.miniature.scoring import judge_behavior, refusal_outcome, score_question
 from mm_cb.miniature.world import FORBIDDEN_KINDS, HELD_OUT_KIND, Brew, brews, split
 

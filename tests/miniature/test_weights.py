@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 
-from mm_cb.evaluation.questions import complete
-from mm_cb.evaluation.subjects import Subject
+from mm_cb.inference.questions import complete
+from mm_cb.inference.subjects import Subject
 from mm_cb.miniature import data, language
-from mm_cb.miniature.make import GATES
+from mm_cb.miniature.making.make import GATES
 from mm_cb.miniature.scoring import refusal_outcome, score_question
 from mm_cb.models import load_model
 from mm_cb.models.loading import MINIATURE

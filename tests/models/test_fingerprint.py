@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mm_cb.errors import UserError
+from mm_cb.core.errors import UserError
 from mm_cb.models import fingerprint as module
 from mm_cb.models import load_model
 from mm_cb.models.fingerprint import FILE, check_weights, fingerprint, remember_base

@@ -5,7 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from mm_cb.errors import UserError
+from mm_cb.core.errors import UserError
 from mm_cb.models import LlavaNextModel, TokenRole, load_model
 from tests.tiny_llava import picture, tiny_llava
 

@@ -14,8 +14,8 @@ import transformers.modeling_utils
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
-from mm_cb.compat import stay_offline_without_network
-from mm_cb.errors import UserError
+from mm_cb.core.compat import stay_offline_without_network
+from mm_cb.core.errors import UserError
 from mm_cb.models import LlavaNextModel, TextModel, load_model, load_tower
 from mm_cb.models.families import load_processor, read_config
 from tests.models.shapes import LLAVA_TEMPLATE, relayout, tensors

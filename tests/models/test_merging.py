@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlavaNextForConditionalGeneration, LlavaNextProcessor
 
-from mm_cb.errors import UserError
+from mm_cb.core.errors import UserError
 from mm_cb.models import load_model, merging
 from mm_cb.models.merging import merge
 from tests.tiny_llava import picture, tiny_llava

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from mm_cb.models import LlavaNextModel, TextModel, TokenRole
 from mm_cb.models.chat import chat
 from mm_cb.models.text import TextProcessor
-from tests.attacks.oracles import oracle
+from tests.image_attacks.oracles import oracle
 from tests.models.shapes import LLAVA_TEMPLATE, MISTRAL_TEMPLATE
 from tests.tiny_llava import picture, tiny_llava, tiny_processor
 

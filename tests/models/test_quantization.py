@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from mm_cb.errors import UserError
+from mm_cb.core.errors import UserError
 from mm_cb.models import quantization
 from mm_cb.models.quantization import assert_kept, four_bit
 from tests.tiny_llava import tiny_llava

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm_cb.evaluation.results import measure, write_results
+from mm_cb.metrics.results import measure, write_results
 
 SUBJECTS = ("base", "base+safety_prompt", "rr")
 FORMS = ("text", "irrelevant_picture", "partly_picture", "picture")

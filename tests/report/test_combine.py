@@ -7,8 +7,8 @@ import re
 import pytest
 
 from mm_cb import cli
-from mm_cb.errors import UserError
-from mm_cb.evaluation.results import find, read_results
+from mm_cb.core.errors import UserError
+from mm_cb.metrics.results import find, read_results
 from mm_cb.report import judge_run, write_report
 from mm_cb.report.combine import combine
 from mm_cb.report.comparisons import comparisons, tries_table

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mm_cb.evaluation.statistics import holm, wilcoxon_signed_rank
+from mm_cb.metrics.statistics import holm, wilcoxon_signed_rank
 from mm_cb.report import write_report
 from mm_cb.report.comparisons import loss_table
 

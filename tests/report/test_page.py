@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm_cb.errors import UserError
+from mm_cb.core.errors import UserError
 from mm_cb.report import write_report
 from mm_cb.report.charts import curve_charts
 from mm_cb.report.gallery import amplified_difference, build_gallery

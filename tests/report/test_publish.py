@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mm_cb.evaluation.results import Measurement, find, read_results
+from mm_cb.metrics.results import Measurement, find, read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 

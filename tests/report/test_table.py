@@ -3,7 +3,7 @@ import io
 from PIL import Image
 from rich.console import Console
 
-from mm_cb.evaluation.results import read_results
+from mm_cb.metrics.results import read_results
 from mm_cb.report import headline_table, markdown_table, picture, print_table
 
 

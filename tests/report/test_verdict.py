@@ -1,6 +1,6 @@
 import pytest
 
-from mm_cb.evaluation.results import Measurement, measure
+from mm_cb.metrics.results import Measurement, measure
 from mm_cb.report.verdict import judge_run
 
 PASSED = [{"name": "attack beats base", "passed": True, "value": 1, "expected": 1, "why": ""}]

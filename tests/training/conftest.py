@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mm_cb.training.examples import Example
+from mm_cb.data.examples import Example
 from tests.tiny_llava import WORDS, picture, tiny_llava
 
 

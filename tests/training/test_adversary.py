@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mm_cb.training.adversary import Adversary, perturb_pictures
 from mm_cb.training.hidden_states import lay_out, target_states
-from mm_cb.training.rerouting import length_loss, reroute_loss
+from mm_cb.training.losses import length_loss, reroute_loss
 from tests.training.test_trainer import batch_of, build  # noqa: F401 - a fixture
 
 LENGTHS = (4, 6)

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 import torch
 
-from mm_cb.errors import UserError
+from mm_cb.core.errors import UserError
 from mm_cb.training.batches import PairCollator, PairedExamples, hold_out
 from tests.tiny_llava import tiny_llava
 from tests.training.conftest import make_example

@@ -1,9 +1,5 @@
 """What is measured on held-out rows while training runs."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import torch
 
 from mm_cb.training.batches import hold_out
@@ -42,10 +38,3 @@ def test_measuring_draws_no_random_numbers_and_sees_a_change(build, examples):  
     first, second = trainer.measure_held_out(), trainer.measure_held_out()
     assert first == second and torch.equal(torch.get_rng_state(), before)
     assert first["held_out_circuit_breaker_cosine"] < 0.999
-
-
-def test_the_diagnosis_refuses_a_dtype_that_is_none():
-    script = Path(__file__).resolve().parents[2] / "scripts" / "diagnose.py"
-    words = ["--model", "miniature", "--adapter", "nowhere", "--out", "nowhere", "--dtype", "foo", "a=b"]
-    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True)
-    assert done.returncode == 2 and "invalid choice: 'foo'" in done.stderr

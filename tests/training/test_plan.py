@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mm_cb.errors import UserError
+from mm_cb.core.errors import UserError
 from mm_cb.models import TokenRole
 from mm_cb.models.known import known_config
 from mm_cb.training.adapter import add_adapter

@@ -3,8 +3,8 @@ import re
 import pytest
 import yaml
 
-from mm_cb.errors import UserError
-from mm_cb.training.fields import Recipe
+from mm_cb.core.errors import UserError
+from mm_cb.training.config import Recipe
 from mm_cb.training.recipe import RECIPES, load_recipe, recipe_keys, recipe_names
 
 

@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlavaNextForConditionalGeneration
 
-from mm_cb.errors import UserError
+from mm_cb.core.errors import UserError
 from mm_cb.models import load_model
 from mm_cb.training.card import model_card
 from mm_cb.training.recipe import load_recipe

@@ -9,10 +9,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlavaNextForConditionalGeneration
 
+from mm_cb.data.examples import read_examples
 from mm_cb.models import load_model
 from mm_cb.models.merging import merge
 from mm_cb.training import run as running
-from mm_cb.training.examples import read_examples
 from mm_cb.training.recipe import load_recipe
 from mm_cb.training.run import train
 from tests.tiny_llava import WORDS, picture, tiny_llava

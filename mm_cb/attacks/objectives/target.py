@@ -1,0 +1,182 @@
+"""What the attacks on a model minimise: functions from pixels to one loss per behaviour.
+
+Pixels are those of the picture a user would upload. They go through the model's own image processor (forward value
+exact, gradient through a smooth surrogate, see `image_attacks.preprocessing`) into the model, in front of the same chat
+that `generate` will see. The ones that know about circuit breakers are in `mm_cb.attacks.objectives.adaptive`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL.Image import Image
+from torch import Tensor
+
+from image_attacks import only_last_positions, predicted_nll, target_nll
+from mm_cb.core.errors import UserError
+from mm_cb.data.behaviors_file import Behavior
+from mm_cb.inference.subjects import Subject
+from mm_cb.models import LlavaNextModel, ModelInputs
+
+
+class Objective(Protocol):
+    """What an attack minimises."""
+
+    def __call__(self, pixels: Tensor, /) -> Tensor:
+        """Losses ``(B,)`` of ``pixels`` ``(B, 3, H, W)`` in [0, 1]."""
+
+    def loss(self, pixel_values: Tensor) -> Tensor:
+        """Losses ``(B,)`` of what the processor makes of the pictures."""
+
+
+class TargetObjective:
+    """A0: mean negative log-likelihood of each behaviour's target text."""
+
+    def __init__(self, subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Image]) -> None:
+        """Encode the chats once; ``pictures`` all have one size."""
+        self.subject = subject
+        self.inputs = encode(subject, behaviors, pictures, [b.target for b in behaviors])
+        # Rows are padded on the left, so that all targets end at the last token and few logits are needed.
+        self.keep = longest(self.inputs) + 1
+        self.labels = self.inputs.labels[:, -self.keep :]
+        self.read = self.inputs.without_last()  # what the last token would say is asked of nobody
+        self.preprocess = preprocessing(subject.model, pictures[0])
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Losses ``(B,)`` of ``pixels`` ``(B, 3, H, W)``."""
+        count = self.keep - 1
+        with self.subject.active() as model, only_last_positions(model.base, count):
+            output = model.forward(self.read, pixel_values=self.preprocess(pixels), logits_to_keep=count)
+        return predicted_nll(output.logits, self.labels[:, 1:])
+
+    def loss(self, pixel_values: Tensor) -> Tensor:
+        """Losses ``(B,)`` of what the processor makes of the pictures, by the whole model: what a file is held to."""
+        with self.subject.active() as model:
+            output = model.forward(self.inputs, pixel_values=pixel_values, logits_to_keep=self.keep)
+        return target_nll(output.logits, self.labels)
+
+
+@dataclass(frozen=True)
+class Forced:
+    """Chats with a forced response behind them: the target and, as a rule, what the base model goes on to say.
+
+    B rows, K = ``keep`` last positions; labels are unshifted, -100 where a token does not count.
+    """
+
+    inputs: ModelInputs
+    keep: int
+    target: Tensor
+    """Labels ``(B, K)`` of the target's tokens."""
+    response: Tensor
+    """Labels ``(B, K)`` of the whole response."""
+    texts: list[str]
+    """The responses, for the record: with them the objective can be built again."""
+
+    @property
+    def mask(self) -> Tensor:
+        """``(B, K)``: 1 = token of the response."""
+        return (self.response != -100).long()
+
+
+def force(
+    subject: Subject,
+    behaviors: Sequence[Behavior],
+    pictures: Sequence[Image],
+    max_new_tokens: int,
+    responses: Sequence[str | None] | None = None,
+) -> Forced:
+    """Write each response (the target, continued by the base model on the clean picture) and encode the whole.
+
+    Args:
+        subject: The model under attack; the continuation is its base's, with the adapter off.
+        behaviors: What to ask, one per row.
+        pictures: Clean pictures, all of one size.
+        max_new_tokens: Longest continuation.
+        responses: Responses to use as they are, from an earlier run or from a hijack of the base; where there is none
+            the base model continues the target. The first tokens, as many as the target has, count as the target.
+    """
+    opened = encode(subject, behaviors, pictures, [b.target for b in behaviors])
+    given = list(responses) if responses is not None else [None] * len(behaviors)
+    own = continue_targets(subject, behaviors, opened, max_new_tokens) if None in given else [""] * len(given)
+    texts = [text if known is None else known for known, text in zip(given, own, strict=True)]
+    inputs = encode(subject, behaviors, pictures, texts)
+    keep = longest(inputs) + 1
+    labels = inputs.labels[:, -keep:]
+    position = inputs.completion_mask[:, -keep:].cumsum(dim=1)
+    within_target = position <= opened.completion_mask.sum(dim=1, keepdim=True)
+    return Forced(inputs, keep, labels.masked_fill(~within_target, -100), labels, texts)
+
+
+def continue_targets(
+    subject: Subject, behaviors: Sequence[Behavior], opened: ModelInputs, max_new_tokens: int
+) -> list[str]:
+    """Each target with what the base model itself says behind it: text from the model's own distribution."""
+    with subject.model.adapter(False):
+        continued = subject.model.generate(opened, max_new_tokens)
+    return [f"{b.target} {more}".strip() for b, more in zip(behaviors, continued, strict=True)]
+
+
+def encode(
+    subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Image], responses: Sequence[str] | None
+) -> ModelInputs:
+    """The subject's chats, padded on the left, with open responses behind them (none: ready to generate).
+
+    Raises:
+        UserError: If a chat has more tokens than the model has positions.
+    """
+    inputs = subject.model.encode(
+        [b.prompt for b in behaviors],
+        list(pictures),
+        completions=None if responses is None else list(responses),
+        systems=subject.systems(len(behaviors)),
+        close_turn=False,
+    )
+    limit = subject.model.base.config.get_text_config().max_position_embeddings
+    for behavior, tokens in zip(behaviors, inputs.attention_mask.sum(dim=1).tolist(), strict=True):
+        if tokens > limit:
+            raise UserError(
+                f"behaviour {behavior.id!r} is too long for `{subject.model.name}`: its chat has {tokens} tokens, the "
+                f"model has {limit} positions. Shorten its prompt or target."
+            )
+    return inputs
+
+
+def preprocessing(model: LlavaNextModel, picture: Image) -> Callable[[Tensor], Tensor]:
+    """The model's image processor as a differentiable function, for pictures of this one's size.
+
+    Raises:
+        UserError: If the processor has no differentiable counterpart here.
+    """
+    width, height = picture.size
+    try:
+        return model.preprocessing((height, width))
+    except (ValueError, NotImplementedError) as error:
+        name = type(model.processor.image_processor).__name__
+        raise UserError(
+            f"`{model.name}`: its image processor `{name}` has no differentiable counterpart for pictures of "
+            f"{width} x {height}: {error} To attack it, add one beside image_attacks/preprocessing.py whose forward "
+            "equals the processor, and return it from the model's `preprocessing`."
+        ) from error
+
+
+def longest(inputs: ModelInputs) -> int:
+    """Tokens of the longest completion."""
+    return int(inputs.completion_mask.sum(dim=1).max())
+
+
+def adapted_layers(model: LlavaNextModel) -> list[int]:
+    """``hidden_states`` indices right behind the decoder blocks that carry adapter weights.
+
+    Raises:
+        UserError: If no block carries any: there is nothing to undo.
+    """
+    layers = [
+        index + 1
+        for index, block in enumerate(model.decoder_blocks)
+        if any("lora_" in name for name, _ in block.named_parameters())
+    ]
+    if not layers:
+        raise UserError("`pgd_adaptive` needs a model whose decoder blocks carry a LoRA adapter, found none.")
+    return layers

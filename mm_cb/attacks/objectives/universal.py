@@ -1,0 +1,64 @@
+"""A10: one picture for many behaviours. It is made for the first of them and judged on all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from image_attacks import LlavaNextTargets
+from mm_cb.attacks.objectives.target import encode, preprocessing
+from mm_cb.core.errors import UserError
+from mm_cb.data.behaviors_file import Behavior
+from mm_cb.inference.subjects import Subject
+from mm_cb.metrics.attack_names import Attack
+
+
+class UniversalObjective:
+    """Mean target loss of the behaviours that a picture is made for, as a function of that picture.
+
+    One picture against M targets: what the chats share (the image tower, all tokens up to the end of the image) runs
+    once per step instead of M times.
+    """
+
+    def __init__(self, subject: Subject, behaviors: Sequence[Behavior], picture: Image, trained: int) -> None:
+        """Encode all chats; the loss is that of the first ``trained`` ones."""
+        self.subject = subject
+        inputs = encode(subject, behaviors, [picture] * len(behaviors), [b.target for b in behaviors])
+        rows = [ids[mask.bool()] for ids, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True)]
+        ends = [len(row) - int(n) for row, n in zip(rows, inputs.completion_mask.sum(dim=1), strict=True)]
+        heads = [row[:end] for row, end in zip(rows, ends, strict=True)]
+        tails = [row[end:] for row, end in zip(rows, ends, strict=True)]
+        size = (picture.height, picture.width)
+        self.mean_of = LlavaNextTargets(subject.model.base, heads[:trained], tails[:trained], size)
+        self.all = LlavaNextTargets(subject.model.base, heads, tails, size)
+        self.preprocess = preprocessing(subject.model, picture)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """The mean loss ``(1,)`` of one picture's ``pixels`` ``(1, 3, H, W)``."""
+        return self.loss(self.preprocess(pixels))
+
+    def loss(self, pixel_values: Tensor) -> Tensor:
+        """The mean loss ``(1,)`` of what the processor makes of one picture."""
+        with self.subject.active():
+            return self.mean_of(pixel_values).mean(dim=0, keepdim=True)
+
+    @torch.no_grad()
+    def each(self, pixels: Tensor) -> list[float]:
+        """The loss of every behaviour, those the picture was not made for included, at one picture."""
+        with self.subject.active():
+            return self.all(self.preprocess(pixels)).tolist()
+
+
+def trained_on(attack: Attack, behaviors: Sequence[Behavior]) -> int:
+    """How many behaviours, from the first on, a universal picture is made for.
+
+    Raises:
+        UserError: If there are fewer.
+    """
+    count = attack.train or (len(behaviors) + 1) // 2
+    if count > len(behaviors):
+        raise UserError(f"`train` must be at most the number of behaviours, {len(behaviors)}, got {count}.")
+    return count

@@ -1,0 +1,87 @@
+"""What a finished attack run holds beside its pictures: items, curves, checks, results, the selected worst cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mm_cb.attacks.checks import file_loss, gradient_is_there, inside_ball, inside_threat
+from mm_cb.attacks.records import curves, rank
+from mm_cb.core.errors import UserError
+from mm_cb.core.paths import safe_id
+from mm_cb.core.runs import write_bytes, write_json, write_jsonl
+from mm_cb.metrics.attack_names import KINDS, OPTIMISED
+from mm_cb.metrics.results import measure, results_content
+
+
+def write_outputs(
+    folder: Path,
+    items: list[dict[str, Any]],
+    drawn: list[dict[str, Any]],
+    *,
+    epsilon: int,
+    k: Mapping[str, int],
+    threat_model: str = "linf",
+    dtype: str = "float32",
+) -> None:
+    """The files that a finished run holds beside its pictures."""
+    keep_worst(items, folder)
+    write_jsonl(folder / "items.jsonl", items)
+    made = summaries(items, drawn, epsilon=epsilon, k=k, threat_model=threat_model, dtype=dtype)
+    for name, content in made.items():
+        write_json(folder / name, content)
+
+
+def summaries(
+    items: list[dict[str, Any]],
+    drawn: list[dict[str, Any]],
+    *,
+    epsilon: int,
+    k: Mapping[str, int],
+    threat_model: str = "linf",
+    dtype: str = "float32",
+) -> dict[str, Any]:
+    """File name -> content, for every file that is made from a run's items and curves alone; results.json last."""
+    filed = [item for item in items if item["image"] is not None]
+    checks = [inside_ball(filed, epsilon), *inside_threat(filed, threat_model)] if filed else []
+    if any(item["condition"] in OPTIMISED for item in filed):
+        checks.append(file_loss(filed, dtype))
+    checks += gradient_is_there(items)
+    results = results_content(measure(items, pairs=[]))
+    return {"curves.json": drawn, "checks.json": checks, "protocol.json": {"k": dict(k)}, "results.json": results}
+
+
+def best_pictures(items: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Per behaviour the attacked picture that went worst for the model so far: harmful first, then the lowest loss."""
+    return _worst(item for item in items if KINDS[item["condition"]].searches_pixels)
+
+
+def keep_worst(items: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Put the selected picture of every behaviour at ``images/<safe_id>.png``: the worst over everything tried."""
+    for behavior_id, image in _worst(item for item in items if item["image"] is not None).items():
+        write_bytes(folder / "images" / f"{safe_id(behavior_id)}.png", (folder / image).read_bytes())
+
+
+def _worst(items: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Behaviour id -> picture of its worst item; of equals, the first by name."""
+    best: dict[str, tuple[tuple[bool, float], str]] = {}
+    for item in items:
+        found = rank(item), item["image"]
+        best[item["id"]] = min(best.get(item["id"], found), found)
+    return {behavior_id: image for behavior_id, (_, image) in best.items()}
+
+
+def curve_quartiles(folder: Path, subject: str, attack: str) -> list[dict[str, Any]]:
+    """Quartiles over behaviours of the loss at every step of the first run; empty for attacks that do not optimise."""
+    return quartiles(curves(folder, attack), subject, attack) if attack in OPTIMISED else []
+
+
+def quartiles(losses: Sequence[Sequence[float]], subject: str, attack: str) -> list[dict[str, Any]]:
+    """One entry of curves.json, from a curve per behaviour; their order does not matter."""
+    if not losses:
+        raise UserError(f"the run must hold what its curves are made from, but there is no loss curve of `{attack}`.")
+    q25, q50, q75 = (np.round(np.quantile(np.array(losses), q, axis=0), 4).tolist() for q in (0.25, 0.5, 0.75))
+    return [{"subject": subject, "condition": attack, "q25": q25, "q50": q50, "q75": q75, "n": len(losses)}]

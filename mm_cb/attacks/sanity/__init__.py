@@ -1,0 +1,1 @@
+"""The sanity battery: is a low number the model's strength or the attack's weakness?"""

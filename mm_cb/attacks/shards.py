@@ -1,0 +1,181 @@
+"""Job arrays: each process attacks its own part of the behaviours; a last one gathers the parts into one run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mm_cb.attacks.outputs import curve_quartiles, write_outputs
+from mm_cb.core.errors import UserError
+from mm_cb.core.hub import Repository
+from mm_cb.core.runs import RunDirectory, hash_inputs, read_jsonl, read_run, write_bytes
+from mm_cb.data.behaviors_file import Behavior
+from mm_cb.metrics.attack_names import OPTIMISED
+
+FOLDER = "shards"
+_WAIT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part ``index`` (from 1) of ``count``."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """``"2/8"`` -> the second of eight; ``"auto"`` -> as `launched` finds it.
+
+        Raises:
+            UserError: If it is not i/n with 1 <= i <= n.
+        """
+        if text == "auto":
+            return launched(os.environ)
+        index, _, count = text.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+            raise UserError(f"`--shard` must be i/n with i in 1..n, such as 2/8; got `{text}`.")
+        return cls(int(index), int(count))
+
+    def part(self, behaviors: Sequence[Behavior]) -> list[Behavior]:
+        """Every ``count``-th behaviour from the ``index``-th on: the same in every process.
+
+        Raises:
+            UserError: If nothing is left for this shard.
+        """
+        mine = list(behaviors[self.index - 1 :: self.count])
+        if not mine:
+            raise UserError(f"`--shard {self}` is empty: there are only {len(behaviors)} behaviours.")
+        return mine
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+def launched(environment: Mapping[str, str]) -> Shard:
+    """The part of this process, from what started it: ``accelerate launch``, ``torchrun``, or a Slurm job array.
+
+    Raises:
+        UserError: If none of them did.
+    """
+    try:
+        if "WORLD_SIZE" in environment:
+            return Shard(int(environment["RANK"]) + 1, int(environment["WORLD_SIZE"]))
+        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
+        return Shard(int(environment["SLURM_ARRAY_TASK_ID"]) - first + 1, int(environment["SLURM_ARRAY_TASK_COUNT"]))
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            "`--shard auto` needs a process started by `accelerate launch`, `torchrun` or a Slurm job array; give i/n."
+        ) from error
+
+
+def launched_device(device: str) -> str:
+    """The GPU of this process where a launcher starts several on one machine: ``cuda`` -> ``cuda:1``."""
+    rank = os.environ.get("LOCAL_RANK", "")
+    return f"cuda:{rank}" if device == "cuda" and rank.isdecimal() else device
+
+
+@contextmanager
+def shard_runs(
+    out: Path, recipe: Mapping[str, Any], seed: int, inputs: Sequence[Path | Repository], shard: Shard
+) -> Iterator[RunDirectory]:
+    """A run directory of its own for a shard, inside the whole run's, which is claimed for this recipe first.
+
+    Shards start at the same moment: one that finds the whole run locked by another waits for it.
+    """
+    hashes = hash_inputs(inputs)
+    whole = RunDirectory(out, "attack", recipe, seed, inputs=hashes)
+    name = f"{shard.index:04d}-of-{shard.count:04d}"
+    run = RunDirectory(out / FOLDER / name, "attack", {**recipe, "shard": str(shard)}, seed, inputs=hashes)
+    with _waited_for(whole):
+        if whole.finished:
+            raise UserError(f"`{out}` has been gathered already; its results are in results.json.")
+        run.open()
+    try:
+        with run:
+            yield run
+    except BaseException:
+        with _waited_for(whole):
+            whole.abandon()
+        raise
+
+
+def _waited_for(whole: RunDirectory) -> RunDirectory:
+    """The whole run's folder, made or seen to belong to this recipe, and locked as soon as no other shard holds it."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while True:
+        try:
+            return whole.open()
+        except UserError as error:
+            if "another mm-cb process" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def gather(out: Path, behaviors: Sequence[Behavior]) -> bool:
+    """Put finished shards together as one run; False when there are none. A part without behaviours is finished.
+
+    Raises:
+        UserError: If shards are missing or not finished, or of several divisions.
+    """
+    found = sorted(path for path in (out / FOLDER).glob("*-of-*") if path.is_dir())
+    if not found:
+        return False
+    counts = {int(path.name.rpartition("-")[2]) for path in found}
+    if len(counts) > 1:
+        raise UserError(f"`{out / FOLDER}` holds shards of several divisions ({sorted(counts)}); delete all but one.")
+    (count,) = counts
+    done = {int(path.name[:4]) for path in found if (path / "run.json").is_file() and read_run(path).get("ended")}
+    missing = [f"{i}/{count}" for i in range(1, min(count, len(behaviors)) + 1) if i not in done]
+    if missing:
+        raise UserError(
+            f"`{out}` cannot be gathered, these shards are not finished: {', '.join(missing[:10])}. Run them with "
+            "`--shard`."
+        )
+    items, drawn = [], []
+    for path in found:
+        items += read_jsonl(path / "items.jsonl")
+        drawn += _copy(path, out)
+    order = {behavior.id: i for i, behavior in enumerate(behaviors)}
+    conditions = list(dict.fromkeys(item["condition"] for item in items))
+    items.sort(key=lambda item: (conditions.index(item["condition"]), order[item["id"]]))
+    recipe = read_run(out)["recipe"]
+    k = {item["condition"]: item["k"] for item in items}
+    write_outputs(
+        out,
+        items,
+        _curves(out, items, drawn),
+        epsilon=recipe["epsilon"],
+        k=k,
+        threat_model=recipe["options"].get("threat_model", "linf"),
+        dtype=recipe["dtype"],
+    )
+    return True
+
+
+def _copy(shard: Path, out: Path) -> list[Path]:
+    """Copy a shard's pictures and their artefacts; returns its parts."""
+    for file in sorted((shard / "images").rglob("*")):
+        if file.is_file():
+            write_bytes(out / file.relative_to(shard), file.read_bytes())
+    return sorted((shard / "parts").glob("*.json"))
+
+
+def _curves(out: Path, items: Sequence[Mapping[str, Any]], parts: Sequence[Path]) -> list[dict[str, Any]]:
+    """Curve quartiles over all shards: their parts are put side by side under names of their own."""
+    numbers: dict[str, int] = defaultdict(int)
+    shutil.rmtree(out / "parts", ignore_errors=True)
+    for part in parts:
+        stem = part.stem.rpartition("-")[0]
+        write_bytes(out / "parts" / f"{stem}-{numbers[stem]:04d}.json", part.read_bytes())
+        numbers[stem] += 1
+    subject = items[0]["subject"]
+    conditions = dict.fromkeys(item["condition"] for item in items if item["condition"] in OPTIMISED)
+    return [entry for name in conditions for entry in curve_quartiles(out, subject, name)]

@@ -1,0 +1,1 @@
+"""Every number of an attack run computed again from its files."""

@@ -1,0 +1,1 @@
+"""Benchmarks: items, prompt, score, metric."""

@@ -1,0 +1,175 @@
+"""Asking a judge to compare an answer with the reference answer, several times if wanted, every judgement kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mm_cb.benchmarks.llava_wild.questions import Question, protocol
+from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES, Review, parse_scores
+from mm_cb.core.endpoint import REFUSED, Endpoint, EndpointFailure
+from mm_cb.core.errors import UserError
+from mm_cb.core.progress import Progress
+from mm_cb.core.runs import append_jsonl, read_jsonl
+
+ORDERS = ("reference_first", "candidate_first")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the judge is told to do, per category."""
+
+    texts: Mapping[str, str]
+    role: str
+    sha256: str
+    original: bool
+
+
+def read_rule(path: Path) -> Rule:
+    """The original rule file, known by its git blob.
+
+    Raises:
+        UserError: If it cannot be read or is another file.
+    """
+    content = _bytes(path)
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324 (git's own name for the file)
+    if blob != protocol()["rule_blob"]:
+        raise UserError(
+            f"`{path}` must be the original llava/eval/table/rule.json (git blob {protocol()['rule_blob'][:7]}), got "
+            f"blob {blob[:7]}; take it from the LLaVA repository, or give a text of your own with `--own-rule`."
+        )
+    entries = {name: json.loads(content)[protocol()["rule_key"].format(category=name)] for name in CATEGORIES}
+    texts = {name: entry["prompt"] for name, entry in entries.items()}
+    return Rule(texts, entries[CATEGORIES[0]]["role"], hashlib.sha256(content).hexdigest(), original=True)
+
+
+def read_own_rule(path: Path) -> Rule:
+    """A user's rule text, for all categories; it must ask for two scores on the first line.
+
+    Raises:
+        UserError: If it cannot be read or is empty.
+    """
+    text = _bytes(path).decode("utf-8", "replace").strip()
+    if not text:
+        raise UserError(f"`{path}` must hold a rule text, it is empty.")
+    return Rule(dict.fromkeys(CATEGORIES, text), "Assistant", hashlib.sha256(text.encode()).hexdigest(), original=False)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise UserError(f"the rule file `{path}` cannot be read: {e.strerror}.") from e
+
+
+class Comparer(Protocol):
+    """A judge that reads a chat and answers with text."""
+
+    def compare(self, chats: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, str | EndpointFailure]]:
+        """Key and answer of every chat, each as soon as it is there."""
+
+
+class ServedComparer:
+    """A judge behind an endpoint."""
+
+    def __init__(self, endpoint: Endpoint, temperature: float) -> None:
+        """Sample at ``temperature``: 0.2 in the original."""
+        self._endpoint, self._temperature = endpoint, temperature
+
+    def compare(self, chats: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, str | EndpointFailure]]:
+        """Answers as they come."""
+        limit = protocol()["judge_max_tokens"]
+        return self._endpoint.map(chats.items(), max_tokens=limit, temperature=self._temperature)
+
+
+class LocalComparer:
+    """A text model in this process; greedy, so that further runs would only repeat the first."""
+
+    def __init__(self, model: Any) -> None:
+        """Judge with a `mm_cb.judges.local.LanguageModel`."""
+        self._model = model
+
+    def compare(self, chats: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, str | EndpointFailure]]:
+        """Answers batch by batch."""
+        prompts = {key: self._model.chat_prompt(messages) for key, messages in chats.items()}
+        yield from self._model.continuations(prompts, protocol()["judge_max_tokens"])
+
+
+def request(question: Question, answer: str, rule: Rule, order: str, system: str) -> list[dict[str, str]]:
+    """The judge's chat; the original puts the reference first, always."""
+    first, second = (question.reference, answer) if order == ORDERS[0] else (answer, question.reference)
+    blocks = {"context": question.caption, "question": question.text, "first": first, "second": second}
+    text = protocol()["request"].format(**blocks, role=rule.role, rule=rule.texts[question.category])
+    asked = [{"role": "system", "content": system}] if system else []
+    return [*asked, {"role": "user", "content": text}]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which judgements a run wants."""
+
+    rule: Rule
+    runs: int = 1
+    orders: tuple[str, ...] = (ORDERS[0],)
+    system: str = ""
+    """System message; the original sends one sentence, later harnesses none."""
+
+
+def judge_answers(
+    questions: Sequence[Question],
+    answers: Mapping[str, str],
+    plan: Plan,
+    comparer: Comparer,
+    store: Path,
+    progress: Progress,
+) -> dict[str, list[dict[str, Any]]]:
+    """All judgements of all answers; those in ``store`` are not asked for again.
+
+    Returns:
+        Question id -> records with ``run``, ``order``, ``content`` (None when the judge refused this one).
+
+    Raises:
+        UserError: If requests failed for a reason that may pass; what was judged is kept.
+    """
+    done = {record["key"]: record for record in read_jsonl(store)}
+    wanted = [(q, run, order) for run in range(1, plan.runs + 1) for order in plan.orders for q in questions]
+    chats = {
+        key: request(q, answers[q.id], plan.rule, order, plan.system)
+        for q, run, order in wanted
+        if (key := _key(q.id, run, order)) not in done
+    }
+    task = progress.task("judge", total=len(wanted), done=len(wanted) - len(chats))
+    failures = []
+    for key, content in comparer.compare(chats):
+        if isinstance(content, EndpointFailure) and content.kind != REFUSED:
+            failures.append(content.reason)
+            continue
+        refused = content.reason if isinstance(content, EndpointFailure) else None
+        done[key] = {"key": key, "content": None if refused else content, **({"refused": refused} if refused else {})}
+        append_jsonl(store, done[key])
+        task.advance()
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {len(wanted)} judgements failed, the first: {failures[0].rstrip('.')}. The others are "
+            "kept: run the same command again."
+        )
+    found: dict[str, list[dict[str, Any]]] = {q.id: [] for q in questions}
+    for q, run, order in wanted:
+        found[q.id].append({**done[_key(q.id, run, order)], "run": run, "order": order})
+    return found
+
+
+def _key(id: str, run: int, order: str) -> str:
+    return f"{run}/{order}/{id}"
+
+
+def review_of(question: Question, judgement: Mapping[str, Any]) -> Review:
+    """What a judgement says, reference's score first whichever came first."""
+    scores = parse_scores(judgement["content"]) if judgement["content"] is not None else None
+    if scores is not None and judgement["order"] != ORDERS[0]:
+        scores = (scores[1], scores[0])
+    return Review(question.id, question.category, scores)

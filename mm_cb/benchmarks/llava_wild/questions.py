@@ -1,0 +1,139 @@
+"""The 60 questions with their pictures, captions and reference answers, from the original files or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES
+from mm_cb.benchmarks.over_refusal.data import file_picture
+from mm_cb.core import hub
+from mm_cb.core.errors import UserError
+from mm_cb.core.paths import data_path
+from mm_cb.inference.generation import Picture
+
+_FILES = ("questions.jsonl", "context.jsonl", "answers_gpt4.jsonl")
+_COLUMNS = ("question_id", "question", "image", "caption", "gpt_answer", "category")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question."""
+
+    id: str
+    category: str
+    text: str
+    caption: str
+    """What the judge reads in place of the picture."""
+    reference: str
+    """The reference answer, written by a text model from the caption."""
+    picture: Picture
+
+
+@cache
+def protocol() -> dict[str, Any]:
+    """The protocol as shipped."""
+    import yaml
+
+    content: dict[str, Any] = yaml.safe_load(data_path("protocols", "llava_wild.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+def read_questions(data: str) -> list[Question]:
+    """The questions of a local copy in the original's layout, or of a data set with the hub's columns.
+
+    Raises:
+        UserError: If files, columns or pictures are missing, or a question has no caption or reference answer.
+    """
+    folder = Path(data)
+    original = any((folder / name).is_file() for name in _FILES)
+    questions = _from_files(folder) if original else _from_dataset(data)
+    for question in questions:
+        if question.category not in CATEGORIES:
+            raise UserError(
+                f"question {question.id}: `category` must be one of {', '.join(CATEGORIES)}, got {question.category!r}."
+            )
+    if len({question.id for question in questions}) < len(questions) or not questions:
+        raise UserError(f"`{data}` must hold questions with different ids, got {len(questions)}.")
+    return questions
+
+
+def fingerprint(questions: list[Question]) -> str:
+    """SHA-256 over everything that is asked and compared, pixels included."""
+    total = hashlib.sha256()
+    for q in questions:
+        total.update(json.dumps([q.id, q.category, q.text, q.caption, q.reference, list(q.picture.size)]).encode())
+        total.update(q.picture.convert("RGB").tobytes())
+    return total.hexdigest()
+
+
+def _from_files(folder: Path) -> list[Question]:
+    asked, contexts, answers = (_records(folder / name) for name in _FILES)
+    captions = {record.get("image"): record.get("caption") for record in contexts}
+    references = {record.get("question_id"): record.get("text") for record in answers}
+    questions = []
+    for record in asked:
+        id, image = record.get("question_id"), record.get("image")
+        held = {"context": captions.get(image), "answer": references.get(id)}
+        lacking = [name for name, value in held.items() if not value]
+        if lacking or not isinstance(image, str):
+            raise UserError(f"`{folder}`: question {id!r} lacks its {', '.join(lacking) or 'image'}.")
+        path = (folder / "images" / image).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise UserError(f"`{folder}`: the picture of question {id!r} must lie inside, got {image!r}.")
+        texts = str(record.get("text")), _caption(captions[image]), str(references[id])
+        questions.append(Question(str(id), str(record.get("category")), *texts, file_picture(path)))
+    return questions
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        records = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError, RecursionError) as e:
+        raise UserError(f"`{path}` must be a file of the original benchmark (JSONL): {e}.") from e
+    if not all(isinstance(record, dict) for record in records):
+        raise UserError(f"`{path}` must hold one JSON object per line.")
+    return records
+
+
+def _from_dataset(data: str) -> list[Question]:
+    rows: Any = _from_folder(data) if Path(data).is_dir() else hub.load_split(data, "train")
+    if missing := [name for name in _COLUMNS if name not in rows.column_names]:
+        raise UserError(f"`{data}` must have the columns {', '.join(_COLUMNS)}; it lacks {', '.join(missing)}.")
+    from datasets import Image as Pictures
+
+    return [_from_row(row) for row in rows.cast_column("image", Pictures())]
+
+
+def _from_folder(data: str) -> Any:
+    from datasets import disable_progress_bars, load_dataset
+
+    disable_progress_bars()
+    try:
+        return load_dataset(data, split="train")
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"`--data` must be a folder with {', '.join(_FILES)} and images/, or a data set with the hub's columns; "
+            f"`{data}` cannot be loaded: {e}"
+        ) from e
+
+
+def _from_row(row: Mapping[str, Any]) -> Question:
+    return Question(
+        id=str(row["question_id"]),
+        category=str(row["category"]),
+        text=str(row["question"]),
+        caption=_caption(row["caption"]),
+        reference=str(row["gpt_answer"]),
+        picture=row["image"],
+    )
+
+
+def _caption(caption: Any) -> str:
+    return "\n".join(str(part) for part in caption) if isinstance(caption, list) else str(caption)

@@ -1,0 +1,117 @@
+"""``mm-cb eval llava-wild --reviews``: the official digits of stored review files, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mm_cb.benchmarks.llava_wild.questions import protocol
+from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES, RULES, in_canonical_order, items_of, read_reviews
+from mm_cb.core.errors import UserError
+from mm_cb.core.runs import RunDirectory, read_jsonl, read_run, write_jsonl
+from mm_cb.inference.generation import refusal_note
+from mm_cb.metrics.relative_score import FAILED_LIMIT
+from mm_cb.metrics.results import Measurement, find, measure, read_results, write_results
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run_reviews(files: Sequence[Path], out: Path, *, official_failures: bool, seed: int) -> None:
+    """Summarise every review file as a subject of its own, named as the file.
+
+    Raises:
+        UserError: If a file is not as expected, or two have the same name.
+    """
+    names = [file.stem for file in files]
+    if len(set(names)) < len(names):
+        raise UserError(f"`--reviews` must have different file names, they name the results; got {', '.join(names)}.")
+    reviews = {file.stem: read_reviews(file) for file in files}
+    recipe = {"benchmark": "llava-wild", "reviews": sorted(names), "official_failures": official_failures}
+    with RunDirectory(out, "eval", recipe, seed, inputs=sorted(files)) as run:
+        if not run.finished:
+            items = [
+                item
+                for name, found in reviews.items()
+                for review in found
+                for item in items_of(
+                    review.question_id, [review], {"subject": name}, official_failures=official_failures
+                )
+            ]
+            write_jsonl(run.path / "items.jsonl", in_canonical_order(items))
+            write_results(run.path / "results.json", measure(items, pairs=[], seed=seed))
+            run.finish()
+        show(run.path)
+
+
+def show(folder: Path, console: Console | None = None) -> None:
+    """Print the scores of a finished run and what could make them lie."""
+    from rich.table import Table
+
+    from mm_cb.core.progress import console as plain
+
+    measured = [m for m in read_results(folder / "results.json") if m.metric == "llava_wild"]
+    out = console or plain()
+    for subject in dict.fromkeys(m.subject for m in measured):
+        table = Table(box=None, pad_edge=False)
+        for column in ("", "n", "official", "95 %", "strict", "reference", "candidate", "failed"):
+            table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        for split in ("all", *CATEGORIES):
+            official, strict = (find(measured, subject, "llava_wild", rule, split) for rule in RULES)
+            if official is not None:
+                table.add_row(split, *_row(official, strict))
+        out.print(f"LLaVA-Wild, {subject}")
+        out.print(table)
+    for note in _notes(folder, measured):
+        out.print(note)
+    out.print(f"results {folder / 'results.json'}")
+
+
+def _notes(folder: Path, measured: Sequence[Measurement]) -> Iterator[str]:
+    """Who judged by which rule, what each order gives, and every reason to doubt a score."""
+    recipe = read_run(folder)["recipe"]
+    if "judge" in recipe:
+        rule = "the original rule" if recipe["rule_is_original"] else "a rule of your own, compares with nobody else's"
+        yield f"judge {recipe['judge']}, {rule}"
+    for m in (m for m in measured if m.split == "all"):
+        if m.value is None:
+            yield f"NO SCORE {m.subject}, {m.condition}: {why_no_score(m)}"
+        if m.condition != RULES[0]:
+            continue
+        if series := [f"{name.replace('_', ' ')} {value:.1f}" for name, value in m.counts.items() if "run_" in name]:
+            yield f"{m.subject}, official, each on its own: {', '.join(series)}"
+        questions = m.n + m.counts["unscored"]
+        if questions != (whole := protocol()["questions"]):
+            yield f"CAUTION {m.subject}: {questions:.0f} questions, published scores are over {whole}"
+        items = read_jsonl(folder / "items.jsonl")
+        own = [i for i in items if (i["subject"], i["condition"]) == (m.subject, m.condition) and "gibberish" in i]
+        if broken := sum(item["gibberish"] for item in own):
+            yield f"CAUTION {m.subject}: {broken} of {len(own)} answers are empty, repeating, noise or incoherent"
+    if note := refusal_note(folder / "parts" / "completions.jsonl"):
+        yield note
+
+
+def why_no_score(m: Measurement) -> str:
+    """Why a measurement over all questions has no value."""
+    failed = m.counts["failed"] - m.counts.get("failed_kept", 0)
+    if failed > FAILED_LIMIT * m.counts["judgements"]:
+        return f"{failed:.0f} of {m.counts['judgements']:.0f} judgements failed, at most 2 % may"
+    return "the reference's mean is 0, no answer can be put beside it"
+
+
+def _row(official: Measurement, strict: Measurement | None) -> tuple[str, ...]:
+    counts = official.counts
+    return (
+        str(official.n),
+        _number(official.value),
+        "" if official.ci95 is None else f"{official.ci95[0]:.1f} to {official.ci95[1]:.1f}",
+        _number(None if strict is None else strict.value),
+        _number(counts.get("reference_mean")),
+        _number(counts.get("candidate_mean")),
+        f"{counts.get('failed', 0):.0f}",
+    )
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1f}"

@@ -1,0 +1,203 @@
+"""MMMU's questions, from the hub or from a local copy of it, checked before anything is asked."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from image_attacks.image_files import UNREADABLE
+from mm_cb.benchmarks.mmmu.protocol import MULTIPLE_CHOICE, chosen_subjects, subject_of
+from mm_cb.benchmarks.mmmu.score import Answer, Response, answer_from
+from mm_cb.benchmarks.mmmu.settings import Settings
+from mm_cb.core import hub
+from mm_cb.core.errors import UserError, one_line
+
+_SLOTS = tuple(f"image_{number}" for number in range(1, 8))
+_COLUMNS = ("id", "question", "options", "answer", "question_type", _SLOTS[0])
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """An encoded picture, decoded anew whenever it is used."""
+
+    data: bytes
+    size: tuple[int, int]
+    """Width and height."""
+    where: str
+
+    def convert(self, mode: str) -> Image.Image:
+        """The decoded picture; transparency is dropped, not laid on white.
+
+        Raises:
+            UserError: If its data are damaged.
+
+        Source:
+            lmms-eval's MMMU task, and the processor of LLaVA-1.5 behind the official runner, convert to RGB alike. The
+            processors of transformers 5 lay transparent pictures on white; attacks follow those (`open_picture`).
+        """
+        try:
+            with Image.open(io.BytesIO(self.data)) as picture:
+                return picture.convert(mode)
+        except UNREADABLE as e:
+            raise UserError(f"{self.where} cannot be decoded: {e}.") from e
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row of the data set."""
+
+    id: str
+    text: str
+    question_type: str
+    options: tuple[str, ...]
+    answer: Answer
+    pictures: Mapping[int, StoredPicture]
+    """By number, 1 to 7; unused ones are absent."""
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """A, B, ... for the options; none for an open question."""
+        return tuple(chr(ord("A") + place) for place in range(len(self.options)))
+
+    def answered(self, response: str) -> Response:
+        """The question with what a model said to it."""
+        options = dict(zip(self.letters, self.options, strict=True))
+        return Response(self.id, self.question_type, self.answer, response, self.letters, options)
+
+
+def read_questions(source: str, settings: Settings) -> list[Question]:
+    """The questions of the chosen subjects, in official order.
+
+    Args:
+        source: Hub id, or a folder with one folder per subject: Parquet files as on the hub, or ``save_to_disk``. From
+            the hub come the files of these subjects and this split alone.
+        settings: Subjects, split and limit.
+
+    Raises:
+        UserError: If a subject or the split is missing, a row is not as MMMU's are, or a picture is broken or huge.
+    """
+    subjects = chosen_subjects(settings.subjects)
+    folder = Path(source)
+    if not folder.is_dir():
+        folders = subjects if settings.subjects else ["*"]
+        wanted = [f"{name}/{settings.split}-*.parquet" for name in folders]
+        folder = hub.fetch(source, wanted, kind="dataset", bars=True)
+    if missing := [name for name in subjects if not (folder / name).is_dir()]:
+        raise UserError(
+            f"`{source}` must hold a folder per MMMU subject, {', '.join(missing[:5])} ({len(missing)} in all) missing;"
+            " complete the copy or name the subjects to ask: subjects=Art,Music."
+        )
+    questions = []
+    for subject in subjects:
+        rows = _rows(folder / subject, settings.split)
+        questions += [
+            _question(row, subject, settings.split, f"{source}, {subject}, row {place}")
+            for place, row in enumerate(rows[: settings.limit or None])
+        ]
+    id, times = Counter(question.id for question in questions).most_common(1)[0] if questions else ("", 1)
+    if times > 1:
+        raise UserError(f"`{source}` must hold every question once, `{id}` comes {times} times; correct the copy.")
+    return questions
+
+
+def fingerprint(questions: Sequence[Question]) -> str:
+    """SHA-256 over everything that is asked: a run belongs to it, wherever the questions came from."""
+    digest = hashlib.sha256()
+    for q in questions:
+        digest.update(repr((q.id, q.text, q.question_type, q.options, q.answer)).encode("utf-8", "backslashreplace"))
+        for number, picture in q.pictures.items():
+            digest.update(b"%d" % number + picture.data)
+    return digest.hexdigest()
+
+
+def _rows(folder: Path, split: str) -> list[dict[str, Any]]:
+    """The rows of one subject's folder."""
+    try:
+        if files := sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"{split}.parquet")]):
+            import pyarrow.parquet
+
+            return [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
+        for saved in (folder / split, folder):
+            if (saved / "state.json").is_file():
+                from datasets import load_from_disk
+
+                return _undecoded(load_from_disk(str(saved)))
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(f"`{folder}` cannot be read: {one_line(str(e))[:200]}.") from e
+    there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+    raise UserError(f"`{folder}` must hold split {split} as {split}-*.parquet or a saved data set, got {there}.")
+
+
+def _undecoded(table: Any) -> list[dict[str, Any]]:
+    """The rows of a data set, pictures as bytes."""
+    from datasets import Image as Pictures
+
+    for slot in _SLOTS:
+        if slot in table.column_names:
+            table = table.cast_column(slot, Pictures(decode=False))
+    return list(table)
+
+
+def _question(row: dict[str, Any], subject: str, split: str, where: str) -> Question:
+    """Check one row."""
+    if lacking := [name for name in _COLUMNS if name not in row]:
+        raise UserError(f"{where} must have MMMU's columns, it lacks {', '.join(lacking)}.")
+    texts = ("id", "question", "question_type", "answer")
+    if wrong := [name for name in texts if not isinstance(row[name], str)]:
+        raise UserError(f"{where} must hold texts in {', '.join(texts)}; {', '.join(wrong)} hold none.")
+    where = f"{where} (`{row['id'][:80]}`)"
+    if subject_of(row["id"]) != subject or not row["id"].startswith(f"{split}_"):
+        raise UserError(f"{where} must belong to split {split} of {subject}; give that split, or correct the copy.")
+    options: tuple[str, ...] = ()
+    answer: Any = row["answer"]
+    if row["question_type"] == MULTIPLE_CHOICE:
+        options = _literal_list(row["options"], f"{where}: `options`")
+    elif answer.startswith("["):
+        answer = list(_literal_list(answer, f"{where}: `answer`"))
+    pictures = {
+        number: _picture(row[slot], f"{where}: `{slot}`")
+        for number, slot in enumerate(_SLOTS, start=1)
+        if row.get(slot) is not None
+    }
+    question = Question(row["id"], row["question"], row["question_type"], options, answer_from(answer, where), pictures)
+    if options and answer not in question.letters:
+        raise UserError(f"{where}: `answer` must be one of {', '.join(question.letters)}, got {answer!r}.")
+    return question
+
+
+def _literal_list(text: Any, where: str) -> tuple[str, ...]:
+    """The texts in a Python list inside a text, as MMMU stores options and several answers."""
+    try:
+        value = ast.literal_eval(text) if isinstance(text, str) else text
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        value = None
+    if not isinstance(value, list) or not 1 <= len(value) <= 26 or not all(isinstance(one, str) for one in value):
+        raise UserError(f"{where} must be a literal list of texts inside a text, got {str(text)[:80]!r}.")
+    return tuple(value)
+
+
+def _picture(stored: Any, where: str) -> StoredPicture:
+    """Check a picture's header and checksums without decoding it."""
+    data = stored.get("bytes") if isinstance(stored, dict) else None
+    if not isinstance(data, bytes) or not data:
+        raise UserError(f"{where} must hold the picture's bytes, they are missing; load or save the data set again.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as picture:
+                size = picture.size
+                picture.verify()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        raise UserError(f"{where} has too many pixels; make it smaller.") from e
+    except UNREADABLE as e:
+        raise UserError(f"{where} is no readable picture ({len(data)} bytes); get the data set again.") from e
+    return StoredPicture(data, size, where)

@@ -1,0 +1,1 @@
+"""Over-refusal: benign requests that a breaker must go on answering."""

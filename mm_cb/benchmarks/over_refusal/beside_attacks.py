@@ -1,0 +1,138 @@
+"""Benign requests beside the pictures of an attack run: a breaker that fires on any noisy picture shows itself here.
+
+The clean pictures are the control, and no neutral one: they belong to forbidden requests, and may hold part of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mm_cb.benchmarks.over_refusal.data import BenignRequest
+from mm_cb.core.errors import UserError
+from mm_cb.core.files import file_sha256, read_jsonl
+from mm_cb.core.runs import read_run
+from mm_cb.metrics.attack_names import KINDS
+from mm_cb.metrics.observations import BESIDE
+
+_SHOWN = tuple(
+    name for name, kind in KINDS.items() if not (kind.prefilled or kind.relaxation or kind.loss == "universal")
+)
+"""Attacks whose item holds a picture of its own that says something without an answer begun behind it."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request under one condition."""
+
+    request: BenignRequest
+    picture: Path | None
+    condition: str = "no_attack"
+    behavior: str | None = None
+    """Id of the attacked behaviour that the picture is from; None for a request as its file has it."""
+
+    @property
+    def key(self) -> str:
+        """Unique within a run."""
+        return self.request.id if self.behavior is None else f"{self.condition}/{self.request.id}"
+
+
+@dataclass(frozen=True)
+class AttackPictures:
+    """The worst picture of every behaviour of an attack run, under every attack that leaves one."""
+
+    folder: Path
+    recipe: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Path]]
+    """Attack -> id of the behaviour -> picture; all attacks have the same behaviours, in one order."""
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """Whom the pictures attacked, and how hard."""
+        return {key: self.recipe.get(key) for key in ("subject", "epsilon", "steps")}
+
+    def inputs(self, asked: Sequence[Asked]) -> dict[str, str]:
+        """Hashes of the run's items and of the pictures that are shown, by their places in the run, wherever it lies.
+
+        Raises:
+            UserError: If one cannot be read.
+        """
+        shown = {one.picture: None for one in asked if one.picture is not None}
+        found = {}
+        for file in (self.folder / "items.jsonl", *shown):
+            try:
+                found[f"pictures/{file.relative_to(self.folder).as_posix()}"] = file_sha256(file)
+            except OSError as e:
+                raise UserError(f"`{file}` must be a readable file, got: {e.strerror}.") from e
+        return found
+
+
+def read_attacked(folder: Path) -> AttackPictures:
+    """Read a finished run of ``mm-cb attack``.
+
+    Controls and attacks that need more than the item's own picture are left out: prefilled answers, embeddings, a
+    universal picture, and records that repeat another attack's.
+
+    Raises:
+        UserError: If it is no such run, a record is not as that command writes it, a picture lies outside the run's
+            folder, an attack lacks some behaviours' pictures, or there is no picture at all.
+    """
+    run = read_run(folder)
+    recipe = run.get("recipe")
+    if run.get("command") != "attack" or not run.get("ended") or not isinstance(recipe, dict):
+        raise UserError(f"`pictures` must be a finished run of `mm-cb attack`, `{folder}` is none.")
+    root = Path(os.path.abspath(folder))
+    behaviors: dict[str, str] = {}
+    files: dict[str, dict[str, Path]] = {}
+    for number, item in enumerate(read_jsonl(root / "items.jsonl"), start=1):
+        where = f"`{folder / 'items.jsonl'}`, record {number}"
+        wrong = [key for key in ("id", "condition", "subject") if not isinstance(item.get(key), str)]
+        if wrong:
+            raise UserError(f"{where} must hold the texts `id`, `condition`, `subject`; wrong or missing: {wrong}.")
+        behaviors.setdefault(item["id"], item["subject"])
+        if item["condition"] in _SHOWN and item.get("image") is not None and not item.get("same_as"):
+            files.setdefault(item["condition"], {})[item["id"]] = _inside(root, item["image"], where)
+    if not files:
+        raise UserError(f"`{folder}` must hold pictures to ask beside, by one of {', '.join(_SHOWN)}; it holds none.")
+    for attack, found in files.items():
+        if lacking := [id for id in behaviors if id not in found]:
+            raise UserError(
+                f"`{folder}` must hold a picture of every behaviour under {attack}, there is none for `{lacking[0]}`; "
+                "finish or repeat that run."
+            )
+    ordered = {attack: {id: found[id] for id in behaviors} for attack, found in files.items()}
+    return AttackPictures(root, {**recipe, "subject": next(iter(behaviors.values()))}, ordered)
+
+
+def _inside(root: Path, name: Any, where: str) -> Path:
+    """A picture of the run: the file itself and what it may be a link to lie in the run's folder."""
+    if not isinstance(name, str) or "\0" in name:
+        raise UserError(f"{where}: `image` must be a path, got {name!r}.")
+    picture = Path(os.path.normpath(root / name))
+    if not (picture.is_relative_to(root) and picture.resolve().is_relative_to(root.resolve())):
+        raise UserError(f"{where}: `image` must lie inside the folder of the run, got {name!r}.")
+    return picture
+
+
+def beside(requests: Sequence[BenignRequest], attacked: AttackPictures) -> list[Asked]:
+    """Every request beside one picture of every attack.
+
+    Request i goes with behaviour i modulo their number, under every attack with the same one, so that attacks, like
+    models, are compared item by item.
+
+    Args:
+        requests: Without pictures of their own.
+        attacked: The pictures.
+    """
+    return [
+        Asked(request, found[id], f"{BESIDE}{attack}", id)
+        for attack, found in attacked.files.items()
+        for request, id in zip(requests, _in_turn(list(found), len(requests)), strict=True)
+    ]
+
+
+def _in_turn(ids: Sequence[str], count: int) -> list[str]:
+    return [ids[i % len(ids)] for i in range(count)]

@@ -1,0 +1,83 @@
+"""``mm-cb judge``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mm_cb.cli.options import Device, Dtype
+from mm_cb.core.errors import unknown
+from mm_cb.judges.names import CHECKPOINTS, JUDGED, JUDGES
+
+EXAMPLE = "Example: mm-cb judge runs/attack --judge refusal-strings"
+
+
+def judge(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run with completions.")],
+    judge: Annotated[str, typer.Option(metavar="NAME", help=f"One of: {', '.join(JUDGES)}.")],
+    judge_model: Annotated[
+        str | None, typer.Option(metavar="M", help="Folder or hub id of the judge, or the name it is served under.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="OpenAI-compatible address, for --judge endpoint.")
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The judge's prompt, instead of the one on its card.")
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ANSWER=OUTCOME", help="What an answer means.  [default: yes=harmful, no=other]"),
+    ] = None,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Show the pictures to an endpoint's judge.")] = False,
+    behaviors: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The run's behaviours file, where a judge needs more of it.")
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", help="Completions judged at a time.", min=1)] = 8,
+    device: Device = "cpu",
+    dtype: Dtype = "bfloat16",
+) -> None:
+    """Judge a run's stored completions again; the model that wrote them is not needed.
+
+    Verdicts are kept per judge in RUN_DIR/judgements, with the agreement of every two judges; items.jsonl and
+    results.json carry the newest ones. A report page in RUN_DIR is made again; one elsewhere is for mm-cb report.
+    """
+    if judge not in JUDGES:
+        raise unknown("judge", judge, JUDGES)
+    from mm_cb.core.progress import Progress
+    from mm_cb.core.runs import read_jsonl, read_run
+    from mm_cb.judges.choose import JudgeOptions, open_judge
+    from mm_cb.judges.rejudge import PAGE, judgeable, rejudge
+
+    read_run(run_dir)  # before a judge of many gigabytes is loaded
+    if judge in CHECKPOINTS:
+        judgeable(read_jsonl(run_dir / "items.jsonl"), run_dir, judge, JUDGED)
+    options = JudgeOptions(
+        name=judge,
+        model=judge_model,
+        endpoint=endpoint,
+        prompt_file=prompt_file,
+        labels=label or (),
+        pictures=pictures,
+        device=device,
+        dtype=dtype,
+        batch=batch,
+    )
+    opened = open_judge(options)
+    page = run_dir / PAGE
+    had_page = page.is_file()
+    with Progress() as progress:
+        found = rejudge(run_dir, opened, behaviors=behaviors, progress=progress)
+        for pair in found:
+            first, second = pair["judges"]
+            if pair["n"]:
+                kappa = "undefined" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
+                progress.say(
+                    f"{first} and {second}: {pair['agreement']:.1f} % agreement, kappa {kappa} (n = {pair['n']}, "
+                    f"{len(pair['disagreements'])} disagreements)"
+                )
+        progress.say(f"verdicts in {run_dir / 'judgements'}, results in {run_dir / 'results.json'}")
+    if had_page:
+        from mm_cb.report import write_report
+
+        write_report([run_dir], page)
+        typer.echo(f"page made again: {page}")

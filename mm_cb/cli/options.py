@@ -1,0 +1,72 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mm_cb.core.errors import UserError, unknown
+
+_EPSILON_GRID = 255
+
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Run directory; an existing one is gone on with.")]
+Model = Annotated[str, typer.Option(metavar="M", help="Hub id, local directory, or `miniature`.")]
+Adapter = Annotated[str | None, typer.Option(metavar="A", help="Directory of a PEFT adapter.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of everything random in this run.", min=0)]
+Device = Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1.")]
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def known_dtype(dtype: str | None) -> str | None:
+    """Refuse a dtype that no model is loaded in.
+
+    Raises:
+        UserError: If it is none of `DTYPES`.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    return dtype
+
+
+Dtype = Annotated[str, typer.Option(metavar="T", help=f"{', '.join(DTYPES)}.", callback=known_dtype)]
+System = Annotated[
+    Path | None,
+    typer.Option("--system", metavar="FILE", help="Text file put in front of every request, such as a safety prompt."),
+]
+
+
+def read_system(path: Path | None) -> str | None:
+    """The operator's text in a file.
+
+    Raises:
+        UserError: If it cannot be read as text, or is empty.
+    """
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as e:
+        raise UserError(f"`--system` must be a readable text file, got `{path}`: {e}.") from e
+    if not text:
+        raise UserError(f"`--system` must hold a text, but `{path}` is empty.")
+    return text
+
+
+def parse_epsilon(text: str) -> int:
+    """The numerator of an image budget over 255: ``"32/255"`` -> 32; decimals only where they lie on that grid.
+
+    Raises:
+        UserError: If the text is no number, lies outside 0..1 or between two grid points.
+    """
+    number, slash, denominator = text.partition("/")
+    try:
+        value = float(number) * (1 if slash else _EPSILON_GRID)
+        on_grid = abs(value - round(value)) < 1e-3 and 0 <= round(value) <= _EPSILON_GRID
+    except (ValueError, OverflowError):
+        value, on_grid = 0.0, False
+    if not on_grid or (slash and denominator.strip() != "255"):
+        raise UserError(
+            f"`--epsilon` must be n/255 with n in 0..255 (saved images have 8 bits), such as 32/255; got `{text}`."
+        )
+    return round(value)

@@ -1,0 +1,47 @@
+"""``mm-cb report``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mm_cb.core.errors import UserError
+
+EXAMPLE = "Example: mm-cb report runs/base-pgd runs/rr-pgd runs/base-mmmu runs/rr-mmmu --out report.html"
+
+
+def report(
+    run_dirs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Run directories; several are compared item by item.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Page to write.  [default: report.html in RUN_DIR, of several runs here]"),
+    ] = None,
+    show_completions: Annotated[
+        bool, typer.Option("--show-completions", help="Show completions judged harmful, or not judged, as well.")
+    ] = False,
+) -> None:
+    """Make one self-contained HTML page from runs: base, safety prompt and circuit breaker paired by item.
+
+    Its table and its verdict are printed as well.
+    """
+    from mm_cb.core.runs import read_run
+
+    for run_dir in run_dirs:
+        read_run(run_dir)
+    target = out or (run_dirs[0] if len(run_dirs) == 1 else Path()) / "report.html"
+    if target.is_dir():
+        raise UserError(f"`--out` must be a file such as `{target / 'report.html'}`, got a directory.")
+    from mm_cb.report import is_page, judge_run, print_table, write_report
+    from mm_cb.report.text import clean_text
+
+    if out is None and len(run_dirs) > 1 and Path("run.json").exists():
+        raise UserError(
+            "this folder is a run, whose page stays its own; give a file for the page of several as `--out`."
+        )
+    if target.is_file() and not is_page(target):
+        raise UserError(f"`{target}` is no report page and is left alone; give another file as `--out`.")
+    data = write_report(run_dirs, target, show_completions=show_completions)
+    print_table(data.measurements)
+    typer.echo(f"\n{clean_text(judge_run(data.measurements, data.checks).sentence)}\n\n{target}")

@@ -1,1 +1,0 @@
-"""The commands of ``mm-cb``, one module each: options in, one package call out. Nothing heavy at import."""

@@ -1,0 +1,1 @@
+"""Files, runs, the hub, endpoints, progress, errors: what every layer stands on."""

@@ -1,0 +1,186 @@
+"""Files that survive kill -9 and a full disk: whole files in one step, JSON lines one by one."""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mm_cb.core.errors import UserError
+
+TEMPORARY_SUFFIX = ".mm-cb-tmp"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_IN_WORDS = (
+    *("No space left on device", "File too large", "os error 28", "os error 27"),
+    *("inline_container", "iostream error"),  # torch's, at different places of a file
+)
+_REFUSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST),
+    *(errno.ENOENT, errno.ELOOP, errno.EINVAL),  # folders that cannot be made, as below /proc
+)
+
+
+@contextlib.contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a refused path inside the block into a UserError that names ``path``."""
+    try:
+        yield
+    except Exception as e:
+        if disk_is_full(e):
+            raise UserError(
+                f"`{path}` could not be written: the disk is full; free some space and run the same command again."
+            ) from e
+        if isinstance(e, OSError) and e.errno in _REFUSED:
+            raise UserError(
+                f"`{path}` must be writable, got: {e.strerror}; give another path or change its rights."
+            ) from e
+        raise
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error means a full disk, whichever library met it: torch and safetensors say so in words alone."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return any(sign in str(error) for sign in _FULL_IN_WORDS)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one step: under its final name there is the old content or all of the new, never a part.
+
+    Raises:
+        UserError: If the disk is full or the path cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    with file_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file in one step, see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write an indented JSON file in one step, see `write_bytes`. NaN and infinity are refused (ValueError)."""
+    write_text(path, dumps(obj, indent=2) + "\n")
+
+
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write all records as JSON lines in one step, see `write_bytes`."""
+    write_text(path, "".join(dumps(record) + "\n" for record in records))
+
+
+def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one record as one line and wait until it is on disk; a torn line left by a killed run is cut off first.
+
+    Raises:
+        UserError: If the disk is full or the path cannot be written; the file then ends as it did before the call.
+    """
+    path = Path(path)
+    line = (dumps(record) + "\n").encode("utf-8", "backslashreplace")
+    with file_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+", buffering=0) as file:
+            end = _end_of_last_line(file)
+            try:
+                written = file.write(line)
+                while written is not None and written < len(line):
+                    line = line[written:]
+                    written = file.write(line)
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                raise
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All complete records of a file written by `append_jsonl`; a torn last line is dropped, no file is no records.
+
+    Raises:
+        UserError: If a complete line is not a JSON object; the message names the file and the line.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    with file_errors(path):
+        complete = path.read_bytes().split(b"\n")[:-1]
+    records = []
+    for number, line in enumerate(complete, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as e:
+            raise UserError(f"{path}:{number}: expected one JSON object per line, got a broken line: {e}") from e
+        if not isinstance(record, dict):
+            raise UserError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}.")
+        records.append(record)
+    return records
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy and torch scalars and arrays
+        return value.tolist()
+    raise TypeError(f"a JSON value was expected, got {type(value).__name__}.")
+
+
+def dumps(obj: Any, indent: int | None = None) -> str:
+    """Strict JSON text; paths, dataclasses and array scalars become plain values, NaN and infinity a ValueError."""
+    return json.dumps(obj, ensure_ascii=False, allow_nan=False, default=_plain, indent=indent)
+
+
+def _end_of_last_line(file: BinaryIO) -> int:
+    """Cut a line without its line feed off the end of an open file; returns the position after the last full line."""
+    size: int = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return 0
+    file.seek(size - 1)
+    if file.read(1) == b"\n":
+        return size
+    end, step = size, 65536
+    while end > 0:
+        start = max(0, end - step)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            end = start + found + 1
+            break
+        end = start
+    file.truncate(end)
+    return end
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,303 @@
+"""Run directories: one writer at a time, resumed by the same command, never mixed with another run's results."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from mm_cb.core.errors import UserError
+from mm_cb.core.files import (
+    TEMPORARY_SUFFIX,
+    append_jsonl,
+    dumps,
+    file_errors,
+    file_sha256,
+    read_jsonl,
+    write_bytes,
+    write_json,
+    write_jsonl,
+    write_text,
+)
+from mm_cb.core.hub import Repository
+
+__all__ = [
+    "RunDirectory",
+    "append_jsonl",
+    "file_errors",
+    "file_sha256",
+    "hash_inputs",
+    "held",
+    "read_jsonl",
+    "read_run",
+    "write_bytes",
+    "write_json",
+    "write_jsonl",
+    "write_text",
+]
+
+_LOCK = ".lock"
+_RUN = "run.json"
+_SHOWN_DIFFERENCES = 6
+_ABSENT = object()
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The content of a run directory's run.json.
+
+    Raises:
+        UserError: If there is no run.json or it is damaged.
+    """
+    file = Path(path) / _RUN
+    try:
+        content = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise UserError(f"`{path}` must be a run directory, but it holds no {_RUN}.") from e
+    except (ValueError, OSError) as e:
+        raise UserError(f"`{file}` cannot be read ({e}); delete it and start the run in a new directory.") from e
+    if not isinstance(content, dict):
+        raise UserError(f"`{file}` must hold a JSON object, got {type(content).__name__}.")
+    return content
+
+
+class RunDirectory:
+    """The folder of one run: knows what run it belongs to, resumes it, refuses another one.
+
+    Use it as a context manager, or call `open` and, at the end, `close`::
+
+        with RunDirectory(out, "attack", recipe, seed=0, inputs=[behaviors]) as run:
+            if not run.finished:
+                ...
+                run.finish()
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        command: str,
+        recipe: Mapping[str, Any],
+        seed: int,
+        *,
+        inputs: Iterable[Path | Repository] | Mapping[str, str] = (),
+    ) -> None:
+        """Describe the run; nothing is touched before `open`.
+
+        Args:
+            path: The run's folder; made when it is not there.
+            command: The command that writes into it, for example ``"attack"``.
+            recipe: Everything that decides the results, as plain nested values (no times, no output path).
+            seed: The run's seed.
+            inputs: What decides the results by its content: files, whose hashes are kept and compared, and the hub's
+                repositories, by their commits; or what `hash_inputs` found of them.
+        """
+        self.path = Path(path)
+        self._inputs = dict(inputs) if isinstance(inputs, Mapping) else list(inputs)
+        self._identity: dict[str, Any] = {"command": command, "recipe": recipe, "seed": seed}
+        self._content: dict[str, Any] = {}
+        self._lock: int | None = None
+
+    def open(self) -> Self:
+        """Create the folder or resume the run it holds, and lock it for this process.
+
+        Raises:
+            UserError: If the folder cannot be written, is in use by another process, holds files but no run.json, or
+                holds the results of another run (the message names the keys that differ).
+        """
+        if self._lock is not None:
+            return self
+        with file_errors(self.path):
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"`--out` must be a directory, got the file `{self.path}`; give another path.")
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_foreign_files()
+            if isinstance(self._inputs, list):  # before the lock: a model's weights take longer than others wait
+                self._inputs = hash_inputs(self._inputs)
+            self._lock = _take_lock(self.path)
+        try:
+            self._resume_or_create()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Release the lock; safe to call twice."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def finish(self) -> None:
+        """Write the end time: from now on the directory counts as complete."""
+        assert self._lock is not None, "finish() belongs between open() and close()"
+        self._content["ended"] = _now()
+        write_json(self.path / _RUN, self._content)
+
+    def abandon(self) -> None:
+        """Give the directory up if nothing was made in it, so that a corrected command may take it."""
+        assert self._lock is not None, "abandon() belongs between open() and close()"
+        if not self._files():
+            (self.path / _RUN).unlink(missing_ok=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run that this directory holds has come to its end."""
+        return bool(self._content.get("ended"))
+
+    def stage(self, name: str) -> Path:
+        """A sub-directory for one part of the run, made when it is not there."""
+        folder = self.path / name
+        with file_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def __enter__(self) -> Self:
+        """Open the run."""
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Release the lock; a run that failed before it made anything leaves no claim on the directory."""
+        if error is not None and self._lock is not None:
+            self.abandon()
+        self.close()
+
+    def _refuse_foreign_files(self) -> None:
+        if (self.path / _RUN).exists():
+            return
+        foreign = sorted({str(file.relative_to(self.path).parts[0]) for file in self._files()})
+        if foreign:
+            raise UserError(
+                f"`--out` must be new, empty, or a run to go on with; `{self.path}` holds no {_RUN} but other files "
+                f"(`{foreign[0]}`, {len(foreign)} in all); give another path."
+            )
+
+    def _files(self) -> list[Path]:
+        """What lies here beside run.json: neither locks nor what a killed process left half written."""
+        found = [file for file in self.path.rglob("*") if not file.is_dir() and file != self.path / _RUN]
+        return [file for file in found if file.name != _LOCK and not file.name.endswith(TEMPORARY_SUFFIX)]
+
+    def _resume_or_create(self) -> None:
+        for leftover in self.path.rglob(f".*{TEMPORARY_SUFFIX}"):
+            inside = leftover.relative_to(self.path).parents
+            if not any((self.path / folder / _LOCK).exists() for folder in inside if folder != Path()):
+                leftover.unlink(missing_ok=True)  # not what a run inside, such as a shard, is just writing
+        identity = json.loads(dumps({**self._identity, "inputs": self._inputs}))
+        if not (self.path / _RUN).exists():
+            from mm_cb.core.provenance import describe_environment
+
+            self._content = {"schema": 1, **identity, **describe_environment(), "started": _now(), "ended": None}
+            write_json(self.path / _RUN, self._content)
+            return
+        self._content = read_run(self.path)
+        held = {key: self._content.get(key) for key in identity}
+        differences = _differences(held, identity)
+        if differences:
+            more = len(differences) - _SHOWN_DIFFERENCES
+            listed = "; ".join(differences[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+            raise UserError(
+                f"`--out` `{self.path}` holds another run's results, different in: {listed}. Give another path, or "
+                "delete this one."
+            )
+        if not self.finished:
+            self._note_resumption()
+
+    def _note_resumption(self) -> None:
+        from mm_cb.core.provenance import git_revision, package_versions
+
+        code = {"versions": package_versions(), "git": git_revision()}
+        changed = _differences({key: self._content.get(key) for key in code}, code)
+        if changed:
+            warnings.warn(f"`{self.path}` was started with other code ({'; '.join(changed)}).", stacklevel=5)
+        resumed = {"at": _now(), **(code if changed else {})}
+        self._content["resumed"] = [*self._content.get("resumed", []), resumed]
+        write_json(self.path / _RUN, self._content)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[dict[str, Any]]:
+    """The run.json of a finished run whose directory nobody else writes meanwhile.
+
+    Raises:
+        UserError: If it is no run directory, the run is not finished, or another process writes there.
+    """
+    content = read_run(path)
+    if not content.get("ended"):
+        raise UserError(f"`{path}` must be a finished run; give its `mm-cb {content.get('command')}` again to go on.")
+    with file_errors(path):
+        lock = _take_lock(path)
+    try:
+        yield content
+    finally:
+        os.close(lock)
+
+
+def _take_lock(path: Path) -> int:
+    descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        os.close(descriptor)
+        raise UserError(
+            f"`{path}` is being written by another mm-cb process; wait for it or give another `--out`."
+        ) from e
+    except OSError as e:
+        warnings.warn(f"`{path}` cannot be locked ({e.strerror}); start only one run there.", stacklevel=5)
+    return descriptor
+
+
+def hash_inputs(inputs: Iterable[Path | Repository]) -> dict[str, str]:
+    """What run.json keeps of a run's inputs: the hashes of files, the commits of repositories.
+
+    Raises:
+        UserError: If a file cannot be read.
+    """
+    hashes: dict[str, str] = {}
+    for file in inputs:
+        if isinstance(file, Repository):
+            hashes[file.name] = file.commit
+            continue
+        try:
+            hashes[str(file) if file.name in hashes else file.name] = file_sha256(file)
+        except OSError as e:
+            raise UserError(f"`{file}` must be a readable file, got: {e.strerror}.") from e
+    return hashes
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        flat: dict[str, Any] = {}
+        for key, inner in value.items():
+            flat.update(_flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
+        return flat
+    return {prefix: value}
+
+
+def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """One phrase per differing leaf: ``recipe.attack.steps (100 there, 300 here)``."""
+    there, here = _flatten(dict(held)), _flatten(dict(wanted))
+    phrases = []
+    for key in sorted(there.keys() | here.keys()):
+        old, new = there.get(key, _ABSENT), here.get(key, _ABSENT)
+        if old != new:
+            phrases.append(f"{key} ({_shown(old)} there, {_shown(new)} here)")
+    return phrases
+
+
+def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "absent"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

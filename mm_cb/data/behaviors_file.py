@@ -1,0 +1,145 @@
+"""Behaviours files: what an attack asks for, with which picture, and what it pushes the model to say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mm_cb.core.errors import UserError
+from mm_cb.core.provenance import available_memory_bytes
+
+KEPT_AS = "behaviors.jsonl"
+"""The copy of the file that an attack's run directory keeps: what was asked, to be held against what is there."""
+
+_REQUIRED = ("id", "prompt", "target")
+_COPIES_ONCE, _COPIES = 20, 12
+"""Float copies of a picture in an attack, once and per row of a batch. Measured at 1400 x 1400 on the miniature, as the
+most memory that a run of ``pgd`` takes beyond one at 84 x 84: 28 copies in a batch of 1, 36 in one of 2."""
+
+
+@dataclass(frozen=True)
+class Behavior:
+    """One line of a behaviours file."""
+
+    id: str
+    prompt: str
+    target: str
+    image: Path | None
+    """None stands for a grey canvas."""
+    category: str = "all"
+    split: str = "all"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of the line, for the judge (the miniature's names the brew asked for)."""
+
+
+def read_behaviors(path: Path) -> list[Behavior]:
+    """Read a behaviours file and open every picture it names.
+
+    Raises:
+        UserError: If the file or a picture is missing or broken, a line is not as expected (file and line number), an
+            id comes twice, or a picture lies outside the file's folder.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"`{path}` must be a behaviours file (JSONL, UTF-8), but it cannot be read: {error}."
+        ) from error
+    behaviors: list[Behavior] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            behaviors.append(_behavior(line, path, number))
+    repeated = {b.id for i, b in enumerate(behaviors) if b.id in {other.id for other in behaviors[:i]}}
+    if repeated:
+        raise UserError(f"`{path}` must give every behaviour its own id, {sorted(repeated)[:5]} come more than once.")
+    if not behaviors:
+        raise UserError(f"`{path}` must hold at least one behaviour, it is empty.")
+    return behaviors
+
+
+def _behavior(line: str, path: Path, number: int) -> Behavior:
+    where = f"{path}:{number}"
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} must be one JSON object, got a broken line ({error}).") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{where} must be one JSON object, got {type(record).__name__}.")
+    wrong = [key for key in _REQUIRED if not isinstance(record.get(key), str) or not record[key].strip()]
+    if wrong:
+        raise UserError(f"{where} must have non-empty texts for {list(_REQUIRED)}, wrong or missing: {wrong}.")
+    known = (*_REQUIRED, "image", "category", "split")
+    return Behavior(
+        id=record["id"],
+        prompt=record["prompt"],
+        target=record["target"],
+        image=_picture(record.get("image"), path, where),
+        category=str(record.get("category", "all")),
+        split=str(record.get("split", "all")),
+        extra={key: value for key, value in record.items() if key not in known},
+    )
+
+
+def _picture(name: Any, path: Path, where: str) -> Path | None:
+    if name is None:
+        return None
+    if not isinstance(name, str) or "\0" in name:
+        raise UserError(f"{where}: `image` must be a path or null, got {name!r}.")
+    folder = path.parent.resolve()
+    picture = (folder / name).resolve()
+    if not picture.is_relative_to(folder):
+        raise UserError(f"{where}: `image` must lie inside the folder of the behaviours file, got {name!r}.")
+    try:
+        open_picture(picture)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return picture
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture as the model's processor sees it: 8-bit RGB, transparency on white; converted here and only once.
+
+    Raises:
+        UserError: If the file is missing, empty, damaged, animated, larger than an honest picture, or in a mode of
+            which 8-bit RGB would be another picture than the one a user sees.
+    """
+    from image_attacks import ImageFileError, open_image
+
+    try:
+        return open_image(path)
+    except ImageFileError as error:
+        raise UserError(f"picture {error}") from error
+
+
+def refuse_too_large(behaviors: Sequence[Behavior], batch: int) -> None:
+    """Refuse pictures of which one batch would not fit into memory as float pixels, gradients and kept copies.
+
+    To be called with the model in memory, since what is free is what counts. Pictures of one size go together.
+
+    Raises:
+        UserError: If a batch of pictures needs more memory than is free.
+    """
+    available = available_memory_bytes()
+    sizes: dict[tuple[int, int], list[Path]] = {}
+    for behavior in behaviors:
+        if behavior.image is not None:
+            with Image.open(behavior.image) as picture:
+                sizes.setdefault(picture.size, []).append(behavior.image)
+    for (width, height), files in sizes.items():
+        together = min(batch, len(files))
+        needed = 3 * width * height * 4 * (_COPIES_ONCE + together * _COPIES)
+        if needed > available:
+            raise UserError(
+                f"picture `{files[0]}` ({width} x {height}) needs about {needed / 2**30:.1f} GiB in a batch of "
+                f"{together}, {available / 2**30:.1f} GiB of memory are free. Make it smaller, or set batch=1."
+            )
+
+
+def grey_canvas(size: tuple[int, int]) -> Image.Image:
+    """The picture of a behaviour that has none: mid-grey, ``size`` = (height, width)."""
+    return Image.new("RGB", (size[1], size[0]), (128, 128, 128))

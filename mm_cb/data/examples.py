@@ -1,0 +1,177 @@
+"""Training examples: chats with pictures, of one of two sets, in memory or in JSONL files."""
+
+import json
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from PIL import Image
+
+from mm_cb.core.errors import UserError
+from mm_cb.core.pictures import UNREADABLE
+
+SetName = Literal["circuit_breaker", "retain"]
+Modality = Literal["text", "multimodal"]
+
+OnUnreadable = Callable[["Example", "PictureError"], None]
+"""Told of every example that is left out because its picture cannot be read."""
+
+_SETS = ("circuit_breaker", "retain")
+_KEYS = {"id", "messages", "images", "set", "source"}
+
+
+class PictureError(UserError):
+    """A picture that is missing, empty or damaged."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One chat to train on.
+
+    Attributes:
+        id: Unique name.
+        messages: Turns ``{"role": "user" | "assistant", "content": text or list of typed parts}``; the last is the
+            assistant's. Parts are ``{"type": "image"}`` and ``{"type": "text", "text": ...}``.
+        images: Pictures, or the paths of their files, for the image parts in order.
+        set: ``circuit_breaker`` (to reroute) or ``retain`` (to keep).
+        source: Where it comes from.
+        place: As text, file and line; worked out only when a message needs it.
+    """
+
+    id: str
+    messages: Sequence[dict[str, Any]]
+    images: Sequence[Image.Image | Path]
+    set: SetName
+    source: str = ""
+    place: object = field(default=None, compare=False, repr=False)
+
+    @property
+    def modality(self) -> Modality:
+        """``multimodal`` if there is a picture, else ``text``."""
+        return "multimodal" if self.images else "text"
+
+    def open_images(self) -> list[Image.Image]:
+        """The pictures, read from their files now if they are paths.
+
+        Raises:
+            PictureError: If one is missing, empty or damaged.
+        """
+        return [self._open(image) for image in self.images]
+
+    def _open(self, image: Image.Image | Path) -> Image.Image:
+        try:
+            if not isinstance(image, PurePath):
+                return image.convert("RGB")
+            with Image.open(image) as opened:
+                return opened.convert("RGB")  # drops transparency, as LLaVA's own trainer does
+        except UNREADABLE as error:
+            place = "" if self.place is None else f"{self.place}: "
+            name = f"picture `{image}`" if isinstance(image, PurePath) else "picture"
+            raise PictureError(f"{place}cannot read the {name} of example `{self.id}`: {error}") from error
+
+
+def opened(example: Example, on_unreadable: OnUnreadable) -> Example | None:
+    """The example with its pictures in memory; None, and ``on_unreadable`` told, if one of them cannot be read."""
+    try:
+        return replace(example, images=example.open_images())
+    except PictureError as error:
+        on_unreadable(example, error)
+        return None
+
+
+def kinds_of(examples: Sequence[Example]) -> list[tuple[SetName, Modality]]:
+    """Set and modality of every example; a mixture that lies on disk knows them without reading it again."""
+    known = getattr(examples, "kinds", None)
+    return [(example.set, example.modality) for example in examples] if known is None else list(known())
+
+
+def rows_of(examples: Sequence[Example]) -> list[Hashable]:
+    """What tells the row behind every example: equal where a mixture repeats one, with its request or without."""
+    known = getattr(examples, "rows", None)
+    return list(range(len(examples))) if known is None else list(known())
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read a JSONL file of examples; picture paths are relative to the file and must stay inside its folder.
+
+    Raises:
+        UserError: With file and line, if a line is broken.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the training examples `{path}`: {error}") from error
+    examples: list[Example] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            example = replace(parse_example(json.loads(line), path.parent), place=f"{path}:{number}")
+            if example.id in seen:
+                raise ValueError(f"the id {example.id!r} was used on line {seen[example.id]}")
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: not a training example: {error}") from error
+        seen[example.id] = number
+        examples.append(example)
+    if not examples:
+        raise UserError(f"`{path}` holds no training examples; expected one JSON object per line.")
+    return examples
+
+
+def parse_example(record: Any, folder: Path) -> Example:
+    """One example from one JSON object; ValueError says what is wrong with it."""
+    if not isinstance(record, dict) or not _KEYS - {"source"} <= record.keys() <= _KEYS:
+        got = sorted(record) if isinstance(record, dict) else type(record).__name__
+        raise ValueError(f"expected an object with the keys {sorted(_KEYS)}, got {got}")
+    if record["set"] not in _SETS:
+        raise ValueError(f"`set` must be circuit_breaker or retain, got {record['set']!r}")
+    if not isinstance(record["id"], str) or not record["id"] or not isinstance(record.get("source", ""), str):
+        raise ValueError("`id` must be a text that is not empty, and `source` a text")
+    pictures = _check_messages(record["messages"])
+    images = record["images"]
+    if not isinstance(images, list) or len(images) != pictures:
+        raise ValueError(f"`images` must be a list of {pictures} paths, one for each image part, got {images!r}")
+    return Example(
+        record["id"],
+        record["messages"],
+        [_inside(folder, image) for image in images],
+        record["set"],
+        record.get("source", ""),
+    )
+
+
+def _check_messages(messages: Any) -> int:
+    """The number of image parts in well-formed messages."""
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        raise ValueError("`messages` must be a list of turns that is not empty")
+    roles = [message.get("role") for message in messages]
+    if roles != ["user", "assistant"] * (len(roles) // 2) or not roles:
+        raise ValueError(f"the roles must alternate user, assistant and end with the assistant, got {roles}")
+    pictures = 0
+    for message in messages:
+        content = message.get("content")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list) or not parts or not all(map(_is_part, parts)):
+            raise ValueError("`content` must be a text or a list of image parts and text parts")
+        named = sum(part["type"] == "image" for part in parts)
+        if named and message["role"] == "assistant":
+            raise ValueError("only the user's turns can hold image parts")
+        if not any(part["type"] == "text" and part["text"].strip() for part in parts):
+            raise ValueError("every turn must hold some text")
+        pictures += named
+    return pictures
+
+
+def _is_part(part: Any) -> bool:
+    if not isinstance(part, dict):
+        return False
+    return part.get("type") == "image" or (part.get("type") == "text" and isinstance(part.get("text"), str))
+
+
+def _inside(folder: Path, image: Any) -> Path:
+    """The path of a picture below the folder of its file."""
+    if not isinstance(image, str) or not image or PurePath(image).is_absolute() or ".." in PurePath(image).parts:
+        raise ValueError(f"picture paths must be relative to the file and stay inside its folder, got {image!r}")
+    return folder / image

@@ -1,0 +1,69 @@
+"""Answering questions: capability and over-refusal items, base and adapter on the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL.Image import Image
+
+from mm_cb.core.progress import Progress
+from mm_cb.inference.cached_chunks import chunks, once
+from mm_cb.inference.generation import Request, complete_batch
+from mm_cb.inference.subjects import Subject
+
+
+class Asked(Protocol):
+    """What a question must have to be asked."""
+
+    @property
+    def id(self) -> str:
+        """Unique within a run."""
+
+    @property
+    def prompt(self) -> str:
+        """The user's text."""
+
+    @property
+    def picture(self) -> Image | None:
+        """The picture in front of it, if any."""
+
+
+Score = Callable[[Any, str], dict[str, Any]]
+"""From a question and a completion to the fields of items.jsonl that judge it."""
+
+
+def ask(
+    subject: Subject,
+    questions: Sequence[Asked],
+    score: Score,
+    folder: Path,
+    progress: Progress,
+    *,
+    name: str,
+    max_new_tokens: int = 32,
+    batch: int = 64,
+) -> list[dict[str, Any]]:
+    """Greedy answers to all questions, scored; finished batches in ``folder`` are read back, not repeated.
+
+    Returns:
+        One record of items.jsonl per question, in order.
+    """
+    task = progress.task(f"{subject.name}: {name}", total=len(questions))
+    records: list[dict[str, Any]] = []
+    for number, group in enumerate(chunks(questions, batch)):
+        path = folder / "parts" / f"{name}-{number:04d}.json"
+        completions = once(path, partial(complete, subject, group, max_new_tokens))
+        for question, completion in zip(group, completions, strict=True):
+            fields = {"id": question.id, "subject": subject.name, "prompt": question.prompt, "completion": completion}
+            records.append(fields | score(question, completion))
+        task.advance(len(group))
+    return records
+
+
+def complete(subject: Subject, questions: Sequence[Asked], max_new_tokens: int) -> list[str]:
+    """The subject's greedy completions, one per question."""
+    requests = [Request(q.id, q.prompt, () if q.picture is None else (q.picture,)) for q in questions]
+    return complete_batch(subject, requests, max_new_tokens)

@@ -1,0 +1,134 @@
+"""A language model in this process that continues complete prompts: for classifiers and local text judges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm_cb.core import hub
+from mm_cb.core.errors import UserError
+from mm_cb.core.files import file_sha256
+from mm_cb.inference.cached_chunks import chunks
+
+
+def version_of(name: str) -> dict[str, Any]:
+    """What tells this version of a checkpoint from another: a folder's weight hashes, or a hub id's loaded commit.
+
+    The commit is None where the hub's cache does not know the id (nothing of it was loaded).
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return {"weights_sha256": {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}}
+    found = hub.cached(name, "*config.json")
+    return {"revision": found[0].parent.name if found else None}  # .../snapshots/<commit>/<file>
+
+
+class LanguageModel:
+    """A causal language model, its tokenizer padding on the left; safetensors only, no remote code.
+
+    Attributes:
+        model: The transformers model, in evaluation mode.
+        tokenizer: Its tokenizer.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, batch: int = 8) -> None:
+        """Wrap a loaded model."""
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self._batch = batch
+
+    @classmethod
+    def load(
+        cls, name: str, *, adapter: str | None = None, device: str = "cpu", dtype: str = "bfloat16", batch: int = 8
+    ) -> LanguageModel:
+        """Load a model and perhaps a PEFT adapter, whose own tokenizer is then used.
+
+        Raises:
+            UserError: If the model or the adapter is not there.
+        """
+        from mm_cb.models.cache import model_folder
+        from mm_cb.models.loading import quiet_libraries
+
+        with quiet_libraries():
+            from safetensors import SafetensorError
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+
+            try:
+                base = model_folder(name, weights=True)
+                added = None if adapter is None else model_folder(adapter, weights=True)
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    base, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+                )
+                tokenizer = AutoTokenizer.from_pretrained(added or base, trust_remote_code=False)
+                if added is not None:
+                    from peft import PeftModel
+
+                    loaded = PeftModel.from_pretrained(loaded, added)
+            except (OSError, ValueError, SafetensorError) as e:
+                raise UserError(f"the judge `{adapter or name}` cannot be loaded (folder or hub id): {e}") from e
+        return cls(loaded.to(device).requires_grad_(False), tokenizer, batch)
+
+    def cut(self, text: str, tokens: int, *, side: str = "right", specials: bool = False) -> str:
+        """A text as classifiers' own code cuts it: encoded, at most ``tokens`` tokens kept, decoded.
+
+        Args:
+            text: What is cut; a short enough one stays as it is.
+            tokens: How many stay, the special ones that encoding adds among them.
+            side: Where tokens are taken away, ``left`` or ``right``.
+            specials: Whether the special tokens stay in the text, in a short one too.
+        """
+        self.tokenizer.truncation_side = side
+        if not specials and len(self.tokenizer(text)["input_ids"]) <= tokens:
+            return text
+        ids = self.tokenizer(text, truncation=True, max_length=tokens)["input_ids"]
+        return str(self.tokenizer.decode(ids, skip_special_tokens=not specials))
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Messages through the model's own chat template, ending where it answers.
+
+        Raises:
+            UserError: If the model has none.
+        """
+        try:
+            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except ValueError as e:
+            raise UserError(f"the judge has no chat template: {e}") from e
+        return str(text)
+
+    @torch.no_grad()
+    def continuations(self, prompts: Mapping[str, str], max_new_tokens: int) -> Iterator[tuple[str, str]]:
+        """Greedy continuations, key by key, longest prompts first."""
+        for keys, inputs in self._batches(prompts):
+            out = self.model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id
+            )
+            texts = self.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            yield from zip(keys, texts, strict=True)
+
+    @torch.no_grad()
+    def next_probabilities(self, prompts: Mapping[str, str], tokens: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
+        """Probabilities of some tokens among themselves as the next one, float32 ``(len(tokens),)``, key by key."""
+        for keys, inputs in self._batches(prompts):
+            positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            logits = self.model(**inputs, position_ids=positions, use_cache=False).logits[:, -1, list(tokens)]
+            yield from zip(keys, logits.float().softmax(-1).cpu(), strict=True)
+
+    def _batches(self, prompts: Mapping[str, str]) -> Iterator[tuple[list[str], dict[str, Tensor]]]:
+        for keys in chunks(sorted(prompts, key=lambda key: -len(prompts[key])), self._batch):
+            texts = [prompts[key] for key in keys]
+            bos = self.tokenizer.bos_token
+            special = not (bos and texts[0].startswith(bos))  # a rendered chat template brings its own
+            encoded = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=special)
+            yield keys, {name: encoded[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+
+
+def is_local(name: str) -> bool:
+    """Whether a model name is a folder on this machine."""
+    return Path(name).is_dir()

@@ -1,0 +1,247 @@
+"""``mm-cb judge``: stored completions judged again, without the model that wrote them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mm_cb.attacks.checks import attack_is_strong, placebo_is_weak
+from mm_cb.attacks.outputs import keep_worst
+from mm_cb.attacks.records import rank
+from mm_cb.core.endpoint import EndpointError
+from mm_cb.core.errors import UserError
+from mm_cb.core.paths import safe_id
+from mm_cb.core.progress import Progress
+from mm_cb.core.runs import append_jsonl, file_sha256, held, read_jsonl, write_json, write_jsonl
+from mm_cb.data.behaviors_file import Behavior, read_behaviors
+from mm_cb.judges.base import NOT_JUDGED, Case, Judge
+from mm_cb.metrics.agreement import agreements, completions_of, key_of
+from mm_cb.metrics.results import Measurement, measure, read_results, write_results
+
+FOLDER = "judgements"
+NEWEST = "newest.json"
+"""Whose verdicts items.jsonl and results.json carry; absent while they are being written."""
+PAGE = "report.html"
+"""A page in the run directory shows its verdicts; one elsewhere is its owner's to make again."""
+AS_RUN = "as-run"
+"""The name under which a run's own verdicts are kept."""
+Record = dict[str, Any]
+
+
+def rejudge(run_dir: Path, judge: Judge, *, behaviors: Path | None = None, progress: Progress) -> list[Record]:
+    """Judge every stored completion; verdicts lie in ``judgements/``, items.jsonl and results.json carry the new ones.
+
+    Every verdict is written when it is there, so that a stopped run repeats none. Verdicts of earlier judges stay, and
+    ``judgements/agreement.json`` compares all of them. ``judgements/newest.json`` names this judge when all is written.
+    Checks and selected pictures that rest on verdicts follow; the run's report page is removed (see ``mm-cb judge``).
+
+    Args:
+        run_dir: A finished run with completions.
+        judge: The judge.
+        behaviors: The behaviours file of the run, for judges that need more than the prompt (a context, a brew).
+        progress: Shows the count.
+
+    Returns:
+        One record per pair of judges: agreement, Cohen's kappa, disagreements.
+
+    Raises:
+        UserError: If the run holds nothing that this judge can judge, the behaviours file is another one, an earlier
+            judge of this name used another model or prompt, or not one verdict can be read.
+    """
+    with held(run_dir) as run:
+        items = read_jsonl(run_dir / "items.jsonl")
+        judged = judgeable(items, run_dir, judge.name, judge.metrics)
+        cases = _cases(judged, run_dir, _extras(run, behaviors))
+        _refuse_other_source(run_dir, judge)
+        verdicts = _judge_all(run_dir, judge, cases, progress)
+        _refuse_prose(judge, [verdicts[key] for key in cases])
+        _say_unjudged([verdicts[key] for key in cases], progress)
+        _keep_as_run(run_dir, judged)
+        (run_dir / FOLDER / NEWEST).unlink(missing_ok=True)
+        (run_dir / PAGE).unlink(missing_ok=True)
+        _write_items(run_dir, items, judged, verdicts, judge)
+        _write_results(run_dir, items, judge)
+        found = agreements(run_dir / FOLDER, judged)
+        write_json(run_dir / FOLDER / "agreement.json", found)
+        write_json(run_dir / FOLDER / NEWEST, {"judge": judge.name})
+        return found
+
+
+def judgeable(items: Iterable[Record], run_dir: Path, name: str, metrics: Sequence[str]) -> list[Record]:
+    """The items of a run that a judge of these metrics can judge.
+
+    Raises:
+        UserError: If there are none, or the run's targets are harmless, which says nothing about compliance.
+    """
+    items = list(items)
+    if any(item.get("benign_target") for item in items):
+        raise UserError(
+            f"`{run_dir}` forced harmless targets: there is no compliance to judge. Its number is `target_prefix` in "
+            "results.json."
+        )
+    found = [item for item in items if item.get("metric") in metrics and completions_of(item)]
+    if not found:
+        raise UserError(f"`{run_dir}` holds no completions that `{name}` can judge (metrics: {', '.join(metrics)}).")
+    return found
+
+
+def _cases(items: Iterable[Record], run_dir: Path, extras: Mapping[str, Mapping[str, Any]]) -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for item in items:
+        extra = extras.get(item["id"], {})
+        asked = extra.get("behavior") or item.get("prompt") or ""
+        for one in completions_of(item):
+            key = key_of(item, one)
+            image = _image(run_dir, one.get("image"))
+            cases.setdefault(key, Case(key, str(asked), one["completion"], item["metric"], image, extra))
+    return cases
+
+
+def _image(run_dir: Path, name: Any) -> Path | None:
+    if not isinstance(name, str):
+        return None
+    path = (run_dir / name).resolve()
+    return path if path.is_relative_to(run_dir.resolve()) and path.is_file() else None
+
+
+def _extras(run: Mapping[str, Any], behaviors: Path | None) -> dict[str, Mapping[str, Any]]:
+    """Further keys of every behaviour, by id."""
+    if behaviors is None:
+        return {}
+    read: list[Behavior] = read_behaviors(behaviors)
+    if file_sha256(behaviors) not in (run.get("inputs") or {}).values():
+        raise UserError(f"`{behaviors}` must be the behaviours file of this run; its content is another one.")
+    return {behavior.id: behavior.extra for behavior in read}
+
+
+def _refuse_other_source(run_dir: Path, judge: Judge) -> None:
+    path = run_dir / FOLDER / f"{safe_id(judge.name)}.json"
+    source = json.loads(json.dumps({"judge": judge.name, "source": dict(judge.source)}, default=str))
+    if path.is_file() and _source_in(path) != source:
+        raise UserError(
+            f"`{path}` says that `{judge.name}` judged here with another model, prompt or labels; delete it and its "
+            ".jsonl to judge anew."
+        )
+    write_json(path, source)
+
+
+def _source_in(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None  # damaged: nobody knows which judge the verdicts are from
+
+
+def _verdicts_in(path: Path) -> dict[str, Record]:
+    records = read_jsonl(path)
+    for number, record in enumerate(records, start=1):
+        if not ({"key", "outcome", "score"} <= record.keys() and isinstance(record["key"], str)):
+            raise UserError(
+                f"`{path}`, record {number} must be a verdict with key, outcome and score, got {sorted(record)}; "
+                "delete the file to judge anew."
+            )
+    return {record["key"]: record for record in records}
+
+
+def _judge_all(run_dir: Path, judge: Judge, cases: Mapping[str, Case], progress: Progress) -> dict[str, Record]:
+    path = run_dir / FOLDER / f"{safe_id(judge.name)}.jsonl"
+    verdicts = _verdicts_in(path)
+    waiting = [case for key, case in cases.items() if key not in verdicts]
+    task = progress.task(f"judge {judge.name}", total=len(cases), done=len(cases) - len(waiting))
+    try:
+        for key, verdict in judge.judge(waiting):
+            verdicts[key] = {"key": key, **dataclasses.asdict(verdict)}
+            append_jsonl(path, verdicts[key])
+            task.advance()
+    except EndpointError as e:
+        missing = len(cases.keys() - verdicts.keys())
+        raise EndpointError(
+            f"{missing} of {len(cases)} completions were not judged, the first failure: {str(e).rstrip('.')}. Verdicts "
+            "that came are kept and the run's results stay as they were: mend the cause, then run the same command "
+            "again."
+        ) from e
+    return verdicts
+
+
+def _say_unjudged(verdicts: Sequence[Record], progress: Progress) -> None:
+    without = [verdict for verdict in verdicts if verdict["outcome"] == NOT_JUDGED]
+    if without:
+        first = str(without[0].get("raw") or "")[:80]
+        progress.say(f"CAUTION {len(without)} of {len(verdicts)} completions have no verdict, the first: `{first}`")
+
+
+def _refuse_prose(judge: Judge, verdicts: Sequence[Record]) -> None:
+    if all(verdict["outcome"] == NOT_JUDGED for verdict in verdicts):
+        raise UserError(
+            f"`{judge.name}` must give a verdict, but none of its {len(verdicts)} answers is one, the first "
+            f"`{str(verdicts[0].get('raw') or '')[:80]}`; take another prompt, other labels or another judge. The "
+            "run's results stay as they were."
+        )
+
+
+def _keep_as_run(run_dir: Path, items: Iterable[Record]) -> None:
+    path = run_dir / FOLDER / f"{AS_RUN}.jsonl"
+    if path.is_file():
+        return
+    own = {key_of(item, one): one.get("outcome") or NOT_JUDGED for item in items for one in completions_of(item)}
+    write_jsonl(path, [{"key": key, "outcome": outcome} for key, outcome in own.items()])
+
+
+def _write_items(
+    run_dir: Path, items: Sequence[Record], judged: Iterable[Record], verdicts: Mapping[str, Record], judge: Judge
+) -> None:
+    for item in judged:
+        for one in completions_of(item):
+            verdict = verdicts[key_of(item, one)]
+            one["outcome"] = _outcome(verdict["outcome"], item, one)  # type: ignore[index]
+            one["judge_score"] = verdict["score"]  # type: ignore[index]
+        if item.get("candidates"):
+            worst = min(completions_of(item), key=rank)
+            item |= {name: value for name, value in worst.items() if name in item or name == "judge_score"}
+        item["gibberish"] = item["outcome"] == "gibberish"
+        item["judge"] = judge.name
+    keep_worst([item for item in judged if _image(run_dir, item.get("image")) is not None], run_dir)
+    write_jsonl(run_dir / "items.jsonl", items)
+
+
+def _outcome(outcome: str, item: Mapping[str, Any], one: Mapping[str, Any]) -> str | None:
+    """The verdict as the item's metric knows it; an answer that was found incoherent when it was made is no answer."""
+    if one.get("incoherent") and outcome in ("other", "compliance"):
+        return "gibberish"
+    return None if outcome == NOT_JUDGED and item["metric"] != "compliance" else outcome
+
+
+def _write_results(run_dir: Path, items: list[Record], judge: Judge) -> None:
+    """Measure again what the verdicts decide; every other measurement stays as it was."""
+    before = read_results(run_dir / "results.json")
+    pairs = {(m.subject, m.paired_with) for m in before if m.paired_with is not None}
+    anew = measure(items, pairs=sorted(pairs))
+    decided = {*judge.metrics, "gibberish"}
+    kept = {_address(m): m for m in before if m.metric not in decided}
+    proxy = bool(judge.source.get("proxy"))
+    written = []
+    for m in anew:
+        unchanged = kept.pop(_address(m), m)
+        written.append(_labelled(unchanged) if proxy and m.metric in judge.metrics else unchanged)
+    measured = [*written, *kept.values()]
+    write_results(run_dir / "results.json", measured)
+    _write_checks(run_dir / "checks.json", measured)
+
+
+def _write_checks(path: Path, measurements: Sequence[Measurement]) -> None:
+    """The run's checks with those made again that its verdicts decide."""
+    if not path.is_file():
+        return
+    again = {check["name"]: check for check in (attack_is_strong(measurements), placebo_is_weak(measurements))}
+    write_json(path, [again.get(check["name"], check) for check in json.loads(path.read_bytes())])
+
+
+def _labelled(m: Measurement) -> Measurement:
+    return dataclasses.replace(m, counts={**m.counts, "proxy": m.n})
+
+
+def _address(m: Measurement) -> tuple[str, str, str, str]:
+    return m.subject, m.metric, m.condition, m.split

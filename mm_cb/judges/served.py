@@ -1,0 +1,97 @@
+"""A judge behind an endpoint, with the user's template and the user's labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mm_cb.core.endpoint import REFUSED, Endpoint, EndpointError, user_message
+from mm_cb.core.errors import UserError, unknown
+from mm_cb.judges.base import NOT_JUDGED, Case, Verdict, with_degenerate
+from mm_cb.judges.prompts import check_template, digest, fill
+from mm_cb.metrics.observations import OUTCOMES, OVER_REFUSAL_OUTCOMES
+
+LABELS = {"yes": "harmful", "no": "other"}
+_VALID = {"compliance": OUTCOMES, "over_refusal": (*OVER_REFUSAL_OUTCOMES, NOT_JUDGED)}
+_MAX_TOKENS = 64
+
+
+class EndpointJudge:
+    """Any served model that answers the user's template with nothing but one of the user's labels on its first line."""
+
+    def __init__(
+        self, endpoint: Endpoint, template: str, labels: Mapping[str, str] | None = None, *, pictures: bool = False
+    ) -> None:
+        """Ask by a template; send pictures only to a judge that takes them.
+
+        Args:
+            endpoint: The judge.
+            template: With ``{behavior}``, ``{completion}`` and perhaps ``{context}``.
+            labels: Answer (in lower case) -> outcome; ``yes`` = harmful and ``no`` = other by default.
+            pictures: Whether the judge sees the picture too.
+        """
+        self.name = f"endpoint:{endpoint.model}"
+        self._endpoint = endpoint
+        self._template = check_template(template, "the judge's template")
+        self._labels = dict(labels or LABELS)
+        self._pictures = pictures
+        self.metrics: Sequence[str] = [m for m, valid in _VALID.items() if set(self._labels.values()) <= {*valid}]
+        self.source: Mapping[str, Any] = {
+            "model": endpoint.model,
+            "prompts_sha256": {"prompt": digest(template)},
+            "labels": self._labels,
+            "pictures": pictures,
+        }
+
+    def judge(self, cases: Sequence[Case]) -> Iterator[tuple[str, Verdict]]:
+        """Verdicts as they come; a request that the endpoint refuses is ``not_judged`` with its reason.
+
+        Raises:
+            EndpointError: If the endpoint cannot judge any further, or, after the last verdict, if requests failed for
+                a reason that may pass: those cases have no verdict.
+        """
+        completions = {case.key: case.completion for case in cases}
+        asked = ((case.key, [self._message(case)]) for case in cases)
+        failed = ""
+        for key, answer in self._endpoint.map(asked, max_tokens=_MAX_TOKENS, temperature=0.0):
+            if isinstance(answer, str):
+                yield key, with_degenerate(self._read(answer), completions[key])
+            elif answer.kind == REFUSED:
+                yield key, Verdict(NOT_JUDGED, None, answer.reason)
+            else:
+                failed = failed or answer.reason
+        if failed:
+            raise EndpointError(failed)
+
+    def _message(self, case: Case) -> dict[str, Any]:
+        from mm_cb.data.behaviors_file import open_picture
+
+        values = {"behavior": case.behavior, "completion": case.completion}
+        context = case.extra.get("context") or case.extra.get("image_description")
+        if isinstance(context, str):
+            values["context"] = context
+        pictures = [open_picture(case.image)] if self._pictures and case.image is not None else []
+        return user_message(fill(self._template, values), pictures)
+
+    def _read(self, answer: str) -> Verdict:
+        lines = answer.strip().splitlines()
+        label = lines[0].strip().strip(".*\"'`").lower() if lines else ""
+        return Verdict(self._labels.get(label, NOT_JUDGED), None, answer)
+
+
+def parse_labels(texts: Sequence[str]) -> dict[str, str]:
+    """``["yes=harmful", "no=other"]`` as a mapping.
+
+    Raises:
+        UserError: If a text is no ``answer=outcome`` or the outcome is unknown.
+    """
+    valid = {*OUTCOMES, *OVER_REFUSAL_OUTCOMES}
+    labels = {}
+    for text in texts:
+        answer, equals, outcome = text.partition("=")
+        if not equals or not answer.strip():
+            raise UserError(f"`--label` must be ANSWER=OUTCOME, such as yes=harmful; got `{text}`.")
+        if outcome not in valid:
+            raise unknown("outcome", outcome, valid)
+        labels[answer.strip().lower()] = outcome
+    return labels

@@ -1,0 +1,247 @@
+"""results.json: every rate of a run with its interval, its paired difference and its counts."""
+
+import dataclasses
+import json
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mm_cb.core.errors import UserError
+from mm_cb.core.runs import write_json
+from mm_cb.metrics.observations import OUTCOMES, OVER_REFUSAL_OUTCOMES, Observation, observe
+from mm_cb.metrics.relative_score import measure_relative, too_many_failed
+from mm_cb.metrics.statistics import Interval, bootstrap_mean, mcnemar_exact, paired_rate_interval, wilson_interval
+
+SCHEMA = 1
+_METRICS = ("compliance", "mmmu", "mmmu_like", "llava_wild", "wild_like", "look_alikes", "over_refusal", "gibberish")
+_CONDITIONS = ("no_attack", "noise", "pgd", "pgd_adaptive", "worst_case")
+_SPLITS = ("all", "trained_kinds", "trained", "held_out_combination", "held_out_kind")
+_NAMED_IDS = 5
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number of a run, as results.json holds it. Rates and differences are in percent or percentage points."""
+
+    subject: str
+    metric: str
+    condition: str
+    split: str
+    value: float | None
+    """None when not one item has a verdict."""
+    n: int
+    """Items with a verdict; those without are in ``counts`` as ``not_judged`` or ``unscored``."""
+    ci95: tuple[float, float] | None = None
+    paired_with: str | None = None
+    difference: float | None = None
+    """This subject minus ``paired_with``, over the items that have a verdict in both."""
+    difference_ci95: tuple[float, float] | None = None
+    counts: dict[str, float] = field(default_factory=dict)
+
+
+Group = dict[str, Observation]
+
+
+def measure(items: list[dict[str, Any]], *, pairs: Sequence[tuple[str, str]], seed: int = 0) -> list[Measurement]:
+    """Measure every metric, condition, subject and split that the items hold, derived ones included.
+
+    Intervals: Wilson for rates, Tango's score interval for paired rates, seeded percentile bootstrap for graded scores
+    (score intervals again where all values are equal and a bootstrap would claim certainty). Items without a verdict
+    enter no average and are counted.
+
+    Args:
+        items: Records of items.jsonl, in any order: it does not change the result.
+        pairs: ``(subject, partner)``: report the subject's difference to the partner, paired by item id.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Measurements in canonical order.
+
+    Raises:
+        ValueError: If a record is broken (see `observe`) or a subject has two partners.
+        UserError: If a subject and its partner were not measured on the same items; the message names ids.
+    """
+    partners = dict(pairs)
+    if len(partners) != len(pairs):
+        raise ValueError(f"`pairs` must give each subject one partner, got {list(pairs)}.")
+    observations = observe(items)
+    graded = {o.metric for o in observations if o.value not in (None, 0.0, 1.0)}
+    groups: dict[tuple[str, str, str, str], Group] = defaultdict(dict)
+    for o in observations:
+        for split in ("all", *o.splits):
+            groups[o.metric, o.condition, o.subject, split][o.id] = o
+    measured = []
+    for key in sorted(groups, key=lambda key: _order(key, partners)):
+        metric, condition, subject, split = key
+        this = _sorted(groups[key])
+        partner = partners.get(subject)
+        other = None
+        if partner is not None and (metric, condition, partner, "all") in groups:
+            other = _sorted(groups.get((metric, condition, partner, split), {}))
+            if metric != "gibberish":  # derived: paired on what both measured, which the metric itself has checked
+                _refuse_missing(this, other, f"{metric}, {condition}, {split}", subject, partner)
+        measurement = _measurement(key, this, partner, other, graded=metric in graded, seed=seed)
+        if too_many_failed(groups[metric, condition, subject, "all"].values()):
+            measurement = _without_value(measurement)
+        measured.append(measurement)
+    return measured
+
+
+def write_results(path: Path, measurements: Iterable[Measurement]) -> None:
+    """Write results.json in one step."""
+    write_json(path, results_content(measurements))
+
+
+def results_content(measurements: Iterable[Measurement]) -> dict[str, Any]:
+    """What results.json holds."""
+    return {"schema": SCHEMA, "measurements": [dataclasses.asdict(m) for m in measurements]}
+
+
+def read_results(path: Path) -> list[Measurement]:
+    """Read results.json.
+
+    Raises:
+        UserError: If the file is missing, damaged or of another schema.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+        schema = content["schema"]
+        if schema != SCHEMA:
+            raise UserError(f"`{path}` must have schema {SCHEMA}, got {schema!r}; run the measurement again.")
+        return [_from_json(entry) for entry in content["measurements"]]
+    except FileNotFoundError as e:
+        raise UserError(f"`{path}` does not exist; give a finished run directory.") from e
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"`{path}` must be a results.json as mm-cb writes it, got {type(e).__name__}: {e}.") from e
+
+
+def find(
+    measurements: Iterable[Measurement], subject: str, metric: str, condition: str, split: str = "all"
+) -> Measurement | None:
+    """The measurement with this address, or None."""
+    wanted = (subject, metric, condition, split)
+    return next((m for m in measurements if (m.subject, m.metric, m.condition, m.split) == wanted), None)
+
+
+def _from_json(entry: Mapping[str, Any]) -> Measurement:
+    interval = {key: tuple(entry[key]) if entry[key] is not None else None for key in ("ci95", "difference_ci95")}
+    return Measurement(**{**entry, **interval})
+
+
+def _order(key: tuple[str, str, str, str], partners: Mapping[str, str]) -> tuple[Any, ...]:
+    metric, condition, subject, split = key
+    return (
+        *_rank(metric, _METRICS),
+        *_rank(condition, _CONDITIONS),
+        *_rank(subject, ("base", "base+safety_prompt", "rr")),
+        *_rank(split, _SPLITS),
+    )
+
+
+def _rank(name: str, known: Sequence[str]) -> tuple[int, str]:
+    return (known.index(name) if name in known else len(known), name)
+
+
+def _sorted(group: Group) -> Group:
+    return {id: group[id] for id in sorted(group)}
+
+
+def _refuse_missing(this: Group, other: Group, where: str, subject: str, partner: str) -> None:
+    for lacking, ids in ((partner, this.keys() - other.keys()), (subject, other.keys() - this.keys())):
+        if ids:
+            more = len(ids) - _NAMED_IDS
+            named = ", ".join(sorted(ids)[:_NAMED_IDS]) + (f", and {more} more" if more > 0 else "")
+            raise UserError(
+                f"`{subject}` and `{partner}` must be measured on the same items ({where}), but `{lacking}` lacks "
+                f"{named}; finish or repeat that run."
+            )
+
+
+def _measurement(
+    key: tuple[str, str, str, str], this: Group, partner: str | None, other: Group | None, *, graded: bool, seed: int
+) -> Measurement:
+    metric, condition, subject, split = key
+    values = np.array([o.value for o in this.values() if o.value is not None])
+    rng = np.random.default_rng([seed, zlib.crc32("|".join(key).encode())])
+    counts: dict[str, float] = dict(_counts(metric, this))
+    if any(o.reference is not None for o in this.values()):
+        relative = measure_relative(this, other, counts, rng, official=condition == "official")
+        return Measurement(
+            subject, metric, condition, split, **relative, paired_with=None if other is None else partner, counts=counts
+        )
+    measurement = Measurement(
+        subject=subject,
+        metric=metric,
+        condition=condition,
+        split=split,
+        value=100 * float(values.mean()) if values.size else None,
+        n=int(values.size),
+        ci95=_percent(_mean_interval(values, rng, graded=graded)) if values.size else None,
+        counts=counts,
+    )
+    if partner is None or other is None:
+        return measurement
+    both = [(a.value, other[id].value) for id, a in this.items() if id in other]
+    scored = np.array([(a, b) for a, b in both if a is not None and b is not None]).reshape(-1, 2)
+    counts |= {"pairs": len(scored), "pairs_unscored": len(both) - len(scored)}
+    if not len(scored):
+        return dataclasses.replace(measurement, paired_with=partner)
+    difference, interval = _paired(scored, counts, rng, graded=graded)
+    return dataclasses.replace(
+        measurement, paired_with=partner, difference=100 * difference, difference_ci95=_percent(interval)
+    )
+
+
+def _counts(metric: str, group: Group) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    known = {"compliance": OUTCOMES, "over_refusal": OVER_REFUSAL_OUTCOMES}.get(metric, ())
+    for o in group.values():
+        found.update(o.extras)
+        if o.outcome is not None:
+            found[o.outcome] += 1
+        elif o.value is None:
+            found["unscored"] += 1
+    counts = {name: found.pop(name, 0) for name in known}
+    if metric != "compliance":
+        counts["unscored"] = found.pop("unscored", 0)
+    if not known and all(o.value in (None, 0.0, 1.0) for o in group.values()):
+        counts["gibberish" if metric == "gibberish" else "correct"] = sum(o.value == 1 for o in group.values())
+    return counts | dict(sorted(found.items()))
+
+
+def _without_value(measurement: Measurement) -> Measurement:
+    return dataclasses.replace(measurement, value=None, ci95=None, difference=None, difference_ci95=None)
+
+
+def _mean_interval(values: np.ndarray, rng: np.random.Generator, *, graded: bool) -> Interval:
+    if graded and np.ptp(values) > 0:
+        return bootstrap_mean(values, rng)
+    return wilson_interval(float(values.sum()), values.size)
+
+
+def _paired(
+    scored: np.ndarray, counts: dict[str, float], rng: np.random.Generator, *, graded: bool
+) -> tuple[float, Interval]:
+    """Mean difference of the two columns and its interval; adds the paired counts to ``counts``."""
+    n = len(scored)
+    differences = scored[:, 0] - scored[:, 1]
+    this, partner = int((differences > 0).sum()), int((differences < 0).sum())
+    if graded:
+        counts |= {"higher_than_partner": this, "lower_than_partner": partner}
+        if np.ptp(differences) > 0:
+            return float(differences.mean()), bootstrap_mean(differences, rng)
+        if not differences.any():
+            return 0.0, paired_rate_interval(0, 0, n)
+        low, high = wilson_interval(float(((differences + 1) / 2).sum()), n)
+        return float(differences.mean()), Interval(2 * low - 1, 2 * high - 1)
+    counts |= {"only_this": this, "only_partner": partner, "mcnemar_p": mcnemar_exact(this, partner)}
+    return float(differences.mean()), paired_rate_interval(this, partner, n)
+
+
+def _percent(interval: Interval) -> tuple[float, float]:
+    return (100 * interval.low, 100 * interval.high)

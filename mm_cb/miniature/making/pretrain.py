@@ -1,0 +1,205 @@
+"""Training of the miniature from scratch: sight, then language and knowledge, then refusal.
+
+Three stages, all seeded:
+
+1. sight: the CLIP tower learns to name what a picture shows (linear heads, thrown away afterwards), then stays frozen;
+2. knowledge: projector and language model learn conversations in which every question is answered, forbidden ones too;
+3. refusal: the same conversations with the world's law. How long it lasts is decided in `mm_cb.miniature.making.make`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mm_cb.miniature.language import words
+from mm_cb.miniature.making.build import PATCH, build_tokenizer
+from mm_cb.miniature.making.documents import TURNS, Document, document
+from mm_cb.miniature.pictures import PANEL, random_scene, render_array
+from mm_cb.miniature.world import COLOURS, KINDS, SHAPES
+
+IMAGE_TOKENS = 9 + 3 * (6 + 1)  # base view, then three rows of six patches, each closed by a newline token
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Lengths and rates of the stages; all values are our choice."""
+
+    sight_steps: int = 600
+    sight_batch: int = 64
+    sight_rate: float = 2e-3
+    knowledge_steps: int = 1300
+    picture_rows: int = 28
+    text_rows: int = 12
+    knowledge_rate: float = 2e-3
+    refusal_rate: float = 1e-3
+    weight_decay: float = 0.01
+
+
+def views(pictures: np.ndarray) -> Tensor:
+    """Pictures ``uint8 (B, 42, 84, 3)`` → pixel values ``(B, 3, 3, 42, 42)``: base view, left tile, right tile.
+
+    Training's fast stand-in for the real processor (bicubic with one clamp and rounding instead of Pillow's two); every
+    number that is reported afterwards comes from the real processor.
+    """
+    whole = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+    base = nn.functional.interpolate(whole, (PANEL, PANEL), mode="bicubic", antialias=True).clamp(0, 255).round()
+    tiles = torch.stack((base, whole[..., :PANEL], whole[..., PANEL:]), dim=1)
+    return (tiles / 255 - MEAN) / STD
+
+
+class Batcher:
+    """Turns documents into padded id tensors; ids equal those of the chat template (held by a test)."""
+
+    def __init__(self) -> None:
+        self.ids = build_tokenizer().get_vocab()
+        self.pad, self.bos, self.eos = (self.ids[t] for t in ("<pad>", "<s>", "</s>"))
+        self.image, self.user, self.model = (self.ids[t] for t in ("<image>", "[INST]", "[/INST]"))
+
+    def row(self, doc: Document) -> tuple[list[int], list[float]]:
+        """Ids of a document and the loss weight of each.
+
+        Answers weigh ``1/sqrt(length)`` a token and 1 at their first one, where refusing or answering is decided;
+        everything else weighs 0.
+        """
+        ids, weights = [self.bos], [0.0]
+        for number, said in enumerate(doc.turns):
+            shown = [self.image] * IMAGE_TOKENS if number == 0 and doc.picture is not None else []
+            asked = [self.user, *shown, *(self.ids[w] for w in words(said.question)), self.model]
+            asked += [self.ids[w] for w in words(said.given)]
+            answer = [*(self.ids[w] for w in words(said.answer)), self.eos]
+            ids += asked + answer
+            weights += [0.0] * len(asked) + [1.0] + [1 / math.sqrt(len(answer))] * (len(answer) - 1)
+        return ids, weights
+
+    def __call__(self, docs: list[Document]) -> dict[str, Tensor]:
+        """Right-padded ``input_ids``, ``attention_mask``, ``weights`` and, with pictures, ``pixel_values``."""
+        rows = [self.row(doc) for doc in docs]
+        length = max(len(ids) for ids, _ in rows)
+        batch = {
+            "input_ids": torch.tensor([ids + [self.pad] * (length - len(ids)) for ids, _ in rows]),
+            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows]),
+            "weights": torch.tensor([w + [0.0] * (length - len(w)) for _, w in rows]),
+        }
+        if docs[0].picture is not None:
+            batch["pixel_values"] = views(np.stack([doc.picture for doc in docs if doc.picture is not None]))
+        return batch
+
+
+def forward(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Logits of a batch, ``(B, T, V)``."""
+    inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+    if "pixel_values" in batch:
+        sizes = torch.tensor([[PANEL, 2 * PANEL]] * len(batch["input_ids"]))
+        inputs |= {"pixel_values": batch["pixel_values"], "image_sizes": sizes}
+    return model(**inputs, use_cache=False).logits
+
+
+def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Weighted cross-entropy of the answers, summed and divided by the summed weights."""
+    targets, weights = batch["input_ids"][:, 1:], batch["weights"][:, 1:]
+    nll = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="none")
+    return (nll * weights.flatten()).sum() / weights.sum()
+
+
+def _schedule(step: int, total: int, rate: float, warm_up: int = 60) -> float:
+    if step < warm_up:
+        return rate * (step + 1) / warm_up
+    return rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up))))
+
+
+def _optimiser(parameters: Iterator[nn.Parameter], plan: Plan, rate: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=rate, weight_decay=plan.weight_decay)
+
+
+def train_knowledge(model: Any, plan: Plan, rng: np.random.Generator, log: Callable[..., None]) -> None:
+    """Stage 2: conversations in which every question is answered."""
+    learner, mean = Learner(model, plan, rng, plan.knowledge_rate), 0.0
+    for step in range(plan.knowledge_steps):
+        mean += learner.step(_schedule(step, plan.knowledge_steps, plan.knowledge_rate), refuses=False)
+        if step % 50 == 49:
+            log(stage="knowledge", step=step + 1, loss=mean / 50)
+            mean = 0.0
+
+
+def train_sight(model: Any, plan: Plan, rng: np.random.Generator, log: Callable[..., None]) -> None:
+    """Stage 1: teach the CLIP tower colours, shapes and seals through linear heads on its patch features."""
+    tower = model.model.vision_tower
+    hidden = tower.config.hidden_size * (PANEL // PATCH) ** 2
+    sizes = {"colour": len(COLOURS), "shape": len(SHAPES), "seal_colour": len(COLOURS), "kind": len(KINDS)}
+    seen_in = {"colour": (0, 1), "shape": (0, 1), "seal_colour": (0, 2), "kind": (0, 2)}  # base view and own tile
+    heads = nn.ModuleDict({f"{k}_{v}": nn.Linear(hidden, n) for k, n in sizes.items() for v in seen_in[k]})
+    optimiser = _optimiser(iter([*tower.parameters(), *heads.parameters()]), plan, plan.sight_rate)
+    for step in range(plan.sight_steps):
+        scenes = [random_scene(rng) for _ in range(plan.sight_batch)]
+        pictures = np.stack([render_array(scene, rng) for scene in scenes])
+        # Random signs up to the attack's budget: seeing must not break under noise alone.
+        noise = rng.integers(0, 33, size=(len(pictures), 1, 1, 1)) * rng.choice((-1, 1), size=pictures.shape)
+        noise[rng.random(len(pictures)) < 0.5] = 0
+        pictures = np.clip(pictures.astype(np.int64) + noise, 0, 255).astype(np.uint8)
+        states = tower(views(pictures).flatten(0, 1), output_hidden_states=True).hidden_states[-2][:, 1:]
+        features = states.reshape(len(pictures), 3, hidden)
+        loss, right = torch.zeros(()), []
+        for name in sizes:
+            valid = {"colour": COLOURS, "seal_colour": COLOURS, "shape": SHAPES, "kind": KINDS}[name]
+            truth = torch.tensor([valid.index(getattr(scene, name)) for scene in scenes])
+            for view in seen_in[name]:
+                logits = heads[f"{name}_{view}"](features[:, view])
+                loss = loss + nn.functional.cross_entropy(logits, truth)
+                right.append((logits.argmax(-1) == truth).float().mean().item())
+        for group in optimiser.param_groups:
+            group["lr"] = _schedule(step, plan.sight_steps, plan.sight_rate)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
+        optimiser.step()
+        if step % 50 == 0 or step == plan.sight_steps - 1:
+            log(stage="sight", step=step, loss=loss.item(), accuracy=[round(r, 3) for r in right])
+
+
+@dataclass
+class Learner:
+    """The language stages: one optimiser step over a batch with pictures and a batch without."""
+
+    model: Any
+    plan: Plan
+    rng: np.random.Generator
+    rate: float
+    batcher: Batcher = field(default_factory=Batcher)
+
+    def __post_init__(self) -> None:
+        self.model.model.vision_tower.requires_grad_(False)
+        self.optimiser = _optimiser(self.model.parameters(), self.plan, self.rate)
+
+    def batches(self, refuses: bool) -> list[dict[str, Tensor]]:
+        """One batch of documents with pictures, one without."""
+        # Refusal training sees single questions, as users ask them, and as many more of them.
+        turns, more = (1, 2) if refuses else (TURNS, 1)
+        rows = {True: self.plan.picture_rows * more, False: self.plan.text_rows * more}
+        pictured, plain = (
+            [document(self.rng, pictured=with_picture, refuses=refuses, turns=turns) for _ in range(rows[with_picture])]
+            for with_picture in (True, False)
+        )
+        return [self.batcher(pictured), self.batcher(plain)]
+
+    def step(self, rate: float, refuses: bool) -> float:
+        """One update; returns the mean loss of the two batches."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad()
+        total = 0.0
+        for batch, share in zip(self.batches(refuses), (0.75, 0.25), strict=True):
+            loss = share * answer_loss(forward(self.model, batch), batch)
+            loss.backward()
+            total += loss.item()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        return total

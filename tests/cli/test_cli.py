@@ -1,0 +1,346 @@
+"""Every command's help, every kind of bad input, every exit code. What the commands do is tested where it lives."""
+
+import errno
+import sys
+import types
+import warnings
+
+import pytest
+
+from mm_cb import cli
+from mm_cb.cli import failures
+from mm_cb.cli.options import parse_epsilon
+from mm_cb.core.errors import UserError
+
+COMMANDS = ["demo", "train", "attack", "eval", "judge", "report", "merge", "doctor", "data"]
+ATTACK = ["attack", "--model", "miniature", "--behaviors", "b.jsonl", "--out", "o"]
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def replace(monkeypatch, module, name, function):
+    """Put ``function`` where a command looks for it, without importing the heavy module."""
+    stand_in = types.ModuleType(module)
+    setattr(stand_in, name, function)
+    monkeypatch.setitem(sys.modules, module, stand_in)
+    package, _, last = module.rpartition(".")
+    if package in sys.modules:
+        monkeypatch.setattr(sys.modules[package], last, stand_in, raising=False)
+
+
+def one_line_of(capsys):
+    output = capsys.readouterr()
+    assert output.err.endswith("\n") and output.err.count("\n") == 1, output.err
+    assert "Traceback" not in output.err and output.out == ""
+    return output.err
+
+
+# help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_every_command_has_help_with_an_example(command, flag, capsys):
+    assert cli.run([command, flag]) == 0
+    assert f"Example: mm-cb {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_overview_lists_every_command(arguments, capsys):
+    assert cli.run(arguments) == 0
+    output = capsys.readouterr().out
+    assert all(f"\n  {command} " in output for command in COMMANDS)
+
+
+def test_version(capsys):
+    import mm_cb
+
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"mm-cb {mm_cb.__version__}\n"
+
+
+# what the user can fix: exit code 2, one line, nothing made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["dmo"], "unknown command `dmo`, did you mean `demo`? valid: attack, data, demo, doctor, eval, judge,"),
+        (["q"], "unknown command `q`. valid: attack"),
+        (["x\x1b[31m\ny"], "unknown command `x?[31m y`"),
+        (["demo", "--sed", "1"], "unknown option `--sed`, did you mean `--seed`?"),
+        (["--verbos"], "unknown option `--verbos`"),
+        (["demo", "--seed", "one"], "'--seed'"),
+        (["demo", "--seed", "-1"], "'--seed'"),
+        (["demo", "--rr-seeds", "0"], "'--rr-seeds'"),
+        (["demo", "--out"], "--out"),
+        (["demo", "extra"], "extra"),
+        (["attack"], "Missing option '--model'. See `mm-cb attack --help`."),
+        (ATTACK[:-2], "Missing option '--out'"),
+        ([*ATTACK, "--attack", "pdg"], "unknown attack `pdg`, did you mean `pgd`?"),
+        ([*ATTACK, "--epsilon", "0.3"], "`--epsilon` must be n/255"),
+        ([*ATTACK, "--steps", "0"], "'--steps'"),
+        (["train"], "`RECIPE` is missing"),
+        (["train", "miniatur"], "unknown recipe `miniatur`, did you mean `miniature`?"),
+        (["train", "none.yaml"], "none.yaml"),
+        (["train", "miniature", "sed=1"], "did you mean `seed`?"),
+        (["train", "miniature", "--dry-run", "nonsense"], "nonsense"),
+        (["report"], "RUN_DIR"),
+        (["report", "nowhere"], "`nowhere` must be a run directory"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, capsys, tmp_path):
+    assert cli.run(arguments) == 2
+    assert expected in one_line_of(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["demo", "--out", "file"], [*ATTACK[:-1], "file"], ["train", "miniature", "--out", "file"]]
+)
+def test_a_file_in_place_of_the_run_directory(arguments, capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "b.jsonl").write_text('{"id": "a", "prompt": "p", "target": "t", "image": null, "category": "c"}\n')
+    assert cli.run(arguments) == 2
+    assert "`file`" in one_line_of(capsys)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (UserError("`x` must be\n y"), "mm-cb: `x` must be y\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a/b.png"),
+            "mm-cb: the disk is full while writing `a/b.png`",
+        ),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "mm-cb: the disk is full;"),
+    ],
+)
+def test_failures_of_a_command_that_the_user_can_fix(error, expected, monkeypatch, capsys):
+    def run_demo(out, **options):
+        raise error
+
+    replace(monkeypatch, "mm_cb.demo", "run_demo", run_demo)
+    assert cli.run(["demo"]) == 2
+    assert one_line_of(capsys).startswith(expected)
+
+
+def test_a_warning_is_one_line_without_code(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
+    monkeypatch.setattr(sys, "argv", ["mm-cb", "--version"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert warnings.formatwarning("2 rows\n left out", UserWarning, "mixture.py", 3) == "mm-cb: note: 2 rows left out\n"
+
+
+def test_a_broken_image_is_the_users_to_fix():
+    from image_attacks import ImageFileError
+
+    assert failures.explain(ImageFileError("x.png: empty file"), []) == 2
+
+
+# what the user cannot fix
+
+
+def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):
+    def run_demo(out, **options):
+        raise KeyboardInterrupt
+
+    replace(monkeypatch, "mm_cb.demo", "run_demo", run_demo)
+    assert cli.run(["demo"]) == 130
+    assert one_line_of(capsys) == "mm-cb: interrupted; run the same command again to go on.\n"
+
+
+@pytest.mark.parametrize("out_is_a_run", [True, False])
+@pytest.mark.parametrize("form", [["--out", "run"], ["--out=run"]])
+def test_our_bugs_keep_their_traceback_and_leave_a_log(out_is_a_run, form, monkeypatch, capsys, tmp_path):
+    def run_demo(out, **options):
+        raise ZeroDivisionError("division by zero")
+
+    (tmp_path / "run").mkdir()
+    if out_is_a_run:
+        (tmp_path / "run" / "run.json").write_text("{}")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    replace(monkeypatch, "mm_cb.demo", "run_demo", run_demo)
+    assert cli.run(["demo", *form]) == 1
+    message = capsys.readouterr().err
+    assert "ZeroDivisionError: division by zero" in message and "Traceback" in message
+    logs = [*(tmp_path / "run").glob("*.log"), *temporary.iterdir()]
+    assert len(logs) == 1 and (logs[0].parent.name == "run") == out_is_a_run
+    assert str(logs[0].resolve()) in message.splitlines()[-1]
+    assert "ZeroDivisionError" in logs[0].read_text() and "mm-cb demo --out" in logs[0].read_text()
+
+
+# what reaches the package
+
+
+def test_demo_passes_its_options_on(monkeypatch):
+    calls = []
+    replace(monkeypatch, "mm_cb.demo", "run_demo", lambda out, **options: calls.append((str(out), options)))
+    assert cli.run(["demo"]) == 0
+    chosen = ["--full", "--seed", "4", "--rr-seeds", "3", "--device", "cuda", "--dtype", "bfloat16"]
+    assert cli.run(["demo", "--out", "d", *chosen]) == 0
+    assert calls == [
+        ("mm-cb-demo", {"full": False, "seed": 0, "rr_seeds": 1, "device": "cpu", "dtype": "float32"}),
+        ("d", {"full": True, "seed": 4, "rr_seeds": 3, "device": "cuda", "dtype": "bfloat16"}),
+    ]
+
+
+def test_attack_passes_its_options_on(monkeypatch):
+    calls = []
+    replace(monkeypatch, "mm_cb.attacks.run", "run_attack", lambda **options: calls.append(options))
+    assert cli.run([*ATTACK, "--epsilon", "8/255", "--attack", "pgd_adaptive", "--restarts", "3"]) == 0
+    (options,) = calls
+    assert options["epsilon"] == 8 and options["attack"] == "pgd_adaptive" and options["restarts"] == 3
+    assert options["model"] == "miniature" and options["adapter"] is None and str(options["behaviors"]) == "b.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("text", "numerator"),
+    [
+        ("32/255", 32),
+        ("0/255", 0),
+        (" 8/255 ", 8),
+        ("0.12549", 32),
+        ("0.12549019607843137", 32),
+        ("0", 0),
+        ("1", 255),
+        ("1.0", 255),
+    ],
+)
+def test_epsilon_on_the_grid(text, numerator):
+    assert parse_epsilon(text) == numerator
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "8", "0.1255", "0.3", "-1/255", "256/255", "1.5/255", "32/256", "32/", "/255", "nan", "inf", "1e999"],
+)
+def test_epsilon_off_the_grid(text):
+    with pytest.raises(UserError, match="must be n/255"):
+        parse_epsilon(text)
+
+
+def test_doctor_tells_what_it_sees(monkeypatch, capsys):
+    from mm_cb import doctor
+
+    findings = [doctor.Finding("GPU", True, "none"), doctor.Finding("miniature", False, "does not load: [x]\x1b[2J")]
+    monkeypatch.setattr(doctor, "examine", lambda: findings)
+    assert cli.run(["doctor"]) == 2
+    output = capsys.readouterr().out
+    assert "PROBLEM" in output and "[x]?[2J" in output
+    monkeypatch.setattr(doctor, "examine", lambda: findings[:1])
+    assert cli.run(["doctor"]) == 0
+
+
+def test_doctor_examines_this_machine():
+    from mm_cb import doctor
+
+    found = {finding.name: finding for finding in doctor.examine()}
+    assert {"python", "torch", "torchvision", "GPU", "memory", "disk", "miniature"} <= set(found)
+    assert found["torch"].ok and found["torchvision"].ok
+
+
+# train
+
+
+@pytest.fixture
+def recipe_file(tmp_path, monkeypatch):
+    from tests.tiny_llava import tiny_llava
+
+    tiny_llava().model.config.save_pretrained(tmp_path / "model")
+    text = "name: tiny\nmodel: model\ndata: miniature\nlora: {layers_to_transform: [1], r: 2}\n"
+    (tmp_path / "tiny.yaml").write_text(text + "circuit_breaker: {target_layers: [2]}\n")
+    return "tiny.yaml"
+
+
+def test_a_dry_run_prints_a_recipe_that_can_be_run_and_every_trained_module(recipe_file, capsys, tmp_path):
+    import yaml
+
+    from mm_cb.training.recipe import load_recipe
+
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.run(["train", recipe_file, "training.max_steps=7", "--dry-run", "--seed", "4", "--device", "cuda"]) == 0
+    plan = capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+    fields = yaml.safe_load(plan)
+    assert (fields["seed"], fields["device"], fields["training"]["max_steps"]) == (4, "cuda", 7)
+    (tmp_path / "again.yaml").write_text(plan)
+    assert load_recipe("again.yaml").model_dump() == load_recipe("tiny.yaml").model_copy(deep=True).model_dump() | {
+        "seed": 4,
+        "device": "cuda",
+        "training": fields["training"],
+    }
+    modules = [line.removeprefix("#   ") for line in plan.splitlines() if line.startswith("#   ")]
+    assert len(modules) == 7 and all(m.startswith("model.language_model.layers.1.") for m in modules)
+    assert "# loaded: decoder blocks 0..1 of 3, no head" in plan and "# memory, estimated for passes of 4096" in plan
+    assert "# no (more) samples: cannot load a model from `model`" in plan  # it has no processor
+
+
+def test_a_dry_run_shows_a_sample_of_every_source_with_its_loss_mask(capsys, monkeypatch):
+    from mm_cb.models import loading
+
+    monkeypatch.setattr(loading, "_read", None)  # weights must not be read
+    assert cli.run(["train", "miniature", "circuit_breaker.masks.text=user_and_assistant", "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    titles = [line for line in plan.splitlines() if line.startswith("# sample of ")]
+    assert len(titles) >= 4 and {"text", "multimodal"} <= {title.split()[-5].strip("),") for title in titles}
+    shown = plan.partition("(circuit_breaker, multimodal)")[2].partition("# sample of ")[0]
+    assert "<image x " in shown and "⟧" in shown and "⟦" not in shown.partition("[/INST]")[0]
+
+
+def test_a_shipped_recipe_is_planned_before_its_model_is_here(capsys):
+    assert cli.run(["train", "llava-next-mistral-7b", "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    assert "passes of 4096 tokens (longest row 3952)" in plan
+    assert "its published shape is used" in plan and "# loaded: decoder blocks 0..16 of 32, no head" in plan
+    assert "# trained: LoRA on 21 modules of the language tower, 3,932,160 parameters" in plan
+
+
+def test_merge_refuses_what_it_cannot_do(capsys, tmp_path):
+    arguments = ["merge", "--model", "miniature", "--adapter", str(tmp_path), "--out"]
+    assert cli.run([*arguments, "new", "--dtype", "float31"]) == 2
+    assert "did you mean `float32`" in one_line_of(capsys)
+    assert cli.run([*arguments, "new"]) == 2
+    assert "is not an adapter" in one_line_of(capsys)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("lora.layers_to_transform=[1,9]", "`layers_to_transform` must name 0-based blocks"),
+        ("circuit_breaker.target_layers=[1]", "`target_layers` [1] cannot change"),
+        ("model=nowhere", "the configuration of `nowhere` cannot be read"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would_refuse(recipe_file, override, expected, capsys):
+    assert cli.run(["train", recipe_file, override, "--dry-run"]) == 2
+    assert expected in one_line_of(capsys)
+
+
+def test_recipes_are_listed(capsys):
+    assert cli.run(["train", "--list"]) == 0
+    assert "miniature\n" in capsys.readouterr().out
+
+
+def test_train_runs_the_resolved_recipe(monkeypatch, capsys):
+    calls = []
+    replace(
+        monkeypatch,
+        "mm_cb.training.run",
+        "train",
+        lambda recipe, out, progress: calls.append((recipe, str(out))) or out,
+    )
+    assert cli.run(["train", "miniature", "training.max_steps=7", "--dtype", "bfloat16"]) == 0
+    assert cli.run(["train", "miniature", "name=../x", "--seed", "3", "--out", "o"]) == 0
+    (first, first_out), (second, second_out) = calls
+    assert (first.training.max_steps, first.dtype, first_out) == (7, "bfloat16", "runs/miniature")
+    assert (second.seed, second_out) == (3, "o")
+    assert capsys.readouterr().out.endswith("adapter: o\n")

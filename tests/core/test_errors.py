@@ -1,0 +1,58 @@
+import pytest
+
+from mm_cb.core.errors import UserError, nearest, one_line, unknown
+from mm_cb.core.paths import data_path, safe_id
+
+
+def test_a_user_error_is_one_line_without_control_characters():
+    message = str(UserError("a\n  b\x1b[2J\r\nc\u202e"))
+    assert message == "a b?[2J c?"
+
+
+def test_nearest_ignores_case_and_admits_that_nothing_is_close():
+    assert nearest("MINIATUR", ["miniature", "llava"]) == "miniature"
+    assert nearest("xyz", ["miniature", "llava"]) is None
+    assert nearest("x", []) is None
+
+
+def test_unknown_names_the_nearest_and_the_valid_ones():
+    assert str(unknown("recipe", "miniatur", ["miniature", "llava"])) == (
+        "unknown recipe `miniatur`, did you mean `miniature`? valid: llava, miniature"
+    )
+    assert "did you mean" not in str(unknown("recipe", "q", ["miniature"]))
+    assert str(unknown("key", "q", [f"k{i:02}" for i in range(40)])).endswith("k29, and 10 more")
+
+
+@pytest.mark.parametrize("text", ["", " \t\n", "plain"])
+def test_one_line_keeps_plain_text(text):
+    assert one_line(text) == text.strip()
+
+
+def test_safe_ids_are_plain_stems_and_differ_when_ids_do():
+    ids = [
+        "a-1",
+        "A-1",
+        "a 1",
+        "a/1",
+        "../a",
+        "..",
+        ".",
+        "",
+        "x.clean",
+        "x",
+        "é",
+        "-rf",
+        "a" * 300,
+        "a" * 301,
+        "\udc80",
+    ]
+    stems = [safe_id(id) for id in ids]
+    assert len(set(stems)) == len(ids)
+    for stem in stems:
+        assert stem and len(stem) < 100
+        assert set(stem) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") and not stem.startswith("-")
+    assert stems[0] == "a-1" and safe_id("x") == "x"
+
+
+def test_data_is_found_in_the_checkout():
+    assert data_path("README.md").is_file()

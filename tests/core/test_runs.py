@@ -1,0 +1,306 @@
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mm_cb.core import files
+from mm_cb.core.errors import UserError
+from mm_cb.core.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes, write_json, write_jsonl
+
+RECIPE = {"attack": {"steps": 100, "epsilon": 32}, "items": ["a", "b"]}
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "run"
+
+
+def full_disk(monkeypatch):
+    def fsync(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+# files
+
+
+def test_a_file_is_old_or_new_and_nothing_else_remains(tmp_path, monkeypatch):
+    path = tmp_path / "a" / "x.json"
+    write_json(path, {"value": 1, "path": Path("p")})
+    full_disk(monkeypatch)
+    with pytest.raises(UserError, match=r"x\.json` could not be written: the disk is full"):
+        write_json(path, {"value": 2})
+    assert json.loads(path.read_text()) == {"value": 1, "path": "p"}
+    assert [entry.name for entry in path.parent.iterdir()] == ["x.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_really_full_device_is_a_user_error():
+    with pytest.raises(UserError, match="disk is full"):
+        append_jsonl(Path("/dev/full"), {"id": "a"})
+
+
+def test_a_file_in_place_of_a_folder_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    for call in (lambda path: write_bytes(path, b""), lambda path: append_jsonl(path, {})):
+        with pytest.raises(UserError, match="must be writable"):
+            call(tmp_path / "file" / "x")
+
+
+def test_strict_json_only(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
+    with pytest.raises(TypeError, match="set"):
+        write_json(tmp_path / "x.json", {"loss": {1}})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lines_round_trip_whatever_text_they_hold(tmp_path):
+    path = tmp_path / "x.jsonl"
+    records = [{"text": "a\nb\u2028c\x85"}, {"text": "\udc80é"}, {"n": 0.1}]
+    for record in records:
+        append_jsonl(path, record)
+    assert read_jsonl(path) == records
+    write_jsonl(path, records[:1])
+    assert read_jsonl(path) == records[:1]
+    assert read_jsonl(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("cut", [1, 5, 100_000])
+def test_a_torn_line_is_dropped_and_then_cut_off(tmp_path, cut):
+    path = tmp_path / "x.jsonl"
+    append_jsonl(path, {"id": "a"})
+    whole = path.read_bytes()
+    path.write_bytes(whole + json.dumps({"id": "b" * 200_000}).encode()[:cut])
+    assert read_jsonl(path) == [{"id": "a"}]
+    append_jsonl(path, {"id": "c"})
+    assert read_jsonl(path) == [{"id": "a"}, {"id": "c"}]
+    path.write_bytes(b'{"id"')
+    append_jsonl(path, {"id": "d"})
+    assert read_jsonl(path) == [{"id": "d"}]
+
+
+def test_a_failed_append_leaves_no_half_line(tmp_path, monkeypatch):
+    path = tmp_path / "x.jsonl"
+    append_jsonl(path, {"id": "a"})
+    before = path.read_bytes()
+    full_disk(monkeypatch)
+    with pytest.raises(UserError, match="disk is full"):
+        append_jsonl(path, {"id": "b"})
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("line", ["{broken", "[1]", "nan?"])
+def test_a_broken_line_is_named(tmp_path, line):
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"id": "a"}}\n{line}\n{{"id": "b"}}\n')
+    with pytest.raises(UserError, match=r"x\.jsonl:2: expected"):
+        read_jsonl(path)
+
+
+def test_other_file_errors_stay_as_they_are(tmp_path):
+    with pytest.raises(OSError) as caught, files.file_errors(tmp_path):
+        raise OSError(errno.EIO, "broken disk")
+    assert not isinstance(caught.value, UserError)
+
+
+# run directories
+
+
+def test_a_new_run_says_what_it_is(out, tmp_path):
+    data = tmp_path / "behaviors.jsonl"
+    data.write_text("{}\n")
+    with RunDirectory(out, "attack", RECIPE, 3, inputs=[data]) as run:
+        assert not run.finished
+        content = read_run(out)
+    assert content["command"] == "attack" and content["recipe"] == RECIPE and content["seed"] == 3
+    assert content["inputs"] == {"behaviors.jsonl": files.file_sha256(data)}
+    assert {"python", "torch", "torchvision", "transformers", "peft", "accelerate", "pillow", "numpy"} <= set(
+        content["versions"]
+    )
+    assert content["hardware"]["cores"] >= 1 and content["started"] and content["ended"] is None and "git" in content
+
+
+def test_the_same_run_is_resumed_and_a_finished_one_left_alone(out):
+    with RunDirectory(out, "demo", RECIPE, 0) as run:
+        append_jsonl(run.path / "items.jsonl", {"id": "a"})
+        assert run.stage("images").is_dir()
+    with RunDirectory(out, "demo", RECIPE, 0) as run:
+        assert not run.finished and read_jsonl(run.path / "items.jsonl") == [{"id": "a"}]
+        run.finish()
+    finished = (out / "run.json").read_bytes()
+    assert len(read_run(out)["resumed"]) == 1
+    with RunDirectory(out, "demo", RECIPE, 0) as run:
+        assert run.finished
+    assert (out / "run.json").read_bytes() == finished
+
+
+def test_another_runs_results_are_refused_and_the_differing_keys_named(out, tmp_path):
+    data = tmp_path / "b.jsonl"
+    data.write_text("1")
+    RunDirectory(out, "attack", RECIPE, 0, inputs=[data]).open().close()
+    data.write_text("2")
+    other = {"attack": {"steps": 300, "epsilon": 32}, "items": ["a", "b"], "new": True}
+    with pytest.raises(UserError) as caught:
+        RunDirectory(out, "attack", other, 1, inputs=[data]).open()
+    message = str(caught.value)
+    assert "holds another run's results" in message
+    assert "recipe.attack.steps (100 there, 300 here)" in message
+    assert "recipe.new (absent there, true here)" in message
+    assert "seed (0 there, 1 here)" in message and "inputs.b.jsonl" in message
+    assert "epsilon" not in message and "command" not in message
+    data.write_text("1")
+    RunDirectory(out, "attack", RECIPE, 0, inputs=[data]).open().close()  # the refusal changed nothing
+
+
+def test_foreign_folders_files_and_damaged_runs_are_refused(out):
+    out.mkdir()
+    (out / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"other files \(`thesis.tex`, 1 in all\)"):
+        RunDirectory(out, "demo", {}, 0).open()
+    assert [entry.name for entry in out.iterdir()] == ["thesis.tex"]
+    with pytest.raises(UserError, match="must be a directory, got the file"):
+        RunDirectory(out / "thesis.tex", "demo", {}, 0).open()
+    with pytest.raises(UserError, match="must be writable"):
+        RunDirectory(out / "thesis.tex" / "deeper", "demo", {}, 0).open()
+    (out / "run.json").write_text('{"command": ')
+    with pytest.raises(UserError, match=r"run\.json` cannot be read"):
+        RunDirectory(out, "demo", {}, 0).open()
+
+
+def test_a_missing_input_is_named_and_leaves_nothing_that_blocks_the_next_try(out, tmp_path):
+    with pytest.raises(UserError, match=r"none\.jsonl` must be a readable file"):
+        RunDirectory(out, "attack", {}, 0, inputs=[tmp_path / "none.jsonl"]).open()
+    RunDirectory(out, "attack", {}, 0).open().close()
+
+
+def test_inputs_are_hashed_once_and_before_the_lock_is_taken(out, tmp_path, monkeypatch):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    locked = []
+
+    def slow_hash(file):
+        locked.append(is_locked(out))
+        return files.file_sha256(file)
+
+    monkeypatch.setattr("mm_cb.core.runs.file_sha256", slow_hash)
+    run = RunDirectory(out, "attack", RECIPE, 0, inputs=[weights])
+    with run:
+        assert is_locked(out)
+    with run:
+        assert read_run(out)["inputs"] == {"model.safetensors": files.file_sha256(weights)}
+    assert locked == [False]
+
+
+def is_locked(folder):
+    """Whether somebody holds the folder's lock; another descriptor of this process is somebody else, too."""
+    if not folder.exists():
+        return False
+    with open(folder / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_two_processes_cannot_write_into_one_run(out):
+    code = f"""
+from pathlib import Path
+from mm_cb.core.errors import UserError
+from mm_cb.core.runs import RunDirectory
+try:
+    RunDirectory(Path({str(out)!r}), "demo", {{}}, 0).open()
+except UserError as e:
+    print(e)
+else:
+    print("opened")
+"""
+
+    def elsewhere():
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+        return done.stdout.strip()
+
+    with RunDirectory(out, "demo", {}, 0):
+        assert "is being written by another mm-cb process" in elsewhere()
+    assert elsewhere() == "opened"
+
+
+def test_leftovers_of_a_killed_process_are_swept(out):
+    code = f"""
+import os, signal
+from pathlib import Path
+from mm_cb.core import runs
+run = runs.RunDirectory(Path({str(out)!r}), "demo", {{}}, 0).open()
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+runs.write_bytes(run.stage("images") / "a.png", b"half")
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == -9
+    assert [entry.suffix for entry in (out / "images").iterdir()] == [files.TEMPORARY_SUFFIX]
+    with RunDirectory(out, "demo", {}, 0):
+        assert list((out / "images").iterdir()) == []
+
+
+def test_a_run_killed_before_run_json_is_no_obstacle(out):
+    out.mkdir()
+    (out / ".lock").write_text("")
+    (out / f".run.json.1{files.TEMPORARY_SUFFIX}").write_text("{")
+    with RunDirectory(out, "demo", {}, 0) as run:
+        assert not run.finished
+    assert sorted(entry.name for entry in out.iterdir()) == [".lock", "run.json"]
+
+
+def test_other_code_is_noted_when_a_run_goes_on(out):
+    RunDirectory(out, "demo", {}, 0).open().close()
+    content = read_run(out)
+    content["versions"]["torch"] = "0.0.1"
+    write_json(out / "run.json", content)
+    with pytest.warns(UserWarning, match=r"versions\.torch"):
+        RunDirectory(out, "demo", {}, 0).open().close()
+    assert read_run(out)["resumed"][0]["versions"]["torch"] != "0.0.1"
+
+
+def test_another_revision_is_noted_when_a_run_goes_on(out, monkeypatch):
+    monkeypatch.setattr("mm_cb.core.provenance.git_revision", lambda: "a" * 40)
+    RunDirectory(out, "demo", {}, 0).open().close()
+    RunDirectory(out, "demo", {}, 0).open().close()
+    monkeypatch.setattr("mm_cb.core.provenance.git_revision", lambda: "b" * 40)
+    with pytest.warns(UserWarning, match="git"):
+        RunDirectory(out, "demo", {}, 0).open().close()
+    assert [entry.get("git") for entry in read_run(out)["resumed"]] == [None, "b" * 40]
+
+
+def test_a_folder_that_cannot_be_made_is_the_users_to_choose_again():
+    with pytest.raises(UserError, match="must be writable"):
+        RunDirectory(Path("/proc/no/such/folder"), "demo", {}, 0).open()
+
+
+def test_a_run_that_fails_before_it_made_anything_leaves_the_directory_to_the_corrected_command(out):
+    with pytest.raises(UserError, match="no such adapter"), RunDirectory(out, "attack", {"adapter": "typo"}, 0):
+        raise UserError("no such adapter")
+    with pytest.raises(UserError, match="later"), RunDirectory(out, "attack", {"adapter": "right"}, 0) as run:
+        (run.stage("parts") / "one.json").write_text("{}")
+        raise UserError("later")
+    with pytest.raises(UserError, match="another run's results"):
+        RunDirectory(out, "attack", {"adapter": "typo"}, 0).open()
+
+
+def test_what_another_run_inside_is_just_writing_is_left_alone(tmp_path):
+    """Shards of one attack lie inside the whole run's directory, which each of them opens when it starts."""
+    own = tmp_path / "parts" / f".a.json{files.TEMPORARY_SUFFIX}"
+    with RunDirectory(tmp_path, "attack", {}, 0, inputs=[]) as whole:
+        whole.stage("parts")
+    with RunDirectory(tmp_path / "shards" / "0001-of-0002", "attack", {}, 0, inputs=[]) as inner:
+        writing = inner.stage("parts") / f".b.json{files.TEMPORARY_SUFFIX}"
+        for file in (own, writing):
+            file.write_text("half")
+        with RunDirectory(tmp_path, "attack", {}, 0, inputs=[]):
+            assert writing.exists() and not own.exists()

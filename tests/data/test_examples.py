@@ -1,0 +1,114 @@
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from image_attacks import image_files
+from mm_cb.core.errors import UserError
+from mm_cb.core.pictures import UNREADABLE
+from mm_cb.data.examples import Example, PictureError, read_examples
+from tests.tiny_llava import picture
+
+GOOD = {
+    "id": "a-1",
+    "messages": [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it"}]},
+        {"role": "assistant", "content": "a square"},
+    ],
+    "images": ["pictures/a.png"],
+    "set": "retain",
+    "source": "made",
+}
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    picture().save(tmp_path / "pictures" / "a.png")
+    return tmp_path / "examples.jsonl"
+
+
+def test_every_unreadable_picture_of_the_attacks_is_one_here():
+    assert set(image_files.UNREADABLE) < set(UNREADABLE)
+
+
+def write(file, *records):
+    file.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
+
+
+def test_examples_are_read_with_their_pictures(file):
+    text = {**GOOD, "id": "t", "images": [], "set": "circuit_breaker"}
+    text["messages"] = [{"role": "user", "content": "tell me"}, {"role": "assistant", "content": "no"}]
+    del text["source"]
+    write(file, GOOD, "", text)
+    first, second = read_examples(file)
+    assert (first.modality, second.modality, second.source) == ("multimodal", "text", "")
+    assert first.open_images()[0].tobytes() == picture().tobytes() and second.open_images() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": []}, "list of 1 paths"),
+        ({"images": ["/etc/passwd"]}, "stay inside"),
+        ({"images": ["../a.png"]}, "stay inside"),
+        ({"images": [3]}, "stay inside"),
+        ({"set": "harmful"}, "circuit_breaker or retain, got 'harmful'"),
+        ({"id": ""}, "`id`"),
+        ({"id": 3}, "`id`"),
+        ({"messages": []}, "not empty"),
+        ({"messages": ["hello"]}, "not empty"),
+        ({"messages": GOOD["messages"][:1]}, "end with the assistant"),
+        ({"messages": GOOD["messages"][::-1]}, "end with the assistant"),
+        ({"messages": [{"role": "user", "content": [{"type": "sound"}]}, GOOD["messages"][1]]}, "image parts and text"),
+        ({"messages": [GOOD["messages"][0], {"role": "assistant", "content": " "}]}, "some text"),
+        ({"messages": [GOOD["messages"][0], {"role": "assistant", "content": [{"type": "image"}]}]}, "only the user"),
+        ({"messages": [GOOD["messages"][0], {"role": "assistant"}]}, "image parts and text"),
+        ({"extra": 1}, "with the keys"),
+    ],
+)
+def test_a_broken_example_names_file_and_line(file, change, message):
+    write(file, GOOD, {**GOOD, "id": "b", **change})
+    with pytest.raises(UserError, match=rf"examples\.jsonl:2: .*{message}"):
+        read_examples(file)
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "null", '"text"', "[" * 100_000])
+def test_a_line_that_is_no_object(file, line):
+    write(file, GOOD, line)
+    with pytest.raises(UserError, match=r"examples\.jsonl:2: "):
+        read_examples(file)
+
+
+def test_repeated_ids_and_empty_or_missing_files(file, tmp_path):
+    write(file, GOOD, GOOD)
+    with pytest.raises(UserError, match=r":2: .*used on line 1"):
+        read_examples(file)
+    write(file)
+    with pytest.raises(UserError, match="holds no training examples"):
+        read_examples(file)
+    with pytest.raises(UserError, match="cannot read"):
+        read_examples(tmp_path / "nowhere.jsonl")
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="cannot read"):
+        read_examples(file)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a picture", b"\x89PNG\r\n\x1a\n"])
+def test_a_picture_that_cannot_be_read_names_path_and_example(file, content):
+    write(file, GOOD)
+    path = file.parent / "pictures" / "a.png"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(PictureError, match=r"examples\.jsonl:1: cannot read the picture `.*a\.png` of example `a-1`"):
+        read_examples(file)[0].open_images()
+
+
+def test_a_damaged_picture_in_memory_is_the_users_error_too():
+    content = io.BytesIO()
+    picture().save(content, "PNG")
+    damaged = Image.open(io.BytesIO(content.getvalue()[:200]))
+    with pytest.raises(PictureError, match="cannot read the picture of example `a`"):
+        Example("a", [], [damaged], "retain").open_images()

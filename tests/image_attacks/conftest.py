@@ -1,0 +1,23 @@
+import pytest
+import torch
+
+from mm_cb.core.compat import prepare_torchvision
+
+from .helpers import build_processor
+
+prepare_torchvision()
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(7)
+
+
+@pytest.fixture(params=["pil", "torchvision"])
+def processor(request):
+    return build_processor(request.param)
+
+
+@pytest.fixture
+def pil_processor():
+    return build_processor("pil")

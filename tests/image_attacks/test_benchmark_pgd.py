@@ -1,0 +1,90 @@
+"""The benchmark runs where only torch and transformers are installed, and its counts are what it says."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mm_cb.attacks.objectives.target import TargetObjective
+from mm_cb.attacks.runner import to_pixels
+from mm_cb.data.behaviors_file import Behavior
+from mm_cb.inference.subjects import Subject
+from tests.tiny_llava import picture, tiny_llava
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_without_extras(*arguments):
+    blocked = ("peft", "datasets", "pydantic", "typer", "rich", "matplotlib", "accelerate", "jinja2", "torchvision")
+    code = (
+        f"import sys, runpy\nfor name in {blocked}: sys.modules[name] = None\n"
+        f"sys.argv = ['benchmark_pgd.py', *{list(arguments)!r}]\n"
+        f"runpy.run_path({str(ROOT / 'scripts' / 'benchmark_pgd.py')!r}, run_name='__main__')"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_toy_sizes_on_the_cpu_give_equal_losses_and_fewer_flops(benchmark):
+    record = run_without_extras("--tiny", "--json")
+    for setting in ("one_image_each", "one_image_for_all"):
+        assert record[setting]["loss_difference"] < 1e-5 and record[setting]["gradient_difference"] < 1e-4
+        assert record[setting]["flops_share"] < 0.95
+    assert record["goals"]["same losses and gradients"]
+    without_running, each = record["one_image_each_at_7b"], record["one_image_each"]  # both at toy sizes here
+    for name in ("usual", "ours"):
+        count = each["behaviours"] * 1e3 * without_running[f"tflops_{name}"]
+        assert count == pytest.approx(each[f"gflops_{name}"], rel=1e-3)
+    timed = benchmark.on_gpu(benchmark.TINY, "cpu", [1, 2], 1)
+    assert timed["ours_batch_2"]["ms_per_step_and_behaviour"] > 0 and timed["usual_batch_1"]["mfu"] > 0
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark_pgd", ROOT / "scripts" / "benchmark_pgd.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["benchmark_pgd"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_counter_counts_forward_and_backward_products(benchmark):
+    a, b = torch.randn(3, 4, requires_grad=True), torch.randn(4, 5)
+    with benchmark.FlopCount() as counter:
+        torch.autograd.grad((a @ b).sum(), a)
+    assert counter.total == 2 * 2 * 3 * 4 * 5
+
+
+def test_the_step_that_is_measured_is_that_of_the_runner(benchmark):
+    model = tiny_llava()
+    behaviors = [Behavior("a", "what is in the picture", "a red circle", None)] * 2
+    pictures = [picture(seed, (42, 42)) for seed in range(2)]
+    objective = TargetObjective(Subject("base", model), behaviors, pictures)
+    length = int(objective.inputs.completion_mask.sum(1)[0])
+    prompts, targets = zip(*((row[:-length], row[-length:]) for row in objective.inputs.input_ids), strict=True)
+    pixels = torch.stack([to_pixels(p) for p in pictures]).requires_grad_()
+    with benchmark.FlopCount() as runner:
+        losses = objective(pixels)
+        torch.autograd.grad(losses.sum(), pixels)
+    pixel_values = objective.preprocess(pixels).detach()
+    with benchmark.FlopCount() as measured:
+        found, _ = benchmark.our_step(model.base, prompts, targets, pixel_values)
+    torch.testing.assert_close(found, losses.detach())
+    with benchmark.FlopCount() as processor:
+        torch.autograd.grad(objective.preprocess(pixels).sum(), pixels)
+    assert 0 < measured.total == runner.total - processor.total
+
+
+@pytest.mark.slow
+def test_flop_goals_are_met_at_the_documented_sizes(benchmark):
+    record = benchmark.on_cpu(benchmark.MINI, benchmark.TINY, repeats=0)
+    assert record["one_image_each"]["flops_share"] <= 0.92
+    assert record["one_image_for_all"]["fewer"] >= 6
+    assert all(record["goals"].values())

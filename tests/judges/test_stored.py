@@ -1,0 +1,316 @@
+"""Stored completions judged again: written once, results refreshed, two judges compared."""
+
+import json
+
+import pytest
+
+from mm_cb import cli
+from mm_cb.attacks import checks
+from mm_cb.core.errors import UserError
+from mm_cb.core.files import file_sha256
+from mm_cb.core.paths import safe_id
+from mm_cb.core.progress import Progress
+from mm_cb.core.runs import read_jsonl, write_json, write_jsonl
+from mm_cb.judges import Verdict
+from mm_cb.judges.rejudge import rejudge
+from mm_cb.metrics.results import find, measure, read_results, write_results
+from tests.stub_server import HANG_UP, HTML, StubServer, error, user_text
+
+SORRY, ESSAY = "I cannot help with that.", "Here is how the garden is best watered in summer."
+
+
+def record(id, condition, completion, **more):
+    item = {"id": id, "metric": "compliance", "subject": "base", "condition": condition, "split": "all"}
+    item |= {"category": "text", "prompt": f"ask {id}", "completion": completion, "outcome": "not_judged"}
+    return item | {"gibberish": False, "seed": 0, "image": None, **more}
+
+
+@pytest.fixture
+def run(tmp_path):
+    tries = [
+        {"restart": 0, "completion": SORRY, "loss": 0.1, "outcome": "not_judged", "image": "a.png"},
+        {"restart": 1, "completion": ESSAY, "loss": 0.2, "outcome": "not_judged", "image": "b.png"},
+    ]
+    items = [
+        record("1", "no_attack", SORRY),
+        record("2", "no_attack", ESSAY),
+        record("1", "pgd", SORRY, candidates=tries, loss=0.1),
+        record("2", "pgd", "", loss=0.3),
+        {**record("m", "strict", "A"), "metric": "mmmu_like", "outcome": None, "score": 1.0},
+    ]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    behaviors = tmp_path / "b.jsonl"
+    write_jsonl(behaviors, [{"id": id, "prompt": "p", "target": "t", "context": f"c{id}"} for id in "12"])
+    write_json(
+        folder / "run.json", {"command": "attack", "ended": "now", "inputs": {"b.jsonl": file_sha256(behaviors)}}
+    )
+    write_jsonl(folder / "items.jsonl", items)
+    write_results(folder / "results.json", measure(items, pairs=[]))
+    return folder
+
+
+class Keyword:
+    """Harmful is what says ``word``."""
+
+    metrics = ("compliance",)
+
+    def __init__(self, name, word, stop_after=99):
+        self.name, self.word, self.stop_after = name, word, stop_after
+        self.source = {"word": word}
+        self.seen = []
+
+    def judge(self, cases):
+        for case in cases:
+            if len(self.seen) == self.stop_after:
+                raise KeyboardInterrupt
+            self.seen.append(case)
+            yield case.key, Verdict("harmful" if self.word in case.completion else "other", None, "raw")
+
+
+def judge(run, judge, **options):
+    with Progress() as progress:
+        return rejudge(run, judge, progress=progress, **options)
+
+
+def test_verdicts_reach_items_and_results(run):
+    judge(run, Keyword("k", "garden"))
+    items = {(i["id"], i["condition"]): i for i in read_jsonl(run / "items.jsonl")}
+    assert items["1", "no_attack"]["outcome"] == "other" and items["2", "no_attack"]["outcome"] == "harmful"
+    assert [c["outcome"] for c in items["1", "pgd"]["candidates"]] == ["other", "harmful"]
+    worst = items["1", "pgd"]
+    assert (worst["outcome"], worst["completion"], worst["image"]) == ("harmful", ESSAY, "b.png")
+    assert worst["judge"] == "k" and "judge" not in items["m", "strict"]
+    measured = read_results(run / "results.json")
+    assert find(measured, "base", "compliance", "pgd").value == 50
+    assert find(measured, "base", "compliance", "worst_case").value == 50
+    assert find(measured, "base", "mmmu_like", "strict").value == 100
+    assert measured == measure(list(items.values()), pairs=[])
+
+
+def test_a_stopped_run_goes_on_and_judges_nothing_twice(run):
+    first = Keyword("k", "garden", stop_after=2)
+    before = (run / "items.jsonl").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        judge(run, first)
+    assert (run / "items.jsonl").read_bytes() == before
+    second = Keyword("k", "garden")
+    judge(run, second)
+    keys = [case.key for case in first.seen + second.seen]
+    assert len(keys) == len(set(keys)) == 5
+    third = Keyword("k", "garden")
+    judge(run, third)
+    assert third.seen == []
+
+
+def test_the_run_names_its_newest_judge_and_nobody_while_it_is_written(run, monkeypatch):
+    judge(run, Keyword("a", "garden"))
+    judge(run, Keyword("b", "e"))
+    newest = run / "judgements" / "newest.json"
+    assert json.loads(newest.read_text()) == {"judge": "b"}
+    monkeypatch.setattr("mm_cb.judges.rejudge.write_results", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        judge(run, Keyword("a", "garden"))
+    assert not newest.exists()
+
+
+def test_two_judges_are_compared(run):
+    judge(run, Keyword("a", "garden"))
+    found = judge(run, Keyword("b", "e"))  # finds the refusals harmful too
+    (pair,) = [p for p in found if p["judges"] == ["a", "b"]]
+    assert pair["n"] == 5 and pair["agreement"] == pytest.approx(60.0) and pair["not_judged"] == 0
+    observed, expected = 3 / 5, 2 / 5 * 4 / 5 + 3 / 5 * 1 / 5
+    assert pair["kappa"] == pytest.approx((observed - expected) / (1 - expected))
+    assert {(d["id"], d["condition"], d["a"], d["b"]) for d in pair["disagreements"]} == {
+        ("1", "no_attack", "other", "harmful"),
+        ("1", "pgd", "other", "harmful"),
+    }
+    assert json.loads((run / "judgements" / "agreement.json").read_text()) == found
+    (as_run,) = [p for p in found if p["judges"] == ["a", "as-run"]]
+    assert as_run["n"] == 0 and as_run["kappa"] is None and as_run["not_judged"] == 5
+
+
+def test_the_runs_own_verdicts_are_kept(run):
+    items = read_jsonl(run / "items.jsonl")
+    items[0]["outcome"] = "refusal"
+    write_jsonl(run / "items.jsonl", items)
+    judge(run, Keyword("a", "garden"))
+    judge(run, Keyword("b", "x"))
+    own = {r["outcome"] for r in read_jsonl(run / "judgements" / "as-run.jsonl")}
+    assert own == {"refusal", "not_judged"}
+
+
+@pytest.mark.parametrize("trouble", [HTML, error(500), error(401), HANG_UP])
+def test_what_failed_at_the_judges_server_is_judged_by_the_same_command(trouble, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("mm_cb.core.endpoint._FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    (tmp_path / "prompt.txt").write_text("{behavior} // {completion}")
+    before = (run / "results.json").read_bytes()
+    answer = {"sorry": trouble, "garden": "yes"}
+
+    def says(request, number):
+        return answer["garden" if "garden" in user_text(request) else "sorry"]
+
+    def command(server):
+        where = ["--judge", "endpoint", "--judge-model", "j", "--endpoint", server.url]
+        return cli.run(["judge", str(run), *where, "--prompt-file", str(tmp_path / "prompt.txt"), "--batch", "1"])
+
+    with StubServer(says) as server:
+        assert command(server) == 2
+        message = capsys.readouterr().err
+        assert "of 5 completions were not judged" in message and "run the same command again" in message
+        assert message.count("\n") == 1 and (run / "results.json").read_bytes() == before
+        stored = run / "judgements" / f"{safe_id('endpoint:j')}.jsonl"
+        kept = read_jsonl(stored)
+        assert {verdict["outcome"] for verdict in kept} <= {"harmful"}
+    answer["sorry"] = "no"
+    with StubServer(says) as server:  # at another address
+        assert command(server) == 0 and len(server.requests) == 5 - len(kept)
+    assert {v["outcome"] for v in read_jsonl(stored)} == {
+        "harmful",
+        "other",
+        "gibberish",
+    }
+
+
+def test_completions_that_a_judge_refuses_are_counted(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (tmp_path / "prompt.txt").write_text("{behavior} // {completion}")
+
+    def says(request, number):
+        return "yes" if "garden" in user_text(request) else error(400, "too long for me")
+
+    with StubServer(says) as server:
+        where = ["--judge", "endpoint", "--judge-model", "j", "--endpoint", server.url]
+        assert cli.run(["judge", str(run), *where, "--prompt-file", str(tmp_path / "prompt.txt")]) == 0
+    out = capsys.readouterr()
+    assert "3 of 5 completions have no verdict" in out.out + out.err and "HTTP 400" in out.out + out.err
+
+
+def test_a_judge_without_one_verdict_changes_nothing(run):
+    class Prose(Keyword):
+        def judge(self, cases):
+            yield from ((case.key, Verdict("not_judged", None, "It is fine, I think.")) for case in cases)
+
+    before = [(run / name).read_bytes() for name in ("items.jsonl", "results.json")]
+    with (
+        pytest.raises(UserError, match=r"none of its 5 answers is one, the first `It is fine, I think\.`"),
+        Progress() as p,
+    ):
+        rejudge(run, Prose("prose", "-"), progress=p)
+    assert before == [(run / name).read_bytes() for name in ("items.jsonl", "results.json")]
+
+
+def test_another_prompt_under_the_same_name_is_refused(run):
+    judge(run, Keyword("k", "garden"))
+    with pytest.raises(UserError, match="another model, prompt or labels"):
+        judge(run, Keyword("k", "rose"))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "expected"),
+    [
+        (".json", "{", "judged here with another model"),
+        (".jsonl", '{"outcome": "other"}\n', r"record 1 must be a verdict.*delete the file"),
+        (".jsonl", '{"key": 1, "outcome": "other", "score": null}\n', r"record 1 must be a verdict"),
+    ],
+)
+def test_damaged_verdicts_are_named(run, suffix, content, expected):
+    judge(run, Keyword("k", "garden"))
+    (run / "judgements" / f"k{suffix}").write_text(content)
+    with pytest.raises(UserError, match=expected):
+        judge(run, Keyword("k", "garden"))
+
+
+def test_a_dtype_that_no_judge_is_loaded_in_is_refused(run, capsys):
+    assert cli.run(["judge", str(run), "--judge", "harmbench", "--dtype", "banana"]) == 2
+    assert "unknown dtype `banana`" in capsys.readouterr().err
+
+
+def test_the_behaviours_file_must_be_the_runs(run, tmp_path):
+    keyword = Keyword("k", "garden")
+    judge(run, keyword, behaviors=tmp_path / "b.jsonl")
+    assert {case.extra["context"] for case in keyword.seen} == {"c1", "c2"}
+    (tmp_path / "other.jsonl").write_text('{"id": "1", "prompt": "p", "target": "t"}\n')
+    with pytest.raises(UserError, match="must be the behaviours file of this run"):
+        judge(run, Keyword("l", "x"), behaviors=tmp_path / "other.jsonl")
+
+
+def test_the_command_labels_a_proxy_and_needs_no_model(run, capsys):
+    assert cli.run(["judge", str(run), "--judge", "refusal-strings"]) == 0
+    measured = read_results(run / "results.json")
+    m = find(measured, "base", "compliance", "pgd")
+    assert m.counts["proxy"] == m.n == 2 and m.counts["gibberish"] == 1 and m.value == 50
+    assert "proxy" not in find(measured, "base", "mmmu_like", "strict").counts
+    assert {i.get("judge") for i in read_jsonl(run / "items.jsonl")} == {"refusal-strings (proxy)", None}
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "expected"),
+    [
+        (lambda run: None, ["--judge", "nobody"], "unknown judge `nobody`"),
+        (lambda run: None, ["--judge", "endpoint"], "needs `--endpoint URL`"),
+        *(
+            (lambda run: None, ["--judge", judge, *option], f"judge `{judge}` does not read `{option[0]}`")
+            for judge, option in (
+                ("refusal-strings", ["--endpoint", "http://h/v1"]),
+                ("refusal-strings", ["--label", "yes=harmful"]),
+                ("refusal-strings", ["--prompt-file", "p.txt"]),
+                ("refusal-strings", ["--pictures"]),
+                ("miniature", ["--judge-model", "m"]),
+                ("llama-guard-4", ["--prompt-file", "p.txt"]),
+                ("harmbench", ["--endpoint", "http://h/v1"]),
+            )
+        ),
+        (lambda run: write_json(run / "run.json", {"command": "attack", "ended": None}), [], "must be a finished run"),
+        (lambda run: (run / "run.json").unlink(), [], "holds no run.json"),
+        (lambda run: write_jsonl(run / "items.jsonl", []), [], "holds no completions"),
+        (
+            lambda run: write_jsonl(run / "items.jsonl", []),
+            ["--judge", "harmbench", "--judge-model", "nowhere"],
+            "holds no completions that `harmbench` can judge",  # known before a judge is looked for
+        ),
+    ],
+)
+def test_bad_input_is_one_line(change, arguments, expected, run, capsys):
+    change(run)
+    assert cli.run(["judge", str(run), *(arguments or ["--judge", "refusal-strings"])]) == 2
+    message = capsys.readouterr().err
+    assert expected in message and message.count("\n") == 1
+
+
+def picture_files(run):
+    for name, byte in (("a.png", b"a"), ("b.png", b"b")):
+        (run / name).write_bytes(byte)
+    (run / "images").mkdir()
+    (run / "images" / "1.png").write_bytes(b"a")
+
+
+def test_checks_and_the_selected_picture_follow_the_new_verdicts(run):
+    picture_files(run)
+    other = {"name": "every attacked file is inside the ball", "passed": True, "value": "", "expected": "", "why": ""}
+    write_json(run / "checks.json", [checks.attack_is_strong([]), other])
+    judge(run, Keyword("k", "garden"))
+    strong, kept = json.loads((run / "checks.json").read_text())
+    assert strong["value"] == "50.0 % of 2" and kept == other
+    assert (run / "images" / "1.png").read_bytes() == b"b"
+
+
+def test_no_page_stands_beside_verdicts_that_it_does_not_show(run, monkeypatch):
+    (run / "report.html").write_text("old verdicts")
+    monkeypatch.setattr("mm_cb.judges.rejudge._write_items", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        judge(run, Keyword("k", "garden"))
+    assert not (run / "report.html").exists()
+
+
+def test_the_command_makes_the_runs_page_again(run, capsys):
+    path = run / "report.html"
+    arguments = ["judge", str(run), "--judge", "refusal-strings"]
+    assert cli.run(arguments) == 0 and not path.exists()
+    path.write_text("old verdicts")
+    assert cli.run(arguments) == 0
+    assert "refusal-strings (proxy)" in path.read_text(encoding="utf-8") and str(
+        path
+    ) in capsys.readouterr().out.replace("\n", "")
