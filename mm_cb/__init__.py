@@ -3,4 +3,6 @@
 Importing this package is cheap on purpose: nothing here imports torch or transformers.
 """
 
+import mm_cb.miniature  # noqa: F401  (the one place that knows the guest, whose import registers it)
+
 __version__ = "0.1.0"

@@ -15,22 +15,22 @@ from typing import Any
 import torch
 
 from mm_cb.attacks.checks import run_checks
-from mm_cb.attacks.outputs import curve_quartiles, keep_worst
+from mm_cb.attacks.outputs import curve_quartiles
+from mm_cb.attacks.registry import KINDS
 from mm_cb.attacks.runner import Attack, attack_behaviors
 from mm_cb.core.progress import Progress
-from mm_cb.core.runs import RunDirectory, append_jsonl, write_json, write_jsonl
+from mm_cb.core.runs import RunDirectory, append_jsonl, keep_pictures, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.inference.cached_chunks import once
 from mm_cb.inference.questions import ask
 from mm_cb.inference.subjects import Subject
-from mm_cb.metrics.attack_names import KINDS
+from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.results import Measurement, measure, read_results, write_results
-from mm_cb.miniature import data, language
+from mm_cb.miniature import MINIATURE, NAME, data, language
 from mm_cb.miniature.data import Question
 from mm_cb.miniature.making.sanity import judges_tell_apart, opening_is_said
 from mm_cb.miniature.scoring import judge_behavior, score_question
 from mm_cb.models import LlavaNextModel, load_model
-from mm_cb.models.loading import MINIATURE
 from mm_cb.training.config import Recipe
 from mm_cb.training.recipe import load_recipe
 from mm_cb.training.representations import compare
@@ -78,13 +78,13 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "
     from mm_cb.report import print_table, write_report
 
     plan = FULL if full else QUICK
-    rerouting = load_recipe("miniature", [f"device={device}", f"dtype={dtype}"])
-    recipe = {"full": full, "rr_seeds": rr_seeds, "fiction": True, "model": "miniature", **dataclasses.asdict(plan)}
+    rerouting = load_recipe(NAME, [f"device={device}", f"dtype={dtype}"])
+    recipe = {"full": full, "rr_seeds": rr_seeds, "fiction": True, "model": NAME, **dataclasses.asdict(plan)}
     recipe |= {"attacks": list(CONDITIONS), "attack": _budget(plan, seed, "pgd_adaptive")}
     recipe |= {"safety_prompt": language.SAFETY_PROMPT, "rerouting": rerouting.model_dump(mode="json")}
     torch.set_num_threads(THREADS)
     started = time.monotonic()
-    weights = MINIATURE / "model.safetensors"
+    weights = MINIATURE.weights / "model.safetensors"
     with RunDirectory(out, "demo", recipe, seed, inputs=[weights]) as run, Progress() as progress:
         if not run.finished:
             progress.say(_announce(plan, rr_seeds, run.path))
@@ -196,7 +196,7 @@ def _subjects(out: Path, rerouting: Recipe, seed: int, rr_seeds: int, progress: 
     """Base, base behind the safety prompt, and the breakers, which are trained here."""
 
     def load(adapter: Path | None = None) -> LlavaNextModel:
-        return load_model("miniature", adapter=adapter, device=rerouting.device, dtype=rerouting.dtype)
+        return load_model(NAME, adapter=adapter, device=rerouting.device, dtype=rerouting.dtype)
 
     base = load()
     subjects = [Subject("base", base), Subject("base+safety_prompt", base, system=language.SAFETY_PROMPT)]
@@ -228,7 +228,8 @@ def _attack(
             continue  # it is aimed at what an adapter changed
         items += attack_behaviors(subject, behaviors, attack, out / folder, judge_behavior, progress)
         curves += curve_quartiles(out / folder, subject.name, attack.name)
-    keep_worst([item for item in items if KINDS[item["condition"]].searches_pixels], out / folder)
+    searched = (item for item in items if KINDS[item["condition"]].searches_pixels)
+    keep_pictures(out / folder, worst_pictures(searched))
     for item in items:
         item["image"], item["clean_image"] = f"{folder}/{item['image']}", f"{folder}/{item['clean_image']}"
         item["candidates"] = [{**c, "image": f"{folder}/{c['image']}"} for c in item["candidates"]]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mm_cb.core import provenance
+from mm_cb.core.embedded import guests
 from mm_cb.core.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def print_findings(recipe: str | None = None) -> bool:
 
 
 def examine() -> list[Finding]:
-    """Look at packages, extras, image backend, GPU, memory, disk, the packaged miniature, models and data sets."""
+    """Look at packages, extras, image backend, GPU, memory, disk, embedded models, models and data sets."""
     return [
         *_packages(),
         *_extras(),
@@ -56,7 +57,7 @@ def examine() -> list[Finding]:
         _gpu(),
         _memory(),
         _disk(),
-        _miniature(),
+        *(_embedded(guest.name) for guest in guests()),
         *_models(),
         *_data(),
     ]
@@ -142,7 +143,7 @@ def _models() -> list[Finding]:
     """The models of the shipped recipes, here or not."""
     from mm_cb.training.recipe import load_recipe, recipe_names
 
-    names = {load_recipe(name).model for name in recipe_names()} - {"miniature"}
+    names = {load_recipe(name).model for name in recipe_names()} - {guest.name for guest in guests()}
     return [Finding("model", here or None, detail) for here, detail in map(_weights, sorted(names))]
 
 
@@ -207,12 +208,12 @@ def _writable() -> str:
         return ", but this directory is not writable: give --out"
 
 
-def _miniature() -> Finding:
+def _embedded(name: str) -> Finding:
     try:
         from mm_cb.models import load_model
 
-        model = load_model("miniature")
+        model = load_model(name)
         count = sum(parameter.numel() for parameter in model.model.parameters())
     except Exception as e:  # whatever it is, the table says it
-        return Finding("miniature", False, f"does not load: {one_line(str(e))[:200]}")
-    return Finding("miniature", True, f"loads, {count / 1e6:.1f} million parameters")
+        return Finding(name, False, f"does not load: {one_line(str(e))[:200]}")
+    return Finding(name, True, f"loads, {count / 1e6:.1f} million parameters")

@@ -62,9 +62,9 @@ def test_the_template_for_lmms_eval_keeps_the_question_and_survives_its_argument
 def test_a_saved_processors_template_loses_a_question_that_is_one_string():
     from transformers import AutoTokenizer
 
-    from mm_cb.models.loading import MINIATURE
+    from mm_cb.miniature import MINIATURE
 
-    tokenizer = AutoTokenizer.from_pretrained(MINIATURE)
+    tokenizer = AutoTokenizer.from_pretrained(MINIATURE.weights)
     parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is this?"}]}]
     assert "<image>\nwhat is this?" in tokenizer.apply_chat_template(parts, tokenize=False)
     string = [{"role": "user", "content": "<image>\nwhat is this?"}]

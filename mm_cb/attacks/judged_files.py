@@ -7,7 +7,6 @@ the model's real processor; the answer from ``generate``.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,13 +19,14 @@ from torch import Tensor
 
 from image_attacks import linf_255, load_png, save_png, target_nll
 from mm_cb.attacks.objectives.target import Objective, TargetObjective, encode
+from mm_cb.attacks.registry import Attack, Protocol
 from mm_cb.core.paths import safe_id
 from mm_cb.core.runs import file_sha256, write_json
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
 from mm_cb.inference.tolerance import dtype_of
-from mm_cb.metrics.attack_names import Attack, Protocol
+from mm_cb.metrics.observations import starts_with
 from mm_cb.models import ModelInputs
 
 Judge = Callable[[Behavior, str], str]
@@ -172,12 +172,6 @@ def base_nll(
     for i, value in zip(rows, losses.tolist(), strict=True):
         found[i] = round(value, 4)
     return found
-
-
-def starts_with(completion: str, target: str) -> bool:
-    """Whether a completion begins with the target's words, case and spacing aside."""
-    said, wanted = (re.findall(r"\w+|[^\w\s]", text.lower()) for text in (completion, target))
-    return said[: len(wanted)] == wanted
 
 
 def write_artefact(

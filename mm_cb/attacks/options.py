@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mm_cb.attacks.registry import ATTACKS, KINDS, Attack, Protocol
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.settings import pairs
-from mm_cb.metrics.attack_names import ATTACKS, KINDS, Attack, Protocol
 
 
 @dataclass(frozen=True)

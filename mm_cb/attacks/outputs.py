@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mm_cb.attacks.checks import file_loss, gradient_is_there, inside_ball, inside_threat
-from mm_cb.attacks.records import curves, rank
+from mm_cb.attacks.records import curves
+from mm_cb.attacks.registry import KINDS, OPTIMISED
 from mm_cb.core.errors import UserError
-from mm_cb.core.paths import safe_id
-from mm_cb.core.runs import write_bytes, write_json, write_jsonl
-from mm_cb.metrics.attack_names import KINDS, OPTIMISED
+from mm_cb.core.runs import keep_pictures, write_json, write_jsonl
+from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.results import measure, results_content
 
 
@@ -28,7 +28,7 @@ def write_outputs(
     dtype: str = "float32",
 ) -> None:
     """The files that a finished run holds beside its pictures."""
-    keep_worst(items, folder)
+    keep_pictures(folder, worst_pictures(item for item in items if item["image"] is not None))
     write_jsonl(folder / "items.jsonl", items)
     made = summaries(items, drawn, epsilon=epsilon, k=k, threat_model=threat_model, dtype=dtype)
     for name, content in made.items():
@@ -56,22 +56,7 @@ def summaries(
 
 def best_pictures(items: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Per behaviour the attacked picture that went worst for the model so far: harmful first, then the lowest loss."""
-    return _worst(item for item in items if KINDS[item["condition"]].searches_pixels)
-
-
-def keep_worst(items: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Put the selected picture of every behaviour at ``images/<safe_id>.png``: the worst over everything tried."""
-    for behavior_id, image in _worst(item for item in items if item["image"] is not None).items():
-        write_bytes(folder / "images" / f"{safe_id(behavior_id)}.png", (folder / image).read_bytes())
-
-
-def _worst(items: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """Behaviour id -> picture of its worst item; of equals, the first by name."""
-    best: dict[str, tuple[tuple[bool, float], str]] = {}
-    for item in items:
-        found = rank(item), item["image"]
-        best[item["id"]] = min(best.get(item["id"], found), found)
-    return {behavior_id: image for behavior_id, (_, image) in best.items()}
+    return worst_pictures(item for item in items if KINDS[item["condition"]].searches_pixels)
 
 
 def curve_quartiles(folder: Path, subject: str, attack: str) -> list[dict[str, Any]]:

@@ -11,16 +11,12 @@ import torch
 from torch import Tensor
 
 from mm_cb.attacks.judged_files import clean_name
+from mm_cb.attacks.registry import Attack, Protocol, tries
 from mm_cb.attacks.search import Found
 from mm_cb.data.behaviors_file import Behavior
-from mm_cb.metrics.attack_names import Attack, Protocol, tries
+from mm_cb.metrics.observations import rank
 
 Record = dict[str, Any]
-
-
-def rank(record: Mapping[str, Any]) -> tuple[bool, float]:
-    """Sorts answers from the worst on: harmful ones first, then by loss, no loss counting as 0."""
-    return record.get("outcome") != "harmful", record.get("loss") or 0.0
 
 
 def one_per_answer(record: Record) -> list[Record]:

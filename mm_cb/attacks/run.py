@@ -9,13 +9,14 @@ from typing import Any
 
 from PIL.Image import Image
 
-from mm_cb.attacks.judged_files import starts_with
 from mm_cb.attacks.objectives.target import encode
 from mm_cb.attacks.options import Options, parse_attacks, refuse_idle, refuse_mismatch, resolve
 from mm_cb.attacks.outputs import best_pictures, curve_quartiles, write_outputs
+from mm_cb.attacks.registry import Attack, tries
 from mm_cb.attacks.runner import Judge, attack_behaviors
 from mm_cb.attacks.shards import Shard, gather, shard_runs
 from mm_cb.core import hub
+from mm_cb.core.embedded import embedded, is_fiction
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
 from mm_cb.core.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes
@@ -23,7 +24,9 @@ from mm_cb.data.behaviors_file import KEPT_AS, Behavior, grey_canvas, open_pictu
 from mm_cb.inference.source import subject_name
 from mm_cb.inference.subjects import Subject
 from mm_cb.inference.tolerance import dtype_of
-from mm_cb.metrics.attack_names import Attack, tries
+from mm_cb.judges.base import Case
+from mm_cb.judges.registry import JudgeOptions, open_judge
+from mm_cb.metrics.observations import starts_with
 from mm_cb.models import LlavaNextModel, load_model
 from mm_cb.models.cache import model_inputs
 
@@ -47,10 +50,10 @@ def run_attack(
 ) -> None:
     """Attack a model and write ``items.jsonl``, ``results.json``, ``curves.json``, ``checks.json`` and the pictures.
 
-    Without a judge for the model (only the miniature has an exact one) outcomes are ``not_judged``.
+    Without a judge for the model (only embedded models have an exact one) outcomes are ``not_judged``.
 
     Args:
-        model: Hub id, folder or ``miniature``.
+        model: Hub id, folder, or an embedded model's name.
         adapter: Folder of a PEFT adapter, or None.
         behaviors: Behaviours file.
         out: Run directory.
@@ -80,7 +83,7 @@ def run_attack(
         "device": device.partition(":")[0],
         "dtype": dtype,
         "options": options.recipe(),
-        "fiction": model == "miniature",
+        "fiction": is_fiction(model),
     }
     judge = judge_of(model)
     if options.early_stop and judge is _not_judged:
@@ -100,7 +103,7 @@ def run_attack(
         refuse_unsayable(chosen, loaded)
         refuse_too_large(chosen, options.batch)
         attacked = Subject(subject_name(adapter, system), loaded, adapted=adapter is not None, system=system)
-        canvas = canvas_of(loaded.processor)
+        canvas = loaded.canvas
         plans = [options.attack(name, epsilon, steps, restarts, seed, canvas) for name in names]
         for b in chosen:  # what cannot be attacked is said before the first batch
             picture = grey_canvas(canvas) if b.image is None or plans[0].universal else open_picture(b.image)
@@ -214,25 +217,21 @@ def weights_of(model: str, adapter: str | None) -> list[Path | hub.Repository]:
 
 
 def judge_of(model: str) -> Judge:
-    """The exact judge for the miniature, otherwise one that gives no verdict."""
-    if model == "miniature":
-        from mm_cb.miniature.scoring import judge_behavior
+    """The exact judge of an embedded model, otherwise one that gives no verdict."""
+    guest = embedded(model)
+    if guest is None:
+        return _not_judged
+    exact = open_judge(JudgeOptions(guest.judge))
 
-        return judge_behavior
-    return _not_judged
+    def judge(behavior: Behavior, completion: str) -> str:
+        case = Case(behavior.id, behavior.prompt, completion, extra=behavior.extra)
+        return next(verdict for _, verdict in exact.judge([case])).outcome
+
+    return judge
 
 
 def _not_judged(behavior: Behavior, completion: str) -> str:
     return "not_judged"
-
-
-def canvas_of(processor: Any) -> tuple[int, int]:
-    """Height and width of the grey canvas: two tiles square, 672 x 672 for LLaVA-NeXT.
-
-    The miniature's pictures are one tile high and two wide; so is its canvas.
-    """
-    tile = processor.image_processor.crop_size["height"]
-    return (tile, 2 * tile) if tile < 100 else (2 * tile, 2 * tile)
 
 
 def hijacked_responses(run: str | None, behaviors: Sequence[Behavior]) -> dict[str, str] | None:

@@ -31,13 +31,13 @@ from mm_cb.attacks.objectives.embedding import EmbeddingObjective, judge_embeddi
 from mm_cb.attacks.objectives.target import Objective, TargetObjective
 from mm_cb.attacks.objectives.universal import UniversalObjective, trained_on
 from mm_cb.attacks.records import Record, logged, make_item, one_per_answer, seen_before
+from mm_cb.attacks.registry import ATTACKS, OPTIMISED, Attack, Protocol, runs
 from mm_cb.attacks.search import Found, make_objective, search
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress, Task, clock
 from mm_cb.data.behaviors_file import Behavior, grey_canvas, open_picture
 from mm_cb.inference.cached_chunks import chunks, once
 from mm_cb.inference.subjects import Subject
-from mm_cb.metrics.attack_names import ATTACKS, OPTIMISED, Attack, Protocol, runs
 
 __all__ = ["ATTACKS", "OPTIMISED", "Attack", "Judge", "Protocol", "Setting", "attack_behaviors", "to_pixels"]
 

@@ -17,10 +17,10 @@ from mm_cb.attacks.checkpoint import Watch
 from mm_cb.attacks.objectives import adaptive
 from mm_cb.attacks.objectives.embedding import EmbeddingObjective
 from mm_cb.attacks.objectives.target import Objective, TargetObjective
+from mm_cb.attacks.registry import Attack, Protocol
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
-from mm_cb.metrics.attack_names import Attack, Protocol
 
 _ADAPTIVE: Mapping[str, type[adaptive.AdaptiveObjective]] = {
     "long": adaptive.LongTargetObjective,

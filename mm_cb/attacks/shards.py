@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mm_cb.attacks.outputs import curve_quartiles, write_outputs
+from mm_cb.attacks.registry import OPTIMISED
 from mm_cb.core.errors import UserError
 from mm_cb.core.hub import Repository
 from mm_cb.core.runs import RunDirectory, hash_inputs, read_jsonl, read_run, write_bytes
 from mm_cb.data.behaviors_file import Behavior
-from mm_cb.metrics.attack_names import OPTIMISED
 
 FOLDER = "shards"
 _WAIT_SECONDS = 30.0

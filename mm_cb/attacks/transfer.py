@@ -14,6 +14,7 @@ from typing import Any
 
 from mm_cb.attacks.judged_files import Judge, clean_name, judge_files, read_pictures
 from mm_cb.attacks.objectives.target import TargetObjective
+from mm_cb.attacks.registry import KINDS, Attack
 from mm_cb.attacks.run import judge_of
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
@@ -22,7 +23,6 @@ from mm_cb.core.runs import RunDirectory, file_sha256, read_jsonl, read_run, wri
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.inference.cached_chunks import chunks, once
 from mm_cb.inference.subjects import Subject
-from mm_cb.metrics.attack_names import KINDS, Attack
 from mm_cb.metrics.results import Measurement, find, measure, write_results
 from mm_cb.models import load_model
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mm_cb.attacks.registry import ATTACKS
 from mm_cb.cli.options import (
     Adapter,
     Device,
@@ -18,7 +19,6 @@ from mm_cb.cli.options import (
     read_system,
 )
 from mm_cb.core.errors import UserError
-from mm_cb.metrics.attack_names import ATTACKS
 
 EXAMPLE = "Example: mm-cb attack --model miniature --adapter runs/rr --behaviors behaviors.jsonl --out runs/attack"
 

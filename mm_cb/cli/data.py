@@ -67,9 +67,11 @@ def check(
     prompts = [prompt for file in behaviors or [] for prompt in read_prompts(file)]
     limits = _limits(prompts, tokenizer or model, max_length, required=tokenizer is not None)
     if isinstance(sources, str):
-        from mm_cb.miniature.data import training_examples
+        from mm_cb.core.embedded import embedded
 
-        report = check_examples(training_examples(seed=seed), limits, sources)
+        guest = embedded(sources)
+        assert guest is not None
+        report = check_examples(guest.training_examples(seed), limits, sources)
     else:
         with Progress() as progress:
             report = check_sources(sources, limits, seed=seed, progress=progress)
@@ -106,10 +108,11 @@ def _limits(prompts: list[str], model: str | None, max_length: int, required: bo
     prepare_torchvision()
     from transformers import AutoTokenizer
 
-    from mm_cb.models.loading import MINIATURE
+    from mm_cb.core.embedded import embedded
 
+    guest = embedded(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(MINIATURE if model == "miniature" else model, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(model if guest is None else guest.weights, local_files_only=True)
     except (OSError, ValueError) as error:
         if required:
             raise UserError(f"`--tokenizer` must name a model whose tokenizer is on this machine: {error}") from error

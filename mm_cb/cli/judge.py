@@ -6,15 +6,14 @@ from typing import Annotated
 import typer
 
 from mm_cb.cli.options import Device, Dtype
-from mm_cb.core.errors import unknown
-from mm_cb.judges.names import CHECKPOINTS, JUDGED, JUDGES
+from mm_cb.judges.registry import JUDGED, judge_entry, judge_names
 
 EXAMPLE = "Example: mm-cb judge runs/attack --judge refusal-strings"
 
 
 def judge(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run with completions.")],
-    judge: Annotated[str, typer.Option(metavar="NAME", help=f"One of: {', '.join(JUDGES)}.")],
+    judge: Annotated[str, typer.Option(metavar="NAME", help=f"One of: {', '.join(judge_names())}.")],
     judge_model: Annotated[
         str | None, typer.Option(metavar="M", help="Folder or hub id of the judge, or the name it is served under.")
     ] = None,
@@ -41,15 +40,14 @@ def judge(
     Verdicts are kept per judge in RUN_DIR/judgements, with the agreement of every two judges; items.jsonl and
     results.json carry the newest ones. A report page in RUN_DIR is made again; one elsewhere is for mm-cb report.
     """
-    if judge not in JUDGES:
-        raise unknown("judge", judge, JUDGES)
+    entry = judge_entry(judge)
     from mm_cb.core.progress import Progress
     from mm_cb.core.runs import read_jsonl, read_run
-    from mm_cb.judges.choose import JudgeOptions, open_judge
+    from mm_cb.judges.registry import JudgeOptions, open_judge
     from mm_cb.judges.rejudge import PAGE, judgeable, rejudge
 
     read_run(run_dir)  # before a judge of many gigabytes is loaded
-    if judge in CHECKPOINTS:
+    if entry.checkpoint is not None:
         judgeable(read_jsonl(run_dir / "items.jsonl"), run_dir, judge, JUDGED)
     options = JudgeOptions(
         name=judge,

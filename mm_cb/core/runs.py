@@ -25,6 +25,7 @@ from mm_cb.core.files import (
     write_text,
 )
 from mm_cb.core.hub import Repository
+from mm_cb.core.paths import safe_id
 
 __all__ = [
     "RunDirectory",
@@ -301,3 +302,9 @@ def _shown(value: Any) -> str:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def keep_pictures(folder: Path, pictures: Mapping[str, str]) -> None:
+    """Put the selected picture of every item (id → picture in the run) at ``images/<safe_id>.png``."""
+    for id, image in pictures.items():
+        write_bytes(folder / "images" / f"{safe_id(id)}.png", (folder / image).read_bytes())

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mm_cb.core.embedded import guests
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.hub import cached
 from mm_cb.core.paths import data_path
@@ -24,8 +25,8 @@ class Card:
     summary: str
     licence: str
     source: str
-    used_for: str = "miniature"
-    """``training``, ``behaviours``, ``benchmark``, or the miniature's own."""
+    used_for: str = "demo"
+    """``training``, ``behaviours``, ``benchmark``, or ``demo``: an embedded model's own."""
     get: str = "comes with the package"
     """What the user does to have it."""
     files: tuple[str, ...] = ()
@@ -43,7 +44,7 @@ class Card:
 
 def cards() -> dict[str, Card]:
     """All cards by name, in alphabetical order."""
-    paths = [*data_path("cards").glob("*.yaml"), data_path("miniature", "card.yaml")]
+    paths = [*data_path("cards").glob("*.yaml"), *(guest.card for guest in guests())]
     read = [_read(path) for path in paths]
     return {card.name: card for card in sorted(read, key=lambda card: card.name)}
 
@@ -83,7 +84,7 @@ def hub_files(card: Card) -> list[Path]:
 
 def whereabouts(card: Card) -> tuple[bool, str]:
     """Whether a data set is on this machine, and where, or what is missing."""
-    if card.used_for == "miniature":
+    if card.used_for == "demo":
         return True, "in the package"
     if found := hub_files(card):
         return True, f"in the hub's cache ({len(found)} files of {card.hub}, {card.split})"

@@ -8,8 +8,8 @@ from typing import Any
 from mm_cb.core.errors import UserError
 from mm_cb.judges.base import NOT_JUDGED, Case, Verdict, with_degenerate
 from mm_cb.judges.local import LanguageModel
-from mm_cb.judges.names import JUDGED
 from mm_cb.judges.prompts import card_prompts, check_template, digest, fill, read_card
+from mm_cb.judges.registry import JUDGED
 
 COMPLETION_TOKENS = 512
 """HarmBench and StrongREJECT cut completions here, the begin token counted."""

@@ -8,17 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mm_cb.attacks.checks import attack_is_strong, placebo_is_weak
-from mm_cb.attacks.outputs import keep_worst
-from mm_cb.attacks.records import rank
 from mm_cb.core.endpoint import EndpointError
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
-from mm_cb.core.runs import append_jsonl, file_sha256, held, read_jsonl, write_json, write_jsonl
+from mm_cb.core.runs import append_jsonl, file_sha256, held, keep_pictures, read_jsonl, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.judges.base import NOT_JUDGED, Case, Judge
 from mm_cb.metrics.agreement import agreements, completions_of, key_of
+from mm_cb.metrics.checks import attack_is_strong, placebo_is_weak
+from mm_cb.metrics.observations import rank, worst_pictures
 from mm_cb.metrics.results import Measurement, measure, read_results, write_results
 
 FOLDER = "judgements"
@@ -203,7 +202,8 @@ def _write_items(
             item |= {name: value for name, value in worst.items() if name in item or name == "judge_score"}
         item["gibberish"] = item["outcome"] == "gibberish"
         item["judge"] = judge.name
-    keep_worst([item for item in judged if _image(run_dir, item.get("image")) is not None], run_dir)
+    there = [item for item in judged if _image(run_dir, item.get("image")) is not None]
+    keep_pictures(run_dir, worst_pictures(there))
     write_jsonl(run_dir / "items.jsonl", items)
 
 

@@ -10,6 +10,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from mm_cb.core.embedded import embedded
 from mm_cb.models.chat import Message, RenderedChat, TokenRole, chat, render_chat
 from mm_cb.models.inputs import ModelInputs, pad_rows
 
@@ -25,6 +26,7 @@ class ChatModel:
         processor: Its processor: tokenizer, chat template, and the image processor if it sees pictures.
         name: What it was loaded from.
         max_length: Rows are cut to so many tokens, image tokens not counted; None = never.
+        guest: What the package brings along with this model, if it lies inside the package.
     """
 
     def __init__(self, model: nn.Module, processor: Any, name: str = "", *, max_length: int | None = None) -> None:
@@ -33,6 +35,16 @@ class ChatModel:
         self.processor: Any = processor
         self.name = name
         self.max_length = max_length
+        self.guest = embedded(name)
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Height and width of the grey picture of behaviours that have none: the guest's, or the family's."""
+        return self.guest.canvas if self.guest is not None and self.guest.canvas is not None else self._canvas()
+
+    def _canvas(self) -> tuple[int, int]:
+        """The family's own."""
+        raise ValueError(f"`{self.name}` is a model of text alone: it has no canvas.")
 
     @property
     def device(self) -> torch.device:

@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 
 from mm_cb.core import hub
+from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
-
-MINIATURE = Path(__file__).resolve().parent.parent / "miniature" / "weights"
-"""The folder of the embedded default model, which ``"miniature"`` stands for."""
 
 _CONFIG, _INDEX, _SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -19,13 +17,13 @@ def model_folder(name_or_path: str | Path, *, weights: bool = False) -> Path:
     """The folder of a model: the given one, or one of the hub's cache with its configuration and tokenizer.
 
     Args:
-        name_or_path: ``miniature``, a local folder, or a hub id, perhaps with ``@REVISION``.
+        name_or_path: An embedded model's name, a local folder, or a hub id, perhaps with ``@REVISION``.
         weights: Fetch the weights too: the safetensors that the index names, never anything else.
 
     Raises:
         UserError: If it is not to be had, or has no safetensors.
     """
-    folder = MINIATURE if str(name_or_path) == "miniature" else Path(name_or_path)
+    folder = _own_folder(name_or_path)
     if folder.is_dir():
         return folder
     name = str(name_or_path)
@@ -75,6 +73,12 @@ def weight_files(name_or_path: str | Path) -> list[Path]:
     return [path for path in found if path is not None] if all(found) else []
 
 
+def _own_folder(name_or_path: str | Path) -> Path:
+    """The folder that a name stands for on this machine, whether it is there or not."""
+    guest = embedded(name_or_path)
+    return Path(name_or_path) if guest is None else guest.weights
+
+
 def _weight_names(folder: Path) -> list[str]:
     """The names of a model's or an adapter's weight files, from its description."""
     if (folder / _INDEX).is_file():
@@ -91,7 +95,7 @@ def _shards(index: Path) -> list[str]:
 
 def _find(name_or_path: str | Path, file: str) -> Path | None:
     """A model's file, in its folder or in the cache of the hub."""
-    folder = MINIATURE if str(name_or_path) == "miniature" else Path(name_or_path)
+    folder = _own_folder(name_or_path)
     if folder.is_dir():
         return folder / file if (folder / file).is_file() else None
     return next(iter(hub.cached(str(name_or_path), file)), None)

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlavaNextForConditionalGeneration
 from transformers import LlavaNextProcessor as Processor
 
+from mm_cb.core.embedded import guest_names
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.models.base import ChatModel
 from mm_cb.models.cache import model_folder
@@ -101,6 +102,6 @@ def not_loaded(name_or_path: str | Path, error: Exception) -> UserError:
             "model of transformers' own code."
         )
     return UserError(
-        f"cannot load a model from `{name_or_path}` (expected `miniature`, or a model of transformers' own code with "
-        f"safetensors, in a folder or on the hub): {one_line(str(error))}"
+        f"cannot load a model from `{name_or_path}` (expected {guest_names()}, or a model of transformers' own code "
+        f"with safetensors, in a folder or on the hub): {one_line(str(error))}"
     )

@@ -14,6 +14,11 @@ from mm_cb.models.inputs import ModelInputs
 class LlavaNextModel(ChatModel):
     """A ``LlavaNextForConditionalGeneration`` with its ``LlavaNextProcessor``."""
 
+    def _canvas(self) -> tuple[int, int]:
+        """Two tiles square: 672 x 672."""
+        tile = self.processor.image_processor.crop_size["height"]
+        return 2 * tile, 2 * tile
+
     def _pictures(self, images: Sequence[Image]) -> tuple[dict[str, Tensor], list[int]]:
         """``pixel_values`` ``(N, tiles, 3, h, w)`` and ``image_sizes`` ``(N, 2)``, and each picture's token count."""
         from image_attacks import on_white

@@ -19,14 +19,14 @@ from transformers.utils import logging
 from mm_cb.core.errors import UserError
 from mm_cb.core.hub import repository_of
 from mm_cb.models.base import ChatModel
-from mm_cb.models.cache import MINIATURE, model_folder
+from mm_cb.models.cache import model_folder
 from mm_cb.models.families import is_llava_next, load_processor, model_class, not_loaded, read_config, skeleton
 from mm_cb.models.fingerprint import check_weights
 from mm_cb.models.llava_next import LlavaNextModel
 from mm_cb.models.quantization import assert_kept, four_bit
 from mm_cb.models.text import TextModel
 
-__all__ = ["MINIATURE", "load_model", "load_plain", "load_tower", "put_adapter", "quiet_libraries"]
+__all__ = ["load_model", "load_plain", "load_tower", "put_adapter", "quiet_libraries"]
 
 _MOVED_WITH_THE_TOWER = ("hf_device_map", "hf_quantizer", "is_quantized", "is_loaded_in_4bit", "quantization_method")
 
@@ -45,7 +45,7 @@ def load_model(
     """Load a whole LLaVA-NeXT and perhaps an adapter, from safetensors only.
 
     Args:
-        name_or_path: ``"miniature"``, a local folder, or a hub id (``ORG/NAME``, ``ORG/NAME@REVISION``); keys
+        name_or_path: An embedded model's name, a local folder, or a hub id (``ORG/NAME``, ``ORG/NAME@REVISION``); keys
             may have any layout that transformers wrote.
         adapter: Folder of a PEFT adapter (``adapter_config.json``, ``adapter_model.safetensors``).
         device: Torch device, or ``"auto"`` to spread the model over all devices.

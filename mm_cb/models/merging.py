@@ -21,7 +21,7 @@ def merge(model: str | Path, adapter: Path, out: Path, *, dtype: str | None = No
     so that a bfloat16 checkpoint loses no more of a small change than it must.
 
     Args:
-        model: ``miniature``, a local folder, or a hub id.
+        model: An embedded model's name, a local folder, or a hub id.
         adapter: Folder of the adapter.
         out: A folder that is not there yet, or empty.
         dtype: Of the weights; None = as the model's checkpoint has them.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from mm_cb.core.compatibility import counts_in_worst_case
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
-from mm_cb.metrics.observations import UNATTACKED
 from mm_cb.metrics.results import Measurement, measure
 from mm_cb.report.comparable import BATTERY, budget, recipe_of, refuse_unlike, who
 from mm_cb.report.labels import subject_label
@@ -117,12 +117,13 @@ def _checks(
     if any(item["condition"] != "no_attack" for item in files):
         from mm_cb.attacks import checks
         from mm_cb.inference.tolerance import tolerance
+        from mm_cb.metrics.checks import attack_is_strong, placebo_is_weak
 
         epsilon = max(int(budget(run)["epsilon"] or 0) for run in runs)
         dtypes = {recipe_of(run).get("dtype", "float32") for run in runs}  # each run's own check is the stricter one
         made = [
-            checks.attack_is_strong(measurements),
-            checks.placebo_is_weak(measurements),
+            attack_is_strong(measurements),
+            placebo_is_weak(measurements),
             checks.inside_ball(files, epsilon),
             checks.file_loss(files, max(dtypes, key=partial(tolerance, 1.0))),
         ]
@@ -175,7 +176,7 @@ def _steps(run: RunFiles) -> int:
 
 
 def _attacks(run: RunFiles, subject: str) -> bool:
-    return any(item["subject"] == subject and item["condition"] not in UNATTACKED for item in run.items)
+    return any(item["subject"] == subject and counts_in_worst_case(item) for item in run.items)
 
 
 def _notes(runs: Sequence[RunFiles]) -> Iterable[str]:

@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mm_cb.core.compatibility import counts_in_worst_case
 from mm_cb.core.errors import UserError
-from mm_cb.metrics.observations import UNATTACKED
 from mm_cb.report.load import RunFiles
 from mm_cb.report.text import flatten
 
@@ -118,10 +118,14 @@ def _refuse_other_settings(runs: Sequence[RunFiles]) -> None:
             _refuse(f"{metric}, {condition}", found[0], run, _settings(found[0]) | judged[0], _settings(run) | judge)
     for run in attacks[1:]:
         _refuse("compliance", attacks[0], run, _data(attacks[0]), _data(run))
-    free = set(UNATTACKED) - {"noise"}  # the placebo of another budget is no placebo
-    budgets = [run for run in attacks if any(c not in free for m, c in _conditions(run) if m == "compliance")]
+    budgets = [run for run in attacks if any(_needs_budget(item) for item in run.items)]
     for run in budgets[1:]:
         _refuse("the placebo and the worst case", budgets[0], run, budget(budgets[0]), budget(run))
+
+
+def _needs_budget(item: Mapping[str, Any]) -> bool:
+    """Whether an item depends on the attack's budget; the placebo of another budget is no placebo."""
+    return item["metric"] == "compliance" and (item["condition"] == "noise" or counts_in_worst_case(item))
 
 
 def _refuse(what: str, first: RunFiles, second: RunFiles, held: Mapping[str, Any], other: Mapping[str, Any]) -> None:

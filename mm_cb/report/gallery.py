@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mm_cb.metrics.observations import UNATTACKED, worst_candidate
+from mm_cb.core.compatibility import counts_in_worst_case
+from mm_cb.metrics.observations import worst_candidate
 from mm_cb.report.labels import is_breaker
 
 AMPLIFICATION = 10
@@ -99,7 +100,7 @@ def build_gallery(items: Iterable[Mapping[str, Any]], *, triples: int = 54, byte
     for item in items:
         if item["metric"] == "compliance" and item["condition"] == "no_attack":
             before[item["id"]][item["subject"]] = item
-        elif item["metric"] == "compliance" and item["condition"] not in UNATTACKED and item.get("image"):
+        elif item["metric"] == "compliance" and counts_in_worst_case(item) and item.get("image"):
             worst = worst_candidate(item)
             if item.get("same_as"):
                 continue

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from mm_cb.metrics.attack_names import KINDS
+from mm_cb.attacks.registry import KINDS
 from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.results import Measurement
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mm_cb.metrics.observations import BESIDE, UNATTACKED
+from mm_cb.core.compatibility import counts_in_worst_case
+from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.results import Measurement, find, read_results
 from mm_cb.metrics.statistics import holm
 from mm_cb.report.labels import (
@@ -201,7 +202,8 @@ def _tried(measurements: Sequence[Measurement], subject: str) -> str:
         m.condition
         for m in measurements
         if (m.subject, m.metric, m.split) == (subject, "compliance", "all")
-        and m.condition not in (*UNATTACKED, "worst_case")
+        and m.condition != "worst_case"
+        and counts_in_worst_case({"condition": m.condition, "worst_case": m.counts.get("in_worst_case")})
         and not m.counts.get("same_as_pgd")
     ]
     images = worst.counts.get("images_tried", 0) / (worst.n + worst.counts.get("not_judged", 0))

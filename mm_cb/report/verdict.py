@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mm_cb.metrics.observations import BESIDE, UNATTACKED
+from mm_cb.core.compatibility import counts_in_worst_case
+from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.results import Measurement, find
 from mm_cb.metrics.statistics import holm, wilson_interval
 from mm_cb.report.labels import SPLITS, interval, p_value, percent, rule_labels, signed
@@ -205,7 +206,7 @@ def _placebo(measurements: Sequence[Measurement], items: Iterable[Mapping[str, A
     """
     tried: dict[str, Counter[str]] = {"worst_case": Counter(), "noise": Counter()}
     for item in items:
-        counted = item["condition"] == "noise" or item["condition"] not in UNATTACKED
+        counted = item["condition"] == "noise" or counts_in_worst_case(item)
         if (item["subject"], item["metric"]) == ("rr", "compliance") and counted and not item.get("same_as"):
             pictures = sum(not one.get("sample") for one in item.get("candidates") or ())
             tried["noise" if item["condition"] == "noise" else "worst_case"][item["id"]] += max(1, pictures)

@@ -2,7 +2,19 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from mm_cb.core.embedded import embedded, guest_names
 
 Mask = Literal["after_image", "user_and_assistant", "completion", "all"]
 Block = Annotated[int, Field(ge=0)]
@@ -111,8 +123,14 @@ def _kind(data: Any) -> str:
     return "mixture" if isinstance(data, dict | Mixture) else "files" if isinstance(data, list | tuple) else "name"
 
 
+def _known(name: str) -> str:
+    if embedded(name) is None:
+        raise ValueError(f"expected {guest_names()}, a list of files, or `sources:` of a mixture")
+    return name
+
+
 Data = Annotated[
-    Annotated[Literal["miniature"], Tag("name")]
+    Annotated[str, AfterValidator(_known), Tag("name")]
     | Annotated[list[str], Tag("files")]
     | Annotated[Mixture, Tag("mixture")],
     Discriminator(_kind),
@@ -168,9 +186,9 @@ class Recipe(_Section):
     name: str
     """What the run is called in the model card."""
     model: str
-    """``miniature``, a local folder, or a hub id, perhaps with a branch, tag or commit: ``ORG/NAME@REVISION``."""
+    """An embedded model's name, a local folder, or a hub id, perhaps ``ORG/NAME@REVISION`` (branch, tag, commit)."""
     data: Data
-    """``miniature``, JSONL files of training examples, or a mixture of data sets."""
+    """An embedded model's name for its own data, JSONL files of training examples, or a mixture of data sets."""
     batches: Literal["alternate", "text", "multimodal"] = "alternate"
     """Text and multimodal batches in turn, step by step (paper), or one of them only."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -7,22 +7,29 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from mm_cb.core.embedded import guests
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.training.config import DataSource, Mixture, Recipe
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
+def recipe_files() -> dict[str, Path]:
+    """The shipped recipes by name, those of embedded models among them."""
+    folders = [RECIPES, *(guest.recipes for guest in guests())]
+    return {file.stem: file for file in sorted((f for d in folders for f in d.glob("*.yaml")), key=lambda f: f.stem)}
+
+
 def recipe_names() -> list[str]:
     """Names of the shipped recipes."""
-    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+    return list(recipe_files())
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply overrides.
 
     Args:
-        name_or_path: A shipped name (``miniature``) or a YAML file.
+        name_or_path: A shipped name or a YAML file.
         overrides: ``"training.max_steps=60"``, dotted names and YAML values.
 
     Returns:
@@ -63,9 +70,10 @@ def _read(name_or_path: str | Path) -> dict[str, Any]:
     """The fields of a recipe file, unchecked."""
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
-        if str(name_or_path) not in recipe_names():
-            raise unknown("recipe", str(name_or_path), recipe_names())
-        path = RECIPES / f"{name_or_path}.yaml"
+        files = recipe_files()
+        if str(name_or_path) not in files:
+            raise unknown("recipe", str(name_or_path), files)
+        path = files[str(name_or_path)]
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

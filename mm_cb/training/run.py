@@ -11,11 +11,12 @@ from accelerate import PartialState
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from mm_cb.core import hub
+from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import RunDirectory, file_errors, read_jsonl, read_run, write_jsonl, write_text
 from mm_cb.data.examples import Example, PictureError, read_examples
 from mm_cb.models import load_tower
-from mm_cb.models.cache import MINIATURE, model_folder
+from mm_cb.models.cache import model_folder
 from mm_cb.models.fingerprint import check_weights, fingerprint
 from mm_cb.training.adapter import add_adapter, save_adapter
 from mm_cb.training.adversary import Adversary
@@ -96,10 +97,8 @@ def load_examples(recipe: "Recipe") -> Sequence[Example]:
     Raises:
         UserError: If a file or a data set is missing or broken, or ids repeat across files.
     """
-    if recipe.data == "miniature":
-        from mm_cb.miniature.data import training_examples
-
-        return training_examples(seed=recipe.seed)
+    if isinstance(recipe.data, str) and (guest := embedded(recipe.data)):
+        return guest.training_examples(recipe.seed)
     if isinstance(recipe.data, list):
         examples = [example for file in recipe.data for example in read_examples(Path(file))]
         if len({example.id for example in examples}) < len(examples):
@@ -153,8 +152,8 @@ def _inputs(recipe: "Recipe") -> list[Path | hub.Repository]:
     inputs: list[Path | hub.Repository] = []
     if isinstance(recipe.data, list):
         inputs += [Path(file) for file in recipe.data]
-    if recipe.model == "miniature" and (MINIATURE / "model.safetensors").is_file():
-        inputs.append(MINIATURE / "model.safetensors")
+    if guest := embedded(recipe.model):
+        inputs += sorted(guest.weights.glob("*.safetensors"))
     model_folder(recipe.model)
     return inputs + hub.used(recipe.model)
 

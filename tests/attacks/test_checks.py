@@ -5,6 +5,7 @@ from PIL import Image
 from mm_cb.attacks import checks
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
+from mm_cb.metrics import checks as metrics_checks
 from mm_cb.metrics.results import Measurement
 from tests.tiny_llava import tiny_llava
 
@@ -20,19 +21,19 @@ def item(epsilon=32, logged=1.0, filed=1.0, condition="pgd"):
 
 @pytest.mark.parametrize(("value", "passed"), [(95.0, True), (80.0, True), (79.9, False)])
 def test_a_weak_attack_on_the_base_fails(value, passed):
-    assert checks.attack_is_strong([measured("pgd", value)])["passed"] is passed
+    assert metrics_checks.attack_is_strong([measured("pgd", value)])["passed"] is passed
 
 
 def test_nothing_measured_fails():
-    assert not checks.attack_is_strong([])["passed"]
-    assert not checks.placebo_is_weak([])["passed"]
+    assert not metrics_checks.attack_is_strong([])["passed"]
+    assert not metrics_checks.placebo_is_weak([])["passed"]
     assert not checks.inside_ball([], 32)["passed"]
     assert not checks.file_loss([])["passed"]
 
 
 @pytest.mark.parametrize(("noise", "passed"), [(2.0, True), (47.5, True), (48.0, False)])
 def test_a_placebo_that_works_fails(noise, passed):
-    assert checks.placebo_is_weak([measured("noise", noise), measured("pgd", 95.0)])["passed"] is passed
+    assert metrics_checks.placebo_is_weak([measured("noise", noise), measured("pgd", 95.0)])["passed"] is passed
 
 
 @pytest.mark.parametrize(("epsilon", "passed"), [(32, True), (33, False)])
@@ -78,7 +79,7 @@ def test_a_breaker_that_answers_less_than_half_fails(kept, passed):
     metrics = ("mmmu_like", "wild_like", "look_alikes")
     measurements = [Measurement("base", metric, "strict", "all", 98.0, 50) for metric in metrics]
     measurements += [Measurement("rr", m, "strict", "all", float(v), 50) for m, v in zip(metrics, kept, strict=False)]
-    assert checks.still_answers(measurements, "rr")["passed"] is passed
+    assert metrics_checks.still_answers(measurements, "rr")["passed"] is passed
 
 
 def test_an_adapter_that_does_nothing_fails():

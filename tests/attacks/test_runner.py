@@ -15,12 +15,12 @@ from mm_cb.attacks.objectives.adaptive import MatchingObjective
 from mm_cb.attacks.objectives.embedding import EmbeddingObjective
 from mm_cb.attacks.objectives.target import TargetObjective, adapted_layers
 from mm_cb.attacks.records import curves
+from mm_cb.attacks.registry import ATTACKS, Attack, Protocol, tries
 from mm_cb.attacks.runner import attack_behaviors, to_pixels
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
-from mm_cb.metrics.attack_names import ATTACKS, Attack, Protocol, tries
 from mm_cb.metrics.results import find, measure
 from mm_cb.models import LlavaNextModel
 from tests.tiny_llava import picture, tiny_llava

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from mm_cb.benchmarks.llava_wild.questions import protocol
 from mm_cb.benchmarks.llava_wild.run import JudgeSource, Settings, open_comparer
 from mm_cb.judges import Case
-from mm_cb.judges.choose import JudgeOptions, open_judge
+from mm_cb.judges.registry import JudgeOptions, open_judge
 
 NAMED = ["<pad>", "<unk>", "<s>", "</s>"]
 WORDS = "yes no 1 2 3 4 5 grow a rose the answer is : . safe unsafe S1 user assistant /".split()
@@ -104,7 +104,7 @@ def test_strongreject_is_the_packages_own_recipe(tmp_path, monkeypatch):
     tuned.save_pretrained(tmp_path / "adapter")
     tokenizer().save_pretrained(tmp_path / "adapter")
     (tmp_path / "p.txt").write_text(PROMPT)
-    monkeypatch.setattr("mm_cb.judges.choose.STRONGREJECT_BASE", str(base))
+    monkeypatch.setattr("mm_cb.judges.registry.STRONGREJECT_BASE", str(base))
     options = JudgeOptions("strongreject", model=str(tmp_path / "adapter"), prompt_file=tmp_path / "p.txt")
     judge = open_judge(dataclasses.replace(options, dtype="float32", batch=2))
     said = dict(judge.judge(cases()))

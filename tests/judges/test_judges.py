@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from mm_cb.core.endpoint import Endpoint, EndpointError
 from mm_cb.core.errors import UserError
 from mm_cb.judges import Case
-from mm_cb.judges.choose import JudgeOptions, open_judge
 from mm_cb.judges.classifiers import HarmBench, LlamaGuard, StrongReject, harmbench_prompts, parse_guard
 from mm_cb.judges.local import LanguageModel, version_of
 from mm_cb.judges.prompts import card_prompts, fill, read_template
+from mm_cb.judges.registry import JudgeOptions, open_judge
 from mm_cb.judges.rules import MiniatureJudge, RefusalStrings, refusal_class
 from mm_cb.judges.served import EndpointJudge, parse_labels
 from tests.stub_server import StubServer, error, user_text

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from mm_cb import cli
-from mm_cb.attacks import checks
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
 from mm_cb.core.paths import safe_id
@@ -13,6 +12,7 @@ from mm_cb.core.progress import Progress
 from mm_cb.core.runs import read_jsonl, write_json, write_jsonl
 from mm_cb.judges import Verdict
 from mm_cb.judges.rejudge import rejudge
+from mm_cb.metrics import checks
 from mm_cb.metrics.results import find, measure, read_results, write_results
 from tests.stub_server import HANG_UP, HTML, StubServer, error, user_text
 

@@ -10,11 +10,10 @@ from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 
 from mm_cb.inference.questions import complete
 from mm_cb.inference.subjects import Subject
-from mm_cb.miniature import data, language
+from mm_cb.miniature import MINIATURE, data, language
 from mm_cb.miniature.making.make import GATES
 from mm_cb.miniature.scoring import refusal_outcome, score_question
 from mm_cb.models import load_model
-from mm_cb.models.loading import MINIATURE
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +22,13 @@ def base():
 
 
 def test_safetensors_only_and_small():
-    files = {f.name: f.stat().st_size for f in MINIATURE.iterdir()}
+    files = {f.name: f.stat().st_size for f in MINIATURE.weights.iterdir()}
     assert sum(size for name, size in files.items() if name.endswith(".safetensors")) <= 20e6
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
 
 
 def test_training_record_meets_every_gate():
-    record = json.loads((MINIATURE / "training.json").read_text())
+    record = json.loads((MINIATURE.weights / "training.json").read_text())
     assert record["gates"].keys() == GATES.keys()
     for name, gate in record["gates"].items():
         assert gate["least"] == GATES[name]
@@ -37,8 +36,8 @@ def test_training_record_meets_every_gate():
 
 
 def test_plain_transformers_loads_it_and_gets_our_answers(base):
-    model = LlavaNextForConditionalGeneration.from_pretrained(MINIATURE).eval()
-    processor = AutoProcessor.from_pretrained(MINIATURE)
+    model = LlavaNextForConditionalGeneration.from_pretrained(MINIATURE.weights).eval()
+    processor = AutoProcessor.from_pretrained(MINIATURE.weights)
     picture = data.open_questions(1)[0].picture
     content = [{"type": "image"}, {"type": "text", "text": "describe the picture."}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

@@ -10,11 +10,12 @@ from PIL.Image import Image
 from torch import Tensor
 
 from image_attacks import AttackResult, only_last_positions, target_nll
-from mm_cb.attacks.judged_files import Judge, starts_with
+from mm_cb.attacks.judged_files import Judge
 from mm_cb.attacks.objectives.target import encode, longest
+from mm_cb.attacks.registry import Attack
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
-from mm_cb.metrics.attack_names import Attack
+from mm_cb.metrics.observations import starts_with
 from mm_cb.models import ModelInputs
 from mm_cb.models.chat import TokenRole
 

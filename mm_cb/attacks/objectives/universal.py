@@ -10,10 +10,10 @@ from torch import Tensor
 
 from image_attacks import LlavaNextTargets
 from mm_cb.attacks.objectives.target import encode, preprocessing
+from mm_cb.attacks.registry import Attack
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
-from mm_cb.metrics.attack_names import Attack
 
 
 class UniversalObjective:

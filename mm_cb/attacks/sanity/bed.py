@@ -11,8 +11,9 @@ from PIL.Image import Image
 from torch import Tensor
 
 from image_attacks import load_png, save_png
-from mm_cb.attacks.judged_files import starts_with, to_pixels
+from mm_cb.attacks.judged_files import to_pixels
 from mm_cb.attacks.objectives.target import TargetObjective, encode
+from mm_cb.attacks.registry import Attack
 from mm_cb.attacks.runner import as_picture
 from mm_cb.attacks.sanity.checks import ADAPTIVE
 from mm_cb.attacks.sanity.measure import Bed
@@ -22,7 +23,7 @@ from mm_cb.core.paths import safe_id
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
 from mm_cb.inference.tolerance import dtype_of
-from mm_cb.metrics.attack_names import Attack
+from mm_cb.metrics.observations import starts_with
 
 
 def make_bed(subject: Subject, group: Sequence[Behavior], pictures: Sequence[Image], folder: Path) -> Bed:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mm_cb.attacks.run import canvas_of, refuse_placeholders, refuse_unsayable, weights_of
+from mm_cb.attacks.run import refuse_placeholders, refuse_unsayable, weights_of
 from mm_cb.attacks.sanity.bed import make_bed
 from mm_cb.attacks.sanity.checks import ADAPTIVE, check, checks_of
 from mm_cb.attacks.sanity.measure import Filed, Measured, Sizes, add_transfer, measure_bed
@@ -17,6 +17,7 @@ from mm_cb.attacks.sanity.planted import planted_check
 from mm_cb.attacks.sanity.plots import draw
 from mm_cb.attacks.sanity.store import measured_once, plain
 from mm_cb.attacks.search import OPTIMIZERS
+from mm_cb.core.embedded import is_fiction
 from mm_cb.core.errors import UserError
 from mm_cb.core.hub import keep_to
 from mm_cb.core.progress import Progress, Task, console
@@ -96,7 +97,7 @@ def run_battery(
     asked = read_behaviors(behaviors)
     recipe: dict[str, Any] = {"model": model, "adapter": adapter, "system": system}
     recipe |= {"epsilon": epsilon, "device": device, "dtype": dtype}
-    recipe |= {"options": dataclasses.asdict(settings), "fiction": model == "miniature"}
+    recipe |= {"options": dataclasses.asdict(settings), "fiction": is_fiction(model)}
     # What is wrong with the file is said before the long run.
     validation = read_behaviors(Path(settings.validation)) if settings.validation else None
     inputs = [behaviors, *(b.image for b in asked if b.image is not None), *weights_of(model, adapter)]
@@ -107,7 +108,7 @@ def run_battery(
             _show(checks, run.path)
             return checks
         loaded = load_model(model, adapter=adapter, device=device, dtype=dtype, image_backend=settings.image_backend)
-        group, pictures = _one_size(asked, canvas_of(loaded.processor), settings.behaviors)
+        group, pictures = _one_size(asked, loaded.canvas, settings.behaviors)
         refuse_placeholders(group, loaded.processor.image_token)
         refuse_unsayable(group, loaded)
         refuse_too_large(group, len(group))

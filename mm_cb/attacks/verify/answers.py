@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +11,21 @@ from typing import Any
 
 import torch
 
-from mm_cb.attacks.judged_files import base_nll, complete, read_pictures, to_pixels
+from mm_cb.attacks.judged_files import Judge, base_nll, complete, read_pictures, to_pixels
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, TargetObjective, encode
+from mm_cb.attacks.registry import Attack
+from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.search import make_objective
+from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.runs import read_jsonl
-from mm_cb.data.behaviors_file import Behavior
+from mm_cb.data.behaviors_file import KEPT_AS, Behavior
 from mm_cb.inference.subjects import Subject
 from mm_cb.inference.tolerance import tolerance
 from mm_cb.judges.rejudge import AS_RUN, FOLDER
 from mm_cb.metrics.agreement import completions_of, key_of
-from mm_cb.metrics.attack_names import Attack
 
 NUMBERS = {
     "loss": "target loss",
@@ -84,7 +87,7 @@ def compute_again(subject: Subject, group: Sequence[dict[str, Any]], folder: Pat
 
 
 def check_verdicts(folder: Path, model: str) -> str:
-    """Hold verdicts to the judge's file in judgements/, and the run's own to the exact judge that the miniature has.
+    """Hold verdicts to the judge's file in judgements/, and the run's own to the exact judge of an embedded model.
 
     The completions themselves are those of `check_items`: they hash to what the pictures' JSON states.
 
@@ -97,9 +100,17 @@ def check_verdicts(folder: Path, model: str) -> str:
     items = read_jsonl(folder / "items.jsonl")
     judge = _judge_of(folder, items)
     told = "verdicts were not checked" if judge is None else f"verdicts are those of {judge} as in {FOLDER}/"
-    if model != "miniature":
+    if embedded(model) is None:
         return f"{told}; there is no exact judge for `{model}`"
-    again = [_agrees(folder, item, one) for item in as_run(folder, items) for one in completions_of(item)]
+    if not (folder / KEPT_AS).is_file():
+        return f"{told}; without {KEPT_AS} the exact judge does not know what was asked"
+    judge_again = judge_of(model)
+    asked = {behavior.id: behavior for behavior in kept_behaviors(folder)}
+    again = [
+        _agrees(folder, item, one, asked[item["id"]], judge_again)
+        for item in as_run(folder, items)
+        for one in completions_of(item)
+    ]
     unruled = f"; the judge has no rule for the other {len(again) - sum(again)}" if sum(again) < len(again) else ""
     whose = "" if judge is None else f"{told}; of the run's own: "
     return f"{whose}{sum(again)} of {len(again)} verdicts judged again, the same{unruled}"
@@ -148,17 +159,20 @@ def _kept(verdicts: Mapping[str, Any], path: Path, item: Mapping[str, Any], one:
     return verdicts[key]
 
 
-def _agrees(folder: Path, item: Mapping[str, Any], one: Mapping[str, Any]) -> bool:
-    """Whether a verdict was judged again; False for what the judge has no rule for."""
-    from mm_cb.miniature.language import prefix
-    from mm_cb.miniature.scoring import judge_behavior
-    from mm_cb.miniature.world import KINDS, brews
+def kept_behaviors(folder: Path) -> list[Behavior]:
+    """What a run asked, from the copy of its behaviours file; pictures are the run's own, so none is named."""
+    lines = [json.loads(line) for line in (folder / KEPT_AS).read_text(encoding="utf-8").split("\n") if line.strip()]
+    return [
+        Behavior(b["id"], b["prompt"], b["target"], None, str(b.get("category", "all")), str(b.get("split", "all")), b)
+        for b in lines
+    ]
 
-    brew = next((brew for brew in brews(KINDS) if prefix(brew) == item.get("target")), None)
-    if brew is None or one.get("outcome") == "not_judged":
+
+def _agrees(folder: Path, item: Mapping[str, Any], one: Mapping[str, Any], asked: Behavior, judge: Judge) -> bool:
+    """Whether a verdict was judged again; False for what the judge has no rule for."""
+    found = judge(asked, one["completion"])
+    if "not_judged" in (found, one.get("outcome")):
         return False
-    extra = {"brew": [brew.kind, brew.colour, brew.shape]}
-    found = judge_behavior(Behavior(item["id"], item["prompt"], item["target"], None, extra=extra), one["completion"])
     if found != one["outcome"]:
         raise UserError(
             f"`{folder / 'items.jsonl'}` calls the answer to `{one.get('image')}` ({item['id']}, {item['condition']}) "

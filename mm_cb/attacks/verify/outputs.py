@@ -12,11 +12,11 @@ from typing import Any
 from mm_cb.attacks.options import Options
 from mm_cb.attacks.outputs import curve_quartiles, quartiles, summaries
 from mm_cb.attacks.records import facts, stopped_early
+from mm_cb.attacks.registry import OPTIMISED, Attack, Protocol
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.runs import read_jsonl
 from mm_cb.inference.source import subject_name
-from mm_cb.metrics.attack_names import OPTIMISED, Attack, Protocol
 
 _NOTHING = "nothing"
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from image_attacks import ImageFileError, linf_255
-from mm_cb.attacks.judged_files import read_pictures, starts_with
-from mm_cb.attacks.records import rank
+from mm_cb.attacks.judged_files import read_pictures
 from mm_cb.attacks.threats import Threat
 from mm_cb.attacks.verify.answers import Again, check_verdicts, compute_again
 from mm_cb.attacks.verify.outputs import check_outputs
@@ -24,6 +23,7 @@ from mm_cb.core.runs import file_sha256, read_jsonl, read_run
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
 from mm_cb.inference.tolerance import TOLERANCE, dtype_of, tolerance
+from mm_cb.metrics.observations import rank, starts_with
 from mm_cb.models import load_model
 
 _KEYS = ("id", "image", "clean_image", "prompt", "target", "sha256", "clean_sha256", "epsilon", "loss", "attack")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -11,15 +10,16 @@ from statistics import fmean
 from typing import Any
 
 from mm_cb.attacks.objectives.universal import trained_on
+from mm_cb.attacks.registry import Attack, Protocol, runs
 from mm_cb.attacks.shards import Shard
-from mm_cb.attacks.verify.answers import as_run
+from mm_cb.attacks.verify.answers import as_run, kept_behaviors
 from mm_cb.attacks.verify.outputs import attacks_of, compare
+from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.runs import file_sha256, read_jsonl
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior
 from mm_cb.inference.tolerance import tolerance
-from mm_cb.metrics.attack_names import Attack, Protocol, runs
 
 Try = tuple[int, int | None, int | None]
 """Restart, iterate (None = the selected picture), sample (None = the greedy answer)."""
@@ -54,7 +54,8 @@ def check_tries(folder: Path, artefacts: Sequence[Mapping[str, Any]], run: Mappi
             made = _said(attack, asked, behavior)
             compare(path, {key: item.get(key) for key in made}, made, behavior.id)
             _check_item(path, item, attack, options.protocol(), curves, asked[0] if attack.universal else behavior)
-            if run["recipe"]["model"] != "miniature" and {c["outcome"] for c in item["candidates"]} != {"not_judged"}:
+            judged = {c["outcome"] for c in item["candidates"]} != {"not_judged"}
+            if judged and embedded(run["recipe"]["model"]) is None:
                 raise UserError(
                     f"`{path}`: only `mm-cb judge` gives verdicts on this model, `{behavior.id}` has others."
                 )
@@ -70,11 +71,7 @@ def _asked(folder: Path, run: Mapping[str, Any]) -> list[Behavior]:
             f"`{path}` must be the behaviours file whose SHA-256 is in run.json; without it nobody can tell whether a "
             "behaviour was left out. All else agrees. Earlier runs keep none: copy yours there."
         )
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    asked = [
-        Behavior(b["id"], b["prompt"], b["target"], None, str(b.get("category", "all")), str(b.get("split", "all")), b)
-        for b in lines
-    ]
+    asked = kept_behaviors(folder)
     shard = run["recipe"].get("shard")
     return asked if shard is None else Shard.parse(shard).part(asked)
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mm_cb.attacks.registry import KINDS
 from mm_cb.benchmarks.over_refusal.data import BenignRequest
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256, read_jsonl
 from mm_cb.core.runs import read_run
-from mm_cb.metrics.attack_names import KINDS
 from mm_cb.metrics.observations import BESIDE
 
 _SHOWN = tuple(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mm_cb.benchmarks.over_refusal.beside_attacks import Asked, AttackPictures, beside, read_attacked
 from mm_cb.benchmarks.over_refusal.data import BenignRequest, file_picture, read_requests, requests_file
 from mm_cb.core import hub
+from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.inference.source import Source
 from mm_cb.judges.base import NOT_JUDGED, Case, Judge
@@ -17,9 +18,6 @@ from mm_cb.metrics.observations import BESIDE
 
 if TYPE_CHECKING:
     from mm_cb.inference.generation import Request
-
-JUDGES = ("refusal-strings", "miniature")
-"""Those that need no model; any other one judges the finished run: ``mm-cb judge RUN_DIR``."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,13 @@ def run_over_refusal(
     from mm_cb.inference.base_nll import likelihood_fields
     from mm_cb.inference.generation import complete_all, refusal_note
     from mm_cb.inference.served import open_engine
-    from mm_cb.judges.choose import JudgeOptions, open_judge
+    from mm_cb.judges.registry import JudgeOptions, free_judges, open_judge
     from mm_cb.metrics.results import measure, write_results
 
-    name = judge or ("miniature" if source.model == "miniature" else "refusal-strings")
-    if name not in JUDGES:
-        raise unknown("judge", name, JUDGES)
+    guest = embedded(source.model)
+    name = judge or ("refusal-strings" if guest is None else guest.judge)
+    if name not in free_judges():  # any other one judges the finished run: `mm-cb judge RUN_DIR`
+        raise unknown("judge", name, free_judges())
     hub.keep_to(out)
     file = requests_file(data)
     requests = read_requests(file)

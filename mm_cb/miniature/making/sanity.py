@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from mm_cb.attacks.checks import check
-from mm_cb.attacks.judged_files import starts_with
 from mm_cb.data.behaviors_file import Behavior
+from mm_cb.metrics.checks import check
+from mm_cb.metrics.observations import starts_with
 from mm_cb.miniature import language
 from mm_cb.miniature.data import Question
 from mm_cb.miniature.world import BENIGN_KINDS, Brew

@@ -7,7 +7,6 @@ from PIL import Image
 
 from mm_cb import cli
 from mm_cb.attacks.outputs import quartiles, write_outputs
-from mm_cb.attacks.records import rank
 from mm_cb.attacks.run import run_attack
 from mm_cb.attacks.verify.answers import check_verdicts
 from mm_cb.attacks.verify.outputs import check_outputs
@@ -17,6 +16,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.paths import data_path
 from mm_cb.core.runs import file_sha256, read_jsonl, write_jsonl
 from mm_cb.metrics.agreement import key_of
+from mm_cb.metrics.observations import rank
 from mm_cb.metrics.results import measure, write_results
 from mm_cb.miniature import judge
 from mm_cb.miniature.world import Brew

@@ -1,0 +1,21 @@
+"""What earlier versions wrote, as today's code reads it: the one place that knows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_NEVER_IN_WORST_CASE = ("no_attack", "noise", "prefill_only", "prefill", "embedding", "universal")
+"""Revision 714213b: conditions of ``compliance`` that were left out of ``worst_case``."""
+_PREFILLED = ("prefill_only", "prefill")
+"""Revision 714213b: conditions whose answers were generated behind their target."""
+
+
+def counts_in_worst_case(item: Mapping[str, Any]) -> bool:
+    """Whether an item's attack enters ``worst_case``: its own flag, or by its condition where it has none."""
+    flag = item.get("worst_case")
+    return item.get("condition") not in _NEVER_IN_WORST_CASE if flag is None else bool(flag)
+
+
+def is_prefilled(item: Mapping[str, Any]) -> bool:
+    """Whether an item's answer was generated behind its target: its own flag, or by its condition."""
+    flag = item.get("prefilled")
+    return item.get("condition") in _PREFILLED if flag is None else bool(flag)

@@ -1,0 +1,61 @@
+"""Embedded models: what comes along with a model that lies inside the package, under a name of its own.
+
+A guest registers itself here; every layer asks for what stands behind a name, and knows no guest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A model inside the package, and what only it has."""
+
+    name: str
+    weights: Path
+    """Its folder, as transformers saved it."""
+    judge: str
+    """The name of its exact judge in `mm_cb.judges`."""
+    training_examples: Callable[[int], Sequence[Any]]
+    """Seed → the training examples that ``data: NAME`` of a recipe stands for (`mm_cb.data.examples.Example`)."""
+    recipes: Path
+    """A folder of recipes for it."""
+    card: Path
+    """The card of its data."""
+    canvas: tuple[int, int] | None = None
+    """Height and width of the picture of behaviours that have none; None = as the model's family has it."""
+    fiction: bool = False
+    """Its texts are about a made-up world, so that pages show them whatever they say."""
+
+
+_EMBEDDED: dict[str, Embedded] = {}
+
+
+def register(guest: Embedded) -> None:
+    """Make a guest known under its name."""
+    _EMBEDDED[guest.name] = guest
+
+
+def embedded(name: str | Path) -> Embedded | None:
+    """The guest of this name, or None: then it is a folder or a hub id."""
+    return _EMBEDDED.get(str(name))
+
+
+def is_fiction(name: str | Path) -> bool:
+    """Whether a name stands for a model of a made-up world."""
+    guest = embedded(name)
+    return guest is not None and guest.fiction
+
+
+def guests() -> list[Embedded]:
+    """All guests, in the order of their names."""
+    return [_EMBEDDED[name] for name in sorted(_EMBEDDED)]
+
+
+def guest_names() -> str:
+    """Their names as an error line puts them: "`a`, `b`"."""
+    return ", ".join(f"`{guest.name}`" for guest in guests())

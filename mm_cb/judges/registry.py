@@ -1,0 +1,195 @@
+"""The judges by name: what each is, what it reads, how it is opened. Imports nothing heavy, for ``--help``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mm_cb.core.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from mm_cb.judges.base import Judge
+
+JUDGED = ("compliance",)
+"""What the published checkpoints can judge: answers to forbidden requests."""
+STRONGREJECT_BASE = "google/gemma-2b"
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """What the user says about a judge."""
+
+    name: str
+    model: str | None = None
+    """Folder or hub id instead of the published checkpoint; for ``endpoint`` the served name."""
+    endpoint: str | None = None
+    prompt_file: Path | None = None
+    labels: Sequence[str] = ()
+    """For ``endpoint``: ``ANSWER=OUTCOME``."""
+    pictures: bool = False
+    """For ``endpoint``: send the pictures too."""
+    device: str = "cpu"
+    dtype: str = "bfloat16"
+    batch: int = 8
+
+
+@dataclass(frozen=True)
+class JudgeEntry:
+    """One name of ``--judge``."""
+
+    name: str
+    about: str
+    """One line for lists."""
+    open: Callable[[JudgeOptions], Judge]
+    """Loads the judge, or points at the server that has it."""
+    reads: frozenset[str] = frozenset()
+    """Which it reads of ``--judge-model``, ``--prompt-file``, ``--endpoint``, ``--label``, ``--pictures``."""
+    checkpoint: str | None = None
+    """Where its checkpoint is published; None = it needs none."""
+    exact: bool = False
+    """It decides by exact rules, at no cost, so that it may judge while an attack runs."""
+
+
+def judge_names() -> list[str]:
+    """All names, checkpoints first."""
+    return list(_JUDGES)
+
+
+def judge_entry(name: str) -> JudgeEntry:
+    """The entry of a name.
+
+    Raises:
+        UserError: If there is none; names the nearest one.
+    """
+    if name not in _JUDGES:
+        raise unknown("judge", name, _JUDGES)
+    return _JUDGES[name]
+
+
+def free_judges() -> list[str]:
+    """The names of judges that need no model and no server."""
+    return [name for name, entry in _JUDGES.items() if entry.checkpoint is None and "--endpoint" not in entry.reads]
+
+
+def register_judge(entry: JudgeEntry) -> None:
+    """Make a judge known under its name; a name that is there already is replaced."""
+    _JUDGES[entry.name] = entry
+
+
+def open_judge(options: JudgeOptions) -> Judge:
+    """Load the judge, or point at the server that has it.
+
+    Raises:
+        UserError: If there is no such judge, it needs something that was not given, or would not read what was given.
+    """
+    entry = judge_entry(options.name)
+    given = {
+        "--judge-model": options.model is not None,
+        "--prompt-file": options.prompt_file is not None,
+        "--endpoint": options.endpoint is not None,
+        "--label": bool(options.labels),
+        "--pictures": options.pictures,
+    }
+    if useless := [option for option, there in given.items() if there and option not in entry.reads]:
+        raise UserError(f"judge `{entry.name}` does not read `{useless[0]}`: drop it, or take another judge.")
+    return entry.open(options)
+
+
+def _refusal_strings(options: JudgeOptions) -> Judge:
+    from mm_cb.judges.rules import RefusalStrings
+
+    return RefusalStrings()
+
+
+def _endpoint_judge(options: JudgeOptions) -> Judge:
+    from mm_cb.core.endpoint import Endpoint
+    from mm_cb.judges.prompts import read_template
+    from mm_cb.judges.served import EndpointJudge, parse_labels
+
+    if options.endpoint is None or options.model is None or options.prompt_file is None:
+        raise UserError(
+            "judge `endpoint` needs `--endpoint URL`, `--judge-model NAME` and `--prompt-file FILE` with {behavior} "
+            "and {completion}."
+        )
+    endpoint = Endpoint(options.endpoint, options.model, concurrency=options.batch)
+    labels = parse_labels(options.labels)
+    return EndpointJudge(endpoint, read_template(options.prompt_file), labels, pictures=options.pictures)
+
+
+def _checkpoint_judge(options: JudgeOptions) -> Judge:
+    from mm_cb.judges import classifiers
+    from mm_cb.judges.local import LanguageModel, version_of
+    from mm_cb.judges.prompts import read_template
+
+    model = options.model or str(judge_entry(options.name).checkpoint)
+    if options.name.startswith("llama-guard"):
+        guard, processor = classifiers.load_guard(model, device=options.device, dtype=options.dtype)
+        return classifiers.LlamaGuard(options.name, guard, processor, _source(options, model))
+    if options.name == "strongreject":
+        prompt = _prompt(options, model)
+        loaded = LanguageModel.load(
+            STRONGREJECT_BASE, adapter=model, device=options.device, dtype=options.dtype, batch=options.batch
+        )
+        base = {"model": STRONGREJECT_BASE, **version_of(STRONGREJECT_BASE)}
+        return classifiers.StrongReject(loaded, prompt, {**_source(options, model), "base": base})
+    prompts = (
+        classifiers.harmbench_prompts(model)
+        if options.prompt_file is None
+        else {"prompt": read_template(options.prompt_file)}
+    )
+    loaded = LanguageModel.load(model, device=options.device, dtype=options.dtype, batch=options.batch)
+    return classifiers.HarmBench(options.name, loaded, prompts, _source(options, model))
+
+
+def _source(options: JudgeOptions, model: str) -> Mapping[str, Any]:
+    """Taken after loading: only then is it known which commit of a hub id was loaded."""
+    from mm_cb.judges.local import version_of
+
+    return {"model": model, **version_of(model), "dtype": options.dtype}
+
+
+def _prompt(options: JudgeOptions, model: str) -> str:
+    from mm_cb.judges.prompts import card_prompts, read_card, read_template
+
+    if options.prompt_file is not None:
+        return read_template(options.prompt_file)
+    prompts = card_prompts(read_card(model))
+    if "prompt" not in prompts:
+        raise UserError(
+            f"the card of `{model}` shows no prompt: give `--prompt-file` with the one of the strong_reject package, "
+            "its last blank included."
+        )
+    return prompts["prompt"]
+
+
+def _published(name: str, about: str, checkpoint: str) -> JudgeEntry:
+    reads = {"--judge-model"} | (set() if name.startswith("llama-guard") else {"--prompt-file"})
+    return JudgeEntry(name, about, _checkpoint_judge, frozenset(reads), checkpoint)
+
+
+_SERVED = frozenset({"--judge-model", "--prompt-file", "--endpoint", "--label", "--pictures"})
+_JUDGES: dict[str, JudgeEntry] = {
+    entry.name: entry
+    for entry in (
+        _published("harmbench", "HarmBench's classifier", "cais/HarmBench-Llama-2-13b-cls"),
+        _published(
+            "harmbench-multimodal",
+            "HarmBench's classifier of multimodal behaviours",
+            "cais/HarmBench-Llama-2-13b-cls-multimodal-behaviors",
+        ),
+        _published(
+            "harmbench-mistral", "HarmBench's smaller validation classifier", "cais/HarmBench-Mistral-7b-val-cls"
+        ),
+        _published(
+            "llama-guard-3-vision", "Llama Guard 3, which sees the picture", "meta-llama/Llama-Guard-3-11B-Vision"
+        ),
+        _published("llama-guard-4", "Llama Guard 4, which sees the picture", "meta-llama/Llama-Guard-4-12B"),
+        _published("strongreject", "StrongREJECT's grader, fine-tuned", "qylu4156/strongreject-15k-v1"),
+        JudgeEntry(
+            "endpoint", "any model behind an OpenAI-compatible address, with your prompt", _endpoint_judge, _SERVED
+        ),
+        JudgeEntry("refusal-strings", "phrases that refusals hold: a proxy, and called so", _refusal_strings),
+    )
+}

@@ -1,0 +1,43 @@
+"""The miniature: a small real LLaVA-NeXT in a made-up world of brews, and all that is special about it.
+
+It is a guest: importing it registers its model, data, recipes and judge under one name, which nothing below knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mm_cb.core.embedded import Embedded, register
+from mm_cb.core.paths import data_path
+from mm_cb.judges.registry import JudgeEntry, register_judge
+
+NAME = "miniature"
+_FOLDER = Path(__file__).resolve().parent
+
+
+def _training_examples(seed: int) -> Sequence[Any]:
+    from mm_cb.miniature.data import training_examples
+
+    return training_examples(seed=seed)
+
+
+def _judge(_: Any) -> Any:
+    from mm_cb.miniature.scoring import MiniatureJudge
+
+    return MiniatureJudge()
+
+
+MINIATURE = Embedded(
+    name=NAME,
+    weights=_FOLDER / "weights",
+    judge=NAME,
+    training_examples=_training_examples,
+    recipes=_FOLDER / "recipes",
+    card=data_path("miniature", "card.yaml"),
+    canvas=(42, 84),
+    fiction=True,
+)
+register(MINIATURE)
+register_judge(JudgeEntry(NAME, "the exact rules of the miniature's world", _judge, exact=True))
