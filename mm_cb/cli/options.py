@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,36 @@ System = Annotated[
     Path | None,
     typer.Option("--system", metavar="FILE", help="Text file put in front of every request, such as a safety prompt."),
 ]
+
+
+OldSettings = Annotated[list[str] | None, typer.Argument(metavar="", hidden=True)]
+"""``key=value`` as it was accepted before there were flags: taken only to be answered by `refuse_old_settings`."""
+
+
+def refuse_old_settings(words: Sequence[str] | None, flags: Mapping[str, str]) -> None:
+    """Answer ``key=value`` with the flags that these settings are now.
+
+    Args:
+        words: What stood behind the options.
+        flags: Key → flag: ``{"max_new_tokens": "--max-new-tokens"}``; a switch ends in ``!`` and takes no value.
+
+    Raises:
+        UserError: If there is any word.
+    """
+    if not words:
+        return
+    spelled, strange = [], []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in flags:
+            strange.append(word)
+        elif flags[key].endswith("!"):
+            spelled += [flags[key][:-1]] if value.lower() == "true" else []
+        else:
+            spelled.append(f"{flags[key]} {value}")
+    if strange:
+        raise UserError(f"unexpected `{strange[0]}`: settings are flags, see --help.")
+    raise UserError(f"settings are flags now: write `{' '.join(spelled) or 'nothing'}` instead of `{' '.join(words)}`.")
 
 
 def read_system(path: Path | None) -> str | None:
