@@ -27,7 +27,7 @@ from mm_cb.inference.tolerance import dtype_of
 from mm_cb.judges.base import Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
 from mm_cb.metrics.observations import starts_with
-from mm_cb.models import LlavaNextModel, load_model
+from mm_cb.models import ChatModel, load_model
 from mm_cb.models.cache import model_inputs
 
 
@@ -192,7 +192,7 @@ def refuse_placeholders(behaviors: Sequence[Behavior], token: str) -> None:
             )
 
 
-def refuse_unsayable(behaviors: Sequence[Behavior], model: LlavaNextModel) -> None:
+def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
     """Refuse harmless targets that the model has no words for: no answer would ever be seen to start with them."""
     tokenizer = model.processor.tokenizer
     for behavior in behaviors:

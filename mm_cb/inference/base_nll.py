@@ -10,7 +10,7 @@ import torch
 
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.generation import Engine, LocalEngine, Request
-from mm_cb.models import LlavaNextModel
+from mm_cb.models import ChatModel
 from mm_cb.models.chat import chat
 
 
@@ -34,7 +34,7 @@ def likelihood_fields(
 
 @torch.no_grad()
 def nll_under_base(
-    model: LlavaNextModel, requests: Sequence[Request], completions: Mapping[str, str], batch: int
+    model: ChatModel, requests: Sequence[Request], completions: Mapping[str, str], batch: int
 ) -> dict[str, float | None]:
     """Mean negative log-likelihood per token of every completion, adapter off, in nats.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mm_cb.models import LlavaNextModel
+from mm_cb.models import ChatModel
 
 TOLERANCE = 1e-4
 """Largest difference between a recorded loss and the one computed again, in float32."""
@@ -23,6 +23,6 @@ def tolerance(loss: float, dtype: str) -> float:
     return max(TOLERANCE, ROUNDINGS * torch.finfo(getattr(torch, dtype)).eps * abs(loss))
 
 
-def dtype_of(model: LlavaNextModel) -> str:
+def dtype_of(model: ChatModel) -> str:
     """As a recipe and a picture's JSON name it."""
     return str(model.base.dtype).removeprefix("torch.")

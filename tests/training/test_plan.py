@@ -75,7 +75,7 @@ def test_the_longest_row_is_what_the_processor_makes_of_the_largest_picture():
     model = tiny_llava()
     recipe = load_recipe("miniature", ["training.max_length=7"])
     counts = [model.encode(["what"], [picture(0, size)]).roles.eq(TokenRole.IMAGE).sum() for size in SIZES]
-    assert longest_row(model.base.config, recipe) == 7 + max(counts)
+    assert longest_row(model, recipe) == 7 + max(counts)
 
 
 @pytest.mark.parametrize("name", ["llava-next-mistral-7b", "mistral-7b-instruct", "llama-3-8b-instruct", "gpt2"])
