@@ -46,7 +46,7 @@ def load_processor(name_or_path: str | Path, config: Any, image_backend: str = "
     folder, family = str(model_folder(name_or_path)), family_of(config, str(name_or_path))
     try:
         processor = family.read_processor(folder, image_backend)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise not_loaded(name_or_path, error) from error
     images = getattr(processor, "image_processor", None)
     came = "pil" if type(images).__name__.endswith("Pil") else "torchvision"

@@ -14,9 +14,6 @@ from mm_cb.core.errors import UserError
 def four_bit(dtype: torch.dtype, kept: Sequence[str]) -> BitsAndBytesConfig:
     """NF4 with double quantisation (the QLoRA paper's), computing in ``dtype``; modules in ``kept`` stay as they are.
 
-    transformers matches the names to keep from the start of a module's path, so each is given as the whole model and
-    as the model without head see it; ``"vision_tower"`` alone would not keep the whole model's tower out.
-
     Raises:
         UserError: If bitsandbytes is not installed.
     """
@@ -27,8 +24,16 @@ def four_bit(dtype: torch.dtype, kept: Sequence[str]) -> BitsAndBytesConfig:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=[f"{prefix}{name}" for name in kept for prefix in ("model.", "")],
+        llm_int8_skip_modules=skipped(kept),
     )
+
+
+def skipped(kept: Sequence[str]) -> list[str]:
+    """Modules to keep as transformers takes them, from the start of their paths: in the whole model and without head.
+
+    ``"vision_tower"`` alone would not keep the whole model's tower out.
+    """
+    return [f"{prefix}{name}" for name in kept for prefix in ("model.", "")]
 
 
 def assert_kept(model: nn.Module, kept: Sequence[str]) -> None:

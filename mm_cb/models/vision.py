@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 from image_attacks import ExactPreprocessing, Plan, on_white
 from mm_cb.models.base import ChatModel
@@ -31,8 +31,14 @@ class VisionModel(ChatModel):
 
     @classmethod
     def read_processor(cls, folder: str, image_backend: str) -> Any:
-        """As `ChatModel.read_processor`, with the image processor of one backend where it is available."""
-        return AutoProcessor.from_pretrained(folder, trust_remote_code=False, backend=image_backend)
+        """As `ChatModel.read_processor`, with the image processor of one backend where it is available.
+
+        It is read apart, because a video processor beside it would be asked for the same backend and has no choice.
+        """
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, backend=image_backend)
+        processor.image_processor = images
+        return processor
 
     def plan(self, image_size: tuple[int, int]) -> Plan:
         """What the image processor does with pictures of one size (height, width), for attacks through it.

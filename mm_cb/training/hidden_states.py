@@ -118,8 +118,8 @@ def _run(model: ChatModel, first: int, last: int, start: _Start) -> list[Tensor]
         state = model.run_block(index, state, start.arguments)
         states.append(state[0])
         state = model.next_state(index, state, start.rows)
-    if last == len(model.decoder_blocks):
-        states[-1] = model.final_norm(states[-1])
+    if last == len(model.decoder_blocks) and not isinstance(model.final_norm, nn.Identity):
+        states[-1] = model.final_norm(state[0])
     return states
 
 
