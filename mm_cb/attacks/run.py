@@ -99,11 +99,11 @@ def run_attack(
 
     def attack_all(folder: Path, chosen: Sequence[Behavior], progress: Progress) -> None:
         loaded = load_model(model, adapter=adapter, device=device, dtype=dtype, image_backend=options.image_backend)
+        canvas = loaded.canvas  # a model of text alone is refused here
         refuse_placeholders(chosen, loaded.processor.image_token)
         refuse_unsayable(chosen, loaded)
         refuse_too_large(chosen, options.batch)
         attacked = Subject(subject_name(adapter, system), loaded, adapted=adapter is not None, system=system)
-        canvas = loaded.canvas
         plans = [options.attack(name, epsilon, steps, restarts, seed, canvas) for name in names]
         for b in chosen:  # what cannot be attacked is said before the first batch
             picture = grey_canvas(canvas) if b.image is None or plans[0].universal else open_picture(b.image)

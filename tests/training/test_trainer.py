@@ -79,7 +79,7 @@ def model_kwargs(inputs):
         "attention_mask": inputs.attention_mask,
         "position_ids": inputs.text_positions,
         **({} if inputs.pixel_values is None else {"pixel_values": inputs.pixel_values}),
-        **({} if inputs.image_sizes is None else {"image_sizes": inputs.image_sizes}),
+        **inputs.beside,
     }
 
 
