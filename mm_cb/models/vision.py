@@ -136,9 +136,13 @@ def put(states: Tensor, inputs: ModelInputs, pictures: Any) -> Tensor:
 def moved(features: Any, shift: Tensor) -> Any:
     """An image tower's output with what stands for the pictures moved by ``shift`` ``(tokens, H)``."""
     pictures = features.pooler_output
-    lengths = [picture.reshape(-1, picture.shape[-1]).shape[0] for picture in pictures]
     tokens = joined(pictures) + shift
-    return type(features)(**{**features, "pooler_output": list(tokens.split(lengths))})
+    if isinstance(pictures, Tensor):
+        made: Any = tokens.view_as(pictures)
+    else:
+        lengths = [picture.numel() // picture.shape[-1] for picture in pictures]
+        made = [one.view_as(picture) for one, picture in zip(tokens.split(lengths), pictures, strict=True)]
+    return type(features)(**{**features, "pooler_output": made})
 
 
 def detached(value: Any) -> Any:
