@@ -10,11 +10,31 @@ import warnings
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 import mm_cb
 from mm_cb.cli import attack, data, demo, doctor, evaluate, judge, merge, report, train
 from mm_cb.core.errors import one_line, unknown
+
+
+class _Command(TyperCommand):
+    """A command whose help puts options under headings: those of ``rich_help_panel``, in the order they first come."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The line behind "Usage:", without what is only taken to be answered."""
+        shown = (p for p in self.get_params(ctx) if not getattr(p, "hidden", False))
+        return [self.options_metavar or "", *(piece for p in shown for piece in p.get_usage_pieces(ctx))]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options of every heading."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
 
 class _Group(TyperGroup):
@@ -58,11 +78,11 @@ def _root(
 COMMANDS = (demo, train, attack, judge, report, merge, doctor)
 for _module in COMMANDS:
     _name = _module.__name__.rpartition(".")[2]
-    app.command(_name, epilog=_module.EXAMPLE)(getattr(_module, _name))
+    app.command(_name, cls=_Command, epilog=_module.EXAMPLE)(getattr(_module, _name))
 app.add_typer(data.app, name="data", epilog=data.EXAMPLE, cls=_Group)
 app.add_typer(evaluate.app, name="eval", epilog=evaluate.EXAMPLE, cls=_Group)
 for _name, (_function, _example) in attack.SUBCOMMANDS.items():
-    app.command(_name, epilog=_example)(_function)
+    app.command(_name, cls=_Command, epilog=_example)(_function)
 
 
 def main() -> None:
