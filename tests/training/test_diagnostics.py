@@ -44,6 +44,17 @@ def test_measuring_draws_no_random_numbers_and_sees_a_change(build, examples):  
     assert first["held_out_circuit_breaker_cosine"] < 0.999
 
 
+def test_the_adapted_norm_moves_with_the_adapted_states_alone(build, examples):  # noqa: F811
+    found = []
+    for scale in (0, 0.3, 0.6):
+        trainer = build(scale=scale)
+        trainer._held_out = hold_out(examples, 2, 0, "alternate")[1]
+        found.append(trainer.measure_held_out())
+    for name in ("circuit_breaker", "retain"):
+        assert len({one[f"held_out_{name}_norm_reference"] for one in found}) == 1
+        assert len({one[f"held_out_{name}_norm_adapted"] for one in found}) == 3
+
+
 def test_the_diagnosis_refuses_a_dtype_that_is_none():
     script = Path(__file__).resolve().parents[2] / "scripts" / "diagnose.py"
     words = ["--model", "miniature", "--adapter", "nowhere", "--out", "nowhere", "--dtype", "foo", "a=b"]
