@@ -53,7 +53,7 @@ app = typer.Typer(
     name="mm-cb",
     cls=_Group,
     help="Train multimodal circuit breakers, attack them with images, measure what they keep, report it on one page.",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -99,6 +99,8 @@ def run(arguments: list[str]) -> int:
     from mm_cb.cli import failures
 
     command: Any = typer.main.get_command(app)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     try:
         code = command.main(args=arguments or ["--help"], prog_name="mm-cb", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
