@@ -38,7 +38,18 @@ class _Command(TyperCommand):
 
 
 class _Group(TyperGroup):
-    """Names the nearest command when one is mistyped."""
+    """Names the nearest command when one is mistyped, and lists commands with the whole of their first line."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All commands, ``attack verify`` behind ``attack``."""
+        first = [name for name in self.commands if " " not in name]
+        return sorted(self.commands, key=lambda name: (first.index(name.split()[0]), name))
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write every command with its first line, uncut."""
+        rows = [(name, self.commands[name].get_short_help_str(limit=300)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Look a command up (``attack verify`` is one), or raise a UserError that lists the valid ones."""
