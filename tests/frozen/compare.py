@@ -15,6 +15,10 @@ from safetensors.torch import load_file
 
 IGNORED_KEYS = {"versions", "git", "hardware", "started", "ended", "resumed", "seconds"}
 """When, where and how fast something ran. Paths are compared: all of them are relative."""
+ADDED_KEYS = {"worst_case", "prefilled", "in_worst_case", "labels"}
+"""What today's runs say beside what the frozen ones said."""
+MEASURED = ("items.jsonl", "results.json")
+"""Of a battery: its arms are the same, but for its sweep over epsilon, and so are the checks that it still makes."""
 ONLY_THERE = ("*.md",)
 """Files whose content is for people."""
 UNORDERED = ("parts/*.jsonl", "judgements/*.jsonl")
@@ -58,6 +62,18 @@ def first_difference(kept: Path, made: Path, *, exact: bool) -> Difference:
     return None
 
 
+def battery_difference(kept: Path, made: Path, *, exact: bool) -> Difference:
+    """The first difference of a sanity battery in what it measures and in the checks that both have."""
+    compare = _exactly if exact else _by_structure
+    for name in MEASURED:
+        if found := compare(name, kept / name, made / name):
+            return f"{name}{found}"
+    before, now = ({c["name"]: c for c in _read("checks.json", folder / "checks.json")} for folder in (kept, made))
+    if absent := sorted(now.keys() - before.keys()):
+        return f"checks.json: {absent[0]} is new"
+    return _walk({name: before[name] for name in now}, now, "checks.json") if exact else None
+
+
 def _names(folder: Path, exact: bool) -> set[str]:
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     return found if exact else {name for name in found if not _matches(name, BY_VERDICT)}
@@ -94,7 +110,7 @@ def _walk(kept: Any, made: Any, place: str = "") -> Difference:
     """Depth first, in the kept order."""
     if isinstance(kept, dict) and isinstance(made, dict):
         for key in [*kept, *(key for key in made if key not in kept)]:
-            if key in IGNORED_KEYS:
+            if key in IGNORED_KEYS or (key in ADDED_KEYS and key not in kept):
                 continue
             if key not in made or key not in kept:
                 return f"{place}, {key}: {'only kept' if key in kept else 'only made'}"
