@@ -100,7 +100,7 @@ def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
 def _sample_lines(plan: "Plan") -> Iterator[str]:
     """One decoded example of every source, what counts in its loss in brackets; or one line that says why not."""
     from mm_cb.models.families import load_processor
-    from mm_cb.training.run import load_examples
+    from mm_cb.training.inputs import load_examples
     from mm_cb.training.samples import first_of_each_source, marked
 
     recipe, masks = plan.recipe, plan.recipe.circuit_breaker.masks

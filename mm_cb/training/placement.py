@@ -42,17 +42,31 @@ def lora_paths(model: ChatModel, blocks: Sequence[int], projections: Sequence[st
         raise ValueError(
             f"`layers_to_transform` must name 0-based blocks in 0..{len(tower) - 1} of this model, got {list(blocks)}."
         )
-    linear = [
-        (block, name)
-        for block in sorted(set(blocks))
-        for name, module in tower[block].named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-    ]
-    there = {name.rsplit(".", 1)[-1] for _, name in linear}
+    there = linear_names(model, blocks)
     unmatched = [name for name in projections if name not in there]
     if unmatched or not projections:
-        raise ValueError(f"`lora.modules` must be among {sorted(there)} for this model, got {list(projections)}.")
-    return [f"{path}.{block}.{name}" for block, name in linear if name.rsplit(".", 1)[-1] in projections]
+        raise ValueError(f"`lora.modules` must be among {there} for this model, got {list(projections)}.")
+    return [f"{path}.{block}.{name}" for block, name in _linear(model, blocks) if _short(name) in projections]
+
+
+def linear_names(model: ChatModel, blocks: Sequence[int]) -> list[str]:
+    """Short names of the linear layers of these decoder blocks: ``["down_proj", "gate_proj", ...]``."""
+    return sorted({_short(name) for _, name in _linear(model, blocks)})
+
+
+def _linear(model: ChatModel, blocks: Sequence[int]) -> list[tuple[int, str]]:
+    """Block and name within it of every linear layer, in the order of the model."""
+    return [
+        (block, name)
+        for block in sorted(set(blocks))
+        if 0 <= block < len(model.decoder_blocks)
+        for name, module in model.decoder_blocks[block].named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    ]
+
+
+def _short(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
 
 
 def first_adapted_block(model: ChatModel) -> int:
