@@ -38,7 +38,8 @@ def put_lora(model: Family, paths: Sequence[str], config: LoraConfig) -> Family:
         The model with its adapter, which is all that can train.
     """
     config = copy.copy(config)
-    config.target_modules, config.layers_to_transform, config.layers_pattern = set(paths), None, None
+    config.target_modules = set(paths)  # type: ignore[assignment]  # as PEFT itself keeps them
+    config.layers_to_transform = config.layers_pattern = None
     config.fan_in_fan_out = isinstance(model.base.get_submodule(paths[0]), Conv1D)
     with quiet_libraries():
         adapted = get_peft_model(model.base, config)

@@ -69,6 +69,15 @@ def _short(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
+def folded(model: ChatModel, paths: Sequence[str]) -> str:
+    """Modules of the decoder blocks in one line: ``model.layers.{0-2}.{self_attn.q_proj, mlp.up_proj}``."""
+    pairs = [path.removeprefix(f"{model.language_path}.").split(".", 1) for path in paths]
+    blocks, names = (list(dict.fromkeys(side)) for side in zip(*pairs, strict=True))
+    whole = [str(block) for block in range(int(blocks[0]), int(blocks[-1]) + 1)]
+    shown = f"{blocks[0]}-{blocks[-1]}" if blocks == whole and len(blocks) > 1 else ",".join(blocks)
+    return f"{model.language_path}.{{{shown}}}.{{{', '.join(names)}}}"
+
+
 def first_adapted_block(model: ChatModel) -> int:
     """The lowest decoder block with LoRA; below it, adapter on and off are the same."""
     adapted = [any("lora_" in name for name, _ in block.named_parameters()) for block in model.decoder_blocks]

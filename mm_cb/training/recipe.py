@@ -27,6 +27,25 @@ def recipe_names() -> list[str]:
     return list(recipe_files())
 
 
+def recipe_text(name_or_path: str | Path) -> str:
+    """A recipe's file as it is written, with its comments.
+
+    Raises:
+        UserError: If there is none.
+    """
+    path = _file(name_or_path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the recipe `{path}`: {error}") from error
+
+
+def recipe_summary(name_or_path: str | Path) -> str:
+    """What a recipe is for: the comment in its first line."""
+    first = recipe_text(name_or_path).partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply overrides.
 
@@ -73,21 +92,25 @@ def first_problem(error: ValidationError) -> str:
 
 def _read(name_or_path: str | Path) -> dict[str, Any]:
     """The fields of a recipe file, unchecked."""
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        files = recipe_files()
-        if str(name_or_path) not in files:
-            raise unknown("recipe", str(name_or_path), files)
-        path = files[str(name_or_path)]
+    path = _file(name_or_path)
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the recipe `{path}`: {error}") from error
+        fields = yaml.safe_load(recipe_text(path))
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"the recipe `{path}` is not YAML: {error}") from error
     if not isinstance(fields, dict):
         raise UserError(f"the recipe `{path}` must hold `key: value` lines, got {type(fields).__name__}.")
     return fields
+
+
+def _file(name_or_path: str | Path) -> Path:
+    """The file of a shipped name, or the path itself."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    files = recipe_files()
+    if str(name_or_path) not in files:
+        raise unknown("recipe", str(name_or_path), files)
+    return files[str(name_or_path)]
 
 
 def _value(override: str, value: str) -> Any:

@@ -178,13 +178,13 @@ for _entry in (
         "rmu",
         rmu_loss,
         "mean distance of h to one fixed random state of length `scale` (RMU)",
-        f"{_PAPER}, Table 8. Deviation from RMU itself (Li et al. 2024, arXiv:2403.03218): the length of the difference "
-        "in place of its mean square; r is uniform in [0, 1) and of length 1, as there.",
+        f"{_PAPER}, Table 8. Deviation from RMU (Li et al. 2024, arXiv:2403.03218): the length of the difference in "
+        "place of its mean square; r is uniform in [0, 1) and of length 1, as there.",
         "held-out circuit-breaker norm goes to `scale`, cosine_to_draw towards 1",
         settings={
             "scale": Setting(
                 20.0,
-                "Length of the state to go to, as hidden states are measured (paper: not stated; RMU: 6.5 for a 7B).",
+                "Length of the state to go to, in that of hidden states (paper: not stated; RMU: 6.5 for a 7B).",
             )
         },
         random="run",

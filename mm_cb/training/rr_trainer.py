@@ -2,6 +2,7 @@
 
 import copy
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, se
 from mm_cb.core.runs import read_jsonl, write_jsonl
 from mm_cb.data.examples import OnUnreadable
 from mm_cb.data.records import as_examples
-from mm_cb.models import ChatModel, TextModel, load_tower
+from mm_cb.models import ChatModel, TextModel, TokenRole, load_tower
+from mm_cb.models.chat import chat, render_chat
 from mm_cb.models.families import load_processor, read_config, skeleton
 from mm_cb.models.fingerprint import fingerprint
 from mm_cb.models.text import TextProcessor
@@ -113,13 +115,14 @@ class RRTrainer(ReroutingTrainer):
         )
         language_tower(base).config._attn_implementation = attention  # `train` changes it, and back
 
-    def train(self, resume_from_checkpoint: bool | str | Path | None = None, **options: Any) -> Any:
+    def train(  # type: ignore[override]  # transformers' other options are for trials and evaluation
+        self, resume_from_checkpoint: bool | str | Path | None = None
+    ) -> Any:
         """Train to the end.
 
         Args:
             resume_from_checkpoint: A checkpoint's folder; True = the newest complete one in ``output_dir``, if there is
                 any. The result is the same, byte for byte on a CPU, as without interruption.
-            options: As in transformers.
 
         Returns:
             Transformers' ``TrainOutput``.
@@ -134,7 +137,7 @@ class RRTrainer(ReroutingTrainer):
         self._forget(0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]))
         set_seed(self.settings.seed)
         with lent(self._encoder, self._kept, recompute=self.settings.recompute):
-            return super().train(None if checkpoint is None else str(checkpoint), **options)
+            return super().train(None if checkpoint is None else str(checkpoint))
 
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
         """Write the adapter as a folder that ``PeftModel.from_pretrained`` loads on the whole model.
@@ -191,7 +194,7 @@ def _wrapped(model: Any, processing_class: Any, args: RRConfig) -> ChatModel:
         )
     if told := [name for name in _OF_A_NAME if name in args.model_fields_set]:
         raise ValueError(f"`{told[0]}` is for a model given by name; this one is loaded already, leave it out.")
-    name = model.name if isinstance(model, ChatModel) else given.name_or_path
+    name = model.name if isinstance(model, ChatModel) else str(given.name_or_path or "")
     shell = model if isinstance(model, ChatModel) else skeleton(given.config, name)
     processor = shell.processor
     if processing_class is not None:
@@ -203,11 +206,20 @@ def _wrapped(model: Any, processing_class: Any, args: RRConfig) -> ChatModel:
 
 def _processor(model: ChatModel, given: Any) -> Any:
     """The user's processor or tokenizer as the model's family takes it."""
+    processor = given
     if isinstance(model, TextModel):
-        return given if isinstance(given, TextProcessor) else TextProcessor(copy.deepcopy(given))
-    if not hasattr(given, "image_processor") or not hasattr(given, "tokenizer"):
+        processor = given if isinstance(given, TextProcessor) else TextProcessor(copy.deepcopy(given))
+    elif not hasattr(given, "image_processor") or not hasattr(given, "tokenizer"):
         raise TypeError(f"`processing_class` must be the processor of a model that sees, got {type(given).__name__}.")
-    return given
+    answered = render_chat(processor, chat("a", completion="b"))
+    end = str(processor.tokenizer.eos_token)
+    if not any(answered.text[: span.end].endswith(end) for span in answered.spans if span.role == TokenRole.COMPLETION):
+        warnings.warn(
+            f"the chat template of `processing_class` does not end an answer with `{end}`, so that ends of answers do "
+            "not count in the losses; leave `processing_class` out to take the model's own.",
+            stacklevel=4,
+        )
+    return processor
 
 
 def _checkpoints(args: RRConfig) -> Path:
