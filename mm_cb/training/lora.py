@@ -39,9 +39,9 @@ def placed(model: ChatModel, config: Any, target_layers: Sequence[int]) -> tuple
 
     Args:
         model: The whole model, or its shapes.
-        config: A ``LoraConfig``. ``target_modules``: short names, ends of paths, full paths, a pattern for full paths;
-            None and ``"all-linear"`` = every linear layer of the blocks. ``layers_to_transform``: 0-based blocks; None
-            = the blocks that full paths name, else all up to the top target.
+        config: A ``LoraConfig``. ``target_modules``: short names, ends of paths, full paths, or a pattern for full
+            paths; None and ``"all-linear"`` = every linear layer of the blocks. ``layers_to_transform``: 0-based
+            blocks; None = those that full paths name, else all that feed the top target.
         target_layers: Hidden states that the loss reroutes.
 
     Returns:
@@ -59,28 +59,27 @@ def placed(model: ChatModel, config: Any, target_layers: Sequence[int]) -> tuple
     if config.bias != "none":
         raise ValueError(f"`peft_config.bias` must be 'none': nothing but LoRA may train, got {config.bias!r}.")
     targets, blocks = config.target_modules, config.layers_to_transform
-    tower = range(len(model.decoder_blocks))
     if isinstance(blocks, int):
         blocks = [blocks]
-    chosen = list(tower) if blocks is None else list(blocks)
-    candidates = lora_paths(model, chosen, linear_names(model, chosen))
-    if targets is None or targets == "all-linear":
-        paths = candidates
-    elif isinstance(targets, str):
-        paths = [path for path in candidates if re.fullmatch(targets, path)]
-        if not paths:
-            raise ValueError(_outside(model, chosen, [targets]))
+    chosen = list(range(len(model.decoder_blocks))) if blocks is None else list(blocks)
+    everything = lora_paths(model, chosen, linear_names(model, chosen))
+    if isinstance(targets, str) and targets != "all-linear":
+        paths, unmatched = [path for path in everything if re.fullmatch(targets, path)], [targets]
     else:
-        unmatched = [name for name in targets if not any(_ends(path, name) for path in candidates)]
-        if unmatched:
-            raise ValueError(_outside(model, chosen, unmatched))
-        paths = [path for path in candidates if any(_ends(path, name) for name in targets)]
-        if blocks is None and all(name in candidates for name in targets):
-            return paths, _blocks_of(model, paths)
+        names = linear_names(model, chosen) if targets is None or isinstance(targets, str) else sorted(targets)
+        paths = [path for path in everything if any(_ends(path, name) for name in names)]
+        unmatched = [name for name in names if not any(_ends(path, name) for path in everything)]
+        if blocks is None and set(names) == set(paths):  # full paths say where they are
+            blocks = chosen
+        paths = [] if unmatched else paths
     if blocks is None:
-        below = {block for block in tower if block < max(target_layers)}
-        paths = [path for path in paths if _block(model, path) in below]
-    return paths, _blocks_of(model, paths)
+        paths = [path for path in paths if _block(model, path) < max(target_layers)]
+    if not paths:
+        raise ValueError(
+            f"`peft_config.target_modules` must name linear layers of the language tower, `{model.language_path}`, in "
+            f"blocks {chosen[0]}..{chosen[-1]}; {unmatched} are not there, {linear_names(model, chosen)} are."
+        )
+    return paths, sorted({_block(model, path) for path in paths})
 
 
 def _ends(path: str, name: str) -> bool:
@@ -89,14 +88,3 @@ def _ends(path: str, name: str) -> bool:
 
 def _block(model: ChatModel, path: str) -> int:
     return int(path.removeprefix(f"{model.language_path}.").partition(".")[0])
-
-
-def _blocks_of(model: ChatModel, paths: Sequence[str]) -> list[int]:
-    return sorted({_block(model, path) for path in paths})
-
-
-def _outside(model: ChatModel, blocks: Sequence[int], names: Sequence[str]) -> str:
-    return (
-        f"`peft_config.target_modules` must name linear layers of the language tower, `{model.language_path}`, in "
-        f"blocks {blocks[0]}..{blocks[-1]}; {sorted(names)} are not there, {linear_names(model, blocks)} are."
-    )
