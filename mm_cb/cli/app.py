@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 import mm_cb
-from mm_cb.cli import attack, data, demo, doctor, evaluate, judge, merge, report, train
+from mm_cb.cli import attack, data, demo, doctor, evaluate, judge, merge, report, score, train
 from mm_cb.core.errors import one_line, unknown
 
 
@@ -60,7 +60,8 @@ for _module in COMMANDS:
     _name = _module.__name__.rpartition(".")[2]
     app.command(_name, epilog=_module.EXAMPLE)(getattr(_module, _name))
 app.add_typer(data.app, name="data", epilog=data.EXAMPLE, cls=_Group)
-app.add_typer(evaluate.app, name="eval", epilog=evaluate.EXAMPLE, cls=_Group)
+app.add_typer(evaluate.app, name="eval", epilog=evaluate.EXAMPLE, cls=evaluate.BenchmarkGroup)
+app.add_typer(score.app, name="score", epilog=score.EXAMPLE, cls=_Group)
 for _name, (_function, _example) in attack.SUBCOMMANDS.items():
     app.command(_name, epilog=_example)(_function)
 
