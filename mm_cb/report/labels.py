@@ -4,23 +4,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from mm_cb.attacks.registry import KINDS
+from mm_cb.attacks.registry import attacks
 from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.results import Measurement
 from mm_cb.metrics.table import metric
 
 SUBJECTS = {"base": "base", "base+safety_prompt": "base + safety prompt", "rr": "circuit breaker (RR)"}
 SHORT_SUBJECTS = {"base": "base", "base+safety_prompt": "base + prompt", "rr": "RR"}
-CONDITIONS = {
-    "no_attack": "no attack",
-    "noise": "random noise",
-    "pgd": "PGD",
-    "pgd_adaptive": "adaptive PGD",
-    "pgd_clean_teacher": "clean-teacher PGD",
-    "worst_case": "worst of all attacks",
-}
+CONDITIONS = {**{entry.name: entry.label for entry in attacks()}, "worst_case": "worst of all attacks"}
 CONDITIONS |= {
-    **{f"{BESIDE}{name}": f"beside pictures under {CONDITIONS.get(name, name.replace('_', ' '))}" for name in KINDS},
+    **{f"{BESIDE}{entry.name}": f"beside pictures under {entry.label}" for entry in attacks()},
     f"{BESIDE}no_attack": "beside clean pictures",
     f"{BESIDE}noise": "beside noisy pictures",
 }
