@@ -223,7 +223,7 @@ def parameters(words):
 
     from mm_cb import cli
 
-    command, depth = typer.main.get_command(cli.app), 0
+    command, depth = typer.main.get_command(cli.app.app), 0
     words = [kind(words), *words[1:]]
     while hasattr(command, "commands"):
         command, depth = command.commands[words[depth]], depth + 1

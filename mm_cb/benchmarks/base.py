@@ -126,7 +126,7 @@ class Benchmark:
             scores = self.score(question, completion)
             broken = degenerate(completion) is not None
             for rule, score in (scores if isinstance(scores, Mapping) else {self.metrics[0].strict: scores}).items():
-                item = {"id": question.id, "metric": self.metrics[0].name, "subject": session.subject}
+                item: dict[str, Any] = {"id": question.id, "metric": self.metrics[0].name, "subject": session.subject}
                 item |= {"condition": rule, "split": question.split, "category": question.category}
                 item |= {"prompt": question.prompt, "completion": completion, "parsed": score.parsed}
                 item |= {"reference": question.reference, "outcome": None, "score": score.value, "gibberish": broken}

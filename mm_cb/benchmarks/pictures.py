@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,19 +124,18 @@ def fingerprint(questions: Sequence[Question], *, pictures: bool = True) -> str:
         UserError: If a picture does not exist.
     """
     digest = hashlib.sha256()
-    content = cache(_content)
     for q in questions:
         digest.update(repr((q.id, q.prompt, q.reference, q.category, q.split)).encode("utf-8", "backslashreplace"))
         for picture in q.pictures if pictures else ():
-            digest.update(content(picture))
+            digest.update(_digest(picture) if isinstance(picture, Path) else _content(picture))
     return digest.hexdigest()
 
 
-def _content(picture: Path | Picture) -> bytes:
-    if isinstance(picture, StoredPicture):
-        return picture.data
-    if not isinstance(picture, Path):
-        return picture.convert("RGB").tobytes()
+def _content(picture: Picture) -> bytes:
+    return picture.data if isinstance(picture, StoredPicture) else picture.convert("RGB").tobytes()
+
+
+def _digest(picture: Path) -> bytes:
     try:
         return file_sha256(picture).encode()
     except OSError as e:

@@ -59,7 +59,7 @@ def eval_command(benchmark: Benchmark) -> Callable[..., None]:
         _words(),
     ]
     parameters += [_hidden(name) for name in hidden]
-    return _described(command, parameters, f"Measure {benchmark.about}. It needs {benchmark.needs}.")
+    return _described(command, parameters, f"{benchmark.title}: {benchmark.about}. It needs {benchmark.needs}.")
 
 
 def score_command(benchmark: Benchmark) -> Callable[..., None]:
@@ -158,7 +158,8 @@ def _words() -> Parameter:
 def _hidden(name: str) -> Parameter:
     """A flag of `mm-cb score`, taken by `mm-cb eval` only to be answered."""
     switch = name == "official_failures"
-    annotation = Annotated[bool if switch else str | None, typer.Option(_flag(name), hidden=True)]
+    type_: Any = bool if switch else str | None
+    annotation: Any = Annotated[type_, typer.Option(_flag(name), hidden=True)]
     return Parameter(name, Parameter.KEYWORD_ONLY, default=False if switch else None, annotation=annotation)
 
 

@@ -4,17 +4,16 @@ from typing import Annotated, Any
 
 import typer
 import typer.main
-from typer.core import TyperGroup
 
 from mm_cb.benchmarks.base import Benchmark
 from mm_cb.benchmarks.registry import benchmark_names, get_benchmark
 from mm_cb.cli.benchmark_flags import eval_command
-from mm_cb.cli.grouped_help import GroupedCommand
+from mm_cb.cli.groups import Command, Group
 
 EXAMPLE = "Example: mm-cb eval mmmu --model miniature --data my-copy --out runs/mmmu"
 
 
-class BenchmarkGroup(TyperGroup):
+class BenchmarkGroup(Group):
     """Knows the registered benchmarks, and those that a Python file registers."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -37,7 +36,7 @@ def _alone(benchmark: Benchmark) -> typer.Typer:
 
 def _add(to: typer.Typer, benchmark: Benchmark) -> None:
     example = f"Example: mm-cb eval {benchmark.name} --model miniature {benchmark.example} --out runs/{benchmark.name}"
-    to.command(benchmark.name, epilog=example, cls=GroupedCommand)(eval_command(benchmark))
+    to.command(benchmark.name, epilog=example, cls=Command)(eval_command(benchmark))
 
 
 app = typer.Typer(help="Measure what a model can still do, by one of the benchmarks below.", rich_markup_mode=None)

@@ -4,7 +4,7 @@ import typer
 
 from mm_cb.benchmarks.registry import benchmark_names, get_benchmark
 from mm_cb.cli.benchmark_flags import score_command
-from mm_cb.cli.grouped_help import GroupedCommand
+from mm_cb.cli.groups import Command
 
 EXAMPLE = "Example: mm-cb score mmmu --responses outputs --out runs/mmmu"
 
@@ -13,4 +13,4 @@ for _name in benchmark_names():
     _benchmark = get_benchmark(_name)
     if _benchmark.stored is not None:
         _example = f"Example: mm-cb score {_name} {_benchmark.score_example} --out runs/{_name}"
-        app.command(_name, epilog=_example, cls=GroupedCommand)(score_command(_benchmark))
+        app.command(_name, epilog=_example, cls=Command)(score_command(_benchmark))

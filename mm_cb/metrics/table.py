@@ -130,7 +130,9 @@ def to_json(one: Metric) -> dict[str, Any]:
 def from_json(content: dict[str, Any]) -> Metric:
     """A metric as `to_json` wrote it; keys of later versions are left out."""
     known = {field.name for field in fields(Metric)}
-    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items() if key in known}
+    plain: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in content.items() if key in known
+    }
     return Metric(**plain)
 
 

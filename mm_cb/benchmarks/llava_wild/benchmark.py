@@ -146,8 +146,8 @@ class LlavaWild(Benchmark):
         rule = _rule(settings)
         judge = JudgeSource(settings.judge_model, settings.judge_endpoint, source.device)
         questions = read_questions(data)[: settings.limit or None]
-        identity = {"settings": settings.identity(), "questions_sha256": fingerprint(questions), "judge": judge.model}
-        identity |= {"judge_endpoint": "served" if judge.endpoint else None}
+        identity: dict[str, Any] = {"settings": settings.identity(), "questions_sha256": fingerprint(questions)}
+        identity |= {"judge": judge.model, "judge_endpoint": "served" if judge.endpoint else None}
         identity |= {"rule_sha256": rule.sha256, "rule_is_original": rule.original}
         orders = ORDERS if settings.orders == "both" else ORDERS[:1]
         plan = Plan(rule, settings.judge_runs, orders, settings.judge_system)

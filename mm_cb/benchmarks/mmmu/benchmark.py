@@ -130,7 +130,7 @@ class Mmmu(Benchmark):
             recipe |= {"responses": stored.responses, "subjects": list(stored.subjects)}
         else:
             files = [Path(stored.predictions), Path(stored.answers)]
-            scored = read_predictions(*files, stored.subjects)
+            scored = read_predictions(files[0], files[1], stored.subjects)
             recipe |= {"predictions": stored.predictions, "answers": stored.answers}
             recipe |= {"subjects": ",".join(stored.subjects)}
         finish_stored(self, recipe | {"subject": subject}, files, out, subject=subject, seed=seed, tools=scored)
