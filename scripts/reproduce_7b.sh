@@ -22,7 +22,7 @@
 #   CHECK          (nothing)                               further `mm-cb attack check` arguments, or none: see below
 #   JUDGE          needed                                  `mm-cb judge --help` lists them; none = the model's own, if any
 #   JUDGING        (nothing)                               further `mm-cb judge` arguments: "--endpoint URL"
-#   EVAL           (nothing)                               further `mm-cb eval` arguments: "batch=16"
+#   EVAL           (nothing)                               further `mm-cb eval` arguments: "--batch 16"
 #   MMMU           MMMU/MMMU                               hub id, local copy, or none
 #   LLAVA_WILD     lmms-lab/llava-bench-in-the-wild        hub id, local copy, or none
 #   RULE_FILE      needed with LLAVA_WILD                  the original rule file, LLaVA's llava/eval/table/rule.json

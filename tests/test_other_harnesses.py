@@ -29,7 +29,7 @@ def here():
 
     from mm_cb import cli
 
-    known = typer.main.get_command(cli.app).commands
+    known = typer.main.get_command(cli.app.app).commands
     return [words for words in commands("mm-cb") if words[0] in known]
 
 

@@ -223,7 +223,7 @@ def parameters(words):
 
     from mm_cb import cli
 
-    command, depth = typer.main.get_command(cli.app), 0
+    command, depth = typer.main.get_command(cli.app.app), 0
     words = [kind(words), *words[1:]]
     while hasattr(command, "commands"):
         command, depth = command.commands[words[depth]], depth + 1
@@ -257,7 +257,7 @@ def test_the_printed_commands_run_on_the_miniature(given, tmp_path, monkeypatch)
         **given, "MODEL": "miniature", "RECIPE": "miniature", "TRAIN": "training.max_steps=1", "STEPS": "1",
         "ATTACK": "max_new_tokens=8",
         "DEVICE": "cpu", "DTYPE": "float32", "JUDGE": "refusal-strings", "MMMU": "mmmu", "LLAVA_WILD": "none",
-        "EVAL": "batch=30 max_new_tokens=2", "CHECK": "sweep=255 iterates=0",
+        "EVAL": "--batch 30 --max-new-tokens 2", "CHECK": "sweep=255 iterates=0",
     }  # fmt: skip
     commands, _ = printed(tmp_path, small)
     for command in commands:

@@ -12,7 +12,7 @@ from mm_cb.cli import failures
 from mm_cb.cli.options import parse_epsilon
 from mm_cb.core.errors import UserError
 
-COMMANDS = ["demo", "train", "attack", "eval", "judge", "report", "merge", "doctor", "data"]
+COMMANDS = ["demo", "train", "attack", "eval", "score", "judge", "report", "merge", "doctor", "data"]
 ATTACK = ["attack", "--model", "miniature", "--behaviors", "b.jsonl", "--out", "o"]
 
 
