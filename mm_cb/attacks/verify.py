@@ -123,6 +123,7 @@ def read_artefacts(folder: Path) -> list[Artefact]:
             content = json.loads(path.read_bytes())
             own = (folder / content["image"]).resolve() == picture.resolve()
             inside = (folder / content["clean_image"]).resolve().is_relative_to((folder / "images").resolve())
+            from_artefact(content)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"`{path}` must be the JSON of the picture beside it, but cannot be read: {error}"
@@ -146,6 +147,8 @@ def _check_items(
 ) -> None:
     """Every behaviour under every attack, each with its worst answer; items and pictures tell the same story."""
     path, known, named = folder / "items.jsonl", {a["image"]: a for a in artefacts}, set()
+    if strange := sorted({a["attack"]["name"] for a in artefacts} - configs.keys()):
+        raise UserError(f"`{folder}` holds pictures of `{strange[0]}`, which its run.json does not name. {_AGAIN}")
     if (folder / KEPT_AS).is_file():
         asked, shard = kept_behaviors(folder), run["recipe"].get("shard")
         asked = asked if shard is None else Shard.parse(shard).part(asked)

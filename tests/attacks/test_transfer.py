@@ -67,23 +67,21 @@ def test_behaviours_that_keep_their_ids_but_not_their_texts_are_refused(runs, tm
     assert not (tmp_path / "out").exists()
 
 
+OTHER_BUDGETS = {
+    **{"steps": 2, "restarts": 2, "seed": 1, "iterates": 3, "samples": 2, "chain": True, "optimizer": "sign"},
+    **{"max_new_tokens": 8, "temperature": 0.5, "image_backend": "torchvision"},
+}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
+        *((key, value, f"{key}=.* and .* {key}={value}") for key, value in OTHER_BUDGETS.items()),
         ("attack", "noise,pgd", "no such attack and .* noise"),
-        *(
-            (key, value, f"{key}=.* and .* {key}={value}")
-            for key, value in (("steps", 2), ("restarts", 2), ("seed", 1))
-        ),
-        *(("epsilon", 9, "linf of 8/255 and .* linf of 9/255"), ("threat_model", "patch:3", "linf of 8/255 and .* patch:3 of 8/255")),
-        *(("train", 2, "universal_train=0 and .* universal_train=2"), ("dtype", "bfloat16", "float32 and .* bfloat16")),
-        *(
-            (key, value, f"{key}=.* and .* {key}={value}")
-            for key, value in (
-                *(("iterates", 3), ("samples", 2), ("chain", True), ("optimizer", "sign"), ("max_new_tokens", 8)),
-                *(("temperature", 0.5), ("image_backend", "torchvision")),
-            )
-        ),
+        ("epsilon", 9, "linf of 8/255 and .* linf of 9/255"),
+        ("threat_model", "patch:3", "linf of 8/255 and .* patch:3 of 8/255"),
+        ("train", 2, "universal_train=0 and .* universal_train=2"),
+        ("dtype", "bfloat16", "float32 and .* bfloat16"),
     ],
 )
 def test_another_budget_is_refused_by_the_first_setting_that_differs(runs, tmp_path, key, value, told):

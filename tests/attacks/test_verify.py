@@ -131,8 +131,8 @@ def test_losses_in_bfloat16_are_held_to_what_bfloat16_holds_and_a_forged_one_is_
     model = load_model("miniature", dtype="bfloat16")
     monkeypatch.setattr("mm_cb.attacks.verify.load_model", lambda *_, **__: model)
     edited(few / "run.json", lambda run: run["recipe"].update(dtype="bfloat16"))
-    with pytest.raises(UserError, match=r"checks.json.*made again it differs"):  # whose words name the dtype
-        verify_run(few)
+    rows = verify_run(few)
+    assert all(1e-4 < abs(row.loss_found - row.loss_recorded) for row in rows)
     assert "2 of 2 pictures agree (bfloat16 losses to 0.0001 or 3.1 %" in " ".join(capsys.readouterr().out.split())
     forge(few, loss=lambda loss: round(loss * 1.1, 5))
     refused(few, "loss .* recorded")
@@ -222,7 +222,7 @@ def test_a_run_that_names_no_model_has_nothing_to_verify(few, capsys):
         ({"nll_base": lambda v: v + 3e-4}, "nll_base .* recorded"),
         ({"epsilon": lambda v: v - 1}, "epsilon 7/255 recorded, 8/255 found"),
         ({"attack": lambda v: v | {"epsilon": 9}}, "states other settings than run.json"),
-        ({"attack": lambda v: v | {"threat_model": "l3:1"}}, "`norm` must be one of"),
+        ({"attack": lambda v: v | {"threat_model": "l3:1"}}, "must be the JSON of the picture.*`norm` must be one of"),
         ({"protocol": lambda v: v | {"samples": 3}}, "states other settings than run.json"),
         ({"target": lambda v: "sure"}, "loss .* recorded"),
         ({"prompt": lambda v: "sure"}, "loss .* recorded"),
@@ -239,8 +239,8 @@ def test_a_number_that_is_not_the_files_is_named(few, values, match):
 )
 def test_a_run_that_states_another_experiment_is_noticed(few, stated):
     def forged(run):
-        for part in (run, run["recipe"], run["recipe"]["options"]):
-            part |= {key: value for key, value in stated.items() if key in part or part is run["recipe"]["options"]}
+        for key, value in stated.items():
+            next((part for part in (run, run["recipe"]) if key in part), run["recipe"]["options"])[key] = value
 
     edited(few / "run.json", forged)
     refused(few, "its JSON states other settings than run.json")
@@ -295,12 +295,17 @@ def test_a_forged_answer_is_noticed_though_its_verdict_and_its_hash_fit(few, cap
     assert "2 of 2 greedy answers differ" in capsys.readouterr().out
 
 
+def test_pictures_of_an_attack_that_the_run_does_not_name_are_noticed(run):
+    edited(run / "run.json", lambda content: content["recipe"].update(attack="pgd,pgd_long,prefill"))
+    refused(run, "holds pictures of `noise`, which its run.json does not name")
+
+
 def test_another_models_answers_are_noticed(few, monkeypatch):
     other = load_model("miniature")
     torch.manual_seed(0)
     with torch.no_grad():
         for block in other.decoder_blocks:
-            block.mlp.down_proj.weight.add_(0.1 * torch.randn_like(block.mlp.down_proj.weight))
+            block.mlp.down_proj.weight.add_(0.5 * torch.randn_like(block.mlp.down_proj.weight))
     monkeypatch.setattr("mm_cb.attacks.verify.load_model", lambda *_, **__: other)
     refused(few, "loss .* recorded.*the model's answer is another one than the run stored.*2 of 2 pictures disagree")
 
@@ -329,6 +334,7 @@ def judged(run, verdict="other"):
     items = read_jsonl(run / "items.jsonl")
     ones = [(item, one) for item in items for one in item["candidates"]]
     (run / "judgements").mkdir()
+    (run / "judgements" / "other.json").write_text(json.dumps({"judge": "other", "source": {}}))
     write_jsonl(run / "judgements" / "as-run.jsonl", [{"key": key_of(i, c), "outcome": c["outcome"]} for i, c in ones])
     given = [{"key": key_of(i, c), "outcome": verdict, "score": None} for i, c in ones]
     write_jsonl(run / "judgements" / "other.jsonl", given)
@@ -380,7 +386,7 @@ def test_a_picture_that_was_left_out_is_noticed(run):
 
 def counts(metric, name):
     def edit(results):
-        next(m for m in results["measurements"] if m["metric"] == metric)["counts"][name] += 1
+        next(m for m in results["measurements"] if m["metric"] == metric and name in m["counts"])["counts"][name] += 1
 
     return edit
 

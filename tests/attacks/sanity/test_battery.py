@@ -297,11 +297,14 @@ def test_the_command_leaves_a_run_directory_with_checks_and_every_judged_picture
     def stopped(*given):
         raise UserError("stopped behind the measurements")
 
+    def measures(*given):
+        raise AssertionError("nothing is to be measured")
+
     with monkeypatch.context() as patched:
         patched.setattr("mm_cb.attacks.sanity.run.checks_of", stopped)
         assert cli.run([*arguments, "--out", str(out), *sizes]) == 2
     with monkeypatch.context() as patched:  # what was measured before the stop is not measured again
-        patched.setattr("mm_cb.attacks.sanity.run.measure_bed", None)
+        patched.setattr("mm_cb.attacks.sanity.run.measure_bed", measures)
         assert cli.run([*arguments, "--out", str(out), *sizes]) == 0
     assert not (out / "parts").exists()
     battery = json.loads((out / "battery.json").read_text())
@@ -340,7 +343,7 @@ def test_the_command_leaves_a_run_directory_with_checks_and_every_judged_picture
     unsayable = json.loads(line_of_the_file) | {"target": "Ça va", "benign_target": True}
     (tmp_path / "behaviors.jsonl").write_text(json.dumps(unsayable) + "\n")
     with monkeypatch.context() as patched:
-        patched.setattr("mm_cb.attacks.sanity.run.measure_bed", None)
+        patched.setattr("mm_cb.attacks.sanity.run.measure_bed", measures)
         assert cli.run([*arguments, "--out", str(tmp_path / "third"), "--steps", "2"]) == 2
     assert "cannot write its target" in capsys.readouterr().err
 
