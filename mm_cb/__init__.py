@@ -1,8 +1,29 @@
 """mm_cb: train multimodal circuit breakers, attack them with images, measure what they keep, report it on one page.
 
-Importing this package is cheap on purpose: nothing here imports torch or transformers.
+Importing this package is cheap on purpose: nothing here imports torch or transformers before one of its names is used.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import mm_cb.miniature  # noqa: F401  (the one place that knows the guest, whose import registers it)
 
+if TYPE_CHECKING:
+    from mm_cb.training.rr_config import RRConfig
+    from mm_cb.training.rr_trainer import RRTrainer
+
 __version__ = "0.1.0"
+__all__ = ["RRConfig", "RRTrainer"]
+
+_AT_FIRST_USE = {"RRConfig": "mm_cb.training.rr_config", "RRTrainer": "mm_cb.training.rr_trainer"}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first asked for."""
+    if name not in _AT_FIRST_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_AT_FIRST_USE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_AT_FIRST_USE])

@@ -38,7 +38,18 @@ class _Command(TyperCommand):
 
 
 class _Group(TyperGroup):
-    """Names the nearest command when one is mistyped."""
+    """Names the nearest command when one is mistyped, and lists commands with the whole of their first line."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All commands, ``attack verify`` behind ``attack``."""
+        first = [name for name in self.commands if " " not in name]
+        return sorted(self.commands, key=lambda name: (first.index(name.split()[0]), name))
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write every command with its first line, uncut."""
+        rows = [(name, self.commands[name].get_short_help_str(limit=300)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Look a command up (``attack verify`` is one), or raise a UserError that lists the valid ones."""
@@ -53,7 +64,7 @@ app = typer.Typer(
     name="mm-cb",
     cls=_Group,
     help="Train multimodal circuit breakers, attack them with images, measure what they keep, report it on one page.",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -99,6 +110,8 @@ def run(arguments: list[str]) -> int:
     from mm_cb.cli import failures
 
     command: Any = typer.main.get_command(app)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     try:
         code = command.main(args=arguments or ["--help"], prog_name="mm-cb", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
