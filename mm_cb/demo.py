@@ -102,12 +102,12 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "
             f"\n{_conclusion(run.path)}\n{'' if full else _SHORT}"
             f"\nreport  {run.path / 'report.html'}\nresults {run.path / 'results.json'}   ({minutes:.1f} minutes)"
         )
-        progress.say("next    README.md, 'The road to LLaVA-NeXT-Mistral-7B'")
+        progress.say("next    your own model: docs/quickstart.md")
 
 
 _SHORT = (
     f"\nThis is the quick size: {QUICK.steps} steps, {QUICK.restarts} run of each attack. `--full` has {FULL.steps} "
-    f"and {FULL.restarts}, and breaks more: results/README.md.\n"
+    f"and {FULL.restarts}, and breaks more: docs/miniature.md.\n"
 )
 """Said behind the quick run: a short attack flatters."""
 
