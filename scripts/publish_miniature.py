@@ -1,4 +1,4 @@
-"""Publish a finished demo: its breaker, results and picture into ``results/``. Usage: publish_miniature.py RUN."""
+"""Put a demo's numbers, picture and breaker into ``results/``: publish_miniature.py RUN [--name NAME].
 
 Nothing here measures. The breaker (seed 0) is kept because training it again on another machine gives another one, and
 whoever doubts a number needs the one that it was measured on.
