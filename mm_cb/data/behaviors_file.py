@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,12 +55,22 @@ def read_behaviors(path: Path) -> list[Behavior]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             behaviors.append(_behavior(line, path, number))
-    repeated = {b.id for i, b in enumerate(behaviors) if b.id in {other.id for other in behaviors[:i]}}
+    repeated = {id for id, count in Counter(b.id for b in behaviors).items() if count > 1}
     if repeated:
         raise UserError(f"`{path}` must give every behaviour its own id, {sorted(repeated)[:5]} come more than once.")
     if not behaviors:
         raise UserError(f"`{path}` must hold at least one behaviour, it is empty.")
     return behaviors
+
+
+def kept_behaviors(folder: Path) -> list[Behavior]:
+    """What a run asked, from the copy of its behaviours file; pictures are the run's own, so none is named."""
+    lines = (folder / KEPT_AS).read_text(encoding="utf-8").split("\n")
+    records = [json.loads(line) for line in lines if line.strip()]
+    return [
+        Behavior(b["id"], b["prompt"], b["target"], None, str(b.get("category", "all")), str(b.get("split", "all")), b)
+        for b in records
+    ]
 
 
 def _behavior(line: str, path: Path, number: int) -> Behavior:

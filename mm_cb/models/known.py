@@ -1,5 +1,6 @@
 """Shapes of the shipped recipes' models as published, for planning on a machine that has not fetched them yet."""
 
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,5 @@ def _shapes() -> dict[str, dict[str, Any]]:
 
 def known_config(name: str) -> Any | None:
     """The configuration of a model that a shipped recipe names, or None; only its shape is meant."""
-    fields = _shapes().get(name)
-    if fields is None:
-        return None
-    return AutoConfig.for_model(
-        **{key: dict(value) if isinstance(value, dict) else value for key, value in fields.items()}
-    )
+    fields = deepcopy(_shapes().get(name))  # transformers changes what it is given
+    return None if fields is None else AutoConfig.for_model(fields.pop("model_type"), **fields)

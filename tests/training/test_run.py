@@ -17,9 +17,11 @@ from transformers import LlavaNextForConditionalGeneration
 from mm_cb.core.errors import UserError
 from mm_cb.models import load_model
 from mm_cb.training.card import model_card
+from mm_cb.training.checkpoints import last_checkpoint
+from mm_cb.training.inputs import absent_data, load_examples
 from mm_cb.training.recipe import load_recipe
-from mm_cb.training.run import absent_data, load_examples, train
-from mm_cb.training.trainer import RRTrainer
+from mm_cb.training.run import train
+from mm_cb.training.trainer import ReroutingTrainer
 from tests.tiny_llava import picture, tiny_llava
 
 OPTIONS = [
@@ -187,7 +189,7 @@ def test_the_same_run_gives_the_same_bytes_and_another_seed_does_not(trained, re
 
 
 def test_recomputed_blocks_store_less_and_change_no_bit(trained, recipe, examples, tmp_path, monkeypatch):
-    real, stored = RRTrainer.training_step, {}
+    real, stored = ReroutingTrainer.training_step, {}
 
     def step(trainer, *arguments):
         sizes = stored.setdefault(trainer.args.output_dir, {})
@@ -199,7 +201,7 @@ def test_recomputed_blocks_store_less_and_change_no_bit(trained, recipe, example
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             return real(trainer, *arguments)
 
-    monkeypatch.setattr(RRTrainer, "training_step", step)
+    monkeypatch.setattr(ReroutingTrainer, "training_step", step)
     two = "lora.layers_to_transform=[0,1]"
     folders = [train(recipe(two, f"training.recompute={on}"), tmp_path / on, examples) for on in ("false", "true")]
     assert adapter_bytes(folders[0]) == adapter_bytes(folders[1]) != adapter_bytes(trained)
@@ -244,6 +246,35 @@ def test_a_torn_checkpoint_is_not_used(trained, recipe, examples, tmp_path):
     train(recipe(), out, examples, progress)
     assert len(progress.shown) == 2
     assert adapter_bytes(out) == adapter_bytes(trained)
+
+
+def test_the_newest_checkpoint_is_the_one_of_most_steps(tmp_path):
+    for steps in (9, 10, 8):
+        folder = tmp_path / f"checkpoint-{steps}"
+        folder.mkdir()
+        (folder / "complete").touch()
+    assert last_checkpoint(tmp_path, "", remove_torn=True).name == "checkpoint-10"
+
+
+def test_from_the_first_on_a_whole_checkpoint_is_there_at_every_moment(recipe, examples, tmp_path, monkeypatch):
+    """A kill can come before any change of the disk; what it would leave is looked at there."""
+    out, left = tmp_path / "run", []
+
+    def watched(change):
+        def look_first(*args, **kwargs):
+            newest = last_checkpoint(out / "checkpoints", "", remove_torn=False)
+            if not (out / "adapter_model.safetensors").exists():
+                left.append((newest.name, *sorted(os.listdir(newest))) if newest else None)
+            return change(*args, **kwargs)
+
+        return look_first
+
+    for module, name in ((torch, "save"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (shutil, "rmtree")):
+        monkeypatch.setattr(module, name, watched(getattr(module, name)))
+    train(recipe(), out, examples)
+    first, *later = dict.fromkeys(left)
+    assert first is None and [name for name, *_ in later] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert None not in left[left.index(later[0]) :] and len({tuple(files) for _, *files in later}) == 1
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A6: the attack on the image's embeddings. A relaxation: no picture makes these embeddings, no user can send them."""
+"""The attack on the image's embeddings. A relaxation: no picture makes these embeddings, no user can send them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from image_attacks import AttackResult, target_nll
-from mm_cb.attacks.judged_files import Judge
+from image_attacks import target_nll
 from mm_cb.attacks.objectives.target import encode, longest
-from mm_cb.attacks.registry import Attack
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
-from mm_cb.metrics.observations import starts_with
 from mm_cb.models import ModelInputs
 from mm_cb.models.last_positions import only_last_positions
 from mm_cb.models.vision import joined, moved
@@ -35,9 +32,11 @@ class EmbeddingObjective:
         Deviations: image tokens only, a wide box, steps that decay.
     """
 
-    def __init__(self, subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Image]) -> None:
-        """Embed the clean chats once."""
-        self.subject = subject
+    def __init__(
+        self, subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Image], **settings: Any
+    ) -> None:
+        """Embed the clean chats once; no further setting is read."""
+        self.subject, self._asked = subject, (behaviors, pictures)
         self.inputs = encode(subject, behaviors, pictures, [b.target for b in behaviors])
         self.keep = longest(self.inputs) + 1
         self.labels = self.inputs.labels[:, -self.keep :]
@@ -70,6 +69,10 @@ class EmbeddingObjective:
             shift = (radius * (2 * variable.squeeze(1) - 1)).to(pictures.dtype)
             return model.embed(inputs, features=moved(clean, shift.flatten(0, 1)))
 
+    def answers(self, variable: Tensor, max_new_tokens: int) -> list[str]:
+        """Greedy completions at a variable, one per behaviour."""
+        return self.generate(encode(self.subject, *self._asked, None), variable, max_new_tokens)
+
     @torch.no_grad()
     def generate(self, inputs: ModelInputs, variable: Tensor, max_new_tokens: int) -> list[str]:
         """Greedy completions behind left-padded prompts whose pictures' embeddings are moved."""
@@ -86,29 +89,3 @@ class EmbeddingObjective:
             )
         asked = inputs.input_ids.shape[1] if "input_ids" in embeds else 0
         return tokenizer.batch_decode(tokens[:, asked:], skip_special_tokens=True)
-
-
-def judge_embeddings(
-    subject: Subject,
-    group: Sequence[Behavior],
-    pictures: Sequence[Image],
-    objective: EmbeddingObjective,
-    result: AttackResult,
-    attack: Attack,
-    judge: Judge,
-) -> list[dict[str, Any]]:
-    """Records of a relaxation: judged from embeddings, as there is no picture."""
-    inputs = encode(subject, group, pictures, None)
-    said = objective.generate(inputs, result.images, attack.max_new_tokens)
-    return [
-        {
-            "image": None,
-            "epsilon": 0,
-            "loss": round(float(result.losses[i]), 5),
-            "objective_file": None,
-            "completion": said[i],
-            "outcome": judge(behavior, said[i]),
-            "prefix_emitted": starts_with(said[i], behavior.target),
-        }
-        for i, behavior in enumerate(group)
-    ]

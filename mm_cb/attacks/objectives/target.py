@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL.Image import Image
 from torch import Tensor
@@ -32,8 +32,26 @@ class Objective(Protocol):
         """Losses ``(B,)`` of what the processor makes of the pictures."""
 
 
+@runtime_checkable
+class Relaxed(Protocol):
+    """An objective of something that is no picture: it has a start of its own, and is answered without a file."""
+
+    def start(self) -> Tensor:
+        """The variable, in [0, 1], at the clean pictures."""
+
+    def answers(self, variable: Tensor, max_new_tokens: int) -> list[str]:
+        """What the model says at a variable, one completion per behaviour."""
+
+
+def target_objective(
+    subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Image], **settings: Any
+) -> Objective:
+    """The target's loss alone; it reads no further settings."""
+    return TargetObjective(subject, behaviors, pictures)
+
+
 class TargetObjective:
-    """A0: mean negative log-likelihood of each behaviour's target text."""
+    """Mean negative log-likelihood of each behaviour's target text."""
 
     def __init__(self, subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Image]) -> None:
         """Encode the chats once; ``pictures`` all have one size."""

@@ -1,4 +1,4 @@
-"""A10: one picture for many behaviours. It is made for the first of them and judged on all."""
+"""One picture for many behaviours. It is made for the first of them and judged on all."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.target import encode, preprocessing
-from mm_cb.attacks.registry import Attack
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
@@ -47,13 +47,13 @@ class UniversalObjective:
             return self.all(self.preprocess(pixels)).tolist()
 
 
-def trained_on(attack: Attack, behaviors: Sequence[Behavior]) -> int:
+def trained_on(config: AttackConfig, behaviors: Sequence[Behavior]) -> int:
     """How many behaviours, from the first on, a universal picture is made for.
 
     Raises:
         UserError: If there are fewer.
     """
-    count = attack.train or (len(behaviors) + 1) // 2
+    count = config.universal_train or (len(behaviors) + 1) // 2
     if count > len(behaviors):
-        raise UserError(f"`train` must be at most the number of behaviours, {len(behaviors)}, got {count}.")
+        raise UserError(f"`--universal-train` must be at most the number of behaviours, {len(behaviors)}, got {count}.")
     return count

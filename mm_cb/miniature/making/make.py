@@ -3,7 +3,7 @@
 The shipped weights are chosen by a rule that was fixed before they were attacked or given a circuit breaker: of the
 seeds 0, 1, 2 the lowest one whose every entry of `GATES` is met. Refusal training takes the shortest of
 `REFUSAL_LENGTHS` at which validation items (other seeds than the reported ones) meet `STOP`. Neither looks at an attack
-or at a breaker. How the margin in `STOP` came to be, and what had been attacked by then: results/README.md.
+or at a breaker. See docs/miniature.md.
 """
 
 from __future__ import annotations
