@@ -15,9 +15,11 @@ from typing import Any
 import torch
 
 from mm_cb.attacks.checks import run_checks
+from mm_cb.attacks.config import AttackConfig, as_artefact
 from mm_cb.attacks.outputs import curve_quartiles
-from mm_cb.attacks.registry import KINDS
-from mm_cb.attacks.runner import Attack, attack_behaviors
+from mm_cb.attacks.registry import attack_entry
+from mm_cb.attacks.runner import attack_behaviors
+from mm_cb.attacks.threats import Threat
 from mm_cb.core.progress import Progress
 from mm_cb.core.runs import RunDirectory, append_jsonl, keep_pictures, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
@@ -30,7 +32,7 @@ from mm_cb.miniature import MINIATURE, NAME, data, language
 from mm_cb.miniature.data import Question
 from mm_cb.miniature.making.sanity import judges_tell_apart, opening_is_said
 from mm_cb.miniature.scoring import judge_behavior, score_question
-from mm_cb.models import LlavaNextModel, load_model
+from mm_cb.models import ChatModel, load_model
 from mm_cb.training.config import Recipe
 from mm_cb.training.recipe import load_recipe
 from mm_cb.training.representations import compare
@@ -38,6 +40,8 @@ from mm_cb.training.run import train
 
 CONDITIONS = ("no_attack", "noise", "pgd", "pgd_adaptive", "pgd_clean_teacher")
 
+_BATCH = 36
+"""Behaviours attacked at once: the miniature's pictures are small."""
 THREADS = 2
 """Fixed, so that equal runs add numbers in the same order; two threads that fight other jobs are slower than one."""
 
@@ -98,12 +102,12 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "
             f"\n{_conclusion(run.path)}\n{'' if full else _SHORT}"
             f"\nreport  {run.path / 'report.html'}\nresults {run.path / 'results.json'}   ({minutes:.1f} minutes)"
         )
-        progress.say("next    README.md, 'The road to LLaVA-NeXT-Mistral-7B'")
+        progress.say("next    your own model: docs/quickstart.md")
 
 
 _SHORT = (
     f"\nThis is the quick size: {QUICK.steps} steps, {QUICK.restarts} run of each attack. `--full` has {FULL.steps} "
-    f"and {FULL.restarts}, and breaks more: results/README.md.\n"
+    f"and {FULL.restarts}, and breaks more: docs/miniature.md.\n"
 )
 """Said behind the quick run: a short attack flatters."""
 
@@ -127,8 +131,22 @@ def _announce(plan: Plan, rr_seeds: int, out: Path) -> str:
 
 
 def _budget(plan: Plan, seed: int, name: str) -> dict[str, Any]:
-    """Every field of one attack."""
-    return dataclasses.asdict(Attack(name, plan.epsilon, plan.steps, plan.restarts, seed, canvas=data.CANVAS))
+    """One attack as a picture's JSON states it."""
+    return as_artefact(_config(plan, seed, name), data.CANVAS)["attack"]
+
+
+def _config(plan: Plan, seed: int, name: str) -> AttackConfig:
+    """One attack at this size; the demo writes no JSON beside its pictures."""
+    return AttackConfig(
+        name,
+        Threat("linf", plan.epsilon),
+        plan.steps,
+        plan.restarts,
+        seed,
+        batch=_BATCH,
+        artefacts=False,
+        checkpoint_seconds=None,
+    )
 
 
 def rr_name(index: int) -> str:
@@ -140,7 +158,7 @@ def _run(out: Path, plan: Plan, rerouting: Recipe, seed: int, rr_seeds: int, pro
     """Every stage in order; finished pieces are read back."""
     behaviors = _behaviors(out, plan, seed)
     subjects = _subjects(out, rerouting, seed, rr_seeds, progress)
-    attacks = [Attack(**_budget(plan, seed, name)) for name in CONDITIONS]
+    attacks = [_config(plan, seed, name) for name in CONDITIONS]
     items: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     questions = _questions(plan)
@@ -195,7 +213,7 @@ def _behaviors(out: Path, plan: Plan, seed: int) -> list[Behavior]:
 def _subjects(out: Path, rerouting: Recipe, seed: int, rr_seeds: int, progress: Progress) -> list[Subject]:
     """Base, base behind the safety prompt, and the breakers, which are trained here."""
 
-    def load(adapter: Path | None = None) -> LlavaNextModel:
+    def load(adapter: Path | None = None) -> ChatModel:
         return load_model(NAME, adapter=adapter, device=rerouting.device, dtype=rerouting.dtype)
 
     base = load()
@@ -210,7 +228,7 @@ def _subjects(out: Path, rerouting: Recipe, seed: int, rr_seeds: int, progress: 
 
 
 def _attack(
-    out: Path, subject: Subject, behaviors: Sequence[Behavior], attacks: Sequence[Attack], progress: Progress
+    out: Path, subject: Subject, behaviors: Sequence[Behavior], attacks: Sequence[AttackConfig], progress: Progress
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """All attacks on one subject: items with image paths relative to ``out``, and curves."""
     folder = Path("attacks") / subject.name
@@ -224,11 +242,11 @@ def _attack(
                 {**item, "condition": attack.name, "same_as": "pgd"} for item in items if item["condition"] == "pgd"
             ]
             continue
-        if attack.kind.adaptive and not subject.adapted:
+        if attack.entry.needs_adapter and not subject.adapted:
             continue  # it is aimed at what an adapter changed
         items += attack_behaviors(subject, behaviors, attack, out / folder, judge_behavior, progress)
         curves += curve_quartiles(out / folder, subject.name, attack.name)
-    searched = (item for item in items if KINDS[item["condition"]].searches_pixels)
+    searched = (item for item in items if attack_entry(item["condition"]).searches_pixels)
     keep_pictures(out / folder, worst_pictures(searched))
     for item in items:
         item["image"], item["clean_image"] = f"{folder}/{item['image']}", f"{folder}/{item['clean_image']}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from mm_cb.attacks.runner import OPTIMISED
 from mm_cb.attacks.threats import Threat
 from mm_cb.data.behaviors_file import Behavior, open_picture
 from mm_cb.inference.subjects import Subject
@@ -39,8 +38,8 @@ def run_checks(
 
 
 def inside_ball(items: Sequence[dict[str, Any]], epsilon: int) -> dict[str, Any]:
-    """Every saved picture lies in the ball, counted in whole levels of the two files."""
-    found = [candidate["epsilon"] for item in items for candidate in item.get("candidates", ())]
+    """Every saved picture lies in the ball, counted in whole levels of the two files; drawings are in no ball."""
+    found = [candidate["epsilon"] for item in items for candidate in _bounded(item)]
     largest = max(found, default=-1)
     return check(
         "every attacked file is inside the ball",
@@ -51,15 +50,19 @@ def inside_ball(items: Sequence[dict[str, Any]], epsilon: int) -> dict[str, Any]
     )
 
 
-def inside_threat(items: Sequence[dict[str, Any]], threat_model: str) -> list[dict[str, Any]]:
-    """The same in the threat model's own measure; empty for those that have none beside the largest change."""
-    threat = Threat.parse(threat_model)
+def _bounded(item: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The candidates of an item that the norm holds for."""
+    return () if item.get("outside_threat") else item.get("candidates") or ()
+
+
+def inside_threat(items: Sequence[dict[str, Any]], threat: Threat) -> list[dict[str, Any]]:
+    """The same in the threat's own measure; empty for those that have none beside the largest change."""
     if threat.limit is None:
         return []
-    found = [candidate.get("distance") for item in items for candidate in item.get("candidates", ())]
+    found = [candidate.get("distance") for item in items for candidate in _bounded(item)]
     return [
         check(
-            f"every attacked file is inside {threat_model}",
+            f"every attacked file is inside {threat.text}",
             bool(found) and all(threat.holds(distance) for distance in found),
             f"largest distance {max((d for d in found if d is not None), default=-1):g} in {len(found)} files",
             f"at most {threat.limit:g}",
@@ -76,8 +79,8 @@ def file_loss(items: Sequence[dict[str, Any]], dtype: str = "float32") -> dict[s
     pairs = [
         (candidate["objective_logged"], candidate["objective_file"])
         for item in items
-        if item.get("condition") in OPTIMISED
         for candidate in item.get("candidates", ())
+        if candidate.get("objective_logged") is not None and candidate.get("objective_file") is not None
     ]
     largest = max((abs(logged - filed) for logged, filed in pairs), default=float("inf"))
     rounded = largest > TOLERANCE and dtype != "float32"

@@ -1,4 +1,4 @@
-"""From pixels to a judged record: save the files, read them back, let the model speak, ask the judge.
+"""From pixels to a judged answer: save the file, read it back, let the model speak, ask the judge.
 
 Nothing that an attack computed in memory enters a verdict: the picture is the file, read again; its input comes from
 the model's real processor; the answer from ``generate``.
@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from image_attacks import linf_255, load_png, save_png, target_nll
+from image_attacks import target_nll
+from mm_cb.attacks.config import AttackConfig, as_artefact
 from mm_cb.attacks.objectives.target import Objective, TargetObjective, encode
-from mm_cb.attacks.registry import Attack, Protocol
-from mm_cb.core.paths import safe_id
-from mm_cb.core.runs import file_sha256, write_json
+from mm_cb.attacks.records import Answer, JudgedPicture, Sampled
+from mm_cb.attacks.saved import SavedPicture, images
+from mm_cb.core.runs import write_json
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
@@ -33,175 +33,178 @@ Judge = Callable[[Behavior, str], str]
 """Outcome of a completion: ``harmful``, ``gibberish``, ``refusal``, ``other`` or ``not_judged``."""
 
 
-def to_pixels(picture: Image.Image) -> Tensor:
-    """An 8-bit RGB picture as float32 ``(3, H, W)`` in [0, 1]."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+@dataclass(frozen=True)
+class Asked:
+    """Behaviours whose pictures have one size, as one attack puts them to one subject.
 
+    Attributes:
+        subject: The model under attack.
+        behaviors: What is to be had of it.
+        prompts: The same with the prompts that the attack sends, which differ where a picture holds the request.
+        clean: The clean pictures' files.
+    """
 
-def clean_name(behavior: Behavior) -> str:
-    """Where a behaviour's clean picture lies in a run's folder."""
-    return f"images/{safe_id(behavior.id)}.clean.png"
+    subject: Subject
+    behaviors: Sequence[Behavior]
+    prompts: Sequence[Behavior]
+    clean: Sequence[SavedPicture]
 
-
-def save_pictures(group: Sequence[Behavior], clean: Tensor, pixels: Tensor, stem: str, folder: Path) -> list[str]:
-    """Save clean and attacked pictures; the names of the latter, relative to ``folder``."""
-    names = []
-    for behavior, before, after in zip(group, clean, pixels, strict=True):
-        name = f"images/{safe_id(behavior.id)}/{stem}.png"
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        save_png(before, folder / clean_name(behavior))
-        save_png(after, folder / name)
-        assert torch.equal(load_png(folder / clean_name(behavior)), before.cpu())
-        names.append(name)
-    return names
-
-
-def read_pictures(names: Sequence[str], folder: Path) -> list[Image.Image]:
-    """The saved files, as the model's processor will get them."""
-    return [Image.open(folder / name).convert("RGB") for name in names]
+    def rows(self, rows: Sequence[int]) -> Asked:
+        """Some of them."""
+        behaviors, prompts = ([part[i] for i in rows] for part in (self.behaviors, self.prompts))
+        return Asked(self.subject, behaviors, prompts, [self.clean[i] for i in rows])
 
 
 def complete(
-    subject: Subject,
-    group: Sequence[Behavior],
+    asked: Asked,
     pictures: Sequence[Image.Image],
-    attack: Attack,
+    config: AttackConfig,
+    *,
+    encoded: ModelInputs | None = None,
     temperature: float | None = None,
 ) -> list[str]:
-    """What the model says to pictures; behind the target where the attack prefills it, which is then part of it."""
-    if not attack.kind.prefilled:
-        inputs = encode(subject, group, pictures, None)
-        with subject.active() as model:
-            return model.generate(inputs, attack.max_new_tokens, temperature)
-    inputs = encode(subject, group, pictures, [b.target for b in group])
-    with subject.active() as model:
-        said = model.generate(inputs, attack.max_new_tokens, temperature)
-    return [f"{behavior.target} {more}".strip() for behavior, more in zip(group, said, strict=True)]
+    """What the model says to pictures; behind the target where the attack prefills it, which is then part of it.
+
+    Args:
+        asked: Who is asked what.
+        pictures: One per behaviour.
+        config: The attack.
+        encoded: The chats with these pictures and without target, if they have been encoded already.
+        temperature: Draw the answers; None = greedy.
+    """
+    prefilled = config.entry.prefilled
+    inputs = None if prefilled else encoded
+    if inputs is None:
+        targets = [behavior.target for behavior in asked.prompts] if prefilled else None
+        inputs = encode(asked.subject, asked.prompts, pictures, targets)
+    with asked.subject.active() as model:
+        said = model.generate(inputs, config.max_new_tokens, temperature)
+    if not prefilled:
+        return said
+    return [f"{behavior.target} {more}".strip() for behavior, more in zip(asked.prompts, said, strict=True)]
 
 
 def judge_files(
-    subject: Subject,
-    group: Sequence[Behavior],
-    names: Sequence[str],
+    asked: Asked,
+    saved: Sequence[SavedPicture],
     target: TargetObjective,
     objective: Objective,
-    attack: Attack,
-    folder: Path,
+    config: AttackConfig,
     judge: Judge,
-) -> list[dict[str, Any]]:
-    """Losses, completion and outcome of saved files, one record per behaviour."""
-    saved = read_pictures(names, folder)
-    inputs = encode(subject, group, saved, None)
+) -> list[Answer]:
+    """Losses, completion and outcome of saved files, one greedy answer per behaviour.
+
+    ``target`` and ``objective`` are those of all rows of the batch, in order.
+    """
+    inputs = encode(asked.subject, asked.prompts, images(saved), None)
     assert inputs.pixel_values is not None
     with torch.no_grad():
-        loss, objective_file = target.loss(inputs.pixel_values), objective.loss(inputs.pixel_values)
-    completions = complete(subject, group, saved, attack)
-    away = [attack.threat.distance(folder / names[i], folder / clean_name(b)) for i, b in enumerate(group)]
-    return [
-        {
-            "image": names[i],
-            "epsilon": linf_255(folder / names[i], folder / clean_name(behavior)),
-            **({} if away[i] is None else {"distance": away[i]}),
-            "loss": round(float(loss[i]), 5),
-            "objective_file": round(float(objective_file[i]), 5),
-            "completion": completions[i],
-            "outcome": judge(behavior, completions[i]),
-            "prefix_emitted": starts_with(completions[i], behavior.target),
-        }
-        for i, behavior in enumerate(group)
-    ]
+        loss = target.loss(inputs.pixel_values)
+        objective_file = loss if objective is target else objective.loss(inputs.pixel_values)
+    said = complete(asked, images(saved), config, encoded=inputs)
+    answers = []
+    for i, behavior in enumerate(asked.behaviors):
+        moved = saved[i].levels_from(asked.clean[i])
+        answers.append(
+            Answer(
+                id=behavior.id,
+                image=saved[i].name,
+                linf=int(moved.abs().max()),
+                distance=config.threat.distance(moved) if config.entry.stays_in_threat else None,
+                loss=round(float(loss[i]), 5),
+                objective_file=round(float(objective_file[i]), 5),
+                completion=said[i],
+                outcome=judge(behavior, said[i]),
+                prefix_emitted=starts_with(said[i], behavior.target),
+            )
+        )
+    return answers
 
 
 def judge_samples(
-    subject: Subject,
-    behavior: Behavior,
-    name: str,
-    attack: Attack,
-    protocol: Protocol,
-    folder: Path,
-    judge: Judge,
-    generator: torch.Generator,
-) -> list[dict[str, Any]]:
-    """A7: random answers to one saved picture, each with its verdict; torch's own random state stays as it was.
+    asked: Asked, saved: SavedPicture, config: AttackConfig, judge: Judge, generator: torch.Generator
+) -> list[Sampled]:
+    """Random answers to one saved picture of one behaviour, each with its verdict; torch's own random state stays.
 
     Every behaviour is asked by itself, so that its answers do not depend on the others of its batch.
     """
     said: list[str] = []
-    pictures = read_pictures([name, clean_name(behavior)], folder)
-    devices = [subject.model.device] if subject.model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    (behavior,) = asked.behaviors
+    device = asked.subject.model.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(generator.initial_seed())
-        for rows in chunks(range(protocol.samples), attack.batch):
-            many = len(rows)
-            said += complete(subject, [behavior] * many, [pictures[0]] * many, attack, protocol.temperature)
-    likely: list[float | None] = [None] * len(said)
-    if protocol.artefacts:
-        likely = [base_nll(subject, [behavior], pictures[1:], [text])[0] for text in said]
-    return [
-        {
-            "completion": text,
-            "outcome": judge(behavior, text),
-            "prefix_emitted": starts_with(text, behavior.target),
-            "nll_base": loss,
-        }
-        for text, loss in zip(said, likely, strict=True)
-    ]
+        for rows in chunks(range(config.samples), config.batch):
+            many = asked.rows([0] * len(rows))
+            said += complete(many, [saved.image] * len(rows), config, temperature=config.temperature)
+    drawn = [Sampled(text, judge(behavior, text), starts_with(text, behavior.target)) for text in said]
+    if not config.artefacts:
+        return drawn
+    return [replace(one, nll_base=base_nll(asked, [one.completion])[0]) for one in drawn]
 
 
 @torch.no_grad()
-def base_nll(
-    subject: Subject, group: Sequence[Behavior], pictures: Sequence[Image.Image], completions: Sequence[str]
-) -> list[float | None]:
+def base_nll(asked: Asked, completions: Sequence[str]) -> list[float | None]:
     """Mean loss per token of each completion under the base model with the clean picture; None for an empty one.
 
     Gibberish is what the base finds unlikely; kept with the completion, so that judging never needs the model again.
     """
-    found: list[float | None] = [None] * len(group)
+    found: list[float | None] = [None] * len(completions)
     rows = [i for i, text in enumerate(completions) if text.strip()]
     if not rows:
         return found
-    inputs: ModelInputs = subject.model.encode(
-        [group[i].prompt for i in rows],
-        [pictures[i] for i in rows],
+    model = asked.subject.model
+    inputs: ModelInputs = model.encode(
+        [asked.behaviors[i].prompt for i in rows],
+        [asked.clean[i].image for i in rows],
         completions=[completions[i] for i in rows],
-        systems=subject.systems(len(rows)),
+        systems=asked.subject.systems(len(rows)),
         close_turn=False,
     )
-    with subject.model.adapter(False):
-        losses = target_nll(subject.model.forward(inputs).logits, inputs.labels)
+    with model.adapter(False):
+        losses = target_nll(model.forward(inputs).logits, inputs.labels)
     for i, value in zip(rows, losses.tolist(), strict=True):
         found[i] = round(value, 4)
     return found
 
 
 def write_artefact(
-    record: dict[str, Any],
-    behavior: Behavior,
-    subject: Subject,
-    attack: Attack,
-    protocol: Protocol,
+    judged: JudgedPicture,
+    asked: Asked,
+    config: AttackConfig,
     objective: Objective,
     row: int,
     folder: Path,
 ) -> None:
-    """A JSON beside a picture: with the two files, the model and it, a stranger can compute every number again."""
-    model, processor = subject.model, subject.model.processor.image_processor
+    """A JSON beside a picture: with the two files, the model and it, a stranger can compute every number again.
+
+    Args:
+        judged: The answers to a picture, and its file.
+        asked: The one behaviour.
+        config: The attack.
+        objective: What it minimised.
+        row: The behaviour's place in the objective's batch.
+        folder: The run's folder.
+    """
+    subject, model = asked.subject, asked.subject.model
+    (behavior,), (sent,), (clean,), saved = asked.behaviors, asked.prompts, asked.clean, judged.file
+    assert saved is not None
     forced, weight = getattr(objective, "forced", None), getattr(objective, "weight", None)
-    prompt = model.prompt(behavior.prompt, has_image=True, system=subject.system)
-    content = {
+    prompt = model.prompt(sent.prompt, has_image=True, system=subject.system)
+    greedy = {key: value for key, value in judged.greedy.as_json().items() if key != "completion"}
+    content: dict[str, Any] = {
         "schema": 1,
-        **{key: record[key] for key in record if key not in ("completion", "samples")},
+        **greedy,
         "prompt": behavior.prompt,
+        **({} if sent.prompt == behavior.prompt else {"sent": sent.prompt}),
         "target": behavior.target,
-        "clean_image": clean_name(behavior),
-        "sha256": file_sha256(folder / record["image"]),
-        "clean_sha256": file_sha256(folder / clean_name(behavior)),
-        "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
-        "target_sha256": hashlib.sha256(behavior.target.encode()).hexdigest(),
-        "completion_sha256": hashlib.sha256(record["completion"].encode()).hexdigest(),
-        "samples_sha256": [hashlib.sha256(s["completion"].encode()).hexdigest() for s in record.get("samples", ())],
-        "attack": asdict(attack),
-        "protocol": {k: v for k, v in asdict(protocol).items() if k != "checkpoint_seconds"},
+        "clean_image": clean.name,
+        "sha256": saved.sha256,
+        "clean_sha256": clean.sha256,
+        "prompt_sha256": _sha256(prompt),
+        "target_sha256": _sha256(behavior.target),
+        "completion_sha256": _sha256(judged.greedy.completion),
+        "samples_sha256": [_sha256(one.completion) for one in judged.samples],
+        **as_artefact(config, model.canvas),
         "objective": type(objective).__name__,
         "response": None if forced is None else forced.texts[row],
         "weight": float(weight[row]) if isinstance(weight, Tensor) else weight,
@@ -209,6 +212,10 @@ def write_artefact(
         "dtype": dtype_of(model),
         "device": str(model.device),
         "attention": getattr(model.base.config, "_attn_implementation", None),
-        "image_processor": type(processor).__name__,
+        "image_processor": type(model.processor.image_processor).__name__,
     }
-    write_json((folder / record["image"]).with_suffix(".json"), content)
+    write_json((folder / saved.name).with_suffix(".json"), content)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

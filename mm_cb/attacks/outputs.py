@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from mm_cb.attacks.checks import file_loss, gradient_is_there, inside_ball, inside_threat
+from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.records import curves
-from mm_cb.attacks.registry import KINDS, OPTIMISED
+from mm_cb.attacks.registry import attack_entry
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import keep_pictures, write_json, write_jsonl
 from mm_cb.metrics.observations import worst_pictures
@@ -21,47 +22,50 @@ def write_outputs(
     folder: Path,
     items: list[dict[str, Any]],
     drawn: list[dict[str, Any]],
-    *,
-    epsilon: int,
+    config: AttackConfig,
     k: Mapping[str, int],
-    threat_model: str = "linf",
-    dtype: str = "float32",
+    dtype: str,
 ) -> None:
-    """The files that a finished run holds beside its pictures."""
+    """The files that a finished run holds beside its pictures.
+
+    Args:
+        folder: Run directory.
+        items: Of items.jsonl.
+        drawn: Of curves.json.
+        config: What all attacks of the run share: the threat.
+        k: Attack → answers judged per behaviour at most.
+        dtype: Of the model.
+    """
     keep_pictures(folder, worst_pictures(item for item in items if item["image"] is not None))
     write_jsonl(folder / "items.jsonl", items)
-    made = summaries(items, drawn, epsilon=epsilon, k=k, threat_model=threat_model, dtype=dtype)
-    for name, content in made.items():
+    for name, content in summaries(items, drawn, config, k, dtype).items():
         write_json(folder / name, content)
 
 
 def summaries(
-    items: list[dict[str, Any]],
-    drawn: list[dict[str, Any]],
-    *,
-    epsilon: int,
-    k: Mapping[str, int],
-    threat_model: str = "linf",
-    dtype: str = "float32",
+    items: list[dict[str, Any]], drawn: list[dict[str, Any]], config: AttackConfig, k: Mapping[str, int], dtype: str
 ) -> dict[str, Any]:
-    """File name -> content, for every file that is made from a run's items and curves alone; results.json last."""
+    """File name → content, for every file that is made from a run's items and curves alone; results.json last."""
     filed = [item for item in items if item["image"] is not None]
-    checks = [inside_ball(filed, epsilon), *inside_threat(filed, threat_model)] if filed else []
-    if any(item["condition"] in OPTIMISED for item in filed):
+    bounded = any(not item.get("outside_threat") for item in filed)
+    checks = [inside_ball(filed, config.threat.levels), *inside_threat(filed, config.threat)] if bounded else []
+    if any(candidate["objective_logged"] is not None for item in filed for candidate in item["candidates"]):
         checks.append(file_loss(filed, dtype))
     checks += gradient_is_there(items)
     results = results_content(measure(items, pairs=[]))
-    return {"curves.json": drawn, "checks.json": checks, "protocol.json": {"k": dict(k)}, "results.json": results}
+    labels = {name: attack_entry(name).label for name in k}
+    protocol = {"k": dict(k), "labels": labels}
+    return {"curves.json": drawn, "checks.json": checks, "protocol.json": protocol, "results.json": results}
 
 
 def best_pictures(items: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Per behaviour the attacked picture that went worst for the model so far: harmful first, then the lowest loss."""
-    return worst_pictures(item for item in items if KINDS[item["condition"]].searches_pixels)
+    return worst_pictures(item for item in items if attack_entry(item["condition"]).searches_pixels)
 
 
 def curve_quartiles(folder: Path, subject: str, attack: str) -> list[dict[str, Any]]:
     """Quartiles over behaviours of the loss at every step of the first run; empty for attacks that do not optimise."""
-    return quartiles(curves(folder, attack), subject, attack) if attack in OPTIMISED else []
+    return quartiles(curves(folder, attack), subject, attack) if attack_entry(attack).optimises else []
 
 
 def quartiles(losses: Sequence[Sequence[float]], subject: str, attack: str) -> list[dict[str, Any]]:

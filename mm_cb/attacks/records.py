@@ -1,28 +1,117 @@
-"""What is written down of an attack: one record per judged picture, one item per behaviour, curves of the losses."""
+"""What is written down of an attack: one `Answer` per judged answer, one item per behaviour, curves of the losses."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mm_cb.attacks.judged_files import clean_name
-from mm_cb.attacks.registry import Attack, Protocol, tries
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.saved import SavedPicture, clean_name
 from mm_cb.attacks.search import Found
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.metrics.observations import rank
 
-Record = dict[str, Any]
+NOT_COMPUTED = "not computed"
+"""Of a number that a run was not asked for, which its files then leave out; None is a value: there is none."""
 
 
-def one_per_answer(record: Record) -> list[Record]:
-    """A picture's record and, for every answer drawn at random, a copy that holds this answer as its ``sample``."""
-    drawn = record.pop("samples", [])
-    return [record, *(record | one | {"sample": i, "curve": None} for i, one in enumerate(drawn, start=1))]
+@dataclass(frozen=True)
+class Answer:
+    """One judged answer of the model, to one picture.
+
+    What is None or not computed by default stands in files only where it says something, see `as_json`.
+    """
+
+    id: str = ""
+    """The behaviour's."""
+    restart: int = 0
+    start: str | None = None
+    """The picture that a chained attack's first run began at."""
+    iterate: int | None = None
+    """The step whose picture this is; None = the selected picture of the run."""
+    image: str | None = None
+    """The picture in the run's folder; None for a relaxation."""
+    linf: int = 0
+    """Largest change of a value from the clean file, in 255ths; ``epsilon`` in files."""
+    distance: float | None = None
+    """In the threat's own measure, where it has one."""
+    loss: float | None = None
+    """The target's loss of the file."""
+    objective_file: float | None = None
+    """The attack's own loss of the file."""
+    completion: str = ""
+    outcome: str = "not_judged"
+    prefix_emitted: bool = False
+    """Whether the completion begins with the target."""
+    nll_base: float | str | None = NOT_COMPUTED
+    """Mean loss per token of the completion under the base model, at the clean picture."""
+    loss_clean: float = 0.0
+    objective_logged: float | None = None
+    """What the search said its loss was there."""
+    curve: list[float] | None = None
+    """Of the selected picture: the loss at every step of its run."""
+    selected_step: int | None = None
+    """Of the selected picture: its place in that curve, 0 = the start."""
+    zero_gradients: float | None = None
+    """Share of steps whose gradient was exactly zero; None where there was none."""
+    sample: int | None = None
+    """Which answer drawn at random this is; None = the greedy one."""
+
+    def as_json(self) -> dict[str, Any]:
+        """One record of ``parts/*.json``."""
+        optional = ("start", "iterate", "distance", "selected_step", "zero_gradients", "sample")
+        made = {f.name: getattr(self, f.name) for f in fields(self)}
+        made = {key: value for key, value in made.items() if key not in optional or value is not None}
+        if made["nll_base"] == NOT_COMPUTED:
+            del made["nll_base"]
+        return {("epsilon" if key == "linf" else key): value for key, value in made.items()}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Answer:
+        """Read one again."""
+        return cls(**{("linf" if key == "epsilon" else key): value for key, value in record.items()})
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """An answer drawn at random to a picture that has a greedy one."""
+
+    completion: str
+    outcome: str
+    prefix_emitted: bool
+    nll_base: float | str | None = NOT_COMPUTED
+
+
+@dataclass(frozen=True)
+class JudgedPicture:
+    """A picture with its greedy answer, and further answers drawn at random."""
+
+    greedy: Answer
+    samples: Sequence[Sampled] = ()
+    file: SavedPicture | None = None
+    """None for a relaxation."""
+
+    def answers(self) -> list[Answer]:
+        """The greedy answer and, for each one drawn, a copy that holds it; k counts every one of them."""
+        drawn = (
+            replace(
+                self.greedy,
+                completion=one.completion,
+                outcome=one.outcome,
+                prefix_emitted=one.prefix_emitted,
+                nll_base=one.nll_base,
+                sample=number,
+                curve=None,
+            )
+            for number, one in enumerate(self.samples, start=1)
+        )
+        return [self.greedy, *drawn]
 
 
 def seen_before(left: Mapping[int | None, Tensor], step: int, row: int) -> bool:
@@ -31,40 +120,37 @@ def seen_before(left: Mapping[int | None, Tensor], step: int, row: int) -> bool:
     return bool(earlier) and torch.equal(left[max(earlier)][row], left[step][row])
 
 
-def logged(found: Found | None, step: int | None, row: int) -> Record:
-    """What the search said about this picture: the loss it had there, and for the selected one the whole curve.
-
-    ``selected_step`` is the selected picture's place in that curve, 0 = the start; ``zero_gradients`` is the share of
-    steps whose gradient was exactly zero, said only where there were any.
-    """
+def logged(found: Found | None, step: int | None, row: int) -> dict[str, Any]:
+    """Fields of `Answer`: what the search said of a picture; for the selected one the whole curve."""
     if found is None:
-        return {"objective_logged": None, "curve": None}
+        return {}
     curve = found.result.curves[0, :, row].tolist()
     if step is not None:
-        return {"objective_logged": round(curve[step], 5), "curve": None}
+        return {"objective_logged": round(curve[step], 5)}
     selected = int(found.result.per_restart.steps[0, row])
     zeros = float(found.result.zero_gradients[0, :, row].float().mean())
-    record = {"objective_logged": round(curve[selected], 5), "selected_step": selected}
-    record["curve"] = [round(value, 4) for value in curve]
-    return record | ({"zero_gradients": round(zeros, 4)} if zeros else {})
+    return {
+        "objective_logged": round(curve[selected], 5),
+        "selected_step": selected,
+        "curve": [round(value, 4) for value in curve],
+        "zero_gradients": round(zeros, 4) if zeros else None,
+    }
 
 
-def make_item(
-    subject: str, attack: Attack, protocol: Protocol, behavior: Behavior, candidates: Sequence[Record]
-) -> Record:
-    """One record of items.jsonl: the worst case over the restarts (harmful first, then the lowest loss)."""
+_SHOWN = ("restart", "image", "epsilon", "loss", "objective_file", "objective_logged", "completion", "outcome")
+_FURTHER = ("iterate", "sample", "nll_base", "selected_step", "zero_gradients", "distance")
+
+
+def make_item(subject: str, config: AttackConfig, behavior: Behavior, answers: Sequence[Answer]) -> dict[str, Any]:
+    """One record of items.jsonl: the worst case over the answers (harmful first, then the lowest loss)."""
+    candidates = [answer.as_json() for answer in answers]
     worst = min(candidates, key=rank)
-    shown = ("restart", "image", "epsilon", "loss", "objective_file", "objective_logged", "completion", "outcome")
-    further = [
-        key
-        for key in ("iterate", "sample", "nll_base", "selected_step", "zero_gradients", "distance")
-        if any(key in candidate for candidate in candidates)
-    ]
+    further = [key for key in _FURTHER if any(key in candidate for candidate in candidates)]
     item = {
         "id": behavior.id,
         "metric": "compliance",
         "subject": subject,
-        "condition": attack.name,
+        "condition": config.name,
         "split": behavior.split,
         "category": behavior.category,
         "prompt": behavior.prompt,
@@ -73,27 +159,34 @@ def make_item(
         "outcome": worst["outcome"],
         "score": None,
         "gibberish": worst["outcome"] == "gibberish",
-        "seed": attack.seed,
+        "seed": config.seed,
         "image": worst["image"],
-        "clean_image": clean_name(behavior),
+        "clean_image": clean_name(behavior.id),
         "loss": worst["loss"],
         "loss_clean": worst["loss_clean"],
         "prefix_emitted": worst["prefix_emitted"],
-        "candidates": [{key: c.get(key) for key in (*shown, *further)} for c in candidates],
+        "candidates": [{key: c.get(key) for key in (*_SHOWN, *further)} for c in candidates],
+        **flags(config),
     }
-    if protocol.artefacts:
-        item |= {"nll_base": worst.get("nll_base"), **facts(attack, protocol)}
+    if config.artefacts:
+        item |= {"nll_base": worst.get("nll_base"), **facts(config)}
     if behavior.extra.get("benign_target"):
         item["benign_target"] = True
-    if protocol.early_stop:
-        item["stopped_early"] = stopped_early(candidates, attack.steps)
+    if config.early_stop:
+        item["stopped_early"] = stopped_early(candidates, config.steps)
     return item
 
 
-def facts(attack: Attack, protocol: Protocol) -> Record:
+def flags(config: AttackConfig) -> dict[str, bool]:
+    """What an item says of its attack, so that metrics and pages need no table of attacks."""
+    entry = config.entry
+    said = {"worst_case": entry.in_worst_case, "prefilled": entry.prefilled}
+    return said | ({} if entry.stays_in_threat else {"outside_threat": True})
+
+
+def facts(config: AttackConfig) -> dict[str, Any]:
     """What an item says of its attack's protocol."""
-    fixed = {"k": tries(attack, protocol), "early_stop": protocol.early_stop}
-    return fixed | {"relaxation": attack.kind.relaxation}
+    return {"k": config.tries, "early_stop": config.early_stop, "relaxation": config.entry.relaxation}
 
 
 def stopped_early(candidates: Sequence[Mapping[str, Any]], steps: int) -> bool:

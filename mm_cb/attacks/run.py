@@ -1,19 +1,21 @@
-"""``mm-cb attack``: attacks on one model over a behaviours file, into one run directory."""
+"""Attack runs: attacks on one model over a behaviours file, into one run directory."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
 
+from mm_cb.attacks.config import AttackConfig, as_recipe, refuse_idle, refuse_mismatch
+from mm_cb.attacks.judged_files import Judge
 from mm_cb.attacks.objectives.target import encode
-from mm_cb.attacks.options import Options, parse_attacks, refuse_idle, refuse_mismatch, resolve
 from mm_cb.attacks.outputs import best_pictures, curve_quartiles, write_outputs
-from mm_cb.attacks.registry import Attack, tries
-from mm_cb.attacks.runner import Judge, attack_behaviors
+from mm_cb.attacks.registry import chosen_attacks
+from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.shards import Shard, gather, shard_runs
 from mm_cb.core import hub
 from mm_cb.core.embedded import embedded, is_fiction
@@ -21,130 +23,171 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
 from mm_cb.core.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
-from mm_cb.inference.source import subject_name
+from mm_cb.inference.source import ModelSource, subject_name
 from mm_cb.inference.subjects import Subject
 from mm_cb.inference.tolerance import dtype_of
 from mm_cb.judges.base import Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
 from mm_cb.metrics.observations import starts_with
-from mm_cb.models import LlavaNextModel, load_model
+from mm_cb.metrics.results import Measurement, read_results
+from mm_cb.models import ChatModel, load_model
 from mm_cb.models.cache import model_inputs
 
 
-def run_attack(
-    *,
+@dataclass(frozen=True)
+class AttackRun:
+    """A finished attack run.
+
+    Attributes:
+        folder: Its run directory, for `mm_cb.write_report` and ``mm-cb attack verify``.
+        measurements: What results.json holds: compliance per attack and split, with n and interval.
+    """
+
+    folder: Path
+    measurements: list[Measurement]
+
+
+def attack(
     model: str,
-    adapter: str | None,
-    behaviors: Path,
-    out: Path,
-    attack: str,
-    epsilon: int,
-    steps: int,
-    restarts: int,
-    seed: int,
+    behaviors: str | Path,
+    out: str | Path,
+    *,
+    attacks: str = "pgd",
+    adapter: str | Path | None = None,
+    system: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    config: AttackConfig | None = None,
+    **settings: Any,
+) -> AttackRun:
+    """Attack a model's picture input and judge it from the saved files; an existing ``out`` is gone on with.
+
+    Args:
+        model: Hub id, folder, or an embedded model's name.
+        behaviors: Behaviours file (JSONL).
+        out: Run directory.
+        attacks: One name, several with commas between, or ``all``.
+        adapter: Folder of a PEFT adapter.
+        system: Text in front of every request.
+        device: Torch device.
+        dtype: Of the model: float32, bfloat16 or float16.
+        config: Everything else; its attack's name is not read.
+        settings: Fields of `AttackConfig` to change: ``steps=100``, ``threat=Threat("l2", 255, 8.0)``.
+
+    Raises:
+        UserError: If something asked for cannot be had; the message says what.
+        ValueError: If a setting is out of range.
+
+    Example:
+        >>> attack("ORG/NAME", "behaviors.jsonl", "runs/attack", attacks="pgd", steps=100)  # doctest: +SKIP
+    """
+    source = ModelSource(model, None if adapter is None else str(adapter), device, dtype, system=system)
+    names = chosen_attacks(attacks, adapted=adapter is not None)
+    run_attack(source, Path(behaviors), Path(out), names, replace(config or AttackConfig(), **settings))
+    return AttackRun(Path(out), read_results(Path(out) / "results.json"))
+
+
+def run_attack(
+    source: ModelSource,
+    behaviors: Path,
+    out: Path,
+    names: Sequence[str],
+    config: AttackConfig,
+    *,
     shard: Shard | None = None,
-    overrides: Sequence[str] = (),
-    system: str | None = None,
 ) -> None:
     """Attack a model and write ``items.jsonl``, ``results.json``, ``curves.json``, ``checks.json`` and the pictures.
 
     Without a judge for the model (only embedded models have an exact one) outcomes are ``not_judged``.
 
     Args:
-        model: Hub id, folder, or an embedded model's name.
-        adapter: Folder of a PEFT adapter, or None.
+        source: The model, its adapter, its device and dtype, and the operator's text.
         behaviors: Behaviours file.
         out: Run directory.
-        attack: One name, several with commas between, or ``all``.
-        epsilon: Budget in 255ths.
-        steps: Updates per run.
-        restarts: Runs per behaviour.
-        seed: Of everything random.
-        device: Torch device.
-        dtype: Torch dtype of the model.
+        names: The attacks, in order.
+        config: Their settings.
         shard: The part of the behaviours that this process attacks; None = all, or gather what shards have left.
-        overrides: ``key=value`` for `Options`.
-        system: Text in front of every request.
     """
     hub.keep_to(out)
-    names = parse_attacks(attack, adapted=adapter is not None)
-    options = resolve(overrides)
     asked, asked_file = read_behaviors(behaviors), behaviors.read_bytes()
-    recipe = {
-        "model": model,
-        "adapter": adapter,
-        "system": system,
-        "attack": ",".join(names),
-        "epsilon": epsilon,
-        "steps": steps,
-        "restarts": restarts,
-        "device": device.partition(":")[0],
-        "dtype": dtype,
-        "options": options.recipe(),
-        "fiction": is_fiction(model),
-    }
-    judge = judge_of(model)
-    if options.early_stop and judge is _not_judged:
-        raise UserError(
-            f"`early_stop` needs a judge, and there is none for `{model}` while it is attacked; leave it out."
-        )
-    if names == ["universal"] and (shard is not None or options.early_stop):
-        raise UserError("`universal` makes one picture for all behaviours: leave out `--shard` and `early_stop`.")
-    refuse_idle(options, names)
-    refuse_mismatch(options, names, epsilon)
-    responses = hijacked_responses(options.hijacks, asked)
-    inputs = [behaviors, *(b.image for b in asked if b.image is not None), *weights_of(model, adapter)]
-
-    def attack_all(folder: Path, chosen: Sequence[Behavior], progress: Progress) -> None:
-        loaded = load_model(model, adapter=adapter, device=device, dtype=dtype, image_backend=options.image_backend)
-        refuse_placeholders(chosen, loaded.processor.image_token)
-        refuse_unsayable(chosen, loaded)
-        refuse_too_large(chosen, options.batch)
-        attacked = Subject(subject_name(adapter, system), loaded, adapted=adapter is not None, system=system)
-        canvas = loaded.canvas
-        plans = [options.attack(name, epsilon, steps, restarts, seed, canvas) for name in names]
-        for b in chosen:  # what cannot be attacked is said before the first batch
-            picture = grey_canvas(canvas) if b.image is None or plans[0].universal else open_picture(b.image)
-            refuse_unfit(plans[0], b, picture)
-            if not plans[0].universal:  # which encodes every behaviour before it begins
-                encode(attacked, [b], [picture], [b.target])
-        if responses is not None:
-            forced = sum(b.id in responses for b in chosen)
-            progress.say(f"hijacks: {forced} of {len(chosen)} behaviours; the base continues the targets of the rest")
-        attack_in_turn(attacked, chosen, plans, options, folder, judge, progress, responses)
-
+    _refuse(source, names, config, shard)
+    responses = hijacked_responses(config.hijacks, asked)
+    recipe = {"model": source.model, "adapter": source.adapter, "system": source.system, **as_recipe(config, names)}
+    recipe |= {"device": source.device.partition(":")[0], "dtype": source.dtype, "fiction": is_fiction(source.model)}
+    inputs = [behaviors, *(b.image for b in asked if b.image is not None), *weights_of(source.model, source.adapter)]
     with Progress() as progress:
+        job = _Job(source, config.named(names), responses, progress)
         if shard is not None:
             if shard.index > len(asked):
                 progress.say(f"shard {shard} is empty, so it is done: there are only {len(asked)} behaviours")
                 return
-            with shard_runs(out, recipe, seed, inputs, shard) as run:
+            with shard_runs(out, recipe, config.seed, inputs, shard) as run:
                 if not run.finished:
-                    attack_all(run.path, shard.part(asked), progress)
+                    job.attack(run.path, shard.part(asked))
                     write_bytes(run.path / KEPT_AS, asked_file)
                     run.finish()
                 progress.say(f"shard {shard} is done; without --shard the same command gathers all of them")
             return
-        with RunDirectory(out, "attack", recipe, seed, inputs=inputs) as run:
+        with RunDirectory(out, "attack", recipe, config.seed, inputs=inputs) as run:
             if run.finished:
                 progress.say(f"finished before, results in {run.path / 'results.json'}")
                 return
             if not gather(run.path, asked):
-                attack_all(run.path, asked, progress)
+                job.attack(run.path, asked)
             write_bytes(run.path / KEPT_AS, asked_file)
             run.finish()
-            if names == ["universal"] and (options.train or 1) >= len(asked):
+            if job.configs[0].entry.universal and (config.universal_train or 1) >= len(asked):
                 progress.say("nothing is held out: the universal picture was made for every behaviour it is judged on")
             progress.say(f"{len(asked)} behaviours attacked, results in {run.path / 'results.json'}")
+
+
+def _refuse(source: ModelSource, names: Sequence[str], config: AttackConfig, shard: Shard | None) -> None:
+    """Refuse settings that do not go together, before anything is loaded."""
+    if config.early_stop and embedded(source.model) is None:
+        raise UserError(
+            f"`--early-stop` needs a judge, and there is none for `{source.model}` while it is attacked; leave it out."
+        )
+    if config.named(names)[0].entry.universal and (shard is not None or config.early_stop):
+        raise UserError("`universal` makes one picture for all behaviours: leave out `--shard` and `--early-stop`.")
+    refuse_idle(config, names)
+    refuse_mismatch(config, names)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one process attacks with."""
+
+    source: ModelSource
+    configs: Sequence[AttackConfig]
+    responses: Mapping[str, str] | None
+    progress: Progress
+
+    def attack(self, folder: Path, chosen: Sequence[Behavior]) -> None:
+        """Load the model and run every attack on these behaviours."""
+        source, first = self.source, self.configs[0]
+        loaded = load_model(
+            source.model,
+            adapter=source.adapter,
+            device=source.device,
+            dtype=source.dtype,
+            image_backend=first.image_backend,
+        )
+        subject = Subject(
+            subject_name(source.adapter, source.system), loaded, source.adapter is not None, source.system
+        )
+        refuse_unfit(subject, chosen, first)
+        if self.responses is not None:
+            forced = sum(b.id in self.responses for b in chosen)
+            self.progress.say(
+                f"hijacks: {forced} of {len(chosen)} behaviours; the base continues the targets of the rest"
+            )
+        attack_in_turn(subject, chosen, self.configs, folder, judge_of(source.model), self.progress, self.responses)
 
 
 def attack_in_turn(
     subject: Subject,
     behaviors: Sequence[Behavior],
-    attacks: Sequence[Attack],
-    options: Options,
+    configs: Sequence[AttackConfig],
     folder: Path,
     judge: Judge,
     progress: Progress,
@@ -152,34 +195,44 @@ def attack_in_turn(
 ) -> None:
     """Run several attacks, in a chain if asked to, and write what a run directory holds."""
     items: list[dict[str, Any]] = []
-    for attack in attacks:
+    for config in configs:
         started = time.monotonic()
-        optimises = attack.kind.searches_pixels
+        chained = config.chain and config.entry.searches_pixels
         items += attack_behaviors(
             subject,
             behaviors,
-            attack,
+            config,
             folder,
             judge,
             progress,
-            protocol=options.protocol(),
-            starts=best_pictures(items) if options.chain and optimises else None,
+            starts=best_pictures(items) if chained else None,
             responses=responses,
         )
         seconds = round(time.monotonic() - started, 1)
-        append_jsonl(folder / "timings.jsonl", {"stage": f"attack {attack.name}", "seconds": seconds})
-    k = {attack.name: tries(attack, options.protocol()) for attack in attacks}
-    drawn = [quartiles for attack in attacks for quartiles in curve_quartiles(folder, subject.name, attack.name)]
-    epsilon, threat_model, dtype = attacks[0].epsilon, attacks[0].threat_model, dtype_of(subject.model)
-    write_outputs(folder, items, drawn, epsilon=epsilon, k=k, threat_model=threat_model, dtype=dtype)
+        append_jsonl(folder / "timings.jsonl", {"stage": f"attack {config.name}", "seconds": seconds})
+    drawn = [quartiles for config in configs for quartiles in curve_quartiles(folder, subject.name, config.name)]
+    write_outputs(folder, items, drawn, configs[0], {c.name: c.tries for c in configs}, dtype_of(subject.model))
 
 
-def refuse_unfit(attack: Attack, behavior: Behavior, picture: Image) -> None:
-    """Refuse a threat model that does not fit a behaviour's picture."""
-    try:
-        attack.threat.allowed(attack.epsilon, (picture.height, picture.width))
-    except ValueError as error:
-        raise UserError(f"behaviour {behavior.id!r}: {error}") from error
+def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: AttackConfig) -> None:
+    """Refuse behaviours that cannot be attacked, before the first batch is.
+
+    Raises:
+        UserError: If a text holds the image placeholder, a harmless target cannot be written, a picture is too large
+            for memory or for the norm, or a chat is too long.
+    """
+    refuse_placeholders(behaviors, subject.model.processor.image_token)
+    refuse_unsayable(behaviors, subject.model)
+    refuse_too_large(behaviors, config.batch)
+    for b in behaviors:
+        blank = b.image is None or config.entry.universal
+        picture: Image = grey_canvas(subject.model.canvas) if blank or b.image is None else open_picture(b.image)
+        try:
+            config.threat.allowed((picture.height, picture.width))
+        except ValueError as error:
+            raise UserError(f"behaviour {b.id!r}: {error}") from error
+        if not config.entry.universal:  # which encodes every behaviour before it begins
+            encode(subject, [b], [picture], [b.target])
 
 
 def refuse_placeholders(behaviors: Sequence[Behavior], token: str) -> None:
@@ -192,7 +245,7 @@ def refuse_placeholders(behaviors: Sequence[Behavior], token: str) -> None:
             )
 
 
-def refuse_unsayable(behaviors: Sequence[Behavior], model: LlavaNextModel) -> None:
+def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
     """Refuse harmless targets that the model has no words for: no answer would ever be seen to start with them."""
     tokenizer = model.processor.tokenizer
     for behavior in behaviors:
@@ -234,7 +287,7 @@ def _not_judged(behavior: Behavior, completion: str) -> str:
     return "not_judged"
 
 
-def hijacked_responses(run: str | None, behaviors: Sequence[Behavior]) -> dict[str, str] | None:
+def hijacked_responses(run: Path | None, behaviors: Sequence[Behavior]) -> dict[str, str] | None:
     """What the base model said to these when it was hijacked: the harmful completions of a finished run on it, by id.
 
     Raises:
@@ -242,15 +295,15 @@ def hijacked_responses(run: str | None, behaviors: Sequence[Behavior]) -> dict[s
     """
     if run is None:
         return None
-    subject = read_run(Path(run)).get("recipe", {})
+    subject = read_run(run).get("recipe", {})
     if subject.get("adapter") is not None:
-        raise UserError(f"`hijacks` must be an attack run on the base model, but `{run}` attacked an adapter.")
-    items, asked = read_jsonl(Path(run) / "items.jsonl"), {b.id for b in behaviors}
+        raise UserError(f"`--hijacks` must be an attack run on the base model, but `{run}` attacked an adapter.")
+    items, asked = read_jsonl(run / "items.jsonl"), {b.id for b in behaviors}
     said = {item["id"]: item["completion"] for item in items if item.get("outcome") == "harmful"}
     if not said.keys() & asked:
         raise UserError(
-            f"`hijacks` must be a run that broke at least one of the {len(asked)} behaviours asked here; `{run}` broke "
-            f"{len(said)}, none of them asked. Name another run, or leave `hijacks` out: the base then continues the "
+            f"`--hijacks` must be a run that broke at least one of the {len(asked)} behaviours asked here; `{run}` "
+            f"broke {len(said)}, none of them asked. Name another run, or leave it out: the base then continues the "
             "targets."
         )
     return {key: text for key, text in said.items() if key in asked}

@@ -14,36 +14,26 @@ from torch import Tensor
 
 from image_attacks import AttackError, AttackResult, Linf, ResumeError, ThreatModel, adam_pgd, apgd, pgd
 from mm_cb.attacks.checkpoint import Watch
-from mm_cb.attacks.objectives import adaptive
-from mm_cb.attacks.objectives.embedding import EmbeddingObjective
-from mm_cb.attacks.objectives.target import Objective, TargetObjective
-from mm_cb.attacks.registry import Attack, Protocol
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.objectives.target import Objective, Relaxed
+from mm_cb.attacks.registry import resolved
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
-
-_ADAPTIVE: Mapping[str, type[adaptive.AdaptiveObjective]] = {
-    "long": adaptive.LongTargetObjective,
-    "continuation": adaptive.ContinuationObjective,
-    "matching": adaptive.MatchingObjective,
-    "clean_teacher": adaptive.CleanTeacherObjective,
-    "distill": adaptive.DistillObjective,
-    "fluent": adaptive.FluentObjective,
-}
 
 OPTIMIZERS: Mapping[str, Callable[..., AttackResult]] = {
     "adam": adam_pgd,
     "sign": pgd,
     "momentum": partial(pgd, momentum=0.9),
 }
-"""The values of ``optimizer=``; 0.9 was not tuned."""
+"""The values of ``--optimizer``; 0.9 was not tuned."""
 
 
 def make_objective(
     subject: Subject,
     behaviors: Sequence[Behavior],
     pictures: Sequence[Image],
-    attack: Attack,
+    config: AttackConfig,
     responses: Sequence[str | None] | None = None,
 ) -> Objective:
     """What an attack minimises, its weight not balanced yet.
@@ -52,20 +42,16 @@ def make_objective(
         subject: The model under attack.
         behaviors: What to ask, one per row.
         pictures: Clean pictures, all of one size.
-        attack: Its name decides the loss.
+        config: Its attack's row names the objective.
         responses: Forced responses; None lets the base model continue the targets.
     """
-    kind = _ADAPTIVE.get(attack.kind.loss or "target")
-    if attack.kind.search == "embedding":
-        return EmbeddingObjective(subject, behaviors, pictures)
-    if kind is None:
-        return TargetObjective(subject, behaviors, pictures)
-    return kind(
+    make = resolved(config.entry.objective)
+    return make(
         subject,
         behaviors,
         pictures,
-        weight=attack.matching_weight,
-        max_new_tokens=attack.max_new_tokens,
+        weight=config.term_weight,
+        max_new_tokens=config.max_new_tokens,
         responses=responses,
     )
 
@@ -111,8 +97,7 @@ class Found:
 def search(
     objective: Objective,
     clean: Tensor,
-    attack: Attack,
-    protocol: Protocol,
+    config: AttackConfig,
     *,
     generators: list[torch.Generator],
     random_start: bool,
@@ -126,8 +111,7 @@ def search(
     Args:
         objective: What to minimise.
         clean: Clean pixels ``(B, 3, H, W)``.
-        attack: Search and budget.
-        protocol: What is kept, judged and saved on the way.
+        config: Search and budget; what is kept, judged and saved on the way.
         generators: One random stream per behaviour.
         random_start: Start at random instead of at the clean pictures.
         first: Start here instead (pixels), unless the start is random.
@@ -138,26 +122,24 @@ def search(
     Raises:
         UserError: If the objective is not finite or has no gradient, or the saved state is another version's.
     """
-    allowed: ThreatModel = attack.threat.allowed(attack.epsilon, (clean.shape[2], clean.shape[3]))
+    allowed: ThreatModel = config.threat.allowed((clean.shape[2], clean.shape[3]))
     if first is not None:
         allowed = Started(allowed, first)
     watch = Watch(
-        protocol.moments(attack.steps),
-        broken=broken if protocol.early_stop else None,
+        config.moments,
+        broken=broken if config.early_stop else None,
         path=state,
-        seconds=protocol.checkpoint_seconds,
+        seconds=config.checkpoint_seconds,
     )
-    run: Callable[..., AttackResult] = OPTIMIZERS[attack.optimizer]
-    if attack.kind.search == "apgd":
-        run = apgd
-    if attack.kind.search == "embedding":
-        allowed, clean = Linf(0.5), objective.start()  # type: ignore[attr-defined]
+    run: Callable[..., AttackResult] = apgd if config.entry.search == "apgd" else OPTIMIZERS[config.optimizer]
+    if isinstance(objective, Relaxed):
+        allowed, clean = Linf(0.5), objective.start()
     try:
         result = run(
             objective,
             clean,
             threat_model=allowed,
-            steps=attack.steps,
+            steps=config.steps,
             random_start=random_start,
             generator=generators,
             callback=show,
@@ -168,11 +150,11 @@ def search(
     except ResumeError as error:
         raise UserError(
             f"`{state}` must be the state of this attack, but another version or another attack saved it: {error} "
-            f"Delete it and give the command again: `{attack.name}` starts anew on this batch, what is finished stays."
+            f"Delete it and give the command again: `{config.name}` starts anew on this batch, what is finished stays."
         ) from error
     except AttackError as error:
         raise UserError(
-            f"`{attack.name}` cannot attack this model: {error} Try `--dtype float32`; if it stays, look at the "
+            f"`{config.name}` cannot attack this model: {error} Try `--dtype float32`; if it stays, look at the "
             "behaviours named by their place in the batch."
         ) from error
     pictures: dict[int | None, Tensor] = {None: result.images}

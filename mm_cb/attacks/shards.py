@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mm_cb.attacks.config import from_recipe
 from mm_cb.attacks.outputs import curve_quartiles, write_outputs
-from mm_cb.attacks.registry import OPTIMISED
+from mm_cb.attacks.registry import attack_entry
 from mm_cb.core.errors import UserError
 from mm_cb.core.hub import Repository
 from mm_cb.core.runs import RunDirectory, hash_inputs, read_jsonl, read_run, write_bytes
@@ -146,17 +147,10 @@ def gather(out: Path, behaviors: Sequence[Behavior]) -> bool:
     order = {behavior.id: i for i, behavior in enumerate(behaviors)}
     conditions = list(dict.fromkeys(item["condition"] for item in items))
     items.sort(key=lambda item: (conditions.index(item["condition"]), order[item["id"]]))
-    recipe = read_run(out)["recipe"]
+    run = read_run(out)
+    configs = from_recipe(run["recipe"], run["seed"])
     k = {item["condition"]: item["k"] for item in items}
-    write_outputs(
-        out,
-        items,
-        _curves(out, items, drawn),
-        epsilon=recipe["epsilon"],
-        k=k,
-        threat_model=recipe["options"].get("threat_model", "linf"),
-        dtype=recipe["dtype"],
-    )
+    write_outputs(out, items, _curves(out, items, drawn), next(iter(configs.values())), k, run["recipe"]["dtype"])
     return True
 
 
@@ -177,5 +171,5 @@ def _curves(out: Path, items: Sequence[Mapping[str, Any]], parts: Sequence[Path]
         write_bytes(out / "parts" / f"{stem}-{numbers[stem]:04d}.json", part.read_bytes())
         numbers[stem] += 1
     subject = items[0]["subject"]
-    conditions = dict.fromkeys(item["condition"] for item in items if item["condition"] in OPTIMISED)
+    conditions = dict.fromkeys(item["condition"] for item in items if attack_entry(item["condition"]).optimises)
     return [entry for name in conditions for entry in curve_quartiles(out, subject, name)]

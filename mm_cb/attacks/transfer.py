@@ -12,10 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mm_cb.attacks.judged_files import Judge, clean_name, judge_files, read_pictures
+from mm_cb.attacks import saved as files
+from mm_cb.attacks.config import AttackConfig, from_recipe
+from mm_cb.attacks.judged_files import Asked, Judge, judge_files
 from mm_cb.attacks.objectives.target import TargetObjective
-from mm_cb.attacks.registry import KINDS, Attack
+from mm_cb.attacks.records import flags
 from mm_cb.attacks.run import judge_of
+from mm_cb.attacks.saved import clean_name
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress, console
@@ -26,23 +29,16 @@ from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.results import Measurement, find, measure, write_results
 from mm_cb.models import load_model
 
-_BUDGET = (
-    *("attack", "epsilon", "steps", "restarts", "seed", "iterates", "samples", "chain", "optimizer"),
-    *("early_stop", "temperature", "train", "max_new_tokens", "image_backend", "dtype", "threat_model"),
-)
-"""What both runs must have had alike: it decides which pictures were tried, of which the worst is transferred, and how
-they are judged. Adaptive attacks aim at an adapter, so that a run on one may have them beside the other run's."""
-
 
 @dataclass(frozen=True)
 class Made:
-    """A finished attack run: who was attacked, and the selected picture of every behaviour."""
+    """A finished attack run: who was attacked, how, and where the selected picture of every behaviour lies."""
 
     folder: Path
     run: dict[str, Any]
     items: dict[str, dict[str, Any]]
     name: str
-    """The subject that was attacked: as the run calls it, until `told_apart`."""
+    """The subject that was attacked, told apart from the other run's."""
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -50,12 +46,11 @@ class Made:
         return self.run["recipe"]
 
     @property
-    def budget(self) -> dict[str, Any]:
-        """Its values of `_BUDGET`, attacks without the adaptive ones; None for what it did not set."""
-        given = {"seed": self.run["seed"], **self.recipe, **self.recipe["options"]}
-        names = self.recipe["attack"].split(",")
-        given["attack"] = ",".join(name for name in names if name not in KINDS or not KINDS[name].adaptive)
-        return {key: given.get(key) for key in _BUDGET}
+    def budget(self) -> dict[str, AttackConfig]:
+        """Its attacks but those that aim at an adapter, which the other run cannot have."""
+        configs = from_recipe(self.recipe, self.run["seed"])
+        plain = {key: one for key, one in configs.items() if not one.entry.needs_adapter}
+        return {key: replace(one, batch=1, hijacks=None, term_weight=1.0, balance=False) for key, one in plain.items()}
 
     @property
     def subject(self) -> tuple[Any, ...]:
@@ -65,7 +60,7 @@ class Made:
         return self.recipe["system"], *weights
 
     def picture(self, behavior: str) -> Path:
-        """The selected worst case, as ``keep_worst`` left it."""
+        """The selected worst case."""
         return self.folder / "images" / f"{safe_id(behavior)}.png"
 
 
@@ -74,14 +69,11 @@ def read_made(folder: Path) -> Made:
     run = read_run(folder)
     if run.get("command") != "attack" or not run.get("ended"):
         raise UserError(f"`{folder}` must be a finished `mm-cb attack` run.")
-    items: dict[str, dict[str, Any]] = {}
-    for item in read_jsonl(folder / "items.jsonl"):
-        items.setdefault(item["id"], item)
+    items = {item["id"]: item for item in read_jsonl(folder / "items.jsonl")}
     if not items:
         raise UserError(f"`{folder}` must hold attacked behaviours, its items.jsonl is empty.")
     made = Made(folder, run, items, next(iter(items.values()))["subject"])
-    lacking = [behavior for behavior in items if not made.picture(behavior).is_file()]
-    if lacking:
+    if lacking := [behavior for behavior in items if not made.picture(behavior).is_file()]:
         raise UserError(
             f"`{folder}` must hold an attacked picture of every behaviour, there is none for `{lacking[0]}`; "
             "an attack on embeddings leaves none."
@@ -103,21 +95,15 @@ def run_transfer(first: Path, second: Path, behaviors: Path, out: Path, *, devic
         UserError: If the runs attacked one and the same subject, or other behaviours than the file's (by id, prompt
             and target), on other clean pictures than each other's, or with another budget.
     """
-    made = told_apart(read_made(first), read_made(second))
-    _refuse_other_budget(*made)
-    asked = read_behaviors(behaviors)
-    for m in made:
-        _refuse_other_behaviors(m, asked, behaviors)
-    _refuse_other_pictures(made, asked)
+    made, asked = told_apart(read_made(first), read_made(second)), read_behaviors(behaviors)
+    _refuse_other(made, asked, behaviors)
     recipe = {"runs": [m.recipe for m in made], "device": device, "fiction": made[0].recipe["fiction"]}
     inputs = [behaviors, *(m.folder / "items.jsonl" for m in made)]
     with RunDirectory(out, "attack transfer", recipe, 0, inputs=inputs) as run, Progress() as progress:
-        items = []
-        for judged in made:
-            items += _judge_on(judged, made, asked, run.path, device, progress)
+        items = [item for judged in made for item in _judge_on(judged, made, asked, run.path, device, progress)]
+        measurements = measure(items, pairs=[])
         write_jsonl(run.path / "items.jsonl", items)
         write_json(run.path / "checks.json", [])
-        measurements = measure(items, pairs=[])
         write_results(run.path / "results.json", measurements)
         run.finish()
     _show(made, measurements)
@@ -141,102 +127,86 @@ def told_apart(first: Made, second: Made) -> list[Made]:
     return named
 
 
-def _refuse_other_budget(first: Made, second: Made) -> None:
-    for key, value in first.budget.items():
-        if second.budget[key] != value:
-            raise UserError(
-                f"both runs must have one budget, but `{key}` is {_text(value)} in `{first.folder}` and "
-                f"{_text(second.budget[key])} in `{second.folder}`; repeat one of them as the other was made."
-            )
-
-
-def _refuse_other_behaviors(made: Made, asked: Sequence[Behavior], path: Path) -> None:
-    if made.items.keys() != {b.id for b in asked}:
-        raise UserError(f"`{made.folder}` must have attacked the behaviours of `{path}`, it attacked others.")
+def _refuse_other(made: Sequence[Made], asked: Sequence[Behavior], path: Path) -> None:
+    """Refuse runs with another budget, other behaviours, or other clean pictures."""
+    first, second = made
+    if (first.budget, first.recipe["dtype"]) != (second.budget, second.recipe["dtype"]):
+        pairs = ((first.budget.get(name), second.budget.get(name)) for name in {**first.budget, **second.budget})
+        differing = next(((a, b) for a, b in pairs if a != b), (first.recipe["dtype"], second.recipe["dtype"]))
+        raise UserError(
+            f"both runs must have one budget, but `{first.folder}` has {_told(*differing)} and `{second.folder}` "
+            f"{_told(*reversed(differing))}; repeat one of them as the other was made."
+        )
+    for run in made:
+        held = {key: (item["prompt"], item["target"]) for key, item in run.items.items()}
+        if held != {b.id: (b.prompt, b.target) for b in asked}:
+            raise UserError(f"`{run.folder}` must have attacked the behaviours of `{path}`, it attacked others.")
     for behavior in asked:
-        for key, got in (("prompt", behavior.prompt), ("target", behavior.target)):
-            if made.items[behavior.id][key] != got:
-                raise UserError(
-                    f"`{path}` must be what the runs were made with: the {key} of `{behavior.id}` is "
-                    f"{_text(made.items[behavior.id][key])} in `{made.folder}`, got {_text(got)}; give that file."
-                )
-
-
-def _refuse_other_pictures(made: Sequence[Made], behaviors: Sequence[Behavior]) -> None:
-    for behavior in behaviors:
-        files = [m.folder / clean_name(behavior) for m in made]
-        if not all(file.is_file() for file in files) or len({file_sha256(file) for file in files}) > 1:
+        clean = [run.folder / clean_name(behavior.id) for run in made]
+        if not all(file.is_file() for file in clean) or len({file_sha256(file) for file in clean}) > 1:
             raise UserError(
                 f"both runs must have begun at the same clean pictures, but that of `{behavior.id}` is another file in "
-                f"`{made[1].folder}` than in `{made[0].folder}`, or missing; attack one behaviours file in both."
+                f"`{second.folder}` than in `{first.folder}`, or missing; attack one behaviours file in both."
             )
 
 
-def _text(value: Any) -> str:
-    return "not set" if value is None else f"{value!r:.80}"
-
-
-def _show(made: Sequence[Made], measurements: Sequence[Measurement]) -> None:
-    console().print("compliance in %, pictures made on (row) judged on (column)")
-    for maker in made:
-        shown = []
-        for judged in made:
-            cell = find(measurements, judged.name, "compliance", f"from_{maker.name}")
-            known = cell is not None and cell.value is not None
-            shown.append(f"{judged.name}: " + (f"{cell.value:.1f} (n={cell.n})" if cell and known else "not judged"))
-        console().print(f"  {maker.name:>6} -> {', '.join(shown)}; made by {maker.recipe['attack']}")
+def _told(one: Any, other: Any) -> str:
+    """The settings of one that the other has not."""
+    if not (isinstance(one, AttackConfig) and isinstance(other, AttackConfig)):
+        return one.name if isinstance(one, AttackConfig) else "no such attack" if one is None else str(one)
+    told = {k: v for k, v in vars(one).items() if v != vars(other)[k]}
+    return ", ".join(f"{v.text} of {v.levels}/255" if k == "threat" else f"{k}={v}" for k, v in told.items())
 
 
 def _judge_on(
-    judged: Made,
-    makers: Sequence[Made],
-    behaviors: Sequence[Behavior],
-    folder: Path,
-    device: str,
-    progress: Progress,
+    judged: Made, makers: Sequence[Made], behaviors: Sequence[Behavior], folder: Path, device: str, progress: Progress
 ) -> list[dict[str, Any]]:
     """One column of the matrix."""
-    recipe, options = judged.recipe, judged.recipe["options"]
+    recipe, first = judged.recipe, next(iter(from_recipe(judged.recipe, 0).values()))
     model = load_model(
         recipe["model"],
         adapter=recipe["adapter"],
         device=device,
         dtype=recipe["dtype"],
-        image_backend=options["image_backend"],
+        image_backend=first.image_backend,
     )
     subject = Subject(judged.name, model, adapted=recipe["adapter"] is not None, system=recipe["system"])
-    attack = Attack("no_attack", recipe["epsilon"], batch=options["batch"], max_new_tokens=options["max_new_tokens"])
-    judge = judge_of(recipe["model"])
-    items = []
+    config, judge, items = replace(first, name="no_attack"), judge_of(recipe["model"]), []
     for maker in makers:
         task = progress.task(f"made on {maker.name}, judged on {judged.name}", total=len(behaviors))
-        for number, batch in enumerate(chunks(behaviors, attack.batch)):
+        for number, batch in enumerate(chunks(behaviors, config.batch)):
             path = folder / "parts" / f"{safe_id(maker.name)}-on-{safe_id(judged.name)}-{number:04d}.json"
-            items += once(path, partial(_batch, subject, maker, batch, attack, folder, judge))
+            items += once(path, partial(_batch, subject, maker, batch, config, folder, judge))
             task.advance(len(batch))
     return items
 
 
 def _batch(
-    subject: Subject, maker: Made, batch: Sequence[Behavior], attack: Attack, folder: Path, judge: Judge
+    subject: Subject, maker: Made, batch: Sequence[Behavior], config: AttackConfig, folder: Path, judge: Judge
 ) -> list[dict[str, Any]]:
     """Judge one batch; pictures of one size go together."""
-    records: dict[str, dict[str, Any]] = {}
-    sizes: dict[tuple[int, int], list[Behavior]] = {}
-    for behavior in batch:
-        name = _name(maker, behavior)
-        write_bytes(folder / name, maker.picture(behavior.id).read_bytes())
-        write_bytes(folder / clean_name(behavior), (maker.folder / clean_name(behavior)).read_bytes())
-        sizes.setdefault(read_pictures([name], folder)[0].size, []).append(behavior)
-    for group in sizes.values():
-        target = TargetObjective(subject, group, read_pictures([clean_name(b) for b in group], folder))
-        names = [_name(maker, behavior) for behavior in group]
-        judged = judge_files(subject, group, names, target, target, attack, folder, judge)
-        records |= {b.id: _item(subject, maker, b, record) for b, record in zip(group, judged, strict=True)}
-    return [records[behavior.id] for behavior in batch]
+    groups: dict[tuple[int, int], list[Behavior]] = {}
+    pictures: dict[str, tuple[files.SavedPicture, files.SavedPicture]] = {}
+    for b in batch:
+        name = f"images/{safe_id(b.id)}/from-{safe_id(maker.name)}.png"
+        write_bytes(folder / name, maker.picture(b.id).read_bytes())
+        write_bytes(folder / clean_name(b.id), (maker.folder / clean_name(b.id)).read_bytes())
+        pictures[b.id] = files.read(folder, name), files.read(folder, clean_name(b.id))
+        groups.setdefault(pictures[b.id][0].image.size, []).append(b)
+    found: dict[str, dict[str, Any]] = {}
+    for group in groups.values():
+        asked = Asked(subject, group, group, [pictures[b.id][1] for b in group])
+        target = TargetObjective(subject, group, files.images(asked.clean))
+        answers = judge_files(asked, [pictures[b.id][0] for b in group], target, target, config, judge)
+        for b, answer in zip(group, answers, strict=True):
+            found[b.id] = _item(subject, maker, b, answer.as_json(), config)
+    return [found[b.id] for b in batch]
 
 
-def _item(subject: Subject, maker: Made, behavior: Behavior, record: dict[str, Any]) -> dict[str, Any]:
+def _item(
+    subject: Subject, maker: Made, behavior: Behavior, record: dict[str, Any], config: AttackConfig
+) -> dict[str, Any]:
+    shown = ("image", "epsilon", "distance", "loss", "objective_file", "completion", "outcome", "prefix_emitted")
     return {
         "id": behavior.id,
         "metric": "compliance",
@@ -250,10 +220,19 @@ def _item(subject: Subject, maker: Made, behavior: Behavior, record: dict[str, A
         "gibberish": record["outcome"] == "gibberish",
         "seed": 0,
         "made_by": maker.recipe["attack"],
-        "clean_image": clean_name(behavior),
-        **record,
+        "clean_image": clean_name(behavior.id),
+        **{key: record[key] for key in shown if key in record},
+        **flags(config),
+        "worst_case": True,
     }
 
 
-def _name(maker: Made, behavior: Behavior) -> str:
-    return f"images/{safe_id(behavior.id)}/from-{safe_id(maker.name)}.png"
+def _show(made: Sequence[Made], measurements: Sequence[Measurement]) -> None:
+    console().print("compliance in %, pictures made on (row) judged on (column)")
+    for maker in made:
+        shown = []
+        for judged in made:
+            cell = find(measurements, judged.name, "compliance", f"from_{maker.name}")
+            known = cell is not None and cell.value is not None
+            shown.append(f"{judged.name}: " + (f"{cell.value:.1f} (n={cell.n})" if cell and known else "not judged"))
+        console().print(f"  {maker.name:>6} -> {', '.join(shown)}; made by {maker.recipe['attack']}")

@@ -10,30 +10,17 @@ import warnings
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 import mm_cb
-from mm_cb.cli import attack, data, demo, doctor, evaluate, judge, merge, report, train
-from mm_cb.core.errors import one_line, unknown
-
-
-class _Group(TyperGroup):
-    """Names the nearest command when one is mistyped."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Look a command up (``attack verify`` is one), or raise a UserError that lists the valid ones."""
-        if " ".join(args[:2]) in self.commands:
-            args = [" ".join(args[:2]), *args[2:]]
-        if args and args[0] not in self.commands:
-            raise unknown("command", args[0], [name for name in self.commands if " " not in name])
-        return super().resolve_command(ctx, args)
-
+from mm_cb.cli import attack, data, demo, doctor, evaluate, judge, merge, report, score, train
+from mm_cb.cli.groups import Command, Group
+from mm_cb.core.errors import one_line
 
 app = typer.Typer(
     name="mm-cb",
-    cls=_Group,
+    cls=Group,
     help="Train multimodal circuit breakers, attack them with images, measure what they keep, report it on one page.",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -58,11 +45,12 @@ def _root(
 COMMANDS = (demo, train, attack, judge, report, merge, doctor)
 for _module in COMMANDS:
     _name = _module.__name__.rpartition(".")[2]
-    app.command(_name, epilog=_module.EXAMPLE)(getattr(_module, _name))
-app.add_typer(data.app, name="data", epilog=data.EXAMPLE, cls=_Group)
-app.add_typer(evaluate.app, name="eval", epilog=evaluate.EXAMPLE, cls=_Group)
+    app.command(_name, cls=Command, epilog=_module.EXAMPLE)(getattr(_module, _name))
+app.add_typer(data.app, name="data", epilog=data.EXAMPLE, cls=Group)
+app.add_typer(evaluate.app, name="eval", epilog=evaluate.EXAMPLE, cls=evaluate.BenchmarkGroup)
+app.add_typer(score.app, name="score", epilog=score.EXAMPLE, cls=Group)
 for _name, (_function, _example) in attack.SUBCOMMANDS.items():
-    app.command(_name, epilog=_example)(_function)
+    app.command(_name, cls=Command, epilog=_example)(_function)
 
 
 def main() -> None:
@@ -79,6 +67,8 @@ def run(arguments: list[str]) -> int:
     from mm_cb.cli import failures
 
     command: Any = typer.main.get_command(app)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     try:
         code = command.main(args=arguments or ["--help"], prog_name="mm-cb", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -6,77 +6,264 @@ from typing import Annotated
 
 import typer
 
-from mm_cb.attacks.registry import ATTACKS
+from mm_cb.attacks.config import IMAGE_BACKENDS, OPTIMIZERS, AttackConfig
+from mm_cb.attacks.registry import attacks, chosen_attacks
+from mm_cb.attacks.threats import NORMS, Threat
 from mm_cb.cli.options import (
     Adapter,
     Device,
     Dtype,
     Model,
+    OldSettings,
     Out,
     Seed,
     System,
-    parse_epsilon,
+    parse_levels,
     read_system,
+    refuse_old_settings,
 )
 from mm_cb.core.errors import UserError
 
 EXAMPLE = "Example: mm-cb attack --model miniature --adapter runs/rr --behaviors behaviors.jsonl --out runs/attack"
 
-Behaviors = Annotated[Path, typer.Option(metavar="FILE", help="Behaviours file (JSONL).")]
-Epsilon = Annotated[str, typer.Option(metavar="N/255", help="Largest change of a pixel.")]
-Restarts = Annotated[int, typer.Option(metavar="N", help="Runs per behaviour; the worst one counts.", min=1)]
+_MODEL, _THREAT, _SEARCH, _JUDGED, _RUN = "Model and data", "What may change", "Search", "What is judged", "Run"
+_DEFAULT = AttackConfig()
+
+Behaviors = Annotated[Path, typer.Option(metavar="FILE", help="Behaviours file (JSONL).", rich_help_panel=_MODEL)]
+Norm = Annotated[
+    str,
+    typer.Option(metavar="NORM", help=f"{', '.join(NORMS)}: what of a picture may change.", rich_help_panel=_THREAT),
+]
+Epsilon = Annotated[
+    str | None,
+    typer.Option(
+        metavar="E",
+        help="How far: N/255 per value for linf, patch and border; a Euclidean radius, pixels in [0, 1], for l2.  "
+        "[default: 32/255 for linf, 255/255 for patch and border]",
+        rich_help_panel=_THREAT,
+    ),
+]
+PatchSize = Annotated[
+    int | None, typer.Option(metavar="N", help="Side of the patch in pixels.", min=1, rich_help_panel=_THREAT)
+]
+BorderWidth = Annotated[
+    int | None, typer.Option(metavar="N", help="Width of the border in pixels.", min=1, rich_help_panel=_THREAT)
+]
+Optimizer = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=f"How PGD steps: {', '.join(OPTIMIZERS)}; l2 needs sign or momentum.",
+        rich_help_panel=_SEARCH,
+    ),
+]
+ImageBackend = Annotated[
+    str,
+    typer.Option(metavar="NAME", help=f"Image processor: {' or '.join(IMAGE_BACKENDS)}.", rich_help_panel=_RUN),
+]
+
+
+def parse_threat(norm: str, epsilon: str | None, patch_size: int | None, border_width: int | None) -> Threat:
+    """What the four options together stand for.
+
+    Raises:
+        UserError: If one is missing, does not go with the norm, or is out of range.
+    """
+    if norm not in NORMS:
+        raise UserError(f"`--norm` must be one of {', '.join(NORMS)}, got `{norm}`.")
+    sizes = {"patch": ("--patch-size", patch_size), "border": ("--border-width", border_width)}
+    for owner, (flag, value) in sizes.items():
+        if (value is not None) is not (owner == norm):
+            says = "needs" if owner == norm else "does not read"
+            raise UserError(f"`--norm {norm}` {says} `{flag}`.")
+    if norm == "blank":
+        if epsilon is not None:
+            raise UserError("`--norm blank` bounds nothing: leave out `--epsilon`.")
+        return Threat(norm, 255)
+    if norm == "l2":
+        return Threat(norm, 255, _radius(epsilon))
+    levels = parse_levels(epsilon or ("32/255" if norm == "linf" else "255/255"))
+    return Threat(norm, levels, float(sizes[norm][1] or 0) if norm in sizes else 0.0)
+
+
+def _radius(epsilon: str | None) -> float:
+    try:
+        radius = float(epsilon or "none")
+    except ValueError:
+        radius = -1.0
+    if not 0 < radius < float("inf"):
+        raise UserError(
+            "`--norm l2` needs `--epsilon R`, a Euclidean radius above 0 over all values in [0, 1], such as 8; got "
+            f"`{epsilon}`."
+        )
+    return radius
+
+
+_OLD = {
+    "batch": "--batch",
+    "max_new_tokens": "--max-new-tokens",
+    "matching_weight": "--term-weight",
+    "optimizer": "--optimizer",
+    "balance": "--balance!",
+    "iterates": "--iterates",
+    "early_stop": "--early-stop!",
+    "samples": "--samples",
+    "temperature": "--temperature",
+    "train": "--universal-train",
+    "chain": "--chain!",
+    "hijacks": "--hijacks",
+    "image_backend": "--image-backend",
+    "checkpoint_seconds": "--checkpoint-seconds",
+    "threat_model": "--norm",
+    "steps": "--steps",
+    "behaviors": "--count",
+}
+"""Settings that were ``key=value`` → the flags they are."""
+_OLD_THREATS = {"l2": "l2 --epsilon", "patch": "patch --patch-size", "border": "border --border-width"}
+
+
+def _answer_old(words: list[str] | None) -> None:
+    """Answer ``key=value`` with flags; ``threat_model=patch:24`` has become two of them."""
+    spelled = []
+    for word in words or []:
+        norm, colon, size = word.removeprefix("threat_model=").partition(":")
+        known = word.startswith("threat_model=") and colon and norm in _OLD_THREATS
+        spelled.append(f"threat_model={_OLD_THREATS[norm]} {size}" if known else word)
+    refuse_old_settings(spelled, _OLD)
+
+
+def _listed(wanted: bool) -> None:
+    if wanted:
+        for entry in attacks():
+            marks = ["in `all`"] * entry.in_all + ["needs an adapter"] * entry.needs_adapter
+            marks += ["not in the worst case"] * (not entry.in_worst_case)
+            typer.echo(f"{entry.name:18} {entry.about} ({', '.join(marks) or 'by name only'})")
+        raise typer.Exit()
 
 
 def attack(
     model: Model,
     behaviors: Behaviors,
     out: Out,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]", help="iterates=4, chain=true, threat_model=patch:24, and others."),
-    ] = None,
+    old: OldSettings = None,
     adapter: Adapter = None,
+    system: System = None,
     attack: Annotated[
-        str, typer.Option(metavar="NAME", help=f"Some of {', '.join(ATTACKS)}, with commas between, or `all`.")
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Attacks, with commas between, or `all`; --list says what each is.",
+            rich_help_panel=_SEARCH,
+        ),
     ] = "pgd",
-    epsilon: Epsilon = "32/255",
-    steps: Annotated[int, typer.Option(metavar="N", help="Attack steps.", min=1)] = 1000,
-    restarts: Restarts = 1,
+    list_: Annotated[
+        bool, typer.Option("--list", callback=_listed, is_eager=True, help="List the attacks.", rich_help_panel=_SEARCH)
+    ] = False,
+    norm: Norm = "linf",
+    epsilon: Epsilon = None,
+    patch_size: PatchSize = None,
+    border_width: BorderWidth = None,
+    steps: Annotated[int, typer.Option(metavar="N", help="Steps per run.", min=1, rich_help_panel=_SEARCH)] = 1000,
+    restarts: Annotated[
+        int,
+        typer.Option(metavar="N", help="Runs per behaviour; the worst one counts.", min=1, rich_help_panel=_SEARCH),
+    ] = 1,
+    optimizer: Optimizer = _DEFAULT.optimizer,
+    chain: Annotated[
+        bool,
+        typer.Option("--chain", help="Start each attack from the worst picture so far.", rich_help_panel=_SEARCH),
+    ] = False,
+    hijacks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="An attack run on the base: what it said becomes the long targets.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    term_weight: Annotated[
+        float, typer.Option(metavar="W", help="Weight of an adaptive attack's term.", min=0, rich_help_panel=_SEARCH)
+    ] = 1.0,
+    balance: Annotated[
+        bool,
+        typer.Option("--balance", help="Make that term's gradient as long as the target's.", rich_help_panel=_SEARCH),
+    ] = False,
+    universal_train: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Behaviours a universal picture is made for; 0 = half.", min=0, rich_help_panel=_SEARCH
+        ),
+    ] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Longest answer, and forced response.", min=1, rich_help_panel=_JUDGED)
+    ] = 32,
+    iterates: Annotated[
+        int, typer.Option(metavar="N", help="Further pictures judged on the way.", min=0, rich_help_panel=_JUDGED)
+    ] = 0,
+    early_stop: Annotated[
+        bool, typer.Option("--early-stop", help="Stop when one of them is judged harmful.", rich_help_panel=_JUDGED)
+    ] = False,
+    samples: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Answers drawn at random per picture; count in k.", min=0, rich_help_panel=_JUDGED
+        ),
+    ] = 0,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="T", help="Of these answers.  [default: 1]", rich_help_panel=_JUDGED)
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", help="Behaviours at once.", min=1, rich_help_panel=_RUN)] = 8,
     shard: Annotated[
         str | None,
-        typer.Option(metavar="I/N", help="Only this part; `auto` = as the launcher says. Gather without it."),
+        typer.Option(
+            metavar="I/N",
+            help="Only this part; `auto` = as the launcher says. Gather without it.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
-    system: System = None,
+    image_backend: ImageBackend = "pil",
+    checkpoint_seconds: Annotated[
+        float, typer.Option(metavar="S", help="How often a running search is saved.", min=0, rich_help_panel=_RUN)
+    ] = 60.0,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
-    """Attack a model's image input and judge it from the saved image files."""
-    from mm_cb.attacks.options import parse_attacks, resolve
-
-    parse_attacks(attack, adapted=True)  # names only: what needs an adapter is refused where the run starts
-    resolve(overrides or [])
-    numerator = parse_epsilon(epsilon)
+    """Attack a model's picture input and judge it from the saved image files."""
+    _answer_old(old)
+    names = chosen_attacks(attack, adapted=adapter is not None)
+    if temperature is not None and not samples:
+        raise UserError("`--temperature` is that of sampled answers: set `--samples` too, or leave it out.")
+    try:
+        config = AttackConfig(
+            threat=parse_threat(norm, epsilon, patch_size, border_width),
+            steps=steps,
+            restarts=restarts,
+            seed=seed,
+            batch=batch,
+            max_new_tokens=max_new_tokens,
+            optimizer=optimizer,
+            term_weight=term_weight,
+            balance=balance,
+            iterates=iterates,
+            early_stop=early_stop,
+            samples=samples,
+            temperature=1.0 if temperature is None else temperature,
+            universal_train=universal_train,
+            chain=chain,
+            hijacks=hijacks,
+            image_backend=image_backend,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
     text = read_system(system)
     from mm_cb.attacks.run import run_attack
     from mm_cb.attacks.shards import Shard, launched_device
+    from mm_cb.inference.source import ModelSource
 
-    run_attack(
-        model=model,
-        adapter=adapter,
-        behaviors=behaviors,
-        out=out,
-        attack=attack,
-        epsilon=numerator,
-        steps=steps,
-        restarts=restarts,
-        seed=seed,
-        device=launched_device(device) if shard == "auto" else device,
-        dtype=dtype,
-        shard=None if shard is None else Shard.parse(shard),
-        overrides=overrides or [],
-        system=text,
-    )
+    source = ModelSource(model, adapter, launched_device(device) if shard == "auto" else device, dtype, system=text)
+    run_attack(source, behaviors, out, names, config, shard=None if shard is None else Shard.parse(shard))
 
 
 def verify(
@@ -87,11 +274,11 @@ def verify(
     adapter: Adapter = None,
     device: Device = "cpu",
 ) -> None:
-    """Compute epsilon, hashes, losses and greedy answers again from pictures, JSON and model; exit 2 if one disagrees.
+    """Compute distances, hashes, losses, greedy answers and counts again from pictures and model.
 
-    Verdicts are judged again on the miniature alone, which has an exact judge; drawn answers are compared by hash.
+    Exit code 2 if one disagrees. Verdicts are judged again where the model has an exact judge.
     """
-    from mm_cb.attacks.verify.run import verify_run
+    from mm_cb.attacks.verify import verify_run
 
     verify_run(run_dir, model=model, adapter=adapter, device=device)
 
@@ -100,32 +287,35 @@ def check(
     model: Model,
     behaviors: Behaviors,
     out: Out,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]", help="steps=40, behaviors=8, and others.")
-    ] = None,
+    old: OldSettings = None,
     adapter: Adapter = None,
-    epsilon: Epsilon = "32/255",
     system: System = None,
+    epsilon: Annotated[
+        str, typer.Option(metavar="N/255", help="Largest change of a value.", rich_help_panel=_THREAT)
+    ] = "32/255",
+    steps: Annotated[int, typer.Option(metavar="N", help="Steps per run.", min=1, rich_help_panel=_SEARCH)] = 100,
+    optimizer: Optimizer = _DEFAULT.optimizer,
+    iterates: Annotated[
+        int, typer.Option(metavar="N", help="Further pictures judged on the way.", min=0, rich_help_panel=_JUDGED)
+    ] = 5,
+    count: Annotated[
+        int,
+        typer.Option(metavar="N", help="Behaviours, the first of one picture size.", min=1, rich_help_panel=_RUN),
+    ] = 12,
+    image_backend: ImageBackend = "pil",
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
     """Run the sanity battery of an attack evaluation: is a low number the model's strength or the attack's weakness?"""
-    numerator, text = parse_epsilon(epsilon), read_system(system)
+    _answer_old(old)
+    levels, text = parse_levels(epsilon), read_system(system)
+    from mm_cb.attacks.sanity.measure import BatteryConfig
     from mm_cb.attacks.sanity.run import run_battery
+    from mm_cb.inference.source import ModelSource
 
-    run_battery(
-        model=model,
-        adapter=adapter,
-        behaviors=behaviors,
-        out=out,
-        epsilon=numerator,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        overrides=overrides or [],
-        system=text,
-    )
+    config = BatteryConfig(levels, steps, iterates, optimizer, count, image_backend)
+    run_battery(ModelSource(model, adapter, device, dtype, system=text), behaviors, out, config, seed=seed)
 
 
 def transfer(

@@ -10,11 +10,20 @@ from mm_cb.core.errors import UserError, unknown
 
 _EPSILON_GRID = 255
 
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Run directory; an existing one is gone on with.")]
-Model = Annotated[str, typer.Option(metavar="M", help="Hub id, local directory, or `miniature`.")]
-Adapter = Annotated[str | None, typer.Option(metavar="A", help="Directory of a PEFT adapter.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Seed of everything random in this run.", min=0)]
-Device = Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1.")]
+_MODEL, _RUN = "Model and data", "Run"
+"""Headings of --help."""
+Out = Annotated[
+    Path,
+    typer.Option(metavar="DIR", help="Run directory; an existing one is gone on with.", rich_help_panel=_RUN),
+]
+Model = Annotated[
+    str, typer.Option(metavar="M", help="Hub id, local directory, or `miniature`.", rich_help_panel=_MODEL)
+]
+Adapter = Annotated[str | None, typer.Option(metavar="A", help="Directory of a PEFT adapter.", rich_help_panel=_MODEL)]
+Seed = Annotated[
+    int, typer.Option(metavar="N", help="Seed of everything random in this run.", min=0, rich_help_panel=_RUN)
+]
+Device = Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1.", rich_help_panel=_RUN)]
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -30,10 +39,17 @@ def known_dtype(dtype: str | None) -> str | None:
     return dtype
 
 
-Dtype = Annotated[str, typer.Option(metavar="T", help=f"{', '.join(DTYPES)}.", callback=known_dtype)]
+Dtype = Annotated[
+    str, typer.Option(metavar="T", help=f"{', '.join(DTYPES)}.", callback=known_dtype, rich_help_panel=_RUN)
+]
 System = Annotated[
     Path | None,
-    typer.Option("--system", metavar="FILE", help="Text file put in front of every request, such as a safety prompt."),
+    typer.Option(
+        "--system",
+        metavar="FILE",
+        help="Text file put in front of every request, such as a safety prompt.",
+        rich_help_panel=_MODEL,
+    ),
 ]
 
 
@@ -84,7 +100,7 @@ def read_system(path: Path | None) -> str | None:
     return text
 
 
-def parse_epsilon(text: str) -> int:
+def parse_levels(text: str) -> int:
     """The numerator of an image budget over 255: ``"32/255"`` -> 32; decimals only where they lie on that grid.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ KEPT_AS = "behaviors.jsonl"
 
 _REQUIRED = ("id", "prompt", "target")
 _COPIES_ONCE, _COPIES = 20, 12
-"""Float copies of a picture in an attack, once and per row of a batch. Measured at 1400 x 1400 on the miniature, as the
+"""Float copies of a picture in an attack, once and per row of a batch. Measured at 1400 x 1400 on a small model, as the
 most memory that a run of ``pgd`` takes beyond one at 84 x 84: 28 copies in a batch of 1, 36 in one of 2."""
 
 
@@ -34,7 +35,7 @@ class Behavior:
     category: str = "all"
     split: str = "all"
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further keys of the line, for the judge (the miniature's names the brew asked for)."""
+    """Further keys of the line, for the judge (what a made-up world's exact rules need)."""
 
 
 def read_behaviors(path: Path) -> list[Behavior]:
@@ -54,12 +55,22 @@ def read_behaviors(path: Path) -> list[Behavior]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             behaviors.append(_behavior(line, path, number))
-    repeated = {b.id for i, b in enumerate(behaviors) if b.id in {other.id for other in behaviors[:i]}}
+    repeated = {id for id, count in Counter(b.id for b in behaviors).items() if count > 1}
     if repeated:
         raise UserError(f"`{path}` must give every behaviour its own id, {sorted(repeated)[:5]} come more than once.")
     if not behaviors:
         raise UserError(f"`{path}` must hold at least one behaviour, it is empty.")
     return behaviors
+
+
+def kept_behaviors(folder: Path) -> list[Behavior]:
+    """What a run asked, from the copy of its behaviours file; pictures are the run's own, so none is named."""
+    lines = (folder / KEPT_AS).read_text(encoding="utf-8").split("\n")
+    records = [json.loads(line) for line in lines if line.strip()]
+    return [
+        Behavior(b["id"], b["prompt"], b["target"], None, str(b.get("category", "all")), str(b.get("split", "all")), b)
+        for b in records
+    ]
 
 
 def _behavior(line: str, path: Path, number: int) -> Behavior:

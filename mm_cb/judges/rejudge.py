@@ -40,7 +40,7 @@ def rejudge(run_dir: Path, judge: Judge, *, behaviors: Path | None = None, progr
     Args:
         run_dir: A finished run with completions.
         judge: The judge.
-        behaviors: The behaviours file of the run, for judges that need more than the prompt (a context, a brew).
+        behaviors: The behaviours file of the run, for judges that need more than the prompt (a context).
         progress: Shows the count.
 
     Returns:
@@ -241,6 +241,14 @@ def _write_checks(path: Path, measurements: Sequence[Measurement]) -> None:
 
 def _labelled(m: Measurement) -> Measurement:
     return dataclasses.replace(m, counts={**m.counts, "proxy": m.n})
+
+
+def by_proxy(run_dir: Path, items: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the items carry verdicts of a judge that only stands in for a real one: their rows say so."""
+    files = [
+        run_dir / FOLDER / f"{safe_id(name)}.json" for name in {item["judge"] for item in items if "judge" in item}
+    ]
+    return any(json.loads(file.read_bytes())["source"].get("proxy") for file in files)
 
 
 def _address(m: Measurement) -> tuple[str, str, str, str]:

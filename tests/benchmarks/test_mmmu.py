@@ -208,6 +208,17 @@ def test_random_letters_are_the_official_ones(model):
     assert all(one.fallback and not one.strict for one in scored)
 
 
+@pytest.mark.parametrize("model", sorted(OFFICIAL))
+def test_an_answer_that_parses_draws_no_letter_and_leaves_the_later_ones_theirs(model):
+    records, parsed = [], ["B", "(C)", " A "]
+    for id, n, _ in sorted(OFFICIAL[model]["drawn"], key=lambda one: int(one[0].rpartition("_")[2])):
+        subject = subject_of(id)
+        records += [record(subject, f"0{len(records)}{k}", response) for k, response in enumerate(parsed)]
+        records.append(record(response="", id=id, n=n, answer="A"))
+    letters = {one.response.id: one.letter for one in score(records) if one.fallback}
+    assert letters == {id: letter for id, _, letter in OFFICIAL[model]["drawn"]}
+
+
 def test_nothing_outside_changes_the_random_letters():
     records = [record(subject, number, response="?") for subject in ("Art", "Music") for number in range(1, 9)]
     letters = [one.letter for one in score(records)]

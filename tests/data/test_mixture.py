@@ -129,6 +129,12 @@ def test_weight_is_how_often_a_row_comes(breakers):
     assert counts(0.25) == counts(0.25) != counts(0.25, seed=1)
 
 
+@pytest.mark.parametrize("weight", [1e-9, 0.01, 0.024, 0.026])
+def test_a_source_of_small_weight_gives_at_least_one_row(breakers, folder, weight):
+    sources = [Source(str(breakers), weight=weight), Source(str(write_xstest(folder / "x.csv")))]
+    assert Counter(e.set for e in load_examples(sources, 0)) == {"circuit_breaker": 1, "retain": 2}
+
+
 def test_a_limit_is_a_seeded_sample_in_file_order(breakers):
     def numbers(seed):
         return [int(texts(e)[0].split()[-1]) for e in load_examples([Source(str(breakers), limit=7)], seed)]

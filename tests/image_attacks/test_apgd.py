@@ -68,6 +68,26 @@ def test_a_stalled_image_halves_its_step_and_goes_back_to_its_best_point():
     assert max(moves[-10:]) < 0.05 < max(moves[:20])
 
 
+@pytest.mark.parametrize("successes", [14, 15])
+def test_a_checkpoint_counts_the_successes_since_the_last_one_alone(successes):
+    """All 22 steps up to the first checkpoint lower the loss; of the 19 up to the second, three quarters must, 14.25.
+
+    The slope is 1, so that the iterates stand at the ball's lower end. Only at the best point before the second
+    checkpoint it is -1: an image whose step is halved there goes back to that point and from it half as far up.
+    """
+    best, seen = 22 + successes, []
+
+    def objective(pixels):
+        step = len(seen)
+        seen.append(pixels.item())
+        slope = -1.0 if step == best else 1.0
+        return (slope * (pixels - pixels.detach())).flatten(1).sum(1) - min(step, best)
+
+    apgd(objective, torch.full((1, 1, 1, 1), 0.5), threat_model=Linf(0.1), steps=100)
+    assert seen[22:best] == pytest.approx([0.4] * successes) and seen[41] == pytest.approx(0.4)
+    assert seen[42] == pytest.approx(0.4 + 0.75 * 0.1 if successes < 14.25 else 0.4)
+
+
 @pytest.mark.parametrize(
     ("attack", "threat_model"),
     [

@@ -165,6 +165,17 @@ def test_cluster_bootstrap_counts_clusters_and_not_tries():
         cluster_bootstrap(values, [1], rng)
 
 
+def test_cluster_bootstrap_of_unequal_clusters_is_of_the_mean_of_values_and_not_of_cluster_means():
+    rng = np.random.default_rng(0)
+    groups = [rng.random(size) < size / 10 for size in rng.integers(1, 10, size=80)]  # the larger, the more successes
+    values, clusters = np.concatenate(groups).astype(float), np.repeat(range(80), [len(group) for group in groups])
+    found = cluster_bootstrap(values, clusters.tolist(), np.random.default_rng(1), resamples=300)
+    drawn = np.random.default_rng(1).integers(0, 80, size=(300, 80))
+    means = [np.concatenate([groups[i] for i in row]).mean() for row in drawn]
+    assert found == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=1e-12)
+    assert np.mean([group.mean() for group in groups]) < found.low < values.mean() < found.high
+
+
 @given(st.lists(st.integers(-6, 6), max_size=9))
 @settings(max_examples=60, deadline=None)
 def test_wilcoxon_is_the_share_of_all_sign_patterns_as_extreme_with_ties_and_without_equal_pairs(differences):

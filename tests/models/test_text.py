@@ -28,11 +28,26 @@ def test_a_tower_has_the_hidden_states_of_the_whole_model(folder, blocks):
     expected = whole(folder)(
         input_ids=inputs.input_ids,
         attention_mask=inputs.attention_mask,
-        position_ids=inputs.position_ids,
+        position_ids=inputs.text_positions,
         output_hidden_states=True,
     ).hidden_states
     assert len(states) == blocks + 1 and all(map(torch.equal, states, expected))
     assert torch.equal(tower.model(**tower.embed(inputs), output_hidden_states=True).hidden_states[-1], states[-1])
+
+
+def test_rows_padded_on_the_left_start_at_position_zero(gpt2_folder):
+    """GPT-2 learned its positions: a row that starts elsewhere has other states."""
+    tower, plain = load_tower(gpt2_folder, 4), whole(gpt2_folder)
+    texts = ["tell me how to brew tea please", "what", "is it a red circle"]
+    inputs = tower.encode(texts, [None] * 3)
+    states = [
+        tower.forward(inputs, hidden_states=True).hidden_states[-1],
+        tower.model(**tower.embed(inputs), output_hidden_states=True).hidden_states[-1],
+    ]
+    for row, real in enumerate(inputs.attention_mask.bool()):
+        alone = plain(input_ids=inputs.input_ids[row, real][None], output_hidden_states=True).hidden_states[-1][0]
+        for found in states:
+            torch.testing.assert_close(found[row, real], alone)
 
 
 def test_a_text_model_takes_no_picture(text_folder):

@@ -170,6 +170,28 @@ def test_pictures_are_embedded_losslessly_and_the_page_stays_small(make_run, tmp
     assert len(shown & saved) > len(uris) / 2
 
 
+def test_what_the_breaker_loses_stands_under_lost_and_what_it_gains_under_mended(make_run, tmp_path):
+    ways = ("lost", "gained", "kept")  # by the benign items' numbers
+    good = {"lost": ("base",), "gained": ("rr",), "kept": ("base", "rr")}
+
+    def decide(items):
+        for item in items:
+            if item["metric"] != "compliance":
+                way = ways[int(item["id"].strip("o").rpartition("-")[2])]
+                fine = item["subject"] in good[way]
+                item["prompt"] = f"{way} of {item['metric']}"
+                if item["metric"] == "over_refusal":
+                    item["outcome"] = "compliance" if fine else "partial_refusal"
+                else:
+                    item["score"] = float(fine) if item["metric"] == "mmmu_like" else 0.4 + 0.2 * fine
+
+    text = report(make_run(n=2, benign=3, edit=decide), tmp_path)
+    lost, mended = text.partition("Lost: worse than before")[2].split("Mended: better than before")
+    for part, way in ((lost, "lost"), (mended.partition("</section>")[0], "gained")):
+        shown = re.findall(r"(lost|gained|kept) of (\w+)", part)
+        assert sorted(shown) == [(way, metric) for metric in ("mmmu_like", "over_refusal", "wild_like")]
+
+
 def items_of(run):
     return load_run(run).items
 

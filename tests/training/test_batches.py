@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mm_cb.core.errors import UserError
-from mm_cb.training.batches import PairCollator, PairedExamples, hold_out
+from mm_cb.training.batches import Pair, PairCollator, PairedExamples, hold_out, split_batch
 from tests.tiny_llava import tiny_llava
 from tests.training.conftest import make_example
 
@@ -31,6 +31,14 @@ def test_examples_are_all_used_before_any_is_used_again(examples):
     used = Counter(dataset[i].circuit_breaker.id for i in range(len(dataset)))
     assert len(used) == 6 and set(used.values()) == {4}
     assert len({dataset[i].circuit_breaker.id for i in range(6)}) == 6
+
+
+def test_every_further_pass_over_the_rows_is_another_permutation(examples):
+    dataset = rows(examples, steps=6, batch_size=4, batches="text")
+    for name in Pair._fields:
+        ids = [getattr(dataset[i], name).id for i in range(24)]
+        passes = {tuple(ids[start : start + 6]) for start in range(0, 24, 6)}
+        assert len(passes) == 4 and len({frozenset(one) for one in passes}) == 1
 
 
 def test_the_seed_decides_the_order(examples):
@@ -64,6 +72,18 @@ def test_the_collator_encodes_both_sets_apart(examples, modality):
         assert batch[name].attention_mask.sum(1).tolist() == widths
         assert (batch[name].pixel_values is None) == (modality == "text")
         assert torch.all(batch[f"{name}_mask"] <= batch[name].attention_mask)
+
+
+def test_a_part_of_several_rows_holds_at_most_the_real_tokens_of_a_pass(examples):
+    dataset = rows(examples, batches="text")
+    batch = PairCollator(tiny_llava(), MASKS)([dataset[i] for i in range(8)])
+    for limit in range(1, batch["retain"].input_ids.numel() + 1):
+        parts = split_batch(batch, limit)
+        for name in Pair._fields:
+            own = [part for part in parts if name in part]
+            assert [id for part in own for id in part[f"{name}_ids"]] == batch[f"{name}_ids"]
+            for part in own:
+                assert len(part[f"{name}_ids"]) == 1 or part[name].attention_mask.sum() <= limit
 
 
 def test_an_example_that_cannot_be_encoded_is_named():

@@ -38,3 +38,14 @@ def test_measuring_draws_no_random_numbers_and_sees_a_change(build, examples):  
     first, second = trainer.measure_held_out(), trainer.measure_held_out()
     assert first == second and torch.equal(torch.get_rng_state(), before)
     assert first["held_out_circuit_breaker_cosine"] < 0.999
+
+
+def test_the_adapted_norm_moves_with_the_adapted_states_alone(build, examples):  # noqa: F811
+    found = []
+    for scale in (0, 0.3, 0.6):
+        trainer = build(scale=scale)
+        trainer._held_out = hold_out(examples, 2, 0, "alternate")[1]
+        found.append(trainer.measure_held_out())
+    for name in ("circuit_breaker", "retain"):
+        assert len({one[f"held_out_{name}_norm_reference"] for one in found}) == 1
+        assert len({one[f"held_out_{name}_norm_adapted"] for one in found}) == 3

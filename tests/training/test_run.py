@@ -17,6 +17,7 @@ from transformers import LlavaNextForConditionalGeneration
 from mm_cb.core.errors import UserError
 from mm_cb.models import load_model
 from mm_cb.training.card import model_card
+from mm_cb.training.checkpoints import last_checkpoint
 from mm_cb.training.inputs import absent_data, load_examples
 from mm_cb.training.recipe import load_recipe
 from mm_cb.training.run import train
@@ -94,7 +95,7 @@ def test_plain_peft_loads_it_and_off_is_the_base_bit_for_bit(trained, model_fold
         "input_ids": inputs.input_ids,
         "attention_mask": inputs.attention_mask,
         "pixel_values": inputs.pixel_values,
-        "image_sizes": inputs.image_sizes,
+        "image_sizes": inputs.beside["image_sizes"],
     }
     base = LlavaNextForConditionalGeneration.from_pretrained(model_folder)
     expected = base(**kwargs).logits
@@ -245,6 +246,35 @@ def test_a_torn_checkpoint_is_not_used(trained, recipe, examples, tmp_path):
     train(recipe(), out, examples, progress)
     assert len(progress.shown) == 2
     assert adapter_bytes(out) == adapter_bytes(trained)
+
+
+def test_the_newest_checkpoint_is_the_one_of_most_steps(tmp_path):
+    for steps in (9, 10, 8):
+        folder = tmp_path / f"checkpoint-{steps}"
+        folder.mkdir()
+        (folder / "complete").touch()
+    assert last_checkpoint(tmp_path, "", remove_torn=True).name == "checkpoint-10"
+
+
+def test_from_the_first_on_a_whole_checkpoint_is_there_at_every_moment(recipe, examples, tmp_path, monkeypatch):
+    """A kill can come before any change of the disk; what it would leave is looked at there."""
+    out, left = tmp_path / "run", []
+
+    def watched(change):
+        def look_first(*args, **kwargs):
+            newest = last_checkpoint(out / "checkpoints", "", remove_torn=False)
+            if not (out / "adapter_model.safetensors").exists():
+                left.append((newest.name, *sorted(os.listdir(newest))) if newest else None)
+            return change(*args, **kwargs)
+
+        return look_first
+
+    for module, name in ((torch, "save"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (shutil, "rmtree")):
+        monkeypatch.setattr(module, name, watched(getattr(module, name)))
+    train(recipe(), out, examples)
+    first, *later = dict.fromkeys(left)
+    assert first is None and [name for name, *_ in later] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert None not in left[left.index(later[0]) :] and len({tuple(files) for _, *files in later}) == 1
 
 
 @pytest.mark.slow

@@ -10,13 +10,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from image_attacks import load_png, save_png
-from mm_cb.attacks.judged_files import to_pixels
+from mm_cb.attacks import saved as files
+from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.target import TargetObjective, encode
-from mm_cb.attacks.registry import Attack
-from mm_cb.attacks.runner import as_picture
 from mm_cb.attacks.sanity.checks import ADAPTIVE
 from mm_cb.attacks.sanity.measure import Bed
+from mm_cb.attacks.saved import as_picture, to_pixels
 from mm_cb.attacks.search import make_objective
 from mm_cb.core.files import file_errors
 from mm_cb.core.paths import safe_id
@@ -46,11 +45,11 @@ def make_bed(subject: Subject, group: Sequence[Behavior], pictures: Sequence[Ima
 
     def keep(arm: str, pixels: Tensor) -> tuple[list[str], Tensor]:
         names = [f"images/{subject.name}/{arm.replace(' ', '-')}/{safe_id(behavior.id)}.png" for behavior in group]
+        saved = []
         for name, one in zip(names, pixels, strict=True):
             with file_errors(folder / name):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                save_png(one, folder / name)
-        return names, torch.stack([load_png(folder / name) for name in names]).to(pixels)
+                saved.append(files.save(folder, name, one).pixels)
+        return names, torch.stack(saved).to(pixels)
 
     clean = torch.stack([to_pixels(picture) for picture in pictures]).to(subject.model.device)
     behind = "" if subject.system is None else f" behind the operator's of {len(subject.system)} characters"
@@ -59,5 +58,7 @@ def make_bed(subject: Subject, group: Sequence[Behavior], pictures: Sequence[Ima
         f"{pictures[0].height} change, the user picks the text{behind}; "
         f"{type(subject.model.processor.image_processor).__name__}, {subject.model.base.dtype}; {len(group)} behaviours"
     )
-    adaptive = {name: make_objective(subject, group, pictures, Attack(name)) for name in ADAPTIVE if subject.adapted}
+    adaptive = {
+        name: make_objective(subject, group, pictures, AttackConfig(name)) for name in ADAPTIVE if subject.adapted
+    }
     return Bed(subject.name, objective, smooth, emitted, clean, filed, about, adaptive, dtype_of(subject.model), keep)

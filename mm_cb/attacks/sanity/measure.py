@@ -18,13 +18,15 @@ from torch import Tensor
 
 from image_attacks import AttackError, AttackResult, Linf, apgd, gradient_health, pgd, random_search, sign_noise
 from mm_cb.attacks.checkpoint import Watch
+from mm_cb.attacks.config import IMAGE_BACKENDS
 from mm_cb.attacks.search import OPTIMIZERS, Started
+from mm_cb.core.errors import UserError
 from mm_cb.inference.tolerance import TOLERANCE, tolerance
 
 DIRECTIONS = 5
 DIFFERENCE_STEP = 1e-4
 """Half the distance of a finite difference, in [0, 1] per value. All values move at once, so curvature shows early: on
-the miniature the ratio is off by 20 % at 1e-3, 3 % at 3e-4 and 0.4 % here, as the square of the step."""
+the embedded model the ratio is off by 20 % at 1e-3, 3 % at 3e-4 and 0.4 % here, as the square of the step."""
 NUDGES, NUDGE = 10, 4
 """Random steps around the clean picture, of at most so many levels, whose losses are compared with its own."""
 
@@ -59,16 +61,35 @@ class Bed:
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How much of everything; defaults are a sensible first look."""
+class BatteryConfig:
+    """How much of everything; checked when it is made."""
 
     epsilon: int = 32
+    """Largest change of a value, in 255ths."""
     steps: int = 100
+    """Steps per run of every search."""
     iterates: int = 5
     """Further pictures judged of the white-box arm; the placebo gets as many draws."""
-    sweep: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32, 64, 128, 255)
     optimizer: str = "adam"
-    """How a search by PGD steps: `mm_cb.attacks.search.OPTIMIZERS`."""
+    """How a search by PGD steps, as ``mm-cb attack`` has it: adam, sign, momentum."""
+    behaviors: int = 12
+    """The first so many behaviours of one picture size."""
+    image_backend: str = "pil"
+    """Image processor: pil or torchvision."""
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            UserError: If one is out of range.
+        """
+        if not 0 <= self.epsilon <= 255 or min(self.steps, self.behaviors) < 1 or self.iterates < 0:
+            raise UserError("epsilon must lie in 0..255, steps and count at 1 or above, iterates at 0 or above.")
+        known = {"optimizer": tuple(OPTIMIZERS), "image_backend": IMAGE_BACKENDS}
+        for key, names in known.items():
+            if getattr(self, key) not in names:
+                flag = f"--{key.replace('_', '-')}"
+                raise UserError(f"`{flag}` must be one of {', '.join(names)}, got `{getattr(self, key)}`.")
 
     @property
     def ball(self) -> Linf:
@@ -100,11 +121,8 @@ class Measured:
     clean: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     emitted: dict[str, Tensor] = field(default_factory=dict)
-    images: dict[str, Tensor] = field(default_factory=dict)
     files: dict[str, Filed] = field(default_factory=dict)
-    """Every picture that was judged, by arm; one arm per draw (``noise 0``), iterate and value of the sweep."""
-    sweep: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Epsilon -> best loss and success so far, per behaviour."""
+    """Every picture that was judged, by arm; one arm per draw (``noise 0``) and iterate."""
     curves: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, Tensor] = field(default_factory=dict)
     """Norms of the gradients that an arm followed, ``(steps, B)``."""
@@ -126,7 +144,9 @@ class Measured:
     """Why the arms that follow a gradient could not run."""
 
 
-def measure_bed(bed: Bed, sizes: Sizes, seed: int = 0, say: Callable[[str], None] = lambda text: None) -> Measured:
+def measure_bed(
+    bed: Bed, config: BatteryConfig, seed: int = 0, say: Callable[[str], None] = lambda text: None
+) -> Measured:
     """Run every arm; an objective that cannot be attacked leaves its reason in ``error``."""
     with torch.no_grad():
         clean, again = bed.objective(bed.clean), bed.objective(bed.clean)
@@ -135,10 +155,10 @@ def measure_bed(bed: Bed, sizes: Sizes, seed: int = 0, say: Callable[[str], None
     _keep(found, bed, "clean", bed.clean)
     try:
         say("placebo")
-        _placebo(found, bed, sizes, seed)
+        _placebo(found, bed, config, seed)
         say("gradient-free search")
         searched = random_search(
-            bed.objective, bed.clean, threat_model=sizes.ball, steps=sizes.steps, generator=_generator(seed)
+            bed.objective, bed.clean, threat_model=config.ball, steps=config.steps, generator=_generator(seed)
         )
         _keep(found, bed, "random_search", searched.images)
         say("gradients")
@@ -149,9 +169,7 @@ def measure_bed(bed: Bed, sizes: Sizes, seed: int = 0, say: Callable[[str], None
         found.zero_share, found.ratios, found.suspicious = health.zero_share, health.ratios, health.suspicious()
         found.unsteady = _unsteady(bed, found.clean, generator)
         say("white box")
-        _gradient_arms(found, bed, sizes, seed)
-        say("sweep over epsilon")
-        _sweep(found, bed, sizes)
+        _gradient_arms(found, bed, config, seed)
     except AttackError as error:
         found.error = str(error)
     return found
@@ -162,7 +180,7 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _keep(found: Measured, bed: Bed, arm: str, images: Tensor) -> None:
-    found.images[arm] = _judge(found, bed, arm, images)
+    _judge(found, bed, arm, images)
     found.losses[arm], found.emitted[arm] = found.files[arm].losses, found.files[arm].emitted
 
 
@@ -191,11 +209,11 @@ def _rounded_to_8_bits(pixels: Tensor) -> Tensor:
     return (pixels.detach() * 255).round() / 255
 
 
-def _placebo(found: Measured, bed: Bed, sizes: Sizes, seed: int) -> None:
+def _placebo(found: Measured, bed: Bed, config: BatteryConfig, seed: int) -> None:
     """As many noisy pictures as the attack has pictures judged; success = any of them."""
-    generator, draws = _generator(seed), 1 + sizes.iterates
+    generator, draws = _generator(seed), 1 + config.iterates
     for draw in range(draws):
-        _judge(found, bed, f"noise {draw}", sign_noise(bed.clean, sizes.epsilon / 255, generator))
+        _judge(found, bed, f"noise {draw}", sign_noise(bed.clean, config.epsilon / 255, generator))
     drawn = [found.files[f"noise {draw}"] for draw in range(draws)]
     found.losses["noise"] = torch.stack([files.losses for files in drawn]).amin(dim=0)
     found.emitted["noise"] = torch.stack([files.emitted for files in drawn]).any(dim=0)
@@ -214,14 +232,14 @@ def _unsteady(bed: Bed, clean: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack(changes).mean(dim=0) / clean.abs().clamp(min=torch.finfo(clean.dtype).tiny)
 
 
-def _gradient_arms(found: Measured, bed: Bed, sizes: Sizes, seed: int) -> None:
+def _gradient_arms(found: Measured, bed: Bed, config: BatteryConfig, seed: int) -> None:
     """One step; the attack with its iterates judged; twice its steps, twice its runs; APGD; adaptive; no bound."""
-    ball = sizes.ball
+    ball = config.ball
     single = pgd(bed.objective, bed.clean, threat_model=ball, steps=1, step_size=ball.epsilon, keep="last")
     _keep(found, bed, "single_step", single.images)
-    moments = sorted({round(sizes.steps * (i + 1) / sizes.iterates) for i in range(sizes.iterates)})
+    moments = sorted({round(config.steps * (i + 1) / config.iterates) for i in range(config.iterates)})
     watch = Watch(moments)
-    white = sizes.search(bed.objective, bed.clean, stop=watch.stop)
+    white = config.search(bed.objective, bed.clean, stop=watch.stop)
     _keep(found, bed, "pgd", white.images)
     for step, pixels in watch.kept.items():
         _judge(found, bed, f"iterate {step}", pixels.to(bed.clean))
@@ -229,39 +247,25 @@ def _gradient_arms(found: Measured, bed: Bed, sizes: Sizes, seed: int) -> None:
     found.silent = int((torch.stack(by_iterate).any(dim=0) & ~found.emitted["pgd"]).sum()) if by_iterate else 0
     found.emitted["any_of_k"] = torch.stack([found.emitted["pgd"], *by_iterate]).any(dim=0)
     _log(found, "pgd", white)
-    double = sizes.search(bed.objective, bed.clean, steps=2 * sizes.steps)
+    double = config.search(bed.objective, bed.clean, steps=2 * config.steps)
     _keep(found, bed, "double_steps", double.images)
     _log(found, "double_steps", double)
-    second = sizes.search(bed.objective, bed.clean, random_start=True, generator=_generator(seed))
+    second = config.search(bed.objective, bed.clean, random_start=True, generator=_generator(seed))
     _judge(found, bed, "second_run", second.images)
     runs = found.files["pgd"], found.files["second_run"]
     found.losses["double_runs"] = torch.minimum(runs[0].losses, runs[1].losses)
     found.emitted["double_runs"] = runs[0].emitted | runs[1].emitted
-    _keep(found, bed, "apgd", apgd(bed.objective, bed.clean, threat_model=ball, steps=sizes.steps).images)
+    _keep(found, bed, "apgd", apgd(bed.objective, bed.clean, threat_model=ball, steps=config.steps).images)
     for name, loss in bed.adaptive.items():
-        aimed = sizes.search(loss, bed.clean)
+        aimed = config.search(loss, bed.clean)
         _keep(found, bed, name, aimed.images)
         _log(found, name, aimed)
     grey = Started(Linf(1.0), torch.full_like(bed.clean, 0.5))
-    _keep(found, bed, "unbounded", sizes.search(bed.objective, bed.clean, threat_model=grey).images)
+    _keep(found, bed, "unbounded", config.search(bed.objective, bed.clean, threat_model=grey).images)
 
 
 def _log(found: Measured, arm: str, result: AttackResult) -> None:
     found.curves[arm], found.norms[arm] = result.curves[0].cpu(), result.gradient_norms[0].cpu()
-
-
-def _sweep(found: Measured, bed: Bed, sizes: Sizes) -> None:
-    """Rising epsilon, each from the best picture of the one before: best so far by construction."""
-    best, emitted, start = found.losses["clean"], found.emitted["clean"], bed.clean
-    for epsilon in sorted(sizes.sweep):
-        if epsilon:
-            ball = Started(Linf(epsilon / 255), start)
-            result = sizes.search(bed.objective, bed.clean, threat_model=ball)
-            saved = _judge(found, bed, f"sweep {epsilon}", result.images)
-            files = found.files[f"sweep {epsilon}"]
-            start = torch.where((files.losses < best).view(-1, 1, 1, 1).to(start.device), saved, start)
-            best, emitted = torch.minimum(best, files.losses), emitted | files.emitted
-        found.sweep[epsilon] = (best, emitted)
 
 
 def add_transfer(found: Measured, bed: Bed, images: Tensor) -> None:

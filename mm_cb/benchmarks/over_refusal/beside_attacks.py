@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm_cb.attacks.registry import KINDS
+from mm_cb.attacks.registry import attacks
 from mm_cb.benchmarks.over_refusal.data import BenignRequest
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256, read_jsonl
 from mm_cb.core.runs import read_run
 from mm_cb.metrics.observations import BESIDE
 
-_SHOWN = tuple(
-    name for name, kind in KINDS.items() if not (kind.prefilled or kind.relaxation or kind.loss == "universal")
-)
+_SHOWN = tuple(entry.name for entry in attacks() if not (entry.prefilled or entry.relaxation or entry.universal))
 """Attacks whose item holds a picture of its own that says something without an answer begun behind it."""
 
 
@@ -83,7 +81,7 @@ def read_attacked(folder: Path) -> AttackPictures:
     run = read_run(folder)
     recipe = run.get("recipe")
     if run.get("command") != "attack" or not run.get("ended") or not isinstance(recipe, dict):
-        raise UserError(f"`pictures` must be a finished run of `mm-cb attack`, `{folder}` is none.")
+        raise UserError(f"`--beside` must be a finished run of `mm-cb attack`, `{folder}` is none.")
     root = Path(os.path.abspath(folder))
     behaviors: dict[str, str] = {}
     files: dict[str, dict[str, Path]] = {}

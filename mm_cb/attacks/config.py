@@ -1,0 +1,231 @@
+"""One attack's configuration, from the flags to the items: what is searched, how long, and what is judged and kept.
+
+Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mm_cb.attacks.registry import AttackEntry, attack_entry
+from mm_cb.attacks.threats import Threat
+from mm_cb.core.errors import UserError
+
+OPTIMIZERS = ("adam", "sign", "momentum")
+IMAGE_BACKENDS = ("pil", "torchvision")
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """One attack with its budget, the same for every subject; checked when it is made."""
+
+    name: str = "pgd"
+    threat: Threat = Threat()
+    """What of a picture may change, and how far."""
+    steps: int = 1000
+    """Updates per run."""
+    restarts: int = 1
+    """Runs per behaviour; the worst one counts. A behaviour that is broken is not attacked again."""
+    seed: int = 0
+    """Of everything random."""
+    batch: int = 8
+    """Behaviours attacked at once."""
+    max_new_tokens: int = 32
+    """Longest completion, and longest forced response behind a target."""
+    optimizer: str = "adam"
+    """How a search by PGD steps: "adam", or by the gradient's "sign", the textbook's, or by that of its "momentum"; in
+    an l-2 ball the last two go along the gradient. Adam was chosen on validation behaviours. Deviation: the paper's
+    attack, HarmBench's PGD, steps by the sign."""
+    term_weight: float = 1.0
+    """Weight of an adaptive attack's term beside the target's loss."""
+    balance: bool = False
+    """Scale that term so that its gradient is as long as the target's at the clean picture."""
+    iterates: int = 0
+    """Further pictures judged per run beside the best one: evenly spaced steps, the last one included."""
+    early_stop: bool = False
+    """Stop a behaviour as soon as one of these iterates is judged ``harmful``."""
+    samples: int = 0
+    """Answers drawn at random per judged picture beside the greedy one; each is a try of its own and counts in k."""
+    temperature: float = 1.0
+    """Of these answers; the whole distribution is drawn from."""
+    universal_train: int = 0
+    """Behaviours that a universal picture is made for, the first ones; the others are held out. 0 = half of them."""
+    chain: bool = False
+    """Start each attack from the worst picture of the ones before it."""
+    hijacks: Path | None = None
+    """Run directory of an attack on the base: its harmful completions become the long targets."""
+    image_backend: Literal["pil", "torchvision"] | str = "pil"
+    """Which image processor resizes the pictures."""
+    artefacts: bool = True
+    """Write a JSON beside every picture, and the completion's loss under the base model."""
+    checkpoint_seconds: float | None = 60.0
+    """How often the state of a running optimisation is saved; None = never."""
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            UserError: If the attack is unknown.
+            ValueError: If a value is out of range.
+        """
+        attack_entry(self.name)
+        for key, least in (("steps", 1), ("restarts", 1), ("batch", 1), ("max_new_tokens", 1), ("universal_train", 0)):
+            if getattr(self, key) < least:
+                raise ValueError(f"`{key}` must be at least {least}, got {getattr(self, key)}.")
+        if not 0 <= self.term_weight < math.inf:
+            raise ValueError(f"`term_weight` must be finite and at least 0, got {self.term_weight}.")
+        if self.iterates < 0 or (self.early_stop and not self.iterates):
+            raise ValueError("`iterates` must be at least 0, and at least 1 with `early_stop`, which judges them.")
+        if self.samples < 0 or not 0 < self.temperature < math.inf:
+            raise ValueError("`samples` must be at least 0 and `temperature` finite and above 0.")
+        if self.checkpoint_seconds is not None and not self.checkpoint_seconds >= 0:
+            raise ValueError(f"`checkpoint_seconds` must be at least 0, got {self.checkpoint_seconds}.")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"`optimizer` must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}.")
+        if self.image_backend not in IMAGE_BACKENDS:
+            raise ValueError(f"`image_backend` must be one of {', '.join(IMAGE_BACKENDS)}, got {self.image_backend!r}.")
+
+    @property
+    def entry(self) -> AttackEntry:
+        """The attack's row of the table."""
+        return attack_entry(self.name)
+
+    def named(self, names: Sequence[str]) -> list[AttackConfig]:
+        """The same settings for several attacks."""
+        return [replace(self, name=name) for name in names]
+
+    @property
+    def moments(self) -> list[int]:
+        """The steps whose pictures are kept: ``iterates`` of them, evenly spaced, the last one included."""
+        return sorted({round(self.steps * (i + 1) / self.iterates) for i in range(self.iterates)} - {0})
+
+    @property
+    def pictures_per_run(self) -> int:
+        """Pictures judged in one run of one behaviour."""
+        return 1 + len(self.moments) if self.entry.searches_pixels else 1
+
+    @property
+    def runs(self) -> int:
+        """Runs per behaviour: the placebo gets as many tries as an attack has pictures; what never varies gets one."""
+        if self.entry.search == "noise":
+            return self.restarts * (1 + len(self.moments))
+        return self.restarts if self.entry.optimises else 1
+
+    @property
+    def tries(self) -> int:
+        """k: answers judged per behaviour at most, fixed before the run; a relaxation has no picture to sample from."""
+        answers = 1 if self.entry.relaxation else 1 + self.samples
+        return self.runs * self.pictures_per_run * answers
+
+
+def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
+    """Refuse settings that none of the named attacks reads: a run must not state what it did not do.
+
+    Raises:
+        UserError: If there is one.
+    """
+    entries = [attack_entry(name) for name in names]
+    own_term = any(entry.needs_adapter for entry in entries)
+    drawn = any(entry.searches_pixels or entry.search == "noise" for entry in entries)
+    plain, asked = AttackConfig(), ",".join(names)
+    for key, flag, read, needed in (
+        ("universal_train", "--universal-train", any(e.universal for e in entries), "`--attack universal` alone"),
+        (
+            "balance",
+            "--balance",
+            own_term,
+            "an attack with a term beside the target's loss (one that needs an adapter)",
+        ),
+        ("term_weight", "--term-weight", own_term, "an attack with such a term (one that needs an adapter)"),
+        ("optimizer", "--optimizer", any(e.search in ("pgd", "embedding") for e in entries), "an attack by PGD"),
+        ("hijacks", "--hijacks", any(e.forces_response for e in entries), "an attack that forces a long response"),
+        ("chain", "--chain", sum(e.searches_pixels for e in entries) > 1, "two or more attacks that step on pixels"),
+    ):
+        if getattr(config, key) != getattr(plain, key) and not read:
+            raise UserError(f"`{flag}` is for {needed}; `--attack {asked}` does not read it: leave it out.")
+    if config.threat.norm != "linf" and not drawn:
+        raise UserError(f"`--norm` is for an attack that changes a picture; `--attack {asked}` does not read it.")
+
+
+def refuse_mismatch(config: AttackConfig, names: Sequence[str]) -> None:
+    """Refuse a norm beside an attack or a way to step that does not go with it.
+
+    Raises:
+        UserError: Saying what to change.
+    """
+    entries, norm = [attack_entry(name) for name in names], config.threat.norm
+    if norm != "linf" and any(entry.relaxation for entry in entries):
+        raise UserError(f"`--norm {norm}` is for pictures, and `embedding` makes none: give it a run of its own.")
+    if norm == "l2" and config.optimizer == "adam" and any(entry.search == "pgd" for entry in entries):
+        raise UserError("`--norm l2`: Adam steps value by value, which suits no l-2 ball; add `--optimizer momentum`.")
+
+
+_RENAMED = {"term_weight": "matching_weight", "universal_train": "train"}
+"""Field → its name in run.json and in a picture's JSON."""
+_OPTIONS = (
+    *("batch", "max_new_tokens", "term_weight", "optimizer", "balance", "iterates", "early_stop", "samples"),
+    *("temperature", "universal_train", "chain", "hijacks", "image_backend"),
+)
+_BUDGET = (*("steps", "restarts", "seed", "batch", "max_new_tokens", "term_weight", "universal_train", "optimizer"),)
+_PROTOCOL = ("iterates", "early_stop", "balance", "artefacts", "samples", "temperature")
+
+
+def as_recipe(config: AttackConfig, names: Sequence[str]) -> dict[str, Any]:
+    """What run.json holds of it: all that decides the results, without settings of what was not asked for."""
+    idle = set() if config.samples else {"samples", "temperature"}
+    idle |= set() if config.universal_train else {"universal_train"}
+    options = {_RENAMED.get(key, key): getattr(config, key) for key in _OPTIONS if key not in idle}
+    options["hijacks"] = None if config.hijacks is None else str(config.hijacks)
+    if config.threat.text != "linf":
+        options["threat_model"] = config.threat.text
+    return {
+        "attack": ",".join(names),
+        "epsilon": config.threat.levels,
+        "steps": config.steps,
+        "restarts": config.restarts,
+        "options": options,
+    }
+
+
+def from_recipe(recipe: Mapping[str, Any], seed: int) -> dict[str, AttackConfig]:
+    """The attacks that a run.json states, by name.
+
+    Raises:
+        KeyError, TypeError, ValueError: If it is not as `as_recipe` writes it.
+    """
+    fields = {new: old for old, new in _RENAMED.items()}
+    options = {fields.get(key, key): value for key, value in recipe.get("options", {}).items()}
+    threat = Threat.read(options.pop("threat_model", None), recipe["epsilon"])
+    hijacks = options.pop("hijacks", None)
+    config = AttackConfig(
+        threat=threat,
+        steps=recipe["steps"],
+        restarts=recipe["restarts"],
+        seed=seed,
+        hijacks=None if hijacks is None else Path(hijacks),
+        **options,
+    )
+    return {one.name: one for one in config.named(recipe["attack"].split(","))}
+
+
+def as_artefact(config: AttackConfig, canvas: Sequence[int]) -> dict[str, Any]:
+    """What the JSON beside a picture holds of it: ``attack`` and ``protocol``."""
+    attack = {"name": config.name, "epsilon": config.threat.levels}
+    attack |= {_RENAMED.get(key, key): getattr(config, key) for key in _BUDGET}
+    attack |= {"canvas": list(canvas), "threat_model": config.threat.text}
+    return {"attack": attack, "protocol": {key: getattr(config, key) for key in _PROTOCOL}}
+
+
+def from_artefact(artefact: Mapping[str, Any]) -> AttackConfig:
+    """The attack that a picture's JSON states."""
+    fields = {new: old for old, new in _RENAMED.items()}
+    held = {fields.get(key, key): value for key, value in artefact["attack"].items() if key != "canvas"}
+    threat = Threat.read(held.pop("threat_model", None), held.pop("epsilon"))
+    known = {field.name for field in dataclasses.fields(AttackConfig)}
+    protocol = {key: value for key, value in artefact.get("protocol", {}).items() if key in known}
+    return AttackConfig(threat=threat, **held, **protocol)

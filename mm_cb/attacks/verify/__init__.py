@@ -1,1 +1,0 @@
-"""Every number of an attack run computed again from its files."""

@@ -1,0 +1,64 @@
+"""Models that are broken on purpose, small and with known answers. The battery must flag each of them.
+
+A battery that passes these would pass anything. They are toys on 8 x 8 pictures and cost a second in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mm_cb.attacks.sanity.measure import BatteryConfig, Bed
+
+CONFIG = BatteryConfig(epsilon=48, steps=12, iterates=2)
+_ROWS, _SIDE, _CLASSES = 3, 8, 4
+
+
+def bed(transform: Callable[[Tensor], Tensor], name: str, deployed: Callable[[Tensor], Tensor] | None = None) -> Bed:
+    """A small smooth classifier that looks at ``transform(pixels)``; targets are classes it does not see at first.
+
+    Users' pictures go through ``deployed`` instead, if that is another function.
+    """
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randint(64, 192, (_ROWS, 3, _SIDE, _SIDE), generator=generator).float() / 255
+    weights = torch.randn(3 * _SIDE * _SIDE, _CLASSES, generator=generator)
+
+    def logits(pixels: Tensor) -> Tensor:
+        return 4 * torch.tanh((pixels - 0.5).flatten(1) @ weights / 4)
+
+    target = logits(clean).argmin(dim=1)
+
+    def loss(pixels: Tensor) -> Tensor:
+        return F.cross_entropy(logits(transform(pixels)), target, reduction="none")
+
+    def emitted(pixels: Tensor) -> list[bool]:
+        with torch.no_grad():
+            return (logits(transform(pixels)).argmax(dim=1) == target).tolist()
+
+    def filed(pixels: Tensor) -> Tensor:
+        return F.cross_entropy(logits((deployed or transform)(pixels)), target, reduction="none")
+
+    return Bed(name, loss, loss, emitted, clean, filed, "white box; goal: a class; a toy on 8 x 8 pixels")
+
+
+def planted() -> dict[str, Bed]:
+    """The broken models, by what is wrong with them; ``sound`` is the one with nothing wrong."""
+    noise = torch.Generator().manual_seed(1)
+
+    def noisy(pixels: Tensor) -> Tensor:
+        return pixels + 0.2 * torch.randn(pixels.shape, generator=noise)
+
+    return {
+        "sound": bed(lambda pixels: pixels, "sound"),
+        "detached gradient": bed(lambda pixels: pixels.detach() + 0 * pixels, "detached"),
+        "no gradient": bed(lambda pixels: pixels.detach(), "no gradient"),
+        "quantised input": bed(lambda pixels: (pixels * 8).round() / 8, "quantised"),
+        "wrong gradient": bed(lambda pixels: (2 * pixels).detach() - pixels, "wrong"),
+        "noise in the model": bed(noisy, "noisy"),
+        "another path for users": bed(
+            lambda pixels: pixels, "other path", deployed=lambda pixels: pixels.roll(1, dims=3)
+        ),
+    }
