@@ -1,23 +1,35 @@
 """mm_cb: train multimodal circuit breakers, attack them with images, measure what they keep, report it on one page.
 
-Importing this package is cheap on purpose: nothing here imports torch or transformers.
+Importing this package is cheap on purpose: nothing here imports torch or transformers before one of its names is used.
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import mm_cb.benchmarks
 import mm_cb.miniature  # noqa: F401  (the one place that knows the guest, whose import registers it)
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from mm_cb.benchmarks.runner import evaluate
+    from mm_cb.training.rr_config import RRConfig
+    from mm_cb.training.rr_trainer import RRTrainer
 
-_WHERE = {"evaluate": "mm_cb.benchmarks.runner"}
-"""What Python users call: name → module, imported when it is asked for."""
+__version__ = "0.1.0"
+__all__ = ["RRConfig", "RRTrainer", "evaluate"]
+
+_AT_FIRST_USE = {
+    "RRConfig": "mm_cb.training.rr_config",
+    "RRTrainer": "mm_cb.training.rr_trainer",
+    "evaluate": "mm_cb.benchmarks.runner",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is heavy when it is first used."""
-    if name not in _WHERE:
-        raise AttributeError(f"module 'mm_cb' has no attribute {name!r}")
-    from importlib import import_module
+    """A public name, imported when it is first asked for."""
+    if name not in _AT_FIRST_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_AT_FIRST_USE[name]), name)
 
-    return getattr(import_module(_WHERE[name]), name)
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_AT_FIRST_USE])

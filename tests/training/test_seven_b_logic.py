@@ -12,7 +12,7 @@ from transformers import LlavaNextForConditionalGeneration
 from mm_cb.data.examples import read_examples
 from mm_cb.models import load_model
 from mm_cb.models.merging import merge
-from mm_cb.training import run as running
+from mm_cb.training import rr_trainer as running
 from mm_cb.training.recipe import load_recipe
 from mm_cb.training.run import train
 from tests.tiny_llava import WORDS, picture, tiny_llava
