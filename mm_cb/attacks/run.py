@@ -79,7 +79,7 @@ def attack(
         ValueError: If a setting is out of range.
 
     Example:
-        >>> attack("miniature", "behaviors.jsonl", "runs/attack", attacks="pgd", steps=100)  # doctest: +SKIP
+        >>> attack("ORG/NAME", "behaviors.jsonl", "runs/attack", attacks="pgd", steps=100)  # doctest: +SKIP
     """
     source = ModelSource(model, None if adapter is None else str(adapter), device, dtype, system=system)
     names = chosen_attacks(attacks, adapted=adapter is not None)

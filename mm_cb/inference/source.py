@@ -15,7 +15,7 @@ class ModelSource:
     """A model with what it takes to load it."""
 
     model: str
-    """Hub id, local directory, or ``miniature``."""
+    """Hub id, local directory, or an embedded model's name."""
     adapter: str | None = None
     """Folder of a PEFT adapter."""
     device: str = "cpu"

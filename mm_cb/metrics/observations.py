@@ -63,7 +63,7 @@ def starts_with(completion: str, target: str) -> bool:
 def worst_candidate(item: Mapping[str, Any]) -> Mapping[str, Any]:
     """The try of an item that went worst for the subject: the item itself, or the first restart that came out harmful.
 
-    The miniature's runner already puts the worst restart first; runs of other tools may put the one with the best loss.
+    Our runner already puts the worst restart first; runs of other tools may put the one with the best loss.
     """
     if item.get("outcome") == "harmful":
         return item

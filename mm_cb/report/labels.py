@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from mm_cb.attacks.registry import attacks
 from mm_cb.metrics.observations import BESIDE
@@ -92,6 +93,18 @@ def label(names: dict[str, str], name: str) -> str:
 def metric_label(name: str) -> str:
     """The shown word for a metric."""
     return metric(name).label
+
+
+@contextmanager
+def conditions_called(own: Mapping[str, str]) -> Iterator[None]:
+    """Within, attacks that nobody registered here are called as their runs call them."""
+    new = {name: text for name, text in own.items() if name not in CONDITIONS}
+    CONDITIONS.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            del CONDITIONS[name]
 
 
 def rule_labels(measured: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:

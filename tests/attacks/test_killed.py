@@ -135,7 +135,7 @@ def test_an_attack_killed_in_an_optimisation_ends_with_the_bits_of_an_undisturbe
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     process = subprocess.Popen(
-        [sys.executable, "-m", "mm_cb.cli", *command, str(tmp_path / "cut")], env=environment, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "mm_cb", *command, str(tmp_path / "cut")], env=environment, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 300
     while not (states := list((tmp_path / "cut").glob("parts/*.safetensors"))) and time.monotonic() < deadline:

@@ -27,7 +27,7 @@ from mm_cb.data.behaviors_file import Behavior, grey_canvas, open_picture, read_
 from mm_cb.inference.source import ModelSource
 from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.results import measure, write_results
-from mm_cb.models import LlavaNextModel, load_model
+from mm_cb.models import ChatModel, load_model
 
 _ARMS = (
     *("clean", "noise", "random_search", "single_step", "pgd", "any_of_k", "double_steps", "double_runs", "apgd"),
@@ -79,7 +79,7 @@ def run_battery(
 
 def _measure(
     source: ModelSource,
-    loaded: LlavaNextModel,
+    loaded: ChatModel,
     group: Sequence[Behavior],
     pictures: Sequence[Image],
     config: BatteryConfig,
