@@ -27,9 +27,9 @@ def here():
     """The commands of this version that the page names."""
     import typer.main
 
-    from mm_cb import cli
+    from mm_cb.cli.app import app
 
-    known = typer.main.get_command(cli.app).commands
+    known = typer.main.get_command(app).commands
     return [words for words in commands("mm-cb") if words[0] in known]
 
 
