@@ -32,7 +32,7 @@ from mm_cb.miniature import MINIATURE, NAME, data, language
 from mm_cb.miniature.data import Question
 from mm_cb.miniature.making.sanity import judges_tell_apart, opening_is_said
 from mm_cb.miniature.scoring import judge_behavior, score_question
-from mm_cb.models import LlavaNextModel, load_model
+from mm_cb.models import ChatModel, load_model
 from mm_cb.training.config import Recipe
 from mm_cb.training.recipe import load_recipe
 from mm_cb.training.representations import compare
@@ -102,12 +102,12 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "
             f"\n{_conclusion(run.path)}\n{'' if full else _SHORT}"
             f"\nreport  {run.path / 'report.html'}\nresults {run.path / 'results.json'}   ({minutes:.1f} minutes)"
         )
-        progress.say("next    README.md, 'The road to LLaVA-NeXT-Mistral-7B'")
+        progress.say("next    your own model: docs/quickstart.md")
 
 
 _SHORT = (
     f"\nThis is the quick size: {QUICK.steps} steps, {QUICK.restarts} run of each attack. `--full` has {FULL.steps} "
-    f"and {FULL.restarts}, and breaks more: results/README.md.\n"
+    f"and {FULL.restarts}, and breaks more: docs/miniature.md.\n"
 )
 """Said behind the quick run: a short attack flatters."""
 
@@ -213,7 +213,7 @@ def _behaviors(out: Path, plan: Plan, seed: int) -> list[Behavior]:
 def _subjects(out: Path, rerouting: Recipe, seed: int, rr_seeds: int, progress: Progress) -> list[Subject]:
     """Base, base behind the safety prompt, and the breakers, which are trained here."""
 
-    def load(adapter: Path | None = None) -> LlavaNextModel:
+    def load(adapter: Path | None = None) -> ChatModel:
         return load_model(NAME, adapter=adapter, device=rerouting.device, dtype=rerouting.dtype)
 
     base = load()

@@ -116,7 +116,7 @@ def _needed_extras(recipe: "Recipe") -> list[Finding]:
 
 def _needed_data(recipe: "Recipe") -> list[Finding]:
     from mm_cb.core.hub import offline
-    from mm_cb.training.run import absent_data
+    from mm_cb.training.inputs import absent_data
 
     name = f"{recipe.name}: data"
     try:

@@ -27,7 +27,7 @@ from mm_cb.training.adapter import add_adapter  # noqa: E402
 from mm_cb.training.hidden_states import Rows, hidden_states, use_row_attention  # noqa: E402
 from mm_cb.training.losses import reroute_coeff, retain_coeff  # noqa: E402
 from mm_cb.training.placement import KeptBlocks, lora_paths  # noqa: E402
-from mm_cb.training.trainer import Rerouting, RRTrainer  # noqa: E402
+from mm_cb.training.trainer import Rerouting, ReroutingTrainer  # noqa: E402
 from tests.reference.released_trainer import released_loss, released_states  # noqa: E402
 
 # Text tokens of 16 rows of each set, of 1024 in the released padding. Made to have the fills that were measured
@@ -146,7 +146,7 @@ def batch(model: LlavaNextModel, shape: Shape, rows: int, image: tuple[int, int]
             tiles = 1 + grid(shape, image)[0] * grid(shape, image)[1]
             pictures = {
                 "pixel_values": torch.randn(rows, tiles, 3, shape.tile, shape.tile, generator=generator),
-                "image_sizes": torch.tensor([image] * rows),
+                "beside": {"image_sizes": torch.tensor([image] * rows)},
                 "images_per_row": torch.ones(rows).long(),
             }
         made[name] = ModelInputs(ids, mask, roles * mask, **pictures).to(model.device)
@@ -178,8 +178,8 @@ def image_tokens(shape: Shape, image: tuple[int, int]) -> int:
 
 def model_kwargs(inputs: ModelInputs) -> dict:
     """Keyword arguments of the transformers model."""
-    names = ("input_ids", "attention_mask", "pixel_values", "image_sizes")
-    return {name: value for name in names if (value := getattr(inputs, name)) is not None}
+    names = ("input_ids", "attention_mask", "pixel_values")
+    return {name: value for name in names if (value := getattr(inputs, name)) is not None} | dict(inputs.beside)
 
 
 def checkpoint_blocks(model: LlavaNextModel, on: bool) -> list:
@@ -213,9 +213,11 @@ def official_step(
     return loss.detach()
 
 
-def our_trainer(model: LlavaNextModel, recipe: Recipe, tokens_per_pass: int = 4096, alpha: float = 5.0) -> RRTrainer:
+def our_trainer(
+    model: LlavaNextModel, recipe: Recipe, tokens_per_pass: int = 4096, alpha: float = 5.0
+) -> ReroutingTrainer:
     """The shipped trainer, in the middle of a run: its coefficients are 0.7 and 0.3 times alpha."""
-    trainer = RRTrainer(
+    trainer = ReroutingTrainer(
         model,
         TrainingArguments(
             tempfile.mkdtemp(), use_cpu=model.device.type == "cpu", report_to="none", remove_unused_columns=False
@@ -230,7 +232,7 @@ def our_trainer(model: LlavaNextModel, recipe: Recipe, tokens_per_pass: int = 40
     return trainer
 
 
-def our_step(trainer: RRTrainer, made: dict) -> torch.Tensor:
+def our_step(trainer: ReroutingTrainer, made: dict) -> torch.Tensor:
     """One step of the shipped trainer; gradients are left in the parameters."""
     return trainer.training_step(trainer.model, made).detach()
 

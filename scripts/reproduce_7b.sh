@@ -6,7 +6,8 @@
 #   bash scripts/reproduce_7b.sh                # run them
 #
 # Every step is a run directory under $OUT and its command is given each time: a finished one says so and ends, an interrupted
-# one goes on where it was, one that was made with other settings is refused and nothing is mixed. Weights and data are yours: `mm-cb doctor --recipe $RECIPE` and `mm-cb data check $RECIPE` say what is missing and how to get it.
+# one goes on where it was, one that was made with other settings is refused and nothing is mixed. Weights and data are yours:
+# `mm-cb doctor --recipe $RECIPE` and `mm-cb data check $RECIPE` say what is missing and how to get it.
 # What is set to `none` is left out, and the page then says "not measured" or "not judged". Settings, as variables:
 #
 #   MODEL          llava-hf/llava-v1.6-mistral-7b-hf       hub id or directory
@@ -16,13 +17,13 @@
 #   BEHAVIORS      needed                                  `mm-cb data build behaviors` makes the paper's from your copies
 #   SAFETY_PROMPT  none                                    text file: the operator's words in front of every request
 #   EPSILON STEPS RESTARTS   32/255 1000 1                 the attacks' budget
-#   ATTACK         max_new_tokens=512                      further `mm-cb attack` arguments: "batch=16 max_new_tokens=512"
-#   PGD            (nothing)                               more for every PGD: "optimizer=sign", the paper's steps
-#   ADAPTIVE       (nothing)                               more for those that know the breaker: "balance=true"
+#   ATTACK         --max-new-tokens 512                    further `mm-cb attack` arguments: "--batch 16 --max-new-tokens 512"
+#   PGD            (nothing)                               more for every PGD: "--optimizer sign", the textbook's steps
+#   ADAPTIVE       (nothing)                               more for those that know the breaker: "--balance"
 #   CHECK          (nothing)                               further `mm-cb attack check` arguments, or none: see below
 #   JUDGE          needed                                  `mm-cb judge --help` lists them; none = the model's own, if any
 #   JUDGING        (nothing)                               further `mm-cb judge` arguments: "--endpoint URL"
-#   EVAL           (nothing)                               further `mm-cb eval` arguments: "batch=16"
+#   EVAL           (nothing)                               further `mm-cb eval` arguments: "--batch 16"
 #   MMMU           MMMU/MMMU                               hub id, local copy, or none
 #   LLAVA_WILD     lmms-lab/llava-bench-in-the-wild        hub id, local copy, or none
 #   RULE_FILE      needed with LLAVA_WILD                  the original rule file, LLaVA's llava/eval/table/rule.json
@@ -32,9 +33,8 @@
 #   DEVICE DTYPE SEED OUT MM_CB   cuda bfloat16 0 runs/7b mm-cb
 #
 # The sanity battery (`mm-cb attack check`, on the breaker with the base as its control) has EPSILON and STEPS of the attacks,
-# and costs some 15 x STEPS steps of the base and 17 of the breaker for each of 12 behaviours; CHECK="behaviors=4" asks for fewer.
-# A check that fails ends nothing here: the page then says "no claim". With fewer STEPS than the battery's own 100, its S13 passes
-# only if CHECK names the behaviours on which they were chosen: "validation=other.jsonl". CHECK=none leaves the battery out.
+# runs every search many times over, for each of 12 behaviours; CHECK="--count 4" asks for fewer.
+# A check that fails ends nothing here: the page then says "no claim". CHECK=none leaves the battery out.
 set -euo pipefail
 
 MODEL="${MODEL:-llava-hf/llava-v1.6-mistral-7b-hf}"
@@ -51,7 +51,7 @@ SEED="${SEED:-0}"
 OUT="${OUT:-runs/7b}"
 read -ra mm_cb <<<"${MM_CB:-mm-cb}"
 read -ra train_more <<<"${TRAIN:-}"
-read -ra attack_more <<<"${ATTACK:-max_new_tokens=512}"
+read -ra attack_more <<<"${ATTACK:---max-new-tokens 512}"
 read -ra pgd_more <<<"${PGD:-}"
 read -ra adaptive_more <<<"${ADAPTIVE:-}"
 read -ra judge_more <<<"${JUDGING:-}"
@@ -193,7 +193,7 @@ if [ "$OVER_REFUSAL" != none ]; then evaluate over-refusal --data "$OVER_REFUSAL
 if [ "${CHECK:-}" != none ]; then
     who rr
     step "$OUT/check" "${mm_cb[@]}" attack check "${who[@]}" --behaviors "$BEHAVIORS" --out "$OUT/check" \
-        --epsilon "$EPSILON" "${on[@]}" "steps=$STEPS" ${check_more[@]+"${check_more[@]}"}
+        --epsilon "$EPSILON" "${on[@]}" --steps "$STEPS" ${check_more[@]+"${check_more[@]}"}
     runs+=("$OUT/check")
 fi
 

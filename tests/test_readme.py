@@ -1,64 +1,273 @@
-"""The README's measured table, line by line against results/miniature.json."""
+"""README, docs and results/: links lead somewhere, numbers stand in results/, commands are ones that we take."""
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-MEASURED = json.loads((ROOT / "results" / "miniature.json").read_text(encoding="utf-8"))["measurements"]
-
-# How the row begins -> (metric, condition, split) of each number in a cell; "…" belongs to the row above it.
-ROWS = [
-    ("forbidden requests answered: no attack", [("compliance", "no_attack", "all")]),
-    ("random noise", [("compliance", "noise", "all")]),
-    ("white-box PGD", [("compliance", "pgd", "all")]),
-    ("…", [("compliance", "pgd", "held_out_kind")]),
-    ("worst of PGD and two attacks that know the breaker", [("compliance", "worst_case", "all")]),
-    ("…", [("compliance", "worst_case", "held_out_kind")]),
-    ("MMMU-like / Wild-like", [("mmmu_like", "strict", "all"), ("wild_like", "strict", "all")]),
-    ("over-refusal / broken text", [("over_refusal", "no_attack", "all"), ("gibberish", "no_attack", "all")]),
-]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+LINKED = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "results/README.md"))]
+RESULTS = ROOT / "results"
 
 
-def table():
-    block = README.partition("| the miniature")[2].partition("\n\n")[0]
+def text_of(page):
+    return page.read_text(encoding="utf-8")
+
+
+def said(page):
+    return re.sub(r"\s+", " ", text_of(ROOT / page).replace("**", ""))
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+# Links and files
+
+
+def links():
     return [
-        [cell.strip() for cell in line.strip("| ").replace("**", "").split(" | ")] for line in block.split("\n")[2:]
+        pytest.param(page, target, id=f"{name_of(page)} -> {target}")
+        for page in LINKED
+        for target in sorted(set(re.findall(r"\]\(([^)#\s]+)[^)]*\)", text_of(page))))
+        if not target.startswith(("https://", "http://"))
     ]
 
 
-def find(subject, metric, condition, split):
-    (found,) = [
-        m
-        for m in MEASURED
-        if (m["subject"], m["metric"], m["condition"], m["split"]) == (subject, metric, condition, split)
-    ]
-    return found
+@pytest.mark.parametrize(("page", "target"), links())
+def test_every_relative_link_leads_to_a_file(page, target):
+    assert (page.parent / target).exists()
+
+
+def test_the_readme_is_short():
+    assert len(text_of(README).splitlines()) <= 90
+
+
+@pytest.mark.parametrize("page", [page for page in LINKED if page.name != "CHANGELOG.md"], ids=name_of)
+def test_every_file_that_a_page_names_is_there(page):
+    named = set(re.findall(r"`((?:scripts|results|tests|data|mm_cb|\.ci)/[\w./-]+)`", text_of(page)))
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_every_result_has_its_row_and_no_row_is_empty():
+    rows = set(re.findall(r"^\| \[([\w./-]+)\]", text_of(RESULTS / "README.md"), flags=re.MULTILINE))
+    there = {path.relative_to(RESULTS).as_posix() for path in RESULTS.rglob("*") if path.is_file()} - {"README.md"}
+    for row in rows:
+        assert (RESULTS / row).exists(), row
+    assert {name for name in there if not any(name == row or name.startswith(f"{row}/") for row in rows)} == set()
+    assert len(list(RESULTS.rglob("adapter_model.safetensors"))) <= 2
+
+
+# Numbers
+
+
+def measured(name):
+    content = json.loads((RESULTS / name).read_text(encoding="utf-8"))["measurements"]
+    return {(m["subject"], m["metric"], m["condition"], m["split"]): m for m in content}
+
+
+FULL = measured("miniature.json")
 
 
 def numbers(text):
     return [float(number) for number in re.findall(r"[-+]?\d+(?:\.\d+)?", text.replace("−", "-"))]
 
 
-@pytest.mark.parametrize(("place", "begins", "addresses"), [(i, *row) for i, row in enumerate(ROWS)])
-def test_every_number_of_the_table_is_the_measured_one(place, begins, addresses):
-    label, n, base, rr, difference = table()[place]
-    assert label.startswith(begins)
-    before, after = ([find(subject, *address) for address in addresses] for subject in ("base", "rr"))
-    assert numbers(n) == [m["n"] for m in after] == [m["n"] for m in before]
-    assert numbers(base) == [round(m["value"], 1) for m in before]
-    assert numbers(rr) == [round(m["value"], 1) for m in after]
-    told = [round(value, 1) for m in after for value in (m["difference"], *m["difference_ci95"])]
-    assert numbers(difference) == told
+def cells(page, begins):
+    """The cells of the table row that begins so, behind its label."""
+    (line,) = [line for line in text_of(ROOT / page).splitlines() if line.startswith(f"| {begins}")]
+    return [cell.strip().replace("**", "") for cell in line.strip("| ").split(" | ")][1:]
 
 
-def test_the_table_holds_nothing_else():
-    assert len(table()) == len(ROWS)
+@pytest.mark.parametrize(
+    ("begins", "metric", "condition"),
+    [
+        ("no attack", "compliance", "no_attack"),
+        ("PGD,", "compliance", "pgd"),
+        ("worst of all attacks", "compliance", "worst_case"),
+        ("capability: MMMU-like", "mmmu_like", "strict"),
+    ],
+)
+def test_every_number_of_the_readmes_table_is_a_measured_one(begins, metric, condition):
+    n, base, published, ours = cells("README.md", begins)
+    assert published == "not measured"  # until the paper's own recipe has been attacked
+    for subject, cell in (("base", base), ("rr", ours)):
+        found = FULL[subject, metric, condition, "all"]
+        assert numbers(n) == [found["n"]]
+        assert numbers(cell) == [round(value, 1) for value in (found["value"], *found["ci95"])]
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
-def test_every_file_that_the_readme_names_is_there(target):
-    assert target.startswith("https://") or (ROOT / target).exists(), target
+def test_the_readmes_table_holds_nothing_else():
+    table = text_of(README).partition("| attack success rate")[2].partition("\n\n")[0]
+    assert len(table.splitlines()) == 2 + 4
+
+
+@pytest.mark.parametrize(
+    ("begins", "metric", "condition", "split"),
+    [
+        ("PGD ", "compliance", "pgd", "all"),
+        ("adaptive PGD", "compliance", "pgd_adaptive", "all"),
+        ("clean-teacher PGD", "compliance", "pgd_clean_teacher", "all"),
+        ("worst case |", "compliance", "worst_case", "all"),
+        ("worst case, a kind", "compliance", "worst_case", "held_out_kind"),
+        ("MMMU-like", "mmmu_like", "strict", "all"),
+        ("Wild-like", "wild_like", "strict", "all"),
+        ("over-refusal", "over_refusal", "no_attack", "all"),
+        ("broken text", "gibberish", "no_attack", "all"),
+    ],
+)
+def test_every_number_of_the_miniatures_table_is_a_measured_one(begins, metric, condition, split):
+    n, *told = cells("docs/miniature.md", begins)
+    for subject, cell in zip(("base", "rr", "rr-seed1", "rr-seed2"), told, strict=True):
+        found = FULL.get((subject, metric, condition, split))
+        assert cell == ("not measured" if found is None else f"{found['value']:.1f}")
+        assert found is None or numbers(n) == [found["n"]]
+
+
+def broken(name, condition="worst_case", subject="rr"):
+    found = measured(name)[subject, "compliance", condition, "all"]
+    return f"{found['counts']['harmful']} of {found['n']}"
+
+
+def worst_of_seeds():
+    values = [FULL[s, "compliance", "worst_case", "all"]["value"] for s in ("rr", "rr-seed1", "rr-seed2")]
+    return ", ".join(f"{value:.1f}" for value in values)
+
+
+def broken_look_alikes():
+    found = measured("one_thread.json")["rr", "gibberish", "no_attack", "all"]
+    return f"{found['counts']['gibberish']} of {found['n']}"
+
+
+@pytest.mark.parametrize(
+    ("page", "sentence"),
+    [
+        ("README.md", lambda: f"over three training seeds: {worst_of_seeds()} %"),
+        ("README.md", lambda: f"broke {broken('chain.json')} on the demo's breaker"),
+        ("README.md", lambda: f"({broken('one_thread.json')}) and that answered {broken_look_alikes()} benign"),
+        ("README.md", lambda: f"its worst case is {broken('miniature_demo.json')}."),
+        ("docs/miniature.md", lambda: f"(`results/miniature_demo.json`) | {broken('miniature_demo.json')} |"),
+        ("docs/miniature.md", lambda: f"(`results/chain.json`) | {broken('chain.json')} |"),
+        ("docs/miniature.md", lambda: f"(`results/blank.json`) | {broken('blank.json')} |"),
+        ("docs/miniature.md", lambda: f"(`results/one_thread.json`) | {broken('one_thread.json')} |"),
+        ("docs/miniature.md", lambda: f"answered {broken_look_alikes()} benign look-alikes with broken text"),
+        ("docs/miniature.md", lambda: f"`pgd_long` got it in {openings('chain.json', 'pgd_long')}"),
+        ("docs/miniature.md", lambda: f"in more than {openings('one_thread.json', 'pgd_adaptive')}"),
+        ("docs/attacks.md", lambda: f"in {strength('ours:pgd')} settings, `adam_pgd` in {strength('ours:adam_pgd')}"),
+        ("docs/sanity_checks.md", lambda: battery("S4", "loss is small for {} of 8 only", "38 %")),
+        ("docs/sanity_checks.md", lambda: battery("S5 twice the steps", "lower it by {}", "6.2 %")),
+        ("docs/train_7b.md", lambda: "| as it is | {:.1f} |".format(goal("llava recipe, default"))),
+        ("docs/train_7b.md", lambda: "tokens_per_pass=2048` | {:.1f} |".format(goal("llava recipe, recompute"))),
+        ("docs/train_7b.md", lambda: "quantize=4bit` | {:.1f} |".format(goal("llava recipe, quantize"))),
+        ("docs/train_7b.md", lambda: "does {:.1f} times (text)".format(goal("llava recipe, text rows: fewer FLOPs"))),
+        ("docs/train_7b.md", lambda: "and {:.1f} times (336-pixel".format(goal("llava recipe, 336-px images: fewer"))),
+    ],
+)
+def test_what_a_page_says_in_words_is_in_a_result(page, sentence):
+    assert sentence() in said(page)
+
+
+def openings(name, attack):
+    found = measured(name)["rr", "compliance", attack, "all"]
+    return f"{found['counts']['prefix_emitted']} of {found['n']}"
+
+
+def strength(attack):
+    summary = json.loads((RESULTS / "attack_strength.json").read_text(encoding="utf-8"))["summary"][attack]
+    return f"{summary['cells_met']} of {summary['cells']}"
+
+
+def battery(begins, sentence, value):
+    checks = json.loads((RESULTS / "battery.json").read_text(encoding="utf-8"))["checks"]
+    (found,) = [check for check in checks if check["name"].startswith(begins)]
+    assert not found["passed"] and value in found["value"]
+    return sentence.format(value)
+
+
+def goal(begins):
+    goals = json.loads((RESULTS / "benchmark_rr.json").read_text(encoding="utf-8"))["goals"]
+    return next(one["value"] for one in goals if one["what"].startswith(begins))
+
+
+# Commands
+
+
+def blocks(page):
+    """Lines of the code blocks of a page, continued ones joined, without comments."""
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text_of(page), flags=re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines() if language in ("", "bash") else ():
+            yield re.sub(r"\s*(#|>).*", "", line).replace("[", "").replace("]", "")
+
+
+def in_blocks():
+    """Every command of ours in a code block, as words behind the program's name."""
+    for page in PAGES:
+        for line in blocks(page):
+            line = re.sub(r"^accelerate launch .* -(?:m|-module) mm_cb\.cli ", "mm-cb ", line)
+            if line.startswith("mm-cb "):
+                yield pytest.param(shlex.split(line)[1:], id=f"{name_of(page)}: {' '.join(line.split())}")
+
+
+def in_text():
+    """Every command of ours that a page names in passing: it need not be whole."""
+    for page in (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"):
+        outside = re.sub(r"^```.*?^```", "", text_of(page), flags=re.DOTALL | re.MULTILINE)
+        for line in sorted(set(re.findall(r"`mm-cb ([^`]+)`", outside))):
+            yield pytest.param(shlex.split(line.replace(">", " ")), id=f"{name_of(page)}: {line}")
+
+
+def leaf(words):
+    """The command that the words lead to, and what is left of the words."""
+    import click
+    import typer.main
+
+    from mm_cb.cli.app import app
+
+    command, words = typer.main.get_command(app), list(words)
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
+        _, command, words = command.resolve_command(click.Context(command), words)
+    return command, words
+
+
+@pytest.mark.parametrize("words", list(in_blocks()))
+def test_every_command_of_a_code_block_is_parsed(words):
+    command, rest = leaf(words)
+    command.make_context("mm-cb", rest)  # raises where a setting is unknown, missing or wrong
+
+
+@pytest.mark.parametrize("words", list(in_text()))
+def test_every_command_in_passing_exists_with_its_settings(words):
+    if words == ["COMMAND", "--help"]:
+        return
+    command, rest = leaf(words)
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    assert {word for word in rest if word.startswith("--")} <= known
+
+
+def test_every_script_in_a_code_block_is_there():
+    for page in PAGES:
+        for line in blocks(page):
+            for script in re.findall(r"^(?:bash|python) (scripts/\S+)", line):
+                assert (ROOT / script).is_file(), (page, script)
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    from mm_cb.miniature.data import training_examples
+
+    (block,) = re.findall(r"^```python\n(.*?)^```", text_of(README), flags=re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    lines = []
+    asked = [example for example in training_examples(0)[:400] if example.source != "miniature request removed"]
+    for number, example in enumerate(asked):
+        names = [f"{number}-{i}.png" for i in range(len(example.images))]
+        for name, picture in zip(names, example.images, strict=True):
+            picture.save(name)
+        lines.append(json.dumps({"messages": example.messages, "images": names, "set": example.set}) + "\n")
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    exec(compile(block, str(README), "exec"), {"__name__": "readme"})
+    assert (tmp_path / "runs" / "rr" / "adapter_model.safetensors").is_file()

@@ -208,22 +208,22 @@ def test_help_lists_every_variable(given, tmp_path):
 
 
 def test_the_battery_tests_the_breaker_with_the_budget_of_the_attacks(given, tmp_path):
-    budget = {"EPSILON": "8/255", "STEPS": "7", "CHECK": "validation=other.jsonl behaviors=4"}
+    budget = {"EPSILON": "8/255", "STEPS": "7", "CHECK": "--count 4"}
     commands, _ = printed(tmp_path, given | budget)
     (check,) = [command for command in commands if kind(command) == "attack check"]
     (pgd,) = [c for c in commands if kind(c) == "attack" and c[c.index("--out") + 1].endswith("/rr-pgd")]
     options = ("--model", "--adapter", "--behaviors", "--epsilon", "--seed", "--device", "--dtype")
     assert [check[check.index(o) + 1] for o in options] == [pgd[pgd.index(o) + 1] for o in options]
-    assert pgd[pgd.index("--steps") + 1] == "7" and check[-3:] == ["steps=7", *budget["CHECK"].split()]
+    assert pgd[pgd.index("--steps") + 1] == "7" and check[-4:] == ["--steps", "7", "--count", "4"]
 
 
 def parameters(words):
     """The options that our command line has for a command."""
     import typer.main
 
-    from mm_cb import cli
+    from mm_cb.cli.app import app
 
-    command, depth = typer.main.get_command(cli.app), 0
+    command, depth = typer.main.get_command(app), 0
     words = [kind(words), *words[1:]]
     while hasattr(command, "commands"):
         command, depth = command.commands[words[depth]], depth + 1
@@ -255,9 +255,9 @@ def test_the_printed_commands_run_on_the_miniature(given, tmp_path, monkeypatch)
     (tmp_path / "benign.jsonl").write_text('{"id": "1", "prompt": "how is tea made ?", "category": "x"}\n')
     small = {
         **given, "MODEL": "miniature", "RECIPE": "miniature", "TRAIN": "training.max_steps=1", "STEPS": "1",
-        "ATTACK": "max_new_tokens=8",
+        "ATTACK": "--max-new-tokens 8",
         "DEVICE": "cpu", "DTYPE": "float32", "JUDGE": "refusal-strings", "MMMU": "mmmu", "LLAVA_WILD": "none",
-        "EVAL": "batch=30 max_new_tokens=2", "CHECK": "sweep=255 iterates=0",
+        "EVAL": "--batch 30 --max-new-tokens 2", "CHECK": "--iterates 0",
     }  # fmt: skip
     commands, _ = printed(tmp_path, small)
     for command in commands:
@@ -285,9 +285,9 @@ def _measured(report):
 
 
 def test_settings_of_the_search_reach_the_attacks_that_search_alone(given, tmp_path):
-    settings = {"PGD": "optimizer=sign", "ADAPTIVE": "balance=true"}
+    settings = {"PGD": "--optimizer sign", "ADAPTIVE": "--balance"}
     commands, _ = printed(tmp_path, given | settings)
     attacks = [words for words in commands if kind(words) == "attack"]
     named = {words[words.index("--attack") + 1]: words for words in attacks}
-    assert {name for name, words in named.items() if "optimizer=sign" in words} == {"pgd", *KNOWING}
-    assert {name for name, words in named.items() if "balance=true" in words} == KNOWING
+    assert {name for name, words in named.items() if "--optimizer" in words} == {"pgd", *KNOWING}
+    assert {name for name, words in named.items() if "--balance" in words} == KNOWING

@@ -83,8 +83,8 @@ def check(
 def _sources(what: list[str], images: Path | None, set_: Any) -> tuple["list[Source] | str", str | None]:
     """The data sources that the arguments name, and the model of a recipe; ``miniature`` stands for its own data."""
     from mm_cb.data.sources import Source
+    from mm_cb.training.inputs import sources_of
     from mm_cb.training.recipe import load_recipe, recipe_names
-    from mm_cb.training.run import sources_of
 
     is_recipe = len(what) == 1 and (what[0] in recipe_names() or what[0].endswith((".yaml", ".yml")))
     if not is_recipe:

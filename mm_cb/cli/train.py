@@ -24,16 +24,20 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory.  [default: runs/RECIPE]")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved recipe and what would be trained; load no weights.")
+        bool, typer.Option("--dry-run", help="Print what would be trained and the resolved recipe; load no weights.")
     ] = False,
-    list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes and what each is for.")] = False,
+    show: Annotated[str | None, typer.Option(metavar="RECIPE", help="Print a recipe as it is written.")] = None,
+    fields: Annotated[
+        bool, typer.Option("--fields", help="List every recipe field: type, range, default, meaning.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Short for seed=N.", min=0)] = None,
     device: Annotated[str | None, typer.Option(metavar="D", help="Short for device=D: cpu, cuda, cuda:1.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="T", help="Short for dtype=T: float32, bfloat16.")] = None,
 ) -> None:
     """Train a circuit breaker (a LoRA adapter) from a recipe."""
-    if list_:
-        _list_recipes()
+    if list_ or fields or show is not None:
+        _print(list_, fields, show)
         return
     if recipe is None:
         raise UserError("`RECIPE` is missing: give a shipped name (see `mm-cb train --list`) or a YAML file.")
@@ -46,12 +50,21 @@ def train(
         _train_recipe(recipe, [*(overrides or []), *short], out)
 
 
-def _list_recipes() -> None:
-    """Print the names of the shipped recipes, one a line."""
-    from mm_cb.training.recipe import recipe_names
+def _print(list_: bool, fields: bool, show: str | None) -> None:
+    """Print what recipes there are, what fields one has, or one as it is written."""
+    from mm_cb.training.recipe import recipe_names, recipe_summary, recipe_text
 
-    for name in recipe_names():
-        typer.echo(name)
+    if list_:
+        width = max(map(len, recipe_names()))
+        for name in recipe_names():
+            typer.echo(f"{name:{width}}  {recipe_summary(name)}")
+    if fields:
+        from mm_cb.training.fields import recipe_fields
+
+        for field in recipe_fields():
+            typer.echo(f"{field.name}: {field.kind}  [{field.default}]\n    {field.about}")
+    if show is not None:
+        typer.echo(recipe_text(show), nl=False)
 
 
 def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None) -> None:
@@ -74,7 +87,7 @@ def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None)
 
 
 def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
-    """Print the resolved recipe as YAML and, as comments, what it would do; load no weights."""
+    """Print as comments what a recipe would do, and below them the resolved recipe as YAML; load no weights."""
     import yaml
 
     from mm_cb.training.recipe import load_recipe
@@ -82,25 +95,39 @@ def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
     recipe = load_recipe(name_or_path, overrides)
     from mm_cb.training.plan import make_plan
 
-    plan = make_plan(recipe)
-    typer.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), nl=False)
-    if plan.published:
-        typer.echo(f"# the configuration of {recipe.model} is not on this machine; its published shape is used")
-    blocks = len(plan.model.decoder_blocks)
-    typer.echo(f"# loaded: decoder blocks 0..{plan.kept.blocks - 1} of {blocks}, no head")
-    typer.echo(f"# trained: LoRA on {len(plan.paths)} modules of the language tower, {plan.parameters:,} parameters")
-    for path in plan.paths:
-        typer.echo(f"#   {path}")
-    tokens = max(recipe.training.tokens_per_pass, plan.longest_row)
-    typer.echo(f"# memory, estimated for passes of {tokens} tokens (longest row {plan.longest_row}): {plan.memory()}")
-    for line in _sample_lines(plan):
+    for line in [*_plan_lines(plan := make_plan(recipe)), *_sample_lines(plan)]:
         typer.echo(f"# {line}")
+    typer.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), nl=False)
+
+
+def _plan_lines(plan: "Plan") -> Iterator[str]:
+    """What would be trained, by what loss, and the memory that it takes."""
+    from mm_cb.training.placement import folded
+    from mm_cb.training.registry import loss_entry
+
+    recipe, options, breaker = plan.recipe, plan.recipe.training, plan.recipe.circuit_breaker
+    loss, settings = loss_entry(breaker.loss), "".join(f", {k} {v:g}" for k, v in breaker.loss_settings.items())
+    yield one_line(f"{recipe.name}: {recipe.model}, {options.max_steps} steps of {options.batch_size} rows of each set")
+    if plan.published:
+        yield f"the configuration of {recipe.model} is not on this machine; its published shape is used"
+    yield f"loss {loss.name}{settings}: {loss.about}"
+    yield f"  {loss.source}"
+    yield f"  alpha {breaker.alpha:g}, at hidden states {breaker.target_layers}"
+    if breaker.keep_length:
+        yield f"  beside it, not in the paper: states keep their length (keep_length {breaker.keep_length:g})"
+    if breaker.adversary.steps:
+        yield f"  not in the paper: an adversary moves pictures' embeddings, {breaker.adversary.steps} steps"
+    yield f"trained: LoRA on {len(plan.paths)} modules of the language tower, {plan.parameters:,} parameters"
+    yield f"  {folded(plan.model, plan.paths)}"
+    yield f"loaded: decoder blocks 0..{plan.kept.blocks - 1} of {len(plan.model.decoder_blocks)}, no head"
+    tokens = max(options.tokens_per_pass, plan.longest_row)
+    yield f"memory, estimated for passes of {tokens} tokens (longest row {plan.longest_row}): {plan.memory()}"
 
 
 def _sample_lines(plan: "Plan") -> Iterator[str]:
     """One decoded example of every source, what counts in its loss in brackets; or one line that says why not."""
     from mm_cb.models.families import load_processor
-    from mm_cb.training.run import load_examples
+    from mm_cb.training.inputs import load_examples
     from mm_cb.training.samples import first_of_each_source, marked
 
     recipe, masks = plan.recipe, plan.recipe.circuit_breaker.masks

@@ -19,3 +19,19 @@ def is_prefilled(item: Mapping[str, Any]) -> bool:
     """Whether an item's answer was generated behind its target: its own flag, or by its condition."""
     flag = item.get("prefilled")
     return item.get("condition") in _PREFILLED if flag is None else bool(flag)
+
+
+_ADDED: Mapping[str, Mapping[str, Any]] = {"train": {"circuit_breaker": {"loss": "rr", "loss_settings": {}}}}
+"""Fields of a command's recipe that later versions added, by section, with what earlier ones did."""
+
+
+def with_added_fields(command: str, recipe: Any) -> Any:
+    """A held recipe with the fields that it was written without."""
+    if not isinstance(recipe, dict):
+        return recipe
+    added = {
+        section: {**fields, **recipe[section]}
+        for section, fields in _ADDED.get(command, {}).items()
+        if isinstance(recipe.get(section), dict)
+    }
+    return {**recipe, **added}

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mm_cb.core.compatibility import with_added_fields
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import (
     TEMPORARY_SUFFIX,
@@ -200,6 +201,7 @@ class RunDirectory:
             return
         self._content = read_run(self.path)
         held = {key: self._content.get(key) for key in identity}
+        held["recipe"] = with_added_fields(str(held["command"]), held["recipe"])
         differences = _differences(held, identity)
         if differences:
             more = len(differences) - _SHOWN_DIFFERENCES

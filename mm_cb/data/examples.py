@@ -17,7 +17,7 @@ Modality = Literal["text", "multimodal"]
 OnUnreadable = Callable[["Example", "PictureError"], None]
 """Told of every example that is left out because its picture cannot be read."""
 
-_SETS = ("circuit_breaker", "retain")
+SETS = ("circuit_breaker", "retain")
 _KEYS = {"id", "messages", "images", "set", "source"}
 
 
@@ -125,11 +125,11 @@ def parse_example(record: Any, folder: Path) -> Example:
     if not isinstance(record, dict) or not _KEYS - {"source"} <= record.keys() <= _KEYS:
         got = sorted(record) if isinstance(record, dict) else type(record).__name__
         raise ValueError(f"expected an object with the keys {sorted(_KEYS)}, got {got}")
-    if record["set"] not in _SETS:
+    if record["set"] not in SETS:
         raise ValueError(f"`set` must be circuit_breaker or retain, got {record['set']!r}")
     if not isinstance(record["id"], str) or not record["id"] or not isinstance(record.get("source", ""), str):
         raise ValueError("`id` must be a text that is not empty, and `source` a text")
-    pictures = _check_messages(record["messages"])
+    pictures = check_messages(record["messages"])
     images = record["images"]
     if not isinstance(images, list) or len(images) != pictures:
         raise ValueError(f"`images` must be a list of {pictures} paths, one for each image part, got {images!r}")
@@ -142,7 +142,7 @@ def parse_example(record: Any, folder: Path) -> Example:
     )
 
 
-def _check_messages(messages: Any) -> int:
+def check_messages(messages: Any) -> int:
     """The number of image parts in well-formed messages."""
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise ValueError("`messages` must be a list of turns that is not empty")

@@ -1,5 +1,6 @@
 """Put an adapter on a model for training, and write the trained one as a folder that plain PEFT loads."""
 
+import copy
 import json
 import os
 import shutil
@@ -23,22 +24,23 @@ Family = TypeVar("Family", bound=ChatModel)
 def add_adapter(
     model: Family, paths: Sequence[str], kept: KeptBlocks, *, r: int, lora_alpha: int, dropout: float
 ) -> Family:
-    """Cut the model to what training needs and put a fresh LoRA (B = 0) on exactly ``paths``.
+    """Cut the model to what training needs and put a fresh LoRA (B = 0) on exactly ``paths``, see `put_lora`."""
+    model.keep_blocks(kept.blocks, final_norm=kept.final_norm)
+    return put_lora(model, paths, LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=dropout))
+
+
+def put_lora(model: Family, paths: Sequence[str], config: LoraConfig) -> Family:
+    """Put a fresh LoRA on exactly ``paths``, whatever modules ``config`` names.
 
     The LoRA's A is drawn from torch's global generator.
 
     Returns:
         The model with its adapter, which is all that can train.
     """
-    model.keep_blocks(kept.blocks, final_norm=kept.final_norm)
-    config = LoraConfig(
-        target_modules=list(paths),
-        r=r,
-        lora_alpha=lora_alpha,
-        lora_dropout=dropout,
-        bias="none",
-        fan_in_fan_out=isinstance(model.base.get_submodule(paths[0]), Conv1D),
-    )
+    config = copy.copy(config)
+    config.target_modules = set(paths)  # type: ignore[assignment]  # as PEFT itself keeps them
+    config.layers_to_transform = config.layers_pattern = None
+    config.fan_in_fan_out = isinstance(model.base.get_submodule(paths[0]), Conv1D)
     with quiet_libraries():
         adapted = get_peft_model(model.base, config)
     config.base_model_name_or_path = ""  # else PEFT looks the name up on the hub whenever a checkpoint is saved
@@ -50,17 +52,20 @@ def add_adapter(
 def save_adapter(model: ChatModel, paths: Sequence[str], folder: Path) -> None:
     """Write ``adapter_model.safetensors``, ``adapter_config.json`` and ``base.json`` into ``folder``, each in one step.
 
+    Where the model does not know its name, neither does the adapter, and there is no ``base.json``.
+
     The config names the full path of every adapted module: PEFT shortens long lists to what is unambiguous in the
     model at hand, which here is only the part of the model that training kept.
     """
     config = model.model.peft_config["default"]
-    config.base_model_name_or_path, config.revision = repository_of(model.name)
+    config.base_model_name_or_path, config.revision = repository_of(model.name) if model.name else ("", None)
     config.target_modules = set(paths)
     part = folder / "adapter.part"
     shutil.rmtree(part, ignore_errors=True)
     model.model.save_pretrained(str(part), save_embedding_layers=False)
     fields = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
     write_json(folder / "adapter_config.json", {**fields, "target_modules": list(paths)})
-    remember_base(folder, model.name)
+    if model.name:
+        remember_base(folder, model.name)
     os.replace(part / "adapter_model.safetensors", folder / "adapter_model.safetensors")
     shutil.rmtree(part)

@@ -22,6 +22,10 @@ class Pair(NamedTuple):
     retain: Example
 
 
+class MissingRows(ValueError):
+    """The data holds no row of a set and modality that the run needs."""
+
+
 class PairedExamples(Dataset[Pair]):
     """All rows of a run in the order they are used: ``batch_size`` pairs per optimiser step, all of one modality.
 
@@ -54,7 +58,7 @@ class PairedExamples(Dataset[Pair]):
                 None = such an example is an error when it is encoded.
 
         Raises:
-            ValueError: If a set has no example of a modality that the run needs.
+            MissingRows: If a set has no example of a modality that the run needs.
         """
         self.batch_size = batch_size
         self._modalities = _modalities(batches)
@@ -70,7 +74,7 @@ class PairedExamples(Dataset[Pair]):
         }
         for (name, kind), drawn in self._rows.items():
             if not drawn:
-                raise ValueError(f"The data must hold {kind} examples of the {name} set, it holds none.")
+                raise MissingRows(f"The data must hold {kind} examples of the {name} set, it holds none.")
         self._length = steps * batch_size
         self._on_unreadable = on_unreadable
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import yaml
 
+from mm_cb.core.errors import UserError
 from mm_cb.core.hub import repository_of
 from mm_cb.data.examples import Example
+from mm_cb.training.registry import loss_entry
 
 
 def model_card(
@@ -47,9 +49,11 @@ def model_card(
             "",
             f"# Circuit breaker `{_cell(recipe['name'])}` for `{_cell(base)}`",
             "",
-            "A LoRA adapter on the language tower, trained by representation rerouting (Zou et al. 2024, "
-            "arXiv:2406.04313) with mm-cb. It lowers how often the model complies with harmful requests; it does not "
-            "make the model safe, and attacks made for it may still get through. Measure it before relying on it.",
+            "A LoRA adapter on the language tower, trained as a circuit breaker (Zou et al. 2024, arXiv:2406.04313) "
+            "with mm-cb. It lowers how often the model complies with harmful requests; it does not make the model "
+            "safe, and attacks made for it may still get through. Measure it before relying on it.",
+            "",
+            *_loss(recipe),
             "",
             "```python",
             "from peft import PeftModel",
@@ -85,6 +89,23 @@ def model_card(
     )
 
 
+def _loss(recipe: Mapping[str, Any]) -> list[str]:
+    """What the loss on circuit-breaker states was, where it is from, and what stood beside it."""
+    breaker = recipe.get("circuit_breaker", {})
+    name = breaker.get("loss", "rr")
+    try:
+        entry = loss_entry(name)
+    except UserError:
+        return [f"Loss `{_cell(name)}`."]
+    settings = "".join(f", {key} {value:g}" for key, value in breaker.get("loss_settings", {}).items())
+    lines = [f"Loss `{name}`{settings}: {entry.about}. {entry.source} Where it took hold: {entry.took_hold}."]
+    if breaker.get("keep_length"):
+        lines.append("Beside it, not in the paper: a term that keeps states as long as they were.")
+    if breaker.get("adversary", {}).get("steps"):
+        lines.append("Not in the paper either: pictures' embeddings were moved to undo it before each pass.")
+    return lines
+
+
 _LOSS_KEYS: tuple[str, ...] = ("reroute_loss", "length_loss", "retain_loss")
 _LOSS_KEYS += ("reroute_coeff", "retain_coeff", "grad_norm", "learning_rate")
 
@@ -103,19 +124,23 @@ def _held_out(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     measured = [record for record in metrics if "held_out_retain_cosine" in record]
     if not measured:
         return ["No rows were held out (`training.held_out: 0`): how it fares on rows never trained on is unknown.", ""]
+    prefix = "held_out_retain_"
+    own = [key.removeprefix(prefix) for key in measured[-1] if key.startswith(prefix)]
+    own = [key for key in own if key not in ("cosine", "norm_reference", "norm_adapted")]
     rows = []
     for name in ("circuit_breaker", "retain"):
         for record in [measured[0], measured[-1]][: len(measured)]:
             cosine, before, after = (
                 record[f"held_out_{name}_{key}"] for key in ("cosine", "norm_reference", "norm_adapted")
             )
-            rows.append([name, str(record["step"]), f"{cosine:.3f}", f"{before:.4g}", f"{after:.4g}"])
+            more = [f"{record[f'held_out_{name}_{key}']:.3f}" for key in own]
+            rows.append([name, str(record["step"]), f"{cosine:.3f}", f"{before:.4g}", f"{after:.4g}", *more])
     return [
         "Hidden states of held-out rows at the target layers, adapter on against off, averaged over the tokens that "
         "count in the loss. A breaker turns `circuit_breaker` states away (cosine towards 0 or below) and leaves "
         "`retain` states where they were (cosine 1, equal norms).",
         "",
-        *_table(["held-out rows", "step", "cosine", "norm off", "norm on"], rows),
+        *_table(["held-out rows", "step", "cosine", "norm off", "norm on", *own], rows),
         "",
     ]
 

@@ -1,6 +1,6 @@
-"""The fields of a recipe: what each means, what may stand there, and what the paper says."""
+"""The fields of a recipe and of `RRConfig`: what each means, what may stand there, and what the paper says."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,8 @@ from pydantic import (
 )
 
 from mm_cb.core.embedded import embedded, guest_names
+from mm_cb.core.errors import UserError
+from mm_cb.training.registry import check_combination, full_settings, loss_entry
 
 Mask = Literal["after_image", "user_and_assistant", "completion", "all"]
 Block = Annotated[int, Field(ge=0)]
@@ -53,6 +55,10 @@ class LatentAdversary(_Section):
 class CircuitBreaker(_Section):
     """The losses and their schedule."""
 
+    loss: str = "rr"
+    """What is done to circuit-breaker states: rr (paper), rand_p, rand_c, rmu (its ablation), or one of your own."""
+    loss_settings: Annotated[dict[str, Any], Field(validate_default=True)] = {}
+    """Settings of the loss, by name; those of the losses we ship are listed below."""
     alpha: Annotated[float, Field(gt=0)] = 5.0
     """Sum of both loss weights (paper: 5 for LLaVA-NeXT-Mistral-7B)."""
     target_layers: Annotated[list[Layer], Field(min_length=1)] = [16]
@@ -65,6 +71,29 @@ class CircuitBreaker(_Section):
     keep_length: Annotated[float, Field(ge=0)] = 0.0
     """Weight, in the reroute loss, of a term that keeps rerouted states as long as they were; 0 = none (paper)."""
     adversary: LatentAdversary = LatentAdversary()
+
+    @field_validator("loss")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        try:
+            return loss_entry(name).name
+        except UserError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("loss_settings")
+    @classmethod
+    def _are_known(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, float]:
+        if "loss" not in info.data:
+            return given  # said already
+        try:
+            return full_settings(info.data["loss"], given)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        check_combination(self.loss, keep_length=self.keep_length, adversary_steps=self.adversary.steps)
+        return self
 
 
 class Lora(_Section):
@@ -171,7 +200,7 @@ class Training(_Section):
     """Trackers of transformers (``tensorboard``, ``wandb``, ``trackio``, ...); ``metrics.jsonl`` is always written."""
 
     @model_validator(mode="after")
-    def _divides(self) -> "Training":
+    def _divides(self) -> Self:
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"`batch_size` must be a multiple of `gradient_accumulation_steps`, got {self.batch_size} and "
@@ -180,19 +209,22 @@ class Training(_Section):
         return self
 
 
-class Recipe(_Section):
-    """One training run."""
-
+class _Named(_Section):
     name: str
     """What the run is called in the model card."""
     model: str
     """An embedded model's name, a local folder, or a hub id, perhaps ``ORG/NAME@REVISION`` (branch, tag, commit)."""
     data: Data
     """An embedded model's name for its own data, JSONL files of training examples, or a mixture of data sets."""
+
+
+class Machine(_Section):
+    """What the run is on."""
+
     batches: Literal["alternate", "text", "multimodal"] = "alternate"
     """Text and multimodal batches in turn, step by step (paper), or one of them only."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Decides the order of rows, the adapter's start and its dropout."""
+    """Decides the order of rows, the adapter's start, its dropout and what a loss draws."""
     device: str = "cpu"
     """Torch device; ``auto`` spreads the model over all."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -203,6 +235,11 @@ class Recipe(_Section):
     """Weights of the decoder blocks in NF4 (bitsandbytes); image tower and projector stay as they are."""
     image_backend: Literal["pil", "torchvision"] = "pil"
     """Which image processor resizes the pictures."""
+
+
+class Recipe(Machine, _Named):
+    """One training run."""
+
     circuit_breaker: CircuitBreaker = CircuitBreaker()
     lora: Lora = Lora()
     training: Training = Training()

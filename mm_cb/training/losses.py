@@ -1,5 +1,8 @@
 """The losses and the schedule of representation rerouting, as pure functions of tensors.
 
+`reroute_loss` is the method's; `rand_p_loss`, `rand_c_loss` and `rmu_loss` stand in its place in the paper's ablation
+(`mm_cb.training.registry` knows them by name). Random states come from a generator that the caller seeds.
+
 Every loss can be split over the micro-batches of one optimiser step: give each the count of the whole step, and the
 parts add up to the loss of the step.
 
@@ -11,6 +14,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 RetainAverage = Literal["tokens", "official"]
 RetainLayers = Literal["all", "targets"]
@@ -66,6 +70,101 @@ def reroute_loss(adapted: Tensor, reference: Tensor, mask: Tensor, *, count: Ten
     counted = mask.bool()
     cosine = torch.cosine_similarity(adapted[:, counted].float(), reference[:, counted].float(), dim=-1)
     return _mean(cosine.relu(), mask, count)
+
+
+def rand_p_loss(
+    adapted: Tensor, reference: Tensor, mask: Tensor, *, count: Tensor | None = None, generator: torch.Generator
+) -> Tensor:
+    """Pull the direction of adapted hidden states towards a random one of positive entries (RandP).
+
+    Mean of ||h/|h| - r/|r|||_2 over the target layers and all tokens with ``mask == 1``. The entries of r are uniform
+    in [0, 1): draws have a cosine of about 3/4 with each other and 0.87 with the vector of ones, so that the state has
+    somewhere to go that no draw takes back.
+
+    Args:
+        adapted: Hidden states h of the target layers with the adapter on, shape ``(L, ..., H)``.
+        reference: Hidden states with the adapter off, same shape; only their shape is looked at.
+        mask: 1 for tokens that count, shape ``(...)``.
+        count: Counted tokens of the whole optimiser step; those of ``mask`` if left out.
+        generator: On the CPU. Draws one r for each target layer, which all tokens share.
+
+    Returns:
+        Scalar in [0, 2], float32; the length of h does not matter.
+
+    Raises:
+        ValueError: If the shapes disagree or ``mask`` selects no token.
+
+    Source:
+        Zou et al. 2024 (arXiv:2406.04313), Table 8, RandP. The distribution of r is not stated there, nor whether
+        tokens share it: both are our choice.
+    """
+    return _distance_to_draw(adapted, reference, mask, count, draw_directions(adapted, generator))
+
+
+def rand_c_loss(
+    adapted: Tensor, reference: Tensor, mask: Tensor, *, count: Tensor | None = None, generator: torch.Generator
+) -> Tensor:
+    """Pull the direction of adapted hidden states towards a random one centred at 0 (RandC).
+
+    As `rand_p_loss`, with entries of r uniform in [-1/2, 1/2): the directions of two steps are nearly at right angles,
+    so that no state is near to all of them and the loss stays near sqrt(2).
+
+    Source:
+        Zou et al. 2024 (arXiv:2406.04313), Table 8, RandC, which did not converge there. The distribution of r is ours.
+    """
+    return _distance_to_draw(adapted, reference, mask, count, draw_directions(adapted, generator, centred=True))
+
+
+def rmu_loss(
+    adapted: Tensor,
+    reference: Tensor,
+    mask: Tensor,
+    *,
+    count: Tensor | None = None,
+    generator: torch.Generator,
+    scale: float,
+) -> Tensor:
+    """Pull adapted hidden states towards one fixed, long, random state.
+
+    Mean of ||h - scale * u||_2 over the target layers and all tokens with ``mask == 1``, where u is a random direction
+    of positive entries that stays the same during the whole run.
+
+    Args:
+        adapted: Hidden states h of the target layers with the adapter on, shape ``(L, ..., H)``.
+        reference: Hidden states with the adapter off, same shape; only their shape is looked at.
+        mask: 1 for tokens that count, shape ``(...)``.
+        count: Counted tokens of the whole optimiser step; those of ``mask`` if left out.
+        generator: On the CPU, seeded alike at every step. Draws one u for each target layer.
+        scale: Length of the state to go to.
+
+    Returns:
+        Scalar >= 0, float32.
+
+    Raises:
+        ValueError: If the shapes disagree or ``mask`` selects no token.
+
+    Source:
+        Zou et al. 2024 (arXiv:2406.04313), Table 8: ||h - alpha r||_2. Deviation from RMU itself (Li et al. 2024,
+        arXiv:2403.03218): the length of the difference, where they take its mean square. As in their code, r is uniform
+        in [0, 1) and of length 1, so that alpha is the length of the state.
+    """
+    _check(adapted, reference, mask)
+    counted = adapted[:, mask.bool()].float()
+    return _mean(torch.linalg.vector_norm(counted - scale * draw_directions(adapted, generator), dim=-1), mask, count)
+
+
+def draw_directions(states: Tensor, generator: torch.Generator, *, centred: bool = False) -> Tensor:
+    """One random direction of length 1 for each layer of ``states`` ``(L, ..., H)``: ``(L, 1, H)``, on their device.
+
+    Entries are uniform in [0, 1), or in [-1/2, 1/2) where they are centred, and then divided by their length.
+    """
+    entries = torch.rand(states.shape[0], 1, states.shape[-1], generator=generator) - 0.5 * centred
+    return functional.normalize(entries, dim=-1).to(states.device)
+
+
+def cosine_to_draw(adapted: Tensor, generator: torch.Generator, *, centred: bool = False) -> Tensor:
+    """How far states ``(L, N, H)`` point where the generator's draw does, of every layer and token: ``(L, N)``."""
+    return torch.cosine_similarity(adapted.float(), draw_directions(adapted, generator, centred=centred), dim=-1)
 
 
 def length_loss(adapted: Tensor, reference: Tensor, mask: Tensor, *, count: Tensor | None = None) -> Tensor:
@@ -144,6 +243,15 @@ def retain_positions(mask: Tensor, average: RetainAverage) -> Tensor:
         Scalar, int64.
     """
     return mask.bool().sum() if average == "tokens" else torch.tensor(mask.numel(), device=mask.device)
+
+
+def _distance_to_draw(
+    adapted: Tensor, reference: Tensor, mask: Tensor, count: Tensor | None, direction: Tensor
+) -> Tensor:
+    """Mean distance of the states' directions to one direction of each layer."""
+    _check(adapted, reference, mask)
+    pointed = functional.normalize(adapted[:, mask.bool()].float(), dim=-1)
+    return _mean(torch.linalg.vector_norm(pointed - direction, dim=-1), mask, count)
 
 
 def _mean(values: Tensor, mask: Tensor, count: Tensor | None) -> Tensor:

@@ -42,17 +42,40 @@ def lora_paths(model: ChatModel, blocks: Sequence[int], projections: Sequence[st
         raise ValueError(
             f"`layers_to_transform` must name 0-based blocks in 0..{len(tower) - 1} of this model, got {list(blocks)}."
         )
-    linear = [
-        (block, name)
-        for block in sorted(set(blocks))
-        for name, module in tower[block].named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-    ]
-    there = {name.rsplit(".", 1)[-1] for _, name in linear}
+    there = linear_names(model, blocks)
     unmatched = [name for name in projections if name not in there]
     if unmatched or not projections:
-        raise ValueError(f"`lora.modules` must be among {sorted(there)} for this model, got {list(projections)}.")
-    return [f"{path}.{block}.{name}" for block, name in linear if name.rsplit(".", 1)[-1] in projections]
+        raise ValueError(f"`lora.modules` must be among {there} for this model, got {list(projections)}.")
+    return [f"{path}.{block}.{name}" for block, name in _linear(model, blocks) if _short(name) in projections]
+
+
+def linear_names(model: ChatModel, blocks: Sequence[int]) -> list[str]:
+    """Short names of the linear layers of these decoder blocks: ``["down_proj", "gate_proj", ...]``."""
+    return sorted({_short(name) for _, name in _linear(model, blocks)})
+
+
+def _linear(model: ChatModel, blocks: Sequence[int]) -> list[tuple[int, str]]:
+    """Block and name within it of every linear layer, in the order of the model."""
+    return [
+        (block, name)
+        for block in sorted(set(blocks))
+        if 0 <= block < len(model.decoder_blocks)
+        for name, module in model.decoder_blocks[block].named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    ]
+
+
+def _short(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def folded(model: ChatModel, paths: Sequence[str]) -> str:
+    """Modules of the decoder blocks in one line: ``model.layers.{0-2}.{self_attn.q_proj, mlp.up_proj}``."""
+    pairs = [path.removeprefix(f"{model.language_path}.").split(".", 1) for path in paths]
+    blocks, names = (list(dict.fromkeys(side)) for side in zip(*pairs, strict=True))
+    whole = [str(block) for block in range(int(blocks[0]), int(blocks[-1]) + 1)]
+    shown = f"{blocks[0]}-{blocks[-1]}" if blocks == whole and len(blocks) > 1 else ",".join(blocks)
+    return f"{model.language_path}.{{{shown}}}.{{{', '.join(names)}}}"
 
 
 def first_adapted_block(model: ChatModel) -> int:

@@ -11,6 +11,8 @@ from mm_cb.core.embedded import guests
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.training.config import DataSource, Mixture, Recipe
 
+_FREE = ("data.", "circuit_breaker.loss_settings.")
+"""Below these, the fields' own checks say which keys there are."""
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
@@ -23,6 +25,25 @@ def recipe_files() -> dict[str, Path]:
 def recipe_names() -> list[str]:
     """Names of the shipped recipes."""
     return list(recipe_files())
+
+
+def recipe_text(name_or_path: str | Path) -> str:
+    """A recipe's file as it is written, with its comments.
+
+    Raises:
+        UserError: If there is none.
+    """
+    path = _file(name_or_path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the recipe `{path}`: {error}") from error
+
+
+def recipe_summary(name_or_path: str | Path) -> str:
+    """What a recipe is for: the comment in its first line."""
+    first = recipe_text(name_or_path).partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -49,40 +70,47 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        parts = list(map(str, first["loc"]))
-        if parts[:1] == ["data"] and len(parts) > 1:
-            del parts[1]  # which kind of data, in our own words
-        key = ".".join(parts)
-        if first["type"] == "extra_forbidden":
-            section = Mixture if len(parts) == 2 else DataSource
-            raise unknown(f"key of `{'.'.join(parts[:-1])}`", parts[-1], section.model_fields) from error
-        expected = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "model_type":
-            expected = "`key: value` fields are expected"
-        got = (
-            "" if isinstance(first["input"], Mapping) else f", got {first['input']!r:.80}"
-        )  # a whole section says less
-        raise UserError(f"recipe `{name_or_path}`: {f'`{key}`: ' if key else ''}{expected}{got}.") from error
+        raise UserError(f"recipe `{name_or_path}`: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """One line for what stands wrong in the fields of a recipe: which one, what is expected there, what came."""
+    first = error.errors()[0]
+    parts = list(map(str, first["loc"]))
+    if parts[:1] == ["data"] and len(parts) > 1:
+        del parts[1]  # which kind of data, in our own words
+    key = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        valid = (Mixture if len(parts) == 2 else DataSource).model_fields if parts[0] == "data" else recipe_keys()
+        return str(unknown(f"key of `{'.'.join(parts[:-1])}`", parts[-1], valid))
+    expected = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "model_type":
+        expected = "`key: value` fields are expected"
+    got = "" if isinstance(first["input"], Mapping) else f", got {first['input']!r:.80}"  # a whole section says less
+    return f"{f'`{key}`: ' if key else ''}{expected}{got}."
 
 
 def _read(name_or_path: str | Path) -> dict[str, Any]:
     """The fields of a recipe file, unchecked."""
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        files = recipe_files()
-        if str(name_or_path) not in files:
-            raise unknown("recipe", str(name_or_path), files)
-        path = files[str(name_or_path)]
+    path = _file(name_or_path)
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the recipe `{path}`: {error}") from error
+        fields = yaml.safe_load(recipe_text(path))
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"the recipe `{path}` is not YAML: {error}") from error
     if not isinstance(fields, dict):
         raise UserError(f"the recipe `{path}` must hold `key: value` lines, got {type(fields).__name__}.")
     return fields
+
+
+def _file(name_or_path: str | Path) -> Path:
+    """The file of a shipped name, or the path itself."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    files = recipe_files()
+    if str(name_or_path) not in files:
+        raise unknown("recipe", str(name_or_path), files)
+    return files[str(name_or_path)]
 
 
 def _value(override: str, value: str) -> Any:
@@ -118,7 +146,7 @@ def _refuse_unknown(fields: Mapping[Any, Any]) -> None:
     valid = recipe_keys()
     sections = {key.rsplit(".", depth)[0] for key in valid for depth in range(1, key.count(".") + 1)}
     for key in _dotted(fields):
-        if key not in valid and key not in sections and not key.startswith("data."):
+        if key not in valid and key not in sections and not key.startswith(_FREE):
             raise unknown("recipe key", key, valid)
 
 

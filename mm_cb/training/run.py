@@ -1,4 +1,4 @@
-"""One training run from a recipe: load, place the adapter, train with checkpoints, write the adapter and its card."""
+"""One training run from a recipe, in a folder of its own: goes on where it stopped, ends with adapter and card."""
 
 import os
 import shutil
@@ -8,35 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from mm_cb.core import hub
-from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
-from mm_cb.core.runs import RunDirectory, file_errors, read_jsonl, read_run, write_jsonl, write_text
-from mm_cb.data.examples import Example, PictureError, read_examples
-from mm_cb.models import load_tower
-from mm_cb.models.cache import model_folder
-from mm_cb.models.fingerprint import check_weights, fingerprint
-from mm_cb.training.adapter import add_adapter, save_adapter
-from mm_cb.training.adversary import Adversary
-from mm_cb.training.batches import PairCollator, PairedExamples, hold_out
+from mm_cb.core.runs import RunDirectory, file_errors, read_jsonl, read_run, write_text
+from mm_cb.data.examples import Example, PictureError
+from mm_cb.models.fingerprint import check_weights
+from mm_cb.training.batches import MissingRows
 from mm_cb.training.card import model_card
-from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint
+from mm_cb.training.inputs import SKIPPING, input_files, load_examples
 from mm_cb.training.left_out import note_unreadable, reasons
+from mm_cb.training.lora import recipe_lora
 from mm_cb.training.plan import Plan, check_device, make_plan
-from mm_cb.training.recompute import recompute_blocks
-from mm_cb.training.trainer import Rerouting, RRTrainer
+from mm_cb.training.rr_config import config_of
+from mm_cb.training.rr_trainer import RRTrainer
 
 if TYPE_CHECKING:
     from mm_cb.core.progress import Progress
-    from mm_cb.data.sources import Source
-    from mm_cb.training.config import Mixture, Recipe
-
-_SKIPPING = (
-    "`mm-cb data check` finds all such rows, and a mixture leaves them out and counts them: "
-    "`data: {sources: [{name: FILE}], skip_missing_images: true}`."
-)
+    from mm_cb.training.config import Recipe
 
 
 def train(
@@ -65,7 +55,7 @@ def train(
         hub.keep_to(out)
         if examples is None and not isinstance(recipe.data, str | list):
             examples = load_examples(recipe)  # now, because the run's record names the files of a mixture
-        inputs = [*getattr(examples, "inputs", []), *_inputs(recipe)]
+        inputs = [*getattr(examples, "inputs", []), *input_files(recipe)]
         run = RunDirectory(out, "train", recipe.model_dump(mode="json"), recipe.seed, inputs=inputs)
         if main:
             run.open()
@@ -91,145 +81,33 @@ def train(
     return out
 
 
-def load_examples(recipe: "Recipe") -> Sequence[Example]:
-    """The training data that a recipe names.
-
-    Raises:
-        UserError: If a file or a data set is missing or broken, or ids repeat across files.
-    """
-    if isinstance(recipe.data, str) and (guest := embedded(recipe.data)):
-        return guest.training_examples(recipe.seed)
-    if isinstance(recipe.data, list):
-        examples = [example for file in recipe.data for example in read_examples(Path(file))]
-        if len({example.id for example in examples}) < len(examples):
-            raise UserError(f"the ids of the training examples in {recipe.data} must all differ, some repeat.")
-        for example in examples:
-            for image in example.images:
-                if isinstance(image, Path) and not image.is_file():
-                    raise UserError(f"{example.place}: the picture `{image}` is not there; {_SKIPPING}")
-        return examples
-    assert not isinstance(recipe.data, str)
-    sources = sources_of(recipe.data)
-    from mm_cb.data import mixture
-
-    return mixture.load_examples(sources, recipe.seed, skip_missing_images=recipe.data.skip_missing_images)
-
-
-def absent_data(recipe: "Recipe") -> dict[str, str]:
-    """Every file or data set that a recipe names → why it cannot be read here; empty if it can. No row is read.
-
-    Raises:
-        UserError: If one is named twice for the same set.
-    """
-    if isinstance(recipe.data, str):
-        return {recipe.data: ""}
-    if isinstance(recipe.data, list):
-        return {file: "" if Path(file).is_file() else f"`{file}` is not there." for file in recipe.data}
-    sources, found = sources_of(recipe.data), dict[str, str]()
-    from mm_cb.data.mixture import refuse_repeated
-    from mm_cb.data.sources import open_source
-
-    refuse_repeated(sources)
-    for source in sources:
-        try:
-            open_source(source)
-            found.setdefault(source.name, "")
-        except UserError as error:
-            found[source.name] = str(error)
-    return found
-
-
-def sources_of(data: "Mixture") -> "list[Source]":
-    """A mixture's data sets in the words of `mm_cb.data`."""
-    from mm_cb.data.sources import Source
-
-    fields = [source.model_dump() for source in data.sources]
-    return [Source(**{**field, "images": field["images"] and Path(field["images"])}) for field in fields]
-
-
-def _inputs(recipe: "Recipe") -> list[Path | hub.Repository]:
-    """What decides the result by its content, beside a mixture: files, and the model's commit if it is on the hub."""
-    inputs: list[Path | hub.Repository] = []
-    if isinstance(recipe.data, list):
-        inputs += [Path(file) for file in recipe.data]
-    if guest := embedded(recipe.model):
-        inputs += sorted(guest.weights.glob("*.safetensors"))
-    model_folder(recipe.model)
-    return inputs + hub.used(recipe.model)
-
-
 def _train(plan: Plan, out: Path, examples: Sequence[Example], progress: "Progress | None", main: bool) -> None:
-    recipe, options, breaker, lora = plan.recipe, plan.recipe.training, plan.recipe.circuit_breaker, plan.recipe.lora
-    set_seed(recipe.seed)
+    recipe = plan.recipe
     skip = getattr(recipe.data, "skip_missing_images", False)
-    unreadable = note_unreadable(out) if skip else None
-    among, held_out = hold_out(examples, options.held_out, recipe.seed, recipe.batches, unreadable)
+    shown = [] if progress is None else [_Show(progress, f"train {recipe.name}")]
     try:
-        rows = PairedExamples(
+        trainer = RRTrainer(
+            recipe.model,
+            config_of(recipe, out),
             examples,
-            steps=options.max_steps,
-            batch_size=options.batch_size,
-            batches=recipe.batches,
-            seed=recipe.seed,
-            among=among,
-            on_unreadable=unreadable,
+            peft_config=recipe_lora(recipe.lora),
+            callbacks=shown,
+            on_unreadable=note_unreadable(out) if skip else None,
         )
-    except ValueError as error:
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=True)
+    except MissingRows as error:
         raise UserError(f"recipe `{recipe.name}`: {error}") from error
-    base: Any = load_tower(
-        recipe.model,
-        plan.kept.blocks,
-        device=_device(recipe),
-        dtype=recipe.dtype,
-        image_backend=recipe.image_backend,
-        attention=recipe.attention,
-        quantize=recipe.quantize,
-        max_length=options.max_length,
-    )
-    model = add_adapter(base, plan.paths, plan.kept, r=lora.r, lora_alpha=lora.lora_alpha, dropout=lora.dropout)
-    if options.recompute:
-        recompute_blocks(model)
-    base_weights = fingerprint(recipe.model)
-    checkpoint = last_checkpoint(out / "checkpoints", base_weights, remove_torn=main)
-    metrics = out / "metrics.jsonl"
-    done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-    if main and metrics.exists():
-        write_jsonl(metrics, [record for record in read_jsonl(metrics) if record["step"] < done])
-    trainer = RRTrainer(
-        model,
-        _arguments(recipe, out / "checkpoints"),
-        Rerouting(
-            breaker.alpha,
-            tuple(breaker.target_layers),
-            breaker.retain_layers,
-            breaker.retain_average,
-            Adversary(breaker.adversary.steps, breaker.adversary.radius) if breaker.adversary.steps else None,
-            breaker.keep_length,
-        ),
-        rows,
-        PairCollator(model, {"text": breaker.masks.text, "multimodal": breaker.masks.multimodal}),
-        tokens_per_pass=options.tokens_per_pass,
-        metrics=metrics,
-        held_out=held_out,
-        held_out_steps=options.held_out_steps,
-        callbacks=[KeepLastComplete(out / "checkpoints", base_weights)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    if progress is not None and main:
-        trainer.add_callback(_Show(progress.task(f"train {recipe.name}", total=options.max_steps, done=done)))
-    try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except PictureError as error:
-        raise UserError(f"{error}; {_SKIPPING}") from error
+        raise UserError(f"{error}; {SKIPPING}") from error
     except FloatingPointError as error:
         raise UserError(
             f"training diverged; lower `training.learning_rate`, or use bfloat16 in place of float16. {error}"
         ) from error
     if main:
-        save_adapter(model, plan.paths, out)
-        fields = recipe.model_dump(mode="json")
-        card = model_card(fields, examples, plan.paths, read_jsonl(metrics), reasons(examples, out))
-        write_text(out / "README.md", card)
+        trainer.save_model(out)
+        fields, metrics = recipe.model_dump(mode="json"), read_jsonl(out / "metrics.jsonl")
+        write_text(out / "README.md", model_card(fields, examples, trainer.paths, metrics, reasons(examples, out)))
 
 
 @contextmanager
@@ -253,50 +131,21 @@ def _one_after_another(recipe: "Recipe") -> Iterator[None]:
         yield
 
 
-def _device(recipe: "Recipe") -> str:
-    """The recipe's device; of several processes on one machine, each has its own GPU."""
-    return (
-        f"cuda:{os.environ['LOCAL_RANK']}" if recipe.device == "cuda" and "LOCAL_RANK" in os.environ else recipe.device
-    )
-
-
-def _arguments(recipe: "Recipe", checkpoints: Path) -> TrainingArguments:
-    """The recipe in transformers' words."""
-    options = recipe.training
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=options.max_steps,
-        per_device_train_batch_size=options.batch_size
-        // options.gradient_accumulation_steps
-        // int(os.environ.get("WORLD_SIZE", "1")),
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        max_grad_norm=options.max_grad_norm,
-        lr_scheduler_type="constant",
-        optim="adamw_torch",
-        seed=recipe.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_steps=options.save_steps,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        use_cpu=recipe.device == "cpu",
-        report_to=options.report_to or "none",
-        disable_tqdm=True,
-    )
-
-
 class _Show(TrainerCallback):
     """Passes steps and losses on to a progress display."""
 
-    def __init__(self, task: Any) -> None:
-        self._task = task
+    def __init__(self, progress: "Progress", title: str) -> None:
+        self._progress, self._title = progress, title
+        self._task: Any = None
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._task = self._progress.task(self._title, total=state.max_steps, done=state.global_step)
 
     def on_log(
         self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        if logs and "reroute_loss" in logs:
+        if self._task is not None and logs and "reroute_loss" in logs:
             note = f"reroute {logs['reroute_loss']:.3f}, retain {logs['retain_loss']:.3f}"
             if "held_out_retain_cosine" in logs:
                 cosines = (logs[f"held_out_{name}_cosine"] for name in ("circuit_breaker", "retain"))

@@ -1,9 +1,7 @@
 """The trainer of representation rerouting: transformers' own, with another loss and a log line per step."""
 
 import logging
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +12,18 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from mm_cb.core.files import append_jsonl
-from mm_cb.models import ChatModel, TokenRole
-from mm_cb.training.adversary import Adversary, perturb_pictures
+from mm_cb.models import ChatModel
 from mm_cb.training.batches import Pair, PairCollator, PairedExamples, split_batch
-from mm_cb.training.hidden_states import (
-    Rows,
-    adapted_states,
-    hidden_states,
-    lay_out,
-    reference_states,
-    target_states,
-    use_row_attention,
-)
-from mm_cb.training.losses import (
-    RetainAverage,
-    RetainLayers,
-    length_loss,
-    reroute_coeff,
-    reroute_loss,
-    retain_coeff,
-    retain_loss,
-    retain_positions,
-)
-from mm_cb.training.placement import first_adapted_block
+from mm_cb.training.hidden_states import use_row_attention
+from mm_cb.training.losses import reroute_coeff, retain_coeff, retain_positions
+from mm_cb.training.objective import Objective, Rerouting
+
+__all__ = ["Rerouting", "ReroutingTrainer"]
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Rerouting:
-    """What the loss is made of.
-
-    Attributes:
-        alpha: Sum of both loss weights.
-        target_layers: Indices into ``hidden_states`` to reroute: 0 = embeddings, k = output of block k - 1.
-        retain_layers: ``all`` (embeddings to the last kept state) or ``targets``.
-        retain_average: ``tokens`` or ``official``, see `mm_cb.training.losses.retain_positions`.
-        adversary: What changes the pictures of circuit-breaker rows before each pass; None for nothing (paper).
-        keep_length: Weight of `length_loss` beside the reroute loss; 0 for none (paper).
-    """
-
-    alpha: float
-    target_layers: tuple[int, ...]
-    retain_layers: RetainLayers = "all"
-    retain_average: RetainAverage = "tokens"
-    adversary: Adversary | None = None
-    keep_length: float = 0.0
-
-
-class RRTrainer(Trainer):
+class ReroutingTrainer(Trainer):
     """Trains an adapter to turn circuit-breaker states away and leave retain states where they were.
 
     Each optimiser step takes a circuit-breaker and a retain batch of one modality. The reference is the same model with
@@ -113,7 +74,7 @@ class RRTrainer(Trainer):
         self._step_losses = torch.zeros(3)
         self._modality = ""
         use_row_attention(model)
-        self._first_block = first_adapted_block(model)
+        self._objective = Objective(model, rerouting, args.seed)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -188,88 +149,27 @@ class RRTrainer(Trainer):
         """
         counts = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self.counts([inputs])
         alpha, step, total_steps = self._rerouting.alpha, self.state.global_step, max(self.state.max_steps, 1)
-        zero = torch.zeros((), device=self.args.device)
-        rerouted, length = self._reroute_losses(inputs, counts[0]) if "circuit_breaker" in inputs else (zero, zero)
-        retained = self._retain_loss(inputs, counts[1]) if "retain" in inputs else zero
+        rerouted = length = retained = torch.zeros((), device=self.args.device)
+        if "circuit_breaker" in inputs:
+            rerouted, length = self._objective.reroute(inputs, counts[0], step)
+        if "retain" in inputs:
+            retained = self._objective.retain(inputs, counts[1])
         turned = rerouted + self._rerouting.keep_length * length
         loss = reroute_coeff(step, total_steps, alpha) * turned + retain_coeff(step, total_steps, alpha) * retained
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, our counts are not
         parts = {"reroute_loss": rerouted, "retain_loss": retained, "length_loss": length}
         return (loss, parts) if return_outputs else loss
 
-    def _reroute_losses(self, inputs: Mapping[str, Any], count: Tensor) -> tuple[Tensor, Tensor]:
-        """L_s and the length loss (0 where it has no weight); circuit-breaker rows stop at the top target."""
-        batch, rows = inputs["circuit_breaker"], self._rows(inputs, "circuit_breaker")
-        if self._rerouting.adversary is not None and batch.pixel_values is not None:
-            rows = rows._replace(embeds=self._attack(inputs, rows, self._rerouting.adversary))
-        adapted, reference = target_states(self._encoder, rows, *self._layers())
-        rerouted = reroute_loss(adapted, reference, rows.mask, count=count)
-        if not self._rerouting.keep_length:
-            return rerouted, torch.zeros_like(rerouted)
-        return rerouted, length_loss(adapted, reference, rows.mask, count=count)
-
-    def _attack(self, inputs: Mapping[str, Any], rows: Rows, adversary: Adversary) -> Tensor:
-        """Embeddings under which the adapted states point where the reference ones of the clean pictures do again."""
-        batch, counted = inputs["circuit_breaker"], rows.mask.bool()
-        place = batch.roles[batch.attention_mask.bool()] == TokenRole.IMAGE
-        drawn_by = (f"{self.args.seed} {self.state.global_step} {name}" for name in inputs["circuit_breaker_ids"])
-        seeds = [zlib.crc32(text.encode()) for text in drawn_by]  # not hash(): the same in every process
-        reference = reference_states(self._encoder, rows, *self._layers())[:, counted]
-
-        def alignment(embeds: Tensor) -> Tensor:
-            adapted = adapted_states(self._encoder, rows._replace(embeds=embeds), *self._layers())
-            return torch.cosine_similarity(adapted[:, counted], reference, dim=-1).sum()
-
-        return perturb_pictures(rows.embeds, place, rows.lengths, seeds, alignment, adversary)
-
-    def _layers(self) -> tuple[int, tuple[int, ...]]:
-        """The first block with LoRA, and the hidden states to reroute."""
-        return self._first_block, self._rerouting.target_layers
-
-    def _retain_loss(self, inputs: Mapping[str, Any], count: Tensor) -> Tensor:
-        """L_r, one hidden state at a time; those below the adapter count, and are exact zeros."""
-        options, first = self._rerouting, self._first_block
-        chosen = (
-            range(len(self._encoder.decoder_blocks) + 1) if options.retain_layers == "all" else options.target_layers
-        )
-        rows = self._rows(inputs, "retain")
-        states = hidden_states(self._encoder, rows, first, max(chosen))
-        distances = [
-            retain_loss(adapted[None], reference[None], rows.mask, average=options.retain_average, count=count)
-            for layer, (reference, adapted) in enumerate(zip(*states, strict=True), first + 1)
-            if layer in chosen
-        ]
-        return torch.stack(distances).sum() / len(chosen)
-
-    def _rows(self, inputs: Mapping[str, Any], name: str) -> Rows:
-        return lay_out(self._encoder, inputs[name], inputs[f"{name}_mask"])
-
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self._encoder.model.parameters() if parameter.requires_grad]
 
-    @torch.no_grad()
-    def measure_held_out(self) -> dict[str, float]:
-        """Cosine to the reference and norms of both, at the target layers, over the counted tokens of held-out rows."""
-        sums = {name: torch.zeros(4) for name in Pair._fields}
+    def measure_held_out(self, step: int = 0) -> dict[str, float]:
+        """What `Objective.measure` finds over the counted tokens of held-out rows."""
         size = self.args.per_device_train_batch_size
-        for modality in ("text", "multimodal"):
-            pairs = [pair for pair in self._held_out if pair.circuit_breaker.modality == modality]
-            for start in range(0, len(pairs), size):
-                for part in split_batch(self._collator(pairs[start : start + size]), self._tokens_per_pass):
-                    name = "retain" if "retain" in part else "circuit_breaker"
-                    rows = self._rows(part, name)
-                    states = target_states(self._encoder, rows, *self._layers())
-                    adapted, reference = (side[:, rows.mask.bool()].float() for side in states)
-                    values = [torch.cosine_similarity(adapted, reference, dim=-1), reference.norm(dim=-1)]
-                    values += [adapted.norm(dim=-1), torch.ones_like(values[0])]
-                    sums[name] += torch.stack(values).sum((1, 2)).cpu()
-        return {
-            f"held_out_{name}_{key}": value
-            for name, total in sums.items()
-            for key, value in zip(
-                ("cosine", "norm_reference", "norm_adapted"), (total[:3] / total[3]).tolist(), strict=True
-            )
-        }
+        pairs = [[p for p in self._held_out if p.circuit_breaker.modality == kind] for kind in ("text", "multimodal")]
+        batches = (self._collator(some[at : at + size]) for some in pairs for at in range(0, len(some), size))
+        parts = (part for batch in batches for part in split_batch(batch, self._tokens_per_pass))
+        return self._objective.measure(parts, step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the losses and both weights to a step's line, and write it to the metrics file.
@@ -293,7 +193,7 @@ class RRTrainer(Trainer):
                 "learning_rate": logs["learning_rate"],
             }
             if self._held_out and (step % self._held_out_steps == 0 or step + 1 == total_steps):
-                record |= self.measure_held_out()
+                record |= self.measure_held_out(step)
             if not all(map(torch.isfinite, torch.tensor([rerouted, retained, length, logs["grad_norm"]]))):
                 raise FloatingPointError(f"The losses and their gradient must be finite, got {record}.")
             logs |= {key: value for key, value in record.items() if key not in ("step", "modality")}

@@ -83,7 +83,7 @@ def wild(tmp_path):
     (tmp_path / "rule.txt").write_text("Give two scores.")
     named = {"--model": "m", "--judge-model": "j", "--data": tmp_path, "--own-rule": tmp_path / "rule.txt"}
     named["--out"] = tmp_path / "out"
-    return ["eval", "llava-wild", *(str(part) for pair in named.items() for part in pair), f"batch={AT_ONCE}"]
+    return ["eval", "llava-wild", *(str(part) for pair in named.items() for part in pair), "--batch", str(AT_ONCE)]
 
 
 def question(text):

@@ -456,5 +456,7 @@ def test_an_objective_that_is_not_finite_is_the_users_to_mend(base, behaviors, t
 
 def test_a_processor_without_a_differentiable_counterpart_is_named(base, behaviors, tmp_path, monkeypatch):
     monkeypatch.setattr(base.processor.image_processor, "resample", 0)
-    with pytest.raises(UserError, match="LlavaNextImageProcessorPil.*no differentiable counterpart.*add one"):
+    with pytest.raises(
+        UserError, match="LlavaNextImageProcessorPil.*no differentiable counterpart.*docs/add_a_model.md"
+    ):
         run(Subject("base", base), behaviors, tmp_path)

@@ -12,7 +12,7 @@ from mm_cb.cli import failures
 from mm_cb.cli.options import parse_levels
 from mm_cb.core.errors import UserError
 
-COMMANDS = ["demo", "train", "attack", "eval", "judge", "report", "merge", "doctor", "data"]
+COMMANDS = ["demo", "train", "attack", "eval", "score", "judge", "report", "merge", "doctor", "data"]
 ATTACK = ["attack", "--model", "miniature", "--behaviors", "b.jsonl", "--out", "o"]
 
 
@@ -252,7 +252,7 @@ def recipe_file(tmp_path, monkeypatch):
     return "tiny.yaml"
 
 
-def test_a_dry_run_prints_a_recipe_that_can_be_run_and_every_trained_module(recipe_file, capsys, tmp_path):
+def test_a_dry_run_prints_a_recipe_that_can_be_run_and_what_it_would_train(recipe_file, capsys, tmp_path):
     import yaml
 
     from mm_cb.training.recipe import load_recipe
@@ -269,8 +269,9 @@ def test_a_dry_run_prints_a_recipe_that_can_be_run_and_every_trained_module(reci
         "device": "cuda",
         "training": fields["training"],
     }
-    modules = [line.removeprefix("#   ") for line in plan.splitlines() if line.startswith("#   ")]
-    assert len(modules) == 7 and all(m.startswith("model.language_model.layers.1.") for m in modules)
+    assert plan.startswith("# tiny: model, 7 steps of 16 rows of each set\n# loss rr: ") and "Deviation: none" in plan
+    assert "# trained: LoRA on 7 modules of the language tower" in plan
+    assert "#   model.language_model.layers.{1}.{self_attn.q_proj, self_attn.k_proj, " in plan
     assert "# loaded: decoder blocks 0..1 of 3, no head" in plan and "# memory, estimated for passes of 4096" in plan
     assert "# no (more) samples: cannot load a model from `model`" in plan  # it has no processor
 
@@ -316,9 +317,42 @@ def test_a_dry_run_refuses_what_a_run_would_refuse(recipe_file, override, expect
     assert expected in one_line_of(capsys)
 
 
-def test_recipes_are_listed(capsys):
+def test_recipes_are_listed_with_what_they_are_for_and_shown(capsys):
+    from mm_cb.training.recipe import recipe_files, recipe_names
+
     assert cli.run(["train", "--list"]) == 0
-    assert "miniature\n" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == recipe_names()
+    assert all(line.endswith((".", "CPU.")) and len(line.split()) > 5 for line in lines)
+    assert cli.run(["train", "--show", "gpt2"]) == 0
+    assert capsys.readouterr().out == recipe_files()["gpt2"].read_text()
+    assert cli.run(["train", "--show", "gpt3"]) == 2
+    assert "unknown recipe `gpt3`, did you mean `gpt2`" in one_line_of(capsys)
+
+
+def test_every_recipe_field_is_listed_with_type_range_default_and_meaning(capsys):
+    import re
+
+    from mm_cb.training.recipe import recipe_keys
+
+    assert cli.run(["train", "--fields"]) == 0
+    found = re.findall(r"^(\S+): (.+)  \[(.*)\]\n    (.+)$", capsys.readouterr().out, flags=re.MULTILINE)
+    fields = {name: rest for name, *rest in found}
+    assert set(recipe_keys()) <= fields.keys()
+    assert fields["training.max_steps"] == ["integer >= 1", "150", "Optimiser steps T (released trainer: 150)."]
+    assert fields["lora.dropout"][:2] == ["number >= 0 < 1", "0.05"]
+    assert fields["circuit_breaker.loss_settings.scale"][:2] == ["number > 0", "20"]
+    assert fields["circuit_breaker.masks.text"][0] == "after_image | user_and_assistant | completion | all"
+    assert fields["data.sources.N.weight"][:2] == ["number > 0", "1.0"]
+
+
+def test_a_dry_run_names_the_loss_its_settings_and_its_deviation(recipe_file, capsys):
+    rmu = ["circuit_breaker.loss=rmu", "circuit_breaker.loss_settings.scale=8"]
+    assert cli.run(["train", recipe_file, *rmu, "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    assert "# loss rmu, scale 8: mean distance" in plan and "Deviation from RMU" in plan
+    assert cli.run(["train", recipe_file, *rmu, "circuit_breaker.keep_length=0.1", "--dry-run"]) == 2
+    assert "`keep_length` must be 0 with the loss `rmu`" in one_line_of(capsys)
 
 
 def test_train_runs_the_resolved_recipe(monkeypatch, capsys):

@@ -17,6 +17,8 @@ IGNORED_KEYS = {"versions", "git", "hardware", "started", "ended", "resumed", "s
 """When, where and how fast something ran. Paths are compared: all of them are relative."""
 ADDED_KEYS = {"worst_case", "prefilled", "in_worst_case", "labels"}
 """What today's runs say beside what the frozen ones said."""
+HASHED_ITEMS = "items.jsonl"
+"""Hashes of such files, in run.json of what was made from a run: they have these keys now."""
 MEASURED = ("items.jsonl", "results.json")
 """Of a battery: its arms are the same, but for its sweep over epsilon, and so are the checks that it still makes."""
 ONLY_THERE = ("*.md",)
@@ -110,7 +112,7 @@ def _walk(kept: Any, made: Any, place: str = "") -> Difference:
     """Depth first, in the kept order."""
     if isinstance(kept, dict) and isinstance(made, dict):
         for key in [*kept, *(key for key in made if key not in kept)]:
-            if key in IGNORED_KEYS or (key in ADDED_KEYS and key not in kept):
+            if key in IGNORED_KEYS or (key in ADDED_KEYS and key not in kept) or key.endswith(HASHED_ITEMS):
                 continue
             if key not in made or key not in kept:
                 return f"{place}, {key}: {'only kept' if key in kept else 'only made'}"

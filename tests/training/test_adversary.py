@@ -94,13 +94,13 @@ def test_it_undoes_the_rerouting_of_a_model_better_than_noise(build):  # noqa: F
 
 
 def test_it_seeks_the_states_of_clean_pictures_and_the_loss_compares_on_what_it_found(build, monkeypatch):  # noqa: F811
-    from mm_cb.training import trainer as module
+    from mm_cb.training import objective as module
 
     trainer = build(batches="multimodal", at=(0, 5), adversary=Adversary(1, 1.0), keep_length=0.5)
     batch = batch_of(trainer, range(4))
     rows, first = (
         lay_out(trainer._encoder, batch["circuit_breaker"], batch["circuit_breaker_mask"]),
-        trainer._first_block,
+        trainer._objective.first_block,
     )
     moved = rows.embeds + 0.1 * torch.randn(rows.embeds.shape, generator=torch.Generator().manual_seed(0))
     asked = []

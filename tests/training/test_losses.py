@@ -1,24 +1,53 @@
+import json
 import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
+from mm_cb.core.errors import UserError
 from mm_cb.training.losses import (
+    draw_directions,
     length_loss,
+    rand_c_loss,
+    rand_p_loss,
     reroute_coeff,
     reroute_loss,
     retain_coeff,
     retain_loss,
     retain_positions,
+    rmu_loss,
 )
+from mm_cb.training.recipe import load_recipe
+from mm_cb.training.registry import LossEntry, Setting, loss_entry, loss_names, register_loss
+from mm_cb.training.run import train
+from tests.training.test_run import OPTIONS, Stop, StoppingProgress, adapter_bytes
 
 
 def states(seed=0, layers=2, rows=3, tokens=5, hidden=8):
     return torch.randn(layers, rows, tokens, hidden, generator=torch.Generator().manual_seed(seed))
 
 
+def seeded(seed=5):
+    return torch.Generator().manual_seed(seed)
+
+
+def rand_p(*arguments, seed=5, **options):
+    return rand_p_loss(*arguments, **options, generator=seeded(seed))
+
+
+def rand_c(*arguments, seed=5, **options):
+    return rand_c_loss(*arguments, **options, generator=seeded(seed))
+
+
+def rmu(*arguments, seed=5, scale=20.0, **options):
+    return rmu_loss(*arguments, **options, generator=seeded(seed), scale=scale)
+
+
+RANDOM = [rand_p, rand_c, rmu]
+LOSSES = [reroute_loss, length_loss, retain_loss, *RANDOM]
 MASK = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
 
 
@@ -74,7 +103,7 @@ def test_the_values_by_hand():
     assert retain_loss(adapted, reference, mask).item() == pytest.approx((1 + 26**0.5 + 5) / 3)
 
 
-@pytest.mark.parametrize("loss", [reroute_loss, retain_loss, length_loss])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_tokens_outside_the_mask_change_nothing_not_even_as_nan(loss):
     adapted, reference = states(1), states(2)
     expected = loss(adapted, reference, MASK)
@@ -101,14 +130,14 @@ def test_the_parts_of_a_split_batch_add_up(average):
     rows = [slice(0, 1), slice(1, 3)]
     parts = [retain_loss(adapted[:, r], reference[:, r], MASK[r], average=average, count=count) for r in rows]
     assert sum(parts).item() == pytest.approx(retain_loss(adapted, reference, MASK, average=average).item())
-    for loss in (reroute_loss, length_loss):
+    for loss in (reroute_loss, length_loss, *RANDOM):
         parts = [loss(adapted[:, r], reference[:, r], MASK[r], count=MASK.sum()) for r in rows]
         assert sum(parts).item() == pytest.approx(loss(adapted, reference, MASK).item())
 
 
 def test_half_precision_states_are_averaged_in_float32():
     adapted, reference = states(1).bfloat16(), states(2).bfloat16()
-    for loss in (reroute_loss, retain_loss, length_loss):
+    for loss in LOSSES:
         result = loss(adapted, reference, MASK)
         assert result.dtype == torch.float32
         assert result.item() == pytest.approx(loss(adapted.float(), reference.float(), MASK).item(), rel=1e-2)
@@ -121,3 +150,155 @@ def test_wrong_shapes_and_empty_masks_are_refused():
         retain_loss(states(), states(), MASK.T)
     with pytest.raises(ValueError, match="at least one token"):
         retain_loss(states(), states(), torch.zeros_like(MASK))
+
+
+def test_random_directions_have_length_one_and_the_cosines_that_are_said():
+    positive, centred = (draw_directions(states(hidden=4096), seeded(), centred=c) for c in (False, True))
+    others = (
+        draw_directions(states(hidden=4096), seeded(6)),
+        draw_directions(states(hidden=4096), seeded(6), centred=True),
+    )
+    for drawn, other, expected in zip((positive, centred), others, (3 / 4, 0), strict=True):
+        assert drawn.shape == (2, 1, 4096) and torch.allclose(drawn.norm(dim=-1), torch.ones(2, 1))
+        assert (drawn * other).sum(-1)[:, 0].tolist() == pytest.approx([expected] * 2, abs=0.06)
+    assert bool((positive >= 0).all()) and centred.mean().abs() < 1e-3
+    assert positive.mean(-1)[:, 0].tolist() == pytest.approx(
+        [0.866 / 64] * 2, rel=0.02
+    )  # the cosine to the vector of ones
+
+
+@pytest.mark.parametrize(("loss", "centred"), [(rand_p, False), (rand_c, True)])
+def test_rand_is_the_distance_of_directions_whatever_the_length(loss, centred):
+    u = draw_directions(states(), seeded(), centred=centred)[:, :, None].expand(2, 3, 5, 8)
+    assert loss(3 * u, states(), MASK).item() == pytest.approx(0, abs=1e-6)
+    assert loss(-u, states(), MASK).item() == pytest.approx(2)
+    h = states(1)
+    cosine = torch.cosine_similarity(h, u, dim=-1)[:, MASK.bool()]
+    assert loss(h, states(), MASK).item() == pytest.approx((2 - 2 * cosine).sqrt().mean().item(), rel=1e-5)
+    assert loss(7 * h, states(), MASK).item() == pytest.approx(loss(h, states(), MASK).item(), rel=1e-6)
+    assert loss(h, states(), MASK, seed=6) != loss(h, states(), MASK)
+
+
+def test_rmu_is_the_distance_to_a_state_of_the_scales_length():
+    u = draw_directions(states(), seeded())[:, :, None].expand(2, 3, 5, 8)
+    assert rmu(20 * u, states(), MASK).item() == pytest.approx(0, abs=1e-5)
+    assert rmu(0 * u, states(), MASK).item() == pytest.approx(20)
+    assert rmu(-u, states(), MASK, scale=3).item() == pytest.approx(4, rel=1e-6)
+    assert rmu(2 * states(1), states(), MASK) != rmu(states(1), states(), MASK)
+
+
+@pytest.mark.parametrize("loss", RANDOM)
+def test_following_the_gradient_leads_to_the_drawn_state(loss):
+    h, centred = states(1).requires_grad_(), loss is rand_c
+    target = draw_directions(h, seeded(), centred=centred)[:, :, None] * (20 if loss is rmu else 1)
+    loss(h, states(), MASK).backward()
+    moved = (h - 0.5 * h.grad).detach()
+    before, after = (torch.cosine_similarity(x, target, dim=-1)[:, MASK.bool()] for x in (h.detach(), moved))
+    assert bool((after > before).all()) and torch.equal(moved[:, MASK == 0], h.detach()[:, MASK == 0])
+    assert loss(moved, states(), MASK) < loss(h, states(), MASK)
+
+
+def test_following_rerouting_leads_away_from_the_reference():
+    h, reference = states(1).requires_grad_(), states(2)
+    reroute_loss(h, reference, MASK).backward()
+    before, after = (torch.cosine_similarity(x, reference, dim=-1) for x in (h, h - 0.5 * h.grad))
+    turned = (before > 0) & MASK.bool()
+    assert bool((after < before)[turned].all()) and bool((h.grad[~turned] == 0).all())
+
+
+def test_what_is_drawn_depends_on_run_and_step_as_the_loss_says():
+    def first(name, seed, step):
+        return torch.rand(4, **loss_entry(name).draw(seed, step)).tolist()
+
+    assert first("rand_p", 0, 3) == first("rand_p", 0, 3) != first("rand_p", 0, 4)
+    assert first("rand_p", 1, 3) != first("rand_p", 0, 3)
+    assert first("rmu", 0, 3) == first("rmu", 0, 4) != first("rmu", 1, 4)
+    assert loss_entry("rr").draw(0, 0) == {}
+
+
+PLAIN = ["circuit_breaker.keep_length=0", "circuit_breaker.adversary.steps=0", "training.held_out=2"]
+
+
+def of(name, model_folder, *overrides):
+    return load_recipe(
+        "miniature", [f"model={model_folder}", *OPTIONS, *PLAIN, f"circuit_breaker.loss={name}", *overrides]
+    )
+
+
+@pytest.mark.parametrize("name", ["rand_p", "rand_c", "rmu"])
+def test_every_loss_trains_and_its_card_says_which(name, model_folder, examples, tmp_path):
+    out = train(of(name, model_folder, "training.max_steps=3"), tmp_path / "run", examples)
+    first, *_, last = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert first["grad_norm"] > 1e-3  # unlike a cosine's, at a fresh adapter
+    assert first["held_out_retain_cosine"] == pytest.approx(1, abs=1e-3) and "held_out_retain_cosine_to_draw" in first
+    assert last["held_out_circuit_breaker_cosine"] < 1
+    weights = load_file(out / "adapter_model.safetensors")
+    assert all(bool(value.any()) for key, value in weights.items() if "lora_B" in key)
+    card = (out / "README.md").read_text()
+    assert f"Loss `{name}`" in card and loss_entry(name).source in card and "| cosine_to_draw |" in card
+
+
+def test_resuming_draws_the_same_states_and_splitting_too(model_folder, examples, tmp_path):
+    recipe = of("rand_p", model_folder)
+    whole = train(recipe, tmp_path / "whole", examples)
+    with pytest.raises(Stop):
+        train(recipe, tmp_path / "run", examples, StoppingProgress(at=4))
+    train(recipe, tmp_path / "run", examples)
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(whole)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["rand_p", "rmu"])
+def test_splitting_a_batch_changes_no_random_loss(name, model_folder, examples, tmp_path):
+    first = []
+    for parts in (1, 4):
+        recipe = of(
+            name,
+            model_folder,
+            "training.max_steps=2",
+            f"training.gradient_accumulation_steps={parts}",
+            "lora.dropout=0",
+        )
+        out = train(recipe, tmp_path / str(parts), examples)
+        first.append([json.loads(line)["reroute_loss"] for line in (out / "metrics.jsonl").read_text().splitlines()])
+    assert first[0] == pytest.approx(first[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss=rrr"], "unknown loss `rrr`, did you mean `rr`"),
+        (["loss=rmu", "keep_length=1"], "`keep_length` must be 0 with the loss `rmu`"),
+        (["loss=rmu", "adversary.steps=1"], r"`adversary\.steps` must be 0 with the loss `rmu`, it goes with `rr`"),
+        (["loss=rmu", "loss_settings.scal=1"], "unknown setting of loss `rmu` `scal`, did you mean `scale`"),
+        (["loss=rmu", "loss_settings.scale=0"], "`scale` of loss `rmu` must be a number above 0, got 0"),
+        (["loss=rmu", "loss_settings.scale=yes"], "must be a number above 0, got True"),
+        (["loss_settings.scale=1"], "unknown setting of loss `rr` `scale`"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_by_name(model_folder, overrides, message):
+    with pytest.raises(UserError, match=message):
+        of("rr", model_folder, *(f"circuit_breaker.{one}" for one in overrides))
+
+
+def test_settings_are_filled_in_and_losses_that_cannot_be_called_are_refused(model_folder):
+    assert of("rmu", model_folder).circuit_breaker.loss_settings == {"scale": 20.0}
+    assert of("rr", model_folder).circuit_breaker.loss_settings == {}
+    assert loss_names()[:4] == ["rr", "rand_p", "rand_c", "rmu"]
+    broken = LossEntry("x", lambda adapted, reference, mask, *, count: None, "", "", "", {"margin": Setting(1, "")})
+    with pytest.raises(TypeError, match=r"`x` must take \(adapted, reference, mask, count=\.\.\., margin=\.\.\.\)"):
+        register_loss(broken)
+    assert "x" not in loss_names()
+
+
+def test_a_run_that_was_begun_before_losses_had_names_goes_on(model_folder, examples, tmp_path):
+    recipe = of("rr", model_folder)
+    with pytest.raises(Stop):
+        train(recipe, tmp_path, examples, StoppingProgress(at=3))
+    file = tmp_path / "run.json"
+    held = json.loads(file.read_text())
+    del held["recipe"]["circuit_breaker"]["loss"], held["recipe"]["circuit_breaker"]["loss_settings"]
+    file.write_text(json.dumps(held))
+    with pytest.raises(UserError, match="circuit_breaker.loss"):
+        train(of("rand_p", model_folder), tmp_path, examples)
+    train(recipe, tmp_path, examples)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mm_cb.training import trainer as trainer_module
+from mm_cb.training import objective as objective_module
 from tests.training.test_trainer import batch_of, build, gradients  # noqa: F401  (build is a fixture)
 
 
@@ -37,7 +37,7 @@ def test_out_of_memory_in_a_backward_pass_is_survived_with_the_same_gradients(bu
     trainer.model.zero_grad()
     trainer.training_step(trainer.model, batch)
 
-    real, limit, failed = trainer_module.hidden_states, 40, []
+    real, limit, failed = objective_module.hidden_states, 40, []
 
     def small_device(model, rows, first, last):
         states = real(model, rows, first, last)
@@ -50,7 +50,7 @@ def test_out_of_memory_in_a_backward_pass_is_survived_with_the_same_gradients(bu
             states.adapted[0].register_hook(full)  # fails when part of the gradients has been added
         return states
 
-    monkeypatch.setattr(trainer_module, "hidden_states", small_device)
+    monkeypatch.setattr(objective_module, "hidden_states", small_device)
     assert max(batch["retain"].attention_mask.sum(-1)) <= limit < batch["retain"].attention_mask.sum()
     trainer.training_step(trainer.model, batch)
     assert failed and trainer._tokens_per_pass <= limit
@@ -64,6 +64,6 @@ def test_a_row_that_does_not_fit_by_itself_is_an_error(build, monkeypatch):  # n
     def full(*args):
         raise torch.OutOfMemoryError("injected")
 
-    monkeypatch.setattr(trainer_module, "hidden_states", full)
+    monkeypatch.setattr(objective_module, "hidden_states", full)
     with pytest.raises(torch.OutOfMemoryError, match="injected"):
         trainer.training_step(trainer.model, batch_of(trainer, range(4)))

@@ -18,9 +18,10 @@ from mm_cb.core.errors import UserError
 from mm_cb.models import load_model
 from mm_cb.training.card import model_card
 from mm_cb.training.checkpoints import last_checkpoint
+from mm_cb.training.inputs import absent_data, load_examples
 from mm_cb.training.recipe import load_recipe
-from mm_cb.training.run import absent_data, load_examples, train
-from mm_cb.training.trainer import RRTrainer
+from mm_cb.training.run import train
+from mm_cb.training.trainer import ReroutingTrainer
 from tests.tiny_llava import picture, tiny_llava
 
 OPTIONS = [
@@ -94,7 +95,7 @@ def test_plain_peft_loads_it_and_off_is_the_base_bit_for_bit(trained, model_fold
         "input_ids": inputs.input_ids,
         "attention_mask": inputs.attention_mask,
         "pixel_values": inputs.pixel_values,
-        "image_sizes": inputs.image_sizes,
+        "image_sizes": inputs.beside["image_sizes"],
     }
     base = LlavaNextForConditionalGeneration.from_pretrained(model_folder)
     expected = base(**kwargs).logits
@@ -188,7 +189,7 @@ def test_the_same_run_gives_the_same_bytes_and_another_seed_does_not(trained, re
 
 
 def test_recomputed_blocks_store_less_and_change_no_bit(trained, recipe, examples, tmp_path, monkeypatch):
-    real, stored = RRTrainer.training_step, {}
+    real, stored = ReroutingTrainer.training_step, {}
 
     def step(trainer, *arguments):
         sizes = stored.setdefault(trainer.args.output_dir, {})
@@ -200,7 +201,7 @@ def test_recomputed_blocks_store_less_and_change_no_bit(trained, recipe, example
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             return real(trainer, *arguments)
 
-    monkeypatch.setattr(RRTrainer, "training_step", step)
+    monkeypatch.setattr(ReroutingTrainer, "training_step", step)
     two = "lora.layers_to_transform=[0,1]"
     folders = [train(recipe(two, f"training.recompute={on}"), tmp_path / on, examples) for on in ("false", "true")]
     assert adapter_bytes(folders[0]) == adapter_bytes(folders[1]) != adapter_bytes(trained)

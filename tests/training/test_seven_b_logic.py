@@ -12,7 +12,7 @@ from transformers import LlavaNextForConditionalGeneration
 from mm_cb.data.examples import read_examples
 from mm_cb.models import load_model
 from mm_cb.models.merging import merge
-from mm_cb.training import run as running
+from mm_cb.training import rr_trainer as running
 from mm_cb.training.recipe import load_recipe
 from mm_cb.training.run import train
 from tests.tiny_llava import WORDS, picture, tiny_llava
@@ -115,7 +115,7 @@ def test_plain_peft_ours_and_the_merged_checkpoint_agree_on_the_whole_model(trai
         "input_ids": inputs.input_ids,
         "attention_mask": inputs.attention_mask,
         "pixel_values": inputs.pixel_values,
-        "image_sizes": inputs.image_sizes,
+        "image_sizes": inputs.beside["image_sizes"],
     }
     plain = LlavaNextForConditionalGeneration.from_pretrained(base).eval()
     expected = plain(**arguments).logits

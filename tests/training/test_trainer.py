@@ -10,7 +10,7 @@ from mm_cb.training.adapter import add_adapter
 from mm_cb.training.batches import PairCollator, PairedExamples
 from mm_cb.training.hidden_states import hidden_states
 from mm_cb.training.placement import KeptBlocks, check_targets, lora_paths
-from mm_cb.training.trainer import Rerouting, RRTrainer
+from mm_cb.training.trainer import Rerouting, ReroutingTrainer
 from tests.reference.released_trainer import cut_language_model, released_loss
 from tests.tiny_llava import tiny_llava
 
@@ -34,7 +34,7 @@ def build(tmp_path, examples, randomise_b):
         model = add_adapter(model, paths, kept, r=4, lora_alpha=4, dropout=dropout)
         if scale:
             randomise_b(model.model, scale=scale)
-        trainer = RRTrainer(
+        trainer = ReroutingTrainer(
             model,
             TrainingArguments(
                 output_dir=str(tmp_path / "checkpoints"),
@@ -77,9 +77,9 @@ def model_kwargs(inputs):
     return {
         "input_ids": inputs.input_ids,
         "attention_mask": inputs.attention_mask,
-        "position_ids": inputs.position_ids,
+        "position_ids": inputs.text_positions,
         **({} if inputs.pixel_values is None else {"pixel_values": inputs.pixel_values}),
-        **({} if inputs.image_sizes is None else {"image_sizes": inputs.image_sizes}),
+        **inputs.beside,
     }
 
 
@@ -132,7 +132,7 @@ def test_averaging_over_frozen_states_weakens_the_retain_loss(build):
         trainer = build(at=(2, 5), retain_layers=layers)
         batch = batch_of(trainer, range(4))
         parts[layers] = trainer.compute_loss(trainer.model, batch, return_outputs=True)[1]
-    reference, adapted = hidden_states(trainer._encoder, trainer._rows(batch, "retain"), 1, 3)
+    reference, adapted = hidden_states(trainer._encoder, trainer._objective.rows(batch, "retain"), 1, 3)
     distances = [(a - r).norm(dim=-1)[batch["retain_mask"][batch["retain"].attention_mask.bool()] == 1].mean()
                  for a, r in zip(adapted, reference, strict=True)]  # fmt: skip
     assert parts["all"]["reroute_loss"] == parts["targets"]["reroute_loss"]

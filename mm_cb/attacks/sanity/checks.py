@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mm_cb.attacks.sanity.measure import DIRECTIONS, NUDGE, BatteryConfig, Measured
+from mm_cb.metrics.checks import check
 from mm_cb.metrics.statistics import wilson_interval
 
 NEAR_ZERO = 0.1
@@ -52,11 +53,6 @@ def checks_of(found: Measured, config: BatteryConfig, base: Measured | None = No
         _repeats(found),
         _control_is_broken(control),
     ]
-
-
-def check(name: str, passed: bool, value: str, expected: str, why: str) -> dict[str, Any]:
-    """One check as checks.json holds it."""
-    return {"name": name, "passed": bool(passed), "value": value, "expected": expected, "why": why}
 
 
 def _share(values: Tensor) -> str:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from image_attacks import Linf, gradient_health, linf_255, llava_next, load_png, pgd
+from image_attacks import Linf, gradient_health, linf_255, load_png, pgd
 from mm_cb import cli
 from mm_cb.attacks import saved as files
 from mm_cb.attacks.sanity.bed import make_bed
@@ -18,7 +18,7 @@ from mm_cb.core.files import dumps
 from mm_cb.core.paths import data_path
 from mm_cb.data.behaviors_file import open_picture, read_behaviors
 from mm_cb.inference.subjects import Subject
-from mm_cb.models import load_model
+from mm_cb.models import last_positions, load_model
 from mm_cb.report.verdict import judge_run
 from tests.attacks.helpers import save_adapter
 from tests.attacks.sanity.planted import CONFIG, planted
@@ -257,12 +257,14 @@ def off(bed):
 def test_the_checked_gradient_is_the_one_that_the_attack_follows(bed, monkeypatch):
     """The attack's pass computes less than the whole model: what goes wrong there alone must show too."""
     assert off(bed) == [False, False]
-    keys, last = llava_next._keys_and_values, llava_next._last_positions
+    keys, last = last_positions._keys_and_values, last_positions._last_positions
     with monkeypatch.context() as patched:
-        patched.setattr(llava_next, "_keys_and_values", lambda *given: tuple(part.detach() for part in keys(*given)))
+        patched.setattr(
+            last_positions, "_keys_and_values", lambda *given: tuple(part.detach() for part in keys(*given))
+        )
         assert any(off(bed))
     with monkeypatch.context() as patched:
-        patched.setattr(llava_next, "_last_positions", lambda *a, **kw: turned_round(last(*a, **kw)))
+        patched.setattr(last_positions, "_last_positions", lambda *a, **kw: turned_round(last(*a, **kw)))
         assert off(bed) == [True, True]
 
 

@@ -1,0 +1,166 @@
+"""Training examples from rows in memory: a `datasets.Dataset`, or a list of dictionaries."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mm_cb.core.errors import nearest
+from mm_cb.core.pictures import UNREADABLE
+from mm_cb.data.examples import SETS, Example, Modality, PictureError, SetName, check_messages
+
+_NEEDED = ("messages", "set")
+
+
+class Records(Sequence[Example]):
+    """Rows with ``messages``, ``set`` and ``images`` as examples; pictures are decoded when an example is asked for.
+
+    A row's ``id`` and ``source`` are used where there are such columns; other columns are left alone.
+    """
+
+    def __init__(self, rows: Any) -> None:
+        """Check every row, without decoding a picture.
+
+        Args:
+            rows: A ``datasets.Dataset``, or a list of dictionaries. ``images`` holds Pillow images, paths, encoded
+                bytes, or what an undecoded ``datasets.Image`` is, one for each image part of the messages in order; in
+                rows without image parts they stand in front of the first turn. It may be absent where none has any.
+
+        Raises:
+            ValueError: If a column is absent, or a row is no training example; names the row.
+        """
+        columnar = hasattr(rows, "column_names")
+        self._rows = rows.with_format(None) if columnar else rows
+        columns = list(rows.column_names) if columnar else sorted({key for row in rows for key in row})
+        _check_columns(columns)
+        counts = _picture_counts(self._rows, columns, columnar)
+        texts = self._rows.select_columns(list(_NEEDED)) if columnar else self._rows
+        self._kinds = [_kind(index, row, count) for index, (row, count) in enumerate(zip(texts, counts, strict=True))]
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The example of one row.
+
+        Raises:
+            PictureError: If one of its pictures is damaged.
+        """
+        row = self._rows[index]
+        pictures = [_picture(index, one) for one in row.get("images") or []]
+        name = str(row.get("id") or f"row-{index}")
+        messages = _with_parts(row["messages"], len(pictures))
+        return Example(name, messages, pictures, row["set"], str(row.get("source") or ""), place=f"row {index}")
+
+    def kinds(self) -> Iterator[tuple[SetName, Modality]]:
+        """Set and modality of every row, known without reading any again."""
+        return iter(self._kinds)
+
+
+def as_examples(rows: Any) -> Sequence[Example]:
+    """Whatever holds training rows as a sequence of examples; examples are taken as they are.
+
+    Raises:
+        TypeError: If it is neither a ``datasets.Dataset`` nor a list.
+        ValueError: If it is empty, a column is absent or a row is broken.
+    """
+    columnar = hasattr(rows, "column_names") and not isinstance(rows, Mapping)
+    if not hasattr(rows, "__len__") or not (columnar or (isinstance(rows, Sequence) and not isinstance(rows, str))):
+        raise TypeError(
+            "`train_dataset` must be a datasets.Dataset (one split, in memory or mapped, not streamed) or a list of "
+            f"dictionaries, got {type(rows).__name__}."
+        )
+    if not len(rows):
+        raise ValueError("`train_dataset` must hold rows, it is empty.")
+    if isinstance(rows[0], Example):
+        return rows
+    if not isinstance(rows[0], Mapping):
+        raise TypeError(f"`train_dataset` must hold dictionaries, got {type(rows[0]).__name__}.")
+    return Records(rows)
+
+
+def _check_columns(columns: Sequence[str]) -> None:
+    for name in _NEEDED:
+        if name not in columns:
+            close = nearest(name, columns)
+            hint = f"; rename `{close}`?" if close else "."
+            raise ValueError(
+                "`train_dataset` must have the columns `messages` and `set`, and `images` where rows have pictures; "
+                f"`{name}` is not among {list(columns)}{hint}"
+            )
+
+
+def _picture_counts(rows: Any, columns: Sequence[str], columnar: bool) -> list[int]:
+    """Pictures of every row, none of them decoded."""
+    if "images" not in columns:
+        return [0] * len(rows)
+    if not columnar:
+        return [len(row.get("images") or []) for row in rows]
+    import pyarrow
+    from pyarrow import compute
+
+    counts: list[int] = []
+    for table in rows.select_columns(["images"]).with_format("arrow").iter(1000):
+        try:
+            counts += [count or 0 for count in compute.list_value_length(table["images"]).to_pylist()]
+        except pyarrow.ArrowNotImplementedError as error:
+            raise ValueError("the column `images` must hold a list of pictures in every row.") from error
+    return counts
+
+
+def _kind(index: int, row: Mapping[str, Any], pictures: int) -> tuple[SetName, Modality]:
+    """Set and modality of a row that is sound."""
+    if row.get("set") not in SETS:
+        raise ValueError(f"row {index}: `set` must be circuit_breaker or retain, got {row.get('set')!r}.")
+    try:
+        named = check_messages(_with_parts(row.get("messages"), pictures))
+    except ValueError as error:
+        raise ValueError(f"row {index}: {error}.") from error
+    if named != pictures:
+        raise ValueError(
+            f"row {index}: `images` must hold {named} pictures, one for each image part of the row, got {pictures}."
+        )
+    return row["set"], "multimodal" if pictures else "text"
+
+
+def _with_parts(messages: Any, pictures: int) -> Any:
+    """Messages without the empty columns that Arrow adds to parts, and with image parts if none says where they are."""
+    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
+        return messages
+    turns = [{"role": turn.get("role"), "content": _parts(turn.get("content"))} for turn in messages]
+    parts = [part for turn in turns if isinstance(turn["content"], list) for part in turn["content"]]
+    if not pictures or not turns or any(isinstance(part, dict) and part.get("type") == "image" for part in parts):
+        return turns
+    first = turns[0]["content"]
+    texts = [{"type": "text", "text": first}] if isinstance(first, str) else first
+    if isinstance(texts, list):
+        turns[0]["content"] = [{"type": "image"}] * pictures + texts
+    return turns
+
+
+def _parts(content: Any) -> Any:
+    if not isinstance(content, list):
+        return content
+    return [
+        {key: value for key, value in part.items() if value is not None} if isinstance(part, dict) else part
+        for part in content
+    ]
+
+
+def _picture(index: int, value: Any) -> Image.Image | Path:
+    """A picture: what Pillow has, the path of a file, or encoded bytes, which are decoded here."""
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str | Path):
+        return Path(value)
+    if not isinstance(value, bytes):
+        raise ValueError(f"row {index}: a picture must be a Pillow image, a path or bytes, got {type(value).__name__}.")
+    try:
+        return Image.open(io.BytesIO(value))
+    except UNREADABLE as error:
+        raise PictureError(f"row {index}: cannot read a picture: {error}") from error

@@ -1,0 +1,51 @@
+"""A model lent to a training run: without head and upper blocks while it lasts, and afterwards as it was."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from mm_cb.models import ChatModel
+from mm_cb.training.hidden_states import use_row_attention
+from mm_cb.training.placement import KeptBlocks
+from mm_cb.training.recompute import recompute_blocks
+
+
+def language_tower(model: ChatModel) -> Any:
+    """The module that holds the decoder blocks and their final norm."""
+    return model.base.get_submodule(model.language_path.rpartition(".")[0])
+
+
+@contextmanager
+def lent(model: ChatModel, kept: KeptBlocks, *, recompute: bool) -> Iterator[None]:
+    """Cut a model to what training needs, attending within rows, perhaps recomputing; all of it undone at the end.
+
+    Args:
+        model: With its adapter.
+        kept: What is needed of the language tower.
+        recompute: Whether blocks are run again in the backward pass.
+    """
+    tower, head = language_tower(model), model.base.lm_head
+    children = dict(tower.named_children())
+    layers, attention = tower.config.num_hidden_layers, tower.config._attn_implementation
+    forwards = [(block, vars(block).get("forward")) for block in model.decoder_blocks]
+    try:
+        model.keep_blocks(kept.blocks, final_norm=kept.final_norm)
+        use_row_attention(model)
+        if recompute:
+            recompute_blocks(model)
+        yield
+    finally:
+        model.base.lm_head = head
+        for name, child in children.items():
+            setattr(tower, name, child)
+        tower.config.num_hidden_layers, tower.config._attn_implementation = layers, attention
+        for block, forward in forwards:
+            _restore(block, forward)
+
+
+def _restore(block: nn.Module, forward: Any) -> None:
+    vars(block).pop("forward", None)
+    if forward is not None:
+        vars(block)["forward"] = forward

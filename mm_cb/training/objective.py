@@ -1,0 +1,141 @@
+"""What a run minimises, on a part of a batch: the losses between hidden states with the adapter on and off."""
+
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm_cb.models import ChatModel, TokenRole
+from mm_cb.training.adversary import Adversary, perturb_pictures
+from mm_cb.training.batches import Pair
+from mm_cb.training.hidden_states import (
+    Rows,
+    adapted_states,
+    hidden_states,
+    lay_out,
+    reference_states,
+    target_states,
+)
+from mm_cb.training.losses import RetainAverage, RetainLayers, length_loss, retain_loss
+from mm_cb.training.placement import first_adapted_block
+from mm_cb.training.registry import loss_entry
+
+
+@dataclass(frozen=True)
+class Rerouting:
+    """What the loss is made of.
+
+    Attributes:
+        alpha: Sum of both loss weights.
+        target_layers: Indices into ``hidden_states`` to reroute: 0 = embeddings, k = output of block k - 1.
+        retain_layers: ``all`` (embeddings to the last kept state) or ``targets``.
+        retain_average: ``tokens`` or ``official``, see `mm_cb.training.losses.retain_positions`.
+        adversary: What changes the pictures of circuit-breaker rows before each pass; None for nothing (paper).
+        keep_length: Weight of `length_loss` beside the reroute loss; 0 for none (paper).
+        loss: The reroute loss, by its name in `mm_cb.training.registry`.
+        settings: All of its settings.
+    """
+
+    alpha: float
+    target_layers: tuple[int, ...]
+    retain_layers: RetainLayers = "all"
+    retain_average: RetainAverage = "tokens"
+    adversary: Adversary | None = None
+    keep_length: float = 0.0
+    loss: str = "rr"
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+
+class Objective:
+    """The losses of one model with its adapter.
+
+    Attributes:
+        model: The model.
+        options: What the losses are.
+        loss: The entry of the reroute loss.
+        first_block: The lowest decoder block with LoRA.
+    """
+
+    def __init__(self, model: ChatModel, options: Rerouting, seed: int) -> None:
+        """Take a model that is on its device; ``seed`` is the run's, for what the adversary and the loss draw."""
+        self.model, self.options, self._seed = model, options, seed
+        self.loss = loss_entry(options.loss)
+        self.first_block = first_adapted_block(model)
+
+    def rows(self, inputs: Mapping[str, Any], name: str) -> Rows:
+        """The real tokens of one set of a collated batch."""
+        return lay_out(self.model, inputs[name], inputs[f"{name}_mask"])
+
+    def reroute(self, inputs: Mapping[str, Any], count: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """L_s and the length loss (0 where it has no weight); circuit-breaker rows stop at the top target."""
+        batch, rows = inputs["circuit_breaker"], self.rows(inputs, "circuit_breaker")
+        if self.options.adversary is not None and batch.pixel_values is not None:
+            rows = rows._replace(embeds=self._attack(inputs, rows, step, self.options.adversary))
+        adapted, reference = target_states(self.model, rows, *self._layers())
+        drawn = self.loss.draw(self._seed, step)
+        rerouted = self.loss.function(adapted, reference, rows.mask, count=count, **drawn, **self.options.settings)
+        if not self.options.keep_length:
+            return rerouted, torch.zeros_like(rerouted)
+        return rerouted, length_loss(adapted, reference, rows.mask, count=count)
+
+    def retain(self, inputs: Mapping[str, Any], count: Tensor) -> Tensor:
+        """L_r, one hidden state at a time; those below the adapter count, and are exact zeros."""
+        options, first = self.options, self.first_block
+        chosen = range(len(self.model.decoder_blocks) + 1) if options.retain_layers == "all" else options.target_layers
+        rows = self.rows(inputs, "retain")
+        states = hidden_states(self.model, rows, first, max(chosen))
+        distances = [
+            retain_loss(adapted[None], reference[None], rows.mask, average=options.retain_average, count=count)
+            for layer, (reference, adapted) in enumerate(zip(*states, strict=True), first + 1)
+            if layer in chosen
+        ]
+        return torch.stack(distances).sum() / len(chosen)
+
+    @torch.no_grad()
+    def measure(self, parts: Iterable[Mapping[str, Any]], step: int) -> dict[str, float]:
+        """Cosine to the reference, norms of both and the loss's own measure, at the target layers, over counted tokens.
+
+        Args:
+            parts: Parts of collated batches, each of one set.
+            step: Finished optimiser steps, for a loss that draws.
+        """
+        own, own_measure = self.loss.measure or ("", None)
+        names = ["cosine", "norm_reference", "norm_adapted", *([own] if own_measure else [])]
+        sums = {name: torch.zeros(len(names) + 1) for name in Pair._fields}
+        for part in parts:
+            name = "retain" if "retain" in part else "circuit_breaker"
+            rows = self.rows(part, name)
+            states = target_states(self.model, rows, *self._layers())
+            adapted, reference = (side[:, rows.mask.bool()].float() for side in states)
+            values = [torch.cosine_similarity(adapted, reference, dim=-1), reference.norm(dim=-1)]
+            values += [adapted.norm(dim=-1)]
+            if own_measure is not None:
+                values.append(own_measure(adapted, **self.loss.draw(self._seed, step)))
+            values.append(torch.ones_like(values[0]))
+            sums[name] += torch.stack(values).sum((1, 2)).cpu()
+        return {
+            f"held_out_{name}_{key}": value
+            for name, total in sums.items()
+            for key, value in zip(names, (total[:-1] / total[-1]).tolist(), strict=True)
+        }
+
+    def _layers(self) -> tuple[int, tuple[int, ...]]:
+        """The first block with LoRA, and the hidden states to reroute."""
+        return self.first_block, self.options.target_layers
+
+    def _attack(self, inputs: Mapping[str, Any], rows: Rows, step: int, adversary: Adversary) -> Tensor:
+        """Embeddings under which the adapted states point where the reference ones of the clean pictures do again."""
+        batch, counted = inputs["circuit_breaker"], rows.mask.bool()
+        place = batch.roles[batch.attention_mask.bool()] == TokenRole.IMAGE
+        drawn_by = (f"{self._seed} {step} {name}" for name in inputs["circuit_breaker_ids"])
+        seeds = [zlib.crc32(text.encode()) for text in drawn_by]  # not hash(): the same in every process
+        reference = reference_states(self.model, rows, *self._layers())[:, counted]
+
+        def alignment(embeds: Tensor) -> Tensor:
+            adapted = adapted_states(self.model, rows._replace(embeds=embeds), *self._layers())
+            return torch.cosine_similarity(adapted[:, counted], reference, dim=-1).sum()
+
+        return perturb_pictures(rows.embeds, place, rows.lengths, seeds, alignment, adversary)

@@ -1,0 +1,272 @@
+"""`RRTrainer`: a circuit breaker in ten lines of Python, on a `datasets.Dataset`; ``mm-cb train`` runs the same."""
+
+import copy
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
+
+from mm_cb.core.runs import read_jsonl, write_jsonl
+from mm_cb.data.examples import OnUnreadable
+from mm_cb.data.records import as_examples
+from mm_cb.models import ChatModel, TextModel, TokenRole, load_tower
+from mm_cb.models.chat import chat, render_chat
+from mm_cb.models.families import load_processor, read_config, skeleton
+from mm_cb.models.fingerprint import fingerprint
+from mm_cb.models.text import TextProcessor
+from mm_cb.training.adapter import put_lora, save_adapter
+from mm_cb.training.adversary import Adversary
+from mm_cb.training.batches import PairCollator, PairedExamples, hold_out
+from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint
+from mm_cb.training.config import Lora
+from mm_cb.training.lending import language_tower, lent
+from mm_cb.training.lora import placed, recipe_lora
+from mm_cb.training.objective import Rerouting
+from mm_cb.training.placement import check_targets
+from mm_cb.training.rr_config import RRConfig
+from mm_cb.training.trainer import ReroutingTrainer
+
+_OF_A_NAME = ("dtype", "attention", "quantize", "image_backend")
+
+
+class RRTrainer(ReroutingTrainer):
+    """Trains a LoRA adapter that turns circuit-breaker states away and leaves retain states where they were.
+
+    Attributes:
+        settings: What it was told to do.
+        paths: The modules with LoRA.
+
+    Example:
+        >>> trainer = RRTrainer(
+        ...     model="llava-hf/llava-v1.6-mistral-7b-hf",
+        ...     args=RRConfig(output_dir="runs/rr", dtype="bfloat16"),
+        ...     train_dataset=dataset,
+        ...     peft_config=LoraConfig(r=16, layers_to_transform=[14, 15, 16]),
+        ... )
+        >>> trainer.train()
+        >>> trainer.save_model("runs/rr/adapter")
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | ChatModel | str | Path,
+        args: RRConfig,
+        train_dataset: Any,
+        processing_class: Any = None,
+        peft_config: LoraConfig | None = None,
+        *,
+        callbacks: Sequence[TrainerCallback] = (),
+        on_unreadable: OnUnreadable | None = None,
+    ) -> None:
+        """Check everything, draw the order of rows, and put the adapter on.
+
+        Args:
+            model: A transformers model, one of ours, or a name or path, of which only what training needs is loaded. A
+                loaded model keeps the adapter, and is whole again after `train`.
+            args: What to do.
+            train_dataset: A ``datasets.Dataset`` or list of dictionaries with ``messages``, ``set``
+                (``circuit_breaker`` or ``retain``) and, where rows have pictures, ``images``; see
+                `mm_cb.data.records.Records`.
+            processing_class: The model's processor, or tokenizer; None = the one that lies with the model.
+            peft_config: Rank and place of the LoRA, see `mm_cb.training.lora.placed`; None = the recipe's defaults.
+            callbacks: For transformers' trainer.
+            on_unreadable: Told of rows whose picture cannot be read, and the next of the order stands in for each; None
+                = such a row is an error when its turn comes.
+
+        Raises:
+            TypeError: If an argument is of another kind.
+            ValueError: If the data lacks a column, a set or a picture, or the LoRA lies outside the language tower.
+            UserError: If a model that is given by name cannot be loaded.
+        """
+        if not isinstance(args, RRConfig):
+            raise TypeError(f"`args` must be an mm_cb.RRConfig, got {type(args).__name__}.")
+        self.settings = args
+        examples = as_examples(train_dataset)
+        set_seed(args.seed)
+        among, held_out = hold_out(examples, args.held_out, args.seed, args.batches, on_unreadable)
+        rows = PairedExamples(
+            examples,
+            steps=args.max_steps,
+            batch_size=args.batch_size,
+            batches=args.batches,
+            seed=args.seed,
+            among=among,
+            on_unreadable=on_unreadable,
+        )
+        base = self._put_on(model, processing_class, recipe_lora(Lora()) if peft_config is None else peft_config)
+        attention = language_tower(base).config._attn_implementation
+        self._base_weights = fingerprint(base.name) if base.name else ""
+        super().__init__(
+            base,
+            _arguments(args),
+            _rerouting(args),
+            rows,
+            PairCollator(base, {"text": args.masks.text, "multimodal": args.masks.multimodal}),
+            tokens_per_pass=args.tokens_per_pass,
+            metrics=args.output_dir / "metrics.jsonl",
+            held_out=held_out,
+            held_out_steps=args.held_out_steps,
+            callbacks=[KeepLastComplete(_checkpoints(args), self._base_weights), *callbacks],
+        )
+        language_tower(base).config._attn_implementation = attention  # `train` changes it, and back
+
+    def train(  # type: ignore[override]  # transformers' other options are for trials and evaluation
+        self, resume_from_checkpoint: bool | str | Path | None = None
+    ) -> Any:
+        """Train to the end.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder; True = the newest complete one in ``output_dir``, if there is
+                any. The result is the same, byte for byte on a CPU, as without interruption.
+
+        Returns:
+            Transformers' ``TrainOutput``.
+
+        Raises:
+            FloatingPointError: If the training diverged.
+        """
+        checkpoint = Path(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str | Path) else None
+        if resume_from_checkpoint is True:
+            main = self.is_world_process_zero()
+            checkpoint = last_checkpoint(_checkpoints(self.settings), self._base_weights, remove_torn=main)
+        self._forget(0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]))
+        set_seed(self.settings.seed)
+        with lent(self._encoder, self._kept, recompute=self.settings.recompute):
+            return super().train(None if checkpoint is None else str(checkpoint))
+
+    def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter as a folder that ``PeftModel.from_pretrained`` loads on the whole model.
+
+        Args:
+            output_dir: Where; None = the settings' ``output_dir``.
+            _internal_call: Transformers' own, for checkpoints.
+        """
+        if _internal_call:
+            super().save_model(None if output_dir is None else str(output_dir), _internal_call=True)
+        elif self.is_world_process_zero():
+            folder = Path(output_dir or self.settings.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_adapter(self._encoder, self.paths, folder)
+
+    def _put_on(self, model: Any, processing_class: Any, config: LoraConfig) -> ChatModel:
+        """The model with a fresh adapter; of a name, no more is loaded than training needs."""
+        args = self.settings
+        named = isinstance(model, str | Path)
+        whole = skeleton(read_config(model), str(model)) if named else _wrapped(model, processing_class, args)
+        self.paths, blocks = placed(whole, config, args.target_layers)
+        self._kept = check_targets(args.target_layers, blocks, len(whole.decoder_blocks), args.retain_layers)
+        if not named:
+            return put_lora(whole, self.paths, config)
+        tower = load_tower(
+            model,
+            self._kept.blocks,
+            device=_device(args),
+            dtype=args.dtype,
+            image_backend=args.image_backend,
+            attention=args.attention,
+            quantize=args.quantize,
+            max_length=args.max_length,
+        )
+        if processing_class is not None:
+            tower.processor = _processor(tower, processing_class)
+        return put_lora(tower, self.paths, config)
+
+    def _forget(self, done: int) -> None:
+        """Leave of the metrics what came before step ``done``."""
+        metrics = self.settings.output_dir / "metrics.jsonl"
+        if self.is_world_process_zero() and metrics.exists():
+            write_jsonl(metrics, [record for record in read_jsonl(metrics) if record["step"] < done])
+
+
+def _wrapped(model: Any, processing_class: Any, args: RRConfig) -> ChatModel:
+    """A loaded model in our words, with its processor."""
+    given = model.model if isinstance(model, ChatModel) else model
+    if isinstance(given, PeftModel):
+        raise ValueError("`model` has an adapter already; give its base, `model.unload()`.")
+    if not isinstance(given, PreTrainedModel):
+        raise TypeError(
+            f"`model` must be a transformers model, a ChatModel, a name or a path, got {type(model).__name__}."
+        )
+    if told := [name for name in _OF_A_NAME if name in args.model_fields_set]:
+        raise ValueError(f"`{told[0]}` is for a model given by name; this one is loaded already, leave it out.")
+    name = model.name if isinstance(model, ChatModel) else str(given.name_or_path or "")
+    shell = model if isinstance(model, ChatModel) else skeleton(given.config, name)
+    processor = shell.processor
+    if processing_class is not None:
+        processor = _processor(shell, processing_class)
+    elif processor is None:
+        processor = load_processor(name, given.config)
+    return type(shell)(given, processor, name, max_length=args.max_length)
+
+
+def _processor(model: ChatModel, given: Any) -> Any:
+    """The user's processor or tokenizer as the model's family takes it."""
+    processor = given
+    if isinstance(model, TextModel):
+        processor = given if isinstance(given, TextProcessor) else TextProcessor(copy.deepcopy(given))
+    elif not hasattr(given, "image_processor") or not hasattr(given, "tokenizer"):
+        raise TypeError(f"`processing_class` must be the processor of a model that sees, got {type(given).__name__}.")
+    answered = render_chat(processor, chat("a", completion="b"))
+    end = str(processor.tokenizer.eos_token)
+    if not any(answered.text[: span.end].endswith(end) for span in answered.spans if span.role == TokenRole.COMPLETION):
+        warnings.warn(
+            f"the chat template of `processing_class` does not end an answer with `{end}`, so that ends of answers do "
+            "not count in the losses; leave `processing_class` out to take the model's own.",
+            stacklevel=4,
+        )
+    return processor
+
+
+def _checkpoints(args: RRConfig) -> Path:
+    return args.output_dir / "checkpoints"
+
+
+def _device(args: RRConfig) -> str:
+    """The settings' device; of several processes on one machine, each has its own GPU."""
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+def _rerouting(args: RRConfig) -> Rerouting:
+    adversary = args.adversary
+    return Rerouting(
+        args.alpha,
+        tuple(args.target_layers),
+        args.retain_layers,
+        args.retain_average,
+        Adversary(adversary.steps, adversary.radius) if adversary.steps else None,
+        args.keep_length,
+        args.loss,
+        args.loss_settings,
+    )
+
+
+def _arguments(args: RRConfig) -> TrainingArguments:
+    """The settings in transformers' words."""
+    return TrainingArguments(
+        output_dir=str(_checkpoints(args)),
+        max_steps=args.max_steps,
+        per_device_train_batch_size=args.batch_size
+        // args.gradient_accumulation_steps
+        // int(os.environ.get("WORLD_SIZE", "1")),
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        max_grad_norm=args.max_grad_norm,
+        lr_scheduler_type="constant",
+        optim="adamw_torch",
+        seed=args.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_steps=args.save_steps,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=_device(args) == "cpu",
+        report_to=args.report_to or "none",
+        disable_tqdm=True,
+    )

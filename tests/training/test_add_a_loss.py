@@ -1,0 +1,41 @@
+"""docs/add_a_loss.md: what stands on the page runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mm_cb.training import registry
+from mm_cb.training.losses import reroute_loss
+
+PAGE = Path(__file__).parents[2] / "docs" / "add_a_loss.md"
+
+
+@pytest.fixture
+def page(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_LOSSES", dict(registry._LOSSES))
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    names: dict = {}
+    exec(compile(code, str(PAGE), "exec"), names)
+    return names
+
+
+def test_the_pages_loss_trains(page):
+    trainer = page["trainer"]
+    assert trainer.state.global_step == 2 and trainer.state.log_history[0]["reroute_loss"] == pytest.approx(
+        0.9, abs=1e-3
+    )
+
+
+def test_with_margin_zero_it_is_the_papers(page):
+    adapted, reference = torch.randn(2, 2, 9, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(9) % 2
+    for count in (None, torch.tensor(20)):
+        ours = page["cosine_margin_loss"](adapted, reference, mask, count=count, margin=0.0)
+        assert ours.item() == pytest.approx(reroute_loss(adapted, reference, mask, count=count).item())
+
+
+def test_the_page_is_short():
+    assert len(PAGE.read_text().splitlines()) <= 60
