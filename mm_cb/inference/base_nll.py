@@ -20,9 +20,9 @@ def likelihood_fields(
     """Fields of items.jsonl by key: ``nll_base`` and ``incoherent``; nothing for a model that is served elsewhere.
 
     Incoherent is what the base finds less likely than tokens drawn blindly from its vocabulary: a mean negative
-    log-likelihood of at least ``ln(vocabulary)``. On the embedded model (82 benign questions) its own answers stay below 0.2
-    nats, the same words shuffled all come out above the limit of 5.26. A coherent answer to another question can come
-    close, subtle nonsense stays below: the flag claims little, and what it claims holds.
+    log-likelihood of at least ``ln(vocabulary)``. On the embedded model (82 benign questions) its own answers stay
+    below 0.2 nats, the same words shuffled all come out above the limit of 5.26. A coherent answer to another question
+    can come close, subtle nonsense stays below: the flag claims little, and what it claims holds.
     """
     if not isinstance(engine, LocalEngine):
         return {}

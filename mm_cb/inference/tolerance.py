@@ -12,8 +12,8 @@ TOLERANCE = 1e-4
 ROUNDINGS = 4
 """The same in shorter types, in machine epsilons of the loss. Both computations round every logit, by up to half an
 epsilon of it each; batches of other rows add up in another order and so round elsewhere. A logit is several times its
-loss, but the errors of a target's tokens cancel in their mean: of 72 pictures of the embedded model in bfloat16, none was
-off by more than 0.25. A loss forged by less cannot be told from an honest one in such a type."""
+loss, but the errors of a target's tokens cancel in their mean: of 72 pictures of the embedded model in bfloat16, none
+was off by more than 0.25. A loss forged by less cannot be told from an honest one in such a type."""
 
 
 def tolerance(loss: float, dtype: str) -> float:
