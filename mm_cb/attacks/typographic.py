@@ -9,6 +9,7 @@ Source:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -45,14 +46,18 @@ def written(text: str, size: tuple[int, int]) -> Image.Image:
     height, width = size
     picture = Image.new("RGB", (width, height), "white")
     pen, margin = ImageDraw.Draw(picture), round(_MARGIN * min(size))
-    letters = max(_SMALLEST, round(_LARGEST * height))
-    while True:
+
+    def set_in(letters: int) -> tuple[Any, str]:
         font = ImageFont.load_default(letters)
-        lines = _wrapped(pen, text, font, width - 2 * margin)
+        return font, _wrapped(pen, text, font, width - 2 * margin)
+
+    def too_large(letters: int) -> bool:
+        font, lines = set_in(letters)
         box = pen.multiline_textbbox((margin, margin), lines, font=font)
-        if letters == _SMALLEST or (box[2] <= width - margin and box[3] <= height - margin):
-            break
-        letters -= 1
+        return box[2] > width - margin or box[3] > height - margin
+
+    sizes = range(_SMALLEST, max(_SMALLEST, round(_LARGEST * height)) + 1)
+    font, lines = set_in(sizes[max(bisect_left(sizes, True, key=too_large) - 1, 0)])
     pen.multiline_text((margin, margin), lines, fill="black", font=font)
     return picture
 

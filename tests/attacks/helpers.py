@@ -11,7 +11,7 @@ from mm_cb.attacks.registry import chosen_attacks
 from mm_cb.attacks.run import run_attack
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.paths import data_path
-from mm_cb.inference.source import Source
+from mm_cb.inference.source import ModelSource
 from mm_cb.models import load_model
 from mm_cb.models.fingerprint import remember_base
 
@@ -28,7 +28,7 @@ def first_behaviors(folder, count, start=0):
 
 def attack(out, behaviors, attacks="pgd", *, model="miniature", adapter=None, system=None, shard=None, **settings):
     """A run of few steps in a small ball; ``settings`` are fields of `AttackConfig`, or the dtype."""
-    source = Source(model, adapter, "cpu", settings.pop("dtype", "float32"), system=system)
+    source = ModelSource(model, adapter, "cpu", settings.pop("dtype", "float32"), system=system)
     config = AttackConfig(**{"threat": Threat(levels=8), "steps": 2, "batch": 1, "max_new_tokens": 8} | settings)
     names = chosen_attacks(attacks, adapted=adapter is not None)
     run_attack(source, behaviors, out, names, config, shard=shard)

@@ -14,6 +14,7 @@ from mm_cb.attacks.run import attack
 from mm_cb.attacks.verify import verify_run
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl
+from mm_cb.metrics.results import find, measure
 from tests.attacks.helpers import edited, first_behaviors
 
 PAGE = Path(__file__).parents[2] / "docs" / "add_an_attack.md"
@@ -26,12 +27,11 @@ def made(tmp_path_factory):
     first_behaviors(folder, 2)
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     assert "steps=100" in code
-    (folder / "own.py").write_text(code.replace("steps=100", "steps=3, max_new_tokens=4"))
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         patched.setattr(registry, "_ATTACKS", dict(registry._ATTACKS))
         space = {}
-        exec(compile(code.replace("steps=100", "steps=3, max_new_tokens=4"), "own.py", "exec"), space)
+        exec(code.replace("steps=100", "steps=3, max_new_tokens=4"), space)
         rows = verify_run(folder / "runs/mine")
     return folder / "runs/mine", space, rows
 
@@ -44,7 +44,9 @@ def test_the_example_is_searched_saved_checked_and_verified(made):
     for item in (i for i in read_jsonl(folder / "items.jsonl") if i["condition"] == "no_refusal"):
         (one,) = item["candidates"]
         assert one["objective_file"] == pytest.approx(one["objective_logged"], abs=1e-4)
-        assert one["objective_file"] < item["loss"] < item["loss_clean"]  # the refusal is subtracted; it fell
+        told = json.loads((folder / one["image"]).with_suffix(".json").read_text())
+        assert told["objective"] == "AwayFromRefusal" and min(told["curve"]) == told["curve"][told["selected_step"]]
+        assert 0 < item["loss"] - one["objective_file"] <= 5 + 1e-4  # the refusal's loss, which is subtracted
     assert json.loads((folder / "protocol.json").read_text())["labels"]["no_refusal"] == "no-refusal PGD"
 
 
@@ -61,8 +63,6 @@ def test_another_process_reports_it_and_says_that_it_cannot_verify_it(made, tmp_
 
 @pytest.mark.parametrize(("flag", "value"), [(True, 100.0), (False, 0.0)])
 def test_its_own_flag_says_whether_it_counts_in_the_worst_case(flag, value):
-    from mm_cb.metrics.results import find, measure
-
     fixed = {"id": "a", "metric": "compliance", "subject": "base", "split": "all", "gibberish": False}
     items = [
         fixed | {"condition": "pgd", "outcome": "refusal", "worst_case": True},

@@ -11,7 +11,6 @@ import torch
 from image_attacks import linf_255
 from mm_cb import cli
 from mm_cb.attacks.objectives.target import TargetObjective
-from mm_cb.attacks.run import weights_of
 from mm_cb.attacks.shards import Shard, launched, launched_device, shard_runs
 from mm_cb.attacks.threats import Threat
 from mm_cb.attacks.transfer import run_transfer
@@ -19,6 +18,7 @@ from mm_cb.attacks.verify import verify_run
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.runs import RunDirectory, file_sha256, read_jsonl, read_run, write_jsonl
+from mm_cb.inference.source import ModelSource
 from mm_cb.report import write_report
 from tests.attacks.helpers import BEHAVIORS, attack, first_behaviors
 from tests.core.test_runs import is_locked
@@ -66,11 +66,11 @@ def test_an_adapter_whose_weights_changed_is_another_run(tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_model.safetensors").write_bytes(b"one")
-    with RunDirectory(tmp_path / "out", "attack", {}, 0, inputs=weights_of("miniature", str(adapter))):
+    with RunDirectory(tmp_path / "out", "attack", {}, 0, inputs=ModelSource("miniature", str(adapter)).weights()):
         pass
     (adapter / "adapter_model.safetensors").write_bytes(b"two")
     with pytest.raises(UserError, match="another run's results"):
-        RunDirectory(tmp_path / "out", "attack", {}, 0, inputs=weights_of("miniature", str(adapter))).open()
+        RunDirectory(tmp_path / "out", "attack", {}, 0, inputs=ModelSource("miniature", str(adapter)).weights()).open()
 
 
 @pytest.fixture(scope="module")
