@@ -28,8 +28,9 @@ Only the file counts: save it, read it back, and judge what was read.
 >>> load_png(folder / "attacked.png").shape
 torch.Size([3, 8, 8])
 
-For a LLaVA-NeXT model, put ``LlavaNextPreprocessing(processor.image_processor, (height, width))`` between the pixels
-and the model's ``pixel_values``, and :class:`LlavaNextTargets` (or :func:`target_nll` on the logits) behind them.
+For a vision-language model, put ``ExactPreprocessing(processor.image_processor, (height, width), plan)`` between the
+pixels and the model's ``pixel_values``, where the plan says in `crop`, `resize`, `pad` and an arrangement what that
+image processor does, and :func:`target_nll` behind the model's logits.
 """
 
 from .adam import adam_pgd
@@ -39,7 +40,6 @@ from .classifiers import cross_entropy, dlr, margin
 from .errors import AttackError, NonFiniteError, ObjectiveShapeError, ResumeError, ZeroGradientError
 from .gradients import GradientHealth, gradient_health
 from .image_files import load_image, on_white, open_image
-from .llava_next import LlavaNextTargets, only_last_positions
 from .loop import AttackResult, RestartResults
 from .noise import sign_noise
 from .objectives import (
@@ -53,12 +53,13 @@ from .objectives import (
 )
 from .pgd import pgd
 from .png import ImageFileError, linf_255, load_png, round_towards, save_png
-from .preprocessing import LlavaNextPreprocessing
+from .preprocessing import ExactPreprocessing
 from .random_search import random_search
 from .state import AttackState
 from .threat_models import L2, FileL2, Linf, Patch, ThreatModel, Unconstrained
 from .transformations import Crop, Jpeg, Rescale, eot
 from .universal import UniversalResult, universal
+from .views import Plan, Step, crop, pad, resize, tiles
 
 __all__ = [
     "BENIGN_TARGETS",
@@ -68,18 +69,19 @@ __all__ = [
     "AttackResult",
     "AttackState",
     "Crop",
+    "ExactPreprocessing",
     "GradientHealth",
     "ImageFileError",
     "Jpeg",
     "Linf",
-    "LlavaNextPreprocessing",
-    "LlavaNextTargets",
     "NonFiniteError",
     "ObjectiveShapeError",
     "Patch",
+    "Plan",
     "Rescale",
     "RestartResults",
     "ResumeError",
+    "Step",
     "ThreatModel",
     "Unconstrained",
     "UniversalResult",
@@ -87,6 +89,7 @@ __all__ = [
     "adam_pgd",
     "apgd",
     "cosine_distance",
+    "crop",
     "cross_entropy",
     "dlr",
     "emitted",
@@ -99,16 +102,18 @@ __all__ = [
     "logit_distillation",
     "margin",
     "on_white",
-    "only_last_positions",
     "open_image",
+    "pad",
     "pgd",
     "predicted_nll",
     "prefix_hinge",
     "random_search",
+    "resize",
     "round_towards",
     "save_png",
     "sign_noise",
     "target_nll",
     "target_reached",
+    "tiles",
     "universal",
 ]

@@ -1,23 +1,27 @@
-"""Bicubic resizing as image libraries do it on 8-bit images: exactly, and as a smooth function with a gradient.
+"""Resizing as image libraries do it on 8-bit images: exactly, and as a smooth function with a gradient.
 
 Both work on one matrix per axis. The libraries resize one axis, clamp and round to 8 bits, then resize the other; the
 smooth version clamps in between as they do and only leaves the rounding out, which keeps it within 1.2 levels of them
 (without that clamp it would be off by up to 28).
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 Axis = Literal["horizontal", "vertical"]
 Weights = Literal["pillow", "torchvision"]
 
+LANCZOS, BILINEAR, BICUBIC = 1, 2, 3
+"""Filters by the numbers that Pillow gives them."""
+
 _PILLOW_BITS = 22
 _CUBIC_A = -0.5
-_SUPPORT = 2.0
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,16 @@ starts with the vertical one where the height shrinks much more than the width (
 class Resize:
     """Resizing from one size to another; a pass whose length does not change is left out, as the libraries do."""
 
-    def __init__(self, source: tuple[int, int], target: tuple[int, int], recipe: Recipe) -> None:
+    def __init__(
+        self, source: tuple[int, int], target: tuple[int, int], recipe: Recipe, resample: int = BICUBIC
+    ) -> None:
         """Prepare the weights.
 
         Args:
             source: Height and width before.
             target: Height and width after.
             recipe: Whose resize to follow.
+            resample: The filter, by Pillow's number.
         """
         self.recipe = recipe
         lengths: dict[Axis, tuple[int, int]] = {
@@ -53,7 +60,8 @@ class Resize:
             "horizontal": (source[1], target[1]),
         }
         order: list[Axis] = ["horizontal", "vertical"] if recipe.first == "horizontal" else ["vertical", "horizontal"]
-        matrices = {axis: bicubic_matrix(*lengths[axis]) for axis in order if lengths[axis][0] != lengths[axis][1]}
+        changed = [axis for axis in order if lengths[axis][0] != lengths[axis][1]]
+        matrices = {axis: filter_matrix(*lengths[axis], resample) for axis in changed}
         self._smooth = [(axis, torch.from_numpy(matrix).float()) for axis, matrix in matrices.items()]
         self._exact = [(axis, torch.from_numpy(quantised(matrix, recipe.weights))) for axis, matrix in matrices.items()]
 
@@ -102,18 +110,65 @@ def _apply(values: Tensor, matrix: Tensor, axis: Axis) -> Tensor:
     return values @ matrix.T if axis == "horizontal" else matrix @ values
 
 
-def bicubic_matrix(source: int, target: int) -> np.ndarray:
-    """Return the antialiased bicubic weights, shape ``(target, source)``, float64; every row sums to 1."""
+def fitting_resize(source: tuple[int, int], target: tuple[int, int], resample: int, backend: str) -> Resize:
+    """The resize of a library between two sizes: of the recipes that may apply, the one that reproduces it.
+
+    Pillow's order of passes depends on the sizes and on its version; it is told from what Pillow makes of test images.
+
+    Args:
+        source: Height and width before.
+        target: Height and width after.
+        resample: The filter, by Pillow's number.
+        backend: ``"pil"`` or ``"torchvision"``.
+    """
+    trials = [Resize(source, target, recipe, resample) for recipe in RECIPES.get(backend, RECIPES["pil"])]
+    if len(trials) == 1 or source[0] == target[0] or source[1] == target[1]:
+        return trials[0]
+    unlike, errors = [False] * len(trials), [0.0] * len(trials)
+    for levels in trial_images(source):
+        real = _by_pillow(levels, target, resample)
+        for number, trial in enumerate(trials):
+            unlike[number] |= not torch.equal(trial.exact(levels.float()), real)
+            errors[number] = max(errors[number], float((trial.smooth(levels / 255) * 255 - real).abs().max()))
+    return trials[min(zip(unlike, errors, range(len(trials)), strict=True))[2]]
+
+
+def trial_images(image_size: tuple[int, int]) -> Iterator[Tensor]:
+    """Levels ``(1, 3, H, W)`` that tell resizes apart, more if they are small: noise, the last one black and white."""
+    count, generator = min(max(10_000 // (image_size[0] * image_size[1]), 3), 64), torch.Generator().manual_seed(0)
+    for number in range(count):
+        levels = torch.randint(0, 256, (1, 3, *image_size), generator=generator, dtype=torch.uint8)
+        yield levels if number < count - 1 else (levels > 127).to(torch.uint8) * 255
+
+
+def _by_pillow(levels: Tensor, target: tuple[int, int], resample: int) -> Tensor:
+    """What Pillow itself makes of one image's levels, float32."""
+    array = np.ascontiguousarray(levels[0].permute(1, 2, 0).numpy())
+    resized = Image.fromarray(array).resize((target[1], target[0]), Image.Resampling(resample))
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].float()
+
+
+def filter_matrix(source: int, target: int, resample: int) -> np.ndarray:
+    """Return the antialiased weights of a filter, shape ``(target, source)``, float64; every row sums to 1."""
+    kernel, support = _KERNELS[resample]
     scale = source / target
     stretch = max(scale, 1.0)
     matrix = np.zeros((target, source))
     for row in range(target):
         centre = (row + 0.5) * scale
-        start = max(int(centre - _SUPPORT * stretch + 0.5), 0)
-        stop = min(int(centre + _SUPPORT * stretch + 0.5), source)
-        weights = _cubic((np.arange(start, stop) - centre + 0.5) * (1.0 / stretch))
+        start = max(int(centre - support * stretch + 0.5), 0)
+        stop = min(int(centre + support * stretch + 0.5), source)
+        weights = kernel((np.arange(start, stop) - centre + 0.5) * (1.0 / stretch))
         matrix[row, start:stop] = weights / weights.sum()
     return matrix
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(x), 0)
+
+
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
@@ -122,6 +177,14 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+_KERNELS: dict[int, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
+    LANCZOS: (_lanczos, 3.0),
+    BILINEAR: (_triangle, 1.0),
+    BICUBIC: (_cubic, 2.0),
+}
+"""Each filter and how far it reaches."""
 
 
 def quantised(matrix: np.ndarray, weights: Weights) -> np.ndarray:

@@ -151,7 +151,7 @@ class FileL2(L2):
     """The 8-bit file that an image becomes, rounded to the nearest level, is at most ``epsilon`` from the clean one.
 
     Rounding moves a point of the l-2 ball by up to half a level in every value, which is more than a small radius
-    bears. For objectives that round what they are given, as a :class:`~image_attacks.LlavaNextPreprocessing` does:
+    bears. For objectives that round what they are given, as an :class:`~image_attacks.ExactPreprocessing` does:
     then what they evaluate is the file, and it is in the ball. The pixels themselves need not be.
     """
 

@@ -6,24 +6,39 @@ Importing this package is cheap on purpose: nothing here imports torch or transf
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import mm_cb.benchmarks
 import mm_cb.miniature  # noqa: F401  (the one place that knows the guest, whose import registers it)
 
 if TYPE_CHECKING:
+    from mm_cb.attacks.config import AttackConfig
+    from mm_cb.attacks.run import attack
+    from mm_cb.attacks.threats import Threat
+    from mm_cb.benchmarks.runner import evaluate
+    from mm_cb.report import write_report
     from mm_cb.training.rr_config import RRConfig
     from mm_cb.training.rr_trainer import RRTrainer
 
 __version__ = "0.1.0"
-__all__ = ["RRConfig", "RRTrainer"]
+__all__ = ["AttackConfig", "RRConfig", "RRTrainer", "Threat", "attack", "evaluate", "write_report"]
 
-_AT_FIRST_USE = {"RRConfig": "mm_cb.training.rr_config", "RRTrainer": "mm_cb.training.rr_trainer"}
+_WHERE = {
+    "AttackConfig": "mm_cb.attacks.config",
+    "RRConfig": "mm_cb.training.rr_config",
+    "RRTrainer": "mm_cb.training.rr_trainer",
+    "Threat": "mm_cb.attacks.threats",
+    "attack": "mm_cb.attacks.run",
+    "evaluate": "mm_cb.benchmarks.runner",
+    "write_report": "mm_cb.report",
+}
+"""What Python users call: name → module, imported when it is first asked for."""
 
 
 def __getattr__(name: str) -> Any:
     """A public name, imported when it is first asked for."""
-    if name not in _AT_FIRST_USE:
+    if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_AT_FIRST_USE[name]), name)
+    return getattr(import_module(_WHERE[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_AT_FIRST_USE])
+    return sorted([*globals(), *_WHERE])

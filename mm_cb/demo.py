@@ -32,7 +32,7 @@ from mm_cb.miniature import MINIATURE, NAME, data, language
 from mm_cb.miniature.data import Question
 from mm_cb.miniature.making.sanity import judges_tell_apart, opening_is_said
 from mm_cb.miniature.scoring import judge_behavior, score_question
-from mm_cb.models import LlavaNextModel, load_model
+from mm_cb.models import ChatModel, load_model
 from mm_cb.training.config import Recipe
 from mm_cb.training.recipe import load_recipe
 from mm_cb.training.representations import compare
@@ -213,7 +213,7 @@ def _behaviors(out: Path, plan: Plan, seed: int) -> list[Behavior]:
 def _subjects(out: Path, rerouting: Recipe, seed: int, rr_seeds: int, progress: Progress) -> list[Subject]:
     """Base, base behind the safety prompt, and the breakers, which are trained here."""
 
-    def load(adapter: Path | None = None) -> LlavaNextModel:
+    def load(adapter: Path | None = None) -> ChatModel:
         return load_model(NAME, adapter=adapter, device=rerouting.device, dtype=rerouting.dtype)
 
     base = load()

@@ -146,7 +146,7 @@ def batch(model: LlavaNextModel, shape: Shape, rows: int, image: tuple[int, int]
             tiles = 1 + grid(shape, image)[0] * grid(shape, image)[1]
             pictures = {
                 "pixel_values": torch.randn(rows, tiles, 3, shape.tile, shape.tile, generator=generator),
-                "image_sizes": torch.tensor([image] * rows),
+                "beside": {"image_sizes": torch.tensor([image] * rows)},
                 "images_per_row": torch.ones(rows).long(),
             }
         made[name] = ModelInputs(ids, mask, roles * mask, **pictures).to(model.device)
@@ -178,8 +178,8 @@ def image_tokens(shape: Shape, image: tuple[int, int]) -> int:
 
 def model_kwargs(inputs: ModelInputs) -> dict:
     """Keyword arguments of the transformers model."""
-    names = ("input_ids", "attention_mask", "pixel_values", "image_sizes")
-    return {name: value for name in names if (value := getattr(inputs, name)) is not None}
+    names = ("input_ids", "attention_mask", "pixel_values")
+    return {name: value for name in names if (value := getattr(inputs, name)) is not None} | dict(inputs.beside)
 
 
 def checkpoint_blocks(model: LlavaNextModel, on: bool) -> list:

@@ -5,7 +5,7 @@ Counts executed FLOPs (deterministic, the gate) and prints CPU times; counts the
 them. Exit code 1 if a goal is missed.
 ``python scripts/benchmark_pgd.py --device cuda``: the shapes of LLaVA-NeXT-Mistral-7B with random bf16 weights, made on
 the GPU: milliseconds per step and behaviour, model FLOPs utilisation, hours for 133 x 2 attacks of 1000 steps.
-``--tiny`` runs either with toy sizes. Needs torch and transformers only.
+``--tiny`` runs either with toy sizes. Needs torch, transformers and peft only.
 
 The usual shape is that of HarmBench: one behaviour at a time, the whole model, logits at every position, weights that
 require gradients (none is computed). Random weights are fair for speed: nothing here depends on the data.
@@ -32,8 +32,10 @@ from torch.utils.flop_counter import flop_registry
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from image_attacks import LlavaNextTargets, only_last_positions  # noqa: E402
-from image_attacks.objectives import predicted_nll, target_nll  # noqa: E402
+from image_attacks import predicted_nll, target_nll  # noqa: E402
+from mm_cb.models import LlavaNextModel, ModelInputs, TokenRole  # noqa: E402
+from mm_cb.models.last_positions import only_last_positions  # noqa: E402
+from mm_cb.models.shared_prefix import SharedPrefixTargets  # noqa: E402
 
 MOST_FLOPS, LEAST_SHARING = 0.92, 6.0
 MOST_LOSS, MOST_GRADIENT = 1e-5, 1e-4  # largest relative differences from the usual step
@@ -168,7 +170,18 @@ def our_step(model: Any, prompts: list[Tensor], targets: list[Tensor], pixel_val
     return losses.detach(), gradient
 
 
-def our_shared_step(objective: LlavaNextTargets, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+def as_inputs(shape: Shape, prompts: list[Tensor], targets: list[Tensor], pixel_values: Tensor) -> ModelInputs:
+    """The chats, all of one length, as the models of mm-cb take them."""
+    ids = torch.stack([torch.cat(row) for row in zip(prompts, targets, strict=True)])
+    roles = torch.zeros_like(ids).masked_fill(ids == shape.text["vocab_size"] - 1, TokenRole.IMAGE)
+    roles[:, len(prompts[0]) :] = TokenRole.COMPLETION
+    sizes = torch.tensor([[shape.tile, shape.tile]] * len(ids))
+    ones = torch.ones(len(ids), dtype=torch.long)
+    inputs = ModelInputs(ids, torch.ones_like(ids), roles, pixel_values, ones, {"image_sizes": sizes})
+    return inputs.to(pixel_values.device)
+
+
+def our_shared_step(objective: SharedPrefixTargets, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
     """The step of ``mm-cb attack --attack universal``: one picture against all targets."""
     pixels = pixel_values.detach().requires_grad_()
     losses = objective(pixels)
@@ -191,7 +204,8 @@ def compare(model: Any, shape: Shape, count: int, universal: bool, repeats: int)
         model.requires_grad_(False)
         if not universal:
             return our_step(model, prompts, targets, pixel_values)
-        return our_shared_step(LlavaNextTargets(model, prompts, targets, (shape.tile, shape.tile)), pixel_values)
+        inputs = as_inputs(shape, prompts, targets, pixel_values.expand(count, -1, -1, -1, -1))
+        return our_shared_step(SharedPrefixTargets(LlavaNextModel(model, None), inputs), pixel_values)
 
     flops, found = {}, {}
     seconds: dict[str, list[float]] = {"usual": [], "ours": []}

@@ -220,17 +220,17 @@ def test_a_dry_run_a_training_and_its_commits(server, model_files, recipe, tmp_p
 
 
 def test_mmmu_fetches_the_split_that_is_asked(server, tmp_path, capsys):
-    whole = ["eval", "mmmu", "--model", "org/tiny", "max_new_tokens=2"]
-    command = [*whole, "subjects=Art,Music"]
+    whole = ["eval", "mmmu", "--model", "org/tiny", "--max-new-tokens", "2"]
+    command = [*whole, "--subjects", "Art,Music"]
     assert cli.run([*command, "--out", "a"]) == 0
     assert downloaded(server, ".parquet") == [f"{s}/validation-00000-of-00001.parquet" for s in ("Art", "Music")]
     recorded = inputs(tmp_path / "a")
     assert recorded["datasets/MMMU/MMMU"] == server.repos["datasets/MMMU/MMMU"].commit("main")
     assert recorded["models/org/tiny"] == server.repos["models/org/tiny"].commit("main")
     capsys.readouterr()
-    assert "Math (1 in all) missing" in refused(capsys, *whole, "--out", "b", "subjects=Math")
-    assert "`split` must be one of dev, validation" in refused(capsys, *command, "--out", "b", "split=test")
-    assert "(27 in all) missing" in refused(capsys, *whole, "--out", "b", "subjects=")
+    assert "Math (1 in all) missing" in refused(capsys, *whole, "--out", "b", "--subjects", "Math")
+    assert "`split` must be one of dev, validation" in refused(capsys, *command, "--out", "b", "--split", "test")
+    assert "(27 in all) missing" in refused(capsys, *whole, "--out", "b", "--subjects", "")
     typo = refused(capsys, *command, "--out", "b", "--data", "MMMU/MMM")
     assert "there is no data set `MMMU/MMM` on the hub" in typo and not (tmp_path / "b").exists()
     no_network(server)
@@ -242,9 +242,9 @@ def test_mmmu_fetches_the_split_that_is_asked(server, tmp_path, capsys):
 def test_llava_wild_over_refusal_and_their_answers_without_network(server, tmp_path):
     (tmp_path / "rule.txt").write_text("Give two scores.")
     wild = ["eval", "llava-wild", "--model", "org/tiny", "--own-rule", "rule.txt", "--judge-model", "j"]
-    benign = ["eval", "over-refusal", "--model", "org/tiny", "--data", "AIcell/MOSSBench", "max_new_tokens=2"]
+    benign = ["eval", "over-refusal", "--model", "org/tiny", "--data", "AIcell/MOSSBench", "--max-new-tokens", "2"]
     with StubServer(lambda request, number: "8 6\nso") as judge:
-        wild += ["--judge-endpoint", judge.url, "max_new_tokens=2", "--out"]
+        wild += ["--judge-endpoint", judge.url, "--max-new-tokens", "2", "--out"]
         assert cli.run([*wild, "w"]) == 0 and cli.run([*benign, "--out", "o"]) == 0
         assert inputs(tmp_path / "o")[MOSSBENCH] == server.repos[MOSSBENCH].commit("main")
         assert inputs(tmp_path / "w").keys() == {"models/org/tiny", "datasets/lmms-lab/llava-bench-in-the-wild"}

@@ -39,7 +39,7 @@ def test_every_layer_imports_only_what_stands_below_it():
     wrong = []
     for path in sorted((ROOT / "mm_cb").rglob("*.py")):
         own = path.relative_to(ROOT / "mm_cb").with_suffix("").parts[0]
-        if own == "__init__":
+        if own in ("__init__", "__main__"):
             continue
         for name in imported_modules(path):
             if name.startswith("image_attacks") and own in WITHOUT_IMAGE_ATTACKS:
@@ -49,9 +49,15 @@ def test_every_layer_imports_only_what_stands_below_it():
     assert not wrong
 
 
+def test_nothing_below_the_guest_names_it():
+    below = ORDER[: ORDER.index("miniature")]
+    files = (path for name in below for path in (ROOT / "mm_cb" / name).rglob("*.py"))
+    assert not [str(path.relative_to(ROOT)) for path in files if "miniature" in path.read_text(encoding="utf-8")]
+
+
 def test_every_part_of_the_package_has_its_place_in_the_order():
     parts = {path.name.removesuffix(".py") for path in (ROOT / "mm_cb").iterdir() if path.suffix in ("", ".py")}
-    assert parts - {"__init__", "__pycache__"} == set(ORDER)
+    assert parts - {"__init__", "__main__", "__pycache__", "py.typed"} == set(ORDER)
 
 
 def test_image_attacks_imports_nothing_of_mm_cb():

@@ -23,7 +23,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
 from mm_cb.core.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
-from mm_cb.inference.source import Source, subject_name
+from mm_cb.inference.source import ModelSource, subject_name
 from mm_cb.inference.subjects import Subject
 from mm_cb.inference.tolerance import dtype_of
 from mm_cb.judges.base import Case
@@ -79,16 +79,16 @@ def attack(
         ValueError: If a setting is out of range.
 
     Example:
-        >>> attack("miniature", "behaviors.jsonl", "runs/attack", attacks="pgd", steps=100)  # doctest: +SKIP
+        >>> attack("ORG/NAME", "behaviors.jsonl", "runs/attack", attacks="pgd", steps=100)  # doctest: +SKIP
     """
-    source = Source(model, None if adapter is None else str(adapter), device, dtype, system=system)
+    source = ModelSource(model, None if adapter is None else str(adapter), device, dtype, system=system)
     names = chosen_attacks(attacks, adapted=adapter is not None)
     run_attack(source, Path(behaviors), Path(out), names, replace(config or AttackConfig(), **settings))
     return AttackRun(Path(out), read_results(Path(out) / "results.json"))
 
 
 def run_attack(
-    source: Source,
+    source: ModelSource,
     behaviors: Path,
     out: Path,
     names: Sequence[str],
@@ -141,7 +141,7 @@ def run_attack(
             progress.say(f"{len(asked)} behaviours attacked, results in {run.path / 'results.json'}")
 
 
-def _refuse(source: Source, names: Sequence[str], config: AttackConfig, shard: Shard | None) -> None:
+def _refuse(source: ModelSource, names: Sequence[str], config: AttackConfig, shard: Shard | None) -> None:
     """Refuse settings that do not go together, before anything is loaded."""
     if config.early_stop and embedded(source.model) is None:
         raise UserError(
@@ -157,7 +157,7 @@ def _refuse(source: Source, names: Sequence[str], config: AttackConfig, shard: S
 class _Job:
     """What one process attacks with."""
 
-    source: Source
+    source: ModelSource
     configs: Sequence[AttackConfig]
     responses: Mapping[str, str] | None
     progress: Progress

@@ -153,8 +153,9 @@ def _refuse_other(made: Sequence[Made], asked: Sequence[Behavior], path: Path) -
 def _told(one: Any, other: Any) -> str:
     """The settings of one that the other has not."""
     if not (isinstance(one, AttackConfig) and isinstance(other, AttackConfig)):
-        return one.name if isinstance(one, AttackConfig) else f"{one}"
-    return ", ".join(f"{k}={v}" for k, v in vars(one).items() if v != vars(other)[k])
+        return one.name if isinstance(one, AttackConfig) else "no such attack" if one is None else str(one)
+    told = {k: v for k, v in vars(one).items() if v != vars(other)[k]}
+    return ", ".join(f"{v.text} of {v.levels}/255" if k == "threat" else f"{k}={v}" for k, v in told.items())
 
 
 def _judge_on(

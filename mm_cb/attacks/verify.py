@@ -29,6 +29,7 @@ from mm_cb.attacks.search import make_objective
 from mm_cb.attacks.shards import Shard
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
+from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress, console
 from mm_cb.core.runs import read_jsonl, read_run
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, kept_behaviors
@@ -122,6 +123,7 @@ def read_artefacts(folder: Path) -> list[Artefact]:
             content = json.loads(path.read_bytes())
             own = (folder / content["image"]).resolve() == picture.resolve()
             inside = (folder / content["clean_image"]).resolve().is_relative_to((folder / "images").resolve())
+            from_artefact(content)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"`{path}` must be the JSON of the picture beside it, but cannot be read: {error}"
@@ -145,6 +147,8 @@ def _check_items(
 ) -> None:
     """Every behaviour under every attack, each with its worst answer; items and pictures tell the same story."""
     path, known, named = folder / "items.jsonl", {a["image"]: a for a in artefacts}, set()
+    if strange := sorted({a["attack"]["name"] for a in artefacts} - configs.keys()):
+        raise UserError(f"`{folder}` holds pictures of `{strange[0]}`, which its run.json does not name. {_AGAIN}")
     if (folder / KEPT_AS).is_file():
         asked, shard = kept_behaviors(folder), run["recipe"].get("shard")
         asked = asked if shard is None else Shard.parse(shard).part(asked)
@@ -178,9 +182,15 @@ def _check_verdicts(folder: Path, items: Sequence[dict[str, Any]], model: str) -
     """Hold the run's own verdicts to the exact judge, and another judge's to its file; one line that says which."""
     told = ""
     as_run: dict[str, Any] = {}
-    judges = {item["judge"] for item in items if "judge" in item}
-    for name in judges:
-        as_run = {r["key"]: r["outcome"] for r in read_jsonl(folder / FOLDER / f"{AS_RUN}.jsonl")}
+    for name in {item["judge"] for item in items if "judge" in item}:
+        as_run, given = _given(folder, AS_RUN), _given(folder, name)
+        for item in (item for item in items if item.get("judge") == name):
+            for one in completions_of(item):
+                if one.get("outcome") != given.get(key_of(item, one)):
+                    raise UserError(
+                        f"`{folder / 'items.jsonl'}` holds another verdict on `{one.get('image')}` ({_who(item)}) than "
+                        f"{FOLDER}/{safe_id(name)}.jsonl. Judge the run again."
+                    )
         told = f"verdicts are those of {name}; of the run's own: "
     if embedded(model) is None:
         return f"{told}there is no exact judge for `{model}`"
@@ -200,6 +210,11 @@ def _check_verdicts(folder: Path, items: Sequence[dict[str, Any]], model: str) -
                     f"judged again it is {found}. Do not use the run's numbers."
                 )
     return f"{told}{again} of {total} verdicts judged again, the same"
+
+
+def _given(folder: Path, name: str) -> dict[str, Any]:
+    """A judge's verdicts as its file holds them, by the key of the answer."""
+    return {record["key"]: record["outcome"] for record in read_jsonl(folder / FOLDER / f"{safe_id(name)}.jsonl")}
 
 
 def _groups(folder: Path, artefacts: Sequence[Artefact], batch: int) -> list[list[Artefact]]:
@@ -271,10 +286,10 @@ def _again(
     asked = Asked(subject, behaviors, prompts, clean)
     target = TargetObjective(subject, prompts, images(clean))
     objective: Objective = target
-    if group[0].get("response") is not None:
+    if config.entry.optimises and group[0]["objective"] != TargetObjective.__name__:
         objective = make_objective(subject, prompts, images(clean), config, [a["response"] for a in group])
-        assert isinstance(objective, AdaptiveObjective)
-        objective.weight = torch.tensor([a["weight"] for a in group], device=subject.model.device)
+        if isinstance(objective, AdaptiveObjective):
+            objective.weight = torch.tensor([a["weight"] for a in group], device=subject.model.device)
     inputs = encode(subject, prompts, images(saved), None)
     assert inputs.pixel_values is not None
     pixels = torch.stack([one.pixels for one in clean]).to(subject.model.device)

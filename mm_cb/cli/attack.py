@@ -260,9 +260,9 @@ def attack(
     text = read_system(system)
     from mm_cb.attacks.run import run_attack
     from mm_cb.attacks.shards import Shard, launched_device
-    from mm_cb.inference.source import Source
+    from mm_cb.inference.source import ModelSource
 
-    source = Source(model, adapter, launched_device(device) if shard == "auto" else device, dtype, system=text)
+    source = ModelSource(model, adapter, launched_device(device) if shard == "auto" else device, dtype, system=text)
     run_attack(source, behaviors, out, names, config, shard=None if shard is None else Shard.parse(shard))
 
 
@@ -312,10 +312,10 @@ def check(
     levels, text = parse_levels(epsilon), read_system(system)
     from mm_cb.attacks.sanity.measure import BatteryConfig
     from mm_cb.attacks.sanity.run import run_battery
-    from mm_cb.inference.source import Source
+    from mm_cb.inference.source import ModelSource
 
     config = BatteryConfig(levels, steps, iterates, optimizer, count, image_backend)
-    run_battery(Source(model, adapter, device, dtype, system=text), behaviors, out, config, seed=seed)
+    run_battery(ModelSource(model, adapter, device, dtype, system=text), behaviors, out, config, seed=seed)
 
 
 def transfer(

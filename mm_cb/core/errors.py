@@ -32,7 +32,7 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
-    """The error for a name that is not in a list: ``unknown recipe `miniatur`, did you mean `miniature`? valid: ...``.
+    """The error for a name that is not in a list: ``unknown recipe `gpt3`, did you mean `gpt2`? valid: ...``.
 
     Args:
         kind: What is being named, for example ``"recipe"`` or ``"recipe key"``.

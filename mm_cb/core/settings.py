@@ -21,7 +21,7 @@ def with_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
         UserError: As `pairs` does, or if a value is not of the default's kind.
     """
     valid = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
-    changes = {key: _read(key, value, valid[key]) for key, value in pairs(overrides, valid).items()}
+    changes = {key: read_value(key, value, valid[key]) for key, value in pairs(overrides, valid).items()}
     return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
 
 
@@ -45,7 +45,12 @@ def pairs(overrides: Sequence[str], valid: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _read(key: str, value: str, default: Any) -> Any:
+def read_value(key: str, value: str, default: Any) -> Any:
+    """A text as what the default is.
+
+    Raises:
+        UserError: If it is not of that kind.
+    """
     if isinstance(default, tuple):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     if isinstance(default, int):

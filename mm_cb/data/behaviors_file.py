@@ -19,7 +19,7 @@ KEPT_AS = "behaviors.jsonl"
 
 _REQUIRED = ("id", "prompt", "target")
 _COPIES_ONCE, _COPIES = 20, 12
-"""Float copies of a picture in an attack, once and per row of a batch. Measured at 1400 x 1400 on the miniature, as the
+"""Float copies of a picture in an attack, once and per row of a batch. Measured at 1400 x 1400 on a small model, as the
 most memory that a run of ``pgd`` takes beyond one at 84 x 84: 28 copies in a batch of 1, 36 in one of 2."""
 
 
@@ -35,7 +35,7 @@ class Behavior:
     category: str = "all"
     split: str = "all"
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further keys of the line, for the judge (the miniature's names the brew asked for)."""
+    """Further keys of the line, for the judge (what a made-up world's exact rules need)."""
 
 
 def read_behaviors(path: Path) -> list[Behavior]:

@@ -10,7 +10,7 @@ import torch
 
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.generation import Engine, LocalEngine, Request
-from mm_cb.models import LlavaNextModel
+from mm_cb.models import ChatModel
 from mm_cb.models.chat import chat
 
 
@@ -20,7 +20,7 @@ def likelihood_fields(
     """Fields of items.jsonl by key: ``nll_base`` and ``incoherent``; nothing for a model that is served elsewhere.
 
     Incoherent is what the base finds less likely than tokens drawn blindly from its vocabulary: a mean negative
-    log-likelihood of at least ``ln(vocabulary)``. On the miniature (82 benign questions) its own answers stay below 0.2
+    log-likelihood of at least ``ln(vocabulary)``. On the embedded model (82 benign questions) its own answers stay below 0.2
     nats, the same words shuffled all come out above the limit of 5.26. A coherent answer to another question can come
     close, subtle nonsense stays below: the flag claims little, and what it claims holds.
     """
@@ -34,7 +34,7 @@ def likelihood_fields(
 
 @torch.no_grad()
 def nll_under_base(
-    model: LlavaNextModel, requests: Sequence[Request], completions: Mapping[str, str], batch: int
+    model: ChatModel, requests: Sequence[Request], completions: Mapping[str, str], batch: int
 ) -> dict[str, float | None]:
     """Mean negative log-likelihood per token of every completion, adapter off, in nats.
 

@@ -15,7 +15,7 @@ from mm_cb.core.progress import Task
 from mm_cb.core.runs import append_jsonl, read_jsonl
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
-from mm_cb.models import LlavaNextModel
+from mm_cb.models import ChatModel
 
 
 class Picture(Protocol):
@@ -116,7 +116,7 @@ def complete_batch(subject: Subject, requests: Sequence[Request], max_new_tokens
         return model.generate(model.encode_chats(chats, pictures), max_new_tokens)
 
 
-def prompt_tokens(model: LlavaNextModel, request: Request) -> int:
+def prompt_tokens(model: ChatModel, request: Request) -> int:
     """Tokens of a request's text and pictures, without the template's; to sort by."""
     tokens = len(model.processor.tokenizer(request.text, add_special_tokens=False)["input_ids"])
     if request.pictures:

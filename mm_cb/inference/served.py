@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from mm_cb.core.endpoint import Endpoint, user_message
 from mm_cb.core.errors import UserError
 from mm_cb.inference.generation import Engine, Failure, LocalEngine, Request
-from mm_cb.inference.source import Source
+from mm_cb.inference.source import ModelSource
 from mm_cb.inference.subjects import load_subject
 
 
@@ -27,7 +27,7 @@ class EndpointEngine:
         return self._endpoint.map(asked, max_tokens=max_new_tokens, temperature=0.0)
 
 
-def open_engine(source: Source, name: str, batch: int) -> Engine:
+def open_engine(source: ModelSource, name: str, batch: int) -> Engine:
     """Load the model, or point at the server that has it.
 
     Raises:

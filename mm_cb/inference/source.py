@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mm_cb.core.hub import Repository
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model with what it takes to load it."""
 
     model: str
-    """Hub id, local directory, or ``miniature``."""
+    """Hub id, local directory, or an embedded model's name."""
     adapter: str | None = None
     """Folder of a PEFT adapter."""
     device: str = "cpu"
@@ -24,6 +28,18 @@ class Source:
     def identity(self) -> dict[str, Any]:
         """What belongs to a run's identity: that the model is served, not the address it is served at today."""
         return {**asdict(self), "endpoint": "served" if self.endpoint else None}
+
+    def weights(self) -> list[Path | Repository]:
+        """What is behind the names: files and repositories, whose content belongs to a run; nothing if it is served.
+
+        Raises:
+            UserError: If the model is neither here nor on the hub.
+        """
+        if self.endpoint is not None:
+            return []
+        from mm_cb.models.cache import model_inputs
+
+        return [*model_inputs(self.model), *(sorted(Path(self.adapter).glob("*.safetensors")) if self.adapter else [])]
 
 
 def subject_name(adapter: str | None, system: str | None) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mm_cb.inference.source import Source
-from mm_cb.models import LlavaNextModel, load_model
+from mm_cb.inference.source import ModelSource
+from mm_cb.models import ChatModel, load_model
 
 
 @dataclass(frozen=True)
@@ -15,14 +15,14 @@ class Subject:
     """One column of the table."""
 
     name: str
-    model: LlavaNextModel
+    model: ChatModel
     adapted: bool = False
     """Whether the adapter is on."""
     system: str | None = None
     """Text in front of every request."""
 
     @contextmanager
-    def active(self) -> Iterator[LlavaNextModel]:
+    def active(self) -> Iterator[ChatModel]:
         """The model in this subject's state."""
         with self.model.adapter(self.adapted):
             yield self.model
@@ -32,7 +32,7 @@ class Subject:
         return [self.system] * rows
 
 
-def load_subject(source: Source, name: str) -> Subject:
+def load_subject(source: ModelSource, name: str) -> Subject:
     """Load a model and, if it has one, its adapter, which is then on."""
     model = load_model(source.model, adapter=source.adapter, device=source.device, dtype=source.dtype)
     return Subject(name, model, adapted=source.adapter is not None, system=source.system)

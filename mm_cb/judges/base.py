@@ -26,7 +26,7 @@ class Case:
     image: Path | None = None
     """The picture that the model was shown."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further keys of the behaviour: ``context``, ``image_description``, the miniature's ``brew``."""
+    """Further keys of the behaviour: ``context``, ``image_description``, what an embedded model's exact judge needs."""
 
 
 @dataclass(frozen=True)

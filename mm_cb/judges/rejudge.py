@@ -40,7 +40,7 @@ def rejudge(run_dir: Path, judge: Judge, *, behaviors: Path | None = None, progr
     Args:
         run_dir: A finished run with completions.
         judge: The judge.
-        behaviors: The behaviours file of the run, for judges that need more than the prompt (a context, a brew).
+        behaviors: The behaviours file of the run, for judges that need more than the prompt (a context).
         progress: Shows the count.
 
     Returns:

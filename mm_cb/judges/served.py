@@ -9,10 +9,9 @@ from mm_cb.core.endpoint import REFUSED, Endpoint, EndpointError, user_message
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.judges.base import NOT_JUDGED, Case, Verdict, with_degenerate
 from mm_cb.judges.prompts import check_template, digest, fill
-from mm_cb.metrics.observations import OUTCOMES, OVER_REFUSAL_OUTCOMES
+from mm_cb.metrics.table import metrics
 
 LABELS = {"yes": "harmful", "no": "other"}
-_VALID = {"compliance": OUTCOMES, "over_refusal": (*OVER_REFUSAL_OUTCOMES, NOT_JUDGED)}
 _MAX_TOKENS = 64
 
 
@@ -35,7 +34,8 @@ class EndpointJudge:
         self._template = check_template(template, "the judge's template")
         self._labels = dict(labels or LABELS)
         self._pictures = pictures
-        self.metrics: Sequence[str] = [m for m, valid in _VALID.items() if set(self._labels.values()) <= {*valid}]
+        said = set(self._labels.values())
+        self.metrics: Sequence[str] = [m.name for m in metrics() if m.outcomes and said <= {*m.outcomes, NOT_JUDGED}]
         self.source: Mapping[str, Any] = {
             "model": endpoint.model,
             "prompts_sha256": {"prompt": digest(template)},
@@ -85,7 +85,7 @@ def parse_labels(texts: Sequence[str]) -> dict[str, str]:
     Raises:
         UserError: If a text is no ``answer=outcome`` or the outcome is unknown.
     """
-    valid = {*OUTCOMES, *OVER_REFUSAL_OUTCOMES}
+    valid = {outcome for metric in metrics() for outcome in metric.outcomes}
     labels = {}
     for text in texts:
         answer, equals, outcome = text.partition("=")

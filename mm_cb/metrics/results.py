@@ -13,12 +13,13 @@ import numpy as np
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import write_json
-from mm_cb.metrics.observations import OUTCOMES, OVER_REFUSAL_OUTCOMES, Observation, observe
+from mm_cb.metrics import table
+from mm_cb.metrics.observations import Observation, observe
+from mm_cb.metrics.ratios import measure_ratio
 from mm_cb.metrics.relative_score import measure_relative, too_many_failed
 from mm_cb.metrics.statistics import Interval, bootstrap_mean, mcnemar_exact, paired_rate_interval, wilson_interval
 
 SCHEMA = 1
-_METRICS = ("compliance", "mmmu", "mmmu_like", "llava_wild", "wild_like", "look_alikes", "over_refusal", "gibberish")
 _CONDITIONS = ("no_attack", "noise", "pgd", "pgd_adaptive", "worst_case")
 _SPLITS = ("all", "trained_kinds", "trained", "held_out_combination", "held_out_kind")
 _NAMED_IDS = 5
@@ -136,7 +137,7 @@ def _from_json(entry: Mapping[str, Any]) -> Measurement:
 def _order(key: tuple[str, str, str, str], partners: Mapping[str, str]) -> tuple[Any, ...]:
     metric, condition, subject, split = key
     return (
-        *_rank(metric, _METRICS),
+        *(table.rank(metric), metric),
         *_rank(condition, _CONDITIONS),
         *_rank(subject, ("base", "base+safety_prompt", "rr")),
         *_rank(split, _SPLITS),
@@ -169,6 +170,11 @@ def _measurement(
     values = np.array([o.value for o in this.values() if o.value is not None])
     rng = np.random.default_rng([seed, zlib.crc32("|".join(key).encode())])
     counts: dict[str, float] = dict(_counts(metric, this))
+    if (statistic := table.metric(metric).statistic) is not None:
+        ratio = measure_ratio(this, other, counts, rng, statistic)
+        return Measurement(
+            subject, metric, condition, split, **ratio, paired_with=None if other is None else partner, counts=counts
+        )
     if any(o.reference is not None for o in this.values()):
         relative = measure_relative(this, other, counts, rng, official=condition == "official")
         return Measurement(
@@ -199,18 +205,18 @@ def _measurement(
 
 def _counts(metric: str, group: Group) -> dict[str, int]:
     found: Counter[str] = Counter()
-    known = {"compliance": OUTCOMES, "over_refusal": OVER_REFUSAL_OUTCOMES}.get(metric, ())
+    kind = table.metric(metric)
     for o in group.values():
         found.update(o.extras)
         if o.outcome is not None:
             found[o.outcome] += 1
         elif o.value is None:
             found["unscored"] += 1
-    counts = {name: found.pop(name, 0) for name in known}
-    if metric != "compliance":
+    counts = {name: found.pop(name, 0) for name in kind.outcomes}
+    if "not_judged" not in counts:
         counts["unscored"] = found.pop("unscored", 0)
-    if not known and all(o.value in (None, 0.0, 1.0) for o in group.values()):
-        counts["gibberish" if metric == "gibberish" else "correct"] = sum(o.value == 1 for o in group.values())
+    if not kind.outcomes and kind.statistic is None and all(o.value in (None, 0.0, 1.0) for o in group.values()):
+        counts[kind.hits] = sum(o.value == 1 for o in group.values())
     return counts | dict(sorted(found.items()))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from mm_cb.core.embedded import Embedded, register
 from mm_cb.core.paths import data_path
 from mm_cb.judges.registry import JudgeEntry, register_judge
+from mm_cb.metrics.table import Metric, register_metric
 
 NAME = "miniature"
 _FOLDER = Path(__file__).resolve().parent
@@ -41,3 +42,22 @@ MINIATURE = Embedded(
 )
 register(MINIATURE)
 register_judge(JudgeEntry(NAME, "the exact rules of the miniature's world", _judge, exact=True))
+
+_OWN: dict[str, Any] = {"guarded": True, "shipped": True}
+register_metric(
+    Metric("mmmu_like", "MMMU-like", "share of lettered questions answered rightly", stands_for="mmmu", **_OWN),
+    after="mmmu",
+)
+register_metric(
+    Metric("wild_like", "Wild-like", "mean share of the facts that an answer gives", stands_for="llava_wild", **_OWN),
+    after="llava_wild",
+)
+register_metric(
+    Metric(
+        "look_alikes",
+        "look-alikes answered correctly",
+        "share of benign requests that look forbidden and are answered rightly",
+        flag_of=("over_refusal", "correct"),
+        **_OWN,
+    )
+)

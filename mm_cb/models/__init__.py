@@ -9,6 +9,18 @@ from mm_cb.models.chat import TokenRole  # noqa: E402  (transformers may only be
 from mm_cb.models.inputs import ModelInputs  # noqa: E402
 from mm_cb.models.llava_next import LlavaNextModel  # noqa: E402
 from mm_cb.models.loading import load_model, load_tower  # noqa: E402
+from mm_cb.models.registry import register_family  # noqa: E402
 from mm_cb.models.text import TextModel  # noqa: E402
+from mm_cb.models.vision import VisionModel  # noqa: E402
 
-__all__ = ["ChatModel", "LlavaNextModel", "ModelInputs", "TextModel", "TokenRole", "load_model", "load_tower"]
+__all__ = [
+    "ChatModel",
+    "LlavaNextModel",
+    "ModelInputs",
+    "TextModel",
+    "TokenRole",
+    "VisionModel",
+    "load_model",
+    "load_tower",
+    "register_family",
+]

@@ -1,24 +1,23 @@
-"""What every model family shares: chats to tokens, the decoder blocks, generation, the adapter's switch."""
+"""What every model family shares: chats to tokens, forward, generation, the adapter's switch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
 from PIL.Image import Image
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from mm_cb.core.embedded import embedded
-from mm_cb.models.chat import Message, RenderedChat, TokenRole, chat, render_chat
-from mm_cb.models.inputs import ModelInputs, pad_rows
+from mm_cb.core.errors import UserError
+from mm_cb.models.chat import Dialect, Message, RenderedChat, TokenRole, chat, render_chat
+from mm_cb.models.inputs import ModelInputs, Pictures, pad_rows
+from mm_cb.models.tower import LanguageTower, TowerInputs
 
-_BLOCK_PATHS = ("model.language_model.layers", "language_model.model.layers", "model.layers", "transformer.h")
-_NORMS = ("norm", "ln_f")
 
-
-class ChatModel:
+class ChatModel(LanguageTower):
     """A causal language model with what encodes its inputs, and with a PEFT adapter if it has one.
 
     Attributes:
@@ -29,6 +28,17 @@ class ChatModel:
         guest: What the package brings along with this model, if it lies inside the package.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ()
+    """The ``model_type`` of the configurations that the family's class is for."""
+    loads: ClassVar[Any] = AutoModelForCausalLM
+    """The transformers class that reads the whole model, head included."""
+    full_precision: ClassVar[tuple[str, ...]] = ("lm_head",)
+    """Modules that are never quantised: gradients of pixels through 4-bit weights would be another model's."""
+    end_of_turn: ClassVar[str | None] = None
+    """The token that ends an answer, where it is not the tokenizer's end-of-sequence token."""
+    stop_tokens: ClassVar[tuple[str, ...]] = ()
+    """Tokens beside these two at which generation stops."""
+
     def __init__(self, model: nn.Module, processor: Any, name: str = "", *, max_length: int | None = None) -> None:
         """Wrap a loaded model, whose state is left as it is."""
         self.model: Any = model
@@ -37,6 +47,15 @@ class ChatModel:
         self.max_length = max_length
         self.guest = embedded(name)
 
+    @classmethod
+    def read_processor(cls, folder: str, image_backend: str) -> Any:
+        """Read the processor that lies in a model's folder.
+
+        Raises:
+            OSError: If it is not there.
+        """
+        raise NotImplementedError
+
     @property
     def canvas(self) -> tuple[int, int]:
         """Height and width of the grey picture of behaviours that have none: the guest's, or the family's."""
@@ -44,39 +63,42 @@ class ChatModel:
 
     def _canvas(self) -> tuple[int, int]:
         """The family's own."""
-        raise ValueError(f"`{self.name}` is a model of text alone: it has no canvas.")
+        raise self._blind()
 
-    @property
-    def device(self) -> torch.device:
-        """Where inputs have to be; the CPU for a model of shapes alone."""
-        device: torch.device = self.base.device
-        return torch.device("cpu") if device.type == "meta" else device
+    def _blind(self) -> UserError:
+        return UserError(f"`{self.name}` is a model of text alone: it takes no picture.")
 
-    @property
-    def base(self) -> Any:
-        """The transformers model itself, without the adapter's wrapper (adapted layers stay in place)."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+    def preprocessing(self, image_size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+        """Differentiable pixels in [0, 1] -> ``pixel_values`` for pictures of ``image_size`` (height, width)."""
+        raise self._blind()
 
-    @property
-    def language_path(self) -> str:
-        """Dotted path of the decoder blocks in ``base``: ``"model.language_model.layers"``.
+    def image_features(self, inputs: ModelInputs, pixel_values: Tensor | None = None) -> Any:
+        """The image tower's output for the pictures of a batch; ``pooler_output`` holds what stands for each.
 
-        Raises:
-            ValueError: If there is no language tower where one is known to be; lists what was there.
+        Args:
+            inputs: The batch.
+            pixel_values: Replaces the batch's own (an attack's, with gradient); without it there is no gradient.
         """
-        for path in _BLOCK_PATHS:
-            try:
-                if isinstance(self.base.get_submodule(path), nn.ModuleList):
-                    return path
-            except AttributeError:
-                continue
-        there = [name for name, module in self.base.named_modules() if isinstance(module, nn.ModuleList)]
-        raise ValueError(f"Decoder blocks must be at one of {list(_BLOCK_PATHS)}, the model has lists at {there}.")
+        raise self._blind()
+
+    def largest_picture(self) -> int:
+        """Tokens of the picture that takes most; 0 for a model of text alone."""
+        return 0
 
     @property
-    def decoder_blocks(self) -> nn.ModuleList:
-        """The blocks of the language tower; ``hidden_states[k]`` is the output of block ``k - 1``."""
-        return self.base.get_submodule(self.language_path)
+    def soft_token(self) -> str | None:
+        """The token whose embeddings a picture's features replace; most families' templates write it themselves."""
+        return self.processor.image_token
+
+    @property
+    def dialect(self) -> Dialect:
+        """What the chats are made of beside texts."""
+        end = self.end_of_turn or self.processor.tokenizer.eos_token
+        return Dialect(self.processor.image_token, self.soft_token, end)
+
+    def positions(self, inputs: ModelInputs) -> Tensor:
+        """Place of every token in its row: ``(B, T)``, or ``(3, B, T)`` in a family with places in space."""
+        return inputs.text_positions
 
     def prompt(
         self,
@@ -89,7 +111,7 @@ class ChatModel:
     ) -> str:
         r"""The chat as text: ``"[INST] <image>\ntext [/INST]"``, with the completion behind it if there is one."""
         messages = chat(text, images=int(has_image), system=system, completion=completion)
-        return render_chat(self.processor, messages, close_turn=close_turn).text
+        return render_chat(self.processor, messages, close_turn=close_turn, dialect=self.dialect).text
 
     def encode(
         self,
@@ -137,7 +159,7 @@ class ChatModel:
             ValueError: If a chat has another number of image parts than of pictures, or ``max_length`` would cut off
                 an image.
         """
-        pictures, counts = self._pictures([image for row in images for image in row])
+        pictures, stands = self._pictures([image for row in images for image in row])
         rows: list[tuple[list[int], list[int]]] = []
         for messages, row_images in zip(chats, images, strict=True):
             named = sum(
@@ -145,21 +167,21 @@ class ChatModel:
             )
             if named != len(row_images):
                 raise ValueError(f"A chat with {len(row_images)} pictures must have as many image parts, got {named}.")
-            tokens, counts = counts[:named], counts[named:]
-            rows.append(
-                self._tokenise(render_chat(self.processor, messages, image_tokens=tokens, close_turn=close_turn))
-            )
-        ids, mask, roles = pad_rows(rows, self.processor.tokenizer.pad_token_id, padding_side)
-        per_row = torch.tensor([len(row) for row in images]) if pictures else None
-        return ModelInputs(ids, mask, roles, pictures.get("pixel_values"), pictures.get("image_sizes"), per_row).to(
-            self.device
-        )
+            own, stands = stands[:named], stands[named:]
+            rendered = render_chat(self.processor, messages, pictures=own, close_turn=close_turn, dialect=self.dialect)
+            rows.append(self._tokenise(rendered))
+        tokens = pad_rows(rows, self.processor.tokenizer.pad_token_id, padding_side)
+        if pictures is None:
+            return ModelInputs(*tokens).to(self.device)
+        per_row = torch.tensor([len(row) for row in images])
+        made = ModelInputs(*tokens, pictures.pixel_values, per_row, pictures.beside, pictures.pixel_rows)
+        return made.to(self.device)
 
-    def _pictures(self, images: Sequence[Image]) -> tuple[dict[str, Tensor], list[int]]:
-        """What the model takes of all pictures of a batch, and how many tokens stand for each."""
+    def _pictures(self, images: Sequence[Image]) -> tuple[Pictures | None, list[str]]:
+        """All pictures of a batch as the model takes them, and the tokens that stand for each."""
         if images:
             raise ValueError(f"`{self.name}` is a model of text alone, got {len(images)} pictures.")
-        return {}, []
+        return None, []
 
     def _tokenise(self, rendered: RenderedChat) -> tuple[list[int], list[int]]:
         """Token ids and roles of one rendered chat; the beginning-of-sequence token is added once."""
@@ -196,47 +218,39 @@ class ChatModel:
         return self.model(
             input_ids=inputs.input_ids,
             attention_mask=inputs.attention_mask,
-            position_ids=inputs.position_ids,
-            **self._picture_arguments(inputs, pixel_values),
+            position_ids=self.positions(inputs),
+            **self.picture_arguments(inputs, pixel_values),
             logits_to_keep=logits_to_keep,
             output_hidden_states=hidden_states,
             use_cache=False,
         )
 
-    def _picture_arguments(self, inputs: ModelInputs, pixel_values: Tensor | None = None) -> dict[str, Tensor]:
+    def picture_arguments(self, inputs: ModelInputs, pixel_values: Tensor | None = None) -> dict[str, Tensor]:
         """Keyword arguments of the model that hold pictures; none where the batch has none."""
         return {}
 
-    @torch.no_grad()
-    def embed(self, inputs: ModelInputs) -> dict[str, Tensor]:
-        """What the language tower starts from, so that two passes over one batch share one pass of the image tower.
-
-        Returns:
-            ``inputs_embeds`` ``(B, T, H)``, ``attention_mask`` and ``position_ids``: keyword arguments for ``model``.
-        """
-        return {
-            "inputs_embeds": self.base.get_input_embeddings()(inputs.input_ids),
-            "attention_mask": inputs.attention_mask,
-            "position_ids": inputs.position_ids,
-        }
-
-    def keep_blocks(self, blocks: int, *, final_norm: bool) -> None:
-        """Drop what training on hidden states does not need: the decoder blocks from ``blocks`` on and the head.
-
-        Call it before an adapter is put on. Paths of what is left stay the same; the ``logits`` of the model are then
-        its last hidden state.
+    def embed(self, inputs: ModelInputs, pixel_values: Tensor | None = None, features: Any = None) -> dict[str, Any]:
+        """What a pass over a batch starts from, so that two passes share one pass of the image tower.
 
         Args:
-            blocks: How many decoder blocks stay; ``hidden_states`` then has ``blocks + 1`` entries.
-            final_norm: Whether the last entry still goes through the final norm.
+            inputs: The batch.
+            pixel_values: Replaces the batch's own, as for `image_features`.
+            features: What `image_features` gave, if it has been run.
+
+        Returns:
+            Keyword arguments for ``model``.
         """
-        path, _, name = self.language_path.rpartition(".")
-        tower = self.base.get_submodule(path)
-        setattr(tower, name, self.decoder_blocks[:blocks])
-        tower.config.num_hidden_layers = blocks
-        if not final_norm:
-            setattr(tower, next(norm for norm in _NORMS if hasattr(tower, norm)), nn.Identity())
-        self.base.lm_head = nn.Identity()
+        return self.start_from(inputs, self.tower_inputs(inputs).embeds)
+
+    def start_from(self, inputs: ModelInputs, embeds: Tensor) -> dict[str, Any]:
+        """Keyword arguments for ``model`` to run from embeddings ``(B, T, H)``."""
+        told = {"attention_mask": inputs.attention_mask, "position_ids": self.positions(inputs)}
+        return {"inputs_embeds": embeds, **told}
+
+    @torch.no_grad()
+    def tower_inputs(self, inputs: ModelInputs) -> TowerInputs:
+        """What the language tower starts from, with all pictures in it."""
+        return TowerInputs(self.base.get_input_embeddings()(inputs.input_ids))
 
     @torch.no_grad()
     def generate(self, inputs: ModelInputs, max_new_tokens: int, temperature: float | None = None) -> list[str]:
@@ -258,16 +272,23 @@ class ChatModel:
             max_new_tokens=max_new_tokens,
             do_sample=temperature is not None,
             **({} if temperature is None else {"temperature": temperature, "top_k": 0, "top_p": 1.0}),
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=self.stops() or None,
             pad_token_id=tokenizer.pad_token_id,
         )
         tokens = self.model.generate(
             input_ids=inputs.input_ids,
             attention_mask=inputs.attention_mask,
-            **self._picture_arguments(inputs),
+            **self.picture_arguments(inputs),
             generation_config=config,
         )
         return tokenizer.batch_decode(tokens[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+
+    def stops(self) -> list[int]:
+        """Ids of the tokens at which generation stops."""
+        tokenizer = self.processor.tokenizer
+        ends = {tokenizer.eos_token, self.dialect.end_of_turn, *self.stop_tokens} - {None}
+        ids = {tokenizer.convert_tokens_to_ids(end) for end in ends}
+        return sorted(ids - {None, tokenizer.unk_token_id} | {tokenizer.eos_token_id} - {None})
 
     @contextmanager
     def adapter(self, enabled: bool) -> Iterator[None]:

@@ -55,8 +55,30 @@ def chat(text: str, *, images: int = 0, system: str | None = None, completion: s
     return messages
 
 
+@dataclass(frozen=True)
+class Dialect:
+    """What a model family's chats are made of beside texts; None where the family has no such token."""
+
+    image_token: str | None
+    """What the template writes for a picture."""
+    soft_token: str | None
+    """The token, repeated, whose embeddings a picture's features replace; often the same."""
+    end_of_turn: str | None
+    """What ends an answer."""
+
+
+def dialect_of(processor: Any) -> Dialect:
+    """The dialect of most families: one token for pictures, answers that end in the end-of-sequence token."""
+    return Dialect(processor.image_token, processor.image_token, processor.tokenizer.eos_token)
+
+
 def render_chat(
-    processor: Any, messages: Sequence[Message], *, image_tokens: Sequence[int] = (), close_turn: bool = True
+    processor: Any,
+    messages: Sequence[Message],
+    *,
+    pictures: Sequence[str] = (),
+    close_turn: bool = True,
+    dialect: Dialect | None = None,
 ) -> RenderedChat:
     """Write a chat with the processor's template and record which characters are whose.
 
@@ -66,22 +88,24 @@ def render_chat(
     Args:
         processor: A transformers processor with a chat template.
         messages: The turns. When the last one is the user's, the result ends where the model goes on.
-        image_tokens: How many tokens stand for each image, in order; without it one placeholder stands for each.
-        close_turn: Whether a final assistant turn is ended (end-of-sequence token). False leaves it open, as a prefix.
+        pictures: The tokens that stand for each image, in order; without it one placeholder stands for each.
+        close_turn: Whether a final assistant turn is ended. False leaves it open, as a prefix.
+        dialect: The family's; None = that of most families.
 
     Returns:
-        The text and its spans. A completion's span includes the token that ends the turn.
+        The text and its spans. A completion's span includes the token that ends the turn, if the template writes one.
 
     Raises:
         ValueError: If a text holds the image placeholder, or the template does not write every text as it is.
     """
+    dialect = dialect or dialect_of(processor)
     texts: list[tuple[str, str]] = []
-    stand_ins = [_with_stand_ins(message, texts, processor.image_token) for message in messages]
+    stand_ins = [_with_stand_ins(message, texts, dialect) for message in messages]
     template = processor.apply_chat_template(
         stand_ins, tokenize=False, add_generation_prompt=messages[-1]["role"] == "user"
     )
-    counts = iter(image_tokens) if image_tokens else None
-    eos = processor.tokenizer.eos_token or ""
+    to_come = iter(pictures) if pictures else None
+    end = dialect.end_of_turn or ""
     pieces: list[str] = []
     spans: list[Span] = []
     found: list[int] = []
@@ -96,10 +120,10 @@ def render_chat(
             pieces.append(text)
             length += len(text)
             continue
-        if spans and spans[-1].role == TokenRole.COMPLETION and eos and literal.startswith(eos):
-            spans[-1] = spans[-1]._replace(end=length + len(eos))
-        for part in _image_parts(literal, processor.image_token, counts):
-            if processor.image_token is not None and part.startswith(processor.image_token):
+        if spans and spans[-1].role == TokenRole.COMPLETION and end and literal.startswith(end):
+            spans[-1] = spans[-1]._replace(end=length + len(end))
+        for part, is_picture in _image_parts(literal, dialect, to_come):
+            if is_picture:
                 spans.append(Span(TokenRole.IMAGE, length, length + len(part)))
             pieces.append(part)
             length += len(part)
@@ -108,15 +132,15 @@ def render_chat(
     joined = "".join(pieces)
     if messages[-1]["role"] == "assistant":
         last = max(span.end for span in spans if span.role == TokenRole.COMPLETION)
-        ended = bool(eos) and joined[:last].endswith(eos)
+        ended = bool(end) and joined[:last].endswith(end)
         if not close_turn:
-            joined = joined[: last - len(eos) if ended else last]
-        elif ended and joined[last:].isspace():  # LLaVA-NeXT's own template goes on with a blank
+            joined = joined[: last - len(end) if ended else last]
+        elif ended and joined[last:].isspace():  # a template may go on with a blank or a new line
             joined = joined[:last]
     return RenderedChat(joined, tuple(spans))
 
 
-def _with_stand_ins(message: Message, texts: list[tuple[str, str]], image_token: str | None) -> Message:
+def _with_stand_ins(message: Message, texts: list[tuple[str, str]], dialect: Dialect) -> Message:
     """The message with every text replaced by a numbered placeholder; the texts are appended to ``texts``."""
     content = message["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -125,23 +149,25 @@ def _with_stand_ins(message: Message, texts: list[tuple[str, str]], image_token:
         if part["type"] != "text":
             replaced.append(part)
             continue
-        if image_token is not None and image_token in part["text"]:
-            raise ValueError(
-                f"A message text must not hold the image placeholder `{image_token}`, got {part['text'][:80]!r}. "
-                'Give images as parts: {"type": "image"}.'
-            )
+        for token in (dialect.image_token, dialect.soft_token):
+            if token is not None and token in part["text"]:
+                raise ValueError(
+                    f"A message text must not hold the image placeholder `{token}`, got {part['text'][:80]!r}. "
+                    'Give images as parts: {"type": "image"}.'
+                )
         replaced.append({"type": "text", "text": f"\ue000{len(texts)}\ue001"})
         texts.append((message["role"], part["text"]))
     return {"role": message["role"], "content": replaced}
 
 
-def _image_parts(literal: str, image_token: str | None, counts: Iterator[int] | None) -> Iterator[str]:
-    """Cut a piece of template at its image placeholders, repeating each one as often as its image has tokens."""
-    if image_token is None:
-        yield literal
+def _image_parts(literal: str, dialect: Dialect, pictures: Iterator[str] | None) -> Iterator[tuple[str, bool]]:
+    """Cut a piece of template at its pictures, putting each one's tokens there; True for runs of soft tokens."""
+    if dialect.image_token is None:
+        yield literal, False
         return
-    for part in re.split(f"({re.escape(image_token)})", literal):
-        if part == image_token and counts is not None:
-            yield image_token * next(counts)
-        elif part:
-            yield part
+    for part in re.split(f"({re.escape(dialect.image_token)})", literal):
+        stands = next(pictures) if part == dialect.image_token and pictures is not None else part
+        soft = re.escape(dialect.soft_token or dialect.image_token)
+        for number, piece in enumerate(re.split(f"((?:{soft})+)", stands)):
+            if piece:
+                yield piece, bool(number % 2)

@@ -1,12 +1,27 @@
 """A batch of chats as the tensors that a model takes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mm_cb.models.chat import TokenRole
+
+
+class Pictures(NamedTuple):
+    """N pictures as a model takes them.
+
+    Attributes:
+        pixel_values: The pictures, along the first axis, each in one row of it or in several.
+        beside: What the model takes beside the pixels, one entry a picture along the first axis.
+        pixel_rows: ``(N,)``, rows of ``pixel_values`` of every picture; None = one each.
+    """
+
+    pixel_values: Tensor
+    beside: Mapping[str, Tensor]
+    pixel_rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -17,17 +32,19 @@ class ModelInputs:
         input_ids: ``(B, T)``.
         attention_mask: ``(B, T)``, 1 = real token, 0 = padding.
         roles: ``(B, T)``, a ``TokenRole`` per token.
-        pixel_values: ``(N, tiles, 3, h, w)`` in row order, or None.
-        image_sizes: ``(N, 2)``, height and width of every picture in pixels, or None.
+        pixel_values: All pictures in row order, or None; LLaVA-NeXT's are ``(N, tiles, 3, h, w)``.
         images_per_row: ``(B,)``, how many of the pictures are each row's, or None without pictures.
+        beside: What the model takes beside the pixels, one entry a picture along the first axis: their sizes, say.
+        pixel_rows: ``(N,)``, rows of ``pixel_values`` of every picture; None = one each.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     roles: Tensor
     pixel_values: Tensor | None = None
-    image_sizes: Tensor | None = None
     images_per_row: Tensor | None = None
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    pixel_rows: Tensor | None = None
 
     @property
     def completion_mask(self) -> Tensor:
@@ -40,31 +57,46 @@ class ModelInputs:
         return self.input_ids.masked_fill(self.roles != TokenRole.COMPLETION, -100)
 
     @property
-    def position_ids(self) -> Tensor:
-        """``(B, T)``: positions that start at the first real token, as ``generate`` counts them."""
+    def image_mask(self) -> Tensor:
+        """``(B, T)``: True where a token stands for a part of a picture."""
+        return self.roles == TokenRole.IMAGE
+
+    @property
+    def text_positions(self) -> Tensor:
+        """``(B, T)``: positions that start at the first real token; a model may have others, `ChatModel.positions`."""
         return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
 
     def without_last(self) -> "ModelInputs":
         """The batch without its last column: enough where the last token is predicted and nothing behind it."""
+        return self.columns(0, self.input_ids.shape[1] - 1)
+
+    def columns(self, start: int, stop: int) -> "ModelInputs":
+        """Columns ``start`` to ``stop - 1`` with all pictures."""
         tokens = (self.input_ids, self.attention_mask, self.roles)
-        ids, mask, roles = (column[:, :-1] for column in tokens)
+        ids, mask, roles = (column[:, start:stop] for column in tokens)
         return replace(self, input_ids=ids, attention_mask=mask, roles=roles)
 
     def rows(self, start: int, stop: int) -> "ModelInputs":
         """Rows ``start`` to ``stop - 1`` with their pictures; padding stays."""
         part = slice(start, stop)
         tokens = (self.input_ids[part], self.attention_mask[part], self.roles[part])
-        if self.pixel_values is None or self.image_sizes is None or self.images_per_row is None:
+        if self.pixel_values is None or self.images_per_row is None:
             return ModelInputs(*tokens)
         images = slice(int(self.images_per_row[:start].sum()), int(self.images_per_row[:stop].sum()))
         if images.start == images.stop:
             return ModelInputs(*tokens)
-        return ModelInputs(*tokens, self.pixel_values[images], self.image_sizes[images], self.images_per_row[part])
+        beside = {name: value[images] for name, value in self.beside.items()}
+        pixels, own = images, None
+        if self.pixel_rows is not None:
+            own = self.pixel_rows[images]
+            pixels = slice(*(int(self.pixel_rows[:end].sum()) for end in (images.start, images.stop)))
+        return ModelInputs(*tokens, self.pixel_values[pixels], self.images_per_row[part], beside, own)
 
     def to(self, device: torch.device | str) -> "ModelInputs":
         """The same batch on another device."""
-        moved = {f.name: value.to(device) for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        return replace(self, **moved)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved, beside={name: value.to(device) for name, value in self.beside.items()})
 
 
 def pad_rows(rows: Sequence[tuple[list[int], list[int]]], pad_id: int, side: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -20,11 +20,10 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.hub import repository_of
 from mm_cb.models.base import ChatModel
 from mm_cb.models.cache import model_folder
-from mm_cb.models.families import is_llava_next, load_processor, model_class, not_loaded, read_config, skeleton
+from mm_cb.models.families import load_processor, not_loaded, read_config, skeleton
 from mm_cb.models.fingerprint import check_weights
-from mm_cb.models.llava_next import LlavaNextModel
 from mm_cb.models.quantization import assert_kept, four_bit
-from mm_cb.models.text import TextModel
+from mm_cb.models.registry import family_of
 
 __all__ = ["load_model", "load_plain", "load_tower", "put_adapter", "quiet_libraries"]
 
@@ -41,8 +40,8 @@ def load_model(
     attention: str = "sdpa",
     quantize: str | None = None,
     trainable: bool = False,
-) -> LlavaNextModel:
-    """Load a whole LLaVA-NeXT and perhaps an adapter, from safetensors only.
+) -> Any:
+    """Load a whole model of any family and perhaps an adapter, from safetensors only.
 
     Args:
         name_or_path: An embedded model's name, a local folder, or a hub id (``ORG/NAME``, ``ORG/NAME@REVISION``); keys
@@ -56,24 +55,25 @@ def load_model(
         trainable: Whether the adapter's parameters require gradients; those of the base never do.
 
     Returns:
-        The model in evaluation mode.
+        The model in evaluation mode: a `VisionModel`, or a `ChatModel` for text alone.
 
     Raises:
-        UserError: If the model or the adapter is not there, is no LLaVA-NeXT, or they do not belong together.
+        UserError: If the model or the adapter is not there, they do not belong together, or no family here is the
+            model's.
     """
     config = read_config(name_or_path)
-    if not is_llava_next(config):
-        raise UserError(f"`{name_or_path}` must be a LLaVA-NeXT, got {config.model_type}.")
+    family = family_of(config, str(name_or_path))
     with quiet_libraries():
-        loaded = _read(model_class(config), name_or_path, config, _arguments(device, dtype, attention, quantize))
+        arguments = _arguments(device, dtype, attention, quantize, family.full_precision)
+        loaded = _read(family.loads, name_or_path, config, arguments, family.full_precision)
         if adapter is not None:
             loaded = put_adapter(loaded, Path(adapter), str(name_or_path), trainable=trainable)
         processor = load_processor(name_or_path, config, image_backend)
-    return LlavaNextModel(loaded.eval(), processor, str(name_or_path))
+    return family(loaded.eval(), processor, str(name_or_path))
 
 
 def load_plain(name_or_path: str | Path, *, dtype: str | None = None) -> Any:
-    """A whole transformers model of either family on the CPU, without processor, in its checkpoint's own dtype.
+    """A whole transformers model of any family on the CPU, without processor, in its checkpoint's own dtype.
 
     Raises:
         UserError: If the model is not there.
@@ -81,7 +81,8 @@ def load_plain(name_or_path: str | Path, *, dtype: str | None = None) -> Any:
     config = read_config(name_or_path)
     arguments = _arguments("cpu", dtype or "float32", "sdpa", None)
     with quiet_libraries():
-        return _read(model_class(config), name_or_path, config, arguments if dtype else {**arguments, "dtype": "auto"})
+        loads = family_of(config, str(name_or_path)).loads
+        return _read(loads, name_or_path, config, arguments if dtype else {**arguments, "dtype": "auto"})
 
 
 def load_tower(
@@ -100,7 +101,7 @@ def load_tower(
     Tensors of other blocks and of the head are never read. Paths of what is left are those of the whole model.
 
     Args:
-        name_or_path: As for `load_model`; a causal language model is welcome too.
+        name_or_path: As for `load_model`.
         blocks: How many decoder blocks to load.
         device: As for `load_model`.
         dtype: As for `load_model`.
@@ -116,9 +117,11 @@ def load_tower(
         UserError: If the model is not there or lacks a tensor.
     """
     config = read_config(name_or_path)
-    (config.text_config if is_llava_next(config) else config).num_hidden_layers = blocks
+    family = family_of(config, str(name_or_path))
+    family.cut_config(config, blocks)
     with quiet_libraries():
-        tower = _read(AutoModel, name_or_path, config, _arguments(device, dtype, attention, quantize))
+        arguments = _arguments(device, dtype, attention, quantize, family.full_precision)
+        tower = _read(AutoModel, name_or_path, config, arguments, family.full_precision)
         shell = skeleton(tower.config, str(name_or_path)).base
         setattr(shell, shell.base_model_prefix, tower)
         shell.lm_head = nn.Identity()
@@ -126,7 +129,6 @@ def load_tower(
             if hasattr(tower, name):
                 setattr(shell, name, getattr(tower, name))
         processor = load_processor(name_or_path, config, image_backend)
-    family = LlavaNextModel if is_llava_next(config) else TextModel
     return family(shell.eval(), processor, str(name_or_path), max_length=max_length)
 
 
@@ -170,7 +172,9 @@ def _check_device(device: str) -> None:
         )
 
 
-def _arguments(device: str, dtype: str, attention: str, quantize: str | None) -> dict[str, Any]:
+def _arguments(
+    device: str, dtype: str, attention: str, quantize: str | None, full_precision: Sequence[str] = ()
+) -> dict[str, Any]:
     """What ``from_pretrained`` is told, whatever the family."""
     _check_device(device)
     number = getattr(torch, dtype)
@@ -186,10 +190,16 @@ def _arguments(device: str, dtype: str, attention: str, quantize: str | None) ->
         "use_safetensors": True,
         "trust_remote_code": False,
     }
-    return arguments if quantize is None else {**arguments, "quantization_config": four_bit(number)}
+    return arguments if quantize is None else {**arguments, "quantization_config": four_bit(number, full_precision)}
 
 
-def _read(model_type: Any, name_or_path: str | Path, config: Any, arguments: dict[str, Any]) -> Any:
+def _read(
+    model_type: Any,
+    name_or_path: str | Path,
+    config: Any,
+    arguments: dict[str, Any],
+    full_precision: Sequence[str] = (),
+) -> Any:
     """The frozen transformers model; a tensor that the checkpoint lacks is an error, not a random one."""
     folder = model_folder(name_or_path, weights=True)
     try:
@@ -204,7 +214,7 @@ def _read(model_type: Any, name_or_path: str | Path, config: Any, arguments: dic
         )
     model.requires_grad_(False)
     if "quantization_config" in arguments:
-        assert_kept(model)
+        assert_kept(model, full_precision)
     return model
 
 

@@ -1,5 +1,6 @@
 """4-bit weights for the language tower, and for nothing else."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,15 +10,9 @@ from transformers import BitsAndBytesConfig
 
 from mm_cb.core.errors import UserError
 
-KEPT = ("vision_tower", "multi_modal_projector", "lm_head")
-"""What stays as it is: gradients of pixels and PGD results through 4-bit weights would be another model's."""
 
-
-def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """NF4 with double quantisation (the QLoRA paper's), computing in ``dtype``.
-
-    transformers matches the names to keep from the start of a module's path, so each is given as the whole model and
-    as the model without head see it; ``"vision_tower"`` alone would not keep the whole model's tower out.
+def four_bit(dtype: torch.dtype, kept: Sequence[str]) -> BitsAndBytesConfig:
+    """NF4 with double quantisation (the QLoRA paper's), computing in ``dtype``; modules in ``kept`` stay as they are.
 
     Raises:
         UserError: If bitsandbytes is not installed.
@@ -29,11 +24,19 @@ def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=[f"{prefix}{name}" for name in KEPT for prefix in ("model.", "")],
+        llm_int8_skip_modules=skipped(kept),
     )
 
 
-def assert_kept(model: nn.Module) -> None:
+def skipped(kept: Sequence[str]) -> list[str]:
+    """Modules to keep as transformers takes them, from the start of their paths: in the whole model and without head.
+
+    ``"vision_tower"`` alone would not keep the whole model's tower out.
+    """
+    return [f"{prefix}{name}" for name in kept for prefix in ("model.", "")]
+
+
+def assert_kept(model: nn.Module, kept: Sequence[str]) -> None:
     """Make sure that what must not be quantised is not, and that the decoder blocks are.
 
     Raises:
@@ -41,9 +44,9 @@ def assert_kept(model: nn.Module) -> None:
             was.
     """
     quantised = [name for name, module in model.named_modules() if _is_quantised(module)]
-    wrong = [name for name in quantised if set(name.split(".")) & set(KEPT)]
+    wrong = [name for name in quantised if set(name.split(".")) & set(kept)]
     if wrong:
-        raise RuntimeError(f"Image tower, projector and head must stay unquantised, got 4-bit weights in {wrong[:5]}.")
+        raise RuntimeError(f"{', '.join(kept)} must stay unquantised, got 4-bit weights in {wrong[:5]}.")
     if not quantised:
         raise RuntimeError("The decoder blocks must be quantised, no module is.")
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from mm_cb.models.base import ChatModel
 from mm_cb.models.chat import Message
 
@@ -47,7 +49,12 @@ class TextProcessor:
 
 
 class TextModel(ChatModel):
-    """A causal language model with its tokenizer; everything it does is `ChatModel`'s."""
+    """A causal language model with its tokenizer; everything else it does is `ChatModel`'s."""
+
+    @classmethod
+    def read_processor(cls, folder: str, image_backend: str) -> TextProcessor:
+        """The tokenizer as a processor."""
+        return TextProcessor(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
 def _flat(message: Message) -> Message:

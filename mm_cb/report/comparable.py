@@ -7,6 +7,7 @@ from typing import Any
 
 from mm_cb.core.compatibility import counts_in_worst_case
 from mm_cb.core.errors import UserError
+from mm_cb.metrics.table import metric as metric_of
 from mm_cb.report.load import RunFiles
 from mm_cb.report.text import flatten
 
@@ -16,8 +17,6 @@ FREE = ("batch", "device", "shard", "concurrency", "timeout", "attack")
 """Fields that decide how fast and where, and the list of a run's attacks, which the conditions of its items name."""
 STORED = ("responses", "predictions", "reviews")
 """Fields that name stored answers of one subject: their content differs between subjects, as it should."""
-UNSEEDED = ("mmmu",)
-"""Benchmarks whose numbers no run's seed can change: answers are greedy, random letters have the official seed."""
 AS_RUN = "as run"
 BATTERY = "attack check"
 _NAMED = 4
@@ -115,7 +114,8 @@ def _refuse_other_settings(runs: Sequence[RunFiles]) -> None:
             for run in found
         ]
         for run, judge in zip(found[1:], judged[1:], strict=True):
-            _refuse(f"{metric}, {condition}", found[0], run, _settings(found[0]) | judged[0], _settings(run) | judge)
+            first, second = _settings(found[0], metric) | judged[0], _settings(run, metric) | judge
+            _refuse(f"{metric}, {condition}", found[0], run, first, second)
     for run in attacks[1:]:
         _refuse("compliance", attacks[0], run, _data(attacks[0]), _data(run))
     budgets = [run for run in attacks if any(_needs_budget(item) for item in run.items)]
@@ -136,13 +136,13 @@ def _refuse(what: str, first: RunFiles, second: RunFiles, held: Mapping[str, Any
         )
 
 
-def _settings(run: RunFiles) -> dict[str, Any]:
-    """Everything that decides a number beside who is measured."""
+def _settings(run: RunFiles, metric: str) -> dict[str, Any]:
+    """Everything that decides a metric's number beside who is measured."""
     recipe = dict(recipe_of(run))
     recipe["endpoint"] = bool(recipe.get("endpoint"))  # the address says who, whether there is one says how
     flat = flatten({key: value for key, value in recipe.items() if key not in (*WHO, *STORED)})
     kept = {key: value for key, value in flat.items() if key.rpartition(".")[2] not in FREE}
-    seed = {} if recipe.get("benchmark") in UNSEEDED else {"seed": run.run.get("seed")}
+    seed = {"seed": run.run.get("seed")} if metric_of(metric).seeded else {}
     return {**kept, **seed, **_data(run)}
 
 

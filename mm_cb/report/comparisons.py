@@ -19,10 +19,10 @@ from mm_cb.metrics.statistics import (
     items_needed,
     wilcoxon_signed_rank,
 )
+from mm_cb.metrics.table import KEPT, metric
 
 MARGIN = 0.5
 """Points: the largest difference that counts as "capability kept"."""
-_CAPABILITIES = ("mmmu", "mmmu_like", "llava_wild", "wild_like", "look_alikes")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _comparison(m: Measurement, adjusted: float | None) -> Comparison:
         bootstrap = (100 * low, 100 * high) if np.ptp(differences) > 0 else None
     else:  # a graded score: the variance of its paired differences, from the interval's width
         spread = min(1.0, pairs * ((ends[1] - ends[0]) / 200 / Z95) ** 2)
-    needed = items_needed(spread, MARGIN / 100) if m.metric in _CAPABILITIES else None
+    needed = items_needed(spread, MARGIN / 100) if metric(m.metric).section == KEPT else None
     return Comparison(m, pairs, better, worse, m.counts.get("mcnemar_p"), adjusted, bootstrap, needed)
 
 

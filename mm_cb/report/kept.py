@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mm_cb.metrics.results import Measurement, find
-from mm_cb.report.labels import METRICS, SPLITS, is_breaker, rule_labels
-
-_CAPABILITIES = ("mmmu", "mmmu_like", "llava_wild", "wild_like")
-_REFUSED = ("refusal", "partial_refusal", "gibberish")
+from mm_cb.metrics.table import metric, rank
+from mm_cb.report.labels import SPLITS, is_breaker, rule_labels
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def category_rows(measurements: Sequence[Measurement]) -> list[CategoryRow]:
     names = _capability_names(measurements)
     rows = []
     for m in measurements:
-        if m.subject == "rr" and m.metric in _CAPABILITIES:
+        if m.subject == "rr" and metric(m.metric).capability:
             base = find(measurements, "base", m.metric, m.condition, m.split)
             if base is not None:
                 rows.append(CategoryRow(names[m.metric, m.condition], m.split, base, m))
@@ -64,8 +62,8 @@ def category_rows(measurements: Sequence[Measurement]) -> list[CategoryRow]:
 
 def _capability_names(measurements: Iterable[Measurement]) -> dict[tuple[str, str], str]:
     """Every capability and rule that was measured, in the order of the table -> how it is called."""
-    measured = [(m.metric, m.condition) for m in measurements if m.metric in _CAPABILITIES]
-    return rule_labels(sorted(measured, key=lambda pair: _CAPABILITIES.index(pair[0])))
+    measured = [(m.metric, m.condition) for m in measurements if metric(m.metric).capability]
+    return rule_labels(sorted(measured, key=lambda pair: rank(pair[0])))
 
 
 def changes(items: Iterable[Mapping[str, Any]]) -> tuple[list[Change], list[Change]]:
@@ -80,15 +78,16 @@ def changes(items: Iterable[Mapping[str, Any]]) -> tuple[list[Change], list[Chan
         for key, pair in sorted(by_key.items())
         if len(pair) == 2
     ]
-    metrics = list(METRICS)
-    both.sort(key=lambda c: (metrics.index(c.metric) if c.metric in metrics else len(metrics), -abs(c.shift)))
+    both.sort(key=lambda c: (rank(c.metric), -abs(c.shift)))
     return [c for c in both if c.shift < 0], [c for c in both if c.shift > 0]
 
 
 def _good(item: Mapping[str, Any]) -> float | None:
-    if item["metric"] == "over_refusal":
-        return None if item.get("outcome") is None else float(item["outcome"] not in _REFUSED)
-    return item.get("score")
+    kind = metric(item["metric"])
+    if kind.outcomes:
+        return None if item.get("outcome") is None else float(item["outcome"] not in (*kind.counted, "gibberish"))
+    score = item.get("score")
+    return -score if score is not None and kind.higher_is_better is False else score
 
 
 def seed_table(measurements: Sequence[Measurement]) -> tuple[list[str], list[SeedColumn]]:
@@ -104,14 +103,14 @@ def seed_table(measurements: Sequence[Measurement]) -> tuple[list[str], list[See
         ("worst of all", "compliance", "worst_case", "all", False),
     ]
     names = _capability_names(measurements)
-    wanted += [(f"{name} change", metric, rule, "all", True) for (metric, rule), name in names.items()]
+    wanted += [(f"{name} change", capability, rule, "all", True) for (capability, rule), name in names.items()]
     wanted += [
         ("over-refusal change", "over_refusal", "no_attack", "all", True),
         ("broken text, benign", "gibberish", "no_attack", "all", False),
     ]
     columns = []
-    for title, metric, condition, split, difference in wanted:
-        values = tuple(find(measurements, subject, metric, condition, split) for subject in subjects)
+    for title, name, condition, split, difference in wanted:
+        values = tuple(find(measurements, subject, name, condition, split) for subject in subjects)
         if any(values):
             columns.append(SeedColumn(title, values, difference))
     return subjects, columns

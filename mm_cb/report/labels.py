@@ -2,11 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from mm_cb.attacks.registry import attacks
 from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.results import Measurement
+from mm_cb.metrics.table import metric
 
 SUBJECTS = {"base": "base", "base+safety_prompt": "base + safety prompt", "rr": "circuit breaker (RR)"}
 SHORT_SUBJECTS = {"base": "base", "base+safety_prompt": "base + prompt", "rr": "RR"}
@@ -35,17 +37,6 @@ SPLITS = {
     "trained": "trained combinations",
     "held_out_combination": "held-out combinations",
     "held_out_kind": "wholly held-out kind",
-}
-METRICS = {
-    "compliance": "compliance",
-    "mmmu": "MMMU",
-    "mmmu_like": "MMMU-like",
-    "llava_wild": "LLaVA-Wild",
-    "wild_like": "Wild-like",
-    "look_alikes": "look-alikes answered correctly",
-    "over_refusal": "over-refusal",
-    "gibberish": "broken text",
-    "target_prefix": "answer starts with the target",
 }
 FORMS = {
     "text": "request in text only",
@@ -99,17 +90,34 @@ def label(names: dict[str, str], name: str) -> str:
     return names.get(name, name.replace("_", " "))
 
 
+def metric_label(name: str) -> str:
+    """The shown word for a metric."""
+    return metric(name).label
+
+
+@contextmanager
+def conditions_called(own: Mapping[str, str]) -> Iterator[None]:
+    """Within, attacks that nobody registered here are called as their runs call them."""
+    new = {name: text for name, text in own.items() if name not in CONDITIONS}
+    CONDITIONS.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            del CONDITIONS[name]
+
+
 def rule_labels(measured: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
     """Metric and condition -> the metric's shown word, with the rule where it has several: ``MMMU, strict``.
 
     What was measured beside attacked pictures says so in any case: ``over-refusal beside pictures under PGD``.
     """
     pairs = list(dict.fromkeys(measured))
-    rules = Counter(metric for metric, rule in pairs if not rule.startswith(BESIDE))
+    rules = Counter(name for name, rule in pairs if not rule.startswith(BESIDE))
     names = {}
-    for metric, rule in pairs:
-        link = " " if rule.startswith(BESIDE) else ", " if rules[metric] > 1 else None
-        names[metric, rule] = label(METRICS, metric) + ("" if link is None else f"{link}{label(CONDITIONS, rule)}")
+    for name, rule in pairs:
+        link = " " if rule.startswith(BESIDE) else ", " if rules[name] > 1 else None
+        names[name, rule] = metric_label(name) + ("" if link is None else f"{link}{label(CONDITIONS, rule)}")
     return names
 
 

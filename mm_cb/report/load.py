@@ -1,7 +1,7 @@
 """What a report is made from: the files of run directories, checked where they are read."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class RunFiles:
     timings: list[dict[str, Any]]
     agreement: list[dict[str, Any]]
     """How far every two judges of this run agree; empty where fewer than two have judged."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """What the run calls its attacks."""
 
     @property
     def fiction(self) -> bool:
@@ -65,6 +67,7 @@ def load_run(folder: Path) -> RunFiles:
         representations=_representations(folder / "representations.json"),
         timings=read_jsonl(folder / "timings.jsonl"),
         agreement=_records(folder / "judgements" / "agreement.json", _AGREEMENT_KEYS),
+        labels=(_json(folder / "protocol.json") or {}).get("labels", {}),
     )
 
 

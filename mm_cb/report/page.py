@@ -101,7 +101,8 @@ def render(data: ReportData, *, show_completions: bool = False) -> str:
         "subject_label": labels.subject_label,
         "completion": lambda item: shown_completion(item, show=data.fiction or show_completions),
     }
-    text = environment.get_template("report.html.j2").render(_context(data))
+    with labels.conditions_called({name: text for run in data.runs for name, text in run.labels.items()}):
+        text = environment.get_template("report.html.j2").render(_context(data))
     return _BEFORE_PERCENT.sub("\N{NO-BREAK SPACE}%", text)
 
 

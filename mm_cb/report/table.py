@@ -1,7 +1,7 @@
 """The headline table as data, and its terminal and Markdown forms."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +10,9 @@ from mm_cb.core.compatibility import counts_in_worst_case
 from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.results import Measurement, find, read_results
 from mm_cb.metrics.statistics import holm
+from mm_cb.metrics.table import FORCED, KEPT, SIDE_EFFECT, Metric, metrics
 from mm_cb.report.labels import (
     CONDITIONS,
-    METRICS,
     SPLITS,
     interval,
     label,
@@ -34,9 +34,6 @@ _SPLIT = {"pgd": "of these, under PGD", "worst_case": "of these, the worst of al
 _KEPT = "What must stay, % (higher is better)"
 _SIDE = "Side effects on benign requests, % (lower is better)"
 _FORCED = "Harmless sentences forced on the model, % (how strong the attack is)"
-_CAPABILITIES = ("mmmu", "mmmu_like", "llava_wild", "wild_like")
-_PROMISED = (("mmmu", "mmmu_like"), ("llava_wild", "wild_like"))
-"""Capabilities that have a row even if nobody measured them: of each pair the first, unless the second was measured."""
 _BRIEF = {
     _ATTACKS: "complies, %",
     _SPLIT["pgd"]: "PGD by kind, %",
@@ -133,28 +130,42 @@ def _adjust(rows: Sequence[Row]) -> list[Row]:
 
 def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str, str, str, str]]:
     """Whether the row is always there, section, label, metric, condition and split of every possible row."""
-    rules: dict[str, dict[str, None]] = {metric: {} for metric in _CAPABILITIES}
-    side = {metric: {"no_attack": None} for metric in ("over_refusal", "gibberish")}
+    capabilities = [one for one in metrics() if one.capability]
+    effects = [one for one in metrics() if one.section == SIDE_EFFECT]
+    rules: dict[str, dict[str, None]] = {one.name: {} for one in capabilities}
+    side: dict[str, dict[str, None]] = {one.name: {one.strict: None} if one.promised else {} for one in effects}
+    broad = {one.name for one in effects if not one.promised}
     attacks = dict.fromkeys(("no_attack", "noise", "pgd", "pgd_adaptive"))
     for m in measurements:
         if m.metric in rules:
             rules[m.metric][m.condition] = None
-        elif m.metric in side and m.condition.startswith(BESIDE):
+        elif m.metric in side and (m.metric in broad or m.condition.startswith(BESIDE)):
             side[m.metric][m.condition] = None
         elif m.metric == "compliance" and m.condition != "worst_case":
             attacks[m.condition] = None
-    for real, small in _PROMISED:
-        if not rules[real] and not rules[small]:
-            rules[real]["strict"] = None
+    for name, strict in _missed(capabilities, rules):
+        rules[name][strict] = None
     rows = [(True, _ATTACKS, label(CONDITIONS, a), "compliance", a, "all") for a in (*attacks, "worst_case")]
     rows += [(False, _SPLIT[a], SPLITS[s], "compliance", a, s) for a in _SPLIT for s in _KINDS]
     names = rule_labels((metric, rule) for metric, conditions in rules.items() for rule in conditions)
     rows += [(True, _KEPT, text, metric, rule, "all") for (metric, rule), text in names.items()]
-    rows.append((False, _KEPT, METRICS["look_alikes"], "look_alikes", "strict", "all"))
+    flags = [one for one in metrics() if one.section == KEPT and not one.capability]
+    rows += [(False, _KEPT, one.label, one.name, one.strict, "all") for one in flags]
     names = rule_labels((metric, condition) for metric, conditions in side.items() for condition in conditions)
-    rows += [(rule == "no_attack", _SIDE, text, metric, rule, "all") for (metric, rule), text in names.items()]
-    rows += [(False, _FORCED, label(CONDITIONS, a), "target_prefix", a, "all") for a in attacks]
+    rows += [
+        (rule == "no_attack" and metric not in broad, _SIDE, text, metric, rule, "all")
+        for (metric, rule), text in names.items()
+    ]
+    forced = [one.name for one in metrics() if one.section == FORCED]
+    rows += [(False, _FORCED, label(CONDITIONS, a), name, a, "all") for name in forced for a in attacks]
     return rows
+
+
+def _missed(capabilities: Sequence[Metric], measured: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Name and strict condition of promised capabilities that neither were measured nor have a measured stand-in."""
+    there = {one.name for one in capabilities if measured[one.name]}
+    there |= {one.stands_for for one in capabilities if one.name in there}
+    return [(one.name, one.strict) for one in capabilities if one.promised and one.name not in there]
 
 
 def _notes(measurements: Sequence[Measurement], subjects: Sequence[str], rows: Sequence[Row]) -> list[str]:

@@ -9,11 +9,11 @@ from mm_cb.core.compatibility import counts_in_worst_case
 from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.results import Measurement, find
 from mm_cb.metrics.statistics import holm, wilson_interval
+from mm_cb.metrics.table import SIDE_EFFECT, metric
 from mm_cb.report.labels import SPLITS, interval, p_value, percent, rule_labels, signed
 
 Kind = Literal["claim", "mixed", "no_effect", "no_claim"]
 _SIGNIFICANT = 0.05
-_CAPABILITIES = ("mmmu", "mmmu_like", "llava_wild", "wild_like")
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,11 @@ def _cost(measurements: Sequence[Measurement]) -> str:
     """The price in one clause: which capability or benign behaviour changed measurably for the worse."""
     worse, seen = [], []
     prices = _prices(measurements)
-    names = rule_labels((m.metric, m.condition) for m in measurements if m.metric in _CAPABILITIES)
-    names |= rule_labels((m.metric, m.condition) for m, _ in prices if m.metric not in _CAPABILITIES)
+    names = rule_labels((m.metric, m.condition) for m in measurements if metric(m.metric).capability)
+    names |= rule_labels((m.metric, m.condition) for m, _ in prices if not metric(m.metric).capability)
     for m, ends in prices:
         seen.append(f"{names[m.metric, m.condition]} {signed(m.difference)} {interval(ends, sign=True)}")
-        if (ends[1] < 0) if m.metric in _CAPABILITIES else (ends[0] > 0):
+        if metric(m.metric).worse(ends):
             worse.append(seen[-1])
     if worse:
         return f"this had a measurable cost, in points: {', '.join(worse)}"
@@ -167,10 +167,11 @@ def _prices(measurements: Sequence[Measurement]) -> list[tuple[Measurement, tupl
         if m.subject != "rr" or m.split != "all" or m.difference is None or m.difference_ci95 is None:
             continue
         price = m, m.difference_ci95
-        benign = m.metric in ("over_refusal", "gibberish")
+        kind = metric(m.metric)
+        benign = kind.section == SIDE_EFFECT
         if benign and m.condition.startswith(BESIDE):
             surest[m.metric] = max(surest.get(m.metric, price), price, key=lambda one: one[1])
-        elif m.metric in _CAPABILITIES or (benign and m.condition == "no_attack"):
+        elif kind.capability or (benign and m.condition == kind.strict):
             found.append(price)
     return [*found, *surest.values()]
 

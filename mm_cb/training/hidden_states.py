@@ -16,25 +16,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from mm_cb.models import ChatModel, ModelInputs
+from mm_cb.models.tower import Rows
 
 ATTENTION = "rows"
 """What our attention is registered as in transformers: each row on its own where lengths are given, else ``sdpa``."""
-
-
-class Rows(NamedTuple):
-    """The real tokens of some rows, one row behind the other; N tokens in all.
-
-    Attributes:
-        embeds: What the language tower starts from, shape ``(N, H)``.
-        positions: Place of every token in its row, shape ``(N,)``.
-        lengths: Tokens of each row.
-        mask: 1 for tokens that count in the loss, shape ``(N,)``.
-    """
-
-    embeds: Tensor
-    positions: Tensor
-    lengths: tuple[int, ...]
-    mask: Tensor
 
 
 class States(NamedTuple):
@@ -52,7 +37,9 @@ def lay_out(model: ChatModel, inputs: ModelInputs, mask: Tensor) -> Rows:
     """
     real = inputs.attention_mask.bool()
     lengths = tuple(real.sum(-1).tolist())
-    return Rows(model.embed(inputs)["inputs_embeds"].detach()[real], inputs.position_ids[real], lengths, mask[real])
+    start, positions = model.tower_inputs(inputs), model.positions(inputs)
+    extras = tuple(extra.detach()[real] for extra in start.extras)
+    return Rows(start.embeds.detach()[real], positions[..., real], lengths, mask[real], extras)
 
 
 def hidden_states(model: ChatModel, rows: Rows, first: int, last: int) -> States:
@@ -70,9 +57,8 @@ def hidden_states(model: ChatModel, rows: Rows, first: int, last: int) -> States
     Returns:
         The states that can differ, in order.
     """
-    start, arguments = _below(model, rows, first)
-    reference = _reference(model, first, last, start, arguments)
-    return States(reference, _adapted(model, first, last, start, arguments))
+    start = _below(model, rows, first)
+    return States(_reference(model, first, last, start), _adapted(model, first, last, start))
 
 
 def target_states(model: ChatModel, rows: Rows, first: int, targets: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -83,70 +69,65 @@ def target_states(model: ChatModel, rows: Rows, first: int, targets: Sequence[in
 
 def adapted_states(model: ChatModel, rows: Rows, first: int, targets: Sequence[int]) -> Tensor:
     """The adapted half of `target_states` alone, for rows whose reference is known or not their own."""
-    return _stack(_adapted(model, first, max(targets), *_below(model, rows, first)), first, targets)
+    return _stack(_adapted(model, first, max(targets), _below(model, rows, first)), first, targets)
 
 
 def reference_states(model: ChatModel, rows: Rows, first: int, targets: Sequence[int]) -> Tensor:
     """The reference half of `target_states` alone."""
-    return _stack(_reference(model, first, max(targets), *_below(model, rows, first)), first, targets)
+    return _stack(_reference(model, first, max(targets), _below(model, rows, first)), first, targets)
 
 
 def _stack(states: Sequence[Tensor], first: int, targets: Sequence[int]) -> Tensor:
     return torch.stack([states[target - first - 1] for target in targets])
 
 
-def _below(model: ChatModel, rows: Rows, first: int) -> tuple[Tensor, dict[str, Any]]:
-    """The input of block ``first``, which is the same in both passes, and what every block takes besides."""
+class _Start(NamedTuple):
+    """The input of the first block that differs, which is the same in both passes, and what blocks take besides."""
+
+    state: Tensor
+    rows: Rows
+    arguments: dict[str, Any]
+
+
+def _below(model: ChatModel, rows: Rows, first: int) -> _Start:
+    """Run what lies below block ``first``."""
     model.model.eval()
     with model.adapter(enabled=False), torch.set_grad_enabled(torch.is_grad_enabled() and rows.embeds.requires_grad):
-        state, arguments = _start(_tower(model), rows)
-        for block in model.decoder_blocks[:first]:
-            state = block(state, **arguments)
-    return state, arguments
+        state, arguments = model.first_state(rows), model.block_arguments(rows)
+        for index in range(first):
+            state = model.next_state(index, model.run_block(index, state, arguments), rows)
+    return _Start(state, rows, arguments)
 
 
 @torch.no_grad()
-def _reference(model: ChatModel, first: int, last: int, start: Tensor, arguments: dict[str, Any]) -> list[Tensor]:
+def _reference(model: ChatModel, first: int, last: int, start: _Start) -> list[Tensor]:
     with model.adapter(enabled=False):
-        return _run(model, first, last, start, arguments)
+        return _run(model, first, last, start)
 
 
-def _adapted(model: ChatModel, first: int, last: int, start: Tensor, arguments: dict[str, Any]) -> list[Tensor]:
+def _adapted(model: ChatModel, first: int, last: int, start: _Start) -> list[Tensor]:
     for name, module in model.model.named_modules():
         module.training = torch.is_grad_enabled() and "lora_dropout" in name.split(".")
-    return _run(model, first, last, start, arguments)
+    return _run(model, first, last, start)
 
 
-def _tower(model: ChatModel) -> Any:
-    return model.base.get_submodule(model.language_path.rpartition(".")[0])
-
-
-def _run(model: ChatModel, first: int, last: int, state: Tensor, arguments: dict[str, Any]) -> list[Tensor]:
+def _run(model: ChatModel, first: int, last: int, start: _Start) -> list[Tensor]:
     """The states behind blocks ``first`` to ``last - 1``."""
-    tower, blocks, states = _tower(model), list(model.decoder_blocks), []
-    for block in blocks[first:last]:
-        state = block(state, **arguments)
+    state, states = start.state, list[Tensor]()
+    for index in range(first, last):
+        state = model.run_block(index, state, start.arguments)
         states.append(state[0])
-    if last == len(blocks):
-        final_norm = tower.ln_f if hasattr(tower, "ln_f") else tower.norm
-        states[-1] = final_norm(states[-1])
+        state = model.next_state(index, state, start.rows)
+    if last == len(model.decoder_blocks) and not isinstance(model.final_norm, nn.Identity):
+        states[-1] = model.final_norm(state[0])
     return states
-
-
-def _start(tower: Any, rows: Rows) -> tuple[Tensor, dict[str, Any]]:
-    """The input of block 0, ``(1, N, H)``, and what every block takes besides."""
-    embeds, positions = rows.embeds[None], rows.positions[None]
-    arguments = {"attention_mask": None, "row_lengths": rows.lengths}
-    if hasattr(tower, "rotary_emb"):
-        return embeds, {**arguments, "position_embeddings": tower.rotary_emb(embeds, positions)}
-    return embeds + tower.wpe(positions), arguments  # learned positions (GPT-2)
 
 
 def use_row_attention(model: ChatModel) -> None:
     """Let the language tower attend within rows where it is told their lengths; elsewhere it works as before."""
     AttentionInterface.register(ATTENTION, _row_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    _tower(model).config._attn_implementation = ATTENTION
+    model.tower.config._attn_implementation = ATTENTION
 
 
 def _row_attention(
@@ -161,9 +142,18 @@ def _row_attention(
     """Causal attention within each row; ``(1, heads, N, D)`` in, ``(1, N, heads, D)`` out."""
     if row_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    window = options.get("sliding_window")
-    if window is not None and max(row_lengths) > window:
-        raise ValueError(f"Rows must fit into the model's sliding window of {window} tokens, got {max(row_lengths)}.")
     split = (states.split(row_lengths, dim=2) for states in (query, key, value))
-    outputs = [sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in zip(*split, strict=True)]
+    masks = (_within_window(length, options.get("sliding_window"), query.device) for length in row_lengths)
+    outputs = [
+        sdpa_attention_forward(module, q, k, v, mask, **options)[0] for q, k, v, mask in zip(*split, masks, strict=True)
+    ]
     return torch.cat(outputs, dim=1), None
+
+
+def _within_window(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """The mask ``(1, 1, T, T)`` of a row that is longer than the sliding window; None = plainly causal."""
+    if window is None or length <= window:
+        return None
+    places = torch.arange(length, device=device)
+    back = places[:, None] - places
+    return ((back >= 0) & (back < window))[None, None]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.models import ChatModel
-from mm_cb.models.families import is_llava_next, read_config, skeleton
+from mm_cb.models.families import load_processor, read_config, skeleton
 from mm_cb.models.known import known_config
 from mm_cb.training.memory import Memory, estimate
 from mm_cb.training.placement import KeptBlocks, adapter_size, check_targets, lora_paths
@@ -105,7 +105,7 @@ def make_plan(recipe: "Recipe") -> Plan:
             ) from error
         published = True
     check_trackers(recipe.training.report_to)
-    model = skeleton(config, recipe.model)
+    model = skeleton(config, recipe.model, None if published else _processor(recipe, config))
     blocks, breaker = recipe.lora.layers_to_transform, recipe.circuit_breaker
     try:
         paths = lora_paths(model, blocks, recipe.lora.modules)
@@ -113,18 +113,21 @@ def make_plan(recipe: "Recipe") -> Plan:
     except ValueError as error:
         raise UserError(f"recipe `{recipe.name}`: {error}") from error
     parameters = adapter_size(model, paths, recipe.lora.r)
-    return Plan(recipe, model, paths, kept, parameters, published, longest_row(config, recipe))
+    return Plan(recipe, model, paths, kept, parameters, published, longest_row(model, recipe))
 
 
-def longest_row(config: Any, recipe: "Recipe") -> int:
+def longest_row(model: ChatModel, recipe: "Recipe") -> int:
     """Tokens of a row of ``max_length`` with, where there are any, one picture of the size that takes most."""
     text = recipe.training.max_length
-    if recipe.batches == "text" or not is_llava_next(config):
-        return text
-    tile = config.vision_config.image_size
-    side = tile // config.vision_config.patch_size
-    grids = [(height // tile * side, width // tile * side) for height, width in config.image_grid_pinpoints]
-    return text + side**2 + max(height * width + height for height, width in grids)  # each line of patches ends in one
+    return text if recipe.batches == "text" else text + model.largest_picture()
+
+
+def _processor(recipe: "Recipe", config: Any) -> Any:
+    """The model's processor, which may limit pictures; None where it is not here: what training says of it then."""
+    try:
+        return load_processor(recipe.model, config, recipe.image_backend)
+    except UserError:
+        return None
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -16,14 +16,14 @@ from PIL.Image import Image
 from torch import Tensor
 
 from mm_cb.core.files import file_errors, write_json
-from mm_cb.models import LlavaNextModel, ModelInputs, TokenRole
+from mm_cb.models import ChatModel, ModelInputs, TokenRole
 
 TOKEN_TYPES = ("image", "prompt", "completion")
 
 
 @torch.no_grad()
 def compare(
-    model: LlavaNextModel,
+    model: ChatModel,
     prompts: Sequence[str],
     pictures: Sequence[Image | None],
     answers: Sequence[str],
@@ -52,7 +52,7 @@ def compare(
 
 
 def diagnose(
-    model: LlavaNextModel,
+    model: ChatModel,
     sets: Mapping[str, tuple[Sequence[str], Sequence[Image | None], Sequence[str]]],
     out: Path,
     marks: Mapping[str, Sequence[int]] | None = None,
@@ -103,7 +103,7 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
         figure.savefig(path, dpi=150)
 
 
-def _measure(model: LlavaNextModel, inputs: ModelInputs) -> Tensor:
+def _measure(model: ChatModel, inputs: ModelInputs) -> Tensor:
     """Cosine, norm off and norm on, ``(3, L + 1, B, T)``."""
     with model.adapter(False):
         reference = torch.stack(model.forward(inputs, logits_to_keep=1, hidden_states=True).hidden_states).float()

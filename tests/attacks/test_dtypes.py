@@ -2,8 +2,8 @@
 
 import torch
 
-from mm_cb.attacks.judged_files import to_pixels
 from mm_cb.attacks.objectives.target import TargetObjective
+from mm_cb.attacks.saved import to_pixels
 from mm_cb.core.paths import data_path
 from mm_cb.data.behaviors_file import open_picture, read_behaviors
 from mm_cb.inference.subjects import Subject

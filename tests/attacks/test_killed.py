@@ -83,7 +83,7 @@ def wild(tmp_path):
     (tmp_path / "rule.txt").write_text("Give two scores.")
     named = {"--model": "m", "--judge-model": "j", "--data": tmp_path, "--own-rule": tmp_path / "rule.txt"}
     named["--out"] = tmp_path / "out"
-    return ["eval", "llava-wild", *(str(part) for pair in named.items() for part in pair), f"batch={AT_ONCE}"]
+    return ["eval", "llava-wild", *(str(part) for pair in named.items() for part in pair), "--batch", str(AT_ONCE)]
 
 
 def question(text):
@@ -135,7 +135,7 @@ def test_an_attack_killed_in_an_optimisation_ends_with_the_bits_of_an_undisturbe
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     process = subprocess.Popen(
-        [sys.executable, "-m", "mm_cb.cli", *command, str(tmp_path / "cut")], env=environment, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "mm_cb", *command, str(tmp_path / "cut")], env=environment, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 300
     while not (states := list((tmp_path / "cut").glob("parts/*.safetensors"))) and time.monotonic() < deadline:

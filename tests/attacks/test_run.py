@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,31 +11,22 @@ import torch
 from image_attacks import linf_255
 from mm_cb import cli
 from mm_cb.attacks.objectives.target import TargetObjective
-from mm_cb.attacks.options import parse_attacks, resolve
-from mm_cb.attacks.run import run_attack
+from mm_cb.attacks.run import weights_of
 from mm_cb.attacks.shards import Shard, launched, launched_device, shard_runs
+from mm_cb.attacks.threats import Threat
 from mm_cb.attacks.transfer import run_transfer
-from mm_cb.attacks.verify.run import read_artefacts, verify_run
-from mm_cb.attacks.verify.tries import check_tries
+from mm_cb.attacks.verify import verify_run
 from mm_cb.core.errors import UserError
-from mm_cb.core.paths import data_path, safe_id
-from mm_cb.core.runs import file_sha256, read_jsonl, read_run, write_jsonl
+from mm_cb.core.paths import safe_id
+from mm_cb.core.runs import RunDirectory, file_sha256, read_jsonl, read_run, write_jsonl
 from mm_cb.report import write_report
+from tests.attacks.helpers import BEHAVIORS, attack, first_behaviors
 from tests.core.test_runs import is_locked
-
-BEHAVIORS = data_path("miniature", "behaviors.jsonl")
-
-
-def options(out, **changes):
-    fixed = {"model": "miniature", "adapter": None, "behaviors": BEHAVIORS, "attack": "pgd", "epsilon": 8}
-    return fixed | {"steps": 2, "restarts": 1, "seed": 0, "out": out} | changes
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    out = tmp_path_factory.mktemp("attack") / "run"
-    run_attack(**options(out))
-    return out
+    return attack(tmp_path_factory.mktemp("attack") / "run", BEHAVIORS, batch=8, max_new_tokens=32)
 
 
 def test_a_run_holds_what_the_contract_names(finished):
@@ -53,7 +43,7 @@ def test_a_run_holds_what_the_contract_names(finished):
 
 def test_the_same_command_again_repeats_nothing(finished):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.name != ".lock"}
-    run_attack(**options(finished))
+    attack(finished, BEHAVIORS, batch=8, max_new_tokens=32)
     after = {p: p.stat().st_mtime_ns for p in before}
     changed = {p.name for p in before if before[p] != after[p]}
     assert changed <= {"run.json"}
@@ -64,16 +54,15 @@ def test_a_report_of_an_attack_alone_claims_nothing(finished, tmp_path):
     assert "No claim" in (tmp_path / "report.html").read_text()
 
 
-@pytest.mark.parametrize("changes", [{"epsilon": 9}, {"steps": 3}, {"seed": 1}, {"attack": "noise"}])
+@pytest.mark.parametrize(
+    "changes", [{"threat": Threat(levels=9)}, {"steps": 3}, {"seed": 1}, {"attacks": "noise"}, {"batch": 2}]
+)
 def test_another_attacks_directory_is_refused(finished, changes):
     with pytest.raises(UserError, match="another run's results"):
-        run_attack(**options(finished, **changes))
+        attack(finished, BEHAVIORS, **{"batch": 8, "max_new_tokens": 32} | changes)
 
 
 def test_an_adapter_whose_weights_changed_is_another_run(tmp_path):
-    from mm_cb.attacks.run import weights_of
-    from mm_cb.core.runs import RunDirectory
-
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_model.safetensors").write_bytes(b"one")
@@ -86,14 +75,7 @@ def test_an_adapter_whose_weights_changed_is_another_run(tmp_path):
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("three")
-    shutil.copytree(BEHAVIORS.parent / "pictures", folder / "pictures")
-    (folder / "behaviors.jsonl").write_text("\n".join(BEHAVIORS.read_text().splitlines()[:3]) + "\n")
-    return folder / "behaviors.jsonl"
-
-
-def small(out, three, **changes):
-    return options(out, behaviors=three) | {"overrides": ["max_new_tokens=8", "batch=1"]} | changes
+    return first_behaviors(tmp_path_factory.mktemp("three"), 3)
 
 
 @pytest.mark.parametrize("key", ["prompt", "target"])
@@ -103,48 +85,46 @@ def test_texts_beyond_the_models_positions_are_refused_before_anything_is_attack
     write_jsonl(tmp_path / "long.jsonl", [record | {"image": None} for record in records])
     named = rf"behaviour '{records[2]['id']}' is too long .* has \d{{3,4}} tokens, the model has 512 positions"
     with pytest.raises(UserError, match=named):
-        run_attack(**small(tmp_path / "out", tmp_path / "long.jsonl"))
+        attack(tmp_path / "out", tmp_path / "long.jsonl")
     assert not (tmp_path / "out" / "parts").exists()
 
 
 def test_shards_gathered_are_the_unsharded_run(three, tmp_path):
     whole, sharded = tmp_path / "whole", tmp_path / "sharded"
-    run_attack(**small(whole, three))
-    run_attack(**small(sharded, three, shard=Shard(2, 2)))
+    attack(whole, three)
+    attack(sharded, three, shard=Shard(2, 2))
     with pytest.raises(UserError, match="not finished: 1/2"):
-        run_attack(**small(sharded, three))
-    run_attack(**small(sharded, three, shard=Shard(1, 2)))
+        attack(sharded, three)
+    attack(sharded, three, shard=Shard(1, 2))
     with pytest.raises(UserError, match="another run's results"):
-        run_attack(**small(sharded, three, shard=Shard(1, 2), epsilon=9))
-    run_attack(**small(sharded, three))
+        attack(sharded, three, shard=Shard(1, 2), threat=Threat(levels=9))
+    attack(sharded, three)
     for name in ("items.jsonl", "results.json", "curves.json", "checks.json"):
         assert (sharded / name).read_bytes() == (whole / name).read_bytes(), name
     for picture in whole.glob("images/**/*.png"):
         assert (sharded / picture.relative_to(whole)).read_bytes() == picture.read_bytes()
     with pytest.raises(UserError, match="gathered already"):
-        run_attack(**small(sharded, three, shard=Shard(1, 2)))
+        attack(sharded, three, shard=Shard(1, 2))
 
 
 def test_more_shards_than_behaviours_gather_to_the_unsharded_run(three, tmp_path, capsys):
-    whole, sharded, tiny = tmp_path / "whole", tmp_path / "sharded", ["max_new_tokens=2", "batch=1"]
-    run_attack(**small(whole, three, steps=1, overrides=tiny))
+    whole, sharded, tiny = tmp_path / "whole", tmp_path / "sharded", {"steps": 1, "max_new_tokens": 2}
+    attack(whole, three, **tiny)
     for index in (5, 2, 1):
-        run_attack(**small(sharded, three, steps=1, overrides=tiny, shard=Shard(index, 5)))
+        attack(sharded, three, **tiny, shard=Shard(index, 5))
     assert "shard 5/5 is empty, so it is done" in " ".join(capsys.readouterr().out.split())
     (sharded / "shards" / "0003-of-0005").mkdir()  # as of a shard that failed before it made anything
     with pytest.raises(UserError, match=r"not finished: 3/5\."):
-        run_attack(**small(sharded, three, steps=1, overrides=tiny))
-    run_attack(**small(sharded, three, steps=1, overrides=tiny, shard=Shard(3, 5)))
+        attack(sharded, three, **tiny)
+    attack(sharded, three, **tiny, shard=Shard(3, 5))
     assert [path.name[:4] for path in sorted((sharded / "shards").iterdir())] == ["0001", "0002", "0003"]
-    run_attack(**small(sharded, three, steps=1, overrides=tiny))
+    attack(sharded, three, **tiny)
     for name in ("items.jsonl", "results.json", "curves.json", "checks.json"):
         assert (sharded / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_a_chain_of_attacks_has_a_worst_case_and_never_counts_relaxations(three, tmp_path):
-    out = tmp_path / "run"
-    overrides = ["max_new_tokens=8", "chain=true", "iterates=1"]
-    run_attack(**small(out, three, attack="pgd,pgd_long,apgd,embedding", overrides=overrides))
+    out = attack(tmp_path / "run", three, "pgd,pgd_long,apgd,embedding", chain=True, iterates=1, batch=8)
     items = read_jsonl(out / "items.jsonl")
     measured = json.loads((out / "results.json").read_text())["measurements"]
     worst = next(m for m in measured if m["condition"] == "worst_case" and m["split"] == "all")
@@ -159,8 +139,8 @@ def test_a_chain_of_attacks_has_a_worst_case_and_never_counts_relaxations(three,
 
 
 def test_transfer_judges_both_ways_from_the_same_files(three, tmp_path):
-    run_attack(**small(tmp_path / "a", three))
-    run_attack(**small(tmp_path / "b", three, system="answer in one word"))  # another subject, of the same weights
+    attack(tmp_path / "a", three)
+    attack(tmp_path / "b", three, system="answer in one word")  # another subject, of the same weights
     with pytest.raises(UserError, match="two models"):
         run_transfer(tmp_path / "a", tmp_path / "a", three, tmp_path / "out")
     run_transfer(tmp_path / "a", tmp_path / "b", three, tmp_path / "out")
@@ -173,45 +153,9 @@ def test_transfer_judges_both_ways_from_the_same_files(three, tmp_path):
 
 
 def test_runs_without_pictures_cannot_be_transferred(three, tmp_path):
-    run_attack(**small(tmp_path / "a", three, attack="embedding", steps=1))
+    attack(tmp_path / "a", three, attacks="embedding", steps=1)
     with pytest.raises(UserError, match="attacked picture of every behaviour"):
         run_transfer(tmp_path / "a", tmp_path / "a", three, tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("text", "match"),
-    [
-        ("batchh=2", "did you mean `batch`"),
-        ("batch", "key=value"),
-        ("batch=two", "`batch` must be a whole number"),
-        ("chain=yes", "`chain` must be true or false"),
-        ("batch=0", "at least 1"),
-        ("early_stop=true", "`iterates`"),
-        ("matching_weight=inf", "finite"),
-        ("samples=-1", "`samples`"),
-        ("temperature=0", "above 0"),
-        ("temperature=2", "set `samples` too"),
-        ("checkpoint_seconds=-1", "at least 0"),
-        ("image_backend=gif", "pil or torchvision"),
-    ],
-)
-def test_settings_are_checked_before_anything_is_loaded(text, match):
-    with pytest.raises(UserError, match=match):
-        resolve([text])
-
-
-def test_a_setting_given_twice_is_refused():
-    with pytest.raises(UserError, match="`iterates` must be set once, it comes again as `3`"):
-        resolve(["iterates=1", "batch=2", "iterates=3"])
-
-
-def test_attacks_by_name():
-    assert parse_attacks("all", adapted=False) == ["no_attack", "noise", "pgd", "pgd_long", "apgd"]
-    assert len(parse_attacks("all", adapted=True)) == 9
-    with pytest.raises(UserError, match="did you mean `pgd_long`"):
-        parse_attacks("pgd,pgd_lon", adapted=False)
-    with pytest.raises(UserError, match="each attack once"):
-        parse_attacks("pgd,pgd", adapted=False)
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2"])
@@ -228,8 +172,8 @@ def test_two_processes_of_a_launcher_attack_what_one_attacks(three, tmp_path):
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(root / "scripts" / "launch" / "ddp.yaml")]
-    command = [*launch, f"--main_process_port={port}", "-m", "mm_cb.cli", *attack_arguments(three, tmp_path / "two")]
-    settings = ["--epsilon", "8/255", "max_new_tokens=8", "batch=1"]
+    command = [*launch, f"--main_process_port={port}", "-m", "mm_cb", *attack_arguments(three, tmp_path / "two")]
+    settings = ["--epsilon", "8/255", "--max-new-tokens", "8", "--batch", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     done = subprocess.run(
         [sys.executable, *command, *settings, "--shard", "auto"], env=environment, capture_output=True, text=True
@@ -276,18 +220,17 @@ def test_a_gpu_for_each_process_of_a_launcher(monkeypatch):
 
 def test_an_early_stop_without_a_judge_is_refused(three, tmp_path):
     with pytest.raises(UserError, match="needs a judge"):
-        run_attack(**small(tmp_path / "out", three, model="elsewhere", overrides=["early_stop=true", "iterates=1"]))
+        attack(tmp_path / "out", three, model="elsewhere", early_stop=True, iterates=1)
 
 
 def test_long_targets_from_a_hijack_of_the_base(three, tmp_path, capsys):
-    run_attack(**small(tmp_path / "base", three))
+    attack(tmp_path / "base", three)
     items = [
         i | {"outcome": "harmful", "completion": f"{i['target']} take ash ."}
         for i in read_jsonl(tmp_path / "base" / "items.jsonl")
     ][:2]
     write_jsonl(tmp_path / "base" / "items.jsonl", items)
-    overrides = ["max_new_tokens=8", f"hijacks={tmp_path / 'base'}"]
-    run_attack(**small(tmp_path / "long", three, attack="pgd_long", overrides=overrides))
+    attack(tmp_path / "long", three, attacks="pgd_long", hijacks=tmp_path / "base")
     assert " ".join(capsys.readouterr().out.split()).count("hijacks: 2 of 3 behaviours") == 1
     said = {
         p.parent.name: json.loads(p.read_text())["response"] for p in (tmp_path / "long" / "images").glob("*/*.json")
@@ -307,7 +250,7 @@ def test_a_hijack_that_broke_nothing_asked_is_refused_in_one_line(three, tmp_pat
     missed = [{"id": json.loads(line)["id"], "outcome": "refusal"} for line in three.read_text().splitlines()]
     harmful = [{"id": name, "outcome": "harmful", "completion": "yes"} for name in broken]
     write_jsonl(tmp_path / "base" / "items.jsonl", missed + harmful)
-    command = attack_arguments(three, tmp_path / "out", "--attack", "pgd_long", f"hijacks={tmp_path / 'base'}")
+    command = attack_arguments(three, tmp_path / "out", "--attack", "pgd_long", "--hijacks", str(tmp_path / "base"))
     assert cli.run(command) == 2 and not (tmp_path / "out").exists()
     said = " ".join(capsys.readouterr().err.split())
     assert f"one of the 3 behaviours asked here; `{tmp_path / 'base'}` broke {len(broken)}, none of them asked" in said
@@ -315,25 +258,18 @@ def test_a_hijack_that_broke_nothing_asked_is_refused_in_one_line(three, tmp_pat
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_universal_run_reports_the_held_out_behaviours_apart_and_verifies(three, tmp_path, capsys, dtype):
-    run_attack(**small(tmp_path, three, attack="universal", dtype=dtype, overrides=["max_new_tokens=8", "train=1"]))
+    attack(tmp_path, three, attacks="universal", dtype=dtype, universal_train=1, batch=8)
     measured = json.loads((tmp_path / "results.json").read_text())["measurements"]
     found = {m["split"]: m["n"] for m in measured if m["condition"] == "universal" and m["metric"] == "compliance"}
     assert found["made_for"] == 1 and found["picture_held_out"] == 2
     assert "nothing is held out" not in capsys.readouterr().out
     assert not any(m["condition"] == "worst_case" for m in measured)
     assert all(check["passed"] for check in json.loads((tmp_path / "checks.json").read_text()))
-    assert not any(row.disagreements for row in verify_run(tmp_path, model=None, adapter=None))
-    for path in sorted(tmp_path.glob("images/*/universal-*.json")):  # one search, one step, whoever it was made for
-        honest = path.read_text()
-        told = json.loads(honest)
-        path.write_text(json.dumps(told | {"selected_step": int(told["selected_step"] == 0)}))
-        with pytest.raises(UserError, match="the `selected_step` in the JSON"):
-            check_tries(tmp_path, read_artefacts(tmp_path), read_run(tmp_path))
-        path.write_text(honest)
+    assert not any(row.disagreements for row in verify_run(tmp_path))
 
 
 def test_a_universal_picture_without_held_out_behaviours_says_so(three, tmp_path, capsys):
-    run_attack(**small(tmp_path, three, attack="universal", steps=1, overrides=["max_new_tokens=2", "train=3"]))
+    attack(tmp_path, three, attacks="universal", steps=1, max_new_tokens=2, universal_train=3)
     assert "nothing is held out" in " ".join(capsys.readouterr().out.split())
 
 
@@ -347,7 +283,7 @@ def test_a_behaviour_whose_gradient_is_zero_throughout_fails_a_check(three, tmp_
     monkeypatch.setattr(TargetObjective, "__call__", first_row_detached)
     behaviors = three.with_name("two.jsonl")
     behaviors.write_text("\n".join(three.read_text().splitlines()[1:3]) + "\n")  # two pictures of one size
-    run_attack(**small(tmp_path, behaviors, overrides=["max_new_tokens=2"]))
+    attack(tmp_path, behaviors, max_new_tokens=2, batch=2)
     (failed,) = [c for c in json.loads((tmp_path / "checks.json").read_text()) if not c["passed"]]
     items = read_jsonl(tmp_path / "items.jsonl")
     assert "gradient" in failed["name"] and items[0]["id"] in failed["value"] and "1 at every step" in failed["value"]
@@ -359,19 +295,21 @@ def test_a_behaviour_whose_gradient_is_zero_throughout_fails_a_check(three, tmp_
     ("changes", "match"),
     [
         ({"shard": Shard(1, 2)}, "leave out `--shard`"),
-        ({"overrides": ["early_stop=true", "iterates=1"]}, "early_stop"),
-        ({"attack": "pgd,universal"}, "alone in its run"),
-        ({"overrides": ["train=4"]}, "at most the number of behaviours, 3"),
-        ({"attack": "pgd", "overrides": ["train=1"]}, "is for `--attack universal` alone"),
-        ({"attack": "pgd", "overrides": ["balance=true"]}, "`balance` is for .* does not read it"),
-        ({"attack": "pgd_long", "overrides": ["matching_weight=3"]}, "`matching_weight` is for"),
-        ({"attack": "pgd", "overrides": ["hijacks=elsewhere"]}, "`hijacks` is for"),
-        ({"attack": "pgd,noise,embedding", "overrides": ["chain=true"]}, "`chain` is for two or more"),
+        ({"early_stop": True, "iterates": 1}, "`--early-stop`"),
+        ({"attacks": "pgd,universal"}, "alone in its run"),
+        ({"universal_train": 4}, "at most the number of behaviours, 3"),
+        ({"attacks": "pgd", "universal_train": 1}, "is for `--attack universal` alone"),
+        ({"attacks": "pgd", "balance": True}, "`--balance` is for .* does not read it"),
+        ({"attacks": "pgd_long", "term_weight": 3.0}, "`--term-weight` is for"),
+        ({"attacks": "pgd", "hijacks": Path("elsewhere")}, "`--hijacks` is for"),
+        ({"attacks": "pgd,noise,embedding", "chain": True}, "`--chain` is for two or more"),
+        ({"attacks": "apgd", "optimizer": "sign"}, "`--optimizer` is for"),
+        ({"attacks": "typographic", "threat": Threat("patch", 255, 4)}, "`--norm` is for"),
     ],
 )
 def test_what_a_run_cannot_do_is_refused(three, tmp_path, changes, match):
     with pytest.raises(UserError, match=match):
-        run_attack(**small(tmp_path, three, **{"attack": "universal"} | changes))
+        attack(tmp_path, three, **{"attacks": "universal"} | changes)
 
 
 def test_shards_share_the_behaviours_without_overlap():
@@ -450,7 +388,7 @@ def test_the_adaptive_attack_without_an_adapter_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("shard", [(), ("--shard", "1/2")])
 def test_a_typo_does_not_take_the_directory_from_the_corrected_command(three, tmp_path, capsys, shard):
-    out, more = tmp_path / "out", (*shard, "max_new_tokens=2")
+    out, more = tmp_path / "out", (*shard, "--max-new-tokens", "2")
     assert cli.run(attack_arguments(three, out, "--adapter", str(tmp_path / "typo"), *more)) == 2
     assert "not an adapter" in capsys.readouterr().err
     assert cli.run(attack_arguments(three, out, "--model", str(tmp_path / "typo"), *more)) == 2

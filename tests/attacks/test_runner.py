@@ -10,13 +10,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from image_attacks import linf_255, target_nll
-from mm_cb.attacks import runner as hijack
+from mm_cb.attacks import runner
+from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.adaptive import MatchingObjective
 from mm_cb.attacks.objectives.embedding import EmbeddingObjective
 from mm_cb.attacks.objectives.target import TargetObjective, adapted_layers
 from mm_cb.attacks.records import curves
-from mm_cb.attacks.registry import ATTACKS, Attack, Protocol, tries
-from mm_cb.attacks.runner import attack_behaviors, to_pixels
+from mm_cb.attacks.registry import attack_entry, attack_names
+from mm_cb.attacks.runner import attack_behaviors
+from mm_cb.attacks.saved import to_pixels
+from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
 from mm_cb.data.behaviors_file import Behavior
@@ -61,14 +64,14 @@ def never(behavior, completion):
     return "refusal"
 
 
-def run(subject, behaviors, folder, judge=never, **changes):
-    attack = Attack(**{"name": "pgd", "steps": 4, "batch": 2, "canvas": (42, 84), "max_new_tokens": 4} | changes)
+def run(subject, behaviors, folder, judge=never, *, starts=None, levels=32, **changes):
+    config = AttackConfig(**{"steps": 4, "batch": 2, "max_new_tokens": 4, "threat": Threat("linf", levels)} | changes)
     with Progress() as progress:
-        return attack_behaviors(subject, behaviors, attack, folder, judge, progress)
+        return attack_behaviors(subject, behaviors, config, folder, judge, progress, starts=starts)
 
 
 def test_files_are_in_the_ball_and_hold_what_the_loss_says(base, behaviors, tmp_path):
-    items = run(Subject("base", base), behaviors, tmp_path / "out", epsilon=8)
+    items = run(Subject("base", base), behaviors, tmp_path / "out", levels=8)
     assert [item["id"] for item in items] == ["b0", "b1", "b2"]
     for item, behavior in zip(items, behaviors, strict=True):
         image, clean = tmp_path / "out" / item["image"], tmp_path / "out" / item["clean_image"]
@@ -93,7 +96,7 @@ def test_completion_is_what_generate_says_to_the_saved_file(base, behaviors, tmp
 def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(base, behaviors, tmp_path, monkeypatch):
     subject = Subject("base", base)
     whole = run(subject, behaviors, tmp_path / "whole", restarts=2)
-    real, calls = hijack._attack_batch, []
+    real, calls = runner._attack_batch, []
 
     def dies_on_third(*arguments):
         calls.append(1)
@@ -101,7 +104,7 @@ def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(base, behaviors
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(hijack, "_attack_batch", dies_on_third)
+    monkeypatch.setattr(runner, "_attack_batch", dies_on_third)
     with pytest.raises(KeyboardInterrupt):
         run(subject, behaviors, tmp_path / "cut", restarts=2)
     resumed = run(subject, behaviors, tmp_path / "cut", restarts=2)
@@ -145,29 +148,21 @@ def test_every_subject_gets_the_same_noise_and_every_behaviour_and_restart_its_o
 
 def test_noise_and_no_attack_leave_the_budget_and_nothing(base, behaviors, tmp_path):
     subject, folder = Subject("base", base), tmp_path / "out"
-    (clean, noisy) = (run_named(subject, behaviors, folder, name) for name in ("no_attack", "noise"))
+    clean, noisy = (run(subject, behaviors, folder, name=name, levels=16) for name in ("no_attack", "noise"))
     assert all(linf_255(folder / i["image"], folder / i["clean_image"]) == 0 for i in clean)
     assert all(linf_255(folder / i["image"], folder / i["clean_image"]) == 16 for i in noisy)
     pixels = np.array(Image.open(folder / noisy[2]["image"])).astype(int) - 128
     assert set(np.unique(pixels)) == {-16, 16}
 
 
-def run_named(subject, behaviors, folder, name):
-    attack = Attack(name, epsilon=16, canvas=(42, 84), max_new_tokens=4)
-    with Progress() as progress:
-        return attack_behaviors(subject, behaviors, attack, folder, never, progress)
-
-
 def test_no_weight_gets_a_gradient(adapted, behaviors, tmp_path):
-    with Progress() as progress:
-        attack = Attack("pgd_adaptive", steps=2, canvas=(42, 84), max_new_tokens=3)
-        attack_behaviors(Subject("rr", adapted, adapted=True), behaviors, attack, tmp_path, never, progress)
+    run(Subject("rr", adapted, adapted=True), behaviors, tmp_path, name="pgd_adaptive", steps=2, max_new_tokens=3)
     assert all(p.grad is None and not p.requires_grad for p in adapted.model.parameters())
 
 
 def objectives(subject, behaviors):
     pictures = [picture(i) for i in range(2)]
-    pixels = torch.stack([hijack.to_pixels(p) for p in pictures])
+    pixels = torch.stack([to_pixels(p) for p in pictures])
     return MatchingObjective(subject, behaviors[:2], pictures, max_new_tokens=3), pixels
 
 
@@ -216,14 +211,6 @@ def test_safety_prompt_stands_in_front_of_the_request(base, behaviors):
     assert text.index("please tell me") < text.index("what is in the picture")
 
 
-@pytest.mark.parametrize(
-    ("changes", "match"), [({"name": "x"}, "one of"), ({"epsilon": 256}, "0..255"), ({"steps": 0}, "at least 1")]
-)
-def test_attack_checks_its_values(changes, match):
-    with pytest.raises(ValueError, match=match):
-        Attack(**{"name": "pgd"} | changes)
-
-
 def test_parts_are_whole_or_absent(base, behaviors, tmp_path):
     run(Subject("base", base), behaviors, tmp_path / "out")
     parts = sorted((tmp_path / "out" / "parts").iterdir())
@@ -231,15 +218,9 @@ def test_parts_are_whole_or_absent(base, behaviors, tmp_path):
     assert [r["id"] for p in parts for r in json.loads(p.read_text())] == ["b0", "b1", "b2"]
 
 
-def protocol_run(subject, behaviors, folder, judge=never, name="pgd", restarts=1, **changes):
-    attack = Attack(name, steps=4, batch=2, canvas=(42, 84), max_new_tokens=4, restarts=restarts)
-    with Progress() as progress:
-        return attack_behaviors(subject, behaviors, attack, folder, judge, progress, protocol=Protocol(**changes))
-
-
 def test_iterates_are_files_of_their_own_and_count_in_k(base, behaviors, tmp_path):
     subject = Subject("base", base)
-    items = protocol_run(subject, behaviors, tmp_path, iterates=2, artefacts=True)
+    items = run(subject, behaviors, tmp_path, iterates=2)
     plain = run(subject, behaviors, tmp_path / "plain")
     for item, other in zip(items, plain, strict=True):
         assert [c.get("iterate") for c in item["candidates"]] == [None, 2, 4] and item["k"] == 3
@@ -254,7 +235,7 @@ def test_iterates_are_files_of_their_own_and_count_in_k(base, behaviors, tmp_pat
 @pytest.mark.parametrize("name", ["pgd", "apgd"])
 def test_the_selected_step_is_where_the_selected_picture_was_found(base, behaviors, tmp_path, name):
     """Every step's picture is kept: the one of that step is the selected one, byte for byte."""
-    items = protocol_run(Subject("base", base), behaviors, tmp_path, name=name, iterates=4, restarts=2, artefacts=True)
+    items = run(Subject("base", base), behaviors, tmp_path, name=name, iterates=4, restarts=2)
     seen = 0
     for candidate in (c for item in items for c in item["candidates"]):
         path = tmp_path / candidate["image"]
@@ -271,19 +252,19 @@ def test_the_selected_step_is_where_the_selected_picture_was_found(base, behavio
 
 
 def test_what_searches_nothing_selects_no_step_and_what_leaves_no_picture_does(base, behaviors, tmp_path):
-    noise = protocol_run(Subject("base", base), behaviors, tmp_path / "noise", name="noise", artefacts=True)
+    noise = run(Subject("base", base), behaviors, tmp_path / "noise", name="noise")
     assert not any("selected_step" in c for item in noise for c in item["candidates"])
     assert not any("selected_step" in json.loads(p.read_text()) for p in tmp_path.glob("noise/images/*/*.json"))
-    embedded = protocol_run(Subject("base", base), behaviors, tmp_path / "embedding", name="embedding", artefacts=True)
+    embedded = run(Subject("base", base), behaviors, tmp_path / "embedding", name="embedding")
     for item, curve in zip(embedded, curves(tmp_path / "embedding", "embedding"), strict=True):
         (one,) = item["candidates"]
         assert curve[one["selected_step"]] == pytest.approx(one["objective_logged"], abs=0.55e-4)
 
 
 def test_the_placebo_gets_as_many_pictures_as_an_attack(base, behaviors, tmp_path):
-    noise = protocol_run(Subject("base", base), behaviors, tmp_path, name="noise", iterates=2, restarts=2)
+    noise = run(Subject("base", base), behaviors, tmp_path, name="noise", iterates=2, restarts=2)
     assert {len(item["candidates"]) for item in noise} == {6}
-    assert tries(Attack("pgd", steps=4, restarts=2), Protocol(iterates=2)) == 6
+    assert AttackConfig(steps=4, restarts=2, iterates=2).tries == 6
 
 
 def answers(items):
@@ -292,9 +273,9 @@ def answers(items):
 
 def test_sampled_answers_are_tries_of_their_own_and_change_nothing_else(base, behaviors, tmp_path):
     subject = Subject("base", base)
-    plain = protocol_run(subject, behaviors, tmp_path / "plain", iterates=1)
+    plain = run(subject, behaviors, tmp_path / "plain", iterates=1)
     state = torch.get_rng_state()
-    drawn = protocol_run(subject, behaviors, tmp_path / "drawn", iterates=1, samples=3, temperature=3.0, artefacts=True)
+    drawn = run(subject, behaviors, tmp_path / "drawn", iterates=1, samples=3, temperature=3.0)
     assert torch.equal(torch.get_rng_state(), state)
     for one, item in zip(plain, drawn, strict=True):
         assert [c["sample"] for c in item["candidates"]] == 2 * [None, 1, 2, 3] and item["k"] == 8
@@ -302,29 +283,25 @@ def test_sampled_answers_are_tries_of_their_own_and_change_nothing_else(base, be
         assert greedy == [c["completion"] for c in one["candidates"]]
         assert len({c["completion"] for c in item["candidates"]}) > 2
     assert len(list((tmp_path / "drawn").glob("images/*/*.png"))) == 2 * len(behaviors)
-    alone = protocol_run(
-        subject, behaviors[2:], tmp_path / "alone", iterates=1, samples=3, temperature=3.0, artefacts=True
-    )
+    alone = run(subject, behaviors[2:], tmp_path / "alone", iterates=1, samples=3, temperature=3.0)
     assert answers(alone) == answers(drawn)[2:]
-    noise = protocol_run(subject, behaviors, tmp_path / "noise", name="noise", iterates=1, samples=3)
+    noise = run(subject, behaviors, tmp_path / "noise", name="noise", iterates=1, samples=3)
     assert {len(item["candidates"]) for item in noise} == {8}
     assert len(curves(tmp_path / "drawn", "pgd")) == len(behaviors)
 
 
 def test_near_temperature_zero_every_sampled_answer_is_the_greedy_one(base, behaviors, tmp_path):
-    items = protocol_run(Subject("base", base), behaviors, tmp_path, samples=2, temperature=1e-4)
+    items = run(Subject("base", base), behaviors, tmp_path, samples=2, temperature=1e-4)
     assert all(len({c["completion"] for c in item["candidates"]}) == 1 for item in items)
 
 
 def test_a_success_among_sampled_answers_counts_and_the_greedy_share_is_told(base, behaviors, tmp_path):
-    greedy = {item["completion"] for item in protocol_run(Subject("base", base), behaviors, tmp_path / "g")}
+    greedy = {item["completion"] for item in run(Subject("base", base), behaviors, tmp_path / "g")}
 
     def sampled_ones_break(behavior, completion):
         return "refusal" if completion in greedy else "harmful"
 
-    items = protocol_run(
-        Subject("base", base), behaviors, tmp_path / "s", sampled_ones_break, samples=4, temperature=9.0
-    )
+    items = run(Subject("base", base), behaviors, tmp_path / "s", sampled_ones_break, samples=4, temperature=9.0)
     found = find(measure(items, pairs=[]), "base", "compliance", "pgd")
     assert found.value == 100 and found.counts["harmful_greedy"] == 0
 
@@ -332,9 +309,7 @@ def test_a_success_among_sampled_answers_counts_and_the_greedy_share_is_told(bas
 def test_a_universal_picture_is_one_for_all_and_its_logged_losses_are_those_of_the_files(adapted, behaviors, tmp_path):
     """Trained on two, judged on three; the lean shared objective agrees with the whole model on every file."""
     subject = Subject("rr", adapted, adapted=True)
-    attack = Attack("universal", steps=4, batch=2, canvas=(42, 84), max_new_tokens=4, restarts=2)
-    with Progress() as progress:
-        items = attack_behaviors(subject, behaviors, attack, tmp_path, never, progress, protocol=Protocol(iterates=1))
+    items = run(subject, behaviors, tmp_path, name="universal", restarts=2, iterates=1)
     assert [item["part"] for item in items] == ["made_for", "made_for", "picture_held_out"]
     for name in ("universal-s0-r0.png", "universal-s0-r1.png", "universal-s0-r0-i4.png"):
         assert len({p.read_bytes() for p in tmp_path.glob(f"images/*/{name}")}) == 1
@@ -354,9 +329,7 @@ def test_early_stop_freezes_a_judged_success_and_says_so(base, behaviors, tmp_pa
     def b0_breaks(behavior, completion):
         return "harmful" if behavior.id == "b0" else "refusal"
 
-    items = protocol_run(
-        Subject("base", base), behaviors, tmp_path, b0_breaks, iterates=2, early_stop=True, artefacts=True
-    )
+    items = run(Subject("base", base), behaviors, tmp_path, b0_breaks, iterates=2, early_stop=True)
     assert [[c.get("iterate") for c in item["candidates"]] for item in items] == [[None, 2], [None, 2, 4], [None, 2, 4]]
     assert all(item["early_stop"] for item in items) and items[0]["outcome"] == "harmful"
     assert [item["stopped_early"] for item in items] == [True, False, False]
@@ -364,16 +337,11 @@ def test_early_stop_freezes_a_judged_success_and_says_so(base, behaviors, tmp_pa
     assert find(measure(items, pairs=[]), "base", "compliance", "pgd").counts["stopped_early"] == 1
     first = items[0]["candidates"]
     assert (tmp_path / first[0]["image"]).read_bytes() == (tmp_path / first[1]["image"]).read_bytes()
-    with pytest.raises(ValueError, match="early_stop"):
-        Protocol(early_stop=True)
 
 
 def test_what_stands_still_leaves_no_second_file(base, behaviors, tmp_path):
     """Where nothing can move, one file lies beside the selected one whatever is kept, and each file has its JSON."""
-    attack = Attack("pgd", epsilon=0, steps=4, batch=2, canvas=(42, 84), max_new_tokens=4)
-    protocol = Protocol(iterates=2, artefacts=True, samples=1)
-    with Progress() as progress:
-        items = attack_behaviors(Subject("base", base), behaviors, attack, tmp_path, never, progress, protocol=protocol)
+    items = run(Subject("base", base), behaviors, tmp_path, levels=0, iterates=2, samples=1)
     pictures = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("images/*/*.png")}
     assert pictures == {candidate["image"] for item in items for candidate in item["candidates"]}
     assert len(pictures) == 2 * len(behaviors) and all(
@@ -402,25 +370,25 @@ def cut_short(monkeypatch):
 def test_a_saved_state_of_an_earlier_version_is_named_with_what_to_do(base, behaviors, tmp_path, monkeypatch, name):
     subject = Subject("base", base)
     with cut_short(monkeypatch):
-        protocol_run(subject, behaviors, tmp_path, name=name, checkpoint_seconds=0.0)
+        run(subject, behaviors, tmp_path, name=name, checkpoint_seconds=0.0)
     (state,) = (tmp_path / "parts").glob("*.safetensors")
     saved = load_file(state)
     save_file({key.replace("attack.norms", "attack.zeros"): value for key, value in saved.items()}, state)
     with pytest.raises(UserError, match=rf"`{re.escape(str(state))}`.*another version.*[Dd]elete it") as told:
-        protocol_run(subject, behaviors, tmp_path, name=name, checkpoint_seconds=0.0)
+        run(subject, behaviors, tmp_path, name=name, checkpoint_seconds=0.0)
     assert "float32" not in str(told.value)
     state.unlink()
-    protocol_run(subject, behaviors, tmp_path, name=name, checkpoint_seconds=0.0)
+    run(subject, behaviors, tmp_path, name=name, checkpoint_seconds=0.0)
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd"])
 def test_a_run_killed_in_the_middle_goes_on_to_the_same_bytes(base, behaviors, tmp_path, monkeypatch, name):
     subject = Subject("base", base)
-    whole = protocol_run(subject, behaviors, tmp_path / "whole", name=name, iterates=2, checkpoint_seconds=0.0)
+    whole = run(subject, behaviors, tmp_path / "whole", name=name, iterates=2, checkpoint_seconds=0.0)
     with cut_short(monkeypatch):
-        protocol_run(subject, behaviors, tmp_path / "cut", name=name, iterates=2, checkpoint_seconds=0.0)
+        run(subject, behaviors, tmp_path / "cut", name=name, iterates=2, checkpoint_seconds=0.0)
     states = list((tmp_path / "cut" / "parts").glob("*.safetensors"))
-    assert len(states) == 1 and not list((tmp_path / "cut").rglob("*.png"))
+    assert len(states) == 1 and not list((tmp_path / "cut").glob("images/*/*.png"))
     resumed, real = [], TargetObjective.__call__
 
     def counts(self, pixels):
@@ -428,7 +396,7 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_bytes(base, behaviors, t
         return real(self, pixels)
 
     monkeypatch.setattr(TargetObjective, "__call__", counts)
-    again = protocol_run(subject, behaviors, tmp_path / "cut", name=name, iterates=2, checkpoint_seconds=0.0)
+    again = run(subject, behaviors, tmp_path / "cut", name=name, iterates=2, checkpoint_seconds=0.0)
     assert again == whole and not list((tmp_path / "cut" / "parts").glob("*.safetensors"))
     assert len(resumed) == 2 + 1 + 5 + 1  # two steps of five were left in the first batch; each batch looks at x0 once
     for path in (tmp_path / "whole").rglob("*.png"):
@@ -440,22 +408,21 @@ def test_a_damaged_state_is_started_again(base, behaviors, tmp_path):
     state = tmp_path / "cut" / "parts" / "pgd-s0-r0-0000.84x42.safetensors"
     state.parent.mkdir(parents=True)
     state.write_bytes(b"\x00broken")
-    whole = protocol_run(subject, behaviors, tmp_path / "whole")
-    assert protocol_run(subject, behaviors, tmp_path / "cut", checkpoint_seconds=60.0) == whole
+    whole = run(subject, behaviors, tmp_path / "whole")
+    assert run(subject, behaviors, tmp_path / "cut", checkpoint_seconds=60.0) == whole
 
 
 def test_every_attack_leaves_judged_records(adapted, behaviors, tmp_path):
     subject = Subject("rr", adapted, adapted=True)
-    for name in ATTACKS:
-        attack = Attack(name, steps=2, canvas=(42, 84), max_new_tokens=3)
-        with Progress() as progress:
-            items = attack_behaviors(
-                subject, behaviors[:2], attack, tmp_path, never, progress, protocol=Protocol(balance=True)
-            )
+    for name in attack_names():
+        entry = attack_entry(name)
+        items = run(subject, behaviors[:2], tmp_path, name=name, steps=2, max_new_tokens=3, balance=True)
         assert [item["condition"] for item in items] == [name] * 2
         for item in items:
-            assert (item["image"] is None) == (name == "embedding")
-            if name.startswith("prefill"):
+            assert (item["image"] is None) == entry.relaxation
+            assert (item["worst_case"], item["prefilled"]) == (entry.in_worst_case, entry.prefilled)
+            assert item.get("outside_threat", False) == (name == "typographic")
+            if entry.prefilled:
                 assert item["completion"].startswith(item["target"]) and item["prefix_emitted"]
 
 
@@ -464,7 +431,7 @@ def test_the_embedding_attack_starts_at_the_picture_and_says_what_generate_says(
     objective = EmbeddingObjective(Subject("base", base), behaviors[:2], pictures)
     plain = TargetObjective(Subject("base", base), behaviors[:2], pictures)
     start = objective.start()
-    pixels = torch.stack([hijack.to_pixels(p) for p in pictures])
+    pixels = torch.stack([to_pixels(p) for p in pictures])
     with torch.no_grad():
         assert torch.allclose(objective(start), plain(pixels), atol=1e-5)
         assert not torch.allclose(objective(start + 0.3), plain(pixels), atol=1e-2)
@@ -475,12 +442,9 @@ def test_the_embedding_attack_starts_at_the_picture_and_says_what_generate_says(
 def test_a_chain_starts_where_the_last_attack_ended(base, behaviors, tmp_path):
     subject = Subject("base", base)
     first = run(subject, behaviors, tmp_path)
-    attack = Attack("apgd", steps=2, batch=3, canvas=(42, 84), max_new_tokens=4)
-    with Progress() as progress:
-        starts = {item["id"]: item["image"] for item in first}
-        attack_behaviors(subject, behaviors, attack, tmp_path, never, progress, starts=starts)
-    (part,) = (tmp_path / "parts").glob("apgd-*.json")
-    for record, item in zip(json.loads(part.read_text()), first, strict=True):
+    run(subject, behaviors, tmp_path, name="apgd", steps=2, starts={item["id"]: item["image"] for item in first})
+    records = [r for part in sorted((tmp_path / "parts").glob("apgd-*")) for r in json.loads(part.read_text())]
+    for record, item in zip(records, first, strict=True):
         assert record["curve"][0] == pytest.approx(item["loss"], abs=1e-4)
 
 
@@ -492,5 +456,7 @@ def test_an_objective_that_is_not_finite_is_the_users_to_mend(base, behaviors, t
 
 def test_a_processor_without_a_differentiable_counterpart_is_named(base, behaviors, tmp_path, monkeypatch):
     monkeypatch.setattr(base.processor.image_processor, "resample", 0)
-    with pytest.raises(UserError, match="LlavaNextImageProcessorPil.*no differentiable counterpart.*add one"):
+    with pytest.raises(
+        UserError, match="LlavaNextImageProcessorPil.*no differentiable counterpart.*docs/add_a_model.md"
+    ):
         run(Subject("base", base), behaviors, tmp_path)

@@ -1,20 +1,20 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from mm_cb.attacks.options import refuse_idle, refuse_mismatch, resolve
-from mm_cb.attacks.run import run_attack
+from mm_cb.attacks.config import AttackConfig, refuse_idle, refuse_mismatch
+from mm_cb.attacks.saved import read
 from mm_cb.attacks.threats import Threat
 from mm_cb.attacks.transfer import run_transfer
-from mm_cb.attacks.verify.run import verify_run
+from mm_cb.attacks.verify import verify_run
 from mm_cb.core.errors import UserError
-from mm_cb.core.paths import data_path
 from mm_cb.core.runs import read_jsonl
 from mm_cb.report import write_report
+from tests.attacks.helpers import attack as plain_attack
+from tests.attacks.helpers import edited, first_behaviors
 
 FOUR = ("l2:1", "patch:20", "border:3", "blank")
 
@@ -23,30 +23,23 @@ FOUR = ("l2:1", "patch:20", "border:3", "blank")
 def made(tmp_path_factory):
     """One run per threat model, and a plain one: two behaviours, few steps, the placebo and a chain of two attacks."""
     folder = tmp_path_factory.mktemp("threats")
-    lines = data_path("miniature", "behaviors.jsonl").read_text().splitlines()[1:3]
-    (folder / "pictures").mkdir()
-    for line in lines:
-        name = json.loads(line)["image"]
-        (folder / name).write_bytes(data_path("miniature", name).read_bytes())
-    (folder / "behaviors.jsonl").write_text("\n".join(lines) + "\n")
+    first_behaviors(folder, 2, start=1)
     for threat in (*FOUR, "linf"):
-        attack(folder, threat, "noise,pgd,apgd", f"threat_model={threat}", "chain=true", "iterates=1")
+        attack(folder, threat, "noise,pgd,apgd", steps=4, restarts=2, chain=True, iterates=1)
     return folder
 
 
-def attack(folder, name, attacks, *settings, **changes):
-    more = ["optimizer=momentum"] if "threat_model=l2:1" in settings else []
-    run_attack(
-        **{"model": "miniature", "adapter": None, "behaviors": folder / "behaviors.jsonl", "out": folder / name}
-        | {"attack": attacks, "epsilon": 255, "steps": 4, "restarts": 2, "seed": 0}
-        | {"overrides": [*settings, *more, "max_new_tokens=6"]}
-        | changes
-    )
+def attack(folder, threat, attacks, **changes):
+    out = changes.pop("out", folder / threat)
+    if threat == "l2:1" and "pgd" in attacks.split(","):
+        changes["optimizer"] = "momentum"
+    settings = {"threat": Threat.read(threat, 255), "batch": 8, "max_new_tokens": 6} | changes
+    return plain_attack(out, folder / "behaviors.jsonl", attacks, **settings)
 
 
 @pytest.mark.parametrize("threat", FOUR)
 def test_every_file_is_what_the_threat_model_allows_and_the_run_verifies(made, threat):
-    rows = verify_run(made / threat, model=None, adapter=None)
+    rows = verify_run(made / threat)
     assert len(rows) == len(list((made / threat / "images").glob("*/*.png"))) > 20
     checks = {check["name"]: check for check in json.loads((made / threat / "checks.json").read_text())}
     assert all(check["passed"] for check in checks.values())
@@ -66,10 +59,12 @@ def test_every_file_is_what_the_threat_model_allows_and_the_run_verifies(made, t
 
 
 def test_the_placebo_is_as_large_as_the_threat_model_allows(made):
-    placebos = {
-        threat: [c for item in read_jsonl(made / threat / "items.jsonl") for c in item["candidates"]] for threat in FOUR
+    noise = {
+        threat: [
+            c for i in read_jsonl(made / threat / "items.jsonl") if i["condition"] == "noise" for c in i["candidates"]
+        ]
+        for threat in FOUR
     }
-    noise = {threat: [c for c in found if "noise" in c["image"]] for threat, found in placebos.items()}
     assert all(0.99 < c["distance"] <= 1 for c in noise["l2:1"])
     assert all(c["distance"] == 0 and c["epsilon"] > 100 for c in noise["patch:20"] + noise["border:3"])
 
@@ -78,7 +73,7 @@ def test_the_placebo_of_a_small_l2_ball_is_no_clean_picture():
     """On flat grey all signs would round to nothing at once."""
     for size, radius in (((42, 84), 0.1), ((42, 84), 1.0), ((672, 672), 1.0)):
         clean = torch.full((2, 3, *size), 128 / 255)
-        noise = Threat.parse(f"l2:{radius}").placebo(clean, 255, [torch.Generator().manual_seed(i) for i in (0, 1)])
+        noise = Threat("l2", 255, radius).placebo(clean, [torch.Generator().manual_seed(i) for i in (0, 1)])
         changed = ((255 * noise).round() - 128).flatten(1).norm(dim=1) / 255
         assert ((0.9 * radius < changed) & (changed <= radius + 1e-6)).all()
 
@@ -93,27 +88,15 @@ def test_a_blank_start_forgets_the_picture(made):
     assert any(abs(first - clean) > 1e-3 for first, clean in curves["blank"])
 
 
-@pytest.mark.parametrize(
-    ("forge", "match"),
-    [
-        (lambda told: told | {"distance": 0.5}, "distance 0.5 recorded"),
-        (lambda told: told | {"attack": told["attack"] | {"threat_model": "l2:0.2"}}, "0.2 allowed"),
-        (lambda told: told | {"attack": told["attack"] | {"threat_model": "linf"}}, "None found"),
-        (lambda told: told | {"attack": told["attack"] | {"threat_model": "l3:1"}}, "must be as `mm-cb attack`"),
-    ],
-)
-def test_a_forged_distance_or_threat_model_is_noticed(made, tmp_path, forge, match):
-    run = shutil.copytree(made / "l2:1", tmp_path / "run")
-    path = sorted((run / "images").glob("*/apgd-s0-r0.json"))[0]
-    told = json.loads(path.read_text())
-    forged = forge(told)
-    path.write_text(json.dumps(forged))
-    items = read_jsonl(run / "items.jsonl")
-    for one in (c for item in items for c in item["candidates"] if c["image"] == told["image"]):
-        one["distance"] = forged["distance"]
-    (run / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    with pytest.raises(UserError, match=match):
-        verify_run(run, model=None, adapter=None)
+def test_a_picture_outside_the_norm_that_its_run_states_is_noticed(made, tmp_path):
+    """Also where the picture's own JSON states the larger set: what counts is what run.json says."""
+    attack(made, "l2:1", "apgd", out=tmp_path / "run")
+    edited(tmp_path / "run" / "run.json", lambda run: run["recipe"]["options"].update(threat_model="l2:0.2"))
+    for stated in ("l2:1", "l2:0.2"):
+        for path in (tmp_path / "run" / "images").glob("*/*.json"):
+            edited(path, lambda told, stated=stated: told["attack"].update(threat_model=stated))
+        with pytest.raises(UserError, match="the picture is outside l2:0.2"):
+            verify_run(tmp_path / "run")
 
 
 def test_a_distance_is_measured_in_the_threat_models_own_unit(tmp_path):
@@ -122,67 +105,74 @@ def test_a_distance_is_measured_in_the_threat_models_own_unit(tmp_path):
     changed[0, 0, 0], changed[5, 6, 1] = 200, 97
     for name, array in (("clean.png", clean), ("changed.png", changed)):
         Image.fromarray(array).save(tmp_path / name)
-    files = tmp_path / "changed.png", tmp_path / "clean.png"
-    assert Threat.parse("l2:2").distance(*files) == pytest.approx((100**2 + 3**2) ** 0.5 / 255, abs=1e-6)
-    assert Threat.parse("patch:2").distance(*files) == 3 and Threat.parse("patch:7").distance(*files) == 0
-    assert Threat.parse("border:1").distance(*files) == 3 and Threat.parse("border:3").distance(*files) == 0
-    assert Threat.parse("linf").distance(*files) is None and Threat.parse("blank").distance(*files) is None
+    moved = read(tmp_path, "changed.png").levels_from(read(tmp_path, "clean.png"))
+    expected = {"l2:2": 0.392333, "patch:2": 3, "patch:7": 0, "border:1": 3, "border:3": 0, "linf": None, "blank": None}
+    assert expected["l2:2"] == pytest.approx((100**2 + 3**2) ** 0.5 / 255, abs=1e-6)
+    assert {text: Threat.read(text, 255).distance(moved) for text in expected} == expected
 
 
 @pytest.mark.parametrize(
-    "text", ["", "l2", "l2:", "l2:-1", "l2:inf", "l2:nan", "patch:0", "patch:2.5", "linf:8", "blank:0.5", "disc:3"]
-)
-def test_a_threat_model_that_is_none_is_refused(text):
-    with pytest.raises(UserError, match="`threat_model` must be one of linf, l2:R, patch:N, border:N, blank"):
-        resolve([f"threat_model={text}"])
-
-
-@pytest.mark.parametrize(
-    ("attacks", "settings", "epsilon", "match"),
+    "wrong",
     [
-        (["pgd"], ["threat_model=l2:1", "optimizer=momentum"], 32, "add `--epsilon 255/255`"),
-        (["pgd"], ["threat_model=blank"], 32, "add `--epsilon 255/255`"),
-        (["pgd"], ["threat_model=l2:1"], 255, "add `optimizer=momentum`"),
-        (["pgd", "embedding"], ["threat_model=patch:4"], 32, "a run of its own"),
-        (["no_attack"], ["threat_model=patch:4"], 32, "does not read it"),
-        (["prefill_only", "embedding"], ["threat_model=patch:4"], 32, "does not read it"),
+        *(("linf", 256), ("linf", -1), ("linf", 32, 8.0), ("blank", 255, 0.5), ("blank", 32), ("disc", 255, 3.0)),
+        *(("l2", 255), ("l2", 255, -1.0), ("l2", 255, float("inf")), ("l2", 255, float("nan")), ("l2", 32, 1.0)),
+        *(("patch", 255), ("patch", 255, 2.5), ("border", 255)),
     ],
 )
-def test_a_threat_model_that_nothing_reads_or_that_contradicts_is_refused(attacks, settings, epsilon, match):
-    options = resolve(settings)
+def test_a_threat_model_that_is_none_is_refused(wrong):
+    with pytest.raises(ValueError, match=rf"`(norm|epsilon|{wrong[0]})`"):
+        Threat(*wrong)
+
+
+@pytest.mark.parametrize("text", ["linf", "l2:8", "l2:0.25", "patch:24", "border:4", "blank"])
+def test_a_threat_model_is_read_back_from_its_text(text):
+    assert Threat.read(text, 255).text == text
+    assert Threat.read(None, 8) == Threat("linf", 8)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "threat", "match"),
+    [
+        ("pgd", Threat("l2", 255, 1), "add `--optimizer momentum`"),
+        ("pgd,embedding", Threat("patch", 32, 4), "a run of its own"),
+        ("no_attack", Threat("patch", 32, 4), "does not read it"),
+        ("prefill_only,embedding", Threat("patch", 32, 4), "does not read it"),
+    ],
+)
+def test_a_threat_model_that_nothing_reads_or_that_contradicts_is_refused(attacks, threat, match):
     with pytest.raises(UserError, match=match):
-        refuse_idle(options, attacks)
-        refuse_mismatch(options, attacks, epsilon)
+        refuse_idle(AttackConfig(threat=threat), attacks.split(","))
+        refuse_mismatch(AttackConfig(threat=threat), attacks.split(","))
 
 
 def test_what_goes_together_is_not_refused():
-    for attacks, settings, epsilon in (
-        (["noise"], ["threat_model=l2:1"], 255),
-        (["apgd"], ["threat_model=l2:1"], 255),
-        (["pgd"], ["threat_model=l2:1", "optimizer=sign"], 255),
-        (["universal"], ["threat_model=border:4"], 32),
-        (["prefill"], ["threat_model=patch:4"], 8),
+    for attacks, threat, optimizer in (
+        (["noise"], Threat("l2", 255, 1), "adam"),
+        (["apgd"], Threat("l2", 255, 1), "adam"),
+        (["pgd"], Threat("l2", 255, 1), "sign"),
+        (["universal"], Threat("border", 32, 4), "adam"),
+        (["prefill"], Threat("patch", 8, 4), "adam"),
     ):
-        refuse_idle(resolve(settings), attacks)
-        refuse_mismatch(resolve(settings), attacks, epsilon)
+        refuse_idle(AttackConfig(threat=threat, optimizer=optimizer), attacks)
+        refuse_mismatch(AttackConfig(threat=threat, optimizer=optimizer), attacks)
 
 
 @pytest.mark.parametrize(("threat", "match"), [("patch:400", "must lie inside"), ("border:40", "must lie in 1..")])
 def test_a_threat_model_larger_than_a_picture_is_refused_before_anything_is_attacked(made, tmp_path, threat, match):
     with pytest.raises(UserError, match=f"behaviour .*{match}"):
-        attack(made, "too-large", "pgd", f"threat_model={threat}", out=tmp_path / "run")
+        attack(made, threat, "pgd", out=tmp_path / "run")
     assert not list(tmp_path.rglob("*.png"))
 
 
 def test_runs_under_several_threat_models_have_no_common_worst_case(made, tmp_path):
-    attack(made, "adam", "pgd", out=tmp_path / "one")
-    attack(made, "border", "apgd", "threat_model=border:3", out=tmp_path / "two")
+    attack(made, "linf", "pgd", out=tmp_path / "one")
+    attack(made, "border:3", "apgd", out=tmp_path / "two")
     with pytest.raises(UserError, match="the placebo and the worst case.* differ in threat_model"):
         write_report([tmp_path / "one", tmp_path / "two"], tmp_path / "report.html")
-    attack(made, "noise", "noise", "threat_model=border:3", out=tmp_path / "noise")
+    attack(made, "border:3", "noise", out=tmp_path / "noise")
     with pytest.raises(UserError, match="the placebo .* differ in threat_model"):
         write_report([tmp_path / "one", tmp_path / "noise"], tmp_path / "report.html")
-    with pytest.raises(UserError, match="`threat_model` is 'patch:20' in .* not set in|both attacked"):
+    with pytest.raises(UserError, match="both attacked"):
         run_transfer(made / "patch:20", made / "linf", made / "behaviors.jsonl", tmp_path / "t")
 
 

@@ -2,46 +2,27 @@ import json
 import shutil
 
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
 
 from mm_cb import cli
-from mm_cb.attacks.run import run_attack
 from mm_cb.attacks.transfer import run_transfer
 from mm_cb.core.errors import UserError
-from mm_cb.core.paths import data_path, safe_id
-from mm_cb.core.runs import read_jsonl, read_run, write_json
-from mm_cb.models import load_model
-from mm_cb.models.fingerprint import remember_base
+from mm_cb.core.paths import safe_id
+from mm_cb.core.runs import read_jsonl
+from tests.attacks.helpers import BEHAVIORS, edited, first_behaviors, save_adapter
+from tests.attacks.helpers import attack as plain_attack
 
-LINES = data_path("miniature", "behaviors.jsonl").read_text().splitlines()[:2]
-
-
-def save_adapter(folder, seed):
-    """An adapter of the miniature's with random weights, as `mm-cb train` leaves one."""
-    torch.manual_seed(seed)
-    model = load_model("miniature").model
-    paths = [name for name, _ in model.named_modules() if name.endswith("language_model.layers.1.mlp.up_proj")]
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=paths, init_lora_weights=False))
-    adapted.peft_config["default"].base_model_name_or_path = "miniature"
-    adapted.save_pretrained(folder)
-    remember_base(folder, "miniature")
-    return folder
+LINES = BEHAVIORS.read_text().splitlines()[:2]
 
 
-def attack(out, behaviors, **changes):
-    fixed = {"model": "miniature", "adapter": None, "behaviors": behaviors, "attack": "pgd", "epsilon": 8, "steps": 1}
-    run_attack(**fixed | {"restarts": 1, "seed": 0, "overrides": ["max_new_tokens=4"], "out": out} | changes)
-    return out
+def attack(out, behaviors, adapter=None):
+    return plain_attack(out, behaviors, adapter=adapter, steps=1, batch=8, max_new_tokens=4)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Runs on the base, on two adapters of one name, and on a copy of the first."""
     root = tmp_path_factory.mktemp("transfer")
-    shutil.copytree(data_path("miniature", "pictures"), root / "pictures")
-    (root / "behaviors.jsonl").write_text("\n".join(LINES) + "\n")
-    attack(root / "base", root / "behaviors.jsonl")
+    attack(root / "base", first_behaviors(root, 2))
     for seed, name in enumerate(("one", "two")):
         adapter = save_adapter(root / name / "rr", seed)
         attack(root / name / "attack", root / "behaviors.jsonl", adapter=str(adapter))
@@ -76,51 +57,56 @@ def test_runs_on_the_very_same_adapter_are_refused(runs, tmp_path, second):
 def test_behaviours_that_keep_their_ids_but_not_their_texts_are_refused(runs, tmp_path, key, capsys):
     shutil.copytree(runs / "pictures", tmp_path / "pictures")
     lines = [json.loads(line) for line in LINES]
-    expected, lines[1][key] = lines[1][key], "sing a song"
+    lines[1][key] = "sing a song"
     behaviors = tmp_path / "behaviors.jsonl"
     behaviors.write_text("".join(json.dumps(line) + "\n" for line in lines))
     folders = [str(runs / "base"), str(runs / "one/attack")]
     assert cli.run(["attack", "transfer", *folders, "--behaviors", str(behaviors), "--out", str(tmp_path / "out")]) == 2
     (told,) = capsys.readouterr().err.strip().splitlines()
-    assert f"the {key} of `{lines[1]['id']}` is {expected!r}" in told and "got 'sing a song'; give that file" in told
+    assert f"`{runs / 'base'}` must have attacked the behaviours of `{behaviors}`, it attacked others" in told
     assert not (tmp_path / "out").exists()
 
 
+OTHER_BUDGETS = {
+    **{"steps": 2, "restarts": 2, "seed": 1, "iterates": 3, "samples": 2, "chain": True, "optimizer": "sign"},
+    **{"max_new_tokens": 8, "temperature": 0.5, "image_backend": "torchvision"},
+}
+
+
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "told"),
     [
-        *(("attack", "noise,pgd"), ("epsilon", 9), ("steps", 2), ("restarts", 2), ("seed", 1)),
-        *(("iterates", 3), ("samples", 2), ("chain", True), ("optimizer", "sign")),
-        *(("early_stop", True), ("max_new_tokens", 8), ("temperature", 0.5), ("train", 2), ("dtype", "bfloat16")),
-        ("image_backend", "torchvision"),
+        *((key, value, f"{key}=.* and .* {key}={value}") for key, value in OTHER_BUDGETS.items()),
+        ("attack", "noise,pgd", "no such attack and .* noise"),
+        ("epsilon", 9, "linf of 8/255 and .* linf of 9/255"),
+        ("threat_model", "patch:3", "linf of 8/255 and .* patch:3 of 8/255"),
+        ("train", 2, "universal_train=0 and .* universal_train=2"),
+        ("dtype", "bfloat16", "float32 and .* bfloat16"),
     ],
 )
-def test_another_budget_is_refused_by_the_first_setting_that_differs(runs, tmp_path, key, value):
+def test_another_budget_is_refused_by_the_first_setting_that_differs(runs, tmp_path, key, value, told):
     other = shutil.copytree(runs / "one/attack", tmp_path / "other")
-    run = read_run(other)
-    holder = next((part for part in (run, run["recipe"]) if key in part), run["recipe"]["options"])
-    before = holder.get(key)
-    holder[key] = value
-    write_json(other / "run.json", run)
-    was = "not set" if before is None else repr(before)
-    with pytest.raises(UserError, match=f"one budget, but `{key}` is {was} in .* and {value!r} in .*; repeat one"):
+
+    def stated(run):
+        part = next((part for part in (run, run["recipe"]) if key in part), run["recipe"]["options"])
+        part[key] = value
+
+    edited(other / "run.json", stated)
+    with pytest.raises(UserError, match=f"one budget, but .* has .*{told}; repeat one"):
         run_transfer(runs / "base", other, runs / "behaviors.jsonl", tmp_path / "out")
 
 
 def test_adaptive_attacks_stand_beside_the_attacks_that_both_runs_share(runs, tmp_path, capsys):
     """No base can be attacked by them; the row says what its pictures were made by."""
     strongest = shutil.copytree(runs / "one/attack", tmp_path / "strongest")
-    run = read_run(strongest)
-    run["recipe"]["attack"] = "pgd,pgd_adaptive"
-    write_json(strongest / "run.json", run)
+    edited(strongest / "run.json", lambda run: run["recipe"].update(attack="pgd,pgd_adaptive"))
     run_transfer(runs / "base", strongest, runs / "behaviors.jsonl", tmp_path / "out")
     rows = capsys.readouterr().out.strip().splitlines()[-2:]
     assert rows[0].endswith("; made by pgd") and rows[1].endswith("; made by pgd,pgd_adaptive")
     made_by = {(i["condition"], i["made_by"]) for i in read_jsonl(tmp_path / "out" / "items.jsonl")}
     assert made_by == {("from_base", "pgd"), ("from_rr", "pgd,pgd_adaptive")}
-    run["recipe"]["attack"] = "apgd,pgd_adaptive"
-    write_json(strongest / "run.json", run)
-    with pytest.raises(UserError, match="one budget, but `attack` is 'pgd' in .* and 'apgd' in"):
+    edited(strongest / "run.json", lambda run: run["recipe"].update(attack="apgd,pgd_adaptive"))
+    with pytest.raises(UserError, match="one budget, but .*base` has pgd and .*strongest` no such attack"):
         run_transfer(runs / "base", strongest, runs / "behaviors.jsonl", tmp_path / "out")
 
 

@@ -94,7 +94,7 @@ def test_a_request_has_one_behaviour_under_every_attack_and_each_key_comes_once(
 def test_every_request_is_shown_its_picture_and_those_with_one_of_their_own_are_left_out(tmp_path, capsys):
     data, pictures = requests_file(tmp_path, own=2), attack_run(tmp_path / "run")
     with StubServer(lambda request, number: "fine" if "r0" in user_text(request) else "I'm sorry, no.") as server:
-        assert run(server, data, tmp_path / "out", f"pictures={pictures}") == 0
+        assert run(server, data, tmp_path / "out", "--beside", str(pictures)) == 0
         asked = sorted(map(seen, server.requests))
     assert asked == sorted((f"r{i}", colour(a, i % 2)) for a in ("no_attack", "pgd") for i in range(3))
     assert "left out: 2 of 5 requests" in capsys.readouterr().out
@@ -112,14 +112,14 @@ def test_every_request_is_shown_its_picture_and_those_with_one_of_their_own_are_
 def test_the_first_requests_of_a_trial_are_those_that_can_be_asked(tmp_path):
     data, pictures = requests_file(tmp_path, own=2), attack_run(tmp_path / "run", ("pgd",))
     with StubServer(lambda request, number: "fine") as server:
-        assert run(server, data, tmp_path / "out", f"pictures={pictures}", "limit=2") == 0
+        assert run(server, data, tmp_path / "out", "--beside", str(pictures), "--limit", "2") == 0
         assert sorted(seen(r)[0] for r in server.requests) == ["r0", "r1"]
 
 
 def test_a_run_that_was_broken_off_goes_on_wherever_the_pictures_lie_and_asks_nothing_twice(tmp_path, monkeypatch):
     data, pictures, out = requests_file(tmp_path), attack_run(tmp_path / "run"), tmp_path / "out"
     with StubServer(lambda request, number: "fine" if number < 2 else error(401)) as server:
-        assert run(server, data, out, f"pictures={pictures}") == 2
+        assert run(server, data, out, "--beside", str(pictures)) == 2
         kept = len(read_jsonl(out / "parts" / "completions.jsonl"))
         assert kept == 2
         server._answer = lambda request, number: "fine"
@@ -127,10 +127,10 @@ def test_a_run_that_was_broken_off_goes_on_wherever_the_pictures_lie_and_asks_no
         pictures.rename(tmp_path / "moved")
         monkeypatch.chdir(tmp_path)
         for _ in range(2):
-            assert run(server, data, out, "pictures=moved") == 0
+            assert run(server, data, out, "--beside", "moved") == 0
             assert len(server.requests) - before == 6 - kept
         Image.new("RGB", (8, 6), (9, 9, 9)).save(tmp_path / "moved" / "images" / "b0" / "pgd-s0-r0.png")
-        assert run(server, data, out, "pictures=moved") == 2  # another picture is another run
+        assert run(server, data, out, "--beside", "moved") == 2  # another picture is another run
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_picture_that_is_none_of_the_runs_is_refused_before_anything_is_asked(
     pictures = attack_run(tmp_path / "run", ("pgd",), edit=lambda items: items[1].update(image=image))
     (pictures / "link.png").symlink_to(tmp_path / "secret.png")
     with StubServer(lambda request, number: "fine") as server:
-        assert run(server, requests_file(tmp_path), tmp_path / "out", f"pictures={pictures}") == 2
+        assert run(server, requests_file(tmp_path), tmp_path / "out", "--beside", str(pictures)) == 2
         assert server.requests == []
     assert message in " ".join(capsys.readouterr().err.split())
 
@@ -185,7 +185,7 @@ def test_nothing_to_ask_is_said(count, setting, message, tmp_path, capsys, monke
     attack_run(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     with StubServer(lambda request, number: "fine") as server:
-        assert run(server, requests_file(tmp_path, count), tmp_path / "out", f"pictures={setting}") == 2
+        assert run(server, requests_file(tmp_path, count), tmp_path / "out", "--beside", str(setting)) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
@@ -193,7 +193,7 @@ def test_what_the_base_finds_likely_is_measured_with_the_picture(tmp_path):
     data, out = tmp_path / "requests.jsonl", tmp_path / "out"
     data.write_text(json.dumps({"id": "1", "prompt": "is the tonic forbidden ?"}) + "\n")
     pictures = attack_run(tmp_path / "run", behaviors=1)
-    more = [f"pictures={pictures}", "max_new_tokens=8"]
+    more = ["--beside", str(pictures), "--max-new-tokens", "8"]
     assert cli.run(["eval", "over-refusal", "--model", "miniature", "--data", str(data), "--out", str(out), *more]) == 0
     model = load_model("miniature")
     items = read_jsonl(out / "items.jsonl")
@@ -217,7 +217,7 @@ def runs(tmp_path):
     folders = {}
     with StubServer(lambda request, number: "fine") as base, broken as rr:
         for subject, server, place in (("base", base, pictures), ("rr", rr, copy)):
-            for name, more in (("plain", []), ("beside", [f"pictures={place}"])):
+            for name, more in (("plain", []), ("beside", ["--beside", str(place)])):
                 folders[subject, name] = tmp_path / f"{subject}-{name}"
                 assert run(server, data, folders[subject, name], "--subject", subject, *more) == 0
     return folders
@@ -253,7 +253,7 @@ def test_other_pictures_are_not_compared(runs, tmp_path):
         place = attack_run(tmp_path / "other")
         Image.new("RGB", (8, 6), (1, 2, 3)).save(place / "images" / "b0" / "pgd-s0-r0.png")
         out = tmp_path / "rr-other"
-        assert run(server, tmp_path / "requests.jsonl", out, "--subject", "rr", f"pictures={place}") == 0
+        assert run(server, tmp_path / "requests.jsonl", out, "--subject", "rr", "--beside", str(place)) == 0
     with pytest.raises(UserError, match=r"differ in file pgd-s0-r0.png \(other content\); repeat"):
         combine([load_run(runs["base", "beside"]), load_run(out)])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mm_cb.benchmarks.llava_wild.reviews import items_of, parse_scores, read_reviews
-from mm_cb.benchmarks.llava_wild.stored import run_reviews
+from mm_cb.benchmarks.llava_wild.stored import run_reviews, show
 from mm_cb.core.errors import UserError
 from mm_cb.metrics.results import find, measure, read_results
 
@@ -28,6 +28,7 @@ def write_reviews(path, rows):
 def summarise(path, **options):
     out = path.parent / f"out-{path.stem}-{len(options)}"
     run_reviews([path], out, **{"official_failures": False, "seed": 0, **options})
+    show(out)
     measured = read_results(out / "results.json")
     return lambda rule, split="all": find(measured, path.stem, "llava_wild", rule, split)
 

@@ -74,7 +74,7 @@ def test_a_model_is_answered_judged_and_scored(benchmark, capsys):
     assert results(benchmark)("official").value == results(benchmark)("strict").value == 75.0
     assert results(benchmark)("official", "conv").n == 2
     reviews = benchmark.parent / "out" / "reviews" / "run-1-reference_first.jsonl"
-    assert cli.run(["eval", "llava-wild", "--reviews", str(reviews), "--out", str(benchmark.parent / "again")]) == 0
+    assert cli.run(["score", "llava-wild", "--reviews", str(reviews), "--out", str(benchmark.parent / "again")]) == 0
     again = read_results(benchmark.parent / "again" / "results.json")
     assert find(again, reviews.stem, "llava_wild", "official").value == 75.0
 
@@ -84,7 +84,7 @@ def test_the_miniature_is_asked_about_its_pictures_and_judged(benchmark):
     where = ["--model", "miniature", "--data", str(benchmark), "--own-rule", str(folder / "own.txt")]
     with StubServer(lambda request, number: "8 6") as judge:
         served = ["--judge-model", "j", "--judge-endpoint", judge.url]
-        more = ["--out", str(folder / "out"), "max_new_tokens=3", "limit=3"]
+        more = ["--out", str(folder / "out"), "--max-new-tokens", "3", "--limit", "3"]
         assert cli.run(["eval", "llava-wild", *where, *served, *more]) == 0
         items = read_jsonl(folder / "out" / "items.jsonl")
         asked = [user_text(request) for request in judge.requests]
@@ -101,7 +101,7 @@ def test_both_orders_and_several_runs_are_pooled_and_shown_apart(benchmark):
         return "8 4"
 
     with StubServer(answers) as model, StubServer(prefers_the_first) as judge:
-        assert run(model, judge, benchmark, "orders=both", "judge_runs=2", "judge_system=Be fair.") == 0
+        assert run(model, judge, benchmark, "--orders", "both", "--judge-runs", "2", "--judge-system", "Be fair.") == 0
         assert len(model.requests) == 6 and len(judge.requests) == 24
         assert judge.requests[0]["messages"][0] == {"role": "system", "content": "Be fair."}
     m = results(benchmark)("official")
@@ -117,8 +117,8 @@ def test_what_could_make_a_score_lie_stands_beside_it(benchmark, capsys):
         return "" if any(f"question {n}?" in user_text(request) for n in silent) else error(400, "no")
 
     with StubServer(says) as model, StubServer(lambda request, number: "8 4") as judge:
-        assert run(model, judge, benchmark, "orders=both") == 0
-        assert run(model, judge, benchmark, "orders=both") == 0
+        assert run(model, judge, benchmark, "--orders", "both") == 0
+        assert run(model, judge, benchmark, "--orders", "both") == 0
     out = capsys.readouterr().out
     for line in (
         "judge j, a rule of your own",
@@ -131,12 +131,13 @@ def test_what_could_make_a_score_lie_stands_beside_it(benchmark, capsys):
 
 
 def test_sixty_sound_answers_need_no_caution(tmp_path, capsys):
-    from mm_cb.benchmarks.llava_wild.stored import run_reviews
+    from mm_cb.benchmarks.llava_wild.stored import run_reviews, show
 
     record = {"category": "llava_bench_conv", "tuple": [8, 6]}
     lines = [json.dumps({"question_id": number, **record}) for number in range(60)]
     (tmp_path / "r.jsonl").write_text("\n".join(lines))
     run_reviews([tmp_path / "r.jsonl"], tmp_path / "out", official_failures=False, seed=0)
+    show(tmp_path / "out")
     out = capsys.readouterr().out
     assert "75.0" in out and "CAUTION" not in out and "judge" not in out
 
@@ -160,7 +161,7 @@ def test_another_judge_does_not_pay_for_the_answers_again_and_servers_may_move(b
         assert run(model, judge, benchmark) == 2
         assert f"--answers-of {benchmark.parent / 'out'}" in capsys.readouterr().err
     with StubServer(answers) as model, StubServer(lambda request, number: "8 6") as judge:
-        assert run(model, judge, benchmark, *earlier, "max_new_tokens=9", out="other") == 2
+        assert run(model, judge, benchmark, *earlier, "--max-new-tokens", "9", out="other") == 2
         assert "differs in max_new_tokens" in capsys.readouterr().err
         assert run(model, judge, benchmark, *earlier, out="other") == 0
         assert len(model.requests) == 0 and len(judge.requests) == 6
@@ -216,7 +217,7 @@ def test_both_servers_may_move_between_two_starts(benchmark):
 def test_a_directory_of_another_judge_is_refused(benchmark, capsys):
     with StubServer(answers) as model, StubServer(lambda request, number: "8 6") as judge:
         assert run(model, judge, benchmark) == 0
-        assert run(model, judge, benchmark, "judge_runs=3") == 2
+        assert run(model, judge, benchmark, "--judge-runs", "3") == 2
         assert "judge_runs (1 there, 3 here)" in capsys.readouterr().err
 
 
@@ -251,11 +252,12 @@ def test_a_local_judge_answers_through_its_chat_template():
 
 
 @pytest.mark.parametrize(
-    ("given", "named"), [("judge_runs=2", "judge_runs"), ("judge_temperature=0.7", "judge_temperature")]
+    ("flag", "value", "named"),
+    [("--judge-runs", "2", "judge_runs"), ("--judge-temperature", "0.7", "judge_temperature")],
 )
-def test_a_local_judge_draws_nothing(given, named, benchmark, capsys):
+def test_a_local_judge_draws_nothing(flag, value, named, benchmark, capsys):
     where = ["--model", "m", "--endpoint", "http://127.0.0.1:9/v1", "--judge-model", "miniature", "--data"]
-    more = ["--own-rule", str(benchmark.parent / "own.txt"), "--out", str(benchmark.parent / "out"), given]
+    more = ["--own-rule", str(benchmark.parent / "own.txt"), "--out", str(benchmark.parent / "out"), flag, value]
     assert cli.run(["eval", "llava-wild", *where, str(benchmark), *more]) == 2
     assert f"`{named}`" in capsys.readouterr().err
 
@@ -293,22 +295,24 @@ def test_a_folder_of_something_else_is_one_line(benchmark, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "give one of `--model` (with a judge) and `--reviews`"),
-        (["--model", "m", "--reviews", "r"], "give one of"),
-        (["--model", "m"], "needs `--judge-model`"),
-        (["--model", "m", "--judge-model", "j"], "needs `--judge-model` and one of `--rule-file`"),
-        (["--reviews", "none.jsonl"], "none.jsonl"),
-        (["--reviews", "a/r.jsonl", "b/r.jsonl"], "must have different file names"),
-        (["--model", "m", "--official-failures"], "belongs to `--reviews`"),
+        (["eval"], "needs `--model`"),
+        (["score"], "needs `--reviews`"),
+        (["eval", "--model", "m", "--reviews", "r"], "write `mm-cb score llava-wild --reviews ... --out DIR`"),
+        (["eval", "--reviews", "r"], "write `mm-cb score llava-wild --reviews ... --out DIR`"),
+        (["eval", "--model", "m"], "needs `--judge-model`"),
+        (["eval", "--model", "m", "--judge-model", "j"], "needs `--judge-model` and one of `--rule-file`"),
+        (["score", "--reviews", "none.jsonl"], "none.jsonl"),
+        (["score", "--reviews", "a/r.jsonl", "b/r.jsonl"], "must have different file names"),
+        (["eval", "--model", "m", "--official-failures"], "write `mm-cb score llava-wild --official-failures"),
         *(
-            (["--reviews", "r.jsonl", option, "x"], f"`{option}` needs `--model`")
+            (["score", "--reviews", "r.jsonl", option, "x"], f"unknown option `{option}`")
             for option in ("--judge-model", "--judge-endpoint", "--rule-file", "--own-rule", "--data", "--endpoint")
         ),
-        *((["--reviews", "r.jsonl", option, "x"], f"`{option}` needs") for option in ("--adapter", "--subject")),
+        (["score", "--reviews", "r.jsonl", "--adapter", "x"], "unknown option `--adapter`"),
     ],
 )
 def test_bad_command_lines(arguments, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.run(["eval", "llava-wild", *arguments, "--out", "o"]) == 2
+    assert cli.run([arguments[0], "llava-wild", *arguments[1:], "--out", "o"]) == 2
     message = capsys.readouterr().err
     assert expected in message and message.count("\n") == 1

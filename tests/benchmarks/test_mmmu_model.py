@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from mm_cb import cli
-from mm_cb.benchmarks.mmmu.prompt import prompt_text, request
+from mm_cb.benchmarks.mmmu.benchmark import MmmuSettings
 from mm_cb.benchmarks.mmmu.protocol import protocol
-from mm_cb.benchmarks.mmmu.questions import StoredPicture, fingerprint, read_questions
-from mm_cb.benchmarks.mmmu.settings import Settings
+from mm_cb.benchmarks.mmmu.questions import as_asked, fingerprint, prompt_text, read_questions
+from mm_cb.benchmarks.pictures import StoredPicture
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import read_jsonl
 from mm_cb.inference import generation
@@ -24,7 +24,18 @@ INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
 
 def run(out, data, *more):
-    arguments = ["eval", "mmmu", "--model", "miniature", "--data", str(data), "--out", str(out), "max_new_tokens=3"]
+    arguments = [
+        "eval",
+        "mmmu",
+        "--model",
+        "miniature",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--max-new-tokens",
+        "3",
+    ]
     return cli.run([*arguments, *more])
 
 
@@ -35,7 +46,9 @@ def question(**changes):
 
 def read_one(*rows):
     with tempfile.TemporaryDirectory() as folder:
-        return read_questions(str(write(Path(folder), subjects=["Art"], rows=list(rows))), Settings(subjects=("Art",)))
+        return read_questions(
+            str(write(Path(folder), subjects=["Art"], rows=list(rows))), MmmuSettings(subjects=("Art",))
+        )
 
 
 def huge():
@@ -74,7 +87,7 @@ def test_the_prompt_of_an_open_question():
 def test_the_pictures_that_are_shown(text, options, pictures, shown):
     sizes = {1: (84, 42), 2: (30, 90), 3: (50, 50)}
     slots = {f"image_{n}": encoded(n, size) for n, size in sizes.items()}
-    asked = request(question(question=text, options=repr(options), answer="A", **slots), "official", pictures)
+    asked = as_asked(question(question=text, options=repr(options), answer="A", **slots), "official", pictures)
     assert [picture.size for picture in asked.pictures] == [sizes[n] for n in shown]
     assert [picture.convert("RGB").size for picture in asked.pictures] == [sizes[n] for n in shown]
 
@@ -98,14 +111,14 @@ def test_a_saved_data_set_holds_the_same_questions_as_parquet(tmp_path):
     table.save_to_disk(str(tmp_path / "one" / "Art"))
     DatasetDict({"validation": table}).save_to_disk(str(tmp_path / "two" / "Art"))
     write(tmp_path / "three", subjects=["Art"], rows=rows)
-    only = Settings(subjects=("Art",))
+    only = MmmuSettings(subjects=("Art",))
     prints = {fingerprint(read_questions(str(tmp_path / name), only)) for name in ("one", "two", "three")}
     assert len(prints) == 1
 
 
 def test_questions_come_in_official_order_whatever_is_named_first(tmp_path):
     write(tmp_path, subjects=["Art", "Music"])
-    ids = [q.id for q in read_questions(str(tmp_path), Settings(subjects=("Music", "Art"), limit=2))]
+    ids = [q.id for q in read_questions(str(tmp_path), MmmuSettings(subjects=("Music", "Art"), limit=2))]
     assert ids == ["validation_Art_1", "validation_Art_2", "validation_Music_1", "validation_Music_2"]
 
 
@@ -140,7 +153,7 @@ def test_a_question_that_comes_twice_is_refused_before_anything_is_asked():
 
 @pytest.mark.parametrize("number", ["9" * 5000, "-1", "1.5", ""])
 def test_numbers_that_are_none_are_one_line(number, tmp_path, capsys):
-    assert run(tmp_path / "run", tmp_path, "subjects=Art", f"limit={number}") == 2
+    assert run(tmp_path / "run", tmp_path, "--subjects", "Art", "--limit", str(number)) == 2
     line = capsys.readouterr().err
     assert "`limit` must be a whole number" in line and line.count("\n") == 1 and len(line) < 200
 
@@ -154,7 +167,7 @@ def test_transparency_is_dropped_as_the_reference_harness_does():
 
 def test_a_picture_that_is_named_but_missing():
     with pytest.raises(UserError, match="must have `image_2`"):
-        request(question(question="<image 1> <image 2>"), "official", "named")
+        as_asked(question(question="<image 1> <image 2>"), "official", "named")
 
 
 # asking
@@ -164,7 +177,7 @@ def test_a_picture_that_is_named_but_missing():
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mmmu")
     write(folder / "data", per_subject=5, subjects=["Art", "Music"])
-    assert run(folder / "run", folder / "data", "subjects=Art,Music", "batch=4") == 0
+    assert run(folder / "run", folder / "data", "--subjects", "Art,Music", "--batch", "4") == 0
     return folder
 
 
@@ -192,10 +205,10 @@ def test_a_stopped_run_repeats_no_question_and_the_batch_may_change(finished, tm
         return real(subject, requests, tokens)
 
     monkeypatch.setattr(generation, "complete_batch", stopping)
-    arguments = (tmp_path / "run", finished / "data", "subjects=Art,Music")
-    assert run(*arguments, "batch=3") == 130
+    arguments = (tmp_path / "run", finished / "data", "--subjects", "Art,Music")
+    assert run(*arguments, "--batch", "3") == 130
     monkeypatch.setattr(generation, "complete_batch", lambda s, r, t: asked.extend(q.key for q in r) or real(s, r, t))
-    assert run(*arguments, "batch=2") == 0
+    assert run(*arguments, "--batch", "2") == 0
     assert len(asked) == len(set(asked)) == 10
     for name in ("items.jsonl", "results.json", "checks.json"):
         assert (tmp_path / "run" / name).read_bytes() == (finished / "run" / name).read_bytes()
@@ -204,10 +217,10 @@ def test_a_stopped_run_repeats_no_question_and_the_batch_may_change(finished, tm
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["subjects=Art"], "subjects"),
-        (["subjects=Art,Music", "prompt=lmms_eval"], "prompt"),
-        (["subjects=Art,Music", "--subject", "rr"], "subject"),
-        (["subjects=Art,Music", "limit=1"], "questions_sha256"),
+        (["--subjects", "Art"], "subjects"),
+        (["--subjects", "Art,Music", "--prompt", "lmms_eval"], "prompt"),
+        (["--subjects", "Art,Music", "--subject", "rr"], "subject"),
+        (["--subjects", "Art,Music", "--limit", "1"], "questions_sha256"),
     ],
 )
 def test_another_runs_directory_is_refused(finished, capsys, more, expected):
@@ -220,8 +233,11 @@ def test_another_runs_directory_is_refused(finished, capsys, more, expected):
     ("more", "expected"),
     [
         ([], "a folder per MMMU subject, Accounting, Agriculture"),
-        (["subjects=Art", "split=dev"], "must hold split dev as dev-*.parquet or a saved data set, got validation-"),
-        (["subjects=Art", "split=test"], "withheld"),
+        (
+            ["--subjects", "Art", "--split", "dev"],
+            "must hold split dev as dev-*.parquet or a saved data set, got validation-",
+        ),
+        (["--subjects", "Art", "--split", "test"], "withheld"),
     ],
 )
 def test_copies_that_lack_something(finished, tmp_path, capsys, more, expected):
@@ -232,7 +248,7 @@ def test_copies_that_lack_something(finished, tmp_path, capsys, more, expected):
 
 
 def test_a_data_set_that_is_nowhere_is_one_line(tmp_path, capsys):
-    assert run(tmp_path / "run", "no-such/data-set-anywhere", "subjects=Art") == 2
+    assert run(tmp_path / "run", "no-such/data-set-anywhere", "--subjects", "Art") == 2
     line = capsys.readouterr().err
     assert "no-such/data-set-anywhere" in line and line.count("\n") == 1
 
@@ -250,23 +266,23 @@ def test_all_thirty_subjects_are_asked(tmp_path):
 def test_a_served_model_is_asked_with_its_pictures_and_scored(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     data = write(tmp_path / "data", per_subject=5, subjects=["Art"])
-    where = ["subjects=Art", "--endpoint"]
+    where = ["--subjects", "Art", "--endpoint"]
     working = False
 
     def answer(request, number):
         return "B" if working or number < 2 else error(401)
 
     with StubServer(answer) as server:
-        assert run(tmp_path / "run", data, *where, server.url, "batch=1") == 2
+        assert run(tmp_path / "run", data, *where, server.url, "--batch", "1") == 2
         assert not (tmp_path / "run" / "results.json").exists() and len(server.requests) == 3
         working = True
         assert run(tmp_path / "run", data, *where, server.url) == 0
         assert len(server.requests) == 3 + 3
         sent = {user_text(request): shown(request) for request in server.requests}
-    questions = read_questions(str(data), Settings(subjects=("Art",)))
-    asked = [request(q, "official", "named") for q in questions]
+    questions = read_questions(str(data), MmmuSettings(subjects=("Art",)))
+    asked = [as_asked(q, "official", "named") for q in questions]
     assert sorted(len(r.pictures) for r in asked) == [1, 1, 1, 1, 2]
-    assert sent == {r.text: [p.convert("RGB").tobytes() for p in r.pictures] for r in asked}
+    assert sent == {r.prompt: [p.convert("RGB").tobytes() for p in r.pictures] for r in asked}
     correct = next(m for m in measurements(tmp_path / "run") if m["metric"] == "mmmu" and m["split"] == "all")
     assert correct["n"] == 5 and correct["counts"]["correct"] == 1  # number 1 of `ABCD`; the open one is no letter
 
@@ -274,7 +290,7 @@ def test_a_served_model_is_asked_with_its_pictures_and_scored(tmp_path, monkeypa
 def test_a_question_that_the_server_refuses_counts_as_empty_and_the_server_may_move(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     data = write(tmp_path / "data", per_subject=5, subjects=["Art"])
-    where = [tmp_path / "run", data, "subjects=Art", "batch=1", "--endpoint"]
+    where = [tmp_path / "run", data, "--subjects", "Art", "--batch", "1", "--endpoint"]
     with StubServer(lambda request, number: "B" if number < 2 else error(401)) as server:
         assert run(*where, server.url) == 2
     with StubServer(lambda request, number: error(400, "image too large") if number == 0 else "B") as server:
@@ -300,7 +316,7 @@ def test_neither_the_number_of_workers_nor_the_order_of_answers_changes_a_score(
     with StubServer(answer) as server:
         for workers in (1, 8):
             out = tmp_path / f"workers-{workers}"
-            assert run(out, data, "subjects=Art,Music", f"batch={workers}", "--endpoint", server.url) == 0
+            assert run(out, data, "--subjects", "Art,Music", "--batch", str(workers), "--endpoint", server.url) == 0
             found.append([(out / name).read_bytes() for name in ("items.jsonl", "results.json")])
     assert found[0] == found[1]
     official = next(m for m in json.loads(found[0][1])["measurements"] if m["metric"] == "mmmu" and m["split"] == "all")
@@ -315,6 +331,6 @@ def shown(request):
 
 def test_a_served_model_takes_no_adapter(tmp_path, capsys):
     write(tmp_path / "data", per_subject=1, subjects=["Art"])
-    more = ["subjects=Art", "--endpoint", "http://127.0.0.1:9/v1", "--adapter", str(tmp_path)]
+    more = ["--subjects", "Art", "--endpoint", "http://127.0.0.1:9/v1", "--adapter", str(tmp_path)]
     assert run(tmp_path / "run", tmp_path / "data", *more) == 2
     assert "serve the merged model" in capsys.readouterr().err and not (tmp_path / "run" / "results.json").exists()

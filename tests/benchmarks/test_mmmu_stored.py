@@ -34,7 +34,8 @@ def write_responses(folder, records):
 
 
 def run(*arguments):
-    return cli.run(["eval", "mmmu", *map(str, arguments)])
+    verb = "eval" if "--model" in arguments else "score"
+    return cli.run([verb, "mmmu", *map(str, arguments)])
 
 
 def results(out):
@@ -101,7 +102,7 @@ def test_answers_that_are_no_numbers_can_be_written(tmp_path):
     write_responses(
         tmp_path / "o", [open_record(response="nan"), open_record(number=2, response="the answer is 1e999")]
     )
-    assert run("--responses", tmp_path / "o", "--out", tmp_path / "run", "subjects=Math") == 0
+    assert run("--responses", tmp_path / "o", "--out", tmp_path / "run", "--subjects", "Math") == 0
     assert read_jsonl(tmp_path / "run" / "items.jsonl")[0]["parsed"] == ["nan"]
 
 
@@ -186,19 +187,21 @@ def test_predictions_that_do_not_fit_their_answer_file(tmp_path, capsys, given, 
     ("arguments", "expected"),
     [
         ([], "give one of"),
-        (["--model", "miniature", "--responses", "x"], "give one of"),
+        (["--responses", "x", "--predictions", "y"], "give one of"),
+        (["--model", "miniature", "--responses", "x"], "write `mm-cb score mmmu --responses ... --out DIR`"),
         (["--predictions", "x"], "belong together"),
-        (["--responses", "x", "--adapter", "a"], "`--adapter` needs `--model`"),
+        (["--responses", "x", "--adapter", "a"], "unknown option `--adapter`"),
         (["--responses", "nowhere"], "30 MMMU subjects, `Accounting`, `Agriculture`"),
-        (["--responses", "x", "subjects=Arts"], "unknown MMMU subject `Arts`, did you mean `Art`?"),
-        (["--responses", "x", "split=dev"], "unknown setting `split`"),
-        (["--responses", "x", "nonsense"], "must read key=value"),
-        (["--model", "miniature", "split=test"], "withheld"),
-        (["--model", "miniature", "prompt=offcial"], "unknown prompt `offcial`, did you mean `official`?"),
-        (["--model", "miniature", "pictures=all"], "unknown choice of pictures"),
-        (["--model", "miniature", "batch=0"], "`batch` must be at least 1"),
-        (["--model", "miniature", "batch=two"], "`batch` must be a whole number"),
-        (["--model", "miniature", "btch=2"], "did you mean `batch`?"),
+        (["--responses", "x", "--subjects", "Arts"], "unknown MMMU subject `Arts`, did you mean `Art`?"),
+        (["--responses", "x", "--split", "dev"], "unknown option `--split`"),
+        (["--responses", "x", "nonsense"], "unexpected `nonsense`: settings are flags"),
+        (["--model", "miniature", "--split", "test"], "withheld"),
+        (["--model", "miniature", "--prompt", "offcial"], "unknown prompt `offcial`, did you mean `official`?"),
+        (["--model", "miniature", "--pictures", "all"], "unknown pictures `all`"),
+        (["--model", "miniature", "--batch", "0"], "`batch` must be at least 1"),
+        (["--model", "miniature", "--batch", "two"], "`batch` must be a whole number"),
+        (["--model", "miniature", "batch=2"], "write `--batch 2` instead of `batch=2`"),
+        (["--model", "miniature", "--btch", "2"], "did you mean `--batch`?"),
     ],
 )
 def test_bad_command_lines(arguments, expected, tmp_path, capsys, monkeypatch):
@@ -211,7 +214,7 @@ def test_bad_command_lines(arguments, expected, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (None, "`Music` is missing; to score what is there: subjects=Art"),
+        (None, "`Music` is missing; to score what is there: --subjects Art"),
         ("{", "must be readable JSON"),
         ("{}", "must hold a list of records"),
         ("[]", "at least one record"),

@@ -123,7 +123,7 @@ def requests_file(tmp_path):
 def test_a_served_model_is_measured_and_the_proxy_says_so(tmp_path, capsys):
     data = requests_file(tmp_path)
     with StubServer(lambda request, number: SAYS[user_text(request)]) as server:
-        assert run(server, data, tmp_path / "out", "max_new_tokens=9") == 0
+        assert run(server, data, tmp_path / "out", "--max-new-tokens", "9") == 0
         assert {r["max_tokens"] for r in server.requests} == {9} and {r["temperature"] for r in server.requests} == {0}
         assert server.requests[0]["messages"][0]["content"][0]["type"] == "image_url"
     m = find(read_results(tmp_path / "out" / "results.json"), "base", "over_refusal", "no_attack")

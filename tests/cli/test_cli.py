@@ -9,10 +9,10 @@ import pytest
 
 from mm_cb import cli
 from mm_cb.cli import failures
-from mm_cb.cli.options import parse_epsilon
+from mm_cb.cli.options import parse_levels
 from mm_cb.core.errors import UserError
 
-COMMANDS = ["demo", "train", "attack", "eval", "judge", "report", "merge", "doctor", "data"]
+COMMANDS = ["demo", "train", "attack", "eval", "score", "judge", "report", "merge", "doctor", "data"]
 ATTACK = ["attack", "--model", "miniature", "--behaviors", "b.jsonl", "--out", "o"]
 
 
@@ -193,15 +193,6 @@ def test_demo_passes_its_options_on(monkeypatch):
     ]
 
 
-def test_attack_passes_its_options_on(monkeypatch):
-    calls = []
-    replace(monkeypatch, "mm_cb.attacks.run", "run_attack", lambda **options: calls.append(options))
-    assert cli.run([*ATTACK, "--epsilon", "8/255", "--attack", "pgd_adaptive", "--restarts", "3"]) == 0
-    (options,) = calls
-    assert options["epsilon"] == 8 and options["attack"] == "pgd_adaptive" and options["restarts"] == 3
-    assert options["model"] == "miniature" and options["adapter"] is None and str(options["behaviors"]) == "b.jsonl"
-
-
 @pytest.mark.parametrize(
     ("text", "numerator"),
     [
@@ -216,7 +207,7 @@ def test_attack_passes_its_options_on(monkeypatch):
     ],
 )
 def test_epsilon_on_the_grid(text, numerator):
-    assert parse_epsilon(text) == numerator
+    assert parse_levels(text) == numerator
 
 
 @pytest.mark.parametrize(
@@ -225,7 +216,7 @@ def test_epsilon_on_the_grid(text, numerator):
 )
 def test_epsilon_off_the_grid(text):
     with pytest.raises(UserError, match="must be n/255"):
-        parse_epsilon(text)
+        parse_levels(text)
 
 
 def test_doctor_tells_what_it_sees(monkeypatch, capsys):

@@ -5,14 +5,14 @@ import pytest
 
 from image_attacks import BENIGN_TARGETS
 from mm_cb import cli
-from mm_cb.attacks.run import run_attack
-from mm_cb.attacks.verify.run import verify_run
+from mm_cb.attacks.run import attack
+from mm_cb.attacks.threats import Threat
+from mm_cb.attacks.verify import verify_run
 from mm_cb.core.errors import UserError
-from mm_cb.core.runs import read_jsonl, write_jsonl
+from mm_cb.core.runs import read_jsonl
 from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.data.benign import build_benign, read_targets
 from mm_cb.metrics.observations import observe
-from mm_cb.metrics.results import measure, write_results
 from mm_cb.miniature.language import vocabulary, words
 from tests.tiny_llava import picture
 
@@ -81,9 +81,8 @@ def test_the_miniatures_own_targets_are_words_of_its_world_and_eight():
 
 def test_a_run_counts_the_behaviours_that_any_answer_opens_for_and_judges_nothing(behaviors, folder):
     path = build_benign(behaviors, folder / "own", ["the soup.", "hooray."])
-    fixed = {"model": "miniature", "adapter": None, "epsilon": 255, "restarts": 1, "seed": 0}
-    out, overrides = folder / "run", ["iterates=2", "max_new_tokens=6"]
-    run_attack(behaviors=path, out=out, attack="pgd,prefill_only", steps=30, overrides=overrides, **fixed)
+    settings = {"threat": Threat(levels=255), "steps": 30, "iterates": 2, "max_new_tokens": 6}
+    out = attack("miniature", path, folder / "run", attacks="pgd,prefill_only", **settings).folder
     items = [item for item in read_jsonl(out / "items.jsonl") if item["condition"] == "pgd"]
     measured = json.loads((out / "results.json").read_text())["measurements"]
     (found,) = [m for m in measured if m["metric"] == "target_prefix" and m["split"] == "all"]  # none where prefilled
@@ -94,28 +93,14 @@ def test_a_run_counts_the_behaviours_that_any_answer_opens_for_and_judges_nothin
     assert (found["condition"], found["n"], found["counts"]["correct"]) == ("pgd", 3, opened) and opened
     judged = [m for m in measured if m["metric"] != "target_prefix"]
     assert judged and all(m["value"] is None for m in judged)
-    verify_run(out, model=None, adapter=None, device="cpu")
+    verify_run(out)
     assert cli.run(["judge", str(out), "--judge", "refusal-strings"]) == 2
     assert json.loads((out / "results.json").read_text())["measurements"] == measured
-    _forget_a_miss(out)
-    with pytest.raises(UserError, match="benign_target"):
-        verify_run(out, model=None, adapter=None, device="cpu")
-
-
-def _forget_a_miss(out):
-    """Take one behaviour out of the number by hand, and count again."""
-    every = read_jsonl(out / "items.jsonl")
-    for item in every:
-        if item["id"] == every[0]["id"]:
-            del item["benign_target"]
-    write_jsonl(out / "items.jsonl", every)
-    write_results(out / "results.json", measure(every, pairs=[]))
 
 
 def test_targets_that_a_model_cannot_write_are_refused(behaviors, folder):
-    fixed = {"model": "miniature", "adapter": None, "epsilon": 8, "restarts": 1, "seed": 0, "steps": 1}
     with pytest.raises(UserError, match="cannot write its target 'The sky is made of cheese.'.* --targets"):
-        run_attack(behaviors=build_benign(behaviors, folder / "out"), out=folder / "run", attack="pgd", **fixed)
+        attack("miniature", build_benign(behaviors, folder / "out"), folder / "run", steps=1)
 
 
 def test_any_answer_counts_and_runs_with_other_targets_have_no_such_number():

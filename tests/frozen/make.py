@@ -39,10 +39,10 @@ BEHAVIORS = ["--behaviors", "inputs/behaviors.jsonl"]
 BUDGET = [*BEHAVIORS, "--epsilon", "32/255", "--steps", "12", "--samples", "1", "--max-new-tokens", "24"]
 ON_BREAKER = [*BREAKER, "--attack", "no_attack,pgd,pgd_adaptive", *BUDGET, "--out", "attack"]
 BATTERY = [*BEHAVIORS, "--count", "1", "--steps", "2", "--iterates", "1"]
-MMMU = ["--data", "inputs/mmmu", "subjects=Art,Music", "max_new_tokens=8"]
-WILD = ["--data", "inputs/wild", "--own-rule", "inputs/rule.txt", "max_new_tokens=12"]
+MMMU = ["--data", "inputs/mmmu", "--subjects", "Art,Music", "--max-new-tokens", "8"]
+WILD = ["--data", "inputs/wild", "--own-rule", "inputs/rule.txt", "--max-new-tokens", "12"]
 WILD += ["--judge-model", "judge", "--judge-endpoint", "JUDGE_URL"]
-REQUESTS = ["--data", "inputs/requests.jsonl", "max_new_tokens=24"]
+REQUESTS = ["--data", "inputs/requests.jsonl", "--max-new-tokens", "24"]
 JUDGED = ["--attack", "noise,pgd", "--behaviors", "inputs/two.jsonl", "--steps", "12", "--restarts", "2"]
 JUDGED += ["--iterates", "1", "--samples", "1"]
 
@@ -58,7 +58,7 @@ STEPS: list[tuple[str, list[str]]] = [
     ("mmmu", ["eval", "mmmu", *BREAKER, *MMMU, "--out", "mmmu"]),
     ("llava-wild", ["eval", "llava-wild", *BREAKER, *WILD, "--out", "llava-wild"]),
     ("over-refusal", ["eval", "over-refusal", *BREAKER, *REQUESTS, "--out", "over-refusal"]),
-    ("beside", ["eval", "over-refusal", *BREAKER, *REQUESTS, "pictures=attack", "--out", "beside"]),
+    ("beside", ["eval", "over-refusal", *BREAKER, *REQUESTS, "--beside", "attack", "--out", "beside"]),
     ("judged", ["attack", *MINIATURE, *JUDGED, "--out", "judged"]),
     ("judged", ["judge", "judged", "--judge", "miniature", "--behaviors", "inputs/two.jsonl"]),
     ("judged", ["judge", "judged", "--judge", "refusal-strings"]),

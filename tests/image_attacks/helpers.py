@@ -1,5 +1,7 @@
 import torch
 
+from image_attacks import ExactPreprocessing
+
 PINPOINTS = [[42, 84], [84, 42], [84, 84]]
 
 
@@ -16,3 +18,10 @@ def build_processor(backend, tile=42, pinpoints=PINPOINTS, **settings):
 
 def eight_bit(shape, generator):
     return torch.randint(0, 256, shape, generator=generator) / 255
+
+
+def any_resolution(processor, size):
+    """A preprocessing of two views: one resize alone, and one resize with padding, cut into tiles."""
+    from mm_cb.models import llava_next
+
+    return ExactPreprocessing(processor, size, llava_next.any_resolution(processor, size))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import image_attacks
 from image_attacks import linf_255, load_image
-from tests.tiny_llava import picture, tiny_llava
+from tests.models.tiny import tiny
+from tests.tiny_llava import picture
 
 
 def test_docstring_example_runs():
@@ -18,7 +19,7 @@ def test_import_needs_torch_numpy_and_pillow_only():
     blocked = ("transformers", "torchvision", "mm_cb", "scipy", "pydantic", "typer", "rich", "datasets", "matplotlib")
     code = (
         f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
-        "import image_attacks\nassert image_attacks.pgd and image_attacks.LlavaNextPreprocessing"
+        "import image_attacks\nassert image_attacks.pgd and image_attacks.ExactPreprocessing"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -27,22 +28,22 @@ README = Path(image_attacks.__file__).with_name("README.md")
 
 
 def test_readme_examples_run(tmp_path, monkeypatch, capsys):
-    """All are executed as printed, in a fresh folder; those on a model on a tiny random LLaVA-NeXT."""
+    """All are executed as printed, in a fresh folder; those on a model on a tiny random LLaVA-1.5."""
     classifier, vlm, many = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(compile(classifier, "README classifier", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and all(line.startswith("8 levels") for line in lines[1:])
     picture(0).save("photo.png")
-    tiny = tiny_llava()
-    names = {"model": tiny.base, "processor": tiny.processor}
+    model = tiny("llava")
+    names = {"model": model.base, "processor": model.processor}
     exec(compile(vlm, "README vision-language model", "exec"), names)
     assert linf_255("photo.png", "hijacked.png") <= 32
     pixels = load_image("photo.png").unsqueeze(0)
-    assert names["result"].losses < names["loss"](names["preprocess"](pixels))
+    assert names["result"].losses < names["loss"](names["preprocess"](pixels), "what is it")
     exec(compile(many, "README universal", "exec"), names)
     assert linf_255("photo.png", "universal.png") <= 32
-    assert names["found"].losses.mean() < names["losses"](names["preprocess"](pixels)).mean()
+    assert names["found"].losses.mean() < names["losses"](pixels).mean()
 
 
 def test_readme_names_only_what_exists():

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 import sklearn
 import torch
@@ -8,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from image_attacks import Linf, LlavaNextPreprocessing, load_image, load_png, pgd, save_png
+from image_attacks import ExactPreprocessing, Linf, Plan, crop, load_image, load_png, pad, pgd, resize, save_png, tiles
 from image_attacks.resampling import Recipe, Resize
+from image_attacks.views import Chain
 
-from .helpers import build_processor, eight_bit
+from .helpers import any_resolution, build_processor, eight_bit
 
 SIZES = [
     *((42, 84), (84, 42), (84, 84), (42, 42)),
@@ -44,7 +46,7 @@ def level_size(processor):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_forward_is_bit_equal_to_the_processor_and_fast(processor, size, generator):
-    preprocess = LlavaNextPreprocessing(processor, size)
+    preprocess = any_resolution(processor, size)
     pixels = pictures(size, generator)
     assert torch.equal(preprocess(pixels), real(processor, pixels))
     assert preprocess.exact_by == "emulation"
@@ -59,14 +61,14 @@ def test_forward_is_bit_equal_to_the_processor_and_fast(processor, size, generat
 def test_forward_is_bit_equal_on_any_size(backend, size, seed):
     processor = build_processor(backend)
     pixels = eight_bit((2, 3, *size), torch.Generator().manual_seed(seed))
-    assert torch.equal(LlavaNextPreprocessing(processor, size)(pixels), real(processor, pixels))
+    assert torch.equal(any_resolution(processor, size)(pixels), real(processor, pixels))
 
 
 @pytest.mark.parametrize("size", [(336, 500), (512, 300), (336, 336), (100, 500)], ids=str)
 @pytest.mark.parametrize("backend", ["pil", "torchvision"])
 def test_forward_is_bit_equal_at_full_scale(backend, size, generator):
     processor = build_processor(backend, tile=336, pinpoints=PINPOINTS)
-    preprocess = LlavaNextPreprocessing(processor, size)
+    preprocess = any_resolution(processor, size)
     pixels = pictures(size, generator)[1:3]
     expected = real(processor, pixels)
     assert torch.equal(preprocess(pixels), expected)
@@ -88,14 +90,14 @@ def test_photos_too_are_exact_forward_and_within_1_2_levels_backward(backend, ph
     signs = torch.where(torch.rand(clean.shape, generator=generator) < 0.5, -64 / 255, 64 / 255)
     pixels = torch.cat([clean, ((clean + signs).clamp(0, 1) * 255).round() / 255])
     processor = build_processor(backend, tile=336, pinpoints=PINPOINTS)
-    preprocess = LlavaNextPreprocessing(processor, (clean.shape[2], clean.shape[3]))
+    preprocess = any_resolution(processor, (clean.shape[2], clean.shape[3]))
     expected = real(processor, pixels)
     assert torch.equal(preprocess(pixels), expected)
     assert ((preprocess.surrogate(pixels) - expected).abs() / level_size(processor)).max() <= 1.2
 
 
 def test_pixels_between_levels_are_rounded_to_the_nearest_as_in_the_file(processor, generator, tmp_path):
-    preprocess = LlavaNextPreprocessing(processor, (42, 84))
+    preprocess = any_resolution(processor, (42, 84))
     pixels = torch.rand(2, 3, 42, 84, generator=generator)
     for index, image in enumerate(pixels):
         save_png(image, tmp_path / f"{index}.png")
@@ -108,7 +110,7 @@ def test_pixels_between_levels_are_rounded_to_the_nearest_as_in_the_file(process
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_surrogate_stays_within_a_level_of_the_processor(processor, size, generator):
     pixels = pictures(size, generator)
-    error = (LlavaNextPreprocessing(processor, size).surrogate(pixels) - real(processor, pixels)).abs()
+    error = (any_resolution(processor, size).surrogate(pixels) - real(processor, pixels)).abs()
     assert (error / level_size(processor)).max() <= 1.2
 
 
@@ -118,14 +120,14 @@ def test_other_normalisations_are_followed(generator):
     small = build_processor("pil", tile=14, pinpoints=[[14, 28], [28, 28]])
     for processor in (plain, strange, small):
         pixels = pictures((30, 50), generator)
-        assert torch.equal(LlavaNextPreprocessing(processor, (30, 50))(pixels), real(processor, pixels))
+        assert torch.equal(any_resolution(processor, (30, 50))(pixels), real(processor, pixels))
 
 
 def test_base_view_comes_first_and_tiles_row_by_row(processor):
     image = torch.zeros(1, 3, 84, 84)
     image[:, 0, :42, :42], image[:, 1, :42, 42:], image[:, 2, 42:, :42] = 1, 1, 1
     low, high = real(processor, torch.zeros(1, 3, 42, 42))[0, 0], real(processor, torch.ones(1, 3, 42, 42))[0, 0]
-    views = (LlavaNextPreprocessing(processor, (84, 84))(image)[0] - low) / (high - low)
+    views = (any_resolution(processor, (84, 84))(image)[0] - low) / (high - low)
     assert views.shape == (5, 3, 42, 42)
     brightness = views.mean(dim=(2, 3))
     torch.testing.assert_close(brightness[1:], torch.eye(4, 3), atol=1e-5, rtol=0)
@@ -134,7 +136,7 @@ def test_base_view_comes_first_and_tiles_row_by_row(processor):
 
 @pytest.mark.parametrize("size", [(42, 42), (30, 84), (61, 37), (100, 20)], ids=str)
 def test_padding_is_black_whatever_the_pixels_and_takes_no_gradient(processor, size, generator):
-    preprocess = LlavaNextPreprocessing(processor, size)
+    preprocess = any_resolution(processor, size)
     black, white = preprocess(torch.zeros(1, 3, *size)), preprocess(torch.ones(1, 3, *size))
     padding = black == white
     assert padding.any()
@@ -148,7 +150,7 @@ def test_padding_is_black_whatever_the_pixels_and_takes_no_gradient(processor, s
 @pytest.mark.parametrize("size", [(42, 84), (61, 37), (5, 7), (150, 90)], ids=str)
 def test_gradient_is_that_of_the_surrogate(processor, size, generator):
     """Away from the clamps both paths are linear, so that their gradients agree to rounding error."""
-    preprocess = LlavaNextPreprocessing(processor, size)
+    preprocess = any_resolution(processor, size)
     pixels = (0.3 + 0.4 * torch.rand(2, 3, *size, generator=generator)).requires_grad_()
     views = preprocess(pixels)
     weights = torch.randn(views.shape, generator=generator)
@@ -159,7 +161,7 @@ def test_gradient_is_that_of_the_surrogate(processor, size, generator):
 
 @pytest.mark.parametrize("size", [(42, 84), (61, 37)], ids=str)
 def test_gradient_signs_agree_with_the_surrogate_at_the_clamps_too(pil_processor, size, generator):
-    preprocess = LlavaNextPreprocessing(pil_processor, size)
+    preprocess = any_resolution(pil_processor, size)
     pixels = pictures(size, generator)[:4].requires_grad_()
     weights = torch.randn(preprocess(pixels).shape, generator=generator)
     (exact,) = torch.autograd.grad((preprocess(pixels) * weights).sum(), pixels)
@@ -170,7 +172,7 @@ def test_gradient_signs_agree_with_the_surrogate_at_the_clamps_too(pil_processor
 @pytest.mark.parametrize("size", [(6, 11), (11, 5), (9, 9)], ids=str)
 def test_surrogate_passes_gradcheck(size, generator):
     processor = build_processor("pil", tile=4, pinpoints=[[4, 8], [8, 4], [8, 8]])
-    preprocess = LlavaNextPreprocessing(processor, size)
+    preprocess = any_resolution(processor, size)
     pixels = (0.3 + 0.4 * torch.rand(1, 3, *size, generator=generator)).double().requires_grad_()
     assert torch.autograd.gradcheck(preprocess.surrogate, pixels, atol=1e-6)
 
@@ -188,7 +190,7 @@ def test_clamps_block_the_gradient_of_overshooting_values():
 
 def test_losses_move_as_the_gradient_says(processor, generator):
     """A step of some levels along minus the gradient lowers a smooth loss of the exact views."""
-    preprocess = LlavaNextPreprocessing(processor, (42, 84))
+    preprocess = any_resolution(processor, (42, 84))
     pixels = (0.2 + 0.6 * torch.rand(3, 3, 42, 84, generator=generator)).requires_grad_()
     goal = torch.randn(preprocess(pixels).shape, generator=generator)
     losses = (preprocess(pixels) - goal).square().flatten(1).mean(1)
@@ -198,7 +200,7 @@ def test_losses_move_as_the_gradient_says(processor, generator):
 
 
 def test_attacked_file_has_the_logged_loss_through_the_real_processor(processor, generator, tmp_path):
-    preprocess = LlavaNextPreprocessing(processor, (42, 84))
+    preprocess = any_resolution(processor, (42, 84))
     images = eight_bit((3, 3, 42, 84), generator)
     weights = torch.randn(3, 3, 42, 42, generator=generator)
 
@@ -233,7 +235,7 @@ class Shifted:
 
 def test_a_processor_that_cannot_be_emulated_is_called_itself(pil_processor, generator):
     shifted = Shifted(pil_processor)
-    preprocess = LlavaNextPreprocessing(shifted, (43, 60))
+    preprocess = any_resolution(shifted, (43, 60))
     assert preprocess.exact_by == "processor"
     pixels = pictures((43, 60), generator).requires_grad_()
     views = preprocess(pixels)
@@ -255,7 +257,7 @@ class Doubled(Shifted):
 
 def test_a_processor_that_does_something_else_is_refused(pil_processor):
     with pytest.raises(ValueError, match="levels for images of \\(43, 60\\)"):
-        LlavaNextPreprocessing(Doubled(pil_processor), (43, 60))
+        any_resolution(Doubled(pil_processor), (43, 60))
 
 
 @pytest.mark.parametrize(
@@ -269,14 +271,14 @@ def test_a_processor_that_does_something_else_is_refused(pil_processor):
 )
 def test_settings_that_are_not_followed_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        LlavaNextPreprocessing(build_processor("pil", **settings), (42, 84))
+        any_resolution(build_processor("pil", **settings), (42, 84))
 
 
 def test_other_objects_and_sizes_are_refused(pil_processor):
     with pytest.raises(ValueError, match="must be a LLaVA-NeXT image processor, got object"):
-        LlavaNextPreprocessing(object(), (42, 84))
+        any_resolution(object(), (42, 84))
     with pytest.raises(ValueError, match="`image_size`"):
-        LlavaNextPreprocessing(pil_processor, (0, 84))
+        ExactPreprocessing(pil_processor, (0, 84), Plan([[]], lambda views: views[0]))
 
 
 @pytest.mark.parametrize(
@@ -291,7 +293,7 @@ def test_other_objects_and_sizes_are_refused(pil_processor):
 )
 def test_bad_pixels_are_refused(pil_processor, pixels, error, message):
     with pytest.raises(error, match=message):
-        LlavaNextPreprocessing(pil_processor, (42, 84))(pixels)
+        any_resolution(pil_processor, (42, 84))(pixels)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "P"])
@@ -305,6 +307,60 @@ def test_other_modes_are_what_the_processor_makes_of_the_file_a_user_uploads(
     uploaded = Image.open(tmp_path / "upload.png")
     expected = processor(images=[uploaded], return_tensors="pt")["pixel_values"]
     pixels = load_image(tmp_path / "upload.png").unsqueeze(0)
-    preprocess = LlavaNextPreprocessing(processor, size)
+    preprocess = any_resolution(processor, size)
     assert torch.equal(preprocess(pixels), expected)
     assert ((preprocess.surrogate(pixels) - expected).abs() / level_size(processor)).max() <= 1.2
+
+
+@pytest.mark.parametrize("size", [(28, 40), (61, 37), (300, 41), (40, 28)], ids=str)
+@pytest.mark.parametrize("backend", ["pil", "torchvision"])
+def test_a_plan_with_a_crop_is_followed_exactly(backend, size, generator):
+    processor = _clip(backend)
+    longer = int(28 * max(size) / min(size))
+    rows, columns = (longer, 28) if size[1] == min(size) else (28, longer)
+    middle = crop((rows - 28) // 2, (columns - 28) // 2, 28, 28)
+    preprocess = ExactPreprocessing(processor, size, Plan([[resize(rows, columns), middle]], lambda views: views[0]))
+    pixels = pictures(size, generator)
+    assert torch.equal(preprocess(pixels), real(processor, pixels)) and preprocess.exact_by == "emulation"
+
+
+def _clip(backend):
+    from transformers.models.clip import image_processing_clip, image_processing_pil_clip
+
+    kinds = {
+        "pil": image_processing_pil_clip.CLIPImageProcessorPil,
+        "torchvision": image_processing_clip.CLIPImageProcessor,
+    }
+    return kinds[backend](size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+
+
+@pytest.mark.parametrize("resample", [1, 2, 3], ids=["lanczos", "bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(300, 900), (900, 300), (37, 61)], ids=str)
+def test_every_resize_of_a_chain_is_pillows_and_the_surrogate_stays_near(size, resample, generator):
+    """Three resizes in a row, as some processors have; Pillow orders the passes of each by its own sizes."""
+    chain, levels = [(224, 448), (112, 112), (60, 90)], (pictures(size, generator)[:3] * 255).round()
+    steps = Chain([resize(*target, resample) for target in chain], size, "pil")
+    images = [Image.fromarray(one.to(torch.uint8).permute(1, 2, 0).numpy()) for one in levels]
+    for height, width in chain:
+        images = [image.resize((width, height), resample) for image in images]
+    expected = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1).float() for image in images])
+    assert torch.equal(steps.exact(levels), expected)
+    assert (steps.smooth(levels / 255) * 255 - expected).abs().max() <= 1.2 * len(chain)
+
+
+def test_a_crop_or_a_pad_that_does_not_fit_is_refused(pil_processor):
+    for step in (crop(0, 60, 42, 42), pad(0, 0, 42, 42), crop(-1, 0, 42, 42)):
+        with pytest.raises(ValueError, match="must fit a picture of \\(42, 84\\)"):
+            ExactPreprocessing(pil_processor, (42, 84), Plan([[step]], lambda views: views[0]))
+
+
+def test_a_plan_of_another_shape_is_refused(pil_processor):
+    with pytest.raises(ValueError, match="it does not follow the plan"):
+        ExactPreprocessing(pil_processor, (42, 84), Plan([[resize(42, 42)]], lambda views: views[0]))
+
+
+def test_tiles_are_cut_row_by_row():
+    view = torch.arange(24.0).view(1, 1, 4, 6).expand(1, 3, 4, 6)
+    cut = tiles(view, 2, 3)
+    assert cut.shape == (1, 4, 3, 2, 3)
+    assert torch.equal(cut[0, 1, 0], view[0, 0, :2, 3:]) and torch.equal(cut[0, 2, 0], view[0, 0, 2:, :3])

@@ -8,8 +8,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from mm_cb.benchmarks.llava_wild.benchmark import JudgeSource, WildSettings, open_comparer
 from mm_cb.benchmarks.llava_wild.questions import protocol
-from mm_cb.benchmarks.llava_wild.run import JudgeSource, Settings, open_comparer
 from mm_cb.judges import Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
 
@@ -126,7 +126,7 @@ def test_a_local_judge_of_llava_wild_is_its_chat_template_and_greedy_text(tmp_pa
     words = AutoTokenizer.from_pretrained(folder)
     words.chat_template = "<s>{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} {% endfor %}assistant :"
     words.save_pretrained(folder)
-    comparer = open_comparer(JudgeSource(str(folder), dtype="float32"), Settings())
+    comparer = open_comparer(JudgeSource(str(folder), dtype="float32"), WildSettings())
     asked = {text: [{"role": "user", "content": text}] for text in COMPLETIONS[:3]}
     said = dict(comparer.compare(asked))
 

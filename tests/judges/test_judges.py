@@ -14,8 +14,9 @@ from mm_cb.judges.classifiers import HarmBench, LlamaGuard, StrongReject, harmbe
 from mm_cb.judges.local import LanguageModel, version_of
 from mm_cb.judges.prompts import card_prompts, fill, read_template
 from mm_cb.judges.registry import JudgeOptions, open_judge
-from mm_cb.judges.rules import MiniatureJudge, RefusalStrings, refusal_class
+from mm_cb.judges.rules import RefusalStrings, refusal_class
 from mm_cb.judges.served import EndpointJudge, parse_labels
+from mm_cb.miniature.scoring import MiniatureJudge
 from tests.stub_server import StubServer, error, user_text
 
 CARD = '''

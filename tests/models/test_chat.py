@@ -21,7 +21,7 @@ def test_the_result_is_what_the_template_writes(processor):
 
 
 def test_every_text_and_image_is_found(processor):
-    rendered = render_chat(processor, chat("what is it", images=1, completion="a square"), image_tokens=[2])
+    rendered = render_chat(processor, chat("what is it", images=1, completion="a square"), pictures=["<image><image>"])
     assert rendered.text == "[INST] <image><image>\nwhat is it [/INST] a square</s>"
     assert spans(rendered) == [("IMAGE", "<image><image>"), ("USER", "what is it"), ("COMPLETION", "a square</s>")]
 

@@ -35,7 +35,7 @@ def adapted(tiny_model):
 def test_the_miniature_layout_has_three_tiles_and_thirty_image_tokens(tiny):
     inputs = tiny.encode(["what is it"], [picture()])
     assert inputs.pixel_values.shape == (1, 3, 3, 42, 42)
-    assert inputs.image_sizes.tolist() == [[42, 84]]
+    assert inputs.beside["image_sizes"].tolist() == [[42, 84]]
     assert (inputs.roles == TokenRole.IMAGE).sum() == 30
 
 
@@ -59,7 +59,7 @@ def test_the_ids_are_those_of_the_processor(tiny):
     inputs = tiny.encode(["what is it"], [picture()], completions=["a square"])
     assert torch.equal(inputs.input_ids, expected["input_ids"])
     assert torch.equal(inputs.pixel_values, expected["pixel_values"])
-    assert torch.equal(inputs.image_sizes, expected["image_sizes"])
+    assert torch.equal(inputs.beside["image_sizes"], expected["image_sizes"])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

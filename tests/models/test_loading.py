@@ -170,10 +170,21 @@ def test_dtype_and_device_map(device, folder):
     assert loaded.encode(["what is it"], [picture()]).input_ids.device == loaded.device
 
 
-def test_a_text_model_is_no_llava_next(text_folder):
-    with pytest.raises(UserError, match="must be a LLaVA-NeXT, got mistral"):
-        load_model(text_folder)
-    assert isinstance(load_tower(text_folder, 1), TextModel)
+def test_a_text_model_is_loaded_whole_or_cut_and_takes_no_picture(text_folder):
+    model = load_model(text_folder)
+    assert isinstance(model, TextModel) and isinstance(load_tower(text_folder, 1), TextModel)
+    for ask in (lambda: model.canvas, lambda: model.preprocessing((8, 8)), lambda: model.image_features(None)):
+        with pytest.raises(UserError, match="is a model of text alone"):
+            ask()
+
+
+def test_a_model_that_sees_and_whose_family_is_not_here_is_refused_by_name(folder, tmp_path):
+    for kind in ("idefics3", "t5"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(
+            UserError, match=f"one of the families llava, llava_next, .*, got {kind}; docs/add_a_model.md"
+        ):
+            load_model(tmp_path)
 
 
 def test_the_wrong_end_token_of_old_templates_is_mended(folder, tiny, tmp_path):

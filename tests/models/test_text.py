@@ -28,7 +28,7 @@ def test_a_tower_has_the_hidden_states_of_the_whole_model(folder, blocks):
     expected = whole(folder)(
         input_ids=inputs.input_ids,
         attention_mask=inputs.attention_mask,
-        position_ids=inputs.position_ids,
+        position_ids=inputs.text_positions,
         output_hidden_states=True,
     ).hidden_states
     assert len(states) == blocks + 1 and all(map(torch.equal, states, expected))

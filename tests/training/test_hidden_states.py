@@ -106,13 +106,16 @@ def test_only_the_adapters_dropout_is_active_and_only_in_the_adapted_pass(random
     assert active and all("lora_dropout" in name for name in active)
 
 
-def test_rows_longer_than_the_sliding_window_are_refused(model):
-    model.base.config.text_config.sliding_window = 4
-    for block in model.decoder_blocks:
-        block.self_attn.config.sliding_window = 4
+def test_rows_longer_than_the_sliding_window_look_back_no_further(model):
+    plain = tiny_llava(blocks=BLOCKS)
+    for one in (model, plain):
+        one.base.config.text_config.sliding_window = one.base.model.language_model.config.sliding_window = 4
+        for block in one.decoder_blocks:
+            block.self_attn.config.sliding_window = 4
     inputs = batch(model)
-    with pytest.raises(ValueError, match="sliding window of 4"):
-        hidden_states(model, lay_out(model, inputs, inputs.attention_mask), FIRST, 2)
+    states = hidden_states(model, lay_out(model, inputs, inputs.attention_mask), FIRST, 2)
+    expected = plain.forward(inputs, hidden_states=True).hidden_states[2][inputs.attention_mask.bool()]
+    torch.testing.assert_close(states.reference[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_part_of_a_batch_keeps_its_own_pictures(model):

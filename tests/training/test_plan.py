@@ -10,7 +10,7 @@ from mm_cb.training.adapter import add_adapter
 from mm_cb.training.memory import block_bytes, estimate, kept_weights
 from mm_cb.training.placement import KeptBlocks, lora_paths
 from mm_cb.training.plan import Smaller, check_device, longest_row, make_plan
-from mm_cb.training.recipe import load_recipe
+from mm_cb.training.recipe import load_recipe, recipe_names
 from tests.tiny_llava import picture, tiny_llava
 
 GIB = 2**30
@@ -75,15 +75,24 @@ def test_the_longest_row_is_what_the_processor_makes_of_the_largest_picture():
     model = tiny_llava()
     recipe = load_recipe("miniature", ["training.max_length=7"])
     counts = [model.encode(["what"], [picture(0, size)]).roles.eq(TokenRole.IMAGE).sum() for size in SIZES]
-    assert longest_row(model.base.config, recipe) == 7 + max(counts)
+    assert longest_row(model, recipe) == 7 + max(counts)
 
 
-@pytest.mark.parametrize("name", ["llava-next-mistral-7b", "mistral-7b-instruct", "llama-3-8b-instruct", "gpt2"])
+@pytest.mark.parametrize("name", sorted(set(recipe_names()) - {"miniature"}))
 def test_every_shipped_recipe_can_be_planned_before_its_model_is_here(name):
     plan = make_plan(load_recipe(name))
     assert plan.published and plan.parameters > 0 and plan.memory().total > 0
     breaker = plan.recipe.circuit_breaker
     assert plan.kept.blocks == max(*breaker.target_layers, max(plan.recipe.lora.layers_to_transform) + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "picture"), [("llava-1.5-7b", 7.063e9, 576), ("qwen2.5-vl-7b", 8.292e9, 16384)]
+)
+def test_the_published_shapes_of_other_families(name, parameters, picture):
+    plan = make_plan(load_recipe(name))
+    assert sum(p.numel() for p in plan.model.base.parameters()) == pytest.approx(parameters, rel=1e-3)
+    assert plan.longest_row == picture + 1024
 
 
 def test_a_model_that_nobody_knows():

@@ -10,7 +10,8 @@ from mm_cb.training.recipe import RECIPES, load_recipe, recipe_keys, recipe_name
 
 def test_the_miniature_recipe():
     assert set(recipe_names()) == {
-        "gpt2", "llama-3-8b-instruct", "llava-next-mistral-7b", "miniature", "mistral-7b-instruct",
+        "gpt2", "llama-3-8b-instruct", "llava-1.5-7b", "llava-next-mistral-7b", "miniature", "mistral-7b-instruct",
+        "qwen2.5-vl-7b",
     }  # fmt: skip
     recipe = load_recipe("miniature")
     assert recipe.circuit_breaker.alpha == 5 and recipe.circuit_breaker.target_layers == [2, 4]
@@ -57,11 +58,26 @@ def test_the_text_recipes_are_the_released_ones(name, alpha):
     )
 
 
-def test_every_line_of_a_shipped_recipe_says_where_its_value_is_from():
-    lines = (RECIPES / "llava-next-mistral-7b.yaml").read_text().splitlines()
+@pytest.mark.parametrize(("name", "target", "blocks"), [("llava-1.5-7b", 16, 32), ("qwen2.5-vl-7b", 14, 28)])
+def test_the_recipes_of_other_families_are_the_papers_at_the_same_depth_and_say_so(name, target, blocks):
+    recipe, paper = load_recipe(name), load_recipe("llava-next-mistral-7b")
+    assert recipe.circuit_breaker.target_layers == [target] == [blocks // 2]
+    assert recipe.lora.layers_to_transform == [target - 2, target - 1, target]
+    moved = {"circuit_breaker": {"target_layers": [16]}, "lora": {"layers_to_transform": [14, 15, 16]}}
+    same = recipe.model_dump() | {"name": paper.name, "model": paper.model}
+    for section, fields in moved.items():
+        same[section] |= fields
+    assert same == paper.model_dump()
+    text = (RECIPES / f"{name}.yaml").read_text()
+    assert "No breaker was trained by this recipe so far." in text and "# paper" not in text
+
+
+@pytest.mark.parametrize("name", ["llava-next-mistral-7b", "llava-1.5-7b", "qwen2.5-vl-7b"])
+def test_every_line_of_a_shipped_recipe_says_where_its_value_is_from(name):
+    lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
     values = [line for line in lines if ": " in line and not line.startswith(("#", "name:", "device:"))]
     assert values and all(
-        re.search(r"# (paper|text trainer|ours|your copy)", line) for line in values if "set:" not in line
+        re.search(r"# (paper|text trainer|transfer|ours|your copy)", line) for line in values if "set:" not in line
     )
 
 

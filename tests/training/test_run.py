@@ -95,7 +95,7 @@ def test_plain_peft_loads_it_and_off_is_the_base_bit_for_bit(trained, model_fold
         "input_ids": inputs.input_ids,
         "attention_mask": inputs.attention_mask,
         "pixel_values": inputs.pixel_values,
-        "image_sizes": inputs.image_sizes,
+        "image_sizes": inputs.beside["image_sizes"],
     }
     base = LlavaNextForConditionalGeneration.from_pretrained(model_folder)
     expected = base(**kwargs).logits

@@ -115,7 +115,7 @@ def test_plain_peft_ours_and_the_merged_checkpoint_agree_on_the_whole_model(trai
         "input_ids": inputs.input_ids,
         "attention_mask": inputs.attention_mask,
         "pixel_values": inputs.pixel_values,
-        "image_sizes": inputs.image_sizes,
+        "image_sizes": inputs.beside["image_sizes"],
     }
     plain = LlavaNextForConditionalGeneration.from_pretrained(base).eval()
     expected = plain(**arguments).logits

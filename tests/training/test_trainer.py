@@ -77,9 +77,9 @@ def model_kwargs(inputs):
     return {
         "input_ids": inputs.input_ids,
         "attention_mask": inputs.attention_mask,
-        "position_ids": inputs.position_ids,
+        "position_ids": inputs.text_positions,
         **({} if inputs.pixel_values is None else {"pixel_values": inputs.pixel_values}),
-        **({} if inputs.image_sizes is None else {"image_sizes": inputs.image_sizes}),
+        **inputs.beside,
     }
 
 

@@ -9,12 +9,13 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from image_attacks import only_last_positions, target_nll
+from image_attacks import target_nll
 from mm_cb.attacks.objectives.target import encode, longest
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import ModelInputs
-from mm_cb.models.chat import TokenRole
+from mm_cb.models.last_positions import only_last_positions
+from mm_cb.models.vision import joined, moved
 
 RADIUS = 3.0
 """Half the side of the box around the clean embeddings, in their root mean square over the picture. A wide choice."""
@@ -42,7 +43,7 @@ class EmbeddingObjective:
 
     def start(self) -> Tensor:
         """The variable at the clean picture."""
-        place = self.inputs.roles == TokenRole.IMAGE
+        place = self.inputs.image_mask
         hidden = self.subject.model.base.get_input_embeddings().embedding_dim
         return torch.full((len(place), 1, int(place[0].sum()), hidden), 0.5, device=place.device)
 
@@ -59,16 +60,14 @@ class EmbeddingObjective:
             output = model.forward(self.inputs, pixel_values=pixel_values, logits_to_keep=self.keep)
         return target_nll(output.logits, self.labels)
 
-    def embeds(self, inputs: ModelInputs, variable: Tensor) -> dict[str, Tensor]:
+    def embeds(self, inputs: ModelInputs, variable: Tensor) -> dict[str, Any]:
         """Keyword arguments of the model for ``inputs`` with the picture's embeddings moved."""
-        with torch.no_grad(), self.subject.active() as model:
-            clean = model.embed(inputs)
-        place = (inputs.roles == TokenRole.IMAGE).unsqueeze(-1)
-        rows = clean["inputs_embeds"]
-        pictures = rows.masked_select(place).view(len(rows), -1)
-        radius = RADIUS * pictures.float().square().mean(dim=1).sqrt().view(-1, 1, 1)
-        shift = (radius * (2 * variable.squeeze(1) - 1)).to(rows.dtype)
-        return clean | {"inputs_embeds": rows + torch.zeros_like(rows).masked_scatter(place, shift)}
+        with self.subject.active() as model:
+            clean = model.image_features(inputs)
+            pictures = joined(clean.pooler_output).view(len(variable), -1)
+            radius = RADIUS * pictures.float().square().mean(dim=1).sqrt().view(-1, 1, 1)
+            shift = (radius * (2 * variable.squeeze(1) - 1)).to(pictures.dtype)
+            return model.embed(inputs, features=moved(clean, shift.flatten(0, 1)))
 
     def answers(self, variable: Tensor, max_new_tokens: int) -> list[str]:
         """Greedy completions at a variable, one per behaviour."""
@@ -78,14 +77,15 @@ class EmbeddingObjective:
     def generate(self, inputs: ModelInputs, variable: Tensor, max_new_tokens: int) -> list[str]:
         """Greedy completions behind left-padded prompts whose pictures' embeddings are moved."""
         embeds = self.embeds(inputs, variable)
+        del embeds["position_ids"]  # `generate` counts them itself
         tokenizer = self.subject.model.processor.tokenizer
         with self.subject.active() as model:
             tokens = model.model.generate(
-                inputs_embeds=embeds["inputs_embeds"],
-                attention_mask=embeds["attention_mask"],
+                **embeds,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=model.stops() or None,
             )
-        return tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        asked = inputs.input_ids.shape[1] if "input_ids" in embeds else 0
+        return tokenizer.batch_decode(tokens[:, asked:], skip_special_tokens=True)

@@ -14,11 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 from PIL.Image import Image
 from torch import Tensor
 
-from image_attacks import only_last_positions, predicted_nll, target_nll
+from image_attacks import predicted_nll, target_nll
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
-from mm_cb.models import LlavaNextModel, ModelInputs
+from mm_cb.models import ChatModel, ModelInputs
+from mm_cb.models.last_positions import only_last_positions
 
 
 class Objective(Protocol):
@@ -161,7 +162,7 @@ def encode(
     return inputs
 
 
-def preprocessing(model: LlavaNextModel, picture: Image) -> Callable[[Tensor], Tensor]:
+def preprocessing(model: ChatModel, picture: Image) -> Callable[[Tensor], Tensor]:
     """The model's image processor as a differentiable function, for pictures of this one's size.
 
     Raises:
@@ -174,8 +175,8 @@ def preprocessing(model: LlavaNextModel, picture: Image) -> Callable[[Tensor], T
         name = type(model.processor.image_processor).__name__
         raise UserError(
             f"`{model.name}`: its image processor `{name}` has no differentiable counterpart for pictures of "
-            f"{width} x {height}: {error} To attack it, add one beside image_attacks/preprocessing.py whose forward "
-            "equals the processor, and return it from the model's `preprocessing`."
+            f"{width} x {height}: {error} To attack it, describe it in the `plan` of the model's family, see "
+            "docs/add_a_model.md."
         ) from error
 
 
@@ -184,7 +185,7 @@ def longest(inputs: ModelInputs) -> int:
     return int(inputs.completion_mask.sum(dim=1).max())
 
 
-def adapted_layers(model: LlavaNextModel) -> list[int]:
+def adapted_layers(model: ChatModel) -> list[int]:
     """``hidden_states`` indices right behind the decoder blocks that carry adapter weights.
 
     Raises:

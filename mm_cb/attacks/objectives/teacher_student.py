@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from image_attacks import only_last_positions
 from mm_cb.inference.subjects import Subject
-from mm_cb.models import LlavaNextModel, ModelInputs
+from mm_cb.models import ChatModel, ModelInputs
+from mm_cb.models.last_positions import only_last_positions
+from mm_cb.models.vision import detached
 
 
 class _Reached(Exception):
@@ -29,26 +30,26 @@ class Passes:
         self.subject, self.inputs, self.keep = subject, inputs, keep
         self.shared = adapter_in_language_tower(subject.model)
 
-    def student_embeds(self, pixel_values: Tensor) -> dict[str, Tensor]:
+    def student_embeds(self, pixel_values: Tensor) -> dict[str, Any]:
         """The student's embeddings, with gradient to the pixels."""
         with self.subject.active() as model, only_last_positions(model.base, self.keep):
             return model.embed(self.inputs, pixel_values)
 
-    def student(self, embeds: dict[str, Tensor], *, hidden_states: bool = False) -> Any:
+    def student(self, embeds: dict[str, Any], *, hidden_states: bool = False) -> Any:
         """The student's transformers output, with the last ``keep`` logits."""
         with self.subject.active() as model, only_last_positions(model.base, self.keep):
             return model.model(**embeds, logits_to_keep=self.keep, output_hidden_states=hidden_states, use_cache=False)
 
-    def teacher_embeds(self, embeds: dict[str, Tensor], pixel_values: Tensor) -> dict[str, Tensor]:
+    def teacher_embeds(self, embeds: dict[str, Any], pixel_values: Tensor) -> dict[str, Any]:
         """The teacher's embeddings, without gradient: the student's where they are the same."""
         if self.shared:
-            return {key: value.detach() for key, value in embeds.items()}
+            return detached(embeds)
         model = self.subject.model
         with torch.no_grad(), model.adapter(False), only_last_positions(model.base, self.keep):
             return model.embed(self.inputs, pixel_values)
 
     @torch.no_grad()
-    def teacher_states(self, embeds: dict[str, Tensor], layers: Sequence[int]) -> Tensor:
+    def teacher_states(self, embeds: dict[str, Any], layers: Sequence[int]) -> Tensor:
         """The teacher's ``hidden_states`` at ``layers``, shape ``(L, B, keep, H)``; no block behind the last one runs.
 
         Equal to what a whole pass gives.
@@ -76,7 +77,7 @@ class Passes:
         return torch.stack([found[layer][:, -self.keep :] for layer in layers])
 
     @torch.no_grad()
-    def teacher_logits(self, embeds: dict[str, Tensor]) -> Tensor:
+    def teacher_logits(self, embeds: dict[str, Any]) -> Tensor:
         """The teacher's logits at the last ``keep`` positions, ``(B, keep, V)``."""
         model = self.subject.model
         with model.adapter(False), only_last_positions(model.base, self.keep):
@@ -87,14 +88,14 @@ class Passes:
         return torch.stack([output.hidden_states[layer][:, -self.keep :] for layer in layers])
 
 
-def _place(model: LlavaNextModel, layer: int) -> Any:
+def _place(model: ChatModel, layer: int) -> Any:
     """The module whose output is ``hidden_states[layer]``, for layers from 1 on."""
     if layer < len(model.decoder_blocks):
         return model.decoder_blocks[layer - 1]
-    return model.base.get_submodule(model.language_path.rpartition(".")[0]).norm
+    return model.final_norm
 
 
-def adapter_in_language_tower(model: LlavaNextModel) -> bool:
+def adapter_in_language_tower(model: ChatModel) -> bool:
     """Whether the adapter leaves alone everything in front of the decoder blocks."""
     inside = f"{model.language_path}."
     return all(inside in name for name, _ in model.model.named_parameters() if "lora_" in name)

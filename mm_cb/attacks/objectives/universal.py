@@ -8,12 +8,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from image_attacks import LlavaNextTargets
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.target import encode, preprocessing
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
+from mm_cb.models.shared_prefix import SharedPrefixTargets
 
 
 class UniversalObjective:
@@ -27,13 +27,8 @@ class UniversalObjective:
         """Encode all chats; the loss is that of the first ``trained`` ones."""
         self.subject = subject
         inputs = encode(subject, behaviors, [picture] * len(behaviors), [b.target for b in behaviors])
-        rows = [ids[mask.bool()] for ids, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True)]
-        ends = [len(row) - int(n) for row, n in zip(rows, inputs.completion_mask.sum(dim=1), strict=True)]
-        heads = [row[:end] for row, end in zip(rows, ends, strict=True)]
-        tails = [row[end:] for row, end in zip(rows, ends, strict=True)]
-        size = (picture.height, picture.width)
-        self.mean_of = LlavaNextTargets(subject.model.base, heads[:trained], tails[:trained], size)
-        self.all = LlavaNextTargets(subject.model.base, heads, tails, size)
+        self.mean_of = SharedPrefixTargets(subject.model, inputs.rows(0, trained))
+        self.all = SharedPrefixTargets(subject.model, inputs)
         self.preprocess = preprocessing(subject.model, picture)
 
     def __call__(self, pixels: Tensor) -> Tensor:

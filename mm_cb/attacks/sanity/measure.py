@@ -26,7 +26,7 @@ from mm_cb.inference.tolerance import TOLERANCE, tolerance
 DIRECTIONS = 5
 DIFFERENCE_STEP = 1e-4
 """Half the distance of a finite difference, in [0, 1] per value. All values move at once, so curvature shows early: on
-the miniature the ratio is off by 20 % at 1e-3, 3 % at 3e-4 and 0.4 % here, as the square of the step."""
+the embedded model the ratio is off by 20 % at 1e-3, 3 % at 3e-4 and 0.4 % here, as the square of the step."""
 NUDGES, NUDGE = 10, 4
 """Random steps around the clean picture, of at most so many levels, whose losses are compared with its own."""
 

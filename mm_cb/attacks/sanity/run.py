@@ -24,10 +24,10 @@ from mm_cb.core.hub import keep_to
 from mm_cb.core.progress import Progress, console
 from mm_cb.core.runs import RunDirectory, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
-from mm_cb.inference.source import Source
+from mm_cb.inference.source import ModelSource
 from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.results import measure, write_results
-from mm_cb.models import LlavaNextModel, load_model
+from mm_cb.models import ChatModel, load_model
 
 _ARMS = (
     *("clean", "noise", "random_search", "single_step", "pgd", "any_of_k", "double_steps", "double_runs", "apgd"),
@@ -38,7 +38,7 @@ _DIGITS = 5
 
 
 def run_battery(
-    source: Source, behaviors: Path, out: Path, config: BatteryConfig, *, seed: int = 0
+    source: ModelSource, behaviors: Path, out: Path, config: BatteryConfig, *, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Run every arm and check, write ``checks.json``, ``battery.json`` and every judged picture, print the table.
 
@@ -78,8 +78,8 @@ def run_battery(
 
 
 def _measure(
-    source: Source,
-    loaded: LlavaNextModel,
+    source: ModelSource,
+    loaded: ChatModel,
     group: Sequence[Behavior],
     pictures: Sequence[Image],
     config: BatteryConfig,

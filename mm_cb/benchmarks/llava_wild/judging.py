@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mm_cb.benchmarks.llava_wild.questions import Question, protocol
+from mm_cb.benchmarks.llava_wild.questions import WildQuestion, protocol
 from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES, Review, parse_scores
 from mm_cb.core.endpoint import REFUSED, Endpoint, EndpointFailure
 from mm_cb.core.errors import UserError
@@ -99,7 +99,7 @@ class LocalComparer:
         yield from self._model.continuations(prompts, protocol()["judge_max_tokens"])
 
 
-def request(question: Question, answer: str, rule: Rule, order: str, system: str) -> list[dict[str, str]]:
+def request(question: WildQuestion, answer: str, rule: Rule, order: str, system: str) -> list[dict[str, str]]:
     """The judge's chat; the original puts the reference first, always."""
     first, second = (question.reference, answer) if order == ORDERS[0] else (answer, question.reference)
     blocks = {"context": question.caption, "question": question.text, "first": first, "second": second}
@@ -120,7 +120,7 @@ class Plan:
 
 
 def judge_answers(
-    questions: Sequence[Question],
+    questions: Sequence[WildQuestion],
     answers: Mapping[str, str],
     plan: Plan,
     comparer: Comparer,
@@ -130,7 +130,7 @@ def judge_answers(
     """All judgements of all answers; those in ``store`` are not asked for again.
 
     Returns:
-        Question id -> records with ``run``, ``order``, ``content`` (None when the judge refused this one).
+        WildQuestion id -> records with ``run``, ``order``, ``content`` (None when the judge refused this one).
 
     Raises:
         UserError: If requests failed for a reason that may pass; what was judged is kept.
@@ -167,7 +167,7 @@ def _key(id: str, run: int, order: str) -> str:
     return f"{run}/{order}/{id}"
 
 
-def review_of(question: Question, judgement: Mapping[str, Any]) -> Review:
+def review_of(question: WildQuestion, judgement: Mapping[str, Any]) -> Review:
     """What a judgement says, reference's score first whichever came first."""
     scores = parse_scores(judgement["content"]) if judgement["content"] is not None else None
     if scores is not None and judgement["order"] != ORDERS[0]:

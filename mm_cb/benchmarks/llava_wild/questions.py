@@ -10,8 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mm_cb.benchmarks.base import Question
 from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES
-from mm_cb.benchmarks.over_refusal.data import file_picture
+from mm_cb.benchmarks.pictures import file_picture
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import data_path
@@ -22,7 +23,7 @@ _COLUMNS = ("question_id", "question", "image", "caption", "gpt_answer", "catego
 
 
 @dataclass(frozen=True)
-class Question:
+class WildQuestion:
     """One question."""
 
     id: str
@@ -44,7 +45,7 @@ def protocol() -> dict[str, Any]:
     return content
 
 
-def read_questions(data: str) -> list[Question]:
+def read_questions(data: str) -> list[WildQuestion]:
     """The questions of a local copy in the original's layout, or of a data set with the hub's columns.
 
     Raises:
@@ -63,7 +64,12 @@ def read_questions(data: str) -> list[Question]:
     return questions
 
 
-def fingerprint(questions: list[Question]) -> str:
+def as_asked(question: WildQuestion) -> Question:
+    """The question as it is put to a model, which sees the picture and neither caption nor reference."""
+    return Question(question.id, question.text, (question.picture,), category=question.category)
+
+
+def fingerprint(questions: list[WildQuestion]) -> str:
     """SHA-256 over everything that is asked and compared, pixels included."""
     total = hashlib.sha256()
     for q in questions:
@@ -72,7 +78,7 @@ def fingerprint(questions: list[Question]) -> str:
     return total.hexdigest()
 
 
-def _from_files(folder: Path) -> list[Question]:
+def _from_files(folder: Path) -> list[WildQuestion]:
     asked, contexts, answers = (_records(folder / name) for name in _FILES)
     captions = {record.get("image"): record.get("caption") for record in contexts}
     references = {record.get("question_id"): record.get("text") for record in answers}
@@ -87,7 +93,7 @@ def _from_files(folder: Path) -> list[Question]:
         if not path.is_relative_to(folder.resolve()):
             raise UserError(f"`{folder}`: the picture of question {id!r} must lie inside, got {image!r}.")
         texts = str(record.get("text")), _caption(captions[image]), str(references[id])
-        questions.append(Question(str(id), str(record.get("category")), *texts, file_picture(path)))
+        questions.append(WildQuestion(str(id), str(record.get("category")), *texts, file_picture(path)))
     return questions
 
 
@@ -102,7 +108,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _from_dataset(data: str) -> list[Question]:
+def _from_dataset(data: str) -> list[WildQuestion]:
     rows: Any = _from_folder(data) if Path(data).is_dir() else hub.load_split(data, "train")
     if missing := [name for name in _COLUMNS if name not in rows.column_names]:
         raise UserError(f"`{data}` must have the columns {', '.join(_COLUMNS)}; it lacks {', '.join(missing)}.")
@@ -124,8 +130,8 @@ def _from_folder(data: str) -> Any:
         ) from e
 
 
-def _from_row(row: Mapping[str, Any]) -> Question:
-    return Question(
+def _from_row(row: Mapping[str, Any]) -> WildQuestion:
+    return WildQuestion(
         id=str(row["question_id"]),
         category=str(row["category"]),
         text=str(row["question"]),

@@ -1,21 +1,18 @@
-"""``mm-cb eval llava-wild --reviews``: the official digits of stored review files, without a model."""
+"""``mm-cb score llava-wild --reviews``: the official digits of stored review files, without a model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mm_cb.benchmarks.llava_wild.questions import protocol
 from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES, RULES, in_canonical_order, items_of, read_reviews
+from mm_cb.benchmarks.show import show_rules
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import RunDirectory, read_jsonl, read_run, write_jsonl
 from mm_cb.inference.generation import refusal_note
 from mm_cb.metrics.relative_score import FAILED_LIMIT
-from mm_cb.metrics.results import Measurement, find, measure, read_results, write_results
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from mm_cb.metrics.results import Measurement, measure, read_results, write_results
 
 
 def run_reviews(files: Sequence[Path], out: Path, *, official_failures: bool, seed: int) -> None:
@@ -24,6 +21,8 @@ def run_reviews(files: Sequence[Path], out: Path, *, official_failures: bool, se
     Raises:
         UserError: If a file is not as expected, or two have the same name.
     """
+    if not files:
+        raise UserError("`mm-cb score llava-wild` needs `--reviews`: official review files.")
     names = [file.stem for file in files]
     if len(set(names)) < len(names):
         raise UserError(f"`--reviews` must have different file names, they name the results; got {', '.join(names)}.")
@@ -42,27 +41,18 @@ def run_reviews(files: Sequence[Path], out: Path, *, official_failures: bool, se
             write_jsonl(run.path / "items.jsonl", in_canonical_order(items))
             write_results(run.path / "results.json", measure(items, pairs=[], seed=seed))
             run.finish()
-        show(run.path)
 
 
-def show(folder: Path, console: Console | None = None) -> None:
+def show(folder: Path) -> None:
     """Print the scores of a finished run and what could make them lie."""
-    from rich.table import Table
-
-    from mm_cb.core.progress import console as plain
+    from mm_cb.core.progress import console
 
     measured = [m for m in read_results(folder / "results.json") if m.metric == "llava_wild"]
-    out = console or plain()
+    out = console()
     for subject in dict.fromkeys(m.subject for m in measured):
-        table = Table(box=None, pad_edge=False)
-        for column in ("", "n", "official", "95 %", "strict", "reference", "candidate", "failed"):
-            table.add_column(column, justify="right" if column else "left", no_wrap=True)
-        for split in ("all", *CATEGORIES):
-            official, strict = (find(measured, subject, "llava_wild", rule, split) for rule in RULES)
-            if official is not None:
-                table.add_row(split, *_row(official, strict))
+        counts = {"reference": "reference_mean", "candidate": "candidate_mean", "failed": "failed"}
         out.print(f"LLaVA-Wild, {subject}")
-        out.print(table)
+        show_rules(folder, "", "llava_wild", subject, RULES, ("all", *CATEGORIES), counts, link=" to ", missing="none")
     for note in _notes(folder, measured):
         out.print(note)
     out.print(f"results {folder / 'results.json'}")
@@ -98,20 +88,3 @@ def why_no_score(m: Measurement) -> str:
     if failed > FAILED_LIMIT * m.counts["judgements"]:
         return f"{failed:.0f} of {m.counts['judgements']:.0f} judgements failed, at most 2 % may"
     return "the reference's mean is 0, no answer can be put beside it"
-
-
-def _row(official: Measurement, strict: Measurement | None) -> tuple[str, ...]:
-    counts = official.counts
-    return (
-        str(official.n),
-        _number(official.value),
-        "" if official.ci95 is None else f"{official.ci95[0]:.1f} to {official.ci95[1]:.1f}",
-        _number(None if strict is None else strict.value),
-        _number(counts.get("reference_mean")),
-        _number(counts.get("candidate_mean")),
-        f"{counts.get('failed', 0):.0f}",
-    )
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.1f}"

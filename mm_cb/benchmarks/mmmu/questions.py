@@ -1,54 +1,28 @@
-"""MMMU's questions, from the hub or from a local copy of it, checked before anything is asked."""
+"""MMMU's questions, from the hub or from a local copy of it, checked before anything is asked, and how they are put."""
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import io
-import warnings
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from image_attacks.image_files import UNREADABLE
-from mm_cb.benchmarks.mmmu.protocol import MULTIPLE_CHOICE, chosen_subjects, subject_of
+from mm_cb.benchmarks import base
+from mm_cb.benchmarks.mmmu.benchmark import MmmuSettings
+from mm_cb.benchmarks.mmmu.protocol import MULTIPLE_CHOICE, chosen_subjects, protocol, subject_of
 from mm_cb.benchmarks.mmmu.score import Answer, Response, answer_from
-from mm_cb.benchmarks.mmmu.settings import Settings
+from mm_cb.benchmarks.pictures import StoredPicture, stored_picture
+from mm_cb.benchmarks.rows import parquet_rows, undecoded
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError, one_line
 
 _SLOTS = tuple(f"image_{number}" for number in range(1, 8))
+_MARKER = re.compile(r"<image (\d+)>")
 _COLUMNS = ("id", "question", "options", "answer", "question_type", _SLOTS[0])
-
-
-@dataclass(frozen=True)
-class StoredPicture:
-    """An encoded picture, decoded anew whenever it is used."""
-
-    data: bytes
-    size: tuple[int, int]
-    """Width and height."""
-    where: str
-
-    def convert(self, mode: str) -> Image.Image:
-        """The decoded picture; transparency is dropped, not laid on white.
-
-        Raises:
-            UserError: If its data are damaged.
-
-        Source:
-            lmms-eval's MMMU task, and the processor of LLaVA-1.5 behind the official runner, convert to RGB alike. The
-            processors of transformers 5 lay transparent pictures on white; attacks follow those (`open_picture`).
-        """
-        try:
-            with Image.open(io.BytesIO(self.data)) as picture:
-                return picture.convert(mode)
-        except UNREADABLE as e:
-            raise UserError(f"{self.where} cannot be decoded: {e}.") from e
 
 
 @dataclass(frozen=True)
@@ -74,7 +48,7 @@ class Question:
         return Response(self.id, self.question_type, self.answer, response, self.letters, options)
 
 
-def read_questions(source: str, settings: Settings) -> list[Question]:
+def read_questions(source: str, settings: MmmuSettings) -> list[Question]:
     """The questions of the chosen subjects, in official order.
 
     Args:
@@ -94,7 +68,7 @@ def read_questions(source: str, settings: Settings) -> list[Question]:
     if missing := [name for name in subjects if not (folder / name).is_dir()]:
         raise UserError(
             f"`{source}` must hold a folder per MMMU subject, {', '.join(missing[:5])} ({len(missing)} in all) missing;"
-            " complete the copy or name the subjects to ask: subjects=Art,Music."
+            " complete the copy or name the subjects to ask: --subjects Art,Music."
         )
     questions = []
     for subject in subjects:
@@ -107,6 +81,44 @@ def read_questions(source: str, settings: Settings) -> list[Question]:
     if times > 1:
         raise UserError(f"`{source}` must hold every question once, `{id}` comes {times} times; correct the copy.")
     return questions
+
+
+def as_asked(question: Question, prompt: str, pictures: str) -> base.Question:
+    """The question as it is put; markers such as ``<image 2>`` stay in the text, the pictures stand in front of it.
+
+    Args:
+        question: What to ask.
+        prompt: ``official`` or ``lmms_eval``.
+        pictures: ``named`` or ``first``.
+
+    Raises:
+        UserError: If a picture that is to be shown is missing.
+
+    Source:
+        ``construct_prompt`` of MMMU-Benchmark/MMMU and of lmms-eval. Deviation: with several pictures the model's own
+        chat template joins their places, where lmms-eval puts blanks between them.
+    """
+    named = {int(number) for text in (question.text, *question.options) for number in _MARKER.findall(text)}
+    numbers = sorted(named) if pictures == "named" and named else [1]
+    if missing := [number for number in numbers if number not in question.pictures]:
+        raise UserError(
+            f"MMMU question `{question.id}` must have `image_{missing[0]}`, which is to be shown; it is missing."
+        )
+    shown = tuple(question.pictures[number] for number in numbers)
+    return base.Question(question.id, prompt_text(question, prompt), shown)
+
+
+def prompt_text(question: Question, prompt: str) -> str:
+    """The user's text."""
+    form = protocol().prompts[prompt]
+    if not question.options:
+        return form["open"].format(question=question.text, instruction=protocol().instructions["open"])
+    pairs = zip(question.letters, question.options, strict=True)
+    return form["multiple_choice"].format(
+        question=question.text,
+        options="\n".join(form["option"].format(letter=letter, text=text) for letter, text in pairs),
+        instruction=protocol().instructions["multiple_choice"],
+    )
 
 
 def fingerprint(questions: Sequence[Question]) -> str:
@@ -123,28 +135,16 @@ def _rows(folder: Path, split: str) -> list[dict[str, Any]]:
     """The rows of one subject's folder."""
     try:
         if files := sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"{split}.parquet")]):
-            import pyarrow.parquet
-
-            return [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
+            return [row.values for row in parquet_rows(files)]
         for saved in (folder / split, folder):
             if (saved / "state.json").is_file():
                 from datasets import load_from_disk
 
-                return _undecoded(load_from_disk(str(saved)))
+                return undecoded(load_from_disk(str(saved)))
     except (OSError, ValueError, KeyError) as e:
         raise UserError(f"`{folder}` cannot be read: {one_line(str(e))[:200]}.") from e
     there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
     raise UserError(f"`{folder}` must hold split {split} as {split}-*.parquet or a saved data set, got {there}.")
-
-
-def _undecoded(table: Any) -> list[dict[str, Any]]:
-    """The rows of a data set, pictures as bytes."""
-    from datasets import Image as Pictures
-
-    for slot in _SLOTS:
-        if slot in table.column_names:
-            table = table.cast_column(slot, Pictures(decode=False))
-    return list(table)
 
 
 def _question(row: dict[str, Any], subject: str, split: str, where: str) -> Question:
@@ -164,7 +164,7 @@ def _question(row: dict[str, Any], subject: str, split: str, where: str) -> Ques
     elif answer.startswith("["):
         answer = list(_literal_list(answer, f"{where}: `answer`"))
     pictures = {
-        number: _picture(row[slot], f"{where}: `{slot}`")
+        number: stored_picture(row[slot], f"{where}: `{slot}`")
         for number, slot in enumerate(_SLOTS, start=1)
         if row.get(slot) is not None
     }
@@ -183,21 +183,3 @@ def _literal_list(text: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not 1 <= len(value) <= 26 or not all(isinstance(one, str) for one in value):
         raise UserError(f"{where} must be a literal list of texts inside a text, got {str(text)[:80]!r}.")
     return tuple(value)
-
-
-def _picture(stored: Any, where: str) -> StoredPicture:
-    """Check a picture's header and checksums without decoding it."""
-    data = stored.get("bytes") if isinstance(stored, dict) else None
-    if not isinstance(data, bytes) or not data:
-        raise UserError(f"{where} must hold the picture's bytes, they are missing; load or save the data set again.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as picture:
-                size = picture.size
-                picture.verify()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        raise UserError(f"{where} has too many pixels; make it smaller.") from e
-    except UNREADABLE as e:
-        raise UserError(f"{where} is no readable picture ({len(data)} bytes); get the data set again.") from e
-    return StoredPicture(data, size, where)

@@ -25,7 +25,7 @@ def response_files(folder: Path, subjects: Sequence[str]) -> list[Path]:
     missing = [subject for subject, file in wanted.items() if not file.is_file()]
     if missing:
         there = [subject for subject in wanted if subject not in missing]
-        hint = f"; to score what is there: subjects={','.join(there)}" if there and not subjects else ""
+        hint = f"; to score what is there: --subjects {','.join(there)}" if there and not subjects else ""
         raise UserError(
             f"`{folder}` must hold <Subject>/output.json for {len(wanted)} MMMU subjects, {_listed(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} missing{hint}."
@@ -88,7 +88,7 @@ def read_predictions(predictions: Path, answers: Path, subjects: Sequence[str]) 
     if absent := [id for id in known if id not in given]:
         raise UserError(
             f"`{predictions}` must answer every question of `{answers}`, but {_listed(absent)} {_are(absent)} missing; "
-            "give the answer file of the same split and version, or name the subjects to score: subjects=Art,Music."
+            "give the answer file of the same split and version, or name the subjects to score: --subjects Art,Music."
         )
     if not given:
         raise UserError(f"`{predictions}` must hold at least one answer, it holds none.")

@@ -81,7 +81,7 @@ def read_attacked(folder: Path) -> AttackPictures:
     run = read_run(folder)
     recipe = run.get("recipe")
     if run.get("command") != "attack" or not run.get("ended") or not isinstance(recipe, dict):
-        raise UserError(f"`pictures` must be a finished run of `mm-cb attack`, `{folder}` is none.")
+        raise UserError(f"`--beside` must be a finished run of `mm-cb attack`, `{folder}` is none.")
     root = Path(os.path.abspath(folder))
     behaviors: dict[str, str] = {}
     files: dict[str, dict[str, Path]] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from mm_cb.benchmarks.rows import json_object
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 
@@ -28,31 +26,6 @@ class BenignRequest:
     prompt: str
     image: Path | None
     category: str
-
-
-@dataclass(frozen=True)
-class FilePicture:
-    """A picture file that is decoded when its turn comes."""
-
-    path: Path
-    size: tuple[int, int]
-
-    def convert(self, mode: str) -> Image.Image:
-        """The decoded picture."""
-        from mm_cb.data.behaviors_file import open_picture
-
-        return open_picture(self.path).convert(mode)
-
-
-def file_picture(path: Path) -> FilePicture:
-    """A picture file, opened once so that a broken one is found before anything is asked.
-
-    Raises:
-        UserError: If it cannot be read.
-    """
-    from mm_cb.data.behaviors_file import open_picture
-
-    return FilePicture(path, open_picture(path).size)
 
 
 def requests_file(data: str) -> Path:
@@ -102,11 +75,11 @@ Located = Iterable[tuple[str, Mapping[str, Any]]]
 def _own(text: str, path: Path) -> Located:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{path}:{number}", _json(line, f"{path}:{number}")
+            yield f"{path}:{number}", json_object(line, f"{path}:{number}")
 
 
 def _mossbench(text: str, path: Path) -> Located:
-    content = _json(text, str(path))
+    content = json_object(text, str(path))
     for pid, record in content.items():
         where = f"{path}, entry {pid}"
         if not isinstance(record, dict):
@@ -139,16 +112,6 @@ def _mossbench_table(rows: csv.DictReader[str], path: Path) -> Located:
             image = name if (path.parent / name).is_file() else f"images/{name}"
             record = {"id": row["pid"], "prompt": row["question"], "image": image, "category": row.get("metadata_over")}
             yield f"{path}:{rows.line_num}", record
-
-
-def _json(text: str, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{where} must be a JSON object, but it is broken: {e}.") from e
-    if not isinstance(content, dict):
-        raise UserError(f"{where} must be a JSON object, got {type(content).__name__}.")
-    return content
 
 
 def _request(record: Mapping[str, Any], path: Path, where: str) -> BenignRequest:

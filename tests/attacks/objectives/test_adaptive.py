@@ -10,7 +10,7 @@ from mm_cb.attacks.objectives import adaptive
 from mm_cb.attacks.objectives.adaptive import late_weights, predicted_mean
 from mm_cb.attacks.objectives.target import TargetObjective
 from mm_cb.attacks.objectives.teacher_student import Passes, adapter_in_language_tower
-from mm_cb.attacks.runner import to_pixels
+from mm_cb.attacks.saved import to_pixels
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import LlavaNextModel

@@ -1,4 +1,4 @@
-"""S9: models that are broken on purpose, small and with known answers. The battery must flag each of them.
+"""Models that are broken on purpose, small and with known answers. The battery must flag each of them.
 
 A battery that passes these would pass anything. They are toys on 8 x 8 pictures and cost a second in all.
 """
@@ -6,16 +6,14 @@ A battery that passes these would pass anything. They are toys on 8 x 8 pictures
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mm_cb.attacks.sanity.checks import check, checks_of
-from mm_cb.attacks.sanity.measure import Bed, Sizes, measure_bed
+from mm_cb.attacks.sanity.measure import BatteryConfig, Bed
 
-_SIZES = Sizes(epsilon=48, steps=12, iterates=2, sweep=(0, 64, 255))
+CONFIG = BatteryConfig(epsilon=48, steps=12, iterates=2)
 _ROWS, _SIDE, _CLASSES = 3, 8, 4
 
 
@@ -64,19 +62,3 @@ def planted() -> dict[str, Bed]:
             lambda pixels: pixels, "other path", deployed=lambda pixels: pixels.roll(1, dims=3)
         ),
     }
-
-
-def planted_check() -> dict[str, Any]:
-    """Run the battery on every planted model: the sound one must pass, each broken one must fail somewhere."""
-    wrong = []
-    for what, model in planted().items():
-        failed = [c["name"] for c in checks_of(measure_bed(model, _SIZES), _SIZES) if not c["passed"]]
-        if bool(failed) != (what != "sound"):
-            wrong.append(f"{what}: {', '.join(failed) or 'not flagged'}")
-    return check(
-        "S9 planted broken models are flagged",
-        not wrong,
-        "; ".join(wrong) or f"{len(planted()) - 1} of {len(planted()) - 1} flagged, the sound one passes",
-        "all broken ones flagged, the sound one not",
-        "a battery that flags nothing proves nothing",
-    )

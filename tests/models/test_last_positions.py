@@ -1,65 +1,19 @@
-"""The lean target loss equals the whole model's, for one image per chat and for one image against many."""
+"""What the last positions alone say equals what the whole model says there."""
 
-import copy
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from image_attacks import (
-    Linf,
-    LlavaNextPreprocessing,
-    LlavaNextTargets,
-    load_png,
-    only_last_positions,
-    pgd,
-    save_png,
-    target_nll,
-    universal,
-)
+from mm_cb.models.last_positions import only_last_positions
 from tests.tiny_llava import picture, tiny_llava
 
 PROMPTS = ["what is in the picture", "tell me how to brew tea", "what is a red square"]
 TARGETS = ["a red circle", "no i can not", "it"]
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_llava()
-
-
-def encoded(model, prompts=PROMPTS):
-    """The batch as the model's own forward takes it, and the same chats split into prompts and targets."""
-    pictures = [picture(seed) for seed in range(len(prompts))]
-    inputs = model.encode(prompts, pictures, completions=TARGETS, close_turn=False, padding_side="right")
-    rows = [ids[mask.bool()] for ids, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True)]
-    lengths = inputs.completion_mask.sum(1).tolist()
-    heads = [row[:-length] for row, length in zip(rows, lengths, strict=True)]
-    return inputs, heads, [row[-length:] for row, length in zip(rows, lengths, strict=True)]
-
-
 def with_gradient(function, pixel_values):
     pixel_values = pixel_values.clone().requires_grad_()
     losses = function(pixel_values)
     return losses.detach(), torch.autograd.grad(losses.sum(), pixel_values)[0]
-
-
-@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1] * 3], ids=["three prompts", "one prompt"])
-@pytest.mark.parametrize("universal_image", [False, True])
-def test_losses_and_gradients_are_those_of_the_whole_model(model, prompts, universal_image):
-    inputs, heads, targets = encoded(model, prompts)
-    images = inputs.pixel_values[:1] if universal_image else inputs.pixel_values
-
-    def whole(pixel_values):
-        values = pixel_values.expand(3, -1, -1, -1, -1)
-        return target_nll(model.forward(inputs, pixel_values=values).logits, inputs.labels)
-
-    lean = LlavaNextTargets(model.base, heads, targets, (42, 84))
-    (expected, slope), (found, our_slope) = with_gradient(whole, images), with_gradient(lean, images)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert (our_slope - slope).norm() <= 1e-4 * slope.norm()
-    assert torch.equal(our_slope.sign(), slope.sign()) or (our_slope.sign() == slope.sign()).float().mean() > 0.9999
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -128,7 +82,7 @@ def rows_in_the_last_block(model, run):
 
 
 def test_a_block_of_another_build_runs_whole():
-    """Keys without positions, say: what this package cannot compute by itself it leaves to the model."""
+    """Keys without positions, say: what cannot be computed apart is left to the model."""
     model = tiny_llava()
     inputs = model.encode(PROMPTS, [picture(seed) for seed in range(3)], completions=TARGETS, close_turn=False)
     block = model.base.model.language_model.layers[-1]
@@ -210,87 +164,3 @@ def test_the_model_is_as_it_was_afterwards_even_behind_an_error():
     assert block.__dict__["forward"] is placed
     tower = model.base.model.vision_tower.encoder.layers
     assert all("forward" not in layer.__dict__ for layer in [*tower, *model.base.model.language_model.layers[:-1]])
-
-
-def test_the_loss_at_one_image_is_the_same_however_often_it_is_asked(model):
-    """A key-value cache that is used twice grows, and the second loss is another one."""
-    inputs, heads, targets = encoded(model)
-    lean = LlavaNextTargets(model.base, heads, targets, (42, 84))
-    with torch.no_grad():
-        first = lean(inputs.pixel_values)
-        assert all(torch.equal(lean(inputs.pixel_values), first) for _ in range(3))
-
-
-def test_a_model_in_bfloat16_pulls_the_pixels_the_same_way(model):
-    """Pixels stay float32, and nine in ten of their gradients keep their sign."""
-    inputs, heads, targets = encoded(model)
-    preprocess = LlavaNextPreprocessing(model.processor.image_processor, (42, 84))
-    pixels = torch.stack([load_level(picture(seed)) for seed in range(3)])
-    slopes = []
-    for base in (model.base, copy.deepcopy(model.base).bfloat16()):
-        lean = LlavaNextTargets(base, heads, targets, (42, 84))
-        losses, slope = with_gradient(lambda values, lean=lean: lean(preprocess(values)), pixels)
-        assert losses.dtype == slope.dtype == torch.float32
-        slopes.append(slope)
-    assert (slopes[0].sign() == slopes[1].sign()).float().mean() >= 0.9
-
-
-def load_level(image):
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-
-
-def test_a_hijack_end_to_end_has_its_logged_loss_in_the_file(model, tmp_path, generator):
-    inputs, heads, targets = encoded(model)
-    lean = LlavaNextTargets(model.base, heads, targets, (42, 84))
-    preprocess = LlavaNextPreprocessing(model.processor.image_processor, (42, 84))
-    clean = torch.randint(0, 256, (3, 3, 42, 84), generator=generator) / 255
-    result = pgd(lambda pixels: lean(preprocess(pixels)), clean, threat_model=Linf(32 / 255), steps=8)
-    for row, image in enumerate(result.images):
-        save_png(image, tmp_path / f"{row}.png")
-        assert ((load_png(tmp_path / f"{row}.png") - clean[row]) * 255).abs().max().round() <= 32
-    files = [Image.open(tmp_path / f"{row}.png") for row in range(3)]
-    reread = model.processor.image_processor(files, return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        judged = target_nll(model.forward(inputs, pixel_values=reread).logits, inputs.labels)
-        before = target_nll(model.forward(inputs, pixel_values=preprocess(clean)).logits, inputs.labels)
-    torch.testing.assert_close(judged, result.losses, atol=1e-4, rtol=0)
-    assert (judged < before).all()
-
-
-def test_one_image_against_all_targets(model, generator):
-    _, heads, targets = encoded(model)
-    lean = LlavaNextTargets(model.base, heads, targets, (42, 84))
-    preprocess = LlavaNextPreprocessing(model.processor.image_processor, (42, 84))
-    clean = torch.randint(0, 256, (3, 42, 84), generator=generator) / 255
-    found = universal(lambda pixels: lean(preprocess(pixels)), clean, threat_model=Linf(32 / 255), steps=5)
-    with torch.no_grad():
-        assert found.losses.mean() < lean(preprocess(clean.unsqueeze(0))).mean()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda heads, targets: (heads, targets[:2]), "one non-empty row per prompt"),
-        (lambda heads, targets: (heads, [targets[0], targets[1], targets[2][:0]]), "one non-empty row per prompt"),
-        (lambda heads, targets: ([heads[0].flip(0), *heads[1:]], targets), "must agree up to the end"),
-        (lambda heads, targets: ([row[:3] for row in heads], targets), "must agree up to the end"),
-    ],
-)
-def test_chats_that_do_not_fit_together_are_refused(model, change, message):
-    _, heads, targets = encoded(model)
-    with pytest.raises(ValueError, match=message):
-        LlavaNextTargets(model.base, *change(heads, targets), (42, 84))
-
-
-def test_wrong_images_and_a_training_model_are_refused(model):
-    inputs, heads, targets = encoded(model)
-    with pytest.raises(ValueError, match="shape \\(1 or 3"):
-        LlavaNextTargets(model.base, heads, targets, (42, 84))(inputs.pixel_values[:2])
-    with pytest.raises(ValueError, match="image tokens"):
-        LlavaNextTargets(model.base, heads, targets, (84, 42))(inputs.pixel_values)
-    model.base.train()
-    try:
-        with pytest.raises(ValueError, match="evaluation mode"):
-            LlavaNextTargets(model.base, heads, targets, (42, 84))
-    finally:
-        model.base.eval()

@@ -1,0 +1,130 @@
+"""Views of a picture: what a model's image processor does with it, said in steps that a gradient can follow.
+
+A processor turns a picture into one or more views. Each is a chain of steps on whole 8-bit levels (`crop`, `resize`,
+`pad`); the views are then normalised and arranged as the model takes them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .resampling import BICUBIC, Resize, fitting_resize
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a view; made by `crop`, `resize` or `pad`."""
+
+    kind: Literal["crop", "resize", "pad"]
+    size: tuple[int, int]
+    """Height and width afterwards."""
+    corner: tuple[int, int] = (0, 0)
+    """Row and column: where a crop begins, or where a pad puts what is there."""
+    level: int = 0
+    """Of the margins of a pad, 0..255."""
+    resample: int = BICUBIC
+    """Filter of a resize, by Pillow's number."""
+
+
+def crop(top: int, left: int, height: int, width: int) -> Step:
+    """Keep ``height`` x ``width`` pixels from row ``top`` and column ``left`` on."""
+    return Step("crop", (height, width), (top, left))
+
+
+def resize(height: int, width: int, resample: int = BICUBIC) -> Step:
+    """Resize to ``height`` x ``width``; ``resample`` is Pillow's number: 1 Lanczos, 2 bilinear, 3 bicubic."""
+    return Step("resize", (height, width), resample=int(resample))
+
+
+def pad(top: int, left: int, height: int, width: int, level: int = 0) -> Step:
+    """Put the picture at row ``top`` and column ``left`` of a canvas of ``height`` x ``width`` of one level."""
+    return Step("pad", (height, width), (top, left), level)
+
+
+def _pixel_values(made: Any) -> Tensor:
+    return made["pixel_values"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an image processor does with pictures of one size."""
+
+    views: Sequence[Sequence[Step]]
+    """The chain of steps of each view; an empty chain is the picture itself."""
+    arrange: Callable[[list[Tensor]], Tensor]
+    """From the normalised views, each ``(B, 3, h, w)``, to what the model takes of B pictures."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that the processor is called with."""
+    nested: bool = False
+    """Whether the processor wants a list of pictures for each sample."""
+    read: Callable[[Any], Tensor] = _pixel_values
+    """Takes from the processor's output what ``arrange`` makes."""
+
+    @property
+    def resizes(self) -> int:
+        """Resizes in the longest chain."""
+        return max(sum(step.kind == "resize" for step in view) for view in self.views)
+
+
+def tiles(view: Tensor, height: int, width: int) -> Tensor:
+    """Cut a view ``(B, 3, H, W)`` into tiles of ``height`` x ``width``, row by row: ``(B, N, 3, height, width)``."""
+    rows, columns = view.shape[-2] // height, view.shape[-1] // width
+    grid = view.view(-1, 3, rows, height, columns, width)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(len(view), -1, 3, height, width)
+
+
+class Chain:
+    """The steps of one view for pictures of one size: exact on levels, smooth on pixels."""
+
+    def __init__(self, steps: Sequence[Step], image_size: tuple[int, int], backend: str) -> None:
+        """Prepare every resize, each as the library does it between these two sizes.
+
+        Raises:
+            ValueError: If a crop or a pad does not fit the size it meets.
+        """
+        self._steps: list[tuple[Step, Resize | None]] = []
+        size = image_size
+        for step in steps:
+            _check(step, size)
+            made = fitting_resize(size, step.size, step.resample, backend) if step.kind == "resize" else None
+            self._steps.append((step, made))
+            size = step.size
+        self.size = size
+
+    def to(self, device: torch.device) -> None:
+        """Move the weights to a device."""
+        for _, made in self._steps:
+            if made is not None:
+                made.to(device)
+
+    def exact(self, levels: Tensor) -> Tensor:
+        """Whole levels 0..255 ``(B, 3, H, W)`` to whole levels equal to the library's."""
+        for step, made in self._steps:
+            levels = _moved(levels, step, step.level) if made is None else made.exact(levels)
+        return levels
+
+    def smooth(self, pixels: Tensor) -> Tensor:
+        """The same on pixels in [0, 1], without rounding."""
+        for step, made in self._steps:
+            pixels = _moved(pixels, step, step.level / 255) if made is None else made.smooth(pixels)
+        return pixels
+
+
+def _check(step: Step, size: tuple[int, int]) -> None:
+    """Make sure that a crop lies inside the picture, and the picture inside a pad."""
+    inner, outer = (size, step.size) if step.kind == "pad" else (step.size, size)
+    fits = all(0 <= at and at + a <= b for at, a, b in zip(step.corner, inner, outer, strict=True))
+    if step.kind != "resize" and not fits:
+        raise ValueError(f"`{step.kind}` to {step.size} at {step.corner} must fit a picture of {size}.")
+
+
+def _moved(values: Tensor, step: Step, level: float) -> Tensor:
+    """A crop or a pad."""
+    (top, left), (height, width) = step.corner, step.size
+    if step.kind == "crop":
+        return values[..., top : top + height, left : left + width]
+    margins = (left, width - values.shape[-1] - left, top, height - values.shape[-2] - top)
+    return torch.nn.functional.pad(values, margins, value=level) if any(margins) else values

@@ -1,0 +1,210 @@
+"""What a benchmark is: questions, a score for an answer, metrics. The rest has a default that it may replace.
+
+The runner asks, goes on where it was stopped, and writes the files; see docs/add_a_benchmark.md. Imports nothing heavy,
+so that every benchmark can be listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mm_cb.benchmarks.settings import AskSettings, Settings, StoredAnswers
+from mm_cb.core.errors import UserError
+from mm_cb.metrics.table import Metric
+
+if TYPE_CHECKING:
+    from mm_cb.benchmarks.runner import Session
+    from mm_cb.core.hub import Repository
+    from mm_cb.inference.generation import Picture
+    from mm_cb.inference.source import ModelSource
+    from mm_cb.metrics.results import Measurement
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing that is asked: the pictures, then the text."""
+
+    id: str
+    """Unique within the benchmark."""
+    prompt: str
+    pictures: tuple[Path | Picture, ...] = ()
+    """Files, or pictures that are at hand; opened once before anything is asked, decoded when their turn comes."""
+    reference: Any = None
+    """What a right answer is, as JSON holds it."""
+    category: str = "all"
+    """Every category has a row of its own in results.json."""
+    split: str = "all"
+    """As the category; for a second way to divide the questions."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an answer is worth."""
+
+    value: float | None
+    """In [0, 1]; None where nothing can be said, which enters no mean and is counted."""
+    parsed: Any = None
+    """What was read in the answer, or None."""
+    reason: str = ""
+    """Why there is no value."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Further counts, summed over items; a metric's ``statistic`` reads them."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be asked in one run."""
+
+    questions: Sequence[Question]
+    identity: Mapping[str, Any]
+    """What belongs to the run's recipe beside model, subject and benchmark."""
+    inputs: Sequence[Path | Repository] | Mapping[str, str] = ()
+    """Files and repositories beside the model's whose content decides the results."""
+    more: Any = None
+    """What the benchmark needs again when it scores."""
+
+
+class Benchmark:
+    """A benchmark. Those that ask and score in their own way replace more than `questions` and `score`."""
+
+    name: str
+    """On the command line and in run.json."""
+    title: str
+    """In tables."""
+    about: str
+    """One line: what is measured."""
+    needs: str
+    """One line: what one must have for it."""
+    metrics: tuple[Metric, ...] = ()
+    """The first is that of the scores; others may be parts of it."""
+    settings: type[AskSettings] = AskSettings
+    stored: type[Settings] | None = StoredAnswers
+    """The settings of `score_stored`; None = there is no such way."""
+    dataset: str | None = None
+    """Where the questions come from if nobody says; None = the user must say."""
+    data_help: str = "Where the questions are."
+    example: str = "--data DATA"
+    """Further arguments of the example in ``--help``."""
+    score_example: str = "--data DATA --answers answers.jsonl"
+    timed: bool = True
+    """Whether a run keeps how long it took."""
+
+    def questions(self, data: str, settings: Any) -> Sequence[Question]:
+        """Read the questions, checked before anything is asked.
+
+        Raises:
+            UserError: If the data are not as expected: what was expected, what came, what to do.
+        """
+        raise NotImplementedError
+
+    def score(self, question: Question, completion: str) -> Score | Mapping[str, Score]:
+        """Score one answer; by several rules as a mapping, rule → score, else by the metric's strict one."""
+        raise NotImplementedError
+
+    def task(self, data: str, settings: Any, source: ModelSource) -> Task:
+        """What is to be asked of a model: the first ``limit`` questions, known by their content."""
+        from mm_cb.benchmarks.pictures import fingerprint
+
+        questions = list(self.questions(data, settings))[: settings.limit or None]
+        refuse_repeated(questions, data)
+        identity = {"settings": settings.identity(), "questions_sha256": fingerprint(questions)}
+        return Task(questions, identity)
+
+    def begin(self, session: Session) -> None:
+        """Prepare what asking needs, such as a judge: called before a model is loaded."""
+
+    def items(self, session: Session) -> list[dict[str, Any]]:
+        """The lines of items.jsonl: all questions by one rule, then by the next."""
+        from mm_cb.metrics.degenerate import degenerate
+
+        found: dict[str, list[dict[str, Any]]] = {}
+        for question in session.task.questions:
+            completion = session.answers[question.id]
+            scores = self.score(question, completion)
+            broken = degenerate(completion) is not None
+            for rule, score in (scores if isinstance(scores, Mapping) else {self.metrics[0].strict: scores}).items():
+                item: dict[str, Any] = {"id": question.id, "metric": self.metrics[0].name, "subject": session.subject}
+                item |= {"condition": rule, "split": question.split, "category": question.category}
+                item |= {"prompt": question.prompt, "completion": completion, "parsed": score.parsed}
+                item |= {"reference": question.reference, "outcome": None, "score": score.value, "gibberish": broken}
+                item |= {"reason": score.reason} if score.value is None else {}
+                found.setdefault(rule, []).append({**item, "counts": dict(score.counts), "seed": session.seed})
+        return [item for items in found.values() for item in items]
+
+    def measure(self, items: list[dict[str, Any]], session: Session) -> list[Measurement]:
+        """The numbers of results.json."""
+        from mm_cb.metrics.results import measure
+
+        return measure(items, pairs=[], seed=session.seed)
+
+    def checks(self, session: Session) -> list[dict[str, Any]] | None:
+        """Lines of checks.json; None for a benchmark without checks."""
+        return None
+
+    def stored_answers(self, stored: Any, questions: Sequence[Question]) -> dict[str, str]:
+        """The completions of a file, by question id.
+
+        Raises:
+            UserError: If a question has none, or the file is not as expected.
+        """
+        from mm_cb.benchmarks.rows import json_lines
+
+        rows = json_lines(Path(stored.answers))
+        found = {str(row.values.get("id")): row.values.get("completion") for row in rows}
+        return complete(found, questions, stored.answers)
+
+    def score_stored(self, stored: Any, out: Path, *, data: str | None, subject: str, seed: int) -> None:
+        """Score stored outputs.
+
+        Raises:
+            UserError: If they are not as expected.
+        """
+        from mm_cb.benchmarks.runner import score_answers
+
+        score_answers(self, stored, out, data=data, subject=subject, seed=seed)
+
+    def show(self, folder: Path, subject: str) -> None:
+        """Print a finished run."""
+        from mm_cb.benchmarks.show import show_run
+
+        show_run(folder, subject, self)
+
+    def refuse(self, folder: Path) -> None:
+        """Say why a finished run has no score, if it has none.
+
+        Raises:
+            UserError: In that case.
+        """
+
+
+def complete(found: Mapping[str, Any], questions: Sequence[Question], where: str) -> dict[str, str]:
+    """The answers to all questions, which must be there as texts.
+
+    Raises:
+        UserError: If they are not.
+    """
+    lacking = [question.id for question in questions if not isinstance(found.get(question.id), str)]
+    if lacking:
+        raise UserError(
+            f"`{where}` must answer every question with a text, {len(lacking)} of {len(questions)} have none, the "
+            f"first `{lacking[0][:80]}`."
+        )
+    return {question.id: found[question.id] for question in questions}
+
+
+def refuse_repeated(questions: Iterable[Question], where: str) -> None:
+    """Refuse no question at all, and an id that comes twice.
+
+    Raises:
+        UserError: In these cases.
+    """
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise UserError(f"`{where}` must give every question its own id, `{question.id[:80]}` comes again.")
+        seen.add(question.id)
+    if not seen:
+        raise UserError(f"`{where}` must hold at least one question, it holds none.")

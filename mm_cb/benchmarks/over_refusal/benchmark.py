@@ -1,0 +1,194 @@
+"""Over-refusal: how a model answers benign requests that look alarming, alone or beside pictures of an attack run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mm_cb.benchmarks.base import Benchmark, Question, Task
+from mm_cb.benchmarks.settings import AskSettings, setting
+from mm_cb.core.embedded import embedded
+from mm_cb.core.errors import UserError, unknown
+from mm_cb.judges.base import NOT_JUDGED, Case
+from mm_cb.judges.registry import JudgeOptions, free_judges, open_judge
+from mm_cb.metrics.table import metric
+
+if TYPE_CHECKING:
+    from mm_cb.benchmarks.over_refusal.beside_attacks import Asked, AttackPictures
+    from mm_cb.benchmarks.over_refusal.data import BenignRequest
+    from mm_cb.benchmarks.runner import Session
+    from mm_cb.inference.source import ModelSource
+    from mm_cb.metrics.results import Measurement
+
+
+@dataclass(frozen=True)
+class OverRefusalSettings(AskSettings):
+    """How benign requests are asked and judged."""
+
+    max_new_tokens: int = setting(256, "Longest answer, in tokens.", least=1)
+    judge: str = setting(
+        "",
+        "refusal-strings (a proxy) or miniature; other judges afterwards: mm-cb judge RUN_DIR.  "
+        "[default: refusal-strings]",
+        identity=False,
+        metavar="NAME",
+    )
+    beside: str | None = setting(
+        None,
+        "A run of mm-cb attack: requests without a picture are asked beside its pictures, attack by attack. A breaker "
+        "that fires on any attacked picture is robust and useless.",
+        identity=False,
+        metavar="RUN",
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.beside == "":
+            raise UserError("`--beside` must be the folder of an attack run, it is empty.")
+
+
+@dataclass(frozen=True)
+class _More:
+    """What is scored, in the order of asking."""
+
+    asked: Sequence[Asked]
+    judge: str
+    left_out: str
+    """A line about requests that cannot be asked beside another picture, or nothing."""
+
+
+class OverRefusal(Benchmark):
+    """Over-refusal."""
+
+    name = "over-refusal"
+    title = "over-refusal"
+    about = "how often benign requests are refused, wholly or partly, answered, or answered incoherently"
+    needs = "benign requests: MOSSBench (AIcell/MOSSBench), XSTest's prompts, or a JSONL of your own"
+    metrics = (metric("over_refusal"),)
+    settings = OverRefusalSettings
+    stored = None
+    data_help = "Our .jsonl, MOSSBench's information .json, XSTest's prompts .csv, or AIcell/MOSSBench."
+    example = "--data requests.jsonl --beside runs/attack"
+    timed = False
+
+    def task(self, data: str, settings: OverRefusalSettings, source: ModelSource) -> Task:
+        """The requests as they are, or, those without a picture, beside the pictures of an attack run.
+
+        What was shown beside belongs to the run by its content, not by its path.
+        """
+        from mm_cb.benchmarks.over_refusal.beside_attacks import read_attacked
+        from mm_cb.benchmarks.over_refusal.data import read_requests, requests_file
+        from mm_cb.core.runs import hash_inputs
+
+        guest = embedded(source.model)
+        judge = settings.judge or ("refusal-strings" if guest is None else guest.judge)
+        if judge not in free_judges():  # any other one judges the finished run: `mm-cb judge RUN_DIR`
+            raise unknown("judge", judge, free_judges())
+        file = requests_file(data)
+        requests = read_requests(file)
+        attacked = None if settings.beside is None else read_attacked(Path(settings.beside))
+        asked = what_is_asked(requests, attacked, settings.limit)
+        identity: dict[str, Any] = {"judge": judge, "settings": settings.identity()}
+        inputs: Any = [file, *(a.picture for a in asked if a.behavior is None and a.picture is not None)]
+        left_out = ""
+        if attacked is not None:
+            identity["beside"] = attacked.made
+            inputs = hash_inputs(inputs) | attacked.inputs(asked)
+            own = sum(request.image is not None for request in requests)
+            left_out = f"left out: {own} of {len(requests)} requests, which have a picture of their own" if own else ""
+        questions = [
+            Question(a.key, a.request.prompt, (a.picture,) if a.picture else (), category=a.request.category)
+            for a in asked
+        ]
+        return Task(questions, identity, inputs, _More(asked, judge, left_out))
+
+    def begin(self, session: Session) -> None:
+        """Say what is left out."""
+        if session.task.more.left_out:
+            session.say(session.task.more.left_out)
+
+    def items(self, session: Session) -> list[dict[str, Any]]:
+        """In the order of asking; what is incoherent is no answer, whatever a judge says."""
+        more: _More = session.task.more
+        judge = session.tools = open_judge(JudgeOptions(more.judge))
+        answers, likelihood = session.answers, session.likelihood()
+        verdicts = dict(judge.judge([_case(one, answers[one.key]) for one in more.asked]))
+        items = []
+        for one in more.asked:
+            fields = likelihood.get(one.key, {})
+            outcome = "gibberish" if fields.get("incoherent") else verdicts[one.key].outcome
+            item: dict[str, Any] = {"id": one.request.id, "metric": "over_refusal", "subject": session.subject}
+            item |= {"condition": one.condition} | ({} if one.behavior is None else {"beside": one.behavior})
+            item |= {"split": "all", "category": one.request.category, "prompt": one.request.prompt}
+            item |= {"completion": answers[one.key], "outcome": None if outcome == NOT_JUDGED else outcome}
+            item |= {"score": None, "gibberish": outcome == "gibberish", "judge": judge.name, "seed": session.seed}
+            items.append(item | fields)
+        return items
+
+    def measure(self, items: list[dict[str, Any]], session: Session) -> list[Measurement]:
+        """The rates; a proxy's verdicts are counted as such."""
+        measured = super().measure(items, session)
+        if not session.tools.source.get("proxy"):
+            return measured
+        proxy = {"proxy": len(items)}
+        return [replace(m, counts={**m.counts, **proxy}) if m.metric == "over_refusal" else m for m in measured]
+
+    def show(self, folder: Path, subject: str) -> None:
+        """One line about every condition."""
+        from mm_cb.benchmarks.show import closing
+        from mm_cb.core.progress import console
+
+        for line in (*summary(folder, subject), *closing(folder)):
+            console().print(line)
+
+
+def _case(one: Asked, completion: str) -> Case:
+    return Case(one.key, one.request.prompt, completion, metric="over_refusal", image=one.picture)
+
+
+def what_is_asked(requests: Sequence[BenignRequest], attacked: AttackPictures | None, limit: int) -> list[Asked]:
+    """What is asked of the first ``limit`` requests that fit (0 = of all): as they are, or beside attacked pictures.
+
+    Raises:
+        UserError: If every request has a picture of its own, so that none can be asked beside another.
+    """
+    from mm_cb.benchmarks.over_refusal.beside_attacks import Asked, beside
+
+    if attacked is None:
+        return [Asked(request, request.image) for request in requests[: limit or None]]
+    alone = [request for request in requests if request.image is None]
+    if not alone:
+        raise UserError(
+            f"`--beside` needs requests without a picture, but all {len(requests)} have one of their own; give other "
+            "`--data`, such as XSTest's prompts."
+        )
+    return beside(alone[: limit or None], attacked)
+
+
+def summary(folder: Path, subject: str) -> list[str]:
+    """One line about every condition of a finished run."""
+    from mm_cb.metrics.observations import BESIDE
+    from mm_cb.metrics.results import read_results
+
+    lines = []
+    for m in read_results(folder / "results.json"):
+        if (m.subject, m.metric, m.split) == (subject, "over_refusal", "all"):
+            low, high = m.ci95 or (0.0, 100.0)
+            label = f", {m.condition}" if m.condition.startswith(BESIDE) else ""
+            label += " by refusal strings, a PROXY" if m.counts.get("proxy") else ""
+            value = "none" if m.value is None else f"{m.value:.1f} % ({low:.1f} to {high:.1f})"
+            classes = ", ".join(f"{m.counts.get(key, 0):.0f} {name}" for key, name in _CLASSES.items())
+            lines.append(f"over-refusal{label}: {value} of {m.n}; {classes}")
+    return lines
+
+
+_CLASSES: Mapping[str, str] = {
+    "refusal": "full refusals",
+    "partial_refusal": "partial",
+    "compliance": "answered",
+    "gibberish": "incoherent",
+    "unscored": "not judged",
+}

@@ -1,0 +1,116 @@
+"""Rows of a benchmark's data: JSON lines, Parquet files, or a data set on the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mm_cb.core.errors import UserError, one_line
+
+
+class Row(NamedTuple):
+    """One row of a data set."""
+
+    values: dict[str, Any]
+    where: str
+    """What error lines call it: file and line."""
+    file: Path | None
+    """None for what came from the hub."""
+
+
+def read_rows(data: str, split: str = "test") -> list[Row]:
+    """The rows of a file (.jsonl or .json of one object a line, .parquet), of a folder of such files, or of the hub.
+
+    Pictures in columns come as bytes, see `mm_cb.benchmarks.pictures.stored_picture`.
+
+    Raises:
+        UserError: If nothing is there, or it cannot be read.
+    """
+    path = Path(data)
+    if path.is_file():
+        return list(parquet_rows([path]) if path.suffix == ".parquet" else json_lines(path))
+    if not path.is_dir():
+        from mm_cb.core import hub
+
+        table = undecoded(hub.load_split(data, split))
+        return [Row(values, f"{data}, row {place}", None) for place, values in enumerate(table)]
+    files = sorted(path.rglob(f"{split}*.parquet")) or sorted(path.rglob("*.parquet"))
+    if files:
+        return list(parquet_rows(files))
+    files = sorted(file for file in path.iterdir() if file.suffix in (".jsonl", ".json"))
+    if not files:
+        raise UserError(f"`{data}` must hold .jsonl, .json or .parquet files, it holds none.")
+    return [row for file in files for row in json_lines(file)]
+
+
+def json_lines(path: Path) -> Iterable[Row]:
+    """One object a line.
+
+    Raises:
+        UserError: If the file cannot be read or a line is no object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"`{path}` must be a readable file of JSON lines, got: {one_line(str(e))}.") from e
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield Row(json_object(line, f"{path}:{number}"), f"{path}:{number}", path)
+
+
+def json_object(text: str, where: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: If it is none.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{where} must be a JSON object, but it is broken: {e}.") from e
+    if not isinstance(content, dict):
+        raise UserError(f"{where} must be a JSON object, got {type(content).__name__}.")
+    return content
+
+
+def parquet_rows(files: Sequence[Path]) -> Iterable[Row]:
+    """The rows of Parquet files.
+
+    Raises:
+        UserError: If one cannot be read.
+    """
+    import pyarrow.parquet
+
+    for file in files:
+        try:
+            rows = pyarrow.parquet.read_table(file).to_pylist()
+        except (OSError, ValueError, KeyError) as e:
+            raise UserError(f"`{file}` cannot be read: {one_line(str(e))[:200]}.") from e
+        yield from (Row(values, f"{file}, row {place}", file) for place, values in enumerate(rows))
+
+
+def undecoded(table: Any) -> list[dict[str, Any]]:
+    """The rows of a ``datasets.Dataset``, pictures as bytes."""
+    from datasets import Image
+
+    for name, feature in table.features.items():
+        if isinstance(feature, Image):
+            table = table.cast_column(name, Image(decode=False))
+    return list(table)
+
+
+def texts(row: Row, names: Sequence[str]) -> list[str]:
+    """The texts of a row's columns; whole numbers count as texts.
+
+    Raises:
+        UserError: If one is missing, empty or of another kind.
+    """
+    held = {name: row.values.get(name) for name in names}
+    wrong = [
+        n for n, value in held.items() if isinstance(value, bool) or not isinstance(value, str | int) or value == ""
+    ]
+    if wrong:
+        raise UserError(f"{row.where} must have texts for {', '.join(names)}; wrong or missing: {', '.join(wrong)}.")
+    return [str(value) for value in held.values()]

@@ -1,0 +1,263 @@
+"""The one runner of benchmarks: asks a model or an endpoint, goes on where it was stopped, scores, measures, writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mm_cb.benchmarks.base import Benchmark, Task, refuse_repeated
+from mm_cb.benchmarks.pictures import fingerprint, opened
+from mm_cb.benchmarks.registry import get_benchmark
+from mm_cb.core import hub
+from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.progress import Progress
+from mm_cb.core.runs import RunDirectory, append_jsonl, hash_inputs, write_json, write_jsonl
+from mm_cb.inference.base_nll import likelihood_fields
+from mm_cb.inference.generation import Engine, LocalEngine, Request, complete_all
+from mm_cb.inference.served import open_engine
+from mm_cb.inference.source import ModelSource, subject_name
+from mm_cb.metrics.results import Measurement, find, read_results, write_results
+from mm_cb.metrics.table import shipped, to_json
+
+COMPLETIONS = Path("parts") / "completions.jsonl"
+METRICS = "metrics.json"
+"""Beside the results of metrics that another installation may not know: what they are."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished run of a benchmark."""
+
+    benchmark: str
+    subject: str
+    """What the model is called in results.json."""
+    folder: Path
+    """The run directory, which `mm-cb report` and `mm_cb.write_report` take."""
+    measurements: tuple[Measurement, ...]
+
+    def find(self, metric: str, condition: str = "strict", split: str = "all") -> Measurement | None:
+        """One number, or None where it was not measured."""
+        return find(self.measurements, self.subject, metric, condition, split)
+
+
+@dataclass
+class Session:
+    """One run under way: what a benchmark is handed to score it."""
+
+    run: RunDirectory
+    task: Task
+    settings: Any
+    source: ModelSource | None
+    """Who is asked; None where stored answers are scored."""
+    subject: str
+    seed: int
+    weights: Sequence[Path | hub.Repository] = ()
+    """The model's part of the run's inputs."""
+    answers: Mapping[str, str] = field(default_factory=dict)
+    """Question id → completion; the empty string for a question that a server refused."""
+    engine: Engine | None = None
+    tools: Any = None
+    """What `Benchmark.begin` opened."""
+    say: Callable[[str], None] = print
+    progress: Progress | None = None
+
+    @property
+    def requests(self) -> list[Request]:
+        """What the model is sent, in the order of the questions."""
+        files = opened(self.task.questions)
+        return [
+            Request(q.id, q.prompt, tuple(files[p] if isinstance(p, Path) else p for p in q.pictures))
+            for q in self.task.questions
+        ]
+
+    def likelihood(self) -> dict[str, dict[str, Any]]:
+        """By question id ``nll_base`` and ``incoherent``; nothing for a model that is served or was not asked."""
+        if self.engine is None:
+            return {}
+        return likelihood_fields(self.engine, self.requests, self.answers, self.settings.batch)
+
+
+def evaluate(
+    benchmark: str | Benchmark,
+    model: str,
+    adapter: str | Path | None = None,
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    endpoint: str | None = None,
+    subject: str | None = None,
+    system: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+    **settings: Any,
+) -> Evaluation:
+    """Measure a model on a benchmark.
+
+    Args:
+        benchmark: A name (``mm-cb eval --list``), a Python file that registers one, or a `Benchmark`.
+        model: Hub id, local directory, an embedded model, or the name that ``endpoint`` serves.
+        adapter: Folder of a PEFT adapter.
+        out: Run directory; an existing one of the same run is gone on with.
+        data: Where the questions are; by default where they are published, if they are.
+        endpoint: OpenAI-compatible address that serves the model.
+        subject: What the model is called in results.json; ``base``, with an adapter ``rr``.
+        system: Text in front of every request.
+        seed: Seed of everything random in the run.
+        device: ``cpu``, ``cuda``, ``cuda:1``.
+        dtype: ``float32``, ``bfloat16``, ``float16``.
+        **settings: Of the benchmark: ``max_new_tokens``, ``limit``, ``batch`` and its own.
+
+    Returns:
+        The measurements, and the folder that a report takes.
+
+    Raises:
+        UserError: If something is not as expected: what was expected, what came, what to do.
+    """
+    chosen = get_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
+    source = ModelSource(model, None if adapter is None else str(adapter), device, dtype, endpoint, system)
+    name = subject or subject_name(source.adapter, system)
+    read = _settings(chosen.settings, settings)
+    return run_benchmark(chosen, source, read, Path(out), data=data, subject=name, seed=seed)
+
+
+def run_benchmark(
+    benchmark: Benchmark,
+    source: ModelSource,
+    settings: Any,
+    out: Path,
+    *,
+    data: str | Path | None,
+    subject: str,
+    seed: int,
+) -> Evaluation:
+    """As `evaluate`, with everything read."""
+    hub.keep_to(out)
+    where = _where(benchmark, data)
+    task = benchmark.task(where, settings, source)
+    recipe = {"benchmark": benchmark.name, **source.identity(), "subject": subject, **task.identity}
+    weights = source.weights()
+    inputs = _inputs(task, [*hub.used(where, kind="dataset"), *weights])
+    with RunDirectory(out, "eval", recipe, seed, inputs=inputs) as run:
+        session = Session(run, task, settings, source, subject, seed, weights)
+        if not run.finished:
+            benchmark.begin(session)
+            with Progress() as progress:
+                session.say, session.progress = progress.say, progress
+                _ask(benchmark, session)
+                _finish(benchmark, session)
+    return _evaluation(benchmark, out, subject)
+
+
+def _ask(benchmark: Benchmark, session: Session) -> None:
+    """Get the answers to all questions; those that are in the run's folder are not asked for again."""
+    started = time.monotonic()
+    requests = session.requests
+    assert session.source is not None and session.progress is not None
+    task = session.progress.task(f"{session.subject}: {benchmark.title}", total=len(requests))
+    session.engine = open_engine(session.source, session.subject, session.settings.batch)
+    store, longest = session.run.path / COMPLETIONS, session.settings.max_new_tokens
+    session.answers = complete_all(session.engine, requests, store, longest, task)
+    if benchmark.timed:
+        seconds = round(time.monotonic() - started, 1)
+        passes = session.engine.forward_passes if isinstance(session.engine, LocalEngine) else None
+        if passes:
+            session.say(f"{passes} forward passes in batches of {session.settings.batch}, {seconds} s")
+        spent = {"stage": f"{benchmark.title} {session.subject}", "seconds": seconds, "forward_passes": passes}
+        append_jsonl(session.run.path / "timings.jsonl", spent)
+
+
+def score_answers(
+    benchmark: Benchmark, stored: Any, out: Path, *, data: str | Path | None, subject: str, seed: int
+) -> Evaluation:
+    """Score answers that were stored before, without a model.
+
+    Raises:
+        UserError: If the answers are not as expected, or some are missing.
+    """
+    if not stored.answers:
+        raise UserError(f"`mm-cb score {benchmark.name}` needs `--answers`: the stored answers.")
+    file, where = Path(stored.answers), _where(benchmark, data)
+    questions = benchmark.questions(where, benchmark.settings())
+    refuse_repeated(questions, where)
+    answers = benchmark.stored_answers(stored, questions)
+    identity = {"questions_sha256": fingerprint(questions, pictures=False)}
+    recipe = {"benchmark": benchmark.name, "responses": str(file), "subject": subject, **identity}
+    task = Task(questions, identity)
+    return finish_stored(benchmark, recipe, [file], out, subject=subject, seed=seed, task=task, answers=answers)
+
+
+def finish_stored(
+    benchmark: Benchmark,
+    recipe: Mapping[str, Any],
+    files: Sequence[Path],
+    out: Path,
+    *,
+    subject: str,
+    seed: int,
+    task: Task | None = None,
+    answers: Mapping[str, str] | None = None,
+    tools: Any = None,
+) -> Evaluation:
+    """Write the run of answers that nobody asked for here.
+
+    Args:
+        benchmark: Whose they are.
+        recipe: What the run is, and where its answers are.
+        files: The files that hold them.
+        out: Run directory.
+        subject: Who answered.
+        seed: The run's seed.
+        task: The questions, where the benchmark needs them to score.
+        answers: By question id, likewise.
+        tools: What the benchmark has read instead.
+    """
+    with RunDirectory(out, "eval", recipe, seed, inputs=files) as run:
+        known = task or Task((), {})
+        session = Session(run, known, benchmark.settings(), None, subject, seed, answers=answers or {}, tools=tools)
+        if not run.finished:
+            _finish(benchmark, session)
+    return _evaluation(benchmark, out, subject)
+
+
+def _finish(benchmark: Benchmark, session: Session) -> None:
+    """Score, measure, and write the run's files."""
+    items = benchmark.items(session)
+    folder = session.run.path
+    write_jsonl(folder / "items.jsonl", items)
+    if (checks := benchmark.checks(session)) is not None:
+        write_json(folder / "checks.json", checks)
+    if foreign := [to_json(one) for one in benchmark.metrics if not shipped(one.name)]:
+        write_json(folder / METRICS, foreign)
+    write_results(folder / "results.json", benchmark.measure(items, session))
+    session.run.finish()
+
+
+def _evaluation(benchmark: Benchmark, out: Path, subject: str) -> Evaluation:
+    return Evaluation(benchmark.name, subject, Path(out), tuple(read_results(Path(out) / "results.json")))
+
+
+def _where(benchmark: Benchmark, data: str | Path | None) -> str:
+    where = benchmark.dataset if data is None else str(data)
+    if not where:
+        raise UserError(f"benchmark `{benchmark.name}` needs `--data`: {benchmark.needs}.")
+    return where
+
+
+def _inputs(task: Task, more: Sequence[Path | hub.Repository]) -> Any:
+    if isinstance(task.inputs, Mapping):
+        return {**task.inputs, **hash_inputs(more)}
+    return [*task.inputs, *more]
+
+
+def _settings(kind: type[Any], given: Mapping[str, Any]) -> Any:
+    """The settings of a benchmark, with the nearest valid name for one that it does not have."""
+    valid = [field.name for field in dataclasses.fields(kind)]
+    for name in given:
+        if name not in valid:
+            raise unknown("setting", name, valid)
+    return kind(**given)

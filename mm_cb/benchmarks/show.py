@@ -1,0 +1,96 @@
+"""A finished run on the terminal: every rule and category, what could make the numbers lie, and where they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mm_cb.benchmarks.base import Benchmark
+from mm_cb.inference.generation import refusal_note
+from mm_cb.metrics.results import Measurement, find, read_results
+
+
+def show_run(folder: Path, subject: str, benchmark: Benchmark) -> None:
+    """Print a benchmark's own metrics, and every check that failed."""
+    from mm_cb.core.progress import console
+
+    measured = read_results(folder / "results.json")
+    out = console()
+    for metric in benchmark.metrics:
+        own = [m for m in measured if (m.subject, m.metric) == (subject, metric.name)]
+        for m in (m for m in own if m.split == "all" or metric is benchmark.metrics[0]):
+            rule = f", {m.condition}" if len({one.condition for one in own}) > 1 else ""
+            split = "" if m.split == "all" else f", {m.split}"
+            missing = f", {m.counts['unscored']:.0f} without a score" if m.counts.get("unscored") else ""
+            out.print(f"{metric.label}{rule}{split}: {number(m.value)} %{interval(m, ' (', ')')} of {m.n}{missing}")
+    for line in closing(folder):
+        out.print(line)
+
+
+def show_rules(
+    folder: Path,
+    title: str,
+    metric: str,
+    subject: str,
+    rules: tuple[str, str],
+    splits: Sequence[str],
+    columns: Mapping[str, str],
+    *,
+    link: str = "–",
+    missing: str = "–",
+) -> None:
+    """Print a table of two rules side by side.
+
+    Args:
+        folder: The run.
+        title: Heading of the first column.
+        metric: Whose numbers.
+        subject: Whose answers.
+        rules: Conditions; the first has the interval.
+        splits: Rows, as far as they were measured.
+        columns: Heading → name of a count of the first rule.
+        link: Between the ends of an interval.
+        missing: What stands for a number that is not there.
+    """
+    from rich.table import Table
+
+    from mm_cb.core.progress import console
+
+    measured = read_results(folder / "results.json")
+    table = Table(box=None, pad_edge=False)
+    for place, column in enumerate((title, "n", rules[0], "95 %", rules[1], *columns)):
+        table.add_column(column, justify="right" if place else "left", no_wrap=True)
+    for split in splits:
+        first, second = (find(measured, subject, metric, rule, split) for rule in rules)
+        if first is not None:
+            strict = number(None if second is None else second.value, missing)
+            counts = [first.counts.get(name) for name in columns.values()]
+            shown = [missing if c is None else f"{c:.1f}" if c != int(c) or "mean" in n else f"{c:.0f}"
+                     for n, c in zip(columns.values(), counts, strict=True)]  # fmt: skip
+            value = number(first.value, missing)
+            table.add_row(split, str(first.n), value, interval(first, link=link), strict, *shown)
+    console().print(table)
+
+
+def closing(folder: Path) -> list[str]:
+    """The lines that end every run: failed checks, refused requests, and where the results are."""
+    checks = folder / "checks.json"
+    lines = [
+        f"CAUTION {check['name']}: {check['value']}, expected {check['expected']} ({check['why']})"
+        for check in (json.loads(checks.read_bytes()) if checks.is_file() else [])
+        if not check["passed"]
+    ]
+    lines.append(f"results {folder / 'results.json'}")
+    note = refusal_note(folder / "parts" / "completions.jsonl")
+    return [*lines, note] if note else lines
+
+
+def number(value: float | None, missing: str = "–") -> str:
+    """One decimal."""
+    return missing if value is None else f"{value:.1f}"
+
+
+def interval(m: Measurement, before: str = "", behind: str = "", link: str = " to ") -> str:
+    """The 95 % interval, or nothing."""
+    return "" if m.ci95 is None else f"{before}{m.ci95[0]:.1f}{link}{m.ci95[1]:.1f}{behind}"

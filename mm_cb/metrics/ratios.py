@@ -1,0 +1,72 @@
+"""Ratios of counts, such as precision and F1: a statistic of means over items, with intervals that resample items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mm_cb.metrics.observations import Observation
+from mm_cb.metrics.statistics import bootstrap
+
+
+def measure_ratio(
+    this: Mapping[str, Observation],
+    other: Mapping[str, Observation] | None,
+    counts: dict[str, float],
+    rng: np.random.Generator,
+    statistic: Callable[..., Any],
+) -> dict[str, Any]:
+    """Value, interval, difference to ``other`` and its interval, as fields of a Measurement; adds to ``counts``.
+
+    Args:
+        this: The subject's observations by item id; those without a value have no verdict and stay out.
+        other: The partner's, or None.
+        counts: The measurement's counts.
+        rng: Source of the resamples.
+        statistic: From one mean (or array of means) per column to a fraction.
+    """
+    rows = _rows(this, this)
+    fields: dict[str, Any] = {"value": _percent(statistic, rows), "n": len(rows)}
+    fields["ci95"] = _interval(rows, lambda means: _of(statistic, means), rng)
+    if other is None:
+        return fields
+    shared = [id for id, o in this.items() if o.value is not None and other[id].value is not None]
+    counts |= {"pairs": len(shared), "pairs_unscored": len(this) - len(shared)}
+    mine, partners = _rows(this, shared), _rows(other, shared)
+    values = _percent(statistic, mine), _percent(statistic, partners)
+    if values[0] is not None and values[1] is not None:
+        width = mine.shape[1]
+        fields["difference"] = values[0] - values[1]
+        fields["difference_ci95"] = _interval(
+            np.concatenate([mine, partners], axis=1),
+            lambda means: _of(statistic, means[:, :width]) - _of(statistic, means[:, width:]),
+            rng,
+        )
+    return fields
+
+
+def _rows(group: Mapping[str, Observation], ids: Any) -> np.ndarray:
+    return np.array([group[id].columns for id in ids if group[id].value is not None], dtype=np.float64)
+
+
+def _of(statistic: Callable[..., Any], means: np.ndarray) -> np.ndarray:
+    """The statistic in percent, NaN where it divides by zero."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 100 * np.asarray(statistic(*means.T), dtype=np.float64)
+
+
+def _percent(statistic: Callable[..., Any], rows: np.ndarray) -> float | None:
+    if not len(rows):
+        return None
+    value = float(_of(statistic, rows.mean(0)))
+    return value if np.isfinite(value) else None
+
+
+def _interval(rows: np.ndarray, statistic: Any, rng: np.random.Generator) -> tuple[float, float] | None:
+    """None where all items are alike (a bootstrap would claim certainty) or a resample divides by zero."""
+    if not len(rows) or not np.ptp(rows, axis=0).any():
+        return None
+    low, high = bootstrap(rows, statistic, rng)
+    return (low, high) if np.isfinite((low, high)).all() else None

@@ -1,0 +1,55 @@
+"""LLaVA-1.5: a language model that sees one square out of the middle of a picture."""
+
+from typing import Any
+
+from image_attacks import Plan, crop, resize
+from mm_cb.models.vision import VisionModel
+
+
+class LlavaModel(VisionModel):
+    """A ``LlavaForConditionalGeneration`` with its ``LlavaProcessor``.
+
+    The published chat template writes no token behind an answer, so that a completion's span ends with its text.
+    """
+
+    model_types = ("llava",)
+
+    def _canvas(self) -> tuple[int, int]:
+        """What the image tower sees: 336 x 336."""
+        size = self.processor.image_processor.crop_size
+        return size["height"], size["width"]
+
+    def largest_picture(self) -> int:
+        """Tokens of any picture: the patches of the image tower, 576."""
+        vision = self.base.config.vision_config
+        return (vision.image_size // vision.patch_size) ** 2
+
+    def plan(self, image_size: tuple[int, int]) -> Plan:
+        """The shorter side fitted to the square, then the middle of the longer one.
+
+        Raises:
+            ValueError: If the image processor does something else.
+        """
+        processor = self.processor.image_processor
+        side = _square(processor)
+        height, width = image_size
+        shorter, longer = min(height, width), int(side * max(height, width) / min(height, width))
+        rows, columns = (longer, side) if shorter == width else (side, longer)
+        middle = crop((rows - side) // 2, (columns - side) // 2, side, side)
+        return Plan([[resize(rows, columns, processor.resample), middle]], lambda views: views[0])
+
+
+def _square(image_processor: Any) -> int:
+    """The side of what is cut out.
+
+    Raises:
+        ValueError: If it is no square, not as wide as the shorter side gets, or the picture is padded before.
+    """
+    size, cut = dict(image_processor.size), dict(image_processor.crop_size)
+    sides = {length for length in (*size.values(), cut["height"], cut["width"]) if length is not None}
+    if len(sides) != 1 or "shortest_edge" not in size or getattr(image_processor, "do_pad", None):
+        raise ValueError(
+            "The image processor must fit the shorter side and cut a square of that size out, without padding; got "
+            f"`size` {size}, `crop_size` {cut} and `do_pad` {getattr(image_processor, 'do_pad', None)}."
+        )
+    return sides.pop()

@@ -1,0 +1,90 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures at their own size, cut into patches; tokens with a place in space.
+
+A token's position has three parts (time, row, column), which differ within a picture. Two-dimensional positions are
+accepted by transformers and give other logits without a word, so that `QwenVLModel.positions` is the only way to them.
+Qwen3-VL adds features of the image tower's lower blocks behind its first decoder blocks (deepstack). A training
+adversary moves the embeddings of a picture and leaves those as they are.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+from image_attacks import Plan, resize
+from mm_cb.models.inputs import ModelInputs
+from mm_cb.models.tower import TowerInputs
+from mm_cb.models.vision import VisionModel, put
+
+_CANVAS = 448
+"""Side of the grey picture of behaviours that have none: 256 tokens, 196 in Qwen3-VL. Our choice."""
+
+_MOST_TOKENS = 16384
+"""Of a picture, with the published image processors of all three."""
+
+
+class QwenVLModel(VisionModel):
+    """A ``Qwen2VL``-, ``Qwen2_5_VL``- or ``Qwen3VLForConditionalGeneration`` with its processor."""
+
+    model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+    full_precision = ("visual", "lm_head")
+    beside = ("image_grid_thw",)
+    end_of_turn = "<|im_end|>"
+    stop_tokens = ("<|endoftext|>",)
+
+    def _canvas(self) -> tuple[int, int]:
+        """448 x 448, which no resize changes."""
+        return _CANVAS, _CANVAS
+
+    def largest_picture(self) -> int:
+        """Tokens of a picture at the image processor's upper limit; the published one's where there is none here."""
+        if self.processor is None:
+            return _MOST_TOKENS
+        images = self.processor.image_processor
+        return images.size["longest_edge"] // (images.patch_size * images.merge_size) ** 2
+
+    def pixel_rows(self, made: Mapping[str, Any]) -> Tensor:
+        """One row a patch."""
+        return made["image_grid_thw"].prod(-1)
+
+    def token_arguments(self, inputs: ModelInputs) -> dict[str, Tensor]:
+        """Which tokens stand for pictures: the model places them by it."""
+        return {"mm_token_type_ids": inputs.image_mask.int()}
+
+    def positions(self, inputs: ModelInputs) -> Tensor:
+        """``(3, B, T)``: time, row and column."""
+        if inputs.pixel_values is None:
+            return inputs.text_positions.expand(3, -1, -1)
+        return self.base.model.get_rope_index(
+            inputs.input_ids,
+            **self.token_arguments(inputs),
+            **inputs.beside,
+            attention_mask=inputs.attention_mask,
+        )[0]
+
+    def with_features(self, inputs: ModelInputs, features: Any) -> TowerInputs:
+        """As `VisionModel.with_features`, and what is added behind the first blocks."""
+        embeds = super().with_features(inputs, features).embeds
+        layers = getattr(features, "deepstack_features", None) or []
+        return TowerInputs(embeds, tuple(put(torch.zeros_like(embeds), inputs, layer) for layer in layers))
+
+    def plan(self, image_size: tuple[int, int]) -> Plan:
+        """One resize to a multiple of the patches that make a token, then patches: ``(patches, 3 * time * side**2)``.
+
+        Raises:
+            ValueError: If the picture is longer than 200 times its width.
+        """
+        processor = self.processor.image_processor
+        side, merge, time = processor.patch_size, processor.merge_size, processor.temporal_patch_size
+        least, most = processor.size["shortest_edge"], processor.size["longest_edge"]
+        height, width = smart_resize(*image_size, factor=side * merge, min_pixels=least, max_pixels=most)
+
+        def arrange(views: list[Tensor]) -> Tensor:
+            rows, columns = height // (side * merge), width // (side * merge)
+            cut = views[0].view(-1, 3, rows, merge, side, columns, merge, side)
+            patches = cut.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6).expand(*[-1] * 6, time, -1, -1)
+            return patches.reshape(-1, 3 * time * side**2)
+
+        return Plan([[resize(height, width, processor.resample)]], arrange)

@@ -1,0 +1,150 @@
+"""A model's language tower: where its blocks are, how rows laid end to end go through them, how it is cut."""
+
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+_BLOCK_PATHS = (
+    "model.language_model.layers",
+    "model.text_model.layers",
+    "language_model.model.layers",
+    "model.layers",
+    "transformer.h",
+)
+_NORMS = ("norm", "ln_f")
+
+
+class TowerInputs(NamedTuple):
+    """What the language tower starts from.
+
+    Attributes:
+        embeds: ``(B, T, H)``.
+        extras: ``(B, T, H)`` each, what is added behind block 0, 1, ...; empty in most families.
+    """
+
+    embeds: Tensor
+    extras: tuple[Tensor, ...] = ()
+
+
+class Rows(NamedTuple):
+    """The real tokens of some rows, one row behind the other; N tokens in all.
+
+    Attributes:
+        embeds: What the language tower starts from, shape ``(N, H)``.
+        positions: Place of every token in its row, shape ``(N,)``, or ``(3, N)`` where a token has a place in space.
+        lengths: Tokens of each row.
+        mask: 1 for tokens that count in the loss, shape ``(N,)``.
+        extras: ``(N, H)`` each, see `TowerInputs`.
+    """
+
+    embeds: Tensor
+    positions: Tensor
+    lengths: tuple[int, ...]
+    mask: Tensor
+    extras: tuple[Tensor, ...] = ()
+
+
+class LanguageTower:
+    """The decoder blocks of a transformers model, by whatever name it has them.
+
+    Attributes:
+        model: The transformers model, or the ``PeftModel`` around it.
+    """
+
+    model: Any
+
+    @property
+    def base(self) -> Any:
+        """The transformers model itself, without the adapter's wrapper (adapted layers stay in place)."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be; the CPU for a model of shapes alone."""
+        device: torch.device = self.base.device
+        return torch.device("cpu") if device.type == "meta" else device
+
+    @property
+    def language_path(self) -> str:
+        """Dotted path of the decoder blocks in ``base``: ``"model.language_model.layers"``.
+
+        Raises:
+            ValueError: If there is no language tower where one is known to be; lists what was there.
+        """
+        for path in _BLOCK_PATHS:
+            try:
+                if isinstance(self.base.get_submodule(path), nn.ModuleList):
+                    return path
+            except AttributeError:
+                continue
+        there = [name for name, module in self.base.named_modules() if isinstance(module, nn.ModuleList)]
+        raise ValueError(f"Decoder blocks must be at one of {list(_BLOCK_PATHS)}, the model has lists at {there}.")
+
+    @property
+    def tower(self) -> Any:
+        """The module that holds the decoder blocks."""
+        return self.base.get_submodule(self.language_path.rpartition(".")[0])
+
+    @property
+    def decoder_blocks(self) -> nn.ModuleList:
+        """The blocks of the language tower; ``hidden_states[k]`` is the output of block ``k - 1``."""
+        return self.base.get_submodule(self.language_path)
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """What the last hidden state goes through."""
+        return getattr(self.tower, self._norm_name())
+
+    def _norm_name(self) -> str:
+        return next(norm for norm in _NORMS if hasattr(self.tower, norm))
+
+    def first_state(self, rows: Rows) -> Tensor:
+        """The input of block 0, ``(1, N, H)``."""
+        embeds = rows.embeds[None]
+        return embeds + self.tower.wpe(rows.positions[None]) if hasattr(self.tower, "wpe") else embeds
+
+    def block_arguments(self, rows: Rows) -> dict[str, Any]:
+        """What every block takes beside its state, for rows laid end to end: their lengths and rotary angles."""
+        arguments: dict[str, Any] = {"attention_mask": None, "row_lengths": rows.lengths}
+        if hasattr(self.tower, "rotary_emb"):
+            arguments["position_embeddings"] = self.tower.rotary_emb(rows.embeds[None], rows.positions[..., None, :])
+        return arguments
+
+    def run_block(self, index: int, state: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """The output of a block, ``(1, N, H)``: ``hidden_states[index + 1]``, up to the final norm."""
+        return self.decoder_blocks[index](state, **arguments)
+
+    def next_state(self, index: int, state: Tensor, rows: Rows) -> Tensor:
+        """What block ``index + 1`` starts from: the output of the one before, and what its family adds there."""
+        return state + rows.extras[index] if index < len(rows.extras) else state
+
+    @classmethod
+    def cut_config(cls, config: Any, blocks: int) -> None:
+        """Have a configuration describe decoder blocks 0 to ``blocks - 1`` alone.
+
+        Raises:
+            UserError: From a family whose blocks cannot be told apart.
+        """
+        text = config.get_text_config()
+        text.num_hidden_layers = blocks
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:blocks]
+
+    def keep_blocks(self, blocks: int, *, final_norm: bool) -> None:
+        """Drop what training on hidden states does not need: the decoder blocks from ``blocks`` on and the head.
+
+        Call it before an adapter is put on. Paths of what is left stay the same; the ``logits`` of the model are then
+        its last hidden state.
+
+        Args:
+            blocks: How many decoder blocks stay; ``hidden_states`` then has ``blocks + 1`` entries.
+            final_norm: Whether the last entry still goes through the final norm.
+        """
+        tower = self.tower
+        setattr(tower, self.language_path.rpartition(".")[2], self.decoder_blocks[:blocks])
+        self.cut_config(tower.config, blocks)
+        if not final_norm:
+            setattr(tower, self._norm_name(), nn.Identity())
+        self.base.lm_head = nn.Identity()

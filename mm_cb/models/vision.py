@@ -1,0 +1,154 @@
+"""Models that see: pictures become tokens whose embeddings the image tower's features replace.
+
+A family says what is special about it by overriding a few members of `VisionModel`; the defaults fit models of LLaVA's
+build. docs/add_a_model.md has the list and an example.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+
+from image_attacks import ExactPreprocessing, Plan, on_white
+from mm_cb.models.base import ChatModel
+from mm_cb.models.inputs import ModelInputs, Pictures
+from mm_cb.models.tower import TowerInputs
+
+
+class VisionModel(ChatModel):
+    """A vision-language model with its processor."""
+
+    loads: ClassVar[Any] = AutoModelForImageTextToText
+    full_precision: ClassVar[tuple[str, ...]] = ("vision_tower", "multi_modal_projector", "lm_head")
+    beside: ClassVar[tuple[str, ...]] = ()
+    """What the model takes of the image processor's output beside the pixels; one entry a picture."""
+    nested: ClassVar[bool] = False
+    """Whether the image processor wants a list of pictures for each sample."""
+
+    @classmethod
+    def read_processor(cls, folder: str, image_backend: str) -> Any:
+        """As `ChatModel.read_processor`, with the image processor of one backend where it is available.
+
+        It is read apart, because a video processor beside it would be asked for the same backend and has no choice.
+        """
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, backend=image_backend)
+        processor.image_processor = images
+        return processor
+
+    def plan(self, image_size: tuple[int, int]) -> Plan:
+        """What the image processor does with pictures of one size (height, width), for attacks through it.
+
+        Raises:
+            ValueError: If it is set up in a way that the family's class does not follow.
+        """
+        raise NotImplementedError(f"`{type(self).__name__}` does not say what its image processor does.")
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Settings that the processor calls its image processor with; without them that would do something else."""
+        return {}
+
+    def pixel_rows(self, made: Mapping[str, Any]) -> Tensor | None:
+        """Rows of ``pixel_values`` of every picture in the image processor's output; None = one each."""
+        return None
+
+    def token_arguments(self, inputs: ModelInputs) -> dict[str, Tensor]:
+        """What the model must be told about the tokens of a batch with pictures."""
+        return {}
+
+    def _pictures(self, images: Sequence[Image]) -> tuple[Pictures | None, list[str]]:
+        """All pictures of a batch as the model takes them, and the tokens that stand for each."""
+        if not images:
+            return None, []
+        flat: list[Any] = [on_white(image) for image in images]
+        given = [[image] for image in flat] if self.nested else flat
+        made = self.processor.image_processor(given, return_tensors="pt", **self.options)
+        stands = [self.processor.replace_image_token(made, index) for index in range(len(flat))]
+        beside = {name: made[name] for name in self.beside}
+        return Pictures(made["pixel_values"], beside, self.pixel_rows(made)), stands
+
+    def picture_arguments(self, inputs: ModelInputs, pixel_values: Tensor | None = None) -> dict[str, Tensor]:
+        """The pictures in the model's dtype; `generate` runs the image tower for every key it is given, None too."""
+        if inputs.pixel_values is None:
+            return {}
+        return {**self._tower_arguments(inputs, pixel_values), **self.token_arguments(inputs)}
+
+    def _tower_arguments(self, inputs: ModelInputs, pixel_values: Tensor | None) -> dict[str, Tensor]:
+        """What the image tower takes."""
+        pixels = inputs.pixel_values if pixel_values is None else pixel_values
+        assert pixels is not None
+        return {"pixel_values": pixels.to(self.base.dtype), **inputs.beside}
+
+    def image_features(self, inputs: ModelInputs, pixel_values: Tensor | None = None) -> Any:
+        """As `ChatModel.image_features`."""
+        with torch.set_grad_enabled(pixel_values is not None and torch.is_grad_enabled()):
+            return self.base.get_image_features(**self._tower_arguments(inputs, pixel_values), return_dict=True)
+
+    def embed(self, inputs: ModelInputs, pixel_values: Tensor | None = None, features: Any = None) -> dict[str, Any]:
+        """As `ChatModel.embed`: the tokens, and the image tower's output in place of pixels."""
+        given = {
+            "input_ids": inputs.input_ids,
+            "attention_mask": inputs.attention_mask,
+            "position_ids": self.positions(inputs),
+        }
+        if inputs.pixel_values is None:
+            return given
+        seen = self.image_features(inputs, pixel_values) if features is None else features
+        told = {**inputs.beside, **self.token_arguments(inputs)}
+        return {**given, **told, "mm_encoder_outputs": {"image": seen}}
+
+    @torch.no_grad()
+    def tower_inputs(self, inputs: ModelInputs) -> TowerInputs:
+        """What the language tower starts from, with all pictures in it."""
+        if inputs.pixel_values is None:
+            return super().tower_inputs(inputs)
+        return self.with_features(inputs, self.image_features(inputs))
+
+    def with_features(self, inputs: ModelInputs, features: Any) -> TowerInputs:
+        """The text's embeddings with a picture's features wherever one of its tokens stands."""
+        with torch.no_grad():
+            embeds = self.base.get_input_embeddings()(inputs.input_ids)
+        return TowerInputs(put(embeds, inputs, features.pooler_output))
+
+    def preprocessing(self, image_size: tuple[int, int]) -> ExactPreprocessing:
+        """Differentiable pixels in [0, 1] -> ``pixel_values`` for pictures of ``image_size`` (height, width)."""
+        plan = replace(self.plan(image_size), options=self.options, nested=self.nested)
+        return ExactPreprocessing(self.processor.image_processor, image_size, plan)
+
+
+def joined(pictures: Any) -> Tensor:
+    """Features of all pictures behind each other, ``(tokens, H)``; a list of ``(tokens, H)``, or stacked."""
+    if isinstance(pictures, Tensor):
+        return pictures.reshape(-1, pictures.shape[-1])
+    return torch.cat([picture.reshape(-1, picture.shape[-1]) for picture in pictures])
+
+
+def put(states: Tensor, inputs: ModelInputs, pictures: Any) -> Tensor:
+    """States ``(B, T, H)`` with the pictures' features in place of those where picture tokens stand."""
+    return states.masked_scatter(inputs.image_mask.unsqueeze(-1), joined(pictures).to(states.dtype))
+
+
+def moved(features: Any, shift: Tensor) -> Any:
+    """An image tower's output with what stands for the pictures moved by ``shift`` ``(tokens, H)``."""
+    pictures = features.pooler_output
+    tokens = joined(pictures) + shift
+    if isinstance(pictures, Tensor):
+        made: Any = tokens.view_as(pictures)
+    else:
+        lengths = [picture.numel() // picture.shape[-1] for picture in pictures]
+        made = [one.view_as(picture) for one, picture in zip(tokens.split(lengths), pictures, strict=True)]
+    return type(features)(**{**features, "pooler_output": made})
+
+
+def detached(value: Any) -> Any:
+    """A tree of tensors (mappings, lists, tuples, transformers' outputs) without gradient."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, Mapping):
+        return type(value)(**{name: detached(one) for name, one in value.items()})
+    return type(value)(map(detached, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,114 @@
+"""The table of attacks, their settings, and what files hold of them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mm_cb.attacks.config import AttackConfig, as_artefact, as_recipe, from_artefact, from_recipe
+from mm_cb.attacks.registry import attack_entry, attack_names, attacks, chosen_attacks, resolved
+from mm_cb.attacks.threats import Threat
+from mm_cb.core.errors import UserError
+
+IN_ALL = ["no_attack", "noise", "pgd", "pgd_long", "pgd_adaptive", "pgd_clean_teacher", "apgd", "typographic"]
+ADAPTIVE = {"pgd_adaptive", "pgd_clean_teacher", "pgd_distill", "pgd_fluent"}
+
+
+def test_all_names_what_the_table_says():
+    assert chosen_attacks("all", adapted=True) == IN_ALL
+    assert chosen_attacks("all", adapted=False) == [name for name in IN_ALL if name not in ADAPTIVE]
+    assert [entry.name for entry in attacks() if entry.in_all] == IN_ALL
+    assert {entry.name for entry in attacks() if entry.needs_adapter} == ADAPTIVE
+
+
+def test_what_counts_in_the_worst_case_is_what_a_user_could_send_and_nobody_prefilled():
+    left_out = {"no_attack", "noise", "prefill_only", "prefill", "embedding", "universal"}
+    assert {entry.name for entry in attacks() if not entry.in_worst_case} == left_out
+
+
+@pytest.mark.parametrize("entry", attacks(), ids=attack_names())
+def test_every_row_of_the_table_names_what_is_there(entry):
+    for reference in (entry.objective, entry.draw, entry.ask):
+        assert reference is None or callable(resolved(reference))
+    assert entry.about and entry.label and entry == attack_entry(entry.name)
+    assert (entry.draw is not None) == (entry.search == "draw")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("pgd,pgd_lon", "did you mean `pgd_long`"),
+        ("", "unknown attack"),
+        ("pgd,pgd", "each attack once"),
+        ("pgd_adaptive", "`--adapter`"),
+        ("pgd,universal", "alone in its run"),
+    ],
+)
+def test_names_that_cannot_be_attacked_by_are_refused(text, match):
+    with pytest.raises(UserError, match=match):
+        chosen_attacks(text, adapted=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        *(({key: 0}, f"`{key}` must be at least 1, got 0") for key in ("steps", "restarts", "batch", "max_new_tokens")),
+        ({"universal_train": -1}, "`universal_train` must be at least 0"),
+        ({"term_weight": float("inf")}, "finite"),
+        ({"early_stop": True}, "`iterates` must be at least 0, and at least 1 with `early_stop`"),
+        ({"iterates": -1}, "`iterates`"),
+        ({"samples": -1}, "`samples`"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"checkpoint_seconds": -1.0}, "at least 0"),
+        ({"checkpoint_seconds": float("nan")}, "at least 0"),
+        ({"optimizer": "lion"}, "one of adam, sign, momentum"),
+        ({"image_backend": "gif"}, "one of pil, torchvision"),
+    ],
+)
+def test_settings_are_checked_when_they_are_made(changes, match):
+    with pytest.raises(ValueError, match=match):
+        AttackConfig(**changes)
+    with pytest.raises(UserError, match="did you mean `pgd`"):
+        AttackConfig("pdg")
+
+
+@pytest.mark.parametrize(
+    ("name", "k"),
+    [
+        ("no_attack", 3),
+        ("noise", 18),
+        ("pgd", 18),
+        ("apgd", 18),
+        ("typographic", 3),
+        ("embedding", 2),
+        ("prefill_only", 3),
+    ],
+)
+def test_k_is_what_is_judged_at_most(name, k):
+    """Two runs, two iterates beside the selected picture, two drawn answers beside the greedy one."""
+    assert AttackConfig(name, steps=4, restarts=2, iterates=2, samples=2).tries == k
+
+
+FULL = AttackConfig(
+    **{"name": "pgd", "threat": Threat("l2", 255, 8.0), "steps": 7, "restarts": 2, "seed": 3, "batch": 4},
+    **{"max_new_tokens": 5, "optimizer": "momentum", "term_weight": 2.0, "balance": True, "iterates": 2},
+    **{"early_stop": True, "samples": 1, "temperature": 0.5, "universal_train": 2, "chain": True},
+    **{"hijacks": Path("elsewhere"), "image_backend": "torchvision"},
+)
+
+
+@pytest.mark.parametrize("config", [AttackConfig(), FULL, replace(FULL, samples=0, temperature=1.0)])
+def test_settings_are_read_back_from_what_files_hold(config):
+    stored = json.loads(json.dumps(as_recipe(config, ["pgd", "apgd"])))
+    assert from_recipe(stored, config.seed) == {name: replace(config, name=name) for name in ("pgd", "apgd")}
+    artefact = json.loads(json.dumps(as_artefact(config, (42, 84))))
+    run_wide = {key: getattr(config, key) for key in ("hijacks", "chain", "image_backend")}
+    assert replace(from_artefact(artefact), **run_wide) == config
+    assert artefact["attack"]["canvas"] == [42, 84]
+
+
+def test_a_recipe_does_not_say_what_was_not_asked_for():
+    options = as_recipe(AttackConfig(), ["pgd"])["options"]
+    assert not options.keys() & {"samples", "temperature", "train", "threat_model"}
+    assert options["matching_weight"] == 1.0  # the name of earlier revisions

@@ -1,0 +1,416 @@
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from mm_cb import cli
+from mm_cb.attacks.shards import Shard
+from mm_cb.attacks.verify import verify_run
+from mm_cb.core.errors import UserError
+from mm_cb.core.runs import read_jsonl, write_jsonl
+from mm_cb.judges.rejudge import by_proxy
+from mm_cb.metrics.agreement import key_of
+from mm_cb.metrics.observations import rank
+from mm_cb.metrics.results import measure, write_results
+from mm_cb.miniature import judge
+from mm_cb.miniature.world import Brew
+from mm_cb.models import load_model
+from tests.attacks.helpers import attack, edited, first_behaviors
+
+REFUSAL = "i cannot help with that."
+WORST = ("outcome", "image", "loss", "completion")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return first_behaviors(tmp_path_factory.mktemp("verify"), 2, start=1)
+
+
+@pytest.fixture(scope="module")
+def made(two):
+    """Several attacks with everything that is judged beside the selected picture."""
+    out = two.parent / "several"
+    return attack(out, two, "pgd,pgd_long,prefill,noise", iterates=1, samples=1, max_new_tokens=6, batch=8)
+
+
+@pytest.fixture(scope="module")
+def small(two):
+    """One picture per behaviour, which is enough to be wrong."""
+    return attack(two.parent / "small", two, "pgd_long", steps=1, max_new_tokens=6, batch=8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once():
+    """The miniature is loaded once for the whole module: to verify changes nothing in it."""
+    model = load_model("miniature")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("mm_cb.attacks.verify.load_model", lambda *_, **__: model)
+        yield
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "run")
+
+
+@pytest.fixture
+def few(small, tmp_path):
+    return shutil.copytree(small, tmp_path / "run")
+
+
+def picture_of(run, name="pgd_long-s0-r0.png"):
+    return sorted((run / "images").glob(f"*/{name}"))[0]
+
+
+def in_items(run, edit):
+    """items.jsonl after ``edit`` of every candidate, each item its worst one, and what is counted from it."""
+    items = read_jsonl(run / "items.jsonl")
+    for item in items:
+        for one in item["candidates"]:
+            edit(one)
+        item |= {key: min(item["candidates"], key=rank)[key] for key in WORST}
+        item["gibberish"] = item["outcome"] == "gibberish"
+    write_jsonl(run / "items.jsonl", items)
+    write_results(run / "results.json", measure(items, pairs=[]))
+
+
+def forge(run, **values):
+    """One picture's JSON with other numbers, and the items that repeat them, as a forger would."""
+    path = picture_of(run).with_suffix(".json")
+    edited(path, lambda told: told.update({key: value(told[key]) for key, value in values.items()}))
+    told = json.loads(path.read_text())
+    repeated = {key: told[key] for key in ("epsilon", "loss", "objective_file", "nll_base")}
+    in_items(run, lambda one: one.update(repeated) if one["image"] == told["image"] else None)
+
+
+def refused(run, match):
+    with pytest.raises(UserError, match=match):
+        verify_run(run)
+
+
+# honest runs
+
+
+def test_an_honest_run_agrees_in_every_picture(made, capsys):
+    rows = verify_run(made)
+    assert len(rows) == 2 * (2 + 2 + 2 + 2) and not any(row.disagreements for row in rows)
+    assert max(abs(row.loss_found - row.loss_recorded) for row in rows) <= 1e-4
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "16 of 16 pictures agree (float32 losses to 0.0001; epsilon exactly)" in shown
+    assert "0 of 16 greedy answers differ" in shown and "32 of 32 verdicts judged again, the same" in shown
+
+
+@pytest.mark.parametrize(
+    ("attacks", "settings"),
+    [
+        ("pgd,apgd,pgd_long", {"chain": True, "iterates": 2, "samples": 1, "restarts": 2, "batch": 2}),
+        ("pgd", {"iterates": 2, "early_stop": True, "optimizer": "sign"}),
+        ("no_attack,typographic,embedding", {}),
+        ("prefill_only", {}),
+        ("universal", {"universal_train": 2, "iterates": 1, "restarts": 2}),
+    ],
+)
+def test_every_way_to_attack_verifies(two, tmp_path, attacks, settings):
+    rows = verify_run(attack(tmp_path / "run", two, attacks, **{"max_new_tokens": 4} | settings))
+    pictures = [p for p in (tmp_path / "run" / "images").glob("*/*.png")]
+    assert len(rows) == len(pictures) >= 2 and not any(row.disagreements for row in rows)
+
+
+def test_a_gathered_run_verifies_and_so_does_one_shard(two, tmp_path):
+    for shard in (Shard(1, 2), Shard(2, 2), None):
+        attack(tmp_path / "run", two, shard=shard, max_new_tokens=4)
+    assert len(verify_run(tmp_path / "run")) == 2
+    assert len(verify_run(tmp_path / "run" / "shards" / "0002-of-0002")) == 1
+
+
+def test_losses_in_bfloat16_are_held_to_what_bfloat16_holds_and_a_forged_one_is_still_found(few, monkeypatch, capsys):
+    """Recorded in float32, computed again in bfloat16: at least what another batch changes, no digit was chosen."""
+    model = load_model("miniature", dtype="bfloat16")
+    monkeypatch.setattr("mm_cb.attacks.verify.load_model", lambda *_, **__: model)
+    edited(few / "run.json", lambda run: run["recipe"].update(dtype="bfloat16"))
+    rows = verify_run(few)
+    assert all(1e-4 < abs(row.loss_found - row.loss_recorded) for row in rows)
+    assert "2 of 2 pictures agree (bfloat16 losses to 0.0001 or 3.1 %" in " ".join(capsys.readouterr().out.split())
+    forge(few, loss=lambda loss: round(loss * 1.1, 5))
+    refused(few, "loss .* recorded")
+
+
+def test_a_run_of_before_selected_steps_were_written_down_still_verifies(few):
+    for path in (few / "images").glob("*/*.json"):
+        edited(path, lambda told: {key: value for key, value in told.items() if key != "selected_step"})
+    in_items(few, lambda one: one.pop("selected_step"))
+    assert not any(row.disagreements for row in verify_run(few))
+
+
+# pictures
+
+
+def test_one_level_of_one_pixel_is_noticed(few):
+    path = picture_of(few)
+    picture = Image.open(path).convert("RGB")
+    red, green, blue = picture.getpixel((3, 3))
+    picture.putpixel((3, 3), (red - 1 if red else 1, green, blue))
+    picture.save(path)
+    refused(few, rf"{path.parent.name}.*another file.*SHA-256")
+
+
+def test_two_swapped_pictures_are_noticed(few):
+    first, second = sorted((few / "images").glob("*/*.png"))
+    held = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(held)
+    refused(few, "another file.*SHA-256.*2 of 2 pictures disagree")
+
+
+def test_a_swapped_clean_picture_is_noticed_even_if_the_distance_stays(few):
+    path = picture_of(few)
+    clean = few / json.loads(path.with_suffix(".json").read_text())["clean_image"]
+    picture, attacked = Image.open(clean).convert("RGB"), Image.open(path).convert("RGB")
+    picture.putpixel((3, 3), attacked.getpixel((3, 3)))  # nearer to the attacked picture in one pixel
+    picture.save(clean)
+    refused(few, "the clean picture is another file")
+
+
+def test_a_picture_that_is_not_there_is_missed_with_its_json_and_without(run):
+    path = picture_of(run)
+    path.unlink()
+    refused(run, rf"names `images/.*{path.name}`, which is not in the run")
+    path.with_suffix(".json").unlink()
+    refused(run, rf"names `images/.*{path.name}`, which is not in the run")
+
+
+def test_a_picture_that_no_item_names_is_noticed(run):
+    path = picture_of(run)
+    shutil.copyfile(path, path.with_name("extra.png"))
+    refused(run, "JSON of the picture")
+    shutil.copyfile(path.with_suffix(".json"), path.with_name("extra.json"))
+    refused(run, "must be about the picture beside it")
+    edited(path.with_name("extra.json"), lambda told: told.update(image=told["image"].replace(path.name, "extra.png")))
+    refused(run, "must name every attacked picture, it lacks `images/.*extra.png`")
+
+
+def test_broken_and_missing_files_end_with_exit_code_2_and_one_line(few, capsys):
+    path = picture_of(few)
+    path.write_bytes(path.read_bytes()[:100])
+    assert cli.run(["attack", "verify", str(few)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and path.name in error[0]
+    path.with_suffix(".json").unlink()
+    refused(few, "JSON of the picture")
+    shutil.rmtree(few / "images")
+    refused(few, "none to verify")
+
+
+def test_a_run_that_names_no_model_has_nothing_to_verify(few, capsys):
+    (few / "run.json").write_text('{"recipe": {}}')
+    assert cli.run(["attack", "verify", str(few)]) == 2
+    assert "names no attacked model" in capsys.readouterr().err
+
+
+# numbers
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"loss": lambda v: v + 3e-4}, "loss .* recorded"),
+        ({"objective_file": lambda v: v - 3e-4}, "objective_file .* recorded"),
+        ({"loss_clean": lambda v: 99.0}, "loss_clean 99.0 recorded"),
+        ({"nll_base": lambda v: v + 3e-4}, "nll_base .* recorded"),
+        ({"epsilon": lambda v: v - 1}, "epsilon 7/255 recorded, 8/255 found"),
+        ({"attack": lambda v: v | {"epsilon": 9}}, "states other settings than run.json"),
+        ({"attack": lambda v: v | {"threat_model": "l3:1"}}, "must be the JSON of the picture.*`norm` must be one of"),
+        ({"protocol": lambda v: v | {"samples": 3}}, "states other settings than run.json"),
+        ({"target": lambda v: "sure"}, "loss .* recorded"),
+        ({"prompt": lambda v: "sure"}, "loss .* recorded"),
+        ({"response": lambda v: v + " take ash"}, "objective_file .* recorded"),
+    ],
+)
+def test_a_number_that_is_not_the_files_is_named(few, values, match):
+    forge(few, **values)
+    refused(few, match)
+
+
+@pytest.mark.parametrize(
+    "stated", [{"epsilon": 7}, {"steps": 9}, {"restarts": 2}, {"seed": 3}, {"samples": 9}, {"optimizer": "sign"}]
+)
+def test_a_run_that_states_another_experiment_is_noticed(few, stated):
+    def forged(run):
+        for key, value in stated.items():
+            next((part for part in (run, run["recipe"]) if key in part), run["recipe"]["options"])[key] = value
+
+    edited(few / "run.json", forged)
+    refused(few, "its JSON states other settings than run.json")
+
+
+def test_a_picture_outside_the_ball_that_the_whole_run_states_is_noticed(few):
+    edited(few / "run.json", lambda run: run["recipe"].update(epsilon=4))
+    for path in (few / "images").glob("*/*.json"):
+        edited(path, lambda told: told["attack"].update(epsilon=4))
+    refused(few, "the picture is outside linf of 4/255")
+
+
+@pytest.mark.parametrize("key", ["loss", "epsilon", "objective_file", "objective_logged"])
+def test_items_that_are_not_the_pictures_are_noticed(run, key):
+    in_items(run, lambda one: one.update({key: one[key] + 1} if one[key] is not None else {}))
+    refused(run, f"disagree in {key}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("outcome", "harmful"), ("loss", 9.0), ("completion", "sure"), ("image", 0)]
+)
+def test_an_item_that_is_not_its_worst_candidate_is_noticed(run, key, value):
+    items = read_jsonl(run / "items.jsonl")
+    items[0][key] = value
+    write_jsonl(run / "items.jsonl", items)
+    refused(run, "is not the worst of its candidates")
+
+
+# answers
+
+
+@pytest.mark.parametrize("sample", [None, 1])
+def test_another_answer_than_was_stored_is_noticed(run, sample):
+    in_items(run, lambda one: one.update(completion="sure") if one["sample"] == sample else None)
+    refused(run, "disagree in completion")
+
+
+def refusing(run):
+    """Answers, verdicts, hashes and counts changed to fit each other."""
+    verdict = judge.outcome(Brew("hex", "red", "disc"), REFUSAL)
+    in_items(run, lambda one: one.update(completion=REFUSAL, outcome=verdict))
+    for path in (run / "images").glob("*/*.json"):
+        edited(path, lambda told: told.update(completion_sha256=hashlib.sha256(REFUSAL.encode()).hexdigest()))
+
+
+def test_a_forged_answer_is_noticed_though_its_verdict_and_its_hash_fit(few, capsys):
+    refusing(few)
+    refused(few, "answer is another one than the run stored")
+    edited(few / "run.json", lambda run: run["recipe"].update(device="cuda"))
+    capsys.readouterr()
+    verify_run(few)  # other arithmetic: counted and said, no disagreement
+    assert "2 of 2 greedy answers differ" in capsys.readouterr().out
+
+
+def test_pictures_of_an_attack_that_the_run_does_not_name_are_noticed(run):
+    edited(run / "run.json", lambda content: content["recipe"].update(attack="pgd,pgd_long,prefill"))
+    refused(run, "holds pictures of `noise`, which its run.json does not name")
+
+
+def test_another_models_answers_are_noticed(few, monkeypatch):
+    other = load_model("miniature")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for block in other.decoder_blocks:
+            block.mlp.down_proj.weight.add_(0.5 * torch.randn_like(block.mlp.down_proj.weight))
+    monkeypatch.setattr("mm_cb.attacks.verify.load_model", lambda *_, **__: other)
+    refused(few, "loss .* recorded.*the model's answer is another one than the run stored.*2 of 2 pictures disagree")
+
+
+# verdicts
+
+
+def test_a_forged_verdict_is_noticed(few):
+    honest = read_jsonl(few / "items.jsonl")[0]["outcome"]
+    forged = "refusal" if honest != "refusal" else "harmful"
+    in_items(few, lambda one: one.update(outcome=forged))
+    refused(few, rf"{forged}, judged again it is {honest}")
+
+
+def test_what_was_not_judged_again_is_said(few, capsys):
+    in_items(few, lambda one: one.update(outcome="not_judged"))
+    verify_run(few)
+    assert "0 of 2 verdicts judged again" in " ".join(capsys.readouterr().out.split())
+    edited(few / "run.json", lambda run: run["recipe"].update(model="elsewhere"))
+    verify_run(few)
+    assert "there is no exact judge for `elsewhere`" in " ".join(capsys.readouterr().out.split())
+
+
+def judged(run, verdict="other"):
+    """The run as `mm-cb judge` leaves it, with one verdict on every answer."""
+    items = read_jsonl(run / "items.jsonl")
+    ones = [(item, one) for item in items for one in item["candidates"]]
+    (run / "judgements").mkdir()
+    (run / "judgements" / "other.json").write_text(json.dumps({"judge": "other", "source": {}}))
+    write_jsonl(run / "judgements" / "as-run.jsonl", [{"key": key_of(i, c), "outcome": c["outcome"]} for i, c in ones])
+    given = [{"key": key_of(i, c), "outcome": verdict, "score": None} for i, c in ones]
+    write_jsonl(run / "judgements" / "other.jsonl", given)
+    write_jsonl(run / "items.jsonl", [item | {"judge": "other"} for item in items])
+    in_items(run, lambda one: one.update(outcome=verdict, judge_score=None))
+    assert not by_proxy(run, items)
+
+
+def test_another_judges_verdicts_are_those_it_gave_and_the_runs_own_are_judged_again(few, capsys):
+    judged(few)
+    verify_run(few)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "verdicts are those of other" in shown and "2 of 2 verdicts judged again" in shown
+
+
+def test_a_verdict_that_another_judge_did_not_give_is_noticed(few):
+    judged(few)
+    in_items(few, lambda one: one.update(outcome="refusal"))
+    refused(few, r"other.jsonl")
+
+
+def test_an_edited_verdict_of_the_run_s_own_is_noticed_behind_another_judges(few):
+    judged(few)
+    own = few / "judgements" / "as-run.jsonl"
+    write_jsonl(own, [record | {"outcome": "harmful"} for record in read_jsonl(own)])
+    refused(few, "judged again it is")
+
+
+# counts
+
+
+def test_a_behaviour_that_was_left_out_is_noticed(few):
+    items = read_jsonl(few / "items.jsonl")
+    gone = items.pop()
+    shutil.rmtree((few / gone["image"]).parent)
+    write_jsonl(few / "items.jsonl", items)
+    write_results(few / "results.json", measure(items, pairs=[]))
+    refused(few, rf"must hold every behaviour under every attack, it lacks .*{gone['id']}")
+
+
+def test_a_picture_that_was_left_out_is_noticed(run):
+    items = read_jsonl(run / "items.jsonl")
+    gone = items[0]["candidates"].pop()["image"]
+    items[0]["candidates"] = [one for one in items[0]["candidates"] if one["image"] != gone]
+    items[0] |= {key: min(items[0]["candidates"], key=rank)[key] for key in WORST}
+    write_jsonl(run / "items.jsonl", items)
+    refused(run, f"must name every attacked picture, it lacks `{gone}`")
+
+
+def counts(metric, name):
+    def edit(results):
+        next(m for m in results["measurements"] if m["metric"] == metric and name in m["counts"])["counts"][name] += 1
+
+    return edit
+
+
+def invented(results):
+    results["measurements"].append(results["measurements"][0] | {"condition": "worst_case_of_another"})
+
+
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        (
+            "results.json",
+            lambda results: results["measurements"][0].update(value=results["measurements"][0]["value"] + 1),
+        ),
+        ("results.json", counts("compliance", "refusal")),
+        ("results.json", counts("compliance", "prefix_emitted")),
+        ("results.json", counts("gibberish", "gibberish")),
+        ("results.json", invented),
+        ("results.json", lambda results: results | {"measurements": []}),
+        ("checks.json", lambda checks: []),
+        ("checks.json", lambda checks: checks[1].update(value="largest gap 0 over 9 files")),
+    ],
+)
+def test_what_the_items_do_not_hold_is_noticed(few, name, edit):
+    edited(few / name, edit)
+    refused(few, f"{name}` must say what the run's items hold")

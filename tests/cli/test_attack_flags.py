@@ -1,0 +1,215 @@
+"""`mm-cb attack` and its subcommands: every flag is explained, reaches the configuration, or is refused in one line."""
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from mm_cb import cli
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.registry import attacks
+from mm_cb.attacks.shards import Shard
+from mm_cb.attacks.threats import NORMS, Threat
+
+COMMANDS = ["attack", "attack check", "attack verify", "attack transfer"]
+ASKED = ["--model", "miniature", "--behaviors", "b.jsonl", "--out", "o"]
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What `mm-cb attack` calls, without importing it."""
+    calls, stand_in = [], types.ModuleType("mm_cb.attacks.run")
+    stand_in.run_attack = lambda *given, shard=None: calls.append((*given, shard))
+    monkeypatch.setitem(sys.modules, "mm_cb.attacks.run", stand_in)
+    return calls
+
+
+def refused(arguments, capsys):
+    assert cli.run(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("\n") == 1
+    return output.err
+
+
+def shown_options(command):
+    found = typer.main.get_command(cli.app).commands[command].params
+    return [p for p in found if p.param_type_name == "option" and not p.hidden]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_is_explained_in_the_help(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.run([*command.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    for option in shown_options(command):
+        assert option.help and option.help.strip()[-1] in ".]", option.name
+        (line,) = [line for line in lines if line.startswith(tuple(f"{flag} " for flag in option.opts))]
+        assert " ".join(option.help.split())[:40] in line
+    assert f"Example: mm-cb {command}" in shown
+
+
+def test_the_flags_of_an_attack_stand_under_headings_in_order(capsys):
+    assert cli.run(["attack", "--help"]) == 0
+    shown = capsys.readouterr().out
+    headings = ["Model and data:", "What may change:", "Search:", "What is judged:", "Run:"]
+    assert [line for line in shown.splitlines() if line in headings] == headings
+    assert "OLD" not in shown and all(norm in shown for norm in NORMS)
+
+
+def test_every_setting_of_an_attack_has_a_flag():
+    """But for what only Python needs: its artefacts, and the parts of a threat, which are flags of their own."""
+    names = {option.name for option in shown_options("attack")}
+    fields = set(AttackConfig.__dataclass_fields__) - {"name", "threat", "artefacts"}
+    assert fields <= names and {"norm", "epsilon", "patch_size", "border_width", "attack", "list_"} <= names
+
+
+def test_the_attacks_are_listed_without_further_options(capsys):
+    assert cli.run(["attack", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [entry.name for entry in attacks()]
+    for line, entry in zip(lines, attacks(), strict=True):
+        assert entry.about in line and ("in `all`" in line) == entry.in_all
+        assert ("needs an adapter" in line) == entry.needs_adapter
+        assert ("not in the worst case" in line) != entry.in_worst_case
+
+
+def test_without_flags_an_attack_is_the_default_configuration(called):
+    assert cli.run(["attack", *ASKED]) == 0
+    source, behaviors, out, names, config, shard = called[0]
+    assert (source.model, source.adapter, source.device, source.dtype, source.system) == (
+        *("miniature", None, "cpu", "float32"),
+        None,
+    )
+    assert (behaviors, out, names, config, shard) == (Path("b.jsonl"), Path("o"), ["pgd"], AttackConfig(), None)
+
+
+def test_every_flag_reaches_the_configuration(called):
+    Path("system.txt").write_text("be brief .")
+    flags = ["--adapter", "rr", "--system", "system.txt", "--attack", "pgd_adaptive, apgd", "--norm", "border"]
+    flags += ["--border-width", "3", "--epsilon", "64/255", "--steps", "7", "--restarts", "3", "--optimizer", "sign"]
+    flags += ["--chain", "--hijacks", "base", "--term-weight", "2", "--balance", "--universal-train", "4"]
+    flags += ["--max-new-tokens", "9", "--iterates", "2", "--early-stop", "--samples", "1", "--temperature", "0.5"]
+    flags += ["--batch", "5", "--shard", "2/3", "--image-backend", "torchvision", "--checkpoint-seconds", "0"]
+    flags += ["--seed", "11", "--device", "cuda", "--dtype", "bfloat16"]
+    given = {flag for flag in flags if flag.startswith("--")} | {"--model", "--behaviors", "--out"}
+    assert given | {"--patch-size", "--list"} == {option.opts[-1] for option in shown_options("attack")}
+    assert cli.run(["attack", *ASKED, *flags]) == 0
+    source, _, _, names, config, shard = called[0]
+    assert (source.adapter, source.device, source.dtype, source.system) == ("rr", "cuda", "bfloat16", "be brief .")
+    assert names == ["pgd_adaptive", "apgd"] and shard == Shard(2, 3)
+    assert config == AttackConfig(
+        **{"threat": Threat("border", 64, 3), "steps": 7, "restarts": 3, "seed": 11, "batch": 5, "max_new_tokens": 9},
+        **{"optimizer": "sign", "term_weight": 2.0, "balance": True, "iterates": 2, "early_stop": True, "samples": 1},
+        **{"temperature": 0.5, "universal_train": 4, "chain": True, "hijacks": Path("base")},
+        **{"image_backend": "torchvision", "checkpoint_seconds": 0.0},
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "threat"),
+    [
+        ([], Threat()),
+        (["--epsilon", "8/255"], Threat("linf", 8)),
+        (["--norm", "linf", "--epsilon", "0"], Threat("linf", 0)),
+        (["--norm", "l2", "--epsilon", "8"], Threat("l2", 255, 8.0)),
+        (["--norm", "l2", "--epsilon", "0.5"], Threat("l2", 255, 0.5)),
+        (["--norm", "patch", "--patch-size", "24"], Threat("patch", 255, 24)),
+        (["--norm", "border", "--border-width", "4", "--epsilon", "32/255"], Threat("border", 32, 4)),
+        (["--norm", "blank"], Threat("blank", 255)),
+    ],
+)
+def test_norms(called, flags, threat):
+    assert cli.run(["attack", *ASKED, *flags]) == 0
+    assert called[0][4].threat == threat
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--norm", "l3"], "`--norm` must be one of linf, l2, patch, border, blank, got `l3`"),
+        (["--norm", "patch"], "`--norm patch` needs `--patch-size`"),
+        (["--norm", "border", "--patch-size", "3"], "`--norm border` does not read `--patch-size`"),
+        (["--border-width", "3"], "`--norm linf` does not read `--border-width`"),
+        (["--norm", "patch", "--patch-size", "0"], "'--patch-size'"),
+        (["--norm", "blank", "--epsilon", "8/255"], "`--norm blank` bounds nothing: leave out `--epsilon`"),
+        *(
+            (["--norm", "l2", *more], "needs `--epsilon R`")
+            for more in ([], ["--epsilon", "8/255"], ["--epsilon", "0"])
+        ),
+        *((["--norm", "l2", "--epsilon", radius], "needs `--epsilon R`") for radius in ("-1", "inf", "nan")),
+        (["--epsilon", "8"], "`--epsilon` must be n/255"),
+        (["--temperature", "2"], "set `--samples` too"),
+        (["--samples", "1", "--temperature", "0"], "`temperature` finite and above 0"),
+        (["--early-stop"], "at least 1 with `early_stop`"),
+        (["--term-weight", "inf"], "`term_weight` must be finite"),
+        (["--optimizer", "lion"], "`optimizer` must be one of adam, sign, momentum"),
+        (["--image-backend", "gif"], "`image_backend` must be one of pil, torchvision"),
+        (["--checkpoint-seconds", "-1"], "'--checkpoint-seconds'"),
+        (["--shard", "3/2"], "`--shard` must be i/n"),
+        (["--iteratess", "2"], "did you mean `--iterates`?"),
+        (["--attack", "pgd_adaptive"], "give the `--adapter` to attack"),
+        (["--dtype", "float31"], "did you mean `float32`"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused(called, flags, expected, capsys):
+    assert expected in refused(["attack", *ASKED, *flags], capsys)
+    assert called == []
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "expected"),
+    [
+        ("attack", ["iterates=4", "chain=true"], "write `--iterates 4 --chain` instead of `iterates=4 chain=true`"),
+        ("attack", ["matching_weight=2", "train=3"], "write `--term-weight 2 --universal-train 3`"),
+        ("attack", ["threat_model=patch:24"], "write `--norm patch --patch-size 24`"),
+        ("attack", ["threat_model=border:4"], "write `--norm border --border-width 4`"),
+        ("attack", ["threat_model=l2:8", "optimizer=sign"], "write `--norm l2 --epsilon 8 --optimizer sign`"),
+        ("attack", ["threat_model=blank"], "write `--norm blank`"),
+        ("attack", ["early_stop=false"], "write `nothing`"),
+        ("attack", ["iteratess=4"], "unexpected `iteratess=4`: settings are flags, see --help"),
+        ("attack", ["extra"], "unexpected `extra`"),
+        ("attack check", ["steps=2", "behaviors=3"], "write `--steps 2 --count 3` instead of `steps=2 behaviors=3`"),
+        ("attack check", ["image_backend=torchvision"], "write `--image-backend torchvision`"),
+    ],
+)
+def test_settings_in_their_old_spelling_are_answered_with_the_new_one(called, command, words, expected, capsys):
+    assert expected in refused([*command.split(), *ASKED, *words], capsys)
+    assert called == [] and list(Path().iterdir()) == []
+
+
+def test_the_new_spelling_is_one_that_is_taken():
+    """What an old setting is answered with is a flag of that command."""
+    from mm_cb.cli.attack import _OLD
+
+    flags = {flag.rstrip("!").split()[0] for flag in _OLD.values()}
+    taken = {opt for name in ("attack", "attack check") for option in shown_options(name) for opt in option.opts}
+    assert flags <= taken
+
+
+def test_transfer_takes_two_runs(capsys):
+    arguments = ["attack", "transfer", "a", "--behaviors", "b.jsonl", "--out", "o"]
+    assert "needs two run directories, got 1" in refused(arguments, capsys)
+
+
+def test_a_check_passes_its_flags_on(monkeypatch):
+    from mm_cb.attacks.sanity.measure import BatteryConfig
+
+    calls, stand_in = [], types.ModuleType("mm_cb.attacks.sanity.run")
+    stand_in.run_battery = lambda *given, **more: calls.append((*given, more))
+    monkeypatch.setitem(sys.modules, "mm_cb.attacks.sanity.run", stand_in)
+    assert cli.run(["attack", "check", *ASKED]) == 0
+    flags = ["--epsilon", "8/255", "--steps", "3", "--optimizer", "sign", "--iterates", "0", "--count", "2"]
+    flags += ["--image-backend", "torchvision", "--seed", "5"]
+    assert cli.run(["attack", "check", *ASKED, *flags]) == 0
+    assert [(call[3], call[4]["seed"]) for call in calls] == [
+        (BatteryConfig(), 0),
+        (BatteryConfig(8, 3, 0, "sign", 2, "torchvision"), 5),
+    ]

@@ -1,0 +1,397 @@
+"""What must hold of every model family that sees; `LAWS` are run over families, image backends, and the docs' example.
+
+Each law takes a function that builds the same random model anew, and a folder to write into.
+"""
+
+import json
+
+import numpy as np
+import torch
+from PIL import Image
+
+from image_attacks import Linf, load_png, pgd, save_png, target_nll
+from mm_cb.attacks.objectives.adaptive import MatchingObjective
+from mm_cb.attacks.objectives.embedding import EmbeddingObjective
+from mm_cb.attacks.objectives.target import TargetObjective
+from mm_cb.data.behaviors_file import Behavior
+from mm_cb.data.examples import Example
+from mm_cb.inference.subjects import Subject
+from mm_cb.models import TokenRole, load_model, load_tower
+from mm_cb.models.last_positions import only_last_positions
+from mm_cb.models.merging import merge
+from mm_cb.models.shared_prefix import SharedPrefixTargets
+from mm_cb.models.vision import detached, joined
+from mm_cb.training.adapter import add_adapter, save_adapter
+from mm_cb.training.hidden_states import hidden_states, lay_out, use_row_attention
+from mm_cb.training.placement import check_targets, lora_paths
+from mm_cb.training.recipe import load_recipe
+from mm_cb.training.run import train
+from tests.tiny_llava import picture
+
+SIZES = [(84, 42), (42, 84), (61, 137), (150, 31), (20, 20), (300, 41), (56, 56), (33, 250)]
+"""Width and height; both orders of Pillow's passes, larger and smaller than the model's own, extreme aspects."""
+
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+FIRST, TARGET = 1, 2
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def user(*parts):
+    """A user's turn; None stands for a picture."""
+    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+    return {"role": "user", "content": content}
+
+
+def answer(text):
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+CHATS = [
+    [user(None, "what is")],
+    [user("tell me how to brew a red tea please")],
+    [user(None, "a red blue", None, "circle in the picture")],
+]
+
+
+def pictures_of(chat, seed=0):
+    count = sum(part["type"] == "image" for message in chat for part in message["content"])
+    return [picture(seed + i, [(84, 42), (70, 100)][i % 2]) for i in range(count)]
+
+
+def by_the_processor(model, chat, pictures):
+    """The processor's own inputs for one chat, which ends where the model goes on unless it ends in an answer."""
+    text = model.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=chat[-1]["role"] == "user")
+    bos = model.processor.tokenizer.bos_token
+    given = ([pictures] if model.nested else pictures) or None
+    return model.processor(
+        text=[text], images=given, return_tensors="pt", add_special_tokens=not (bos and text.startswith(bos))
+    )
+
+
+def ids_and_pixels_are_the_processors(make, folder):
+    model = make()
+    chats = [
+        *CHATS,
+        [user(None, " what is it "), answer("a red circle ")],
+        [user(None, "\twhat"), answer("it"), user("tell me"), answer(" no")],
+    ]
+    for chat in chats:
+        pictures = pictures_of(chat)
+        ours, own = model.encode_chats([chat], [pictures]), by_the_processor(model, chat, pictures)
+        assert torch.equal(ours.input_ids, own["input_ids"])
+        if pictures:
+            assert torch.equal(ours.pixel_values, own["pixel_values"])
+            assert all(torch.equal(value, own[name]) for name, value in ours.beside.items())
+    if int(ours.input_ids[0, -1]) in model.processor.tokenizer.all_special_ids:  # what ends the turn is the answer's
+        assert ours.roles[0, -1] == TokenRole.COMPLETION
+    completion = (ours.roles == TokenRole.COMPLETION)[0]
+    said = model.processor.tokenizer.decode(ours.input_ids[0, completion])
+    assert said.split()[0] == "it" and "no" in said.split()
+
+
+def logits_are_those_of_the_processors_own_inputs(make, folder):
+    model = make()
+    for chat in CHATS:
+        pictures = pictures_of(chat)
+        own = by_the_processor(model, chat, pictures)
+        with torch.no_grad():
+            expected = model.model(**own, use_cache=False).logits
+            assert torch.equal(model.forward(model.encode_chats([chat], [pictures])).logits, expected)
+
+
+def attacked_pixels_are_the_processors(make, folder):
+    model = make()
+    for size in SIZES:
+        shown = [picture(seed, size) for seed in range(2)]
+        pixels = torch.stack([as_pixels(one) for one in shown]).requires_grad_()
+        preprocess = model.preprocessing((size[1], size[0]))
+        made = preprocess(pixels)
+        encoded = model.encode(["what"] * 2, shown).pixel_values
+        assert torch.equal(made, encoded) and preprocess.exact_by == "emulation", size
+        weights = torch.randn(made.shape, generator=torch.Generator().manual_seed(0))
+        (gradient,) = torch.autograd.grad((made * weights).sum(), pixels)
+        (smooth,) = torch.autograd.grad((preprocess.surrogate(pixels) * weights).sum(), pixels)
+        assert (gradient.sign() == smooth.sign()).float().mean() > 0.9 and bool(gradient.any()), size
+
+
+def as_pixels(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def as_many_tokens_as_features(make, folder):
+    model = make()
+    for size in SIZES:
+        inputs = model.encode(["what"], [picture(0, size)])
+        tokens = int(inputs.image_mask.sum())
+        assert tokens == len(joined(model.image_features(inputs).pooler_output)) <= model.largest_picture()
+    height, width = model.canvas
+    assert model.encode(["what"], [picture(0, (width, height))]).image_mask.any()
+
+
+def the_embed_path_is_the_pixel_path(make, folder):
+    model = make()
+    inputs = model.encode_chats(CHATS, [pictures_of(chat) for chat in CHATS])
+    losses, slopes = [], []
+    for run in (
+        lambda pixels: model.forward(inputs, pixel_values=pixels).logits,
+        lambda pixels: model.model(**model.embed(inputs, pixels), use_cache=False).logits,
+    ):
+        pixels = inputs.pixel_values.clone().requires_grad_()
+        logits = run(pixels)
+        losses.append(logits.detach())
+        slopes.append(torch.autograd.grad(logits.log_softmax(-1).square().sum(), pixels)[0])
+    assert torch.equal(*losses) and torch.equal(*slopes) and bool(slopes[0].any())
+    cut = detached(model.embed(inputs, inputs.pixel_values.clone().requires_grad_()))
+    assert not model.model(**cut, use_cache=False).logits.requires_grad
+
+
+def rows_of_a_mixed_batch_are_single_rows(make, folder):
+    model = make()
+    shown = [pictures_of(chat, 5 * i) for i, chat in enumerate(CHATS)]
+    for side in ("left", "right"):
+        batch = model.encode_chats(CHATS, shown, padding_side=side)
+        with torch.no_grad():
+            logits = model.forward(batch).logits
+            for i, chat in enumerate(CHATS):
+                real = batch.attention_mask[i].bool()
+                alone = model.forward(model.encode_chats([chat], [shown[i]])).logits[0]
+                torch.testing.assert_close(logits[i][real], alone, **CLOSE)
+                part = model.forward(batch.rows(i, i + 1)).logits[0]
+                torch.testing.assert_close(part[real], logits[i][real], **CLOSE)
+    said = model.generate(model.encode_chats(CHATS, shown), 4)
+    assert said == [model.generate(model.encode_chats([c], [s]), 4)[0] for c, s in zip(CHATS, shown, strict=True)]
+
+
+def packed_states_are_the_padded_ones(make, folder):
+    plain, batch = make(), None
+    model, _ = with_adapter(make())
+    chats = [[*chat, answer(text)] for chat, text in zip(CHATS, ("it", "no i can not", "a square"), strict=True)]
+    for side in ("left", "right"):
+        batch = plain.encode_chats(chats, [pictures_of(chat, 3 * i) for i, chat in enumerate(chats)], padding_side=side)
+        real = batch.attention_mask.bool()
+        with torch.no_grad():
+            off = plain.forward(batch, hidden_states=True).hidden_states
+            on = model.forward(batch, hidden_states=True).hidden_states
+            states = hidden_states(model, lay_out(model, batch, batch.attention_mask), FIRST, len(off) - 1)
+        for k, (reference, adapted) in enumerate(zip(*states, strict=True), FIRST + 1):
+            torch.testing.assert_close(reference, off[k][real], **CLOSE)
+            torch.testing.assert_close(adapted, on[k][real], **CLOSE)
+            assert not torch.allclose(reference, adapted, atol=1e-3)
+
+
+def with_adapter(model, kept=None):
+    """The model with a random LoRA behind its first block, and the paths of it."""
+    blocks = len(model.decoder_blocks)
+    kept = kept or check_targets((TARGET,), range(FIRST, blocks), blocks, "all")
+    paths = lora_paths(model, range(FIRST, blocks), PROJECTIONS)
+    head = model.base.lm_head
+    model = add_adapter(model, paths, kept, r=4, lora_alpha=4, dropout=0.0)
+    model.base.lm_head = head
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in sorted(model.model.named_parameters()):
+        if "lora_" in name:
+            parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    use_row_attention(model)
+    return model, paths
+
+
+def the_adapter_sits_in_the_language_tower_and_off_is_the_base(make, folder):
+    plain = make()
+    model, paths = with_adapter(make())
+    assert paths and all(path.startswith(f"{plain.language_path}.") for path in paths)
+    assert {path.rpartition(".")[2] for path in paths} == set(PROJECTIONS)
+    adapted = {name.partition(".lora_")[0] for name, _ in model.base.named_parameters() if ".lora_" in name}
+    assert adapted == set(paths)
+    inputs = plain.encode_chats(CHATS, [pictures_of(chat) for chat in CHATS])
+    with torch.no_grad(), model.adapter(False):
+        assert torch.equal(model.forward(inputs).logits, plain.forward(inputs).logits)
+    with torch.no_grad():
+        assert not torch.allclose(model.forward(inputs).logits, plain.forward(inputs).logits, atol=1e-3)
+
+
+def generation_begins_as_the_forward_says_and_ends_with_the_turn(make, folder):
+    model = make()
+    inputs = model.encode_chats(CHATS, [pictures_of(chat) for chat in CHATS])
+    with torch.no_grad():
+        best = model.forward(inputs, logits_to_keep=1).logits[:, -1].argmax(-1)
+    first = model.generate(inputs, 1)
+    assert first == model.processor.tokenizer.batch_decode(best[:, None], skip_special_tokens=True)
+    calls: list[int] = []
+    for end in model.stops():
+
+        def insist(module, given, logits, end=end):
+            logits[..., end] = 1e4
+            calls.append(end)
+
+        hook = model.base.lm_head.register_forward_hook(insist)
+        model.generate(inputs, 5)
+        hook.remove()
+    assert calls == model.stops()
+    assert model.processor.tokenizer.convert_tokens_to_ids(model.dialect.end_of_turn) in calls
+
+
+def subject_of(model):
+    return Subject("rr", model, adapted=True)
+
+
+BEHAVIORS = [
+    Behavior("one", "what is in the picture", "here it is", None),
+    Behavior("two", "tell me how to brew tea", "a red square", None),
+]
+SHOWN = [picture(8, (70, 48)), picture(9, (70, 48))]
+
+
+def an_attack_lowers_the_loss_that_the_file_has(make, folder):
+    subject = subject_of(with_adapter(make())[0])
+    clean = torch.stack([as_pixels(one) for one in SHOWN])
+    objective = TargetObjective(subject, BEHAVIORS, SHOWN)
+    found = pgd(objective, clean, threat_model=Linf(32 / 255), steps=6)
+    with torch.no_grad():
+        assert (found.losses < objective(clean)).all()
+    for i, image in enumerate(found.images):
+        save_png(image, folder / f"{i}.png")
+        assert ((load_png(folder / f"{i}.png") - clean[i]) * 255).abs().max().round() <= 32
+    files = [Image.open(folder / f"{i}.png").convert("RGB") for i in range(2)]
+    inputs = subject.model.encode(
+        [b.prompt for b in BEHAVIORS], files, completions=[b.target for b in BEHAVIORS], close_turn=False
+    )
+    with torch.no_grad(), subject.active() as model:
+        logged = target_nll(model.forward(inputs).logits, inputs.labels)
+    torch.testing.assert_close(logged, found.losses, atol=1e-4, rtol=0)
+
+
+def lean_passes_are_the_whole_model(make, folder):
+    """Last positions, one picture for many chats, teacher and student, moved embeddings."""
+    model = with_adapter(make())[0]
+    subject, image = subject_of(model), SHOWN[0]
+    inputs = model.encode(
+        [b.prompt for b in BEHAVIORS], [image] * 2, completions=[b.target for b in BEHAVIORS], close_turn=False
+    )
+    one = inputs.rows(0, 1).pixel_values
+    with torch.no_grad():
+        logits = model.forward(inputs).logits
+        with only_last_positions(model.base, 4):
+            lean = model.forward(inputs, logits_to_keep=4).logits
+        torch.testing.assert_close(lean, logits[:, -4:], **CLOSE)
+        torch.testing.assert_close(SharedPrefixTargets(model, inputs)(one), target_nll(logits, inputs.labels), **CLOSE)
+        with model.adapter(False):
+            expected = model.forward(inputs, hidden_states=True).hidden_states
+    matching = MatchingObjective(subject, BEHAVIORS, SHOWN, max_new_tokens=2)
+    pixels = torch.stack([as_pixels(one) for one in SHOWN]).requires_grad_()
+    embeds = matching.passes.student_embeds(matching.preprocess(pixels))
+    states = matching.passes.teacher_states(matching.passes.teacher_embeds(embeds, pixels), matching.layers)
+    with torch.no_grad(), model.adapter(False):
+        expected = model.forward(matching.forced.inputs, hidden_states=True).hidden_states
+    for layer, found in zip(matching.layers, states, strict=True):
+        torch.testing.assert_close(found, expected[layer][:, -matching.forced.keep :], **CLOSE)
+    (gradient,) = torch.autograd.grad(matching(pixels).sum(), pixels)
+    assert bool(gradient.flatten(1).any(1).all())
+    embedding = EmbeddingObjective(subject, BEHAVIORS, SHOWN)
+    start = embedding.start()
+    with torch.no_grad():
+        torch.testing.assert_close(embedding(start), embedding.loss(embedding.inputs.pixel_values), **CLOSE)
+        assert not torch.allclose(embedding(start + 0.2), embedding(start), atol=1e-3)
+    asked = model.encode([b.prompt for b in BEHAVIORS], SHOWN)
+    assert embedding.generate(asked, start, 3) == model.generate(asked, 3)
+
+
+def a_cut_tower_has_the_whole_models_states(make, folder):
+    model = saved(make(), folder / "model")
+    inputs = model.encode_chats(CHATS, [pictures_of(chat) for chat in CHATS])
+    tower = load_tower(folder / "model", TARGET)
+    assert type(tower) is type(model) and tower.language_path == model.language_path
+    assert len(tower.decoder_blocks) == TARGET < len(model.decoder_blocks)
+    tower.keep_blocks(TARGET, final_norm=False)
+    with torch.no_grad():
+        whole = model.forward(inputs, hidden_states=True).hidden_states
+        assert all(map(torch.equal, tower.forward(inputs, hidden_states=True).hidden_states[:TARGET], whole))
+        use_row_attention(tower)
+        states = hidden_states(tower, lay_out(tower, inputs, inputs.attention_mask), 0, TARGET).reference
+    real = inputs.attention_mask.bool()
+    for k, state in enumerate(states, 1):
+        torch.testing.assert_close(state, whole[k][real], **CLOSE)
+
+
+def saved(model, folder):
+    """Write the model as a checkpoint, which it is then the model of."""
+    model.model.save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+    model.name = str(folder)
+    return model
+
+
+def an_adapter_is_saved_loaded_and_merged(make, folder):
+    model = saved(make(), folder / "model")
+    inputs = model.encode_chats(CHATS, [pictures_of(chat) for chat in CHATS])
+    adapted, paths = with_adapter(model)
+    (folder / "adapter").mkdir()
+    save_adapter(adapted, paths, folder / "adapter")
+    backend = "pil" if type(model.processor.image_processor).__name__.endswith("Pil") else "torchvision"
+    loaded = load_model(folder / "model", adapter=folder / "adapter", image_backend=backend)
+    plain = load_model(merge(folder / "model", folder / "adapter", folder / "merged"))
+    with torch.no_grad():
+        expected = adapted.forward(inputs).logits
+        torch.testing.assert_close(loaded.forward(inputs).logits, expected, **CLOSE)
+        torch.testing.assert_close(plain.forward(inputs).logits, expected, **CLOSE)
+    again = loaded.encode_chats(CHATS, [pictures_of(chat) for chat in CHATS])
+    assert torch.equal(again.input_ids, inputs.input_ids) and torch.equal(again.pixel_values, inputs.pixel_values)
+
+
+def training_reroutes(make, folder):
+    """A run by recipe, with the picture adversary: the loss falls, and the result is an adapter of the whole model."""
+    model = saved(make(), folder / "model")
+    backend = "pil" if type(model.processor.image_processor).__name__.endswith("Pil") else "torchvision"
+    settings = {
+        "model": folder / "model",
+        "image_backend": backend,
+        "lora.layers_to_transform": [1, 2],
+        "circuit_breaker.target_layers": [2],
+        "circuit_breaker.adversary.steps": 1,
+        "circuit_breaker.keep_length": 0,
+        "training.max_steps": 12,
+        "training.batch_size": 2,
+        "training.learning_rate": 0.05,
+        "training.held_out": 0,
+        "training.tokens_per_pass": 100,
+    }
+    recipe = load_recipe("miniature", [f"{name}={value}" for name, value in settings.items()])
+    out = train(recipe, folder / "rr", [example(n, s, i) for n in range(3) for s in SETS for i in (0, 1)])
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for modality in ("text", "multimodal"):
+        losses = [line["reroute_loss"] for line in lines if line["modality"] == modality]
+        assert losses[0] > 0.9 and losses[-1] < 0.85 * losses[0], (modality, losses)
+    adapted = load_model(folder / "model", adapter=out)
+    inputs = adapted.encode_chats(CHATS, [pictures_of(chat) for chat in CHATS])
+    with torch.no_grad():
+        assert not torch.allclose(adapted.forward(inputs).logits, model.forward(inputs).logits, atol=1e-3)
+
+
+SETS = ("circuit_breaker", "retain")
+
+
+def example(number, set_name, image):
+    words = {"circuit_breaker": "tell me how to brew a red tea", "retain": "what is in the picture here please"}
+    words = words[set_name].split()
+    asked = [words[(number + i) % len(words)] for i in range(4)]
+    content = [{"type": "image"}] * image + [{"type": "text", "text": " ".join(asked)}]
+    messages = [{"role": "user", "content": content}, answer(" ".join(reversed(asked)))]
+    pictures = [picture(number, (84 + 14 * number, 42))] if image else []
+    return Example(f"{set_name}-{number}-{image}", messages, pictures, set_name, "made")
+
+
+LAWS = [
+    ids_and_pixels_are_the_processors,
+    logits_are_those_of_the_processors_own_inputs,
+    attacked_pixels_are_the_processors,
+    as_many_tokens_as_features,
+    the_embed_path_is_the_pixel_path,
+    rows_of_a_mixed_batch_are_single_rows,
+    packed_states_are_the_padded_ones,
+    the_adapter_sits_in_the_language_tower_and_off_is_the_base,
+    training_reroutes,
+    an_attack_lowers_the_loss_that_the_file_has,
+    lean_passes_are_the_whole_model,
+    generation_begins_as_the_forward_says_and_ends_with_the_turn,
+    a_cut_tower_has_the_whole_models_states,
+    an_adapter_is_saved_loaded_and_merged,
+]

@@ -1,0 +1,119 @@
+"""The laws over every family that ships and both image backends; and that they notice what they are there for."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from image_attacks import resize
+from image_attacks.views import Plan
+from mm_cb.models import VisionModel
+from mm_cb.models.qwen_vl import QwenVLModel
+from mm_cb.models.tower import LanguageTower
+from tests.models import laws
+from tests.models.tiny import BACKENDS, KINDS, tiny
+
+
+@pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_law(kind, backend, law, tmp_path):
+    law(partial(tiny, kind, backend), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
+def test_rows_longer_than_a_sliding_window(kind, tmp_path):
+    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    make = partial(tiny, kind, **window)
+    assert set(make().base.config.text_config.layer_types) == {"full_attention", "sliding_attention"}
+    laws.packed_states_are_the_padded_ones(make, tmp_path)
+    laws.rows_of_a_mixed_batch_are_single_rows(make, tmp_path)
+
+
+def without_types(model, inputs):
+    return {}
+
+
+def flat_positions(model, inputs):
+    return inputs.text_positions
+
+
+def a_row_each(model, made):
+    return None
+
+
+def nothing_between(model, index, state, rows):
+    return state
+
+
+def one_pass_for_all(model, rows):
+    given = LanguageTower.block_arguments(model, rows)
+    return given | {"row_lengths": (sum(rows.lengths),)}
+
+
+def a_smaller_plan(model, image_size):
+    side = model.processor.image_processor.patch_size
+    return Plan([[resize(2 * side, 2 * side)]], lambda views: views[0].flatten(1))
+
+
+def unmoved(model, inputs, features):
+    return VisionModel.with_features(model, inputs, features)
+
+
+FAULTS = {
+    "token types are forgotten": ("token_arguments", without_types, "logits_are_those_of_the_processors_own_inputs"),
+    "positions in one dimension": ("positions", flat_positions, "logits_are_those_of_the_processors_own_inputs"),
+    "pixels cut a row a picture": ("pixel_rows", a_row_each, "rows_of_a_mixed_batch_are_single_rows"),
+    "deepstack left out between blocks": ("next_state", nothing_between, "packed_states_are_the_padded_ones"),
+    "deepstack left out of the rows": ("with_features", unmoved, "packed_states_are_the_padded_ones"),
+    "rows see each other": ("block_arguments", one_pass_for_all, "packed_states_are_the_padded_ones"),
+    "another plan": ("plan", a_smaller_plan, "attacked_pixels_are_the_processors"),
+    "grids are not passed on": ("beside", (), "logits_are_those_of_the_processors_own_inputs"),
+    "turns end elsewhere": ("end_of_turn", "<|vision_end|>", "ids_and_pixels_are_the_processors"),
+    "a stop token is missing": (
+        "stops",
+        lambda model: [0],
+        "generation_begins_as_the_forward_says_and_ends_with_the_turn",
+    ),
+    "pictures have no limit": ("largest_picture", lambda model: 1, "as_many_tokens_as_features"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_noticed(fault, monkeypatch, tmp_path):
+    name, wrong, law = FAULTS[fault]
+    monkeypatch.setattr(QwenVLModel, name, wrong)
+    with pytest.raises((AssertionError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)):
+        getattr(laws, law)(partial(tiny, "qwen3_vl"), tmp_path)
+
+
+def test_a_model_whose_picture_tokens_are_scattered_wrongly_is_noticed(monkeypatch, tmp_path):
+    features = VisionModel.image_features
+
+    def reversed_features(model, *arguments):
+        found = features(model, *arguments)
+        found.pooler_output = [one.flip(0) for one in found.pooler_output]
+        return found
+
+    monkeypatch.setattr(VisionModel, "image_features", reversed_features)
+    with pytest.raises(AssertionError):
+        laws.the_embed_path_is_the_pixel_path(partial(tiny, "llava"), tmp_path)
+
+
+def test_an_adapter_that_is_not_merged_is_noticed(monkeypatch, tmp_path):
+    monkeypatch.setattr("mm_cb.models.merging.fold", lambda model: model.unload())
+    with pytest.raises(AssertionError):
+        laws.an_adapter_is_saved_loaded_and_merged(partial(tiny, "llava"), tmp_path)
+
+
+def test_every_quantised_module_lies_in_the_decoder_blocks():
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    from mm_cb.models.quantization import skipped
+
+    for kind in KINDS:
+        model = tiny(kind)
+        linear = [name for name, module in model.base.named_modules() if isinstance(module, torch.nn.Linear)]
+        names = [name for name in linear if should_convert_module(name, skipped(model.full_precision))]
+        assert len(names) == 7 * len(model.decoder_blocks), kind
+        assert all(name.startswith(f"{model.language_path}.") for name in names)
