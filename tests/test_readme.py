@@ -255,6 +255,7 @@ def test_every_script_in_a_code_block_is_there():
                 assert (ROOT / script).is_file(), (page, script)
 
 
+@pytest.mark.slow
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
     from mm_cb.miniature.data import training_examples
 
