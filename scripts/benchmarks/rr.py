@@ -38,7 +38,7 @@ from _rr_workload import (
 from mm_cb.core.files import write_json
 from mm_cb.models.known import known_config
 from mm_cb.training.flops import FlopCount
-from mm_cb.training.plan import Plan, Smaller, make_plan
+from mm_cb.training.plan import Smaller, TrainingPlan, make_plan
 from mm_cb.training.recipe import load_recipe
 
 RECIPES = {"llava": LLAVA_RECIPE, "text": TEXT_RECIPE}
@@ -106,7 +106,7 @@ def count_goal(recipe: str, rows: str, image: tuple[int, int] | None, goal: floa
 
 
 @cache
-def plan() -> Plan:
+def plan() -> TrainingPlan:
     """The paper's recipe at its model's published shape, whether the model is on this machine or not."""
     recipe = load_recipe("llava-next-mistral-7b")
     with tempfile.TemporaryDirectory() as folder:
