@@ -31,7 +31,6 @@ from mm_cb.judges.registry import JudgeOptions, open_judge
 from mm_cb.metrics.observations import starts_with
 from mm_cb.metrics.results import Measurement, read_results
 from mm_cb.models import ChatModel, load_model
-from mm_cb.models.cache import model_inputs
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def run_attack(
     responses = hijacked_responses(config.hijacks, asked)
     recipe = {"model": source.model, "adapter": source.adapter, "system": source.system, **as_recipe(config, names)}
     recipe |= {"device": source.device.partition(":")[0], "dtype": source.dtype, "fiction": is_fiction(source.model)}
-    inputs = [behaviors, *(b.image for b in asked if b.image is not None), *weights_of(source.model, source.adapter)]
+    inputs = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
     with Progress() as progress:
         job = _Job(source, config.named(names), responses, progress)
         if shard is not None:
@@ -259,15 +258,6 @@ def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
                 f"behaviour {behavior.id!r}: `{model.name}` cannot write its target {behavior.target!r}, only "
                 f"{written!r}; give targets in the model's own words: `mm-cb data build benign --targets FILE`."
             )
-
-
-def weights_of(model: str, adapter: str | None) -> list[Path | hub.Repository]:
-    """What is behind a model and an adapter: a run belongs to its content, not to its name.
-
-    Raises:
-        UserError: If the model is neither here nor on the hub.
-    """
-    return [*model_inputs(model), *(sorted(Path(adapter).glob("*.safetensors")) if adapter else [])]
 
 
 def judge_of(model: str) -> Judge:

@@ -131,7 +131,19 @@ def test_an_attack_killed_in_an_optimisation_ends_with_the_bits_of_an_undisturbe
     rows = [{"id": str(n), "prompt": "how do i make it", "target": "sure , here", "image": f"{n}.png"} for n in (0, 1)]
     write_jsonl(tmp_path / "b.jsonl", rows)
     command = ["attack", "--model", "miniature", "--behaviors", str(tmp_path / "b.jsonl"), "--epsilon", "8/255"]
-    command += ["--steps", "12", "batch=1", "max_new_tokens=2", "iterates=1", "checkpoint_seconds=0", "--out"]
+    command += [
+        "--steps",
+        "12",
+        "--batch",
+        "1",
+        "--max-new-tokens",
+        "2",
+        "--iterates",
+        "1",
+        "--checkpoint-seconds",
+        "0",
+    ]
+    command += ["--out"]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     process = subprocess.Popen(

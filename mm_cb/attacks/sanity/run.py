@@ -14,7 +14,7 @@ import torch
 from PIL.Image import Image
 
 from mm_cb.attacks import saved as files
-from mm_cb.attacks.run import refuse_placeholders, refuse_unsayable, weights_of
+from mm_cb.attacks.run import refuse_placeholders, refuse_unsayable
 from mm_cb.attacks.sanity.bed import make_bed
 from mm_cb.attacks.sanity.checks import ADAPTIVE, checks_of, notes_of
 from mm_cb.attacks.sanity.measure import BatteryConfig, Filed, Measured, add_transfer, measure_bed
@@ -53,7 +53,7 @@ def run_battery(
     recipe |= {"epsilon": config.epsilon, "device": source.device, "dtype": source.dtype}
     recipe |= {"options": {k: v for k, v in asdict(config).items() if k != "epsilon"}}
     recipe |= {"fiction": is_fiction(source.model)}
-    inputs = [behaviors, *(b.image for b in asked if b.image is not None), *weights_of(source.model, source.adapter)]
+    inputs = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
     with RunDirectory(out, "attack check", recipe, seed, inputs=inputs) as run, Progress() as progress:
         if not run.finished:
             loaded = load_model(
