@@ -7,11 +7,11 @@ adversary moves the embeddings of a picture and leaves those as they are.
 """
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from image_attacks import Plan, resize
 from mm_cb.models.inputs import ModelInputs
@@ -79,7 +79,8 @@ class QwenVLModel(VisionModel):
         processor = self.processor.image_processor
         side, merge, time = processor.patch_size, processor.merge_size, processor.temporal_patch_size
         least, most = processor.size["shortest_edge"], processor.size["longest_edge"]
-        height, width = smart_resize(*image_size, factor=side * merge, min_pixels=least, max_pixels=most)
+        fitted = import_module(type(processor).__module__).smart_resize  # of its own backend: one may be absent
+        height, width = fitted(*image_size, factor=side * merge, min_pixels=least, max_pixels=most)
 
         def arrange(views: list[Tensor]) -> Tensor:
             rows, columns = height // (side * merge), width // (side * merge)
