@@ -6,7 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from .loop import AttackResult, Iterate, Objective, Plan, Running, run_attack
+from .loop import AttackResult, Budget, Iterate, Objective, Running, run_attack
 from .noise import Generators
 from .pgd import StepSchedule, step_sizes, unit_mean
 from .threat_models import L2, Patch, ThreatModel
@@ -68,9 +68,9 @@ def adam_pgd(
         inner = inner.within
     if isinstance(inner, L2):
         raise ValueError("`adam_pgd` steps value by value, which does not suit an l-2 ball: use `pgd` or `apgd`.")
-    plan = Plan(threat_model, steps, restarts, random_start)
+    budget = Budget(threat_model, steps, restarts, random_start)
     sizes = step_sizes(threat_model.step_range, steps, step_size, step_schedule)
-    return run_attack(objective, images, _Adam(threat_model, tuple(sizes), betas), plan, **running)
+    return run_attack(objective, images, _Adam(threat_model, tuple(sizes), betas), budget, **running)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from .loop import AttackResult, Iterate, Objective, Plan, Running, run_attack
+from .loop import AttackResult, Budget, Iterate, Objective, Running, run_attack
 from .noise import Generators
 from .threat_models import ThreatModel
 
@@ -55,8 +55,8 @@ def apgd(
         :func:`~image_attacks.pgd`.
     """
     rule = _AutoStep(threat_model, steps)
-    plan = Plan(threat_model, steps, restarts, random_start)
-    return run_attack(objective, images, rule, plan, **running)
+    budget = Budget(threat_model, steps, restarts, random_start)
+    return run_attack(objective, images, rule, budget, **running)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Budget:
     """What a run of the loop does, apart from the rule."""
 
     threat_model: ThreatModel
@@ -115,7 +115,7 @@ class Running(TypedDict, total=False):
 
 
 def run_attack(
-    objective: Objective, images: Tensor, rule: Rule, plan: Plan, **running: Unpack[Running]
+    objective: Objective, images: Tensor, rule: Rule, budget: Budget, **running: Unpack[Running]
 ) -> AttackResult:
     """Run a rule ``restarts`` times and keep the best of every example; :func:`~image_attacks.pgd` has the details."""
     unknown = running.keys() - Running.__annotations__.keys()
@@ -123,18 +123,18 @@ def run_attack(
         raise TypeError(f"Unknown arguments {sorted(unknown)}; further ones are {sorted(Running.__annotations__)}.")
     check_images(images)
     clean, generator = images.detach().clone(), running.get("generator") or torch.Generator().manual_seed(0)
-    state = AttackState.empty(clean, generator, fingerprint(rule, plan))
+    state = AttackState.empty(clean, generator, fingerprint(rule, budget))
     if (resume := running.get("resume")) is not None:
         state.load_state_dict(resume)
-    for restart in range(state.restart, plan.restarts):
+    for restart in range(state.restart, budget.restarts):
         if state.step == 0:
-            first = plan.threat_model.start(clean)
-            random = restart > 0 or plan.random_start
-            start = plan.threat_model.random_start(clean, generator) if random else first
+            first = budget.threat_model.start(clean)
+            random = restart > 0 or budget.random_start
+            start = budget.threat_model.random_start(clean, generator) if random else first
             if restart > 0:
-                start = plan.threat_model.project(_far_side(start, first, state.images[-1]), clean)
+                start = budget.threat_model.project(_far_side(start, first, state.images[-1]), clean)
             state.begin_run(restart, start)
-        _run(objective, rule, plan, state, running)
+        _run(objective, rule, budget, state, running)
     return _result(state)
 
 
@@ -149,17 +149,17 @@ def _far_side(start: Tensor, first: Tensor, found: Tensor) -> Tensor:
     return torch.where(same_side & (mirrored >= 0) & (mirrored <= 1), mirrored, start)
 
 
-def _run(objective: Objective, rule: Rule, plan: Plan, state: AttackState, running: Running) -> None:
+def _run(objective: Objective, rule: Rule, budget: Budget, state: AttackState, running: Running) -> None:
     """Finish the run that ``state`` is in."""
     callback, stop, checkpoint = (running.get("callback"), running.get("stop"), running.get("checkpoint"))
-    for step in range(state.step, plan.steps + 1):
-        last = step == plan.steps
+    for step in range(state.step, budget.steps + 1):
+        last = step == budget.steps
         losses, gradient = evaluate(objective, state.pixels, step, with_gradient=rule.uses_gradient and not last)
         state.curves[-1].append(losses)
         if callback is not None:
-            callback(state.restart * (plan.steps + 1) + step + 1, losses)
+            callback(state.restart * (budget.steps + 1) + step + 1, losses)
         ends = None if stop is None else _checked_stop(stop(state.pixels, losses), losses)
-        better = state.keep(step, losses, ends, plan.keep)
+        better = state.keep(step, losses, ends, budget.keep)
         if last:
             break
         norms = _norms(gradient) if rule.uses_gradient else torch.full_like(losses, torch.nan)
@@ -170,7 +170,7 @@ def _run(objective: Objective, rule: Rule, plan: Plan, state: AttackState, runni
                 "detached or rounded value between pixels and loss, or start elsewhere with random_start=True."
             )
         if bool(state.stopped.all()):
-            state.fill_run(plan.steps)
+            state.fill_run(budget.steps)
             break
         at = Iterate(step, state.clean, state.pixels, losses, gradient, better, state.images[-1], state.losses[-1])
         following = rule.next(at, state.memory, state.generator).detach()

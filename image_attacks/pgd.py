@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .loop import AttackResult, Checkpoint, Iterate, Objective, Plan, Stop, run_attack
+from .loop import AttackResult, Budget, Checkpoint, Iterate, Objective, Stop, run_attack
 from .noise import Generators
 from .threat_models import ThreatModel
 
@@ -76,13 +76,13 @@ def pgd(
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"`momentum` must lie in [0, 1], got {momentum}.")
-    plan = Plan(threat_model, steps, restarts, random_start, keep)
+    budget = Budget(threat_model, steps, restarts, random_start, keep)
     sizes = step_sizes(threat_model.step_range, steps, step_size, step_schedule)
     return run_attack(
         objective,
         images,
         _SteepestDescent(threat_model, tuple(sizes), momentum),
-        plan,
+        budget,
         generator=generator,
         callback=callback,
         stop=stop,

@@ -6,7 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from .loop import AttackResult, Iterate, Objective, Plan, Running, run_attack
+from .loop import AttackResult, Budget, Iterate, Objective, Running, run_attack
 from .noise import Generators, uniform_like
 from .threat_models import ThreatModel
 
@@ -45,7 +45,9 @@ def random_search(
         Andriushchenko et al. 2020 (arXiv:1912.00049), the l-inf attack: stripes, then squares that shrink. Deviations:
         for other threat models a square is a step of twice epsilon, projected; the start is the image.
     """
-    return run_attack(objective, images, _Squares(threat_model, steps), Plan(threat_model, steps, restarts), **running)
+    return run_attack(
+        objective, images, _Squares(threat_model, steps), Budget(threat_model, steps, restarts), **running
+    )
 
 
 @dataclass(frozen=True)

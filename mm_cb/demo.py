@@ -47,7 +47,7 @@ THREADS = 2
 
 
 @dataclass(frozen=True)
-class Plan:
+class DemoSize:
     """How much of everything; the same for every subject."""
 
     behaviors: tuple[int, int, int]
@@ -64,8 +64,8 @@ class Plan:
     """Answers per set for the hidden-state figure."""
 
 
-QUICK = Plan(behaviors=(24, 12, 12), steps=100, restarts=1, multiple_choice=50, open_questions=40, look_alikes=120)
-FULL = Plan(behaviors=(60, 24, 24), steps=300, restarts=3, multiple_choice=150, open_questions=100, look_alikes=240)
+QUICK = DemoSize(behaviors=(24, 12, 12), steps=100, restarts=1, multiple_choice=50, open_questions=40, look_alikes=120)
+FULL = DemoSize(behaviors=(60, 24, 24), steps=300, restarts=3, multiple_choice=150, open_questions=100, look_alikes=240)
 
 
 def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "cpu", dtype: str = "float32") -> None:
@@ -121,7 +121,7 @@ def _conclusion(out: Path) -> str:
     return "\n".join([verdict.sentence, *(f"- {reason}" for reason in verdict.reasons)])
 
 
-def _announce(plan: Plan, rr_seeds: int, out: Path) -> str:
+def _announce(plan: DemoSize, rr_seeds: int, out: Path) -> str:
     breakers = "a circuit breaker" if rr_seeds == 1 else f"{rr_seeds} circuit breakers"
     return (
         f"Training {breakers} on the miniature, attacking {2 + rr_seeds} subjects with {sum(plan.behaviors)} "
@@ -130,12 +130,12 @@ def _announce(plan: Plan, rr_seeds: int, out: Path) -> str:
     )
 
 
-def _budget(plan: Plan, seed: int, name: str) -> dict[str, Any]:
+def _budget(plan: DemoSize, seed: int, name: str) -> dict[str, Any]:
     """One attack as a picture's JSON states it."""
     return as_artefact(_config(plan, seed, name), data.CANVAS)["attack"]
 
 
-def _config(plan: Plan, seed: int, name: str) -> AttackConfig:
+def _config(plan: DemoSize, seed: int, name: str) -> AttackConfig:
     """One attack at this size; the demo writes no JSON beside its pictures."""
     return AttackConfig(
         name,
@@ -154,7 +154,7 @@ def rr_name(index: int) -> str:
     return "rr" if index == 0 else f"rr-seed{index}"
 
 
-def _run(out: Path, plan: Plan, rerouting: Recipe, seed: int, rr_seeds: int, progress: Progress) -> None:
+def _run(out: Path, plan: DemoSize, rerouting: Recipe, seed: int, rr_seeds: int, progress: Progress) -> None:
     """Every stage in order; finished pieces are read back."""
     behaviors = _behaviors(out, plan, seed)
     subjects = _subjects(out, rerouting, seed, rr_seeds, progress)
@@ -203,7 +203,7 @@ def _timed(out: Path, stage: str) -> Iterator[None]:
     append_jsonl(out / "timings.jsonl", {"stage": stage, "seconds": round(time.monotonic() - started, 1)})
 
 
-def _behaviors(out: Path, plan: Plan, seed: int) -> list[Behavior]:
+def _behaviors(out: Path, plan: DemoSize, seed: int) -> list[Behavior]:
     path = out / "behaviors" / "behaviors.jsonl"
     if not path.is_file():
         data.write_behaviors(data.behaviors(plan.behaviors, seed), path.parent)
@@ -254,7 +254,7 @@ def _attack(
     return items, curves
 
 
-def _questions(plan: Plan) -> list[Question]:
+def _questions(plan: DemoSize) -> list[Question]:
     """Capability and over-refusal items, the same for every subject."""
     return [
         *data.multiple_choice_questions(plan.multiple_choice),
@@ -273,7 +273,7 @@ def _ask(out: Path, subject: Subject, questions: Sequence[Question], progress: P
     ]
 
 
-def _representations(out: Path, subject: Subject, plan: Plan, rerouting: Recipe) -> dict[str, Any]:
+def _representations(out: Path, subject: Subject, plan: DemoSize, rerouting: Recipe) -> dict[str, Any]:
     """Cosine and norm by layer, adapter on against off, on harmful, held-out and benign answers."""
 
     def compute() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from mm_cb.core.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from mm_cb.training.config import Recipe
-    from mm_cb.training.plan import Plan
+    from mm_cb.training.plan import TrainingPlan
 
 _GIB = 2**30
 _STATES = {True: "ok", False: "PROBLEM", None: "absent"}
@@ -81,7 +81,7 @@ def examine_recipe(recipe: "Recipe") -> list[Finding]:
     ]
 
 
-def _fits(plan: "Plan") -> Finding:
+def _fits(plan: "TrainingPlan") -> Finding:
     """Whether the recipe's device is here and has room, and what would fit if not."""
     import torch
 

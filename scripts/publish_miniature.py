@@ -1,4 +1,4 @@
-"""Put a demo's numbers, picture and breaker into ``results/``: publish_miniature.py RUN [--name NAME].
+"""Put a demo's numbers, picture and breaker into results/: ``python scripts/publish_miniature.py RUN [--name NAME]``.
 
 Nothing here measures. The breaker (seed 0) is kept because training it again on another machine gives another one, and
 whoever doubts a number needs the one that it was measured on.

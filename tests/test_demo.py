@@ -30,7 +30,7 @@ SMALLEST = textwrap.dedent(
     socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = no_network
     import mm_cb.demo as demo
     demo.THREADS = 1
-    demo.QUICK = demo.Plan(behaviors=(4, 2, 2), steps=3, restarts=2, multiple_choice=2, open_questions=6,
+    demo.QUICK = demo.DemoSize(behaviors=(4, 2, 2), steps=3, restarts=2, multiple_choice=2, open_questions=6,
                            look_alikes=12, representations=6)
     load = demo.load_recipe
     demo.load_recipe = lambda name, changes=(): load(

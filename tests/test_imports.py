@@ -79,6 +79,16 @@ def test_light_modules_import_nothing_heavy(module):
     assert in_fresh_python(f"import sys, {module}; print([n for n in {HEAVY} if n in sys.modules])") == "[]"
 
 
+def test_public_names_are_imported_when_they_are_first_used():
+    code = """
+import sys, mm_cb
+before = "torch" in sys.modules
+from mm_cb import RRConfig, RRTrainer
+print(before, {"RRConfig", "RRTrainer"} <= set(dir(mm_cb)), hasattr(mm_cb, "nothing"), RRTrainer.__name__)
+"""
+    assert in_fresh_python(code) == "False True False RRTrainer"
+
+
 @pytest.mark.parametrize("module", ["mm_cb.models", "image_attacks"])
 def test_models_and_attacks_need_no_command_line_packages(module):
     code = f"""

@@ -208,7 +208,7 @@ def in_blocks():
     for page in PAGES:
         for line in blocks(page):
             line = re.sub(r"^accelerate launch .* -(?:m|-module) mm_cb\.cli ", "mm-cb ", line)
-            if line.startswith("mm-cb "):
+            if line.startswith("mm-cb ") and not re.search(r"\w\.py\b", line):  # a user's file: those pages' own tests
                 yield pytest.param(shlex.split(line)[1:], id=f"{name_of(page)}: {' '.join(line.split())}")
 
 
@@ -255,10 +255,14 @@ def test_every_script_in_a_code_block_is_there():
                 assert (ROOT / script).is_file(), (page, script)
 
 
-def test_the_readmes_python_runs(tmp_path, monkeypatch):
+def run_python_of(page):
+    (block,) = re.findall(r"^```python\n(.*?)^```", text_of(page), flags=re.DOTALL | re.MULTILINE)
+    exec(compile(re.sub(r"steps=\d+", "steps=2", block), str(page), "exec"), {"__name__": "page"})
+
+
+def test_the_python_of_the_readme_and_of_its_page_runs(tmp_path, monkeypatch, capsys):
     from mm_cb.miniature.data import training_examples
 
-    (block,) = re.findall(r"^```python\n(.*?)^```", text_of(README), flags=re.DOTALL | re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     lines = []
     asked = [example for example in training_examples(0)[:400] if example.source != "miniature request removed"]
@@ -269,5 +273,11 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
         lines.append(json.dumps({"messages": example.messages, "images": names, "set": example.set}) + "\n")
     (tmp_path / "rows.jsonl").write_text("".join(lines))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    exec(compile(block, str(README), "exec"), {"__name__": "readme"})
+    run_python_of(README)
     assert (tmp_path / "runs" / "rr" / "adapter_model.safetensors").is_file()
+    shipped = ROOT / "data" / "miniature" / "behaviors.jsonl"
+    first = next(line for line in shipped.read_text().splitlines() if json.loads(line)["image"] is None)
+    (tmp_path / "behaviors.jsonl").write_text(first + "\n")
+    (tmp_path / "requests.jsonl").write_text('{"id": "1", "prompt": "how is tea made ?", "category": "tea"}\n')
+    run_python_of(ROOT / "docs" / "python.md")
+    assert "pgd_adaptive" in capsys.readouterr().out and (tmp_path / "report.html").is_file()

@@ -217,15 +217,16 @@ def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: Attack
     """Refuse behaviours that cannot be attacked, before the first batch is.
 
     Raises:
-        UserError: If a text holds the image placeholder, a harmless target cannot be written, a picture is too large
-            for memory or for the norm, or a chat is too long.
+        UserError: If the model sees no pictures, a text holds the image placeholder, a harmless target cannot be
+            written, a picture is too large for memory or for the norm, or a chat is too long.
     """
+    canvas = subject.model.canvas
     refuse_placeholders(behaviors, subject.model.processor.image_token)
     refuse_unsayable(behaviors, subject.model)
     refuse_too_large(behaviors, config.batch)
     for b in behaviors:
         blank = b.image is None or config.entry.universal
-        picture: Image = grey_canvas(subject.model.canvas) if blank or b.image is None else open_picture(b.image)
+        picture: Image = grey_canvas(canvas) if blank or b.image is None else open_picture(b.image)
         try:
             config.threat.allowed((picture.height, picture.width))
         except ValueError as error:

@@ -114,7 +114,7 @@ class Benchmark:
         return Task(questions, identity)
 
     def begin(self, session: Session) -> None:
-        """Prepare what asking needs, such as a judge: called before a model is loaded."""
+        """Prepare what scoring will need, such as a judge: called before a model is loaded."""
 
     def items(self, session: Session) -> list[dict[str, Any]]:
         """The lines of items.jsonl: all questions by one rule, then by the next."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mm_cb.benchmarks.base import Benchmark, Task, refuse_repeated
 from mm_cb.benchmarks.pictures import fingerprint, opened
-from mm_cb.benchmarks.registry import get_benchmark
+from mm_cb.benchmarks.registry import get_benchmark, register_benchmark
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.progress import Progress
@@ -62,8 +62,12 @@ class Session:
     engine: Engine | None = None
     tools: Any = None
     """What `Benchmark.begin` opened."""
-    say: Callable[[str], None] = print
     progress: Progress | None = None
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress bars, if there are any."""
+        if self.progress is not None:
+            self.progress.say(text)
 
     @property
     def requests(self) -> list[Request]:
@@ -119,6 +123,8 @@ def evaluate(
         UserError: If something is not as expected: what was expected, what came, what to do.
     """
     chosen = get_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
+    if not isinstance(benchmark, str):
+        register_benchmark(benchmark)
     source = ModelSource(model, None if adapter is None else str(adapter), device, dtype, endpoint, system)
     name = subject or subject_name(source.adapter, system)
     read = _settings(chosen.settings, settings)
@@ -145,9 +151,9 @@ def run_benchmark(
     with RunDirectory(out, "eval", recipe, seed, inputs=inputs) as run:
         session = Session(run, task, settings, source, subject, seed, weights)
         if not run.finished:
-            benchmark.begin(session)
             with Progress() as progress:
-                session.say, session.progress = progress.say, progress
+                session.progress = progress
+                benchmark.begin(session)
                 _ask(benchmark, session)
                 _finish(benchmark, session)
     return _evaluation(benchmark, out, subject)

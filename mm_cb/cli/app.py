@@ -48,7 +48,7 @@ for _module in COMMANDS:
     app.command(_name, cls=Command, epilog=_module.EXAMPLE)(getattr(_module, _name))
 app.add_typer(data.app, name="data", epilog=data.EXAMPLE, cls=Group)
 app.add_typer(evaluate.app, name="eval", epilog=evaluate.EXAMPLE, cls=evaluate.BenchmarkGroup)
-app.add_typer(score.app, name="score", epilog=score.EXAMPLE, cls=Group)
+app.add_typer(score.app, name="score", epilog=score.EXAMPLE, cls=score.StoredGroup)
 for _name, (_function, _example) in attack.SUBCOMMANDS.items():
     app.command(_name, cls=Command, epilog=_example)(_function)
 

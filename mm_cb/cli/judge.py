@@ -11,9 +11,22 @@ from mm_cb.judges.registry import JUDGED, judge_entry, judge_names
 EXAMPLE = "Example: mm-cb judge runs/attack --judge refusal-strings"
 
 
+def _list(wanted: bool) -> None:
+    if not wanted:
+        return
+    for name in judge_names():
+        entry = judge_entry(name)
+        needs = f"; needs {entry.checkpoint}" if entry.checkpoint else ""
+        needs += "; needs --endpoint" if "--endpoint" in entry.reads else ""
+        typer.echo(f"{name}: {entry.about}{needs}")
+    raise typer.Exit()
+
+
 def judge(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run with completions.")],
-    judge: Annotated[str, typer.Option(metavar="NAME", help=f"One of: {', '.join(judge_names())}.")],
+    judge: Annotated[
+        str, typer.Option(metavar="NAME", help=f"One of {', '.join(judge_names())}, or a Python file of yours.")
+    ],
     judge_model: Annotated[
         str | None, typer.Option(metavar="M", help="Folder or hub id of the judge, or the name it is served under.")
     ] = None,
@@ -34,6 +47,9 @@ def judge(
     batch: Annotated[int, typer.Option(metavar="N", help="Completions judged at a time.", min=1)] = 8,
     device: Device = "cpu",
     dtype: Dtype = "bfloat16",
+    listed: Annotated[
+        bool, typer.Option("--list", callback=_list, is_eager=True, help="Say of every judge what it is.")
+    ] = False,
 ) -> None:
     """Judge a run's stored completions again; the model that wrote them is not needed.
 
@@ -48,9 +64,9 @@ def judge(
 
     read_run(run_dir)  # before a judge of many gigabytes is loaded
     if entry.checkpoint is not None:
-        judgeable(read_jsonl(run_dir / "items.jsonl"), run_dir, judge, JUDGED)
+        judgeable(read_jsonl(run_dir / "items.jsonl"), run_dir, entry.name, JUDGED)
     options = JudgeOptions(
-        name=judge,
+        name=entry.name,
         model=judge_model,
         endpoint=endpoint,
         prompt_file=prompt_file,

@@ -10,7 +10,7 @@ from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.paths import safe_id
 
 if TYPE_CHECKING:
-    from mm_cb.training.plan import Plan
+    from mm_cb.training.plan import TrainingPlan
 
 EXAMPLE = "Example: mm-cb train miniature --out runs/rr training.max_steps=60"
 
@@ -100,7 +100,7 @@ def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
     typer.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), nl=False)
 
 
-def _plan_lines(plan: "Plan") -> Iterator[str]:
+def _plan_lines(plan: "TrainingPlan") -> Iterator[str]:
     """What would be trained, by what loss, and the memory that it takes."""
     from mm_cb.training.placement import folded
     from mm_cb.training.registry import loss_entry
@@ -124,7 +124,7 @@ def _plan_lines(plan: "Plan") -> Iterator[str]:
     yield f"memory, estimated for passes of {tokens} tokens (longest row {plan.longest_row}): {plan.memory()}"
 
 
-def _sample_lines(plan: "Plan") -> Iterator[str]:
+def _sample_lines(plan: "TrainingPlan") -> Iterator[str]:
     """One decoded example of every source, what counts in its loss in brackets; or one line that says why not."""
     from mm_cb.models.families import load_processor
     from mm_cb.training.inputs import load_examples

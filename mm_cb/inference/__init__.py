@@ -1,1 +1,1 @@
-"""Generation, the runners that measure models, and the statistics of what they measured."""
+"""Answers of a model in this process or behind an endpoint, every one paid for once."""

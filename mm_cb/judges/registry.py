@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.user_code import registered_by
 
 if TYPE_CHECKING:
     from mm_cb.judges.base import Judge
@@ -58,11 +59,13 @@ def judge_names() -> list[str]:
 
 
 def judge_entry(name: str) -> JudgeEntry:
-    """The entry of a name.
+    """The entry of a name, or of a Python file that registers one.
 
     Raises:
         UserError: If there is none; names the nearest one.
     """
+    if name.endswith(".py"):
+        return registered_by(Path(name), _JUDGES, "register_judge")
     if name not in _JUDGES:
         raise unknown("judge", name, _JUDGES)
     return _JUDGES[name]

@@ -32,7 +32,7 @@ class ModelInputs:
         input_ids: ``(B, T)``.
         attention_mask: ``(B, T)``, 1 = real token, 0 = padding.
         roles: ``(B, T)``, a ``TokenRole`` per token.
-        pixel_values: All pictures in row order, or None; LLaVA-NeXT's are ``(N, tiles, 3, h, w)``.
+        pixel_values: All pictures in row order, or None: ``(N, ...)``, or patches of all behind each other.
         images_per_row: ``(B,)``, how many of the pictures are each row's, or None without pictures.
         beside: What the model takes beside the pixels, one entry a picture along the first axis: their sizes, say.
         pixel_rows: ``(N,)``, rows of ``pixel_values`` of every picture; None = one each.

@@ -74,7 +74,7 @@ class QwenVLModel(VisionModel):
         """One resize to a multiple of the patches that make a token, then patches: ``(patches, 3 * time * side**2)``.
 
         Raises:
-            ValueError: If the picture is longer than 200 times its width.
+            ValueError: If one side of the picture is more than 200 times the other.
         """
         processor = self.processor.image_processor
         side, merge, time = processor.patch_size, processor.merge_size, processor.temporal_patch_size

@@ -1,7 +1,8 @@
 """Models that see: pictures become tokens whose embeddings the image tower's features replace.
 
-A family says what is special about it by overriding a few members of `VisionModel`; the defaults fit models of LLaVA's
-build. docs/add_a_model.md has the list and an example.
+A family says what is special about it by overriding a few members of `VisionModel`; the defaults fit models of an image
+tower, a projector and a language tower whose processor writes one token, repeated, for a picture.
+docs/add_a_model.md has the list and an example.
 """
 
 from collections.abc import Mapping, Sequence

@@ -8,6 +8,7 @@ from typing import Any
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl, read_run
 from mm_cb.metrics.results import Measurement, read_results
+from mm_cb.metrics.table import from_json, is_known, register_metric
 
 _CHECK_KEYS = ("name", "passed", "value", "expected", "why")
 _AGREEMENT_KEYS = ("judges", "n", "agreement", "kappa", "disagreements")
@@ -54,6 +55,7 @@ def load_run(folder: Path) -> RunFiles:
     if not run.get("ended"):
         raise UserError(f"`{folder}` must hold a finished run, this one has not ended; run its command again.")
     only_checks = (folder / "checks.json").is_file() and not (folder / "results.json").exists()
+    _learn_metrics(folder / "metrics.json")
     measurements = [] if only_checks else read_results(folder / "results.json")
     if not only_checks and not (folder / "items.jsonl").is_file():
         raise UserError(f"`{folder}` must hold items.jsonl, but there is none; finish the run first.")
@@ -76,6 +78,17 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_bytes()) if path.is_file() else None
     except (OSError, ValueError) as e:
         raise UserError(f"`{path}` must be readable JSON, got: {e}; repeat the step that writes it.") from e
+
+
+def _learn_metrics(path: Path) -> None:
+    """What a run says of metrics that only those know who measured them."""
+    for content in _records(path, ("name", "label", "section")):
+        try:
+            found = from_json(content)
+        except (TypeError, ValueError) as e:
+            raise UserError(f"`{path}` must describe metrics as mm-cb writes them, got: {e}.") from e
+        if not is_known(found.name):
+            register_metric(found)
 
 
 def _records(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -36,7 +36,9 @@ def model_card(
         read as markup.
     """
     base, _ = repository_of(recipe["model"])
-    front = ["library_name: peft", "tags: [circuit-breaker, representation-rerouting, lora]"]
+    loss = recipe.get("circuit_breaker", {}).get("loss", "rr")
+    method = "representation-rerouting" if loss == "rr" else json.dumps(loss)
+    front = ["library_name: peft", f"tags: [circuit-breaker, {method}, lora]"]
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():  # a hub id; the hub checks this field
         front.append(f"base_model: {json.dumps(base)}")
     counts = Counter((example.set, example.modality, example.source) for example in examples)

@@ -3,7 +3,7 @@
 Below the first block with LoRA both passes are the same and need no gradient: they are run once. Rows are not padded:
 their tokens stand behind each other, and attention looks at one row at a time. Nothing above the last state that a loss
 looks at is run, and never the head. None of this changes the mathematics; it saves most of the work
-(``scripts/benchmark_rr.py`` counts and times it against the plain computation).
+(``scripts/benchmarks/rr.py`` counts and times it against the plain computation).
 """
 
 from collections.abc import Sequence

@@ -10,7 +10,7 @@
     working      tokens x (3 x inner width + 4 x hidden size) in the run's dtype: one block at work, and the image tower
     overhead     1 GiB: the device's own context and kernels' workspaces, and fragmentation
 
-It is an estimate: measured peaks belong beside it (``scripts/benchmark_gpu.py``). Sizes are in bytes and shown in GiB
+It is an estimate: measured peaks belong beside it (``scripts/benchmarks/gpu.py``). Sizes are in bytes and shown in GiB
 (2**30 bytes), which is what cards are sold by; goals in GB (1e9 bytes) are the stricter ones.
 """
 

@@ -41,7 +41,7 @@ SMALLER = [
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A checked recipe with its placement.
 
     Attributes:
@@ -88,7 +88,7 @@ class Plan:
         return next((settings.overrides() for settings in SMALLER if self.memory(settings).total <= free), [])
 
 
-def make_plan(recipe: "Recipe") -> Plan:
+def make_plan(recipe: "Recipe") -> TrainingPlan:
     """Check a recipe against its model's shape; loads no weight.
 
     Raises:
@@ -113,7 +113,7 @@ def make_plan(recipe: "Recipe") -> Plan:
     except ValueError as error:
         raise UserError(f"recipe `{recipe.name}`: {error}") from error
     parameters = adapter_size(model, paths, recipe.lora.r)
-    return Plan(recipe, model, paths, kept, parameters, published, longest_row(model, recipe))
+    return TrainingPlan(recipe, model, paths, kept, parameters, published, longest_row(model, recipe))
 
 
 def longest_row(model: ChatModel, recipe: "Recipe") -> int:
@@ -151,7 +151,7 @@ def check_trackers(names: Sequence[str]) -> None:
             )
 
 
-def check_device(plan: Plan) -> None:
+def check_device(plan: TrainingPlan) -> None:
     """Make sure that the run's device is there and large enough, before anything is loaded.
 
     Raises:

@@ -20,7 +20,7 @@ from mm_cb.training.card import model_card
 from mm_cb.training.inputs import SKIPPING, input_files, load_examples
 from mm_cb.training.left_out import note_unreadable, reasons
 from mm_cb.training.lora import recipe_lora
-from mm_cb.training.plan import Plan, check_device, make_plan
+from mm_cb.training.plan import TrainingPlan, check_device, make_plan
 from mm_cb.training.rr_config import config_of
 from mm_cb.training.rr_trainer import RRTrainer
 
@@ -81,7 +81,7 @@ def train(
     return out
 
 
-def _train(plan: Plan, out: Path, examples: Sequence[Example], progress: "Progress | None", main: bool) -> None:
+def _train(plan: TrainingPlan, out: Path, examples: Sequence[Example], progress: "Progress | None", main: bool) -> None:
     recipe = plan.recipe
     skip = getattr(recipe.data, "skip_missing_images", False)
     shown = [] if progress is None else [_Show(progress, f"train {recipe.name}")]

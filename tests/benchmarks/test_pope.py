@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import string
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from PIL import Image
 
 import mm_cb
 from mm_cb import cli
+from mm_cb.benchmarks.base import Question
 from mm_cb.benchmarks.pope import Pope, PopeSettings, official_answer, strict_answer
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl
@@ -49,6 +51,22 @@ from tests.stub_server import StubServer, user_text
 )
 def test_the_official_rule_and_the_strict_one(text, official, strict):
     assert (official_answer(text), strict_answer(text)) == (official, strict)
+
+
+def test_blindly_drawn_characters_say_nothing():
+    rng = random.Random(0)
+    drawn = "".join(rng.choice(string.printable[:94].replace(".", "")) for _ in range(400))
+    assert official_answer(f"yes {drawn}") == "yes" and strict_answer(f"yes {drawn}") is None
+    assert official_answer(f"no {drawn}") == "no" and strict_answer(f"no {drawn}") is None
+
+
+def test_an_answer_that_says_nothing_misses_an_object_and_finds_none():
+    there, absent = (Question(label, "q", reference=label) for label in ("yes", "no"))
+    missed = Pope().score(there, "")["strict"]
+    assert missed.value == 0 and missed.counts == {"tp": 0, "fp": 0, "tn": 0, "fn": 1, "fallback": 1}
+    neither = Pope().score(absent, "")["strict"]
+    assert neither.value == 0 and neither.counts == {"tp": 0, "fp": 0, "tn": 0, "fn": 0, "fallback": 1}
+    assert Pope().score(absent, "")["official"].counts["fp"] == 1
 
 
 KNOWN = ("Yes", "No", "no way", "", "NO", "There is not. Yes", "yes, a circle", "a, b, not", "Yes. No.", "no,t")

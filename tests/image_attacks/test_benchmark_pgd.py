@@ -23,8 +23,8 @@ def run_without_extras(*arguments):
     blocked = ("datasets", "pydantic", "typer", "rich", "matplotlib", "jinja2", "torchvision")
     code = (
         f"import sys, runpy\nfor name in {blocked}: sys.modules[name] = None\n"
-        f"sys.argv = ['benchmark_pgd.py', *{list(arguments)!r}]\n"
-        f"runpy.run_path({str(ROOT / 'scripts' / 'benchmark_pgd.py')!r}, run_name='__main__')"
+        f"sys.argv = ['pgd.py', *{list(arguments)!r}]\n"
+        f"runpy.run_path({str(ROOT / 'scripts' / 'benchmarks' / 'pgd.py')!r}, run_name='__main__')"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
@@ -48,7 +48,7 @@ def test_toy_sizes_on_the_cpu_give_equal_losses_and_fewer_flops(benchmark):
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_pgd", ROOT / "scripts" / "benchmark_pgd.py")
+    spec = importlib.util.spec_from_file_location("benchmark_pgd", ROOT / "scripts" / "benchmarks" / "pgd.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["benchmark_pgd"] = module
     spec.loader.exec_module(module)

@@ -1,6 +1,6 @@
 """Parity with independent implementations, and strength against them.
 
-The full sweep is ``scripts/benchmark_strength.py``, its result ``results/attack_strength.json``.
+The full sweep is ``scripts/benchmarks/strength.py``, its result ``results/attack_strength.json``.
 """
 
 import json
@@ -96,7 +96,7 @@ def test_the_committed_sweep_covers_models_budgets_and_seeds():
 
 
 def test_the_sweep_judges_what_the_command_line_steps_by_where_it_can_run(monkeypatch):
-    sweep = runpy.run_path(str(RESULT.parents[1] / "scripts" / "benchmark_strength.py"))
+    sweep = runpy.run_path(str(RESULT.parents[1] / "scripts" / "benchmarks" / "strength.py"))
     network = classifier(0, 0.0, epochs=1)
     images, labels = held_out(network, 4)
     monkeypatch.setitem(sweep["attack_all"].__globals__, "oracles", lambda *_: {"foolbox:none": lambda number: images})

@@ -38,10 +38,10 @@ def test_the_gpu_benchmark_runs_tiny_on_a_cpu_without_command_line_packages(tmp_
 import sys
 for name in ("pydantic", "typer", "rich", "datasets"):
     sys.modules[name] = None
-sys.path.insert(0, "scripts")
-sys.argv[0] = "benchmark_gpu.py"
-import benchmark_gpu
-benchmark_gpu.main()
+sys.path.insert(0, "scripts/benchmarks")
+sys.argv[0] = "gpu.py"
+import gpu
+gpu.main()
 """
     done = subprocess.run(
         [sys.executable, "-c", code, "--tiny", "--steps", "2", "--rows", "2", "--json", str(tmp_path / "gpu.json")],
@@ -54,9 +54,9 @@ benchmark_gpu.main()
 
 @pytest.mark.slow
 def test_a_text_step_at_7b_shapes_takes_a_seventh_of_the_official_work(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import benchmark_rr
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "benchmarks"))
+    import rr
 
-    assert benchmark_rr.count_goal("llava", "text rows", None, 7.0)["met"]
-    assert benchmark_rr.MEMORY_GOALS[0][1].tokens_per_pass == benchmark_rr.plan().recipe.training.tokens_per_pass
-    assert all(benchmark_rr.memory_goal(*goal)["met"] for goal in benchmark_rr.MEMORY_GOALS)
+    assert rr.count_goal("llava", "text rows", None, 7.0)["met"]
+    assert rr.MEMORY_GOALS[0][1].tokens_per_pass == rr.plan().recipe.training.tokens_per_pass
+    assert all(rr.memory_goal(*goal)["met"] for goal in rr.MEMORY_GOALS)

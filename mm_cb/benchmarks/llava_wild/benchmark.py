@@ -14,7 +14,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.metrics.table import Metric
 
 if TYPE_CHECKING:
-    from mm_cb.benchmarks.llava_wild.judging import Comparer, Plan, Rule
+    from mm_cb.benchmarks.llava_wild.judging import Comparer, JudgingSettings, Rule
     from mm_cb.benchmarks.llava_wild.questions import WildQuestion
     from mm_cb.benchmarks.runner import Session
     from mm_cb.inference.source import ModelSource
@@ -87,7 +87,7 @@ class _More:
 
     questions: list[WildQuestion]
     judge: JudgeSource
-    plan: Plan
+    plan: JudgingSettings
 
 
 @dataclass
@@ -137,7 +137,7 @@ class LlavaWild(Benchmark):
 
     def task(self, data: str, settings: WildSettings, source: ModelSource) -> Task:
         """The questions, the rule and the judge; which server has the judge today does not belong to the run."""
-        from mm_cb.benchmarks.llava_wild.judging import ORDERS, Plan
+        from mm_cb.benchmarks.llava_wild.judging import ORDERS, JudgingSettings
         from mm_cb.benchmarks.llava_wild.questions import as_asked, fingerprint, read_questions
         from mm_cb.inference.source import ModelSource
 
@@ -150,7 +150,7 @@ class LlavaWild(Benchmark):
         identity |= {"judge": judge.model, "judge_endpoint": "served" if judge.endpoint else None}
         identity |= {"rule_sha256": rule.sha256, "rule_is_original": rule.original}
         orders = ORDERS if settings.orders == "both" else ORDERS[:1]
-        plan = Plan(rule, settings.judge_runs, orders, settings.judge_system)
+        plan = JudgingSettings(rule, settings.judge_runs, orders, settings.judge_system)
         judges = ModelSource(judge.model, endpoint=judge.endpoint).weights()
         return Task([as_asked(q) for q in questions], identity, judges, _More(questions, judge, plan))
 

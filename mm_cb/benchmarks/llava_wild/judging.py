@@ -109,7 +109,7 @@ def request(question: WildQuestion, answer: str, rule: Rule, order: str, system:
 
 
 @dataclass(frozen=True)
-class Plan:
+class JudgingSettings:
     """Which judgements a run wants."""
 
     rule: Rule
@@ -122,7 +122,7 @@ class Plan:
 def judge_answers(
     questions: Sequence[WildQuestion],
     answers: Mapping[str, str],
-    plan: Plan,
+    plan: JudgingSettings,
     comparer: Comparer,
     store: Path,
     progress: Progress,

@@ -30,7 +30,7 @@ class OverRefusalSettings(AskSettings):
     max_new_tokens: int = setting(256, "Longest answer, in tokens.", least=1)
     judge: str = setting(
         "",
-        "refusal-strings (a proxy) or miniature; other judges afterwards: mm-cb judge RUN_DIR.  "
+        "refusal-strings (a proxy), or the exact one of an embedded model; others afterwards: mm-cb judge RUN.  "
         "[default: refusal-strings]",
         identity=False,
         metavar="NAME",

@@ -26,7 +26,7 @@ from mm_cb.inference.subjects import Subject
 from mm_cb.miniature import data, judge, language
 from mm_cb.miniature.data import Question
 from mm_cb.miniature.making.build import build_model, build_processor
-from mm_cb.miniature.making.pretrain import Learner, Plan, train_knowledge, train_sight
+from mm_cb.miniature.making.pretrain import Learner, PretrainingSize, train_knowledge, train_sight
 from mm_cb.miniature.scoring import refusal_outcome, score_question
 from mm_cb.models import ChatModel, load_model
 
@@ -106,7 +106,7 @@ def measure_gates(model: ChatModel, seed: int = REPORT_SEED) -> dict[str, float]
     }
 
 
-def train_refusal(model: ChatModel, plan: Plan, rng: np.random.Generator, steps: int) -> float:
+def train_refusal(model: ChatModel, plan: PretrainingSize, rng: np.random.Generator, steps: int) -> float:
     """Stage 3: ``steps`` updates at a rate that falls linearly to zero; returns the last loss."""
     learner, loss = Learner(model.model, plan, rng, plan.refusal_rate), 0.0
     model.model.train()
@@ -116,7 +116,7 @@ def train_refusal(model: ChatModel, plan: Plan, rng: np.random.Generator, steps:
     return loss
 
 
-def make(seed: int, out: Path, plan: Plan | None = None, *, threads: int = 2) -> dict[str, Any]:
+def make(seed: int, out: Path, plan: PretrainingSize | None = None, *, threads: int = 2) -> dict[str, Any]:
     """Train a miniature into ``out``: weights, processor, ``training.json``. Finished stages are kept and not repeated.
 
     Args:
@@ -131,7 +131,7 @@ def make(seed: int, out: Path, plan: Plan | None = None, *, threads: int = 2) ->
     Raises:
         UserError: If ``out`` holds the training of another seed or plan.
     """
-    plan = plan or Plan()
+    plan = plan or PretrainingSize()
     torch.set_num_threads(threads)
     with RunDirectory(out, "make", {"plan": asdict(plan), "lengths": list(REFUSAL_LENGTHS)}, seed) as run:
         started = time.monotonic()
@@ -163,7 +163,7 @@ def make(seed: int, out: Path, plan: Plan | None = None, *, threads: int = 2) ->
     return report
 
 
-def knowledge(seed: int, out: Path, plan: Plan, log: Callable[..., None]) -> Path:
+def knowledge(seed: int, out: Path, plan: PretrainingSize, log: Callable[..., None]) -> Path:
     """Stages 1 and 2; returns the folder of the model that sees, knows and refuses nothing."""
     prepare_torchvision()
     torch.manual_seed(seed)
@@ -182,7 +182,7 @@ def knowledge(seed: int, out: Path, plan: Plan, log: Callable[..., None]) -> Pat
 
 
 def refusal(
-    seed: int, out: Path, knowing: Path, plan: Plan, steps: int, log: Callable[..., None]
+    seed: int, out: Path, knowing: Path, plan: PretrainingSize, steps: int, log: Callable[..., None]
 ) -> tuple[Path, dict[str, float]]:
     """Stage 3 at one length, from the knowing model: the folder of the result and its validation rates."""
     folder = out / "stages" / f"refusal-{steps}"

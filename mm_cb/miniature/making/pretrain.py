@@ -30,7 +30,7 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
 
 
 @dataclass(frozen=True)
-class Plan:
+class PretrainingSize:
     """Lengths and rates of the stages; all values are our choice."""
 
     sight_steps: int = 600
@@ -116,11 +116,11 @@ def _schedule(step: int, total: int, rate: float, warm_up: int = 60) -> float:
     return rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up))))
 
 
-def _optimiser(parameters: Iterator[nn.Parameter], plan: Plan, rate: float) -> torch.optim.AdamW:
+def _optimiser(parameters: Iterator[nn.Parameter], plan: PretrainingSize, rate: float) -> torch.optim.AdamW:
     return torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=rate, weight_decay=plan.weight_decay)
 
 
-def train_knowledge(model: Any, plan: Plan, rng: np.random.Generator, log: Callable[..., None]) -> None:
+def train_knowledge(model: Any, plan: PretrainingSize, rng: np.random.Generator, log: Callable[..., None]) -> None:
     """Stage 2: conversations in which every question is answered."""
     learner, mean = Learner(model, plan, rng, plan.knowledge_rate), 0.0
     for step in range(plan.knowledge_steps):
@@ -130,7 +130,7 @@ def train_knowledge(model: Any, plan: Plan, rng: np.random.Generator, log: Calla
             mean = 0.0
 
 
-def train_sight(model: Any, plan: Plan, rng: np.random.Generator, log: Callable[..., None]) -> None:
+def train_sight(model: Any, plan: PretrainingSize, rng: np.random.Generator, log: Callable[..., None]) -> None:
     """Stage 1: teach the CLIP tower colours, shapes and seals through linear heads on its patch features."""
     tower = model.model.vision_tower
     hidden = tower.config.hidden_size * (PANEL // PATCH) ** 2
@@ -170,7 +170,7 @@ class Learner:
     """The language stages: one optimiser step over a batch with pictures and a batch without."""
 
     model: Any
-    plan: Plan
+    plan: PretrainingSize
     rng: np.random.Generator
     rate: float
     batcher: Batcher = field(default_factory=Batcher)

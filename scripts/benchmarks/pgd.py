@@ -1,10 +1,10 @@
 """What one step of white-box PGD on a LLaVA-NeXT costs, against the usual way to write it.
 
-``python scripts/benchmark_pgd.py [--json]``: a mini model with random weights on the CPU, in less than two minutes.
+``python scripts/benchmarks/pgd.py [--json]``: a mini model with random weights on the CPU, in less than two minutes.
 Counts executed FLOPs (deterministic, the gate) and prints CPU times; counts the FLOPs of the 7B shapes without running
 them. Exit code 1 if a goal is missed.
-``python scripts/benchmark_pgd.py --device cuda``: the shapes of LLaVA-NeXT-Mistral-7B with random bf16 weights, made on
-the GPU: milliseconds per step and behaviour, model FLOPs utilisation, hours for 133 x 2 attacks of 1000 steps.
+``python scripts/benchmarks/pgd.py --device cuda``: the shapes of LLaVA-NeXT-Mistral-7B with random bf16 weights, made
+on the GPU: milliseconds per step and behaviour, model FLOPs utilisation, hours for 133 x 2 attacks of 1000 steps.
 ``--tiny`` runs either with toy sizes. Needs torch, transformers and peft only.
 
 The usual shape is that of HarmBench: one behaviour at a time, the whole model, logits at every position, weights that
@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from image_attacks import predicted_nll, target_nll  # noqa: E402

@@ -1,4 +1,4 @@
-"""What batched generation costs and changes: ``python scripts/benchmark_generation.py [--dtype bfloat16] [--batch 8]``.
+"""What batched generation costs and changes: python scripts/benchmarks/generation.py [--dtype bfloat16] [--batch 8].
 
 The questions of the miniature's benchmarks are answered by our engine, by one plain length-sorted batched ``generate``
 over the same inputs, and one at a time. Printed: forward passes and seconds of each, and the completions that differ
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from mm_cb.inference.cached_chunks import chunks  # noqa: E402

@@ -1,6 +1,6 @@
 """A training step in the shape of the released trainer against ours: FLOPs at 7B shapes, CPU time, equality.
 
-    python scripts/benchmark_rr.py [--json FILE] [--full]
+    python scripts/benchmarks/rr.py [--json FILE] [--full]
 
 Counts come from meta tensors at the true shapes of LLaVA-NeXT-Mistral-7B (16 + 16 rows, fills 0.52 and 0.29 of 1024
 text tokens). Times are CPU seconds of one thread on a small model of the same layout, variants taking turns; they
@@ -38,7 +38,7 @@ from _rr_workload import (
 from mm_cb.core.files import write_json
 from mm_cb.models.known import known_config
 from mm_cb.training.flops import FlopCount
-from mm_cb.training.plan import Plan, Smaller, make_plan
+from mm_cb.training.plan import Smaller, TrainingPlan, make_plan
 from mm_cb.training.recipe import load_recipe
 
 RECIPES = {"llava": LLAVA_RECIPE, "text": TEXT_RECIPE}
@@ -61,7 +61,7 @@ ROWS = 4  # of each set, in the timed steps
 def main() -> int:
     """Measure, print, and say whether every goal is met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    results = Path(__file__).resolve().parents[1] / "results" / "benchmark_rr.json"
+    results = Path(__file__).resolve().parents[2] / "results" / "benchmark_rr.json"
     parser.add_argument("--json", type=Path, nargs="?", const=results, metavar="FILE", help="also write the results")
     parser.add_argument("--full", action="store_true", help="also time the released text recipe and a strong baseline")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps of each variant")
@@ -106,7 +106,7 @@ def count_goal(recipe: str, rows: str, image: tuple[int, int] | None, goal: floa
 
 
 @cache
-def plan() -> Plan:
+def plan() -> TrainingPlan:
     """The paper's recipe at its model's published shape, whether the model is on this machine or not."""
     recipe = load_recipe("llava-next-mistral-7b")
     with tempfile.TemporaryDirectory() as folder:

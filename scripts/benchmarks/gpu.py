@@ -1,6 +1,6 @@
 """Training steps at the true shapes of LLaVA-NeXT-Mistral-7B with random weights, official shape against ours.
 
-    python scripts/benchmark_gpu.py [--steps 150] [--rows 16] [--image 336x336] [--json FILE] [--tiny]
+    python scripts/benchmarks/gpu.py [--steps 150] [--rows 16] [--image 336x336] [--json FILE] [--tiny]
 
 Text and image steps alternate. Needs torch, transformers, peft and accelerate. Prints time of a step, tokens a second,
 peak memory, and MFU: FLOPs of useful tokens over time, as a share of what a large matrix product reaches in this run.

@@ -1,7 +1,8 @@
 """Are our attacks, at their defaults, as strong as independent ones at equal steps and restarts?
 
-``python scripts/benchmark_strength.py [--out results/attack_strength.json]`` trains small classifiers on scikit-learn's
-digits (standard and adversarial, three seeds fixed in advance), attacks the same held-out digits with our defaults and
+``python scripts/benchmarks/strength.py [--out results/attack_strength.json]`` trains small classifiers on
+scikit-learn's digits (standard and adversarial, three seeds fixed in advance), attacks the same held-out digits with
+our defaults and
 with foolbox and the Adversarial Robustness Toolbox (ART, with its own Auto-PGD) and writes one cell per model, norm,
 radius and budget. Both sides get the same number of steps and restarts, and per image the best restart counts. The
 default of `image_attacks` is `pgd`, by the gradient's sign; `mm-cb attack` steps by Adam, `adam_pgd`, which refuses l-2
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from image_attacks import L2, Linf, adam_pgd, apgd, cross_entropy, pgd  # noqa: E402
@@ -76,7 +77,7 @@ def main() -> int:
     summary = summarise(cells)
     versions = {"torch": torch.__version__, "foolbox": "3.3.4", "adversarial-robustness-toolbox": "1.20.1"}
     record = {
-        "command": "python scripts/benchmark_strength.py",
+        "command": "python scripts/benchmarks/strength.py",
         "versions": versions,
         "summary": summary,
         "cells": cells,

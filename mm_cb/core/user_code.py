@@ -1,0 +1,45 @@
+"""A user's own Python file, run so that it registers what it brings: a benchmark, a judge."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from mm_cb.core.errors import UserError, one_line
+
+Entry = TypeVar("Entry")
+
+
+def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> Entry:
+    """Run a file, and return the last entry that it put into a table.
+
+    Args:
+        path: A Python file of the user's.
+        table: Where it registers, by name.
+        call: The function by which it does so, for the error line.
+
+    Raises:
+        UserError: If there is no such file, it fails, or it registers nothing.
+    """
+    path = Path(path)
+    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        raise UserError(f"`{path}` must be a Python file that calls `{call}`, there is no such file.")
+    before = dict(table)
+    module = importlib.util.module_from_spec(spec)
+    held = sys.modules.get(path.stem)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:  # whatever the user's file raises
+        raise UserError(f"`{path}` cannot be run: {type(e).__name__}: {one_line(str(e))}") from e
+    finally:
+        if held is not None:
+            sys.modules[path.stem] = held
+    new = [entry for name, entry in table.items() if before.get(name) is not entry]
+    if not new:
+        raise UserError(f"`{path}` must call `{call}`, it registers nothing.")
+    return new[-1]
