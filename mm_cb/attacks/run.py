@@ -238,7 +238,8 @@ def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: Attack
 def refuse_placeholders(behaviors: Sequence[Behavior], token: str) -> None:
     """Refuse texts that hold the model's image placeholder."""
     for behavior in behaviors:
-        if token in behavior.prompt or token in behavior.target:
+        texts = behavior.prompt, behavior.target, str(behavior.extra.get("typographic_prompt"))
+        if any(token in text for text in texts):
             raise UserError(
                 f"behaviour {behavior.id!r} must not hold the model's image placeholder `{token}` in its texts; "
                 "the picture is put in front of the prompt by itself."

@@ -147,7 +147,7 @@ def refuse_too_large(behaviors: Sequence[Behavior], batch: int) -> None:
         if needed > available:
             raise UserError(
                 f"picture `{files[0]}` ({width} x {height}) needs about {needed / 2**30:.1f} GiB in a batch of "
-                f"{together}, {available / 2**30:.1f} GiB of memory are free. Make it smaller, or set batch=1."
+                f"{together}, {available / 2**30:.1f} GiB of memory are free. Make it smaller, or set `--batch 1`."
             )
 
 

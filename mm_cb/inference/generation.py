@@ -94,7 +94,7 @@ class LocalEngine:
         except torch.OutOfMemoryError as e:
             raise UserError(
                 f"the accelerator's memory does not hold {self._batch} of these requests at once; run the same command "
-                "with a smaller batch=N, finished answers are kept."
+                "with a smaller `--batch`, finished answers are kept."
             ) from e
         finally:
             hook.remove()

@@ -333,6 +333,7 @@ def attack_arguments(behaviors, out, *more):
         ('{"id": "b", "prompt": "p", "target": "t", "image": "none.png"}', "none.png"),
         ('{"id": "b", "prompt": "p", "target": "t", "image": "a\\u0000b"}', "behaviors.jsonl:2"),
         ('{"id": "b", "prompt": "<image> p", "target": "t"}', "image placeholder `<image>`"),
+        ('{"id": "b", "prompt": "p", "target": "t", "typographic_prompt": "<image> p"}', "image placeholder `<image>`"),
     ],
 )
 def test_bad_behaviours_end_with_exit_code_2_and_one_line(tmp_path, capsys, line, expected):

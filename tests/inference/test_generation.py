@@ -155,5 +155,5 @@ def test_memory_that_does_not_hold_a_batch_is_one_line(tiny, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("mm_cb.inference.generation.complete_batch", full)
-    with pytest.raises(UserError, match="batch=N"):
+    with pytest.raises(UserError, match="smaller `--batch`"):
         list(LocalEngine(tiny, 4).complete(requests(), 5))
