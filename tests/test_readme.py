@@ -262,6 +262,15 @@ def run_python_of(page):
     exec(compile(re.sub(r"steps=\d+", "steps=2", block), str(page), "exec"), {"__name__": "page"})
 
 
+def test_pages_import_the_package_before_what_a_torchvision_that_does_not_fit_would_break():
+    for page in [README, *sorted((ROOT / "docs").glob("*.md"))]:
+        for block in re.findall(r"^```python\n(.*?)^```", text_of(page), flags=re.DOTALL | re.MULTILINE):
+            first = re.findall(r"^(?:from|import) (mm_cb|peft|transformers|accelerate)\b", block, flags=re.MULTILINE)[
+                :1
+            ]
+            assert first in ([], ["mm_cb"]), page.name
+
+
 def test_the_python_of_the_readme_and_of_its_page_runs(tmp_path, monkeypatch, capsys):
     from mm_cb.miniature.data import training_examples
 

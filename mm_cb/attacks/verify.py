@@ -62,7 +62,9 @@ class Row:
     """The greedy answer, generated again, is another one. A disagreement only where arithmetic is the run's."""
 
 
-def verify_run(folder: Path, *, model: str | None = None, adapter: str | None = None, device: str = "cpu") -> list[Row]:
+def verify_run(
+    folder: str | Path, *, model: str | None = None, adapter: str | None = None, device: str = "cpu"
+) -> list[Row]:
     """Verify a run and print a table.
 
     Args:
@@ -74,6 +76,7 @@ def verify_run(folder: Path, *, model: str | None = None, adapter: str | None = 
     Raises:
         UserError: If something disagrees (the first is named), or the folder holds nothing to verify.
     """
+    folder = Path(folder)
     run = read_run(folder)
     recipe = run.get("recipe")
     if not isinstance(recipe, dict) or not isinstance(recipe.get("model"), str) or "attack" not in recipe:

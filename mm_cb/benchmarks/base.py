@@ -101,7 +101,7 @@ class Benchmark:
         raise NotImplementedError
 
     def score(self, question: Question, completion: str) -> Score | Mapping[str, Score]:
-        """Score one answer; by several rules as a mapping, rule → score, else by the metric's strict one."""
+        """Score one answer; by several rules, the same for all answers, as a mapping, else by the strict one."""
         raise NotImplementedError
 
     def task(self, data: str, settings: Any, source: ModelSource) -> Task:
@@ -117,7 +117,12 @@ class Benchmark:
         """Prepare what scoring will need, such as a judge: called before a model is loaded."""
 
     def items(self, session: Session) -> list[dict[str, Any]]:
-        """The lines of items.jsonl: all questions by one rule, then by the next."""
+        """The lines of items.jsonl: all questions by one rule, then by the next.
+
+        Raises:
+            UserError: If a value lies outside 0..1, or the rules differ from answer to answer: a rate of some of the
+                questions is none of all.
+        """
         from mm_cb.metrics.degenerate import degenerate
 
         found: dict[str, list[dict[str, Any]]] = {}
@@ -125,7 +130,20 @@ class Benchmark:
             completion = session.answers[question.id]
             scores = self.score(question, completion)
             broken = degenerate(completion) is not None
-            for rule, score in (scores if isinstance(scores, Mapping) else {self.metrics[0].strict: scores}).items():
+            by_rule = scores if isinstance(scores, Mapping) else {self.metrics[0].strict: scores}
+            if not by_rule or (found and found.keys() != by_rule.keys()):
+                raise UserError(
+                    f"`{self.name}`: `score` must give every answer the same rules, got "
+                    f"{', '.join(sorted(found)) or 'none'}, "
+                    f"and for question `{question.id[:80]}` {', '.join(sorted(by_rule)) or 'none'}; where a rule says "
+                    "nothing, give `Score(None, reason=...)`."
+                )
+            for rule, score in by_rule.items():
+                if score.value is not None and not 0 <= score.value <= 1:
+                    raise UserError(
+                        f"`{self.name}`: `score` must give a value in 0..1 or None, got {score.value!r} for question "
+                        f"`{question.id[:80]}`."
+                    )
                 item: dict[str, Any] = {"id": question.id, "metric": self.metrics[0].name, "subject": session.subject}
                 item |= {"condition": rule, "split": question.split, "category": question.category}
                 item |= {"prompt": question.prompt, "completion": completion, "parsed": score.parsed}

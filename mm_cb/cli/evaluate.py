@@ -24,18 +24,19 @@ class BenchmarkGroup(Group):
         """
         if args and args[0] not in self.commands:
             benchmark = get_benchmark(args[0])
-            return args[0], typer.main.get_command(_alone(benchmark)), args[1:]
+            return args[0], typer.main.get_command(_alone(benchmark, args[0])), args[1:]
         return super().resolve_command(ctx, args)
 
 
-def _alone(benchmark: Benchmark) -> typer.Typer:
+def _alone(benchmark: Benchmark, called: str) -> typer.Typer:
     single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    _add(single, benchmark)
+    _add(single, benchmark, called)
     return single
 
 
-def _add(to: typer.Typer, benchmark: Benchmark) -> None:
-    example = f"Example: mm-cb eval {benchmark.name} --model miniature {benchmark.example} --out runs/{benchmark.name}"
+def _add(to: typer.Typer, benchmark: Benchmark, called: str = "") -> None:
+    name = called or benchmark.name
+    example = f"Example: mm-cb eval {name} --model miniature {benchmark.example} --out runs/{benchmark.name}"
     to.command(benchmark.name, epilog=example, cls=Command)(eval_command(benchmark))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import mm_cb
 from mm_cb.core.errors import UserError, one_line, unknown
 from mm_cb.core.files import disk_is_full
+from mm_cb.core.user_code import users_fault
 
 DONE, BUG, USER, INTERRUPTED = 0, 1, 2, 130
 
@@ -53,7 +54,7 @@ def _users_message(error: BaseException) -> str | None:
         place = getattr(error, "filename", None)
         where = f" while writing `{place}`" if place else ""
         return one_line(f"the disk is full{where}; free some space and run the same command again.")
-    return None
+    return users_fault(error)
 
 
 def _usage_message(error: Any) -> str:

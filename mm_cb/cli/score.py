@@ -28,13 +28,14 @@ class StoredGroup(Group):
             if benchmark.stored is None:
                 raise UserError(f"stored outputs of `{benchmark.name}` cannot be scored, only a model's.")
             single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-            _add(single, benchmark)
+            _add(single, benchmark, args[0])
             return args[0], typer.main.get_command(single), args[1:]
         return super().resolve_command(ctx, args)
 
 
-def _add(to: typer.Typer, benchmark: Benchmark) -> None:
-    example = f"Example: mm-cb score {benchmark.name} {benchmark.score_example} --out runs/{benchmark.name}"
+def _add(to: typer.Typer, benchmark: Benchmark, called: str = "") -> None:
+    name = called or benchmark.name
+    example = f"Example: mm-cb score {name} {benchmark.score_example} --out runs/{benchmark.name}"
     to.command(benchmark.name, epilog=example, cls=Command)(score_command(benchmark))
 
 

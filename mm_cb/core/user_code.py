@@ -1,9 +1,10 @@
-"""A user's own Python file, run so that it registers what it brings: a benchmark, a judge."""
+"""A user's own Python file, run so that it registers what it brings (a benchmark, a judge), and the faults in it."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +12,10 @@ from typing import TypeVar
 from mm_cb.core.errors import UserError, one_line
 
 Entry = TypeVar("Entry")
+
+_PACKAGE = str(Path(__file__).parents[1])
+_files: dict[str, Path] = {}
+"""Files that were run, as tracebacks name them, to what the user calls them."""
 
 
 def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> Entry:
@@ -28,6 +33,7 @@ def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> Entry:
     spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
     if spec is None or spec.loader is None:
         raise UserError(f"`{path}` must be a Python file that calls `{call}`, there is no such file.")
+    _files[str(spec.origin)] = path
     before = dict(table)
     module = importlib.util.module_from_spec(spec)
     held = sys.modules.get(path.stem)
@@ -43,3 +49,14 @@ def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> Entry:
     if not new:
         raise UserError(f"`{path}` must call `{call}`, it registers nothing.")
     return new[-1]
+
+
+def users_fault(error: BaseException) -> str | None:
+    """One line about an error that a user's own file raised while we called it; None for any other error."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in _files:
+            what = f"{type(error).__name__}: {one_line(str(error))}"
+            return f"`{_files[frame.filename]}`, line {frame.lineno}, in `{frame.name}`: {what}"
+        if Path(frame.filename).is_relative_to(_PACKAGE):
+            return None
+    return None

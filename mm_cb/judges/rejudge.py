@@ -14,11 +14,12 @@ from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
 from mm_cb.core.runs import append_jsonl, file_sha256, held, keep_pictures, read_jsonl, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
-from mm_cb.judges.base import NOT_JUDGED, Case, Judge
+from mm_cb.judges.base import NOT_JUDGED, Case, Judge, Verdict
 from mm_cb.metrics.agreement import agreements, completions_of, key_of
 from mm_cb.metrics.checks import attack_is_strong, placebo_is_weak
 from mm_cb.metrics.observations import rank, worst_pictures
 from mm_cb.metrics.results import Measurement, measure, read_results, write_results
+from mm_cb.metrics.table import metric
 
 FOLDER = "judgements"
 NEWEST = "newest.json"
@@ -30,7 +31,7 @@ AS_RUN = "as-run"
 Record = dict[str, Any]
 
 
-def rejudge(run_dir: Path, judge: Judge, *, behaviors: Path | None = None, progress: Progress) -> list[Record]:
+def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None, progress: Progress) -> list[Record]:
     """Judge every stored completion; verdicts lie in ``judgements/``, items.jsonl and results.json carry the new ones.
 
     Every verdict is written when it is there, so that a stopped run repeats none. Verdicts of earlier judges stay, and
@@ -50,6 +51,7 @@ def rejudge(run_dir: Path, judge: Judge, *, behaviors: Path | None = None, progr
         UserError: If the run holds nothing that this judge can judge, the behaviours file is another one, an earlier
             judge of this name used another model or prompt, or not one verdict can be read.
     """
+    run_dir = Path(run_dir)
     with held(run_dir) as run:
         items = read_jsonl(run_dir / "items.jsonl")
         judged = judgeable(items, run_dir, judge.name, judge.metrics)
@@ -145,6 +147,17 @@ def _verdicts_in(path: Path) -> dict[str, Record]:
     return {record["key"]: record for record in records}
 
 
+def _refuse_unknown(judge: Judge, key: str, verdict: Verdict, cases: Mapping[str, Case]) -> None:
+    if key not in cases:
+        raise UserError(f"judge `{judge.name}` must yield the `key` of a case that it was given, got {key!r}.")
+    known = metric(cases[key].metric).outcomes
+    if known and verdict.outcome not in {*known, NOT_JUDGED}:
+        raise UserError(
+            f"judge `{judge.name}` must say of `{cases[key].metric}` one of "
+            f"{', '.join(dict.fromkeys([*known, NOT_JUDGED]))}, got {verdict.outcome!r}."
+        )
+
+
 def _judge_all(run_dir: Path, judge: Judge, cases: Mapping[str, Case], progress: Progress) -> dict[str, Record]:
     path = run_dir / FOLDER / f"{safe_id(judge.name)}.jsonl"
     verdicts = _verdicts_in(path)
@@ -152,6 +165,7 @@ def _judge_all(run_dir: Path, judge: Judge, cases: Mapping[str, Case], progress:
     task = progress.task(f"judge {judge.name}", total=len(cases), done=len(cases) - len(waiting))
     try:
         for key, verdict in judge.judge(waiting):
+            _refuse_unknown(judge, key, verdict, cases)
             verdicts[key] = {"key": key, **dataclasses.asdict(verdict)}
             append_jsonl(path, verdicts[key])
             task.advance()
@@ -162,6 +176,8 @@ def _judge_all(run_dir: Path, judge: Judge, cases: Mapping[str, Case], progress:
             "that came are kept and the run's results stay as they were: mend the cause, then run the same command "
             "again."
         ) from e
+    if missing := len(cases.keys() - verdicts.keys()):
+        raise UserError(f"judge `{judge.name}` must say something of every case, of {missing} it said nothing.")
     return verdicts
 
 

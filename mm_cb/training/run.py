@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: "Recipe", out: Path, examples: Sequence[Example] | None = None, progress: "Progress | None" = None
+    recipe: "Recipe", out: str | Path, examples: Sequence[Example] | None = None, progress: "Progress | None" = None
 ) -> Path:
     """Train a circuit breaker, or go on with the run that ``out`` holds.
 

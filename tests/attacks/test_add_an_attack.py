@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from mm_cb import cli
 from mm_cb.attacks import registry
-from mm_cb.attacks.objectives.target import TargetObjective
+from mm_cb.attacks.objectives.target import TargetObjective, encode, preprocessing
 from mm_cb.attacks.registry import AttackEntry, register_attack
 from mm_cb.attacks.run import attack
 from mm_cb.attacks.verify import verify_run
@@ -32,7 +33,7 @@ def made(tmp_path_factory):
         patched.setattr(registry, "_ATTACKS", dict(registry._ATTACKS))
         space = {}
         exec(code.replace("steps=100", "steps=3, max_new_tokens=4"), space)
-        rows = verify_run(folder / "runs/mine")
+        rows = verify_run("runs/mine")
     return folder / "runs/mine", space, rows
 
 
@@ -120,3 +121,36 @@ def test_an_objective_whose_files_have_another_loss_fails_the_check(tmp_path, mo
     run = attack("miniature", first_behaviors(tmp_path, 1), tmp_path / "run", attacks="own", steps=1, max_new_tokens=2)
     failed = [c["name"] for c in json.loads((run.folder / "checks.json").read_text()) if not c["passed"]]
     assert failed == ["loss of the saved file equals the logged loss"]
+
+
+def test_an_objective_of_hidden_states_is_made_as_the_page_says(made, tmp_path, monkeypatch):
+    made_of = re.search(r"  ```\n(.*?)  ```", PAGE.read_text(encoding="utf-8"), re.S)[1]
+    inputs, preprocess, _, output = (line.split("  #")[0].strip() for line in made_of.splitlines())
+
+    class AwayFromClean:
+        """The last token's state away from where the clean picture puts it."""
+
+        def __init__(self, subject, behaviors, pictures, **settings):
+            space = {"subject": subject, "behaviors": behaviors, "pictures": pictures}
+            exec(f"{inputs}\n{preprocess}", {"encode": encode, "preprocessing": preprocessing}, space)
+            self.subject, self.inputs, self.preprocess = subject, space["inputs"], space["preprocess"]
+            self.clean = self.state(output, lambda pixels: self.inputs.pixel_values).detach()
+
+        def state(self, forward, preprocess, pixels=None):
+            with self.subject.active() as model:
+                space = {"model": model, "inputs": self.inputs, "preprocess": preprocess, "pixels": pixels}
+                exec(forward, {}, space)
+            return space["output"].hidden_states[4][:, -1].float()
+
+        def __call__(self, pixels):
+            return torch.cosine_similarity(self.state(output, self.preprocess, pixels), self.clean, dim=-1)
+
+        def loss(self, pixel_values):
+            return torch.cosine_similarity(self.state(output, lambda pixels: pixel_values), self.clean, dim=-1)
+
+    monkeypatch.setattr(registry, "_ATTACKS", dict(registry._ATTACKS))
+    register_attack(AttackEntry("away", "away from the clean state", "away PGD", "pgd", AwayFromClean))
+    first_behaviors(tmp_path, 2)
+    attack("miniature", tmp_path / "behaviors.jsonl", tmp_path / "run", attacks="away", steps=3, max_new_tokens=4)
+    assert all(check["passed"] for check in json.loads((tmp_path / "run" / "checks.json").read_text()))
+    assert not any(row.disagreements for row in verify_run(str(tmp_path / "run")))

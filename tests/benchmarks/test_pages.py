@@ -74,6 +74,7 @@ def test_help_of_a_benchmark_in_a_file_shows_its_flags(capsys):
     assert cli.run(["eval", "stones.py", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "--hint TEXT" in shown and "colours of stones" in shown and "--max-new-tokens N" in shown
+    assert "Example: mm-cb eval stones.py " in shown
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,18 @@ def test_files_that_register_nothing(content, expected, capsys):
     assert cli.run(["eval", "mine.py", "--model", "miniature", "--data", "d", "--out", "o"]) == 2
     line = capsys.readouterr().err
     assert expected in line and line.count("\n") == 1
+
+
+def test_a_fault_in_a_users_file_is_the_users(capsys):
+    stones()
+    code = Path("stones.py").read_text()
+    Path("stones.py").write_text(code.replace("completion.lower()", "completion.lowr()"))
+    (ask, *_) = block("add_a_benchmark.md", "bash").splitlines()
+    assert cli.run(shlex.split(ask)[1:]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"`stones.py`, line \d+, in `score`: AttributeError: .*lowr", line)
+    Path("stones.py").write_text(code)  # mended, the same command goes on
+    assert cli.run(shlex.split(ask)[1:]) == 0
 
 
 def attack_run(folder):
@@ -116,7 +129,7 @@ def test_the_judge_of_the_page_judges_a_run(capsys):
     assert m.n == m.counts["proxy"] == 3 and round(m.value) == 33
     with Progress() as progress:
         opened = judges.open_judge(judges.JudgeOptions("length"))
-        rejudge(folder, opened, progress=progress)
+        rejudge(str(folder), opened, progress=progress)
     assert len(read_jsonl(folder / "judgements" / "length__proxy_.jsonl") or [1, 2, 3]) == 3
 
 

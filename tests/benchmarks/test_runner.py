@@ -53,8 +53,7 @@ class Count(Benchmark):
     def score(self, question, completion):
         if completion == "?":
             return Score(None, reason="no answer")
-        plain = Score(float(question.reference in completion), counts={"long": int(len(completion) > 3)})
-        return {"official": Score(1.0), "strict": plain} if completion == "both" else plain
+        return Score(float(question.reference in completion), counts={"long": int(len(completion) > 3)})
 
 
 @pytest.fixture
@@ -84,6 +83,33 @@ def test_items_measurements_and_files(count, tmp_path):
     (spent,) = read_jsonl(tmp_path / "out" / "timings.jsonl")
     assert spent["stage"] == "Count rr" and not (tmp_path / "out" / "checks.json").exists()
     assert [one["name"] for one in json.loads((tmp_path / "out" / "metrics.json").read_text())] == ["count"]
+
+
+@pytest.mark.parametrize("scores", [{}, {"official": Score(1.0), "strict": Score(0.0)}])
+def test_rules_are_the_same_for_every_answer(scores, count, tmp_path, monkeypatch):
+    plain = count.score
+    monkeypatch.setattr(count, "score", lambda question, said: scores if said == "both" else plain(question, said))
+    with StubServer(lambda request, number: "both" if user_text(request) == "1" else "0") as server:
+        with pytest.raises(UserError, match=r"`count`: `score` must .* got strict, and for question `1`"):
+            run(count, server, tmp_path / "out")
+        monkeypatch.setattr(count, "score", plain)  # mended: what was answered is not asked again
+        assert run(count, server, tmp_path / "out").find("count").n == 3 and len(server.requests) == 3
+
+
+def test_a_value_outside_its_range_is_the_users_to_fix(count, tmp_path, monkeypatch):
+    monkeypatch.setattr(count, "score", lambda question, completion: Score(7))
+    with (
+        StubServer(lambda request, number: "0") as server,
+        pytest.raises(UserError, match=r"`count`: .* in 0\.\.1 or None, got 7 for question `0`"),
+    ):
+        run(count, server, tmp_path / "out")
+
+
+def test_a_metric_that_no_score_would_fill_is_refused(count, tmp_path):
+    idle = type("Idle", (Count,), {"metrics": (*Count.metrics, Metric("count_yes", "yes"))})
+    with pytest.raises(ValueError, match="first metric, `count`; .* `count_yes` has neither"):
+        registry.register_benchmark(idle(tmp_path))
+    assert "count_yes" not in table._METRICS
 
 
 def test_nothing_is_asked_twice_and_what_does_not_decide_results_may_change(count, tmp_path):

@@ -202,6 +202,28 @@ def test_a_judge_without_one_verdict_changes_nothing(run):
     assert before == [(run / name).read_bytes() for name in ("items.jsonl", "results.json")]
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda key, verdict: [(key, Verdict("harmfull", None, ""))], r"one of harmful, .*not_judged, got 'harmfull'"),
+        (lambda key, verdict: [("mine", verdict)], "the `key` of a case that it was given, got 'mine'"),
+        (lambda key, verdict: [], r"of every case, of 5 it said nothing"),
+    ],
+)
+def test_a_judge_with_a_mistake_is_told_and_leaves_nothing_behind(change, expected, run):
+    class Mistaken(Keyword):
+        def judge(self, cases):
+            for key, verdict in super().judge(cases):
+                yield from change(key, verdict)
+
+    before = (run / "items.jsonl").read_bytes()
+    with pytest.raises(UserError, match=expected):
+        judge(run, Mistaken("k", "garden"))
+    assert (run / "items.jsonl").read_bytes() == before
+    judge(run, Keyword("k", "garden"))  # mended, under the same name
+    assert (run / "items.jsonl").read_bytes() != before
+
+
 def test_another_prompt_under_the_same_name_is_refused(run):
     judge(run, Keyword("k", "garden"))
     with pytest.raises(UserError, match="another model, prompt or labels"):

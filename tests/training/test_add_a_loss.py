@@ -8,6 +8,8 @@ import torch
 
 from mm_cb.training import registry
 from mm_cb.training.losses import reroute_loss
+from mm_cb.training.recipe import load_recipe
+from mm_cb.training.run import train
 
 PAGE = Path(__file__).parents[2] / "docs" / "add_a_loss.md"
 
@@ -37,5 +39,12 @@ def test_with_margin_zero_it_is_the_papers(page):
         assert ours.item() == pytest.approx(reroute_loss(adapted, reference, mask, count=count).item())
 
 
+def test_a_recipe_takes_it_in_python(page):
+    (line,) = re.findall(r"`(train\(load_recipe.*?\))`,", PAGE.read_text())
+    small = '"training.max_steps=1", "training.batch_size=2", "circuit_breaker.adversary.steps=0"]'
+    exec(line.replace('"]', f'", {small}'), {"train": train, "load_recipe": load_recipe})
+    assert "Loss `cosine_margin`, margin 0.2: mean ReLU(cos(h, h_base) - margin)" in Path("rr-2/README.md").read_text()
+
+
 def test_the_page_is_short():
-    assert len(PAGE.read_text().splitlines()) <= 60
+    assert len(PAGE.read_text().splitlines()) <= 80
