@@ -307,6 +307,9 @@ def test_a_behaviour_whose_gradient_is_zero_throughout_fails_a_check(three, tmp_
         ({"attacks": "pgd,noise,embedding", "chain": True}, "`--chain` is for two or more"),
         ({"attacks": "apgd", "optimizer": "sign"}, "`--optimizer` is for"),
         ({"attacks": "typographic", "threat": Threat("patch", 255, 4)}, "`--norm` is for"),
+        ({"attacks": "typographic", "threat": Threat(), "iterates": 2}, "`--iterates` is for"),
+        ({"attacks": "noise", "iterates": 2, "early_stop": True}, "`--early-stop` is for"),
+        ({"attacks": "embedding", "threat": Threat(), "samples": 2}, "`--samples` is for"),
     ],
 )
 def test_what_a_run_cannot_do_is_refused(three, tmp_path, changes, match):
