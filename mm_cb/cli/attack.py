@@ -223,7 +223,8 @@ def attack(
     ] = None,
     image_backend: ImageBackend = _DEFAULT.image_backend,
     checkpoint_seconds: Annotated[
-        float, typer.Option(metavar="S", help="How often a running search is saved.", min=0, rich_help_panel=_RUN)
+        float | None,
+        typer.Option(metavar="S", help="How often a running search is saved.", min=0, rich_help_panel=_RUN),
     ] = _DEFAULT.checkpoint_seconds,
     seed: Seed = 0,
     device: Device = "cpu",
