@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mm_cb import cli
+from mm_cb.core.runs import read_jsonl, write_jsonl
 from tests.frozen.compare import battery_difference, first_difference
 from tests.frozen.make import NAMES, machine, make
 
@@ -63,3 +65,38 @@ def test_the_runs_made_again_are_the_frozen_ones(made):
     lines = [f"{name}/{difference}" for name, difference in found.items() if difference]
     how = "bit for bit, as on the machine that made them" if exact else "by structure: this is another machine"
     assert not lines, "\n".join([f"compared {how}; the first difference of each run that has one:", *lines])
+
+
+@pytest.mark.parametrize(
+    ("file", "edit"),
+    [
+        ("items.jsonl", lambda text: text.replace('"loss": ', '"loss": 9', 1)),
+        ("items.jsonl", lambda text: text.replace('"completion": "', '"completion": "oh ', 1)),
+        ("results.json", lambda text: text.replace('"value": 0.0', '"value": 1.0', 1)),
+    ],
+)
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_planted_difference_is_found_on_this_machine_and_on_others(tmp_path, file, edit, exact):
+    planted = shutil.copytree(KEPT / "attack-base", tmp_path / "run")
+    assert first_difference(KEPT / "attack-base", planted, exact=exact) is None
+    text = (planted / file).read_text(encoding="utf-8")
+    assert edit(text) != text
+    (planted / file).write_text(edit(text), encoding="utf-8")
+    assert file in first_difference(KEPT / "attack-base", planted, exact=exact)
+
+
+def test_a_loss_that_is_off_by_a_ten_thousandth_is_found_on_this_machine(tmp_path):
+    planted = shutil.copytree(KEPT / "attack-base", tmp_path / "run")
+    items = read_jsonl(planted / "items.jsonl")
+    items[-1]["loss"] += 1e-4
+    write_jsonl(planted / "items.jsonl", items)
+    assert ", loss: " in first_difference(KEPT / "attack-base", planted, exact=True)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_another_clean_picture_is_found_on_this_machine_and_on_others(tmp_path, exact):
+    planted = shutil.copytree(KEPT / "attack-base", tmp_path / "run")
+    clean = sorted((planted / "images").glob("*.clean.png"))[0]
+    with Image.open(clean) as image:
+        image.point(lambda value: 255 - value).save(clean)
+    assert ".clean.png" in first_difference(KEPT / "attack-base", planted, exact=exact)

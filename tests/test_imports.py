@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ ORDER = (
     *("miniature", "report", "demo", "doctor", "cli"),
 )
 """The layers of mm_cb from the bottom to the top: each may import what stands before it, and nothing behind it."""
+NAMED = re.compile(r"mm_cb(\.\w+)+(:\w+)?|image_attacks(\.\w+)+")
+"""Modules in strings: ``"mm_cb.attacks.typographic:draw"``."""
 WITHOUT_IMAGE_ATTACKS = ("core", "metrics", "judges")
 
 
@@ -27,6 +30,8 @@ def imported_modules(path: Path) -> set[str]:
             base = list(package[: len(package) - node.level + 1]) if node.level else []
             module = ".".join(base + ([node.module] if node.module else []))
             names |= {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NAMED.fullmatch(node.value):
+            names.add(node.value.partition(":")[0])  # imported by its name, later
     return names
 
 

@@ -131,7 +131,7 @@ def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
     """
     entries = [attack_entry(name) for name in names]
     own_term = any(entry.needs_adapter for entry in entries)
-    drawn = any(entry.searches_pixels or entry.search == "noise" for entry in entries)
+    drawn = any(entry.changes_picture for entry in entries)
     plain, asked = AttackConfig(), ",".join(names)
     for key, flag, read, needed in (
         ("universal_train", "--universal-train", any(e.universal for e in entries), "`--attack universal` alone"),
@@ -145,6 +145,9 @@ def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
         ("optimizer", "--optimizer", any(e.search in ("pgd", "embedding") for e in entries), "an attack by PGD"),
         ("hijacks", "--hijacks", any(e.forces_response for e in entries), "an attack that forces a long response"),
         ("chain", "--chain", sum(e.searches_pixels for e in entries) > 1, "two or more attacks that step on pixels"),
+        ("iterates", "--iterates", drawn, "an attack that steps on pixels, or its placebo"),
+        ("early_stop", "--early-stop", any(e.searches_pixels for e in entries), "an attack that steps on pixels"),
+        ("samples", "--samples", any(not e.relaxation for e in entries), "an attack that leaves a picture"),
     ):
         if getattr(config, key) != getattr(plain, key) and not read:
             raise UserError(f"`{flag}` is for {needed}; `--attack {asked}` does not read it: leave it out.")

@@ -58,6 +58,11 @@ class AttackEntry:
         return self.search in ("pgd", "apgd")
 
     @property
+    def changes_picture(self) -> bool:
+        """Whether ``--norm`` and ``--epsilon`` bound its pictures: steps on pixels, and their placebo."""
+        return self.searches_pixels or self.search == "noise"
+
+    @property
     def relaxation(self) -> bool:
         """Whether it leaves no picture that a user could send: it bounds what is left, and is never a headline."""
         return self.search == "embedding"

@@ -47,10 +47,6 @@ class SavedPicture:
         mine, its = (torch.from_numpy(np.array(one.image)).int() for one in (self, other))
         return (mine - its).permute(2, 0, 1)
 
-    def linf_from(self, other: SavedPicture) -> int:
-        """Largest change of a value from another picture, in 255ths."""
-        return int(self.levels_from(other).abs().max())
-
 
 def to_pixels(picture: Image.Image) -> Tensor:
     """An 8-bit RGB picture as float32 ``(3, H, W)`` in [0, 1]."""

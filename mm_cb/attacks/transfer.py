@@ -6,7 +6,8 @@ attack fails, not that the defence works.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from mm_cb.core.runs import RunDirectory, file_sha256, read_jsonl, read_run, wri
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.inference.cached_chunks import chunks, once
 from mm_cb.inference.subjects import Subject
+from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.results import Measurement, find, measure, write_results
 from mm_cb.models import load_model
 
@@ -39,6 +41,8 @@ class Made:
     items: dict[str, dict[str, Any]]
     name: str
     """The subject that was attacked, told apart from the other run's."""
+    sent: Mapping[str, str]
+    """Behaviour id → prompt, where the attack that made its selected picture sends another than the behaviour's."""
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -69,10 +73,15 @@ def read_made(folder: Path) -> Made:
     run = read_run(folder)
     if run.get("command") != "attack" or not run.get("ended"):
         raise UserError(f"`{folder}` must be a finished `mm-cb attack` run.")
-    items = {item["id"]: item for item in read_jsonl(folder / "items.jsonl")}
+    rows = list(read_jsonl(folder / "items.jsonl"))
+    items = {item["id"]: item for item in rows}
     if not items:
         raise UserError(f"`{folder}` must hold attacked behaviours, its items.jsonl is empty.")
-    made = Made(folder, run, items, next(iter(items.values()))["subject"])
+    worst = worst_pictures(item for item in rows if item["image"] is not None)
+    told = {behavior: (folder / image).with_suffix(".json") for behavior, image in worst.items()}
+    artefacts = {behavior: json.loads(path.read_bytes()) for behavior, path in told.items() if path.is_file()}
+    sent = {behavior: artefact["sent"] for behavior, artefact in artefacts.items() if "sent" in artefact}
+    made = Made(folder, run, items, next(iter(items.values()))["subject"], sent)
     if lacking := [behavior for behavior in items if not made.picture(behavior).is_file()]:
         raise UserError(
             f"`{folder}` must hold an attacked picture of every behaviour, there is none for `{lacking[0]}`; "
@@ -195,8 +204,9 @@ def _batch(
         groups.setdefault(pictures[b.id][0].image.size, []).append(b)
     found: dict[str, dict[str, Any]] = {}
     for group in groups.values():
-        asked = Asked(subject, group, group, [pictures[b.id][1] for b in group])
-        target = TargetObjective(subject, group, files.images(asked.clean))
+        prompts = [replace(b, prompt=maker.sent.get(b.id, b.prompt)) for b in group]
+        asked = Asked(subject, group, prompts, [pictures[b.id][1] for b in group])
+        target = TargetObjective(subject, prompts, files.images(asked.clean))
         answers = judge_files(asked, [pictures[b.id][0] for b in group], target, target, config, judge)
         for b, answer in zip(group, answers, strict=True):
             found[b.id] = _item(subject, maker, b, answer.as_json(), config)

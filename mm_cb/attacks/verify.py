@@ -23,6 +23,7 @@ from mm_cb.attacks.judged_files import Asked, base_nll, complete
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, TargetObjective, encode
 from mm_cb.attacks.outputs import summaries
+from mm_cb.attacks.records import facts, flags
 from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.saved import SavedPicture, images, read
 from mm_cb.attacks.search import make_objective
@@ -38,7 +39,7 @@ from mm_cb.inference.subjects import Subject
 from mm_cb.inference.tolerance import TOLERANCE, dtype_of, tolerance
 from mm_cb.judges.rejudge import AS_RUN, FOLDER, by_proxy
 from mm_cb.metrics.agreement import completions_of, key_of
-from mm_cb.metrics.observations import rank
+from mm_cb.metrics.observations import rank, worst_pictures
 from mm_cb.models import load_model
 
 Artefact = dict[str, Any]
@@ -110,6 +111,7 @@ def verify_run(
             f"`{folder / wrong[0].image}` does not hold what the run recorded: {'; '.join(wrong[0].disagreements)} "
             f"({len(wrong)} of {len(rows)} pictures disagree). {_AGAIN}"
         )
+    _check_selected(folder, items)
     _check_counts(folder, items, first, dtype)
     return rows
 
@@ -162,6 +164,9 @@ def _check_items(
         worst = min(item["candidates"], key=rank)
         if any(item.get(key) != worst.get(key) for key in ("outcome", "image", "loss", "completion")):
             raise UserError(f"`{path}`: {_who(item)} is not the worst of its candidates. {_AGAIN}")
+        stated = {**flags(configs[item["condition"]]), **facts(configs[item["condition"]])}
+        if wrong := [key for key, value in stated.items() if item.get(key, value) != value]:
+            raise UserError(f"`{path}`: {_who(item)} states another {wrong[0]} than run.json gives. {_AGAIN}")
         for one in item["candidates"]:
             if one.get("image") is None:
                 continue  # a relaxation, which leaves no picture
@@ -172,6 +177,7 @@ def _check_items(
             hashes: dict[Any, str] = {None: artefact["completion_sha256"]}
             hashes |= dict(enumerate(artefact["samples_sha256"], start=1))
             wrong = [key for key in _SHARED if one.get(key) != artefact.get(key)]
+            wrong += [key for key in ("prompt", "target") if item.get(key) != artefact.get(key)]
             wrong += ["completion"] if hashes.get(one.get("sample")) != _sha256(str(one["completion"])) else []
             if wrong:
                 raise UserError(
@@ -179,6 +185,14 @@ def _check_items(
                 )
     if unnamed := sorted(known.keys() - named):
         raise UserError(f"`{path}` must name every attacked picture, it lacks `{unnamed[0]}`.")
+
+
+def _check_selected(folder: Path, items: Sequence[dict[str, Any]]) -> None:
+    """The picture that a page shows of a behaviour, and that is tried on other models, is its worst one."""
+    for behavior, image in worst_pictures(item for item in items if item["image"] is not None).items():
+        shown = folder / "images" / f"{safe_id(behavior)}.png"
+        if not shown.is_file() or shown.read_bytes() != (folder / image).read_bytes():
+            raise UserError(f"`{shown}` must be the picture `{image}`, it is missing or another one. {_AGAIN}")
 
 
 def _check_verdicts(folder: Path, items: Sequence[dict[str, Any]], model: str) -> str:

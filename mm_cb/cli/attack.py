@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mm_cb.attacks.config import IMAGE_BACKENDS, OPTIMIZERS, AttackConfig
-from mm_cb.attacks.registry import attacks, chosen_attacks
+from mm_cb.attacks.registry import attack_entry, attacks, chosen_attacks
 from mm_cb.attacks.threats import NORMS, Threat
 from mm_cb.cli.options import (
     Adapter,
@@ -115,21 +115,17 @@ _OLD = {
     "image_backend": "--image-backend",
     "checkpoint_seconds": "--checkpoint-seconds",
     "threat_model": "--norm",
+    "threat_model=l2": "--norm l2 --epsilon",
+    "threat_model=patch": "--norm patch --patch-size",
+    "threat_model=border": "--norm border --border-width",
     "steps": "--steps",
-    "behaviors": "--count",
 }
-"""Settings that were ``key=value`` → the flags they are."""
-_OLD_THREATS = {"l2": "l2 --epsilon", "patch": "patch --patch-size", "border": "border --border-width"}
-
-
-def _answer_old(words: list[str] | None) -> None:
-    """Answer ``key=value`` with flags; ``threat_model=patch:24`` has become two of them."""
-    spelled = []
-    for word in words or []:
-        norm, colon, size = word.removeprefix("threat_model=").partition(":")
-        known = word.startswith("threat_model=") and colon and norm in _OLD_THREATS
-        spelled.append(f"threat_model={_OLD_THREATS[norm]} {size}" if known else word)
-    refuse_old_settings(spelled, _OLD)
+"""Settings of ``attack`` that were ``key=value``, or ``key=value:size``, → the flags they are."""
+_OLD_CHECK = {
+    **{"steps": "--steps", "iterates": "--iterates", "optimizer": "--optimizer"},
+    **{"behaviors": "--count", "image_backend": "--image-backend"},
+}
+"""The same of ``attack check``."""
 
 
 def _listed(wanted: bool) -> None:
@@ -163,11 +159,13 @@ def attack(
     epsilon: Epsilon = None,
     patch_size: PatchSize = None,
     border_width: BorderWidth = None,
-    steps: Annotated[int, typer.Option(metavar="N", help="Steps per run.", min=1, rich_help_panel=_SEARCH)] = 1000,
+    steps: Annotated[
+        int, typer.Option(metavar="N", help="Steps per run.", min=1, rich_help_panel=_SEARCH)
+    ] = _DEFAULT.steps,
     restarts: Annotated[
         int,
         typer.Option(metavar="N", help="Runs per behaviour; the worst one counts.", min=1, rich_help_panel=_SEARCH),
-    ] = 1,
+    ] = _DEFAULT.restarts,
     optimizer: Optimizer = _DEFAULT.optimizer,
     chain: Annotated[
         bool,
@@ -183,7 +181,7 @@ def attack(
     ] = None,
     term_weight: Annotated[
         float, typer.Option(metavar="W", help="Weight of an adaptive attack's term.", min=0, rich_help_panel=_SEARCH)
-    ] = 1.0,
+    ] = _DEFAULT.term_weight,
     balance: Annotated[
         bool,
         typer.Option("--balance", help="Make that term's gradient as long as the target's.", rich_help_panel=_SEARCH),
@@ -193,13 +191,13 @@ def attack(
         typer.Option(
             metavar="N", help="Behaviours a universal picture is made for; 0 = half.", min=0, rich_help_panel=_SEARCH
         ),
-    ] = 0,
+    ] = _DEFAULT.universal_train,
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", help="Longest answer, and forced response.", min=1, rich_help_panel=_JUDGED)
-    ] = 32,
+    ] = _DEFAULT.max_new_tokens,
     iterates: Annotated[
         int, typer.Option(metavar="N", help="Further pictures judged on the way.", min=0, rich_help_panel=_JUDGED)
-    ] = 0,
+    ] = _DEFAULT.iterates,
     early_stop: Annotated[
         bool, typer.Option("--early-stop", help="Stop when one of them is judged harmful.", rich_help_panel=_JUDGED)
     ] = False,
@@ -208,11 +206,13 @@ def attack(
         typer.Option(
             metavar="N", help="Answers drawn at random per picture; count in k.", min=0, rich_help_panel=_JUDGED
         ),
-    ] = 0,
+    ] = _DEFAULT.samples,
     temperature: Annotated[
         float | None, typer.Option(metavar="T", help="Of these answers.  [default: 1]", rich_help_panel=_JUDGED)
     ] = None,
-    batch: Annotated[int, typer.Option(metavar="N", help="Behaviours at once.", min=1, rich_help_panel=_RUN)] = 8,
+    batch: Annotated[
+        int, typer.Option(metavar="N", help="Behaviours at once.", min=1, rich_help_panel=_RUN)
+    ] = _DEFAULT.batch,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -221,17 +221,20 @@ def attack(
             rich_help_panel=_RUN,
         ),
     ] = None,
-    image_backend: ImageBackend = "pil",
+    image_backend: ImageBackend = _DEFAULT.image_backend,
     checkpoint_seconds: Annotated[
-        float, typer.Option(metavar="S", help="How often a running search is saved.", min=0, rich_help_panel=_RUN)
-    ] = 60.0,
+        float | None,
+        typer.Option(metavar="S", help="How often a running search is saved.", min=0, rich_help_panel=_RUN),
+    ] = _DEFAULT.checkpoint_seconds,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
     """Attack a model's picture input and judge it from the saved image files."""
-    _answer_old(old)
+    refuse_old_settings(old, _OLD)
     names = chosen_attacks(attack, adapted=adapter is not None)
+    if epsilon is not None and not any(attack_entry(name).changes_picture for name in names):
+        raise UserError(f"`--epsilon` is for an attack that changes a picture; `--attack {attack}` does not read it.")
     if temperature is not None and not samples:
         raise UserError("`--temperature` is that of sampled answers: set `--samples` too, or leave it out.")
     try:
@@ -248,7 +251,7 @@ def attack(
             iterates=iterates,
             early_stop=early_stop,
             samples=samples,
-            temperature=1.0 if temperature is None else temperature,
+            temperature=_DEFAULT.temperature if temperature is None else temperature,
             universal_train=universal_train,
             chain=chain,
             hijacks=hijacks,
@@ -302,13 +305,13 @@ def check(
         int,
         typer.Option(metavar="N", help="Behaviours, the first of one picture size.", min=1, rich_help_panel=_RUN),
     ] = 12,
-    image_backend: ImageBackend = "pil",
+    image_backend: ImageBackend = _DEFAULT.image_backend,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
     """Run the sanity battery of an attack evaluation: is a low number the model's strength or the attack's weakness?"""
-    _answer_old(old)
+    refuse_old_settings(old, _OLD_CHECK)
     levels, text = parse_levels(epsilon), read_system(system)
     from mm_cb.attacks.sanity.measure import BatteryConfig
     from mm_cb.attacks.sanity.run import run_battery

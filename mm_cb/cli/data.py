@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mm_cb.cli.groups import Group
 from mm_cb.cli.options import Seed, known_dtype
 from mm_cb.core.errors import UserError
 
@@ -146,7 +147,9 @@ def _show(report: "Report") -> None:
 
 
 build = typer.Typer(
-    help="Build what is not published: the multimodal pairs, the behaviours, harmless targets.", rich_markup_mode=None
+    help="Build what is not published: the multimodal pairs, the behaviours, harmless targets.",
+    rich_markup_mode=None,
+    cls=Group,
 )
 app.add_typer(build, name="build")
 

@@ -46,7 +46,10 @@ class Group(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Look a command up (``attack verify`` is one), or raise a UserError that lists the valid ones."""
-        if " ".join(args[:2]) in self.commands:
+        below = [name for name in self.commands if args and name.startswith(f"{args[0]} ")]
+        if below and args[1:] and args[1][:1] != "-" and "=" not in args[1]:
+            if " ".join(args[:2]) not in below:
+                raise unknown("command", " ".join(args[:2]), below)
             args = [" ".join(args[:2]), *args[2:]]
         if args and args[0] not in self.commands:
             raise unknown("command", args[0], [name for name in self.commands if " " not in name])

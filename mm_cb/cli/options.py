@@ -62,7 +62,8 @@ def refuse_old_settings(words: Sequence[str] | None, flags: Mapping[str, str]) -
 
     Args:
         words: What stood behind the options.
-        flags: Key → flag: ``{"max_new_tokens": "--max-new-tokens"}``; a switch ends in ``!`` and takes no value.
+        flags: Key → flag: ``{"max_new_tokens": "--max-new-tokens"}``; a switch ends in ``!`` and takes no value. Of
+            ``key=value:size`` the part before the colon may be a key of its own, whose value is the size.
 
     Raises:
         UserError: If there is any word.
@@ -72,6 +73,8 @@ def refuse_old_settings(words: Sequence[str] | None, flags: Mapping[str, str]) -
     spelled, strange = [], []
     for word in words:
         key, equals, value = word.partition("=")
+        if equals and word.partition(":")[0] in flags:
+            key, _, value = word.partition(":")
         if not equals or key not in flags:
             strange.append(word)
         elif flags[key].endswith("!"):

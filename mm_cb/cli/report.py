@@ -34,6 +34,7 @@ def report(
     if target.is_dir():
         raise UserError(f"`--out` must be a file such as `{target / 'report.html'}`, got a directory.")
     from mm_cb.report import is_page, judge_run, print_table, write_report
+    from mm_cb.report.labels import conditions_called
     from mm_cb.report.text import clean_text
 
     if out is None and len(run_dirs) > 1 and Path("run.json").exists():
@@ -43,5 +44,6 @@ def report(
     if target.is_file() and not is_page(target):
         raise UserError(f"`{target}` is no report page and is left alone; give another file as `--out`.")
     data = write_report(run_dirs, target, show_completions=show_completions)
-    print_table(data.measurements)
+    with conditions_called({name: text for run in data.runs for name, text in run.labels.items()}):
+        print_table(data.measurements)
     typer.echo(f"\n{clean_text(judge_run(data.measurements, data.checks).sentence)}\n\n{target}")

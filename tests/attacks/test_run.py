@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from image_attacks import linf_255
 from mm_cb import cli
 from mm_cb.attacks.objectives.target import TargetObjective
+from mm_cb.attacks.outputs import best_pictures
 from mm_cb.attacks.shards import Shard, launched, launched_device, shard_runs
 from mm_cb.attacks.threats import Threat
 from mm_cb.attacks.transfer import run_transfer
@@ -18,6 +20,7 @@ from mm_cb.attacks.verify import verify_run
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.runs import RunDirectory, file_sha256, read_jsonl, read_run, write_jsonl
+from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.inference.source import ModelSource
 from mm_cb.report import write_report
 from tests.attacks.helpers import BEHAVIORS, attack, first_behaviors
@@ -307,6 +310,9 @@ def test_a_behaviour_whose_gradient_is_zero_throughout_fails_a_check(three, tmp_
         ({"attacks": "pgd,noise,embedding", "chain": True}, "`--chain` is for two or more"),
         ({"attacks": "apgd", "optimizer": "sign"}, "`--optimizer` is for"),
         ({"attacks": "typographic", "threat": Threat("patch", 255, 4)}, "`--norm` is for"),
+        ({"attacks": "typographic", "threat": Threat(), "iterates": 2}, "`--iterates` is for"),
+        ({"attacks": "noise", "iterates": 2, "early_stop": True}, "`--early-stop` is for"),
+        ({"attacks": "embedding", "threat": Threat(), "samples": 2}, "`--samples` is for"),
     ],
 )
 def test_what_a_run_cannot_do_is_refused(three, tmp_path, changes, match):
@@ -397,3 +403,23 @@ def test_a_typo_does_not_take_the_directory_from_the_corrected_command(three, tm
     assert cli.run(attack_arguments(three, out, "--model", str(tmp_path / "typo"), *more)) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert cli.run(attack_arguments(three, out, *more)) == 0
+
+
+def test_a_run_is_not_gone_on_with_after_a_picture_has_changed(three, tmp_path):
+    out = attack(tmp_path / "out", three, "no_attack", max_new_tokens=2)
+    pictures = [b.image for b in read_behaviors(three) if b.image is not None]
+    kept = pictures[0].read_bytes()
+    try:
+        Image.new("RGB", Image.open(pictures[0]).size, "red").save(pictures[0])
+        with pytest.raises(UserError, match="another run's results"):
+            attack(out, three, "no_attack", max_new_tokens=2)
+    finally:
+        pictures[0].write_bytes(kept)
+
+
+def test_a_chain_goes_on_from_pictures_that_were_searched():
+    def item(condition, image, loss):
+        return {"id": "a", "condition": condition, "image": image, "loss": loss, "outcome": "other"}
+
+    items = [item("typographic", "t.png", 0.1), item("noise", "n.png", 0.2), item("pgd", "p.png", 0.9)]
+    assert best_pictures(items) == {"a": "p.png"}

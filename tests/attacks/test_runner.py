@@ -1,6 +1,7 @@
 import json
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.adaptive import MatchingObjective
 from mm_cb.attacks.objectives.embedding import EmbeddingObjective
 from mm_cb.attacks.objectives.target import TargetObjective, adapted_layers
-from mm_cb.attacks.records import curves
+from mm_cb.attacks.records import curves, stopped_early
 from mm_cb.attacks.registry import attack_entry, attack_names
 from mm_cb.attacks.runner import attack_behaviors
-from mm_cb.attacks.saved import to_pixels
+from mm_cb.attacks.saved import as_picture, to_pixels
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
@@ -460,3 +461,41 @@ def test_a_processor_without_a_differentiable_counterpart_is_named(base, behavio
         UserError, match="LlavaNextImageProcessorPil.*no differentiable counterpart.*docs/add_a_model.md"
     ):
         run(Subject("base", base), behaviors, tmp_path)
+
+
+def test_only_the_last_step_of_a_run_is_no_early_stop():
+    harmful = {"outcome": "harmful"}
+    assert stopped_early([harmful | {"iterate": 5}], 10)
+    assert not stopped_early([harmful | {"iterate": 10}], 10) and not stopped_early([harmful], 10)
+    assert not stopped_early([harmful | {"iterate": 5, "sample": 1}, {"outcome": "other", "iterate": 5}], 10)
+
+
+def test_every_behaviour_restart_and_seed_has_a_random_stream_of_its_own(behaviors):
+    first, second = (replace(behaviors[0], id=name) for name in ("tea", "ink"))
+    keys = [(first, 0, 0), (second, 0, 0), (first, 0, 1), (first, 1, 0), (first, 0, 1, 5)]
+    drawn = [torch.rand(4, generator=runner._stream(*key)).tolist() for key in keys]
+    assert len({tuple(numbers) for numbers in drawn}) == len(keys)
+    assert torch.rand(4, generator=runner._stream(*keys[0])).tolist() == drawn[0]
+
+
+def test_the_first_run_starts_at_the_clean_picture_and_every_further_one_at_random(
+    base, behaviors, tmp_path, monkeypatch
+):
+    seen, search = [], runner.search
+
+    def watched(*given, **told):
+        seen.append(told["random_start"])
+        return search(*given, **told)
+
+    monkeypatch.setattr(runner, "search", watched)
+    config = AttackConfig("pgd", threat=Threat(levels=8), steps=1, restarts=3, max_new_tokens=2)
+    with Progress() as progress:
+        attack_behaviors(Subject("tiny", base), behaviors[:1], config, tmp_path, lambda *_: "other", progress)
+    assert seen == [False, True, True]
+
+
+def test_what_an_early_stop_asks_about_is_the_picture_that_would_be_saved():
+    levels = torch.arange(256).reshape(1, 16, 16).expand(3, -1, -1)
+    pixels = levels / 255
+    assert torch.equal((to_pixels(as_picture(pixels)) * 255).round().long(), levels)
+    assert torch.equal((to_pixels(as_picture((pixels - 1e-4).clamp(min=0))) * 255).round().long(), levels)

@@ -118,3 +118,16 @@ def test_another_clean_picture_of_one_behaviour_is_refused_by_its_id(runs, tmp_p
     with pytest.raises(UserError, match=f"that of `{names[second.name.removesuffix('.clean.png')]}` is another file"):
         run_transfer(runs / "base", other, runs / "behaviors.jsonl", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_drawing_is_judged_with_the_prompt_that_was_sent_beside_it(runs, tmp_path):
+    folders = {"base": tmp_path / "base", "rr": tmp_path / "rr"}
+    for name, adapter in (("base", None), ("rr", str(runs / "one" / "rr"))):
+        plain_attack(folders[name], runs / "behaviors.jsonl", "typographic", adapter=adapter, max_new_tokens=4)
+    run_transfer(*folders.values(), runs / "behaviors.jsonl", tmp_path / "out")
+    found = {(i["condition"], i["subject"], i["id"]): i for i in read_jsonl(tmp_path / "out" / "items.jsonl")}
+    for name, folder in folders.items():
+        for made in read_jsonl(folder / "items.jsonl"):
+            item = found[f"from_{name}", name, made["id"]]
+            assert item["completion"] == made["completion"]
+            assert item["loss"] == pytest.approx(made["loss"], abs=1e-4)

@@ -84,6 +84,9 @@ def forge(run, **values):
     told = json.loads(path.read_text())
     repeated = {key: told[key] for key in ("epsilon", "loss", "objective_file", "nll_base")}
     in_items(run, lambda one: one.update(repeated) if one["image"] == told["image"] else None)
+    texts = {key: told[key] for key in ("prompt", "target")}
+    items = read_jsonl(run / "items.jsonl")
+    write_jsonl(run / "items.jsonl", [item | texts if item["id"] == told["id"] else item for item in items])
 
 
 def refused(run, match):
@@ -218,6 +221,7 @@ def test_a_run_that_names_no_model_has_nothing_to_verify(few, capsys):
     [
         ({"loss": lambda v: v + 3e-4}, "loss .* recorded"),
         ({"objective_file": lambda v: v - 3e-4}, "objective_file .* recorded"),
+        ({"objective_file": lambda v: None}, "objective_file None recorded"),
         ({"loss_clean": lambda v: 99.0}, "loss_clean 99.0 recorded"),
         ({"nll_base": lambda v: v + 3e-4}, "nll_base .* recorded"),
         ({"epsilon": lambda v: v - 1}, "epsilon 7/255 recorded, 8/255 found"),
@@ -243,7 +247,7 @@ def test_a_run_that_states_another_experiment_is_noticed(few, stated):
             next((part for part in (run, run["recipe"]) if key in part), run["recipe"]["options"])[key] = value
 
     edited(few / "run.json", forged)
-    refused(few, "its JSON states other settings than run.json")
+    refused(few, "its JSON (states other settings than run.json|states another k than run.json)")
 
 
 def test_a_picture_outside_the_ball_that_the_whole_run_states_is_noticed(few):
@@ -414,3 +418,28 @@ def invented(results):
 def test_what_the_items_do_not_hold_is_noticed(few, name, edit):
     edited(few / name, edit)
     refused(few, f"{name}` must say what the run's items hold")
+
+
+def test_the_selected_picture_is_the_one_that_was_judged(few):
+    """It is what a page shows and what is tried on other models."""
+    items = read_jsonl(few / "items.jsonl")
+    shown = sorted(path for path in (few / "images").glob("*.png") if ".clean" not in path.name)
+    assert len(shown) == len(items)
+    shutil.copy(few / items[0]["clean_image"], shown[0])
+    refused(few, "must be the picture .*, it is missing or another one")
+    shown[0].unlink()
+    refused(few, "must be the picture .*, it is missing or another one")
+
+
+@pytest.mark.parametrize(("key", "value"), [("k", 1000), ("worst_case", False), ("early_stop", True)])
+def test_an_item_states_the_protocol_that_run_json_gives(few, key, value):
+    items = read_jsonl(few / "items.jsonl")
+    write_jsonl(few / "items.jsonl", [item | {key: value} for item in items])
+    write_results(few / "results.json", measure([item | {key: value} for item in items], pairs=[]))
+    refused(few, f"states another {key} than run.json gives")
+
+
+@pytest.mark.parametrize("key", ["prompt", "target"])
+def test_an_item_is_about_what_its_picture_was_made_for(few, key):
+    write_jsonl(few / "items.jsonl", [item | {key: "hello"} for item in read_jsonl(few / "items.jsonl")])
+    refused(few, f"disagree in {key}")

@@ -53,6 +53,16 @@ def attack_run(folder, attacks=("no_attack", "pgd"), behaviors=2, edit=lambda it
     return folder
 
 
+def test_attacks_that_nobody_registered_here_are_asked_beside_too(tmp_path):
+    def told(items):
+        for item in items:
+            item["condition"] = {"noise": "mine", "pgd_adaptive": "prefill"}.get(item["condition"], item["condition"])
+            item |= {"part": "made_for"} if item["condition"] == "pgd" else {}
+
+    folder = attack_run(tmp_path / "run", ("no_attack", "noise", "pgd", "pgd_adaptive"), edit=told)
+    assert list(read_attacked(folder).files) == ["no_attack", "mine"]
+
+
 def requests_file(tmp_path, count=3, *, own=1):
     """``count`` requests without a picture, behind ``own`` that have one."""
     Image.new("RGB", (8, 6), (255, 255, 255)).save(tmp_path / "own.png")
@@ -158,8 +168,9 @@ def test_a_picture_that_is_none_of_the_runs_is_refused_before_anything_is_asked(
 
 def test_what_leaves_no_picture_of_its_own_is_no_condition(tmp_path):
     def more(items):
-        for name in ("prefill", "prefill_only", "embedding", "universal"):
-            items += [item | {"condition": name} for item in items[:2]]
+        marks = {"prefill": {}, "prefill_only": {}, "embedding": {"image": None}, "universal": {"part": "made_for"}}
+        for name, mark in marks.items():
+            items += [item | {"condition": name} | mark for item in items[:2]]
         items += [item | {"condition": "pgd_adaptive", "same_as": "pgd"} for item in items[:2]]
         items += [item | {"condition": "noise", "image": None} for item in items[:2]]
 

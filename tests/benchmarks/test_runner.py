@@ -153,6 +153,15 @@ def test_questions_that_are_none_or_share_an_id(questions, expected, count, tmp_
     assert not server.requests and not (tmp_path / "out").exists()
 
 
+def test_stored_answers_to_questions_that_share_an_id_are_refused(count, tmp_path, monkeypatch):
+    monkeypatch.setattr(count, "questions", lambda data, settings: [Question("a", "x"), Question("a", "y")])
+    (tmp_path / "answers.jsonl").write_text('{"id": "a", "completion": "0"}\n')
+    stored = count.stored(answers=str(tmp_path / "answers.jsonl"))
+    with pytest.raises(UserError, match="`a` comes again"):
+        count.score_stored(stored, tmp_path / "out", data="d", subject="base", seed=0)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_benchmark_needs_data_a_metric_and_its_lines(count, tmp_path):
     with pytest.raises(UserError, match="benchmark `count` needs `--data`: nothing"):
         mm_cb.evaluate(count, "m", endpoint="http://127.0.0.1:9/v1", out=tmp_path / "out")

@@ -147,6 +147,7 @@ def test_norms(called, flags, threat):
         ),
         *((["--norm", "l2", "--epsilon", radius], "needs `--epsilon R`") for radius in ("-1", "inf", "nan")),
         (["--epsilon", "8"], "`--epsilon` must be n/255"),
+        (["--attack", "typographic,no_attack", "--epsilon", "8/255"], "`--epsilon` is for an attack that changes"),
         (["--temperature", "2"], "set `--samples` too"),
         (["--samples", "1", "--temperature", "0"], "`temperature` finite and above 0"),
         (["--early-stop"], "at least 1 with `early_stop`"),
@@ -170,13 +171,19 @@ def test_flags_that_cannot_be_are_refused(called, flags, expected, capsys):
     [
         ("attack", ["iterates=4", "chain=true"], "write `--iterates 4 --chain` instead of `iterates=4 chain=true`"),
         ("attack", ["matching_weight=2", "train=3"], "write `--term-weight 2 --universal-train 3`"),
-        ("attack", ["threat_model=patch:24"], "write `--norm patch --patch-size 24`"),
+        (
+            "attack",
+            ["threat_model=patch:24"],
+            "write `--norm patch --patch-size 24` instead of `threat_model=patch:24`",
+        ),
         ("attack", ["threat_model=border:4"], "write `--norm border --border-width 4`"),
         ("attack", ["threat_model=l2:8", "optimizer=sign"], "write `--norm l2 --epsilon 8 --optimizer sign`"),
         ("attack", ["threat_model=blank"], "write `--norm blank`"),
         ("attack", ["early_stop=false"], "write `nothing`"),
         ("attack", ["iteratess=4"], "unexpected `iteratess=4`: settings are flags, see --help"),
         ("attack", ["extra"], "unexpected `extra`"),
+        ("attack", ["behaviors=3"], "unexpected `behaviors=3`"),
+        ("attack check", ["batch=3"], "unexpected `batch=3`"),
         ("attack check", ["steps=2", "behaviors=3"], "write `--steps 2 --count 3` instead of `steps=2 behaviors=3`"),
         ("attack check", ["image_backend=torchvision"], "write `--image-backend torchvision`"),
     ],
@@ -186,13 +193,40 @@ def test_settings_in_their_old_spelling_are_answered_with_the_new_one(called, co
     assert called == [] and list(Path().iterdir()) == []
 
 
-def test_the_new_spelling_is_one_that_is_taken():
-    """What an old setting is answered with is a flag of that command."""
-    from mm_cb.cli.attack import _OLD
+@pytest.mark.parametrize("command", ["attack", "attack check"])
+def test_the_new_spelling_is_one_that_is_taken(command):
+    """What an old setting is answered with is a flag of that very command."""
+    from mm_cb.cli.attack import _OLD, _OLD_CHECK
 
-    flags = {flag.rstrip("!").split()[0] for flag in _OLD.values()}
-    taken = {opt for name in ("attack", "attack check") for option in shown_options(name) for opt in option.opts}
-    assert flags <= taken
+    old = {"attack": _OLD, "attack check": _OLD_CHECK}[command]
+    flags = {word.rstrip("!") for flag in old.values() for word in flag.split() if word.startswith("--")}
+    assert flags <= {opt for option in shown_options(command) for opt in option.opts}
+
+
+def test_the_flags_default_to_what_python_does():
+    from dataclasses import fields
+
+    from mm_cb.attacks.config import AttackConfig
+
+    plain, shown = AttackConfig(), {option.name: option for option in shown_options("attack")}
+    same = [field.name for field in fields(AttackConfig) if field.name in shown]
+    assert len(same) > 12
+    told = {name: shown[name].default for name in same} | {"temperature": plain.temperature}  # None = not given
+    assert told == {name: getattr(plain, name) for name in same}
+    assert f"[default: {plain.temperature:g}]" in shown["temperature"].help
+
+
+def test_a_mistyped_command_behind_attack_is_named(capsys):
+    assert "unknown command `attack verfy`, did you mean `attack verify`?" in refused(
+        ["attack", "verfy", "run"], capsys
+    )
+
+
+@pytest.mark.parametrize("group", [[], ["data"], ["data", "build"], ["eval"], ["score"]])
+def test_a_list_of_commands_is_not_cut(group, capsys):
+    assert cli.run([*group, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Commands:" in shown and "..." not in shown.partition("Commands:")[2].partition("Example:")[0]
 
 
 def test_transfer_takes_two_runs(capsys):

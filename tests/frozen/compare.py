@@ -31,7 +31,8 @@ FIRST = ("run.json", "metrics.jsonl", "adapter_model.safetensors", "items.jsonl"
 IDENTITY = ("id", "metric", "subject", "condition", "split", "category", "prompt", "target", "beside", "seed")
 """What an item is about, on every machine."""
 UNATTACKED = ("no_attack", "beside_no_attack", "official", "strict")
-"""Conditions without an optimised picture: their completions are the same on every machine."""
+"""Conditions without an optimised picture: their completions and values are the same on every machine, and their losses
+within `TOLERANCE`."""
 STEP_0 = (
     *("reroute_loss", "retain_loss", "length_loss"),
     *("held_out_circuit_breaker_norm_reference", "held_out_retain_norm_reference"),
@@ -153,7 +154,7 @@ def _tensors(path: Path, exact: bool) -> dict[str, str]:
 def _by_structure(name: str, kept: Path, made: Path) -> Difference:
     """What another machine must share: settings, items, keys, shapes, the first losses, answers to clean pictures."""
     if kept.suffix == ".png":
-        return _walk(*(list(Image.open(path).size) for path in (kept, made)))
+        return _walk(*(_picture(path) for path in (kept, made)))
     if kept.suffix == ".safetensors":
         return _walk(_tensors(kept, exact=False), _tensors(made, exact=False))
     if kept.suffix not in (".json", ".jsonl"):
@@ -163,8 +164,26 @@ def _by_structure(name: str, kept: Path, made: Path) -> Difference:
     if Path(name).name == "metrics.jsonl":
         return _steps(*contents)
     if Path(name).name in reduce:
-        return _walk(*(reduce[Path(name).name](content) for content in contents))
+        found = _walk(*(reduce[Path(name).name](content) for content in contents))
+        return found or (_losses(*contents) if Path(name).name == "items.jsonl" else None)
     return _walk(*(sorted(content) if isinstance(content, dict) else type(content).__name__ for content in contents))
+
+
+def _picture(path: Path) -> list[Any]:
+    """The size; of a clean picture, which nobody has searched, the content as well."""
+    with Image.open(path) as image:
+        clean = path.name.endswith(".clean.png")
+        return [*image.size, *([hashlib.sha256(image.tobytes()).hexdigest()] if clean else [])]
+
+
+def _losses(kept: list[dict[str, Any]], made: list[dict[str, Any]]) -> Difference:
+    """Of answers to pictures that nobody has searched, and of the clean picture of those that somebody has."""
+    for number, (one, other) in enumerate(zip(kept, made, strict=True)):
+        for key in ("loss_clean", *(("loss",) if one["condition"] in UNATTACKED else ())):
+            values = one.get(key), other.get(key)
+            if None not in values and not math.isclose(*values, rel_tol=TOLERANCE, abs_tol=1e-6):
+                return f", {_label(one, number)}, {key}: {values[0]} kept, {values[1]} made"
+    return None
 
 
 def _settings(run: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +201,10 @@ def _items(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _addresses(results: dict[str, Any]) -> list[dict[str, Any]]:
     address = ("subject", "metric", "condition", "split", "n", "paired_with")
-    return [{key: m[key] for key in address} | {"keys": sorted(m)} for m in results["measurements"]]
+    return [
+        {key: m[key] for key in (*address, *(("value",) if m["condition"] in UNATTACKED else ()))} | {"keys": sorted(m)}
+        for m in results["measurements"]
+    ]
 
 
 def _checks(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -30,6 +30,15 @@ def test_rows_longer_than_a_sliding_window(kind, tmp_path):
     laws.rows_of_a_mixed_batch_are_single_rows(make, tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
+def test_a_cut_tower_describes_the_blocks_that_are_left(kind):
+    model = tiny(kind, "pil")
+    text = model.base.config.get_text_config()
+    types = list(text.layer_types)
+    model.keep_blocks(1, final_norm=False)
+    assert len(types) > 1 and text.layer_types == types[:1] and text.num_hidden_layers == 1
+
+
 def without_types(model, inputs):
     return {}
 

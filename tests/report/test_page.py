@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mm_cb import cli
 from mm_cb.core.errors import UserError
 from mm_cb.report import write_report
 from mm_cb.report.charts import curve_charts
@@ -274,3 +275,16 @@ def test_what_stands_in_back_ticks_is_code_and_nothing_gets_around_the_escaping(
 def test_clean_text_keeps_words_and_lines_only():
     assert clean_text("a\r\nb\x1b[31m\u202e\u200b\ud800é\t") == "a\nb[31mé\t"
     assert clean_text(None) == ""
+
+
+def test_the_terminal_calls_an_attack_as_its_run_does(make_run, capsys):
+    folder = make_run()
+    protocol = folder / "protocol.json"
+    told = json.loads(protocol.read_text()) if protocol.exists() else {"k": {}}
+    protocol.write_text(json.dumps(told | {"labels": {"mine": "my own search"}}))
+    for name in ("items.jsonl", "results.json", "curves.json"):
+        path = folder / name
+        if path.exists():
+            path.write_text(path.read_text().replace('"pgd"', '"mine"'))
+    assert cli.run(["report", str(folder), "--out", str(folder / "page.html")]) == 0
+    assert "my own search" in " ".join(capsys.readouterr().out.split())

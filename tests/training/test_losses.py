@@ -21,7 +21,7 @@ from mm_cb.training.losses import (
     rmu_loss,
 )
 from mm_cb.training.recipe import load_recipe
-from mm_cb.training.registry import LossEntry, Setting, loss_entry, loss_names, register_loss
+from mm_cb.training.registry import LossEntry, Setting, full_settings, loss_entry, loss_names, register_loss
 from mm_cb.training.run import train
 from tests.training.test_run import OPTIONS, Stop, StoppingProgress, adapter_bytes
 
@@ -302,3 +302,17 @@ def test_a_run_that_was_begun_before_losses_had_names_goes_on(model_folder, exam
     with pytest.raises(UserError, match="circuit_breaker.loss"):
         train(of("rand_p", model_folder), tmp_path, examples)
     train(recipe, tmp_path, examples)
+
+
+def test_states_in_bfloat16_are_measured_in_float32():
+    """A long state's distance has more digits than bfloat16 holds."""
+    generator = torch.Generator().manual_seed(0)
+    adapted = (20 + torch.randn(2, 64, 256, generator=generator)).bfloat16()
+    mask = torch.ones(64)
+    for name in loss_names():
+        entry = loss_entry(name)
+        told = {**full_settings(name, {}), **({} if entry.random is None else entry.draw(0, 0))}
+        short = entry.function(adapted, adapted.roll(1, 1), mask, **told)
+        told |= {} if entry.random is None else entry.draw(0, 0)
+        long = entry.function(adapted.float(), adapted.float().roll(1, 1), mask, **told)
+        assert short.dtype == torch.float32 and short.item() == pytest.approx(long.item(), rel=1e-6), name

@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm_cb.attacks.registry import attacks
 from mm_cb.benchmarks.over_refusal.data import BenignRequest
+from mm_cb.core.compatibility import is_prefilled
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256, read_jsonl
 from mm_cb.core.runs import read_run
 from mm_cb.metrics.observations import BESIDE
-
-_SHOWN = tuple(entry.name for entry in attacks() if not (entry.prefilled or entry.relaxation or entry.universal))
-"""Attacks whose item holds a picture of its own that says something without an answer begun behind it."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +88,13 @@ def read_attacked(folder: Path) -> AttackPictures:
         if wrong:
             raise UserError(f"{where} must hold the texts `id`, `condition`, `subject`; wrong or missing: {wrong}.")
         behaviors.setdefault(item["id"], item["subject"])
-        if item["condition"] in _SHOWN and item.get("image") is not None and not item.get("same_as"):
+        if item.get("image") is not None and not (is_prefilled(item) or "part" in item or item.get("same_as")):
             files.setdefault(item["condition"], {})[item["id"]] = _inside(root, item["image"], where)
     if not files:
-        raise UserError(f"`{folder}` must hold pictures to ask beside, by one of {', '.join(_SHOWN)}; it holds none.")
+        raise UserError(
+            f"`{folder}` must hold pictures to ask beside, each made for its own behaviour and sent without a "
+            "prefilled answer; it holds none."
+        )
     for attack, found in files.items():
         if lacking := [id for id in behaviors if id not in found]:
             raise UserError(
