@@ -115,6 +115,15 @@ _ENTRIES = (
         forces_response=True,
     ),
     AttackEntry(
+        "pgd_homotopy",
+        "a long answer by the base model, the adapter dialled up from zero on the way",
+        "homotopy PGD",
+        "pgd",
+        "mm_cb.attacks.objectives.homotopy:HomotopyObjective",
+        needs_adapter=True,
+        forces_response=True,
+    ),
+    AttackEntry(
         "pgd_distill",
         "next words as the base model's",
         "distilling PGD",
