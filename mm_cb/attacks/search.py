@@ -142,6 +142,11 @@ def search(
             objective.at_step(watch.step, config.steps)
         return done
 
+    def told(seen: int, losses: Tensor) -> None:
+        if show is not None:
+            on_top = objective.handicap(seen - 1, config.steps) if isinstance(objective, Annealed) else 0.0
+            show(seen, losses - on_top)
+
     if isinstance(objective, Annealed):
         objective.at_step(watch.step, config.steps)
     try:
@@ -152,7 +157,7 @@ def search(
             steps=config.steps,
             random_start=random_start,
             generator=generators,
-            callback=show,
+            callback=told,
             stop=stop,
             checkpoint=watch.checkpoint,
             resume=resume,
