@@ -1,5 +1,6 @@
 """Projected gradient descent on the pixels of a batch of images."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -120,8 +121,8 @@ def step_sizes(
 ) -> list[float]:
     """Return the size of every step; :func:`pgd` has the details."""
     first = step_range[0] if step_size is None else step_size
-    if not first >= 0:
-        raise ValueError(f"`step_size` must not be negative, got {step_size}.")
+    if not 0 <= first < math.inf:
+        raise ValueError(f"`step_size` must be finite and not negative, got {step_size}.")
     chosen = schedule or ("geometric" if step_size is None else "constant")
     last = min(step_range[1], first)
     progress = [step / max(steps - 1, 1) for step in range(steps)]

@@ -477,3 +477,21 @@ def test_bad_arguments_are_named(change, error, message):
     arguments = {"images": torch.full((2, 3, 4, 4), 0.5), "threat_model": Linf(0.1), "steps": 1} | change
     with pytest.raises(error, match=message):
         pgd(lambda pixels: pixels.flatten(1).sum(1), arguments.pop("images"), **arguments)
+
+
+def test_an_attack_under_no_grad_is_the_same_attack():
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def objective(pixels):
+        return (pixels - 0.3).square().flatten(1).sum(1)
+
+    expected = pgd(objective, images, threat_model=Linf(8 / 255), steps=3)
+    with torch.no_grad():
+        found = pgd(objective, images, threat_model=Linf(8 / 255), steps=3)
+    assert torch.equal(found.images, expected.images)
+
+
+@pytest.mark.parametrize("size", [float("inf"), float("nan"), -1.0])
+def test_a_step_that_is_no_length_is_refused(size):
+    with pytest.raises(ValueError, match="must be finite and not negative"):
+        pgd(lambda p: p.flatten(1).sum(1), torch.rand(1, 3, 4, 4), threat_model=Linf(0.1), steps=2, step_size=size)
