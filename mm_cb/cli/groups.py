@@ -6,6 +6,9 @@ from typer.core import TyperCommand, TyperGroup
 
 from mm_cb.core.errors import unknown
 
+LAST = ("Run", "Options")
+"""Headings that come behind all others: where a run goes and on what, and what every command has."""
+
 
 class Command(TyperCommand):
     """A command whose help puts options under headings: those of ``rich_help_panel``, in the order they first come."""
@@ -22,9 +25,9 @@ class Command(TyperCommand):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 groups.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(record)
-        for heading, records in groups.items():
+        for heading in sorted(groups, key=lambda name: LAST.index(name) if name in LAST else -1):
             with formatter.section(heading):
-                formatter.write_dl(records)
+                formatter.write_dl(groups[heading])
 
 
 class Group(TyperGroup):
