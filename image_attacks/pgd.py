@@ -12,7 +12,7 @@ from .loop import AttackResult, Budget, Checkpoint, Iterate, Objective, Stop, ru
 from .noise import Generators
 from .threat_models import ThreatModel
 
-StepSchedule = Literal["geometric", "linear", "constant"]
+StepSchedule = Literal["geometric", "linear", "cosine", "constant"]
 
 
 def pgd(
@@ -51,7 +51,7 @@ def pgd(
         random_start: Start the first run at random as well.
         step_size: First step in the threat model's unit ([0, 1] for l-inf); None is twice epsilon.
         step_schedule: How the step goes from ``step_size`` to the threat model's last (1/255 for l-inf): "geometric",
-            "linear", or "constant" for no change. None is "geometric" for the default step size and "constant" for a
+            "linear", "cosine", or "constant" for no change. None is "geometric" for the default step size and "constant" for a
             given one.
         momentum: Decay of the accumulated gradient (Dong et al. 2018, arXiv:1710.06081), 0 for none.
         keep: "best" iterate of each run per example, or the "last", as textbooks do. Over runs the best one wins.
@@ -132,4 +132,6 @@ def step_sizes(
         return [first + (last - first) * p for p in progress]
     if chosen == "geometric":
         return [first * (last / first) ** p for p in progress]
-    raise ValueError(f"`step_schedule` must be 'geometric', 'linear' or 'constant', got {schedule!r}.")
+    if chosen == "cosine":
+        return [last + (first - last) * (1 + math.cos(math.pi * p)) / 2 for p in progress]
+    raise ValueError(f"`step_schedule` must be 'geometric', 'linear', 'cosine' or 'constant', got {schedule!r}.")

@@ -134,6 +134,8 @@ def search(
     run: Callable[..., AttackResult] = apgd if config.entry.search == "apgd" else OPTIMIZERS[config.optimizer]
     if isinstance(objective, Relaxed):
         allowed, clean = Linf(0.5), objective.start()
+    if config.entry.first_step is not None and config.threat.norm != "l2":  # whose steps have another unit
+        run = partial(run, step_size=config.entry.first_step, step_schedule="cosine")
     resume = watch.resume()
 
     def stop(pixels: Tensor, losses: Tensor) -> Tensor:

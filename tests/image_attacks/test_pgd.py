@@ -495,3 +495,11 @@ def test_an_attack_under_no_grad_is_the_same_attack():
 def test_a_step_that_is_no_length_is_refused(size):
     with pytest.raises(ValueError, match="must be finite and not negative"):
         pgd(lambda p: p.flatten(1).sum(1), torch.rand(1, 3, 4, 4), threat_model=Linf(0.1), steps=2, step_size=size)
+
+
+def test_a_cosine_of_steps_falls_from_the_first_to_the_last_slowly_at_both_ends():
+    from image_attacks.pgd import step_sizes
+
+    sizes = step_sizes((1.0, 0.1), 101, 0.8, "cosine")
+    assert sizes[0] == pytest.approx(0.8) and sizes[-1] == pytest.approx(0.1) and sizes == sorted(sizes, reverse=True)
+    assert sizes[50] == pytest.approx(0.45) and sizes[0] - sizes[1] < sizes[49] - sizes[50] > sizes[99] - sizes[100]
