@@ -51,8 +51,8 @@ def pgd(
         random_start: Start the first run at random as well.
         step_size: First step in the threat model's unit ([0, 1] for l-inf); None is twice epsilon.
         step_schedule: How the step goes from ``step_size`` to the threat model's last (1/255 for l-inf): "geometric",
-            "linear", "cosine", or "constant" for no change. None is "geometric" for the default step size and "constant" for a
-            given one.
+            "linear", "cosine", or "constant" for no change. None is "geometric" for the default step size and
+            "constant" for a given one.
         momentum: Decay of the accumulated gradient (Dong et al. 2018, arXiv:1710.06081), 0 for none.
         keep: "best" iterate of each run per example, or the "last", as textbooks do. Over runs the best one wins.
         callback: Called with (number of evaluated iterates so far, over all runs; their losses ``(B,)``).

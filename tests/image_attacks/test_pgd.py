@@ -468,7 +468,7 @@ def test_half_precision_losses_are_compared_in_float32(images):
         ({"restarts": 0}, ValueError, "`restarts`"),
         ({"steps": 2.5}, ValueError, "whole numbers"),
         ({"step_size": -1.0}, ValueError, "`step_size`"),
-        ({"step_schedule": "cosine"}, ValueError, "`step_schedule`"),
+        ({"step_schedule": "quadratic"}, ValueError, "`step_schedule`"),
         ({"momentum": 2.0}, ValueError, "`momentum`"),
         ({"keep": "first"}, ValueError, "`keep`"),
     ],
