@@ -222,7 +222,8 @@ def evaluate(objective: Objective, pixels: Tensor, step: int, with_gradient: boo
     gradient = None if with_gradient else pixels.new_zeros(()).expand_as(pixels)
     if with_gradient:
         if losses.requires_grad:
-            (gradient,) = torch.autograd.grad(losses.sum(), pixels, allow_unused=True)
+            with torch.enable_grad():  # a caller may have it off: the sum would then lead nowhere
+                (gradient,) = torch.autograd.grad(losses.sum(), pixels, allow_unused=True)
         if gradient is None:
             raise ZeroGradientError(
                 "The objective has no gradient with respect to the pixels: something detaches it. Look for "

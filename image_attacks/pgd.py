@@ -1,5 +1,6 @@
 """Projected gradient descent on the pixels of a batch of images."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +12,7 @@ from .loop import AttackResult, Budget, Checkpoint, Iterate, Objective, Stop, ru
 from .noise import Generators
 from .threat_models import ThreatModel
 
-StepSchedule = Literal["geometric", "linear", "constant"]
+StepSchedule = Literal["geometric", "linear", "cosine", "constant"]
 
 
 def pgd(
@@ -50,8 +51,8 @@ def pgd(
         random_start: Start the first run at random as well.
         step_size: First step in the threat model's unit ([0, 1] for l-inf); None is twice epsilon.
         step_schedule: How the step goes from ``step_size`` to the threat model's last (1/255 for l-inf): "geometric",
-            "linear", or "constant" for no change. None is "geometric" for the default step size and "constant" for a
-            given one.
+            "linear", "cosine", or "constant" for no change. None is "geometric" for the default step size and
+            "constant" for a given one.
         momentum: Decay of the accumulated gradient (Dong et al. 2018, arXiv:1710.06081), 0 for none.
         keep: "best" iterate of each run per example, or the "last", as textbooks do. Over runs the best one wins.
         callback: Called with (number of evaluated iterates so far, over all runs; their losses ``(B,)``).
@@ -120,8 +121,8 @@ def step_sizes(
 ) -> list[float]:
     """Return the size of every step; :func:`pgd` has the details."""
     first = step_range[0] if step_size is None else step_size
-    if not first >= 0:
-        raise ValueError(f"`step_size` must not be negative, got {step_size}.")
+    if not 0 <= first < math.inf:
+        raise ValueError(f"`step_size` must be finite and not negative, got {step_size}.")
     chosen = schedule or ("geometric" if step_size is None else "constant")
     last = min(step_range[1], first)
     progress = [step / max(steps - 1, 1) for step in range(steps)]
@@ -131,4 +132,6 @@ def step_sizes(
         return [first + (last - first) * p for p in progress]
     if chosen == "geometric":
         return [first * (last / first) ** p for p in progress]
-    raise ValueError(f"`step_schedule` must be 'geometric', 'linear' or 'constant', got {schedule!r}.")
+    if chosen == "cosine":
+        return [last + (first - last) * (1 + math.cos(math.pi * p)) / 2 for p in progress]
+    raise ValueError(f"`step_schedule` must be 'geometric', 'linear', 'cosine' or 'constant', got {schedule!r}.")

@@ -319,8 +319,11 @@ def _inside(move: Tensor, room: Tensor, epsilon: float) -> Tensor:
 
 
 def _unit(values: Tensor) -> Tensor:
-    norm = values.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    return values / norm.where(norm > 0, 1.0)
+    """Scale every image's values to norm 1; by their largest first, since the squares of small ones underflow."""
+    largest = values.abs().amax(dim=(1, 2, 3), keepdim=True)
+    scaled = values / largest.where(largest > 0, 1.0)
+    norm = scaled.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return scaled / norm.where(norm > 0, 1.0)
 
 
 def _gaussian_like(images: Tensor, generator: Generators) -> Tensor:

@@ -47,6 +47,11 @@ class Watch:
         self._step = 0
         self._saved_at = time.monotonic()
 
+    @property
+    def step(self) -> int:
+        """The step whose iterate is looked at next."""
+        return self._step
+
     def resume(self) -> dict[str, Tensor] | None:
         """The attack's own state from the file, if there is one that can be read; goes on from there."""
         if self._path is None or self._seconds is None or not self._path.is_file():

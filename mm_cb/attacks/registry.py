@@ -34,6 +34,9 @@ class AttackEntry:
     """For search ``draw``: ``(behavior, (height, width)) -> PIL picture``."""
     ask: str | Callable[..., Any] | None = None
     """``behavior -> prompt`` where the attack sends another prompt than the behaviour's."""
+    first_step: float | None = None
+    """First step of a search by PGD in [0, 1] units per value, from which it falls by a cosine; None = as the threat
+    model has it, geometrically."""
     needs_adapter: bool = False
     """It is aimed at what an adapter changed."""
     forces_response: bool = False
@@ -116,6 +119,16 @@ _ENTRIES = (
         "clean-teacher PGD",
         "pgd",
         _adaptive("CleanTeacherObjective"),
+        needs_adapter=True,
+        forces_response=True,
+    ),
+    AttackEntry(
+        "pgd_homotopy",
+        "a long answer by the base model, the adapter dialled up from zero on the way",
+        "homotopy PGD",
+        "pgd",
+        "mm_cb.attacks.objectives.homotopy:HomotopyObjective",
+        first_step=16 / 255,
         needs_adapter=True,
         forces_response=True,
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from image_attacks import AttackError, AttackResult, Linf, ResumeError, ThreatModel, adam_pgd, apgd, pgd
 from mm_cb.attacks.checkpoint import Watch
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.objectives.target import Objective, Relaxed
+from mm_cb.attacks.objectives.target import Annealed, Objective, Relaxed
 from mm_cb.attacks.registry import resolved
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior
@@ -134,6 +134,23 @@ def search(
     run: Callable[..., AttackResult] = apgd if config.entry.search == "apgd" else OPTIMIZERS[config.optimizer]
     if isinstance(objective, Relaxed):
         allowed, clean = Linf(0.5), objective.start()
+    if config.entry.first_step is not None and config.threat.norm != "l2":  # whose steps have another unit
+        run = partial(run, step_size=config.entry.first_step, step_schedule="cosine")
+    resume = watch.resume()
+
+    def stop(pixels: Tensor, losses: Tensor) -> Tensor:
+        done = watch.stop(pixels, losses)
+        if isinstance(objective, Annealed):
+            objective.at_step(watch.step, config.steps)
+        return done
+
+    def told(seen: int, losses: Tensor) -> None:
+        if show is not None:
+            on_top = objective.handicap(seen - 1, config.steps) if isinstance(objective, Annealed) else 0.0
+            show(seen, losses - on_top)
+
+    if isinstance(objective, Annealed):
+        objective.at_step(watch.step, config.steps)
     try:
         result = run(
             objective,
@@ -142,10 +159,10 @@ def search(
             steps=config.steps,
             random_start=random_start,
             generator=generators,
-            callback=show,
-            stop=watch.stop,
+            callback=told,
+            stop=stop,
             checkpoint=watch.checkpoint,
-            resume=watch.resume(),
+            resume=resume,
         )
     except ResumeError as error:
         raise UserError(
@@ -157,6 +174,12 @@ def search(
             f"`{config.name}` cannot attack this model: {error} Try `--dtype float32`; if it stays, look at the "
             "behaviours named by their place in the batch."
         ) from error
+    finally:
+        if isinstance(objective, Annealed):
+            objective.at_step(config.steps, config.steps)
+    if isinstance(objective, Annealed):
+        on_top = [objective.handicap(step, config.steps) for step in range(result.curves.shape[1])]
+        result = replace(result, curves=result.curves - torch.tensor(on_top).to(result.curves).view(1, -1, 1))
     pictures: dict[int | None, Tensor] = {None: result.images}
     for step, pixels in watch.kept.items():
         pictures[step] = pixels

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -289,6 +290,22 @@ class ChatModel(LanguageTower):
         ends = {tokenizer.eos_token, self.dialect.end_of_turn, *self.stop_tokens} - {None}
         ids = {tokenizer.convert_tokens_to_ids(end) for end in ends}
         return sorted(ids - {None, tokenizer.unk_token_id} | {tokenizer.eos_token_id} - {None})
+
+    @contextmanager
+    def adapter_scaled(self, factor: float) -> Iterator[None]:
+        """Run with the adapter's change multiplied by ``factor``: weights W + factor * B A. Restored at the end.
+
+        1 leaves everything as it is, to the last bit; without an adapter nothing is there to scale.
+        """
+        layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)] if factor != 1 else []
+        before = [dict(layer.scaling) for layer in layers]
+        try:
+            for layer, scaling in zip(layers, before, strict=True):
+                layer.scaling.update({name: factor * value for name, value in scaling.items()})
+            yield
+        finally:
+            for layer, scaling in zip(layers, before, strict=True):
+                layer.scaling.update(scaling)
 
     @contextmanager
     def adapter(self, enabled: bool) -> Iterator[None]:

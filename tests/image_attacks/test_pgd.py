@@ -468,7 +468,7 @@ def test_half_precision_losses_are_compared_in_float32(images):
         ({"restarts": 0}, ValueError, "`restarts`"),
         ({"steps": 2.5}, ValueError, "whole numbers"),
         ({"step_size": -1.0}, ValueError, "`step_size`"),
-        ({"step_schedule": "cosine"}, ValueError, "`step_schedule`"),
+        ({"step_schedule": "quadratic"}, ValueError, "`step_schedule`"),
         ({"momentum": 2.0}, ValueError, "`momentum`"),
         ({"keep": "first"}, ValueError, "`keep`"),
     ],
@@ -477,3 +477,29 @@ def test_bad_arguments_are_named(change, error, message):
     arguments = {"images": torch.full((2, 3, 4, 4), 0.5), "threat_model": Linf(0.1), "steps": 1} | change
     with pytest.raises(error, match=message):
         pgd(lambda pixels: pixels.flatten(1).sum(1), arguments.pop("images"), **arguments)
+
+
+def test_an_attack_under_no_grad_is_the_same_attack():
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def objective(pixels):
+        return (pixels - 0.3).square().flatten(1).sum(1)
+
+    expected = pgd(objective, images, threat_model=Linf(8 / 255), steps=3)
+    with torch.no_grad():
+        found = pgd(objective, images, threat_model=Linf(8 / 255), steps=3)
+    assert torch.equal(found.images, expected.images)
+
+
+@pytest.mark.parametrize("size", [float("inf"), float("nan"), -1.0])
+def test_a_step_that_is_no_length_is_refused(size):
+    with pytest.raises(ValueError, match="must be finite and not negative"):
+        pgd(lambda p: p.flatten(1).sum(1), torch.rand(1, 3, 4, 4), threat_model=Linf(0.1), steps=2, step_size=size)
+
+
+def test_a_cosine_of_steps_falls_from_the_first_to_the_last_slowly_at_both_ends():
+    from image_attacks.pgd import step_sizes
+
+    sizes = step_sizes((1.0, 0.1), 101, 0.8, "cosine")
+    assert sizes[0] == pytest.approx(0.8) and sizes[-1] == pytest.approx(0.1) and sizes == sorted(sizes, reverse=True)
+    assert sizes[50] == pytest.approx(0.45) and sizes[0] - sizes[1] < sizes[49] - sizes[50] > sizes[99] - sizes[100]

@@ -201,3 +201,11 @@ def test_an_epsilon_off_the_grid_is_refused_for_files():
 def test_threat_models_that_make_no_sense_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-24, 1.0, 1e18, 1e36])
+def test_an_l2_step_has_length_one_whatever_the_length_of_the_gradient(scale):
+    gradient = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    step = L2(1.0).descent_direction(gradient * scale)
+    assert torch.allclose(step.flatten(1).norm(dim=1), torch.ones(2), atol=1e-5)
+    assert torch.allclose(step, L2(1.0).descent_direction(gradient), atol=1e-4)

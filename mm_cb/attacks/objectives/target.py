@@ -33,6 +33,17 @@ class Objective(Protocol):
 
 
 @runtime_checkable
+class Annealed(Protocol):
+    """An objective that changes on the way, and is the attack's own only at its end."""
+
+    def at_step(self, step: int, steps: int) -> None:
+        """Be what is minimised at this step of a run of ``steps``; the last one is the objective itself."""
+
+    def handicap(self, step: int, steps: int) -> float:
+        """What its losses have on top there, so that no easier step has the best picture; 0 at the end."""
+
+
+@runtime_checkable
 class Relaxed(Protocol):
     """An objective of something that is no picture: it has a start of its own, and is answered without a file."""
 
