@@ -247,7 +247,7 @@ def test_a_run_that_states_another_experiment_is_noticed(few, stated):
             next((part for part in (run, run["recipe"]) if key in part), run["recipe"]["options"])[key] = value
 
     edited(few / "run.json", forged)
-    refused(few, "its JSON (states other settings than run.json|states another k than run.json)")
+    refused(few, "states (other settings than run.json|another k than run.json gives)")
 
 
 def test_a_picture_outside_the_ball_that_the_whole_run_states_is_noticed(few):
