@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.user_code import registered_by
 
 Search = Literal["clean", "noise", "pgd", "apgd", "embedding", "draw"]
 """Where an attack's pictures come from: the clean ones, random noise, gradient steps on pixels (by ``--optimizer``, or
@@ -210,11 +212,13 @@ def register_attack(entry: AttackEntry) -> None:
 
 
 def attack_entry(name: str) -> AttackEntry:
-    """The row of a name.
+    """The row of a name, or of a Python file that registers one.
 
     Raises:
         UserError: If there is none; names the nearest one.
     """
+    if name.endswith(".py"):
+        return registered_by(Path(name), _ATTACKS, "register_attack")
     if name not in _ATTACKS:
         raise unknown("attack", name, [*_ATTACKS, "all"])
     return _ATTACKS[name]
@@ -231,7 +235,7 @@ def attack_names() -> list[str]:
 
 
 def chosen_attacks(text: str, *, adapted: bool) -> list[str]:
-    """The attacks that ``--attack`` names, in order: a name, several with commas between, or ``all``.
+    """The attacks that ``--attack`` names, in order: a name or a Python file, several with commas between, or ``all``.
 
     ``all`` are those of the table that say so; without an adapter the ones that aim at it are left out.
 

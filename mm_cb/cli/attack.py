@@ -77,7 +77,7 @@ def parse_threat(norm: str, epsilon: str | None, patch_size: int | None, border_
             says = "needs" if owner == norm else "does not read"
             raise UserError(f"`--norm {norm}` {says} `{flag}`.")
     if norm == "blank":
-        if epsilon is not None:
+        if epsilon not in (None, "255/255"):
             raise UserError("`--norm blank` bounds nothing: leave out `--epsilon`.")
         return Threat(norm, 255)
     if norm == "l2":
@@ -148,7 +148,7 @@ def attack(
         str,
         typer.Option(
             metavar="NAMES",
-            help="Attacks, with commas between, or `all`; --list says what each is.",
+            help="Attacks or Python files of yours, with commas between, or `all`; see --list.",
             rich_help_panel=_SEARCH,
         ),
     ] = "pgd",
@@ -275,6 +275,9 @@ def verify(
         str | None, typer.Option(metavar="M", help="Where the model lies here, if not where the run found it.")
     ] = None,
     adapter: Adapter = None,
+    attack: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Your Python file, if it registers an attack of this run.")
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Compute distances, hashes, losses, greedy answers and counts again from pictures and model.
@@ -283,6 +286,8 @@ def verify(
     """
     from mm_cb.attacks.verify import verify_run
 
+    if attack is not None:
+        attack_entry(attack)
     verify_run(run_dir, model=model, adapter=adapter, device=device)
 
 

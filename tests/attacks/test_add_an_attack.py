@@ -154,3 +154,19 @@ def test_an_objective_of_hidden_states_is_made_as_the_page_says(made, tmp_path, 
     attack("miniature", tmp_path / "behaviors.jsonl", tmp_path / "run", attacks="away", steps=3, max_new_tokens=4)
     assert all(check["passed"] for check in json.loads((tmp_path / "run" / "checks.json").read_text()))
     assert not any(row.disagreements for row in verify_run(str(tmp_path / "run")))
+
+
+def test_the_command_line_takes_a_file_that_registers_an_attack(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    (tmp_path / "mine.py").write_text(code[: code.index("run = attack(")])
+    first_behaviors(tmp_path, 1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_ATTACKS", dict(registry._ATTACKS))
+    words = ["attack", "--model", "miniature", "--behaviors", "behaviors.jsonl", "--out", "run", "--steps", "2"]
+    assert cli.run([*words, "--attack", "noise,mine.py", "--max-new-tokens", "4"]) == 0
+    assert {item["condition"] for item in read_jsonl(tmp_path / "run" / "items.jsonl")} == {"noise", "no_refusal"}
+    monkeypatch.setattr(registry, "_ATTACKS", {k: v for k, v in registry._ATTACKS.items() if k != "no_refusal"})
+    assert cli.run(["attack", "verify", "run"]) == 2
+    assert cli.run(["attack", "verify", "run", "--attack", "mine.py"]) == 0
+    assert cli.run(["attack", "verify", "run", "--attack", "other.py"]) == 2
+    assert "there is no such file" in capsys.readouterr().err

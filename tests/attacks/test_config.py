@@ -11,8 +11,9 @@ from mm_cb.attacks.registry import attack_entry, attack_names, attacks, chosen_a
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError
 
-IN_ALL = ["no_attack", "noise", "pgd", "pgd_long", "pgd_adaptive", "pgd_clean_teacher", "apgd", "typographic"]
-ADAPTIVE = {"pgd_adaptive", "pgd_clean_teacher", "pgd_distill", "pgd_fluent"}
+IN_ALL = ["no_attack", "noise", "pgd", "pgd_long", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "apgd"]
+IN_ALL += ["typographic"]
+ADAPTIVE = {"pgd_homotopy", "pgd_adaptive", "pgd_clean_teacher", "pgd_distill", "pgd_fluent"}
 
 
 def test_all_names_what_the_table_says():
