@@ -152,4 +152,4 @@ def test_the_list_names_every_card_with_licence_and_source(folder, capsys):
     out = capsys.readouterr().out
     for name in ("circuit-breakers-train", "llava-instruct-150k", "harmbench-multimodal", "mossbench", "mmmu"):
         assert f"{name}: for" in out
-    assert "miniature: for miniature, here" in out and "xstest: for training, not here, licence CC-BY-4.0" in out
+    assert "miniature: for demo, here" in out and "xstest: for training, not here, licence CC-BY-4.0" in out

@@ -7,7 +7,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from mm_cb.attacks.judged_files import base_nll
+from mm_cb.attacks.judged_files import Asked, base_nll
+from mm_cb.attacks.saved import SavedPicture
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.base_nll import likelihood_fields, nll_under_base
 from mm_cb.inference.generation import LocalEngine, Request
@@ -84,7 +85,8 @@ def test_it_is_the_loss_of_a_base_that_never_had_an_adapter():
         adapted = {r.key: plain_loss(model.model, tiny.processor, r, said[r.key]) for r in requests}
         found = likelihood_fields(LocalEngine(subject, 2), requests, said, 2)
         behaviour = Behavior("shown", requests[1].text, "", None)
-        (attacked,) = base_nll(subject, [behaviour], requests[1].pictures, [said["shown"]])
+        shown = SavedPicture("shown.png", requests[1].pictures[0], "")
+        (attacked,) = base_nll(Asked(subject, [behaviour], [behaviour], [shown]), [said["shown"]])
     assert all(abs(adapted[key] - plain[key]) > 0.1 for key in plain)
     assert {key: fields["nll_base"] for key, fields in found.items()} == pytest.approx(plain, abs=2e-4)
     assert attacked == pytest.approx(plain["shown"], abs=2e-4)
