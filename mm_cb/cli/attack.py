@@ -233,8 +233,9 @@ def attack(
     """Attack a model's picture input and judge it from the saved image files."""
     refuse_old_settings(old, _OLD)
     names = chosen_attacks(attack, adapted=adapter is not None)
-    if epsilon is not None and not any(attack_entry(name).changes_picture for name in names):
-        raise UserError(f"`--epsilon` is for an attack that changes a picture; `--attack {attack}` does not read it.")
+    entries = [attack_entry(name) for name in names]  # controls alone may share the budget of other runs
+    if epsilon is not None and not any(e.changes_picture for e in entries) and any(e.draw for e in entries):
+        raise UserError(f"`--epsilon` is for an attack that changes a picture; `--attack {attack}` draws its own.")
     if temperature is not None and not samples:
         raise UserError("`--temperature` is that of sampled answers: set `--samples` too, or leave it out.")
     try:
