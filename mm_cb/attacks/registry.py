@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal
 
-from mm_cb.core.errors import UserError, unknown
-from mm_cb.core.user_code import registered_by
+from mm_cb.core.errors import UserError
+from mm_cb.core.user_code import entry_of
 
 Search = Literal["clean", "noise", "pgd", "apgd", "embedding", "draw"]
 """Where an attack's pictures come from: the clean ones, random noise, gradient steps on pixels (by ``--optimizer``, or
@@ -217,11 +216,7 @@ def attack_entry(name: str) -> AttackEntry:
     Raises:
         UserError: If there is none; names the nearest one.
     """
-    if name.endswith(".py"):
-        return registered_by(Path(name), _ATTACKS, "register_attack")
-    if name not in _ATTACKS:
-        raise unknown("attack", name, [*_ATTACKS, "all"])
-    return _ATTACKS[name]
+    return entry_of(name, "attack", _ATTACKS, also=["all"])
 
 
 def attacks() -> list[AttackEntry]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mm_cb.benchmarks.base import Benchmark
-from mm_cb.core.errors import unknown
-from mm_cb.core.user_code import registered_by
+from mm_cb.core.user_code import entry_of
 from mm_cb.metrics.table import register_metric
 
 _BENCHMARKS: dict[str, Benchmark] = {}
@@ -44,8 +41,4 @@ def get_benchmark(name: str) -> Benchmark:
     Raises:
         UserError: If there is none; names the nearest one.
     """
-    if name.endswith(".py"):
-        return registered_by(Path(name), _BENCHMARKS, "register_benchmark")
-    if name not in _BENCHMARKS:
-        raise unknown("benchmark", name, _BENCHMARKS)
-    return _BENCHMARKS[name]
+    return entry_of(name, "benchmark", _BENCHMARKS)

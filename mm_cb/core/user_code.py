@@ -5,17 +5,36 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.errors import UserError, one_line, unknown
 
 Entry = TypeVar("Entry")
 
 _PACKAGE = str(Path(__file__).parents[1])
 _files: dict[str, Path] = {}
 """Files that were run, as tracebacks name them, to what the user calls them."""
+
+
+def entry_of(name: str, kind: str, table: Mapping[str, Entry], also: Sequence[str] = ()) -> Entry:
+    """The entry of a name, or of a Python file that registers one.
+
+    Args:
+        name: A name of the table, or the path of a file that ends with ``.py``.
+        kind: What the table holds, in one word; the file calls ``register_<kind>``.
+        table: Entries by name.
+        also: Further names for the error line.
+
+    Raises:
+        UserError: If there is none; names the nearest one.
+    """
+    if name.endswith(".py"):
+        return registered_by(Path(name), table, f"register_{kind}")
+    if name not in table:
+        raise unknown(kind, name, [*table, *also])
+    return table[name]
 
 
 def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> Entry:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm_cb.core.errors import UserError, unknown
-from mm_cb.core.user_code import registered_by
+from mm_cb.core.errors import UserError
+from mm_cb.core.user_code import entry_of
 
 if TYPE_CHECKING:
     from mm_cb.judges.base import Judge
@@ -64,11 +64,7 @@ def judge_entry(name: str) -> JudgeEntry:
     Raises:
         UserError: If there is none; names the nearest one.
     """
-    if name.endswith(".py"):
-        return registered_by(Path(name), _JUDGES, "register_judge")
-    if name not in _JUDGES:
-        raise unknown("judge", name, _JUDGES)
-    return _JUDGES[name]
+    return entry_of(name, "judge", _JUDGES)
 
 
 def free_judges() -> list[str]:
