@@ -15,7 +15,7 @@ from .threat_models import ThreatModel
 Objective = Callable[[Tensor], Tensor]
 Stop = Callable[[Tensor, Tensor], Tensor]
 Checkpoint = Callable[[AttackState], None]
-Report = Callable[[int, Tensor], None]
+Report = Callable[[int, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _run(objective: Objective, rule: Rule, budget: Budget, state: AttackState, r
         losses, gradient = evaluate(objective, state.pixels, step, with_gradient=rule.uses_gradient and not last)
         state.curves[-1].append(losses)
         if callback is not None:
-            callback(state.restart * (budget.steps + 1) + step + 1, losses)
+            callback(state.restart * (budget.steps + 1) + step + 1, losses, state.pixels)
         ends = None if stop is None else _checked_stop(stop(state.pixels, losses), losses)
         better = state.keep(step, losses, ends, budget.keep)
         if last:
@@ -251,11 +251,20 @@ def _checked_stop(ends: Tensor, losses: Tensor) -> Tensor:
     return ends.to(losses.device)
 
 
+def _why_not(dtype: object) -> str:
+    """What to do about pixels of another type."""
+    if dtype in (torch.float16, torch.bfloat16):
+        return ": half precision cannot hold one 8-bit step. Attack float32 pixels and cast inside the objective"
+    if dtype == torch.uint8:
+        return ". Divide levels by 255"
+    return ". Pass images.float()" if isinstance(dtype, torch.dtype) else ""
+
+
 def check_images(images: Tensor) -> None:
     """Refuse what no attack can work on."""
     if not isinstance(images, Tensor) or images.dtype != torch.float32:
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"`images` must be a float32 tensor (half precision cannot hold one 8-bit step), got {got}.")
+        raise TypeError(f"`images` must be a float32 tensor, got {got}{_why_not(got)}.")
     if images.ndim != 4 or images.numel() == 0:
         raise ValueError(f"`images` must have shape (B, C, H, W), got {tuple(images.shape)}.")
     low, high = images.min().item(), images.max().item()

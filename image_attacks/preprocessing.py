@@ -73,7 +73,7 @@ class ExactPreprocessing:
         if pixels.ndim != 4 or pixels.shape[1] != 3 or tuple(pixels.shape[2:]) != self.image_size:
             raise ValueError(f"`pixels` must have shape (B, 3, {self.image_size}), got {tuple(pixels.shape)}.")
         if pixels.dtype != torch.float32:
-            raise TypeError(f"`pixels` must be float32: half precision cannot hold 8-bit levels, got {pixels.dtype}.")
+            raise TypeError(f"`pixels` must be float32, got {pixels.dtype}.")
         if self._emulated:
             return self._emulate(pixels)
         exact = self._call_processor(to_levels(pixels.detach())).to(pixels.device)

@@ -144,7 +144,7 @@ def search(
             objective.at_step(watch.step, config.steps)
         return done
 
-    def told(seen: int, losses: Tensor) -> None:
+    def told(seen: int, losses: Tensor, _: Tensor) -> None:
         if show is not None:
             on_top = objective.handicap(seen - 1, config.steps) if isinstance(objective, Annealed) else 0.0
             show(seen, losses - on_top)

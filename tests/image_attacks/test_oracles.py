@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from image_attacks import L2, Linf, apgd, cross_entropy, pgd
+from image_attacks import L2, Linf, Patch, apgd, cross_entropy, pgd
 
 from .networks import classifier, held_out
 from .oracles import art_attack, foolbox_attack
@@ -65,6 +65,33 @@ def test_fgsm_equals_foolbox(attacked):
     ours = pgd(objective(network, labels), images, **options).images
     theirs = foolbox_attack("FGSM", network, images, labels, EPSILON, random_start=False)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+class Pasted(torch.nn.Module):
+    """A network as a function of the picture's upper left corner alone."""
+
+    def __init__(self, network, images):
+        super().__init__()
+        self.network, self.images = network, images
+
+    def forward(self, corner):
+        """Paste the corner and classify."""
+        height, width = corner.shape[-2:]
+        below = self.images[..., height:, :width]
+        return self.network(torch.cat([torch.cat([corner, below], dim=-2), self.images[..., width:]], dim=-1))
+
+
+def test_a_patch_equals_foolbox_on_the_network_of_the_patch_alone(attacked):
+    network, images, labels = attacked
+    side, epsilon = images.shape[-1] // 2, 0.25
+    patch = Patch.rectangle(tuple(images.shape[-2:]), (0, 0), (side, side), within=Linf(epsilon))
+    options = {"steps": STEPS, "step_size": epsilon / 4, "keep": "last"}
+    ours = pgd(objective(network, labels), images, threat_model=patch, **options).images
+    pasted, corner = Pasted(network, images).eval(), images[..., :side, :side].contiguous()
+    options = {"steps": STEPS, "abs_stepsize": epsilon / 4, "random_start": False}
+    theirs = foolbox_attack("LinfPGD", pasted, corner, labels, epsilon, **options)
+    torch.testing.assert_close(ours[..., :side, :side], theirs, atol=1e-6, rtol=0)
+    assert torch.equal(ours[..., side:, :], images[..., side:, :]) and (theirs - corner).abs().amax() > epsilon / 2
 
 
 @pytest.mark.parametrize("attack", [pgd, apgd])

@@ -306,13 +306,14 @@ def test_curves_and_calls_count_every_iterate_of_every_run(images, network):
         threat_model=Linf(0.1),
         steps=5,
         restarts=2,
-        callback=lambda count, losses: seen.append((count, losses)),
+        callback=lambda count, losses, pixels: seen.append((count, losses, pixels.clone())),
     )
     assert result.curves.shape == (2, 6, 4)
     assert result.per_restart.images.shape == (2, *SHAPE) and result.per_restart.losses.shape == (2, 4)
     assert calls == 2 * ([True] * 5 + [False])
-    assert [count for count, _ in seen] == list(range(1, 13))
-    assert torch.equal(torch.stack([losses for _, losses in seen]).view(2, 6, 4), result.curves)
+    assert [count for count, _, _ in seen] == list(range(1, 13))
+    assert torch.equal(torch.stack([losses for _, losses, _ in seen]).view(2, 6, 4), result.curves)
+    assert all(torch.equal(network(pixels), losses) for _, losses, pixels in seen)
 
 
 def test_zero_steps_only_evaluate(images, network):
