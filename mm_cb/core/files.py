@@ -135,6 +135,22 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        UserError: If the file is missing or holds anything else; the message names the file and the line.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as e:
+        where = f"{path}:{e.lineno}" if isinstance(e, json.JSONDecodeError) else str(path)
+        raise UserError(f"`{where}` must hold a JSON object, but it cannot be read: {e}.") from e
+    if not isinstance(content, dict):
+        raise UserError(f"`{path}` must hold a JSON object, got {type(content).__name__}.")
+    return content
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
