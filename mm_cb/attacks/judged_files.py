@@ -19,7 +19,7 @@ from torch import Tensor
 from image_attacks import target_nll
 from mm_cb.attacks.config import AttackConfig, as_artefact
 from mm_cb.attacks.objectives.target import Objective, TargetObjective, encode
-from mm_cb.attacks.records import Answer, JudgedPicture, Sampled
+from mm_cb.attacks.records import NOT_COMPUTED, Answer, JudgedPicture, Sampled
 from mm_cb.attacks.saved import SavedPicture, images
 from mm_cb.core.runs import write_json
 from mm_cb.data.behaviors_file import Behavior
@@ -92,7 +92,7 @@ def judge_files(
     config: AttackConfig,
     judge: Judge,
 ) -> list[Answer]:
-    """Losses, completion and outcome of saved files, one greedy answer per behaviour.
+    """Losses, completion and outcome of saved files, one greedy answer per behaviour; with artefacts its ``nll_base``.
 
     ``target`` and ``objective`` are those of all rows of the batch, in order.
     """
@@ -102,6 +102,7 @@ def judge_files(
         loss = target.loss(inputs.pixel_values)
         objective_file = loss if objective is target else objective.loss(inputs.pixel_values)
     said = complete(asked, images(saved), config, encoded=inputs)
+    nlls: Sequence[float | str | None] = base_nll(asked, said) if config.artefacts else [NOT_COMPUTED] * len(said)
     answers = []
     for i, behavior in enumerate(asked.behaviors):
         moved = saved[i].levels_from(asked.clean[i])
@@ -116,6 +117,7 @@ def judge_files(
                 completion=said[i],
                 outcome=judge(behavior, said[i]),
                 prefix_emitted=starts_with(said[i], behavior.target),
+                nll_base=nlls[i],
             )
         )
     return answers

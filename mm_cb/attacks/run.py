@@ -24,13 +24,13 @@ from mm_cb.core.progress import Progress
 from mm_cb.core.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
 from mm_cb.inference.source import ModelSource, subject_name
-from mm_cb.inference.subjects import Subject
+from mm_cb.inference.subjects import Subject, load_subject
 from mm_cb.inference.tolerance import dtype_of
 from mm_cb.judges.base import Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
 from mm_cb.metrics.observations import starts_with
 from mm_cb.metrics.results import Measurement, read_results
-from mm_cb.models import ChatModel, load_model
+from mm_cb.models import ChatModel
 
 
 @dataclass(frozen=True)
@@ -164,16 +164,7 @@ class _Job:
     def attack(self, folder: Path, chosen: Sequence[Behavior]) -> None:
         """Load the model and run every attack on these behaviours."""
         source, first = self.source, self.configs[0]
-        loaded = load_model(
-            source.model,
-            adapter=source.adapter,
-            device=source.device,
-            dtype=source.dtype,
-            image_backend=first.image_backend,
-        )
-        subject = Subject(
-            subject_name(source.adapter, source.system), loaded, source.adapter is not None, source.system
-        )
+        subject = load_subject(source, subject_name(source.adapter, source.system), first.image_backend)
         refuse_unfit(subject, chosen, first)
         if self.responses is not None:
             forced = sum(b.id in self.responses for b in chosen)

@@ -16,15 +16,7 @@ from torch import Tensor
 
 from mm_cb.attacks import saved as files
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.judged_files import (
-    Asked,
-    Judge,
-    base_nll,
-    complete,
-    judge_files,
-    judge_samples,
-    write_artefact,
-)
+from mm_cb.attacks.judged_files import Asked, Judge, complete, judge_files, judge_samples, write_artefact
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, Relaxed, TargetObjective, target_objective
 from mm_cb.attacks.objectives.universal import UniversalObjective, trained_on
@@ -117,9 +109,9 @@ def _attack_batch(job: Job, batch: Sequence[Behavior], restart: int, path: Path)
     """Attack one batch once and judge the files it leaves; pictures of one size go together."""
     pictures = [grey_canvas(job.subject.model.canvas) if b.image is None else open_picture(b.image) for b in batch]
     found: dict[str, list[Answer]] = {}
-    for size in sorted({picture.size for picture in pictures}):
-        rows = [i for i, picture in enumerate(pictures) if picture.size == size]
-        state = path.with_name(f"{path.stem}.{size[0]}x{size[1]}.safetensors")
+    for rows in files.by_size(pictures):
+        width, height = pictures[rows[0]].size
+        state = path.with_name(f"{path.stem}.{width}x{height}.safetensors")
         asked = ask(job, [batch[i] for i in rows], [pictures[i] for i in rows])
         for answer in _attack_group(job, asked, restart, state):
             found.setdefault(answer.id, []).append(answer)
@@ -238,9 +230,6 @@ def _judge_pictures(
         for i in rows:
             saved[i] = files.save(job.folder, attacked_name(asked.behaviors[i].id, stem), left[step][i])
         answers = judge_files(asked, saved, target, objective, config, job.judge)
-        if config.artefacts:
-            losses = base_nll(asked, [answer.completion for answer in answers])
-            answers = [replace(answer, nll_base=loss) for answer, loss in zip(answers, losses, strict=True)]
         judged[step] = {}
         for i in rows:
             samples: Sequence[Sampled] = ()

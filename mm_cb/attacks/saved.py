@@ -93,3 +93,9 @@ def read(folder: Path, name: str) -> SavedPicture:
 def images(saved: Sequence[SavedPicture]) -> list[Image.Image]:
     """The pictures themselves."""
     return [one.image for one in saved]
+
+
+def by_size(pictures: Sequence[Image.Image]) -> list[list[int]]:
+    """Rows of pictures that have one size: what goes through a model together."""
+    sizes = [picture.size for picture in pictures]
+    return [[i for i, other in enumerate(sizes) if other == size] for size in sorted(set(sizes))]

@@ -6,43 +6,43 @@ attack fails, not that the defence works.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mm_cb.attacks import saved as files
 from mm_cb.attacks.config import AttackConfig, from_recipe
 from mm_cb.attacks.judged_files import Asked, Judge, judge_files
 from mm_cb.attacks.objectives.target import TargetObjective
-from mm_cb.attacks.records import flags
+from mm_cb.attacks.records import Answer, make_item
 from mm_cb.attacks.run import judge_of
-from mm_cb.attacks.saved import clean_name
+from mm_cb.attacks.saved import by_size, clean_name, images, read
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import read_json
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress, console
 from mm_cb.core.runs import RunDirectory, file_sha256, read_jsonl, read_run, write_bytes, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.inference.cached_chunks import chunks, once
-from mm_cb.inference.subjects import Subject
+from mm_cb.inference.source import ModelSource
+from mm_cb.inference.subjects import Subject, load_subject
 from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.results import Measurement, find, measure, write_results
-from mm_cb.models import load_model
 
 
 @dataclass(frozen=True)
 class Made:
-    """A finished attack run: who was attacked, how, and where the selected picture of every behaviour lies."""
+    """A finished attack run: who was attacked, how, and the worst picture of every behaviour."""
 
     folder: Path
-    run: dict[str, Any]
-    items: dict[str, dict[str, Any]]
+    run: Mapping[str, Any]
+    asked: Mapping[str, tuple[str, str]]
+    """Behaviour id → prompt and target."""
+    pictures: Mapping[str, str]
+    """Behaviour id → its picture in the folder."""
     name: str
     """The subject that was attacked, told apart from the other run's."""
-    sent: Mapping[str, str]
-    """Behaviour id → prompt, where the attack that made its selected picture sends another than the behaviour's."""
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -50,11 +50,16 @@ class Made:
         return self.run["recipe"]
 
     @property
-    def budget(self) -> dict[str, AttackConfig]:
-        """Its attacks but those that aim at an adapter, which the other run cannot have."""
-        configs = from_recipe(self.recipe, self.run["seed"])
-        plain = {key: one for key, one in configs.items() if not one.entry.needs_adapter}
-        return {key: replace(one, batch=1, hijacks=None, term_weight=1.0, balance=False) for key, one in plain.items()}
+    def configs(self) -> dict[str, AttackConfig]:
+        """Its attacks."""
+        return from_recipe(self.recipe, self.run["seed"])
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """What the other run must share: its attacks, but not those that aim at an adapter, and what only they read."""
+        plain = {name: one for name, one in self.configs.items() if not one.entry.needs_adapter}
+        alike = [replace(one, batch=1, hijacks=None, term_weight=1.0, balance=False) for one in plain.values()]
+        return {"dtype": self.recipe["dtype"], **dict(zip(plain, alike, strict=True))}
 
     @property
     def subject(self) -> tuple[Any, ...]:
@@ -63,9 +68,10 @@ class Made:
         weights = sorted(v for k, v in inputs if k.endswith(".safetensors") or k.startswith("models/"))
         return self.recipe["system"], *weights
 
-    def picture(self, behavior: str) -> Path:
-        """The selected worst case."""
-        return self.folder / "images" / f"{safe_id(behavior)}.png"
+    def sent(self, behavior: Behavior) -> Behavior:
+        """With the prompt that was sent beside its picture, where that is another one."""
+        told = (self.folder / self.pictures[behavior.id]).with_suffix(".json")
+        return replace(behavior, prompt=read_json(told).get("sent", behavior.prompt)) if told.is_file() else behavior
 
 
 def read_made(folder: Path) -> Made:
@@ -73,21 +79,17 @@ def read_made(folder: Path) -> Made:
     run = read_run(folder)
     if run.get("command") != "attack" or not run.get("ended"):
         raise UserError(f"`{folder}` must be a finished `mm-cb attack` run.")
-    rows = list(read_jsonl(folder / "items.jsonl"))
-    items = {item["id"]: item for item in rows}
-    if not items:
+    items = read_jsonl(folder / "items.jsonl")
+    asked = {item["id"]: (item["prompt"], item["target"]) for item in items}
+    if not asked:
         raise UserError(f"`{folder}` must hold attacked behaviours, its items.jsonl is empty.")
-    worst = worst_pictures(item for item in rows if item["image"] is not None)
-    told = {behavior: (folder / image).with_suffix(".json") for behavior, image in worst.items()}
-    artefacts = {behavior: json.loads(path.read_bytes()) for behavior, path in told.items() if path.is_file()}
-    sent = {behavior: artefact["sent"] for behavior, artefact in artefacts.items() if "sent" in artefact}
-    made = Made(folder, run, items, next(iter(items.values()))["subject"], sent)
-    if lacking := [behavior for behavior in items if not made.picture(behavior).is_file()]:
+    pictures = worst_pictures(item for item in items if item["image"] is not None)
+    if lacking := [behavior for behavior in asked if not (folder / pictures.get(behavior, "")).is_file()]:
         raise UserError(
             f"`{folder}` must hold an attacked picture of every behaviour, there is none for `{lacking[0]}`; "
             "an attack on embeddings leaves none."
         )
-    return made
+    return Made(folder, run, asked, pictures, items[0]["subject"])
 
 
 def run_transfer(first: Path, second: Path, behaviors: Path, out: Path, *, device: str = "cpu") -> None:
@@ -105,7 +107,8 @@ def run_transfer(first: Path, second: Path, behaviors: Path, out: Path, *, devic
             and target), on other clean pictures than each other's, or with another budget.
     """
     made, asked = told_apart(read_made(first), read_made(second)), read_behaviors(behaviors)
-    _refuse_other(made, asked, behaviors)
+    _refuse_other_budget(*made)
+    _refuse_other_behaviors(made, asked, behaviors)
     recipe = {"runs": [m.recipe for m in made], "device": device, "fiction": made[0].recipe["fiction"]}
     inputs = [behaviors, *(m.folder / "items.jsonl" for m in made)]
     with RunDirectory(out, "attack transfer", recipe, 0, inputs=inputs) as run, Progress() as progress:
@@ -136,51 +139,48 @@ def told_apart(first: Made, second: Made) -> list[Made]:
     return named
 
 
-def _refuse_other(made: Sequence[Made], asked: Sequence[Behavior], path: Path) -> None:
-    """Refuse runs with another budget, other behaviours, or other clean pictures."""
-    first, second = made
-    if (first.budget, first.recipe["dtype"]) != (second.budget, second.recipe["dtype"]):
-        pairs = ((first.budget.get(name), second.budget.get(name)) for name in {**first.budget, **second.budget})
-        differing = next(((a, b) for a, b in pairs if a != b), (first.recipe["dtype"], second.recipe["dtype"]))
-        raise UserError(
-            f"both runs must have one budget, but `{first.folder}` has {_told(*differing)} and `{second.folder}` "
-            f"{_told(*reversed(differing))}; repeat one of them as the other was made."
-        )
+def _refuse_other_budget(first: Made, second: Made) -> None:
+    one, other = first.budget, second.budget
+    for name in {**one, **other}:
+        if one.get(name) != other.get(name):
+            told = _told(name, one.get(name), other.get(name)), _told(name, other.get(name), one.get(name))
+            raise UserError(
+                f"both runs must have one budget, but `{first.folder}` has {told[0]} and `{second.folder}` {told[1]}; "
+                "repeat one of them as the other was made."
+            )
+
+
+def _told(name: str, one: Any, other: Any) -> str:
+    """What one run has in place of the other's."""
+    if not isinstance(one, AttackConfig):
+        return f"no `{name}`" if one is None else str(one)
+    if other is None:
+        return f"`{name}`"
+    told = {key: value for key, value in vars(one).items() if value != vars(other)[key]}
+    return ", ".join(f"{v.text} of {v.levels}/255" if k == "threat" else f"{k}={v}" for k, v in told.items())
+
+
+def _refuse_other_behaviors(made: Sequence[Made], asked: Sequence[Behavior], path: Path) -> None:
     for run in made:
-        held = {key: (item["prompt"], item["target"]) for key, item in run.items.items()}
-        if held != {b.id: (b.prompt, b.target) for b in asked}:
+        if run.asked != {b.id: (b.prompt, b.target) for b in asked}:
             raise UserError(f"`{run.folder}` must have attacked the behaviours of `{path}`, it attacked others.")
     for behavior in asked:
         clean = [run.folder / clean_name(behavior.id) for run in made]
         if not all(file.is_file() for file in clean) or len({file_sha256(file) for file in clean}) > 1:
             raise UserError(
                 f"both runs must have begun at the same clean pictures, but that of `{behavior.id}` is another file in "
-                f"`{second.folder}` than in `{first.folder}`, or missing; attack one behaviours file in both."
+                f"`{made[1].folder}` than in `{made[0].folder}`, or missing; attack one behaviours file in both."
             )
-
-
-def _told(one: Any, other: Any) -> str:
-    """The settings of one that the other has not."""
-    if not (isinstance(one, AttackConfig) and isinstance(other, AttackConfig)):
-        return one.name if isinstance(one, AttackConfig) else "no such attack" if one is None else str(one)
-    told = {k: v for k, v in vars(one).items() if v != vars(other)[k]}
-    return ", ".join(f"{v.text} of {v.levels}/255" if k == "threat" else f"{k}={v}" for k, v in told.items())
 
 
 def _judge_on(
     judged: Made, makers: Sequence[Made], behaviors: Sequence[Behavior], folder: Path, device: str, progress: Progress
 ) -> list[dict[str, Any]]:
     """One column of the matrix."""
-    recipe, first = judged.recipe, next(iter(from_recipe(judged.recipe, 0).values()))
-    model = load_model(
-        recipe["model"],
-        adapter=recipe["adapter"],
-        device=device,
-        dtype=recipe["dtype"],
-        image_backend=first.image_backend,
-    )
-    subject = Subject(judged.name, model, adapted=recipe["adapter"] is not None, system=recipe["system"])
-    config, judge, items = replace(first, name="no_attack"), judge_of(recipe["model"]), []
+    recipe, first = judged.recipe, next(iter(judged.configs.values()))
+    source = ModelSource(recipe["model"], recipe["adapter"], device, recipe["dtype"], system=recipe["system"])
+    subject, judge = load_subject(source, judged.name, first.image_backend), judge_of(recipe["model"])
+    config, items = replace(first, name="no_attack", seed=0, early_stop=False, artefacts=False), []
     for maker in makers:
         task = progress.task(f"made on {maker.name}, judged on {judged.name}", total=len(behaviors))
         for number, batch in enumerate(chunks(behaviors, config.batch)):
@@ -194,47 +194,27 @@ def _batch(
     subject: Subject, maker: Made, batch: Sequence[Behavior], config: AttackConfig, folder: Path, judge: Judge
 ) -> list[dict[str, Any]]:
     """Judge one batch; pictures of one size go together."""
-    groups: dict[tuple[int, int], list[Behavior]] = {}
-    pictures: dict[str, tuple[files.SavedPicture, files.SavedPicture]] = {}
-    for b in batch:
-        name = f"images/{safe_id(b.id)}/from-{safe_id(maker.name)}.png"
-        write_bytes(folder / name, maker.picture(b.id).read_bytes())
+    names = [f"images/{safe_id(b.id)}/from-{safe_id(maker.name)}.png" for b in batch]
+    for b, name in zip(batch, names, strict=True):
+        write_bytes(folder / name, (maker.folder / maker.pictures[b.id]).read_bytes())
         write_bytes(folder / clean_name(b.id), (maker.folder / clean_name(b.id)).read_bytes())
-        pictures[b.id] = files.read(folder, name), files.read(folder, clean_name(b.id))
-        groups.setdefault(pictures[b.id][0].image.size, []).append(b)
+    saved, clean = [read(folder, name) for name in names], [read(folder, clean_name(b.id)) for b in batch]
     found: dict[str, dict[str, Any]] = {}
-    for group in groups.values():
-        prompts = [replace(b, prompt=maker.sent.get(b.id, b.prompt)) for b in group]
-        asked = Asked(subject, group, prompts, [pictures[b.id][1] for b in group])
-        target = TargetObjective(subject, prompts, files.images(asked.clean))
-        answers = judge_files(asked, [pictures[b.id][0] for b in group], target, target, config, judge)
-        for b, answer in zip(group, answers, strict=True):
-            found[b.id] = _item(subject, maker, b, answer.as_json(), config)
+    for rows in by_size(images(clean)):
+        group = [batch[i] for i in rows]
+        asked = Asked(subject, group, [maker.sent(b) for b in group], [clean[i] for i in rows])
+        target = TargetObjective(subject, asked.prompts, images(asked.clean))
+        answers = judge_files(asked, [saved[i] for i in rows], target, target, config, judge)
+        found |= {b.id: _item(subject, maker, b, answer, config) for b, answer in zip(group, answers, strict=True)}
     return [found[b.id] for b in batch]
 
 
-def _item(
-    subject: Subject, maker: Made, behavior: Behavior, record: dict[str, Any], config: AttackConfig
-) -> dict[str, Any]:
-    shown = ("image", "epsilon", "distance", "loss", "objective_file", "completion", "outcome", "prefix_emitted")
-    return {
-        "id": behavior.id,
-        "metric": "compliance",
-        "subject": subject.name,
-        "condition": f"from_{maker.name}",
-        "split": behavior.split,
-        "category": behavior.category,
-        "prompt": behavior.prompt,
-        "target": behavior.target,
-        "score": None,
-        "gibberish": record["outcome"] == "gibberish",
-        "seed": 0,
-        "made_by": maker.recipe["attack"],
-        "clean_image": clean_name(behavior.id),
-        **{key: record[key] for key in shown if key in record},
-        **flags(config),
-        "worst_case": True,
-    }
+def _item(subject: Subject, maker: Made, behavior: Behavior, answer: Answer, config: AttackConfig) -> dict[str, Any]:
+    item = make_item(subject.name, config, behavior, [answer])
+    del item["candidates"], item["loss_clean"]
+    more = {"epsilon": answer.linf, "objective_file": answer.objective_file, "made_by": maker.recipe["attack"]}
+    more |= {} if answer.distance is None else {"distance": answer.distance}
+    return {**item, "condition": f"from_{maker.name}", **more, "worst_case": True}
 
 
 def _show(made: Sequence[Made], measurements: Sequence[Measurement]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.files import json_object
 
 
 class Row(NamedTuple):
@@ -58,21 +58,6 @@ def json_lines(path: Path) -> Iterable[Row]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield Row(json_object(line, f"{path}:{number}"), f"{path}:{number}", path)
-
-
-def json_object(text: str, where: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: If it is none.
-    """
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{where} must be a JSON object, but it is broken: {e}.") from e
-    if not isinstance(content, dict):
-        raise UserError(f"{where} must be a JSON object, got {type(content).__name__}.")
-    return content
 
 
 def parquet_rows(files: Sequence[Path]) -> Iterable[Row]:

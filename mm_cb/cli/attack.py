@@ -319,12 +319,21 @@ def check(
     """Run the sanity battery of an attack evaluation: is a low number the model's strength or the attack's weakness?"""
     refuse_old_settings(old, _OLD_CHECK)
     levels, text = parse_levels(epsilon), read_system(system)
-    from mm_cb.attacks.sanity.measure import BatteryConfig
+    try:
+        config = AttackConfig(
+            threat=Threat(levels=levels),
+            steps=steps,
+            iterates=iterates,
+            optimizer=optimizer,
+            image_backend=image_backend,
+            seed=seed,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
     from mm_cb.attacks.sanity.run import run_battery
     from mm_cb.inference.source import ModelSource
 
-    config = BatteryConfig(levels, steps, iterates, optimizer, count, image_backend)
-    run_battery(ModelSource(model, adapter, device, dtype, system=text), behaviors, out, config, seed=seed)
+    run_battery(ModelSource(model, adapter, device, dtype, system=text), behaviors, out, config, count)
 
 
 def transfer(

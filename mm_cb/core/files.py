@@ -125,14 +125,40 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(complete, start=1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except ValueError as e:
-            raise UserError(f"{path}:{number}: expected one JSON object per line, got a broken line: {e}") from e
-        if not isinstance(record, dict):
-            raise UserError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}.")
-        records.append(record)
+        records.append(json_object(line, f"{path}:{number}"))
     return records
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        UserError: If the file is missing or holds anything else; the message names the file, and the line.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as e:
+        raise UserError(f"`{path}` must be a file with a JSON object, it cannot be read: {e.strerror}.") from e
+    return json_object(content, str(path))
+
+
+def json_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Args:
+        text: The whole of a file, or one line of it.
+        where: That file or line, for the message.
+
+    Raises:
+        UserError: If it is none.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{where} must be one JSON object, but it is broken: {e}.") from e
+    if not isinstance(content, dict):
+        raise UserError(f"{where} must be one JSON object, got {type(content).__name__}.")
+    return content
 
 
 def file_sha256(path: Path) -> str:

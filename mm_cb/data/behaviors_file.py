@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import json_object
 from mm_cb.core.provenance import available_memory_bytes
 
 KEPT_AS = "behaviors.jsonl"
@@ -66,7 +66,7 @@ def read_behaviors(path: Path) -> list[Behavior]:
 def kept_behaviors(folder: Path) -> list[Behavior]:
     """What a run asked, from the copy of its behaviours file; pictures are the run's own, so none is named."""
     lines = (folder / KEPT_AS).read_text(encoding="utf-8").split("\n")
-    records = [json.loads(line) for line in lines if line.strip()]
+    records = [json_object(line, f"{folder / KEPT_AS}:{i}") for i, line in enumerate(lines, start=1) if line.strip()]
     return [
         Behavior(b["id"], b["prompt"], b["target"], None, str(b.get("category", "all")), str(b.get("split", "all")), b)
         for b in records
@@ -75,12 +75,7 @@ def kept_behaviors(folder: Path) -> list[Behavior]:
 
 def _behavior(line: str, path: Path, number: int) -> Behavior:
     where = f"{path}:{number}"
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} must be one JSON object, got a broken line ({error}).") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{where} must be one JSON object, got {type(record).__name__}.")
+    record = json_object(line, where)
     wrong = [key for key in _REQUIRED if not isinstance(record.get(key), str) or not record[key].strip()]
     if wrong:
         raise UserError(f"{where} must have non-empty texts for {list(_REQUIRED)}, wrong or missing: {wrong}.")

@@ -1,7 +1,6 @@
 """Which training requests come too close to the behaviours that a model is tested with."""
 
 import csv
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import json_object
 
 THRESHOLD = 0.3
 _ORDERS = (1, 2, 3, 4)
@@ -125,7 +125,7 @@ def read_prompts(path: Path) -> list[str]:
                 records = list(csv.DictReader(file))
         else:
             lines = path.read_text(encoding="utf-8").split("\n")
-            records = [_record(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+            records = [json_object(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the behaviours `{path}`: {error}") from error
     prompts = []
@@ -137,16 +137,6 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise UserError(f"`{path}` must hold at least one behaviour, it is empty.")
     return prompts
-
-
-def _record(line: str, path: Path, number: int) -> dict[str, str]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}:{number}: expected one JSON object per line: {error}") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}.")
-    return record
 
 
 def _grams(tokens: Sequence[str], order: int) -> set[tuple[str, ...]]:

@@ -32,7 +32,9 @@ class Subject:
         return [self.system] * rows
 
 
-def load_subject(source: ModelSource, name: str) -> Subject:
-    """Load a model and, if it has one, its adapter, which is then on."""
-    model = load_model(source.model, adapter=source.adapter, device=source.device, dtype=source.dtype)
+def load_subject(source: ModelSource, name: str, image_backend: str = "pil") -> Subject:
+    """Load a model and, if it has one, its adapter, which is then on; ``image_backend`` resizes its pictures."""
+    model = load_model(
+        source.model, adapter=source.adapter, device=source.device, dtype=source.dtype, image_backend=image_backend
+    )
     return Subject(name, model, adapted=source.adapter is not None, system=source.system)

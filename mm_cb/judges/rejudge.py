@@ -259,13 +259,5 @@ def _labelled(m: Measurement) -> Measurement:
     return dataclasses.replace(m, counts={**m.counts, "proxy": m.n})
 
 
-def by_proxy(run_dir: Path, items: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether the items carry verdicts of a judge that only stands in for a real one: their rows say so."""
-    files = [
-        run_dir / FOLDER / f"{safe_id(name)}.json" for name in {item["judge"] for item in items if "judge" in item}
-    ]
-    return any(json.loads(file.read_bytes())["source"].get("proxy") for file in files)
-
-
 def _address(m: Measurement) -> tuple[str, str, str, str]:
     return m.subject, m.metric, m.condition, m.split

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mm_cb.metrics.results import Measurement, find
-from mm_cb.metrics.table import metric, rank
+from mm_cb.metrics.table import HEADLINE, metric, rank
 from mm_cb.report.labels import SPLITS, is_breaker, rule_labels
 
 
@@ -97,9 +97,9 @@ def seed_table(measurements: Sequence[Measurement]) -> tuple[list[str], list[See
         return [], []
     wanted = [
         ("no attack", "compliance", "no_attack", "all", False),
-        ("PGD", "compliance", "pgd", "all", False),
-        ("PGD, trained", "compliance", "pgd", "trained", False),
-        (f"PGD, {SPLITS['held_out_kind']}", "compliance", "pgd", "held_out_kind", False),
+        ("PGD", "compliance", HEADLINE, "all", False),
+        ("PGD, trained", "compliance", HEADLINE, "trained", False),
+        (f"PGD, {SPLITS['held_out_kind']}", "compliance", HEADLINE, "held_out_kind", False),
         ("worst of all", "compliance", "worst_case", "all", False),
     ]
     names = _capability_names(measurements)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mm_cb.core.files import write_bytes
 from mm_cb.core.runs import read_jsonl
 from mm_cb.metrics.results import find, read_results
+from mm_cb.metrics.table import HEADLINE
 from mm_cb.report.charts import Bar, outcome_bars
 from mm_cb.report.gallery import AMPLIFICATION, amplified_difference, read_picture
 from mm_cb.report.labels import HATCH, OUTCOME_COLOURS, OUTCOMES, subject_label
@@ -46,7 +47,7 @@ def picture(run_dir: Path, out_png: Path) -> None:
         left, *right = figure.subfigures(1, len(columns), width_ratios=columns, squeeze=False)[0]
         _draw_bars(left.add_subplot(), groups)
         if triple:
-            base = find(measurements, "base", "compliance", "pgd")
+            base = find(measurements, "base", "compliance", HEADLINE)
             assert base is not None, "a triple comes from an item that was counted"
             caption = f"1 of {int(base.counts['harmful'])} pictures (of {base.n}) that\nmade the base model comply"
             _draw_triple(right[0], triple, caption)
@@ -93,7 +94,7 @@ def _triple(items: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str,
     found: list[tuple[str, Any]] = []
     for item in items:
         wanted = (item.get("metric"), item.get("subject"), item.get("condition"), item.get("outcome"))
-        if wanted != ("compliance", "base", "pgd", "harmful"):
+        if wanted != ("compliance", "base", HEADLINE, "harmful"):
             continue
         clean, attacked = (read_picture(folder, item.get(key)) for key in ("clean_image", "image"))
         if clean is None or attacked is None:

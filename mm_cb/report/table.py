@@ -10,7 +10,7 @@ from mm_cb.core.compatibility import counts_in_worst_case
 from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.results import Measurement, find, read_results
 from mm_cb.metrics.statistics import holm
-from mm_cb.metrics.table import FORCED, KEPT, SIDE_EFFECT, Metric, metrics
+from mm_cb.metrics.table import FORCED, HEADLINE, KEPT, SIDE_EFFECT, Metric, metrics
 from mm_cb.report.labels import (
     CONDITIONS,
     SPLITS,
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 HEADLINE_SUBJECTS = ("base", "base+safety_prompt", "rr")
 _ATTACKS = "Forbidden requests answered, % (lower is better)"
-_SPLIT = {"pgd": "of these, under PGD", "worst_case": "of these, the worst of all attacks"}
+_SPLIT = {HEADLINE: "of these, under PGD", "worst_case": "of these, the worst of all attacks"}
 _KEPT = "What must stay, % (higher is better)"
 _SIDE = "Side effects on benign requests, % (lower is better)"
 _FORCED = "Harmless sentences forced on the model, % (how strong the attack is)"
 _BRIEF = {
     _ATTACKS: "complies, %",
-    _SPLIT["pgd"]: "PGD by kind, %",
+    _SPLIT[HEADLINE]: "PGD by kind, %",
     _SPLIT["worst_case"]: "worst by kind, %",
     _KEPT: "kept, %",
     _SIDE: "side effects, %",
@@ -135,7 +135,7 @@ def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str
     rules: dict[str, dict[str, None]] = {one.name: {} for one in capabilities}
     side: dict[str, dict[str, None]] = {one.name: {one.strict: None} if one.promised else {} for one in effects}
     broad = {one.name for one in effects if not one.promised}
-    attacks = dict.fromkeys(("no_attack", "noise", "pgd", "pgd_adaptive"))
+    attacks = dict.fromkeys(("no_attack", "noise", HEADLINE, "pgd_adaptive"))
     for m in measurements:
         if m.metric in rules:
             rules[m.metric][m.condition] = None
@@ -182,7 +182,9 @@ def _notes(measurements: Sequence[Measurement], subjects: Sequence[str], rows: S
         if (m.metric, m.condition, m.split) == ("compliance", "pgd_adaptive", "all")
     }
     copied = [subject_label(s) for s in subjects if adaptive.get(s)]
-    lacking = [subject_label(s) for s in subjects if s not in adaptive and find(measurements, s, "compliance", "pgd")]
+    lacking = [
+        subject_label(s) for s in subjects if s not in adaptive and find(measurements, s, "compliance", HEADLINE)
+    ]
     if adaptive and (shown := copied or lacking):
         rest = "PGD's results stand for it" if copied else "there was nothing further to run"
         notes.append(

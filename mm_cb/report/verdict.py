@@ -9,7 +9,7 @@ from mm_cb.core.compatibility import counts_in_worst_case
 from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.results import Measurement, find
 from mm_cb.metrics.statistics import holm, wilson_interval
-from mm_cb.metrics.table import SIDE_EFFECT, metric
+from mm_cb.metrics.table import HEADLINE, SIDE_EFFECT, metric
 from mm_cb.report.labels import SPLITS, interval, p_value, percent, rule_labels, signed
 
 Kind = Literal["claim", "mixed", "no_effect", "no_claim"]
@@ -66,8 +66,8 @@ def judge_run(
             why = f"{len(failed)} of {len(checks)} checks failed"
         detail = f" this run shows nothing about the circuit breaker, because {why}."
         return Verdict("no_claim", "No claim:", detail, tuple(reasons), limits)
-    pgd, worst = _of(measurements, "rr", "pgd"), _of(measurements, "rr", "worst_case")
-    base, base_worst = _of(measurements, "base", "pgd"), _of(measurements, "base", "worst_case")
+    pgd, worst = _of(measurements, "rr", HEADLINE), _of(measurements, "rr", "worst_case")
+    base, base_worst = _of(measurements, "base", HEADLINE), _of(measurements, "base", "worst_case")
     kind: Kind = "no_effect"
     pgd_p, worst_p = holm([pgd.counts["mcnemar_p"], worst.counts["mcnemar_p"]])
     if _lower(pgd, pgd_p):
@@ -99,7 +99,7 @@ def _failure(check: Mapping[str, Any]) -> str:
 def _gaps(measurements: Sequence[Measurement]) -> list[str]:
     """Why the comparison cannot be made, in words; empty when it can."""
     gaps = []
-    for condition in ("pgd", "worst_case"):
+    for condition in (HEADLINE, "worst_case"):
         found = find(measurements, "rr", "compliance", condition)
         if find(measurements, "base", "compliance", condition) is None or found is None or found.paired_with != "base":
             gaps.append(f"Base and circuit breaker were not both measured under {condition}, paired by item.")
@@ -129,7 +129,7 @@ def _paired(measurement: Measurement) -> str:
 
 def _held_out(measurements: Sequence[Measurement]) -> str:
     """The wholly held-out kind, under PGD and in the worst case: the adaptive attack finds it first."""
-    conditions = {"pgd": "PGD", "worst_case": "the worst of all attacks"}
+    conditions = {HEADLINE: "PGD", "worst_case": "the worst of all attacks"}
     found = {name: find(measurements, "rr", "compliance", c, "held_out_kind") for c, name in conditions.items()}
     known = {name: m for name, m in found.items() if m is not None and m.value is not None}
     if not known:
@@ -178,7 +178,7 @@ def _prices(measurements: Sequence[Measurement]) -> list[tuple[Measurement, tupl
 
 def _limits(measurements: Sequence[Measurement], items: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     limits = []
-    found = find(measurements, "rr", "compliance", "worst_case") or find(measurements, "rr", "compliance", "pgd")
+    found = find(measurements, "rr", "compliance", "worst_case") or find(measurements, "rr", "compliance", HEADLINE)
     if found is not None and found.n and found.ci95 is not None:
         none = percent(100 * wilson_interval(0, found.n).high)
         limits.append(
@@ -186,7 +186,7 @@ def _limits(measurements: Sequence[Measurement], items: Iterable[Mapping[str, An
             f"success at all would leave up to {none} % open."
         )
     limits += _placebo(measurements, items)
-    broken = find(measurements, "rr", "gibberish", "pgd")
+    broken = find(measurements, "rr", "gibberish", HEADLINE)
     if broken is not None and broken.value is not None:
         limits.append(
             f"{percent(broken.value)} % of the circuit breaker's answers under PGD are broken text: no harm done, but "
@@ -229,7 +229,7 @@ def _seeds(measurements: Sequence[Measurement]) -> str:
         return "One training seed of the circuit breaker: another seed may do better or worse."
     found = {
         condition: [find(measurements, breaker, "compliance", condition) for breaker in breakers]
-        for condition in ("pgd", "worst_case")
+        for condition in (HEADLINE, "worst_case")
     }
     listed = {
         condition: ", ".join("not judged" if m is None else f"{percent(m.value)} %" for m in values)

@@ -11,8 +11,6 @@ from mm_cb.attacks.shards import Shard
 from mm_cb.attacks.verify import verify_run
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl, write_jsonl
-from mm_cb.judges.rejudge import by_proxy
-from mm_cb.metrics.agreement import key_of
 from mm_cb.metrics.observations import rank
 from mm_cb.metrics.results import measure, write_results
 from mm_cb.miniature import judge
@@ -21,7 +19,7 @@ from mm_cb.models import load_model
 from tests.attacks.helpers import attack, edited, first_behaviors
 
 REFUSAL = "i cannot help with that."
-WORST = ("outcome", "image", "loss", "completion")
+WORST = ("outcome", "image", "loss", "completion", "nll_base")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +45,7 @@ def loaded_once():
     """The miniature is loaded once for the whole module: to verify changes nothing in it."""
     model = load_model("miniature")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("mm_cb.attacks.verify.load_model", lambda *_, **__: model)
+        patched.setattr("mm_cb.inference.subjects.load_model", lambda *_, **__: model)
         yield
 
 
@@ -84,9 +82,6 @@ def forge(run, **values):
     told = json.loads(path.read_text())
     repeated = {key: told[key] for key in ("epsilon", "loss", "objective_file", "nll_base")}
     in_items(run, lambda one: one.update(repeated) if one["image"] == told["image"] else None)
-    texts = {key: told[key] for key in ("prompt", "target")}
-    items = read_jsonl(run / "items.jsonl")
-    write_jsonl(run / "items.jsonl", [item | texts if item["id"] == told["id"] else item for item in items])
 
 
 def refused(run, match):
@@ -132,7 +127,7 @@ def test_a_gathered_run_verifies_and_so_does_one_shard(two, tmp_path):
 def test_losses_in_bfloat16_are_held_to_what_bfloat16_holds_and_a_forged_one_is_still_found(few, monkeypatch, capsys):
     """Recorded in float32, computed again in bfloat16: at least what another batch changes, no digit was chosen."""
     model = load_model("miniature", dtype="bfloat16")
-    monkeypatch.setattr("mm_cb.attacks.verify.load_model", lambda *_, **__: model)
+    monkeypatch.setattr("mm_cb.inference.subjects.load_model", lambda *_, **__: model)
     edited(few / "run.json", lambda run: run["recipe"].update(dtype="bfloat16"))
     rows = verify_run(few)
     assert all(1e-4 < abs(row.loss_found - row.loss_recorded) for row in rows)
@@ -157,7 +152,7 @@ def test_one_level_of_one_pixel_is_noticed(few):
     red, green, blue = picture.getpixel((3, 3))
     picture.putpixel((3, 3), (red - 1 if red else 1, green, blue))
     picture.save(path)
-    refused(few, rf"{path.parent.name}.*another file.*SHA-256")
+    refused(few, rf"{path.parent.name}.*the picture is another one.*SHA-256")
 
 
 def test_two_swapped_pictures_are_noticed(few):
@@ -165,7 +160,7 @@ def test_two_swapped_pictures_are_noticed(few):
     held = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(held)
-    refused(few, "another file.*SHA-256.*2 of 2 pictures disagree")
+    refused(few, "the picture is another one.*SHA-256.*2 of 2 pictures disagree")
 
 
 def test_a_swapped_clean_picture_is_noticed_even_if_the_distance_stays(few):
@@ -174,37 +169,38 @@ def test_a_swapped_clean_picture_is_noticed_even_if_the_distance_stays(few):
     picture, attacked = Image.open(clean).convert("RGB"), Image.open(path).convert("RGB")
     picture.putpixel((3, 3), attacked.getpixel((3, 3)))  # nearer to the attacked picture in one pixel
     picture.save(clean)
-    refused(few, "the clean picture is another file")
+    refused(few, "the clean picture is another one")
 
 
-def test_a_picture_that_is_not_there_is_missed_with_its_json_and_without(run):
-    path = picture_of(run)
+def test_pictures_are_those_that_the_items_name(few):
+    path = picture_of(few)
+    extra = shutil.copyfile(path, path.with_name("extra.png"))
+    refused(few, "must hold the same pictures, see `images/.*extra.png`")
+    extra.unlink()
     path.unlink()
-    refused(run, rf"names `images/.*{path.name}`, which is not in the run")
-    path.with_suffix(".json").unlink()
-    refused(run, rf"names `images/.*{path.name}`, which is not in the run")
-
-
-def test_a_picture_that_no_item_names_is_noticed(run):
-    path = picture_of(run)
-    shutil.copyfile(path, path.with_name("extra.png"))
-    refused(run, "JSON of the picture")
-    shutil.copyfile(path.with_suffix(".json"), path.with_name("extra.json"))
-    refused(run, "must be about the picture beside it")
-    edited(path.with_name("extra.json"), lambda told: told.update(image=told["image"].replace(path.name, "extra.png")))
-    refused(run, "must name every attacked picture, it lacks `images/.*extra.png`")
+    refused(few, f"must hold the same pictures, see `images/.*{path.name}`")
 
 
 def test_broken_and_missing_files_end_with_exit_code_2_and_one_line(few, capsys):
+    def told():
+        assert cli.run(["attack", "verify", str(few)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
     path = picture_of(few)
     path.write_bytes(path.read_bytes()[:100])
-    assert cli.run(["attack", "verify", str(few)]) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and path.name in error[0]
+    assert path.name in told()
+    edited(path.with_suffix(".json"), lambda told: {key: value for key, value in told.items() if key != "sha256"})
+    assert f"{path.stem}.json` must be as `mm-cb attack` wrote it: KeyError, 'sha256'" in told()
+    path.with_suffix(".json").write_text('{"schema": 1,\n"id"')
+    line = told()
+    assert f"{path.stem}.json must be one JSON object" in line and "line 2" in line
     path.with_suffix(".json").unlink()
-    refused(few, "JSON of the picture")
+    assert f"{path.stem}.json` must be a file with a JSON object" in told()
     shutil.rmtree(few / "images")
-    refused(few, "none to verify")
+    assert "none to verify" in told()
+    (few / "behaviors.jsonl").unlink()
+    assert "behaviors.jsonl" in told()
 
 
 def test_a_run_that_names_no_model_has_nothing_to_verify(few, capsys):
@@ -224,12 +220,10 @@ def test_a_run_that_names_no_model_has_nothing_to_verify(few, capsys):
         ({"objective_file": lambda v: None}, "objective_file None recorded"),
         ({"loss_clean": lambda v: 99.0}, "loss_clean 99.0 recorded"),
         ({"nll_base": lambda v: v + 3e-4}, "nll_base .* recorded"),
-        ({"epsilon": lambda v: v - 1}, "epsilon 7/255 recorded, 8/255 found"),
+        ({"epsilon": lambda v: v - 1}, "epsilon 7 recorded, 8 found"),
         ({"attack": lambda v: v | {"epsilon": 9}}, "states other settings than run.json"),
-        ({"attack": lambda v: v | {"threat_model": "l3:1"}}, "must be the JSON of the picture.*`norm` must be one of"),
+        ({"attack": lambda v: v | {"threat_model": "l3:1"}}, "must be as `mm-cb attack` wrote it.*`norm` must be one"),
         ({"protocol": lambda v: v | {"samples": 3}}, "states other settings than run.json"),
-        ({"target": lambda v: "sure"}, "loss .* recorded"),
-        ({"prompt": lambda v: "sure"}, "loss .* recorded"),
         ({"response": lambda v: v + " take ash"}, "objective_file .* recorded"),
     ],
 )
@@ -238,48 +232,61 @@ def test_a_number_that_is_not_the_files_is_named(few, values, match):
     refused(few, match)
 
 
+@pytest.mark.parametrize("key", ["loss", "epsilon", "objective_file", "nll_base"])
+@pytest.mark.parametrize("place", ["items", "json"])
+def test_a_number_is_held_to_the_file_wherever_it_stands(few, key, place):
+    image = picture_of(few).relative_to(few).as_posix()
+    if place == "items":
+        in_items(few, lambda one: one.update({key: one[key] + 1} if one["image"] == image else {}))
+    else:
+        edited(picture_of(few).with_suffix(".json"), lambda told: told.update({key: told[key] + 1}))
+    refused(few, f"{key} .* recorded, .* found")
+
+
 @pytest.mark.parametrize(
-    "stated", [{"epsilon": 7}, {"steps": 9}, {"restarts": 2}, {"seed": 3}, {"samples": 9}, {"optimizer": "sign"}]
+    ("stated", "match"),
+    [
+        ({"epsilon": 7}, "outside linf of 7/255; its JSON states other settings than run.json"),
+        ({"steps": 9}, "states other settings than run.json"),
+        ({"optimizer": "sign"}, "states other settings than run.json"),
+        ({"restarts": 2}, "has another k than its candidates and run.json give"),
+        ({"samples": 9}, "has another k than its candidates and run.json give"),
+        ({"seed": 3}, "has another seed than its candidates and run.json give"),
+        ({"chain": True}, "run.json and the JSON beside its pictures differ in `chain`"),
+        ({"attack": "pgd"}, "must hold every behaviour under every attack of run.json, and no others"),
+    ],
 )
-def test_a_run_that_states_another_experiment_is_noticed(few, stated):
+def test_a_run_that_states_another_experiment_is_noticed(few, stated, match):
     def forged(run):
         for key, value in stated.items():
             next((part for part in (run, run["recipe"]) if key in part), run["recipe"]["options"])[key] = value
 
     edited(few / "run.json", forged)
-    refused(few, "states (other settings than run.json|another k than run.json gives)")
+    refused(few, match)
 
 
 def test_a_picture_outside_the_ball_that_the_whole_run_states_is_noticed(few):
     edited(few / "run.json", lambda run: run["recipe"].update(epsilon=4))
     for path in (few / "images").glob("*/*.json"):
         edited(path, lambda told: told["attack"].update(epsilon=4))
-    refused(few, "the picture is outside linf of 4/255")
-
-
-@pytest.mark.parametrize("key", ["loss", "epsilon", "objective_file", "objective_logged"])
-def test_items_that_are_not_the_pictures_are_noticed(run, key):
-    in_items(run, lambda one: one.update({key: one[key] + 1} if one[key] is not None else {}))
-    refused(run, f"disagree in {key}")
+    refused(few, "outside linf of 4/255")
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("outcome", "harmful"), ("loss", 9.0), ("completion", "sure"), ("image", 0)]
+    ("key", "value"),
+    [
+        *(("outcome", "harmful"), ("loss", 9.0), ("completion", "sure"), ("image", 0), ("prefix_emitted", 7)),
+        *(("k", 1000), ("worst_case", False), ("early_stop", True), ("prompt", "hello"), ("target", "hello")),
+    ],
 )
-def test_an_item_that_is_not_its_worst_candidate_is_noticed(run, key, value):
+def test_an_item_is_what_its_candidates_and_the_runs_settings_give(run, key, value):
     items = read_jsonl(run / "items.jsonl")
     items[0][key] = value
     write_jsonl(run / "items.jsonl", items)
-    refused(run, "is not the worst of its candidates")
+    refused(run, "has another .* than its candidates and run.json give")
 
 
 # answers
-
-
-@pytest.mark.parametrize("sample", [None, 1])
-def test_another_answer_than_was_stored_is_noticed(run, sample):
-    in_items(run, lambda one: one.update(completion="sure") if one["sample"] == sample else None)
-    refused(run, "disagree in completion")
 
 
 def refusing(run):
@@ -299,18 +306,13 @@ def test_a_forged_answer_is_noticed_though_its_verdict_and_its_hash_fit(few, cap
     assert "2 of 2 greedy answers differ" in capsys.readouterr().out
 
 
-def test_pictures_of_an_attack_that_the_run_does_not_name_are_noticed(run):
-    edited(run / "run.json", lambda content: content["recipe"].update(attack="pgd,pgd_long,prefill"))
-    refused(run, "holds pictures of `noise`, which its run.json does not name")
-
-
 def test_another_models_answers_are_noticed(few, monkeypatch):
     other = load_model("miniature")
     torch.manual_seed(0)
     with torch.no_grad():
         for block in other.decoder_blocks:
             block.mlp.down_proj.weight.add_(0.5 * torch.randn_like(block.mlp.down_proj.weight))
-    monkeypatch.setattr("mm_cb.attacks.verify.load_model", lambda *_, **__: other)
+    monkeypatch.setattr("mm_cb.inference.subjects.load_model", lambda *_, **__: other)
     refused(few, "loss .* recorded.*the model's answer is another one than the run stored.*2 of 2 pictures disagree")
 
 
@@ -324,47 +326,20 @@ def test_a_forged_verdict_is_noticed(few):
     refused(few, rf"{forged}, judged again it is {honest}")
 
 
-def test_what_was_not_judged_again_is_said(few, capsys):
+def test_how_much_was_judged_again_is_said(few, capsys):
     in_items(few, lambda one: one.update(outcome="not_judged"))
     verify_run(few)
     assert "0 of 2 verdicts judged again" in " ".join(capsys.readouterr().out.split())
-    edited(few / "run.json", lambda run: run["recipe"].update(model="elsewhere"))
+
+
+def test_verdicts_that_another_judge_gave_since_are_its_own(few, capsys):
+    """Theirs is `mm-cb judge`; what is counted is held to them."""
+    assert cli.run(["judge", str(few), "--judge", "refusal-strings"]) == 0
+    capsys.readouterr()
     verify_run(few)
-    assert "there is no exact judge for `elsewhere`" in " ".join(capsys.readouterr().out.split())
-
-
-def judged(run, verdict="other"):
-    """The run as `mm-cb judge` leaves it, with one verdict on every answer."""
-    items = read_jsonl(run / "items.jsonl")
-    ones = [(item, one) for item in items for one in item["candidates"]]
-    (run / "judgements").mkdir()
-    (run / "judgements" / "other.json").write_text(json.dumps({"judge": "other", "source": {}}))
-    write_jsonl(run / "judgements" / "as-run.jsonl", [{"key": key_of(i, c), "outcome": c["outcome"]} for i, c in ones])
-    given = [{"key": key_of(i, c), "outcome": verdict, "score": None} for i, c in ones]
-    write_jsonl(run / "judgements" / "other.jsonl", given)
-    write_jsonl(run / "items.jsonl", [item | {"judge": "other"} for item in items])
-    in_items(run, lambda one: one.update(outcome=verdict, judge_score=None))
-    assert not by_proxy(run, items)
-
-
-def test_another_judges_verdicts_are_those_it_gave_and_the_runs_own_are_judged_again(few, capsys):
-    judged(few)
-    verify_run(few)
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "verdicts are those of other" in shown and "2 of 2 verdicts judged again" in shown
-
-
-def test_a_verdict_that_another_judge_did_not_give_is_noticed(few):
-    judged(few)
-    in_items(few, lambda one: one.update(outcome="refusal"))
-    refused(few, r"other.jsonl")
-
-
-def test_an_edited_verdict_of_the_run_s_own_is_noticed_behind_another_judges(few):
-    judged(few)
-    own = few / "judgements" / "as-run.jsonl"
-    write_jsonl(own, [record | {"outcome": "harmful"} for record in read_jsonl(own)])
-    refused(few, "judged again it is")
+    assert "0 of 2 verdicts judged again" in " ".join(capsys.readouterr().out.split())
+    edited(few / "results.json", lambda results: results["measurements"][0]["counts"].update(refusal=9))
+    refused(few, "results.json` must say what the run holds")
 
 
 # counts
@@ -376,27 +351,7 @@ def test_a_behaviour_that_was_left_out_is_noticed(few):
     shutil.rmtree((few / gone["image"]).parent)
     write_jsonl(few / "items.jsonl", items)
     write_results(few / "results.json", measure(items, pairs=[]))
-    refused(few, rf"must hold every behaviour under every attack, it lacks .*{gone['id']}")
-
-
-def test_a_picture_that_was_left_out_is_noticed(run):
-    items = read_jsonl(run / "items.jsonl")
-    gone = items[0]["candidates"].pop()["image"]
-    items[0]["candidates"] = [one for one in items[0]["candidates"] if one["image"] != gone]
-    items[0] |= {key: min(items[0]["candidates"], key=rank)[key] for key in WORST}
-    write_jsonl(run / "items.jsonl", items)
-    refused(run, f"must name every attacked picture, it lacks `{gone}`")
-
-
-def counts(metric, name):
-    def edit(results):
-        next(m for m in results["measurements"] if m["metric"] == metric and name in m["counts"])["counts"][name] += 1
-
-    return edit
-
-
-def invented(results):
-    results["measurements"].append(results["measurements"][0] | {"condition": "worst_case_of_another"})
+    refused(few, f"must hold every behaviour under every attack of run.json, and no others: see `{gone['id']}`")
 
 
 @pytest.mark.parametrize(
@@ -406,40 +361,15 @@ def invented(results):
             "results.json",
             lambda results: results["measurements"][0].update(value=results["measurements"][0]["value"] + 1),
         ),
-        ("results.json", counts("compliance", "refusal")),
-        ("results.json", counts("compliance", "prefix_emitted")),
-        ("results.json", counts("gibberish", "gibberish")),
-        ("results.json", invented),
+        ("results.json", lambda results: results["measurements"][0]["counts"].update(refusal=9)),
+        ("results.json", lambda results: results["measurements"].append(results["measurements"][0])),
         ("results.json", lambda results: results | {"measurements": []}),
         ("checks.json", lambda checks: []),
-        ("checks.json", lambda checks: checks[1].update(value="largest gap 0 over 9 files")),
+        ("protocol.json", lambda protocol: protocol["k"].update(pgd_long=9)),
+        ("curves.json", lambda curves: curves[0]["q50"].append(0.0)),
+        ("curves.json", lambda curves: []),
     ],
 )
-def test_what_the_items_do_not_hold_is_noticed(few, name, edit):
+def test_what_the_run_does_not_hold_is_noticed(few, name, edit):
     edited(few / name, edit)
-    refused(few, f"{name}` must say what the run's items hold")
-
-
-def test_the_selected_picture_is_the_one_that_was_judged(few):
-    """It is what a page shows and what is tried on other models."""
-    items = read_jsonl(few / "items.jsonl")
-    shown = sorted(path for path in (few / "images").glob("*.png") if ".clean" not in path.name)
-    assert len(shown) == len(items)
-    shutil.copy(few / items[0]["clean_image"], shown[0])
-    refused(few, "must be the picture .*, it is missing or another one")
-    shown[0].unlink()
-    refused(few, "must be the picture .*, it is missing or another one")
-
-
-@pytest.mark.parametrize(("key", "value"), [("k", 1000), ("worst_case", False), ("early_stop", True)])
-def test_an_item_states_the_protocol_that_run_json_gives(few, key, value):
-    items = read_jsonl(few / "items.jsonl")
-    write_jsonl(few / "items.jsonl", [item | {key: value} for item in items])
-    write_results(few / "results.json", measure([item | {key: value} for item in items], pairs=[]))
-    refused(few, f"states another {key} than run.json gives")
-
-
-@pytest.mark.parametrize("key", ["prompt", "target"])
-def test_an_item_is_about_what_its_picture_was_made_for(few, key):
-    write_jsonl(few / "items.jsonl", [item | {key: "hello"} for item in read_jsonl(few / "items.jsonl")])
-    refused(few, f"disagree in {key}")
+    refused(few, f"{name}` must say what the run holds")

@@ -235,8 +235,6 @@ def test_transfer_takes_two_runs(capsys):
 
 
 def test_a_check_passes_its_flags_on(monkeypatch):
-    from mm_cb.attacks.sanity.measure import BatteryConfig
-
     calls, stand_in = [], types.ModuleType("mm_cb.attacks.sanity.run")
     stand_in.run_battery = lambda *given, **more: calls.append((*given, more))
     monkeypatch.setitem(sys.modules, "mm_cb.attacks.sanity.run", stand_in)
@@ -244,7 +242,7 @@ def test_a_check_passes_its_flags_on(monkeypatch):
     flags = ["--epsilon", "8/255", "--steps", "3", "--optimizer", "sign", "--iterates", "0", "--count", "2"]
     flags += ["--image-backend", "torchvision", "--seed", "5"]
     assert cli.run(["attack", "check", *ASKED, *flags]) == 0
-    assert [(call[3], call[4]["seed"]) for call in calls] == [
-        (BatteryConfig(), 0),
-        (BatteryConfig(8, 3, 0, "sign", 2, "torchvision"), 5),
+    assert [call[3:] for call in calls] == [
+        (AttackConfig(steps=100, iterates=5), 12, {}),
+        (AttackConfig("pgd", Threat(levels=8), 3, 1, 5, optimizer="sign", image_backend="torchvision"), 2, {}),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,35 +14,40 @@ import torch
 from PIL.Image import Image
 
 from mm_cb.attacks import saved as files
+from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.run import refuse_placeholders, refuse_unsayable
 from mm_cb.attacks.sanity.bed import make_bed
-from mm_cb.attacks.sanity.checks import ADAPTIVE, checks_of, notes_of
-from mm_cb.attacks.sanity.measure import BatteryConfig, Filed, Measured, add_transfer, measure_bed
+from mm_cb.attacks.sanity.checks import checks_of, notes_of
+from mm_cb.attacks.sanity.measure import ADAPTIVE, Measured, add_transfer, measure_bed
 from mm_cb.attacks.sanity.store import as_json, measured_once
 from mm_cb.core.embedded import is_fiction
 from mm_cb.core.hub import keep_to
-from mm_cb.core.progress import Progress, console
+from mm_cb.core.progress import Progress, Task, console
 from mm_cb.core.runs import RunDirectory, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
 from mm_cb.inference.source import ModelSource
-from mm_cb.inference.subjects import Subject
+from mm_cb.inference.subjects import load_subject
 from mm_cb.metrics.results import measure, write_results
-from mm_cb.models import ChatModel, load_model
 
 _ARMS = (
     *("clean", "noise", "random_search", "single_step", "pgd", "any_of_k", "double_steps", "double_runs", "apgd"),
     *("transfer", *ADAPTIVE),
 )
-_DIGITS = 5
-"""Significant digits in battery.json."""
 
 
 def run_battery(
-    source: ModelSource, behaviors: Path, out: Path, config: BatteryConfig, *, seed: int = 0
+    source: ModelSource, behaviors: Path, out: Path, config: AttackConfig, count: int
 ) -> list[dict[str, Any]]:
     """Run every arm and check, write ``checks.json``, ``battery.json`` and every judged picture, print the table.
 
     A failed check is a result, not an error: the report of the run claims nothing.
+
+    Args:
+        source: The model; with an adapter its base is the control.
+        behaviors: Behaviours file.
+        out: Run directory.
+        config: Of the search by PGD, in an l-inf ball; its iterates are as many as the placebo has further draws.
+        count: The first so many behaviours of one picture size.
 
     Returns:
         The checks.
@@ -50,60 +55,38 @@ def run_battery(
     keep_to(out)
     asked = read_behaviors(behaviors)
     recipe: dict[str, Any] = {"model": source.model, "adapter": source.adapter, "system": source.system}
-    recipe |= {"epsilon": config.epsilon, "device": source.device, "dtype": source.dtype}
-    recipe |= {"options": {k: v for k, v in asdict(config).items() if k != "epsilon"}}
-    recipe |= {"fiction": is_fiction(source.model)}
+    recipe |= {"epsilon": config.threat.levels, "device": source.device, "dtype": source.dtype}
+    options = {key: getattr(config, key) for key in ("steps", "iterates", "optimizer", "image_backend")}
+    recipe |= {"options": options | {"behaviors": count}, "fiction": is_fiction(source.model)}
     inputs = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
-    with RunDirectory(out, "attack check", recipe, seed, inputs=inputs) as run, Progress() as progress:
-        if not run.finished:
-            loaded = load_model(
-                source.model,
-                adapter=source.adapter,
-                device=source.device,
-                dtype=source.dtype,
-                image_backend=config.image_backend,
-            )
-            group, pictures = _one_size(asked, loaded.canvas, config.behaviors)
-            refuse_placeholders(group, loaded.processor.image_token)
-            refuse_unsayable(group, loaded)
+    with RunDirectory(out, "attack check", recipe, config.seed, inputs=inputs) as run, Progress() as progress:
+        if run.finished:
+            progress.say("finished before, nothing was measured again")
+        else:
+            subject = load_subject(source, "rr" if source.adapter else "base", config.image_backend)
+            group, pictures = _one_size(asked, subject.model.canvas, count)
+            refuse_placeholders(group, subject.model.processor.image_token)
+            refuse_unsayable(group, subject.model)
             refuse_too_large(group, len(group))
             stored = run.stage("parts")
-            measured = _measure(source, loaded, group, pictures, config, seed, run.path, stored, progress)
+            subjects = [replace(subject, name="base", adapted=False), *([subject] if subject.adapted else [])]
+            task, measured = progress.task("sanity battery", total=5 * len(subjects)), dict[str, Measured]()
+            for one in subjects:
+                bed = make_bed(one, group, pictures, run.path)
+                say = partial(_say, task, one.name)
+                found = measured_once(stored / f"{one.name}.json", partial(measure_bed, bed, config, say))
+                if one.adapted and "pgd" in measured["base"].arms:  # it is shown the base's pictures, too
+                    made = [files.read(run.path, name).pixels for name in measured["base"].arms["pgd"].names]
+                    add_transfer(found, bed, torch.stack(made))
+                measured[one.name] = found
             _write(run.path, measured, config, group)
             run.finish()
             shutil.rmtree(stored)
-        else:
-            progress.say("finished before, nothing was measured again")
     return _show(out)
 
 
-def _measure(
-    source: ModelSource,
-    loaded: ChatModel,
-    group: Sequence[Behavior],
-    pictures: Sequence[Image],
-    config: BatteryConfig,
-    seed: int,
-    folder: Path,
-    stored: Path,
-    progress: Progress,
-) -> dict[str, Measured]:
-    """Every arm on the base and, where there is one, on the adapted model, which is shown the base's pictures too."""
-    names = ["base"] + ["rr"] * (source.adapter is not None)
-    task, measured = progress.task("sanity battery", total=5 * len(names)), dict[str, Measured]()
-    for name in names:
-        subject = Subject(name, loaded, adapted=name == "rr", system=source.system)
-        bed = make_bed(subject, group, pictures, folder)
-
-        def say(text: str, name: str = name) -> None:
-            task.advance(note=f"{name}: {text}")
-
-        found = measured_once(stored / f"{name}.json", partial(measure_bed, bed, config, seed, say))
-        if name == "rr" and "pgd" in measured["base"].files:
-            made = [files.read(folder, picture).pixels for picture in measured["base"].files["pgd"].names]
-            add_transfer(found, bed, torch.stack(made))
-        measured[name] = found
-    return measured
+def _say(task: Task, name: str, text: str) -> None:
+    task.advance(note=f"{name}: {text}")
 
 
 def _one_size(asked: Sequence[Behavior], canvas: tuple[int, int], count: int) -> tuple[list[Behavior], list[Image]]:
@@ -115,7 +98,7 @@ def _one_size(asked: Sequence[Behavior], canvas: tuple[int, int], count: int) ->
     return [asked[i] for i in rows], [pictures[i] for i in rows]
 
 
-def _write(folder: Path, measured: dict[str, Measured], config: BatteryConfig, group: Sequence[Behavior]) -> None:
+def _write(folder: Path, measured: dict[str, Measured], config: AttackConfig, group: Sequence[Behavior]) -> None:
     found, base = measured[list(measured)[-1]], measured["base"] if "rr" in measured else None
     items = [
         {
@@ -129,33 +112,21 @@ def _write(folder: Path, measured: dict[str, Measured], config: BatteryConfig, g
             "target": behavior.target,
             "completion": "",
             "outcome": None,
-            "score": float(of.emitted[arm][i]),
+            "score": float(of.arms[arm].emitted[i]),
             "seed": 0,
-            "image": _shown(of, arm, i),
-            "clean_image": _shown(of, "clean", i),
+            "image": of.arms[arm].names[i],
+            "clean_image": of.arms["clean"].names[i],
         }
         for subject, of in measured.items()
         for arm in _ARMS
-        if arm in of.emitted
+        if arm in of.arms
         for i, behavior in enumerate(group)
     ]
-    numbers = {subject: as_json(of, _DIGITS) for subject, of in measured.items()}
+    numbers = {subject: as_json(of) for subject, of in measured.items()}
     write_json(folder / "battery.json", {**numbers, "notes": notes_of(found, config)})
     write_json(folder / "checks.json", checks_of(found, config, base))
     write_jsonl(folder / "items.jsonl", items)
     write_results(folder / "results.json", measure(items, pairs=[("rr", "base")] if base is not None else []))
-
-
-def _shown(found: Measured, arm: str, row: int) -> str | None:
-    """The file behind an item; of an arm of several pictures the one that counts: answered to, then of lowest loss."""
-    several = {"noise": ("noise",), "any_of_k": ("pgd", "iterate"), "double_runs": ("pgd", "second_run")}
-    parts = several.get(arm, (arm,))
-    tried = [one for name, one in found.files.items() if name.partition(" ")[0] in parts and one.names]
-
-    def rank(one: Filed) -> tuple[bool, float]:
-        return not one.emitted[row], float(one.losses[row])
-
-    return min(tried, key=rank).names[row] if tried else None
 
 
 def _show(folder: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +17,24 @@ from mm_cb.inference.cached_chunks import once
 def measured_once(path: Path, measure: Callable[[], Measured]) -> Measured:
     """The measurements in ``path``; made and written in one step if they are not there yet."""
     held = once(path, lambda: as_json(measure()))
-    files = {
-        arm: Filed(f["names"], *(_tensor(f[k]) for k in ("losses", "emitted", "distances")))
-        for arm, f in held.pop("files").items()
-    }
-    return Measured(**{key: _read(value) for key, value in held.items()}, files=files)
+    held |= {key: math.nan for key in ("path_gap", "path_allowed", "repeat_gap") if held[key] is None}
+    arms = {arm: Filed(names=one.pop("names"), **_read(one)) for arm, one in held.pop("arms").items()}
+    return Measured(arms=arms, **_read(held))
 
 
-def as_json(found: Measured, digits: int | None = None) -> dict[str, Any]:
-    """Every number, to ``digits`` significant ones (None = all); what is no number, as an overflow leaves, is None."""
-    return {field.name: _plain(getattr(found, field.name), digits) for field in fields(Measured)}
+def as_json(found: Measured | Filed) -> dict[str, Any]:
+    """Every number; what is none, as an overflow leaves, is None."""
+    return {key: _plain(value) for key, value in vars(found).items()}
 
 
-def _plain(value: Any, digits: int | None) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Filed):
-        return {field.name: _plain(getattr(value, field.name), digits) for field in fields(Filed)}
+        return as_json(value)
     if isinstance(value, dict):
-        return {key: _plain(one, digits) for key, one in value.items()}
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, list):
-        return [_plain(one, digits) for one in value]
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return None
-        return value if digits is None else float(f"{value:.{digits}g}")
-    return value
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, Tensor | list):
+        return [_plain(one) for one in (value.tolist() if isinstance(value, Tensor) else value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(value: Any) -> Any:

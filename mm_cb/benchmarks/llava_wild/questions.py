@@ -15,6 +15,7 @@ from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES
 from mm_cb.benchmarks.pictures import file_picture
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import json_object
 from mm_cb.core.paths import data_path
 from mm_cb.inference.generation import Picture
 
@@ -100,12 +101,9 @@ def _from_files(folder: Path) -> list[WildQuestion]:
 def _records(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-        records = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError, RecursionError) as e:
+    except (OSError, ValueError) as e:
         raise UserError(f"`{path}` must be a file of the original benchmark (JSONL): {e}.") from e
-    if not all(isinstance(record, dict) for record in records):
-        raise UserError(f"`{path}` must hold one JSON object per line.")
-    return records
+    return [json_object(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _from_dataset(data: str) -> list[WildQuestion]:

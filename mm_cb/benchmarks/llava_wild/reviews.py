@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import json_object
 
 RULES = ("official", "strict")
 """``official``: the original's parsing and rounding. ``strict``: scores outside 1..10 count as failed too, no rounding.
@@ -84,11 +84,8 @@ def read_reviews(path: Path) -> list[Review]:
 
 
 def _review(line: str, where: str) -> Review:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{where} must be one JSON object, got a broken line ({e}).") from e
-    if not isinstance(record, dict) or not isinstance(record.get("question_id"), int | str):
+    record = json_object(line, where)
+    if not isinstance(record.get("question_id"), int | str):
         raise UserError(f"{where} must be a JSON object with a `question_id`.")
     category = str(record.get("category")).removeprefix(_PREFIX)
     if category not in CATEGORIES:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm_cb.benchmarks.rows import json_object
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import json_object
 
 _CONTRAST = "contrast"
 

@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mm_cb.attacks.sanity.measure import BatteryConfig, Bed
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.sanity.measure import Bed, Filed
+from mm_cb.attacks.threats import Threat
 
-CONFIG = BatteryConfig(epsilon=48, steps=12, iterates=2)
+CONFIG = AttackConfig(threat=Threat(levels=48), steps=12, iterates=2)
 _ROWS, _SIDE, _CLASSES = 3, 8, 4
 
 
-def bed(transform: Callable[[Tensor], Tensor], name: str, deployed: Callable[[Tensor], Tensor] | None = None) -> Bed:
+def bed(transform: Callable[[Tensor], Tensor], deployed: Callable[[Tensor], Tensor] | None = None) -> Bed:
     """A small smooth classifier that looks at ``transform(pixels)``; targets are classes it does not see at first.
 
     Users' pictures go through ``deployed`` instead, if that is another function.
@@ -34,14 +36,14 @@ def bed(transform: Callable[[Tensor], Tensor], name: str, deployed: Callable[[Te
     def loss(pixels: Tensor) -> Tensor:
         return F.cross_entropy(logits(transform(pixels)), target, reduction="none")
 
-    def emitted(pixels: Tensor) -> list[bool]:
-        with torch.no_grad():
-            return (logits(transform(pixels)).argmax(dim=1) == target).tolist()
+    def judge(arm: str, pixels: Tensor) -> Filed:
+        saved = (pixels.detach() * 255).round() / 255
+        losses = F.cross_entropy(logits((deployed or transform)(saved)), target, reduction="none")
+        emitted = logits(transform(saved)).argmax(dim=1) == target
+        distances = ((saved - clean) * 255).round().abs().flatten(1).amax(dim=1).int()
+        return Filed([arm] * _ROWS, losses, emitted, distances)
 
-    def filed(pixels: Tensor) -> Tensor:
-        return F.cross_entropy(logits((deployed or transform)(pixels)), target, reduction="none")
-
-    return Bed(name, loss, loss, emitted, clean, filed, "white box; goal: a class; a toy on 8 x 8 pixels")
+    return Bed(loss, loss, clean, judge, "white box; goal: a class; a toy on 8 x 8 pixels")
 
 
 def planted() -> dict[str, Bed]:
@@ -52,13 +54,11 @@ def planted() -> dict[str, Bed]:
         return pixels + 0.2 * torch.randn(pixels.shape, generator=noise)
 
     return {
-        "sound": bed(lambda pixels: pixels, "sound"),
-        "detached gradient": bed(lambda pixels: pixels.detach() + 0 * pixels, "detached"),
-        "no gradient": bed(lambda pixels: pixels.detach(), "no gradient"),
-        "quantised input": bed(lambda pixels: (pixels * 8).round() / 8, "quantised"),
-        "wrong gradient": bed(lambda pixels: (2 * pixels).detach() - pixels, "wrong"),
-        "noise in the model": bed(noisy, "noisy"),
-        "another path for users": bed(
-            lambda pixels: pixels, "other path", deployed=lambda pixels: pixels.roll(1, dims=3)
-        ),
+        "sound": bed(lambda pixels: pixels),
+        "detached gradient": bed(lambda pixels: pixels.detach() + 0 * pixels),
+        "no gradient": bed(lambda pixels: pixels.detach()),
+        "quantised input": bed(lambda pixels: (pixels * 8).round() / 8),
+        "wrong gradient": bed(lambda pixels: (2 * pixels).detach() - pixels),
+        "noise in the model": bed(noisy),
+        "another path for users": bed(lambda pixels: pixels, deployed=lambda pixels: pixels.roll(1, dims=3)),
     }

@@ -8,9 +8,11 @@ from PIL import Image
 from image_attacks import Linf, gradient_health, linf_255, load_png, pgd
 from mm_cb import cli
 from mm_cb.attacks import saved as files
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.objectives.target import encode
 from mm_cb.attacks.sanity.bed import make_bed
-from mm_cb.attacks.sanity.checks import ADAPTIVE, checks_of, last_moves, notes_of
-from mm_cb.attacks.sanity.measure import DIFFERENCE_STEP, DIRECTIONS, BatteryConfig, add_transfer, measure_bed
+from mm_cb.attacks.sanity.checks import checks_of, last_moves, notes_of
+from mm_cb.attacks.sanity.measure import ADAPTIVE, DIFFERENCE_STEP, DIRECTIONS, add_transfer, any_of, measure_bed
 from mm_cb.attacks.sanity.store import as_json, measured_once
 from mm_cb.attacks.search import OPTIMIZERS
 from mm_cb.core.errors import UserError
@@ -18,12 +20,14 @@ from mm_cb.core.files import dumps
 from mm_cb.core.paths import data_path
 from mm_cb.data.behaviors_file import open_picture, read_behaviors
 from mm_cb.inference.subjects import Subject
+from mm_cb.metrics.observations import starts_with
 from mm_cb.models import last_positions, load_model
 from mm_cb.report.verdict import judge_run
 from tests.attacks.helpers import save_adapter
 from tests.attacks.sanity.planted import CONFIG, planted
 
 BEDS = planted()
+ASKED = [b for b in read_behaviors(data_path("miniature", "behaviors.jsonl")) if b.image][:2]
 
 
 def failed(checks):
@@ -60,40 +64,34 @@ def test_stored_measurements_are_those_that_were_made(sound, tmp_path):
         found = measured_once(path, made)
         assert checks_of(found, CONFIG, found) == checks_of(sound, CONFIG, sound)
         assert notes_of(found, CONFIG) == notes_of(sound, CONFIG)
-        assert as_json(found) == as_json(sound) and torch.equal(found.clean, sound.clean)
+        assert as_json(found) == as_json(sound)
+        assert torch.equal(found.arms["pgd"].losses, sound.arms["pgd"].losses)
     path.write_bytes(b"half")
     assert as_json(measured_once(path, lambda: sound)) == as_json(sound)
 
 
-def changed(found, **arms):
-    return dataclasses.replace(found, losses=found.losses | {k: v for k, v in arms.items()})
+def changed(found, key="losses", **arms):
+    """With other losses, or what ``key`` names, of some arms."""
+    made = {arm: dataclasses.replace(found.arms.get(arm, found.arms["pgd"]), **{key: v}) for arm, v in arms.items()}
+    return dataclasses.replace(found, arms=found.arms | made)
 
 
 def test_each_check_can_fail(sound):
-    worse = sound.losses["pgd"] + 1
-    emitted = {arm: torch.zeros_like(values) for arm, values in sound.emitted.items()}
+    losses, none = sound.arms["pgd"].losses, torch.zeros(3, dtype=torch.bool)
     base = sound
-    for kept in ({"path_gap": 2e-4}, {"path_gap": float("nan")}, {"about": ""}, {"files": {}}):
+    for kept in ({"path_gap": 2e-4}, {"path_gap": float("nan")}, {"about": ""}, {"arms": {}}):
         assert "S1" in failed(checks_of(dataclasses.replace(sound, **kept), CONFIG))
-    for arm, bound in (
-        ("clean", 0),
-        ("noise 0", 48),
-        ("pgd", 48),
-        ("iterate 12", 48),
-        ("apgd", 48),
-        ("unbounded", 255),
-    ):
+    bounds = {"clean": 0, "noise 0": 48, "pgd": 48, "iterate 12": 48, "apgd": 48, "unbounded": 255}
+    for arm, bound in bounds.items():
         for far, flagged in ((bound, False), (bound + 1, True)):
-            moved = dataclasses.replace(sound.files[arm], distances=torch.full((3,), far))
-            changed_files = dataclasses.replace(sound, files=sound.files | {arm: moved})
-            assert ("S1" in failed(checks_of(changed_files, CONFIG))) == flagged, arm
-    transferred = changed(changed(sound, pgd=worse), transfer=sound.losses["pgd"])
-    assert "S7" in failed(checks_of(transferred, CONFIG, base))
+            moved = changed(sound, "distances", **{arm: torch.full((3,), far)})
+            assert ("S1" in failed(checks_of(moved, CONFIG))) == flagged, arm
+    assert "S7" in failed(checks_of(changed(sound, pgd=losses + 1, transfer=losses), CONFIG, base))
     assert "S7" in failed(checks_of(sound, CONFIG, base)), "a transfer that was not measured is no pass"
-    assert "S6" in failed(checks_of(changed(sound, random_search=sound.losses["pgd"] - 1), CONFIG))
-    assert "S5" in failed(checks_of(changed(sound, pgd=worse), CONFIG))
+    assert "S6" in failed(checks_of(changed(sound, random_search=losses - 1), CONFIG))
+    assert "S5" in failed(checks_of(changed(sound, pgd=losses + 1), CONFIG))
     for arm in ("double_steps", "double_runs"):
-        assert "S5" in failed(checks_of(changed(sound, **{arm: sound.losses["pgd"] - 1}), CONFIG))
+        assert "S5" in failed(checks_of(changed(sound, **{arm: losses - 1}), CONFIG))
     norms, curve = sound.norms["pgd"].clone(), sound.curves["pgd"].clone()
     falling = torch.linspace(8, 1, len(curve)).unsqueeze(1).expand_as(curve)
     assert "S5" in failed(checks_of(dataclasses.replace(sound, curves={"pgd": falling}), CONFIG))
@@ -112,10 +110,9 @@ def test_each_check_can_fail(sound):
     assert "S8" in failed(checks_of(dataclasses.replace(sound, unsteady=torch.tensor([0.0, 0.1, 0.3])), CONFIG))
     for lacking in ({"norms": {}}, {"unsteady": None}):
         assert "S8" in failed(checks_of(dataclasses.replace(sound, **lacking), CONFIG))
-    none = sound.emitted | {"pgd": torch.zeros(3, dtype=torch.bool), "double_steps": torch.ones(3, dtype=torch.bool)}
-    assert "S5" in failed(checks_of(dataclasses.replace(sound, emitted=none), CONFIG))
-    assert "S4" in failed(checks_of(changed(sound, unbounded=worse), CONFIG))
-    assert {"S2", "S10"} <= failed(checks_of(dataclasses.replace(sound, emitted=emitted | noisy(sound)), CONFIG))
+    assert "S5" in failed(checks_of(changed(sound, "emitted", pgd=none, double_steps=~none), CONFIG))
+    assert "S4" in failed(checks_of(changed(sound, unbounded=losses + 1), CONFIG))
+    assert {"S2", "S10"} <= failed(checks_of(changed(sound, "emitted", any_of_k=none, noise=~none), CONFIG))
 
 
 def test_last_moves_are_shares_of_what_the_best_loss_has_fallen():
@@ -132,11 +129,14 @@ def test_ten_last_steps_are_ten_and_not_nine(steps_ago, moved):
     assert last_moves(dropped.unsqueeze(1)).item() == moved
 
 
-def test_the_second_run_starts_elsewhere_and_the_better_of_both_counts(sound):
-    first, second = sound.files["pgd"], sound.files["second_run"]
-    assert not torch.equal(sound.losses["pgd"], second.losses)
-    assert torch.equal(sound.losses["double_runs"], torch.minimum(first.losses, second.losses))
-    assert torch.equal(sound.emitted["double_runs"], first.emitted | second.emitted)
+def test_several_pictures_are_the_best_of_each_behaviour(sound):
+    first, second, both = (sound.arms[arm] for arm in ("pgd", "second_run", "double_runs"))
+    assert not torch.equal(first.losses, second.losses)
+    assert torch.equal(both.losses, torch.minimum(first.losses, second.losses))
+    assert torch.equal(both.emitted, first.emitted | second.emitted)
+    losses, emitted = torch.tensor([[1.0, 2.0, 2.0], [2.0, 1.0, 1.0]]), torch.tensor([[1, 1, 0], [0, 0, 1]]).bool()
+    pair = [dataclasses.replace(first, names=[n] * 3, losses=losses[i], emitted=emitted[i]) for i, n in enumerate("ab")]
+    assert any_of(pair).names == ["a", "a", "b"]  # answered to, then of lowest loss
 
 
 def test_every_search_steps_as_the_settings_say(monkeypatch):
@@ -152,35 +152,32 @@ def test_every_search_steps_as_the_settings_say(monkeypatch):
     found = measure_bed(bed, dataclasses.replace(CONFIG, optimizer="sign"))
     # white box, twice its steps, its second run, the adaptive one, without bound
     assert asked == [12, 24, 12, 12, 12] and found.error is None
-    assert torch.equal(found.losses["pgd_adaptive"], found.losses["pgd"])
+    assert torch.equal(found.arms["pgd_adaptive"].losses, found.arms["pgd"].losses)
     assert torch.equal(found.norms["pgd_adaptive"], found.norms["pgd"])
 
 
 def test_pictures_that_break_by_themselves_make_no_attack(sound):
     """S2 asks the clean picture too, not the noisy ones alone."""
-    assert sound.emitted["any_of_k"].all()
-    emitted = sound.emitted | {"clean": torch.tensor([True, True, False])}
-    assert "S2" in failed(checks_of(dataclasses.replace(sound, emitted=emitted), CONFIG))
+    assert sound.arms["any_of_k"].emitted.all()
+    assert "S2" in failed(checks_of(changed(sound, "emitted", clean=torch.tensor([True, True, False])), CONFIG))
 
 
-def test_what_is_no_number_is_written_as_none():
+def test_what_is_no_number_is_written_as_none(tmp_path):
     """A model that overflows must end in failed checks, not in a file that cannot be written."""
     true = BEDS["sound"]
     found = measure_bed(dataclasses.replace(true, objective=lambda pixels: true.objective(pixels) * torch.nan), CONFIG)
     found = dataclasses.replace(found, unsteady=torch.tensor([torch.nan, torch.inf, 0.5]))
-    written = json.loads(dumps({"base": as_json(found, 5), "checks": checks_of(found, CONFIG)}))["base"]
+    written = json.loads(dumps({"base": as_json(found), "checks": checks_of(found, CONFIG)}))["base"]
     assert written["repeat_gap"] is None and written["path_gap"] is None
     assert written["unsteady"] == [None, None, 0.5]
-
-
-def noisy(sound):
-    return {"noise": torch.ones_like(sound.emitted["noise"])}
+    again = measured_once(tmp_path / "part.json", lambda: found)
+    assert {"S1", "S8"} <= failed(checks_of(again, CONFIG))
 
 
 def test_transfer_is_measured_on_the_other_model(sound):
     found = measure_bed(BEDS["sound"], CONFIG)
     add_transfer(found, BEDS["sound"], BEDS["sound"].clean)
-    assert torch.allclose(found.losses["transfer"], sound.losses["clean"], atol=1e-5)
+    assert torch.allclose(found.arms["transfer"].losses, sound.arms["clean"].losses, atol=1e-5)
     assert "S7" not in failed(checks_of(found, CONFIG, sound))
 
 
@@ -190,6 +187,10 @@ def test_a_failed_check_makes_the_report_claim_nothing():
     assert verdict.kind == "no_claim" and any("S8" in reason for reason in verdict.reasons)
 
 
+def with_losses(filed, of):
+    return dataclasses.replace(filed, losses=of(filed.losses))
+
+
 @pytest.mark.parametrize(("off", "flagged"), [(0.01, False), (0.05, True)])
 def test_files_agree_as_exactly_as_the_dtype_holds_their_losses(off, flagged):
     """Four roundings of bfloat16 are 3.1 %; in float32 both are too far off."""
@@ -197,7 +198,7 @@ def test_files_agree_as_exactly_as_the_dtype_holds_their_losses(off, flagged):
     exact = dataclasses.replace(
         true,
         objective=lambda pixels: 1 + true.objective(pixels),
-        filed=lambda pixels: (1 + off) * (1 + true.filed(pixels)),
+        judge=lambda *given: with_losses(true.judge(*given), lambda losses: (1 + off) * (1 + losses)),
     )
     for bed, expected in ((exact, True), (dataclasses.replace(exact, dtype="bfloat16"), flagged)):
         assert ("S1" in failed(checks_of(measure_bed(bed, CONFIG), CONFIG))) == expected
@@ -206,11 +207,11 @@ def test_files_agree_as_exactly_as_the_dtype_holds_their_losses(off, flagged):
 def test_one_loss_that_is_no_number_among_the_files_is_not_forgotten():
     true, asked = BEDS["sound"], []
 
-    def filed(pixels):
-        asked.append(pixels)
-        return true.filed(pixels) * (float("nan") if len(asked) == 2 else 1)
+    def judge(*given):
+        asked.append(given)
+        return with_losses(true.judge(*given), lambda losses: losses * (float("nan") if len(asked) == 2 else 1))
 
-    assert "S1" in failed(checks_of(measure_bed(dataclasses.replace(true, filed=filed), CONFIG), CONFIG))
+    assert "S1" in failed(checks_of(measure_bed(dataclasses.replace(true, judge=judge), CONFIG), CONFIG))
 
 
 @pytest.fixture(scope="module")
@@ -221,9 +222,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bed(folder):
     """The battery's view of the miniature, the first two behaviours that have a picture."""
-    asked = [b for b in read_behaviors(data_path("miniature", "behaviors.jsonl")) if b.image][:2]
-    pictures = [open_picture(b.image) for b in asked]
-    return make_bed(Subject("base", load_model("miniature")), asked, pictures, folder)
+    pictures = [open_picture(b.image) for b in ASKED]
+    return make_bed(Subject("base", load_model("miniature")), ASKED, pictures, folder)
 
 
 @pytest.mark.parametrize("levels", [3, 60])
@@ -237,16 +237,20 @@ def test_what_is_judged_is_what_was_saved(bed, folder, monkeypatch, levels):
     monkeypatch.setattr(files, "save", darkens)
     half = Linf(16 / 255)  # in place of the longest search, and far from the bound
     monkeypatch.setattr("mm_cb.attacks.sanity.measure.apgd", lambda *a, **kw: pgd(*a, threat_model=half, steps=1))
-    asked = []
-    watched = dataclasses.replace(bed, emitted=lambda pixels: asked.append(pixels) or [False] * len(pixels))
-    config = BatteryConfig(epsilon=32, steps=1, iterates=1)
-    found = measure_bed(watched, config)
+    config = AttackConfig(steps=1, iterates=1)
+    found = measure_bed(bed, config)
     (said,) = [entry for entry in checks_of(found, config) if entry["name"].startswith("S1 ")]
     assert not said["passed"] and ("further than allowed: apgd" in said["value"]) == (levels == 60)
-    saved = torch.stack([files.read(folder, name).pixels for name in found.files["apgd"].names])
+    saved = [files.read(folder, name) for name in found.arms["apgd"].names]
+    inputs = encode(bed.objective.subject, ASKED, files.images(saved), None)
     with torch.no_grad():
-        assert torch.equal(found.losses["apgd"], bed.filed(saved))
-    assert any(torch.equal(saved, pixels) for pixels in asked)
+        assert torch.equal(found.arms["apgd"].losses, bed.objective.loss(inputs.pixel_values))
+    told = [starts_with(text, b.target) for text, b in zip(said_to(bed, inputs), ASKED, strict=True)]
+    assert found.arms["apgd"].emitted.tolist() == told
+
+
+def said_to(bed, inputs):
+    return bed.objective.subject.model.generate(inputs, 40)
 
 
 def off(bed):
@@ -310,19 +314,19 @@ def test_the_command_leaves_a_run_directory_with_checks_and_every_judged_picture
         assert cli.run([*arguments, "--out", str(out), *sizes]) == 0
     assert not (out / "parts").exists()
     battery = json.loads((out / "battery.json").read_text())
-    base = battery["base"]["files"]
+    base = battery["base"]["arms"]
     arms = {"clean", "noise 0", "noise 1", "random_search", "single_step", "pgd", "iterate 2", "double_steps", "apgd"}
-    assert base.keys() == arms | {"second_run", "unbounded"}
-    for arm, one in base.items():
-        assert one["distances"] == [linf_255(out / one["names"][0], out / base["clean"]["names"][0])]
-        assert one["distances"][0] > 0 or arm == "clean"
-    assert len(list((out / "images").rglob("*.png"))) == len(base)
+    arms |= {"second_run", "unbounded"}
+    assert base.keys() == arms | {"noise", "any_of_k", "double_runs"}
+    for arm in arms:
+        distance = linf_255(out / base[arm]["names"][0], out / base["clean"]["names"][0])
+        assert base[arm]["distances"] == [distance] and (distance > 0 or arm == "clean")
+    assert len(list((out / "images").rglob("*.png"))) == len(arms)
     subject, asked = Subject("base", load_model("miniature")), read_behaviors(tmp_path / "behaviors.jsonl")
     again = make_bed(subject, asked, [Image.open(out / base["clean"]["names"][0])], tmp_path)
-    with torch.no_grad():
-        pixels = load_png(out / base["unbounded"]["names"][0]).unsqueeze(0)
-        assert float(again.filed(pixels)) == pytest.approx(base["unbounded"]["losses"][0], rel=1e-4)
-        assert again.emitted(pixels) == base["unbounded"]["emitted"]
+    found = again.judge("unbounded", load_png(out / base["unbounded"]["names"][0]).unsqueeze(0))
+    assert found.losses.tolist() == pytest.approx(base["unbounded"]["losses"], rel=1e-4)
+    assert found.emitted.tolist() == base["unbounded"]["emitted"]
     for item in map(json.loads, (out / "items.jsonl").read_text().splitlines()):
         assert (out / item["image"]).is_file() and (out / item["clean_image"]).is_file()
     checks = json.loads((out / "checks.json").read_text())
@@ -335,13 +339,13 @@ def test_the_command_leaves_a_run_directory_with_checks_and_every_judged_picture
     shown = " ".join(capsys.readouterr().out.split())
     assert "S8" in shown and "FAIL" in shown and "claims nothing" in shown and "worst case per behaviour" in shown
     with monkeypatch.context() as patched:  # the same command again measures nothing and shows the table
-        patched.setattr("mm_cb.attacks.sanity.run.load_model", None)
+        patched.setattr("mm_cb.attacks.sanity.run.load_subject", None)
         assert cli.run([*arguments, "--out", str(out), *sizes]) == 0
         again = capsys.readouterr().out
         assert "finished before" in again and "S8" in again and "claims nothing" in again
         for flag, value in (("--optimizer", "lion"), ("--image-backend", "cv2")):
             assert cli.run([*arguments, "--out", str(tmp_path / "other"), flag, value]) == 2
-            assert f"`{flag}` must be one of" in capsys.readouterr().err
+            assert f"`{flag[2:].replace('-', '_')}` must be one of" in capsys.readouterr().err
     unsayable = json.loads(line_of_the_file) | {"target": "Ça va", "benign_target": True}
     (tmp_path / "behaviors.jsonl").write_text(json.dumps(unsayable) + "\n")
     with monkeypatch.context() as patched:
