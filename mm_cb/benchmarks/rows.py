@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mm_cb.core import reading
 from mm_cb.core.errors import UserError, one_line
 
 
@@ -46,33 +46,13 @@ def read_rows(data: str, split: str = "test") -> list[Row]:
 
 
 def json_lines(path: Path) -> Iterable[Row]:
-    """One object a line.
+    """One object a line; texts may be models' answers, which hold anything.
 
     Raises:
         UserError: If the file cannot be read or a line is no object.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"`{path}` must be a readable file of JSON lines, got: {one_line(str(e))}.") from e
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield Row(json_object(line, f"{path}:{number}"), f"{path}:{number}", path)
-
-
-def json_object(text: str, where: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: If it is none.
-    """
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{where} must be a JSON object, but it is broken: {e}.") from e
-    if not isinstance(content, dict):
-        raise UserError(f"{where} must be a JSON object, got {type(content).__name__}.")
-    return content
+    for where, values in reading.json_lines(path, "file of JSON lines", nul=True):
+        yield Row(values, where, path)
 
 
 def parquet_rows(files: Sequence[Path]) -> Iterable[Row]:
@@ -86,7 +66,7 @@ def parquet_rows(files: Sequence[Path]) -> Iterable[Row]:
     for file in files:
         try:
             rows = pyarrow.parquet.read_table(file).to_pylist()
-        except (OSError, ValueError, KeyError) as e:
+        except (OSError, ValueError, KeyError, MemoryError) as e:
             raise UserError(f"`{file}` cannot be read: {one_line(str(e))[:200]}.") from e
         yield from (Row(values, f"{file}, row {place}", file) for place, values in enumerate(rows))
 

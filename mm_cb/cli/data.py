@@ -223,7 +223,6 @@ def build_benign(
     from mm_cb.data.benign import build_benign, read_targets
 
     sentences = BENIGN_TARGETS if targets is None else read_targets(targets)
-    read_behaviors(behaviors)
     count = len(read_behaviors(build_benign(behaviors, out, sentences)))
     console().print(f"{count} behaviours with harmless targets: {out / 'behaviors.jsonl'}")
 
@@ -274,15 +273,13 @@ def build_pairs(
 
     from mm_cb.core.endpoint import Endpoint
     from mm_cb.core.progress import Progress, console
+    from mm_cb.core.reading import read_text
     from mm_cb.data import describe, pairs
     from mm_cb.data.contamination import read_prompts
     from mm_cb.data.sources import Source, count_reasons
 
     chosen: Any = Source("pairs", set=set_).set  # type: ignore[arg-type]  # checked there
-    try:
-        text = template.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the template `{template}`: {error}") from error
+    text = read_text(template, "template")
     recipe = pairs.PairRecipe(describer, generator, text, chosen, limit, attempts, max_tokens, temperature, seed)
     prompts = [prompt for file in behaviors or [] for prompt in read_prompts(file)]
     connect = partial(Endpoint, timeout=timeout, retries=retries, concurrency=concurrency)
