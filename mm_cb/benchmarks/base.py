@@ -170,8 +170,12 @@ class Benchmark:
         """
         from mm_cb.benchmarks.rows import json_lines
 
-        rows = json_lines(Path(stored.answers))
-        found = {str(row.values.get("id")): row.values.get("completion") for row in rows}
+        found: dict[str, Any] = {}
+        for row in json_lines(Path(stored.answers)):
+            id = str(row.values.get("id"))
+            if id in found:
+                raise UserError(f"{row.where}: every question must be answered once, `{id[:80]}` comes more than once.")
+            found[id] = row.values.get("completion")
         return complete(found, questions, stored.answers)
 
     def score_stored(self, stored: Any, out: Path, *, data: str | None, subject: str, seed: int) -> None:

@@ -17,6 +17,7 @@ from image_attacks.image_files import UNREADABLE
 from mm_cb.benchmarks.base import Question
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
+from mm_cb.core.reading import shown, unfit
 from mm_cb.data.behaviors_file import open_picture
 from mm_cb.inference.generation import Picture
 
@@ -98,12 +99,12 @@ def picture_inside(folder: Path, name: Any, where: str) -> Path:
     Raises:
         UserError: If the name leads out of the folder.
     """
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise UserError(f"{where}: `image` must be a path, got {name!r}.")
+    if not isinstance(name, str) or not name or unfit(name):
+        raise UserError(f"{where}: `image` must be a path, got {shown(name)}.")
     root = Path(os.path.abspath(folder))
     path = Path(os.path.normpath(root / name))
     if not path.is_relative_to(root):
-        raise UserError(f"{where}: `image` must lie inside `{folder}`, got {name!r}.")
+        raise UserError(f"{where}: `image` must lie inside `{folder}`, got {shown(name)}.")
     return path
 
 

@@ -99,6 +99,7 @@ class Pope(Benchmark):
         for row in read_rows(data, "test"):
             hub = "question" in row.values
             number, text, label = texts(row, ("question_id", *(("question", "answer") if hub else ("text", "label"))))
+            label = label.strip().lower()
             if label not in ("yes", "no"):
                 raise UserError(f"{row.where}: the right answer must be yes or no, got {label[:40]!r}.")
             kind = str(row.values.get("category") or (row.file.stem.rpartition("_")[2] if row.file else ""))

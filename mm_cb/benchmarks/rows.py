@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mm_cb.core import reading
 from mm_cb.core.errors import UserError, one_line
-from mm_cb.core.files import json_object
 
 
 class Row(NamedTuple):
@@ -46,18 +46,13 @@ def read_rows(data: str, split: str = "test") -> list[Row]:
 
 
 def json_lines(path: Path) -> Iterable[Row]:
-    """One object a line.
+    """One object a line; texts may be models' answers, which hold anything.
 
     Raises:
         UserError: If the file cannot be read or a line is no object.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"`{path}` must be a readable file of JSON lines, got: {one_line(str(e))}.") from e
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield Row(json_object(line, f"{path}:{number}"), f"{path}:{number}", path)
+    for where, values in reading.json_lines(path, "file of JSON lines", nul=True):
+        yield Row(values, where, path)
 
 
 def parquet_rows(files: Sequence[Path]) -> Iterable[Row]:
@@ -71,7 +66,7 @@ def parquet_rows(files: Sequence[Path]) -> Iterable[Row]:
     for file in files:
         try:
             rows = pyarrow.parquet.read_table(file).to_pylist()
-        except (OSError, ValueError, KeyError) as e:
+        except (OSError, ValueError, KeyError, MemoryError) as e:
             raise UserError(f"`{file}` cannot be read: {one_line(str(e))[:200]}.") from e
         yield from (Row(values, f"{file}, row {place}", file) for place, values in enumerate(rows))
 

@@ -11,7 +11,7 @@ from mm_cb.core.errors import UserError
 
 if TYPE_CHECKING:
     from mm_cb.data.check import Limits, Report
-    from mm_cb.data.sources import Source
+    from mm_cb.training.config import Recipe
 
 EXAMPLE = "Example: mm-cb data check llava_instruct_150k.json --images coco/train2017 --behaviors behaviors.jsonl"
 
@@ -52,50 +52,60 @@ def check(
     tokenizer: Annotated[
         str | None, typer.Option(metavar="M", help="Count tokens of this model instead of words.")
     ] = None,
-    max_length: Annotated[int, typer.Option(metavar="N", help="Longest example that is not reported.", min=1)] = 1024,
-    seed: Seed = 0,
+    max_length: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens kept of an example.  [default: the recipe's, or 1024]", min=1),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Decides samples.  [default: the recipe's, or 0]", min=0)
+    ] = None,
 ) -> None:
     """Read all that a run would read and report what is wrong: file, line, count. Exit code 2 if there are errors.
 
-    Missing or corrupt pictures, broken rows, empty turns, repeated ids, texts in both sets and contamination by test
-    behaviours are errors; duplicates and over-long examples are warnings.
+    A recipe is refused for what `mm-cb train` refuses, and for nothing else: broken rows, missing or corrupt pictures,
+    repeated ids, texts in both sets, rows that the model cannot take or of which its `max_length` leaves nothing that
+    counts, sets without rows. So is contamination by test behaviours, where these are given. Duplicates and examples
+    that training cuts are warnings. Without a recipe or --tokenizer, lengths are counted in words.
     """
     from mm_cb.core.progress import Progress
-    from mm_cb.data.check import check_examples, check_sources
+    from mm_cb.data.check import check_sources
     from mm_cb.data.contamination import read_prompts
+    from mm_cb.data.sources import STRICT, Source
 
-    sources, model = _sources(what, images, set_)
+    recipe = _recipe(what)
     prompts = [prompt for file in behaviors or [] for prompt in read_prompts(file)]
-    limits = _limits(prompts, tokenizer or model, max_length, required=tokenizer is not None)
-    if isinstance(sources, str):
-        from mm_cb.core.embedded import embedded
+    if recipe is not None:
+        if images is not None or set_ is not None:
+            raise UserError("`--images` and `--set` are for data files; a recipe names both for each data source.")
+        changed = {"training": recipe.training.model_copy(update={"max_length": max_length})} if max_length else {}
+        recipe = recipe.model_copy(update={**changed, **({} if seed is None else {"seed": seed})})
+        max_length = recipe.training.max_length
+    length, model = max_length or 1024, tokenizer or (recipe.model if recipe else None)
+    limits = _limits(prompts, model, length, required=tokenizer is not None)
+    with Progress() as progress:
+        if recipe is not None:
+            from mm_cb.training.preflight import check_recipe
 
-        guest = embedded(sources)
-        assert guest is not None
-        report = check_examples(guest.training_examples(seed), limits, sources)
-    else:
-        with Progress() as progress:
-            report = check_sources(sources, limits, seed=seed, progress=progress)
+            report = check_recipe(recipe, limits, progress)
+        else:
+            sources = [Source(name, set=set_, images=images) for name in what]  # type: ignore[arg-type]  # checked there
+            rules = STRICT
+            if tokenizer is not None:
+                from mm_cb.training.preflight import rules_for
+
+                rules = rules_for(tokenizer, length)
+            report = check_sources(sources, limits, seed=seed or 0, rules=rules, progress=progress)
     _show(report)
     if report.has_errors:
         raise typer.Exit(2)
 
 
-def _sources(what: list[str], images: Path | None, set_: Any) -> tuple["list[Source] | str", str | None]:
-    """The data sources that the arguments name, and the model of a recipe; ``miniature`` stands for its own data."""
-    from mm_cb.data.sources import Source
-    from mm_cb.training.inputs import sources_of
+def _recipe(what: list[str]) -> "Recipe | None":
+    """The recipe that the arguments name, if they name one."""
     from mm_cb.training.recipe import load_recipe, recipe_names
 
     is_recipe = len(what) == 1 and (what[0] in recipe_names() or what[0].endswith((".yaml", ".yml")))
-    if not is_recipe:
-        return [Source(name, set=set_, images=images) for name in what], None
-    recipe = load_recipe(what[0])
-    if isinstance(recipe.data, str):
-        return recipe.data, recipe.model
-    if isinstance(recipe.data, list):
-        return [Source(name, set=set_, images=images) for name in recipe.data], recipe.model
-    return sources_of(recipe.data), recipe.model
+    return load_recipe(what[0]) if is_recipe else None
 
 
 def _limits(prompts: list[str], model: str | None, max_length: int, required: bool) -> "Limits":
@@ -223,7 +233,6 @@ def build_benign(
     from mm_cb.data.benign import build_benign, read_targets
 
     sentences = BENIGN_TARGETS if targets is None else read_targets(targets)
-    read_behaviors(behaviors)
     count = len(read_behaviors(build_benign(behaviors, out, sentences)))
     console().print(f"{count} behaviours with harmless targets: {out / 'behaviors.jsonl'}")
 
@@ -274,15 +283,13 @@ def build_pairs(
 
     from mm_cb.core.endpoint import Endpoint
     from mm_cb.core.progress import Progress, console
+    from mm_cb.core.reading import read_text
     from mm_cb.data import describe, pairs
     from mm_cb.data.contamination import read_prompts
     from mm_cb.data.sources import Source, count_reasons
 
     chosen: Any = Source("pairs", set=set_).set  # type: ignore[arg-type]  # checked there
-    try:
-        text = template.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the template `{template}`: {error}") from error
+    text = read_text(template, "template")
     recipe = pairs.PairRecipe(describer, generator, text, chosen, limit, attempts, max_tokens, temperature, seed)
     prompts = [prompt for file in behaviors or [] for prompt in read_prompts(file)]
     connect = partial(Endpoint, timeout=timeout, retries=retries, concurrency=concurrency)

@@ -24,10 +24,10 @@ def one_line(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in folded)
 
 
-def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name that looks most like ``name`` (case ignored), or None when nothing comes close."""
+def nearest(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The valid name that looks most like ``name`` (case ignored), or None if none is as alike as ``cutoff`` (0..1)."""
     by_lower = {candidate.lower(): candidate for candidate in valid}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[close[0]] if close else None
 
 

@@ -1,8 +1,5 @@
 """From the user's copies of HarmBench-multimodal and MM-SafetyBench-Tiny to one behaviours file."""
 
-import csv
-import io
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +12,9 @@ from image_attacks import ImageFileError, open_image
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.files import dumps, write_bytes, write_text
 from mm_cb.core.paths import safe_id
+from mm_cb.core.reading import Line, json_file, json_lines, shown
+from mm_cb.core.tables import read_table
+from mm_cb.data.behaviors_file import parse_behavior, read_behaviors
 from mm_cb.data.cards import card
 
 SCENARIOS = ("illegal_activity", "hate_speech", "malware", "physical_harm", "economic_harm", "fraud", "privacy")
@@ -26,6 +26,7 @@ _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP
 _NAMED = 10
 """Missing pictures that one error names at most."""
 _COLUMNS = ("BehaviorID", "Behavior", "SemanticCategory", "ImageFileName")
+_CONTEXT = "RedactedImageDescription"
 
 
 class Request(NamedTuple):
@@ -97,11 +98,14 @@ def build_behaviors(
     built = Built(out / "behaviors.jsonl")
     lines: list[str] = []
     copies: dict[Path, Path] = {}
+    first: dict[str, str] = {}
     left = set(scenarios or ())
     for source, requests in _requests(harmbench, mm_safetybench, variant, target):
         table = card(source).scenarios if scenarios is None else scenarios
         for request in requests:
             left.discard(request.key)
+            if (named := first.setdefault(f"{source} {request.key}", request.where)) is not request.where:
+                raise UserError(f"{request.where}: the id `{request.key}` was used at {named}; correct the data set.")
             scenario = table.get(request.category if scenarios is None else request.key)
             if scenario is None:
                 continue
@@ -111,7 +115,9 @@ def build_behaviors(
                 name = f"images/{safe_id(f'{source}-{request.key}')}{ending}"
                 copies[out / name] = path
                 built.counts[source, scenario] += 1
-                lines.append(dumps(_record(request, source, scenario, name)) + "\n")
+                record = _record(request, source, scenario, name)
+                parse_behavior(Line(request.where, record | {"image": None}), built.path)  # as whoever reads it will
+                lines.append(dumps(record) + "\n")
     if left:
         raise UserError(f"`--scenarios` names behaviours that are not there: {sorted(left)[:5]}.")
     if built.missing and not skip_missing:
@@ -128,15 +134,28 @@ def build_behaviors(
 def write_set(path: Path, lines: Sequence[str], copies: Mapping[Path, Path]) -> None:
     """Copy pictures (copy → original, unchanged) and write a behaviours file, which is there last or not at all.
 
+    A file that was built here before and that no reader takes is replaced.
+
     Raises:
         UserError: If the file is there and holds another set; nothing is written then.
     """
     content = "".join(lines)
-    if path.exists() and path.read_bytes() != content.encode():
+    if path.exists() and path.read_bytes() != content.encode() and not _is_broken_build(path):
         raise UserError(f"`{path}` is there and holds other behaviours; give another folder, or delete it.")
     for copy, original in copies.items():
         write_bytes(copy, original.read_bytes())
     write_text(path, content)
+
+
+def _is_broken_build(path: Path) -> bool:
+    """Whether a file was built here, and cannot be read as behaviours."""
+    try:
+        if not all(line.values.keys() & {"source_id", "benign_target"} for line in json_lines(path, "behaviours")):
+            return False
+        read_behaviors(path)
+    except UserError:
+        return True
+    return False
 
 
 def read_scenarios(path: Path) -> dict[str, str]:
@@ -145,9 +164,10 @@ def read_scenarios(path: Path) -> dict[str, str]:
     Raises:
         UserError: If the file is not that.
     """
-    content = _json(path)
-    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
-        raise UserError(f"`{path}` must hold a JSON object of names and scenarios.")
+    content: dict[str, Any] = json_file(path, dict, "a JSON object of names and scenarios")
+    for key, value in content.items():
+        if not isinstance(value, str):
+            raise UserError(f"`{path}`: the scenario of `{key}` must be a text, got {shown(value)}.")
     return content
 
 
@@ -164,60 +184,61 @@ def _harmbench(root: Path) -> Iterator[Request]:
     """Rows of the multimodal behaviours with the targets that HarmBench's own attacks use."""
     files = card("harmbench-multimodal").files
     table, targets_file, folder = (_inside(root, file, "harmbench-multimodal") for file in files)
-    targets = _json(targets_file)
-    if not isinstance(targets, dict):
-        raise UserError(f"`{targets_file}` must hold a JSON object of ids and targets.")
+    targets = json_file(targets_file, dict, "a JSON object of ids and targets")
     for where, row in _rows(table):
         key = row["BehaviorID"]
         if not isinstance(targets.get(key), str):
             raise UserError(f"{where}: `{targets_file.name}` must give a target for `{key}`, it gives none.")
         extra = {
             "semantic_category": row["SemanticCategory"],
-            "context": row.get("RedactedImageDescription") or "",
+            "context": row.get(_CONTEXT, ""),
         }
         picture = folder / Path(row["ImageFileName"] or "none").name
         yield Request(key, where, row["Behavior"], targets[key], row["SemanticCategory"], picture, extra)
 
 
-def _rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def _rows(table: Path) -> list[Line]:
     """The rows of HarmBench's CSV, each with its place."""
-    try:
-        reader = csv.DictReader(io.StringIO(table.read_bytes().decode("utf-8-sig"), newline=""))
-        absent = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
-        if absent:
-            raise UserError(f"`{table}` must have the columns {list(_COLUMNS)}, it has {reader.fieldnames}.")
-        for row in reader:
-            yield f"{table}:{reader.line_num}", row
-    except UnicodeDecodeError as error:
-        raise UserError(f"`{table}` must be UTF-8, it is not ({error}); get it again, or save it as UTF-8.") from error
-    except (OSError, csv.Error) as error:
-        raise UserError(f"cannot read `{table}`: {error}; get it again.") from error
+    columns, rows = read_table(table, (*_COLUMNS, _CONTEXT))
+    if any(column not in columns for column in _COLUMNS):
+        raise UserError(f"`{table}` must have the columns {list(_COLUMNS)}, it has {columns}.")
+    return rows
 
 
 def _mm_safetybench(root: Path, variant: str, target: str) -> Iterator[Request]:
     """The tiny version's requests of the scenarios that the paper uses."""
     described = card("mm-safetybench-tiny")
     questions, images, tiny = (_inside(root, file, described.name) for file in described.files)
-    entries = _json(tiny)
-    try:
-        sampled = {entry["Scenario"]: list(entry["Sampled_ID_List"]) for entry in entries}
-    except (TypeError, KeyError) as error:
-        raise UserError(f"`{tiny}` must be a list of Scenario and Sampled_ID_List: {error!r}.") from error
+    sampled = _sampled(tiny)
     column = "Rephrased Question(SD)" if variant == "SD" else "Rephrased Question"
     for scenario in described.scenarios:
         if scenario not in sampled:
             raise UserError(f"`{tiny}` must list the scenario `{scenario}`, it lists {sorted(sampled)}.")
         file = questions / f"{scenario}.json"
-        rows = _json(file)
+        rows = json_file(file, dict, "a JSON object, number to question")
         for number in sampled[scenario]:
             where = f"{file} question {number}"
-            row = rows.get(str(number)) if isinstance(rows, dict) else None
+            row = rows.get(str(number))
             if not isinstance(row, dict) or not isinstance(row.get(column), str):
                 found = sorted(row) if isinstance(row, dict) else "nothing"
                 raise UserError(f"{where} must have `{column}`, it has {found}.")
             extra = {"variant": variant, "asked": str(row.get("Changed Question") or row.get("Question") or "")}
             picture = images / scenario / variant / f"{number}.jpg"
             yield Request(f"{scenario}/{number}", where, row[column], target, scenario, picture, extra)
+
+
+def _sampled(tiny: Path) -> dict[str, list[Any]]:
+    """Scenario → numbers of its questions that the tiny version has."""
+    sampled: dict[str, list[Any]] = {}
+    for number, entry in enumerate(json_file(tiny, list, "a list of Scenario and Sampled_ID_List"), start=1):
+        known = entry if isinstance(entry, dict) else {}
+        name, ids = known.get("Scenario"), known.get("Sampled_ID_List")
+        if not isinstance(name, str) or not isinstance(ids, list) or not all(isinstance(id, int | str) for id in ids):
+            raise UserError(f"`{tiny}`, entry {number} must hold Scenario and Sampled_ID_List, got {shown(entry)}.")
+        if name in sampled:
+            raise UserError(f"`{tiny}`, entry {number}: the scenario `{name}` comes twice.")
+        sampled[name] = ids
+    return sampled
 
 
 def _record(request: Request, source: str, scenario: str, picture: str) -> dict[str, Any]:
@@ -263,12 +284,3 @@ def _inside(root: Path, file: str, name: str) -> Path:
         if path.exists():
             return path
     raise UserError(f"`{root}` must hold {file}, it does not; {card(name).get}.")
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read `{path}`: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"`{path}` is not JSON: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Any
 from PIL import Image
 
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import json_object
 from mm_cb.core.provenance import available_memory_bytes
+from mm_cb.core.reading import Line, json_lines, refuse_typos, shown
 
 KEPT_AS = "behaviors.jsonl"
 """The copy of the file that an attack's run directory keeps: what was asked, to be held against what is there."""
 
 _REQUIRED = ("id", "prompt", "target")
+_OPTIONAL = ("image", "category", "split")
 _COPIES_ONCE, _COPIES = 20, 12
 """Float copies of a picture in an attack, once and per row of a batch. Measured at 1400 x 1400 on a small model, as the
 most memory that a run of ``pgd`` takes beyond one at 84 x 84: 28 copies in a batch of 1, 36 in one of 2."""
@@ -45,19 +45,17 @@ def read_behaviors(path: Path) -> list[Behavior]:
         UserError: If the file or a picture is missing or broken, a line is not as expected (file and line number), an
             id comes twice, or a picture lies outside the file's folder.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"`{path}` must be a behaviours file (JSONL, UTF-8), but it cannot be read: {error}."
-        ) from error
     behaviors: list[Behavior] = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            behaviors.append(_behavior(line, path, number))
-    repeated = {id for id, count in Counter(b.id for b in behaviors).items() if count > 1}
-    if repeated:
-        raise UserError(f"`{path}` must give every behaviour its own id, {sorted(repeated)[:5]} come more than once.")
+    first: dict[str, str] = {}
+    for line in json_lines(path, "behaviours"):
+        behavior = parse_behavior(line, path)
+        if behavior.id in first:
+            raise UserError(
+                f"{line.where}: every behaviour must have its own id, `{behavior.id}` comes more than once, first at "
+                f"{first[behavior.id]}."
+            )
+        first[behavior.id] = line.where
+        behaviors.append(behavior)
     if not behaviors:
         raise UserError(f"`{path}` must hold at least one behaviour, it is empty.")
     return behaviors
@@ -65,28 +63,36 @@ def read_behaviors(path: Path) -> list[Behavior]:
 
 def kept_behaviors(folder: Path) -> list[Behavior]:
     """What a run asked, from the copy of its behaviours file; pictures are the run's own, so none is named."""
-    lines = (folder / KEPT_AS).read_text(encoding="utf-8").split("\n")
-    records = [json_object(line, f"{folder / KEPT_AS}:{i}") for i, line in enumerate(lines, start=1) if line.strip()]
+    records = [line.values for line in json_lines(folder / KEPT_AS, "behaviours", nul=True)]
     return [
         Behavior(b["id"], b["prompt"], b["target"], None, str(b.get("category", "all")), str(b.get("split", "all")), b)
         for b in records
     ]
 
 
-def _behavior(line: str, path: Path, number: int) -> Behavior:
-    where = f"{path}:{number}"
-    record = json_object(line, where)
+def parse_behavior(line: Line, path: Path) -> Behavior:
+    """One line of a behaviours file.
+
+    Raises:
+        UserError: If it is not as expected, or its picture cannot be read.
+    """
+    where, record = line
+    refuse_typos(record, _OPTIONAL, where)
     wrong = [key for key in _REQUIRED if not isinstance(record.get(key), str) or not record[key].strip()]
     if wrong:
         raise UserError(f"{where} must have non-empty texts for {list(_REQUIRED)}, wrong or missing: {wrong}.")
-    known = (*_REQUIRED, "image", "category", "split")
+    labels = {key: "all" if record.get(key) is None else record[key] for key in ("category", "split")}
+    for key, label in labels.items():
+        if not isinstance(label, str):
+            raise UserError(f"{where}: `{key}` must be a text or null, got {shown(label)}.")
+    known = (*_REQUIRED, *_OPTIONAL)
     return Behavior(
         id=record["id"],
         prompt=record["prompt"],
         target=record["target"],
         image=_picture(record.get("image"), path, where),
-        category=str(record.get("category", "all")),
-        split=str(record.get("split", "all")),
+        category=labels["category"],
+        split=labels["split"],
         extra={key: value for key, value in record.items() if key not in known},
     )
 
@@ -94,12 +100,12 @@ def _behavior(line: str, path: Path, number: int) -> Behavior:
 def _picture(name: Any, path: Path, where: str) -> Path | None:
     if name is None:
         return None
-    if not isinstance(name, str) or "\0" in name:
-        raise UserError(f"{where}: `image` must be a path or null, got {name!r}.")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: `image` must be a path or null, got {shown(name)}.")
     folder = path.parent.resolve()
     picture = (folder / name).resolve()
     if not picture.is_relative_to(folder):
-        raise UserError(f"{where}: `image` must lie inside the folder of the behaviours file, got {name!r}.")
+        raise UserError(f"{where}: `image` must lie inside the folder of the behaviours file, got {shown(name)}.")
     try:
         open_picture(picture)
     except UserError as error:

@@ -1,6 +1,5 @@
 """The same requests and pictures with a harmless sentence to force: an attack's strength without a judge."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +7,9 @@ from image_attacks import BENIGN_TARGETS
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import dumps
 from mm_cb.core.paths import safe_id
+from mm_cb.core.reading import json_lines, read_text, unfit
 from mm_cb.data.behaviors import write_set
+from mm_cb.data.behaviors_file import read_behaviors
 
 _KEPT = ("id", "prompt", "category", "split")
 
@@ -20,7 +21,7 @@ def build_benign(behaviors: Path, out: Path, targets: Sequence[str] = BENIGN_TAR
     attack succeeded is the words' business, and an answer that is not the sentence says nothing about it.
 
     Args:
-        behaviors: A behaviours file that `mm_cb.data.behaviors_file.read_behaviors` has read.
+        behaviors: A behaviours file.
         out: Gets ``behaviors.jsonl`` and ``images/``.
         targets: Sentences, given to the behaviours in turn.
 
@@ -28,11 +29,12 @@ def build_benign(behaviors: Path, out: Path, targets: Sequence[str] = BENIGN_TAR
         The new file.
 
     Raises:
-        UserError: If there is no target, or ``out`` holds another set; nothing is written then.
+        UserError: If the file is broken, no target is given, or ``out`` holds another set; nothing is written then.
     """
     if not targets:
         raise UserError("there must be at least one harmless target, got none.")
-    records = [json.loads(line) for line in behaviors.read_text(encoding="utf-8").split("\n") if line.strip()]
+    read_behaviors(behaviors)
+    records = [line.values for line in json_lines(behaviors, "behaviours")]
     lines: list[str] = []
     copies: dict[Path, Path] = {}
     for number, record in enumerate(records):
@@ -54,11 +56,10 @@ def read_targets(path: Path) -> list[str]:
     Raises:
         UserError: If the file cannot be read or holds none.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"`{path}` must be a text file with a target per line, it cannot be read: {error}.") from error
-    targets = [line.strip() for line in lines if line.strip()]
+    targets = [line.strip() for line in read_text(path, "targets").split("\n") if line.strip()]
+    for number, target in enumerate(targets, start=1):
+        if reason := unfit(target):
+            raise UserError(f"`{path}`: target {number} cannot be used: {reason}.")
     if not targets:
         raise UserError(f"`{path}` must hold a target per line, it holds none.")
     return targets

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mm_cb.core.embedded import guests
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.hub import cached
 from mm_cb.core.paths import data_path
+from mm_cb.core.reading import load_yaml, read_text
 
 HOME_VARIABLE = "MM_CB_DATA"
 _TEXTS = ("name", "summary", "licence", "source")
@@ -99,7 +98,7 @@ def whereabouts(card: Card) -> tuple[bool, str]:
 
 def _read(path: Path) -> Card:
     """One card file; a fault in it is ours, or of whoever edited the packaged data."""
-    content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content: Any = load_yaml(read_text(path, "data card"), str(path))
     known = {f.name for f in fields(Card)}
     if not isinstance(content, dict) or not all(isinstance(content.get(key), str) for key in _TEXTS):
         raise UserError(f"the data card `{path}` must give {list(_TEXTS)} as texts.")

@@ -3,29 +3,30 @@
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from mm_cb.core.files import file_sha256
 from mm_cb.core.pictures import UNREADABLE
 from mm_cb.data.contamination import Contamination
 from mm_cb.data.examples import Example, PictureError
 from mm_cb.data.formats import Skip
-from mm_cb.data.mixture import open_sources
-from mm_cb.data.sources import Fault, OpenSource, Source
+from mm_cb.data.mixture import Kind, Mixture, Part, nothing_left, open_sources
+from mm_cb.data.scan import Scan, judged, message_texts, texts_of
+from mm_cb.data.sources import STRICT, Fault, OpenSource, Rules, Source
 
 if TYPE_CHECKING:
     from mm_cb.core.progress import Progress
 
 SHOWN = 5
-ERRORS = ("broken row", "repeated id", "empty turn", "missing image", "corrupt image", "in both sets", "contaminated")
-WARNINGS = ("duplicate", "too long")
+ERRORS: tuple[str, ...] = ("broken row", "repeated id", "missing image", "corrupt image", "in both sets", "too long")
+ERRORS += ("no example", "missing rows", "contaminated")
+WARNINGS = ("duplicate", "longer", "unreadable image", "not checked")
 Where = Callable[[], str]
 
 
@@ -46,12 +47,14 @@ class Report:
         skipped: Source → reason → rows left out by rule.
         problems: Kind (of `ERRORS` or `WARNINGS`) → how often and where first.
         images: Different picture files that were opened.
+        mixture: What training would draw from, unless a row stops it.
     """
 
     used: dict[str, Counter[str]] = field(default_factory=dict)
     skipped: dict[str, Counter[str]] = field(default_factory=dict)
     problems: dict[str, Problem] = field(default_factory=dict)
     images: int = 0
+    mixture: Mixture | None = None
 
     def add(self, kind: str, message: Where) -> None:
         """Count a problem; its message is made only if it is among the first."""
@@ -73,7 +76,7 @@ class Limits:
     Attributes:
         behaviors: Prompts of the behaviours that the model will be tested with.
         length: Counts the tokens (or words) of a text.
-        max_length: Examples with more are reported.
+        max_length: Examples with more are reported: training cuts them.
         unit: What ``length`` counts.
     """
 
@@ -84,45 +87,62 @@ class Limits:
 
 
 def check_sources(
-    sources: Sequence[Source], limits: Limits, *, seed: int = 0, progress: "Progress | None" = None
+    sources: Sequence[Source],
+    limits: Limits,
+    *,
+    seed: int = 0,
+    rules: Rules = STRICT,
+    progress: "Progress | None" = None,
 ) -> Report:
-    """Check data sources row by row, as `mm_cb.data.mixture.load_examples` reads them.
+    """Check data sources row by row: `Scan` judges them, as it does for `mm_cb.data.mixture.load_examples`.
 
     Raises:
         UserError: If a source cannot be opened at all.
     """
     report = Report()
-    examiner = _Examiner(report, limits)
+    examiner = _Examiner(report, limits, rules)
+    scan = Scan(rules, examiner.note_duplicate)
+    parts = []
     for opened in open_sources(sources):
         task = progress.task(opened.key, len(opened.rows)) if progress else None
         skipped = report.skipped.setdefault(opened.key, Counter())
-        usable: list[int] = []
-        for index, outcome in opened.examine():
+        usable: dict[int, Kind] = {}
+        for index, outcome in scan.outcomes(opened):
             if isinstance(outcome, Skip):
                 skipped[outcome.reason] += 1
             elif isinstance(outcome, Fault):
-                report.add(outcome.kind, _fault_at(opened, index, outcome))
+                report.add(outcome.kind, partial(_fault_at, opened, index, outcome))
             else:
-                usable.append(index)
+                usable[index] = (outcome.set, outcome.modality)
             if task:
                 task.advance()
-        _check_rows(opened, opened.kept(usable, seed), examiner, progress)
+        if not usable:
+            report.add("no example", partial(nothing_left, opened, skipped))
+            continue
+        _check_rows(opened, opened.kept(list(usable), seed), examiner, progress)
+        parts.append(Part(opened, usable, skipped, seed))
     examiner.open_images(progress)
+    if parts and not report.has_errors:
+        report.mixture = Mixture(parts, seed)
     return report
 
 
-def check_examples(examples: Iterable[Example], limits: Limits, name: str) -> Report:
+def check_examples(examples: Sequence[Example], limits: Limits, name: str, rules: Rules = STRICT) -> Report:
     """Check examples that are made in memory."""
     report = Report()
-    examiner = _Examiner(report, limits)
-    for number, example in enumerate(examples):
-        examiner.examine(example, name, partial("{} example {}".format, name, number))
+    examiner = _Examiner(report, limits, rules)
+    scan = Scan(rules, examiner.note_duplicate)
+    for place, outcome in judged(examples, name, scan, rules):
+        if isinstance(outcome, Fault):
+            report.add(outcome.kind, partial("{}: {}".format, place, outcome.message))
+        else:
+            examiner.examine(outcome, name, partial(str, place))
     examiner.open_images(None)
     return report
 
 
-def _fault_at(opened: OpenSource, index: int, fault: Fault) -> Where:
-    return lambda: f"{opened.where(index)}: {fault.message}"
+def _fault_at(opened: OpenSource, index: int, fault: Fault) -> str:
+    return f"{opened.where(index)}: {fault.message}"
 
 
 def _joined(where: Where, message: str) -> str:
@@ -131,43 +151,39 @@ def _joined(where: Where, message: str) -> str:
 
 def _check_rows(opened: OpenSource, rows: Sequence[int], examiner: "_Examiner", progress: "Progress | None") -> None:
     task = progress.task(f"{opened.key}, texts", len(rows)) if progress else None
-    own_ids = opened.form.set is None
     for index in rows:
         example = opened.read(index)
         assert isinstance(example, Example), f"row {index} of {opened.key} changed while it was read"
-        examiner.examine(example, opened.key, partial(opened.where, index), own_ids)
+        examiner.examine(example, opened.key, partial(opened.where, index))
         if task:
             task.advance()
 
 
 class _Examiner:
-    """Holds examples against each other and against the limits."""
+    """Holds examples against the limits, and opens their pictures."""
 
-    def __init__(self, report: Report, limits: Limits) -> None:
+    def __init__(self, report: Report, limits: Limits, rules: Rules) -> None:
         self._report = report
         self._limits = limits
         self._contamination = Contamination(limits.behaviors) if limits.behaviors else None
-        self._first: dict[bytes, tuple[list[Path | str], tuple[str, Where]]] = {}
-        self._others: dict[bytes, dict[tuple[str, ...], tuple[str, Where]]] = {}
-        self._ids: dict[str, Where] = {}
+        self._unreadable = "unreadable image" if rules.skip_missing_images else "corrupt image"
         self._compared: dict[bytes, str] = {}
         self._pictures: dict[Path, Where] = {}
 
-    def examine(self, example: Example, source: str, where: Where, own_ids: bool = True) -> None:
+    def note_duplicate(self, example: Example, place: object) -> None:
+        """Count an example that its own set holds already."""
+        self._report.add("duplicate", lambda: f"{example.place}: the same as {place}")
+
+    def examine(self, example: Example, source: str, where: Where) -> None:
         """Everything but the pictures' contents."""
         self._report.used.setdefault(source, Counter())[f"{example.set} {example.modality}"] += 1
-        if own_ids:
-            first = self._ids.setdefault(example.id, where)
-            if first is not where:
-                self._report.add("repeated id", lambda: f"{where()}: the id `{example.id}` was used at {first()}")
         if not all(self._is_whole(image, where) for image in example.images):
             return
-        self._compare_with_others(example, where)
-        texts = list(_texts(example))
-        length = sum(map(self._limits.length, texts))
+        length = sum(map(self._limits.length, texts_of(example)))
         if length > self._limits.max_length:
             limit = self._limits
-            self._report.add("too long", lambda: f"{where()}: {length} {limit.unit}, more than {limit.max_length}")
+            message = f"{length} {limit.unit}, more than {limit.max_length}: training cuts it"
+            self._report.add("longer", partial(_joined, where, message))
         self._compare_with_behaviors(example, where)
 
     def open_images(self, progress: "Progress | None") -> None:
@@ -179,7 +195,7 @@ class _Examiner:
             while chunk := list(itertools.islice(waiting, 1000)):
                 for (_, where), fault in zip(chunk, pool.map(_decode, (path for path, _ in chunk)), strict=True):
                     if fault is not None:
-                        self._report.add("corrupt image", partial(_joined, where, fault))
+                        self._report.add(self._unreadable, partial(_joined, where, fault))
                     if task:
                         task.advance()
 
@@ -192,33 +208,15 @@ class _Examiner:
             image.load()
         except UNREADABLE as error:
             text = str(error)
-            self._report.add("corrupt image", lambda: f"{where()}: the picture cannot be read: {text}")
+            self._report.add(self._unreadable, lambda: f"{where()}: the picture cannot be read: {text}")
             return False
         return True
-
-    def _compare_with_others(self, example: Example, where: Where) -> None:
-        """Equal texts with equal pictures, by content; files are hashed only where texts are equal."""
-        folded = "\0".join(" ".join(text.lower().split()) for text in _texts(example))
-        digest = hashlib.blake2b(folded.encode("utf-8", "replace"), digest_size=16).digest()
-        pictures = [image if isinstance(image, Path) else _pixels(image) for image in example.images]
-        if digest not in self._first:
-            self._first[digest] = pictures, (example.set, where)
-            return
-        shown, row = self._first[digest]
-        alike = self._others.setdefault(digest, {tuple(map(_content, shown)): row})
-        content = tuple(map(_content, pictures))
-        if content not in alike:
-            alike[content] = example.set, where
-            return
-        set_name, first = alike[content]
-        kind = "duplicate" if set_name == example.set else "in both sets"
-        self._report.add(kind, lambda: f"{where()}: the same as {first()}")
 
     def _compare_with_behaviors(self, example: Example, where: Where) -> None:
         if self._contamination is None:
             return
         for message in example.messages[::2]:
-            text = " ".join(_message_texts(message))
+            text = " ".join(message_texts(message))
             digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
             if digest not in self._compared:
                 match = self._contamination.match(text)
@@ -235,32 +233,3 @@ def _decode(path: Path) -> str | None:
     except PictureError as error:
         return str(error).replace(" of example ``", "")
     return None
-
-
-def _pixels(image: Image.Image) -> str:
-    """A name for a picture in memory."""
-    return hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest() + str(image.size)
-
-
-@cache
-def _content(picture: Path | str) -> str:
-    """A name for what a picture file holds; a file that cannot be read is told from others by its path."""
-    if isinstance(picture, str):
-        return picture
-    try:
-        return file_sha256(picture)
-    except OSError:
-        return str(picture)
-
-
-def _texts(example: Example) -> Iterator[str]:
-    for message in example.messages:
-        yield from _message_texts(message)
-
-
-def _message_texts(message: dict[str, Any]) -> Iterator[str]:
-    content = message["content"]
-    if isinstance(content, str):
-        yield content
-    else:
-        yield from (part["text"] for part in content if part["type"] == "text")

@@ -1,6 +1,5 @@
 """Which training requests come too close to the behaviours that a model is tested with."""
 
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import json_object
+from mm_cb.core.reading import json_lines, shown
+from mm_cb.core.tables import is_table, read_table
 
 THRESHOLD = 0.3
 _ORDERS = (1, 2, 3, 4)
@@ -119,20 +119,15 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         UserError: If the file cannot be read or has neither; names the line.
     """
-    try:
-        if path.suffix.lower() == ".csv":
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                records = list(csv.DictReader(file))
-        else:
-            lines = path.read_text(encoding="utf-8").split("\n")
-            records = [json_object(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read the behaviours `{path}`: {error}") from error
+    rows = read_table(path, _COLUMNS).rows if is_table(path) else json_lines(path, "behaviours")
     prompts = []
-    for record in records:
-        text = next((record[column] for column in _COLUMNS if isinstance(record.get(column), str)), None)
-        if text is None:
-            raise UserError(f"`{path}` must give `prompt` (JSONL) or `Behavior` (CSV), got {sorted(record)[:20]}.")
+    for where, record in rows:
+        text = next((record[column] for column in _COLUMNS if column in record), None)
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(
+                f"{where}: `prompt` (JSONL) or `Behavior` (CSV) must be a text that is not empty, got {shown(text)} "
+                f"and the keys {shown(sorted(record))}."
+            )
         prompts.append(text)
     if not prompts:
         raise UserError(f"`{path}` must hold at least one behaviour, it is empty.")

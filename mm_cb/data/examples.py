@@ -1,6 +1,5 @@
-"""Training examples: chats with pictures, of one of two sets, in memory or in JSONL files."""
+"""Training examples: chats with pictures, of one of two sets."""
 
-import json
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -10,6 +9,7 @@ from PIL import Image
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.pictures import UNREADABLE
+from mm_cb.core.reading import shown, unfit
 
 SetName = Literal["circuit_breaker", "retain"]
 Modality = Literal["text", "multimodal"]
@@ -92,47 +92,19 @@ def rows_of(examples: Sequence[Example]) -> list[Hashable]:
     return list(range(len(examples))) if known is None else list(known())
 
 
-def read_examples(path: Path) -> list[Example]:
-    """Read a JSONL file of examples; picture paths are relative to the file and must stay inside its folder.
-
-    Raises:
-        UserError: With file and line, if a line is broken.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the training examples `{path}`: {error}") from error
-    examples: list[Example] = []
-    seen: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            example = replace(parse_example(json.loads(line), path.parent), place=f"{path}:{number}")
-            if example.id in seen:
-                raise ValueError(f"the id {example.id!r} was used on line {seen[example.id]}")
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: not a training example: {error}") from error
-        seen[example.id] = number
-        examples.append(example)
-    if not examples:
-        raise UserError(f"`{path}` holds no training examples; expected one JSON object per line.")
-    return examples
-
-
 def parse_example(record: Any, folder: Path) -> Example:
     """One example from one JSON object; ValueError says what is wrong with it."""
     if not isinstance(record, dict) or not _KEYS - {"source"} <= record.keys() <= _KEYS:
-        got = sorted(record) if isinstance(record, dict) else type(record).__name__
+        got = shown(sorted(record)) if isinstance(record, dict) else type(record).__name__
         raise ValueError(f"expected an object with the keys {sorted(_KEYS)}, got {got}")
     if record["set"] not in SETS:
-        raise ValueError(f"`set` must be circuit_breaker or retain, got {record['set']!r}")
+        raise ValueError(f"`set` must be circuit_breaker or retain, got {shown(record['set'])}")
     if not isinstance(record["id"], str) or not record["id"] or not isinstance(record.get("source", ""), str):
         raise ValueError("`id` must be a text that is not empty, and `source` a text")
     pictures = check_messages(record["messages"])
     images = record["images"]
     if not isinstance(images, list) or len(images) != pictures:
-        raise ValueError(f"`images` must be a list of {pictures} paths, one for each image part, got {images!r}")
+        raise ValueError(f"`images` must be a list of {pictures} paths, one for each image part, got {shown(images)}")
     return Example(
         record["id"],
         record["messages"],
@@ -158,6 +130,9 @@ def check_messages(messages: Any) -> int:
         named = sum(part["type"] == "image" for part in parts)
         if named and message["role"] == "assistant":
             raise ValueError("only the user's turns can hold image parts")
+        for part in parts:
+            if part["type"] == "text" and (reason := unfit(part["text"])):
+                raise ValueError(f"a text cannot be used: {reason}")
         if not any(part["type"] == "text" and part["text"].strip() for part in parts):
             raise ValueError("every turn must hold some text")
         pictures += named
@@ -165,13 +140,22 @@ def check_messages(messages: Any) -> int:
 
 
 def _is_part(part: Any) -> bool:
-    if not isinstance(part, dict):
-        return False
-    return part.get("type") == "image" or (part.get("type") == "text" and isinstance(part.get("text"), str))
+    return part == {"type": "image"} or (
+        isinstance(part, dict)
+        and part.keys() == {"type", "text"}
+        and part["type"] == "text"
+        and isinstance(part["text"], str)
+    )
 
 
 def _inside(folder: Path, image: Any) -> Path:
     """The path of a picture below the folder of its file."""
-    if not isinstance(image, str) or not image or PurePath(image).is_absolute() or ".." in PurePath(image).parts:
-        raise ValueError(f"picture paths must be relative to the file and stay inside its folder, got {image!r}")
+    if (
+        not isinstance(image, str)
+        or not image
+        or unfit(image)
+        or PurePath(image).is_absolute()
+        or ".." in PurePath(image).parts
+    ):
+        raise ValueError(f"picture paths must be relative to the file and stay inside its folder, got {shown(image)}")
     return folder / image

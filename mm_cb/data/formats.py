@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from mm_cb.core.pictures import UNREADABLE
+from mm_cb.core.reading import shown, unfit
 from mm_cb.data.examples import Example, SetName, parse_example
 from mm_cb.data.rows import Record
 
 COMPLIANCE, REFUSAL = "1_full_compliance", "2_full_refusal"
+LABELS = (COMPLIANCE, REFUSAL, "3_partial_refusal")
 _PLACEHOLDER = "<image>"
 _COCO_2014 = "COCO_train2014_"
 
@@ -45,23 +47,15 @@ class Context:
         return self.example(turns)
 
     def example(self, messages: Sequence[dict[str, Any]], images: Sequence[Image.Image | Path] = ()) -> Example | Skip:
-        """Turns, checked: every one says something, and none could be mistaken for a picture.
-
-        Raises:
-            ValueError: If a turn holds no text.
-        """
-        for number, message in enumerate(messages, 1):
+        """Turns, checked: every one says something, and none could be mistaken for a picture."""
+        for message in messages:
             content = message["content"]
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
             if not any(part["type"] == "text" and part["text"].strip() for part in parts):
-                raise EmptyTurn(f"turn {number} ({message['role']}) is empty")
+                return Skip("empty turn")
             if any(part["type"] == "text" and _PLACEHOLDER in part["text"] for part in parts):
                 return Skip(f"a text that holds {_PLACEHOLDER}")
         return Example(self.id, messages, images, self.set or "retain", self.source)
-
-
-class EmptyTurn(ValueError):
-    """A turn without text."""
 
 
 Convert = Callable[[Record, Context], Example | Skip]
@@ -97,7 +91,9 @@ def _circuit_breakers(record: Record, context: Context) -> Example | Skip:
 
 def _completions(record: Record, context: Context) -> Example | Skip:
     """XSTest: only full compliance is kept, full refusals when asked for; partial refusals teach neither."""
-    label = record["final_label"]
+    label = _text(record["final_label"]).strip().lower()
+    if label not in LABELS:
+        raise ValueError(f"`final_label` must be one of {', '.join(LABELS)}, got {shown(record['final_label'])}")
     if label == COMPLIANCE or (label == REFUSAL and context.refusals):
         return context.chat(record["prompt"], record["completion"])
     return Skip("not full compliance")
@@ -106,18 +102,17 @@ def _completions(record: Record, context: Context) -> Example | Skip:
 def _messages(record: Record, context: Context) -> Example | Skip:
     """Chats of ``role`` and ``content``; a last turn of the user, which nothing answers, is cut off."""
     turns = [{"role": turn["role"], "content": turn["content"]} for turn in record["messages"]]
-    pictures = record.get("images") or ([record["image"]] if record.get("image") else [])
-    return _chat(turns, [_picture(picture, context) for picture in pictures], context, split=bool(pictures))
+    pictures = _pictures(record, context)
+    return _chat(turns, pictures, context, split=bool(pictures))
 
 
 def _llava(record: Record, context: Context) -> Example | Skip:
-    """LLaVA's ``conversations`` of ``from`` and ``value``, with one picture named in ``image``."""
+    """LLaVA's ``conversations`` of ``from`` and ``value``; ``image`` names a picture, or several in order."""
     roles = {"human": "user", "gpt": "assistant"}
     turns = [
         {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in record["conversations"]
     ]
-    pictures = [_picture(record["image"], context)] if record.get("image") else []
-    return _chat(turns, pictures, context, split=True)
+    return _chat(turns, _pictures(record, context), context, split=True)
 
 
 FORMATS: Mapping[str, Format] = {
@@ -130,7 +125,12 @@ FORMATS: Mapping[str, Format] = {
 
 
 def recognise(columns: Sequence[str]) -> str | None:
-    """The format of rows with these columns: the first one that finds all of its own."""
+    """The format of rows with these columns: the first one that finds all of its own.
+
+    Rows that say their set are ours or nobody's: of another format, what they say would be passed over.
+    """
+    if "set" in columns and not FORMATS["own"].columns <= set(columns):
+        return None
     return next((name for name, form in FORMATS.items() if form.columns <= set(columns)), None)
 
 
@@ -180,7 +180,18 @@ def _text_part(text: Any) -> dict[str, Any]:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"a text was expected, got {type(value).__name__}")
+    if reason := unfit(value):
+        raise ValueError(f"a text cannot be used: {reason}")
     return value
+
+
+def _pictures(record: Record, context: Context) -> list[Image.Image | Path]:
+    """The pictures of a row in order: ``image`` or ``images``, one or a list."""
+    named = [record[column] for column in ("image", "images") if record.get(column)]
+    if len(named) > 1:
+        raise ValueError("a row must name its pictures in `image` or in `images`, not in both")
+    pictures = named[0] if named else []
+    return [_picture(one, context) for one in (pictures if isinstance(pictures, list | tuple) else [pictures])]
 
 
 def _picture(value: Any, context: Context) -> Image.Image | Path:
@@ -192,8 +203,13 @@ def _picture(value: Any, context: Context) -> Image.Image | Path:
             raise ValueError(f"the picture cannot be read: {error}") from error
     if isinstance(value, dict) and value.get("path"):
         return Path(value["path"])
-    if not isinstance(value, str) or not value or PurePath(value).is_absolute() or ".." in PurePath(value).parts:
-        raise ValueError(f"picture names must be relative and stay inside their folder, got {value!r}")
+    if not isinstance(value, str):
+        raise ValueError(
+            f"a picture must be the name of a file, or what `datasets.Image` holds, got {shown(value)}; cast the "
+            "column to `datasets.Image`, or write the pictures to files"
+        )
+    if not value or unfit(value) or PurePath(value).is_absolute() or ".." in PurePath(value).parts:
+        raise ValueError(f"picture names must be relative and stay inside their folder, got {shown(value)}")
     folder = context.images or context.folder
     name = PurePath(value).name
     places = (folder / value, folder / name, folder / "train2017" / name, folder / (_COCO_2014 + name))

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from mm_cb.core.reading import unfit
+
 _PLACEHOLDER = "<image>"
 _TRIES = 100
 
@@ -27,6 +29,8 @@ def parse_pair(answer: str) -> Pair | str:
     if not all(isinstance(text, str) and text.strip() for text in texts):
         return "query or completion missing"
     pair = Pair(*(str(text).strip() for text in texts))
+    if any(map(unfit, pair)):
+        return "holds what is no character"
     return "holds the image placeholder" if any(_PLACEHOLDER in text for text in pair) else pair
 
 

@@ -15,9 +15,16 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.hub import Repository
 from mm_cb.data.examples import Example, Modality, SetName
 from mm_cb.data.formats import Skip
-from mm_cb.data.sources import Fault, OpenSource, Source, count_reasons, open_source
+from mm_cb.data.scan import Scan
+from mm_cb.data.sources import STRICT, Fault, OpenSource, Rules, Source, count_reasons, open_source
 
 Kind = tuple[SetName, Modality]
+
+_WARNED = ("missing image", "empty turn", "too long")
+_REMEDIES = {
+    "missing image": "; leave such rows out with `data.skip_missing_images=true`",
+    "too long": "; raise `training.max_length`, or leave such rows out with `data.skip_too_long=true`",
+}
 
 
 class Mixture(Sequence[Example]):
@@ -105,25 +112,25 @@ class Part:
         return example
 
 
-def load_examples(sources: Sequence[Source], seed: int, *, skip_missing_images: bool = False) -> Mixture:
+def load_examples(sources: Sequence[Source], seed: int, rules: Rules = STRICT) -> Mixture:
     """Read every row of the sources once, to know which can be used, and line them up as one sequence.
 
     Args:
         sources: What to mix.
         seed: Decides samples (`Source.limit`, fractions of `Source.weight`) and which requests are removed.
-        skip_missing_images: Leave rows out whose picture is not there, and count them, instead of stopping.
+        rules: Which rows are left out and counted, instead of stopping.
 
     Returns:
         The examples, read again from disk whenever they are asked for.
 
     Raises:
-        UserError: If a source is not there (says how to get it), a row is broken or misses its picture (file and
-            line), an id comes twice, or nothing is left of a source.
+        UserError: If a source is not there (says how to get it), a row cannot be used (file and line; see `Scan`), or
+            nothing is left of a source.
     """
     if not sources:
         raise UserError("`data` must name at least one data source.")
-    ids: dict[str, str] = {}
-    return Mixture([_scan(one, seed, ids, skip_missing_images) for one in open_sources(sources)], seed)
+    scan = Scan(rules)
+    return Mixture([_part(one, seed, scan) for one in open_sources(sources)], seed)
 
 
 def open_sources(sources: Sequence[Source]) -> list[OpenSource]:
@@ -170,30 +177,27 @@ def without_request(example: Example) -> Example:
     return replace(example, id=f"{example.id}:no-request", messages=[{**user, "content": emptied}, assistant])
 
 
-def _scan(opened: OpenSource, seed: int, ids: dict[str, str], skip_missing_images: bool) -> Part:
-    """Which rows of a source can be used; ``ids`` collects those of our own files, which must all differ."""
+def _part(opened: OpenSource, seed: int, scan: Scan) -> Part:
+    """The rows of a source that can be used; the first that must not be there is an error."""
     usable: dict[int, Kind] = {}
     skipped: Counter[str] = Counter()
-    for index, outcome in opened.examine():
+    for index, outcome in scan.outcomes(opened):
         if isinstance(outcome, Skip):
             skipped[outcome.reason] += 1
         elif isinstance(outcome, Fault):
-            if outcome.kind == "broken row" or (outcome.kind == "missing image" and not skip_missing_images):
-                hint = "; leave such rows out with skip_missing_images" if outcome.kind == "missing image" else ""
-                raise UserError(f"{opened.where(index)}: {outcome.message}{hint}. `mm-cb data check` finds all.")
-            skipped[outcome.kind] += 1
+            raise UserError(
+                f"{opened.where(index)}: {outcome.message}{_REMEDIES.get(outcome.kind, '')}. `mm-cb data check` finds "
+                "all such rows."
+            )
         else:
-            if opened.form.set is None:
-                if outcome.id in ids:
-                    raise UserError(f"{opened.where(index)}: the id `{outcome.id}` was used at {ids[outcome.id]}.")
-                ids[outcome.id] = f"row {index} of `{opened.source.name}`"
             usable[index] = (outcome.set, outcome.modality)
     if not usable:
-        raise UserError(
-            f"the data source `{opened.source.name}` holds no example ({count_reasons(skipped) or 'no rows'})."
-        )
-    faults = {kind: skipped[kind] for kind in ("missing image", "empty turn") if skipped[kind]}
-    if faults:
-        listed = ", ".join(f"{count} with {kind}" for kind, count in faults.items())
+        raise UserError(nothing_left(opened, skipped))
+    if listed := ", ".join(f"{skipped[kind]} with {kind}" for kind in _WARNED if skipped[kind]):
         warnings.warn(f"`{opened.source.name}`: rows left out: {listed}; see `mm-cb data check`.", stacklevel=3)
     return Part(opened, usable, skipped, seed)
+
+
+def nothing_left(opened: OpenSource, skipped: Counter[str]) -> str:
+    """What is said of a source without a usable row."""
+    return f"the data source `{opened.source.name}` holds no example ({count_reasons(skipped) or 'no rows'})."

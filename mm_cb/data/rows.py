@@ -4,8 +4,6 @@ An index of 158,000 records takes a few megabytes, whatever their texts are; a r
 whichever process asks (each read opens the file itself, so data-loader workers share nothing).
 """
 
-import csv
-import json
 import mmap
 import re
 from array import array
@@ -16,11 +14,14 @@ from typing import Any
 
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
+from mm_cb.core.reading import BOM, Fault, decode, loads
+from mm_cb.core.tables import is_table, read_table
 
 Record = dict[str, Any]
 
 _STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{}"]', re.DOTALL)
 _STEP = 1 << 24
+_ONLY_OBJECTS = "a JSON array must hold objects with commas between them, and end the file; something else stands here."
 
 
 class FileRows(Sequence[Record]):
@@ -47,9 +48,9 @@ class FileRows(Sequence[Record]):
             file.seek(start)
             content = file.read(end - start)
         try:
-            record = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"not a JSON object: {error}") from error
+            record = loads(decode(content))
+        except Fault as fault:
+            raise ValueError(f"expected a JSON object, got {fault}") from fault
         if not isinstance(record, dict):
             raise ValueError(f"expected a JSON object, got {type(record).__name__}")
         return record
@@ -73,27 +74,16 @@ class FileRows(Sequence[Record]):
 
 
 class TableRows(Sequence[Record]):
-    """Rows of a CSV file with a header; such sets are small and are held in memory."""
+    """Rows of a table with a header; such sets are small and are held in memory."""
 
     def __init__(self, path: Path) -> None:
         """Read the file.
 
         Raises:
-            UserError: If it cannot be read or has no header.
+            UserError: If it is no table, see `mm_cb.core.tables.read_table`.
         """
         self.path = path
-        try:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                self._rows: list[tuple[int, Record]] = []
-                line = 2
-                for row in reader:
-                    self._rows.append((line, row))
-                    line = reader.line_num + 1
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"cannot read the table `{path}`: {error}") from error
-        if not self._rows:
-            raise UserError(f"`{path}` must hold a header and at least one row, it holds none.")
+        self._rows = read_table(path).rows
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -101,11 +91,11 @@ class TableRows(Sequence[Record]):
 
     def __getitem__(self, index: Any) -> Any:
         """One row: column name → text."""
-        return self._rows[index][1]
+        return self._rows[index].values
 
     def where(self, index: int) -> str:
         """``file:line`` of a row's first line."""
-        return f"{self.path}:{self._rows[index][0]}"
+        return self._rows[index].where
 
 
 class HubRows(Sequence[Record]):
@@ -141,26 +131,25 @@ Rows = FileRows | TableRows | HubRows
 
 
 def open_rows(path: Path) -> Rows:
-    """The rows of a JSONL file, a JSON array, a CSV table, or a folder of a saved or plain hub data set.
+    """The rows of a JSONL file, a JSON array, a CSV or TSV table, or a folder of a saved or plain hub data set.
 
     Raises:
         UserError: If there is nothing to read, or it is none of these.
     """
     if path.is_dir():
         return HubRows(_load_folder(path), str(path))
-    if path.suffix.lower() == ".csv":
+    if is_table(path):
         return TableRows(path)
     try:
         with open(path, "rb") as file:
-            head = file.read(4096).lstrip()
-            if not head:
-                raise UserError(f"`{path}` must hold rows (JSON lines, a JSON array or CSV), it is empty.")
+            if not file.read(len(BOM) + 1).removeprefix(BOM):
+                raise UserError(f"`{path}` must hold rows (JSON lines, a JSON array or a table), it is empty.")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                places = _array_places(content, path) if head.startswith(b"[") else _line_places(content)
-    except OSError as error:
-        raise UserError(f"cannot read the data file `{path}`: {error.strerror or error}") from error
+                places = _places(content, path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the data file `{path}`: {getattr(error, 'strerror', None) or error}") from error
     if not places[0]:
-        raise UserError(f"`{path}` must hold rows (JSON lines, a JSON array or CSV), it holds none.")
+        raise UserError(f"`{path}` must hold rows (JSON lines, a JSON array or a table), it holds none.")
     return FileRows(path, *places)
 
 
@@ -190,10 +179,23 @@ def _load_folder(path: Path) -> Any:
     raise UserError(f"`{path}` holds the splits {sorted(loaded)}; give the folder of one split.")
 
 
-def _line_places(content: mmap.mmap) -> tuple[array, array]:
+def _places(content: mmap.mmap, path: Path) -> tuple[array, array]:
+    """Start and end of every record."""
+    head = content[:4096]
+    try:
+        decode(head[:4])  # another encoding shows in the first bytes
+    except Fault as fault:
+        if "UTF-16" in str(fault):
+            raise UserError(f"{path}:1: {fault}") from fault
+    start = len(BOM) if head.startswith(BOM) else 0
+    is_array = head[start:].lstrip().startswith(b"[")
+    return _array_places(content, start, path) if is_array else _line_places(content, start)
+
+
+def _line_places(content: mmap.mmap, start: int) -> tuple[array, array]:
     """Start and end of every line that is not blank."""
     starts, ends = array("Q"), array("Q")
-    start, size = 0, len(content)
+    size = len(content)
     while start < size:
         found = content.find(b"\n", start)
         end = size if found < 0 else found
@@ -204,15 +206,19 @@ def _line_places(content: mmap.mmap) -> tuple[array, array]:
     return starts, ends
 
 
-def _array_places(content: mmap.mmap, path: Path) -> tuple[array, array]:
-    """Start and end of every object of a JSON array; strings are stepped over whole, so nothing is parsed."""
+def _array_places(content: mmap.mmap, begin: int, path: Path) -> tuple[array, array]:
+    """Start and end of every object of a JSON array; strings are stepped over whole, so nothing is parsed.
+
+    Between the objects there must be one comma and nothing else: what stands there would be passed over in silence.
+    """
     starts, ends = array("Q"), array("Q")
     depth = 0
-    for match in _STRUCTURE.finditer(content):
+    for match in _STRUCTURE.finditer(content, begin):
         token = match[0]
         if token in (b"{", b"["):
             depth += 1
             if depth == 2:
+                _check_gap(content, ends[-1] if ends else None, match.start(), begin, path)
                 starts.append(match.start())
         elif token in (b"}", b"]"):
             depth -= 1
@@ -221,6 +227,20 @@ def _array_places(content: mmap.mmap, path: Path) -> tuple[array, array]:
         elif token == b'"':
             break  # a string that never ends
         if not depth:
+            last = ends[-1] if ends else content.find(b"[", begin) + 1
+            if token != b"]" or content[last : match.start()].strip() or content[match.end() :].strip():
+                raise UserError(f"{path}:{_line_at(content, last)}: {_ONLY_OBJECTS}")
             return starts, ends
-    line = content[: starts[-1] if starts else 0].count(b"\n") + 1
+    line = _line_at(content, starts[-1] if starts else 0)
     raise UserError(f"{path}:{line}: the JSON array does not end; the file is damaged or half downloaded.")
+
+
+def _check_gap(content: mmap.mmap, last: int | None, start: int, begin: int, path: Path) -> None:
+    """Make sure that nothing but what JSON wants stands between two objects, or in front of the first."""
+    between = content[begin if last is None else last : start].strip()
+    if between != (b"[" if last is None else b","):
+        raise UserError(f"{path}:{_line_at(content, begin if last is None else last)}: {_ONLY_OBJECTS}")
+
+
+def _line_at(content: mmap.mmap, place: int) -> int:
+    return content[:place].count(b"\n") + 1

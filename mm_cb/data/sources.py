@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args
@@ -11,7 +11,7 @@ from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.hub import Repository
 from mm_cb.data.cards import Card, card, cards, data_home, local_file
 from mm_cb.data.examples import Example, SetName
-from mm_cb.data.formats import FORMATS, Context, EmptyTurn, Format, Skip, recognise
+from mm_cb.data.formats import FORMATS, Context, Format, Skip, recognise
 from mm_cb.data.rows import HubRows, Rows, load_hub, open_rows
 
 HUB_PREFIX = "hub:"
@@ -38,6 +38,8 @@ class Source:
     """
     refusals: bool = False
     """XSTest: also keep full refusals."""
+    own: bool = False
+    """Whether the rows must be ours, which say their set one by one."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -67,8 +69,29 @@ class Fault(NamedTuple):
     """A row that cannot be used, and why."""
 
     kind: str
-    """``broken row``, ``empty turn`` or ``missing image``."""
+    """``broken row``, ``missing image``, ``too long``, ``repeated id`` or ``in both sets``."""
     message: str
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What becomes of rows that a run cannot use: left out and counted, or refused."""
+
+    skip_missing_images: bool = False
+    """Leave rows out whose picture is not there."""
+    skip_too_long: bool = False
+    """Leave rows out of which ``max_length`` would cut a picture off, or all that counts."""
+    fit: Callable[[Example], Fault | None] | None = None
+    """Whether the model can take an example; None = not known here."""
+
+    def left_out(self, fault: Fault) -> bool:
+        """Whether a row with this fault is left out instead of refused."""
+        skips = {"missing image": self.skip_missing_images, "too long": self.skip_too_long}
+        return skips.get(fault.kind, False)
+
+
+STRICT = Rules()
+"""Nothing is left out."""
 
 
 class Place(NamedTuple):
@@ -114,27 +137,28 @@ class OpenSource:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the row is not as expected: {type(error).__name__}: {error}") from error
 
-    def examine(self) -> Iterator[tuple[int, Example | Skip | Fault]]:
+    def examine(self, rules: Rules) -> Iterator[tuple[int, Example | Skip | Fault]]:
         """Every row in order, with what became of it; pictures are looked for, not opened."""
         for index in range(len(self.rows)):
-            yield index, self._outcome(index)
+            outcome = self._outcome(index, rules)
+            left_out = isinstance(outcome, Fault) and rules.left_out(outcome)
+            yield index, Skip(outcome.kind) if isinstance(outcome, Fault) and left_out else outcome
 
     def where(self, index: int) -> str:
         """File and line of a row."""
         return self.rows.where(index)
 
-    def _outcome(self, index: int) -> Example | Skip | Fault:
+    def _outcome(self, index: int, rules: Rules) -> Example | Skip | Fault:
         try:
             outcome = self.read(index)
-        except EmptyTurn as error:
-            return Fault("empty turn", str(error))
         except ValueError as error:
             return Fault("broken row", str(error))
-        if isinstance(outcome, Example):
-            for image in outcome.images:
-                if isinstance(image, Path) and not image.is_file():
-                    return Fault("missing image", f"the picture `{image}` is not there")
-        return outcome
+        if isinstance(outcome, Skip):
+            return outcome
+        for image in outcome.images:
+            if isinstance(image, Path) and not image.is_file():
+                return Fault("missing image", f"the picture `{image}` is not there")
+        return (rules.fit(outcome) if rules.fit else None) or outcome
 
     def kept(self, rows: list[int], seed: int) -> list[int]:
         """The rows to use out of those that can be used: all, or the seeded sample that ``limit`` asks for."""
@@ -152,11 +176,13 @@ def open_source(source: Source) -> OpenSource:
     """
     rows, folder, described = _find(source)
     columns = _columns(rows)
-    name = described.format if described is not None else recognise(columns)
+    name = "own" if source.own else described.format if described is not None else recognise(columns)
     if name is None or not FORMATS[name].columns <= set(columns):
         expected = FORMATS[name].columns if name else "; ".join(str(sorted(f.columns)) for f in FORMATS.values())
         wanted = sorted(expected) if name else f"those of one format ({expected})"
-        raise UserError(f"`{source.name}` must have the columns {wanted}, it has {sorted(columns)[:20]}.")
+        raise UserError(
+            f"{rows.where(0)}: `{source.name}` must have the columns {wanted}, it has {sorted(columns)[:20]}."
+        )
     form = FORMATS[name]
     if source.images is not None and not source.images.is_dir():
         raise UserError(f"`images` of the data source `{source.name}` must be a folder, got `{source.images}`.")

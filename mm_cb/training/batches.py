@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch.utils.data import Dataset
@@ -11,6 +11,9 @@ from mm_cb.core.errors import UserError
 from mm_cb.data.examples import Example, Modality, OnUnreadable, SetName, kinds_of, opened, rows_of
 from mm_cb.models import ChatModel
 from mm_cb.training.masks import MaskName, loss_mask
+
+if TYPE_CHECKING:
+    from mm_cb.training.rr_config import RRConfig
 
 Batches = Literal["alternate", "text", "multimodal"]
 
@@ -100,6 +103,28 @@ class PairedExamples(Dataset[Pair]):
         raise UserError("not one picture of the rows to train on can be read; `mm-cb data check` names them.")
 
 
+def drawn(
+    examples: Sequence[Example], settings: "RRConfig", on_unreadable: OnUnreadable | None = None
+) -> tuple[PairedExamples, list[Pair]]:
+    """The rows of a run in their order, and the pairs that are held out.
+
+    Raises:
+        MissingRows: If a set has no example of a modality that the run needs.
+        UserError: If too many rows were to be held out.
+    """
+    among, held_out = hold_out(examples, settings.held_out, settings.seed, settings.batches, on_unreadable)
+    rows = PairedExamples(
+        examples,
+        steps=settings.max_steps,
+        batch_size=settings.batch_size,
+        batches=settings.batches,
+        seed=settings.seed,
+        among=among,
+        on_unreadable=on_unreadable,
+    )
+    return rows, held_out
+
+
 class PairCollator:
     """Turn pairs into what the trainer's loss takes.
 
@@ -123,14 +148,15 @@ class PairCollator:
         batch: dict[str, Any] = {"modality": modality}
         for name, examples in zip(Pair._fields, zip(*pairs, strict=True), strict=True):
             images = [example.open_images() for example in examples]
-            ids = batch[f"{name}_ids"] = [example.id for example in examples]
+            batch[f"{name}_ids"] = [example.id for example in examples]
             try:
                 inputs = self._model.encode_chats(
                     [example.messages for example in examples], images, padding_side="right"
                 )
                 batch[name], batch[f"{name}_mask"] = inputs, loss_mask(inputs, self._masks[modality])
             except ValueError as error:
-                raise UserError(f"cannot train on the {name} examples {ids}: {error}") from error
+                places = ", ".join(str(example.place or example.id) for example in examples)
+                raise UserError(f"cannot train on the {name} examples at {places}: {error}") from error
         return batch
 
 

@@ -146,6 +146,8 @@ class Mixture(_Section):
     skip_missing_images: bool = False
     """Leave rows out whose picture is not there or, found in training, cannot be read; count them instead of stopping.
     """
+    skip_too_long: bool = False
+    """Leave rows out of which ``max_length`` cuts a picture off, or all that counts; count them instead of stopping."""
 
 
 def _kind(data: Any) -> str:

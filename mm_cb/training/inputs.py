@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 from mm_cb.core import hub
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
-from mm_cb.data.examples import Example, read_examples
+from mm_cb.data.examples import Example
 from mm_cb.models.cache import model_folder
 
 if TYPE_CHECKING:
-    from mm_cb.data.sources import Source
+    from mm_cb.data.sources import Rules, Source
     from mm_cb.training.config import Mixture, Recipe
 
 SKIPPING = (
-    "`mm-cb data check` finds all such rows, and a mixture leaves them out and counts them: "
-    "`data: {sources: [{name: FILE}], skip_missing_images: true}`."
+    "`mm-cb data check` finds all such rows, and a mixture (`data: {sources: [{name: FILE}]}`) leaves them out and "
+    "counts them with `data.skip_missing_images=true`."
 )
 """What to do about rows whose pictures are damaged or absent."""
 
@@ -28,21 +28,44 @@ def load_examples(recipe: "Recipe") -> Sequence[Example]:
         UserError: If a file or a data set is missing or broken, or ids repeat across files.
     """
     if isinstance(recipe.data, str) and (guest := embedded(recipe.data)):
-        return guest.training_examples(recipe.seed)
-    if isinstance(recipe.data, list):
-        examples = [example for file in recipe.data for example in read_examples(Path(file))]
-        if len({example.id for example in examples}) < len(examples):
-            raise UserError(f"the ids of the training examples in {recipe.data} must all differ, some repeat.")
-        for example in examples:
-            for image in example.images:
-                if isinstance(image, Path) and not image.is_file():
-                    raise UserError(f"{example.place}: the picture `{image}` is not there; {SKIPPING}")
-        return examples
+        return _judged(guest.training_examples(recipe.seed), recipe)
     assert not isinstance(recipe.data, str)
-    sources = sources_of(recipe.data)
     from mm_cb.data import mixture
 
-    return mixture.load_examples(sources, recipe.seed, skip_missing_images=recipe.data.skip_missing_images)
+    return mixture.load_examples(sources_of(recipe.data), recipe.seed, rules_of(recipe))
+
+
+def _judged(examples: Sequence[Example], recipe: "Recipe") -> Sequence[Example]:
+    """Examples that are made in memory, if the model can take every one."""
+    from mm_cb.data.scan import Scan, judged
+    from mm_cb.data.sources import Fault
+
+    rules = rules_of(recipe)
+    for place, outcome in judged(examples, str(recipe.data), Scan(rules), rules):
+        if isinstance(outcome, Fault):
+            raise UserError(f"{place}: {outcome.message}; `mm-cb data check` finds all such rows.")
+    return examples
+
+
+def rules_of(recipe: "Recipe") -> "Rules":
+    """Which rows of a recipe's data are left out, and which the model cannot take, as far as it is known here.
+
+    Raises:
+        UserError: If the model's configuration is broken.
+    """
+    from mm_cb.data.sources import Rules
+    from mm_cb.training.fit import fit_of
+
+    missing, long = (getattr(recipe.data, f"skip_{what}", False) for what in ("missing_images", "too_long"))
+    masks = recipe.circuit_breaker.masks
+    fit = fit_of(
+        recipe.model,
+        recipe.training.max_length,
+        {"text": masks.text, "multimodal": masks.multimodal},
+        recipe.batches,
+        recipe.image_backend,
+    )
+    return Rules(missing, long, fit)
 
 
 def absent_data(recipe: "Recipe") -> dict[str, str]:
@@ -53,8 +76,6 @@ def absent_data(recipe: "Recipe") -> dict[str, str]:
     """
     if isinstance(recipe.data, str):
         return {recipe.data: ""}
-    if isinstance(recipe.data, list):
-        return {file: "" if Path(file).is_file() else f"`{file}` is not there." for file in recipe.data}
     sources, found = sources_of(recipe.data), dict[str, str]()
     from mm_cb.data.mixture import refuse_repeated
     from mm_cb.data.sources import open_source
@@ -69,19 +90,19 @@ def absent_data(recipe: "Recipe") -> dict[str, str]:
     return found
 
 
-def sources_of(data: "Mixture") -> "list[Source]":
-    """A mixture's data sets in the words of `mm_cb.data`."""
+def sources_of(data: "Mixture | list[str]") -> "list[Source]":
+    """A mixture's data sets, or files of our own rows, in the words of `mm_cb.data`."""
     from mm_cb.data.sources import Source
 
+    if isinstance(data, list):
+        return [Source(file, own=True) for file in data]
     fields = [source.model_dump() for source in data.sources]
     return [Source(**{**field, "images": field["images"] and Path(field["images"])}) for field in fields]
 
 
 def input_files(recipe: "Recipe") -> list[Path | hub.Repository]:
-    """What decides the result by its content, beside a mixture: files, and the model's commit if it is on the hub."""
+    """What decides the result by its content, beside the data: an embedded model's files, a hub model's commit."""
     inputs: list[Path | hub.Repository] = []
-    if isinstance(recipe.data, list):
-        inputs += [Path(file) for file in recipe.data]
     if guest := embedded(recipe.model):
         inputs += sorted(guest.weights.glob("*.safetensors"))
     model_folder(recipe.model)

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from mm_cb.core.embedded import guests
 from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.reading import load_yaml, read_text
 from mm_cb.training.config import DataSource, Mixture, Recipe
 
 _FREE = ("data.", "circuit_breaker.loss_settings.")
@@ -33,11 +33,7 @@ def recipe_text(name_or_path: str | Path) -> str:
     Raises:
         UserError: If there is none.
     """
-    path = _file(name_or_path)
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the recipe `{path}`: {error}") from error
+    return read_text(_file(name_or_path), "recipe")
 
 
 def recipe_summary(name_or_path: str | Path) -> str:
@@ -93,10 +89,7 @@ def first_problem(error: ValidationError) -> str:
 def _read(name_or_path: str | Path) -> dict[str, Any]:
     """The fields of a recipe file, unchecked."""
     path = _file(name_or_path)
-    try:
-        fields = yaml.safe_load(recipe_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"the recipe `{path}` is not YAML: {error}") from error
+    fields = load_yaml(recipe_text(path), str(path))
     if not isinstance(fields, dict):
         raise UserError(f"the recipe `{path}` must hold `key: value` lines, got {type(fields).__name__}.")
     return fields
@@ -114,10 +107,7 @@ def _file(name_or_path: str | Path) -> Path:
 
 
 def _value(override: str, value: str) -> Any:
-    try:
-        return yaml.safe_load(value)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"the value in `{override}` is not YAML: {error}") from error
+    return load_yaml(value, f"the value in `{override}`")
 
 
 def _set(fields: dict[str, Any], key: str, value: Any) -> None:

@@ -21,7 +21,7 @@ from mm_cb.models.fingerprint import fingerprint
 from mm_cb.models.text import TextProcessor
 from mm_cb.training.adapter import put_lora, save_adapter
 from mm_cb.training.adversary import Adversary
-from mm_cb.training.batches import PairCollator, PairedExamples, hold_out
+from mm_cb.training.batches import PairCollator, drawn
 from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint
 from mm_cb.training.config import Lora
 from mm_cb.training.lending import language_tower, lent
@@ -88,16 +88,7 @@ class RRTrainer(ReroutingTrainer):
         self.settings = args
         examples = as_examples(train_dataset)
         set_seed(args.seed)
-        among, held_out = hold_out(examples, args.held_out, args.seed, args.batches, on_unreadable)
-        rows = PairedExamples(
-            examples,
-            steps=args.max_steps,
-            batch_size=args.batch_size,
-            batches=args.batches,
-            seed=args.seed,
-            among=among,
-            on_unreadable=on_unreadable,
-        )
+        rows, held_out = drawn(examples, args, on_unreadable)
         base = self._put_on(model, processing_class, recipe_lora(Lora()) if peft_config is None else peft_config)
         attention = language_tower(base).config._attn_implementation
         self._base_weights = fingerprint(base.name) if base.name else ""

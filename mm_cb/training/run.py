@@ -53,8 +53,8 @@ def train(
     main = int(os.environ.get("RANK", "0")) == 0
     with _one_after_another(recipe):
         hub.keep_to(out)
-        if examples is None and not isinstance(recipe.data, str | list):
-            examples = load_examples(recipe)  # now, because the run's record names the files of a mixture
+        if examples is None and not isinstance(recipe.data, str):
+            examples = load_examples(recipe)  # now, because the run's record names the files
         inputs = [*getattr(examples, "inputs", []), *input_files(recipe)]
         run = RunDirectory(out, "train", recipe.model_dump(mode="json"), recipe.seed, inputs=inputs)
         if main:

@@ -164,13 +164,16 @@ def test_the_original_parser(content, expected):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("not json", "r.jsonl:1 must be one JSON object"),
-        ("[]", "r.jsonl:1 must be a JSON object with a `question_id`"),
+        ("not json", "r.jsonl:1: expected one JSON object"),
+        ("[]", "r.jsonl:1: expected one JSON object"),
         ('{"question_id": 0, "category": "conv2", "tuple": [1, 2]}', "`category` must be one of llava_bench_complex"),
         ('{"question_id": 0, "category": "llava_bench_conv", "tuple": [1]}', "must be two numbers"),
         ('{"question_id": 0, "category": "llava_bench_conv", "tuple": ["8", "7"]}', "must be two numbers"),
         ('{"question_id": 0, "category": "llava_bench_conv"}', "must be two numbers"),
-        ('{"question_id": 0, "category": "llava_bench_conv", "tuple": [1, 2]}\n' * 2, "question 0 comes 2 times"),
+        (
+            '{"question_id": 0, "category": "llava_bench_conv", "tuple": [1, 2]}\n' * 2,
+            "r.jsonl:2: there must be one review per question, question 0",
+        ),
         ("", "it is empty"),
     ],
 )

@@ -265,11 +265,11 @@ def test_a_local_judge_draws_nothing(flag, value, named, benchmark, capsys):
 @pytest.mark.parametrize(
     ("break_it", "expected"),
     [
-        (lambda f: (f / "context.jsonl").unlink(), "must be a file of the original benchmark"),
+        (lambda f: (f / "context.jsonl").unlink(), "cannot read the questions"),
         (lambda f: (f / "answers_gpt4.jsonl").write_text(""), "question 0 lacks its answer"),
         (lambda f: (f / "images" / "003.jpg").unlink(), "003.jpg"),
         (lambda f: (f / "images" / "003.jpg").write_bytes(b""), "got an empty one"),
-        (lambda f: (f / "questions.jsonl").write_text("[]\n"), "one JSON object per line"),
+        (lambda f: (f / "questions.jsonl").write_text("[]\n"), "one JSON object a line"),
         (lambda f: (f / "questions.jsonl").unlink(), "questions.jsonl"),
     ],
 )

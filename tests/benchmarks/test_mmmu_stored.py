@@ -215,7 +215,7 @@ def test_bad_command_lines(arguments, expected, tmp_path, capsys, monkeypatch):
     ("content", "expected"),
     [
         (None, "`Music` is missing; to score what is there: --subjects Art"),
-        ("{", "must be readable JSON"),
+        ("{", "output.json:1: expected a list of records"),
         ("{}", "must hold a list of records"),
         ("[]", "at least one record"),
         ('["x"]', "record 0 must be a JSON object"),

@@ -65,15 +65,36 @@ def test_xstest_takes_the_safe_prompts_only(tmp_path):
     assert [r.id for r in read_requests(file)] == ["1"]
 
 
+def test_labels_and_columns_are_read_without_case_and_blanks(tmp_path):
+    table = "ID, Prompt ,TYPE,Label\n1,one,homonyms,Safe\n2,two,homonyms, UNSAFE\n3,three, Contrast_homonyms,safe\n"
+    (tmp_path / "r.csv").write_text("\ufeff" + table, encoding="utf-8")
+    assert [(r.id, r.prompt, r.category) for r in read_requests(tmp_path / "r.csv")] == [("1", "one", "homonyms")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
         ("r.txt", "", "must be our .jsonl"),
         ("r.jsonl", "", "holds none"),
-        ("r.jsonl", "[1]", "r.jsonl:1 must be a JSON object, got list"),
-        ("r.jsonl", "{", "r.jsonl:1 must be a JSON object, but it is broken"),
+        ("r.jsonl", "[1]", "r.jsonl:1: expected one JSON object"),
+        ("r.jsonl", "{", "r.jsonl:1: expected one JSON object on the line, got broken"),
         ("r.jsonl", '{"id": "1"}', "wrong or missing: ['prompt']"),
-        ("r.jsonl", '{"id": "1", "prompt": "p"}\n{"id": "1", "prompt": "p"}', "`1` comes 2 times"),
+        (
+            "r.jsonl",
+            '{"id": "1", "prompt": "p"}\n{"id": "1", "prompt": "p"}',
+            "r.jsonl:2: every request must have its own id, `1`",
+        ),
+        ("r.jsonl", '{"id": "1", "prompt": "p \\ud83d"}', "r.jsonl:1: expected one JSON object on the line, got half"),
+        ("r.jsonl", '{"id": "1", "prompt": "p", "images": "a.png"}', "unknown key `images`, did you mean `image`?"),
+        ("r.jsonl", '{"id": "1", "prompt": "p", "category": 3}', "`category` must be a text or null"),
+        ("r.json", '{"1": {"question": "p"}, "1": {"question": "q"}}', "the key `1` twice"),
+        ("r.csv", "id,prompt,type\n1,How, now,x\n", "r.csv:2: the header has 3 columns, the row 4"),
+        ("r.csv", "id,prompt,type\n1,short\n", "r.csv:2: the header has 3 columns, the row 2"),
+        ("r.csv", 'id,prompt,type\n1,"p,x\n2,q,x\n', "r.csv:2: a double quote is never closed"),
+        ("r.csv", "id,prompt,type,label\n1,p,x,safe\n2,q,x,harmless\n", "r.csv:3: `label` must be safe or unsafe"),
+        ("r.csv", "id,prompt,type,label\n1,p,,safe\n", "r.csv:2: `type`"),
+        ("r.csv", "id;prompt;type\n1;p;x\n", "r.csv:1: the columns must be apart by commas"),
+        ("r.csv", "id,prompt,type,type\n1,p,x,y\n", "`type` comes twice"),
         ("r.jsonl", '{"id": "1", "prompt": "p", "image": "../a.png"}', "must lie inside"),
         ("r.jsonl", '{"id": "1", "prompt": "p", "image": "no.png"}', "does not exist"),
         ("r.jsonl", '{"id": "1", "prompt": "p", "image": 3}', "must be a path or null"),

@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from mm_cb.data.mixture import load_examples
+from mm_cb.data.sources import Source
 from tests.tiny_llava import picture
 
 
@@ -36,6 +38,11 @@ def pictures(folder):
     for number in range(3):
         picture(number).save(folder / "coco" / f"{number:012}.png")
     return folder / "coco"
+
+
+def read_examples(path):
+    """The examples of a file of our own rows."""
+    return list(load_examples([Source(str(path), own=True)], 0))
 
 
 def llava_row(number, question="what is in the picture", answer="a red square"):

@@ -154,10 +154,47 @@ def test_missing_files_and_columns_are_named(harmbench, safetybench, folder):
         build_behaviors(folder / "out", harmbench=harmbench)
     targets = harmbench / "data" / "optimizer_targets" / "harmbench_targets_multimodal.json"
     targets.write_text("{broken")
-    with pytest.raises(UserError, match="is not JSON"):
+    with pytest.raises(
+        UserError, match=r"multimodal\.json:1: expected a JSON object of ids and targets, got broken JSON"
+    ):
         build_behaviors(folder / "out", harmbench=harmbench)
     with pytest.raises(UserError, match="give your copy"):
         build_behaviors(folder / "out")
+
+
+def rewritten(table, old, new):
+    """A table with every ``old`` replaced."""
+    table.write_text(table.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ("Row-1,", "Row-0,", r"all\.csv:4: the id `Row-0` was used at .*all\.csv:2"),
+        ('"name the\nshape 1"', '" "', r"all\.csv:4 must have non-empty texts .*'prompt'"),
+        ('"name the\nshape 1"', "name, the shape", r"all\.csv:4: the header has 6 columns, the row 7"),
+        ("BehaviorID", "Behavior", r"all\.csv:1: .*`Behavior` comes twice"),
+    ],
+)
+def test_nothing_is_written_of_a_wrong_table_and_the_corrected_one_is_built(harmbench, folder, old, new, match):
+    table = harmbench / "data" / "behavior_datasets" / "harmbench_behaviors_multimodal_all.csv"
+    sound = table.read_bytes()
+    rewritten(table, old, new)
+    with pytest.raises(UserError, match=match):
+        build_behaviors(folder / "out", harmbench=harmbench)
+    assert not (folder / "out").exists()
+    table.write_bytes(sound)
+    assert len(read_behaviors(build_behaviors(folder / "out", harmbench=harmbench).path)) == 4
+
+
+def test_a_broken_file_of_an_earlier_build_is_replaced_and_a_users_own_is_not(harmbench, folder):
+    path = folder / "out" / "behaviors.jsonl"
+    built = build_behaviors(folder / "out", harmbench=harmbench).path.read_text()
+    path.write_text(built + built.split("\n")[0] + "\n")  # an id twice, as an earlier version would write it
+    assert build_behaviors(folder / "out", harmbench=harmbench).path.read_text() == built
+    path.write_text('{"id": "mine"}\n')
+    with pytest.raises(UserError, match="holds other behaviours"):
+        build_behaviors(folder / "out", harmbench=harmbench)
 
 
 def test_a_table_that_is_not_utf_8_is_named_with_what_to_do(harmbench, folder, capsys):
@@ -165,7 +202,7 @@ def test_a_table_that_is_not_utf_8_is_named_with_what_to_do(harmbench, folder, c
     table.write_bytes(table.read_bytes().replace(b"shape 0", b"caf\xe9 0"))
     assert cli.run(["data", "build", "behaviors", "--harmbench", str(harmbench), "--out", "made"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert str(table) in line and "must be UTF-8" in line and "save it as UTF-8" in line
+    assert f"{table}:3: the file must be UTF-8, byte" in line and "save it as UTF-8" in line
 
 
 def test_the_command_reports_what_it_built(harmbench, safetybench, folder, capsys):

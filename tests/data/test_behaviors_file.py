@@ -30,11 +30,20 @@ def test_reads_pictures_and_keeps_other_keys_for_the_judge(tmp_path):
 @pytest.mark.parametrize(
     ("records", "match"),
     [
-        ([GOOD, "{broken"], r"behaviors\.jsonl:2 must be one JSON object"),
-        ([GOOD, "[1]"], r":2 must be one JSON object, got list"),
+        ([GOOD, "{broken"], r"behaviors\.jsonl:2: expected one JSON object on the line, got broken"),
+        ([GOOD, "[1]"], r":2: expected one JSON object on the line, got list"),
         ([{"id": "a", "prompt": "p"}], r":1 must have non-empty texts .*'target'"),
         ([GOOD | {"prompt": " "}], r":1 .*'prompt'"),
-        ([GOOD, GOOD], r"its own id, \['a'\]"),
+        ([GOOD, GOOD], r":2: .*its own id, `a` comes more than once, first at .*:1"),
+        ([GOOD, GOOD | {"prompt": "what \ud83d"}], r":2: .*half of a surrogate pair"),
+        ([GOOD | {"id": "a\ud83d"}], r":1: .*half of a surrogate pair"),
+        ([GOOD | {"target": "\0"}], r":1: .*NUL"),
+        ([GOOD | {"image": "a\0.png"}], r":1: .*NUL"),
+        ([GOOD | {"image": ""}], r":1: `image` must be a path or null, got ''"),
+        ([GOOD | {"id": 3}], r":1 must have non-empty texts .*'id'"),
+        ([GOOD | {"category": 3}], r":1: `category` must be a text or null, got 3"),
+        ([{"id": "b", "prompt": "p", "target": "t", "images": "a.png"}], r":1: unknown key `images`, did you mean"),
+        (["[", json.dumps(GOOD), "]"], r":1: .*got a JSON array"),
         ([GOOD | {"image": "missing.png"}], r":1: picture .*missing\.png: .*cannot be read"),
         ([GOOD | {"image": "../outside.png"}], r":1: `image` must lie inside"),
         ([GOOD | {"image": 3}], r":1: `image` must be a path or null, got 3"),
@@ -62,8 +71,16 @@ def test_truncated_picture_is_named(tmp_path):
         open_picture(tmp_path / "a.png")
 
 
+def test_a_mark_carriage_returns_and_line_separators_are_no_matter(tmp_path):
+    texts = [GOOD | {"category": None}, GOOD | {"id": "b\u2028c", "prompt": "x\u0085y\u2029"}]
+    lines = "\r\n".join(json.dumps(text, ensure_ascii=False) for text in texts)
+    (tmp_path / "b.jsonl").write_text("\ufeff" + lines, encoding="utf-8", newline="")
+    first, second = read_behaviors(tmp_path / "b.jsonl")
+    assert first.category == "all" and (second.id, second.prompt) == ("b\u2028c", "x\u0085y\u2029")
+
+
 def test_missing_file_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot read the behaviours"):
         read_behaviors(tmp_path / "none.jsonl")
 
 

@@ -56,10 +56,10 @@ def test_targets_are_trimmed_lines_and_none_is_an_error(save, folder):
     assert read_targets(save("t.txt", ["\ufeff one ", "", " two\t"])) == ["one", "two"]
     with pytest.raises(UserError, match="holds none"):
         read_targets(save("empty.txt", [" ", ""]))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot read the targets|UTF-16"):
         read_targets(folder / "none.txt")
     (folder / "bytes.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot read the targets|UTF-16"):
         read_targets(folder / "bytes.txt")
     with pytest.raises(UserError, match="at least one"):
         build_benign(folder / "none.jsonl", folder / "out", [])

@@ -28,20 +28,19 @@ def test_every_planted_fault_is_found_and_named(save, pictures):
     assert {kind: (p.count, p.first[0].split(": ")[0].split(":")[-1]) for kind, p in report.problems.items()} == {
         "corrupt image": (1, "2"),
         "missing image": (1, "3"),
-        "empty turn": (1, "4"),
         "broken row": (1, "5"),
         "duplicate": (1, "6"),
-        "too long": (1, "7"),
+        "longer": (1, "7"),
     }
-    assert report.has_errors
+    assert report.has_errors and report.skipped == {"l:retain": {"empty turn": 1}}
 
 
 @pytest.mark.parametrize(
     ("kind", "stops"),
     [
-        *((kind, True) for kind in ("broken row", "repeated id", "empty turn", "missing image", "corrupt image")),
-        *((kind, True) for kind in ("in both sets", "contaminated")),
-        *((kind, False) for kind in ("duplicate", "too long")),
+        *((kind, True) for kind in ("broken row", "repeated id", "missing image", "corrupt image", "too long")),
+        *((kind, True) for kind in ("in both sets", "contaminated", "no example", "missing rows")),
+        *((kind, False) for kind in ("duplicate", "longer", "unreadable image", "not checked")),
     ],
 )
 def test_faults_are_errors_and_the_rest_are_warnings(kind, stops):
@@ -123,11 +122,16 @@ def test_the_command_prints_counts_and_ends_with_2_on_errors(save, capsys):
 
 
 def test_the_command_reads_a_recipe_and_counts_its_tokens(save, folder, capsys):
-    save("train.jsonl", [own_row(0, text="one two three four five six seven")])
-    recipe = {"name": "mine", "model": "miniature", "data": ["train.jsonl"]}
+    save(
+        "train.jsonl", [own_row(0, text="one two three four five six seven"), own_row(1, "circuit_breaker", text="one")]
+    )
+    recipe = {"name": "mine", "model": "miniature", "data": ["train.jsonl"], "batches": "text"}
     (folder / "mine.yaml").write_text(json.dumps(recipe))
     assert cli.run(["data", "check", "mine.yaml", "--max-length", "9"]) == 0
-    assert "warning: too long: 1" in (out := capsys.readouterr().out) and "tokens, more than 9" in out
+    assert "warning: longer: 1" in (out := capsys.readouterr().out) and "tokens, more than 9" in out
+    (folder / "mine.yaml").write_text(json.dumps(recipe | {"batches": "alternate"}))
+    assert cli.run(["data", "check", "mine.yaml"]) == 2
+    assert "error: missing rows: 1" in (out := capsys.readouterr().out) and "multimodal examples" in out
 
 
 @pytest.mark.parametrize(

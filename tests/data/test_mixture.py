@@ -9,7 +9,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.data.cards import card
 from mm_cb.data.examples import kinds_of
 from mm_cb.data.mixture import load_examples, without_request
-from mm_cb.data.sources import OpenSource, Source
+from mm_cb.data.sources import OpenSource, Rules, Source
 from mm_cb.training.batches import PairedExamples, hold_out
 from tests.data.conftest import breaker_row, llava_row, own_row
 from tests.tiny_llava import picture
@@ -232,22 +232,82 @@ def test_a_missing_picture_is_named_or_left_out_and_counted(save, pictures):
     with pytest.raises(UserError, match=r"l\.json:\d+: the picture `.*000000000003\.png` is not there.*skip_missing"):
         load_examples([source], 0)
     with pytest.warns(UserWarning, match="2 with missing image"):
-        mixture = load_examples([source], 0, skip_missing_images=True)
+        mixture = load_examples([source], 0, Rules(skip_missing_images=True))
     assert len(mixture) == 3 and mixture.skipped["l:retain"] == {"missing image": 2}
+
+
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_several_pictures_of_a_row_are_read_in_order(save, pictures, column):
+    names = [f"{number:012}.png" for number in (2, 0)]
+    turns = [("human", "<image> and <image> differ?"), ("gpt", "no"), ("human", "and <image>?"), ("gpt", "yes")]
+    chat = [{"from": role, "value": text} for role, text in turns]
+    rows = [{column: [*names, names[1]], "conversations": chat}, {column: names[:1], "conversations": chat[:2]}]
+    with pytest.raises(UserError, match=":2: the turns name 2 pictures, the row has 1"):
+        load_examples([Source(str(save("a.jsonl", rows)), images=pictures)], 0)
+    (example,) = load_examples([Source(str(save("a.jsonl", rows[:1])), images=pictures)], 0)
+    assert [image.name for image in example.images] == [*names, names[1]]
+    assert [[part["type"] for part in turn["content"]] for turn in example.messages[::2]] == [
+        ["image", "text", "image", "text"],
+        ["text", "image", "text"],
+    ]
+
+
+def test_bytes_are_named_by_their_number_and_never_printed(folder, capsys):
+    import datasets
+
+    content = b"\x89PNG\r\n" + b"secret" * 50
+    chat = [{"from": "human", "value": "<image> what"}, {"from": "gpt", "value": "a"}]
+    for name, image in (("one", content), ("list", [content])):
+        datasets.Dataset.from_list([{"image": image, "conversations": chat}]).save_to_disk(folder / name)
+        with pytest.raises(UserError, match=r"row 0: a picture must be .* got <306 bytes>") as error:
+            load_examples([Source(str(folder / name))], 0)
+        assert "secret" not in str(error.value)
+
+
+def test_labels_are_read_without_case_and_unknown_ones_refused(folder):
+    table = folder / "x.csv"
+    table.write_text("ID,Prompt,Final_Label,completion\n1,a,1_FULL_compliance ,so\n2,b,3_partial_refusal,so\n")
+    with pytest.raises(UserError, match="columns"):
+        load_examples([Source(str(table))], 0)
+    table.write_text(table.read_text().replace("Prompt", "prompt").replace("Final_Label", "final_label"))
+    assert len(load_examples([Source(str(table))], 0)) == 1
+    table.write_text(table.read_text().replace("3_partial_refusal", "partial"))
+    with pytest.raises(UserError, match=r"x\.csv:3: `final_label` must be one of .*got 'partial'"):
+        load_examples([Source(str(table))], 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("prompt,output\nTell me, please,sure\n", "x.csv:2: the header has 2 columns, the row 3"),
+        ("prompt,output\nTell me\n", "x.csv:2: the header has 2 columns, the row 1"),
+        ('prompt,output\na,"b\nc,d\n', "x.csv:2: a double quote is never closed"),
+    ],
+)
+def test_a_training_table_is_read_strictly(folder, content, match):
+    (folder / "x.csv").write_text(content)
+    with pytest.raises(UserError, match=match):
+        load_examples([Source(str(folder / "x.csv"))], 0)
 
 
 @pytest.mark.parametrize(
     ("rows", "match"),
     [
-        (["{broken"], r"a\.jsonl:1: not a JSON object"),
-        ([breaker_row(0), "{broken"], r"a\.jsonl:2: not a JSON object"),
+        (["{broken"], r"a\.jsonl:1: expected a JSON object, got broken"),
+        ([breaker_row(0), "{broken"], r"a\.jsonl:2: expected a JSON object, got broken"),
         ([breaker_row(0), {"prompt": "p"}], r":2: the row is not as expected: KeyError: 'output'"),
         ([breaker_row(0), breaker_row(0) | {"output": 3}], ":2: a text was expected, got int"),
         ([{"question": "q"}], r"must have the columns those of one format .*it has \['question'\]"),
         ([{"messages": [{"role": "assistant", "content": "a"}] * 2}], ":1: the roles must alternate"),
         ([{"messages": "text"}], ":1: the row is not as expected"),
-        ([own_row(0), own_row(0)], r":2: the id `own-0` was used at row 0"),
+        ([own_row(0), own_row(0)], r":2: the id `own-0` was used at .*a\.jsonl:1"),
         ([llava_row(0) | {"image": "../../etc/passwd"}], ":1: picture names must be relative"),
+        ([llava_row(0) | {"image": "a\ud83d.png"}], ":1: .*half of a surrogate pair"),
+        ([breaker_row(0), breaker_row(1) | {"prompt": "what \ud83d"}], ":2: .*half of a surrogate pair"),
+        ([breaker_row(0), breaker_row(1) | {"output": "\0"}], ":2: .*NUL"),
+        (['{"prompt": "a", "output": "b", "prompt": "c"}'], ":1: .*the key `prompt` twice"),
+        ([{"id": "a", "messages": own_row(0)["messages"], "set": "circuit_breaker"}], ":1: .*must have the columns"),
+        ([own_row(0), own_row(0, "circuit_breaker") | {"id": "x"}], ":2: the same as .*a\\.jsonl:1.*retain set"),
         ([llava_row(0) | {"image": None}], ":1: the turns name 1 pictures, the row has 0"),
         ([{"messages": [{"role": "user", "content": "hello"}]}], "holds no example .1 fewer than two turns"),
     ],

@@ -10,11 +10,11 @@ from mm_cb.core.endpoint import Endpoint, EndpointFailure
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import read_jsonl
 from mm_cb.data.describe import describe_by_endpoint, describe_by_model
-from mm_cb.data.examples import read_examples
 from mm_cb.data.generated import Pair, parse_pair
 from mm_cb.data.mixture import load_examples
 from mm_cb.data.pairs import PairRecipe, build_pairs
 from mm_cb.data.sources import Source
+from tests.data.conftest import read_examples
 from tests.stub_server import BROKEN_JSON, NOTHING, Reply, StubServer, error, says, user_text
 from tests.tiny_llava import picture, tiny_llava
 
@@ -184,8 +184,13 @@ def test_a_picture_that_was_replaced_is_another_one(photos, folder):
 
 
 def test_both_sets_can_be_built_from_one_folder_and_trained_together(photos, folder):
-    with StubServer(well) as server:
-        paths = [build(photos, folder / s, server, set=s).path for s in ("circuit_breaker", "retain")]
+    def of_either(request, number):
+        said = well(request, number)
+        return said.replace("square", "circle") if "for retain" in str(request) else said
+
+    sets = ("circuit_breaker", "retain")
+    with StubServer(of_either) as server:
+        paths = [build(photos, folder / s, server, set=s, template=f"{TEMPLATE} for {s}").path for s in sets]
     mixture = load_examples([Source(str(path)) for path in paths], 0)
     assert len({mixture[i].id for i in range(len(mixture))}) == len(mixture) == 2 * COUNT
 
@@ -295,7 +300,13 @@ def test_braces_in_front_of_the_pair_do_not_hide_it():
         assert parse_pair(talk + pair) == Pair("a", "b")
 
 
-TEXT = st.text(min_size=1).filter(lambda text: text.strip() and "<image>" not in text)
+def test_what_is_no_character_is_no_pair():
+    """Training would refuse the file that it stands in."""
+    for text in ('{"query": "a \\ud83d", "completion": "b"}', '{"query": "a", "completion": "b\\u0000"}'):
+        assert parse_pair(text) == "holds what is no character"
+
+
+TEXT = st.text(min_size=1).filter(lambda text: text.strip() and "<image>" not in text and "\0" not in text)
 
 
 @given(TEXT, TEXT, st.sampled_from(["{}", "```json\n{}\n```", "Here it is:\n{}\nI hope it helps {{ }}"]), st.booleans())

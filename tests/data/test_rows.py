@@ -7,21 +7,22 @@ from hypothesis import strategies as st
 from mm_cb.core.errors import UserError
 from mm_cb.data.rows import open_rows
 
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=8,
 )
-RECORDS = st.lists(st.dictionaries(st.text(), VALUES, max_size=4), min_size=1, max_size=8)
+RECORDS = st.lists(st.dictionaries(TEXTS, VALUES, max_size=4), min_size=1, max_size=8)
 
 
-@given(RECORDS, st.sampled_from([None, 1]), st.booleans())
+@given(RECORDS, st.sampled_from([None, 1]), st.booleans(), st.sampled_from(["utf-8", "utf-8-sig"]))
 @settings(max_examples=40, deadline=None)
-def test_an_array_and_lines_give_back_what_was_written(tmp_path_factory, records, indent, plain):
+def test_an_array_and_lines_give_back_what_was_written(tmp_path_factory, records, indent, plain, encoding):
     folder = tmp_path_factory.mktemp("rows")
-    (folder / "a.json").write_text(" \n" + json.dumps(records, indent=indent, ensure_ascii=plain), encoding="utf-8")
+    (folder / "a.json").write_text(" \n" + json.dumps(records, indent=indent, ensure_ascii=plain), encoding=encoding)
     lines = "\n\n".join(json.dumps(record, ensure_ascii=plain) for record in records)
-    (folder / "a.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "a.jsonl").write_text(lines, encoding=encoding)
     for name in ("a.json", "a.jsonl"):
         rows = open_rows(folder / name)
         assert [rows[i] for i in range(len(rows))] == records
@@ -54,8 +55,17 @@ def test_a_place_is_a_file_and_the_line_where_the_row_begins(folder):
         ('[{"a": 1}, {"a": ', r"a\.json:1: the JSON array does not end"),
         ('[\n{"a": 1},\n{"a": "never', r"a\.json:3: the JSON array does not end"),
         ("", "it is empty"),
-        ("  \n ", "it is empty"),
+        ("\ufeff", "it is empty"),
+        ("  \n ", "it holds none"),
         ("[]", "it holds none"),
+        ('[{"a": 1} {"b": 2}]', r"a\.json:1: .*something else"),
+        ('[{"a": 1},\n, {"b": 2}]', r"a\.json:1: .*something else"),
+        ('[1, {"a": 1}]', r"a\.json:1: .*something else"),
+        ('[{"a": 1},\n{"b": 2},\n3]', r"a\.json:2: .*something else"),
+        ('[{"a": 1},]', r"a\.json:1: .*something else"),
+        ('[{"a": 1}}', r"a\.json:1: .*something else"),
+        ('[{"a": 1}]\n[{"a": 2}]', r"a\.json:1: .*something else"),
+        ("[1, 2]", "something else"),
     ],
 )
 def test_a_damaged_file_is_named(folder, content, match):
@@ -72,10 +82,18 @@ def test_a_missing_file_and_a_table_without_rows(folder):
         open_rows(folder / "a.csv")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_another_encoding_is_named(folder, encoding):
+    for name in ("a.json", "a.jsonl", "a.csv"):
+        (folder / name).write_text('{"a": 1}', encoding=encoding)
+        with pytest.raises(UserError, match=rf"{name}:1: .*UTF-16"):
+            open_rows(folder / name)
+
+
 def test_a_broken_record_is_an_error_of_its_own_row(folder):
     (folder / "a.jsonl").write_text('{"a": 1}\n{"a": \n[1]\n{"a": 2}\n')
     rows = open_rows(folder / "a.jsonl")
     assert rows[0] == {"a": 1} and rows[3] == {"a": 2}
-    for index, match in ((1, "not a JSON object"), (2, "got list")):
+    for index, match in ((1, "expected a JSON object, got broken JSON"), (2, "got list")):
         with pytest.raises(ValueError, match=match):
             rows[index]

@@ -147,8 +147,10 @@ def test_the_card_has_a_dash_for_what_rows_of_an_earlier_version_lack():
 
 
 def test_damaged_pictures_name_their_row_or_are_left_out_and_counted(trained, recipe, tmp_path, model_folder):
+    asked = {"circuit_breaker": "what is it", "retain": "tell me"}
+
     def row(number, set_name, image):
-        content = [{"type": "text", "text": "what is it"}, *([{"type": "image"}] if image else [])]
+        content = [{"type": "text", "text": asked[set_name]}, *([{"type": "image"}] if image else [])]
         turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "a red square"}]
         name = f"{set_name}-{number}-{int(image)}"
         if image:
@@ -408,7 +410,7 @@ def test_data_from_files(recipe, tmp_path):
     files = {name: tmp_path / f"{name}.jsonl" for name in ("one", "two", "three")}
     loaded = load_examples(recipe(f"data=[{files['one']}, {files['two']}]"))
     assert [example.id for example in loaded] == ["a", "b"]
-    with pytest.raises(UserError, match="must all differ"):
+    with pytest.raises(UserError, match=r"three\.jsonl:1: the id `a` was used at .*one\.jsonl:1"):
         load_examples(recipe(f"data=[{files['one']}, {files['three']}]"))
     content = [{"type": "image"}, {"type": "text", "text": "a"}]
     shown = {**record, "messages": [{"role": "user", "content": content}, record["messages"][1]], "images": ["x.png"]}
@@ -417,4 +419,4 @@ def test_data_from_files(recipe, tmp_path):
         UserError, match=r"picture\.jsonl:1: the picture `.*x\.png` is not there; .*skip_missing_images"
     ):
         load_examples(recipe(f"data=[{tmp_path / 'picture.jsonl'}]"))
-    assert absent_data(recipe("data=[nowhere.jsonl]")) == {"nowhere.jsonl": "`nowhere.jsonl` is not there."}
+    assert "`nowhere.jsonl` is not there" in absent_data(recipe("data=[nowhere.jsonl]"))["nowhere.jsonl"]

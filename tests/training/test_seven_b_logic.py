@@ -9,12 +9,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlavaNextForConditionalGeneration
 
-from mm_cb.data.examples import read_examples
 from mm_cb.models import load_model
 from mm_cb.models.merging import merge
 from mm_cb.training import rr_trainer as running
 from mm_cb.training.recipe import load_recipe
 from mm_cb.training.run import train
+from tests.data.conftest import read_examples
 from tests.tiny_llava import WORDS, picture, tiny_llava
 
 BLOCKS = 20

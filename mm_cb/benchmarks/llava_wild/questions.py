@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,8 +15,8 @@ from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES
 from mm_cb.benchmarks.pictures import file_picture
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import json_object
 from mm_cb.core.paths import data_path
+from mm_cb.core.reading import Line, json_lines, shown
 from mm_cb.inference.generation import Picture
 
 _FILES = ("questions.jsonl", "context.jsonl", "answers_gpt4.jsonl")
@@ -80,30 +80,32 @@ def fingerprint(questions: list[WildQuestion]) -> str:
 
 
 def _from_files(folder: Path) -> list[WildQuestion]:
-    asked, contexts, answers = (_records(folder / name) for name in _FILES)
-    captions = {record.get("image"): record.get("caption") for record in contexts}
-    references = {record.get("question_id"): record.get("text") for record in answers}
+    asked, contexts, answers = (list(json_lines(folder / name, "questions")) for name in _FILES)
+    captions, references = _by(contexts, "image", "caption"), _by(answers, "question_id", "text")
     questions = []
-    for record in asked:
+    for where, record in asked:
         id, image = record.get("question_id"), record.get("image")
-        held = {"context": captions.get(image), "answer": references.get(id)}
+        held = {"context": captions.get(str(image)), "answer": references.get(str(id))}
         lacking = [name for name, value in held.items() if not value]
         if lacking or not isinstance(image, str):
-            raise UserError(f"`{folder}`: question {id!r} lacks its {', '.join(lacking) or 'image'}.")
+            raise UserError(f"{where}: question {shown(id)} lacks its {', '.join(lacking) or 'image'}.")
         path = (folder / "images" / image).resolve()
         if not path.is_relative_to(folder.resolve()):
-            raise UserError(f"`{folder}`: the picture of question {id!r} must lie inside, got {image!r}.")
-        texts = str(record.get("text")), _caption(captions[image]), str(references[id])
+            raise UserError(f"{where}: the picture of question {shown(id)} must lie inside, got {shown(image)}.")
+        texts = str(record.get("text")), _caption(held["context"]), str(held["answer"])
         questions.append(WildQuestion(str(id), str(record.get("category")), *texts, file_picture(path)))
     return questions
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as e:
-        raise UserError(f"`{path}` must be a file of the original benchmark (JSONL): {e}.") from e
-    return [json_object(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+def _by(lines: Sequence[Line], key: str, value: str) -> dict[str, Any]:
+    """One column by another, whose entries must differ."""
+    found: dict[str, Any] = {}
+    for where, record in lines:
+        name = str(record.get(key))
+        if name in found:
+            raise UserError(f"{where}: `{key}` must differ from line to line, {shown(name)} comes more than once.")
+        found[name] = record.get(value)
+    return found
 
 
 def _from_dataset(data: str) -> list[WildQuestion]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import json_object
+from mm_cb.core.reading import Line, json_lines, shown
 
 RULES = ("official", "strict")
 """``official``: the original's parsing and rounding. ``strict``: scores outside 1..10 count as failed too, no rounding.
@@ -70,40 +69,42 @@ def read_reviews(path: Path) -> list[Review]:
         UserError: If the file cannot be read, a line is not as expected (file and line number), or a question comes
             twice.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"`{path}` must be a review file (JSONL, UTF-8), but it cannot be read: {e}.") from e
-    reviews = [_review(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    reviews: dict[str, Review] = {}
+    for line in json_lines(path, "reviews", nul=True):
+        review = _review(line)
+        if review.question_id in reviews:
+            raise UserError(
+                f"{line.where}: there must be one review per question, question {review.question_id} comes more than "
+                "once."
+            )
+        reviews[review.question_id] = review
     if not reviews:
         raise UserError(f"`{path}` must hold reviews, it is empty.")
-    id, times = Counter(review.question_id for review in reviews).most_common(1)[0]
-    if times > 1:
-        raise UserError(f"`{path}` must hold one review per question, question {id} comes {times} times.")
-    return reviews
+    return list(reviews.values())
 
 
-def _review(line: str, where: str) -> Review:
-    record = json_object(line, where)
-    if not isinstance(record.get("question_id"), int | str):
-        raise UserError(f"{where} must be a JSON object with a `question_id`.")
-    category = str(record.get("category")).removeprefix(_PREFIX)
+def _review(line: Line) -> Review:
+    where, record = line
+    id = record.get("question_id")
+    if isinstance(id, bool) or not isinstance(id, int | str):
+        raise UserError(f"{where} must be a JSON object with a `question_id`, got {shown(id)}.")
+    category = str(record.get("category")).strip().lower().removeprefix(_PREFIX)
     if category not in CATEGORIES:
         raise UserError(
             f"{where}: `category` must be one of {', '.join(_PREFIX + name for name in CATEGORIES)}, got "
-            f"{record.get('category')!r}."
+            f"{shown(record.get('category'))}."
         )
-    return Review(str(record["question_id"]), category, _stored_scores(record, where))
+    return Review(str(id), category, _stored_scores(record, where))
 
 
 def _stored_scores(record: dict[str, Any], where: str) -> Pair | None:
     stored = record.get("tuple")
     if stored is None and isinstance(record.get("content"), str):
         return parse_scores(record["content"])
-    numbers = all(isinstance(n, int | float) and not isinstance(n, bool) for n in stored) if stored else False
-    if not isinstance(stored, list) or not numbers or len(stored) != 2:
-        raise UserError(f"{where}: `tuple` must be two numbers (reference, candidate), got {stored!r}.")
-    return _pair(float(stored[0]), float(stored[1]))
+    pair: list[Any] = stored if isinstance(stored, list) and len(stored) == 2 else [None]
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in pair):
+        raise UserError(f"{where}: `tuple` must be two numbers (reference, candidate), got {shown(stored)}.")
+    return _pair(float(pair[0]), float(pair[1]))
 
 
 def items_of(

@@ -11,6 +11,8 @@ from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.paths import data_path
 
 MULTIPLE_CHOICE = "multiple-choice"
+QUESTION_TYPES = (MULTIPLE_CHOICE, "open", "short-answer")
+"""What the data set and the official answer files say; all but the first are open."""
 """The one question type that is not open: the hub says ``open``, the repository's answer file ``short-answer``."""
 
 

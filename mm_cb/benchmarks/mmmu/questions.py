@@ -14,7 +14,7 @@ from typing import Any
 from mm_cb.benchmarks import base
 from mm_cb.benchmarks.mmmu.benchmark import MmmuSettings
 from mm_cb.benchmarks.mmmu.protocol import MULTIPLE_CHOICE, chosen_subjects, protocol, subject_of
-from mm_cb.benchmarks.mmmu.score import Answer, Response, answer_from
+from mm_cb.benchmarks.mmmu.score import Answer, Response, answer_from, question_type
 from mm_cb.benchmarks.pictures import StoredPicture, stored_picture
 from mm_cb.benchmarks.rows import parquet_rows, undecoded
 from mm_cb.core import hub
@@ -159,7 +159,8 @@ def _question(row: dict[str, Any], subject: str, split: str, where: str) -> Ques
         raise UserError(f"{where} must belong to split {split} of {subject}; give that split, or correct the copy.")
     options: tuple[str, ...] = ()
     answer: Any = row["answer"]
-    if row["question_type"] == MULTIPLE_CHOICE:
+    kind = question_type(row["question_type"], where)
+    if kind == MULTIPLE_CHOICE:
         options = _literal_list(row["options"], f"{where}: `options`")
     elif answer.startswith("["):
         answer = list(_literal_list(answer, f"{where}: `answer`"))
@@ -168,7 +169,7 @@ def _question(row: dict[str, Any], subject: str, split: str, where: str) -> Ques
         for number, slot in enumerate(_SLOTS, start=1)
         if row.get(slot) is not None
     }
-    question = Question(row["id"], row["question"], row["question_type"], options, answer_from(answer, where), pictures)
+    question = Question(row["id"], row["question"], kind, options, answer_from(answer, where), pictures)
     if options and answer not in question.letters:
         raise UserError(f"{where}: `answer` must be one of {', '.join(question.letters)}, got {answer!r}.")
     return question

@@ -10,8 +10,9 @@ from functools import cached_property
 from typing import Any
 
 from mm_cb.benchmarks.mmmu.parse import Piece, parse_multiple_choice, parse_open, right_letter, right_open, says_plainly
-from mm_cb.benchmarks.mmmu.protocol import MULTIPLE_CHOICE, protocol, subject_of
+from mm_cb.benchmarks.mmmu.protocol import MULTIPLE_CHOICE, QUESTION_TYPES, protocol, subject_of
 from mm_cb.core.errors import UserError
+from mm_cb.core.reading import shown
 from mm_cb.metrics.degenerate import degenerate, is_noise
 
 Answer = str | tuple[str, ...]
@@ -140,13 +141,24 @@ def response_from(record: Mapping[str, Any], where: str) -> Response:
         raise UserError(f"{where} must hold the texts `id`, `question_type`, `response`; {wrong} are not there.")
     where = f"{where} (`{record['id'][:80]}`)"
     subject_of(record["id"])
-    answer = answer_from(record.get("answer"), where)
-    if record["question_type"] != MULTIPLE_CHOICE:
-        return Response(record["id"], record["question_type"], answer, record["response"])
+    answer, kind = answer_from(record.get("answer"), where), question_type(record["question_type"], where)
+    if kind != MULTIPLE_CHOICE:
+        return Response(record["id"], kind, answer, record["response"])
     letters, options = _options(record.get("all_choices"), record.get("index2ans"), where)
     if not any(right_letter(answer, letter) for letter in letters):
         raise UserError(f"{where}: `answer` must be one of the letters {', '.join(letters)}, got {answer!r}.")
-    return Response(record["id"], record["question_type"], answer, record["response"], letters, options)
+    return Response(record["id"], kind, answer, record["response"], letters, options)
+
+
+def question_type(value: str, where: str) -> str:
+    """One of the known types, without case: with any other word letters would be read as open answers.
+
+    Raises:
+        UserError: If it is none.
+    """
+    if (kind := value.strip().lower()) not in QUESTION_TYPES:
+        raise UserError(f"{where}: `question_type` must be {', '.join(QUESTION_TYPES)}, got {shown(value)}.")
+    return kind
 
 
 def answer_from(answer: Any, where: str) -> Answer:
@@ -160,7 +172,7 @@ def answer_from(answer: Any, where: str) -> Answer:
     if isinstance(answer, str) and answer not in ("", "?"):
         return answer
     raise UserError(
-        f"{where}: the answer must be a text or a list of texts, got {answer!r}; the answers of split `test` are "
+        f"{where}: the answer must be a text or a list of texts, got {shown(answer)}; the answers of split `test` are "
         "withheld, score `validation`."
     )
 
@@ -173,7 +185,7 @@ def _options(letters: Any, texts: Any, where: str) -> tuple[tuple[str, ...], dic
             return tuple(letters), texts
     raise UserError(
         f"{where}: a multiple-choice record must hold `all_choices` (letters) and `index2ans` (letter to text, of the "
-        f"same letters), got {letters!r} and {texts!r}."
+        f"same letters), got {shown(letters)} and {shown(texts)}."
     )
 
 

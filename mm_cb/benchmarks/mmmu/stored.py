@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mm_cb.benchmarks.mmmu.parse import parse_open, right_letter, right_open
 from mm_cb.benchmarks.mmmu.protocol import MULTIPLE_CHOICE, chosen_subjects, protocol, subject_of
-from mm_cb.benchmarks.mmmu.score import Response, Scored, answer_from, response_from
+from mm_cb.benchmarks.mmmu.score import Response, Scored, answer_from, question_type, response_from
 from mm_cb.core.errors import UserError
+from mm_cb.core.reading import json_file, shown
 
 _NAMED = 5
 
@@ -41,7 +41,7 @@ def read_responses(files: Sequence[Path]) -> list[Response]:
     """
     responses = []
     for file in files:
-        records = _json(file, list, "a list of records")
+        records = json_file(file, list, "a list of records", nul=True)
         if not records:
             raise UserError(f"`{file}` must hold at least one record, it is empty.")
         for place, record in enumerate(records):
@@ -74,8 +74,8 @@ def read_predictions(predictions: Path, answers: Path, subjects: Sequence[str]) 
         MMMU-Benchmark/MMMU, ``mmmu/main_eval_only.py``. Deviation: a question without prediction is an error, not left
         out.
     """
-    given: dict[str, Any] = _json(predictions, dict, "an object, id to answer")
-    known: dict[str, Any] = _json(answers, dict, "an object, id to question_type and ground_truth")
+    given: dict[str, Any] = json_file(predictions, dict, "an object, id to answer", nul=True)
+    known: dict[str, Any] = json_file(answers, dict, "an object, id to question_type and ground_truth")
     if subjects:
         wanted = chosen_subjects(subjects)
         given = {id: value for id, value in given.items() if subject_of(id) in wanted}
@@ -101,10 +101,11 @@ def read_predictions(predictions: Path, answers: Path, subjects: Sequence[str]) 
 def _score(id: str, prediction: Any, known: Any, predictions: Path, answers: Path) -> Scored:
     where = f"{answers} (`{id[:80]}`)"
     if not isinstance(known, dict) or not isinstance(known.get("question_type"), str):
-        raise UserError(f"{where} must hold `question_type` and `ground_truth`, got {known!r}.")
+        raise UserError(f"{where} must hold `question_type` and `ground_truth`, got {shown(known)}.")
     if not isinstance(prediction, str):
-        raise UserError(f"{predictions} (`{id[:80]}`) must be a text, got {prediction!r}.")
-    response = Response(id, known["question_type"], answer_from(known.get("ground_truth"), where), prediction)
+        raise UserError(f"{predictions} (`{id[:80]}`) must be a text, got {shown(prediction)}.")
+    kind = question_type(known["question_type"], where)
+    response = Response(id, kind, answer_from(known.get("ground_truth"), where), prediction)
     if response.question_type == MULTIPLE_CHOICE:
         return Scored(response, prediction, prediction, right_letter(response.answer, prediction), None)
     pieces = tuple(parse_open(prediction))
@@ -129,14 +130,3 @@ def _are(names: Sequence[str]) -> str:
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
     return ", ".join(f"`{name[:80]}`" for name in names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _json(file: Path, kind: type, expected: str) -> Any:
-    """The content of a JSON file whose top level is a ``kind``."""
-    try:
-        content = json.loads(Path(file).read_bytes())
-    except (OSError, ValueError, RecursionError) as e:
-        raise UserError(f"`{file}` must be readable JSON, got: {e}.") from e
-    if not isinstance(content, kind):
-        raise UserError(f"`{file}` must hold {expected}, got {type(content).__name__}.")
-    return content

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import json_object
+from mm_cb.core.reading import Line, json_file, json_lines, refuse_typos, shown
+from mm_cb.core.tables import read_table
 
 _CONTRAST = "contrast"
+_XSTEST = ("id", "prompt", "type")
+_MOSSBENCH = ("pid", "question", "file_name")
+_COLUMNS = (*_XSTEST, "label", *_MOSSBENCH, "metadata_over")
+_LABELS = ("safe", "unsafe")
+_OPTIONAL = ("image", "category")
 
 
 @dataclass(frozen=True)
@@ -50,90 +53,94 @@ def read_requests(path: Path) -> list[BenignRequest]:
     Raises:
         UserError: If the file or a picture cannot be read, a record is not as expected, or an id comes twice.
     """
-    readers = {".json": _mossbench, ".csv": _table, ".jsonl": _own}
+    readers = {".json": _mossbench, ".csv": _table, ".tsv": _table, ".jsonl": _own}
     if path.suffix not in readers:
         raise UserError(
             "`--data` must be our .jsonl, MOSSBench's information .json, XSTest's prompts .csv or AIcell/MOSSBench, "
             f"got `{path}`."
         )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"`{path}` cannot be read: {e}.") from e
-    requests = [_request(record, path, where) for where, record in readers[path.suffix](text, path)]
+    requests: dict[str, BenignRequest] = {}
+    for line in readers[path.suffix](path):
+        request = _request(line, path)
+        if request.id in requests:
+            raise UserError(f"{line.where}: every request must have its own id, `{request.id}` comes more than once.")
+        requests[request.id] = request
     if not requests:
         raise UserError(f"`{path}` must hold at least one benign request, it holds none.")
-    id, times = Counter(request.id for request in requests).most_common(1)[0]
-    if times > 1:
-        raise UserError(f"`{path}` must give every request its own id, `{id}` comes {times} times.")
-    return requests
+    return list(requests.values())
 
 
-Located = Iterable[tuple[str, Mapping[str, Any]]]
+def _own(path: Path) -> Iterable[Line]:
+    for line in json_lines(path, "requests"):
+        refuse_typos(line.values, _OPTIONAL, line.where)
+        yield line
 
 
-def _own(text: str, path: Path) -> Located:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}:{number}", json_object(line, f"{path}:{number}")
-
-
-def _mossbench(text: str, path: Path) -> Located:
-    content = json_object(text, str(path))
+def _mossbench(path: Path) -> Iterable[Line]:
+    content = json_file(path, dict, "a JSON object, id to request, as in MOSSBench")
     for pid, record in content.items():
         where = f"{path}, entry {pid}"
         if not isinstance(record, dict):
             raise UserError(f"{where} must be a JSON object as in MOSSBench, got {type(record).__name__}.")
         kind: Any = record.get("metadata") if isinstance(record.get("metadata"), dict) else {}
         category = kind.get("over") or kind.get("oversensitivity type") or "all"
-        yield where, {"id": pid, "prompt": record.get("question"), "image": record.get("image"), "category": category}
+        named = {"id": pid, "prompt": record.get("question"), "image": record.get("image"), "category": category}
+        yield Line(where, named)
 
 
-def _table(text: str, path: Path) -> Located:
-    rows = csv.DictReader(io.StringIO(text))
-    if "file_name" in (rows.fieldnames or ()):
-        yield from _mossbench_table(rows, path)
-        return
-    if missing := {"id", "prompt", "type"} - set(rows.fieldnames or ()):
-        raise UserError(f"`{path}` must have XSTest's columns id, prompt, type; it lacks {', '.join(sorted(missing))}.")
-    for row in rows:
-        unsafe = row.get("label") == "unsafe" or str(row["type"]).startswith(_CONTRAST)
-        if not unsafe:
-            yield f"{path}:{rows.line_num}", {"id": row["id"], "prompt": row["prompt"], "category": row["type"]}
+def _table(path: Path) -> Iterable[Line]:
+    columns, rows = read_table(path, _COLUMNS)
+    named, wanted = ("MOSSBench", _MOSSBENCH) if "file_name" in columns else ("XSTest", _XSTEST)
+    if missing := [name for name in wanted if name not in columns]:
+        raise UserError(f"`{path}` must have {named}'s columns {', '.join(wanted)}; it lacks {', '.join(missing)}.")
+    return _mossbench_table(rows, path) if named == "MOSSBench" else _xstest_table(rows)
 
 
-def _mossbench_table(rows: csv.DictReader[str], path: Path) -> Located:
+def _xstest_table(rows: Iterable[Line]) -> Iterable[Line]:
+    """XSTest's safe prompts; those in contrast to them are not benign."""
+    for where, row in rows:
+        kind, label = row["type"].strip(), row.get("label", "safe").strip().lower()
+        if label not in _LABELS:
+            raise UserError(f"{where}: `label` must be safe or unsafe, got {shown(row['label'])}.")
+        if not kind:
+            raise UserError(f"{where}: `type` must say whether the prompt is a contrast, it is empty.")
+        if label == "safe" and not kind.lower().startswith(_CONTRAST):
+            yield Line(where, {"id": row["id"], "prompt": row["prompt"], "category": kind})
+
+
+def _mossbench_table(rows: Iterable[Line], path: Path) -> Iterable[Line]:
     """MOSSBench as its hub page lays it out: one table for images/ and for contrast_images/, which are not benign."""
-    if missing := {"pid", "question"} - set(rows.fieldnames or ()):
-        raise UserError(f"`{path}` must have MOSSBench's columns pid, question; it lacks {', '.join(sorted(missing))}.")
-    for row in rows:
-        name = row["file_name"]
-        if name and not name.startswith(_CONTRAST):
+    for where, row in rows:
+        name = row["file_name"].strip()
+        if name and not name.lower().startswith(_CONTRAST):
             image = name if (path.parent / name).is_file() else f"images/{name}"
             record = {"id": row["pid"], "prompt": row["question"], "image": image, "category": row.get("metadata_over")}
-            yield f"{path}:{rows.line_num}", record
+            yield Line(where, record)
 
 
-def _request(record: Mapping[str, Any], path: Path, where: str) -> BenignRequest:
+def _request(line: Line, path: Path) -> BenignRequest:
+    where, record = line
     wrong = [k for k in ("id", "prompt") if not isinstance(record.get(k), str) or not record[k].strip()]
     if wrong:
         raise UserError(f"{where} must have non-empty texts for `id` and `prompt`, wrong or missing: {wrong}.")
-    image = _picture(record.get("image"), path, where)
-    return BenignRequest(record["id"], record["prompt"], image, str(record.get("category") or "all"))
+    category = record.get("category") or "all"
+    if not isinstance(category, str):
+        raise UserError(f"{where}: `category` must be a text or null, got {shown(category)}.")
+    return BenignRequest(record["id"], record["prompt"], _picture(record.get("image"), path, where), category)
 
 
 def _picture(name: Any, path: Path, where: str) -> Path | None:
     """A picture inside the file's folder, or beside it as MOSSBench lays its own out."""
     if name is None:
         return None
-    if not isinstance(name, str) or "\0" in name:
-        raise UserError(f"{where}: `image` must be a path or null, got {name!r}.")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: `image` must be a path or null, got {shown(name)}.")
     own = Path(os.path.abspath(path.parent))  # links are not followed: the hub's cache consists of them
     folders = [own, *([own.parent] if path.suffix == ".json" else [])]
     for folder in folders:
         picture = Path(os.path.normpath(folder / name))
         if not picture.is_relative_to(folder):
-            raise UserError(f"{where}: `image` must lie inside the folder of the file, got {name!r}.")
+            raise UserError(f"{where}: `image` must lie inside the folder of the file, got {shown(name)}.")
         if picture.is_file():
             return picture
     raise UserError(f"{where}: picture `{folders[0] / name}` does not exist; get the data set's pictures.")

@@ -1,0 +1,290 @@
+"""One strict reader for each kind of text file that a user gives: what is read is what was meant, or it is refused.
+
+Files are UTF-8, with or without a byte-order mark. A line ends with a line feed alone: U+2028 and its like are text.
+"""
+
+import json
+import math
+import re
+import reprlib
+from collections.abc import Iterator, Sequence
+from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]  # the standard library's, in Python
+from json.scanner import py_make_scanner  # type: ignore[attr-defined]
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mm_cb.core.errors import UserError, nearest
+
+BOM = b"\xef\xbb\xbf"
+_WIDE = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
+_SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+_CLOSE = 0.8
+"""So alike are a key and its misspelling."""
+
+
+class Fault(ValueError):
+    """What is wrong with a text, and in which of its lines, from 1."""
+
+    def __init__(self, message: str, line: int = 0) -> None:
+        """Keep both; line 0 = not known yet."""
+        super().__init__(message)
+        self.line = line
+
+
+class Line(NamedTuple):
+    """One record of a file."""
+
+    where: str
+    """``file:line`` of its first line."""
+    values: dict[str, Any]
+
+
+def read_text(path: Path, what: str = "text") -> str:
+    """The text of a file.
+
+    Args:
+        path: The file.
+        what: What it should be, for the error line.
+
+    Raises:
+        UserError: If it cannot be read or is not UTF-8; names the line and the byte.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the {what} `{path}`: {reason}.") from error
+    try:
+        return decode(content)
+    except Fault as fault:
+        raise UserError(f"{path}:{fault.line}: {fault}") from fault
+
+
+def decode(content: bytes) -> str:
+    """UTF-8 bytes as text, without a byte-order mark.
+
+    Raises:
+        Fault: If they are not UTF-8.
+    """
+    kind = _WIDE.get(content[:2])
+    if kind is None and b"\0" in content[:2]:
+        kind = "UTF-16 or binary"
+    if kind is not None:
+        raise Fault(f"the file must be UTF-8, it is {kind}; save it as UTF-8.", 1)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        start = error.start + (len(BOM) if content.startswith(BOM) else 0)
+        line = content.count(b"\n", 0, start) + 1
+        place = start - content.rfind(b"\n", 0, start)
+        raise Fault(
+            f"the file must be UTF-8, byte {place} of the line (0x{content[start]:02x}) is not; save it as UTF-8.", line
+        ) from error
+
+
+def loads(text: str, *, nul: bool = False) -> Any:
+    """A JSON value: no key twice, no NaN or infinity, no half of a surrogate pair.
+
+    Args:
+        text: JSON.
+        nul: Whether texts may hold NUL characters, as models' answers do.
+
+    Raises:
+        Fault: If it is not that.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number)
+    except json.JSONDecodeError as error:
+        raise Fault(f"broken JSON, {error.msg} at column {error.colno}", error.lineno) from error
+    except RecursionError as error:
+        raise Fault("broken JSON, nested too deep", 1) from error
+    except Fault as fault:
+        raise _located(text) or fault from fault
+    except ValueError as error:  # Python's own limit
+        raise Fault("a whole number has too many digits", 1) from error
+    if _SUSPECT.search(text):
+        _refuse_escapes(text, nul)
+    return value
+
+
+def json_object(text: str, where: str, *, nul: bool = False) -> dict[str, Any]:
+    """A JSON object on a line of its own.
+
+    Raises:
+        UserError: If it is none, or not as `loads` takes it.
+    """
+    try:
+        value = loads(text, nul=nul)
+    except Fault as fault:
+        raise UserError(f"{where}: expected one JSON object on the line, got {fault}.") from fault
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected one JSON object on the line, got {type(value).__name__}.")
+    return value
+
+
+def json_lines(path: Path, what: str, *, nul: bool = False) -> Iterator[Line]:
+    """The objects of a file with one a line; blank lines are passed over.
+
+    Raises:
+        UserError: If the file cannot be read, or a line is no JSON object; names file and line.
+    """
+    text = read_text(path, what)
+    if text.lstrip().startswith("["):
+        raise UserError(f"{path}:1: expected one JSON object a line, got a JSON array; write its objects line by line.")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield Line(where, json_object(line, where, nul=nul))
+
+
+def json_file(path: Path, kind: type, expected: str, *, nul: bool = False) -> Any:
+    """The content of a JSON file whose top level is a ``kind``.
+
+    Raises:
+        UserError: If the file cannot be read, is no such JSON, or holds another kind.
+    """
+    try:
+        value = loads(read_text(path, "file"), nul=nul)
+    except Fault as fault:
+        raise UserError(f"{path}:{fault.line}: expected {expected}, got {fault}.") from fault
+    if not isinstance(value, kind):
+        raise UserError(f"`{path}` must hold {expected}, got {type(value).__name__}.")
+    return value
+
+
+def load_yaml(text: str, where: str) -> Any:
+    """A YAML value in which no key comes twice.
+
+    Args:
+        text: YAML.
+        where: What the error line calls it: a file, or the setting.
+
+    Raises:
+        UserError: If it is no such YAML; names the line.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Refuses keys that come twice, which YAML forbids and its readers take the last of."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: list[Any] = []
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node, deep=True) if key_node.tag != "tag:yaml.org,2002:merge" else None
+                if key is not None and key in seen:
+                    line = key_node.start_mark.line + 1
+                    raise UserError(f"{where}:{line}: the key `{key}` comes twice; leave one of them.")
+                seen.append(key)
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(text, Loader)  # noqa: S506  # a safe loader
+    except RecursionError as error:
+        raise UserError(f"{where} is not YAML: nested too deep.") from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = where if mark is None else f"{where}:{mark.line + 1}"
+        problem = getattr(error, "problem", None) or error
+        raise UserError(f"{place} is not YAML: {problem}.") from error
+
+
+def refuse_typos(record: dict[str, Any], optional: Sequence[str], where: str) -> None:
+    """Refuse a key that looks like an optional one which is not there: what it says would be passed over in silence.
+
+    Raises:
+        UserError: Naming both.
+    """
+    absent = [name for name in optional if name not in record]
+    for key in record if absent else ():
+        if key not in optional and (meant := nearest(key.strip(), absent, _CLOSE)):
+            raise UserError(f"{where}: unknown key `{key}`, did you mean `{meant}`?")
+
+
+def unfit(text: str) -> str | None:
+    """Why a text can be no prompt, id or path; None if it can."""
+    if "\0" in text:
+        return "it holds a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"it holds half of a surrogate pair ({text[error.start]!a}), which is no character"
+    return None
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: cut, and bytes by their number alone."""
+    return _SHORT.repr(value)
+
+
+class _Short(reprlib.Repr):
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        return f"<{len(value):,} bytes>"
+
+    repr_bytearray = repr_memoryview = repr_bytes
+
+
+_SHORT = _Short()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise Fault(f"the key `{next(key for key in keys if keys.count(key) > 1)}` twice in one object")
+    return found
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise Fault(f"{text}, which is no number in JSON")
+    return value
+
+
+def _located(text: str) -> Fault | None:
+    """The fault that our own checks of JSON raise, with the first line of the object or list that it is in."""
+    decoder: Any = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_number, parse_float=_number)
+
+    def with_line(parse: Any) -> Any:
+        def parsed(state: tuple[str, int], *rest: Any) -> Any:
+            try:
+                return parse(state, *rest)
+            except Fault as fault:
+                fault.line = fault.line or text.count("\n", 0, state[1]) + 1
+                raise
+
+        return parsed
+
+    decoder.parse_object, decoder.parse_array = with_line(JSONObject), with_line(JSONArray)
+    decoder.scan_once = py_make_scanner(decoder)
+    try:
+        decoder.decode(text)
+    except Fault as fault:
+        fault.line = fault.line or 1
+        return fault
+    except RecursionError:
+        return Fault("broken JSON, nested too deep", 1)
+    return None
+
+
+def _refuse_escapes(text: str, nul: bool) -> None:
+    """Refuse escapes of half a surrogate pair, and of NUL."""
+    high: re.Match[str] | None = None
+    for match in _ESCAPE.finditer(text):
+        code = int(match[1], 16) if match[1] else -1
+        if high is not None:
+            if not 0xDC00 <= code < 0xE000 or match.start() != high.end():
+                break
+            high = None
+        elif 0xD800 <= code < 0xDC00:
+            high = match
+        elif 0xDC00 <= code < 0xE000:
+            high = match
+            break
+        elif code == 0 and not nul:
+            raise Fault("a NUL character (\\u0000) in a text", text.count("\n", 0, match.start()) + 1)
+    if high is not None:
+        line = text.count("\n", 0, high.start()) + 1
+        raise Fault(f"half of a surrogate pair ({high[0]}) in a text, which is no character", line)

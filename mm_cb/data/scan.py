@@ -1,0 +1,121 @@
+"""The one judgement of rows: what `mm-cb data check` refuses, training refuses, and nothing else."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mm_cb.core.files import file_sha256
+from mm_cb.core.pictures import UNREADABLE
+from mm_cb.data.examples import Example
+from mm_cb.data.formats import Skip
+from mm_cb.data.sources import Fault, OpenSource, Rules
+
+Read = Callable[[], Example]
+
+
+class Scan:
+    """Reads sources in order and holds their rows against each other."""
+
+    def __init__(self, rules: Rules, on_duplicate: Callable[[Example, object], None] | None = None) -> None:
+        """Begin.
+
+        Args:
+            rules: Which rows are left out, which are refused.
+            on_duplicate: Told of an example that says what an earlier one of its set says, and the place of that one.
+        """
+        self._rules = rules
+        self._on_duplicate = on_duplicate
+        self._ids: dict[str, object] = {}
+        self._first: dict[bytes, tuple[str, object, Read]] = {}
+        self._others: dict[bytes, dict[tuple[str, ...], tuple[str, object]]] = {}
+
+    def outcomes(self, opened: OpenSource) -> Iterator[tuple[int, Example | Skip | Fault]]:
+        """Every row of a source in order, with what became of it."""
+        own_ids = opened.form.set is None
+        for index, outcome in opened.examine(self._rules):
+            if isinstance(outcome, Example):
+                outcome = self.compared(outcome, partial(_example, opened, index), own_ids)
+            yield index, outcome
+
+    def compared(self, example: Example, read: Read, own_ids: bool = True) -> Example | Fault:
+        """The example, unless its id was used before, or the other set holds the same.
+
+        Equal texts with equal pictures are the same, by content; pictures are read only where texts are equal.
+
+        Args:
+            example: With its place.
+            read: Gives it again, later.
+            own_ids: Whether its id is the user's.
+        """
+        if own_ids and (first := self._ids.setdefault(example.id, example.place)) is not example.place:
+            return Fault("repeated id", f"the id `{example.id}` was used at {first}")
+        folded = "\0".join(" ".join(text.lower().split()) for text in texts_of(example))
+        digest = hashlib.blake2b(folded.encode("utf-8", "replace"), digest_size=16).digest()
+        if digest not in self._first:
+            self._first[digest] = example.set, example.place, read
+            return example
+        if digest not in self._others:
+            *row, again = self._first[digest]
+            self._others[digest] = {_content(again()): (str(row[0]), row[1])}
+        set_name, place = self._others[digest].setdefault(_content(example), (example.set, example.place))
+        if place is example.place:
+            return example
+        if set_name != example.set:
+            return Fault("in both sets", f"the same as {place}, which is of the {set_name} set")
+        if self._on_duplicate is not None:
+            self._on_duplicate(example, place)
+        return example
+
+
+def _example(opened: OpenSource, index: int) -> Example:
+    example = opened.read(index)
+    assert isinstance(example, Example), f"row {index} of {opened.key} changed while it was read"
+    return example
+
+
+def judged(examples: Sequence[Example], name: str, scan: Scan, rules: Rules) -> Iterator[tuple[str, Example | Fault]]:
+    """Examples that are made in memory, each with its place and what became of it."""
+    for number, example in enumerate(examples):
+        placed = replace(example, place=f"{name} example {number}")
+        fault = rules.fit(placed) if rules.fit else None
+        yield str(placed.place), fault or scan.compared(placed, partial(examples.__getitem__, number))
+
+
+def texts_of(example: Example) -> Iterator[str]:
+    """Every text of an example, in order."""
+    for message in example.messages:
+        yield from message_texts(message)
+
+
+def message_texts(message: dict[str, Any]) -> Iterator[str]:
+    """Every text of a turn, in order."""
+    content = message["content"]
+    if isinstance(content, str):
+        yield content
+    else:
+        yield from (part["text"] for part in content if part["type"] == "text")
+
+
+def _content(example: Example) -> tuple[str, ...]:
+    """Names for what the pictures of an example hold; one that cannot be read is told from all others."""
+    return tuple(_of_file(image) if isinstance(image, Path) else _pixels(image) for image in example.images)
+
+
+def _pixels(image: Image.Image) -> str:
+    try:
+        return hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest() + str(image.size)
+    except UNREADABLE:
+        return f"unreadable {id(image)}"
+
+
+@cache
+def _of_file(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError:
+        return str(path)

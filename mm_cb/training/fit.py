@@ -1,0 +1,105 @@
+"""Whether a model can take a row: its template writes it, and `max_length` leaves its pictures and what counts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mm_cb.core.errors import UserError
+from mm_cb.data.examples import Example, Modality
+from mm_cb.data.sources import Fault
+from mm_cb.models import ChatModel, ModelInputs
+from mm_cb.models.chat import Message, render_chat
+from mm_cb.models.families import load_processor, read_config, skeleton
+from mm_cb.models.inputs import pad_rows
+from mm_cb.training.batches import Batches
+from mm_cb.training.masks import MaskName, loss_mask
+
+
+def fit_of(
+    model: str, max_length: int, masks: Mapping[Modality, MaskName], batches: Batches, image_backend: str
+) -> "Fit | None":
+    """The judgement of a model's processor; None where it is not on this machine.
+
+    Args:
+        model: Its name.
+        max_length: Tokens that are kept of a row, image tokens not counted.
+        masks: Which tokens count in rows of each modality.
+        batches: The modalities of the run; rows of no other are judged.
+        image_backend: Of the image processor.
+    """
+    try:
+        config = read_config(model)
+        processor = load_processor(model, config, image_backend)
+    except UserError:
+        return None
+    shell = skeleton(config, model, processor)
+    return Fit(shell, max_length, {kind: mask for kind, mask in masks.items() if batches in ("alternate", kind)})
+
+
+class Fit:
+    """Judges rows as the collator will, by the same steps, but without the pictures, whose tokens do not count.
+
+    All tokens of a picture are kept, so that only the texts in front of the last one decide whether it is cut off.
+    """
+
+    def __init__(self, model: ChatModel, max_length: int, masks: Mapping[Modality, MaskName]) -> None:
+        """Judge for ``model``, of which the processor and the configuration are used."""
+        self._model, self._max_length, self._masks = model, max_length, masks
+        self._overheads: dict[Any, int] = {}
+
+    def __call__(self, example: Example) -> Fault | None:
+        """What is wrong with an example; None if the model can take it."""
+        mask = self._masks.get(example.modality)
+        if mask is None or self._surely(example.messages, mask):
+            return None
+        try:
+            self._encode(example.messages, mask, None)
+        except ValueError as error:
+            return Fault("broken row", f"`{self._model.name}` cannot take it: {str(error).rstrip('.')}")
+        try:
+            self._encode(example.messages, mask, self._max_length)
+        except ValueError as error:
+            return Fault("too long", f"`max_length` is {self._max_length}: {str(error).rstrip('.')}")
+        return None
+
+    def _encode(self, messages: Sequence[Message], mask: MaskName, max_length: int | None) -> int:
+        """Encode as the collator does; returns the tokens of the row."""
+        self._model.max_length = max_length
+        rendered = render_chat(self._model.processor, messages, dialect=self._model.dialect)
+        inputs = ModelInputs(*pad_rows([self._model._tokenise(rendered)], 0, "right"))
+        loss_mask(inputs, mask)
+        return inputs.input_ids.shape[1]
+
+    def _surely(self, messages: Sequence[Message], mask: MaskName) -> bool:
+        """Whether so few bytes stand in front of what must stay that no tokenizer makes too many tokens of them."""
+        parts = [(turn["role"], part) for turn in messages for part in _parts(turn)]
+        kinds = [(role, part["type"]) for role, part in parts]
+        texts = [part["text"] for _, part in parts if part["type"] == "text"]
+        special = {self._model.dialect.image_token, self._model.dialect.soft_token} - {None}
+        if any(str(token) in text for text in texts for token in special):
+            return False
+        last = max((place for place, (_, kind) in enumerate(kinds) if kind == "image"), default=-1)
+        if mask == "completion":
+            last = max(last, kinds.index(("assistant", "text")))
+        before = [part["text"] for _, part in parts[: last + 1] if part["type"] == "text"]
+        needed = sum(len(text.encode()) + 1 for text in before)
+        return needed + self._overhead(messages, mask, tuple(kinds)) < self._max_length
+
+    def _overhead(self, messages: Sequence[Message], mask: MaskName, kinds: Any) -> int:
+        """Tokens of a row of this shape that says next to nothing; more than any `max_length` if there is none such."""
+        key = mask, kinds
+        if key not in self._overheads:
+            short = [{**turn, "content": [_shortened(part) for part in _parts(turn)]} for turn in messages]
+            try:
+                self._overheads[key] = self._encode(short, mask, None)
+            except ValueError:
+                self._overheads[key] = self._max_length
+        return self._overheads[key]
+
+
+def _parts(turn: Message) -> list[dict[str, Any]]:
+    content = turn["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _shortened(part: dict[str, Any]) -> dict[str, Any]:
+    return part if part["type"] == "image" else {"type": "text", "text": "a"}

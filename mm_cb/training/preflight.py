@@ -1,0 +1,54 @@
+"""What `mm-cb train` would refuse of a recipe's data, all of it, before a run."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mm_cb.core.embedded import embedded
+from mm_cb.core.errors import UserError
+from mm_cb.data.check import Limits, Report, check_examples, check_sources
+from mm_cb.data.examples import Modality
+from mm_cb.data.sources import Rules
+from mm_cb.training.batches import MissingRows, drawn
+from mm_cb.training.config import Masks
+from mm_cb.training.fit import fit_of
+from mm_cb.training.inputs import rules_of, sources_of
+from mm_cb.training.masks import MaskName
+from mm_cb.training.rr_config import config_of
+
+if TYPE_CHECKING:
+    from mm_cb.core.progress import Progress
+    from mm_cb.training.config import Recipe
+
+
+def check_recipe(recipe: "Recipe", limits: Limits, progress: "Progress | None" = None) -> Report:
+    """Read a recipe's data as training does, but to the end, and draw the rows of its batches.
+
+    Raises:
+        UserError: If a data source cannot be opened at all.
+    """
+    rules = rules_of(recipe)
+    if isinstance(recipe.data, str):
+        guest = embedded(recipe.data)
+        assert guest is not None, recipe.data
+        examples = guest.training_examples(recipe.seed)
+        report = check_examples(examples, limits, recipe.data, rules)
+    else:
+        report = check_sources(sources_of(recipe.data), limits, seed=recipe.seed, rules=rules, progress=progress)
+        examples = report.mixture or []
+    if rules.fit is None:
+        missing = f"the processor of `{recipe.model}` is not on this machine: whether rows fit the model is not checked"
+        report.add("not checked", partial(str, missing))
+    if not report.has_errors:
+        try:
+            drawn(examples, config_of(recipe, Path()))
+        except (MissingRows, UserError) as error:
+            report.add("missing rows", partial(str, error))
+    return report
+
+
+def rules_for(tokenizer: str, max_length: int) -> Rules:
+    """The rules for data files that no recipe names, with the paper's masks."""
+    masks = Masks()
+    kinds: dict[Modality, MaskName] = {"text": masks.text, "multimodal": masks.multimodal}
+    return Rules(fit=fit_of(tokenizer, max_length, kinds, "alternate", "pil"))

@@ -1,0 +1,195 @@
+import csv
+import io
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mm_cb.core.errors import UserError
+from mm_cb.core.reading import (
+    Fault,
+    json_file,
+    json_lines,
+    load_yaml,
+    loads,
+    read_text,
+    refuse_typos,
+    shown,
+    unfit,
+)
+from mm_cb.core.tables import read_table
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+BOM = b"\xef\xbb\xbf"
+
+
+def write(folder, content, name="a.txt"):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@given(VALUES, st.booleans(), st.sampled_from([None, 1]))
+def test_honest_json_is_read_as_python_reads_it(value, plain, indent):
+    text = json.dumps(value, ensure_ascii=plain, indent=indent)
+    assert loads(text) == json.loads(text)
+
+
+@given(st.lists(st.dictionaries(TEXTS, VALUES, max_size=3), min_size=1, max_size=5), st.booleans(), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_lines_are_read_with_any_mark_and_line_end(tmp_path_factory, records, bom, carriage):
+    """U+2028, U+0085 and form feeds inside a text end no line."""
+    end = b"\r\n" if carriage else b"\n"
+    content = end.join(json.dumps(r, ensure_ascii=False).encode() for r in [*records, {"a": "x\u2028y\u0085z\u2029"}])
+    path = write(tmp_path_factory.mktemp("lines"), (BOM if bom else b"") + content)
+    assert [line.values for line in json_lines(path, "rows")][:-1] == records
+    assert [line.where for line in json_lines(path, "rows")] == [f"{path}:{n + 1}" for n in range(len(records) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ('{"a": 1, "b": 2, "a": 1}', "the key `a` twice"),
+        ('{"b": {"a": 1, "a": 2}}', "the key `a` twice"),
+        ('{"a": NaN}', "NaN, which is no number"),
+        ('{"a": -Infinity}', "Infinity, which is no number"),
+        ('{"a": 1e999}', "1e999, which is no number"),
+        ('{"a": ' + "9" * 5000 + "}", "too many digits"),
+        ('{"a": ' + "[" * 100000, "nested too deep"),
+        ('{"a": "\\ud83d"}', r"half of a surrogate pair \(\\ud83d\)"),
+        ('{"a": "\\ud83d\\ud83d\\ude00"}', "half of a surrogate pair"),
+        ('{"\\ude00": 1}', "half of a surrogate pair"),
+        ('{"a": "\\u0000"}', "NUL"),
+        ('{"a": "\0"}', "control character"),
+        ('{"a": 1} {"b": 2}', "Extra data"),
+        ('{"a": 1,}', "broken JSON"),
+        ("{'a': 1}", "broken JSON"),
+        ("null", "got NoneType"),
+        ('"text"', "got str"),
+    ],
+)
+def test_a_line_that_is_not_what_it_seems_is_named(tmp_path, line, match):
+    path = write(tmp_path, '{"fine": "\\ud83d\\ude00 \\\\ud83d"}\n\n' + line + "\n")
+    with pytest.raises(UserError, match=match) as error:
+        list(json_lines(path, "rows"))
+    assert str(error.value).startswith(f"{path}:3: ") and len(str(error.value)) < len(str(path)) + 200
+
+
+def test_answers_may_hold_a_nul(tmp_path):
+    path = write(tmp_path, '{"a": "\\u0000"}')
+    assert [line.values for line in json_lines(path, "rows", nul=True)] == [{"a": "\0"}]
+
+
+@pytest.mark.parametrize("fault", ['"k": 1, "k": 2', '"k": NaN', '"k": "\\udc00"'])
+def test_a_file_of_one_value_names_the_record_that_is_wrong(tmp_path, fault):
+    path = write(tmp_path, '[\n{"fine": [1]},\n{' + fault + "},\n{}\n]", "a.json")
+    with pytest.raises(UserError, match=r"a\.json:3: "):
+        json_file(path, list, "a list")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"caf\xe9", r"a\.txt:1: .*byte 4 of the line \(0xe9\)"),
+        (BOM + b"one\ntwo \xff", r"a\.txt:2: .*byte 5 of the line \(0xff\)"),
+        ("text".encode("utf-16"), r"a\.txt:1: .*UTF-16"),
+        ("text".encode("utf-16-le"), r"a\.txt:1: .*UTF-16"),
+        ("text".encode("utf-16-be"), r"a\.txt:1: .*UTF-16"),
+        ("text".encode("utf-32"), r"a\.txt:1: .*UTF-16"),
+        (b"\xed\xa0\xbd", r"a\.txt:1: .*byte 1"),  # half of a surrogate pair, encoded
+    ],
+)
+def test_another_encoding_is_named_with_line_and_byte(tmp_path, content, match):
+    with pytest.raises(UserError, match=match):
+        read_text(write(tmp_path, content))
+
+
+def test_what_is_no_file_is_one_line(tmp_path):
+    for path in (tmp_path / "none", tmp_path, tmp_path / "a\0b"):
+        with pytest.raises(UserError, match="cannot read the template"):
+            read_text(path, "template")
+
+
+FIELDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=8)
+
+
+@given(st.lists(st.tuples(FIELDS, FIELDS, FIELDS), min_size=1, max_size=6), st.sampled_from([".csv", ".tsv"]))
+@settings(max_examples=60, deadline=None)
+def test_an_honest_table_is_read_as_it_was_written(tmp_path_factory, rows, ending):
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter="\t" if ending == ".tsv" else ",", quoting=csv.QUOTE_ALL)
+    writer.writerows([("a", "b", "c"), *rows])
+    table = read_table(write(tmp_path_factory.mktemp("table"), out.getvalue(), "a" + ending))
+    assert [tuple(row.values.values()) for row in table.rows] == rows and table.columns == ["a", "b", "c"]
+
+
+def test_a_header_is_trimmed_and_known_without_case(tmp_path):
+    table = read_table(write(tmp_path, BOM + b" ID ,Prompt,other\n1,x,y\n", "a.csv"), ("id", "prompt"))
+    assert table.columns == ["id", "prompt", "other"] and table.rows[0].values == {
+        "id": "1",
+        "prompt": "x",
+        "other": "y",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("a,b\n1,2\n3,How, now\n", ":3: the header has 2 columns, the row 3"),
+        ("a,b\n1,2\n3\n", ":3: the header has 2 columns, the row 1"),
+        ('a,b\n1,"two\nlines"\n3,4,5\n', ":4: "),
+        ('a,b\n1,2\n3,"four\n5,6\n', ":3: a double quote is never closed"),
+        ('a,b\n1,2\n3,"four" five\n', ":3: a double quote is closed in the middle"),
+        ('a,b\n1,"x\n3,"y\n', ":2: a double quote"),
+        ("a,a\n1,2\n", ":1: .*`a` comes twice"),
+        ("a,A\n1,2\n", ":1: .*`a` comes twice"),
+        ("a,\n1,2\n", ":1: .*column 2 has none"),
+        ("a;b\n1;2\n", ":1: .*semicolons"),
+        ("a\tb\n1\t2\n", ":1: .*tabs"),
+        ("a,b\n1,\0\n", ":2: a NUL"),
+        ("a,b\n", "at least one row"),
+        ("\n\n", "at least one row"),
+    ],
+)
+def test_a_table_that_is_not_what_it_seems_is_named(tmp_path, content, match):
+    with pytest.raises(UserError, match=match):
+        read_table(write(tmp_path, content, "a.csv"), ("a",))
+
+
+@pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3", "a:\n  b: 1\n  b: 2\n", "[{a: 1, a: 2}]"])
+def test_a_yaml_key_that_comes_twice_is_named_with_its_line(text):
+    with pytest.raises(UserError, match=r"^r:\d: the key `[ab]` comes twice"):
+        load_yaml(text, "r")
+
+
+def test_yaml_is_read_and_merged_as_ever():
+    text = "base: &base {a: 1, b: 2}\nmine: {<<: *base, b: 3}\nlist: [1, {c: 2}]"
+    assert load_yaml(text, "r") == {"base": {"a": 1, "b": 2}, "mine": {"a": 1, "b": 3}, "list": [1, {"c": 2}]}
+    for text in ("a: [", "? [1]\n: 2", "a: !!python/object x", "[" * 3000, "a: 2000-99-99", "\x01"):
+        with pytest.raises(UserError, match="r.* is not YAML"):
+            load_yaml(text, "r")
+
+
+def test_a_misspelt_key_is_named_and_others_are_left_alone():
+    refuse_typos({"id": 1, "semantic_category": 2, "source_id": 3, "asked": 4}, ("image", "category", "split"), "w")
+    refuse_typos({"image": 1, "images": 2}, ("image",), "w")
+    for key, meant in (("images", "image"), ("Category", "category"), (" split", "split"), ("imgae", "image")):
+        with pytest.raises(UserError, match=f"w: unknown key `{key}`, did you mean `{meant}`"):
+            refuse_typos({key: 1}, ("image", "category", "split"), "w")
+
+
+def test_bytes_are_shown_by_their_number():
+    assert shown([b"\x89PNG" * 100]) == "[<400 bytes>]" and len(shown("x" * 1000)) < 100
+    assert unfit("fine \U0001f600") is None and unfit("\0") and "surrogate" in str(unfit("a\ud83d"))
+
+
+def test_a_fault_carries_its_line():
+    with pytest.raises(Fault) as error:
+        loads('{\n"a": 1,\n"b" 2}')
+    assert error.value.line == 3

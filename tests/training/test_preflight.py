@@ -1,0 +1,209 @@
+"""What `mm-cb data check` refuses of a recipe, training refuses, and nothing else."""
+
+import json
+import random
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mm_cb import cli
+from mm_cb.core.errors import UserError
+from mm_cb.data.check import Limits
+from mm_cb.data.examples import Example
+from mm_cb.models.chat import chat
+from mm_cb.training.batches import MissingRows, Pair, PairCollator, drawn
+from mm_cb.training.fit import Fit, fit_of
+from mm_cb.training.inputs import load_examples
+from mm_cb.training.preflight import check_recipe
+from mm_cb.training.recipe import load_recipe
+from mm_cb.training.rr_config import config_of
+from tests.tiny_llava import picture, tiny_llava
+
+LONG = "what is the colour of the stone ? " * 60
+
+
+def row(number, set_name="retain", text="what is it", images=(), later=False):
+    asked = {"type": "text", "text": f"{text} {number}"}
+    shown = [{"type": "image"} for _ in images]
+    turns = [
+        {"role": "user", "content": [*([] if later else shown), asked]},
+        {"role": "assistant", "content": "a stone"},
+    ]
+    if later:
+        turns += [{"role": "user", "content": [*shown, {"type": "text", "text": "and this ?"}]}, turns[1]]
+    return {"id": f"r{number}", "messages": turns, "images": list(images), "set": set_name}
+
+
+def recipe(folder, rows, *overrides, **fields):
+    """A recipe of the miniature on a file of these rows."""
+    folder.mkdir(exist_ok=True)
+    picture().save(folder / "a.png")
+    lines = [one if isinstance(one, str) else json.dumps(one) for one in rows]
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    data = {"sources": [{"name": str(folder / "rows.jsonl")}], **fields}
+    content = {"name": "mine", "model": "miniature", "data": data, "batches": "text"}
+    content["training"] = {"max_length": 256, "batch_size": 2, "max_steps": 2}
+    content["circuit_breaker"] = {"masks": {"text": "completion", "multimodal": "completion"}}
+    (folder / "mine.yaml").write_text(json.dumps(content))
+    return load_recipe(folder / "mine.yaml", overrides)
+
+
+def trains(chosen):
+    """Whether training gets as far as its first step; its error else."""
+    try:
+        drawn(load_examples(chosen), config_of(chosen, Path()))
+    except (UserError, MissingRows) as error:
+        return str(error)
+    return True
+
+
+SOUND = [row(0), row(1), row(2, "circuit_breaker"), row(3, "circuit_breaker")]
+
+MUTATIONS = {
+    "nothing": lambda r, rng: r,
+    "no set": lambda r, rng: {k: v for k, v in r.items() if k != "set"},
+    "no such set": lambda r, rng: r | {"set": "harmful"},
+    "the other set": lambda r, rng: r | {"set": "retain" if r["set"] != "retain" else "circuit_breaker"},
+    "another's id": lambda r, rng: r | {"id": "r0"},
+    "a number as id": lambda r, rng: r | {"id": 3},
+    "no messages": lambda r, rng: r | {"messages": []},
+    "no answer": lambda r, rng: r | {"messages": r["messages"][:1]},
+    "an empty turn": lambda r, rng: r | {"messages": [r["messages"][0], {"role": "assistant", "content": " "}]},
+    "an odd role": lambda r, rng: r | {"messages": [{"role": "system", "content": "a"}, *r["messages"]]},
+    "a picture not named": lambda r, rng: r | {"images": ["a.png"]},
+    "a picture": lambda r, rng: row(rng.random(), r["set"], images=["a.png"]),
+    "a picture that is not there": lambda r, rng: row(rng.random(), r["set"], images=["none.png"]),
+    "a later picture": lambda r, rng: row(rng.random(), r["set"], images=["a.png"], later=True),
+    "too long": lambda r, rng: row(rng.random(), r["set"], text=LONG),
+    "cut": lambda r, rng: r | {"messages": [r["messages"][0], {"role": "assistant", "content": LONG}]},
+    "a later picture cut off": lambda r, rng: row(rng.random(), r["set"], text=LONG, images=["a.png"], later=True),
+    "a placeholder": lambda r, rng: row(rng.random(), r["set"], text="<image>"),
+    "half a pair": lambda r, rng: row(rng.random(), r["set"], text="\ud83d"),
+    "a NUL": lambda r, rng: row(rng.random(), r["set"], text="\0"),
+    "another's words": lambda r, rng: row(0, r["set"]) | {"id": "new"},
+    "a cut line": lambda r, rng: json.dumps(r)[: rng.randrange(60)],
+    "a key twice": lambda r, rng: json.dumps(r)[:-1] + ', "set": "retain"}',
+    "a list": lambda r, rng: json.dumps([r]),
+}
+
+
+@pytest.fixture(scope="module")
+def one_processor():
+    """The miniature's processor is read once."""
+    known = {}
+    patch = pytest.MonkeyPatch()
+
+    def remembered(model, max_length, masks, batches, backend):
+        key = (model, max_length, batches, *sorted(masks.items()))
+        return known[key] if key in known else known.setdefault(key, fit_of(model, max_length, masks, batches, backend))
+
+    patch.setattr("mm_cb.training.fit.fit_of", remembered)
+    yield
+    patch.undo()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from(sorted(MUTATIONS))), max_size=3),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["text", "multimodal", "alternate"]),
+    st.integers(0, 2**16),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_check_passes_where_training_would_begin_and_nowhere_else(
+    tmp_path_factory, one_processor, mutations, skip_long, skip_missing, batches, seed
+):
+    rows = list(SOUND)
+    if batches != "text":
+        rows += [row(n, s, images=["a.png"]) for n, s in ((4, "retain"), (5, "circuit_breaker"))]
+    rng = random.Random(seed)
+    for place, name in mutations:
+        if isinstance(rows[place], dict):
+            rows[place] = MUTATIONS[name](rows[place], rng)
+    folder = tmp_path_factory.mktemp("preflight")
+    fields = {"skip_too_long": skip_long, "skip_missing_images": skip_missing}
+    chosen = recipe(folder, rows, f"batches={batches}", **fields)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        began = trains(chosen)
+        try:
+            report = check_recipe(chosen, Limits())
+        except UserError as error:  # the first row decides what the file is
+            assert str(error) == began
+            return
+    assert report.has_errors == (began is not True), (report.problems, began)
+    if not report.has_errors:
+        skipped = load_examples(chosen).skipped
+        assert {key: dict(counts) for key, counts in report.skipped.items()} == {k: dict(c) for k, c in skipped.items()}
+    elif not {"no example", "missing rows"} & report.problems.keys():
+        said = [line for problem in report.problems.values() for line in problem.first]
+        assert any(began.split(": ")[0] == line.split(": ")[0] for line in said), (said, began)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "batches"),
+    [
+        (row(9, text=LONG), "text"),
+        (row(9, "circuit_breaker", text=LONG), "text"),
+        (row(9, text=LONG, images=["a.png"], later=True), "alternate"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_named_or_left_out_and_counted_by_both(
+    tmp_path, monkeypatch, wrong, batches, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    pictured = [row(n, s, images=["a.png"]) for n, s in ((4, "retain"), (5, "circuit_breaker"))]
+    chosen = recipe(tmp_path, [*SOUND, *pictured, wrong], f"batches={batches}")
+    assert "rows.jsonl:7: `max_length` is 256: " in trains(chosen)
+    recipe_file = tmp_path / "mine.yaml"
+    recipe_file.write_text(recipe_file.read_text().replace('"text"', f'"{batches}"', 1))
+    assert cli.run(["data", "check", "mine.yaml"]) == 2
+    out = capsys.readouterr().out
+    assert "error: too long: 1" in out and "rows.jsonl:7: `max_length` is 256: " in out
+    assert cli.run(["train", "mine.yaml", "--out", "run"]) == 2
+    assert "rows.jsonl:7: `max_length` is 256: " in (said := capsys.readouterr().err) and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+    recipe_file.write_text(recipe_file.read_text().replace('"data": {', '"data": {"skip_too_long": true, '))
+    assert cli.run(["data", "check", "mine.yaml"]) == 0
+    assert "left out by rule: 1 too long" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="1 with too long"):
+        mixture = load_examples(load_recipe(tmp_path / "mine.yaml"))
+    assert len(mixture) == len(SOUND) + 2 and mixture.skipped["rows"] == {"too long": 1}
+
+
+def test_a_list_of_files_is_checked_as_training_reads_it(tmp_path, capsys, monkeypatch):
+    """Rows that do not say their set would all be kept; a list of files takes our own rows alone."""
+    monkeypatch.chdir(tmp_path)
+    recipe(tmp_path, [{k: v for k, v in one.items() if k != "set"} for one in SOUND])
+    content = json.loads((tmp_path / "mine.yaml").read_text()) | {"data": ["rows.jsonl"]}
+    (tmp_path / "mine.yaml").write_text(json.dumps(content))
+    for command in (["data", "check", "mine.yaml"], ["train", "mine.yaml", "--out", "run"]):
+        assert cli.run(command) == 2
+        assert "rows.jsonl:1: `rows.jsonl` must have the columns" in capsys.readouterr().err
+
+
+MASKS = {"text": "completion", "multimodal": "after_image"}
+
+
+@given(st.integers(0, 60), st.integers(0, 40), st.booleans(), st.integers(4, 120))
+@settings(max_examples=40, deadline=None)
+def test_a_row_fits_exactly_if_the_collator_takes_it(words, later_words, pictured, max_length):
+    """With their pictures in full, and near the limit, where the short cut must not be taken."""
+    model = tiny_llava()
+    messages = chat("red " * words + "a", completion="blue")
+    messages += chat("red " * later_words + "b", images=int(pictured), completion="c")
+    example = Example("a", messages, [picture()] * pictured, "retain")
+    fault = Fit(model, max_length, MASKS)(example)
+    model.max_length = max_length
+    try:
+        PairCollator(model, MASKS)([Pair(example, example)])
+        taken = True
+    except UserError:
+        taken = False
+    assert (fault is None) == taken, fault
