@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mm_cb.benchmarks.base import Benchmark
-from mm_cb.inference.generation import refusal_note
+from mm_cb.inference.unanswered import unanswered_note
 from mm_cb.metrics.results import Measurement, find, read_results
 
 
@@ -82,7 +82,7 @@ def closing(folder: Path) -> list[str]:
         if not check["passed"]
     ]
     lines.append(f"results {folder / 'results.json'}")
-    note = refusal_note(folder / "parts" / "completions.jsonl")
+    note = unanswered_note(folder / "parts" / "completions.jsonl")
     return [*lines, note] if note else lines
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mm_cb.benchmarks.rows import json_lines
 from mm_cb.core.errors import UserError
 
 RULES = ("official", "strict")
@@ -58,7 +57,7 @@ def parse_scores(content: str) -> Pair | None:
 
 def _pair(first: float, second: float) -> Pair | None:
     """The scores; None for the original's failure (-1 twice) and for what is no score on any scale."""
-    return (first, second) if all(0 <= score <= HIGHEST for score in (first, second)) else None
+    return (float(first), float(second)) if all(0 <= score <= HIGHEST for score in (first, second)) else None
 
 
 def read_reviews(path: Path) -> list[Review]:
@@ -70,43 +69,53 @@ def read_reviews(path: Path) -> list[Review]:
         UserError: If the file cannot be read, a line is not as expected (file and line number), or a question comes
             twice.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"`{path}` must be a review file (JSONL, UTF-8), but it cannot be read: {e}.") from e
-    reviews = [_review(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    seen: dict[str, str] = {}
+    reviews = []
+    for row in json_lines(path):
+        review = _review(row.values, row.where)
+        if review.question_id in seen:
+            raise UserError(
+                f"{row.where} must be the one review of its question, question {review.question_id[:80]} has one at "
+                f"{seen[review.question_id]}; drop one of them."
+            )
+        seen[review.question_id] = row.where
+        reviews.append(review)
     if not reviews:
         raise UserError(f"`{path}` must hold reviews, it is empty.")
-    id, times = Counter(review.question_id for review in reviews).most_common(1)[0]
-    if times > 1:
-        raise UserError(f"`{path}` must hold one review per question, question {id} comes {times} times.")
     return reviews
 
 
-def _review(line: str, where: str) -> Review:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{where} must be one JSON object, got a broken line ({e}).") from e
-    if not isinstance(record, dict) or not isinstance(record.get("question_id"), int | str):
-        raise UserError(f"{where} must be a JSON object with a `question_id`.")
+def _review(record: Mapping[str, Any], where: str) -> Review:
+    id = record.get("question_id")
+    if isinstance(id, bool) or not isinstance(id, int | str) or id == "":
+        raise UserError(f"{where} must be a JSON object with a `question_id`, got {repr(id)[:80]}.")
     category = str(record.get("category")).removeprefix(_PREFIX)
     if category not in CATEGORIES:
         raise UserError(
             f"{where}: `category` must be one of {', '.join(_PREFIX + name for name in CATEGORIES)}, got "
-            f"{record.get('category')!r}."
+            f"{repr(record.get('category'))[:80]}."
         )
-    return Review(str(record["question_id"]), category, _stored_scores(record, where))
+    return Review(str(id), category, _stored_scores(record, where))
 
 
-def _stored_scores(record: dict[str, Any], where: str) -> Pair | None:
+def _stored_scores(record: Mapping[str, Any], where: str) -> Pair | None:
     stored = record.get("tuple")
     if stored is None and isinstance(record.get("content"), str):
         return parse_scores(record["content"])
-    numbers = all(isinstance(n, int | float) and not isinstance(n, bool) for n in stored) if stored else False
-    if not isinstance(stored, list) or not numbers or len(stored) != 2:
-        raise UserError(f"{where}: `tuple` must be two numbers (reference, candidate), got {stored!r}.")
-    return _pair(float(stored[0]), float(stored[1]))
+    if not isinstance(stored, list) or len(stored) != 2 or not all(_is_number(score) for score in stored):
+        raise UserError(f"{where}: `tuple` must be two numbers (reference, candidate), got {repr(stored)[:80]}.")
+    return _pair(*stored)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int or (type(value) is float and math.isfinite(value))
+
+
+def unjudged_items(id: str, category: str, fields: dict[str, Any], reason: str) -> list[dict[str, Any]]:
+    """The records of a question that has no answer to judge."""
+    nothing: dict[str, Any] = {"outcome": None, "reference_score": None, "score": None, "counts": {}, "reason": reason}
+    record = {"id": id, "metric": "llava_wild", "split": "all", "category": category, **nothing, **fields}
+    return [{**record, "condition": rule} for rule in RULES]
 
 
 def items_of(
