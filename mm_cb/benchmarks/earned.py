@@ -23,6 +23,21 @@ def earned(measured: Sequence[Measurement], items: Iterable[Mapping[str, Any]]) 
         measured: Of one run.
         items: The lines of its items.jsonl.
     """
+    silent = _mostly_silent(items)
+    return [_without_value(m) if m.condition == LUCKY and _source(m) in silent else m for m in measured]
+
+
+def unearned_note(items: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What to print where a value is not claimed."""
+    return [
+        f"CAUTION {metric(name).label}, {subject}: {silent} of {asked} answers are empty or missing, so that no "
+        f"{LUCKY} value is claimed; the strict one gives nothing for silence"
+        for (subject, name), (silent, asked) in _mostly_silent(items).items()
+    ]
+
+
+def _mostly_silent(items: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[int, int]]:
+    """Subject and metric → how many answers are empty or missing, and of how many; where that is most of them."""
     asked: Counter[tuple[str, str]] = Counter()
     silent: Counter[tuple[str, str]] = Counter()
     for item in items:
@@ -30,9 +45,7 @@ def earned(measured: Sequence[Measurement], items: Iterable[Mapping[str, Any]]) 
             address = item["subject"], item["metric"]
             asked[address] += 1
             silent[address] += not item["completion"].strip()
-    return [
-        _without_value(m) if 2 * silent[a := _source(m)] > asked[a] and m.condition == LUCKY else m for m in measured
-    ]
+    return {address: (silent[address], n) for address, n in asked.items() if 2 * silent[address] > n}
 
 
 def _source(m: Measurement) -> tuple[str, str]:
