@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mm_cb.benchmarks.base import Benchmark, Task, refuse_repeated
-from mm_cb.benchmarks.earned import earned
 from mm_cb.benchmarks.pictures import fingerprint, opened
 from mm_cb.benchmarks.registry import get_benchmark, register_benchmark
 from mm_cb.core import hub
@@ -244,7 +243,7 @@ def _finish(benchmark: Benchmark, session: Session) -> None:
         write_json(folder / "checks.json", checks)
     if foreign := [to_json(one) for one in benchmark.metrics if not shipped(one.name)]:
         write_json(folder / METRICS, foreign)
-    write_results(folder / "results.json", earned(benchmark.measure(items, session), items))
+    write_results(folder / "results.json", benchmark.measure(items, session))
     session.run.finish()
 
 

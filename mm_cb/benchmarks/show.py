@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mm_cb.benchmarks.base import Benchmark
-from mm_cb.benchmarks.earned import unearned_note
 from mm_cb.core.runs import read_jsonl
 from mm_cb.inference.unanswered import unanswered_note
+from mm_cb.metrics.earned import unearned_note
 from mm_cb.metrics.results import Measurement, find, read_results
 
 
