@@ -21,6 +21,10 @@ class Reply:
     """Seconds of silence in front of the answer."""
     hang_up: bool = False
     """Whether the connection is closed without an answer."""
+    endless: bytes = b""
+    """Sent again and again in place of a body, until the caller goes away."""
+    missing: int = 0
+    """Bytes that the header promises beyond the body, before the connection is closed."""
 
 
 def says(text: Any, **more: Any) -> Reply:
@@ -30,10 +34,10 @@ def says(text: Any, **more: Any) -> Reply:
     return Reply(json.dumps(body).encode(), **more)
 
 
-def error(status: int, message: str = "stub error", **headers: str) -> Reply:
+def error(status: int, message: str = "stub error", *, fields: dict[str, Any] | None = None, **headers: str) -> Reply:
     """An HTTP error; keyword arguments are headers, as in ``error(429, retry_after_ms="1")``."""
     named = {key.replace("_", "-"): value for key, value in headers.items()}
-    return Reply(json.dumps({"error": {"message": message}}).encode(), status, headers=named)
+    return Reply(json.dumps({"error": {"message": message, **(fields or {})}}).encode(), status, headers=named)
 
 
 HTML = Reply(b"<html><body>Please log in</body></html>", content_type="text/html")
@@ -41,6 +45,13 @@ BROKEN_JSON = Reply(b'{"choices": [{"message": {"conte')
 NOTHING = Reply(b"")
 NO_CHOICE = Reply(b'{"choices": []}')
 HANG_UP = Reply(hang_up=True)
+NO_CREDIT = error(402, "Insufficient credits")
+DRIP = Reply(endless=b"\n")
+TORN = Reply(b'{"choices": [', missing=99)
+CUT = says("", finish_reason="length", message={"reasoning_content": "let me think"})
+"""The limit of tokens came while the model was thinking."""
+FAILED = says("half an ans", finish_reason="error")
+FILTERED = says("half an ans", finish_reason="content_filter")
 
 
 def user_text(request: dict[str, Any]) -> str:
@@ -112,10 +123,15 @@ class StubServer:
                 for name, value in reply.headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Type", reply.content_type)
-                self.send_header("Content-Length", str(len(reply.body)))
+                if not reply.endless:
+                    self.send_header("Content-Length", str(len(reply.body) + reply.missing))
                 self.end_headers()
+                self.close_connection = self.close_connection or bool(reply.endless or reply.missing)
                 try:
                     self.wfile.write(reply.body)
+                    while reply.endless:
+                        self.wfile.write(reply.endless)
+                        time.sleep(0.005 if len(reply.endless) < 1024 else 0)
                 except OSError:
                     pass  # the caller went away, as it should when the answer is late
 

@@ -129,8 +129,10 @@ class Benchmark:
         for question in session.task.questions:
             completion = session.answers[question.id]
             scores = self.score(question, completion)
-            broken = degenerate(completion) is not None
+            broken: bool | None = degenerate(completion) is not None
             by_rule = scores if isinstance(scores, Mapping) else {self.metrics[0].strict: scores}
+            if (lost := session.unanswered.get(question.id)) is not None:
+                by_rule, broken = {rule: Score(None, reason=lost) for rule in by_rule}, None
             if not by_rule or (found and found.keys() != by_rule.keys()):
                 raise UserError(
                     f"`{self.name}`: `score` must give every answer the same rules, got "
@@ -193,6 +195,10 @@ class Benchmark:
         from mm_cb.benchmarks.show import show_run
 
         show_run(folder, subject, self)
+
+    def settled(self, folder: Path) -> bool:
+        """Whether a finished run stays as it is; if not, the same command asks for what it lacks."""
+        return True
 
     def refuse(self, folder: Path) -> None:
         """Say why a finished run has no score, if it has none.

@@ -20,6 +20,7 @@ from mm_cb.inference.base_nll import likelihood_fields
 from mm_cb.inference.generation import Engine, LocalEngine, Request, complete_all
 from mm_cb.inference.served import open_engine
 from mm_cb.inference.source import ModelSource, subject_name
+from mm_cb.inference.unanswered import unanswered
 from mm_cb.metrics.results import Measurement, find, read_results, write_results
 from mm_cb.metrics.table import shipped, to_json
 
@@ -58,7 +59,9 @@ class Session:
     weights: Sequence[Path | hub.Repository] = ()
     """The model's part of the run's inputs."""
     answers: Mapping[str, str] = field(default_factory=dict)
-    """Question id → completion; the empty string for a question that a server refused."""
+    """Question id → completion; the empty string for a question of ``unanswered``."""
+    unanswered: Mapping[str, str] = field(default_factory=dict)
+    """Question id → ``refused`` or ``cut``: the model has said nothing that could be scored."""
     engine: Engine | None = None
     tools: Any = None
     """What `Benchmark.begin` opened."""
@@ -150,7 +153,7 @@ def run_benchmark(
     inputs = _inputs(task, [*hub.used(where, kind="dataset"), *weights])
     with RunDirectory(out, "eval", recipe, seed, inputs=inputs) as run:
         session = Session(run, task, settings, source, subject, seed, weights)
-        if not run.finished:
+        if not (run.finished and benchmark.settled(out)):
             with Progress() as progress:
                 session.progress = progress
                 benchmark.begin(session)
@@ -168,6 +171,7 @@ def _ask(benchmark: Benchmark, session: Session) -> None:
     session.engine = open_engine(session.source, session.subject, session.settings.batch)
     store, longest = session.run.path / COMPLETIONS, session.settings.max_new_tokens
     session.answers = complete_all(session.engine, requests, store, longest, task)
+    session.unanswered = {key: kind for key, (kind, _) in unanswered(store).items()}
     if benchmark.timed:
         seconds = round(time.monotonic() - started, 1)
         passes = session.engine.forward_passes if isinstance(session.engine, LocalEngine) else None

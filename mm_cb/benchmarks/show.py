@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mm_cb.benchmarks.base import Benchmark
-from mm_cb.inference.generation import refusal_note
+from mm_cb.core.runs import read_jsonl
+from mm_cb.inference.unanswered import unanswered_note
+from mm_cb.metrics.earned import unearned_note
 from mm_cb.metrics.results import Measurement, find, read_results
 
 
@@ -81,8 +83,9 @@ def closing(folder: Path) -> list[str]:
         for check in (json.loads(checks.read_bytes()) if checks.is_file() else [])
         if not check["passed"]
     ]
+    lines += unearned_note(read_jsonl(folder / "items.jsonl"))
     lines.append(f"results {folder / 'results.json'}")
-    note = refusal_note(folder / "parts" / "completions.jsonl")
+    note = unanswered_note(folder / "parts" / "completions.jsonl")
     return [*lines, note] if note else lines
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import json
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from mm_cb.core.chat_replies import CUT, HOPELESS, MAY_PASS, QUOTED, REFUSED, UNANSWERED, Trouble
+from mm_cb.core.chat_transport import open_client, reply_to
 from mm_cb.core.errors import UserError, one_line
+
+__all__ = [
+    *("API_KEY", "CUT", "REFUSED", "UNANSWERED", "Endpoint", "EndpointError", "EndpointFailure", "MissingExtraError"),
+    *("image_part", "text_part", "user_message"),
+]
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,14 +26,13 @@ if TYPE_CHECKING:
 API_KEY = "MM_CB_API_KEY"
 """Environment variable that holds the key of the endpoint; keys are read from nowhere else, and never stored."""
 
-REFUSED = "refused"
-"""The kind of failure of one request alone that the server answers in so many words."""
-_HOPELESS = ("key", "missing")
-"""Failures that every further request would meet as well; so does ``down``, while the server has never been reached."""
 _GIVE_UP = 16
 """So many failures of the server in a row, without one answer, end a run."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
-_QUOTED = 200
+_LONGEST_WAIT = 120.0
+"""A server that asks for a longer pause is not waited for: the run ends, and goes on later."""
+_LIMITS = ("max_tokens", "max_completion_tokens")
+"""What servers call the longest answer; newer models want the second name."""
 
 Key = TypeVar("Key", bound=Hashable)
 Message = Mapping[str, Any]
@@ -37,17 +42,15 @@ class EndpointError(UserError):
     """The endpoint gave no answer; what it has answered before is kept."""
 
 
-class MissingExtraError(UserError, ImportError):
-    """The package behind an optional extra is not installed."""
-
-
 @dataclass(frozen=True)
 class EndpointFailure:
     """One request without an answer."""
 
     kind: str
-    """``down``, ``key``, ``missing``, ``slow``, ``busy``, ``server``, ``broken`` (no chat completion in the answer) or
-    ``refused`` (this request alone: too long, filtered, no images taken)."""
+    """``refused`` (this request alone: too long, filtered, no images taken), ``cut`` (its answer ended at the limit of
+    tokens before it had begun); of the server, all of which may pass: ``down``, ``slow``, ``busy``, ``server``,
+    ``broken`` (no chat completion in the reply); and for every request alike: ``key``, ``missing``, ``quota``,
+    ``settings``."""
     reason: str
     """One printable line without the key."""
 
@@ -77,12 +80,12 @@ class Endpoint:
             model: Model name.
             api_key: Key, or None for the environment's ``MM_CB_API_KEY`` (local servers need none).
             timeout: Longest silence of the server in seconds.
-            retries: Further tries after a failure that may pass: silence, 408, 409, 429 (its Retry-After is kept), 5xx,
-                and answers that are no chat completion.
+            retries: Further tries after a failure that may pass: silence, 408, 409, 429 (its Retry-After is kept up to
+                two minutes), 5xx, replies that are no chat completion, answers that end in an error.
             concurrency: Requests under way at the same time.
 
         Raises:
-            UserError: If the address is not plain http(s), or holds a password or a query.
+            UserError: If the address is not plain http(s), or holds a password or a query; if the key is no key.
             ValueError: If a number is out of range.
         """
         if timeout <= 0 or retries < 0 or concurrency < 1:
@@ -92,11 +95,12 @@ class Endpoint:
             )
         self.url = _base_address(url)
         self.model = model
-        self._key = api_key if api_key is not None else os.environ.get(API_KEY) or None
+        self._key = _usable_key(api_key if api_key is not None else os.environ.get(API_KEY))
         self._timeout = timeout
         self._retries = retries
         self._concurrency = concurrency
         self._reached = False
+        self._limit = _LIMITS[0]
 
     def chat(self, messages: Sequence[Message], *, max_tokens: int, temperature: float) -> str:
         """The answer to one chat; the empty string is an answer.
@@ -119,130 +123,142 @@ class Endpoint:
         running event loop.
 
         Raises:
-            EndpointError: If no further request can succeed (server never reached, key refused, no such model), or 16
-                in a row failed on the server's side. A connection that breaks off costs its own request alone.
+            EndpointError: If no further request can succeed (server never reached, key refused, no such model, no
+                credit left, a setting that the model does not take), 16 in a row failed on the server's side, or the
+                first 16 were all cut before they had begun. A connection that breaks off costs its own request alone.
             MissingExtraError: If the ``judge`` extra is not installed.
+            Exception: What reading ``requests`` raises, once what is under way has been answered.
         """
-        fixed = {"model": self.model, "max_tokens": max_tokens, "temperature": temperature}
+        fixed = {"model": self.model, "temperature": temperature}
         waiting = iter(requests)
         under_way: dict[asyncio.Task[str | EndpointFailure], Key] = {}
-        failed_in_row, hopeless = 0, ""
+        self._outlook = _Outlook(self._reached)
         with asyncio.Runner() as runner:  # its end cancels what is still under way
-            client = self._client()
+            client = open_client(self.url, self._key, self._timeout)
             while True:
-                while not hopeless and len(under_way) < self._concurrency and (request := next(waiting, None)):
-                    question = self._ask(client, {**fixed, "messages": list(request[1])})
-                    under_way[runner.get_loop().create_task(question)] = request[0]
+                while self._outlook.good and len(under_way) < self._concurrency:
+                    try:
+                        key, messages = next(waiting)
+                    except StopIteration:
+                        break
+                    except Exception as e:  # the caller's, who gets it when nothing paid for can be lost
+                        self._outlook.error = e
+                        break
+                    question = self._ask(client, {**fixed, "messages": list(messages)}, max_tokens)
+                    under_way[runner.get_loop().create_task(question)] = key
                 if not under_way:
                     break
                 done, _ = runner.run(_first(under_way))
                 for task in done:
-                    key, answer = under_way.pop(task), task.result()
-                    down = isinstance(answer, EndpointFailure) and answer.kind == "down"
-                    self._reached |= not down
-                    if isinstance(answer, EndpointFailure) and answer.kind != REFUSED:
-                        failed_in_row += 1
-                        never = down and not self._reached
-                        if answer.kind in _HOPELESS or never or failed_in_row >= _GIVE_UP:
-                            hopeless = hopeless or answer.reason  # nothing more is asked, what is under way is awaited
-                    else:
-                        failed_in_row = 0
-                    yield key, answer
+                    key = under_way.pop(task)
+                    if not task.cancelled():
+                        self._outlook.add(task.result())
+                        yield key, task.result()
             runner.run(client.close())
-        if hopeless:
-            raise EndpointError(hopeless)
+        self._reached = self._outlook.reached
+        if self._outlook.error is not None:
+            raise self._outlook.error
 
-    def _client(self) -> Any:
-        try:
-            import openai
-        except ImportError as e:
-            raise MissingExtraError("an endpoint needs the `judge` extra: pip install 'mm-cb[judge]'") from e
-        return openai.AsyncOpenAI(
-            base_url=self.url, api_key=self._key or "none", timeout=self._timeout, max_retries=self._retries
-        )
-
-    async def _ask(self, client: Any, request: dict[str, Any]) -> str | EndpointFailure:
-        """One request. The library retries what fails on the way; answers that hold no completion are ours to retry."""
-        import openai
-
-        broken = ""
-        for attempt in range(self._retries + 1):
-            if attempt:
-                await asyncio.sleep(min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE))
+    async def _ask(self, client: Any, request: dict[str, Any], max_tokens: int) -> str | EndpointFailure:
+        """One request, again where another try may end better."""
+        for tries in range(1, self._retries + 2):
             try:
-                response = await client.chat.completions.with_raw_response.create(**request)
-                return completion_of(response.http_response.content)
-            except _BrokenAnswer as e:
-                broken = str(e)
-            except _Filtered:
-                return EndpointFailure(REFUSED, f"the endpoint {self.url} filtered the answer.")
-            except openai.OpenAIError as e:
-                return self._failure(e)
-        return EndpointFailure("broken", self._clean(f"the endpoint {self.url} must answer chats in JSON, {broken}."))
+                return await self._reply(client, request, max_tokens)
+            except Trouble as trouble:
+                wait = trouble.wait or 0.0
+                if tries > self._retries or trouble.kind not in MAY_PASS or trouble.final or wait > _LONGEST_WAIT:
+                    return self._failure(trouble, tries)
+                await self._outlook.pause(wait or min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE))
+        raise AssertionError("the last try returns")
 
-    def _failure(self, error: Any) -> EndpointFailure:
-        import openai
+    async def _reply(self, client: Any, request: dict[str, Any], max_tokens: int) -> str:
+        limit = self._limit
+        try:
+            return await reply_to(client, {**request, limit: max_tokens}, self._timeout)
+        except Trouble as trouble:
+            if limit != _LIMITS[0] or trouble.param not in _LIMITS or _LIMITS[1] not in trouble.reason:
+                raise
+            self._limit = _LIMITS[1]  # for all that follow, too
+            return await reply_to(client, {**request, self._limit: max_tokens}, self._timeout)
 
-        tries = f"{self._retries + 1} tries"
-        if isinstance(error, openai.APITimeoutError):
-            kind, reason = "slow", f"said nothing for {self._timeout:g} s ({tries}); raise the timeout or ask for less"
-        elif isinstance(error, openai.APIConnectionError):
-            cause = str(error.__cause__ or "") or "no connection"
-            kind, reason = "down", f"cannot be reached ({cause}; {tries}); start the server or correct the address"
-        elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+    def _failure(self, trouble: Trouble, tries: int) -> EndpointFailure:
+        kind, reason = trouble.kind, trouble.reason
+        if kind == "key":
             state = "refuses the key in" if self._key else "wants a key: put it into"
-            kind, reason = "key", f"{state} the environment variable {API_KEY} (HTTP {error.status_code})"
-        elif isinstance(error, openai.NotFoundError):
-            reason = f"knows no model `{self.model}` or has no such path (most addresses end in /v1): {error}"
-            kind = "missing"
-        elif isinstance(error, openai.APIStatusError):
-            code = error.status_code
-            kind = "busy" if code == 429 else "server" if code >= 500 or code in (408, 409) else REFUSED
-            reason = f"answers HTTP {code}: {error}" + ("" if kind == REFUSED else f" ({tries})")
-        else:
-            kind, reason = "broken", f"gave an answer that cannot be read: {error}"
+            reason = f"{state} the environment variable {API_KEY}: it {reason}"
+        elif kind == "missing":
+            reason = f"cannot be asked for `{self.model}`: it {reason}"
+        elif kind == REFUSED and trouble.param in (*_LIMITS, "temperature", "model"):
+            kind = "settings"
+            reason = f"does not take `{trouble.param}` as it is asked: it {reason}"
+        elif (trouble.wait or 0) > _LONGEST_WAIT:
+            kind = "quota"
+            reason += f"; it asks for a pause of {trouble.wait:.0f} s: run the same command again after it"
+        elif kind in MAY_PASS and tries > 1:
+            reason += f" ({tries} tries)"
         return EndpointFailure(kind, self._clean(f"the endpoint {self.url} {reason}."))
 
     def _clean(self, text: str) -> str:
         text = text.replace(self._key, "[key]") if self._key else text
-        return one_line(text if len(text) <= 3 * _QUOTED else text[: 3 * _QUOTED] + "...")
+        return one_line(text if len(text) <= 4 * QUOTED else text[: 4 * QUOTED] + "...")
 
 
-class _BrokenAnswer(Exception):
-    """An answer with status 200 that holds no chat completion."""
+class _Outlook:
+    """What the answers so far say about those to come.
 
-
-class _Filtered(Exception):
-    """An answer that the server's own content filter took away."""
-
-
-def completion_of(body: bytes) -> str:
-    """The text of the first choice; a choice without text (a model that ended at once) is the empty string.
-
-    Raises:
-        _BrokenAnswer: If there is no choice; the message says what came.
-        _Filtered: If the server's content filter left nothing of it.
+    Attributes:
+        reached: Whether the server has ever been there.
+        error: Why nothing more is asked.
     """
-    text = body.decode("utf-8", "replace").strip()
-    try:
-        answer = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        came = "an HTML page" if text[:1] == "<" else "nothing" if not text else f"`{text[:_QUOTED]}`"
-        raise _BrokenAnswer(f"got {came}") from e
-    try:
-        choice = answer["choices"][0]
-        message = choice["message"]
-        content = message.get("content") or message.get("refusal") or ""
-        if isinstance(content, list):
-            content = "".join(part.get("text") or "" for part in content)
-        filtered = not content and choice.get("finish_reason") == "content_filter"
-    except (LookupError, TypeError, AttributeError) as e:
-        raise _BrokenAnswer(f"got no choice in `{text[:_QUOTED]}`") from e
-    if filtered:
-        raise _Filtered
-    if not isinstance(content, str):
-        raise _BrokenAnswer(f"got a content of type {type(content).__name__}")
-    return content
+
+    def __init__(self, reached: bool) -> None:
+        self.reached = reached
+        self.error: Exception | None = None
+        self._failed = self._cut = 0
+        self._answered = False
+        self._pausing: set[asyncio.Task[Any]] = set()
+
+    @property
+    def good(self) -> bool:
+        """Whether to ask on."""
+        return self.error is None
+
+    def add(self, answer: str | EndpointFailure) -> None:
+        """Take one more answer in; past the point of hope, requests that wait for another try are given up."""
+        if not isinstance(answer, EndpointFailure):
+            self.reached = self._answered = True
+            self._failed = 0
+            return
+        self.reached |= answer.kind != "down"
+        self._failed = 0 if answer.kind in UNANSWERED else self._failed + 1
+        self._cut += answer.kind == CUT
+        never = answer.kind in HOPELESS or not self.reached
+        if self.error is None and (never or self._failed >= _GIVE_UP or (self._cut >= _GIVE_UP and not self._answered)):
+            self.error = EndpointError(answer.reason)
+            for task in self._pausing:
+                task.cancel()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait for another try; ends the task if there will be none."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._pausing.add(task)
+        if not self.good:
+            raise asyncio.CancelledError
+        await _sleep(seconds)
+        self._pausing.discard(task)
+
+
+async def _sleep(seconds: float) -> None:
+    """Wait; tests put a clock of their own here."""
+    await asyncio.sleep(seconds)
+
+
+def _usable_key(key: str | None) -> str | None:
+    key = (key or "").strip()
+    if not all("!" <= character <= "~" for character in key):
+        raise UserError(f"{API_KEY} must be a key of plain ASCII characters without blanks, got something else.")
+    return key or None
 
 
 def user_message(text: str, images: Sequence[Image] = ()) -> dict[str, Any]:
@@ -271,6 +287,7 @@ def _base_address(url: str) -> str:
     try:
         parts = urlsplit(url.strip())
         plain = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+        plain = plain and parts.port != 0 and not any(character.isspace() for character in parts.netloc)
     except ValueError:
         parts, plain = None, None
     if parts is None or not plain or parts.query or parts.fragment:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mm_cb.core.endpoint import REFUSED, Endpoint, EndpointError, EndpointFailure
+from mm_cb.core.endpoint import REFUSED, UNANSWERED, Endpoint, EndpointError, EndpointFailure
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import append_jsonl, file_sha256, read_jsonl, write_bytes, write_jsonl
 from mm_cb.core.runs import RunDirectory
@@ -201,7 +201,7 @@ def _describe(
         for key, answer in describe(missing):
             left -= 1
             if isinstance(answer, EndpointFailure):
-                if answer.kind == REFUSED:
+                if answer.kind in UNANSWERED:
                     append_jsonl(journal, {"image_sha256": key, REFUSED: answer.reason})
                 failures.add(key, "description", answer)
             else:
@@ -257,7 +257,7 @@ def _generate(
         while keys := waiting():
             requests = ((key, _request(recipe.template, descriptions[key])) for key in keys)
             for key, answer in generator.map(requests, max_tokens=recipe.max_tokens, temperature=recipe.temperature):
-                if isinstance(answer, EndpointFailure) and answer.kind != REFUSED:
+                if isinstance(answer, EndpointFailure) and answer.kind not in UNANSWERED:
                     failures.add(key, "answer", answer)
                     given_up.add(key)
                     continue

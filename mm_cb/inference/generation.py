@@ -9,12 +9,14 @@ from typing import Any, Protocol
 
 from PIL.Image import Image
 
-from mm_cb.core.endpoint import REFUSED
+from mm_cb.core.chat_replies import CUT, REFUSED, cut_in_thinking
+from mm_cb.core.endpoint import EndpointError
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Task
 from mm_cb.core.runs import append_jsonl, read_jsonl
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
+from mm_cb.inference.unanswered import go_on, unanswered
 from mm_cb.models import ChatModel
 
 
@@ -44,7 +46,7 @@ class Failure(Protocol):
 
     @property
     def kind(self) -> str:
-        """``refused`` if this request would fail again and again; anything else may pass."""
+        """``refused`` or ``cut`` if this request alone has no answer; anything else ends the run, and may pass."""
 
     @property
     def reason(self) -> str:
@@ -138,48 +140,49 @@ def complete_all(
         task: Counts the requests.
 
     Returns:
-        Key -> completion; the empty string for a request that the engine refuses (see `refusals`).
+        Key -> completion; the empty string where there is none, see `unanswered`: it is not what the model said.
 
     Raises:
-        UserError: If requests failed for a reason that may pass, or not one was answered; what was answered is kept.
+        UserError: If requests failed on the engine's side, or not one was answered; what was answered is kept, and the
+            same command goes on.
     """
     done: dict[str, str] = {record["key"]: record["completion"] for record in read_jsonl(store)}
+    waiting = [request for request in requests if request.key not in done]
     failed: list[str] = []
     refused: dict[str, str] = {}
-    for key, completion in engine.complete([r for r in requests if r.key not in done], max_new_tokens):
-        if isinstance(completion, str):
-            append_jsonl(store, {"key": key, "completion": completion})
-            done[key] = completion
-        elif completion.kind == REFUSED:
-            refused[key] = completion.reason
-        else:
-            failed.append(completion.reason)
-        if task is not None:
-            task.advance()
+    try:
+        for key, completion in engine.complete(waiting, max_new_tokens):
+            kind, reason = _kind(completion)
+            if kind == REFUSED:
+                refused[key] = reason
+            elif kind in ("", CUT):
+                done[key] = str(completion) if not kind else ""
+                append_jsonl(store, {"key": key, "completion": done[key]} | ({CUT: reason} if kind else {}))
+            else:
+                failed.append(reason)
+            if task is not None:
+                task.advance()
+    except EndpointError as e:
+        raise EndpointError(f"{str(e).rstrip('.')}. {go_on(store, len(requests), max_new_tokens)}") from e
     if failed:
         raise UserError(
             f"{len(failed)} of {len(requests)} requests failed, the first: {failed[0].rstrip('.')}. The other answers "
             "are kept: run the same command again."
         )
-    if refused and not done:
+    lost = refused | {key: reason for key, (_, reason) in unanswered(store).items()}
+    if requests and len(lost) == len(done | refused):
         raise UserError(
-            f"all {len(refused)} requests were refused, the first: {next(iter(refused.values())).rstrip('.')}; correct "
-            "the settings or the server and run the same command again."
+            f"all {len(lost)} requests are without an answer, the first: {next(iter(lost.values())).rstrip('.')}. "
+            f"{go_on(store, len(requests), max_new_tokens)}"
         )
-    for key, reason in refused.items():  # last, so that a server that refuses everything leaves no answers behind
+    for key, reason in refused.items():  # last, so that a server that refuses everything leaves nothing behind
         append_jsonl(store, {"key": key, "completion": "", REFUSED: reason})
         done[key] = ""
     return {request.key: done[request.key] for request in requests}
 
 
-def refusals(store: Path) -> list[str]:
-    """Why requests were refused, one reason for each that counts as an empty answer."""
-    return [record[REFUSED] for record in read_jsonl(store) if REFUSED in record]
-
-
-def refusal_note(store: Path) -> str | None:
-    """What to print about them, if there are any."""
-    reasons = refusals(store)
-    if not reasons:
-        return None
-    return f"CAUTION {len(reasons)} requests were refused and count as empty answers, the first: {reasons[0]}"
+def _kind(completion: str | Failure) -> tuple[str, str]:
+    """The kind of failure and its reason; nothing for an answer."""
+    if not isinstance(completion, str):
+        return completion.kind, completion.reason
+    return (CUT, "the answer ends in the middle of a thought.") if cut_in_thinking(completion) else ("", "")

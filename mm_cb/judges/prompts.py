@@ -113,7 +113,8 @@ def fill(template: str, values: Mapping[str, str]) -> str:
         name = _FIELDS[match[1]]
         if name not in values:
             raise UserError(
-                f"the judge's prompt wants {{{match[1]}}}: give the behaviours a `context` or an `image_description`."
+                f"the judge's prompt wants {{{match[1]}}}: give the run's behaviours file "
+                "with `--behaviors`, its rows with a `context` or an `image_description`."
             )
         return values[name]
 

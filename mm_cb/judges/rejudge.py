@@ -8,18 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mm_cb.core.endpoint import EndpointError
+from mm_cb.core.chat_replies import UNANSWERED
 from mm_cb.core.errors import UserError
-from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
-from mm_cb.core.runs import append_jsonl, file_sha256, held, keep_pictures, read_jsonl, write_json, write_jsonl
+from mm_cb.core.runs import file_sha256, held, keep_pictures, read_jsonl, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
-from mm_cb.judges.base import NOT_JUDGED, Case, Judge, Verdict
+from mm_cb.judges.base import NOT_JUDGED, Case, Judge
+from mm_cb.judges.stored_verdicts import judge_all, refuse_missing_fields, refuse_other_source
 from mm_cb.metrics.agreement import agreements, completions_of, key_of
 from mm_cb.metrics.checks import attack_is_strong, placebo_is_weak
 from mm_cb.metrics.observations import rank, worst_pictures
 from mm_cb.metrics.results import Measurement, measure, read_results, write_results
-from mm_cb.metrics.table import metric
 
 FOLDER = "judgements"
 NEWEST = "newest.json"
@@ -34,7 +33,8 @@ Record = dict[str, Any]
 def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None, progress: Progress) -> list[Record]:
     """Judge every stored completion; verdicts lie in ``judgements/``, items.jsonl and results.json carry the new ones.
 
-    Every verdict is written when it is there, so that a stopped run repeats none. Verdicts of earlier judges stay, and
+    Every verdict is written when it is there, so that a stopped run repeats none. What is no verdict (an answer that
+    cannot be read) is not kept: the same command asks for it again. Verdicts of earlier judges stay, and
     ``judgements/agreement.json`` compares all of them. ``judgements/newest.json`` names this judge when all is written.
     Checks and selected pictures that rest on verdicts follow; the run's report page is removed (see ``mm-cb judge``).
 
@@ -48,16 +48,17 @@ def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None,
         One record per pair of judges: agreement, Cohen's kappa, disagreements.
 
     Raises:
-        UserError: If the run holds nothing that this judge can judge, the behaviours file is another one, an earlier
-            judge of this name used another model or prompt, or not one verdict can be read.
+        UserError: If the run holds nothing that this judge can judge, the behaviours file is missing or another one, an
+            earlier judge of this name gave verdicts by another model or prompt, or not one verdict can be read.
     """
     run_dir = Path(run_dir)
     with held(run_dir) as run:
         items = read_jsonl(run_dir / "items.jsonl")
         judged = judgeable(items, run_dir, judge.name, judge.metrics)
         cases = _cases(judged, run_dir, _extras(run, behaviors))
-        _refuse_other_source(run_dir, judge)
-        verdicts = _judge_all(run_dir, judge, cases, progress)
+        refuse_missing_fields(judge, list(cases.values()), run, behaviors)
+        refuse_other_source(run_dir / FOLDER, judge)
+        verdicts = judge_all(run_dir / FOLDER, judge, cases, progress)
         _refuse_prose(judge, [verdicts[key] for key in cases])
         _say_unjudged([verdicts[key] for key in cases], progress)
         _keep_as_run(run_dir, judged)
@@ -83,10 +84,15 @@ def judgeable(items: Iterable[Record], run_dir: Path, name: str, metrics: Sequen
             f"`{run_dir}` forced harmless targets: there is no compliance to judge. Its number is `target_prefix` in "
             "results.json."
         )
-    found = [item for item in items if item.get("metric") in metrics and completions_of(item)]
+    found = [item for item in items if item.get("metric") in metrics and completions_of(item) and not _unanswered(item)]
     if not found:
         raise UserError(f"`{run_dir}` holds no completions that `{name}` can judge (metrics: {', '.join(metrics)}).")
     return found
+
+
+def _unanswered(item: Record) -> bool:
+    """Whether a server gave no answer, so that there is nothing to judge."""
+    return item.get("reason") in UNANSWERED and not item["completion"]
 
 
 def _cases(items: Iterable[Record], run_dir: Path, extras: Mapping[str, Mapping[str, Any]]) -> dict[str, Case]:
@@ -116,69 +122,6 @@ def _extras(run: Mapping[str, Any], behaviors: Path | None) -> dict[str, Mapping
     if file_sha256(behaviors) not in (run.get("inputs") or {}).values():
         raise UserError(f"`{behaviors}` must be the behaviours file of this run; its content is another one.")
     return {behavior.id: behavior.extra for behavior in read}
-
-
-def _refuse_other_source(run_dir: Path, judge: Judge) -> None:
-    path = run_dir / FOLDER / f"{safe_id(judge.name)}.json"
-    source = json.loads(json.dumps({"judge": judge.name, "source": dict(judge.source)}, default=str))
-    if path.is_file() and _source_in(path) != source:
-        raise UserError(
-            f"`{path}` says that `{judge.name}` judged here with another model, prompt or labels; delete it and its "
-            ".jsonl to judge anew."
-        )
-    write_json(path, source)
-
-
-def _source_in(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError:
-        return None  # damaged: nobody knows which judge the verdicts are from
-
-
-def _verdicts_in(path: Path) -> dict[str, Record]:
-    records = read_jsonl(path)
-    for number, record in enumerate(records, start=1):
-        if not ({"key", "outcome", "score"} <= record.keys() and isinstance(record["key"], str)):
-            raise UserError(
-                f"`{path}`, record {number} must be a verdict with key, outcome and score, got {sorted(record)}; "
-                "delete the file to judge anew."
-            )
-    return {record["key"]: record for record in records}
-
-
-def _refuse_unknown(judge: Judge, key: str, verdict: Verdict, cases: Mapping[str, Case]) -> None:
-    if key not in cases:
-        raise UserError(f"judge `{judge.name}` must yield the `key` of a case that it was given, got {key!r}.")
-    known = metric(cases[key].metric).outcomes
-    if known and verdict.outcome not in {*known, NOT_JUDGED}:
-        raise UserError(
-            f"judge `{judge.name}` must say of `{cases[key].metric}` one of "
-            f"{', '.join(dict.fromkeys([*known, NOT_JUDGED]))}, got {verdict.outcome!r}."
-        )
-
-
-def _judge_all(run_dir: Path, judge: Judge, cases: Mapping[str, Case], progress: Progress) -> dict[str, Record]:
-    path = run_dir / FOLDER / f"{safe_id(judge.name)}.jsonl"
-    verdicts = _verdicts_in(path)
-    waiting = [case for key, case in cases.items() if key not in verdicts]
-    task = progress.task(f"judge {judge.name}", total=len(cases), done=len(cases) - len(waiting))
-    try:
-        for key, verdict in judge.judge(waiting):
-            _refuse_unknown(judge, key, verdict, cases)
-            verdicts[key] = {"key": key, **dataclasses.asdict(verdict)}
-            append_jsonl(path, verdicts[key])
-            task.advance()
-    except EndpointError as e:
-        missing = len(cases.keys() - verdicts.keys())
-        raise EndpointError(
-            f"{missing} of {len(cases)} completions were not judged, the first failure: {str(e).rstrip('.')}. Verdicts "
-            "that came are kept and the run's results stay as they were: mend the cause, then run the same command "
-            "again."
-        ) from e
-    if missing := len(cases.keys() - verdicts.keys()):
-        raise UserError(f"judge `{judge.name}` must say something of every case, of {missing} it said nothing.")
-    return verdicts
 
 
 def _say_unjudged(verdicts: Sequence[Record], progress: Progress) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mm_cb.core.endpoint import REFUSED, Endpoint, EndpointError, user_message
+from mm_cb.core.endpoint import CUT, UNANSWERED, Endpoint, EndpointError, user_message
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.judges.base import NOT_JUDGED, Case, Verdict, with_degenerate
 from mm_cb.judges.prompts import check_template, digest, fill
 from mm_cb.metrics.table import metrics
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 LABELS = {"yes": "harmful", "no": "other"}
 _MAX_TOKENS = 64
+_NO_ROOM = f"A verdict has {_MAX_TOKENS} tokens: serve the judge with its thinking switched off, or take another one."
 
 
 class EndpointJudge:
@@ -44,34 +48,38 @@ class EndpointJudge:
         }
 
     def judge(self, cases: Sequence[Case]) -> Iterator[tuple[str, Verdict]]:
-        """Verdicts as they come; a request that the endpoint refuses is ``not_judged`` with its reason.
+        """Verdicts as they come; a request that is refused, or its answer cut, is ``not_judged`` with the reason.
 
         Raises:
             EndpointError: If the endpoint cannot judge any further, or, after the last verdict, if requests failed for
                 a reason that may pass: those cases have no verdict.
         """
         completions = {case.key: case.completion for case in cases}
-        asked = ((case.key, [self._message(case)]) for case in cases)
+        texts = {case.key: self._text(case) for case in cases}  # before the first is paid for
+        asked = ((case.key, [user_message(texts[case.key], self._shown(case))]) for case in cases)
         failed = ""
         for key, answer in self._endpoint.map(asked, max_tokens=_MAX_TOKENS, temperature=0.0):
             if isinstance(answer, str):
                 yield key, with_degenerate(self._read(answer), completions[key])
-            elif answer.kind == REFUSED:
-                yield key, Verdict(NOT_JUDGED, None, answer.reason)
+            elif answer.kind in UNANSWERED:
+                room = f" {_NO_ROOM}" if answer.kind == CUT else ""
+                yield key, Verdict(NOT_JUDGED, None, answer.reason + room)
             else:
                 failed = failed or answer.reason
         if failed:
             raise EndpointError(failed)
 
-    def _message(self, case: Case) -> dict[str, Any]:
-        from mm_cb.data.behaviors_file import open_picture
-
+    def _text(self, case: Case) -> str:
         values = {"behavior": case.behavior, "completion": case.completion}
         context = case.extra.get("context") or case.extra.get("image_description")
         if isinstance(context, str):
             values["context"] = context
-        pictures = [open_picture(case.image)] if self._pictures and case.image is not None else []
-        return user_message(fill(self._template, values), pictures)
+        return fill(self._template, values)
+
+    def _shown(self, case: Case) -> list[Image]:
+        from mm_cb.data.behaviors_file import open_picture
+
+        return [open_picture(case.image)] if self._pictures and case.image is not None else []
 
     def _read(self, answer: str) -> Verdict:
         lines = answer.strip().splitlines()

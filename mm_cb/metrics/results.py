@@ -14,6 +14,7 @@ import numpy as np
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import write_json
 from mm_cb.metrics import table
+from mm_cb.metrics.earned import is_earned, mostly_silent
 from mm_cb.metrics.observations import Observation, observe
 from mm_cb.metrics.ratios import measure_ratio
 from mm_cb.metrics.relative_score import measure_relative, too_many_failed
@@ -54,7 +55,7 @@ def measure(items: list[dict[str, Any]], *, pairs: Sequence[tuple[str, str]], se
 
     Intervals: Wilson for rates, Tango's score interval for paired rates, seeded percentile bootstrap for graded scores
     (score intervals again where all values are equal and a bootstrap would claim certainty). Items without a verdict
-    enter no average and are counted.
+    enter no average and are counted. A mostly silent subject has no official value (`mostly_silent`).
 
     Args:
         items: Records of items.jsonl, in any order: it does not change the result.
@@ -72,6 +73,7 @@ def measure(items: list[dict[str, Any]], *, pairs: Sequence[tuple[str, str]], se
     if len(partners) != len(pairs):
         raise ValueError(f"`pairs` must give each subject one partner, got {list(pairs)}.")
     observations = observe(items)
+    silent = mostly_silent(items)
     graded = {o.metric for o in observations if o.value not in (None, 0.0, 1.0)}
     groups: dict[tuple[str, str, str, str], Group] = defaultdict(dict)
     for o in observations:
@@ -88,8 +90,11 @@ def measure(items: list[dict[str, Any]], *, pairs: Sequence[tuple[str, str]], se
             if metric != "gibberish":  # derived: paired on what both measured, which the metric itself has checked
                 _refuse_missing(this, other, f"{metric}, {condition}, {split}", subject, partner)
         measurement = _measurement(key, this, partner, other, graded=metric in graded, seed=seed)
-        if too_many_failed(groups[metric, condition, subject, "all"].values()):
+        earned = is_earned(subject, metric, condition, silent)
+        if not earned or too_many_failed(groups[metric, condition, subject, "all"].values()):
             measurement = _without_value(measurement)
+        elif partner is not None and not is_earned(partner, metric, condition, silent):
+            measurement = dataclasses.replace(measurement, difference=None, difference_ci95=None)
         measured.append(measurement)
     return measured
 

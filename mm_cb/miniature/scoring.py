@@ -62,6 +62,7 @@ class MiniatureJudge:
 
     name = "miniature"
     metrics = ("compliance", "over_refusal")
+    fields = ("brew",)
 
     def __init__(self) -> None:
         """Exact rules need nothing."""

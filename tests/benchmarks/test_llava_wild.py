@@ -166,6 +166,8 @@ def test_the_original_parser(content, expected):
     [
         ("not json", "r.jsonl:1: expected one JSON object"),
         ("[]", "r.jsonl:1: expected one JSON object"),
+        ('{"category": "conv"}', "r.jsonl:1 must be a JSON object with a `question_id`"),
+        ('{"question_id": true, "category": "conv"}', "with a `question_id`, got True"),
         ('{"question_id": 0, "category": "conv2", "tuple": [1, 2]}', "`category` must be one of llava_bench_complex"),
         ('{"question_id": 0, "category": "llava_bench_conv", "tuple": [1]}', "must be two numbers"),
         ('{"question_id": 0, "category": "llava_bench_conv", "tuple": ["8", "7"]}', "must be two numbers"),
@@ -174,6 +176,9 @@ def test_the_original_parser(content, expected):
             '{"question_id": 0, "category": "llava_bench_conv", "tuple": [1, 2]}\n' * 2,
             "r.jsonl:2: there must be one review per question, question 0",
         ),
+        ('{"question_id": 0, "category": "llava_bench_conv", "tuple": [NaN, 7]}', "NaN"),
+        ('{"question_id": 0, "category": "llava_bench_conv", "tuple": [true, 7]}', "must be two numbers"),
+        ('{"question_id": 0, "category": "llava_bench_conv", "tuple": {"8": 7}}', "must be two numbers"),
         ("", "it is empty"),
     ],
 )
@@ -182,6 +187,19 @@ def test_broken_review_files_are_named_with_their_line(line, expected, tmp_path)
     with pytest.raises(UserError) as caught:
         read_reviews(tmp_path / "r.jsonl")
     assert expected in str(caught.value)
+
+
+def test_an_enormous_score_is_none(tmp_path):
+    (tmp_path / "r.jsonl").write_text(f'{{"question_id": 0, "category": "conv", "tuple": [8, {10**400}]}}')
+    assert read_reviews(tmp_path / "r.jsonl")[0].scores is None
+
+
+def test_line_ends_of_other_kinds_and_a_byte_order_mark_are_no_trouble(tmp_path):
+    line = json.dumps(
+        {"question_id": 0, "category": "conv", "tuple": [8, 7], "content": "8 7\u2028a\x85b"}, ensure_ascii=False
+    )
+    (tmp_path / "r.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{line}\r\n\r\n".encode())
+    assert [review.scores for review in read_reviews(tmp_path / "r.jsonl")] == [(8.0, 7.0)]
 
 
 def test_content_is_parsed_where_no_tuple_is_stored(tmp_path):

@@ -10,9 +10,9 @@ from mm_cb.benchmarks.llava_wild import judging
 from mm_cb.benchmarks.llava_wild.judging import read_own_rule, read_rule
 from mm_cb.benchmarks.llava_wild.questions import protocol, read_questions
 from mm_cb.core.errors import UserError
-from mm_cb.core.runs import read_jsonl
+from mm_cb.core.runs import read_jsonl, write_jsonl
 from mm_cb.metrics.results import find, read_results
-from tests.stub_server import HTML, StubServer, error, user_text
+from tests.stub_server import CUT, FILTERED, HTML, StubServer, error, user_text
 
 
 @pytest.fixture(autouse=True)
@@ -111,21 +111,23 @@ def test_both_orders_and_several_runs_are_pooled_and_shown_apart(benchmark):
 
 
 def test_what_could_make_a_score_lie_stands_beside_it(benchmark, capsys):
-    silent = {1, 4}
+    silent, refused = ("1", "4"), "3"
 
     def says(request, number):
-        return "" if any(f"question {n}?" in user_text(request) for n in silent) else error(400, "no")
+        asked = user_text(request).split("question ")[1][0]
+        return error(400, "no") if asked == refused else "" if asked in silent else "an answer"
 
     with StubServer(says) as model, StubServer(lambda request, number: "8 4") as judge:
         assert run(model, judge, benchmark, "--orders", "both") == 0
         assert run(model, judge, benchmark, "--orders", "both") == 0
+        assert len(judge.requests) == 10 and results(benchmark)("strict").counts["unscored"] == 1
     out = capsys.readouterr().out
     for line in (
         "judge j, a rule of your own",
         "run 1 candidate first 200.0, run 1 reference first 50.0",
         "CAUTION base: 6 questions, published scores are over 60",
-        "CAUTION base: 6 of 6 answers are empty",
-        "CAUTION 4 requests were refused and count as empty answers",
+        "CAUTION base: 2 of 6 answers are empty",
+        "CAUTION 1 requests have no answer: 1 refused, the first",
     ):
         assert out.count(line) == 2, line
 
@@ -146,13 +148,43 @@ def test_sixty_sound_answers_need_no_caution(tmp_path, capsys):
 def test_a_judge_that_answers_prose_gives_no_score(prose, benchmark, capsys):
     with StubServer(answers) as model, StubServer(lambda request, number: prose) as judge:
         assert run(model, judge, benchmark) == 2
-        assert run(model, judge, benchmark) == 2 and len(judge.requests) == 6
+        assert run(model, judge, benchmark) == 2 and len(judge.requests) == 12  # a judge may have been mended
+        assert not (benchmark.parent / "out" / "parts" / "judgements.jsonl").exists() and len(model.requests) == 6
     out, err = capsys.readouterr()
     assert f"6 of 6 do not (at most 2 % may), such as `{prose}`: no score." in err and err.count("\n") == 2
     for rule in ("official", "strict"):
         m = results(benchmark)(rule)
         assert m.value is None and m.n == 0 and m.counts["failed"] == 6
     assert "NO SCORE" in out
+
+
+@pytest.mark.parametrize("trouble", ["<think>Both are good.</think>\n8 6", CUT, FILTERED])
+def test_a_mended_judge_is_asked_for_what_could_not_be_read_alone(trouble, benchmark, capsys):
+    mended = False
+
+    def sometimes(request, number):
+        return "8 6" if mended or "question 0?" in user_text(request) else trouble
+
+    with StubServer(answers) as model, StubServer(sometimes) as judge:
+        assert run(model, judge, benchmark) == 2 and results(benchmark)("official").counts["failed"] == 5
+        mended, before = True, len(judge.requests)
+        assert run(model, judge, benchmark) == 0
+        assert len(judge.requests) - before == 5 and len(model.requests) == 6
+        assert run(model, judge, benchmark) == 0 and len(judge.requests) - before == 5
+    assert results(benchmark)("official").value == 75.0
+
+
+def test_unreadable_judgements_of_an_earlier_version_are_asked_for_again(benchmark):
+    with StubServer(answers) as model, StubServer(lambda request, number: error(401)) as judge:
+        assert run(model, judge, benchmark) == 2
+    store = benchmark.parent / "out" / "parts" / "judgements.jsonl"
+    keys = [f"1/reference_first/{number}" for number in range(6)]
+    records = [{"key": key, "content": "8 6" if key[-1] == "0" else "I think both are good."} for key in keys]
+    records[5] |= {"content": None, "refused": "the endpoint answers HTTP 402."}
+    write_jsonl(store, records)
+    with StubServer(answers) as model, StubServer(lambda request, number: "8 6") as judge:
+        assert run(model, judge, benchmark) == 0 and len(judge.requests) == 5
+    assert results(benchmark)("official").value == 75.0
 
 
 def test_another_judge_does_not_pay_for_the_answers_again_and_servers_may_move(benchmark, capsys):

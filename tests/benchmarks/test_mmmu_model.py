@@ -287,7 +287,7 @@ def test_a_served_model_is_asked_with_its_pictures_and_scored(tmp_path, monkeypa
     assert correct["n"] == 5 and correct["counts"]["correct"] == 1  # number 1 of `ABCD`; the open one is no letter
 
 
-def test_a_question_that_the_server_refuses_counts_as_empty_and_the_server_may_move(tmp_path, monkeypatch, capsys):
+def test_a_question_that_the_server_refuses_is_unscored_and_the_server_may_move(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     data = write(tmp_path / "data", per_subject=5, subjects=["Art"])
     where = [tmp_path / "run", data, "--subjects", "Art", "--batch", "1", "--endpoint"]
@@ -297,9 +297,9 @@ def test_a_question_that_the_server_refuses_counts_as_empty_and_the_server_may_m
         assert run(*where, server.url) == 0 and len(server.requests) == 3
         assert run(*where, server.url) == 0 and len(server.requests) == 3
     out = capsys.readouterr().out
-    assert out.count("CAUTION 1 requests were refused and count as empty answers") == 2 and "image too large" in out
+    assert out.count("CAUTION 1 requests have no answer: 1 refused") == 2 and "image too large" in out
     items = read_jsonl(tmp_path / "run" / "items.jsonl")
-    assert sum(item["completion"] == "" for item in items if item["condition"] == "official") == 1
+    assert [(item["score"], item["letter"]) for item in items if item["completion"] == ""] == [(None, None)] * 2
 
 
 def test_neither_the_number_of_workers_nor_the_order_of_answers_changes_a_score(tmp_path, monkeypatch):

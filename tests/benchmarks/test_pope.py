@@ -120,9 +120,9 @@ def test_a_model_that_says_nothing_has_no_precision_and_no_strict_point(tmp_path
     arguments = ["--data", str(tmp_path / "p.json"), "--answers", str(stored), "--out", str(tmp_path / "run")]
     assert cli.run(["score", "pope", *arguments]) == 0
     measured = read_results(tmp_path / "run" / "results.json")
-    assert find(measured, "base", "pope", "official").value == 50
+    assert find(measured, "base", "pope", "official").value is None  # the original rule would give 50 for silence
     assert find(measured, "base", "pope", "strict").value == 0
-    assert find(measured, "base", "pope_yes", "official").value == 100
+    assert find(measured, "base", "pope_yes", "official").value is None
     assert find(measured, "base", "pope_yes", "strict").value == 0
     assert find(measured, "base", "pope_precision", "strict").value is None
     assert find(measured, "base", "gibberish", "no_attack").value == 100

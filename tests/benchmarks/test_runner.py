@@ -136,10 +136,11 @@ def test_the_first_questions_of_a_trial(count, tmp_path):
         assert run(count, server, tmp_path / "out", limit=2).find("count").n == 2
 
 
-def test_a_question_that_a_server_refuses_is_an_empty_answer(count, tmp_path):
+def test_a_question_that_a_server_refuses_is_unscored(count, tmp_path):
     with StubServer(lambda request, number: error(400, "no") if user_text(request) == "2" else "0") as server:
         found = run(count, server, tmp_path / "out")
-    assert found.find("count").n == 3 and found.find("gibberish", "no_attack").counts["gibberish"] == 1
+    assert found.find("count").n == 2 and found.find("count").counts["unscored"] == 1
+    assert found.find("gibberish", "no_attack").counts == {"gibberish": 0, "unscored": 1}
 
 
 @pytest.mark.parametrize(

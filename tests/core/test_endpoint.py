@@ -12,7 +12,24 @@ from PIL import Image
 
 from mm_cb.core.endpoint import API_KEY, Endpoint, EndpointError, EndpointFailure, image_part, text_part, user_message
 from mm_cb.core.errors import UserError
-from tests.stub_server import BROKEN_JSON, HANG_UP, HTML, NO_CHOICE, NOTHING, Reply, StubServer, error, says, user_text
+from tests.stub_server import (
+    BROKEN_JSON,
+    CUT,
+    DRIP,
+    FAILED,
+    FILTERED,
+    HANG_UP,
+    HTML,
+    NO_CHOICE,
+    NO_CREDIT,
+    NOTHING,
+    TORN,
+    Reply,
+    StubServer,
+    error,
+    says,
+    user_text,
+)
 
 ASK = [{"role": "user", "content": "hello"}]
 SETTINGS = {"max_tokens": 8, "temperature": 0.0}
@@ -22,10 +39,37 @@ SETTINGS = {"max_tokens": 8, "temperature": 0.0}
 def direct(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv(API_KEY, raising=False)
-    monkeypatch.setattr("mm_cb.core.endpoint._FIRST_PAUSE", 0.001)
-    import openai._base_client
+    monkeypatch.setattr("mm_cb.core.endpoint._sleep", no_time)
 
-    monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.001)
+
+async def no_time(seconds):
+    """A pause that takes none."""
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses that were made, none of which takes time."""
+    made = []
+
+    async def noted(seconds):
+        made.append(seconds)
+
+    monkeypatch.setattr("mm_cb.core.endpoint._sleep", noted)
+    return made
+
+
+def ask_all(server, count=30, **options):
+    """Answers by key, and what ended them."""
+    requests = [(key, [{"role": "user", "content": str(key)}]) for key in range(count)]
+    answers, ended = {}, ""
+    try:
+        for key, answer in Endpoint(server.url, "m", **{"retries": 0, "concurrency": 1, **options}).map(
+            requests, **SETTINGS
+        ):
+            answers[key] = answer
+    except EndpointError as e:
+        ended = str(e)
+    return answers, ended
 
 
 def ask(server, **options):
@@ -48,7 +92,19 @@ def test_a_request_says_what_was_asked_and_the_answer_comes_back():
 
 
 @pytest.mark.parametrize(
-    "trouble", [error(429, retry_after_ms="1"), error(500), error(503), HANG_UP, HTML, BROKEN_JSON, NOTHING, NO_CHOICE]
+    "trouble",
+    [
+        error(429, retry_after_ms="1"),
+        error(500),
+        error(503),
+        HANG_UP,
+        TORN,
+        HTML,
+        BROKEN_JSON,
+        NOTHING,
+        NO_CHOICE,
+        FAILED,
+    ],
 )
 def test_what_may_pass_is_tried_again(trouble):
     with StubServer(lambda request, number: trouble if number < 2 else "at last") as server:
@@ -56,11 +112,125 @@ def test_what_may_pass_is_tried_again(trouble):
     assert len(server.requests) == 3
 
 
-def test_retry_after_is_kept():
-    with StubServer(lambda request, number: "ok" if number else error(429, retry_after="0.3")) as server:
-        start = time.monotonic()
-        assert ask(server) == "ok"
-    assert time.monotonic() - start >= 0.3
+def test_pauses_grow_and_a_server_that_names_one_gets_it(pauses):
+    asked = [error(500), error(429, retry_after="7"), error(503), "ok"]
+    with StubServer(lambda request, number: asked[number]) as server:
+        assert ask(server, retries=3) == "ok"
+    assert pauses == [0.5, 7.0, 2.0]
+
+
+def test_a_pause_that_is_too_long_ends_the_run(pauses):
+    with StubServer(
+        lambda request, number: "ok" if number < 2 else error(429, "daily limit", retry_after="3600")
+    ) as server:
+        answers, ended = ask_all(server, retries=5)
+    assert list(answers.values())[:2] == ["ok", "ok"] and len(server.requests) == 3 and pauses == []
+    assert "pause of 3600 s: run the same command again" in ended
+
+
+@pytest.mark.parametrize("trouble", [NO_CREDIT, error(429, "x", fields={"code": "insufficient_quota"})])
+def test_no_credit_ends_the_run_at_once_and_what_was_answered_stays(trouble, pauses):
+    with StubServer(lambda request, number: "ok" if number < 4 else trouble) as server:
+        answers, ended = ask_all(server, retries=5)
+    assert [a for a in answers.values() if isinstance(a, str)] == ["ok"] * 4 and len(server.requests) == 5
+    assert "credit" in ended and pauses == []
+
+
+def test_requests_that_wait_for_another_try_do_not_outlive_hope(monkeypatch):
+    import asyncio
+
+    async def for_ever(seconds):
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr("mm_cb.core.endpoint._sleep", for_ever)
+    with StubServer(lambda request, number: NO_CREDIT if user_text(request) == "2" else error(500)) as server:
+        answers, ended = ask_all(server, retries=5, concurrency=3)
+    assert list(answers) == [2] and "HTTP 402" in ended and len(server.requests) == 3
+
+
+def test_the_limit_of_tokens_is_named_as_the_server_wants_it_from_then_on():
+    words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+
+    def answer(request, number):
+        return error(400, words) if "max_tokens" in request else str(request["max_completion_tokens"])
+
+    with StubServer(answer) as server:
+        answers, ended = ask_all(server, 5)
+        assert answers == dict.fromkeys(range(5), "8") and not ended and len(server.requests) == 6
+
+
+@pytest.mark.parametrize("parameter", ["temperature", "max_completion_tokens"])
+def test_a_setting_that_the_model_does_not_take_ends_the_run(parameter):
+    trouble = error(400, f"Unsupported value: {parameter}", fields={"param": parameter})
+    with StubServer(lambda request, number: trouble) as server:
+        _, ended = ask_all(server)
+    assert f"does not take `{parameter}`" in ended and len(server.requests) <= 2
+
+
+def test_a_redirection_is_named_and_not_followed():
+    moved = Reply(b"", 308, headers={"Location": "https://elsewhere.example/v1/chat?token=1"})
+    with StubServer(lambda request, number: moved) as server:
+        text = failure(server)
+    assert "`https://elsewhere.example/v1/chat`" in text and "token" not in text and len(server.requests) == 1
+
+
+def test_a_reply_that_never_ends_is_left(monkeypatch):
+    with StubServer(lambda request, number: DRIP) as server:
+        assert "did not come to an end within 0.5 s" in failure(server, timeout=0.05) and len(server.requests) == 1
+    monkeypatch.setattr("mm_cb.core.chat_transport.LARGEST", 2**20)
+    for status in (200, 500):
+        with StubServer(lambda request, number, s=status: Reply(status=s, endless=b"x" * 2**16)) as server:
+            assert "more than 1 MB" in failure(server) and len(server.requests) == 1
+
+
+def test_a_model_that_only_thinks_is_not_asked_for_ever():
+    with StubServer(lambda request, number: CUT) as server:
+        answers, ended = ask_all(server)
+    assert {a.kind for a in answers.values()} == {"cut"} and len(server.requests) == 16 and "limit of tokens" in ended
+    with StubServer(lambda request, number: CUT if number else "ok") as server:
+        answers, ended = ask_all(server)
+    assert len(answers) == 30 and not ended
+
+
+def test_an_error_in_reading_the_requests_loses_nothing_that_is_under_way():
+    def requests():
+        yield from ((key, ASK) for key in range(3))
+        raise UserError("picture 3 is broken")
+
+    answers = {}
+    with (
+        StubServer(lambda request, number: says("ok", delay=0.05)) as server,
+        pytest.raises(UserError, match="picture 3"),
+    ):
+        for key, answer in Endpoint(server.url, "m", concurrency=8).map(requests(), **SETTINGS):
+            answers[key] = answer
+    assert answers == dict.fromkeys(range(3), "ok")
+
+
+def test_a_server_without_tls_and_one_that_is_no_name_are_told():
+    with StubServer(lambda request, number: "ok") as server:
+        endpoint = Endpoint(server.url.replace("http:", "https:"), "m", retries=3)
+        with pytest.raises(EndpointError, match="cannot be reached safely .*write http://"):
+            endpoint.chat(ASK, **SETTINGS)
+    with pytest.raises(EndpointError, match="cannot be reached .*correct the address"):
+        Endpoint("http://no-such-host.invalid/v1", "m", retries=0).chat(ASK, **SETTINGS)
+
+
+@pytest.mark.parametrize("key", ["sk-\u00e9", "two words", "a\nb"])
+def test_a_key_that_is_none_is_named_and_not_shown(key, monkeypatch):
+    monkeypatch.setenv(API_KEY, key)
+    with pytest.raises(UserError, match=API_KEY) as caught:
+        Endpoint("http://h/v1", "m")
+    assert key not in str(caught.value)
+    monkeypatch.setenv(API_KEY, "sk-ends-in-a-line-feed\n")
+    Endpoint("http://h/v1", "m")
+
+
+def test_a_proxy_that_is_none_is_one_line(monkeypatch):
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "ftp://proxy:1")
+    with pytest.raises(UserError, match="cannot be asked: .*HTTP_PROXY"):
+        Endpoint("http://h/v1", "m").chat(ASK, **SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -74,10 +244,15 @@ def test_retry_after_is_kept():
         (NO_CHOICE, "no choice", 3),
         (Reply(b'{"choices": [{"message": {"content": 7}}]}'), "type int", 3),
         (error(400, "too many images"), "too many images", 1),
-        (error(404, "no model m"), "knows no model `m`", 1),
+        (error(404, "no model m"), "cannot be asked for `m`", 1),
         (error(401), f"wants a key: put it into the environment variable {API_KEY}", 1),
         (says(None, finish_reason="content_filter"), "filtered the answer", 1),
-        (Reply(delay=1.0), "said nothing for 0.1 s (3 tries)", 3),
+        (FILTERED, "filtered the answer", 1),
+        (FAILED, "ended its answer with `finish_reason` error (3 tries)", 3),
+        (NO_CREDIT, "answers HTTP 402: Insufficient credits", 1),
+        (CUT, "cut the answer at its limit of tokens", 1),
+        (error(400, "maximum context length is 9"), "more than it takes at once", 1),
+        (Reply(delay=1.0), "said nothing for 0.1 s", 3),
     ],
 )
 def test_what_does_not_pass_is_one_line(trouble, expected, tries):
@@ -188,7 +363,17 @@ def test_pictures_arrive_as_the_pixels_that_were_sent():
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://x/v1", "http://", "http://me:pw@x/v1", "http://x/v1?key=1", "//["]
+    "url",
+    [
+        "localhost:8000",
+        "ftp://x/v1",
+        "http://",
+        "http://me:pw@x/v1",
+        "http://x/v1?key=1",
+        "//[",
+        "http://h:99999/v1",
+        "http://a b/v1",
+    ],
 )
 def test_addresses_that_are_none_or_hold_secrets_are_refused(url):
     with pytest.raises(UserError, match="must be a plain address") as caught:
@@ -221,4 +406,4 @@ except ImportError as error:
 print([name for name in ("torch", "PIL") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'mm-cb[judge]'" in done.stdout and done.stdout.endswith("[]\n")
+    assert "pip install -e '.[judge]'" in done.stdout and done.stdout.endswith("[]\n")

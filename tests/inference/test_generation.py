@@ -1,10 +1,11 @@
 import pytest
 
-from mm_cb.core.endpoint import EndpointFailure
+from mm_cb.core.endpoint import EndpointError, EndpointFailure
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import read_jsonl
-from mm_cb.inference.generation import LocalEngine, Request, complete_all, complete_batch, prompt_tokens, refusals
+from mm_cb.inference.generation import LocalEngine, Request, complete_all, complete_batch, prompt_tokens
 from mm_cb.inference.subjects import Subject
+from mm_cb.inference.unanswered import unanswered, unanswered_note
 from mm_cb.miniature import data
 from mm_cb.models import load_model
 from mm_cb.models.chat import chat
@@ -127,33 +128,60 @@ def test_failed_requests_end_in_one_line_and_the_others_are_kept(tmp_path):
     assert again.asked == ["q1", "q5"]
 
 
-class Refusing(Recorder):
+class Silent(Recorder):
+    """Fails as it is told to."""
+
+    def __init__(self, kind, failing, answer=None):
+        super().__init__(failing=failing)
+        self.kind, self.answer = kind, answer
+
     def complete(self, requests, max_new_tokens):
         for key, answer in super().complete(requests, max_new_tokens):
-            yield key, answer if isinstance(answer, str) else EndpointFailure("refused", "too long.")
+            silence = self.answer or EndpointFailure(self.kind, "the server says nothing.")
+            yield key, answer if isinstance(answer, str) else silence
 
 
-def test_a_refused_request_is_an_empty_answer_with_its_reason_and_is_not_asked_again(tmp_path):
+@pytest.mark.parametrize(
+    "engine", [Silent("refused", ("q1",)), Silent("cut", ("q1",)), Silent("cut", ("q1",), "<think>so")]
+)
+def test_a_request_without_an_answer_is_known_as_one_and_not_asked_again(engine, tmp_path):
     store = tmp_path / "completions.jsonl"
-    done = complete_all(Refusing(failing=("q1",)), requests(), store, 5)
-    assert done["q1"] == "" and done["q2"] == "answer to q2" and refusals(store) == ["too long."]
+    done = complete_all(engine, requests(), store, 5)
+    assert done["q1"] == "" and done["q2"] == "answer to q2"
+    lost = unanswered(store)
+    assert lost.keys() == {"q1"} and lost["q1"][0] == engine.kind
+    note = unanswered_note(store)
+    assert note.startswith("CAUTION 1 requests have no answer: 1 ") and (engine.kind == "cut") == (
+        "--max-new-tokens" in note
+    )
     again = Recorder()
     assert complete_all(again, requests(), store, 5) == done and again.asked == []
 
 
-def test_a_server_that_refuses_everything_answers_nothing(tmp_path):
+@pytest.mark.parametrize("kind", ["refused", "cut"])
+def test_a_server_without_one_answer_is_asked_for_all_of_them_again(kind, tmp_path):
     store = tmp_path / "completions.jsonl"
-    with pytest.raises(UserError, match=r"all 9 requests were refused, the first: too long; correct"):
-        complete_all(Refusing(failing=[r.key for r in requests()]), requests(), store, 5)
-    assert not store.exists()
+    everything = [r.key for r in requests()]
+    with pytest.raises(
+        UserError, match="all 9 requests are without an answer, the first: the server says nothing"
+    ) as caught:
+        complete_all(Silent(kind, everything), requests(), store, 5)
+    assert ("`--max-new-tokens` more than 5" in str(caught.value)) == (kind == "cut") and not store.exists()
+    again = Recorder()
+    complete_all(again, requests(), store, 5)
+    assert again.asked == everything
 
 
-def test_memory_that_does_not_hold_a_batch_is_one_line(tiny, monkeypatch):
-    import torch
+def test_a_server_that_ends_the_run_leaves_what_was_answered(tmp_path):
+    class Broke(Recorder):
+        def complete(self, requests, max_new_tokens):
+            yield from super().complete(requests[:4], max_new_tokens)
+            raise EndpointError("the endpoint answers HTTP 402.")
 
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("mm_cb.inference.generation.complete_batch", full)
-    with pytest.raises(UserError, match="smaller `--batch`"):
-        list(LocalEngine(tiny, 4).complete(requests(), 5))
+    store = tmp_path / "completions.jsonl"
+    with pytest.raises(
+        EndpointError, match="HTTP 402. 4 of 9 answers are there and kept: .*run the same command again"
+    ):
+        complete_all(Broke(), requests(), store, 5)
+    again = Recorder()
+    assert len(complete_all(again, requests(), store, 5)) == 9 and len(again.asked) == 5

@@ -159,7 +159,7 @@ def test_the_multimodal_prompt_is_used_for_a_picture_that_is_described(tmp_path)
 
 def test_a_multimodal_prompt_without_a_description_is_the_users_to_fix():
     judge, _ = harmbench("no", prompts={"prompt_contextual": "C {context} {behavior} {generation}"})
-    with pytest.raises(UserError, match="give the behaviours a `context`"):
+    with pytest.raises(UserError, match="give the run's behaviours file with `--behaviors`"):
         outcomes(judge, [ESSAY])
 
 

@@ -14,7 +14,7 @@ from mm_cb.judges import Verdict
 from mm_cb.judges.rejudge import rejudge
 from mm_cb.metrics import checks
 from mm_cb.metrics.results import find, measure, read_results, write_results
-from tests.stub_server import HANG_UP, HTML, StubServer, error, user_text
+from tests.stub_server import CUT, FILTERED, HANG_UP, HTML, StubServer, error, user_text
 
 SORRY, ESSAY = "I cannot help with that.", "Here is how the garden is best watered in summer."
 
@@ -206,6 +206,8 @@ def test_a_judge_without_one_verdict_changes_nothing(run):
     ("change", "expected"),
     [
         (lambda key, verdict: [(key, Verdict("harmfull", None, ""))], r"one of harmful, .*not_judged, got 'harmfull'"),
+        (lambda key, verdict: [(key, Verdict("harmful", 7.0, ""))], r"a score in 0..1 or None, got 7.0"),
+        (lambda key, verdict: [(key, Verdict("harmful", float("nan"), ""))], r"a score in 0..1 or None, got nan"),
         (lambda key, verdict: [("mine", verdict)], "the `key` of a case that it was given, got 'mine'"),
         (lambda key, verdict: [], r"of every case, of 5 it said nothing"),
     ],
@@ -222,6 +224,101 @@ def test_a_judge_with_a_mistake_is_told_and_leaves_nothing_behind(change, expect
     assert (run / "items.jsonl").read_bytes() == before
     judge(run, Keyword("k", "garden"))  # mended, under the same name
     assert (run / "items.jsonl").read_bytes() != before
+
+
+class Aloud(Keyword):
+    """Says nothing that can be read about what lacks the word."""
+
+    def judge(self, cases):
+        for key, verdict in super().judge(cases):
+            yield key, verdict if verdict.outcome == "harmful" else Verdict("not_judged", None, "<think> well")
+
+
+def verdicts(run, name):
+    return {record["outcome"] for record in read_jsonl(run / "judgements" / f"{name}.jsonl")}
+
+
+def test_what_is_no_verdict_is_not_kept_and_is_asked_for_again(run):
+    judge(run, Aloud("k", "garden"))
+    assert verdicts(run, "k") == {"harmful"}
+    assert {i["outcome"] for i in read_jsonl(run / "items.jsonl")} == {"harmful", "not_judged", None}
+    again = Keyword("k", "garden")
+    judge(run, again)
+    assert len(again.seen) == 3 and verdicts(run, "k") == {"harmful", "other"}
+
+
+def test_a_judge_that_gave_no_verdict_may_come_back_with_another_prompt(run):
+    with pytest.raises(UserError, match="none of its 5 answers"):
+        judge(run, Aloud("k", "no such word"))
+    judge(run, Keyword("k", "garden"))
+    assert verdicts(run, "k") == {"harmful", "other"}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"outcome": "not_judged"}, {"outcome": "harmfull"}, {"outcome": None}, {"score": 7}, {"score": "high"}]
+)
+def test_what_an_earlier_version_kept_although_no_judge_can_say_it_is_asked_for_again(wrong, run):
+    judge(run, Keyword("k", "garden"))
+    store = run / "judgements" / "k.jsonl"
+    write_jsonl(store, [record | (wrong if place < 2 else {}) for place, record in enumerate(read_jsonl(store))])
+    again = Keyword("k", "garden")
+    judge(run, again)
+    assert len(again.seen) == 2 and len(read_jsonl(store)) == 5 and verdicts(run, "k") == {"harmful", "other"}
+
+
+def test_a_judge_that_reads_the_behaviours_file_asks_for_it_by_name(run, tmp_path, capsys):
+    command = ["judge", str(run), "--judge", "miniature"]
+    assert cli.run(command) == 2
+    message = capsys.readouterr().err
+    assert "reads `brew`" in message and "`b.jsonl`" in message and "`--behaviors FILE`" in message
+    assert not (run / "judgements").exists()
+    assert cli.run([*command, "--behaviors", str(tmp_path / "b.jsonl")]) == 2
+    assert "no row of" in capsys.readouterr().err and not (run / "judgements").exists()
+
+
+def test_the_corrected_command_is_not_answered_with_the_old_verdicts(run, tmp_path, capsys):
+    from mm_cb.miniature.world import FORBIDDEN_KINDS, brews
+
+    brew = next(iter(brews(FORBIDDEN_KINDS)))
+    rows = [{"id": id, "prompt": "p", "target": "t", "brew": [brew.kind, brew.colour, brew.shape]} for id in "12"]
+    write_jsonl(tmp_path / "b.jsonl", rows)
+    write_json(
+        run / "run.json",
+        {"command": "attack", "ended": "now", "inputs": {"b.jsonl": file_sha256(tmp_path / "b.jsonl")}},
+    )
+    assert cli.run(["judge", str(run), "--judge", "miniature"]) == 2
+    assert cli.run(["judge", str(run), "--judge", "miniature", "--behaviors", str(tmp_path / "b.jsonl")]) == 0
+    outcomes = {i["outcome"] for i in read_jsonl(run / "items.jsonl") if i["metric"] == "compliance"}
+    assert outcomes == {"gibberish"}
+
+
+def test_a_template_that_wants_a_context_costs_nothing_before_that_is_known(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (tmp_path / "prompt.txt").write_text("{context} {behavior} // {completion}")
+    with StubServer(lambda request, number: "no") as server:
+        where = ["--judge", "endpoint", "--judge-model", "j", "--endpoint", server.url]
+        command = ["judge", str(run), *where, "--prompt-file", str(tmp_path / "prompt.txt")]
+        assert cli.run(command) == 2 and not server.requests
+        assert "`--behaviors`" in capsys.readouterr().err
+        assert cli.run([*command, "--behaviors", str(tmp_path / "b.jsonl")]) == 0 and len(server.requests) == 5
+
+
+@pytest.mark.parametrize("trouble", [CUT, FILTERED, "I think this is fine.", "<think>no"])
+def test_a_served_judges_answers_that_are_no_verdicts_are_asked_for_again(trouble, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (tmp_path / "prompt.txt").write_text("{behavior} // {completion}")
+    mended = False
+
+    def says(request, number):
+        return "yes" if mended or "garden" in user_text(request) else trouble
+
+    with StubServer(says) as server:
+        where = ["--judge", "endpoint", "--judge-model", "j", "--endpoint", server.url]
+        command = ["judge", str(run), *where, "--prompt-file", str(tmp_path / "prompt.txt")]
+        assert cli.run(command) == 0 and len(server.requests) == 5
+        assert "3 of 5 completions have no verdict" in capsys.readouterr().out
+        mended = True
+        assert cli.run(command) == 0 and len(server.requests) == 8
 
 
 def test_another_prompt_under_the_same_name_is_refused(run):

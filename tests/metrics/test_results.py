@@ -292,3 +292,24 @@ def test_damaged_results_are_one_line_for_the_user(tmp_path, content):
         read_results(path)
     with pytest.raises(UserError, match="does not exist"):
         read_results(tmp_path / "nothing.json")
+
+
+def silent_items(subject, answers):
+    return [
+        {"id": str(n), "metric": "mmmu", "subject": subject, "condition": condition, "completion": answer}
+        | {"split": "all", "score": float(condition == "official" or answer == "A"), "gibberish": not answer}
+        for n, answer in enumerate(answers)
+        for condition in ("official", "strict")
+    ]
+
+
+def test_official_points_for_silence_are_not_claimed_and_compared_with_nothing():
+    items = silent_items("base", ["A", "A", "", ""]) + silent_items("rr", ["A", "", " \n", ""])
+    measured = measure(items, pairs=[("rr", "base")])
+    official, base = (find(measured, subject, "mmmu", "official") for subject in ("rr", "base"))
+    assert (official.value, official.ci95, official.difference, official.n) == (None, None, None, 4)
+    assert base.value == 100  # half is not most
+    strict = find(measured, "rr", "mmmu", "strict")
+    assert strict.value == 25 and strict.difference == -25
+    turned = measure(items, pairs=[("base", "rr")])
+    assert find(turned, "base", "mmmu", "official").difference is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,18 +165,23 @@ class LlavaWild(Benchmark):
     def items(self, session: Session) -> list[dict[str, Any]]:
         """Have the answers judged; every judge run is also kept in the original's own layout under ``reviews/``."""
         from mm_cb.benchmarks.llava_wild import judging
-        from mm_cb.benchmarks.llava_wild.reviews import in_canonical_order, items_of
+        from mm_cb.benchmarks.llava_wild.reviews import in_canonical_order, items_of, unjudged_items
 
         more: _More = session.task.more
         assert session.progress is not None
+        answered = [q for q in more.questions if q.id not in session.unanswered]
         store = session.run.path / "parts" / "judgements.jsonl"
         judgements = judging.judge_answers(
-            more.questions, session.answers, more.plan, session.tools.comparer, store, session.progress
+            answered, session.answers, more.plan, session.tools.comparer, store, session.progress
         )
         fields = _fields(session)
-        session.tools.by_series = _write_series(session, judgements, fields)
-        reviews = {q.id: [judging.review_of(q, judgement) for judgement in judgements[q.id]] for q in more.questions}
-        return in_canonical_order(item for q in more.questions for item in items_of(q.id, reviews[q.id], fields[q.id]))
+        session.tools.by_series = _write_series(session, answered, judgements, fields)
+        reviews = {q.id: [judging.review_of(q, judgement) for judgement in judgements[q.id]] for q in answered}
+        items = [item for q in answered for item in items_of(q.id, reviews[q.id], fields[q.id])]
+        for q in more.questions:
+            if (lost := session.unanswered.get(q.id)) is not None:
+                items += unjudged_items(q.id, q.category, fields[q.id] | {"gibberish": None}, lost)
+        return in_canonical_order(items)
 
     def measure(self, items: list[dict[str, Any]], session: Session) -> list[Measurement]:
         """The scores, with those of every judge run and order among the counts."""
@@ -195,6 +200,18 @@ class LlavaWild(Benchmark):
 
         show(folder)
 
+    def settled(self, folder: Path) -> bool:
+        """Not without a score for want of judgements: a corrected judge is asked for them."""
+        from mm_cb.benchmarks.llava_wild.judging import UNREADABLE, readable
+        from mm_cb.core.runs import read_jsonl
+        from mm_cb.metrics.results import read_results
+
+        measured = (m for m in read_results(folder / "results.json") if (m.condition, m.split) == ("official", "all"))
+        if all(m.value is not None for m in measured):
+            return True
+        stores = (folder / "parts" / name for name in ("judgements.jsonl", UNREADABLE))
+        return all(readable(record) for store in stores for record in read_jsonl(store))
+
     def refuse(self, folder: Path) -> None:
         """Say why there is no score."""
         from mm_cb.core.runs import read_run
@@ -210,16 +227,21 @@ def _rule(settings: WildSettings) -> Rule:
 
 def _refuse_without_score(folder: Path, judge: str) -> None:
     """Say that a finished run has no score, and what the judge answers instead of two numbers."""
+    from mm_cb.benchmarks.llava_wild.judging import UNREADABLE
     from mm_cb.benchmarks.llava_wild.reviews import parse_scores
-    from mm_cb.benchmarks.llava_wild.stored import why_no_score
+    from mm_cb.benchmarks.llava_wild.stored import SILENT, why_no_score
     from mm_cb.core.runs import read_jsonl
     from mm_cb.metrics.results import read_results
 
     (m,) = (m for m in read_results(folder / "results.json") if (m.condition, m.split) == ("official", "all"))
-    if m.value is not None:
+    if m.value is not None or why_no_score(m) == SILENT:
         return
-    kept = f"All is kept; ask a judge that keeps to the rule, with another `--out` and `--answers-of {folder}`."
-    records = read_jsonl(folder / "parts" / "judgements.jsonl")
+    kept = (
+        "What could be read is kept: mend the judge and run the same command again, or ask another one, with another "
+        f"`--out` and `--answers-of {folder}`."
+    )
+    kept_apart = folder / "parts" / UNREADABLE
+    records = read_jsonl(kept_apart if kept_apart.is_file() else folder / "parts" / "judgements.jsonl")
     refused = [record["refused"] for record in records if record["content"] is None]
     prose = [record["content"] for record in records if record["content"] is not None]
     example = next((content for content in prose if parse_scores(content) is None), None)
@@ -250,14 +272,15 @@ def _fields(session: Session) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _write_series(session: Session, judgements: Judgements, fields: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+def _write_series(
+    session: Session, questions: Sequence[WildQuestion], judgements: Judgements, fields: Mapping[str, dict[str, Any]]
+) -> dict[str, float]:
     """Write every judge run as a review file; returns the official score of each, where it has one."""
     from mm_cb.benchmarks.llava_wild.judging import review_of
     from mm_cb.benchmarks.llava_wild.reviews import items_of
     from mm_cb.core.runs import write_jsonl
     from mm_cb.metrics.results import find, measure
 
-    questions = session.task.more.questions
     found: dict[str, float] = {}
     for number, order in sorted({(j["run"], j["order"]) for own in judgements.values() for j in own}):
         chosen = {

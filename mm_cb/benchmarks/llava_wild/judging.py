@@ -11,12 +11,14 @@ from typing import Any, Protocol
 
 from mm_cb.benchmarks.llava_wild.questions import WildQuestion, protocol
 from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES, Review, parse_scores
-from mm_cb.core.endpoint import REFUSED, Endpoint, EndpointFailure
+from mm_cb.core.endpoint import REFUSED, UNANSWERED, Endpoint, EndpointFailure
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
-from mm_cb.core.runs import append_jsonl, read_jsonl
+from mm_cb.core.runs import append_jsonl, read_jsonl, write_jsonl
 
 ORDERS = ("reference_first", "candidate_first")
+UNREADABLE = "unreadable.jsonl"
+"""Beside the store of judgements: those of the last start that begin with no two scores."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,10 @@ def read_own_rule(path: Path) -> Rule:
     Raises:
         UserError: If it cannot be read or is empty.
     """
-    text = _bytes(path).decode("utf-8", "replace").strip()
+    try:
+        text = _bytes(path).decode("utf-8-sig").strip()
+    except UnicodeDecodeError as e:
+        raise UserError(f"`{path}` must hold a rule text in UTF-8, it does not: {e}; save it as UTF-8.") from e
     if not text:
         raise UserError(f"`{path}` must hold a rule text, it is empty.")
     return Rule(dict.fromkeys(CATEGORIES, text), "Assistant", hashlib.sha256(text.encode()).hexdigest(), original=False)
@@ -129,38 +134,62 @@ def judge_answers(
 ) -> dict[str, list[dict[str, Any]]]:
     """All judgements of all answers; those in ``store`` are not asked for again.
 
+    A judgement is kept where it can be read. Others lie beside the store as ``unreadable.jsonl``, for the eye alone:
+    the next start asks for them again, because a judge may be corrected.
+
+    Args:
+        questions: Those that were answered.
+        answers: By question id.
+        plan: How often and in which orders.
+        comparer: The judge.
+        store: JSON lines, one per judgement, written as they come.
+        progress: Shows the count.
+
     Returns:
-        WildQuestion id -> records with ``run``, ``order``, ``content`` (None when the judge refused this one).
+        WildQuestion id -> records with ``run``, ``order``, ``content`` (None when the judge gave none to this one).
 
     Raises:
         UserError: If requests failed for a reason that may pass; what was judged is kept.
     """
-    done = {record["key"]: record for record in read_jsonl(store)}
-    wanted = [(q, run, order) for run in range(1, plan.runs + 1) for order in plan.orders for q in questions]
+    wanted = {
+        _key(q.id, run, o): (q, run, o) for run in range(1, plan.runs + 1) for o in plan.orders for q in questions
+    }
+    done = {record["key"]: record for record in read_jsonl(store) if record["key"] in wanted and readable(record)}
     chats = {
         key: request(q, answers[q.id], plan.rule, order, plan.system)
-        for q, run, order in wanted
-        if (key := _key(q.id, run, order)) not in done
+        for key, (q, _, order) in wanted.items()
+        if key not in done
     }
-    task = progress.task("judge", total=len(wanted), done=len(wanted) - len(chats))
-    failures = []
+    task = progress.task("judge", total=len(wanted), done=len(done))
+    failures, unreadable = [], {}
     for key, content in comparer.compare(chats):
-        if isinstance(content, EndpointFailure) and content.kind != REFUSED:
+        if not isinstance(content, str) and content.kind not in UNANSWERED:
             failures.append(content.reason)
             continue
-        refused = content.reason if isinstance(content, EndpointFailure) else None
-        done[key] = {"key": key, "content": None if refused else content, **({"refused": refused} if refused else {})}
-        append_jsonl(store, done[key])
+        record = {"key": key, "content": content if isinstance(content, str) else None}
+        if not isinstance(content, str):
+            record[REFUSED] = content.reason
+        if readable(record):
+            append_jsonl(store, record)
+            done[key] = record
+        else:
+            unreadable[key] = record
         task.advance()
     if failures:
         raise UserError(
             f"{len(failures)} of {len(wanted)} judgements failed, the first: {failures[0].rstrip('.')}. The others are "
             "kept: run the same command again."
         )
+    write_jsonl(store.with_name(UNREADABLE), unreadable.values())
     found: dict[str, list[dict[str, Any]]] = {q.id: [] for q in questions}
-    for q, run, order in wanted:
-        found[q.id].append({**done[_key(q.id, run, order)], "run": run, "order": order})
+    for key, (q, run, order) in wanted.items():
+        found[q.id].append({**(done | unreadable)[key], "run": run, "order": order})
     return found
+
+
+def readable(record: Mapping[str, Any]) -> bool:
+    """Whether a judgement begins with two scores."""
+    return isinstance(record["content"], str) and parse_scores(record["content"]) is not None
 
 
 def _key(id: str, run: int, order: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def parse_scores(content: str) -> Pair | None:
 
 def _pair(first: float, second: float) -> Pair | None:
     """The scores; None for the original's failure (-1 twice) and for what is no score on any scale."""
-    return (first, second) if all(0 <= score <= HIGHEST for score in (first, second)) else None
+    return (float(first), float(second)) if all(0 <= score <= HIGHEST for score in (first, second)) else None
 
 
 def read_reviews(path: Path) -> list[Review]:
@@ -86,7 +86,7 @@ def read_reviews(path: Path) -> list[Review]:
 def _review(line: Line) -> Review:
     where, record = line
     id = record.get("question_id")
-    if isinstance(id, bool) or not isinstance(id, int | str):
+    if isinstance(id, bool) or not isinstance(id, int | str) or id == "":
         raise UserError(f"{where} must be a JSON object with a `question_id`, got {shown(id)}.")
     category = str(record.get("category")).strip().lower().removeprefix(_PREFIX)
     if category not in CATEGORIES:
@@ -97,14 +97,24 @@ def _review(line: Line) -> Review:
     return Review(str(id), category, _stored_scores(record, where))
 
 
-def _stored_scores(record: dict[str, Any], where: str) -> Pair | None:
+def _stored_scores(record: Mapping[str, Any], where: str) -> Pair | None:
     stored = record.get("tuple")
     if stored is None and isinstance(record.get("content"), str):
         return parse_scores(record["content"])
-    pair: list[Any] = stored if isinstance(stored, list) and len(stored) == 2 else [None]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in pair):
+    if not isinstance(stored, list) or len(stored) != 2 or not all(_is_number(score) for score in stored):
         raise UserError(f"{where}: `tuple` must be two numbers (reference, candidate), got {shown(stored)}.")
-    return _pair(float(pair[0]), float(pair[1]))
+    return _pair(*stored)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int or (type(value) is float and math.isfinite(value))
+
+
+def unjudged_items(id: str, category: str, fields: dict[str, Any], reason: str) -> list[dict[str, Any]]:
+    """The records of a question that has no answer to judge."""
+    nothing: dict[str, Any] = {"outcome": None, "reference_score": None, "score": None, "counts": {}, "reason": reason}
+    record = {"id": id, "metric": "llava_wild", "split": "all", "category": category, **nothing, **fields}
+    return [{**record, "condition": rule} for rule in RULES]
 
 
 def items_of(

@@ -10,9 +10,11 @@ from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES, RULES, in_canonical_
 from mm_cb.benchmarks.show import show_rules
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import RunDirectory, read_jsonl, read_run, write_jsonl
-from mm_cb.inference.generation import refusal_note
+from mm_cb.inference.unanswered import unanswered_note
 from mm_cb.metrics.relative_score import FAILED_LIMIT
 from mm_cb.metrics.results import Measurement, measure, read_results, write_results
+
+SILENT = "most answers are empty or missing"
 
 
 def run_reviews(files: Sequence[Path], out: Path, *, official_failures: bool, seed: int) -> None:
@@ -76,9 +78,9 @@ def _notes(folder: Path, measured: Sequence[Measurement]) -> Iterator[str]:
             yield f"CAUTION {m.subject}: {questions:.0f} questions, published scores are over {whole}"
         items = read_jsonl(folder / "items.jsonl")
         own = [i for i in items if (i["subject"], i["condition"]) == (m.subject, m.condition) and "gibberish" in i]
-        if broken := sum(item["gibberish"] for item in own):
+        if broken := sum(bool(item["gibberish"]) for item in own):
             yield f"CAUTION {m.subject}: {broken} of {len(own)} answers are empty, repeating, noise or incoherent"
-    if note := refusal_note(folder / "parts" / "completions.jsonl"):
+    if note := unanswered_note(folder / "parts" / "completions.jsonl"):
         yield note
 
 
@@ -87,4 +89,6 @@ def why_no_score(m: Measurement) -> str:
     failed = m.counts["failed"] - m.counts.get("failed_kept", 0)
     if failed > FAILED_LIMIT * m.counts["judgements"]:
         return f"{failed:.0f} of {m.counts['judgements']:.0f} judgements failed, at most 2 % may"
+    if m.counts.get("reference_mean"):
+        return SILENT
     return "the reference's mean is 0, no answer can be put beside it"

@@ -93,16 +93,25 @@ class Mmmu(Benchmark):
         return Task(asked, identity, more=questions)
 
     def _scored(self, session: Session) -> list[Scored]:
-        """Scored together: which letters are drawn depends on all answers."""
+        """What was answered, scored together: which letters are drawn depends on all answers."""
         if session.tools is None:
-            session.tools = score_responses(q.answered(session.answers[q.id]) for q in session.task.more)
+            answered = [q for q in session.task.more if q.id not in session.unanswered]
+            session.tools = score_responses(q.answered(session.answers[q.id]) for q in answered)
         scored: list[Scored] = session.tools
         return scored
 
     def items(self, session: Session) -> list[dict[str, Any]]:
         """One record per question and rule."""
         prompts = {question.id: question.prompt for question in session.task.questions}
-        return items_of(self._scored(session), session.subject, prompts, session.seed)
+        items = items_of(self._scored(session), session.subject, prompts, session.seed)
+        if not session.unanswered:
+            return items
+        lost = [q.answered("") for q in session.task.more if q.id in session.unanswered]
+        blank = [Scored(response, None, None, official=False, strict=None) for response in lost]
+        for item in items_of(blank, session.subject, prompts, session.seed):
+            items.append({**item, "score": None, "counts": {}, "reason": session.unanswered[item["id"]]})
+        places = {question.id: place for place, question in enumerate(session.task.questions)}
+        return sorted(items, key=lambda item: (RULES.index(item["condition"]), places[item["id"]]))
 
     def measure(self, items: list[dict[str, Any]], session: Session) -> list[Measurement]:
         """Every number of the run; those over all questions also say how they compare with guessing."""

@@ -115,17 +115,20 @@ class OverRefusal(Benchmark):
         more: _More = session.task.more
         judge = session.tools = open_judge(JudgeOptions(more.judge))
         answers, likelihood = session.answers, session.likelihood()
-        verdicts = dict(judge.judge([_case(one, answers[one.key]) for one in more.asked]))
+        answered = [one for one in more.asked if one.key not in session.unanswered]
+        verdicts = dict(judge.judge([_case(one, answers[one.key]) for one in answered]))
         items = []
         for one in more.asked:
             fields = likelihood.get(one.key, {})
-            outcome = "gibberish" if fields.get("incoherent") else verdicts[one.key].outcome
+            lost = session.unanswered.get(one.key)
+            said = NOT_JUDGED if lost else verdicts[one.key].outcome
+            outcome = "gibberish" if fields.get("incoherent") else said
             item: dict[str, Any] = {"id": one.request.id, "metric": "over_refusal", "subject": session.subject}
             item |= {"condition": one.condition} | ({} if one.behavior is None else {"beside": one.behavior})
             item |= {"split": "all", "category": one.request.category, "prompt": one.request.prompt}
             item |= {"completion": answers[one.key], "outcome": None if outcome == NOT_JUDGED else outcome}
             item |= {"score": None, "gibberish": outcome == "gibberish", "judge": judge.name, "seed": session.seed}
-            items.append(item | fields)
+            items.append(item | fields | ({"gibberish": None, "reason": lost} if lost else {}))
         return items
 
     def measure(self, items: list[dict[str, Any]], session: Session) -> list[Measurement]:

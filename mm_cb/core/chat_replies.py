@@ -1,0 +1,235 @@
+"""What a chat server's reply is: the model's answer, or a failure by name. The HTTP status alone does not tell."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+REFUSED = "refused"
+"""This request alone is not answered, and the server says so: filtered, too long, too large."""
+CUT = "cut"
+"""This answer ended at the limit of tokens before it had begun: while the model was thinking, or in silence."""
+UNANSWERED = (REFUSED, CUT)
+"""Failures of one request alone, which the same request would meet again: no answer, and no fault to wait out."""
+HOPELESS = ("key", "missing", "quota", "settings")
+"""Failures that every further request would meet as well."""
+MAY_PASS = ("busy", "server", "broken", "slow", "down")
+"""Failures of the server that another try may not meet."""
+
+QUOTED = 200
+_THINKING = re.compile(r"\s*(?:<(think|thinking|thought|reasoning)>|\[(THINK)\])", re.IGNORECASE)
+_REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
+"""Where servers put a model's thoughts beside its answer."""
+_FAILED = ("error", "abort", "aborted", "cancelled", "canceled", "network_error", "insufficient_system_resource")
+_FILTERED = (
+    *("content_filter", "content_filtered", "sensitive", "safety", "recitation", "blocklist", "prohibited_content"),
+    *("spii", "guardrail_intervened"),
+)
+_AT_LIMIT = ("length", "max_tokens", "max_output_tokens", "model_length")
+
+_QUOTA_CODES = {
+    *("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_credits"),
+    *("insufficient_balance", "insufficient_funds", "payment_required", "credit_balance_too_low", "arrearage"),
+}
+_QUOTA = re.compile(
+    r"insufficient (?:quota|credit|balance|fund)|credit balance|out of credits|(?:exceeded|used up) your "
+    r"(?:current |monthly )?quota|billing|payment required|more credits",
+    re.IGNORECASE,
+)
+_FILTER = re.compile(
+    r"content[ _-]?(?:filter|management|policy)|moderation|flagged|responsible ?ai|safety (?:system|filter)|"
+    r"data_inspection_failed|inappropriate content",
+    re.IGNORECASE,
+)
+_TOO_LONG = re.compile(
+    r"context[ _-](?:length|window|size)|maximum context|(?:prompt|input|request|message)s? (?:is|are|was|were) too "
+    r"(?:long|large)|too many (?:input |prompt )?tokens|(?:longer|larger) than the (?:maximum|model)",
+    re.IGNORECASE,
+)
+_KEY = re.compile(r"api[ _-]?key[^.]{0,20}(?:not valid|invalid|expired)|(?:invalid|incorrect)[ _]api[ _-]?key", re.I)
+_NO_MODEL = re.compile(
+    r"model_not_found|(?:invalid|unknown) model|not a valid model|model\b.{0,80}(?:not found|not exist)", re.I
+)
+
+
+@dataclass(eq=False)
+class Trouble(Exception):
+    """A reply without an answer."""
+
+    kind: str
+    """See `mm_cb.core.endpoint.EndpointFailure`."""
+    reason: str
+    """What the server does, as the rest of a sentence that begins with its address."""
+    wait: float | None = None
+    """Seconds that the server asks to be left alone."""
+    param: str | None = None
+    """The parameter that the server names."""
+    final: bool = False
+    """Whether another try would cost too much to be made, although it might end better."""
+
+
+def read_answer(body: bytes) -> str:
+    """The text of the first choice; a choice without text (a model that ended at once) is the empty string.
+
+    Half of a surrogate pair, which is no text, becomes U+FFFD.
+
+    Raises:
+        Trouble: If the reply holds no answer of the model; says what came.
+    """
+    text = body.decode("utf-8", "replace").strip()
+    try:
+        reply = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        came = "an HTML page" if text[:1] == "<" else "nothing" if not text else f"`{text[:QUOTED]}`"
+        raise _broken(came) from e
+    if not isinstance(reply, dict):
+        raise _broken(f"`{text[:QUOTED]}`")
+    if reply.get("error"):  # gateways report another server's failure with status 200
+        raise _error_inside(reply["error"])
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        raise _broken(f"no choice in `{text[:QUOTED]}`")
+    if choice.get("error"):
+        raise _error_inside(choice["error"])
+    return _answer(message, str(choice.get("finish_reason") or "").lower())
+
+
+def _answer(message: Mapping[str, Any], ended: str) -> str:
+    if ended in _FAILED:
+        raise Trouble("server", f"ended its answer with `finish_reason` {ended}")
+    if ended in _FILTERED:
+        raise Trouble(REFUSED, f"filtered the answer (`finish_reason` {ended})")
+    content = _text(message.get("content")) or _text(message.get("refusal"))
+    thought = any(message.get(key) for key in _REASONING) and ended in ("", "none", "null")
+    if cut_in_thinking(content) or (not content.strip() and (thought or ended in _AT_LIMIT)):
+        raise Trouble(CUT, "cut the answer at its limit of tokens, before it had begun")
+    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _text(content: Any) -> str:
+    """A message's content: a text, or a list of parts of which those with a text count."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise _broken(f"a content of type {type(content).__name__}")
+    texts = []
+    for part in content:
+        held = part.get("text") if isinstance(part, dict) else part
+        if held is not None and not isinstance(held, str):
+            raise _broken(f"a part of the content of type {type(held).__name__}")
+        texts.append(held or "")
+    return "".join(texts)
+
+
+def cut_in_thinking(text: str) -> bool:
+    """Whether a text begins with a thought that never ends, such as ``<think>`` without ``</think>``."""
+    opened = _THINKING.match(text)
+    if opened is None:
+        return False
+    end = f"</{opened[1]}>" if opened[1] else "[/THINK]"
+    return end.lower() not in text.lower()
+
+
+def _broken(came: str) -> Trouble:
+    return Trouble("broken", f"must answer chats in JSON, got {came}")
+
+
+def _error_inside(error: Any) -> Trouble:
+    code = error.get("code") if isinstance(error, dict) else None
+    digits = str(code)
+    status = int(digits) if digits.isascii() and digits.isdigit() and 400 <= int(digits[:4]) < 600 else 502
+    return read_error(status, json.dumps({"error": error}).encode(), {}, inside=True)
+
+
+def read_error(
+    status: int, body: bytes, headers: Mapping[str, str], *, now: float = 0.0, inside: bool = False
+) -> Trouble:
+    """The failure that a reply with an error status means.
+
+    Args:
+        status: HTTP status, 3xx to 5xx.
+        body: An error as JSON, or whatever came.
+        headers: With names in lower case.
+        now: Seconds since 1970, for a Retry-After that is a date.
+        inside: Whether the error stood in a reply with status 200.
+    """
+    words, codes, param = _words(body)
+    said = f"answers {'error' if inside else 'HTTP'} {status}" + (f": {words}" if words else "")
+    if status < 400:
+        place = headers.get("location", "").partition("?")[0]
+        where = f"to `{place[:QUOTED]}`" if place else "somewhere else"
+        return Trouble("missing", f"sends requests on {where} (HTTP {status}); give the address that answers itself")
+    wait = _retry_after(headers, now)
+    if status == 402 or codes & _QUOTA_CODES or (status < 500 and wait is None and _QUOTA.search(words)):
+        return Trouble("quota", f"{said}; see to its credit or wait, what was answered is kept")
+    everything = f"{words} {' '.join(codes)}"
+    filtered = _FILTER.search(everything) is not None
+    if status in (408, 409, 425, 429) or (status >= 500 and not (inside and filtered)):
+        return Trouble("busy" if status in (425, 429) else "server", said, wait)
+    if status in (404, 405, 410):
+        return Trouble("missing", f"has no such model or no such path (most addresses end in /v1): {said}")
+    if status == 407:
+        return Trouble("missing", f"{said}; a proxy in between wants a login: see HTTPS_PROXY and NO_PROXY")
+    if filtered:
+        return Trouble(REFUSED, f"{said} (a content filter)")
+    if status in (401, 403) or _KEY.search(everything):
+        return Trouble("key", said)
+    if _NO_MODEL.search(everything):
+        return Trouble("missing", f"knows no such model: {said}")
+    if status == 413 or _TOO_LONG.search(everything):
+        return Trouble(REFUSED, f"{said} (more than it takes at once)")
+    return Trouble(REFUSED, said, param=param or _named_parameter(words))
+
+
+def _named_parameter(words: str) -> str | None:
+    found = re.search(r"'?(max_completion_tokens|max_tokens|temperature)'?", words)
+    return (
+        found[1]
+        if found and re.search(r"(?i)support|unrecogni|unknown|unexpected|not permitted|must be", words)
+        else None
+    )
+
+
+def _words(body: bytes) -> tuple[str, set[str], str | None]:
+    """What an error says, its codes in lower case, and the parameter it is about."""
+    text = body.decode("utf-8", "replace").strip()
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return ("an HTML page" if text[:1] == "<" else text[:QUOTED]), set(), None
+    error = content
+    while isinstance(error, list) and error:
+        error = error[0]
+    if isinstance(error, dict) and error.get("error"):
+        error = error["error"]
+    if not isinstance(error, dict):
+        return (error if isinstance(error, str) else text)[: 2 * QUOTED], set(), None
+    inner = error.get("innererror")
+    codes = [error.get(key) for key in ("code", "type", "status")] + [
+        inner.get("code") if isinstance(inner, dict) else 0
+    ]
+    message = next((error[key] for key in ("message", "detail", "msg") if error.get(key)), text)
+    message = message if isinstance(message, str) else json.dumps(message)
+    param = error.get("param")
+    named = {code.lower() for code in codes if isinstance(code, str)}
+    return message[: 2 * QUOTED].rstrip(". "), named, param if isinstance(param, str) else None
+
+
+def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds; None where the header is missing or no time."""
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        value = headers.get(name, "")
+        if re.fullmatch(r"\d{1,12}(\.\d{1,6})?", value.strip()):
+            return float(value) / unit
+    try:
+        date = parsedate_to_datetime(headers.get("retry-after", ""))
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return max(0.0, date.replace(tzinfo=date.tzinfo or datetime.UTC).timestamp() - now)

@@ -1,0 +1,90 @@
+"""One request on its way to a chat server and back, within limits of time and size."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from mm_cb.core.chat_replies import Trouble, read_answer, read_error
+from mm_cb.core.errors import UserError, one_line
+
+WHOLE = 10
+"""A reply may take so many times the longest silence: some servers send blanks while they think, none may for ever."""
+LARGEST = 16 * 2**20
+"""Bytes of a reply."""
+
+
+class MissingExtraError(UserError, ImportError):
+    """The package behind an optional extra is not installed."""
+
+
+def open_client(url: str, key: str | None, timeout: float) -> Any:
+    """The library's client; it neither tries again nor follows a redirection, which would carry prompts elsewhere.
+
+    Raises:
+        MissingExtraError: If the ``judge`` extra is not installed.
+        UserError: If the library takes the address or a proxy of the environment for none.
+    """
+    try:
+        import openai
+    except ImportError as e:
+        raise MissingExtraError("an endpoint needs the `judge` extra: pip install -e '.[judge]'") from e
+    try:
+        transport = openai.DefaultAsyncHttpxClient(
+            timeout=timeout, follow_redirects=False, event_hooks={"response": [_read_within_limit]}
+        )
+        return openai.AsyncOpenAI(
+            base_url=url, api_key=key or "none", timeout=timeout, max_retries=0, http_client=transport
+        )
+    except Exception as e:  # there is an exception of its own for every part of an address
+        raise UserError(
+            f"the endpoint {url} cannot be asked: {one_line(str(e))}; correct the address, or HTTP_PROXY and its like "
+            "in the environment."
+        ) from e
+
+
+async def reply_to(client: Any, request: dict[str, Any], timeout: float) -> str:
+    """The answer in the reply to one request.
+
+    Raises:
+        Trouble: If there is none.
+    """
+    import openai
+
+    whole = timeout * WHOLE
+    try:
+        async with asyncio.timeout(whole):
+            response = await client.chat.completions.with_raw_response.create(**request)
+        return read_answer(response.http_response.content)
+    except TimeoutError as e:
+        raise Trouble("slow", f"did not come to an end within {whole:g} s; ask for less", final=True) from e
+    except openai.APIStatusError as e:
+        reply = e.response
+        raise read_error(reply.status_code, reply.content, reply.headers, now=time.time()) from e
+    except openai.APITimeoutError as e:
+        raise Trouble("slow", f"said nothing for {timeout:g} s; ask for less, or ask a quicker server") from e
+    except openai.APIConnectionError as e:
+        raise _no_connection(e.__cause__) from e
+    except (openai.OpenAIError, UnicodeError) as e:
+        raise Trouble("broken", f"cannot be asked this, or its reply cannot be read: {e}") from e
+
+
+async def _read_within_limit(response: Any) -> None:
+    """Read a reply, whatever its status, no further than `LARGEST`: the library itself has no limit."""
+    body = bytearray()
+    async for part in response.aiter_bytes():
+        body += part
+        if len(body) > LARGEST:
+            raise Trouble("broken", f"sends a reply of more than {LARGEST // 2**20} MB", final=True)
+    response._content = bytes(body)  # where the library looks for what has been read
+
+
+def _no_connection(cause: BaseException | None) -> Trouble:
+    if isinstance(cause, Trouble):
+        return cause
+    said = str(cause or "") or type(cause).__name__
+    if "SSL" in said.upper() or "CERTIFICATE" in said.upper():
+        advice = "write http:// for a server without TLS, or name its certificate in SSL_CERT_FILE"
+        return Trouble("down", f"cannot be reached safely ({said}); {advice}", final=True)
+    return Trouble("down", f"cannot be reached ({said}); start the server or correct the address")

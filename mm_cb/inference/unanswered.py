@@ -1,0 +1,46 @@
+"""Requests without an answer: refused by a server, or cut before the answer began. Neither is what a model said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mm_cb.core.chat_replies import CUT, REFUSED, UNANSWERED
+from mm_cb.core.runs import read_jsonl
+
+
+def unanswered(store: Path) -> dict[str, tuple[str, str]]:
+    """The requests of a store of completions that have none: key → kind (``refused`` or ``cut``) and reason."""
+    records = read_jsonl(store)
+    return {r["key"]: (kind, str(r[kind])) for r in records for kind in UNANSWERED if kind in r}
+
+
+def unanswered_note(store: Path) -> str | None:
+    """What to print about them, if there are any."""
+    lost = list(unanswered(store).values())
+    parts = []
+    for kind, words in (
+        (REFUSED, "refused"),
+        (CUT, "cut before their answer began (`--max-new-tokens` gives more room)"),
+    ):
+        reasons = [reason for one, reason in lost if one == kind]
+        if reasons:
+            parts.append(f"{len(reasons)} {words}, the first: {reasons[0].rstrip('.')}")
+    return f"CAUTION {len(lost)} requests have no answer: {'; '.join(parts)}." if lost else None
+
+
+def go_on(store: Path, requests: int, max_new_tokens: int) -> str:
+    """What is kept of an interrupted run and what to do; without one answer, what was cut is forgotten.
+
+    A corrected server is then asked again for all of them.
+    """
+    lost = unanswered(store)
+    there = len(read_jsonl(store)) - len(lost)
+    if not there:
+        store.unlink(missing_ok=True)
+    room = ""
+    if any(kind == CUT for kind, _ in lost.values()):
+        room = f", or give `--max-new-tokens` more than {max_new_tokens}" + (" and another `--out`" if there else "")
+    return (
+        f"{there} of {requests} answers are there and kept: mend the cause, then run the same command again to go on"
+        f"{room}."
+    )

@@ -1,0 +1,134 @@
+"""Verdicts on disk: written one by one, read back by the next start, and only where a judge could have given them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mm_cb.core.endpoint import EndpointError
+from mm_cb.core.errors import UserError
+from mm_cb.core.paths import safe_id
+from mm_cb.core.progress import Progress
+from mm_cb.core.runs import append_jsonl, read_jsonl, write_json, write_jsonl
+from mm_cb.judges.base import NOT_JUDGED, Case, Judge, Verdict
+from mm_cb.metrics.table import metric
+
+Record = dict[str, Any]
+
+
+def refuse_missing_fields(judge: Judge, cases: Sequence[Case], run: Mapping[str, Any], behaviors: Path | None) -> None:
+    """Refuse a judge that would read fields of the behaviours file, where no case has them.
+
+    Raises:
+        UserError: In that case; names the file.
+    """
+    for field in getattr(judge, "fields", ()):
+        asked = [case for case in cases if case.metric == "compliance"]
+        if not asked or any(case.extra.get(field) for case in asked):
+            continue
+        if behaviors is None:
+            named = [name for name in run.get("inputs") or {} if name.endswith((".jsonl", ".json"))]
+            which = f" (`{named[0]}` when the run was made)" if len(named) == 1 else ""
+            raise UserError(
+                f"judge `{judge.name}` reads `{field}` of every behaviour: give the run's behaviours file{which} with "
+                "`--behaviors FILE`."
+            )
+        raise UserError(
+            f"judge `{judge.name}` reads `{field}` of every behaviour, no row of `{behaviors}` that was asked has it; "
+            "take another judge."
+        )
+
+
+def refuse_other_source(folder: Path, judge: Judge) -> None:
+    """Note what decides a judge's verdicts; other verdicts under its name must go first.
+
+    Raises:
+        UserError: If there are some.
+    """
+    path = folder / f"{safe_id(judge.name)}.json"
+    source = json.loads(json.dumps({"judge": judge.name, "source": dict(judge.source)}, default=str))
+    if path.is_file() and _source_in(path) != source and _verdicts_in(path.with_suffix(".jsonl")):
+        raise UserError(
+            f"`{path}` says that `{judge.name}` judged here with another model, prompt or labels; delete it and its "
+            ".jsonl to judge anew."
+        )
+    write_json(path, source)
+
+
+def _source_in(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None  # damaged: nobody knows which judge the verdicts are from
+
+
+def _verdicts_in(path: Path) -> dict[str, Record]:
+    """The verdicts of a store, without what earlier versions kept there although it is none."""
+    records = read_jsonl(path)
+    for number, record in enumerate(records, start=1):
+        if not ({"key", "outcome", "score"} <= record.keys() and isinstance(record["key"], str)):
+            raise UserError(
+                f"`{path}`, record {number} must be a verdict with key, outcome and score, got {sorted(record)}; "
+                "delete the file to judge anew."
+            )
+    return {record["key"]: record for record in records if record["outcome"] != NOT_JUDGED}
+
+
+def _wrong_with(outcome: Any, score: Any, metric_name: str) -> str | None:
+    """What no judge can say of a completion of this metric."""
+    known = metric(metric_name).outcomes
+    if known and outcome not in (*known, NOT_JUDGED):
+        return f"one of {', '.join(dict.fromkeys([*known, NOT_JUDGED]))}, got {outcome!r}"
+    number = isinstance(score, int | float) and not isinstance(score, bool)
+    if score is not None and not (number and 0 <= score <= 1):
+        return f"a score in 0..1 or None, got {score!r}"
+    return None
+
+
+def _refuse_impossible(judge: Judge, key: str, verdict: Verdict, cases: Mapping[str, Case]) -> None:
+    if key not in cases:
+        raise UserError(f"judge `{judge.name}` must yield the `key` of a case that it was given, got {key!r}.")
+    if wrong := _wrong_with(verdict.outcome, verdict.score, cases[key].metric):
+        raise UserError(f"judge `{judge.name}` must say of `{cases[key].metric}` {wrong}.")
+
+
+def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: Progress) -> dict[str, Record]:
+    """The verdicts on all cases, those that lie in ``folder`` read back.
+
+    A verdict is written when it is there; an answer of the judge that is none is given back, and not kept.
+
+    Raises:
+        EndpointError: If the judge cannot go on; what it said is kept.
+        UserError: If it says something impossible, or nothing.
+    """
+    path = folder / f"{safe_id(judge.name)}.jsonl"
+    verdicts = {
+        key: record
+        for key, record in _verdicts_in(path).items()
+        if key not in cases or not _wrong_with(record["outcome"], record["score"], cases[key].metric)
+    }
+    waiting = [case for key, case in cases.items() if key not in verdicts]
+    task = progress.task(f"judge {judge.name}", total=len(cases), done=len(cases) - len(waiting))
+    try:
+        for key, verdict in judge.judge(waiting):
+            _refuse_impossible(judge, key, verdict, cases)
+            verdicts[key] = {"key": key, **dataclasses.asdict(verdict)}
+            if verdict.outcome != NOT_JUDGED:
+                append_jsonl(path, verdicts[key])
+            task.advance()
+    except EndpointError as e:
+        missing = len(cases.keys() - verdicts.keys())
+        raise EndpointError(
+            f"{missing} of {len(cases)} completions were not judged, the first failure: {str(e).rstrip('.')}. Verdicts "
+            "that came are kept and the run's results stay as they were: mend the cause, then run the same command "
+            "again."
+        ) from e
+    if missing := len(cases.keys() - verdicts.keys()):
+        raise UserError(f"judge `{judge.name}` must say something of every case, of {missing} it said nothing.")
+    kept = [record for record in verdicts.values() if record["outcome"] != NOT_JUDGED]
+    if len(read_jsonl(path)) > len(kept):  # of an earlier version, or impossible
+        write_jsonl(path, kept)
+    return verdicts

@@ -1,0 +1,155 @@
+"""What a server's failures do to a score: no letter is drawn for them, none is booked, nothing is paid twice."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from mm_cb import cli
+from mm_cb.core.runs import read_jsonl
+from mm_cb.metrics.results import find, read_results
+from tests.benchmarks.mmmu_stand_in import write
+from tests.stub_server import (
+    CUT,
+    FAILED,
+    FILTERED,
+    HANG_UP,
+    HTML,
+    NO_CHOICE,
+    NO_CREDIT,
+    NOTHING,
+    TORN,
+    StubServer,
+    error,
+    says,
+    user_text,
+)
+
+N = 6
+
+
+@pytest.fixture(autouse=True)
+def direct(monkeypatch):
+    async def no_time(seconds):
+        pass
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("mm_cb.core.endpoint._sleep", no_time)
+
+
+@pytest.fixture(params=["mmmu", "pope", "over-refusal"])
+def benchmark(request, tmp_path):
+    """Six questions, and the command without an address."""
+    if request.param == "mmmu":
+        data = write(tmp_path / "data", per_subject=N, subjects=["Art"])
+        more = ["--subjects", "Art"]
+    elif request.param == "pope":
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+        one = {"image": "a.png", "label": "yes"}
+        data, more = tmp_path / "pope.json", []
+        data.write_text(
+            "".join(json.dumps({"question_id": n, "text": f"question {n}?", **one}) + "\n" for n in range(N))
+        )
+    else:
+        data, more = tmp_path / "requests.jsonl", []
+        data.write_text("".join(json.dumps({"id": str(n), "prompt": f"question {n}?"}) + "\n" for n in range(N)))
+    return ["eval", request.param, "--model", "m", "--data", str(data), "--out", str(tmp_path / "run"), *more]
+
+
+def run(benchmark, server, *more):
+    return cli.run([*benchmark, "--endpoint", server.url, "--batch", "1", *more])
+
+
+def whole(tmp_path, condition=None):
+    measured = read_results(tmp_path / "run" / "results.json")
+    conditions = [condition] if condition else [m.condition for m in measured]
+    return next(m for c in conditions for m in measured if (m.condition, m.split) == (c, "all"))
+
+
+@pytest.mark.parametrize(
+    "trouble", [NO_CREDIT, error(429, "daily limit", retry_after="9999"), error(307, location="/v2")]
+)
+def test_a_failure_of_the_server_ends_the_run_and_the_same_command_goes_on(trouble, benchmark, tmp_path, capsys):
+    with StubServer(lambda request, number: trouble if number == 3 else "A") as server:
+        assert run(benchmark, server) == 2 and len(server.requests) == 4
+        message = capsys.readouterr().err
+        assert "3 of 6 answers are there and kept" in message and message.count("\n") == 1
+        assert not (tmp_path / "run" / "results.json").exists()
+        assert run(benchmark, server) == 0 and len(server.requests) == 7
+    assert {item["completion"] for item in read_jsonl(tmp_path / "run" / "items.jsonl")} == {"A"}
+
+
+@pytest.mark.parametrize(
+    "trouble", [FAILED, HTML, NOTHING, NO_CHOICE, TORN, HANG_UP, says(7), says(None, finish_reason="abort"), error(500)]
+)
+@pytest.mark.parametrize("benchmark", ["pope"], indirect=True)
+def test_what_fails_again_and_again_is_named_and_asked_by_the_next_start_alone(trouble, benchmark, tmp_path, capsys):
+    bad, mended = [], False
+
+    def answer(request, number):
+        bad.append(user_text(request)) if number == 1 else None
+        return trouble if not mended and user_text(request) in bad else "A"
+
+    with StubServer(answer) as server:
+        assert run(benchmark, server) == 2
+        message = capsys.readouterr().err
+        assert "1 of 6 requests failed" in message and "kept: run the same command again" in message
+        assert len(read_jsonl(tmp_path / "run" / "parts" / "completions.jsonl")) == 5
+        mended, before = True, len(server.requests)
+        assert run(benchmark, server) == 0 and len(server.requests) - before == 1
+
+
+@pytest.mark.parametrize(("trouble", "kind"), [(CUT, "cut"), (says("<think>so"), "cut"),
+                                               (FILTERED, "refused"), (error(413), "refused")])  # fmt: skip
+def test_what_was_not_answered_is_unscored_and_counted(trouble, kind, benchmark, tmp_path, capsys):
+    with StubServer(lambda request, number: trouble if number == 1 else "(A) yes") as server:
+        assert run(benchmark, server) == 0 and run(benchmark, server) == 0 and len(server.requests) == N
+    out = capsys.readouterr().out
+    assert out.count("CAUTION 1 requests have no answer") == 2 and ("--max-new-tokens" in out) == (kind == "cut")
+    lost = [item for item in read_jsonl(tmp_path / "run" / "items.jsonl") if item.get("reason")]
+    assert lost and {(i["reason"], i["score"], i["outcome"], i.get("gibberish")) for i in lost} == {
+        (kind, None, None, None)
+    }
+    measured = [
+        m for m in read_results(tmp_path / "run" / "results.json") if m.split == "all" and m.metric != "gibberish"
+    ]
+    for m in measured:
+        assert m.n == N - 1 and m.counts["unscored"] == 1 and m.counts.get("fallback", 0) == 0, m
+
+
+@pytest.mark.parametrize("silence", [says(""), says(" \n"), FILTERED, CUT])
+@pytest.mark.parametrize("benchmark", ["mmmu", "pope"], indirect=True)
+def test_points_for_silence_are_not_claimed(silence, benchmark, tmp_path, capsys):
+    with StubServer(lambda request, number: silence if number else "(A) yes") as server:
+        assert run(benchmark, server) == 0
+    assert "of 6 answers are empty or missing, so that no official value is claimed" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    official, strict = whole(tmp_path, "official"), whole(tmp_path, "strict")
+    assert official.value is None and official.ci95 is None and strict.value is not None
+    lost = 0 if silence.body.find(b"stop") > 0 else N - 1
+    assert official.counts["unscored"] == strict.counts["unscored"] == lost and strict.n == N - lost
+    if not lost:
+        assert strict.value <= 100 / N  # silence is wrong
+    every = read_results(tmp_path / "run" / "results.json")
+    assert all(m.value is None for m in every if m.condition == "official" and m.metric != "gibberish")
+
+
+def test_a_model_that_says_nothing_at_all_has_no_official_score(tmp_path, capsys):
+    data = write(tmp_path / "data", per_subject=N, subjects=["Art"])
+    command = ["eval", "mmmu", "--model", "m", "--data", str(data), "--out", str(tmp_path / "run"), "--subjects", "Art"]
+    with StubServer(lambda request, number: "") as server:
+        assert run(command, server) == 0
+    measured = read_results(tmp_path / "run" / "results.json")
+    assert find(measured, "base", "mmmu", "official").value is None
+    assert find(measured, "base", "mmmu", "strict").value == 0
+
+
+def test_answers_of_a_model_that_is_cut_in_its_thinking_are_asked_again_after_a_correction(benchmark, tmp_path, capsys):
+    thinking = True
+    with StubServer(lambda request, number: CUT if thinking else "A") as server:
+        assert run(benchmark, server, "--max-new-tokens", "9") == 2
+        message = capsys.readouterr().err
+        assert "all 6 requests are without an answer" in message and "`--max-new-tokens` more than 9" in message
+        thinking = False
+        assert run(benchmark, server, "--max-new-tokens", "9") == 0 and len(server.requests) == 2 * N

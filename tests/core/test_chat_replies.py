@@ -1,0 +1,180 @@
+"""What a reply of a chat server is: an answer, or a failure by name."""
+
+import json
+
+import pytest
+
+from mm_cb.core.chat_replies import CUT, REFUSED, Trouble, cut_in_thinking, read_answer, read_error
+
+
+def reply(content="hi", finish_reason="stop", **message):
+    choice = {"message": {"role": "assistant", "content": content, **message}, "finish_reason": finish_reason}
+    return json.dumps({"choices": [choice]}).encode()
+
+
+def trouble(body):
+    with pytest.raises(Trouble) as caught:
+        read_answer(body)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (reply("  a\n"), "  a\n"),
+        (reply(""), ""),
+        (reply(None), ""),
+        (reply(None, "tool_calls", tool_calls=[{}]), ""),
+        (reply(None, refusal="I cannot."), "I cannot."),
+        (reply("a cut answ", "length"), "a cut answ"),
+        (reply("A", None), "A"),
+        (reply("A", "length", reasoning_content="let me think"), "A"),
+        (reply("<think>it is B</think>A", "length"), "<think>it is B</think>A"),
+        (reply("the tag <think> opens a thought", "length"), "the tag <think> opens a thought"),
+        (
+            reply(
+                [{"type": "text", "text": "a"}, {"type": "thinking", "thinking": [{}]}, {"type": "text", "text": "b"}]
+            ),
+            "ab",
+        ),
+        (b'{"choices": [{"message": {"content": "a\\ud83d b \\ud83d\\ude00"}}]}', "a\ufffd b \U0001f600"),
+        (b"\n\n \n" + reply("kept alive"), "kept alive"),
+    ],
+)
+def test_answers(body, text):
+    assert read_answer(body) == text
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "said"),
+    [
+        (b"", "broken", "got nothing"),
+        (b"<html>", "broken", "an HTML page"),
+        (b'{"choices": [{"mess', "broken", "mess"),
+        (b"[" * 100000, "broken", "JSON"),
+        (b"\xff\xfe", "broken", "JSON"),
+        (b"null", "broken", "null"),
+        (b"[]", "broken", "[]"),
+        (b"data: {}", "broken", "data:"),
+        (b'{"choices": null}', "broken", "no choice"),
+        (b'{"choices": []}', "broken", "no choice"),
+        (b'{"choices": {"0": 1}}', "broken", "no choice"),
+        (b'{"choices": [null]}', "broken", "no choice"),
+        (b'{"choices": [{"text": "a completion, no chat"}]}', "broken", "no choice"),
+        (b'{"choices": [{"message": null}]}', "broken", "no choice"),
+        (b'{"choices": [{"message": "hi"}]}', "broken", "no choice"),
+        (reply(7), "broken", "type int"),
+        (reply({"text": "a"}), "broken", "type dict"),
+        (reply(True), "broken", "type bool"),
+        (reply([{"type": "text", "text": 7}]), "broken", "type int"),
+        (reply([7]), "broken", "type int"),
+        (reply("half", "error"), "server", "`finish_reason` error"),
+        (reply("half", "abort"), "server", "abort"),
+        (reply("half", "content_filter"), REFUSED, "filtered the answer"),
+        (reply(None, "SAFETY"), REFUSED, "filtered the answer"),
+        (reply("", "length"), CUT, "limit of tokens"),
+        (reply(None, "length", reasoning_content="let me"), CUT, "limit of tokens"),
+        (reply(" \n", "max_tokens", reasoning="let me"), CUT, "limit of tokens"),
+        (reply("<think>let me", "length"), CUT, "limit of tokens"),
+        (reply("<think>let me", "stop"), CUT, "limit of tokens"),
+        (b'{"error": {"code": 402, "message": "Insufficient credits"}}', "quota", "error 402"),
+        (b'{"error": {"code": "429", "message": "slow down"}}', "busy", "slow down"),
+        (b'{"error": {"message": "upstream died"}, "choices": []}', "server", "upstream died"),
+        (b'{"error": "upstream died"}', "server", "upstream died"),
+        (b'{"choices": [{"error": {"code": 502, "message": "gone"}, "message": {"content": ""}}]}', "server", "gone"),
+    ],
+)
+def test_what_is_no_answer(body, kind, said):
+    found = trouble(body)
+    assert found.kind == kind and said in found.reason
+
+
+@pytest.mark.parametrize(
+    ("status", "fields", "kind"),
+    [
+        (401, {"message": "Incorrect API key provided"}, "key"),
+        (403, {"message": "Country not supported"}, "key"),
+        (403, {"message": "Your chosen model requires moderation and your input was flagged"}, REFUSED),
+        (400, {"message": "API key not valid. Please pass a valid API key."}, "key"),
+        (402, {"message": "no"}, "quota"),
+        (429, {"message": "x", "code": "insufficient_quota"}, "quota"),
+        (429, {"message": "You exceeded your current quota, please check your plan and billing details."}, "quota"),
+        (403, {"message": "x", "type": "insufficient_quota"}, "quota"),
+        (400, {"message": "Your credit balance is too low to access the API."}, "quota"),
+        (429, {"message": "Rate limit reached", "code": "rate_limit_exceeded"}, "busy"),
+        (404, {"message": "The model `m` does not exist"}, "missing"),
+        (405, {"message": "Method Not Allowed"}, "missing"),
+        (400, {"message": "x is not a valid model ID"}, "missing"),
+        (400, {"message": "The response was filtered", "code": "content_filter"}, REFUSED),
+        (400, {"message": "This model's maximum context length is 4096 tokens. However, you requested"}, REFUSED),
+        (400, {"message": "x", "code": "context_length_exceeded"}, REFUSED),
+        (413, {"message": "Payload Too Large"}, REFUSED),
+        (422, {"message": "bad picture"}, REFUSED),
+        (408, {}, "server"),
+        (409, {}, "server"),
+        (500, {"message": "out of memory"}, "server"),
+        (503, {"message": "billing service unavailable"}, "server"),
+        (529, {"message": "overloaded"}, "server"),
+    ],
+)
+def test_an_error_is_known_by_its_status_and_its_words(status, fields, kind):
+    found = read_error(status, json.dumps({"error": fields}).encode(), {})
+    assert (
+        found.kind == kind
+        and f"HTTP {status}" in found.reason
+        and fields.get("message", "").rstrip(".") in found.reason
+    )
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[]", b"null", b"7", b'{"error": 7}', b'{"detail": [{"msg": "x"}]}', b"\xff"]
+)
+@pytest.mark.parametrize("status", [301, 400, 402, 404, 413, 418, 429, 500])
+def test_an_error_of_any_shape_is_a_failure(status, body):
+    assert isinstance(read_error(status, body, {}).reason, str)
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after-ms": "250", "retry-after": "7"}, 0.25),
+        ({"retry-after": "Thu, 01 Jan 1970 00:00:50 GMT"}, 40.0),
+        ({"retry-after": "Thu, 01 Jan 1970 00:00:05 GMT"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-3"}, None),
+        ({"retry-after": "inf"}, None),
+        ({}, None),
+    ],
+)
+def test_how_long_to_leave_a_server_alone(headers, wait):
+    assert read_error(429, b"", headers, now=10.0).wait == wait
+
+
+def test_the_parameter_that_a_model_does_not_take_is_known():
+    words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    assert read_error(400, json.dumps({"error": {"message": words}}).encode(), {}).param in (
+        "max_tokens",
+        "max_completion_tokens",
+    )
+    own = {"message": "x", "param": "temperature", "code": "unsupported_value"}
+    assert read_error(400, json.dumps({"error": own}).encode(), {}).param == "temperature"
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("<think>so", True),
+        ("\n<THINK> so", True),
+        ("[THINK]so", True),
+        ("<reasoning>so", True),
+        ("<think>so</think>A", False),
+        ("[THINK]so[/THINK]A", False),
+        ("A", False),
+        ("", False),
+        ("so <think>", False),
+        ("<thinker>so", False),
+    ],
+)
+def test_a_thought_that_never_ends(text, cut):
+    assert cut_in_thinking(text) is cut
