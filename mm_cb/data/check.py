@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from mm_cb.core.files import file_sha256
-from mm_cb.core.pictures import UNREADABLE
 from mm_cb.data.contamination import Contamination
-from mm_cb.data.examples import Example, PictureError
+from mm_cb.data.examples import Example
 from mm_cb.data.formats import Skip
 from mm_cb.data.mixture import open_sources
+from mm_cb.data.pictures import PictureError, open_picture
 from mm_cb.data.sources import Fault, OpenSource, Source
 
 if TYPE_CHECKING:
@@ -183,18 +183,14 @@ class _Examiner:
                     if task:
                         task.advance()
 
-    def _is_whole(self, image: Image.Image | Path, where: Where) -> bool:
-        """Whether a picture in memory can be decoded; files are noted for later."""
+    def _is_whole(self, image: Image.Image | Path | bytes, where: Where) -> bool:
+        """Whether a picture in memory can be shown to a model; files are noted for later."""
         if isinstance(image, Path):
             self._pictures.setdefault(image, where)
             return True
-        try:
-            image.load()
-        except UNREADABLE as error:
-            text = str(error)
-            self._report.add("corrupt image", lambda: f"{where()}: the picture cannot be read: {text}")
-            return False
-        return True
+        if (fault := _decode(image)) is not None:
+            self._report.add("corrupt image", partial(_joined, where, fault))
+        return fault is None
 
     def _compare_with_others(self, example: Example, where: Where) -> None:
         """Equal texts with equal pictures, by content; files are hashed only where texts are equal."""
@@ -228,17 +224,18 @@ class _Examiner:
                 self._report.add("contaminated", partial(_joined, where, found))
 
 
-def _decode(path: Path) -> str | None:
-    """What is wrong with a picture file; None if it opens."""
+def _decode(picture: Image.Image | Path | bytes) -> str | None:
+    """Why a picture cannot be shown to a model; None if it can."""
     try:
-        Example("", [], [path], "retain").open_images()
+        open_picture(picture)
     except PictureError as error:
-        return str(error).replace(" of example ``", "")
+        return str(error)
     return None
 
 
-def _pixels(image: Image.Image) -> str:
-    """A name for a picture in memory."""
+def _pixels(picture: Image.Image | bytes) -> str:
+    """A name for what is shown of a picture in memory."""
+    image = open_picture(picture)
     return hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest() + str(image.size)
 
 

@@ -64,7 +64,7 @@ class EndpointJudge:
             raise EndpointError(failed)
 
     def _message(self, case: Case) -> dict[str, Any]:
-        from mm_cb.data.behaviors_file import open_picture
+        from mm_cb.data.pictures import open_picture
 
         values = {"behavior": case.behavior, "completion": case.completion}
         context = case.extra.get("context") or case.extra.get("image_description")

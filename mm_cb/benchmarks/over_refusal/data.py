@@ -14,6 +14,7 @@ from typing import Any
 from mm_cb.benchmarks.rows import json_object
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
+from mm_cb.data.pictures import open_picture, path_inside
 
 _CONTRAST = "contrast"
 
@@ -126,14 +127,14 @@ def _picture(name: Any, path: Path, where: str) -> Path | None:
     """A picture inside the file's folder, or beside it as MOSSBench lays its own out."""
     if name is None:
         return None
-    if not isinstance(name, str) or "\0" in name:
-        raise UserError(f"{where}: `image` must be a path or null, got {name!r}.")
-    own = Path(os.path.abspath(path.parent))  # links are not followed: the hub's cache consists of them
+    own = Path(os.path.abspath(path.parent))
     folders = [own, *([own.parent] if path.suffix == ".json" else [])]
-    for folder in folders:
-        picture = Path(os.path.normpath(folder / name))
-        if not picture.is_relative_to(folder):
-            raise UserError(f"{where}: `image` must lie inside the folder of the file, got {name!r}.")
-        if picture.is_file():
-            return picture
-    raise UserError(f"{where}: picture `{folders[0] / name}` does not exist; get the data set's pictures.")
+    try:
+        places = [path_inside(folder, name) for folder in folders]
+    except ValueError as e:
+        raise UserError(f"{where}: `image` {e}.") from e
+    picture = next((place for place in places if place.exists()), None)
+    if picture is None:
+        raise UserError(f"{where}: picture `{places[0]}` does not exist; get the data set's pictures.")
+    open_picture(picture, where)
+    return picture
