@@ -37,9 +37,9 @@ from .adam import adam_pgd
 from .apgd import apgd
 from .benign import BENIGN_TARGETS, emitted
 from .classifiers import cross_entropy, dlr, margin
-from .errors import AttackError, NonFiniteError, ObjectiveShapeError, ResumeError, ZeroGradientError
+from .errors import AttackError, ImageFileError, NonFiniteError, ObjectiveShapeError, ResumeError, ZeroGradientError
 from .gradients import GradientHealth, gradient_health
-from .image_files import load_image, on_white, open_image
+from .image_files import as_rgb, decode_image, load_image, open_image
 from .loop import AttackResult, RestartResults
 from .noise import sign_noise
 from .objectives import (
@@ -52,7 +52,7 @@ from .objectives import (
     target_reached,
 )
 from .pgd import pgd
-from .png import ImageFileError, linf_255, load_png, round_towards, save_png
+from .png import linf_255, load_png, png_levels, round_towards, save_png
 from .preprocessing import ExactPreprocessing
 from .random_search import random_search
 from .state import AttackState
@@ -88,9 +88,11 @@ __all__ = [
     "ZeroGradientError",
     "adam_pgd",
     "apgd",
+    "as_rgb",
     "cosine_distance",
     "crop",
     "cross_entropy",
+    "decode_image",
     "dlr",
     "emitted",
     "eot",
@@ -101,10 +103,10 @@ __all__ = [
     "load_png",
     "logit_distillation",
     "margin",
-    "on_white",
     "open_image",
     "pad",
     "pgd",
+    "png_levels",
     "predicted_nll",
     "prefix_hinge",
     "random_search",

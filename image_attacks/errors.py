@@ -1,4 +1,4 @@
-"""What goes wrong with an objective, by type."""
+"""What goes wrong with an objective or an image file, by type."""
 
 
 class AttackError(ValueError):
@@ -19,3 +19,7 @@ class ZeroGradientError(AttackError):
 
 class ResumeError(AttackError):
     """A saved state belongs to another attack."""
+
+
+class ImageFileError(ValueError):
+    """An image file cannot be used; the message names the file and the reason."""

@@ -3,7 +3,6 @@
 import io
 import os
 import tempfile
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .errors import ImageFileError
+from .file_kinds import kind_of
+from .image_files import opened, read_bytes
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BIT_DEPTH_OFFSET = 24
 """Position of the bit depth inside the header chunk, which a PNG always starts with."""
-
-
-class ImageFileError(ValueError):
-    """An image file cannot be used; the message names the file and the reason."""
 
 
 def to_levels(pixels: Tensor) -> Tensor:
@@ -64,15 +63,18 @@ def save_png(pixels: Tensor, path: str | Path) -> None:
     An image inside an l-inf ball whose radius is on the 1/255 grid, around an 8-bit image, stays inside it.
 
     Args:
-        pixels: Shape ``(3, H, W)``, values in [0, 1].
+        pixels: Shape ``(3, H, W)``, values in [0, 1]; ``(1, H, W)`` is grey and becomes three equal channels.
         path: File to write or replace; its folder must exist.
 
     Raises:
-        ValueError: If the shape is not ``(3, H, W)`` or a value is outside [0, 1].
+        ValueError: If the shape is another one or a value is outside [0, 1].
     """
-    if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.numel() == 0:
-        raise ValueError(f"`pixels` must have shape (3, H, W), got {tuple(pixels.shape)}.")
-    levels = to_levels(pixels.detach()).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or pixels.numel() == 0:
+        raise ValueError(
+            f"`pixels` must have shape (3, H, W), or (1, H, W) for grey, got {tuple(pixels.shape)}; a file holds one "
+            "picture, without transparency."
+        )
+    levels = to_levels(pixels.detach().expand(3, -1, -1)).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
     encoded = io.BytesIO()
     Image.fromarray(levels).save(encoded, format="PNG")
     _replace(Path(path), encoded.getvalue())
@@ -126,30 +128,27 @@ def linf_255(a_path: str | Path, b_path: str | Path) -> int:
 
 
 def _read_levels(path: Path) -> np.ndarray:
-    """Return the file's levels as uint8 of shape ``(H, W, 3)``."""
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise ImageFileError(f"{path}: cannot be read ({e.strerror}).") from e
-    if not data:
-        raise ImageFileError(f"{path}: the file is empty.")
+    return png_levels(read_bytes(path), str(path))
+
+
+def png_levels(data: bytes, name: str) -> np.ndarray:
+    """The levels that an 8-bit RGB PNG holds, exactly, as uint8 of shape ``(H, W, 3)``.
+
+    Args:
+        data: What the file holds.
+        name: What messages call it.
+
+    Raises:
+        ImageFileError: As :func:`load_png` does.
+    """
     if not data.startswith(_SIGNATURE):
-        raise ImageFileError(f"{path}: expected a PNG file, whatever its name says, got something else.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-                _check_kind(image, data, path)
-                return np.array(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        raise ImageFileError(f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels; resize the image first.") from e
-    except (OSError, SyntaxError, EOFError, IndexError, MemoryError) as e:
-        raise ImageFileError(f"{path}: damaged PNG ({e}).") from e
-    except ValueError as e:
-        raise e if isinstance(e, ImageFileError) else ImageFileError(f"{path}: damaged PNG ({e}).") from e
+        raise ImageFileError(f"{name}: expected a PNG file, whatever its name says, got {kind_of(data)}.")
+    with opened(data, name, ("PNG",)) as image:
+        _check_kind(image, data, name)
+        return np.array(image)
 
 
-def _check_kind(image: Image.Image, data: bytes, path: Path) -> None:
+def _check_kind(image: Image.Image, data: bytes, name: str) -> None:
     """Refuse whatever reading as RGB would silently change: it would not be the image that was attacked."""
     kinds = {
         f"mode {image.mode}": image.mode != "RGB",
@@ -160,5 +159,5 @@ def _check_kind(image: Image.Image, data: bytes, path: Path) -> None:
     found = [kind for kind, present in kinds.items() if present]
     if found:
         raise ImageFileError(
-            f"{path}: expected an 8-bit RGB PNG, got {', '.join(found)}. Convert it to RGB before the attack."
+            f"{name}: expected an 8-bit RGB PNG, got {', '.join(found)}. Convert it to RGB before the attack."
         )

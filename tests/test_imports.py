@@ -70,6 +70,16 @@ def test_image_attacks_imports_nothing_of_mm_cb():
     assert not [path for path in paths for name in imported_modules(path) if name.split(".")[0] == "mm_cb"]
 
 
+def test_one_reader_opens_pictures():
+    """A second ``Image.open``, or a conversion beside it, is a second rule for what a model is shown."""
+    opening = re.compile(r"Image\.open\(|exif_transpose|\.convert\(.RGB|\bfromstream\(|imread\(")
+    paths = [path for folder in ("mm_cb", "image_attacks", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    found = {path.relative_to(ROOT).as_posix(): opening.findall(path.read_text(encoding="utf-8")) for path in paths}
+    assert found.pop("image_attacks/image_files.py").count("Image.open(") == 1
+    assert found.pop("image_attacks/transformations.py") == ["Image.open("]  # of a JPEG that it has just made
+    assert {name: calls for name, calls in found.items() if calls} == {}
+
+
 def in_fresh_python(code: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)

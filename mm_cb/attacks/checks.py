@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from mm_cb.attacks.threats import Threat
-from mm_cb.data.behaviors_file import Behavior, open_picture
+from mm_cb.data.behaviors_file import Behavior
+from mm_cb.data.pictures import open_picture
 from mm_cb.inference.subjects import Subject
 from mm_cb.inference.tolerance import TOLERANCE, dtype_of, tolerance
 from mm_cb.metrics.checks import attack_is_strong, check, placebo_is_weak, still_answers

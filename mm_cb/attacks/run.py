@@ -22,7 +22,8 @@ from mm_cb.core.embedded import embedded, is_fiction
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
 from mm_cb.core.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes
-from mm_cb.data.behaviors_file import KEPT_AS, Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
+from mm_cb.data.behaviors_file import KEPT_AS, Behavior, grey_canvas, read_behaviors, refuse_too_large
+from mm_cb.data.pictures import open_picture
 from mm_cb.inference.source import ModelSource, subject_name
 from mm_cb.inference.subjects import Subject, load_subject
 from mm_cb.inference.tolerance import dtype_of

@@ -26,7 +26,8 @@ from mm_cb.attacks.saved import SavedPicture, as_picture, attacked_name, clean_n
 from mm_cb.attacks.search import Found, make_objective, search
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress, Task, clock
-from mm_cb.data.behaviors_file import Behavior, grey_canvas, open_picture
+from mm_cb.data.behaviors_file import Behavior, grey_canvas
+from mm_cb.data.pictures import open_picture
 from mm_cb.inference.cached_chunks import chunks, once
 from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.observations import starts_with

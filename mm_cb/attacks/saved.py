@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from image_attacks import ImageFileError, save_png
+from image_attacks import ImageFileError, png_levels, save_png
 from mm_cb.core.paths import safe_id
 
 
@@ -79,15 +78,13 @@ def read(folder: Path, name: str) -> SavedPicture:
     """Read a saved picture.
 
     Raises:
-        ImageFileError: If the file is missing or is no picture.
+        ImageFileError: If the file is missing, or is no 8-bit RGB PNG, which is what `save` writes.
     """
     try:
         data = (folder / name).read_bytes()
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
-            image = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError) as error:
         raise ImageFileError(f"{folder / name}: expected a PNG, but it cannot be read ({error}).") from error
-    return SavedPicture(name, image, hashlib.sha256(data).hexdigest())
+    return SavedPicture(name, Image.fromarray(png_levels(data, str(folder / name))), hashlib.sha256(data).hexdigest())
 
 
 def images(saved: Sequence[SavedPicture]) -> list[Image.Image]:

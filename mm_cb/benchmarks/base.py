@@ -18,7 +18,7 @@ from mm_cb.metrics.table import Metric
 if TYPE_CHECKING:
     from mm_cb.benchmarks.runner import Session
     from mm_cb.core.hub import Repository
-    from mm_cb.inference.generation import Picture
+    from mm_cb.data.pictures import Picture
     from mm_cb.inference.source import ModelSource
     from mm_cb.metrics.results import Measurement
 

@@ -107,7 +107,8 @@ class Pope(Benchmark):
             if isinstance(image, Mapping) or row.file is None:
                 picture: Any = stored_picture(image, f"{row.where}: `image`")
             else:
-                picture = picture_inside(_folder(settings.images, row.file), image, row.where)
+                folder = _folder(settings.images, row.file)
+                picture = picture_inside(folder, image, row.where, links=bool(settings.images))
             kind = kind if kind in KINDS else "all"
             id = number if kind == "all" else f"{kind}/{number}"
             found.append(Question(id, text + settings.suffix, (picture,), label, kind))

@@ -73,12 +73,9 @@ def parquet_rows(files: Sequence[Path]) -> Iterable[Row]:
 
 def undecoded(table: Any) -> list[dict[str, Any]]:
     """The rows of a ``datasets.Dataset``, pictures as bytes."""
-    from datasets import Image
+    from mm_cb.data import rows
 
-    for name, feature in table.features.items():
-        if isinstance(feature, Image):
-            table = table.cast_column(name, Image(decode=False))
-    return list(table)
+    return list(rows.undecoded(table))
 
 
 def texts(row: Row, names: Sequence[str]) -> list[str]:

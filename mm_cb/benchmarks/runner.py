@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_cb.benchmarks.base import Benchmark, Task, refuse_repeated
-from mm_cb.benchmarks.pictures import fingerprint, opened
+from mm_cb.benchmarks.pictures import fingerprint, ready
 from mm_cb.benchmarks.registry import get_benchmark, register_benchmark
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError, unknown
@@ -75,11 +75,8 @@ class Session:
     @property
     def requests(self) -> list[Request]:
         """What the model is sent, in the order of the questions."""
-        files = opened(self.task.questions)
-        return [
-            Request(q.id, q.prompt, tuple(files[p] if isinstance(p, Path) else p for p in q.pictures))
-            for q in self.task.questions
-        ]
+        questions = self.task.questions
+        return [Request(q.id, q.prompt, shown) for q, shown in zip(questions, ready(questions), strict=True)]
 
     def likelihood(self) -> dict[str, dict[str, Any]]:
         """By question id ``nll_base`` and ``incoherent``; nothing for a model that is served or was not asked."""

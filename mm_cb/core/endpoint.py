@@ -272,9 +272,14 @@ def text_part(text: str) -> dict[str, Any]:
 
 
 def image_part(image: Image) -> dict[str, Any]:
-    """A picture in a message's content: a PNG inside a data URL, so that the server sees exactly these pixels."""
+    """A picture in a message's content: a PNG inside a data URL, so that the server sees exactly these pixels.
+
+    Args:
+        image: In mode RGB, as `mm_cb.data.pictures.open_picture` gives it.
+    """
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "PNG")
+    assert image.mode == "RGB", f"a picture in mode {image.mode} has not been through the reader"
+    image.save(buffer, "PNG")
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     return {"type": "image_url", "image_url": {"url": url}}
 

@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
-from image_attacks import ImageFileError, open_image
+from image_attacks.file_kinds import picture_format
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.files import dumps, write_bytes, write_text
 from mm_cb.core.paths import safe_id
@@ -16,6 +14,7 @@ from mm_cb.core.reading import Line, json_file, json_lines, shown
 from mm_cb.core.tables import read_table
 from mm_cb.data.behaviors_file import parse_behavior, read_behaviors
 from mm_cb.data.cards import card
+from mm_cb.data.pictures import PictureError, open_picture
 
 SCENARIOS = ("illegal_activity", "hate_speech", "malware", "physical_harm", "economic_harm", "fraud", "privacy")
 VARIANTS = ("SD_TYPO", "SD", "TYPO")
@@ -261,12 +260,11 @@ def _find_picture(request: Request, built: Built) -> tuple[Path, str] | None:
         built.missing.append(f"{request.where}: `{request.picture}` is not there")
         return None
     try:
-        open_image(path)  # as the attack will
-    except ImageFileError as error:
-        built.missing.append(f"{request.where}: the picture cannot be read: {str(error).rstrip('.')}")
+        open_picture(path)  # as the attack will
+    except PictureError as error:
+        built.missing.append(f"{request.where}: {str(error).rstrip('.')}")
         return None
-    with Image.open(path) as image:
-        ending = _SUFFIXES[image.format or ""]
+    ending = _SUFFIXES[picture_format(path.read_bytes()) or ""]
     if path != request.picture or path.suffix.lower().replace("jpeg", "jpg").replace("tiff", "tif") != ending:
         built.renamed.append(f"{request.where}: {request.picture.name} is {path.name}, of format {ending[1:]}")
     return path, ending

@@ -12,6 +12,7 @@ from PIL import Image
 from mm_cb.core.errors import UserError
 from mm_cb.core.provenance import available_memory_bytes
 from mm_cb.core.reading import Line, json_lines, refuse_typos, shown
+from mm_cb.data.pictures import open_picture, path_inside
 
 KEPT_AS = "behaviors.jsonl"
 """The copy of the file that an attack's run directory keeps: what was asked, to be held against what is there."""
@@ -100,32 +101,12 @@ def parse_behavior(line: Line, path: Path) -> Behavior:
 def _picture(name: Any, path: Path, where: str) -> Path | None:
     if name is None:
         return None
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{where}: `image` must be a path or null, got {shown(name)}.")
-    folder = path.parent.resolve()
-    picture = (folder / name).resolve()
-    if not picture.is_relative_to(folder):
-        raise UserError(f"{where}: `image` must lie inside the folder of the behaviours file, got {shown(name)}.")
     try:
-        open_picture(picture)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        picture = path_inside(path.parent.resolve(), name)
+    except ValueError as error:
+        raise UserError(f"{where}: `image` {error}.") from error
+    open_picture(picture, where)
     return picture
-
-
-def open_picture(path: Path) -> Image.Image:
-    """A picture as the model's processor sees it: 8-bit RGB, transparency on white; converted here and only once.
-
-    Raises:
-        UserError: If the file is missing, empty, damaged, animated, larger than an honest picture, or in a mode of
-            which 8-bit RGB would be another picture than the one a user sees.
-    """
-    from image_attacks import ImageFileError, open_image
-
-    try:
-        return open_image(path)
-    except ImageFileError as error:
-        raise UserError(f"picture {error}") from error
 
 
 def refuse_too_large(behaviors: Sequence[Behavior], batch: int) -> None:
@@ -140,8 +121,7 @@ def refuse_too_large(behaviors: Sequence[Behavior], batch: int) -> None:
     sizes: dict[tuple[int, int], list[Path]] = {}
     for behavior in behaviors:
         if behavior.image is not None:
-            with Image.open(behavior.image) as picture:
-                sizes.setdefault(picture.size, []).append(behavior.image)
+            sizes.setdefault(open_picture(behavior.image).size, []).append(behavior.image)
     for (width, height), files in sizes.items():
         together = min(batch, len(files))
         needed = 3 * width * height * 4 * (_COPIES_ONCE + together * _COPIES)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from mm_cb.core.pictures import UNREADABLE
 from mm_cb.data.contamination import Contamination
-from mm_cb.data.examples import Example, PictureError
+from mm_cb.data.examples import Example
 from mm_cb.data.formats import Skip
 from mm_cb.data.mixture import Kind, Mixture, Part, nothing_left, open_sources
+from mm_cb.data.pictures import PictureError, open_picture
 from mm_cb.data.scan import Scan, judged, message_texts, texts_of
 from mm_cb.data.sources import STRICT, Fault, OpenSource, Rules, Source
 
@@ -199,18 +199,14 @@ class _Examiner:
                     if task:
                         task.advance()
 
-    def _is_whole(self, image: Image.Image | Path, where: Where) -> bool:
-        """Whether a picture in memory can be decoded; files are noted for later."""
+    def _is_whole(self, image: Image.Image | Path | bytes, where: Where) -> bool:
+        """Whether a picture in memory can be shown to a model; files are noted for later."""
         if isinstance(image, Path):
             self._pictures.setdefault(image, where)
             return True
-        try:
-            image.load()
-        except UNREADABLE as error:
-            text = str(error)
-            self._report.add(self._unreadable, lambda: f"{where()}: the picture cannot be read: {text}")
-            return False
-        return True
+        if (fault := _decode(image)) is not None:
+            self._report.add(self._unreadable, partial(_joined, where, fault))
+        return fault is None
 
     def _compare_with_behaviors(self, example: Example, where: Where) -> None:
         if self._contamination is None:
@@ -226,10 +222,10 @@ class _Examiner:
                 self._report.add("contaminated", partial(_joined, where, found))
 
 
-def _decode(path: Path) -> str | None:
-    """What is wrong with a picture file; None if it opens."""
+def _decode(picture: Image.Image | Path | bytes) -> str | None:
+    """Why a picture cannot be shown to a model; None if it can."""
     try:
-        Example("", [], [path], "retain").open_images()
+        open_picture(picture)
     except PictureError as error:
-        return str(error).replace(" of example ``", "")
+        return str(error)
     return None

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mm_cb.core.endpoint import Endpoint, EndpointFailure, user_message
 from mm_cb.core.errors import UserError
-from mm_cb.data.examples import Example
+from mm_cb.data.pictures import open_picture
 
 INSTRUCTION = "Describe this picture in detail."
 CORRUPT = "corrupt picture"
@@ -53,6 +53,6 @@ def describe_by_model(
 
 def _open(path: Path) -> Image.Image | EndpointFailure:
     try:
-        return Example(path.name, [], [path], "retain").open_images()[0]
+        return open_picture(path)
     except UserError as error:
         return EndpointFailure(CORRUPT, str(error))

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from mm_cb.core.errors import UserError
-from mm_cb.core.pictures import UNREADABLE
 from mm_cb.core.reading import shown, unfit
+from mm_cb.data.pictures import PictureError, open_picture, path_inside
 
 SetName = Literal["circuit_breaker", "retain"]
 Modality = Literal["text", "multimodal"]
@@ -21,10 +20,6 @@ SETS = ("circuit_breaker", "retain")
 _KEYS = {"id", "messages", "images", "set", "source"}
 
 
-class PictureError(UserError):
-    """A picture that is missing, empty or damaged."""
-
-
 @dataclass(frozen=True)
 class Example:
     """One chat to train on.
@@ -33,7 +28,7 @@ class Example:
         id: Unique name.
         messages: Turns ``{"role": "user" | "assistant", "content": text or list of typed parts}``; the last is the
             assistant's. Parts are ``{"type": "image"}`` and ``{"type": "text", "text": ...}``.
-        images: Pictures, or the paths of their files, for the image parts in order.
+        images: Pictures, the paths of their files, or the bytes of such, for the image parts in order.
         set: ``circuit_breaker`` (to reroute) or ``retain`` (to keep).
         source: Where it comes from.
         place: As text, file and line; worked out only when a message needs it.
@@ -41,7 +36,7 @@ class Example:
 
     id: str
     messages: Sequence[dict[str, Any]]
-    images: Sequence[Image.Image | Path]
+    images: Sequence[Image.Image | Path | bytes]
     set: SetName
     source: str = ""
     place: object = field(default=None, compare=False, repr=False)
@@ -52,23 +47,22 @@ class Example:
         return "multimodal" if self.images else "text"
 
     def open_images(self) -> list[Image.Image]:
-        """The pictures, read from their files now if they are paths.
+        """The pictures as the model is shown them, decoded now.
 
         Raises:
-            PictureError: If one is missing, empty or damaged.
+            PictureError: If one cannot be shown, see `mm_cb.data.pictures.open_picture`.
         """
         return [self._open(image) for image in self.images]
 
-    def _open(self, image: Image.Image | Path) -> Image.Image:
+    def _open(self, image: Image.Image | Path | bytes) -> Image.Image:
         try:
-            if not isinstance(image, PurePath):
-                return image.convert("RGB")
-            with Image.open(image) as opened:
-                return opened.convert("RGB")  # drops transparency, as LLaVA's own trainer does
-        except UNREADABLE as error:
+            return open_picture(image)
+        except PictureError as error:
             place = "" if self.place is None else f"{self.place}: "
-            name = f"picture `{image}`" if isinstance(image, PurePath) else "picture"
-            raise PictureError(f"{place}cannot read the {name} of example `{self.id}`: {error}") from error
+            path = str(image) if isinstance(image, PurePath) else ""
+            reason = str(error).removeprefix(f"picture {path}: " if path else "picture: ")
+            name = f" `{path}`" if path else ""
+            raise PictureError(f"{place}cannot read the picture{name} of example `{self.id}`: {reason}") from error
 
 
 def opened(example: Example, on_unreadable: OnUnreadable) -> Example | None:
@@ -158,4 +152,4 @@ def _inside(folder: Path, image: Any) -> Path:
         or ".." in PurePath(image).parts
     ):
         raise ValueError(f"picture paths must be relative to the file and stay inside its folder, got {shown(image)}")
-    return folder / image
+    return path_inside(folder, image)

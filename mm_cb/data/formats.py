@@ -1,17 +1,14 @@
 """How the rows of public data sets become examples: one small function per format."""
 
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from PIL import Image
-
-from mm_cb.core.pictures import UNREADABLE
 from mm_cb.core.reading import shown, unfit
 from mm_cb.data.examples import Example, SetName, parse_example
+from mm_cb.data.pictures import encoded, path_inside
 from mm_cb.data.rows import Record
 
 COMPLIANCE, REFUSAL = "1_full_compliance", "2_full_refusal"
@@ -46,7 +43,7 @@ class Context:
         turns = [{"role": "user", "content": _text(prompt)}, {"role": "assistant", "content": _text(completion)}]
         return self.example(turns)
 
-    def example(self, messages: Sequence[dict[str, Any]], images: Sequence[Image.Image | Path] = ()) -> Example | Skip:
+    def example(self, messages: Sequence[dict[str, Any]], images: Sequence[Path | bytes] = ()) -> Example | Skip:
         """Turns, checked: every one says something, and none could be mistaken for a picture."""
         for message in messages:
             content = message["content"]
@@ -135,7 +132,7 @@ def recognise(columns: Sequence[str]) -> str | None:
 
 
 def _chat(
-    turns: list[dict[str, Any]], pictures: list[Image.Image | Path], context: Context, *, split: bool
+    turns: list[dict[str, Any]], pictures: list[Path | bytes], context: Context, *, split: bool
 ) -> Example | Skip:
     """An example from turns; ``split`` = placeholders in their texts stand for pictures."""
     if turns and turns[-1]["role"] == "user":
@@ -185,7 +182,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def _pictures(record: Record, context: Context) -> list[Image.Image | Path]:
+def _pictures(record: Record, context: Context) -> list[Path | bytes]:
     """The pictures of a row in order: ``image`` or ``images``, one or a list."""
     named = [record[column] for column in ("image", "images") if record.get(column)]
     if len(named) > 1:
@@ -194,23 +191,20 @@ def _pictures(record: Record, context: Context) -> list[Image.Image | Path]:
     return [_picture(one, context) for one in (pictures if isinstance(pictures, list | tuple) else [pictures])]
 
 
-def _picture(value: Any, context: Context) -> Image.Image | Path:
+def _picture(value: Any, context: Context) -> Path | bytes:
     """A picture: the path of its file, or the encoded bytes of a hub data set, which are decoded when first used."""
-    if isinstance(value, dict) and value.get("bytes"):
-        try:
-            return Image.open(io.BytesIO(value["bytes"]))
-        except UNREADABLE as error:
-            raise ValueError(f"the picture cannot be read: {error}") from error
-    if isinstance(value, dict) and value.get("path"):
-        return Path(value["path"])
     if not isinstance(value, str):
-        raise ValueError(
-            f"a picture must be the name of a file, or what `datasets.Image` holds, got {shown(value)}; cast the "
-            "column to `datasets.Image`, or write the pictures to files"
-        )
+        picture = encoded(value)
+        if picture is None:
+            raise ValueError(
+                f"a picture must be the name of a file, or what `datasets.Image` holds, got {shown(value)}; cast the "
+                "column to `datasets.Image`, or write the pictures to files"
+            )
+        return picture
     if not value or unfit(value) or PurePath(value).is_absolute() or ".." in PurePath(value).parts:
         raise ValueError(f"picture names must be relative and stay inside their folder, got {shown(value)}")
     folder = context.images or context.folder
     name = PurePath(value).name
-    places = (folder / value, folder / name, folder / "train2017" / name, folder / (_COCO_2014 + name))
-    return next((place for place in places if place.is_file()), folder / value)
+    places = (value, name, f"train2017/{name}", _COCO_2014 + name)
+    place = next((place for place in places if (folder / place).is_file()), value)
+    return path_inside(folder, place, links=context.images is not None)

@@ -1,6 +1,5 @@
 """Training examples from rows in memory: a `datasets.Dataset`, or a list of dictionaries."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,10 @@ from typing import Any
 from PIL import Image
 
 from mm_cb.core.errors import nearest
-from mm_cb.core.pictures import UNREADABLE
-from mm_cb.data.examples import SETS, Example, Modality, PictureError, SetName, check_messages
+from mm_cb.core.reading import shown
+from mm_cb.data.examples import SETS, Example, Modality, SetName, check_messages
+from mm_cb.data.pictures import encoded
+from mm_cb.data.rows import undecoded
 
 _NEEDED = ("messages", "set")
 
@@ -32,7 +33,7 @@ class Records(Sequence[Example]):
             ValueError: If a column is absent, or a row is no training example; names the row.
         """
         columnar = hasattr(rows, "column_names")
-        self._rows = rows.with_format(None) if columnar else rows
+        self._rows = undecoded(rows.with_format(None)) if columnar else rows
         columns = list(rows.column_names) if columnar else sorted({key for row in rows for key in row})
         _check_columns(columns)
         counts = _picture_counts(self._rows, columns, columnar)
@@ -47,7 +48,7 @@ class Records(Sequence[Example]):
         """The example of one row.
 
         Raises:
-            PictureError: If one of its pictures is damaged.
+            ValueError: If what stands for a picture is none.
         """
         row = self._rows[index]
         pictures = [_picture(index, one) for one in row.get("images") or []]
@@ -150,17 +151,11 @@ def _parts(content: Any) -> Any:
     ]
 
 
-def _picture(index: int, value: Any) -> Image.Image | Path:
-    """A picture: what Pillow has, the path of a file, or encoded bytes, which are decoded here."""
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, str | Path):
-        return Path(value)
-    if not isinstance(value, bytes):
-        raise ValueError(f"row {index}: a picture must be a Pillow image, a path or bytes, got {type(value).__name__}.")
-    try:
-        return Image.open(io.BytesIO(value))
-    except UNREADABLE as error:
-        raise PictureError(f"row {index}: cannot read a picture: {error}") from error
+def _picture(index: int, value: Any) -> Image.Image | Path | bytes:
+    """A picture: what Pillow has, the path of a file, or encoded bytes."""
+    picture = value if isinstance(value, Image.Image) else encoded(value)
+    if picture is None:
+        raise ValueError(
+            f"row {index}: a picture must be a Pillow image, a path or the bytes of a file, got {shown(value)}."
+        )
+    return picture

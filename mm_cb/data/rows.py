@@ -103,14 +103,7 @@ class HubRows(Sequence[Record]):
 
     def __init__(self, dataset: Any, name: str, inputs: Sequence[hub.Repository] = ()) -> None:
         """Wrap a data set; ``name`` is what messages call it, ``inputs`` where on the hub it is from."""
-        import datasets
-
-        for column, feature in dataset.features.items():
-            inner = getattr(feature, "feature", feature)
-            if isinstance(inner, datasets.Image):
-                encoded = datasets.Image(decode=False)
-                dataset = dataset.cast_column(column, encoded if inner is feature else datasets.List(encoded))
-        self._dataset = dataset
+        self._dataset = undecoded(dataset)
         self._name = name
         self.inputs = list(inputs)
 
@@ -128,6 +121,18 @@ class HubRows(Sequence[Record]):
 
 
 Rows = FileRows | TableRows | HubRows
+
+
+def undecoded(dataset: Any) -> Any:
+    """A ``datasets.Dataset`` whose pictures stay encoded until they are opened, by our own reader."""
+    import datasets
+
+    for column, feature in dataset.features.items():
+        inner = getattr(feature, "feature", feature)
+        if isinstance(inner, datasets.Image):
+            encoded = datasets.Image(decode=False)
+            dataset = dataset.cast_column(column, encoded if inner is feature else datasets.List(encoded))
+    return dataset
 
 
 def open_rows(path: Path) -> Rows:

@@ -10,9 +10,9 @@ from typing import Any
 from PIL import Image
 
 from mm_cb.core.files import file_sha256
-from mm_cb.core.pictures import UNREADABLE
 from mm_cb.data.examples import Example
 from mm_cb.data.formats import Skip
+from mm_cb.data.pictures import PictureError, open_picture
 from mm_cb.data.sources import Fault, OpenSource, Rules
 
 Read = Callable[[], Example]
@@ -106,11 +106,12 @@ def _content(example: Example) -> tuple[str, ...]:
     return tuple(_of_file(image) if isinstance(image, Path) else _pixels(image) for image in example.images)
 
 
-def _pixels(image: Image.Image) -> str:
+def _pixels(picture: Image.Image | bytes) -> str:
     try:
-        return hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest() + str(image.size)
-    except UNREADABLE:
-        return f"unreadable {id(image)}"
+        image = open_picture(picture)
+    except PictureError:
+        return f"unreadable {id(picture)}"
+    return hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest() + str(image.size)
 
 
 @cache

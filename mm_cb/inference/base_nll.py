@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mm_cb.data.pictures import shown
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.generation import Engine, LocalEngine, Request
 from mm_cb.models import ChatModel
@@ -54,7 +55,7 @@ def nll_under_base(
     with model.adapter(False):
         for group in chunks(sorted(written, key=lambda r: -len(completions[r.key])), batch):
             chats = [chat(r.text, images=len(r.pictures), completion=completions[r.key]) for r in group]
-            pictures = [[picture.convert("RGB") for picture in r.pictures] for r in group]
+            pictures = [[shown(picture) for picture in r.pictures] for r in group]
             inputs = model.encode_chats(chats, pictures, close_turn=False)
             keep = int((inputs.labels != -100).sum(-1).max()) + 1
             logits = model.forward(inputs, logits_to_keep=keep).logits

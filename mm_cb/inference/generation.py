@@ -7,28 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL.Image import Image
-
 from mm_cb.core.chat_replies import CUT, REFUSED, cut_in_thinking
 from mm_cb.core.endpoint import EndpointError
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Task
 from mm_cb.core.runs import append_jsonl, read_jsonl
+from mm_cb.data.pictures import Picture, shown
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
 from mm_cb.inference.unanswered import go_on, unanswered
 from mm_cb.models import ChatModel
-
-
-class Picture(Protocol):
-    """What a picture must do: a PIL image, or bytes that are decoded when their turn comes."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height."""
-
-    def convert(self, mode: str) -> Image:
-        """The decoded picture in a colour mode."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +101,7 @@ def complete_batch(subject: Subject, requests: Sequence[Request], max_new_tokens
         chat(request.text, images=len(request.pictures), system=system)
         for request, system in zip(requests, subject.systems(len(requests)), strict=True)
     ]
-    pictures = [[picture.convert("RGB") for picture in request.pictures] for request in requests]
+    pictures = [[shown(picture) for picture in request.pictures] for request in requests]
     with subject.active() as model:
         return model.generate(model.encode_chats(chats, pictures), max_new_tokens)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from mm_cb.core.endpoint import Endpoint, user_message
 from mm_cb.core.errors import UserError
+from mm_cb.data.pictures import shown
 from mm_cb.inference.generation import Engine, Failure, LocalEngine, Request
 from mm_cb.inference.source import ModelSource
 from mm_cb.inference.subjects import load_subject
@@ -21,7 +22,7 @@ class EndpointEngine:
     def complete(self, requests: Sequence[Request], max_new_tokens: int) -> Iterator[tuple[str, str | Failure]]:
         """Greedy completions in the order in which they come; pictures are decoded when their turn comes."""
         asked = (
-            (request.key, [user_message(request.text, [picture.convert("RGB") for picture in request.pictures])])
+            (request.key, [user_message(request.text, [shown(picture) for picture in request.pictures])])
             for request in requests
         )
         return self._endpoint.map(asked, max_tokens=max_new_tokens, temperature=0.0)

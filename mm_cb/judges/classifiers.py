@@ -141,7 +141,7 @@ class LlamaGuard:
     def _answer(self, case: Case) -> str:
         import torch
 
-        from mm_cb.data.behaviors_file import open_picture
+        from mm_cb.data.pictures import open_picture
 
         content: list[dict[str, Any]] = [{"type": "text", "text": case.behavior}]
         if case.image is not None:

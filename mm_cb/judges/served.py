@@ -77,7 +77,7 @@ class EndpointJudge:
         return fill(self._template, values)
 
     def _shown(self, case: Case) -> list[Image]:
-        from mm_cb.data.behaviors_file import open_picture
+        from mm_cb.data.pictures import open_picture
 
         return [open_picture(case.image)] if self._pictures and case.image is not None else []
 

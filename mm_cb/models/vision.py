@@ -14,7 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
-from image_attacks import ExactPreprocessing, Plan, on_white
+from image_attacks import ExactPreprocessing, Plan, as_rgb
 from mm_cb.models.base import ChatModel
 from mm_cb.models.inputs import ModelInputs, Pictures
 from mm_cb.models.tower import TowerInputs
@@ -66,7 +66,7 @@ class VisionModel(ChatModel):
         """All pictures of a batch as the model takes them, and the tokens that stand for each."""
         if not images:
             return None, []
-        flat: list[Any] = [on_white(image) for image in images]
+        flat: list[Any] = [as_rgb(image) for image in images]
         given = [[image] for image in flat] if self.nested else flat
         made = self.processor.image_processor(given, return_tensors="pt", **self.options)
         stands = [self.processor.replace_image_token(made, index) for index in range(len(flat))]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mm_cb.core.compatibility import counts_in_worst_case
+from mm_cb.data.pictures import path_inside
 from mm_cb.metrics.observations import worst_candidate
 from mm_cb.report.labels import is_breaker
 
@@ -178,21 +179,14 @@ def amplified_difference(attacked: np.ndarray, clean: np.ndarray) -> np.ndarray 
 
 def read_picture(folder: Path, name: Any) -> np.ndarray | None:
     """Pixels of a picture inside the run directory, shape (H, W, 3); None when it is not there or not a picture."""
-    from PIL import Image
+    from image_attacks import ImageFileError, png_levels
 
-    if not isinstance(name, str) or "\0" in name:
-        return None
-    root = folder.resolve()
-    path = (root / name).resolve()
-    if not path.is_relative_to(root) or not path.is_file():
-        return None
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            if image.width * image.height > _LARGEST_PIXELS:
-                return None
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError):
+        path = path_inside(folder, name)
+        levels = png_levels(path.read_bytes(), str(path)) if path.is_file() else None
+    except (OSError, ValueError, ImageFileError):
         return None
+    return None if levels is None or levels.shape[0] * levels.shape[1] > _LARGEST_PIXELS else levels
 
 
 def _picture(pixels: np.ndarray | None) -> Picture | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from mm_cb.data.pictures import shown  # noqa: E402
 from mm_cb.inference.cached_chunks import chunks  # noqa: E402
 from mm_cb.inference.generation import LocalEngine, Request  # noqa: E402
 from mm_cb.inference.subjects import Subject  # noqa: E402
@@ -30,7 +31,7 @@ def plain(subject: Subject, requests: list[Request], batch: int, tokens: int) ->
 
     def encoded(group: list[Request]):
         chats = [chat(request.text, images=len(request.pictures)) for request in group]
-        return model.encode_chats(chats, [[picture.convert("RGB") for picture in r.pictures] for r in group])
+        return model.encode_chats(chats, [[shown(picture) for picture in r.pictures] for r in group])
 
     ordered = sorted(requests, key=lambda request: -encoded([request]).input_ids.shape[1])
     found: dict[str, str] = {}

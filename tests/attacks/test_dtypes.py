@@ -5,7 +5,8 @@ import torch
 from mm_cb.attacks.objectives.target import TargetObjective
 from mm_cb.attacks.saved import to_pixels
 from mm_cb.core.paths import data_path
-from mm_cb.data.behaviors_file import open_picture, read_behaviors
+from mm_cb.data.behaviors_file import read_behaviors
+from mm_cb.data.pictures import open_picture
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import load_model
 

@@ -13,7 +13,6 @@ from mm_cb import cli
 from mm_cb.benchmarks.mmmu.benchmark import MmmuSettings
 from mm_cb.benchmarks.mmmu.protocol import protocol
 from mm_cb.benchmarks.mmmu.questions import as_asked, fingerprint, prompt_text, read_questions
-from mm_cb.benchmarks.pictures import StoredPicture
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import read_jsonl
 from mm_cb.inference import generation
@@ -89,7 +88,7 @@ def test_the_pictures_that_are_shown(text, options, pictures, shown):
     slots = {f"image_{n}": encoded(n, size) for n, size in sizes.items()}
     asked = as_asked(question(question=text, options=repr(options), answer="A", **slots), "official", pictures)
     assert [picture.size for picture in asked.pictures] == [sizes[n] for n in shown]
-    assert [picture.convert("RGB").size for picture in asked.pictures] == [sizes[n] for n in shown]
+    assert [picture.open().size for picture in asked.pictures] == [sizes[n] for n in shown]
 
 
 def test_several_answers_are_read_from_the_hubs_text():
@@ -135,9 +134,15 @@ def test_questions_come_in_official_order_whatever_is_named_first(tmp_path):
         ({"id": "dev_Art_1"}, "must belong to split validation of Art"),
         ({"question": None}, "question hold none"),
         ({"image_1": {"bytes": b"", "path": "a.png"}}, "`image_1` must hold the picture's bytes"),
-        ({"image_1": {"bytes": b"no picture", "path": None}}, "`image_1` is no readable picture"),
-        ({"image_1": {"bytes": encoded()["bytes"][:-60], "path": None}}, "`image_1` is no readable picture"),
-        ({"image_1": huge()}, "`image_1` has too many pixels"),
+        (
+            {"image_1": {"bytes": b"no picture", "path": None}},
+            "`image_1`: expected a PNG, JPEG, WebP, GIF, BMP or TIFF image, got text (10 bytes)",
+        ),
+        (
+            {"image_1": {"bytes": encoded()["bytes"][:-60], "path": None}},
+            "`image_1`: expected a whole image, got a damaged one",
+        ),
+        ({"image_1": huge()}, "`image_1`: expected at most"),
     ],
 )
 def test_rows_that_are_not_as_mmmus(changes, expected):
@@ -161,8 +166,8 @@ def test_numbers_that_are_none_are_one_line(number, tmp_path, capsys):
 def test_transparency_is_dropped_as_the_reference_harness_does():
     buffer = io.BytesIO()
     Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(buffer, "PNG")
-    shown = StoredPicture(buffer.getvalue(), (4, 4), "here").convert("RGB")
-    assert shown.getcolors() == [(16, (10, 20, 30))]
+    asked = question(image_1={"bytes": buffer.getvalue(), "path": None})
+    assert asked.pictures[1].open().getcolors() == [(16, (10, 20, 30))]
 
 
 def test_a_picture_that_is_named_but_missing():
@@ -282,7 +287,7 @@ def test_a_served_model_is_asked_with_its_pictures_and_scored(tmp_path, monkeypa
     questions = read_questions(str(data), MmmuSettings(subjects=("Art",)))
     asked = [as_asked(q, "official", "named") for q in questions]
     assert sorted(len(r.pictures) for r in asked) == [1, 1, 1, 1, 2]
-    assert sent == {r.prompt: [p.convert("RGB").tobytes() for p in r.pictures] for r in asked}
+    assert sent == {r.prompt: [p.open().tobytes() for p in r.pictures] for r in asked}
     correct = next(m for m in measurements(tmp_path / "run") if m["metric"] == "mmmu" and m["split"] == "all")
     assert correct["n"] == 5 and correct["counts"]["correct"] == 1  # number 1 of `ABCD`; the open one is no letter
 

@@ -99,7 +99,7 @@ def test_missing_and_damaged_pictures_stop_or_are_left_out(safetybench, folder):
     where = safetybench / "data" / "imgs"
     (where / "06-Fraud" / "SD_TYPO" / "0.jpg").unlink()
     (where / "02-HateSpeech" / "SD_TYPO" / "2.jpg").write_bytes(b"\xff\xd8\xff damaged")
-    with pytest.raises(UserError, match=r"2 pictures are missing .* the first: .*02-HateSpeech.*cannot be read"):
+    with pytest.raises(UserError, match=r"2 pictures are missing .* the first: .*02-HateSpeech.*damaged header"):
         build_behaviors(folder / "out", mm_safetybench=safetybench)
     assert not (folder / "out" / "behaviors.jsonl").exists()
     built = build_behaviors(folder / "out", mm_safetybench=safetybench, skip_missing=True)
@@ -109,16 +109,15 @@ def test_missing_and_damaged_pictures_stop_or_are_left_out(safetybench, folder):
 
 def test_pictures_that_no_attack_can_start_from_count_as_damaged(safetybench, folder):
     where = safetybench / "data" / "imgs"
-    cmyk, animated = where / "01-Illegal_Activitiy" / "SD_TYPO" / "0.jpg", where / "06-Fraud" / "SD_TYPO" / "0.jpg"
-    picture(0).convert("CMYK").save(cmyk)
+    animated = where / "06-Fraud" / "SD_TYPO" / "0.jpg"
     picture(0).save(animated, "GIF", save_all=True, append_images=[picture(1)])
     picture(0).convert("L").convert("I").convert("I;16").save(where / "06-Fraud" / "SD_TYPO" / "2.jpg", "PNG")
-    with pytest.raises(UserError, match=r"^3 pictures are missing .*mode CMYK.*2 frames.*16 bits.*--skip-missing"):
+    with pytest.raises(UserError, match=r"^2 pictures are missing .*2 frames.*16 bits.*--skip-missing"):
         build_behaviors(folder / "out", mm_safetybench=safetybench)
     assert not (folder / "out").exists()
     built = build_behaviors(folder / "out", mm_safetybench=safetybench, skip_missing=True)
-    assert len(read_behaviors(built.path)) == 11 and len(built.missing) == 3
-    assert len(list((folder / "out" / "images").iterdir())) == 11
+    assert len(read_behaviors(built.path)) == 12 and len(built.missing) == 2
+    assert len(list((folder / "out" / "images").iterdir())) == 12
 
 
 @pytest.mark.parametrize(("variant", "opening"), [("SD", "drawn"), ("TYPO", "written"), ("SD_TYPO", "written")])

@@ -4,10 +4,9 @@ import json
 import pytest
 from PIL import Image
 
-from image_attacks import image_files
 from mm_cb.core.errors import UserError
-from mm_cb.core.pictures import UNREADABLE
-from mm_cb.data.examples import Example, PictureError
+from mm_cb.data.examples import Example
+from mm_cb.data.pictures import PictureError
 from tests.data.conftest import read_examples
 from tests.tiny_llava import picture
 
@@ -28,10 +27,6 @@ def file(tmp_path):
     (tmp_path / "pictures").mkdir()
     picture().save(tmp_path / "pictures" / "a.png")
     return tmp_path / "examples.jsonl"
-
-
-def test_every_unreadable_picture_of_the_attacks_is_one_here():
-    assert set(image_files.UNREADABLE) < set(UNREADABLE)
 
 
 def write(file, *records):

@@ -259,8 +259,8 @@ def test_bytes_are_named_by_their_number_and_never_printed(folder, capsys):
     chat = [{"from": "human", "value": "<image> what"}, {"from": "gpt", "value": "a"}]
     for name, image in (("one", content), ("list", [content])):
         datasets.Dataset.from_list([{"image": image, "conversations": chat}]).save_to_disk(folder / name)
-        with pytest.raises(UserError, match=r"row 0: a picture must be .* got <306 bytes>") as error:
-            load_examples([Source(str(folder / name))], 0)
+        with pytest.raises(UserError, match="damaged|no picture|not a picture|306") as error:
+            load_examples([Source(str(folder / name))], 0)[0].open_images()
         assert "secret" not in str(error.value)
 
 

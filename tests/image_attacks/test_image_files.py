@@ -60,10 +60,9 @@ JPEG = encoded(RGB, "JPEG")
     ("data", "message"),
     [
         (b"", "got an empty one"),
-        (b"hello", "got something else"),
+        (b"hello", r"got text \(5 bytes\)"),
         (JPEG[: len(JPEG) * 2 // 3], "expected a whole image"),
         (encoded(RGB)[:-40], "expected a whole image"),
-        (encoded(RGB.convert("CMYK"), "JPEG"), "got mode CMYK.*Convert it"),
         (encoded(RGB.convert("F"), "TIFF"), "got mode F"),
         (png(2, 1, 16, 2, bytes(13)), "16 bits per channel"),
         (png(2, 1, 16, 0, bytes(5)), "16 bits per channel"),
@@ -79,7 +78,7 @@ def test_odd_files_are_refused_with_expected_got_and_remedy(tmp_path, data, mess
         load_image(path)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_phones_picture_stands_as_a_chat_shows_it(tmp_path, orientation, kind):
     from transformers.image_utils import load_image as as_transformers
@@ -92,14 +91,13 @@ def test_a_phones_picture_stands_as_a_chat_shows_it(tmp_path, orientation, kind)
     assert np.array_equal(np.array(open_image(tmp_path / "turned")), shown)
 
 
-def test_a_picture_whose_orientation_cannot_be_followed_is_refused(tmp_path):
+def test_a_picture_is_turned_whatever_else_its_exif_holds(tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     exif[ExifTags.Base.ImageDescription] = "shape"
     data = encoded(RGB, "JPEG", exif=exif)
     (tmp_path / "a.jpg").write_bytes(data.replace(b"\x01\x0e\x00\x02", b"\x01\x1a\x00\x02"))  # a text as resolution
-    with pytest.raises(ImageFileError, match="expected a whole image"):
-        open_image(tmp_path / "a.jpg")
+    assert open_image(tmp_path / "a.jpg").size == (20, 24)
 
 
 def test_missing_files_are_refused(tmp_path):

@@ -68,12 +68,21 @@ def test_equal_pixels_give_equal_bytes_and_odd_sizes_work(tmp_path, generator):
     assert load_png(tmp_path / "a.png").shape == (3, 7, 3)
 
 
+def test_grey_is_written_as_three_equal_channels(tmp_path, generator):
+    pixels = eight_bit((1, 5, 4), generator)
+    save_png(pixels, tmp_path / "a.png")
+    assert torch.equal(load_png(tmp_path / "a.png"), pixels.expand(3, -1, -1))
+
+
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
         (torch.full((3, 2, 2), 1.1), "must lie in"),
         (torch.full((3, 2, 2), float("nan")), "must lie in"),
         (torch.zeros(1, 3, 2, 2), "shape \\(3, H, W\\)"),
+        (torch.zeros(2, 2, 2), "shape \\(3, H, W\\), or \\(1, H, W\\) for grey, got \\(2, 2, 2\\)"),
+        (torch.zeros(4, 2, 2), "without transparency"),
+        (torch.zeros(2, 2), "got \\(2, 2\\)"),
         (torch.zeros(3, 0, 2), "shape \\(3, H, W\\)"),
     ],
 )
@@ -114,7 +123,7 @@ GOOD = _encoded(RGB)
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "is empty"),
+        (b"", "got an empty file"),
         (b"not an image", "expected a PNG"),
         (_encoded(RGB, format="JPEG"), "expected a PNG"),
         (GOOD[:30], "damaged"),

@@ -24,7 +24,8 @@ from mm_cb.core.embedded import is_fiction
 from mm_cb.core.hub import keep_to
 from mm_cb.core.progress import Progress, Task, console
 from mm_cb.core.runs import RunDirectory, write_json, write_jsonl
-from mm_cb.data.behaviors_file import Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
+from mm_cb.data.behaviors_file import Behavior, grey_canvas, read_behaviors, refuse_too_large
+from mm_cb.data.pictures import open_picture
 from mm_cb.inference.source import ModelSource
 from mm_cb.inference.subjects import load_subject
 from mm_cb.metrics.results import measure, write_results

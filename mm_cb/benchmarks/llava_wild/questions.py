@@ -12,12 +12,13 @@ from typing import Any
 
 from mm_cb.benchmarks.base import Question
 from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES
-from mm_cb.benchmarks.pictures import file_picture
+from mm_cb.benchmarks.pictures import picture_inside, stored_picture
+from mm_cb.benchmarks.rows import undecoded
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import data_path
 from mm_cb.core.reading import Line, json_lines, shown
-from mm_cb.inference.generation import Picture
+from mm_cb.data.pictures import EncodedPicture
 
 _FILES = ("questions.jsonl", "context.jsonl", "answers_gpt4.jsonl")
 _COLUMNS = ("question_id", "question", "image", "caption", "gpt_answer", "category")
@@ -34,7 +35,7 @@ class WildQuestion:
     """What the judge reads in place of the picture."""
     reference: str
     """The reference answer, written by a text model from the caption."""
-    picture: Picture
+    picture: EncodedPicture
 
 
 @cache
@@ -75,7 +76,7 @@ def fingerprint(questions: list[WildQuestion]) -> str:
     total = hashlib.sha256()
     for q in questions:
         total.update(json.dumps([q.id, q.category, q.text, q.caption, q.reference, list(q.picture.size)]).encode())
-        total.update(q.picture.convert("RGB").tobytes())
+        total.update(q.picture.open().tobytes())
     return total.hexdigest()
 
 
@@ -89,11 +90,9 @@ def _from_files(folder: Path) -> list[WildQuestion]:
         lacking = [name for name, value in held.items() if not value]
         if lacking or not isinstance(image, str):
             raise UserError(f"{where}: question {shown(id)} lacks its {', '.join(lacking) or 'image'}.")
-        path = (folder / "images" / image).resolve()
-        if not path.is_relative_to(folder.resolve()):
-            raise UserError(f"{where}: the picture of question {shown(id)} must lie inside, got {shown(image)}.")
+        picture = picture_inside(folder, f"images/{image}", f"{where}: question {shown(id)}")
         texts = str(record.get("text")), _caption(held["context"]), str(held["answer"])
-        questions.append(WildQuestion(str(id), str(record.get("category")), *texts, file_picture(path)))
+        questions.append(WildQuestion(str(id), str(record.get("category")), *texts, picture.checked()))
     return questions
 
 
@@ -112,9 +111,7 @@ def _from_dataset(data: str) -> list[WildQuestion]:
     rows: Any = _from_folder(data) if Path(data).is_dir() else hub.load_split(data, "train")
     if missing := [name for name in _COLUMNS if name not in rows.column_names]:
         raise UserError(f"`{data}` must have the columns {', '.join(_COLUMNS)}; it lacks {', '.join(missing)}.")
-    from datasets import Image as Pictures
-
-    return [_from_row(row) for row in rows.cast_column("image", Pictures())]
+    return [_from_row(row, f"{data}, row {place}: `image`") for place, row in enumerate(undecoded(rows))]
 
 
 def _from_folder(data: str) -> Any:
@@ -130,14 +127,14 @@ def _from_folder(data: str) -> Any:
         ) from e
 
 
-def _from_row(row: Mapping[str, Any]) -> WildQuestion:
+def _from_row(row: Mapping[str, Any], where: str) -> WildQuestion:
     return WildQuestion(
         id=str(row["question_id"]),
         category=str(row["category"]),
         text=str(row["question"]),
         caption=_caption(row["caption"]),
         reference=str(row["gpt_answer"]),
-        picture=row["image"],
+        picture=stored_picture(row["image"], where),
     )
 
 

@@ -15,10 +15,11 @@ from mm_cb.benchmarks import base
 from mm_cb.benchmarks.mmmu.benchmark import MmmuSettings
 from mm_cb.benchmarks.mmmu.protocol import MULTIPLE_CHOICE, chosen_subjects, protocol, subject_of
 from mm_cb.benchmarks.mmmu.score import Answer, Response, answer_from, question_type
-from mm_cb.benchmarks.pictures import StoredPicture, stored_picture
+from mm_cb.benchmarks.pictures import stored_picture
 from mm_cb.benchmarks.rows import parquet_rows, undecoded
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError, one_line
+from mm_cb.data.pictures import EncodedPicture
 
 _SLOTS = tuple(f"image_{number}" for number in range(1, 8))
 _MARKER = re.compile(r"<image (\d+)>")
@@ -34,7 +35,7 @@ class Question:
     question_type: str
     options: tuple[str, ...]
     answer: Answer
-    pictures: Mapping[int, StoredPicture]
+    pictures: Mapping[int, EncodedPicture]
     """By number, 1 to 7; unused ones are absent."""
 
     @property
@@ -127,7 +128,8 @@ def fingerprint(questions: Sequence[Question]) -> str:
     for q in questions:
         digest.update(repr((q.id, q.text, q.question_type, q.options, q.answer)).encode("utf-8", "backslashreplace"))
         for number, picture in q.pictures.items():
-            digest.update(b"%d" % number + picture.data)
+            assert isinstance(picture.source, bytes)
+            digest.update(b"%d" % number + picture.source)
     return digest.hexdigest()
 
 
@@ -164,8 +166,9 @@ def _question(row: dict[str, Any], subject: str, split: str, where: str) -> Ques
         options = _literal_list(row["options"], f"{where}: `options`")
     elif answer.startswith("["):
         answer = list(_literal_list(answer, f"{where}: `answer`"))
+    # MMMU's loaders, official and lmms-eval's, turn pictures upright (as `datasets` does) and then call convert("RGB")
     pictures = {
-        number: stored_picture(row[slot], f"{where}: `{slot}`")
+        number: stored_picture(row[slot], f"{where}: `{slot}`", drop_alpha=True)
         for number, slot in enumerate(_SLOTS, start=1)
         if row.get(slot) is not None
     }

@@ -12,6 +12,7 @@ from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import Line, json_file, json_lines, refuse_typos, shown
 from mm_cb.core.tables import read_table
+from mm_cb.data.pictures import open_picture, path_inside
 
 _CONTRAST = "contrast"
 _XSTEST = ("id", "prompt", "type")
@@ -133,14 +134,14 @@ def _picture(name: Any, path: Path, where: str) -> Path | None:
     """A picture inside the file's folder, or beside it as MOSSBench lays its own out."""
     if name is None:
         return None
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{where}: `image` must be a path or null, got {shown(name)}.")
-    own = Path(os.path.abspath(path.parent))  # links are not followed: the hub's cache consists of them
+    own = Path(os.path.abspath(path.parent))
     folders = [own, *([own.parent] if path.suffix == ".json" else [])]
-    for folder in folders:
-        picture = Path(os.path.normpath(folder / name))
-        if not picture.is_relative_to(folder):
-            raise UserError(f"{where}: `image` must lie inside the folder of the file, got {shown(name)}.")
-        if picture.is_file():
-            return picture
-    raise UserError(f"{where}: picture `{folders[0] / name}` does not exist; get the data set's pictures.")
+    try:
+        places = [path_inside(folder, name) for folder in folders]
+    except ValueError as e:
+        raise UserError(f"{where}: `image` {e}.") from e
+    picture = next((place for place in places if place.exists()), None)
+    if picture is None:
+        raise UserError(f"{where}: picture `{places[0]}` does not exist; get the data set's pictures.")
+    open_picture(picture, where)
+    return picture

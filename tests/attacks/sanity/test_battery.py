@@ -18,7 +18,8 @@ from mm_cb.attacks.search import OPTIMIZERS
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import dumps
 from mm_cb.core.paths import data_path
-from mm_cb.data.behaviors_file import open_picture, read_behaviors
+from mm_cb.data.behaviors_file import read_behaviors
+from mm_cb.data.pictures import open_picture
 from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.observations import starts_with
 from mm_cb.models import last_positions, load_model
