@@ -107,17 +107,20 @@ def check_sources(
         task = progress.task(opened.key, len(opened.rows)) if progress else None
         skipped = report.skipped.setdefault(opened.key, Counter())
         usable: dict[int, Kind] = {}
+        faults = 0
         for index, outcome in scan.outcomes(opened):
             if isinstance(outcome, Skip):
                 skipped[outcome.reason] += 1
             elif isinstance(outcome, Fault):
                 report.add(outcome.kind, partial(_fault_at, opened, index, outcome))
+                faults += 1
             else:
                 usable[index] = (outcome.set, outcome.modality)
             if task:
                 task.advance()
         if not usable:
-            report.add("no example", partial(nothing_left, opened, skipped))
+            if not faults:
+                report.add("no example", partial(nothing_left, opened, skipped))
             continue
         _check_rows(opened, opened.kept(list(usable), seed), examiner, progress)
         parts.append(Part(opened, usable, skipped, seed))
