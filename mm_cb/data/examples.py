@@ -173,4 +173,4 @@ def _inside(folder: Path, image: Any) -> Path:
         raise ValueError(
             f"picture paths must be relative to the file and stay inside its folder, got {described(image)}"
         )
-    return path_inside(folder, image)
+    return path_inside(folder, image, what="a picture")

@@ -124,7 +124,7 @@ def described(value: Any) -> str:
     return type(value).__name__ + size
 
 
-def path_inside(folder: Path, name: Any, *, links: bool = False) -> Path:
+def path_inside(folder: Path, name: Any, *, links: bool = False, what: str = "`image`") -> Path:
     """The path of a picture inside a folder, whether there is a file or not.
 
     Args:
@@ -132,18 +132,19 @@ def path_inside(folder: Path, name: Any, *, links: bool = False) -> Path:
         name: Relative to the folder.
         links: Whether links may lead out of it: where the user named the folder of the pictures. The hub's cache
             consists of links, which are followed inside it.
+        what: What messages call the name.
 
     Raises:
         ValueError: If the name is no text, or leads out of the folder.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"must be a path or null, got {described(name)}")
+        raise ValueError(f"{what} must be a path or null, got {described(name)}")
     root = Path(os.path.abspath(folder))
     path = Path(os.path.normpath(root / name))
     if not path.is_relative_to(root):
-        raise ValueError(f"must lie inside `{folder}`, got {described(name)}")
+        raise ValueError(f"{what} must lie inside `{folder}`, got {described(name)}")
     if not links and not Path(os.path.realpath(path)).is_relative_to(_real_root(root)):
-        raise ValueError(f"must lie inside `{folder}`, but {described(name)} {_LINK}")
+        raise ValueError(f"{what} must lie inside `{folder}`, but {described(name)} {_LINK}")
     return path
 
 

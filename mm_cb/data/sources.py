@@ -133,7 +133,8 @@ class OpenSource:
         if isinstance(outcome, Example):
             for image in outcome.images:
                 if isinstance(image, Path) and not image.is_file():
-                    return Fault("missing image", f"the picture `{image}` is not there")
+                    what = "no file" if image.exists() else "not there"
+                    return Fault("missing image", f"the picture `{image}` is {what}")
         return outcome
 
     def kept(self, rows: list[int], seed: int) -> list[int]:

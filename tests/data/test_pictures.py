@@ -405,7 +405,7 @@ def test_links_are_followed_in_the_hubs_cache_and_in_a_folder_that_the_user_name
     assert path_inside(snapshot, "a.png") == snapshot / "a.png"
     assert path_inside(tmp_path / "own", "a.png", links=True).is_file()
     for name in ("../x.png", "/etc/passwd", "", 3, b"\x89PNG", "a\0b"):
-        with pytest.raises(ValueError, match=r"must (be a path|lie inside)") as caught:
+        with pytest.raises(ValueError, match=r"`image` must (be a path|lie inside)") as caught:
             path_inside(snapshot, name, links=True)
         assert "x89" not in str(caught.value)
 
