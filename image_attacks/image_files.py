@@ -43,8 +43,8 @@ _UNREADABLE = (
 )
 """What Pillow raises on damaged picture files, by format; some of it by accident."""
 
-_HEADER = threading.Lock()
-"""Warnings are set for a whole process: one header is read at a time."""
+_WARNINGS = threading.Lock()
+"""Filters of warnings are a whole process's: one thread at a time sets them."""
 
 
 def load_image(path: str | Path) -> Tensor:
@@ -109,10 +109,13 @@ def as_rgb(image: Image.Image, name: str = "the image", *, drop_alpha: bool = Fa
         _check(image, name)
         step = _GREY_STEP.get(_raw_modes(image)[0], 1)
         image.load()  # a TIFF is turned by Pillow itself, here
-        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        with _quiet():
+            turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         shown = image.copy() if turn is None else image.transpose(turn)
         if step > 1 and "transparency" in shown.info:
             shown.info["transparency"] *= step
+        if drop_alpha:
+            shown.info.pop("transparency", None)
         rgb = shown.convert("RGB") if drop_alpha or not shown.has_transparency_data else _on_white(shown)
         rgb.info = {}  # neither an orientation nor a profile that somebody could apply again
         return rgb
@@ -148,8 +151,7 @@ def opened(data: bytes, name: str, formats: tuple[str, ...] = tuple(PICTURES)) -
         raise ImageFileError(f"{name}: expected an image file, got an empty one. Fetch it again.")
     with _named(name):
         try:
-            with _HEADER, warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with _quiet():
                 image = Image.open(io.BytesIO(data), formats=formats)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
             limit = Image.MAX_IMAGE_PIXELS
@@ -160,6 +162,15 @@ def opened(data: bytes, name: str, formats: tuple[str, ...] = tuple(PICTURES)) -
             ) from e
         with image:
             yield image
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's remarks about odd tags, which go with pictures that are shown and with such as are refused."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 @contextmanager

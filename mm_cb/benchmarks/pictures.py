@@ -48,7 +48,7 @@ def picture_inside(folder: Path, name: Any, where: str, *, links: bool = False) 
     try:
         return EncodedPicture(path_inside(folder, name, links=links), where)
     except ValueError as e:
-        raise UserError(f"{where}: `image` {e}.") from e
+        raise UserError(f"{where}: {e}.") from e
 
 
 def ready(questions: Sequence[Question]) -> list[tuple[Picture, ...]]:

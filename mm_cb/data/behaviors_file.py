@@ -104,7 +104,7 @@ def _picture(name: Any, path: Path, where: str) -> Path | None:
     try:
         picture = path_inside(path.parent.resolve(), name)
     except ValueError as error:
-        raise UserError(f"{where}: `image` {error}.") from error
+        raise UserError(f"{where}: {error}.") from error
     open_picture(picture, where)
     return picture
 

@@ -152,4 +152,4 @@ def _inside(folder: Path, image: Any) -> Path:
         or ".." in PurePath(image).parts
     ):
         raise ValueError(f"picture paths must be relative to the file and stay inside its folder, got {shown(image)}")
-    return path_inside(folder, image)
+    return path_inside(folder, image, what="a picture")

@@ -207,4 +207,4 @@ def _picture(value: Any, context: Context) -> Path | bytes:
     name = PurePath(value).name
     places = (value, name, f"train2017/{name}", _COCO_2014 + name)
     place = next((place for place in places if (folder / place).is_file()), value)
-    return path_inside(folder, place, links=context.images is not None)
+    return path_inside(folder, place, links=context.images is not None, what="a picture")

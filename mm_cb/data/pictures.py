@@ -115,7 +115,7 @@ def encoded(value: Any) -> bytes | Path | None:
     return Path(value) if isinstance(value, str | PurePath) and str(value) and not reading.unfit(str(value)) else None
 
 
-def path_inside(folder: Path, name: Any, *, links: bool = False) -> Path:
+def path_inside(folder: Path, name: Any, *, links: bool = False, what: str = "`image`") -> Path:
     """The path of a picture inside a folder, whether there is a file or not.
 
     Args:
@@ -123,18 +123,19 @@ def path_inside(folder: Path, name: Any, *, links: bool = False) -> Path:
         name: Relative to the folder.
         links: Whether links may lead out of it: where the user named the folder of the pictures. The hub's cache
             consists of links, which are followed inside it.
+        what: What messages call the name.
 
     Raises:
         ValueError: If the name is no text, or leads out of the folder.
     """
     if not isinstance(name, str) or not name or reading.unfit(name):
-        raise ValueError(f"must be a path or null, got {reading.shown(name)}")
+        raise ValueError(f"{what} must be a path or null, got {reading.shown(name)}")
     root = Path(os.path.abspath(folder))
     path = Path(os.path.normpath(root / name))
     if not path.is_relative_to(root):
-        raise ValueError(f"must lie inside `{folder}`, got {reading.shown(name)}")
+        raise ValueError(f"{what} must lie inside `{folder}`, got {reading.shown(name)}")
     if not links and not Path(os.path.realpath(path)).is_relative_to(_real_root(root)):
-        raise ValueError(f"must lie inside `{folder}`, but {reading.shown(name)} {_LINK}")
+        raise ValueError(f"{what} must lie inside `{folder}`, but {reading.shown(name)} {_LINK}")
     return path
 
 

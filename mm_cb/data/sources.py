@@ -157,7 +157,8 @@ class OpenSource:
             return outcome
         for image in outcome.images:
             if isinstance(image, Path) and not image.is_file():
-                return Fault("missing image", f"the picture `{image}` is not there")
+                what = "no file" if image.exists() else "not there"
+                return Fault("missing image", f"the picture `{image}` is {what}")
         return (rules.fit(outcome) if rules.fit else None) or outcome
 
     def kept(self, rows: list[int], seed: int) -> list[int]:

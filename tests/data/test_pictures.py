@@ -191,7 +191,7 @@ def table(data):
 
 
 def train_hub(folder, data):
-    table(data).save_to_disk(str(folder / "saved"))
+    table(data).remove_columns("set").save_to_disk(str(folder / "saved"))
     return load_examples([Source(str(folder / "saved"))], 0)[0].open_images()[0]
 
 
@@ -255,7 +255,7 @@ class _Nobody:
 
 def judged(folder, data):
     judge = EndpointJudge(_Nobody(), "{behavior} {completion}", pictures=True)
-    return sent(judge._message(Case("k", "b", "c", image=file_of(folder, data))))
+    return judge._shown(Case("k", "b", "c", image=file_of(folder, data)))[0]
 
 
 def served(folder, data):
@@ -405,13 +405,13 @@ def test_links_are_followed_in_the_hubs_cache_and_in_a_folder_that_the_user_name
     assert path_inside(snapshot, "a.png") == snapshot / "a.png"
     assert path_inside(tmp_path / "own", "a.png", links=True).is_file()
     for name in ("../x.png", "/etc/passwd", "", 3, b"\x89PNG", "a\0b"):
-        with pytest.raises(ValueError, match=r"must (be a path|lie inside)") as caught:
+        with pytest.raises(ValueError, match=r"`image` must (be a path|lie inside)") as caught:
             path_inside(snapshot, name, links=True)
         assert "x89" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("cell", "named"), [({"bytes": b"", "path": None}, "{'bytes': bytes of length 0"), (7, "got 7"), ([1, 2], "list")]
+    ("cell", "named"), [({"bytes": b"", "path": None}, "{'bytes': <0 bytes>"), (7, "got 7"), ([1, 2], "[1, 2]")]
 )
 def test_cells_without_a_picture_are_named_by_type_and_length(cell, named):
     with pytest.raises(ValueError, match="row 0: a picture must be") as caught:

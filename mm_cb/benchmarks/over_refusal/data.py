@@ -139,7 +139,7 @@ def _picture(name: Any, path: Path, where: str) -> Path | None:
     try:
         places = [path_inside(folder, name) for folder in folders]
     except ValueError as e:
-        raise UserError(f"{where}: `image` {e}.") from e
+        raise UserError(f"{where}: {e}.") from e
     picture = next((place for place in places if place.exists()), None)
     if picture is None:
         raise UserError(f"{where}: picture `{places[0]}` does not exist; get the data set's pictures.")
