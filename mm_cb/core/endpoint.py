@@ -156,7 +156,7 @@ class Endpoint:
         try:
             import openai
         except ImportError as e:
-            raise MissingExtraError("an endpoint needs the `judge` extra: pip install 'mm-cb[judge]'") from e
+            raise MissingExtraError("an endpoint needs the `judge` extra: pip install -e '.[judge]'") from e
         return openai.AsyncOpenAI(
             base_url=self.url, api_key=self._key or "none", timeout=self._timeout, max_retries=self._retries
         )

@@ -221,4 +221,4 @@ except ImportError as error:
 print([name for name in ("torch", "PIL") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'mm-cb[judge]'" in done.stdout and done.stdout.endswith("[]\n")
+    assert "pip install -e '.[judge]'" in done.stdout and done.stdout.endswith("[]\n")
