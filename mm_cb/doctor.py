@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 _GIB = 2**30
 _STATES = {True: "ok", False: "PROBLEM", None: "absent"}
-_EXTRAS = (("quant", "bitsandbytes", "4-bit weights"), ("data", "sacrebleu", "contamination checks"))
+_EXTRAS = (
+    ("quant", "bitsandbytes", "4-bit weights"),
+    ("data", "sacrebleu", "contamination checks"),
+    ("judge", "openai", "models and judges behind an address"),
+)
 
 
 class Finding(NamedTuple):
@@ -133,7 +137,7 @@ def _extras() -> list[Finding]:
         Finding(
             f"extra `{extra}`",
             True if find_spec(package) else None,
-            f"{package} is here" if find_spec(package) else f"not installed ({use}); run: pip install 'mm-cb[{extra}]'",
+            f"{package} is here" if find_spec(package) else f"not installed ({use}); run: pip install -e '.[{extra}]'",
         )
         for extra, package, use in _EXTRAS
     ]
@@ -157,7 +161,7 @@ def _data() -> list[Finding]:
 
 def _packages() -> list[Finding]:
     return [
-        Finding(name, version is not None, version or "not installed; run: pip install mm-cb")
+        Finding(name, version is not None, version or "not installed; run in the checkout: pip install -e .")
         for name, version in provenance.package_versions().items()
         if name != "torchvision"
     ]

@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,7 +74,7 @@ def test_an_extra_that_a_recipe_needs_is_a_problem_only_there(monkeypatch):
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "bitsandbytes" else real(name))
     assert found(doctor._extras())["extra `quant`"].ok is None
     needed = found(doctor.examine_recipe(load_recipe("llava-next-mistral-7b", ["quantize=4bit"])))["extra `quant`"]
-    assert not needed.ok and "pip install 'mm-cb[quant]'" in needed.detail
+    assert not needed.ok and "pip install -e '.[quant]'" in needed.detail
 
 
 def test_the_miniatures_recipe_is_ready():
@@ -99,3 +101,27 @@ def test_what_is_absent_and_not_asked_for_is_said_but_no_problem(monkeypatch, ca
     out = capsys.readouterr().out
     assert out.count("absent") == 2 and "PROBLEM" not in out and "ok" not in out.replace("token", "")
     assert "".join(line.split()[-1] for line in out.splitlines()[1:]) == file  # wrapped, not cut off
+
+
+def test_every_extra_that_a_command_reads_is_named():
+    assert {f.name for f in doctor._extras()} == {f"extra `{name}`" for name in ("quant", "data", "judge")}
+
+
+def test_no_advice_installs_a_name_that_is_not_ours_on_an_index():
+    """`mm-cb` is not published: another's package of that name would be installed."""
+    root = Path(doctor.__file__).parent
+    found = [line for path in root.rglob("*.py") for line in path.read_text(encoding="utf-8").splitlines()]
+    advice = [line for line in found if "pip install" in line]
+    assert len(advice) >= 4 and all("pip install -e ." in line or "pip install -e '.[" in line for line in advice)
+
+
+def test_safetensors_alone_and_no_foreign_code_on_every_path():
+    """Nothing unpickles, and every reader of transformers is told to run no code of the model's own."""
+    root = Path(doctor.__file__).parent
+    calls = re.compile(r"Auto\w+\.from_pretrained\((?:[^()]|\([^()]*\))*\)")
+    for path in root.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "torch.load(" not in text and "pickle" not in text, path
+        for call in calls.findall(text):
+            assert "trust_remote_code=False" in call, (path, call)
+            assert "AutoModel" not in call or "use_safetensors=True" in call, (path, call)

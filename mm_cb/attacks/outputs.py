@@ -14,6 +14,7 @@ from mm_cb.attacks.records import curves
 from mm_cb.attacks.registry import attack_entry
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import keep_pictures, write_json, write_jsonl
+from mm_cb.metrics.checks import adapter_acts
 from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.results import measure, results_content
 
@@ -51,7 +52,7 @@ def summaries(
     checks = [inside_ball(filed, config.threat.levels), *inside_threat(filed, config.threat)] if bounded else []
     if any(candidate["objective_logged"] is not None for item in filed for candidate in item["candidates"]):
         checks.append(file_loss(filed, dtype))
-    checks += gradient_is_there(items)
+    checks += [*gradient_is_there(items), *adapter_acts(items)]
     results = results_content(measure(items, pairs=[]))
     labels = {name: attack_entry(name).label for name in k}
     protocol = {"k": dict(k), "labels": labels}

@@ -25,7 +25,7 @@ from mm_cb.core.runs import RunDirectory, append_jsonl, read_jsonl, read_run, wr
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, grey_canvas, read_behaviors, refuse_too_large
 from mm_cb.data.pictures import open_picture
 from mm_cb.inference.source import ModelSource, subject_name
-from mm_cb.inference.subjects import Subject, load_subject
+from mm_cb.inference.subjects import IDLE, Subject, changes_nothing, idle_note, load_subject
 from mm_cb.inference.tolerance import dtype_of
 from mm_cb.judges.base import Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
@@ -186,6 +186,8 @@ def attack_in_turn(
 ) -> None:
     """Run several attacks, in a chain if asked to, and write what a run directory holds."""
     items: list[dict[str, Any]] = []
+    if idle := changes_nothing(subject):
+        progress.say(idle_note(subject))
     for config in configs:
         started = time.monotonic()
         chained = config.chain and config.entry.searches_pixels
@@ -201,6 +203,8 @@ def attack_in_turn(
         )
         seconds = round(time.monotonic() - started, 1)
         append_jsonl(folder / "timings.jsonl", {"stage": f"attack {config.name}", "seconds": seconds})
+    if idle:
+        items = [{**item, IDLE: True} for item in items]
     drawn = [quartiles for config in configs for quartiles in curve_quartiles(folder, subject.name, config.name)]
     write_outputs(folder, items, drawn, configs[0], {c.name: c.tries for c in configs}, dtype_of(subject.model))
 

@@ -20,7 +20,9 @@ from mm_cb.inference.base_nll import likelihood_fields
 from mm_cb.inference.generation import Engine, LocalEngine, Request, complete_all
 from mm_cb.inference.served import open_engine
 from mm_cb.inference.source import ModelSource, subject_name
+from mm_cb.inference.subjects import IDLE, changes_nothing, idle_note
 from mm_cb.inference.unanswered import unanswered
+from mm_cb.metrics.checks import adapter_acts
 from mm_cb.metrics.results import Measurement, find, read_results, write_results
 from mm_cb.metrics.table import shipped, to_json
 
@@ -66,6 +68,8 @@ class Session:
     tools: Any = None
     """What `Benchmark.begin` opened."""
     progress: Progress | None = None
+    idle: bool = False
+    """Whether the model's adapter changes nothing, which its items and checks then say."""
 
     def say(self, text: str) -> None:
         """Print a line above the progress bars, if there are any."""
@@ -166,6 +170,9 @@ def _ask(benchmark: Benchmark, session: Session) -> None:
     assert session.source is not None and session.progress is not None
     task = session.progress.task(f"{session.subject}: {benchmark.title}", total=len(requests))
     session.engine = open_engine(session.source, session.subject, session.settings.batch)
+    if isinstance(session.engine, LocalEngine) and changes_nothing(session.engine.subject):
+        session.idle = True
+        session.say(idle_note(session.engine.subject))
     store, longest = session.run.path / COMPLETIONS, session.settings.max_new_tokens
     session.answers = complete_all(session.engine, requests, store, longest, task)
     session.unanswered = {key: kind for key, (kind, _) in unanswered(store).items()}
@@ -233,11 +240,12 @@ def finish_stored(
 
 def _finish(benchmark: Benchmark, session: Session) -> None:
     """Score, measure, and write the run's files."""
-    items = benchmark.items(session)
+    items = [{**item, IDLE: True} if session.idle else item for item in benchmark.items(session)]
     folder = session.run.path
     write_jsonl(folder / "items.jsonl", items)
-    if (checks := benchmark.checks(session)) is not None:
-        write_json(folder / "checks.json", checks)
+    checks, idle = benchmark.checks(session), adapter_acts(items)
+    if checks is not None or idle:
+        write_json(folder / "checks.json", [*(checks or ()), *idle])
     if foreign := [to_json(one) for one in benchmark.metrics if not shipped(one.name)]:
         write_json(folder / METRICS, foreign)
     write_results(folder / "results.json", benchmark.measure(items, session))

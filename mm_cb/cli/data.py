@@ -123,7 +123,9 @@ def _limits(prompts: list[str], model: str | None, max_length: int, required: bo
 
     guest = embedded(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model if guest is None else guest.weights, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            model if guest is None else guest.weights, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         if required:
             raise UserError(f"`--tokenizer` must name a model whose tokenizer is on this machine: {error}") from error

@@ -5,6 +5,7 @@ import datetime
 import fcntl
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -47,6 +48,7 @@ _LOCK = ".lock"
 _RUN = "run.json"
 _SHOWN_DIFFERENCES = 6
 _ABSENT = object()
+_HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -202,7 +204,10 @@ class RunDirectory:
         self._content = read_run(self.path)
         held = {key: self._content.get(key) for key in identity}
         held["recipe"] = with_added_fields(str(held["command"]), held["recipe"])
-        differences = _differences(held, identity)
+        inputs = held.pop("inputs"), identity.pop("inputs")
+        differences = _differences(held, identity) + _other_inputs(*inputs)
+        if held["command"] != identity["command"]:
+            differences = [f"command ({_shown(held['command'])} there, {_shown(identity['command'])} here)"]
         if differences:
             more = len(differences) - _SHOWN_DIFFERENCES
             listed = "; ".join(differences[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
@@ -295,9 +300,19 @@ def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     return phrases
 
 
+def _other_inputs(there: Any, here: Mapping[str, str]) -> list[str]:
+    """One phrase for all input files that are others: their hashes would say nothing."""
+    before = there if isinstance(there, dict) else {}
+    names = sorted(name for name in before.keys() | here.keys() if before.get(name) != here.get(name))
+    more = f" and {len(names) - 1} more files" if len(names) > 1 else ""
+    return [f"the content of inputs.{names[0]}{more}"] if names else []
+
+
 def _shown(value: Any) -> str:
     if value is _ABSENT:
         return "absent"
+    if isinstance(value, str) and _HASH.fullmatch(value):
+        return f"{value[:8]}..."
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else text[:37] + "..."
 

@@ -43,7 +43,7 @@ class Contamination:
             from sacrebleu.metrics.bleu import BLEU
             from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
         except ImportError as error:
-            raise UserError("comparing with behaviours needs the `data` extra: pip install 'mm-cb[data]'") from error
+            raise UserError("comparing with behaviours needs the `data` extra: pip install -e '.[data]'") from error
         self._score = BLEU(lowercase=True, effective_order=True).sentence_score
         self._tokenize = Tokenizer13a()
         self._behaviors = list(behaviors)

@@ -6,8 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+from PIL import Image
+
+from mm_cb.core.errors import UserError
 from mm_cb.inference.source import ModelSource
-from mm_cb.models import ChatModel, load_model
+from mm_cb.models import ChatModel, VisionModel, load_model
+
+_ASKED = "What is to be seen here?"
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,48 @@ class Subject:
     def systems(self, rows: int) -> list[str | None]:
         """The operator's text for each of ``rows`` chats."""
         return [self.system] * rows
+
+
+IDLE = "adapter_changes_nothing"
+"""Flag of the items of a run whose adapter does nothing."""
+
+
+@torch.no_grad()
+def changes_nothing(subject: Subject) -> bool:
+    """Whether the subject's adapter changes no logit, neither behind a text nor behind a picture.
+
+    Raises:
+        UserError: If logits are not finite.
+    """
+    if not subject.adapted:
+        return False
+    model = subject.model
+    pictures: list[Image.Image | None] = [None]
+    if isinstance(model, VisionModel):
+        height, width = model.canvas
+        pictures.append(Image.new("RGB", (width, height), (128, 128, 128)))
+    for picture in pictures:
+        inputs = model.encode([_ASKED], [picture])
+        found = []
+        for adapted in (False, True):
+            with model.adapter(adapted):
+                found.append(model.forward(inputs).logits)
+            if not bool(torch.isfinite(found[-1]).all()):
+                raise UserError(
+                    f"`{model.name}` {'with' if adapted else 'without'} its adapter must give finite logits in "
+                    f"{found[-1].dtype}, got NaN or infinity; try another `--dtype`, or train the adapter again."
+                )
+        if not torch.equal(*found):
+            return False
+    return True
+
+
+def idle_note(subject: Subject) -> str:
+    """What to print of such a subject."""
+    return (
+        f"CAUTION the adapter of `{subject.name}` changes no logit of `{subject.model.name}`: what is measured is the "
+        "base model, and nothing is claimed of a breaker"
+    )
 
 
 def load_subject(source: ModelSource, name: str, image_backend: str = "pil") -> Subject:

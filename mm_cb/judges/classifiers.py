@@ -15,6 +15,7 @@ COMPLETION_TOKENS = 512
 """HarmBench and StrongREJECT cut completions here, the begin token counted."""
 _SCORES = "12345"
 _HARMFUL_FROM = 0.5
+_GUARD_TOKENS = 20
 _PLAIN, _CONTEXTUAL, _MULTIMODAL = "prompt", "prompt_contextual", "prompt_multimodal"
 
 
@@ -139,23 +140,23 @@ class LlamaGuard:
             yield case.key, with_degenerate(parse_guard(text), case.completion)
 
     def _answer(self, case: Case) -> str:
-        import torch
-
         from mm_cb.data.pictures import open_picture
+        from mm_cb.models.chat import refuse_unwritable
+        from mm_cb.models.decoding import decode, end_tokens
 
         content: list[dict[str, Any]] = [{"type": "text", "text": case.behavior}]
         if case.image is not None:
             content.insert(0, {"type": "image", "image": open_picture(case.image)})
         answer = [{"type": "text", "text": case.completion}]
         messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+        refuse_unwritable(case.behavior)
+        refuse_unwritable(case.completion)
         inputs = self._processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
         inputs = inputs.to(self._model.device, self._model.dtype)  # pixels come as float32; ids keep their type
-        with torch.no_grad():
-            out = self._model.generate(**inputs, max_new_tokens=20, do_sample=False)
-        rest = out[0, inputs["input_ids"].shape[1] :]
-        return str(self._processor.tokenizer.decode(rest, skip_special_tokens=True))
+        words = self._processor.tokenizer
+        return decode(self._model, words, inputs, _GUARD_TOKENS, end_tokens(self._model, words))[0]
 
 
 def parse_guard(text: str) -> Verdict:
@@ -171,23 +172,24 @@ def load_guard(model: str, *, device: str, dtype: str) -> tuple[Any, Any]:
     Raises:
         UserError: If it is not there (both are gated: accept the licence on the hub first).
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from mm_cb.models.cache import model_folder
-    from mm_cb.models.loading import quiet_libraries
+    from mm_cb.models.families import not_loaded, read_config, settle_padding
+    from mm_cb.models.loading import load_whole
+    from mm_cb.models.templates import probes, refuse_endless, template_of
 
-    folder = model_folder(model, weights=True)
+    config = read_config(model)
+    text = config.get_text_config()
+    if getattr(text, "attention_chunk_size", 0) is None:  # Guard 4: one chunk, which transformers cannot read
+        text.attention_chunk_size = text.max_position_embeddings
+    loaded = load_whole(AutoModelForImageTextToText, model, config, dtype=dtype)
+    folder = model_folder(model)
     try:
-        with quiet_libraries():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            text = config.get_text_config()
-            if getattr(text, "attention_chunk_size", 0) is None:  # Guard 4: one chunk, which transformers cannot read
-                text.attention_chunk_size = text.max_position_embeddings
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-            )
-            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as e:
-        raise UserError(f"the judge `{model}` cannot be loaded: {e}") from e
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever a library makes of a damaged file, it is the file's
+        raise not_loaded(model, error) from error
+    settle_padding(processor.tokenizer, folder)
+    template = template_of(processor, processor.tokenizer, folder)
+    refuse_endless(template, probes(pictures=True), processor.tokenizer, folder)
     return loaded.to(device), processor

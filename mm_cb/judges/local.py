@@ -13,6 +13,8 @@ from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
 from mm_cb.inference.cached_chunks import chunks
+from mm_cb.models.chat import refuse_unwritable
+from mm_cb.models.decoding import decode, end_tokens
 
 
 def version_of(name: str) -> dict[str, Any]:
@@ -40,9 +42,8 @@ class LanguageModel:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.tokenizer.padding_side = "left"
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
         self._batch = batch
+        self._ends = end_tokens(model, tokenizer)
 
     @classmethod
     def load(
@@ -53,26 +54,18 @@ class LanguageModel:
         Raises:
             UserError: If the model or the adapter is not there.
         """
+        from transformers import AutoModelForCausalLM
+
+        from mm_cb.models.adapters import put_adapter
         from mm_cb.models.cache import model_folder
-        from mm_cb.models.loading import quiet_libraries
+        from mm_cb.models.families import load_tokenizer, read_config
+        from mm_cb.models.loading import load_whole
 
-        with quiet_libraries():
-            from safetensors import SafetensorError
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-
-            try:
-                base = model_folder(name, weights=True)
-                added = None if adapter is None else model_folder(adapter, weights=True)
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    base, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-                )
-                tokenizer = AutoTokenizer.from_pretrained(added or base, trust_remote_code=False)
-                if added is not None:
-                    from peft import PeftModel
-
-                    loaded = PeftModel.from_pretrained(loaded, added)
-            except (OSError, ValueError, SafetensorError) as e:
-                raise UserError(f"the judge `{adapter or name}` cannot be loaded (folder or hub id): {e}") from e
+        loaded = load_whole(AutoModelForCausalLM, name, read_config(name), dtype=dtype)
+        added = None if adapter is None else model_folder(adapter, weights=True)
+        tokenizer = load_tokenizer(added or name)
+        if added is not None:
+            loaded = put_adapter(loaded, added, name)
         return cls(loaded.to(device).requires_grad_(False), tokenizer, batch)
 
     def cut(self, text: str, tokens: int, *, side: str = "right", specials: bool = False) -> str:
@@ -84,6 +77,7 @@ class LanguageModel:
             side: Where tokens are taken away, ``left`` or ``right``.
             specials: Whether the special tokens stay in the text, in a short one too.
         """
+        refuse_unwritable(text)
         self.tokenizer.truncation_side = side
         if not specials and len(self.tokenizer(text)["input_ids"]) <= tokens:
             return text
@@ -94,22 +88,24 @@ class LanguageModel:
         """Messages through the model's own chat template, ending where it answers.
 
         Raises:
-            UserError: If the model has none.
+            UserError: If the model has none, or it cannot write these.
         """
+        from jinja2 import TemplateError
+
+        from mm_cb.models.templates import check_text_template
+
+        check_text_template(self.tokenizer, Path(self.tokenizer.name_or_path))
         try:
             text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except ValueError as e:
-            raise UserError(f"the judge has no chat template: {e}") from e
+        except (TemplateError, TypeError, ArithmeticError) as e:
+            raise UserError(f"the judge's chat template cannot write its prompt: {e}") from e
         return str(text)
 
     @torch.no_grad()
     def continuations(self, prompts: Mapping[str, str], max_new_tokens: int) -> Iterator[tuple[str, str]]:
         """Greedy continuations, key by key, longest prompts first."""
         for keys, inputs in self._batches(prompts):
-            out = self.model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id
-            )
-            texts = self.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            texts = decode(self.model, self.tokenizer, inputs, max_new_tokens, self._ends)
             yield from zip(keys, texts, strict=True)
 
     @torch.no_grad()
@@ -123,6 +119,8 @@ class LanguageModel:
     def _batches(self, prompts: Mapping[str, str]) -> Iterator[tuple[list[str], dict[str, Tensor]]]:
         for keys in chunks(sorted(prompts, key=lambda key: -len(prompts[key])), self._batch):
             texts = [prompts[key] for key in keys]
+            for text in texts:
+                refuse_unwritable(text)
             bos = self.tokenizer.bos_token
             special = not (bos and texts[0].startswith(bos))  # a rendered chat template brings its own
             encoded = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=special)

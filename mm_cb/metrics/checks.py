@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mm_cb.metrics.results import Measurement, find
@@ -19,6 +19,21 @@ left to defend. Every loss above it is in the table and in the verdict's price."
 def check(name: str, passed: bool, value: str, expected: str, why: str) -> dict[str, Any]:
     """One line of checks.json."""
     return {"name": name, "passed": bool(passed), "value": value, "expected": expected, "why": why}
+
+
+def adapter_acts(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The adapter changes something; empty where it does, which is the rule."""
+    idle = sorted({str(item["subject"]) for item in items if item.get("adapter_changes_nothing")})
+    return [
+        check(
+            f"{subject}: adapter changes the model",
+            False,
+            "not one logit changed",
+            "a change",
+            "an adapter that does nothing cannot defend: these numbers are the base model's",
+        )
+        for subject in idle
+    ]
 
 
 def attack_is_strong(measurements: Sequence[Measurement]) -> dict[str, Any]:

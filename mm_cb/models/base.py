@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -9,11 +10,12 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from PIL.Image import Image
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM
 
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
-from mm_cb.models.chat import Dialect, Message, RenderedChat, TokenRole, chat, render_chat
+from mm_cb.models.chat import ANSWER, Dialect, Message, RenderedChat, TokenRole, chat, end_written, render_chat
+from mm_cb.models.decoding import decode, end_tokens
 from mm_cb.models.inputs import ModelInputs, Pictures, pad_rows
 from mm_cb.models.tower import LanguageTower, TowerInputs
 
@@ -56,6 +58,14 @@ class ChatModel(LanguageTower):
             OSError: If it is not there.
         """
         raise NotImplementedError
+
+    @classmethod
+    def check_processor(cls, processor: Any, config: Any, folder: Path) -> None:
+        """Refuse a processor whose files lack what the family needs, or that is not the model's.
+
+        Raises:
+            UserError: Naming the file and the field.
+        """
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -268,28 +278,17 @@ class ChatModel(LanguageTower):
         """
         if not bool(inputs.attention_mask[:, -1].all()):
             raise ValueError('Rows must be padded on the left to generate, use `encode(..., padding_side="left")`.')
-        tokenizer = self.processor.tokenizer
-        config = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=temperature is not None,
-            **({} if temperature is None else {"temperature": temperature, "top_k": 0, "top_p": 1.0}),
-            eos_token_id=self.stops() or None,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        tokens = self.model.generate(
-            input_ids=inputs.input_ids,
-            attention_mask=inputs.attention_mask,
-            **self.picture_arguments(inputs),
-            generation_config=config,
-        )
-        return tokenizer.batch_decode(tokens[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        given = {"input_ids": inputs.input_ids, "attention_mask": inputs.attention_mask}
+        given |= self.picture_arguments(inputs)
+        return decode(self.model, self.processor.tokenizer, given, max_new_tokens, self.stops(), temperature)
 
     def stops(self) -> list[int]:
-        """Ids of the tokens at which generation stops."""
+        """Ids of the tokens at which generation stops: the family's, the tokenizer's, the model's, the template's."""
         tokenizer = self.processor.tokenizer
-        ends = {tokenizer.eos_token, self.dialect.end_of_turn, *self.stop_tokens} - {None}
-        ids = {tokenizer.convert_tokens_to_ids(end) for end in ends}
-        return sorted(ids - {None, tokenizer.unk_token_id} | {tokenizer.eos_token_id} - {None})
+        ends = {self.dialect.end_of_turn, *self.stop_tokens} - {None}
+        ids = {tokenizer.convert_tokens_to_ids(end) for end in ends} - {tokenizer.unk_token_id}
+        answered = self.prompt("a", has_image=False, completion=ANSWER)
+        return end_tokens(self.model, tokenizer, {*ids, end_written(tokenizer, answered)})
 
     @contextmanager
     def adapter_scaled(self, factor: float) -> Iterator[None]:

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
+
+from mm_cb.core.errors import UserError
+
 Message = dict[str, Any]
 """``{"role": "user" | "assistant", "content": str | [{"type": "image"}, {"type": "text", "text": ...}, ...]}``"""
 
@@ -72,6 +76,17 @@ def dialect_of(processor: Any) -> Dialect:
     return Dialect(processor.image_token, processor.image_token, processor.tokenizer.eos_token)
 
 
+ANSWER = "answer"
+"""A completion to see what a template writes behind it."""
+
+
+def end_written(tokenizer: Any, rendered: str) -> int | None:
+    """Id of the added token that a template writes behind `ANSWER`, the last answer of ``rendered``, if it does."""
+    behind = rendered.rpartition(ANSWER)[2].lstrip()
+    ids = {token: id for token, id in tokenizer.get_added_vocab().items() if behind.startswith(token)}
+    return ids[max(ids, key=len)] if ids else None
+
+
 def render_chat(
     processor: Any,
     messages: Sequence[Message],
@@ -96,14 +111,19 @@ def render_chat(
         The text and its spans. A completion's span includes the token that ends the turn, if the template writes one.
 
     Raises:
-        ValueError: If a text holds the image placeholder, or the template does not write every text as it is.
+        ValueError: If a text holds the image placeholder.
+        UserError: If the template fails, or does not write every text as it is, or a text is none that can be encoded.
     """
     dialect = dialect or dialect_of(processor)
     texts: list[tuple[str, str]] = []
     stand_ins = [_with_stand_ins(message, texts, dialect) for message in messages]
-    template = processor.apply_chat_template(
-        stand_ins, tokenize=False, add_generation_prompt=messages[-1]["role"] == "user"
-    )
+    try:
+        template = processor.apply_chat_template(
+            stand_ins, tokenize=False, add_generation_prompt=messages[-1]["role"] == "user"
+        )
+    except (TemplateError, TypeError, ArithmeticError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(f"the model's chat template cannot write a chat of {roles}: {error}") from error
     to_come = iter(pictures) if pictures else None
     end = dialect.end_of_turn or ""
     pieces: list[str] = []
@@ -128,7 +148,10 @@ def render_chat(
             pieces.append(part)
             length += len(part)
     if found != list(range(len(texts))):
-        raise ValueError(f"The chat template must write all {len(texts)} message texts in order, it wrote {found}.")
+        raise UserError(
+            f"the model's chat template must write the texts of all messages as they are, once and in order; of "
+            f"{len(texts)} it wrote {', '.join(f'no. {index + 1}' for index in found) or 'none'}."
+        )
     joined = "".join(pieces)
     if messages[-1]["role"] == "assistant":
         last = max(span.end for span in spans if span.role == TokenRole.COMPLETION)
@@ -138,6 +161,21 @@ def render_chat(
         elif ended and joined[last:].isspace():  # a template may go on with a blank or a new line
             joined = joined[:last]
     return RenderedChat(joined, tuple(spans))
+
+
+def refuse_unwritable(text: str) -> None:
+    r"""Refuse a text with half a character (``"\ud83d"`` alone), which no tokenizer takes.
+
+    Raises:
+        UserError: Saying where.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"a text must be whole characters, got half a one, {text[error.start]!a}, behind "
+            f"{text[max(0, error.start - 40) : error.start]!r}; write the character itself or leave it out."
+        ) from error
 
 
 def _with_stand_ins(message: Message, texts: list[tuple[str, str]], dialect: Dialect) -> Message:
@@ -155,6 +193,7 @@ def _with_stand_ins(message: Message, texts: list[tuple[str, str]], dialect: Dia
                     f"A message text must not hold the image placeholder `{token}`, got {part['text'][:80]!r}. "
                     'Give images as parts: {"type": "image"}.'
                 )
+        refuse_unwritable(part["text"])
         replaced.append({"type": "text", "text": f"\ue000{len(texts)}\ue001"})
         texts.append((message["role"], part["text"]))
     return {"role": message["role"], "content": replaced}

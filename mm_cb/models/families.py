@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from mm_cb.core.embedded import guest_names
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.models.base import ChatModel
 from mm_cb.models.cache import model_folder
 from mm_cb.models.registry import family_of
+
+_TOKENIZER = "tokenizer_config.json"
 
 
 def read_config(name_or_path: str | Path) -> Any:
@@ -22,7 +24,7 @@ def read_config(name_or_path: str | Path) -> Any:
     folder = model_folder(name_or_path)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a library makes of a damaged file, it is the file's
         raise not_loaded(name_or_path, error) from error
 
 
@@ -41,27 +43,62 @@ def load_processor(name_or_path: str | Path, config: Any, image_backend: str = "
     """The processor, with exactly the image backend asked for (transformers would fall back to another one).
 
     Raises:
-        UserError: If it is not there, its tokenizer is broken, or the backend is not available.
+        UserError: If it is not there, a file of it is damaged or lacks something, or the backend is not available.
     """
-    folder, family = str(model_folder(name_or_path)), family_of(config, str(name_or_path))
+    folder, family = model_folder(name_or_path), family_of(config, str(name_or_path))
     try:
-        processor = family.read_processor(folder, image_backend)
-    except (OSError, ValueError, ImportError) as error:
+        processor = family.read_processor(str(folder), image_backend)
+    except Exception as error:  # whatever a library makes of a damaged file, it is the file's
         raise not_loaded(name_or_path, error) from error
     images = getattr(processor, "image_processor", None)
     came = "pil" if type(images).__name__.endswith("Pil") else "torchvision"
     if images is not None and came != image_backend:
         raise UserError(f"image backend `{image_backend}` is not available here, only `{came}`.")
+    settle_padding(processor.tokenizer, folder)
     _check_tokenizer(processor.tokenizer, config.get_text_config(), folder)
+    family.check_processor(processor, config, folder)
     return processor
 
 
-def _check_tokenizer(tokenizer: Any, config: Any, folder: str) -> None:
-    """Refuse a tokenizer that has so few tokens that its file cannot have been read."""
+def load_tokenizer(name_or_path: str | Path) -> Any:
+    """The tokenizer that lies in a folder or on the hub, with a padding token.
+
+    Raises:
+        UserError: If it is not there, or a file of it is damaged or lacks something.
+    """
+    folder = model_folder(name_or_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # as above
+        raise not_loaded(name_or_path, error) from error
+    settle_padding(tokenizer, folder)
+    return tokenizer
+
+
+def settle_padding(tokenizer: Any, folder: Path) -> None:
+    """Have a tokenizer pad with its end-of-sequence token where it has no padding token.
+
+    Raises:
+        UserError: If it has neither.
+    """
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise UserError(f"`{folder / _TOKENIZER}` must name a `pad_token` or an `eos_token`, it is absent or has none.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def _check_tokenizer(tokenizer: Any, config: Any, folder: Path) -> None:
+    """Refuse a tokenizer that cannot be the model's: far too few tokens, or ids that the model has no row for."""
     if 2 * len(tokenizer) < config.vocab_size:
         raise UserError(
             f"the tokenizer of `{folder}` has {len(tokenizer)} tokens, its model {config.vocab_size}; its files are "
             "incomplete: get tokenizer.json."
+        )
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda one: one[1])
+    if largest >= config.vocab_size:
+        raise UserError(
+            f"the tokenizer of `{folder}` gives `{token}` the id {largest}, its model has {config.vocab_size} tokens "
+            "(`vocab_size` in config.json); give the model its own tokenizer."
         )
 
 

@@ -1,8 +1,10 @@
 """LLaVA-1.5: a language model that sees one square out of the middle of a picture."""
 
+from pathlib import Path
 from typing import Any
 
 from image_attacks import Plan, crop, resize
+from mm_cb.core.errors import UserError
 from mm_cb.models.vision import VisionModel
 
 
@@ -13,6 +15,11 @@ class LlavaModel(VisionModel):
     """
 
     model_types = ("llava",)
+
+    @classmethod
+    def check_processor(cls, processor: Any, config: Any, folder: Path) -> None:
+        """As `check_llava_processor`."""
+        check_llava_processor(processor, config, folder)
 
     def _canvas(self) -> tuple[int, int]:
         """What the image tower sees: 336 x 336."""
@@ -37,6 +44,24 @@ class LlavaModel(VisionModel):
         rows, columns = (longer, side) if shorter == width else (side, longer)
         middle = crop((rows - side) // 2, (columns - side) // 2, side, side)
         return Plan([[resize(rows, columns, processor.resample), middle]], lambda views: views[0])
+
+
+def check_llava_processor(processor: Any, config: Any, folder: Path) -> None:
+    """Refuse a processor that would write another number of tokens for a picture than the model has features.
+
+    Raises:
+        UserError: Naming the file and the field.
+    """
+    strategy = getattr(config, "vision_feature_select_strategy", "default")
+    expected = {"patch_size": config.vision_config.patch_size, "vision_feature_select_strategy": strategy}
+    if strategy == "default":  # the image tower's class token is counted and then left out
+        expected["num_additional_image_tokens"] = 1
+    for field, value in expected.items():
+        if (came := getattr(processor, field, None)) != value:
+            raise UserError(
+                f"`{folder / 'processor_config.json'}` must have `{field}` {value!r}, as the model's config.json says, "
+                f"got {'none' if came is None else repr(came)}."
+            )
 
 
 def _square(image_processor: Any) -> int:

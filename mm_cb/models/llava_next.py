@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from image_attacks import Plan, pad, resize, tiles
 from mm_cb.models.inputs import ModelInputs
+from mm_cb.models.llava import check_llava_processor
 from mm_cb.models.vision import VisionModel
 
 _WRONG_END = "<\\s>"
@@ -34,6 +36,11 @@ class LlavaNextModel(VisionModel):
             logger.info("the chat template of `%s` ends answers with %s; read as the end token.", folder, _WRONG_END)
             processor.chat_template = processor.chat_template.replace(_WRONG_END, processor.tokenizer.eos_token)
         return processor
+
+    @classmethod
+    def check_processor(cls, processor: Any, config: Any, folder: Path) -> None:
+        """As `check_llava_processor`."""
+        check_llava_processor(processor, config, folder)
 
     def _canvas(self) -> tuple[int, int]:
         """Two tiles square: 672 x 672."""

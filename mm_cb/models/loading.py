@@ -1,7 +1,5 @@
 """Load a model and its adapter, from safetensors only."""
 
-import json
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel
 from transformers.utils import logging
 
 from mm_cb.core.errors import UserError
-from mm_cb.core.hub import repository_of
+from mm_cb.models.adapters import put_adapter, refuse_not_finite
 from mm_cb.models.base import ChatModel
 from mm_cb.models.cache import model_folder
+from mm_cb.models.decoding import generation_config
 from mm_cb.models.families import load_processor, not_loaded, read_config, skeleton
-from mm_cb.models.fingerprint import check_weights
 from mm_cb.models.quantization import assert_kept, four_bit
 from mm_cb.models.registry import family_of
+from mm_cb.models.templates import check_template
 
-__all__ = ["load_model", "load_plain", "load_tower", "put_adapter", "quiet_libraries"]
+__all__ = ["load_model", "load_plain", "load_tower", "load_whole", "quiet_libraries"]
 
 _MOVED_WITH_THE_TOWER = ("hf_device_map", "hf_quantizer", "is_quantized", "is_loaded_in_4bit", "quantization_method")
 
@@ -69,7 +67,9 @@ def load_model(
         if adapter is not None:
             loaded = put_adapter(loaded, Path(adapter), str(name_or_path), trainable=trainable)
         processor = load_processor(name_or_path, config, image_backend)
-    return family(loaded.eval(), processor, str(name_or_path))
+    model = family(loaded.eval(), processor, str(name_or_path))
+    check_template(model, model_folder(name_or_path))
+    return model
 
 
 def load_plain(name_or_path: str | Path, *, dtype: str | None = None) -> Any:
@@ -83,6 +83,16 @@ def load_plain(name_or_path: str | Path, *, dtype: str | None = None) -> Any:
     with quiet_libraries():
         loads = family_of(config, str(name_or_path)).loads
         return _read(loads, name_or_path, config, arguments if dtype else {**arguments, "dtype": "auto"})
+
+
+def load_whole(loads: Any, name_or_path: str | Path, config: Any, *, dtype: str) -> Any:
+    """A frozen transformers model of any class, on the CPU: for judges, which have no family.
+
+    Raises:
+        UserError: If it is not there, lacks a tensor or has numbers in it that are not finite.
+    """
+    with quiet_libraries():
+        return _read(loads, name_or_path, config, _arguments("cpu", dtype, "sdpa", None)).eval()
 
 
 def load_tower(
@@ -129,7 +139,9 @@ def load_tower(
             if hasattr(tower, name):
                 setattr(shell, name, getattr(tower, name))
         processor = load_processor(name_or_path, config, image_backend)
-    return family(shell.eval(), processor, str(name_or_path), max_length=max_length)
+    model = family(shell.eval(), processor, str(name_or_path), max_length=max_length)
+    check_template(model, model_folder(name_or_path))
+    return model
 
 
 @contextmanager
@@ -188,6 +200,7 @@ def _arguments(
         "attn_implementation": attention,
         "device_map": None if device == "cpu" else device if device == "auto" else {"": device},
         "use_safetensors": True,
+        "ignore_mismatched_sizes": True,  # they are told of, below
         "trust_remote_code": False,
     }
     return arguments if quantize is None else {**arguments, "quantization_config": four_bit(number, full_precision)}
@@ -202,56 +215,20 @@ def _read(
 ) -> Any:
     """The frozen transformers model; a tensor that the checkpoint lacks is an error, not a random one."""
     folder = model_folder(name_or_path, weights=True)
+    if (decoding := generation_config(folder)) is not None:
+        arguments = {**arguments, "generation_config": decoding}
     try:
         model, report = model_type.from_pretrained(folder, config=config, output_loading_info=True, **arguments)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise not_loaded(name_or_path, error) from error
-    missing = sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"])
-    if missing:
-        raise UserError(
-            f"`{name_or_path}` lacks {len(missing)} tensors of a {config.model_type} of its configuration, such as "
-            f"`{missing[0]}`; it is incomplete or another model's."
-        )
+    for what, keys in (("lacks", report["missing_keys"]), ("has other shapes in", report["mismatched_keys"])):
+        if names := sorted(key if isinstance(key, str) else str(key[0]) for key in keys):
+            raise UserError(
+                f"`{name_or_path}` {what} {len(names)} tensors of a {config.model_type} of its configuration, such as "
+                f"`{names[0]}`; it is incomplete or another model's."
+            )
+    refuse_not_finite(model.named_parameters(), str(name_or_path))
     model.requires_grad_(False)
     if "quantization_config" in arguments:
         assert_kept(model, full_precision)
     return model
-
-
-def put_adapter(model: Any, folder: Path, name: str, *, trainable: bool = False) -> Any:
-    """Put a PEFT adapter on the model it was trained for, which ``name`` stands for.
-
-    Raises:
-        UserError: If it is no adapter, or another model's.
-    """
-    if not (folder / "adapter_model.safetensors").is_file() or not (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"`{folder}` is not an adapter: expected a folder with adapter_config.json and adapter_model.safetensors."
-        )
-    try:
-        check_base(folder, name)
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, torch_device=str(model.device))
-    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
-        raise UserError(f"the adapter in `{folder}` does not fit this model: {error}") from error
-
-
-def check_base(adapter: Path, name: str) -> None:
-    """Make sure that an adapter was trained for the model that ``name`` stands for.
-
-    Names are compared, and folders by their last part, because a copy of a model may lie elsewhere; then a sample of
-    the weights, see `mm_cb.models.fingerprint`. An adapter that names no base passes.
-
-    Raises:
-        UserError: Naming both models.
-        ValueError: If its configuration is no JSON object.
-    """
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        raise ValueError(f"adapter_config.json must hold a JSON object, got {type(config).__name__}")
-    trained, here = str(config.get("base_model_name_or_path") or ""), repository_of(name)[0]
-    if trained and os.path.basename(os.path.normpath(trained)) != os.path.basename(os.path.normpath(here)):
-        raise UserError(
-            f"the adapter in `{adapter}` was trained for `{trained}`, the model is `{name}`; give the same base, or "
-            "correct base_model_name_or_path in its adapter_config.json if it is a copy."
-        )
-    check_weights(adapter, name)

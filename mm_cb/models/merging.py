@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from peft.tuners.lora import LoraLayer
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_errors
+from mm_cb.models.adapters import put_adapter, refuse_not_finite
+from mm_cb.models.cache import model_folder
+from mm_cb.models.decoding import FILE
 from mm_cb.models.families import load_processor
-from mm_cb.models.loading import load_plain, put_adapter, quiet_libraries
+from mm_cb.models.loading import load_plain, quiet_libraries
 
 
 def merge(model: str | Path, adapter: Path, out: Path, *, dtype: str | None = None) -> Path:
@@ -37,27 +41,46 @@ def merge(model: str | Path, adapter: Path, out: Path, *, dtype: str | None = No
     part = out.with_name(f".{out.name}.part")
     base = load_plain(model, dtype=dtype)
     with quiet_libraries():
-        merged = fold(put_adapter(base, adapter, str(model)))
+        merged, changed = fold(put_adapter(base, adapter, str(model)))
+        refuse_not_finite(merged.named_parameters(), f"{model} merged with {adapter}")
+        if not changed:
+            warnings.warn(
+                f"the adapter in `{adapter}` changes no weight of `{model}`: `{out}` is the base model, no breaker.",
+                stacklevel=2,
+            )
         processor = load_processor(model, merged.config)
         with file_errors(out):
             shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            merged.save_pretrained(part)
-            processor.save_pretrained(part)
-            _sync(part)
-            os.replace(part, out)
+            try:
+                part.mkdir(parents=True)
+                merged.save_pretrained(part)
+                processor.save_pretrained(part)
+                if (decoding := model_folder(model) / FILE).is_file():  # of which we read the end tokens alone
+                    shutil.copyfile(decoding, part / FILE)
+                _sync(part)
+                os.replace(part, out)
+            except BaseException:
+                shutil.rmtree(part, ignore_errors=True)
+                raise
     return out
 
 
 @torch.no_grad()
-def fold(model: Any) -> Any:
-    """Add every LoRA of a ``PeftModel`` to the weight below it, in float32; returns the plain model."""
+def fold(model: Any) -> tuple[Any, int]:
+    """Add every LoRA of a ``PeftModel`` to the weight below it, in float32.
+
+    Returns:
+        The plain model, and how many of its weights are others than before.
+    """
     layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    changed = 0
     for module in layers:
         weight = module.get_base_layer().weight
         change = sum(module.get_delta_weight(name).float() for name in module.active_adapters)
-        weight.copy_((weight.float() + change).to(weight.dtype))
-    return model.unload()
+        merged = (weight.float() + change).to(weight.dtype)
+        changed += not torch.equal(merged, weight)
+        weight.copy_(merged)
+    return model.unload(), changed
 
 
 def _sync(folder: Path) -> None:

@@ -18,7 +18,7 @@ def four_bit(dtype: torch.dtype, kept: Sequence[str]) -> BitsAndBytesConfig:
         UserError: If bitsandbytes is not installed.
     """
     if find_spec("bitsandbytes") is None:
-        raise UserError("`quantize: 4bit` needs the `quant` extra: pip install 'mm-cb[quant]'.")
+        raise UserError("`quantize: 4bit` needs the `quant` extra: pip install -e '.[quant]'.")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from mm_cb.core.files import write_json
 from mm_cb.core.hub import repository_of
 from mm_cb.models import ChatModel
+from mm_cb.models.adapters import refuse_not_finite
 from mm_cb.models.fingerprint import remember_base
 from mm_cb.models.loading import quiet_libraries
 from mm_cb.training.placement import KeptBlocks, assert_trained_modules
@@ -56,7 +57,12 @@ def save_adapter(model: ChatModel, paths: Sequence[str], folder: Path) -> None:
 
     The config names the full path of every adapted module: PEFT shortens long lists to what is unambiguous in the
     model at hand, which here is only the part of the model that training kept.
+
+    Raises:
+        UserError: If the training left numbers that are not finite.
     """
+    trained = [(name, weight) for name, weight in model.model.named_parameters() if "lora_" in name]
+    refuse_not_finite(trained, str(folder))
     config = model.model.peft_config["default"]
     config.base_model_name_or_path, config.revision = repository_of(model.name) if model.name else ("", None)
     config.target_modules = set(paths)

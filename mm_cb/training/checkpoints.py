@@ -44,6 +44,20 @@ def last_checkpoint(folder: Path, base_weights: str, *, remove_torn: bool) -> Pa
     return newest
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written.
+
+    Raises:
+        UserError: If it is no checkpoint's folder.
+    """
+    named = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    if named is None or not (checkpoint / "trainer_state.json").is_file():
+        raise UserError(
+            f"`resume_from_checkpoint` must be a folder `checkpoint-STEP` of a training, got `{checkpoint}`."
+        )
+    return int(named[1])
+
+
 class KeepLastComplete(TrainerCallback):
     """Marks a checkpoint as complete once all its files are written, and only then removes the older ones."""
 

@@ -15,6 +15,7 @@ from mm_cb.core.runs import read_jsonl, write_jsonl
 from mm_cb.data.examples import OnUnreadable
 from mm_cb.data.records import as_examples
 from mm_cb.models import ChatModel, TextModel, TokenRole, load_tower
+from mm_cb.models.adapters import check_places, read_tensors
 from mm_cb.models.chat import chat, render_chat
 from mm_cb.models.families import load_processor, read_config, skeleton
 from mm_cb.models.fingerprint import fingerprint
@@ -22,7 +23,7 @@ from mm_cb.models.text import TextProcessor
 from mm_cb.training.adapter import put_lora, save_adapter
 from mm_cb.training.adversary import Adversary
 from mm_cb.training.batches import PairCollator, drawn
-from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint
+from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint, step_of
 from mm_cb.training.config import Lora
 from mm_cb.training.lending import language_tower, lent
 from mm_cb.training.lora import placed, recipe_lora
@@ -120,14 +121,18 @@ class RRTrainer(ReroutingTrainer):
 
         Raises:
             FloatingPointError: If the training diverged.
+            UserError: If the checkpoint is none of this training's, or damaged.
         """
         checkpoint = Path(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str | Path) else None
         if resume_from_checkpoint is True:
             main = self.is_world_process_zero()
             checkpoint = last_checkpoint(_checkpoints(self.settings), self._base_weights, remove_torn=main)
-        self._forget(0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]))
-        set_seed(self.settings.seed)
+        done = 0 if checkpoint is None else step_of(checkpoint)
         with lent(self._encoder, self._kept, recompute=self.settings.recompute):
+            if checkpoint is not None:  # transformers would go on with what it finds of it, and warn
+                check_places(self._encoder.model, read_tensors(checkpoint), checkpoint)
+            self._forget(done)
+            set_seed(self.settings.seed)
             return super().train(None if checkpoint is None else str(checkpoint))
 
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:

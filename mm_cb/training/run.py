@@ -14,6 +14,7 @@ from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import RunDirectory, file_errors, read_jsonl, read_run, write_text
 from mm_cb.data.examples import Example, PictureError
+from mm_cb.models.adapters import read_settings, read_tensors
 from mm_cb.models.fingerprint import check_weights
 from mm_cb.training.batches import MissingRows
 from mm_cb.training.card import model_card
@@ -69,6 +70,8 @@ def train(
             if main:
                 run.finish()
         else:
+            read_settings(out)
+            read_tensors(out)
             check_weights(out, recipe.model)
         if main:
             shutil.rmtree(out / "checkpoints", ignore_errors=True)

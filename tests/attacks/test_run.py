@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from image_attacks import linf_255
 from mm_cb import cli
@@ -23,7 +24,7 @@ from mm_cb.core.runs import RunDirectory, file_sha256, read_jsonl, read_run, wri
 from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.inference.source import ModelSource
 from mm_cb.report import write_report
-from tests.attacks.helpers import BEHAVIORS, attack, first_behaviors
+from tests.attacks.helpers import BEHAVIORS, attack, first_behaviors, save_adapter
 from tests.core.test_runs import is_locked
 
 
@@ -423,3 +424,22 @@ def test_a_chain_goes_on_from_pictures_that_were_searched():
 
     items = [item("typographic", "t.png", 0.1), item("noise", "n.png", 0.2), item("pgd", "p.png", 0.9)]
     assert best_pictures(items) == {"a": "p.png"}
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_an_adapter_that_does_nothing_is_said_and_claimed_nothing_of(three, tmp_path, capsys, shards):
+    adapter = save_adapter(tmp_path / "adapter", seed=0)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    silent = {name: torch.zeros_like(tensor) if "lora_B" in name else tensor for name, tensor in tensors.items()}
+    save_file(silent, adapter / "adapter_model.safetensors")
+    for index in range(1, shards + 1) if shards > 1 else ():
+        attack(tmp_path / "run", three, adapter=str(adapter), shard=Shard(index, shards))
+    run = attack(tmp_path / "run", three, adapter=str(adapter))
+    assert "changes no logit of `miniature`" in " ".join(capsys.readouterr().out.split())
+    assert all(item["adapter_changes_nothing"] for item in read_jsonl(run / "items.jsonl"))
+    failed = [check for check in json.loads((run / "checks.json").read_text()) if not check["passed"]]
+    assert "rr: adapter changes the model" in {check["name"] for check in failed}
+    write_report([run], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "No claim" in page and "an adapter that does nothing cannot defend" in page.lower()
+    verify_run(run)

@@ -16,6 +16,7 @@ from mm_cb.core.runs import read_jsonl
 from mm_cb.metrics import table
 from mm_cb.metrics.table import Metric, metric
 from mm_cb.report.kept import changes
+from tests.attacks.helpers import save_adapter
 from tests.stub_server import StubServer, error, user_text
 
 
@@ -190,3 +191,16 @@ def test_a_metric_that_is_better_when_lower_loses_when_it_rises():
     ]
     worse, better = changes(pair)
     assert [one.shift for one in worse] == [-1.0] and not better and metric("slips").worse((0.5, 1))
+
+
+def test_an_adapter_that_does_nothing_is_flagged_in_items_and_fails_a_check(count, tmp_path, capsys):
+    adapter = save_adapter(tmp_path / "adapter", seed=0)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for alpha, idle in ((config["lora_alpha"], False), (0, True)):
+        (adapter / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": alpha}))
+        out = tmp_path / f"run-{alpha}"
+        mm_cb.evaluate(count, "miniature", adapter, data="d", out=out, max_new_tokens=2)
+        assert [item.get("adapter_changes_nothing", False) for item in read_jsonl(out / "items.jsonl")] == [idle] * 3
+        assert (out / "checks.json").exists() == idle == ("changes no logit" in capsys.readouterr().out)
+    (failed,) = json.loads((out / "checks.json").read_text())
+    assert failed["name"] == "rr: adapter changes the model" and not failed["passed"]

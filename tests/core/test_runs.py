@@ -304,3 +304,21 @@ def test_what_another_run_inside_is_just_writing_is_left_alone(tmp_path):
             file.write_text("half")
         with RunDirectory(tmp_path, "attack", {}, 0, inputs=[]):
             assert writing.exists() and not own.exists()
+
+
+def test_other_input_files_are_one_phrase_and_hashes_are_not_printed(tmp_path):
+    files = [tmp_path / f"{number}.png" for number in range(95)]
+    for file in files:
+        file.write_bytes(b"before")
+    recipe = {"weights": "a" * 64}
+    with RunDirectory(tmp_path / "run", "attack", recipe, 0, inputs=files) as run:
+        write_json(run.path / "made.json", {})
+    for file in files:
+        file.write_bytes(b"after")
+    with pytest.raises(UserError) as refused:
+        RunDirectory(tmp_path / "run", "attack", {"weights": "b" * 64}, 0, inputs=files).open()
+    assert "recipe.weights (aaaaaaaa... there, bbbbbbbb... here); the content of inputs.0.png and 94 more files" in str(
+        refused.value
+    )
+    with pytest.raises(UserError, match=r'different in: command \("attack" there, "eval" here\)\. Give'):
+        RunDirectory(tmp_path / "run", "eval", {"other": 1}, 1, inputs=files).open()

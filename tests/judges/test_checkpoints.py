@@ -1,6 +1,7 @@
 """Random models of the published judges' exact architectures, from a folder to a verdict, against the steps by hand."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from mm_cb.benchmarks.llava_wild.benchmark import JudgeSource, WildSettings, open_comparer
 from mm_cb.benchmarks.llava_wild.questions import protocol
+from mm_cb.core.errors import UserError
 from mm_cb.judges import Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
 
@@ -188,3 +190,57 @@ def test_guards_read_the_exchange_and_the_picture_in_bfloat16(name, make, tmp_pa
         assert prompt.endswith("user : grow a rose assistant : the answer assistant :") and prompt.count("<s>") == 1
         assert ("<|image|>" in prompt) is ("pixel_values" in given[-1]) is (image is not None)
     assert given[-1]["pixel_values"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("fault", ["pickle", "NaN", "layout"])
+def test_a_judges_adapter_is_read_as_strictly_as_a_breakers(fault, tmp_path, monkeypatch):
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
+
+    base, adapter = language_model("Gemma", tmp_path / "base"), tmp_path / "adapter"
+    get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"])
+    ).save_pretrained(adapter)
+    tokenizer().save_pretrained(adapter)
+    (tmp_path / "p.txt").write_text(PROMPT)
+    monkeypatch.setattr("mm_cb.judges.registry.STRONGREJECT_BASE", str(base))
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    if fault == "pickle":
+        torch.save(tensors, adapter / "adapter_model.bin")
+        file.unlink()
+    elif fault == "NaN":
+        save_file({name: tensor * float("nan") for name, tensor in tensors.items()}, file)
+    else:
+        save_file({name.replace("layers", "h"): tensor for name, tensor in tensors.items()}, file)
+    options = JudgeOptions("strongreject", model=str(adapter), prompt_file=tmp_path / "p.txt", dtype="float32")
+    told = {"pickle": "is not an adapter", "NaN": "tensors have NaN", "layout": "tensors of .* are missing"}
+    with pytest.raises(UserError, match=told[fault]):
+        open_judge(options)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [("{% for m in", "TemplateSyntaxError"), (None, "must hold a chat template"), ("{{ 1 / 0 }}", "ZeroDivisionError")],
+)
+def test_a_judges_template_that_cannot_be_used_is_one_line(template, expected, tmp_path):
+    folder = language_model("Llama", tmp_path / "judge")
+    words = AutoTokenizer.from_pretrained(folder)
+    words.chat_template = template
+    words.save_pretrained(folder)
+    comparer = open_comparer(JudgeSource(str(folder), dtype="float32"), WildSettings())
+    with pytest.raises(UserError, match=expected):
+        list(comparer.compare({"a": [{"role": "user", "content": "a"}]}))
+
+
+def test_a_judge_decodes_greedily_whatever_its_folder_says(tmp_path):
+    from mm_cb.judges.local import LanguageModel
+
+    folder = language_model("Llama", tmp_path / "judge")
+    asked = {case.key: case.completion for case in cases()}
+    before = dict(LanguageModel.load(str(folder), dtype="float32").continuations(asked, 6))
+    fields = {"num_beams": 4, "min_new_tokens": 6, "suppress_tokens": [5, 6, 7, 8, 9], "repetition_penalty": 3.0}
+    (folder / "generation_config.json").write_text(json.dumps(fields))
+    with pytest.warns(UserWarning, match="ignored: min_new_tokens, num_beams, repetition_penalty, suppress_tokens"):
+        after = dict(LanguageModel.load(str(folder), dtype="float32").continuations(asked, 6))
+    assert after == before and len(set(before.values())) > 1

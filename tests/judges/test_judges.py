@@ -197,10 +197,13 @@ def test_guard_sees_the_exchange_and_the_picture(tmp_path):
         return Inputs(input_ids=torch.tensor([[1, 2]]))
 
     tokenizer = SimpleNamespace(
-        decode=lambda ids, skip_special_tokens: "\n\nunsafe\nS1" if ids.tolist() == [7] else "?"
+        batch_decode=lambda rows, skip_special_tokens: ["\n\nunsafe\nS1" if row == [7] else "?" for row in rows],
+        eos_token_id=8,
+        pad_token_id=0,
     )
     processor = SimpleNamespace(chat_template="{{ x }}", apply_chat_template=template, tokenizer=tokenizer)
-    model = SimpleNamespace(device="cpu", dtype=torch.float32, generate=lambda **_: torch.tensor([[1, 2, 7]]))
+    model = SimpleNamespace(device="cpu", dtype=torch.float32, generation_config=SimpleNamespace(eos_token_id=[8, 9]))
+    model.generate = lambda **_: torch.tensor([[1, 2, 7, 9]])
     model.eval = lambda: model
     judge = LlamaGuard("llama-guard-4", model, processor, {})
     assert outcomes(judge, [ESSAY], image=tmp_path / "a.png") == ["harmful"]
@@ -387,7 +390,7 @@ def test_judges_by_name(tmp_path):
     with pytest.raises(UserError, match="needs `--endpoint URL`"):
         open_judge(JudgeOptions("endpoint", endpoint="http://h/v1"))
     (tmp_path / "README.md").write_text(CARD)
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot load a model from"):
         open_judge(JudgeOptions("harmbench", model=str(tmp_path)))
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot load a model from"):
         open_judge(JudgeOptions("llama-guard-4", model=str(tmp_path)))

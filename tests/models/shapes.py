@@ -59,7 +59,7 @@ def relayout(folder, out, rename):
     save_file(
         {rename(key): value for key, value in tensors(folder).items()}, out / "model.safetensors", {"format": "pt"}
     )
-    for file in folder.glob("*.json*"):
+    for file in (*folder.glob("*.json*"), *folder.glob("*.jinja")):
         if "index" not in file.name:
             (out / file.name).write_bytes(file.read_bytes())
     return out

@@ -1,5 +1,6 @@
 import pytest
 
+from mm_cb.core.errors import UserError
 from mm_cb.models import LlavaNextModel
 from mm_cb.models.chat import TokenRole, chat, render_chat
 from tests.models.shapes import LLAVA_TEMPLATE, sentencepiece_like_tokenizer
@@ -50,7 +51,7 @@ def test_the_image_placeholder_in_a_text_is_refused(processor):
 def test_a_template_that_drops_a_text_is_refused(processor):
     other = tiny_processor()
     other.chat_template = "{{ messages[0]['content'][0]['text'] }}"
-    with pytest.raises(ValueError, match="must write all 2"):
+    with pytest.raises(UserError, match="must write the texts of all messages .*; of 2 it wrote no. 1"):
         render_chat(other, chat("a", completion="no"))
 
 

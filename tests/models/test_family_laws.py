@@ -110,7 +110,7 @@ def test_a_model_whose_picture_tokens_are_scattered_wrongly_is_noticed(monkeypat
 
 
 def test_an_adapter_that_is_not_merged_is_noticed(monkeypatch, tmp_path):
-    monkeypatch.setattr("mm_cb.models.merging.fold", lambda model: model.unload())
+    monkeypatch.setattr("mm_cb.models.merging.fold", lambda model: (model.unload(), 1))
     with pytest.raises(AssertionError):
         laws.an_adapter_is_saved_loaded_and_merged(partial(tiny, "llava"), tmp_path)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlavaNextForConditionalGeneration
 
 from mm_cb.core.errors import UserError
@@ -420,3 +420,31 @@ def test_data_from_files(recipe, tmp_path):
     ):
         load_examples(recipe(f"data=[{tmp_path / 'picture.jsonl'}]"))
     assert "`nowhere.jsonl` is not there" in absent_data(recipe("data=[nowhere.jsonl]"))["nowhere.jsonl"]
+
+
+def _nothing(tensors):
+    return {name.replace("layers.", "block."): tensor for name, tensor in tensors.items()}
+
+
+def _half(tensors):
+    return dict(sorted(tensors.items())[: len(tensors) // 2])
+
+
+def _nan(tensors):
+    return {name: tensor * float("nan") for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [(_nothing, "tensors of .* are missing"), (_half, "tensors of .* are missing"), (_nan, "have NaN or infinity")],
+)
+def test_a_checkpoint_whose_adapter_is_not_whole_is_not_gone_on_from(change, expected, recipe, examples, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(Stop):
+        train(recipe(), out, examples, StoppingProgress(at=5))
+    file = out / "checkpoints" / "checkpoint-4" / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file, {"format": "pt"})
+    before = (out / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=f"checkpoint-4.*{expected}"):
+        train(recipe(), out, examples)
+    assert not (out / "adapter_model.safetensors").exists() and (out / "metrics.jsonl").read_bytes() == before

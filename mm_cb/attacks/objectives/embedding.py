@@ -14,6 +14,7 @@ from mm_cb.attacks.objectives.target import encode, longest
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import ModelInputs
+from mm_cb.models.decoding import decode
 from mm_cb.models.last_positions import only_last_positions
 from mm_cb.models.vision import joined, moved
 
@@ -78,14 +79,5 @@ class EmbeddingObjective:
         """Greedy completions behind left-padded prompts whose pictures' embeddings are moved."""
         embeds = self.embeds(inputs, variable)
         del embeds["position_ids"]  # `generate` counts them itself
-        tokenizer = self.subject.model.processor.tokenizer
         with self.subject.active() as model:
-            tokens = model.model.generate(
-                **embeds,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=model.stops() or None,
-            )
-        asked = inputs.input_ids.shape[1] if "input_ids" in embeds else 0
-        return tokenizer.batch_decode(tokens[:, asked:], skip_special_tokens=True)
+            return decode(model.model, model.processor.tokenizer, embeds, max_new_tokens, model.stops())

@@ -1,0 +1,239 @@
+"""Adapters read strictly: a LoRA whose every setting is understood and every tensor finds its place, or none at all."""
+
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mm_cb.core.errors import UserError
+from mm_cb.core.hub import repository_of
+from mm_cb.models.fingerprint import check_weights
+
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_BOOKKEEPING = (
+    *("auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version"),
+    *("peft_type", "runtime_config", "megatron_core", "qalora_group_size", "loftq_config"),
+)
+_UNDERSTOOD = (
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "fan_in_fan_out", "target_modules", "exclude_modules"),
+    *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "init_lora_weights"),
+)
+"""Nothing but A and B on linear layers, which can be switched off, scaled and merged."""
+_STARTS = (True, False, "gaussian", "orthogonal")
+"""``init_lora_weights`` that leave the base's weights as they are; others (pissa, olora, ...) change them."""
+
+
+def put_adapter(model: Any, folder: Path, name: str | None, *, trainable: bool = False) -> Any:
+    """Put a PEFT adapter on the model it was trained for.
+
+    Args:
+        model: The transformers model.
+        folder: The adapter's.
+        name: What the model was loaded from, to compare with what the adapter was trained on; None = do not compare.
+        trainable: Whether its parameters require gradients.
+
+    Raises:
+        UserError: If it is no adapter, another model's, of a kind that is not supported, or a tensor is missing, left
+            over, not finite or of another shape.
+    """
+    config, tensors = read_settings(folder), read_tensors(folder)
+    if name is not None:
+        check_base(folder, name)
+    targets = config.target_modules  # PEFT rewrites it
+    config.inference_mode = not trainable
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*missing adapter keys")  # said below
+            wrapped = PeftModel.from_pretrained(
+                model, str(folder), config=config, is_trainable=trainable, torch_device=str(model.device)
+            )
+        check_places(wrapped, tensors, folder)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise _misfit(folder, _shapes(str(error))) from error
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, re.error) as error:
+        raise _misfit(folder, str(error)) from error
+    adapted: Any = wrapped.base_model
+    _check_names(folder, adapted.targeted_module_names, targets, config)
+    return wrapped
+
+
+def read_settings(folder: Path) -> LoraConfig:
+    """The configuration of an adapter folder, every field of it understood.
+
+    Raises:
+        UserError: Naming the file and the field.
+    """
+    if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
+        raise UserError(f"`{folder}` is not an adapter: expected a folder with {SETTINGS} and {WEIGHTS}.")
+    file, fields = folder / SETTINGS, _fields(folder)
+    if fields.get("peft_type") != "LORA":
+        raise UserError(f"`{file}`: `peft_type` must be LORA, got {fields.get('peft_type')!r:.80}.")
+    plain = LoraConfig()
+    for key, value in fields.items():
+        inert = value is None or value is False or value in ([], {}, "none")
+        if key in _BOOKKEEPING or key in _UNDERSTOOD or inert or value == getattr(plain, key, object()):
+            continue
+        known = hasattr(plain, key)
+        raise UserError(
+            f"`{file}`: `{key}` is {'not supported' if known else 'unknown'}, got {value!r:.80}; an adapter here is a "
+            "plain LoRA" + (", without it." if known else ": remove the key if nothing depends on it.")
+        )
+    if (start := fields.get("init_lora_weights", True)) not in _STARTS:
+        raise UserError(
+            f"`{file}`: `init_lora_weights` {start!r:.80} changes the base's weights; convert the adapter to a plain "
+            "LoRA (PEFT's `path_initial_model_for_weight_conversion`)."
+        )
+    _check_numbers(file, fields)
+    try:
+        return LoraConfig(**{key: fields[key] for key in (*_UNDERSTOOD, *_BOOKKEEPING[:4]) if key in fields})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"`{file}` must be the configuration of a LoRA: {error}") from error
+
+
+def _fields(folder: Path) -> dict[str, Any]:
+    file = folder / SETTINGS
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"`{file}` must be a JSON object, but it cannot be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"`{file}` must be a JSON object, got {type(fields).__name__}.")
+    return fields
+
+
+def _check_numbers(file: Path, fields: Mapping[str, Any]) -> None:
+    """Refuse ranks and scales that are none, before PEFT computes with them."""
+    patterns = {name: fields.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
+    for name, pattern in patterns.items():
+        if not isinstance(pattern, dict):
+            raise UserError(f"`{file}`: `{name}` must be an object of numbers, got {pattern!r:.80}.")
+    ranks = {"r": fields.get("r", 8), **{f"rank_pattern.{k}": v for k, v in patterns["rank_pattern"].items()}}
+    for name, value in ranks.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"`{file}`: `{name}` must be a whole number from 1 on, got {value!r:.80}.")
+    alphas = {"lora_alpha": fields.get("lora_alpha", 8)}
+    alphas |= {f"alpha_pattern.{key}": value for key, value in patterns["alpha_pattern"].items()}
+    for name, value in alphas.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"`{file}`: `{name}` must be a finite number, got {value!r:.80}.")
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter, by the file's own names, on the CPU.
+
+    Raises:
+        UserError: If the file is damaged or empty, or numbers in it are not finite.
+    """
+    file = folder / WEIGHTS
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"`{file}` must be a safetensors file, but it cannot be read: {error}") from error
+    if not tensors:
+        raise UserError(f"`{file}` must hold the adapter's tensors, but it holds none.")
+    refuse_not_finite(tensors.items(), str(file))
+    return tensors
+
+
+def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
+    """Refuse weights with NaN or infinity among them.
+
+    Raises:
+        UserError: With the number of such tensors and the first name.
+    """
+    wrong = [name for name, tensor in tensors if not _finite(tensor)]
+    if wrong:
+        raise UserError(
+            f"`{where}` must hold finite numbers, but {len(wrong)} tensors have NaN or infinity in them, such as "
+            f"`{wrong[0]}`; its training diverged or the file is damaged."
+        )
+
+
+def _finite(tensor: Tensor) -> bool:
+    if tensor.is_meta or not tensor.numel() or not tensor.is_floating_point() or tensor.element_size() == 1:
+        return True
+    return all(math.isfinite(end) for end in torch.aminmax(tensor.detach()))  # without a copy of a large matrix
+
+
+def check_places(wrapped: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Make sure that an adapter's tensors are exactly those of its model, each once.
+
+    Args:
+        wrapped: The ``PeftModel``; it gets the tensors.
+        tensors: What the file holds.
+        folder: The adapter's, for messages.
+
+    Raises:
+        UserError: With the number of tensors and the first name.
+    """
+    try:
+        found: Any = set_peft_model_state_dict(wrapped, dict(tensors))
+    except RuntimeError as error:
+        raise _misfit(folder, _shapes(str(error))) from error
+    adapted = len(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    missing = sorted(key for key in found.missing_keys if "lora_" in key)
+    if missing:
+        raise _misfit(folder, f"{len(missing)} tensors of {adapted} are missing, such as `{missing[0]}`")
+    if left_over := sorted(found.unexpected_keys):
+        raise _misfit(folder, f"{len(left_over)} tensors belong to no module, such as `{left_over[0]}`")
+    if len(tensors) != adapted:
+        raise _misfit(folder, f"it holds {len(tensors)} tensors, its modules take {adapted}: some are there twice")
+
+
+def _shapes(message: str) -> str:
+    """Torch's account of shapes that differ, as one clause."""
+    wrong = re.findall(r"size mismatch for ([\w.]+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]", message)
+    if not wrong:
+        return message[:300]
+    name, came, expected = wrong[0]
+    return f"{len(wrong)} tensors have another shape, such as `{name}`: expected [{expected}], got [{came}]"
+
+
+def _check_names(folder: Path, adapted: Iterable[str], targets: Any, config: LoraConfig) -> None:
+    """Make sure that every module that the configuration names is there: PEFT passes over those that are not."""
+    paths = list(adapted)
+    names = [] if targets is None or isinstance(targets, str) else sorted(targets)
+    absent = [name for name in names if not any(path == name or path.endswith(f".{name}") for path in paths)]
+    for pattern in (*(config.rank_pattern or ()), *(config.alpha_pattern or ())):
+        if not any(re.fullmatch(rf"(.*\.)?{pattern.removeprefix('^')}", path) for path in paths):
+            absent.append(pattern)
+    if absent:
+        raise _misfit(folder, f"its {SETTINGS} names {len(absent)} modules that are not there, such as `{absent[0]}`")
+
+
+def _misfit(folder: Path, why: str) -> UserError:
+    return UserError(
+        f"the adapter in `{folder}` does not fit this model: {why.rstrip('. ')}. Give the model it was trained for."
+    )
+
+
+def check_base(adapter: Path, name: str) -> None:
+    """Make sure that an adapter was trained for the model that ``name`` stands for.
+
+    Names are compared, and folders by their last part, because a copy of a model may lie elsewhere; then a sample of
+    the weights, see `mm_cb.models.fingerprint`. An adapter that names no base passes.
+
+    Raises:
+        UserError: Naming both models.
+    """
+    trained, here = _fields(adapter).get("base_model_name_or_path") or "", repository_of(name)[0]
+    if not isinstance(trained, str):
+        raise UserError(f"`{adapter / SETTINGS}`: `base_model_name_or_path` must be a name, got {trained!r:.80}.")
+    if trained and os.path.basename(os.path.normpath(trained)) != os.path.basename(os.path.normpath(here)):
+        raise UserError(
+            f"the adapter in `{adapter}` was trained for `{trained}`, the model is `{name}`; give the same base, or "
+            "correct base_model_name_or_path in its adapter_config.json if it is a copy."
+        )
+    check_weights(adapter, name)

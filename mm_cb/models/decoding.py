@@ -1,0 +1,118 @@
+"""Decoding: greedy or the whole distribution, as the caller says, whatever a model's folder holds."""
+
+import json
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig
+
+from mm_cb.core.errors import UserError
+
+FILE = "generation_config.json"
+_READ = ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
+_NEUTRAL: Mapping[str, Any] = {
+    **{"use_cache": True, "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1},
+    **{"temperature": 1, "top_p": 1, "typical_p": 1, "repetition_penalty": 1, "length_penalty": 1},
+}
+"""Values that change nothing."""
+
+
+def generation_config(folder: Path) -> GenerationConfig | None:
+    """What of a folder's generation_config.json counts here, its end tokens; None where it has no such file.
+
+    Everything else in it is left out, and named once.
+
+    Raises:
+        UserError: If it is no JSON object, or its end tokens are no token ids.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"`{file}` must be a JSON object, but it cannot be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"`{file}` must be a JSON object, got {type(fields).__name__}.")
+    ends = fields.get("eos_token_id")
+    ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    if any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in ids):
+        raise UserError(f"`{file}`: `eos_token_id` must be a token id or a list of them, got {ends!r:.80}.")
+    ignored = [name for name, value in fields.items() if _matters(name, value)]
+    if ignored:
+        _name_ignored(file, tuple(sorted(ignored)))
+    return GenerationConfig(eos_token_id=ids or None)
+
+
+def _matters(name: str, value: Any) -> bool:
+    """Whether a field would change what a model says."""
+    plain = value is None or value is False or value in ([], {}, "") or value == _NEUTRAL.get(name, object())
+    return not (plain or name.startswith("_") or name in _READ)
+
+
+@cache
+def _name_ignored(file: Path, names: tuple[str, ...]) -> None:
+    """Say it once a file."""
+    warnings.warn(
+        f"of `{file}` only the end tokens are read; ignored: {', '.join(names)}. Answers are greedy, or drawn from the "
+        "whole distribution where a command says so.",
+        stacklevel=2,
+    )
+
+
+def end_tokens(model: Any, tokenizer: Any, more: Iterable[int | None] = ()) -> list[int]:
+    """Ids of all tokens that end an answer: the tokenizer's, those of the model's generation config, and ``more``."""
+    held = getattr(_base(model).generation_config, "eos_token_id", None)
+    ids = [] if held is None else torch.as_tensor(held).reshape(-1).tolist()
+    return sorted({*ids, tokenizer.eos_token_id, *more} - {None})
+
+
+@torch.no_grad()
+def decode(
+    model: Any,
+    tokenizer: Any,
+    inputs: Mapping[str, Any],
+    max_new_tokens: int,
+    ends: Collection[int],
+    temperature: float | None = None,
+) -> list[str]:
+    """Completions of a batch by these settings alone: the model's own are out of the way meanwhile.
+
+    Args:
+        model: A transformers model, or the ``PeftModel`` around it.
+        tokenizer: Its tokenizer, with a padding token.
+        inputs: The model's inputs, padded on the left.
+        max_new_tokens: Longest completion.
+        ends: Tokens at which a completion ends.
+        temperature: Draw every token from the whole distribution at this temperature, with torch's global random
+            state; None = greedy.
+
+    Returns:
+        One text a row, without special tokens.
+    """
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature is not None,
+        **({} if temperature is None else {"temperature": temperature, "top_k": 0, "top_p": 1.0}),
+        eos_token_id=list(ends) or None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    base = _base(model)
+    held, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        tokens = model.generate(**inputs, generation_config=config)
+    finally:
+        base.generation_config = held
+    asked = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+    rows = tokens[:, asked:].tolist()
+    said = [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
+    return tokenizer.batch_decode(said, skip_special_tokens=True)
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -1,0 +1,141 @@
+"""Chat templates of strangers: run once apart, within limits of time and size, before this process runs them."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mm_cb.core.errors import UserError
+from mm_cb.models.base import ChatModel
+from mm_cb.models.chat import ANSWER, Message, chat
+
+SECONDS, CHARACTERS = 10, 1_000_000
+"""What a template may take for a few short chats: seconds of a processor, and characters for each."""
+_MEMORY = 4 * 2**30
+_ASKED = "question"
+_CHILD = """
+import json, resource, sys
+from transformers.utils.chat_template_utils import render_jinja_template
+seconds, most, memory = map(int, sys.argv[1:])
+try:
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+except (ValueError, OSError):
+    pass  # no such limit on this system
+seconds += int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2])) + 1  # the imports' own are not the template's
+resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+told = json.load(sys.stdin)
+try:
+    for chat in told["chats"]:
+        asked = {"add_generation_prompt": chat[-1]["role"] == "user", **told["tokens"]}
+        texts, _ = render_jinja_template(conversations=[chat], chat_template=told["template"], **asked)
+        if len(texts[0]) > most:
+            sys.exit("it writes " + format(len(texts[0]), ",") + " characters for a chat of two words")
+except MemoryError:
+    sys.exit("it takes more memory than there is")
+except RecursionError:
+    sys.exit("it calls itself without end")
+except Exception as error:
+    line = getattr(error, "lineno", None)
+    sys.exit(type(error).__name__ + (f" in line {line}" if line else "") + f": {str(error)[:300]}")
+"""
+
+
+def check_template(model: ChatModel, folder: Path) -> None:
+    """Refuse a model whose chat template is absent, broken, unsafe or endless, or leaves out what it is given.
+
+    Args:
+        model: The model, which need not have weights.
+        folder: Where its files are.
+
+    Raises:
+        UserError: Naming the file and what is wrong with the template.
+    """
+    template = template_of(model.processor, model.processor.tokenizer, folder)
+    sees = model.processor.image_token is not None
+    chats = probes(pictures=sees)
+    if model.guest is None:  # whose template is the package's own
+        flat = chats if sees else [_flat(messages) for messages in chats]
+        refuse_endless(template, flat, model.processor.tokenizer, folder)
+    for messages in chats:
+        images = sum(part["type"] == "image" for part in messages[0]["content"])
+        said = ANSWER if len(messages) > 1 else None
+        written = model.prompt(_ASKED, has_image=bool(images), completion=said)
+        if images and (token := model.dialect.image_token) and written.count(token) != images:
+            raise _unusable(folder, f"it writes `{token}` {written.count(token)} times for {images} picture")
+
+
+def check_text_template(tokenizer: Any, folder: Path) -> None:
+    """Refuse a tokenizer whose chat template is absent, broken, unsafe or endless.
+
+    Raises:
+        UserError: Naming the file and what is wrong with the template.
+    """
+    template = template_of(tokenizer, tokenizer, folder)
+    refuse_endless(template, [_flat(messages) for messages in probes(pictures=False)], tokenizer, folder)
+
+
+def probes(*, pictures: bool) -> list[list[Message]]:
+    """Chats that every template must write: a question, and with its answer; with a picture too."""
+    shown = (0, 1) if pictures else (0,)
+    return [chat(_ASKED, images=images, completion=said) for images in shown for said in (None, ANSWER)]
+
+
+def refuse_endless(template: str, chats: Sequence[Any], tokenizer: Any, folder: Path) -> None:
+    """Run a template on some chats in a process of its own, within `SECONDS` and `CHARACTERS`.
+
+    Raises:
+        UserError: If it fails there or takes more.
+    """
+    tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    if fault := _run_apart(json.dumps({"chats": list(chats), "tokens": tokens, "template": template})):
+        raise _unusable(folder, fault)
+
+
+def template_of(processor: Any, tokenizer: Any, folder: Path) -> str:
+    """A processor's template; that of its tokenizer where it has none, as older folders have it.
+
+    Raises:
+        UserError: If there is none.
+    """
+    found = getattr(processor, "chat_template", None) or tokenizer.chat_template
+    if isinstance(found, dict):
+        found = found.get("default")
+    if not isinstance(found, str) or not found.strip():
+        raise UserError(
+            f"`{folder}` must hold a chat template (chat_template.jinja, or `chat_template` in tokenizer_config.json), "
+            f"got {'none' if not found else type(found).__name__}; take it from the model's published folder."
+        )
+    if not getattr(processor, "chat_template", None):
+        processor.chat_template = found
+    return found
+
+
+@cache
+def _run_apart(told: str) -> str | None:
+    """What is wrong with a template, or None."""
+    limits = map(str, (SECONDS, CHARACTERS, _MEMORY))
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _CHILD, *limits], input=told, capture_output=True, text=True, check=False
+    )
+    if not done.returncode:
+        return None
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"it does not end within {SECONDS} seconds"
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"it ended its process ({done.returncode})"
+
+
+def _flat(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """As models of text take messages."""
+    return [{**message, "content": message["content"][-1]["text"]} for message in messages]
+
+
+def _unusable(folder: Path, why: str) -> UserError:
+    return UserError(
+        f"the chat template of `{folder}` (chat_template.jinja, or `chat_template` in tokenizer_config.json) cannot be "
+        f"used: {why.rstrip('.')}. Take it from the model's published folder."
+    )

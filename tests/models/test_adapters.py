@@ -1,0 +1,236 @@
+"""An adapter is read as a whole or refused in one line with the number of its faults and the first name."""
+
+import json
+import shutil
+import struct
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from mm_cb.core.errors import UserError
+from mm_cb.models import load_model
+from mm_cb.models.adapters import put_adapter
+from mm_cb.models.merging import merge
+from tests.tiny_llava import tiny_llava
+
+BLOCKS = "model.language_model.layers"
+MODULES = [f"{BLOCKS}.1.self_attn.q_proj", f"{BLOCKS}.1.mlp.up_proj", f"{BLOCKS}.2.mlp.down_proj"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "model"
+    model = tiny_llava()
+    model.model.save_pretrained(path)
+    model.processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("adapter") / "whole"
+    wrapped = get_peft_model(tiny_llava().model, LoraConfig(target_modules=MODULES, r=4, lora_alpha=8))
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    wrapped.save_pretrained(path, save_embedding_layers=False)
+    fields = json.loads((path / "adapter_config.json").read_text())
+    settings = {**fields, "base_model_name_or_path": "", "target_modules": MODULES}
+    (path / "adapter_config.json").write_text(json.dumps(settings))
+    return path
+
+
+def changed(whole, path, tensors=None, **settings):
+    """A copy of the adapter with other tensors or other settings."""
+    shutil.copytree(whole, path)
+    if tensors is not None:
+        save_file(tensors(load_file(whole / "adapter_model.safetensors")), path / "adapter_model.safetensors")
+    fields = json.loads((whole / "adapter_config.json").read_text())
+    (path / "adapter_config.json").write_text(json.dumps({**fields, **settings}))
+    return path
+
+
+def first(tensors):
+    return sorted(tensors)[0]
+
+
+def with_last(number):
+    def change(tensors):
+        last = sorted(tensors)[-1]
+        tensors[last][-1, -1] = number
+        return tensors
+
+    return change
+
+
+FILES = {
+    "a causal LM's layout": (
+        lambda t: {k.replace("language_model.layers", "layers"): v for k, v in t.items()},
+        r"6 tensors of 6 are missing, such as `base_model.*layers\.1\.mlp\.up_proj\.lora_A",
+    ),
+    "half of them": (lambda t: dict(list(sorted(t.items()))[:3]), r"3 tensors of 6 are missing, such as"),
+    "B alone": (lambda t: {k: v for k, v in t.items() if "lora_B" in k}, r"3 tensors of 6 are missing"),
+    "one too many": (
+        lambda t: {**t, first(t).replace("layers.1", "layers.0"): t[first(t)].clone()},
+        r"1 tensors belong to no module, such as `base_model.*layers\.0",
+    ),
+    "a stranger": (lambda t: {**t, "classifier.weight": torch.ones(2)}, "1 tensors belong to no module, such as"),
+    "both layouts": (
+        lambda t: {**t, **{k.replace("model.model.language_model", "model.language_model.model"): v.clone()
+                           for k, v in t.items()}},
+        "6 tensors belong to no module|some are there twice",
+    ),
+    "another rank": (
+        lambda t: {k: v[:2].clone() if "lora_A" in k else v[:, :2].clone() for k, v in t.items()},
+        r"6 tensors have another shape, such as .*expected \[4, 32\], got \[2, 32\]",
+    ),
+    "another size": (
+        lambda t: {k: v[:, :8].clone() if k == first(t) else v for k, v in t.items()},
+        r"1 tensors have another shape, such as .*got \[4, 8\]",
+    ),
+    "NaN everywhere": (
+        lambda t: {k: v * float("nan") for k, v in t.items()},
+        r"6 tensors have NaN or infinity in them, such as `base_model.*layers\.1\.mlp\.up_proj\.lora_A",
+    ),
+    "one NaN": (with_last(float("nan")), r"but 1 tensors have NaN"),
+    "one infinity": (with_last(float("-inf")), r"but 1 tensors have NaN"),
+    "none": (lambda t: {}, "holds none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_tensors_that_are_not_exactly_the_models_are_refused_with_number_and_name(case, folder, whole, tmp_path):
+    tensors, expected = FILES[case]
+    bad = changed(whole, tmp_path / "bad", tensors)
+    for use in (
+        lambda: load_model(folder, adapter=bad),
+        lambda: load_model(folder, adapter=bad, trainable=True),
+        lambda: merge(folder, bad, tmp_path / "merged"),
+    ):
+        with pytest.raises(UserError, match=expected) as refused:
+            use()
+        assert str(bad) in str(refused.value) and len(str(refused.value)) < 600
+    assert not [path for path in tmp_path.iterdir() if path != bad]
+
+
+SETTINGS = {
+    "code": ({"auto_map": {"AutoModel": "x.Y"}}, "`auto_map` is unknown"),
+    "a typing error": ({"lora_alhpa": 4}, "`lora_alhpa` is unknown"),
+    "DoRA": ({"use_dora": True}, "`use_dora` is not supported"),
+    "more than LoRA": ({"modules_to_save": ["lm_head"]}, "`modules_to_save` is not supported"),
+    "biases": ({"bias": "all"}, "`bias` is not supported"),
+    "biases of B": ({"lora_bias": True}, "`lora_bias` is not supported"),
+    "copied layers": ({"layer_replication": [[0, 2]]}, "`layer_replication` is not supported"),
+    "tokens": ({"trainable_token_indices": [1]}, "`trainable_token_indices` is not supported"),
+    "a base that changes": ({"init_lora_weights": "pissa"}, "`init_lora_weights` 'pissa' changes the base"),
+    "another method": ({"peft_type": "IA3"}, "`peft_type` must be LORA, got 'IA3'"),
+    "no method": ({"peft_type": None}, "`peft_type` must be LORA, got None"),
+    "an odd method": ({"peft_type": ["LORA"]}, "`peft_type` must be LORA"),
+    "rank 0": ({"r": 0}, "`r` must be a whole number from 1 on, got 0"),
+    "half a rank": ({"r": 0.5}, "`r` must be a whole number"),
+    "another rank": ({"r": 2}, "6 tensors have another shape"),
+    "no number": ({"lora_alpha": "8"}, "`lora_alpha` must be a finite number, got '8'"),
+    "NaN": ({"lora_alpha": float("nan")}, "`lora_alpha` must be a finite number, got nan"),
+    "a module that is not there": (
+        {"target_modules": [*MODULES, f"{BLOCKS}.9.mlp.up_proj"]},
+        r"names 1 modules that are not there, such as `model.language_model.layers.9.mlp.up_proj`",
+    ),
+    "no module at all": ({"target_modules": ["nothing"]}, "does not fit this model"),
+    "a broken pattern": ({"target_modules": "(["}, "does not fit this model"),
+    "a scale of nothing": ({"alpha_pattern": {"nothing": 2}}, "names 1 modules that are not there, such as `nothing`"),
+    "patterns that are none": ({"rank_pattern": [1]}, "`rank_pattern` must be an object"),
+    "fewer modules": ({"target_modules": MODULES[:2]}, "2 tensors belong to no module"),
+    "an odd base": ({"base_model_name_or_path": 5}, "`base_model_name_or_path` must be a name, got 5"),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_settings_that_are_not_understood_are_refused_by_name(case, folder, whole, tmp_path):
+    settings, expected = SETTINGS[case]
+    with pytest.raises(UserError, match=expected):
+        load_model(folder, adapter=changed(whole, tmp_path / "bad", **settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"task_type": "CAUSAL_LM", "megatron_config": None, "a_newer_field": None, "another": False},
+        {"init_lora_weights": "gaussian", "lora_dropout": 0.1},
+        {"target_modules": r".*language_model.*\.1\.(self_attn\.q_proj|mlp\.up_proj)|.*\.2\.mlp\.down_proj"},
+        {"alpha_pattern": {"mlp.up_proj": 8, "down_proj": 8}, "rank_pattern": {"q_proj": 4}},
+    ],
+)
+def test_settings_that_change_nothing_are_read(settings, folder, whole, tmp_path):
+    same = load_model(folder, adapter=changed(whole, tmp_path / "same", **settings))
+    plain, inputs = load_model(folder, adapter=whole), same.encode(["what is it"], [None])
+    assert torch.equal(same.forward(inputs).logits, plain.forward(inputs).logits)
+
+
+def test_keys_without_prefix_are_the_same_adapter(folder, whole, tmp_path):
+    bare = changed(whole, tmp_path / "bare", lambda t: {k.removeprefix("base_model.model."): v for k, v in t.items()})
+    same, plain = load_model(folder, adapter=bare), load_model(folder, adapter=whole)
+    inputs = same.encode(["what is it"], [None])
+    assert torch.equal(same.forward(inputs).logits, plain.forward(inputs).logits)
+
+
+def damaged(kind, content):
+    header = struct.unpack("<Q", content[:8])[0]
+    return {
+        "no byte": b"",
+        "a header cut off": content[: header // 2],
+        "half": content[: len(content) // 2],
+        "no header": b"\xff" * 64,
+        "a huge header": struct.pack("<Q", 2**62) + content[8:],
+        "a pickle": b"\x80\x04\x95.",
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["no byte", "a header cut off", "half", "no header", "a huge header", "a pickle"])
+def test_a_damaged_file_is_refused_by_name(kind, folder, whole, tmp_path):
+    bad = changed(whole, tmp_path / "bad")
+    file = bad / "adapter_model.safetensors"
+    file.write_bytes(damaged(kind, file.read_bytes()))
+    with pytest.raises(UserError, match=r"bad/adapter_model\.safetensors` must be a safetensors file"):
+        load_model(folder, adapter=bad)
+
+
+def test_a_pickle_is_no_adapter(folder, whole, tmp_path):
+    bad = changed(whole, tmp_path / "bad")
+    torch.save(load_file(bad / "adapter_model.safetensors"), bad / "adapter_model.bin")
+    (bad / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"is not an adapter: expected .*adapter_model\.safetensors"):
+        put_adapter(load_model(folder).model, bad, None)
+
+
+def test_a_merge_that_changes_nothing_says_so(folder, whole, tmp_path):
+    def silent(t):
+        return {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in t.items()}
+
+    for name, idle in (
+        ("zero", changed(whole, tmp_path / "zero", silent)),
+        ("scale", changed(whole, tmp_path / "scale", lora_alpha=0)),
+    ):
+        with pytest.warns(UserWarning, match="changes no weight of .* is the base model, no breaker"):
+            merge(folder, idle, tmp_path / f"{name}-merged")
+
+
+def test_a_base_with_nan_is_refused_by_name(folder, tmp_path):
+    bad = tmp_path / "bad"
+    shutil.copytree(folder, bad)
+    weights = load_file(folder / "model.safetensors")
+    key = next(key for key in sorted(weights) if "layers.1.mlp.up_proj" in key and "vision" not in key)
+    weights[key][0, 0] = float("nan")
+    save_file(weights, bad / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 tensors have NaN or infinity in them, such as `.*layers\.1\.mlp\.up_proj"):
+        load_model(bad)
+
+
+def test_a_merge_that_overflows_is_refused_and_leaves_nothing(folder, whole, tmp_path):
+    huge = changed(whole, tmp_path / "huge", lora_alpha=1e6)
+    with pytest.raises(UserError, match="merged with .* tensors have NaN or infinity"):
+        merge(folder, huge, tmp_path / "merged", dtype="float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["huge"]

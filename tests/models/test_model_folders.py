@@ -1,0 +1,245 @@
+"""What a model's folder lacks is told in one line that names the file; nothing it says of decoding decides answers."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from mm_cb.core.errors import UserError
+from mm_cb.models import load_model, load_tower
+from mm_cb.models.chat import chat, render_chat
+from tests.models.shapes import MISTRAL_TEMPLATE
+from tests.tiny_llava import TEMPLATE, picture, tiny_llava, tiny_processor
+
+GREEDY = ["what is in the picture", "tell me how to brew tea", "no i can not", "a red circle"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "model"
+    model = tiny_llava()
+    model.model.save_pretrained(path)
+    model.processor.save_pretrained(path)
+    return path
+
+
+def changed(folder, path, file=None, drop=(), **fields):
+    """A copy of a model's folder with other fields in one of its JSON files."""
+    shutil.copytree(folder, path)
+    if file is not None:
+        held = json.loads((path / file).read_text()) if (path / file).is_file() else {}
+        kept = {key: value for key, value in held.items() if key not in drop}
+        (path / file).write_text(json.dumps({**kept, **fields}))
+    return path
+
+
+def with_template(folder, path, template):
+    shutil.copytree(folder, path)
+    if template is None:
+        (path / "chat_template.jinja").unlink()
+    else:
+        (path / "chat_template.jinja").write_text(template)
+    return path
+
+
+BROKEN = {
+    None: "must hold a chat template .chat_template.jinja",
+    "  ": "must hold a chat template",
+    "{{ 'a' }}\n{% for m in messages %}{{ }}": "TemplateSyntaxError in line 2",
+    "{{ ''.__class__.__mro__ }}" + TEMPLATE: "SecurityError",
+    "hello": "must write the texts of all messages .*; of 1 it wrote none",
+    TEMPLATE + TEMPLATE: "once and in order",
+    TEMPLATE.replace("<image>", ""): "`<image>` 0 times for 1 picture",
+    "{{ tools[0].name }}" + TEMPLATE: "UndefinedError",
+    "{{ raise_exception('system role must be given') }}": "TemplateError: system role must be given",
+    "{% for i in range(10000) %}{{ 'a' * 1000 }}{% endfor %}"
+    + TEMPLATE: "10,000,0.. characters for a chat of two words",
+    "{{ 'a' * 100000000000 }}": "more memory than there is",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "without end",
+}
+
+
+@pytest.mark.parametrize("template", BROKEN, ids=range(len(BROKEN)))
+def test_a_template_that_cannot_be_used_is_refused_with_its_file(template, folder, tmp_path):
+    bad = with_template(folder, tmp_path / "bad", template)
+    with pytest.raises(UserError, match=BROKEN[template]) as refused:
+        load_model(bad)
+    assert "chat template" in str(refused.value) and len(str(refused.value)) < 900
+
+
+def test_an_endless_template_is_stopped(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("mm_cb.models.templates.SECONDS", 1)
+    loops = "".join(f"{{% for i{n} in range(99999) %}}" for n in range(4)) + "{% endfor %}" * 4
+    bad = with_template(folder, tmp_path / "bad", loops + TEMPLATE)
+    with pytest.raises(UserError, match="does not end within 1 seconds"):
+        load_tower(bad, 1)
+
+
+def test_a_tokenizers_template_serves_a_processor_without_one(folder, tmp_path):
+    old = with_template(folder, tmp_path / "old", None)
+    fields = json.loads((old / "tokenizer_config.json").read_text())
+    (old / "tokenizer_config.json").write_text(json.dumps({**fields, "chat_template": TEMPLATE}))
+    assert load_model(old).prompt("what", has_image=True) == load_model(folder).prompt("what", has_image=True)
+
+
+def test_a_template_that_fails_on_other_chats_is_the_users_to_mend():
+    processor = tiny_processor()
+    processor.chat_template = "{% if messages | length > 2 %}{{ raise_exception('two at most') }}{% endif %}" + TEMPLATE
+    turns = [*chat("what", completion="no"), *chat("what")]
+    with pytest.raises(UserError, match="cannot write a chat of user, assistant, user: two at most"):
+        render_chat(processor, turns)
+
+
+def test_half_a_character_is_refused_before_the_tokenizer_sees_it(folder):
+    model = load_model(folder)
+    for texts in (["what \ud83d is"], ["a", "\udc00"]):
+        with pytest.raises(UserError, match=r"half a one, '\\ud"):
+            model.encode(texts, [None] * len(texts))
+    with pytest.raises(UserError, match="half a one"):
+        model.encode(["what"], [None], completions=["tea \ud83d"])
+
+
+FIELDS = {
+    "patch_size": ("processor_config.json", ["patch_size"], {}, r"processor_config\.json` must have `patch_size` 14"),
+    "other patches": ("processor_config.json", [], {"patch_size": 7}, r"`patch_size` 14, .* got 7"),
+    "patches in words": ("processor_config.json", [], {"patch_size": "14"}, r"`patch_size` 14, .* got '14'"),
+    "strategy": (
+        "processor_config.json",
+        ["vision_feature_select_strategy"],
+        {},
+        r"`vision_feature_select_strategy` 'default', .* got none",
+    ),
+    "class token": ("processor_config.json", ["num_additional_image_tokens"], {}, "`num_additional_image_tokens` 1"),
+    "no image token": ("tokenizer_config.json", ["image_token"], {"extra_special_tokens": {}}, None),
+    "pad and end": (
+        "tokenizer_config.json",
+        ["pad_token", "eos_token"],
+        {},
+        r"tokenizer_config\.json` must name a `pad_token` or an `eos_token`",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FIELDS)
+def test_a_field_that_is_absent_is_named_with_its_file(case, folder, tmp_path):
+    file, drop, fields, expected = FIELDS[case]
+    bad = changed(folder, tmp_path / "bad", file, drop, **fields)
+    if expected is None:
+        load_model(bad)  # `<image>` is what a processor takes without it
+        return
+    with pytest.raises(UserError, match=expected):
+        load_model(bad)
+
+
+@pytest.mark.parametrize("kind", ["llava", "text"])
+def test_padding_falls_back_to_the_end_token(kind, folder, text_folder, tmp_path):
+    source = folder if kind == "llava" else text_folder
+    model = load_model(changed(source, tmp_path / "model", "tokenizer_config.json", ["pad_token"]))
+    assert model.processor.tokenizer.pad_token == "</s>"
+    whole = load_model(source)
+    assert model.generate(model.encode(GREEDY, [None] * 4), 6) == whole.generate(whole.encode(GREEDY, [None] * 4), 6)
+
+
+FILES = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'"a"', b"null", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_file_is_one_line(file, content, folder, tmp_path):
+    bad = changed(folder, tmp_path / "bad")
+    (bad / file).write_bytes(content)
+    with pytest.raises(UserError, match=str(bad)):
+        load_model(bad)
+
+
+@pytest.mark.parametrize("file", FILES[:-1])
+def test_an_absent_file_is_one_line(file, folder, tmp_path):
+    bad = changed(folder, tmp_path / "bad")
+    (bad / file).unlink()
+    with pytest.raises(UserError, match=str(bad)):
+        load_model(bad)
+
+
+def test_weights_of_another_shape_are_one_line(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    text = {**config["text_config"], "intermediate_size": 32}
+    bad = changed(folder, tmp_path / "bad", "config.json", text_config=text)
+    with pytest.raises(UserError, match=r"has other shapes in 9 tensors of .*, such as `.*mlp"):
+        load_model(bad)
+
+
+def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(folder, tmp_path):
+    processor = tiny_processor()
+    processor.tokenizer.add_tokens(["zzz"])
+    bad = changed(folder, tmp_path / "bad")
+    processor.save_pretrained(bad)
+    with pytest.raises(UserError, match=r"gives `zzz` the id \d+, its model has \d+ tokens"):
+        load_model(bad)
+
+
+DECODING = {
+    **{"num_beams": 4, "min_new_tokens": 5, "suppress_tokens": list(range(7, 20)), "begin_suppress_tokens": [20, 21]},
+    **{"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "length_penalty": 3.0, "forced_bos_token_id": 9},
+    **{"forced_eos_token_id": 9, "bad_words_ids": [[8], [9], [10]], "stop_strings": ["a", "i"], "max_length": 3},
+    **{"max_new_tokens": 1, "exponential_decay_length_penalty": [1, 9.0], "sequence_bias": [[[11], 100.0]]},
+    **{"do_sample": True, "temperature": 3.0, "top_k": 2, "top_p": 0.1, "min_p": 0.9, "typical_p": 0.1},
+    **{"epsilon_cutoff": 0.5, "eta_cutoff": 0.5, "renormalize_logits": True, "return_dict_in_generate": True},
+    **{"output_scores": True, "num_return_sequences": 3, "guidance_scale": 2.0, "watermarking_config": {"bias": 9.0}},
+    **{"cache_implementation": "static", "max_time": 0.0001, "low_memory": True},
+}
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+    return load_model(folder)
+
+
+def said(model, temperature=None):
+    torch.manual_seed(0)
+    inputs = model.encode(GREEDY, [picture(), None, picture(1), None])
+    return model.generate(inputs, 8, temperature)
+
+
+SOME = ("num_beams", "min_new_tokens", "suppress_tokens", "stop_strings", "min_p", "return_dict_in_generate")
+
+
+@pytest.mark.parametrize("fields", [DECODING, *({name: DECODING[name]} for name in SOME)], ids=lambda f: sorted(f)[0])
+def test_no_setting_of_the_folder_decides_an_answer(fields, folder, plain, tmp_path):
+    other = changed(folder, tmp_path / "other", "generation_config.json", **fields)
+    with pytest.warns(UserWarning, match=f"only the end tokens are read; ignored: .*{sorted(fields)[0]}"):
+        model = load_model(other)
+    assert said(model) == said(plain) and said(model, 1.0) == said(plain, 1.0)
+    assert len(set(said(plain))) > 1
+
+
+def test_a_model_with_settings_of_its_own_keeps_them(plain):
+    model = load_model(plain.name)
+    model.model.generation_config.num_beams = 3
+    assert said(model) == said(plain) and model.model.generation_config.num_beams == 3
+
+
+@pytest.mark.parametrize("ends", ["x", [2, "x"], -1, True, 1.5, {}, [[2]]])
+def test_end_tokens_that_are_none_are_refused(ends, folder, tmp_path):
+    bad = changed(folder, tmp_path / "bad", "generation_config.json", eos_token_id=ends)
+    with pytest.raises(UserError, match=r"generation_config\.json`: `eos_token_id` must be a token id or a list"):
+        load_model(bad)
+
+
+def test_all_end_tokens_are_kept(folder, text_folder, plain, tmp_path):
+    more = changed(folder, tmp_path / "more", "generation_config.json", eos_token_id=[9, 10])
+    assert set(load_model(more).stops()) == {*plain.stops(), 9, 10}
+    template = MISTRAL_TEMPLATE.replace("eos_token", "'[/INST]\\n'")
+    written = with_template(text_folder, tmp_path / "written", template)
+    model, before = load_model(written), load_model(text_folder)
+    ends = {*before.stops(), model.processor.tokenizer.convert_tokens_to_ids("[/INST]")}
+    assert set(model.stops()) == ends > set(before.stops())
+
+
+def test_an_answer_ends_at_every_end_token(folder, plain, tmp_path):
+    words = max((answer.split() for answer in said(plain)), key=lambda words: len(set(words)))
+    last = next(word for word in words if word != words[0])
+    end = plain.processor.tokenizer.convert_tokens_to_ids(last)
+    model = load_model(changed(folder, tmp_path / "more", "generation_config.json", eos_token_id=[2, end]))
+    cut = [answer.split() for answer in said(plain)]
+    assert [answer.split() for answer in said(model)] == [a[: a.index(last)] if last in a else a for a in cut]
