@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import shlex
+import signal
 import sys
 import tempfile
 import traceback
@@ -38,10 +39,11 @@ def explain(error: BaseException, arguments: list[str]) -> int:
     return BUG
 
 
-def interrupted() -> int:
-    """Say how to go on after an interrupt; returns the exit code."""
-    _say("mm-cb: interrupted; run the same command again to go on.")
-    return INTERRUPTED
+def interrupted(number: int | None = None) -> int:
+    """Say how to go on after an interrupt, or the signal of this number; returns the exit code."""
+    what = "interrupted" if number is None else f"ended by {signal.Signals(number).name}"
+    _say(f"mm-cb: {what}; run the same command again to go on.")
+    return INTERRUPTED if number is None else 128 + number
 
 
 def _users_message(error: BaseException) -> str | None:
