@@ -22,6 +22,7 @@ from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.saved import clean_name
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
+from mm_cb.core.places import found_again
 from mm_cb.core.progress import Progress, console
 from mm_cb.core.runs import RunDirectory, file_sha256, read_jsonl, read_run, write_bytes, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
@@ -106,7 +107,7 @@ def run_transfer(first: Path, second: Path, behaviors: Path, out: Path, *, devic
     """
     made, asked = told_apart(read_made(first), read_made(second)), read_behaviors(behaviors)
     _refuse_other(made, asked, behaviors)
-    recipe = {"runs": [m.recipe for m in made], "device": device, "fiction": made[0].recipe["fiction"]}
+    recipe = {"runs": [m.recipe for m in made], "device": device, "fiction": all(m.recipe["fiction"] for m in made)}
     inputs = [behaviors, *(m.folder / "items.jsonl" for m in made)]
     with RunDirectory(out, "attack transfer", recipe, 0, inputs=inputs) as run, Progress() as progress:
         items = [item for judged in made for item in _judge_on(judged, made, asked, run.path, device, progress)]
@@ -172,9 +173,12 @@ def _judge_on(
 ) -> list[dict[str, Any]]:
     """One column of the matrix."""
     recipe, first = judged.recipe, next(iter(from_recipe(judged.recipe, 0).values()))
+    there, remedy = judged.run.get("inputs") or {}, "put it there, or beside the run"
+    named = (recipe["model"], recipe["adapter"])
+    place, adapter = (None if name is None else found_again(judged.folder, name, there, remedy) for name in named)
     model = load_model(
-        recipe["model"],
-        adapter=recipe["adapter"],
+        place or recipe["model"],
+        adapter=adapter,
         device=device,
         dtype=recipe["dtype"],
         image_backend=first.image_backend,

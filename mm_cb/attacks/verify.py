@@ -31,6 +31,7 @@ from mm_cb.attacks.shards import Shard
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
+from mm_cb.core.places import found_again
 from mm_cb.core.progress import Progress, console
 from mm_cb.core.runs import read_jsonl, read_run
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, kept_behaviors
@@ -88,11 +89,14 @@ def verify_run(
         verdicts = _check_verdicts(folder, items, recipe["model"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"`{folder}` must be as `mm-cb attack` wrote it: {type(error).__name__}, {error}.") from error
-    dtype = recipe.get("dtype", "float32")
+    dtype, inputs = recipe.get("dtype", "float32"), run.get("inputs") or {}
     first = next(iter(configs.values()))
+    model = model or found_again(folder, recipe["model"], inputs, "give `--model`: where it lies here")
+    if adapter is None and recipe.get("adapter") is not None:
+        adapter = found_again(folder, recipe["adapter"], inputs, "give `--adapter`: where it lies here")
     loaded = load_model(
-        model or recipe["model"],
-        adapter=adapter or recipe.get("adapter"),
+        model,
+        adapter=adapter,
         device=device,
         dtype=dtype,
         image_backend=first.image_backend,

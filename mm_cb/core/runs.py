@@ -27,6 +27,7 @@ from mm_cb.core.files import (
 )
 from mm_cb.core.hub import Repository
 from mm_cb.core.paths import safe_id
+from mm_cb.core.places import refuse_inside_run, same_inputs, same_place, written_here
 
 __all__ = [
     "RunDirectory",
@@ -110,14 +111,15 @@ class RunDirectory:
         """Create the folder or resume the run it holds, and lock it for this process.
 
         Raises:
-            UserError: If the folder cannot be written, is in use by another process, holds files but no run.json, or
-                holds the results of another run (the message names the keys that differ).
+            UserError: If the folder cannot be written, lies inside another run, is in use by another process, holds
+                files but no run.json, or holds the results of another run (the message names the keys that differ).
         """
         if self._lock is not None:
             return self
         with file_errors(self.path):
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"`--out` must be a directory, got the file `{self.path}`; give another path.")
+            refuse_inside_run(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_foreign_files()
             if isinstance(self._inputs, list):  # before the lock: a model's weights take longer than others wait
@@ -128,6 +130,7 @@ class RunDirectory:
         except BaseException:
             self.close()
             raise
+        written_here.add(os.path.realpath(self.path))
         return self
 
     def close(self) -> None:
@@ -135,6 +138,7 @@ class RunDirectory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+            written_here.discard(os.path.realpath(self.path))
 
     def finish(self) -> None:
         """Write the end time: from now on the directory counts as complete."""
@@ -203,6 +207,8 @@ class RunDirectory:
         held = {key: self._content.get(key) for key in identity}
         held["recipe"] = with_added_fields(str(held["command"]), held["recipe"])
         differences = _differences(held, identity)
+        if same_inputs(held["inputs"], identity["inputs"]):
+            differences = _differences(*_where_they_were(held, identity))
         if differences:
             more = len(differences) - _SHOWN_DIFFERENCES
             listed = "; ".join(differences[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
@@ -282,6 +288,15 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
             flat.update(_flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
         return flat
     return {prefix: value}
+
+
+def _where_they_were(held: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both without what is the same at another place; their inputs are the same."""
+    there, here = (
+        {k: v for k, v in _flatten(dict(one)).items() if not k.startswith("inputs")} for one in (held, given)
+    )
+    moved = [k for k in there.keys() & here.keys() if same_place(there[k], here[k], given["inputs"])]
+    return {k: v for k, v in there.items() if k not in moved}, {k: v for k, v in here.items() if k not in moved}
 
 
 def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

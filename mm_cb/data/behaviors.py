@@ -15,6 +15,7 @@ from image_attacks import ImageFileError, open_image
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.files import dumps, write_bytes, write_text
 from mm_cb.core.paths import safe_id
+from mm_cb.core.places import refuse_inside_run
 from mm_cb.data.cards import card
 
 SCENARIOS = ("illegal_activity", "hate_speech", "malware", "physical_harm", "economic_harm", "fraud", "privacy")
@@ -129,8 +130,9 @@ def write_set(path: Path, lines: Sequence[str], copies: Mapping[Path, Path]) -> 
     """Copy pictures (copy → original, unchanged) and write a behaviours file, which is there last or not at all.
 
     Raises:
-        UserError: If the file is there and holds another set; nothing is written then.
+        UserError: If the file is there and holds another set, or lies inside a run; nothing is written then.
     """
+    refuse_inside_run(path)
     content = "".join(lines)
     if path.exists() and path.read_bytes() != content.encode():
         raise UserError(f"`{path}` is there and holds other behaviours; give another folder, or delete it.")
