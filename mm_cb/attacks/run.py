@@ -18,7 +18,7 @@ from mm_cb.attacks.registry import chosen_attacks
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.shards import Shard, gather, shard_runs
 from mm_cb.core import hub
-from mm_cb.core.embedded import embedded, is_fiction
+from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
 from mm_cb.core.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes
@@ -112,7 +112,7 @@ def run_attack(
     _refuse(source, names, config, shard)
     responses = hijacked_responses(config.hijacks, asked)
     recipe = {"model": source.model, "adapter": source.adapter, "system": source.system, **as_recipe(config, names)}
-    recipe |= {"device": source.device.partition(":")[0], "dtype": source.dtype, "fiction": is_fiction(source.model)}
+    recipe |= {"device": source.device.partition(":")[0], "dtype": source.dtype, "fiction": source.fiction}
     inputs = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
     with Progress() as progress:
         job = _Job(source, config.named(names), responses, progress)

@@ -46,4 +46,6 @@ def report(
     data = write_report(run_dirs, target, show_completions=show_completions)
     with conditions_called({name: text for run in data.runs for name, text in run.labels.items()}):
         print_table(data.measurements)
+    for hole in (hole for run in data.runs for hole in run.holes):
+        typer.echo(clean_text(hole))
     typer.echo(f"\n{clean_text(judge_run(data.measurements, data.checks).sentence)}\n\n{target}")

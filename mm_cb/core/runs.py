@@ -60,7 +60,13 @@ def read_run(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as e:
-        raise UserError(f"`{path}` must be a run directory, but it holds no {_RUN}.") from e
+        inside = next(iter(sorted(Path(path).glob(f"*/{_RUN}"))), None)
+        hint = (
+            "what `--out` of mm-cb attack, eval, score or demo named"
+            if inside is None
+            else f"a run, such as `{inside.parent}`"
+        )
+        raise UserError(f"`{path}` must be a run directory, but it holds no {_RUN}; give {hint}.") from e
     except (ValueError, OSError) as e:
         raise UserError(f"`{file}` cannot be read ({e}); delete it and start the run in a new directory.") from e
     if not isinstance(content, dict):

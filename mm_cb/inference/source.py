@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_cb.core.embedded import is_fiction
+
 if TYPE_CHECKING:
     from mm_cb.core.hub import Repository
 
@@ -28,6 +30,11 @@ class ModelSource:
     def identity(self) -> dict[str, Any]:
         """What belongs to a run's identity: that the model is served, not the address it is served at today."""
         return {**asdict(self), "endpoint": "served" if self.endpoint else None}
+
+    @property
+    def fiction(self) -> bool:
+        """Whether it is a model of a made-up world, so that pages show what it says; of a served one nobody knows."""
+        return self.endpoint is None and is_fiction(self.model)
 
     def weights(self) -> list[Path | Repository]:
         """What is behind the names: files and repositories, whose content belongs to a run; nothing if it is served.

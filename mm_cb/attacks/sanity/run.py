@@ -19,7 +19,6 @@ from mm_cb.attacks.sanity.bed import make_bed
 from mm_cb.attacks.sanity.checks import ADAPTIVE, checks_of, notes_of
 from mm_cb.attacks.sanity.measure import BatteryConfig, Filed, Measured, add_transfer, measure_bed
 from mm_cb.attacks.sanity.store import as_json, measured_once
-from mm_cb.core.embedded import is_fiction
 from mm_cb.core.hub import keep_to
 from mm_cb.core.progress import Progress, console
 from mm_cb.core.runs import RunDirectory, write_json, write_jsonl
@@ -52,7 +51,7 @@ def run_battery(
     recipe: dict[str, Any] = {"model": source.model, "adapter": source.adapter, "system": source.system}
     recipe |= {"epsilon": config.epsilon, "device": source.device, "dtype": source.dtype}
     recipe |= {"options": {k: v for k, v in asdict(config).items() if k != "epsilon"}}
-    recipe |= {"fiction": is_fiction(source.model)}
+    recipe |= {"fiction": source.fiction}
     inputs = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
     with RunDirectory(out, "attack check", recipe, seed, inputs=inputs) as run, Progress() as progress:
         if not run.finished:
