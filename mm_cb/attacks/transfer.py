@@ -24,12 +24,13 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.places import found_again
 from mm_cb.core.progress import Progress, console
-from mm_cb.core.runs import RunDirectory, file_sha256, read_jsonl, read_run, write_bytes, write_json, write_jsonl
+from mm_cb.core.runs import RunDirectory, file_sha256, read_run, write_bytes, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.inference.cached_chunks import chunks, once
 from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.results import Measurement, find, measure, write_results
+from mm_cb.metrics.whole import whole_items
 from mm_cb.models import load_model
 
 
@@ -74,10 +75,8 @@ def read_made(folder: Path) -> Made:
     run = read_run(folder)
     if run.get("command") != "attack" or not run.get("ended"):
         raise UserError(f"`{folder}` must be a finished `mm-cb attack` run.")
-    rows = list(read_jsonl(folder / "items.jsonl"))
+    rows = whole_items(folder, run)
     items = {item["id"]: item for item in rows}
-    if not items:
-        raise UserError(f"`{folder}` must hold attacked behaviours, its items.jsonl is empty.")
     worst = worst_pictures(item for item in rows if item["image"] is not None)
     told = {behavior: (folder / image).with_suffix(".json") for behavior, image in worst.items()}
     artefacts = {behavior: json.loads(path.read_bytes()) for behavior, path in told.items() if path.is_file()}

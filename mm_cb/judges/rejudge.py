@@ -20,6 +20,7 @@ from mm_cb.metrics.checks import attack_is_strong, placebo_is_weak
 from mm_cb.metrics.observations import rank, worst_pictures
 from mm_cb.metrics.results import Measurement, measure, read_results, write_results
 from mm_cb.metrics.table import metric
+from mm_cb.metrics.whole import whole_items
 
 FOLDER = "judgements"
 NEWEST = "newest.json"
@@ -53,7 +54,7 @@ def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None,
     """
     run_dir = Path(run_dir)
     with held(run_dir) as run:
-        items = read_jsonl(run_dir / "items.jsonl")
+        items = whole_items(run_dir, run)
         judged = judgeable(items, run_dir, judge.name, judge.metrics)
         cases = _cases(judged, run_dir, _extras(run, behaviors))
         _refuse_other_source(run_dir, judge)

@@ -58,8 +58,7 @@ def _asked(folder: Path, run: Mapping[str, Any], items: Sequence[Mapping[str, An
     if isinstance(recipe.get("shard"), str):
         index, _, count = recipe["shard"].partition("/")
         asked = asked[int(index) - 1 :: int(count)]
-    attacks = str(recipe.get("attack")).split(",")
-    wanted = {f"{attack}/{id}" for attack in attacks for id in asked}
+    wanted = {f"{attack}/{id}" for attack in {item["condition"] for item in items} for id in asked}
     return f"behaviours of {KEPT_AS} under every attack", wanted, {f"{i['condition']}/{i['id']}" for i in items}
 
 
