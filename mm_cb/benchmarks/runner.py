@@ -167,7 +167,8 @@ def _ask(benchmark: Benchmark, session: Session) -> None:
     started = time.monotonic()
     requests = session.requests
     assert session.source is not None and session.progress is not None
-    task = session.progress.task(f"{session.subject}: {benchmark.title}", total=len(requests))
+    shorter = "a --limit, fewer --max-new-tokens, a larger --batch, or a GPU"
+    task = session.progress.task(f"{session.subject}: {benchmark.title}", total=len(requests), shorter=shorter)
     session.engine = open_engine(session.source, session.subject, session.settings.batch)
     store, longest = session.run.path / COMPLETIONS, session.settings.max_new_tokens
     session.answers = complete_all(session.engine, requests, store, longest, task)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.limits import LIMITS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,14 +83,10 @@ class Endpoint:
             concurrency: Requests under way at the same time.
 
         Raises:
-            UserError: If the address is not plain http(s), or holds a password or a query.
-            ValueError: If a number is out of range.
+            UserError: If the address is not plain http(s), or holds a password or a query, or a number is out of range.
         """
-        if timeout <= 0 or retries < 0 or concurrency < 1:
-            raise ValueError(
-                f"`timeout` must be positive, `retries` at least 0 and `concurrency` at least 1, got {timeout}, "
-                f"{retries}, {concurrency}."
-            )
+        for name, value in (("timeout", timeout), ("retries", retries), ("concurrency", concurrency)):
+            LIMITS[name].refuse(name, value)
         self.url = _base_address(url)
         self.model = model
         self._key = api_key if api_key is not None else os.environ.get(API_KEY) or None

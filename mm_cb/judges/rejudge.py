@@ -163,7 +163,8 @@ def _judge_all(run_dir: Path, judge: Judge, cases: Mapping[str, Case], progress:
     path = run_dir / FOLDER / f"{safe_id(judge.name)}.jsonl"
     verdicts = _verdicts_in(path)
     waiting = [case for key, case in cases.items() if key not in verdicts]
-    task = progress.task(f"judge {judge.name}", total=len(cases), done=len(cases) - len(waiting))
+    shorter = "a larger --batch, a GPU, or a judge behind an --endpoint"
+    task = progress.task(f"judge {judge.name}", len(cases), done=len(cases) - len(waiting), shorter=shorter)
     try:
         for key, verdict in judge.judge(waiting):
             _refuse_unknown(judge, key, verdict, cases)

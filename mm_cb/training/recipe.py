@@ -95,7 +95,7 @@ def _read(name_or_path: str | Path) -> dict[str, Any]:
     path = _file(name_or_path)
     try:
         fields = yaml.safe_load(recipe_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"the recipe `{path}` is not YAML: {error}") from error
     if not isinstance(fields, dict):
         raise UserError(f"the recipe `{path}` must hold `key: value` lines, got {type(fields).__name__}.")
@@ -116,7 +116,7 @@ def _file(name_or_path: str | Path) -> Path:
 def _value(override: str, value: str) -> Any:
     try:
         return yaml.safe_load(value)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"the value in `{override}` is not YAML: {error}") from error
 
 

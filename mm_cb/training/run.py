@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from mm_cb.training.config import Recipe
 
 
+_SHORTER = "fewer training.max_steps, a smaller training.batch_size or training.max_length, or a GPU"
+
+
 def train(
     recipe: "Recipe", out: str | Path, examples: Sequence[Example] | None = None, progress: "Progress | None" = None
 ) -> Path:
@@ -140,7 +143,7 @@ class _Show(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self._task = self._progress.task(self._title, total=state.max_steps, done=state.global_step)
+            self._task = self._progress.task(self._title, state.max_steps, done=state.global_step, shorter=_SHORTER)
 
     def on_log(
         self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any

@@ -339,11 +339,15 @@ def test_every_recipe_field_is_listed_with_type_range_default_and_meaning(capsys
     found = re.findall(r"^(\S+): (.+)  \[(.*)\]\n    (.+)$", capsys.readouterr().out, flags=re.MULTILINE)
     fields = {name: rest for name, *rest in found}
     assert set(recipe_keys()) <= fields.keys()
-    assert fields["training.max_steps"] == ["integer >= 1", "150", "Optimiser steps T (released trainer: 150)."]
+    assert fields["training.max_steps"] == [
+        "integer >= 1 <= 1000000",
+        "150",
+        "Optimiser steps T (released trainer: 150).",
+    ]
     assert fields["lora.dropout"][:2] == ["number >= 0 < 1", "0.05"]
     assert fields["circuit_breaker.loss_settings.scale"][:2] == ["number > 0", "20"]
     assert fields["circuit_breaker.masks.text"][0] == "after_image | user_and_assistant | completion | all"
-    assert fields["data.sources.N.weight"][:2] == ["number > 0", "1.0"]
+    assert fields["data.sources.N.weight"][:2] == ["number > 0 <= 10000", "1.0"]
 
 
 def test_a_dry_run_names_the_loss_its_settings_and_its_deviation(recipe_file, capsys):

@@ -21,6 +21,7 @@ from mm_cb.attacks.checkpoint import Watch
 from mm_cb.attacks.config import IMAGE_BACKENDS
 from mm_cb.attacks.search import OPTIMIZERS, Started
 from mm_cb.core.errors import UserError
+from mm_cb.core.limits import LIMITS
 from mm_cb.inference.tolerance import TOLERANCE, tolerance
 
 DIRECTIONS = 5
@@ -83,8 +84,10 @@ class BatteryConfig:
         Raises:
             UserError: If one is out of range.
         """
-        if not 0 <= self.epsilon <= 255 or min(self.steps, self.behaviors) < 1 or self.iterates < 0:
-            raise UserError("epsilon must lie in 0..255, steps and count at 1 or above, iterates at 0 or above.")
+        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, int) or not 0 <= self.epsilon <= 255:
+            raise UserError(f"`epsilon` must be a whole number in 0..255, got {self.epsilon}.")
+        for key, value in (("steps", self.steps), ("iterates", self.iterates), ("count", self.behaviors)):
+            LIMITS[key].refuse(key, value)
         known = {"optimizer": tuple(OPTIMIZERS), "image_backend": IMAGE_BACKENDS}
         for key, names in known.items():
             if getattr(self, key) not in names:

@@ -32,6 +32,7 @@ _ARMS = (
     *("clean", "noise", "random_search", "single_step", "pgd", "any_of_k", "double_steps", "double_runs", "apgd"),
     *("transfer", *ADAPTIVE),
 )
+_SHORTER = "fewer --steps, --count or --iterates, or a GPU"
 _DIGITS = 5
 """Significant digits in battery.json."""
 
@@ -89,7 +90,7 @@ def _measure(
 ) -> dict[str, Measured]:
     """Every arm on the base and, where there is one, on the adapted model, which is shown the base's pictures too."""
     names = ["base"] + ["rr"] * (source.adapter is not None)
-    task, measured = progress.task("sanity battery", total=5 * len(names)), dict[str, Measured]()
+    task, measured = progress.task("sanity battery", 5 * len(names), shorter=_SHORTER), dict[str, Measured]()
     for name in names:
         subject = Subject(name, loaded, adapted=name == "rr", system=source.system)
         bed = make_bed(subject, group, pictures, folder)
