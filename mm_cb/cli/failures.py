@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import shlex
 import signal
 import sys
@@ -16,6 +17,8 @@ from mm_cb.core.files import disk_is_full
 from mm_cb.core.user_code import users_fault
 
 DONE, BUG, USER, INTERRUPTED = 0, 1, 2, 130
+_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What is wrong with a path that somebody gave, whoever met it first."""
 
 
 def explain(error: BaseException, arguments: list[str]) -> int:
@@ -56,6 +59,8 @@ def _users_message(error: BaseException) -> str | None:
         place = getattr(error, "filename", None)
         where = f" while writing `{place}`" if place else ""
         return one_line(f"the disk is full{where}; free some space and run the same command again.")
+    if isinstance(error, OSError) and error.errno in _PATHS and error.filename:
+        return one_line(f"`{error.filename}` cannot be used: {error.strerror}; give another path or change its rights.")
     return users_fault(error)
 
 

@@ -18,6 +18,7 @@ from mm_cb.models.fingerprint import check_weights
 from mm_cb.training.batches import MissingRows
 from mm_cb.training.card import model_card
 from mm_cb.training.inputs import SKIPPING, input_files, load_examples
+from mm_cb.training.launch import warn_of_missing_processes
 from mm_cb.training.left_out import note_unreadable, reasons
 from mm_cb.training.lora import recipe_lora
 from mm_cb.training.plan import TrainingPlan, check_device, make_plan
@@ -97,6 +98,8 @@ def _train(plan: TrainingPlan, out: Path, examples: Sequence[Example], progress:
             callbacks=shown,
             on_unreadable=note_unreadable(out) if skip else None,
         )
+        if main:
+            warn_of_missing_processes(os.environ, trainer.accelerator.num_processes)
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=True)
     except MissingRows as error:
