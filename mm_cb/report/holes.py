@@ -43,8 +43,10 @@ def _candidates(item: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 
 def _inside(folder: Path, name: str) -> bool:
+    if "\0" in name:
+        return False
     path = (folder / name).resolve()
-    return "\0" not in name and path.is_relative_to(folder.resolve()) and path.is_file()
+    return path.is_relative_to(folder.resolve()) and path.is_file()
 
 
 def _swapped(folder: Path, item: Mapping[str, Any]) -> Iterable[str]:
