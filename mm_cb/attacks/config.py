@@ -6,7 +6,6 @@ Imports nothing heavy.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +14,16 @@ from typing import Any, Literal
 from mm_cb.attacks.registry import AttackEntry, attack_entry
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError
+from mm_cb.core.limits import LIMITS
 
 OPTIMIZERS = ("adam", "sign", "momentum")
 IMAGE_BACKENDS = ("pil", "torchvision")
+
+
+_NUMBERS = (
+    *("steps", "restarts", "seed", "batch", "max_new_tokens", "term_weight", "iterates", "samples", "temperature"),
+    "universal_train",
+)
 
 
 @dataclass(frozen=True)
@@ -74,17 +80,12 @@ class AttackConfig:
             ValueError: If a value is out of range.
         """
         attack_entry(self.name)
-        for key, least in (("steps", 1), ("restarts", 1), ("batch", 1), ("max_new_tokens", 1), ("universal_train", 0)):
-            if getattr(self, key) < least:
-                raise ValueError(f"`{key}` must be at least {least}, got {getattr(self, key)}.")
-        if not 0 <= self.term_weight < math.inf:
-            raise ValueError(f"`term_weight` must be finite and at least 0, got {self.term_weight}.")
-        if self.iterates < 0 or (self.early_stop and not self.iterates):
-            raise ValueError("`iterates` must be at least 0, and at least 1 with `early_stop`, which judges them.")
-        if self.samples < 0 or not 0 < self.temperature < math.inf:
-            raise ValueError("`samples` must be at least 0 and `temperature` finite and above 0.")
-        if self.checkpoint_seconds is not None and not self.checkpoint_seconds >= 0:
-            raise ValueError(f"`checkpoint_seconds` must be at least 0, got {self.checkpoint_seconds}.")
+        for key in _NUMBERS:
+            LIMITS[key].refuse(key, getattr(self, key))
+        if self.checkpoint_seconds is not None:
+            LIMITS["checkpoint_seconds"].refuse("checkpoint_seconds", self.checkpoint_seconds)
+        if self.early_stop and not self.iterates:
+            raise ValueError("`iterates` must be at least 1 with `early_stop`, which judges them, got 0.")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"`optimizer` must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}.")
         if self.image_backend not in IMAGE_BACKENDS:

@@ -18,10 +18,10 @@ from mm_cb.attacks.registry import chosen_attacks
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.shards import Shard, gather, shard_runs
 from mm_cb.core import hub
-from mm_cb.core.embedded import embedded, is_fiction
+from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
-from mm_cb.core.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes
+from mm_cb.core.runs import RunDirectory, append_jsonl, read_run, write_bytes
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, grey_canvas, read_behaviors, refuse_too_large
 from mm_cb.data.pictures import open_picture
 from mm_cb.inference.source import ModelSource, subject_name
@@ -31,6 +31,7 @@ from mm_cb.judges.base import Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
 from mm_cb.metrics.observations import starts_with
 from mm_cb.metrics.results import Measurement, read_results
+from mm_cb.metrics.whole import whole_items
 from mm_cb.models import ChatModel
 
 
@@ -113,7 +114,7 @@ def run_attack(
     _refuse(source, names, config, shard)
     responses = hijacked_responses(config.hijacks, asked)
     recipe = {"model": source.model, "adapter": source.adapter, "system": source.system, **as_recipe(config, names)}
-    recipe |= {"device": source.device.partition(":")[0], "dtype": source.dtype, "fiction": is_fiction(source.model)}
+    recipe |= {"device": source.device.partition(":")[0], "dtype": source.dtype, "fiction": source.fiction}
     inputs = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
     with Progress() as progress:
         job = _Job(source, config.named(names), responses, progress)
@@ -283,10 +284,13 @@ def hijacked_responses(run: Path | None, behaviors: Sequence[Behavior]) -> dict[
     """
     if run is None:
         return None
-    subject = read_run(run).get("recipe", {})
+    held = read_run(run)
+    subject = held.get("recipe", {})
+    if held.get("command") != "attack" or not held.get("ended") or not isinstance(subject, dict):
+        raise UserError(f"`--hijacks` must be a finished run of `mm-cb attack`, `{run}` is none.")
     if subject.get("adapter") is not None:
         raise UserError(f"`--hijacks` must be an attack run on the base model, but `{run}` attacked an adapter.")
-    items, asked = read_jsonl(run / "items.jsonl"), {b.id for b in behaviors}
+    items, asked = whole_items(run, held), {b.id for b in behaviors}
     said = {item["id"]: item["completion"] for item in items if item.get("outcome") == "harmful"}
     if not said.keys() & asked:
         raise UserError(

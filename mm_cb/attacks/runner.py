@@ -75,7 +75,8 @@ def attack_behaviors(
         One record of items.jsonl per behaviour, image paths relative to ``folder``.
     """
     universal = config.entry.universal
-    task = progress.task(f"{subject.name}: {config.name}", total=len(behaviors) * config.runs)
+    shorter = f"fewer --steps ({config.steps}) or --restarts ({config.restarts}), fewer behaviours, --shard, or a GPU"
+    task = progress.task(f"{subject.name}: {config.name}", total=len(behaviors) * config.runs, shorter=shorter)
     job = Job(subject, config, folder, judge, task, starts, responses)
     answers: dict[str, list[Answer]] = {b.id: [] for b in behaviors}
     for restart in range(config.runs):
@@ -285,7 +286,7 @@ def _search(job: Job, asked: Asked, objective: Objective, clean: Tensor, restart
         if step % 10 == 0:
             left = clock((time.monotonic() - begun) / seen * (config.steps + 1 - step))
             note = f"step {step - 1} of {config.steps} of this batch, {left} left in it, loss {losses.mean():.2f}"
-            job.task.advance(0, note=note)
+            job.task.advance(0, note=note, part=len(group) * seen / (config.steps + 1))
 
     def broken(pixels: Tensor) -> list[bool]:
         said = complete(asked, [as_picture(p) for p in pixels], config)

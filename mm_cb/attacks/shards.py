@@ -17,8 +17,9 @@ from mm_cb.attacks.outputs import curve_quartiles, write_outputs
 from mm_cb.attacks.registry import attack_entry
 from mm_cb.core.errors import UserError
 from mm_cb.core.hub import Repository
-from mm_cb.core.runs import RunDirectory, hash_inputs, read_jsonl, read_run, write_bytes
+from mm_cb.core.runs import RunDirectory, hash_inputs, read_run, write_bytes
 from mm_cb.data.behaviors_file import Behavior
+from mm_cb.metrics.whole import whole_items
 
 FOLDER = "shards"
 _WAIT_SECONDS = 30.0
@@ -142,7 +143,7 @@ def gather(out: Path, behaviors: Sequence[Behavior]) -> bool:
         )
     items, drawn = [], []
     for path in found:
-        items += read_jsonl(path / "items.jsonl")
+        items += whole_items(path, read_run(path))
         drawn += _copy(path, out)
     order = {behavior.id: i for i, behavior in enumerate(behaviors)}
     conditions = list(dict.fromkeys(item["condition"] for item in items))

@@ -22,13 +22,14 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.files import read_json
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress, console
-from mm_cb.core.runs import RunDirectory, file_sha256, read_jsonl, read_run, write_bytes, write_json, write_jsonl
+from mm_cb.core.runs import RunDirectory, file_sha256, read_run, write_bytes, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.inference.cached_chunks import chunks, once
-from mm_cb.inference.source import ModelSource
+from mm_cb.inference.source import source_again
 from mm_cb.inference.subjects import Subject, load_subject
 from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.results import Measurement, find, measure, write_results
+from mm_cb.metrics.whole import whole_items
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,8 @@ def read_made(folder: Path) -> Made:
     run = read_run(folder)
     if run.get("command") != "attack" or not run.get("ended"):
         raise UserError(f"`{folder}` must be a finished `mm-cb attack` run.")
-    items = read_jsonl(folder / "items.jsonl")
+    items = whole_items(folder, run)
     asked = {item["id"]: (item["prompt"], item["target"]) for item in items}
-    if not asked:
-        raise UserError(f"`{folder}` must hold attacked behaviours, its items.jsonl is empty.")
     pictures = worst_pictures(item for item in items if item["image"] is not None)
     if lacking := [behavior for behavior in asked if not (folder / pictures.get(behavior, "")).is_file()]:
         raise UserError(
@@ -109,7 +108,7 @@ def run_transfer(first: Path, second: Path, behaviors: Path, out: Path, *, devic
     made, asked = told_apart(read_made(first), read_made(second)), read_behaviors(behaviors)
     _refuse_other_budget(*made)
     _refuse_other_behaviors(made, asked, behaviors)
-    recipe = {"runs": [m.recipe for m in made], "device": device, "fiction": made[0].recipe["fiction"]}
+    recipe = {"runs": [m.recipe for m in made], "device": device, "fiction": all(m.recipe["fiction"] for m in made)}
     inputs = [behaviors, *(m.folder / "items.jsonl" for m in made)]
     with RunDirectory(out, "attack transfer", recipe, 0, inputs=inputs) as run, Progress() as progress:
         items = [item for judged in made for item in _judge_on(judged, made, asked, run.path, device, progress)]
@@ -178,7 +177,7 @@ def _judge_on(
 ) -> list[dict[str, Any]]:
     """One column of the matrix."""
     recipe, first = judged.recipe, next(iter(judged.configs.values()))
-    source = ModelSource(recipe["model"], recipe["adapter"], device, recipe["dtype"], system=recipe["system"])
+    source = source_again(judged.folder, judged.run, "put it there, or beside the run", device)
     subject, judge = load_subject(source, judged.name, first.image_backend), judge_of(recipe["model"])
     config, items = replace(first, name="no_attack", seed=0, early_stop=False, artefacts=False), []
     for maker in makers:

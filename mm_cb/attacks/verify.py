@@ -33,7 +33,7 @@ from mm_cb.core.progress import Progress, console
 from mm_cb.core.runs import read_jsonl, read_run
 from mm_cb.data.behaviors_file import Behavior, kept_behaviors
 from mm_cb.inference.cached_chunks import chunks
-from mm_cb.inference.source import ModelSource
+from mm_cb.inference.source import source_again
 from mm_cb.inference.subjects import Subject, load_subject
 from mm_cb.inference.tolerance import TOLERANCE, dtype_of, tolerance
 from mm_cb.metrics.agreement import completions_of
@@ -101,8 +101,7 @@ def verify_run(
         _check_items(run)
         pictures, verdicts = _pictures(run), _check_verdicts(run)
     recipe, first, dtype = run.recipe, pictures[0].config, run.recipe.get("dtype", "float32")
-    where = model or recipe["model"], adapter or recipe.get("adapter"), device, dtype
-    source = ModelSource(*where, system=recipe["system"])
+    source = source_again(folder, read_run(folder), "give `--{}`: where it lies here", device, model, adapter)
     subject = load_subject(source, run.items[0]["subject"], first.image_backend)
     same_arithmetic = (recipe.get("device"), dtype) == (device.partition(":")[0], "float32")
     rows: list[Row] = []

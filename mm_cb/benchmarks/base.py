@@ -108,7 +108,7 @@ class Benchmark:
         """What is to be asked of a model: the first ``limit`` questions, known by their content."""
         from mm_cb.benchmarks.pictures import fingerprint
 
-        questions = list(self.questions(data, settings))[: settings.limit or None]
+        questions = list(self.questions(data, settings))[: settings.limit]
         refuse_repeated(questions, data)
         identity = {"settings": settings.identity(), "questions_sha256": fingerprint(questions)}
         return Task(questions, identity)

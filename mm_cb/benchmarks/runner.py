@@ -13,9 +13,11 @@ from mm_cb.benchmarks.base import Benchmark, Task, refuse_repeated
 from mm_cb.benchmarks.pictures import fingerprint, ready
 from mm_cb.benchmarks.registry import get_benchmark, register_benchmark
 from mm_cb.core import hub
+from mm_cb.core.compatibility import with_added_fields
 from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.places import enclosing_run
 from mm_cb.core.progress import Progress
-from mm_cb.core.runs import RunDirectory, append_jsonl, hash_inputs, write_json, write_jsonl
+from mm_cb.core.runs import RunDirectory, append_jsonl, hash_inputs, read_run, write_json, write_jsonl
 from mm_cb.inference.base_nll import likelihood_fields
 from mm_cb.inference.generation import Engine, LocalEngine, Request, complete_all
 from mm_cb.inference.served import open_engine
@@ -150,6 +152,7 @@ def run_benchmark(
     where = _where(benchmark, data)
     task = benchmark.task(where, settings, source)
     recipe = {"benchmark": benchmark.name, **source.identity(), "subject": subject, **task.identity}
+    recipe |= {"fiction": True} if source.fiction else {}
     weights = source.weights()
     inputs = _inputs(task, [*hub.used(where, kind="dataset"), *weights])
     with RunDirectory(out, "eval", recipe, seed, inputs=inputs) as run:
@@ -168,7 +171,8 @@ def _ask(benchmark: Benchmark, session: Session) -> None:
     started = time.monotonic()
     requests = session.requests
     assert session.source is not None and session.progress is not None
-    task = session.progress.task(f"{session.subject}: {benchmark.title}", total=len(requests))
+    shorter = "a --limit, fewer --max-new-tokens, a larger --batch, or a GPU"
+    task = session.progress.task(f"{session.subject}: {benchmark.title}", total=len(requests), shorter=shorter)
     session.engine = open_engine(session.source, session.subject, session.settings.batch)
     if isinstance(session.engine, LocalEngine) and changes_nothing(session.engine.subject):
         session.idle = True
@@ -230,12 +234,21 @@ def finish_stored(
         answers: By question id, likewise.
         tools: What the benchmark has read instead.
     """
+    made_up = bool(files) and all(map(_of_fiction, files))
+    recipe = {**recipe, **({"fiction": True} if made_up else {})}
     with RunDirectory(out, "eval", recipe, seed, inputs=files) as run:
         known = task or Task((), {})
         session = Session(run, known, benchmark.settings(), None, subject, seed, answers=answers or {}, tools=tools)
         if not run.finished:
             _finish(benchmark, session)
     return _evaluation(benchmark, out, subject)
+
+
+def _of_fiction(file: Path) -> bool:
+    """Whether stored answers lie in a run whose model's world is made up."""
+    run = enclosing_run(file)
+    recipe = None if run is None else with_added_fields("eval", read_run(run)["recipe"])
+    return isinstance(recipe, dict) and recipe.get("fiction") is True
 
 
 def _finish(benchmark: Benchmark, session: Session) -> None:

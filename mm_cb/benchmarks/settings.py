@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.errors import unknown
+from mm_cb.core.limits import LIMITS, Limit
 
 
 def setting(
     default: Any,
     about: str,
     *,
-    least: int | None = None,
+    least: float | None = None,
+    most: float = 1e9,
+    why: str = "no benchmark needs more",
     choices: Sequence[str] = (),
     identity: bool = True,
     metavar: str = "",
@@ -25,14 +28,23 @@ def setting(
     Args:
         default: Its type decides how a text is read: int, float, bool (a switch), tuple (comma-separated), or text.
         about: One line for ``--help``.
-        least: Smallest number that is accepted.
+        least: Smallest number that is accepted; 0 if nothing is said.
+        most: Largest one.
+        why: Why no more than that, for the error line.
         choices: The texts that are accepted, if not any.
         identity: Whether the results depend on it; if not, a run may be gone on with under another value.
         metavar: What stands behind the flag in ``--help``; by default a word for the type.
         many: The flag may be given several times, one value each.
     """
-    about_it = {"about": about, "least": least, "choices": tuple(choices), "identity": identity}
-    return dataclasses.field(default=default, metadata={**about_it, "metavar": metavar, "many": many})
+    number = isinstance(default, int | float) and not isinstance(default, bool)
+    limit = Limit(least or 0, most, why, whole=isinstance(default, int)) if number else None
+    return setting_within(limit, default, about, choices=choices, identity=identity, metavar=metavar, many=many)
+
+
+def setting_within(limit: Limit | None, default: Any, about: str, **more: Any) -> Any:
+    """A `setting` that is a number within a limit, or, where the default is None, perhaps nothing."""
+    about_it = {"choices": (), "identity": True, "metavar": "", "many": False, **more}
+    return dataclasses.field(default=default, metadata={"about": about, "limit": limit, **about_it})
 
 
 @dataclass(frozen=True)
@@ -43,12 +55,12 @@ class Settings:
         """Check every field by what it says about itself.
 
         Raises:
-            UserError: If a number is too small or a text is none of the choices.
+            UserError: If a number is out of range or a text is none of the choices.
         """
         for field in dataclasses.fields(self):
             value, about = getattr(self, field.name), field.metadata
-            if about.get("least") is not None and value < about["least"]:
-                raise UserError(f"`{field.name}` must be at least {about['least']}, got {value}.")
+            if (limit := about.get("limit")) is not None and not (value is None and field.default is None):
+                limit.refuse(field.name, value)
             if about.get("choices") and value not in about["choices"]:
                 raise unknown(field.name.replace("_", " "), value, about["choices"])
 
@@ -62,11 +74,17 @@ class Settings:
 class AskSettings(Settings):
     """How a model is asked."""
 
-    max_new_tokens: int = setting(128, "Longest answer, in tokens.", least=1)
-    limit: int = setting(0, "First so many questions, for a trial; 0 = all.")
-    batch: int = setting(
-        8, "Questions answered at once, or requests under way at an endpoint.", least=1, identity=False
+    max_new_tokens: int = setting_within(LIMITS["max_new_tokens"], 128, "Longest answer, in tokens.")
+    limit: int | None = setting_within(
+        LIMITS["limit"], None, "First so many questions, for a trial.  [default: all]", metavar="N"
     )
+    batch: int = setting_within(
+        LIMITS["batch"], 8, "Questions answered at once, or requests under way at an endpoint.", identity=False
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """As of all settings; in files, 0 stands for all questions."""
+        return super().identity() | {"limit": self.limit or 0}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The command line: parses, calls one package function, and turns every failure into an exit code and one honest line.
 
-Exit codes: 0 done; 2 the user can fix it, one line on standard error; 1 our bug, traceback kept; 130 interrupted.
+Exit codes: 0 done; 2 the user can fix it, one line on standard error; 1 our bug, traceback kept; 130 interrupted,
+by SIGTERM 143, by SIGHUP 129.
 Nothing heavy is imported before a command runs, so ``--help`` stays quick.
 """
 
@@ -55,6 +56,9 @@ for _name, (_function, _example) in attack.SUBCOMMANDS.items():
 
 def main() -> None:
     """Entry point of the ``mm-cb`` command."""
+    from mm_cb.cli import signals
+
+    signals.listen()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 is no reason to fail
@@ -64,7 +68,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; messages go to standard error."""
-    from mm_cb.cli import failures
+    from mm_cb.cli import failures, signals
 
     command: Any = typer.main.get_command(app)
     if arguments[:1] == ["help"]:
@@ -72,13 +76,15 @@ def run(arguments: list[str]) -> int:
     try:
         code = command.main(args=arguments or ["--help"], prog_name="mm-cb", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        code = 130
+        code = failures.INTERRUPTED
     except SystemExit as e:  # a reader that went away (`| head`)
         return e.code if isinstance(e.code, int) else 1
     except BaseException as e:
-        return failures.explain(e, arguments)
-    if code == 130:
-        return failures.interrupted()
+        if signals.received() is None:
+            return failures.explain(e, arguments)
+        code = failures.INTERRUPTED  # by a signal, behind which more failed: its terminal may be gone
+    if code == failures.INTERRUPTED:
+        return failures.interrupted(signals.received())
     return code if isinstance(code, int) else 0
 
 

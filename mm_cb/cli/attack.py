@@ -18,11 +18,13 @@ from mm_cb.cli.options import (
     Out,
     Seed,
     System,
+    number,
     parse_levels,
     read_system,
     refuse_old_settings,
 )
 from mm_cb.core.errors import UserError
+from mm_cb.core.limits import LIMITS, OutOfRange
 
 EXAMPLE = "Example: mm-cb attack --model miniature --adapter runs/rr --behaviors behaviors.jsonl --out runs/attack"
 
@@ -43,12 +45,8 @@ Epsilon = Annotated[
         rich_help_panel=_THREAT,
     ),
 ]
-PatchSize = Annotated[
-    int | None, typer.Option(metavar="N", help="Side of the patch in pixels.", min=1, rich_help_panel=_THREAT)
-]
-BorderWidth = Annotated[
-    int | None, typer.Option(metavar="N", help="Width of the border in pixels.", min=1, rich_help_panel=_THREAT)
-]
+PatchSize = Annotated[int | None, number("patch_size", "Side of the patch in pixels.", _THREAT)]
+BorderWidth = Annotated[int | None, number("border_width", "Width of the border in pixels.", _THREAT)]
 Optimizer = Annotated[
     str,
     typer.Option(
@@ -88,15 +86,12 @@ def parse_threat(norm: str, epsilon: str | None, patch_size: int | None, border_
 
 def _radius(epsilon: str | None) -> float:
     try:
-        radius = float(epsilon or "none")
-    except ValueError:
-        radius = -1.0
-    if not 0 < radius < float("inf"):
+        return float(LIMITS["epsilon"].read("--epsilon", epsilon))
+    except OutOfRange as error:
         raise UserError(
-            "`--norm l2` needs `--epsilon R`, a Euclidean radius above 0 over all values in [0, 1], such as 8; got "
-            f"`{epsilon}`."
-        )
-    return radius
+            "`--norm l2` needs `--epsilon R`, a Euclidean radius over all values in [0, 1], such as 8: a "
+            f"{LIMITS['epsilon'].text} ({LIMITS['epsilon'].why}), got `{epsilon}`."
+        ) from error
 
 
 _OLD = {
@@ -159,12 +154,9 @@ def attack(
     epsilon: Epsilon = None,
     patch_size: PatchSize = None,
     border_width: BorderWidth = None,
-    steps: Annotated[
-        int, typer.Option(metavar="N", help="Steps per run.", min=1, rich_help_panel=_SEARCH)
-    ] = _DEFAULT.steps,
+    steps: Annotated[int, number("steps", "Steps per run.", _SEARCH)] = _DEFAULT.steps,
     restarts: Annotated[
-        int,
-        typer.Option(metavar="N", help="Runs per behaviour; the worst one counts.", min=1, rich_help_panel=_SEARCH),
+        int, number("restarts", "Runs per behaviour; the worst one counts.", _SEARCH)
     ] = _DEFAULT.restarts,
     optimizer: Optimizer = _DEFAULT.optimizer,
     chain: Annotated[
@@ -180,39 +172,29 @@ def attack(
         ),
     ] = None,
     term_weight: Annotated[
-        float, typer.Option(metavar="W", help="Weight of an adaptive attack's term.", min=0, rich_help_panel=_SEARCH)
+        float, number("term_weight", "Weight of an adaptive attack's term.", _SEARCH, metavar="W")
     ] = _DEFAULT.term_weight,
     balance: Annotated[
         bool,
         typer.Option("--balance", help="Make that term's gradient as long as the target's.", rich_help_panel=_SEARCH),
     ] = False,
     universal_train: Annotated[
-        int,
-        typer.Option(
-            metavar="N", help="Behaviours a universal picture is made for; 0 = half.", min=0, rich_help_panel=_SEARCH
-        ),
+        int, number("universal_train", "Behaviours a universal picture is made for; 0 = half.", _SEARCH)
     ] = _DEFAULT.universal_train,
     max_new_tokens: Annotated[
-        int, typer.Option(metavar="N", help="Longest answer, and forced response.", min=1, rich_help_panel=_JUDGED)
+        int, number("max_new_tokens", "Longest answer, and forced response.", _JUDGED)
     ] = _DEFAULT.max_new_tokens,
-    iterates: Annotated[
-        int, typer.Option(metavar="N", help="Further pictures judged on the way.", min=0, rich_help_panel=_JUDGED)
-    ] = _DEFAULT.iterates,
+    iterates: Annotated[int, number("iterates", "Further pictures judged on the way.", _JUDGED)] = _DEFAULT.iterates,
     early_stop: Annotated[
         bool, typer.Option("--early-stop", help="Stop when one of them is judged harmful.", rich_help_panel=_JUDGED)
     ] = False,
     samples: Annotated[
-        int,
-        typer.Option(
-            metavar="N", help="Answers drawn at random per picture; count in k.", min=0, rich_help_panel=_JUDGED
-        ),
+        int, number("samples", "Answers drawn at random per picture; count in k.", _JUDGED)
     ] = _DEFAULT.samples,
     temperature: Annotated[
-        float | None, typer.Option(metavar="T", help="Of these answers.  [default: 1]", rich_help_panel=_JUDGED)
+        float | None, number("temperature", "Of these answers.  [default: 1]", _JUDGED, metavar="T")
     ] = None,
-    batch: Annotated[
-        int, typer.Option(metavar="N", help="Behaviours at once.", min=1, rich_help_panel=_RUN)
-    ] = _DEFAULT.batch,
+    batch: Annotated[int, number("batch", "Behaviours at once.", _RUN)] = _DEFAULT.batch,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -223,8 +205,7 @@ def attack(
     ] = None,
     image_backend: ImageBackend = _DEFAULT.image_backend,
     checkpoint_seconds: Annotated[
-        float | None,
-        typer.Option(metavar="S", help="How often a running search is saved.", min=0, rich_help_panel=_RUN),
+        float | None, number("checkpoint_seconds", "How often a running search is saved.", _RUN, metavar="S")
     ] = _DEFAULT.checkpoint_seconds,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -302,15 +283,10 @@ def check(
     epsilon: Annotated[
         str, typer.Option(metavar="N/255", help="Largest change of a value.", rich_help_panel=_THREAT)
     ] = "32/255",
-    steps: Annotated[int, typer.Option(metavar="N", help="Steps per run.", min=1, rich_help_panel=_SEARCH)] = 100,
+    steps: Annotated[int, number("steps", "Steps per run.", _SEARCH)] = 100,
     optimizer: Optimizer = _DEFAULT.optimizer,
-    iterates: Annotated[
-        int, typer.Option(metavar="N", help="Further pictures judged on the way.", min=0, rich_help_panel=_JUDGED)
-    ] = 5,
-    count: Annotated[
-        int,
-        typer.Option(metavar="N", help="Behaviours, the first of one picture size.", min=1, rich_help_panel=_RUN),
-    ] = 12,
+    iterates: Annotated[int, number("iterates", "Further pictures judged on the way.", _JUDGED)] = 5,
+    count: Annotated[int, number("count", "Behaviours, the first of one picture size.", _RUN)] = 12,
     image_backend: ImageBackend = _DEFAULT.image_backend,
     seed: Seed = 0,
     device: Device = "cpu",

@@ -14,7 +14,6 @@ from mm_cb.benchmarks.base import Benchmark
 from mm_cb.benchmarks.settings import Settings, StoredAnswers
 from mm_cb.cli.options import Adapter, Device, Dtype, Out, Seed, System, read_system, refuse_old_settings
 from mm_cb.core.errors import UserError
-from mm_cb.core.settings import read_value
 
 MODEL, WHAT, RUN = "Model", "Benchmark", "Run"
 OLD_NAMES = {"over-refusal": {"pictures": "--beside"}}
@@ -121,6 +120,8 @@ def _setting_options(kind: type[Settings], panel: str) -> list[Parameter]:
         shown = "" if field.default in ("", (), None, False) or "[default" in about["about"] else str(field.default)
         choices = f"{', '.join(about['choices'])}.  " if about["choices"] else ""
         text = f"{about['about']}{'  ' if choices or shown else ''}{choices}{f'[default: {shown}]' if shown else ''}"
+        if (limit := about["limit"]) is not None:
+            text = f"{text}  [{limit.range}]"
         type_: Any = list[str] | None if about["many"] else bool if field.default is False else str | None
         made.append(_option(field.name, type_, about["metavar"] or _metavar(field.default), text.strip(), panel))
     return made
@@ -144,7 +145,7 @@ def _shared(name: str, annotation: Any, default: Any, panel: str) -> Parameter:
         metavar=info.metavar,
         help=info.help,
         callback=info.callback,
-        min=info.min,
+        parser=info.parser,
         rich_help_panel=panel,
     )
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[type_, grouped])
@@ -187,13 +188,19 @@ def _old_flags(benchmark: Benchmark) -> dict[str, str]:
 
 def _read(kind: type[Any], given: Mapping[str, Any]) -> Any:
     """The settings of a class from what stood behind its flags."""
-    defaults = {field.name: field for field in dataclasses.fields(kind)}
-    found: dict[str, Any] = {}
-    for name, value in given.items():
-        if value is None or value is False:
-            continue
-        default = defaults[name].default
-        found[name] = (
-            value if value is True else tuple(value) if isinstance(value, list) else read_value(name, value, default)
-        )
-    return kind(**found)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    kept = {name: value for name, value in given.items() if value is not None and value is not False}
+    return kind(**{name: _value(fields[name], value) for name, value in kept.items()})
+
+
+def _value(field: Any, value: Any) -> Any:
+    """What stood behind a flag, read as what its field holds."""
+    if isinstance(value, list):
+        return tuple(value)
+    if value is True:
+        return True
+    if (limit := field.metadata.get("limit")) is not None:
+        return limit.read(_flag(field.name), value)
+    if isinstance(field.default, tuple):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value

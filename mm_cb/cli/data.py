@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mm_cb.cli.groups import Group
-from mm_cb.cli.options import Seed, known_dtype
+from mm_cb.cli.options import Seed, known_dtype, number
 from mm_cb.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,12 +53,9 @@ def check(
         str | None, typer.Option(metavar="M", help="Count tokens of this model instead of words.")
     ] = None,
     max_length: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Tokens kept of an example.  [default: the recipe's, or 1024]", min=1),
+        int | None, number("max_length", "Tokens kept of an example.  [default: the recipe's, or 1024]")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Decides samples.  [default: the recipe's, or 0]", min=0)
-    ] = None,
+    seed: Annotated[int | None, number("seed", "Decides samples.  [default: the recipe's, or 0]")] = None,
 ) -> None:
     """Read all that a run would read and report what is wrong: file, line, count. Exit code 2 if there are errors.
 
@@ -262,13 +259,15 @@ def build_pairs(
         list[Path] | None, typer.Option(metavar="FILE", help="Behaviours to be tested with: queries too close go.")
     ] = None,
     set_: Annotated[str, typer.Option("--set", metavar="S", help="circuit_breaker or retain.")] = "circuit_breaker",
-    limit: Annotated[int | None, typer.Option(metavar="N", help="A seeded sample of the pictures.", min=1)] = None,
-    attempts: Annotated[int, typer.Option(metavar="N", help="Answers per picture before it is given up.", min=1)] = 3,
-    max_tokens: Annotated[int, typer.Option(metavar="N", help="Longest answer.", min=1)] = 1024,
-    temperature: Annotated[float, typer.Option(metavar="T", help="Of the generator.", min=0)] = 1.0,
-    concurrency: Annotated[int, typer.Option(metavar="N", help="Requests at the same time.", min=1)] = 8,
-    timeout: Annotated[float, typer.Option(metavar="S", help="Longest silence of a server, in seconds.", min=1)] = 60,
-    retries: Annotated[int, typer.Option(metavar="N", help="Further tries of a failed request.", min=0)] = 5,
+    limit: Annotated[int | None, number("limit", "A seeded sample of the pictures.")] = None,
+    attempts: Annotated[int, number("attempts", "Answers per picture before it is given up.")] = 3,
+    max_tokens: Annotated[int, number("max_tokens", "Longest answer.")] = 1024,
+    temperature: Annotated[
+        float, number("generator_temperature", "Of the generator.", metavar="T", flag="--temperature")
+    ] = 1.0,
+    concurrency: Annotated[int, number("concurrency", "Requests at the same time.")] = 8,
+    timeout: Annotated[float, number("timeout", "Longest silence of a server, in seconds.", metavar="S")] = 60,
+    retries: Annotated[int, number("retries", "Further tries of a failed request.")] = 5,
     device: Annotated[str, typer.Option(metavar="D", help="Of a describer that runs here.")] = "cpu",
     dtype: Annotated[
         str, typer.Option(metavar="T", help="Of a describer that runs here.", callback=known_dtype)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mm_cb.cli.options import Device, Dtype, Out, Seed
+from mm_cb.cli.options import Device, Dtype, Out, Seed, number
 
 EXAMPLE = "Example: mm-cb demo --out my-demo"
 
@@ -14,9 +14,7 @@ def demo(
     out: Out = Path("mm-cb-demo"),
     full: Annotated[bool, typer.Option("--full", help="All behaviours, more steps, three restarts.")] = False,
     seed: Seed = 0,
-    rr_seeds: Annotated[
-        int, typer.Option(metavar="N", help="Circuit breakers to train, each from its own seed.", min=1, max=9)
-    ] = 1,
+    rr_seeds: Annotated[int, number("rr_seeds", "Circuit breakers to train, each from its own seed.")] = 1,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:

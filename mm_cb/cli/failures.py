@@ -2,7 +2,9 @@
 
 import contextlib
 import datetime
+import errno
 import shlex
+import signal
 import sys
 import tempfile
 import traceback
@@ -15,6 +17,8 @@ from mm_cb.core.files import disk_is_full
 from mm_cb.core.user_code import users_fault
 
 DONE, BUG, USER, INTERRUPTED = 0, 1, 2, 130
+_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What is wrong with a path that somebody gave, whoever met it first."""
 
 
 def explain(error: BaseException, arguments: list[str]) -> int:
@@ -38,10 +42,11 @@ def explain(error: BaseException, arguments: list[str]) -> int:
     return BUG
 
 
-def interrupted() -> int:
-    """Say how to go on after an interrupt; returns the exit code."""
-    _say("mm-cb: interrupted; run the same command again to go on.")
-    return INTERRUPTED
+def interrupted(number: int | None = None) -> int:
+    """Say how to go on after an interrupt, or the signal of this number; returns the exit code."""
+    what = "interrupted" if number is None else f"ended by {signal.Signals(number).name}"
+    _say(f"mm-cb: {what}; run the same command again to go on.")
+    return INTERRUPTED if number is None else 128 + number
 
 
 def _users_message(error: BaseException) -> str | None:
@@ -54,6 +59,8 @@ def _users_message(error: BaseException) -> str | None:
         place = getattr(error, "filename", None)
         where = f" while writing `{place}`" if place else ""
         return one_line(f"the disk is full{where}; free some space and run the same command again.")
+    if isinstance(error, OSError) and error.errno in _PATHS and error.filename:
+        return one_line(f"`{error.filename}` cannot be used: {error.strerror}; give another path or change its rights.")
     return users_fault(error)
 
 

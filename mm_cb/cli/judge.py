@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mm_cb.cli.options import Device, Dtype
+from mm_cb.cli.options import Device, Dtype, number
 from mm_cb.judges.registry import JUDGED, judge_entry, judge_names
 
 EXAMPLE = "Example: mm-cb judge runs/attack --judge refusal-strings"
@@ -44,7 +44,7 @@ def judge(
     behaviors: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The run's behaviours file, where a judge needs more of it.")
     ] = None,
-    batch: Annotated[int, typer.Option(metavar="N", help="Completions judged at a time.", min=1)] = 8,
+    batch: Annotated[int, number("batch", "Completions judged at a time.")] = 8,
     device: Device = "cpu",
     dtype: Dtype = "bfloat16",
     listed: Annotated[

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.limits import LIMITS, OutOfRange
 
 _EPSILON_GRID = 255
 
@@ -20,9 +21,36 @@ Model = Annotated[
     str, typer.Option(metavar="M", help="Hub id, local directory, or `miniature`.", rich_help_panel=_MODEL)
 ]
 Adapter = Annotated[str | None, typer.Option(metavar="A", help="Directory of a PEFT adapter.", rich_help_panel=_MODEL)]
-Seed = Annotated[
-    int, typer.Option(metavar="N", help="Seed of everything random in this run.", min=0, rich_help_panel=_RUN)
-]
+
+
+def number(setting: str, about: str, panel: str | None = None, *, metavar: str = "N", flag: str = "") -> Any:
+    """A flag whose value is a number within its `LIMITS`.
+
+    Args:
+        setting: Its name there; with dashes it is the flag's.
+        about: For ``--help``, in front of the range.
+        panel: The heading that it stands under.
+        metavar: What stands behind the flag in ``--help``.
+        flag: The flag, where it is called otherwise.
+    """
+    flag, limit = flag or f"--{setting.replace('_', '-')}", LIMITS[setting]
+
+    def read(text: Any) -> int | float:
+        try:
+            return limit.read(flag, text)
+        except OutOfRange as error:  # a ValueError, which the parser would put into words of its own
+            raise UserError(str(error)) from error
+
+    return typer.Option(
+        flag,
+        parser=read,
+        metavar=metavar,
+        help=f"{about}  [{limit.range}]",
+        rich_help_panel=panel,
+    )
+
+
+Seed = Annotated[int, number("seed", "Seed of everything random in this run.", _RUN)]
 Device = Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1.", rich_help_panel=_RUN)]
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -33,6 +33,8 @@ def report(
     target = out or (run_dirs[0] if len(run_dirs) == 1 else Path()) / "report.html"
     if target.is_dir():
         raise UserError(f"`--out` must be a file such as `{target / 'report.html'}`, got a directory.")
+    if target.is_symlink() and not target.exists():
+        raise UserError(f"`--out` must be a file, but `{target}` is a link that leads nowhere; give another path.")
     from mm_cb.report import is_page, judge_run, print_table, write_report
     from mm_cb.report.labels import conditions_called
     from mm_cb.report.text import clean_text
@@ -46,4 +48,6 @@ def report(
     data = write_report(run_dirs, target, show_completions=show_completions)
     with conditions_called({name: text for run in data.runs for name, text in run.labels.items()}):
         print_table(data.measurements)
+    for hole in (hole for run in data.runs for hole in run.holes):
+        typer.echo(clean_text(hole))
     typer.echo(f"\n{clean_text(judge_run(data.measurements, data.checks).sentence)}\n\n{target}")

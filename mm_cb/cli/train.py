@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mm_cb.cli.options import number
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.paths import safe_id
 
@@ -31,7 +32,7 @@ def train(
     fields: Annotated[
         bool, typer.Option("--fields", help="List every recipe field: type, range, default, meaning.")
     ] = False,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Short for seed=N.", min=0)] = None,
+    seed: Annotated[int | None, number("seed", "Short for seed=N.")] = None,
     device: Annotated[str | None, typer.Option(metavar="D", help="Short for device=D: cpu, cuda, cuda:1.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="T", help="Short for dtype=T: float32, bfloat16.")] = None,
 ) -> None:

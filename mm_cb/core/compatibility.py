@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mm_cb.core.embedded import is_fiction
+
 _NEVER_IN_WORST_CASE = ("no_attack", "noise", "prefill_only", "prefill", "embedding", "universal")
 """Revision 714213b: conditions of ``compliance`` that were left out of ``worst_case``."""
 _PREFILLED = ("prefill_only", "prefill")
@@ -29,9 +31,11 @@ def with_added_fields(command: str, recipe: Any) -> Any:
     """A held recipe with the fields that it was written without."""
     if not isinstance(recipe, dict):
         return recipe
-    added = {
+    added: dict[str, Any] = {
         section: {**fields, **recipe[section]}
         for section, fields in _ADDED.get(command, {}).items()
         if isinstance(recipe.get(section), dict)
     }
+    if command == "eval" and is_fiction(str(recipe.get("model"))) and not recipe.get("endpoint"):
+        added["fiction"] = True
     return {**recipe, **added}

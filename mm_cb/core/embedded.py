@@ -5,6 +5,7 @@ A guest registers itself here; every layer asks for what stands behind a name, a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +47,26 @@ def embedded(name: str | Path) -> Embedded | None:
 
 
 def is_fiction(name: str | Path) -> bool:
-    """Whether a name stands for a model of a made-up world."""
+    """Whether a name stands for a model of a made-up world: a guest, or a folder that knows a guest's words alone.
+
+    A merged breaker and a copy are models of that world too: they can say nothing else, whatever their weights are.
+    """
     guest = embedded(name)
-    return guest is not None and guest.fiction
+    if guest is not None:
+        return guest.fiction
+    words = _words(Path(name))
+    return bool(words) and any(one.fiction and _words(one.weights) == words for one in guests())
+
+
+def _words(folder: Path) -> frozenset[str]:
+    """All that a model with a whole-word vocabulary can say; nothing for any other folder."""
+    try:
+        content = json.loads((folder / "tokenizer.json").read_bytes())
+        if content["model"]["type"] != "WordLevel":
+            return frozenset()
+        return frozenset([*content["model"]["vocab"], *(token["content"] for token in content["added_tokens"])])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return frozenset()
 
 
 def guests() -> list[Embedded]:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from mm_cb.core.chat_replies import CUT, HOPELESS, MAY_PASS, QUOTED, REFUSED, UNANSWERED, Trouble
 from mm_cb.core.chat_transport import open_client, reply_to
 from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.limits import LIMITS
 
 __all__ = [
     *("API_KEY", "CUT", "REFUSED", "UNANSWERED", "Endpoint", "EndpointError", "EndpointFailure", "MissingExtraError"),
@@ -85,14 +86,11 @@ class Endpoint:
             concurrency: Requests under way at the same time.
 
         Raises:
-            UserError: If the address is not plain http(s), or holds a password or a query; if the key is no key.
-            ValueError: If a number is out of range.
+            UserError: If the address is not plain http(s), or holds a password or a query, the key is no key, or a
+                number is out of range.
         """
-        if timeout <= 0 or retries < 0 or concurrency < 1:
-            raise ValueError(
-                f"`timeout` must be positive, `retries` at least 0 and `concurrency` at least 1, got {timeout}, "
-                f"{retries}, {concurrency}."
-            )
+        for name, value in (("timeout", timeout), ("retries", retries), ("concurrency", concurrency)):
+            LIMITS[name].refuse(name, value)
         self.url = _base_address(url)
         self.model = model
         self._key = _usable_key(api_key if api_key is not None else os.environ.get(API_KEY))

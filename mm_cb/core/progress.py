@@ -13,6 +13,9 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 _PLAIN_SECONDS = 5.0
+_DAY = 86_400.0
+_MEASURED = 2
+"""Calls of `Task.advance` before its estimate is believed: the first one may hold what happens only once."""
 
 
 def printable(text: str) -> str:
@@ -67,31 +70,50 @@ class _QuietFile:
 class Task:
     """One counted piece of work inside a `Progress`; made by `Progress.task`."""
 
-    def __init__(self, description: str, total: int, done: int, changed: Callable[["Task", bool], None]) -> None:
-        """Start counting at ``done`` (work of an earlier, interrupted run) out of ``total``."""
+    def __init__(
+        self, description: str, total: int, done: int, changed: Callable[["Task", bool], None], shorter: str = ""
+    ) -> None:
+        """Start counting at ``done`` (work of an earlier, interrupted run) out of ``total``; see `Progress.task`."""
         self.description = printable(description)
         self.total = total
         self.done = done
         self.note = ""
+        self.shorter = shorter
+        self._part, self._measured = 0.0, 0
         self._resumed_at = done
         self._started = time.monotonic()
         self._changed = changed
 
-    def advance(self, n: int = 1, note: str = "") -> None:
-        """Count ``n`` more as done; ``note`` is shown behind the count until the next call."""
+    def advance(self, n: int = 1, note: str = "", part: float = 0.0) -> None:
+        """Count ``n`` more as done, and ``part`` of the next ones; ``note`` is shown behind the count until then."""
         complete_before = self.done >= self.total
         self.done += n
+        self._part = part
+        self._measured += 1
         self.note = printable(note)
         self._changed(self, self.done >= self.total and not complete_before)
 
     @property
     def left(self) -> str:
         """``"2:10 left"``, from the mean time per item of this process; empty before the first item is done."""
-        worked = self.done - self._resumed_at
-        elapsed = time.monotonic() - self._started
         if self.done >= self.total:
-            return f"done in {clock(elapsed)}"
-        return f"{clock(elapsed / worked * (self.total - self.done))} left" if worked > 0 else ""
+            return f"done in {clock(time.monotonic() - self._started)}"
+        return "" if (seconds := self.seconds_left) is None else f"{clock(seconds)} left"
+
+    @property
+    def seconds_left(self) -> float | None:
+        """From the mean time per item of this process; None before anything is done."""
+        worked = self.done + self._part - self._resumed_at
+        elapsed = time.monotonic() - self._started
+        return elapsed / worked * max(0.0, self.total - self.done - self._part) if worked > 0 else None
+
+    def warning(self) -> str:
+        """What to say, once, of a task that will take more than a day; empty where there is nothing to say."""
+        seconds = self.seconds_left
+        if not self.shorter or self._measured < _MEASURED or seconds is None or seconds < _DAY:
+            return ""
+        shorter, self.shorter = self.shorter, ""
+        return f"{self.description}: about {seconds / _DAY:,.1f} days left at this speed. Shorter: {shorter}."
 
     def __str__(self) -> str:
         parts = [f"{self.done} of {self.total}", self.left, self.note]
@@ -139,9 +161,12 @@ class Progress:
             self._bars.stop()
             self._bars = None
 
-    def task(self, description: str, total: int, done: int = 0) -> Task:
-        """A new task; ``done`` items were finished by an earlier run and do not count for the time left."""
-        task = Task(description, total, done, self._show)
+    def task(self, description: str, total: int, done: int = 0, shorter: str = "") -> Task:
+        """A new task; ``done`` items were finished by an earlier run and do not count for the time left.
+
+        ``shorter`` says what would shorten it; that is told once if it will take more than a day.
+        """
+        task = Task(description, total, done, self._show, shorter)
         if self._bars is not None:
             self._bar_ids[id(task)] = self._bars.add_task(
                 task.description, total=total, completed=done, left="", note=""
@@ -153,6 +178,8 @@ class Progress:
         self._console.print(text)
 
     def _show(self, task: Task, completed: bool) -> None:
+        if warning := task.warning():
+            self.say(warning)
         if self._bars is not None:
             self._bars.update(self._bar_ids[id(task)], completed=task.done, left=task.left, note=task.note)
         elif completed or time.monotonic() - self._last_line >= _PLAIN_SECONDS:

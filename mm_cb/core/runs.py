@@ -28,6 +28,7 @@ from mm_cb.core.files import (
 )
 from mm_cb.core.hub import Repository
 from mm_cb.core.paths import safe_id
+from mm_cb.core.places import refuse_inside_run, same_inputs, same_place, written_here
 
 __all__ = [
     "RunDirectory",
@@ -61,7 +62,13 @@ def read_run(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as e:
-        raise UserError(f"`{path}` must be a run directory, but it holds no {_RUN}.") from e
+        inside = next(iter(sorted(Path(path).glob(f"*/{_RUN}"))), None)
+        hint = (
+            "what `--out` of mm-cb attack, eval, score or demo named"
+            if inside is None
+            else f"a run, such as `{inside.parent}`"
+        )
+        raise UserError(f"`{path}` must be a run directory, but it holds no {_RUN}; give {hint}.") from e
     except (ValueError, OSError) as e:
         raise UserError(f"`{file}` cannot be read ({e}); delete it and start the run in a new directory.") from e
     if not isinstance(content, dict):
@@ -112,14 +119,15 @@ class RunDirectory:
         """Create the folder or resume the run it holds, and lock it for this process.
 
         Raises:
-            UserError: If the folder cannot be written, is in use by another process, holds files but no run.json, or
-                holds the results of another run (the message names the keys that differ).
+            UserError: If the folder cannot be written, lies inside another run, is in use by another process, holds
+                files but no run.json, or holds the results of another run (the message names the keys that differ).
         """
         if self._lock is not None:
             return self
         with file_errors(self.path):
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"`--out` must be a directory, got the file `{self.path}`; give another path.")
+            refuse_inside_run(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_foreign_files()
             if isinstance(self._inputs, list):  # before the lock: a model's weights take longer than others wait
@@ -130,6 +138,7 @@ class RunDirectory:
         except BaseException:
             self.close()
             raise
+        written_here.add(os.path.realpath(self.path))
         return self
 
     def close(self) -> None:
@@ -137,6 +146,7 @@ class RunDirectory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+            written_here.discard(os.path.realpath(self.path))
 
     def finish(self) -> None:
         """Write the end time: from now on the directory counts as complete."""
@@ -205,7 +215,10 @@ class RunDirectory:
         held = {key: self._content.get(key) for key in identity}
         held["recipe"] = with_added_fields(str(held["command"]), held["recipe"])
         inputs = held.pop("inputs"), identity.pop("inputs")
-        differences = _differences(held, identity) + _other_inputs(*inputs)
+        if same_inputs(*inputs):
+            differences = _differences(*_where_they_were(held, identity, inputs[1]))
+        else:
+            differences = _differences(held, identity) + _other_inputs(*inputs)
         if held["command"] != identity["command"]:
             differences = [f"command ({_shown(held['command'])} there, {_shown(identity['command'])} here)"]
         if differences:
@@ -287,6 +300,15 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
             flat.update(_flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
         return flat
     return {prefix: value}
+
+
+def _where_they_were(
+    held: Mapping[str, Any], given: Mapping[str, Any], inputs: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both without what is the same at another place; their inputs are the same."""
+    there, here = _flatten(dict(held)), _flatten(dict(given))
+    moved = [k for k in there.keys() & here.keys() if same_place(there[k], here[k], inputs)]
+    return {k: v for k, v in there.items() if k not in moved}, {k: v for k, v in here.items() if k not in moved}
 
 
 def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

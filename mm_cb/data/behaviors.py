@@ -10,6 +10,7 @@ from image_attacks.file_kinds import picture_format
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.files import dumps, write_bytes, write_text
 from mm_cb.core.paths import safe_id
+from mm_cb.core.places import refuse_inside_run
 from mm_cb.core.reading import Line, json_file, json_lines, shown
 from mm_cb.core.tables import read_table
 from mm_cb.data.behaviors_file import parse_behavior, read_behaviors
@@ -136,8 +137,9 @@ def write_set(path: Path, lines: Sequence[str], copies: Mapping[Path, Path]) -> 
     A file that was built here before and that no reader takes is replaced.
 
     Raises:
-        UserError: If the file is there and holds another set; nothing is written then.
+        UserError: If the file is there and holds another set, or lies inside a run; nothing is written then.
     """
+    refuse_inside_run(path)
     content = "".join(lines)
     if path.exists() and path.read_bytes() != content.encode() and not _is_broken_build(path):
         raise UserError(f"`{path}` is there and holds other behaviours; give another folder, or delete it.")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mm_cb.core.endpoint import REFUSED, UNANSWERED, Endpoint, EndpointError, EndpointFailure
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import append_jsonl, file_sha256, read_jsonl, write_bytes, write_jsonl
+from mm_cb.core.limits import LIMITS
 from mm_cb.core.runs import RunDirectory
 from mm_cb.data.contamination import Contamination
 from mm_cb.data.describe import CORRUPT
@@ -50,11 +51,15 @@ class PairRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the template.
+        """Check template and numbers.
 
         Raises:
-            UserError: If it has no place for the description.
+            UserError: If the template has no place for the description, or a number is out of range.
         """
+        numbers: dict[str, Any] = {"attempts": self.attempts, "max_tokens": self.max_tokens, "seed": self.seed}
+        numbers |= {"generator_temperature": self.temperature} | ({} if self.limit is None else {"limit": self.limit})
+        for name, value in numbers.items():
+            LIMITS[name].refuse(name.removeprefix("generator_"), value)
         if SLOT not in self.template:
             raise UserError(f"the template must hold {SLOT} where the description of a picture goes, it does not.")
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mm_cb.core.embedded import is_fiction
+from mm_cb.core.places import found_again
 
 if TYPE_CHECKING:
     from mm_cb.core.hub import Repository
@@ -29,6 +33,11 @@ class ModelSource:
         """What belongs to a run's identity: that the model is served, not the address it is served at today."""
         return {**asdict(self), "endpoint": "served" if self.endpoint else None}
 
+    @property
+    def fiction(self) -> bool:
+        """Whether it is a model of a made-up world, so that pages show what it says; of a served one nobody knows."""
+        return self.endpoint is None and is_fiction(self.model)
+
     def weights(self) -> list[Path | Repository]:
         """What is behind the names: files and repositories, whose content belongs to a run; nothing if it is served.
 
@@ -40,6 +49,31 @@ class ModelSource:
         from mm_cb.models.cache import model_inputs
 
         return [*model_inputs(self.model), *(sorted(Path(self.adapter).glob("*.safetensors")) if self.adapter else [])]
+
+
+def source_again(
+    folder: Path, run: Mapping[str, Any], remedy: str, device: str, model: str | None = None, adapter: str | None = None
+) -> ModelSource:
+    """The model of a run directory, wherever it lies now.
+
+    Args:
+        folder: The run's.
+        run: Its run.json.
+        remedy: What to do if a part is not found, for the error line; ``{}`` is ``model`` or ``adapter``.
+        device: Where to load it.
+        model: Where the model lies, if that is given.
+        adapter: Likewise.
+
+    Raises:
+        UserError: If it is neither where the run found it nor beside the run.
+    """
+    recipe, inputs = run["recipe"], run.get("inputs") or {}
+    given = {"model": model, "adapter": adapter}
+    for part, held in ((part, recipe.get(part)) for part in given):
+        if given[part] is None and held is not None:
+            given[part] = found_again(folder, held, inputs, remedy.format(part))
+    dtype = recipe.get("dtype", "float32")
+    return ModelSource(str(given["model"]), given["adapter"], device, dtype, system=recipe["system"])
 
 
 def subject_name(adapter: str | None, system: str | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.limits import LIMITS
 from mm_cb.core.user_code import entry_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,14 @@ class JudgeOptions:
     device: str = "cpu"
     dtype: str = "bfloat16"
     batch: int = 8
+
+    def __post_init__(self) -> None:
+        """Check the number.
+
+        Raises:
+            UserError: If it is out of range.
+        """
+        LIMITS["batch"].refuse("batch", self.batch)
 
 
 @dataclass(frozen=True)

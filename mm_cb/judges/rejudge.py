@@ -11,7 +11,7 @@ from typing import Any
 from mm_cb.core.chat_replies import UNANSWERED
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
-from mm_cb.core.runs import file_sha256, held, keep_pictures, read_jsonl, write_json, write_jsonl
+from mm_cb.core.runs import file_sha256, held, keep_pictures, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.judges.base import NOT_JUDGED, Case, Judge
 from mm_cb.judges.stored_verdicts import judge_all, refuse_missing_fields, refuse_other_source
@@ -19,6 +19,7 @@ from mm_cb.metrics.agreement import agreements, completions_of, key_of
 from mm_cb.metrics.checks import attack_is_strong, placebo_is_weak
 from mm_cb.metrics.observations import rank, worst_pictures
 from mm_cb.metrics.results import Measurement, measure, read_results, write_results
+from mm_cb.metrics.whole import whole_items
 
 FOLDER = "judgements"
 NEWEST = "newest.json"
@@ -53,7 +54,7 @@ def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None,
     """
     run_dir = Path(run_dir)
     with held(run_dir) as run:
-        items = read_jsonl(run_dir / "items.jsonl")
+        items = whole_items(run_dir, run)
         judged = judgeable(items, run_dir, judge.name, judge.metrics)
         cases = _cases(judged, run_dir, _extras(run, behaviors))
         refuse_missing_fields(judge, list(cases.values()), run, behaviors)

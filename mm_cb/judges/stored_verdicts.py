@@ -111,7 +111,8 @@ def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: P
         if key not in cases or not _wrong_with(record["outcome"], record["score"], cases[key].metric)
     }
     waiting = [case for key, case in cases.items() if key not in verdicts]
-    task = progress.task(f"judge {judge.name}", total=len(cases), done=len(cases) - len(waiting))
+    shorter = "a larger --batch, a GPU, or a judge behind an --endpoint"
+    task = progress.task(f"judge {judge.name}", len(cases), done=len(cases) - len(waiting), shorter=shorter)
     try:
         for key, verdict in judge.judge(waiting):
             _refuse_impossible(judge, key, verdict, cases)

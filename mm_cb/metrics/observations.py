@@ -88,7 +88,7 @@ def observe(items: Iterable[Mapping[str, Any]]) -> list[Observation]:
         ValueError: If a record lacks a key, repeats another one, or holds an unknown outcome or a score outside [0, 1].
     """
     records = list(items)
-    _refuse_repeats(records)
+    refuse_repeats(records)
     observations = [_direct(item) for item in records]
     observations += [gibberish for item in records if (gibberish := _gibberish(item)) is not None]
     observations += [forced for item in records if (forced := _target_prefix(item)) is not None]
@@ -117,7 +117,12 @@ def _where(item: Mapping[str, Any]) -> str:
     return f"item {item.get('id')!r} ({item.get('subject')}, {item.get('metric')}, {item.get('condition')})"
 
 
-def _refuse_repeats(records: list[Mapping[str, Any]]) -> None:
+def refuse_repeats(records: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse a record without its four names, or one that comes twice.
+
+    Raises:
+        ValueError: Saying which.
+    """
     seen: set[tuple[str, ...]] = set()
     for item in records:
         missing = [key for key in ("id", "metric", "subject", "condition") if not isinstance(item.get(key), str)]

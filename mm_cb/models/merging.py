@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_errors
+from mm_cb.core.places import refuse_inside_run
 from mm_cb.models.adapters import put_adapter, refuse_not_finite
 from mm_cb.models.cache import model_folder
 from mm_cb.models.decoding import FILE
@@ -38,6 +39,7 @@ def merge(model: str | Path, adapter: Path, out: Path, *, dtype: str | None = No
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"`--out` must be new or an empty directory, `{out}` is there already.")
+    refuse_inside_run(out)
     part = out.with_name(f".{out.name}.part")
     base = load_plain(model, dtype=dtype)
     with quiet_libraries():

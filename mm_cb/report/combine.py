@@ -15,8 +15,6 @@ from mm_cb.report.comparable import BATTERY, budget, recipe_of, refuse_unlike, w
 from mm_cb.report.labels import subject_label
 from mm_cb.report.load import RunFiles
 
-_TOLERANCE = 0.05
-
 
 @dataclass(frozen=True)
 class ReportData:
@@ -50,7 +48,7 @@ def combine(runs: Sequence[RunFiles]) -> ReportData:
     if len(runs) == 1:
         run = runs[0]
         own = run.measurements, run.items, run.checks, run.curves, run.representations
-        return ReportData((run,), *own, notes=tuple(_untested([run])))
+        return ReportData((run,), *own, notes=(*run.holes, *_untested([run])))
     runs = [_checks_alone(run) for run in runs]
     refuse_unlike(runs)
     items = [item for run in runs for item in run.items]
@@ -92,19 +90,10 @@ def _address(m: Measurement) -> tuple[str, str, str, str]:
 
 
 def _settle(joined: Measurement, found: Sequence[Measurement]) -> Measurement:
-    """The run's own number with the difference that was found across runs; of several (shards) the joined number.
-
-    Raises:
-        UserError: If the run's results.json and items.jsonl do not agree.
-    """
+    """The run's own number with the difference that was found across runs; of several (shards) the joined number."""
     if len(found) != 1 or joined.condition == "worst_case" or joined.metric == "gibberish":
         return joined
     own = found[0]
-    if joined.n != own.n or abs((joined.value or 0.0) - (own.value or 0.0)) > _TOLERANCE:
-        raise UserError(
-            f"results.json and items.jsonl of one run must agree, but `{own.subject}`, {own.metric}, {own.condition}, "
-            f"{own.split} reads {own.value} of {own.n} there and {joined.value} of {joined.n} here; repeat that run."
-        )
     return dataclasses.replace(joined, value=own.value, ci95=own.ci95, counts={**joined.counts, **own.counts})
 
 
@@ -180,6 +169,7 @@ def _attacks(run: RunFiles, subject: str) -> bool:
 
 
 def _notes(runs: Sequence[RunFiles]) -> Iterable[str]:
+    yield from (hole for run in runs for hole in run.holes)
     yield from _untested(runs)
     versions = {run.folder.name: run.run.get("versions") or {} for run in runs}
     names = sorted({name for held in versions.values() for name in held})

@@ -115,7 +115,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "models": list(dict.fromkeys(str(m) for run in data.runs if (m := (run.run.get("recipe") or {}).get("model")))),
         "fiction": data.fiction,
         "verdict": judge_run(data.measurements, data.checks, data.items),
-        "extra_limits": [*([_FICTION] if data.fiction else []), *data.notes],
+        "extra_limits": [*([_FICTION] if any(run.fiction for run in data.runs) else []), *data.notes],
         "table": table,
         "holm": HOLM,
         "comparisons": comparisons(data.measurements),

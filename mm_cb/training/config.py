@@ -1,10 +1,13 @@
 """The fields of a recipe and of `RRConfig`: what each means, what may stand there, and what the paper says."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
+from annotated_types import Ge, GroupedMetadata, Gt, Le
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -16,11 +19,34 @@ from pydantic import (
 
 from mm_cb.core.embedded import embedded, guest_names
 from mm_cb.core.errors import UserError
+from mm_cb.core.limits import LIMITS
 from mm_cb.training.registry import check_combination, full_settings, loss_entry
 
 Mask = Literal["after_image", "user_and_assistant", "completion", "all"]
-Block = Annotated[int, Field(ge=0)]
-Layer = Annotated[int, Field(ge=1)]
+
+
+class Within(GroupedMetadata):
+    """A number's `LIMITS` as pydantic reads them: refused with the reason, and in the schema for the list of fields."""
+
+    def __init__(self, setting: str) -> None:
+        """Take the limit of a setting."""
+        self._limit = LIMITS[setting]
+
+    def __iter__(self) -> Iterator[Any]:
+        limit = self._limit
+        yield Gt(limit.least) if limit.above else Ge(limit.least)
+        yield Le(limit.most)
+        yield BeforeValidator(self._refuse)
+
+    def _refuse(self, value: Any) -> Any:
+        """Other things than numbers are pydantic's to read or to refuse."""
+        if isinstance(value, int | float) and not self._limit.holds(value):
+            raise ValueError(f"a {self._limit.text} is expected ({self._limit.why})")
+        return value
+
+
+Block = Annotated[int, Within("block")]
+Layer = Annotated[int, Within("layer")]
 
 
 class _Section(BaseModel):
@@ -46,9 +72,9 @@ class Masks(_Section):
 class LatentAdversary(_Section):
     """Changes the pictures' embeddings of circuit-breaker rows so that they undo the rerouting (not in the paper)."""
 
-    steps: Annotated[int, Field(ge=0)] = 0
+    steps: Annotated[int, Within("adversary_steps")] = 0
     """Sign-gradient steps per batch; 0 = no adversary (paper)."""
-    radius: Annotated[float, Field(gt=0)] = 1.0
+    radius: Annotated[float, Within("radius")] = 1.0
     """Largest change of an entry, in root mean squares of the pictures' embeddings; each row's own lies below."""
 
 
@@ -59,7 +85,7 @@ class CircuitBreaker(_Section):
     """What is done to circuit-breaker states: rr (paper), rand_p, rand_c, rmu (its ablation), or one of your own."""
     loss_settings: Annotated[dict[str, Any], Field(validate_default=True)] = {}
     """Settings of the loss, by name; those of the losses we ship are listed below."""
-    alpha: Annotated[float, Field(gt=0)] = 5.0
+    alpha: Annotated[float, Within("alpha")] = 5.0
     """Sum of both loss weights (paper: 5 for LLaVA-NeXT-Mistral-7B)."""
     target_layers: Annotated[list[Layer], Field(min_length=1)] = [16]
     """Hidden states to reroute: 0 = embeddings, k = output of 0-based block k - 1 (paper: 16)."""
@@ -68,7 +94,7 @@ class CircuitBreaker(_Section):
     retain_average: Literal["tokens", "official"] = "tokens"
     """Divide the retain loss by counted tokens (paper) or by all positions of the padded batch (released trainer)."""
     masks: Masks = Masks()
-    keep_length: Annotated[float, Field(ge=0)] = 0.0
+    keep_length: Annotated[float, Within("keep_length")] = 0.0
     """Weight, in the reroute loss, of a term that keeps rerouted states as long as they were; 0 = none (paper)."""
     adversary: LatentAdversary = LatentAdversary()
 
@@ -111,9 +137,9 @@ class Lora(_Section):
         "down_proj",
     ]
     """Linear layers of these blocks (released trainer: all)."""
-    r: Annotated[int, Field(ge=1)] = 16
+    r: Annotated[int, Within("r")] = 16
     """Rank (released trainer: 16)."""
-    lora_alpha: Annotated[int, Field(gt=0)] = 16
+    lora_alpha: Annotated[int, Within("lora_alpha")] = 16
     """The adapter's output is scaled by lora_alpha / r (released trainer: 16)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Dropout on the adapter's input (released trainer: 0.05)."""
@@ -124,13 +150,13 @@ class DataSource(_Section):
 
     name: Annotated[str, Field(min_length=1)]
     """A data set's name, a file or folder, or ``hub:ORG/NAME@SPLIT``."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[float, Within("weight")] = 1.0
     """How often every row comes in one pass over the mixture; of a fraction, a seeded sample."""
     set: Literal["circuit_breaker", "retain"] | None = None
     """Which set the rows belong to; null = what the data set is for."""
     images: str | None = None
     """Folder of the pictures, for data that only names them."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Annotated[int, Within("rows")] | None = None
     """Use a seeded sample of so many rows."""
     remove_request: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the rows whose request is emptied (released Llama-3 recipe: 0.5)."""
@@ -171,32 +197,32 @@ Data = Annotated[
 class Training(_Section):
     """The optimisation."""
 
-    max_steps: Annotated[int, Field(ge=1)] = 150
+    max_steps: Annotated[int, Within("max_steps")] = 150
     """Optimiser steps T (released trainer: 150)."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
+    batch_size: Annotated[int, Within("batch_size")] = 16
     """Rows of each set per optimiser step, over all its micro-batches (released trainer: 16)."""
-    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
+    gradient_accumulation_steps: Annotated[int, Within("batch_size")] = 1
     """Micro-batches that an optimiser step is split into; changes memory and time, not the mathematics."""
-    tokens_per_pass: Annotated[int, Field(ge=1)] = 4096
+    tokens_per_pass: Annotated[int, Within("tokens_per_pass")] = 4096
     """Rows go through the model in parts of at most so many tokens, or one longer row: memory, not the mathematics."""
     recompute: bool = False
     """Run adapted blocks again in the backward pass instead of storing what is in them: memory for time, same bits."""
-    max_length: Annotated[int, Field(ge=1)] = 1024
+    max_length: Annotated[int, Within("max_length")] = 1024
     """Longer rows are cut to so many tokens, image tokens not counted (released trainer: 1024)."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[float, Within("learning_rate")] = 1e-4
     """Constant (released trainer: 1e-4)."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Within("weight_decay")] = 0.0
     """AdamW's (released trainer: 0)."""
-    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    max_grad_norm: Annotated[float, Within("max_grad_norm")] = 1.0
     """Gradients are clipped to this norm; 0 = never (released trainer: 1, the default of transformers)."""
-    save_steps: Annotated[int, Field(ge=1)] = 25
+    save_steps: Annotated[int, Within("max_steps")] = 25
     """A checkpoint every so many steps."""
-    held_out: Annotated[int, Field(ge=0)] = 0
+    held_out: Annotated[int, Within("held_out")] = 0
     """Pairs of each modality set aside, with every copy of their rows never trained on; cosine and norm are logged.
 
     At most half of the rows; 0 = none.
     """
-    held_out_steps: Annotated[int, Field(ge=1)] = 10
+    held_out_steps: Annotated[int, Within("max_steps")] = 10
     """How often they are measured."""
     report_to: list[str] = []
     """Trackers of transformers (``tensorboard``, ``wandb``, ``trackio``, ...); ``metrics.jsonl`` is always written."""
@@ -225,7 +251,7 @@ class Machine(_Section):
 
     batches: Literal["alternate", "text", "multimodal"] = "alternate"
     """Text and multimodal batches in turn, step by step (paper), or one of them only."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Within("seed")] = 0
     """Decides the order of rows, the adapter's start, its dropout and what a loss draws."""
     device: str = "cpu"
     """Torch device; ``auto`` spreads the model over all."""

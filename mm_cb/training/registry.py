@@ -3,7 +3,7 @@
 import inspect
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mm_cb.core.errors import unknown
+from mm_cb.core.limits import LIMITS
 from mm_cb.training.losses import cosine_to_draw, rand_c_loss, rand_p_loss, reroute_loss, rmu_loss
 
 
@@ -117,8 +118,7 @@ def full_settings(name: str, given: Mapping[str, Any]) -> dict[str, float]:
     for key, value in given.items():
         if key not in known:
             raise unknown(f"setting of loss `{name}`", key, known)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > known[key].above:
-            raise ValueError(f"`{key}` of loss `{name}` must be a number above {known[key].above:g}, got {value!r}")
+        replace(LIMITS["loss_setting"], least=known[key].above, above=True).refuse(f"{key}` of loss `{name}", value)
     return {key: float(given.get(key, one.default)) for key, one in known.items()}
 
 

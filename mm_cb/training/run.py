@@ -19,6 +19,7 @@ from mm_cb.models.fingerprint import check_weights
 from mm_cb.training.batches import MissingRows
 from mm_cb.training.card import model_card
 from mm_cb.training.inputs import SKIPPING, input_files, load_examples
+from mm_cb.training.launch import warn_of_missing_processes
 from mm_cb.training.left_out import note_unreadable, reasons
 from mm_cb.training.lora import recipe_lora
 from mm_cb.training.plan import TrainingPlan, check_device, make_plan
@@ -28,6 +29,9 @@ from mm_cb.training.rr_trainer import RRTrainer
 if TYPE_CHECKING:
     from mm_cb.core.progress import Progress
     from mm_cb.training.config import Recipe
+
+
+_SHORTER = "fewer training.max_steps, a smaller training.batch_size or training.max_length, or a GPU"
 
 
 def train(
@@ -97,6 +101,8 @@ def _train(plan: TrainingPlan, out: Path, examples: Sequence[Example], progress:
             callbacks=shown,
             on_unreadable=note_unreadable(out) if skip else None,
         )
+        if main:
+            warn_of_missing_processes(os.environ, trainer.accelerator.num_processes)
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=True)
     except MissingRows as error:
@@ -143,7 +149,7 @@ class _Show(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self._task = self._progress.task(self._title, total=state.max_steps, done=state.global_step)
+            self._task = self._progress.task(self._title, state.max_steps, done=state.global_step, shorter=_SHORTER)
 
     def on_log(
         self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any

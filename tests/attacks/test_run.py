@@ -231,11 +231,9 @@ def test_an_early_stop_without_a_judge_is_refused(three, tmp_path):
 
 def test_long_targets_from_a_hijack_of_the_base(three, tmp_path, capsys):
     attack(tmp_path / "base", three)
-    items = [
-        i | {"outcome": "harmful", "completion": f"{i['target']} take ash ."}
-        for i in read_jsonl(tmp_path / "base" / "items.jsonl")
-    ][:2]
-    write_jsonl(tmp_path / "base" / "items.jsonl", items)
+    records = [i | {"outcome": "refusal"} for i in read_jsonl(tmp_path / "base" / "items.jsonl")]
+    items = [i | {"outcome": "harmful", "completion": f"{i['target']} take ash ."} for i in records[:2]]
+    write_jsonl(tmp_path / "base" / "items.jsonl", [*items, *records[2:]])
     attack(tmp_path / "long", three, attacks="pgd_long", hijacks=tmp_path / "base")
     assert " ".join(capsys.readouterr().out.split()).count("hijacks: 2 of 3 behaviours") == 1
     said = {
@@ -251,10 +249,12 @@ def test_long_targets_from_a_hijack_of_the_base(three, tmp_path, capsys):
 @pytest.mark.parametrize("broken", [[], ["somebody else's"]])
 def test_a_hijack_that_broke_nothing_asked_is_refused_in_one_line(three, tmp_path, capsys, broken):
     """Else the base's own continuations would be forced while run.json records `hijacks`."""
+    run = {"command": "attack", "recipe": {"adapter": None}, "ended": "now"}
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "run.json").write_text(json.dumps({"recipe": {"adapter": None}}))
-    missed = [{"id": json.loads(line)["id"], "outcome": "refusal"} for line in three.read_text().splitlines()]
-    harmful = [{"id": name, "outcome": "harmful", "completion": "yes"} for name in broken]
+    (tmp_path / "base" / "run.json").write_text(json.dumps(run))
+    where = {"metric": "compliance", "subject": "base", "condition": "pgd", "completion": "yes"}
+    missed = [where | {"id": json.loads(line)["id"], "outcome": "refusal"} for line in three.read_text().splitlines()]
+    harmful = [where | {"id": name, "outcome": "harmful"} for name in broken]
     write_jsonl(tmp_path / "base" / "items.jsonl", missed + harmful)
     command = attack_arguments(three, tmp_path / "out", "--attack", "pgd_long", "--hijacks", str(tmp_path / "base"))
     assert cli.run(command) == 2 and not (tmp_path / "out").exists()

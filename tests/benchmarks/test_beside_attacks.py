@@ -175,14 +175,14 @@ def test_what_leaves_no_picture_of_its_own_is_no_condition(tmp_path):
         items += [item | {"condition": "noise", "image": None} for item in items[:2]]
 
     assert list(read_attacked(attack_run(tmp_path / "run", ("pgd",), edit=more)).files) == ["pgd"]
-    with pytest.raises(UserError, match="it holds none"):
+    with pytest.raises(UserError, match="it is empty"):
         read_attacked(attack_run(tmp_path / "none", (), edit=lambda items: None))
 
 
 def test_what_is_no_whole_attack_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="picture of every behaviour under pgd, there is none for `b1`"):
         read_attacked(attack_run(tmp_path / "part", edit=lambda items: items.pop()))
-    with pytest.raises(UserError, match="record 1 must hold the texts"):
+    with pytest.raises(UserError, match=r"item 3 .* must hold the texts"):
         read_attacked(attack_run(tmp_path / "odd", edit=lambda items: items[0].update(id=3)))
     folder = attack_run(tmp_path / "run")
     for content in ({"command": "attack", "ended": None, "recipe": {}}, {"command": "eval", "ended": 1, "recipe": {}}):

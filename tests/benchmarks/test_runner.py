@@ -177,7 +177,7 @@ def test_a_benchmark_needs_data_a_metric_and_its_lines(count, tmp_path):
 
 
 def test_settings_check_themselves():
-    with pytest.raises(UserError, match="`batch` must be at least 1, got 0"):
+    with pytest.raises(UserError, match="`batch` must be a whole number from 1 to 4,096"):
         CountSettings(batch=0)
     assert CountSettings(hint="x").identity() == {"max_new_tokens": 128, "limit": 0, "hint": "x"}
     assert [field.name for field in dataclasses.fields(CountSettings)][-1] == "speed"

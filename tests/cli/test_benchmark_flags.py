@@ -54,7 +54,10 @@ def test_every_setting_is_a_flag_and_every_flag_has_a_line_of_help(verb, name, c
         (["mmmu", "--predictions", "p", "--answers", "a"], "write `mm-cb score mmmu --predictions ... --out DIR`"),
         (["over-refusal", "--model", "miniature"], "benchmark `over-refusal` needs `--data`: benign requests"),
         (["over-refusal", "--model", "miniature", "--data", "x.jsonl", "--judge", "nobody"], "unknown judge `nobody`"),
-        (["pope", "--model", "miniature", "--max-new-tokens", "0"], "`max_new_tokens` must be at least 1, got 0"),
+        (
+            ["pope", "--model", "miniature", "--max-new-tokens", "0"],
+            "`--max-new-tokens` must be a whole number from 1 to 131,072 (no model answers at greater length), got 0",
+        ),
         (["pop"], "unknown benchmark `pop`, did you mean `pope`?"),
     ],
 )

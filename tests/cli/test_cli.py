@@ -1,9 +1,11 @@
 """Every command's help, every kind of bad input, every exit code. What the commands do is tested where it lives."""
 
 import errno
+import shutil
 import sys
 import types
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -74,16 +76,16 @@ def test_version(capsys):
         (["x\x1b[31m\ny"], "unknown command `x?[31m y`"),
         (["demo", "--sed", "1"], "unknown option `--sed`, did you mean `--seed`?"),
         (["--verbos"], "unknown option `--verbos`"),
-        (["demo", "--seed", "one"], "'--seed'"),
-        (["demo", "--seed", "-1"], "'--seed'"),
-        (["demo", "--rr-seeds", "0"], "'--rr-seeds'"),
+        (["demo", "--seed", "one"], "`--seed` must be a whole number from 0"),
+        (["demo", "--seed", "-1"], "`--seed` must be a whole number from 0"),
+        (["demo", "--rr-seeds", "0"], "`--rr-seeds` must be a whole number from 1 to 9"),
         (["demo", "--out"], "--out"),
         (["demo", "extra"], "extra"),
         (["attack"], "Missing option '--model'. See `mm-cb attack --help`."),
         (ATTACK[:-2], "Missing option '--out'"),
         ([*ATTACK, "--attack", "pdg"], "unknown attack `pdg`, did you mean `pgd`?"),
         ([*ATTACK, "--epsilon", "0.3"], "`--epsilon` must be n/255"),
-        ([*ATTACK, "--steps", "0"], "'--steps'"),
+        ([*ATTACK, "--steps", "0"], "`--steps` must be a whole number from 1"),
         (["train"], "`RECIPE` is missing"),
         (["train", "miniatur"], "unknown recipe `miniatur`, did you mean `miniature`?"),
         (["train", "none.yaml"], "none.yaml"),
@@ -128,6 +130,17 @@ def test_failures_of_a_command_that_the_user_can_fix(error, expected, monkeypatc
     replace(monkeypatch, "mm_cb.demo", "run_demo", run_demo)
     assert cli.run(["demo"]) == 2
     assert one_line_of(capsys).startswith(expected)
+
+
+@pytest.mark.parametrize("command", ["train miniature", "merge --model miniature --adapter a", "report run", "demo"])
+@pytest.mark.parametrize("out", ["x" * 300, "y/" * 2500 + "z", "loop", "loop/inside"])
+def test_a_path_that_no_system_takes_is_one_line(command, out, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    shutil.copytree(Path(__file__).parents[1] / "frozen" / "714213b" / "attack-base", "run")
+    (tmp_path / "a").mkdir()
+    assert cli.run([*command.split(), "--out", out]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and (tmp_path / "loop").is_symlink()
 
 
 def test_a_warning_is_one_line_without_code(monkeypatch):
@@ -339,11 +352,15 @@ def test_every_recipe_field_is_listed_with_type_range_default_and_meaning(capsys
     found = re.findall(r"^(\S+): (.+)  \[(.*)\]\n    (.+)$", capsys.readouterr().out, flags=re.MULTILINE)
     fields = {name: rest for name, *rest in found}
     assert set(recipe_keys()) <= fields.keys()
-    assert fields["training.max_steps"] == ["integer >= 1", "150", "Optimiser steps T (released trainer: 150)."]
+    assert fields["training.max_steps"] == [
+        "integer >= 1 <= 1000000",
+        "150",
+        "Optimiser steps T (released trainer: 150).",
+    ]
     assert fields["lora.dropout"][:2] == ["number >= 0 < 1", "0.05"]
     assert fields["circuit_breaker.loss_settings.scale"][:2] == ["number > 0", "20"]
     assert fields["circuit_breaker.masks.text"][0] == "after_image | user_and_assistant | completion | all"
-    assert fields["data.sources.N.weight"][:2] == ["number > 0", "1.0"]
+    assert fields["data.sources.N.weight"][:2] == ["number > 0 <= 10000", "1.0"]
 
 
 def test_a_dry_run_names_the_loss_its_settings_and_its_deviation(recipe_file, capsys):

@@ -296,9 +296,11 @@ def test_a_run_that_fails_before_it_made_anything_leaves_the_directory_to_the_co
 def test_what_another_run_inside_is_just_writing_is_left_alone(tmp_path):
     """Shards of one attack lie inside the whole run's directory, which each of them opens when it starts."""
     own = tmp_path / "parts" / f".a.json{files.TEMPORARY_SUFFIX}"
+    shard = RunDirectory(tmp_path / "shards" / "0001-of-0002", "attack", {}, 0, inputs=[])
     with RunDirectory(tmp_path, "attack", {}, 0, inputs=[]) as whole:
         whole.stage("parts")
-    with RunDirectory(tmp_path / "shards" / "0001-of-0002", "attack", {}, 0, inputs=[]) as inner:
+        shard.open()
+    with shard as inner:
         writing = inner.stage("parts") / f".b.json{files.TEMPORARY_SUFFIX}"
         for file in (own, writing):
             file.write_text("half")

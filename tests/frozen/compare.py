@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 IGNORED_KEYS = {"versions", "git", "hardware", "started", "ended", "resumed", "seconds"}
 """When, where and how fast something ran. Paths are compared: all of them are relative."""
-ADDED_KEYS = {"worst_case", "prefilled", "in_worst_case", "labels", "loss", "loss_settings"}
+ADDED_KEYS = {"worst_case", "prefilled", "in_worst_case", "labels", "loss", "loss_settings", "fiction"}
 """What today's runs say beside what the frozen ones said."""
 HASHED_ITEMS = "items.jsonl"
 """Hashes of such files, in run.json of what was made from a run: they have these keys now."""

@@ -384,7 +384,7 @@ def test_the_command_labels_a_proxy_and_needs_no_model(run, capsys):
         ),
         (lambda run: write_json(run / "run.json", {"command": "attack", "ended": None}), [], "must be a finished run"),
         (lambda run: (run / "run.json").unlink(), [], "holds no run.json"),
-        (lambda run: write_jsonl(run / "items.jsonl", []), [], "holds no completions"),
+        (lambda run: write_jsonl(run / "items.jsonl", []), [], "must hold what was measured, it is empty"),
         (
             lambda run: write_jsonl(run / "items.jsonl", []),
             ["--judge", "harmbench", "--judge-model", "nowhere"],

@@ -20,8 +20,8 @@ from mm_cb.attacks.sanity.bed import make_bed
 from mm_cb.attacks.sanity.checks import checks_of, notes_of
 from mm_cb.attacks.sanity.measure import ADAPTIVE, Measured, add_transfer, measure_bed
 from mm_cb.attacks.sanity.store import as_json, measured_once
-from mm_cb.core.embedded import is_fiction
 from mm_cb.core.hub import keep_to
+from mm_cb.core.limits import LIMITS
 from mm_cb.core.progress import Progress, Task, console
 from mm_cb.core.runs import RunDirectory, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, grey_canvas, read_behaviors, refuse_too_large
@@ -34,6 +34,7 @@ _ARMS = (
     *("clean", "noise", "random_search", "single_step", "pgd", "any_of_k", "double_steps", "double_runs", "apgd"),
     *("transfer", *ADAPTIVE),
 )
+_SHORTER = "fewer --steps, --count or --iterates, or a GPU"
 
 
 def run_battery(
@@ -53,12 +54,13 @@ def run_battery(
     Returns:
         The checks.
     """
+    LIMITS["count"].refuse("count", count)
     keep_to(out)
     asked = read_behaviors(behaviors)
     recipe: dict[str, Any] = {"model": source.model, "adapter": source.adapter, "system": source.system}
     recipe |= {"epsilon": config.threat.levels, "device": source.device, "dtype": source.dtype}
     options = {key: getattr(config, key) for key in ("steps", "iterates", "optimizer", "image_backend")}
-    recipe |= {"options": options | {"behaviors": count}, "fiction": is_fiction(source.model)}
+    recipe |= {"options": options | {"behaviors": count}, "fiction": source.fiction}
     inputs = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
     with RunDirectory(out, "attack check", recipe, config.seed, inputs=inputs) as run, Progress() as progress:
         if run.finished:
@@ -71,7 +73,7 @@ def run_battery(
             refuse_too_large(group, len(group))
             stored = run.stage("parts")
             subjects = [replace(subject, name="base", adapted=False), *([subject] if subject.adapted else [])]
-            task, measured = progress.task("sanity battery", total=5 * len(subjects)), dict[str, Measured]()
+            task, measured = progress.task("sanity battery", 5 * len(subjects), shorter=_SHORTER), dict[str, Measured]()
             for one in subjects:
                 bed = make_bed(one, group, pictures, run.path)
                 say = partial(_say, task, one.name)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_cb.benchmarks.base import Benchmark, Task
-from mm_cb.benchmarks.settings import AskSettings, Settings, setting
+from mm_cb.benchmarks.settings import AskSettings, Settings, setting, setting_within
 from mm_cb.core.errors import UserError
+from mm_cb.core.limits import LIMITS
 from mm_cb.metrics.table import Metric
 
 if TYPE_CHECKING:
@@ -31,15 +32,19 @@ Judgements = Mapping[str, list[dict[str, Any]]]
 class WildSettings(AskSettings):
     """How answers are made and judged."""
 
-    max_new_tokens: int = setting(1024, "Longest answer, in tokens.", least=1)
-    judge_runs: int = setting(1, "How often every answer is judged; published scores are means of three.", least=1)
+    max_new_tokens: int = setting_within(LIMITS["max_new_tokens"], 1024, "Longest answer, in tokens.")
+    judge_runs: int = setting_within(
+        LIMITS["judge_runs"], 1, "How often every answer is judged; published scores are means of three."
+    )
     orders: str = setting(
         "reference_first",
         "Which answer the judge reads first; the original always the reference:",
         choices=("reference_first", "both"),
         metavar="WHICH",
     )
-    judge_temperature: float = setting(TEMPERATURE, "Temperature of a served judge.", least=0)
+    judge_temperature: float = setting_within(
+        LIMITS["judge_temperature"], TEMPERATURE, "Temperature of a served judge."
+    )
     judge_system: str = setting("", "The judge's system message; the original sends one sentence, later ones none.")
     judge_model: str = setting("", "The judge: its served name, a folder or a hub id.", identity=False, metavar="J")
     judge_endpoint: str | None = setting(
@@ -145,7 +150,7 @@ class LlavaWild(Benchmark):
             raise UserError("`--model` needs `--judge-model` and one of `--rule-file`, `--own-rule`.")
         rule = _rule(settings)
         judge = JudgeSource(settings.judge_model, settings.judge_endpoint, source.device)
-        questions = read_questions(data)[: settings.limit or None]
+        questions = read_questions(data)[: settings.limit]
         identity: dict[str, Any] = {"settings": settings.identity(), "questions_sha256": fingerprint(questions)}
         identity |= {"judge": judge.model, "judge_endpoint": "served" if judge.endpoint else None}
         identity |= {"rule_sha256": rule.sha256, "rule_is_original": rule.original}

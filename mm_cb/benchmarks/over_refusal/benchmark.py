@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_cb.benchmarks.base import Benchmark, Question, Task
-from mm_cb.benchmarks.settings import AskSettings, setting
+from mm_cb.benchmarks.settings import AskSettings, setting, setting_within
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.limits import LIMITS
 from mm_cb.judges.base import NOT_JUDGED, Case
 from mm_cb.judges.registry import JudgeOptions, free_judges, open_judge
 from mm_cb.metrics.table import metric
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class OverRefusalSettings(AskSettings):
     """How benign requests are asked and judged."""
 
-    max_new_tokens: int = setting(256, "Longest answer, in tokens.", least=1)
+    max_new_tokens: int = setting_within(LIMITS["max_new_tokens"], 256, "Longest answer, in tokens.")
     judge: str = setting(
         "",
         "refusal-strings (a proxy), or the exact one of an embedded model; others afterwards: mm-cb judge RUN.  "
@@ -152,8 +153,8 @@ def _case(one: Asked, completion: str) -> Case:
     return Case(one.key, one.request.prompt, completion, metric="over_refusal", image=one.picture)
 
 
-def what_is_asked(requests: Sequence[BenignRequest], attacked: AttackPictures | None, limit: int) -> list[Asked]:
-    """What is asked of the first ``limit`` requests that fit (0 = of all): as they are, or beside attacked pictures.
+def what_is_asked(requests: Sequence[BenignRequest], attacked: AttackPictures | None, limit: int | None) -> list[Asked]:
+    """What is asked of the first ``limit`` requests that fit (None = of all): as they are, or beside attacked pictures.
 
     Raises:
         UserError: If every request has a picture of its own, so that none can be asked beside another.
@@ -161,14 +162,14 @@ def what_is_asked(requests: Sequence[BenignRequest], attacked: AttackPictures | 
     from mm_cb.benchmarks.over_refusal.beside_attacks import Asked, beside
 
     if attacked is None:
-        return [Asked(request, request.image) for request in requests[: limit or None]]
+        return [Asked(request, request.image) for request in requests[:limit]]
     alone = [request for request in requests if request.image is None]
     if not alone:
         raise UserError(
             f"`--beside` needs requests without a picture, but all {len(requests)} have one of their own; give other "
             "`--data`, such as XSTest's prompts."
         )
-    return beside(alone[: limit or None], attacked)
+    return beside(alone[:limit], attacked)
 
 
 def summary(folder: Path, subject: str) -> list[str]:

@@ -14,9 +14,10 @@ from typing import Any
 from mm_cb.benchmarks.over_refusal.data import BenignRequest
 from mm_cb.core.compatibility import is_prefilled
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import file_sha256, read_jsonl
+from mm_cb.core.files import file_sha256
 from mm_cb.core.runs import read_run
 from mm_cb.metrics.observations import BESIDE
+from mm_cb.metrics.whole import whole_items
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,8 @@ def read_attacked(folder: Path) -> AttackPictures:
     root = Path(os.path.abspath(folder))
     behaviors: dict[str, str] = {}
     files: dict[str, dict[str, Path]] = {}
-    for number, item in enumerate(read_jsonl(root / "items.jsonl"), start=1):
+    for number, item in enumerate(whole_items(root, run), start=1):
         where = f"`{folder / 'items.jsonl'}`, record {number}"
-        wrong = [key for key in ("id", "condition", "subject") if not isinstance(item.get(key), str)]
-        if wrong:
-            raise UserError(f"{where} must hold the texts `id`, `condition`, `subject`; wrong or missing: {wrong}.")
         behaviors.setdefault(item["id"], item["subject"])
         if item.get("image") is not None and not (is_prefilled(item) or "part" in item or item.get("same_as")):
             files.setdefault(item["condition"], {})[item["id"]] = _inside(root, item["image"], where)

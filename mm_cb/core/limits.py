@@ -1,0 +1,131 @@
+"""How far every numeric setting may go, and why no further: one table for flags, recipes and Python."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from mm_cb.core.errors import UserError
+
+
+class OutOfRange(UserError, ValueError):
+    """A number that cannot stand where it is."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a setting may be."""
+
+    least: float
+    most: float
+    why: str
+    """Why no more than `most`."""
+    whole: bool = True
+    above: bool = False
+    """`least` itself cannot stand there."""
+
+    @property
+    def range(self) -> str:
+        """``1 to 1,000``, ``above 0 up to 10``."""
+        return f"{'above ' if self.above else ''}{self.least:,g} {'up ' if self.above else ''}to {_most(self)}"
+
+    @property
+    def text(self) -> str:
+        """``whole number from 1 to 1,000``."""
+        return f"{'whole number' if self.whole else 'number'} {'' if self.above else 'from '}{self.range}"
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is a number that can stand there; what is true or false is none."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        fits = self.least < value if self.above else self.least <= value
+        return fits and value <= self.most and (not self.whole or value == int(value))
+
+    def refuse(self, name: str, value: Any) -> None:
+        """Refuse a value that cannot stand there.
+
+        Raises:
+            OutOfRange: Saying what can, and why no more.
+        """
+        if not self.holds(value) or (self.whole and not isinstance(value, int)):
+            raise OutOfRange(f"`{name}` must be a {self.text} ({self.why}), got {_shown(value)}.")
+
+    def read(self, name: str, text: Any) -> int | float:
+        """A number from what stands behind a flag.
+
+        Raises:
+            OutOfRange: If it is none that can stand there.
+        """
+        value: Any = text
+        if isinstance(text, str):
+            try:
+                value = int(text) if self.whole else float(text)
+            except ValueError:  # also of more digits than Python reads
+                value = text
+        self.refuse(name, value)
+        found: int | float = value
+        return found
+
+
+def _most(limit: Limit) -> str:
+    return f"{int(limit.most):,}" if limit.most == int(limit.most) else f"{limit.most:g}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = str(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a larger one"
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+_MEMORY = "more at once fits in no memory"
+_PASSES = "each costs a pass through the model"
+_FLOAT = "beyond it nothing but this term is left in float32"
+_DAY = "a day"
+LIMITS = {
+    "seed": Limit(0, 2**32 - 1, "random generators take 32 bits"),
+    "steps": Limit(1, 100_000, "published searches end below 10,000; use --restarts for more tries"),
+    "restarts": Limit(1, 1_000, "each is a whole search of every behaviour"),
+    "batch": Limit(1, 4_096, _MEMORY),
+    "max_new_tokens": Limit(1, 131_072, "no model answers at greater length"),
+    "term_weight": Limit(0, 1e6, _FLOAT, whole=False),
+    "iterates": Limit(0, 10_000, "each is judged for every behaviour"),
+    "samples": Limit(0, 10_000, "each is one more answer to every picture"),
+    "temperature": Limit(0, 100, "above it answers are drawn evenly from all words", whole=False, above=True),
+    "universal_train": Limit(0, 1_000_000, "no file holds more behaviours"),
+    "checkpoint_seconds": Limit(0, 86_400, _DAY, whole=False),
+    "patch_size": Limit(1, 16_384, "no picture is wider"),
+    "border_width": Limit(1, 8_192, "no picture has room for more"),
+    "epsilon": Limit(0, 30_000, "no two pictures are further apart", whole=False, above=True),
+    "count": Limit(1, 4_096, _MEMORY),
+    "rr_seeds": Limit(1, 9, "each trains and attacks one more breaker"),
+    "limit": Limit(1, 10_000_000, "no data set is larger; leave it out to ask all"),
+    "judge_runs": Limit(1, 1_000, "each asks for every judgement again"),
+    "judge_temperature": Limit(0, 100, "above it answers are drawn evenly from all words", whole=False),
+    "attempts": Limit(1, 1_000, "each asks for every unusable answer again"),
+    "max_tokens": Limit(1, 131_072, "no model answers at greater length"),
+    "generator_temperature": Limit(0, 100, "above it answers are drawn evenly from all words", whole=False),
+    "concurrency": Limit(1, 4_096, "no server takes more requests at once"),
+    "timeout": Limit(0, 86_400, _DAY, whole=False, above=True),
+    "retries": Limit(0, 1_000, "pauses between them grow to a minute"),
+    "layer": Limit(1, 9_999, "no model has more layers"),
+    "block": Limit(0, 9_999, "no model has more layers"),
+    "adversary_steps": Limit(0, 1_000, _PASSES),
+    "radius": Limit(0, 1e6, _FLOAT, whole=False, above=True),
+    "alpha": Limit(0, 1e6, _FLOAT, whole=False, above=True),
+    "keep_length": Limit(0, 1e6, _FLOAT, whole=False),
+    "loss_setting": Limit(0, 1e6, _FLOAT, whole=False),
+    "r": Limit(1, 16_384, "no layer is wider"),
+    "lora_alpha": Limit(1, 1_000_000, _FLOAT),
+    "weight": Limit(0, 10_000, "so often would every row come in one pass", whole=False, above=True),
+    "rows": Limit(1, 1_000_000_000, "no data set is larger"),
+    "max_steps": Limit(1, 1_000_000, "the paper takes 150; longer runs are several recipes"),
+    "batch_size": Limit(1, 65_536, _MEMORY),
+    "tokens_per_pass": Limit(1, 10_000_000, _MEMORY),
+    "max_length": Limit(1, 10_000_000, "no model reads more"),
+    "learning_rate": Limit(0, 10, "AdamW moves every weight by so much in a step", whole=False, above=True),
+    "weight_decay": Limit(0, 10, "AdamW takes so many times the learning rate off every weight", whole=False),
+    "max_grad_norm": Limit(0, 1e6, "no gradient that is finite in training is longer", whole=False),
+    "held_out": Limit(0, 1_000_000, "each is measured again and again"),
+}
+"""By the setting's name, in all commands alike."""

@@ -1,0 +1,123 @@
+"""Whether the records of a run are the ones that it wrote: each once, of what it asked, with the numbers it counted."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mm_cb.core.errors import UserError
+from mm_cb.core.files import read_jsonl
+from mm_cb.data.behaviors_file import KEPT_AS, kept_behaviors
+from mm_cb.metrics.observations import refuse_repeats
+from mm_cb.metrics.results import Measurement, measure
+
+ITEMS = "items.jsonl"
+_COMPLETIONS = Path("parts") / "completions.jsonl"
+_TOLERANCE = 0.05
+"""Percentage points between a number that is stored and the same one counted again."""
+_AGAIN = "Do not use its numbers: take its whole folder from where it was made, or repeat the run."
+
+
+def whole_items(folder: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The records of a finished run's items.jsonl.
+
+    Args:
+        folder: The run's folder.
+        run: Its run.json.
+
+    Raises:
+        UserError: If the file is missing, empty or damaged, a record comes twice or lacks a key, or the records are not
+            of what the run asked.
+    """
+    path = folder / ITEMS
+    if not path.is_file():
+        raise UserError(f"`{folder}` must hold {ITEMS}, but there is none. {_AGAIN}")
+    items = read_jsonl(path)
+    if not items:
+        raise UserError(f"`{path}` must hold what was measured, it is empty. {_AGAIN}")
+    try:
+        refuse_repeats(items)
+    except ValueError as error:
+        raise UserError(f"`{path}`: {error} {_AGAIN}") from error
+    for what, wanted, found in (_asked(folder, run, items), _answered(folder, run, items)):
+        absent, strange = sorted(wanted - found), sorted(found - wanted)
+        if wanted and (absent or strange):
+            wrong = f"lacks {len(absent)}, the first `{absent[0]}`" if absent else f"holds `{strange[0]}` beside them"
+            raise UserError(f"`{path}` must hold the {len(wanted)} {what}; it {wrong}. {_AGAIN}")
+    return items
+
+
+def _asked(folder: Path, run: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> tuple[str, set[str], set[str]]:
+    """Attack and behaviour of every record that an attack run must hold, and of those that it holds."""
+    recipe = run.get("recipe") or {}
+    if run.get("command") != "attack" or not (folder / KEPT_AS).is_file() or not isinstance(recipe, dict):
+        return "", set(), set()
+    try:
+        asked = [behavior.id for behavior in kept_behaviors(folder)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"`{folder / KEPT_AS}` must be the run's behaviours, it cannot be read: {error}.") from error
+    if isinstance(recipe.get("shard"), str):
+        index, _, count = recipe["shard"].partition("/")
+        asked = asked[int(index) - 1 :: int(count)]
+    wanted = {f"{attack}/{id}" for attack in {item["condition"] for item in items} for id in asked}
+    return f"behaviours of {KEPT_AS} under every attack", wanted, {f"{i['condition']}/{i['id']}" for i in items}
+
+
+def _answered(
+    folder: Path, run: Mapping[str, Any], items: Sequence[Mapping[str, Any]]
+) -> tuple[str, set[str], set[str]]:
+    """The keys of the answers that an evaluation stored as they came, and those that its records stand for."""
+    store = folder / _COMPLETIONS
+    if run.get("command") != "eval" or not store.is_file():
+        return "", set(), set()
+    wanted = {str(record.get("key")) for record in read_jsonl(store)}
+    found = {key if (key := str(item["id"])) in wanted else f"{item['condition']}/{key}" for item in items}
+    return f"answers of {_COMPLETIONS}", wanted, found
+
+
+def refuse_contradiction(folder: Path, items: list[dict[str, Any]], stored: Sequence[Measurement], seed: int) -> None:
+    """Refuse a run whose results.json is not what its records give, or states an interval beside its own value.
+
+    Raises:
+        UserError: Naming the first such number.
+    """
+    for m in stored:
+        low, high = m.ci95 or (0.0, 0.0)
+        if m.ci95 and m.value is not None and not low - _TOLERANCE <= m.value <= high + _TOLERANCE:
+            raise UserError(
+                f"`{folder / 'results.json'}`: {_told(m)} is {m.value:g}, outside its own interval {low:g} to "
+                f"{high:g}. {_AGAIN}"
+            )
+    pairs = sorted({(m.subject, m.paired_with) for m in stored if m.paired_with is not None})
+    try:
+        counted = _by_address(measure(items, pairs=pairs, seed=seed))
+    except ValueError as error:
+        raise UserError(f"`{folder / ITEMS}`: {error} {_AGAIN}") from error
+    held, own = _by_address(stored), {item["metric"] for item in items}
+    for address in sorted(held.keys() | counted.keys()):
+        there, here = held.get(address), counted.get(address)
+        if (there is None or here is None) and address[1] not in own:
+            continue  # derived, as other versions do it
+        if there is None or here is None or not _same(there, here):
+            raise UserError(
+                f"results.json and {ITEMS} of `{folder}` must agree, but {_told(there or here)} is {_value(there)} "
+                f"there and {_value(here)} counted again. {_AGAIN}"
+            )
+
+
+def _by_address(measurements: Iterable[Measurement]) -> dict[tuple[str, str, str, str], Measurement]:
+    return {(m.subject, m.metric, m.condition, m.split): m for m in measurements}
+
+
+def _same(one: Measurement, other: Measurement) -> bool:
+    if one.value is None or other.value is None:
+        return (one.value, one.n) == (other.value, other.n)
+    return one.n == other.n and abs(one.value - other.value) <= _TOLERANCE
+
+
+def _told(m: Measurement | None) -> str:
+    assert m is not None
+    return f"`{m.subject}`, {m.metric}, {m.condition}, {m.split}"
+
+
+def _value(m: Measurement | None) -> str:
+    return "absent" if m is None else f"{'none' if m.value is None else f'{m.value:.4g}'} (n = {m.n})"

@@ -1,0 +1,69 @@
+"""Commands that a scheduler ends: state kept, one line, 128 and the signal's number."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mm_cb import cli
+from mm_cb.core.runs import read_jsonl
+from mm_cb.miniature import data
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def begun(arguments, folder):
+    """A command in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "mm_cb", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+
+def ended(process, number, when, seconds=60):
+    """Its exit code and what it said, once ``when`` was true and the signal had been sent."""
+    deadline = time.monotonic() + seconds
+    while not when() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read()
+    process.send_signal(number)
+    return process.wait(20), process.stderr.read().decode()
+
+
+TRAIN = ["train", "miniature", "--out", "rr", "training.max_steps=400", "training.save_steps=2"]
+
+
+def test_a_training_run_that_is_ended_keeps_its_state_and_says_how_to_go_on(tmp_path):
+    process = begun(TRAIN, tmp_path)
+    code, said = ended(process, signal.SIGTERM, lambda: len(read_jsonl(tmp_path / "rr" / "metrics.jsonl")) >= 3)
+    assert code == 143 and "Traceback" not in said
+    assert said.strip().splitlines()[-1] == "mm-cb: ended by SIGTERM; run the same command again to go on."
+    assert list((tmp_path / "rr" / "checkpoints").glob("checkpoint-*"))
+
+
+def test_an_attack_whose_terminal_goes_away_keeps_its_state(tmp_path):
+    data.write_behaviors(data.behaviors((2, 0, 0)), tmp_path / "b")
+    attack = ["attack", "--model", "miniature", "--behaviors", "b/behaviors.jsonl", "--out", "run", "--batch", "1"]
+    process = begun([*attack, "--checkpoint-seconds", "0", "--steps", "2000"], tmp_path)
+    states = (tmp_path / "run" / "parts").glob
+    code, said = ended(process, signal.SIGHUP, lambda: list(states("*.safetensors")))
+    assert code == 129 and said.strip() == "mm-cb: ended by SIGHUP; run the same command again to go on."
+    assert list(states("*.safetensors"))
+
+
+def test_nohup_is_respected():
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); from mm_cb.cli import signals"
+    code += "; signals.listen(); import os; os.kill(os.getpid(), signal.SIGHUP); print('on')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "on\n"
+
+
+def test_a_failure_behind_the_signal_is_still_the_signals(monkeypatch, capsys):
+    def run_demo(out, **options):
+        raise OSError("the terminal is gone")
+
+    monkeypatch.setattr("mm_cb.demo.run_demo", run_demo)
+    monkeypatch.setattr("mm_cb.cli.signals._received", [signal.SIGTERM])
+    assert cli.run(["demo"]) == 143
+    assert "Traceback" not in capsys.readouterr().err

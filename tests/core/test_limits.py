@@ -1,0 +1,161 @@
+"""Every numeric setting of every command has two ends and a reason, as a flag, in a recipe and in Python."""
+
+import dataclasses
+import itertools
+import math
+import re
+
+import pytest
+import typer
+
+from mm_cb import cli
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.sanity.measure import BatteryConfig
+from mm_cb.benchmarks.registry import benchmark_names, get_benchmark
+from mm_cb.cli.app import app
+from mm_cb.core.endpoint import Endpoint
+from mm_cb.core.errors import UserError
+from mm_cb.core.limits import LIMITS
+from mm_cb.core.progress import Progress
+from mm_cb.data.pairs import PairRecipe
+from mm_cb.judges.registry import JudgeOptions
+from mm_cb.training.config import Recipe
+from mm_cb.training.fields import recipe_fields
+from mm_cb.training.recipe import load_recipe
+
+BEYOND = ("1e30", "1" + "0" * 30, "nan", "-1", "")
+
+
+def commands(command, path=()):
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield path, command
+        return
+    for name, one in inner.items():
+        yield from commands(one, (*path, *name.split()))
+
+
+def numeric_flags():
+    for path, command in commands(typer.main.get_command(app)):
+        needed = [[p.opts[0], "x"] if p.param_type_name == "option" else ["x"] for p in command.params if p.required]
+        more = ["--model", "m"] if path[0] == "eval" else ["miniature"] if path[0] == "train" else []
+        for option in (p for p in command.params if p.param_type_name == "option"):
+            if re.search(r"\[(above )?[\d,.]+ (up )?to [\d,.]+\]", option.help or ""):
+                yield [*path, option.opts[0]], [*itertools.chain(*needed), *more]
+
+
+FLAGS = list(numeric_flags())
+
+
+def test_flags_were_found():
+    names = [flag for flag, _ in FLAGS]
+    assert len(names) > 40 and ["attack", "--steps"] in names and ["eval", "pope", "--limit"] in names
+
+
+def test_no_flag_reads_a_number_without_limits():
+    for path, command in commands(typer.main.get_command(app)):
+        for option in (p for p in command.params if p.param_type_name == "option"):
+            read = option.type_descriptor
+            assert read.annotation not in (int, float) or read.parameter_info.parser is not None, (path, option.opts)
+
+
+@pytest.mark.parametrize(("flag", "needed"), FLAGS, ids=lambda words: " ".join(words[:4]))
+def test_a_flag_beyond_its_limits_is_refused_with_the_reason(flag, needed, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    *command, option = flag
+    for text in BEYOND:
+        assert cli.run([*command, f"{option}={text}", *needed]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"mm-cb: `{option}` must be a ") and "(" in said and said.count("\n") == 1
+        assert len(said) < 300 and not list(tmp_path.iterdir())
+
+
+WRONG = (math.nan, math.inf, -math.inf, -1, True, 10**30, 1e30, "3", 2.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "field"),
+    [
+        *((lambda **more: AttackConfig(**more), f.name, f.name) for f in dataclasses.fields(AttackConfig)),
+        *((lambda **more: BatteryConfig(**more), name, name) for name in ("epsilon", "steps", "iterates", "behaviors")),
+        (lambda **more: JudgeOptions("x", **more), "batch", "batch"),
+        *(
+            (lambda **more: PairRecipe("d", "g", "{description}", **more), name, name)
+            for name in ("limit", "attempts", "max_tokens", "seed", "temperature")
+        ),
+        *((lambda **more: Endpoint("http://h/v1", "m", **more), n, n) for n in ("timeout", "retries", "concurrency")),
+    ],
+)
+def test_python_settings_are_refused_alike(make, name, field):
+    try:
+        default = getattr(make(), field, 1)
+    except AttributeError:
+        default = 1
+    if isinstance(default, bool | str) or (default is None and field == "hijacks") or field in ("threat", "hijacks"):
+        return
+    for value in WRONG:
+        if value == 2.5 and isinstance(default, float) or (value == 2.5 and field in ("timeout", "checkpoint_seconds")):
+            continue
+        with pytest.raises(UserError, match="must be a"):
+            make(**{name: value})
+
+
+@pytest.mark.parametrize("benchmark", benchmark_names())
+def test_settings_of_benchmarks_are_refused_alike(benchmark):
+    kind = get_benchmark(benchmark).settings
+    for field in dataclasses.fields(kind):
+        if field.metadata["limit"] is None:
+            assert isinstance(field.default, bool | str | tuple | None), field.name
+            continue
+        for value in (0, math.nan, -1, True, 10**30, "3"):
+            if value == 0 and field.metadata["limit"].holds(0):
+                continue
+            with pytest.raises(UserError, match=f"`{field.name}` must be a"):
+                kind(**{field.name: value})
+    assert kind(limit=None).identity()["limit"] == 0  # as files of earlier runs hold it
+
+
+RECIPE = [field for field in recipe_fields() if "integer" in field.kind or "number" in field.kind]
+
+
+@pytest.mark.parametrize("field", RECIPE, ids=lambda field: field.name)
+def test_numbers_of_recipes_have_two_ends_and_are_refused_alike(field):
+    if field.kind == "key: number":
+        return
+    assert field.name.startswith("circuit_breaker.loss_settings.") or "<" in field.kind
+    if ".N." in field.name:
+        return
+    shown = "[{}]" if field.kind.startswith("list") else "{}"
+    loss = ["circuit_breaker.loss=rmu"] if field.name.startswith("circuit_breaker.loss_settings") else []
+    for value in (".nan", ".inf", "-.inf", "-1", "true", "1" + "0" * 30, "1.0e+30", "1" + "0" * 4400):
+        with pytest.raises(UserError):
+            load_recipe("miniature", [*loss, f"{field.name}={shown.format(value)}"])
+
+
+def test_a_recipe_says_why():
+    with pytest.raises(
+        UserError, match=r"`training.max_steps`: a whole number from 1 to 1,000,000 is expected \(the pap"
+    ):
+        load_recipe("miniature", ["training.max_steps=2000000"])
+
+
+def test_limits_hold_every_default():
+    for field in dataclasses.fields(AttackConfig):
+        if field.name in LIMITS and field.default is not None:
+            assert LIMITS[field.name].holds(field.default)
+    assert Recipe.model_fields  # whose defaults pydantic checks when the shipped recipes are read
+
+
+@pytest.mark.parametrize("seconds", [10.0, 100_000.0])
+def test_more_than_a_day_is_told_once_with_what_would_shorten_it(seconds, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("mm_cb.core.progress.time.monotonic", lambda: now[0])
+    with Progress() as progress:
+        task = progress.task("attack", 100, shorter="fewer --steps")
+        for part in (0.1, 0.2, 0.3):
+            now[0] += seconds / 100
+            task.advance(0, part=part)
+    said = " ".join(capsys.readouterr().out.split())
+    days = 99.8 * seconds / 100 / 0.1 / 86_400
+    told = f"attack: about {days:,.1f} days left at this speed. Shorter: fewer --steps."
+    assert said.count("days left") == (days > 1) and (told in said) is (days > 1)
