@@ -63,16 +63,9 @@ PROMPTS_AND_ROWS = (
 )
 BENCHMARKS = (
     Reader("requests, own", inputs("requests", "pictures"), calls.requests, "requests.jsonl"),
-    Reader(
-        "requests, MOSSBench",
-        one("requests.json", lines([MOSSBENCH]), **{"a.png": png()}),
-        calls.requests,
-        "requests.json",
-    ),
+    Reader("requests, MOSSBench", with_picture("requests.json", lines([MOSSBENCH])), calls.requests),
     Reader("requests, XSTest", one("requests.csv", samples.SAFE), calls.requests),
-    Reader(
-        "requests, table", one("requests.csv", samples.TABLE, **{"images/a.png": png()}), calls.requests, "requests.csv"
-    ),
+    Reader("requests, table", with_picture("requests.csv", samples.TABLE), calls.requests),
     Reader("POPE, Parquet", samples.pope_parquet, calls.pope),
     Reader("POPE, lines and answers", samples.pope_lines, calls.pope),
     Reader("LLaVA-Wild", inputs("wild"), calls.wild),
