@@ -165,7 +165,7 @@ def test_the_original_parser(content, expected):
     ("line", "expected"),
     [
         ("not json", "r.jsonl:1 must be one JSON object"),
-        ("[]", "r.jsonl:1 must be a JSON object with a `question_id`"),
+        ("[]", "r.jsonl:1 must be one JSON object, got list"),
         ('{"question_id": 0, "category": "conv2", "tuple": [1, 2]}', "`category` must be one of llava_bench_complex"),
         ('{"question_id": 0, "category": "llava_bench_conv", "tuple": [1]}', "must be two numbers"),
         ('{"question_id": 0, "category": "llava_bench_conv", "tuple": ["8", "7"]}', "must be two numbers"),

@@ -70,8 +70,8 @@ def test_xstest_takes_the_safe_prompts_only(tmp_path):
     [
         ("r.txt", "", "must be our .jsonl"),
         ("r.jsonl", "", "holds none"),
-        ("r.jsonl", "[1]", "r.jsonl:1 must be a JSON object, got list"),
-        ("r.jsonl", "{", "r.jsonl:1 must be a JSON object, but it is broken"),
+        ("r.jsonl", "[1]", "r.jsonl:1 must be one JSON object, got list"),
+        ("r.jsonl", "{", "r.jsonl:1 must be one JSON object, but it is broken"),
         ("r.jsonl", '{"id": "1"}', "wrong or missing: ['prompt']"),
         ("r.jsonl", '{"id": "1", "prompt": "p"}\n{"id": "1", "prompt": "p"}', "`1` comes 2 times"),
         ("r.jsonl", '{"id": "1", "prompt": "p", "image": "../a.png"}', "must lie inside"),

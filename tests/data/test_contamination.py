@@ -60,8 +60,8 @@ def test_prompts_are_read_from_either_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("b.jsonl", "{", r"b\.jsonl:1: expected one JSON object"),
-        ("b.jsonl", '{"prompt": "x"}\n[]', r"b\.jsonl:2: expected a JSON object"),
+        ("b.jsonl", "{", r"b\.jsonl:1 must be one JSON object"),
+        ("b.jsonl", '{"prompt": "x"}\n[]', r"b\.jsonl:2 must be one JSON object"),
         ("b.jsonl", '{"text": "x"}', r"got \['text'\]"),
         ("b.csv", "a,b\n1,2\n", "must give `prompt`"),
         ("b.jsonl", "", "at least one"),
