@@ -269,7 +269,7 @@ def test_a_local_judge_draws_nothing(flag, value, named, benchmark, capsys):
         (lambda f: (f / "answers_gpt4.jsonl").write_text(""), "question 0 lacks its answer"),
         (lambda f: (f / "images" / "003.jpg").unlink(), "003.jpg"),
         (lambda f: (f / "images" / "003.jpg").write_bytes(b""), "got an empty one"),
-        (lambda f: (f / "questions.jsonl").write_text("[]\n"), "one JSON object per line"),
+        (lambda f: (f / "questions.jsonl").write_text("[]\n"), "questions.jsonl:1 must be one JSON object"),
         (lambda f: (f / "questions.jsonl").unlink(), "questions.jsonl"),
     ],
 )
