@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -29,12 +30,11 @@ from mm_cb.metrics.agreement import key_of  # noqa: E402
 from mm_cb.metrics.results import measure, write_results  # noqa: E402
 from tests import stub_server as stub  # noqa: E402
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-ENVIRONMENT |= {"NO_PROXY": "127.0.0.1", "TOKENIZERS_PARALLELISM": "false"}
-TIMES = ("started", "ended", "resumed", "git")
+SETTINGS = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
+TIMES = ("started", "ended", "resumed", "git", "versions", "hardware")
 ANSWERS = ("completions.jsonl", "answers.jsonl", "descriptions.jsonl", "endpoint*.jsonl")
 """Files of answers in the order in which they came."""
-DISK, TRIES, QUESTIONS = "64m", 40, 40
+TRIES, QUESTIONS = 40, 40
 
 ATTACK = "attack --model miniature --attack no_attack,pgd --behaviors inputs/behaviors.jsonl --epsilon 32/255 --steps 8"
 BUILD = "data build pairs --images inputs/wild/images --template template.txt --describer miniature --generator g"
@@ -51,15 +51,13 @@ COMMANDS = {
 
 
 class Job(NamedTuple):
-    """A command that works in the folder ``out`` of ``folder``; URL in it stands for the server's address."""
+    """A command in a folder; what it makes undisturbed, and the seconds that this takes from its first write on."""
 
     words: str
     url: str
     folder: Path
     whole: Path = Path()
-    """What it makes undisturbed."""
     seconds: float = 0.0
-    """How long that takes from its first write on."""
 
     @property
     def out(self) -> Path:
@@ -70,17 +68,14 @@ class Job(NamedTuple):
         """The command under way."""
         arguments = [self.url if word == "URL" else word for word in self.words.split()]
         pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, "-m", "mm_cb", *arguments], cwd=self.folder, env=ENVIRONMENT, **pipes)
+        return subprocess.Popen(
+            [sys.executable, "-m", "mm_cb", *arguments], cwd=self.folder, env=os.environ | SETTINGS, **pipes
+        )
 
     def run(self) -> tuple[int, str]:
         """Exit code and standard error of the command, run to its end."""
         said = (process := self.start()).communicate()[1]
         return process.returncode, said
-
-
-def answer_to(text: str) -> str:
-    """What the generator of pairs, or a judge, says."""
-    return '{"query": "what is it?", "completion": "a stone"}' if text.startswith("Write of") else "no"
 
 
 def prepare(job: Job) -> None:
@@ -103,7 +98,7 @@ def prepare(job: Job) -> None:
 def content(out: Path) -> dict[str, Any]:
     """What a run's folder holds, but for times, locks and the order in which answers came."""
     found: dict[str, Any] = {}
-    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+    for path in (path for path in out.rglob("*") if path.is_file()):
         name, data = str(path.relative_to(out)), path.read_bytes()
         if path.name == "run.json":
             found[name] = {key: value for key, value in json.loads(data).items() if key not in TIMES}
@@ -143,7 +138,8 @@ def undisturbed(words: str, work: Path, url: str) -> Job:
     prepare(whole)
     process = whole.start()
     begun = first_write(whole, process)
-    if said := process.communicate()[1] if process.wait() else "":
+    said = process.communicate()[1]
+    if process.returncode:
         raise SystemExit(f"`{words}`: {said}")
     return Job(words, url, work / "tried", whole.out, time.monotonic() - begun)
 
@@ -165,7 +161,7 @@ def killed(job: Job, rng: Random) -> str:
 def disk_full(job: Job, share: float) -> str:
     """A small disk with room for a share of what the command writes; then with room for all."""
     job.folder.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(job.folder)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(job.folder)], check=True)
     try:
         prepare(job)
         before, ballast = content(job.out), job.folder / "ballast"
@@ -196,18 +192,15 @@ def misserved(job: Job, seed: int) -> str:
     prepare(job)
     log: dict[str, list[str]] = defaultdict(list)
     with stub.StubServer(stub.misbehaving("no", seed, log)) as server:
-        for _ in range(TRIES):
-            code, said = job._replace(url=server.url).run()
-            if code != 2:
-                break
+        tries = (job._replace(url=server.url).run() for _ in range(TRIES))
+        code, said = next((end for end in tries if end[0] != 2), (2, "no end"))
     if code:
-        return f"exit code {code} after {TRIES} tries: {said[-300:]}"
+        return f"exit code {code}: {said[-300:]}"
     books, wrong = booked(job.out), [] if len(log) == QUESTIONS else [f"{len(log)} questions asked"]
     for question, sent in log.items():
         good = sent.count("good")
         if good > 1 or (question in books) is not bool(good) or not {"good", *stub.FINAL}.intersection(sent):
-            state = "answered" if question in books else "not answered"
-            wrong.append(f"{question}: {state} after {', '.join(sent)}")
+            wrong.append(f"{question}: {'' if question in books else 'not '}answered after {', '.join(sent)}")
     return "; ".join(wrong)
 
 
@@ -237,21 +230,23 @@ def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
     wrong = [one for one in done if one["wrong"]]
     tried, bad = (Counter(f"{one['kind']}, {one['command']}" for one in some) for some in (done, wrong))
     counts = {name: {"n": n, "as it should be": n - bad[name]} for name, n in tried.items()}
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {"processors": available_cores(), "date": today, "git": git_revision(), "counts": counts, "wrong": wrong}
+    machine = {"processors": available_cores(), "date": str(datetime.date.today()), "git": git_revision()}
+    return {**machine, "counts": counts, "wrong": wrong}
 
 
 def main() -> None:
     """Make every fault that was not made yet, and write the counts."""
     parser, kinds = argparse.ArgumentParser(description=__doc__), [*COMMANDS, "server"]
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "faults", help="runs and journal")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "faults.json")
+    for name, place in (("work", "runs/faults"), ("out", "results/faults.json")):
+        parser.add_argument(f"--{name}", type=Path, default=ROOT / place)
     for name, count in (("kills", 20), ("full", 10), ("servers", 20)):
         parser.add_argument(f"--{name}", type=int, default=count, help="of each command")
     parser.add_argument("--only", nargs="*", default=kinds, choices=kinds)
     options = parser.parse_args()
     work = options.work.resolve()
-    with stub.StubServer(lambda request, _: stub.says(answer_to(stub.user_text(request)), delay=0.02)) as server:
+    pair = '{"query": "what is it?", "completion": "a stone"}'
+    answer = partial(stub.says, delay=0.02)
+    with stub.StubServer(lambda asked, _: answer(pair if "Write" in stub.user_text(asked) else "no")) as server:
         make_all(options, work, work / "faults.jsonl", server.url)
     write_json(options.out, summary(read_jsonl(work / "faults.jsonl")))
     print(options.out)
