@@ -18,10 +18,12 @@ from mm_cb.attacks.registry import chosen_attacks
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.shards import Shard, gather, shard_runs
 from mm_cb.core import hub
+from mm_cb.core.checked import read_records
 from mm_cb.core.embedded import embedded, is_fiction
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
-from mm_cb.core.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes
+from mm_cb.core.records import Item
+from mm_cb.core.runs import RunDirectory, append_jsonl, read_run, write_bytes
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
 from mm_cb.inference.source import ModelSource, subject_name
 from mm_cb.inference.subjects import Subject
@@ -193,7 +195,7 @@ def attack_in_turn(
     responses: Mapping[str, str] | None = None,
 ) -> None:
     """Run several attacks, in a chain if asked to, and write what a run directory holds."""
-    items: list[dict[str, Any]] = []
+    items: list[Item] = []
     for config in configs:
         started = time.monotonic()
         chained = config.chain and config.entry.searches_pixels
@@ -287,10 +289,9 @@ def hijacked_responses(run: Path | None, behaviors: Sequence[Behavior]) -> dict[
     """
     if run is None:
         return None
-    subject = read_run(run).get("recipe", {})
-    if subject.get("adapter") is not None:
+    if read_run(run)["recipe"].get("adapter") is not None:
         raise UserError(f"`--hijacks` must be an attack run on the base model, but `{run}` attacked an adapter.")
-    items, asked = read_jsonl(run / "items.jsonl"), {b.id for b in behaviors}
+    items, asked = read_records(run / "items.jsonl", Item), {b.id for b in behaviors}
     said = {item["id"]: item["completion"] for item in items if item.get("outcome") == "harmful"}
     if not said.keys() & asked:
         raise UserError(

@@ -11,19 +11,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mm_cb.attacks import saved as files
 from mm_cb.attacks.config import AttackConfig, from_recipe
 from mm_cb.attacks.judged_files import Asked, Judge, judge_files
 from mm_cb.attacks.objectives.target import TargetObjective
-from mm_cb.attacks.records import flags
+from mm_cb.attacks.records import AnswerRecord, flags
 from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.saved import clean_name
+from mm_cb.core.checked import read_records
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress, console
-from mm_cb.core.runs import RunDirectory, file_sha256, read_jsonl, read_run, write_bytes, write_json, write_jsonl
+from mm_cb.core.records import Candidate, Item, Recipe, Run
+from mm_cb.core.runs import RunDirectory, file_sha256, read_run, write_bytes, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.inference.cached_chunks import chunks, once
 from mm_cb.inference.subjects import Subject
@@ -37,15 +39,15 @@ class Made:
     """A finished attack run: who was attacked, how, and where the selected picture of every behaviour lies."""
 
     folder: Path
-    run: dict[str, Any]
-    items: dict[str, dict[str, Any]]
+    run: Run
+    items: dict[str, Item]
     name: str
     """The subject that was attacked, told apart from the other run's."""
     sent: Mapping[str, str]
     """Behaviour id → prompt, where the attack that made its selected picture sends another than the behaviour's."""
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> Recipe:
         """How it was attacked."""
         return self.run["recipe"]
 
@@ -73,11 +75,11 @@ def read_made(folder: Path) -> Made:
     run = read_run(folder)
     if run.get("command") != "attack" or not run.get("ended"):
         raise UserError(f"`{folder}` must be a finished `mm-cb attack` run.")
-    rows = list(read_jsonl(folder / "items.jsonl"))
+    rows = read_records(folder / "items.jsonl", Item)
     items = {item["id"]: item for item in rows}
     if not items:
         raise UserError(f"`{folder}` must hold attacked behaviours, its items.jsonl is empty.")
-    worst = worst_pictures(item for item in rows if item["image"] is not None)
+    worst = worst_pictures(rows)
     told = {behavior: (folder / image).with_suffix(".json") for behavior, image in worst.items()}
     artefacts = {behavior: json.loads(path.read_bytes()) for behavior, path in told.items() if path.is_file()}
     sent = {behavior: artefact["sent"] for behavior, artefact in artefacts.items() if "sent" in artefact}
@@ -169,7 +171,7 @@ def _told(one: Any, other: Any) -> str:
 
 def _judge_on(
     judged: Made, makers: Sequence[Made], behaviors: Sequence[Behavior], folder: Path, device: str, progress: Progress
-) -> list[dict[str, Any]]:
+) -> list[Item]:
     """One column of the matrix."""
     recipe, first = judged.recipe, next(iter(from_recipe(judged.recipe, 0).values()))
     model = load_model(
@@ -180,7 +182,7 @@ def _judge_on(
         image_backend=first.image_backend,
     )
     subject = Subject(judged.name, model, adapted=recipe["adapter"] is not None, system=recipe["system"])
-    config, judge, items = replace(first, name="no_attack"), judge_of(recipe["model"]), []
+    config, judge, items = replace(first, name="no_attack"), judge_of(recipe["model"]), list[Item]()
     for maker in makers:
         task = progress.task(f"made on {maker.name}, judged on {judged.name}", total=len(behaviors))
         for number, batch in enumerate(chunks(behaviors, config.batch)):
@@ -192,7 +194,7 @@ def _judge_on(
 
 def _batch(
     subject: Subject, maker: Made, batch: Sequence[Behavior], config: AttackConfig, folder: Path, judge: Judge
-) -> list[dict[str, Any]]:
+) -> list[Item]:
     """Judge one batch; pictures of one size go together."""
     groups: dict[tuple[int, int], list[Behavior]] = {}
     pictures: dict[str, tuple[files.SavedPicture, files.SavedPicture]] = {}
@@ -202,7 +204,7 @@ def _batch(
         write_bytes(folder / clean_name(b.id), (maker.folder / clean_name(b.id)).read_bytes())
         pictures[b.id] = files.read(folder, name), files.read(folder, clean_name(b.id))
         groups.setdefault(pictures[b.id][0].image.size, []).append(b)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Item] = {}
     for group in groups.values():
         prompts = [replace(b, prompt=maker.sent.get(b.id, b.prompt)) for b in group]
         asked = Asked(subject, group, prompts, [pictures[b.id][1] for b in group])
@@ -213,10 +215,9 @@ def _batch(
     return [found[b.id] for b in batch]
 
 
-def _item(
-    subject: Subject, maker: Made, behavior: Behavior, record: dict[str, Any], config: AttackConfig
-) -> dict[str, Any]:
-    shown = ("image", "epsilon", "distance", "loss", "objective_file", "completion", "outcome", "prefix_emitted")
+def _item(subject: Subject, maker: Made, behavior: Behavior, record: AnswerRecord, config: AttackConfig) -> Item:
+    shown = ("image", "epsilon", "distance", "loss", "objective_file", "completion", "outcome")
+    found = cast("Candidate", {key: value for key, value in record.items() if key in shown})
     return {
         "id": behavior.id,
         "metric": "compliance",
@@ -231,7 +232,8 @@ def _item(
         "seed": 0,
         "made_by": maker.recipe["attack"],
         "clean_image": clean_name(behavior.id),
-        **{key: record[key] for key in shown if key in record},
+        **found,
+        "prefix_emitted": record["prefix_emitted"],
         **flags(config),
         "worst_case": True,
     }

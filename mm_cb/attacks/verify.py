@@ -28,10 +28,12 @@ from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.saved import SavedPicture, images, read
 from mm_cb.attacks.search import make_objective
 from mm_cb.attacks.shards import Shard
+from mm_cb.core.checked import read_records
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress, console
+from mm_cb.core.records import Item, Run
 from mm_cb.core.runs import read_jsonl, read_run
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, kept_behaviors
 from mm_cb.inference.cached_chunks import chunks
@@ -79,8 +81,8 @@ def verify_run(
     """
     folder = Path(folder)
     run = read_run(folder)
-    recipe = run.get("recipe")
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("model"), str) or "attack" not in recipe:
+    recipe = run["recipe"]
+    if not isinstance(recipe.get("model"), str) or "attack" not in recipe:
         raise UserError(f"`{folder}` must be a run of `mm-cb attack`; its run.json names no attacked model.")
     try:
         configs, artefacts, items = from_recipe(recipe, run["seed"]), read_artefacts(folder), _items(folder)
@@ -139,16 +141,16 @@ def read_artefacts(folder: Path) -> list[Artefact]:
     return artefacts
 
 
-def _items(folder: Path) -> list[dict[str, Any]]:
-    return list(read_jsonl(folder / "items.jsonl"))
+def _items(folder: Path) -> list[Item]:
+    return read_records(folder / "items.jsonl", Item)
 
 
 def _check_items(
     folder: Path,
-    items: Sequence[dict[str, Any]],
+    items: Sequence[Item],
     artefacts: Sequence[Artefact],
     configs: Mapping[str, AttackConfig],
-    run: Mapping[str, Any],
+    run: Run,
 ) -> None:
     """Every behaviour under every attack, each with its worst answer; items and pictures tell the same story."""
     path, known, named = folder / "items.jsonl", {a["image"]: a for a in artefacts}, set()
@@ -161,13 +163,13 @@ def _check_items(
         if absent := sorted(wanted - {(item["condition"], item["id"]) for item in items}):
             raise UserError(f"`{path}` must hold every behaviour under every attack, it lacks {absent[0]}. {_AGAIN}")
     for item in items:
-        worst = min(item["candidates"], key=rank)
+        worst = min(item["candidates"] or (), key=rank)
         if any(item.get(key) != worst.get(key) for key in ("outcome", "image", "loss", "completion")):
             raise UserError(f"`{path}`: {_who(item)} is not the worst of its candidates. {_AGAIN}")
         stated = {**flags(configs[item["condition"]]), **facts(configs[item["condition"]])}
         if wrong := [key for key, value in stated.items() if item.get(key, value) != value]:
             raise UserError(f"`{path}`: {_who(item)} states another {wrong[0]} than run.json gives. {_AGAIN}")
-        for one in item["candidates"]:
+        for one in item["candidates"] or ():
             if one.get("image") is None:
                 continue  # a relaxation, which leaves no picture
             named.add(one["image"])
@@ -187,15 +189,15 @@ def _check_items(
         raise UserError(f"`{path}` must name every attacked picture, it lacks `{unnamed[0]}`.")
 
 
-def _check_selected(folder: Path, items: Sequence[dict[str, Any]]) -> None:
+def _check_selected(folder: Path, items: Sequence[Item]) -> None:
     """The picture that a page shows of a behaviour, and that is tried on other models, is its worst one."""
-    for behavior, image in worst_pictures(item for item in items if item["image"] is not None).items():
+    for behavior, image in worst_pictures(items).items():
         shown = folder / "images" / f"{safe_id(behavior)}.png"
         if not shown.is_file() or shown.read_bytes() != (folder / image).read_bytes():
             raise UserError(f"`{shown}` must be the picture `{image}`, it is missing or another one. {_AGAIN}")
 
 
-def _check_verdicts(folder: Path, items: Sequence[dict[str, Any]], model: str) -> str:
+def _check_verdicts(folder: Path, items: Sequence[Item], model: str) -> str:
     """Hold the run's own verdicts to the exact judge, and another judge's to its file; one line that says which."""
     told = ""
     as_run: dict[str, Any] = {}
@@ -330,7 +332,7 @@ def _differences(artefact: Artefact, found: Mapping[str, float | None], other: b
     return wrong
 
 
-def _check_counts(folder: Path, items: list[dict[str, Any]], config: AttackConfig, dtype: str) -> None:
+def _check_counts(folder: Path, items: list[Item], config: AttackConfig, dtype: str) -> None:
     """results.json and checks.json are what the items give."""
     made = summaries(items, [], config, {}, dtype)
     if by_proxy(folder, items):
@@ -342,7 +344,7 @@ def _check_counts(folder: Path, items: list[dict[str, Any]], config: AttackConfi
             raise UserError(f"`{folder / name}` must say what the run's items hold; made again it differs. {_AGAIN}")
 
 
-def _who(item: Mapping[str, Any]) -> str:
+def _who(item: Item) -> str:
     return f"`{item.get('id')}` under {item.get('condition')}"
 
 

@@ -15,8 +15,9 @@ from mm_cb.benchmarks.registry import get_benchmark, register_benchmark
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.progress import Progress
+from mm_cb.core.records import Recipe
 from mm_cb.core.runs import RunDirectory, append_jsonl, hash_inputs, write_json, write_jsonl
-from mm_cb.inference.base_nll import likelihood_fields
+from mm_cb.inference.base_nll import Likelihood, likelihood_fields
 from mm_cb.inference.generation import Engine, LocalEngine, Request, complete_all
 from mm_cb.inference.served import open_engine
 from mm_cb.inference.source import ModelSource, subject_name
@@ -78,7 +79,7 @@ class Session:
             for q in self.task.questions
         ]
 
-    def likelihood(self) -> dict[str, dict[str, Any]]:
+    def likelihood(self) -> dict[str, Likelihood]:
         """By question id ``nll_base`` and ``incoherent``; nothing for a model that is served or was not asked."""
         if self.engine is None:
             return {}
@@ -199,7 +200,7 @@ def score_answers(
 
 def finish_stored(
     benchmark: Benchmark,
-    recipe: Mapping[str, Any],
+    recipe: Recipe,
     files: Sequence[Path],
     out: Path,
     *,
@@ -260,7 +261,7 @@ def _inputs(task: Task, more: Sequence[Path | hub.Repository]) -> Any:
     return [*task.inputs, *more]
 
 
-def _settings(kind: type[Any], given: Mapping[str, Any]) -> Any:
+def _settings(kind: type[Any], given: Mapping[str, object]) -> Any:
     """The settings of a benchmark, with the nearest valid name for one that it does not have."""
     valid = [field.name for field in dataclasses.fields(kind)]
     for name in given:

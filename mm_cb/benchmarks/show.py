@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mm_cb.benchmarks.base import Benchmark
+from mm_cb.core.checked import read_list
+from mm_cb.core.records import Check
 from mm_cb.inference.generation import refusal_note
 from mm_cb.metrics.results import Measurement, find, read_results
 
@@ -75,10 +76,9 @@ def show_rules(
 
 def closing(folder: Path) -> list[str]:
     """The lines that end every run: failed checks, refused requests, and where the results are."""
-    checks = folder / "checks.json"
     lines = [
         f"CAUTION {check['name']}: {check['value']}, expected {check['expected']} ({check['why']})"
-        for check in (json.loads(checks.read_bytes()) if checks.is_file() else [])
+        for check in read_list(folder / "checks.json", Check)
         if not check["passed"]
     ]
     lines.append(f"results {folder / 'results.json'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mm_cb.core.hub import Repository
@@ -25,7 +25,7 @@ class ModelSource:
     system: str | None = None
     """Text in front of every request."""
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, str | None]:
         """What belongs to a run's identity: that the model is served, not the address it is served at today."""
         return {**asdict(self), "endpoint": "served" if self.endpoint else None}
 

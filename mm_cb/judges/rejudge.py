@@ -6,12 +6,14 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import EndpointError
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
+from mm_cb.core.records import Agreement, Candidate, Item, Run
 from mm_cb.core.runs import append_jsonl, file_sha256, held, keep_pictures, read_jsonl, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.judges.base import NOT_JUDGED, Case, Judge, Verdict
@@ -31,7 +33,7 @@ AS_RUN = "as-run"
 Record = dict[str, Any]
 
 
-def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None, progress: Progress) -> list[Record]:
+def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None, progress: Progress) -> list[Agreement]:
     """Judge every stored completion; verdicts lie in ``judgements/``, items.jsonl and results.json carry the new ones.
 
     Every verdict is written when it is there, so that a stopped run repeats none. Verdicts of earlier judges stay, and
@@ -53,7 +55,7 @@ def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None,
     """
     run_dir = Path(run_dir)
     with held(run_dir) as run:
-        items = read_jsonl(run_dir / "items.jsonl")
+        items = read_records(run_dir / "items.jsonl", Item)
         judged = judgeable(items, run_dir, judge.name, judge.metrics)
         cases = _cases(judged, run_dir, _extras(run, behaviors))
         _refuse_other_source(run_dir, judge)
@@ -71,7 +73,7 @@ def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None,
         return found
 
 
-def judgeable(items: Iterable[Record], run_dir: Path, name: str, metrics: Sequence[str]) -> list[Record]:
+def judgeable(items: Iterable[Item], run_dir: Path, name: str, metrics: Sequence[str]) -> list[Item]:
     """The items of a run that a judge of these metrics can judge.
 
     Raises:
@@ -83,13 +85,13 @@ def judgeable(items: Iterable[Record], run_dir: Path, name: str, metrics: Sequen
             f"`{run_dir}` forced harmless targets: there is no compliance to judge. Its number is `target_prefix` in "
             "results.json."
         )
-    found = [item for item in items if item.get("metric") in metrics and completions_of(item)]
+    found = [item for item in items if item["metric"] in metrics and completions_of(item)]
     if not found:
         raise UserError(f"`{run_dir}` holds no completions that `{name}` can judge (metrics: {', '.join(metrics)}).")
     return found
 
 
-def _cases(items: Iterable[Record], run_dir: Path, extras: Mapping[str, Mapping[str, Any]]) -> dict[str, Case]:
+def _cases(items: Iterable[Item], run_dir: Path, extras: Mapping[str, Mapping[str, Any]]) -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for item in items:
         extra = extras.get(item["id"], {})
@@ -101,19 +103,19 @@ def _cases(items: Iterable[Record], run_dir: Path, extras: Mapping[str, Mapping[
     return cases
 
 
-def _image(run_dir: Path, name: Any) -> Path | None:
-    if not isinstance(name, str):
+def _image(run_dir: Path, name: str | None) -> Path | None:
+    if name is None:
         return None
     path = (run_dir / name).resolve()
     return path if path.is_relative_to(run_dir.resolve()) and path.is_file() else None
 
 
-def _extras(run: Mapping[str, Any], behaviors: Path | None) -> dict[str, Mapping[str, Any]]:
+def _extras(run: Run, behaviors: Path | None) -> dict[str, Mapping[str, Any]]:
     """Further keys of every behaviour, by id."""
     if behaviors is None:
         return {}
     read: list[Behavior] = read_behaviors(behaviors)
-    if file_sha256(behaviors) not in (run.get("inputs") or {}).values():
+    if file_sha256(behaviors) not in run["inputs"].values():
         raise UserError(f"`{behaviors}` must be the behaviours file of this run; its content is another one.")
     return {behavior.id: behavior.extra for behavior in read}
 
@@ -197,7 +199,7 @@ def _refuse_prose(judge: Judge, verdicts: Sequence[Record]) -> None:
         )
 
 
-def _keep_as_run(run_dir: Path, items: Iterable[Record]) -> None:
+def _keep_as_run(run_dir: Path, items: Iterable[Item]) -> None:
     path = run_dir / FOLDER / f"{AS_RUN}.jsonl"
     if path.is_file():
         return
@@ -206,16 +208,17 @@ def _keep_as_run(run_dir: Path, items: Iterable[Record]) -> None:
 
 
 def _write_items(
-    run_dir: Path, items: Sequence[Record], judged: Iterable[Record], verdicts: Mapping[str, Record], judge: Judge
+    run_dir: Path, items: Sequence[Item], judged: Iterable[Item], verdicts: Mapping[str, Record], judge: Judge
 ) -> None:
     for item in judged:
         for one in completions_of(item):
             verdict = verdicts[key_of(item, one)]
-            one["outcome"] = _outcome(verdict["outcome"], item, one)  # type: ignore[index]
-            one["judge_score"] = verdict["score"]  # type: ignore[index]
+            one["outcome"] = _outcome(verdict["outcome"], item, one)
+            one["judge_score"] = verdict["score"]
         if item.get("candidates"):
             worst = min(completions_of(item), key=rank)
-            item |= {name: value for name, value in worst.items() if name in item or name == "judge_score"}
+            shown = {name: value for name, value in worst.items() if name in item or name == "judge_score"}
+            item |= cast("Candidate", shown)
         item["gibberish"] = item["outcome"] == "gibberish"
         item["judge"] = judge.name
     there = [item for item in judged if _image(run_dir, item.get("image")) is not None]
@@ -223,14 +226,14 @@ def _write_items(
     write_jsonl(run_dir / "items.jsonl", items)
 
 
-def _outcome(outcome: str, item: Mapping[str, Any], one: Mapping[str, Any]) -> str | None:
+def _outcome(outcome: str, item: Item, one: Candidate) -> str | None:
     """The verdict as the item's metric knows it; an answer that was found incoherent when it was made is no answer."""
     if one.get("incoherent") and outcome in ("other", "compliance"):
         return "gibberish"
     return None if outcome == NOT_JUDGED and item["metric"] != "compliance" else outcome
 
 
-def _write_results(run_dir: Path, items: list[Record], judge: Judge) -> None:
+def _write_results(run_dir: Path, items: list[Item], judge: Judge) -> None:
     """Measure again what the verdicts decide; every other measurement stays as it was."""
     before = read_results(run_dir / "results.json")
     pairs = {(m.subject, m.paired_with) for m in before if m.paired_with is not None}
@@ -259,7 +262,7 @@ def _labelled(m: Measurement) -> Measurement:
     return dataclasses.replace(m, counts={**m.counts, "proxy": m.n})
 
 
-def by_proxy(run_dir: Path, items: Iterable[Mapping[str, Any]]) -> bool:
+def by_proxy(run_dir: Path, items: Iterable[Item]) -> bool:
     """Whether the items carry verdicts of a judge that only stands in for a real one: their rows say so."""
     files = [
         run_dir / FOLDER / f"{safe_id(name)}.json" for name in {item["judge"] for item in items if "judge" in item}

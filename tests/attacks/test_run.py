@@ -251,10 +251,13 @@ def test_long_targets_from_a_hijack_of_the_base(three, tmp_path, capsys):
 def test_a_hijack_that_broke_nothing_asked_is_refused_in_one_line(three, tmp_path, capsys, broken):
     """Else the base's own continuations would be forced while run.json records `hijacks`."""
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "run.json").write_text(json.dumps({"recipe": {"adapter": None}}))
+    (tmp_path / "base" / "run.json").write_text(
+        json.dumps({"command": "attack", "recipe": {"adapter": None}, "seed": 0, "inputs": {}})
+    )
+    fixed = {"metric": "compliance", "subject": "base", "condition": "pgd"}
     missed = [{"id": json.loads(line)["id"], "outcome": "refusal"} for line in three.read_text().splitlines()]
     harmful = [{"id": name, "outcome": "harmful", "completion": "yes"} for name in broken]
-    write_jsonl(tmp_path / "base" / "items.jsonl", missed + harmful)
+    write_jsonl(tmp_path / "base" / "items.jsonl", [fixed | item for item in missed + harmful])
     command = attack_arguments(three, tmp_path / "out", "--attack", "pgd_long", "--hijacks", str(tmp_path / "base"))
     assert cli.run(command) == 2 and not (tmp_path / "out").exists()
     said = " ".join(capsys.readouterr().err.split())

@@ -208,7 +208,7 @@ def test_broken_and_missing_files_end_with_exit_code_2_and_one_line(few, capsys)
 
 
 def test_a_run_that_names_no_model_has_nothing_to_verify(few, capsys):
-    (few / "run.json").write_text('{"recipe": {}}')
+    (few / "run.json").write_text('{"command": "attack", "recipe": {}, "seed": 0, "inputs": {}}')
     assert cli.run(["attack", "verify", str(few)]) == 2
     assert "names no attacked model" in capsys.readouterr().err
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -19,9 +18,11 @@ from mm_cb.attacks.sanity.bed import make_bed
 from mm_cb.attacks.sanity.checks import ADAPTIVE, checks_of, notes_of
 from mm_cb.attacks.sanity.measure import BatteryConfig, Filed, Measured, add_transfer, measure_bed
 from mm_cb.attacks.sanity.store import as_json, measured_once
+from mm_cb.core.checked import read_list
 from mm_cb.core.embedded import is_fiction
 from mm_cb.core.hub import keep_to
 from mm_cb.core.progress import Progress, console
+from mm_cb.core.records import Check, Item
 from mm_cb.core.runs import RunDirectory, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, grey_canvas, open_picture, read_behaviors, refuse_too_large
 from mm_cb.inference.source import ModelSource
@@ -39,7 +40,7 @@ _DIGITS = 5
 
 def run_battery(
     source: ModelSource, behaviors: Path, out: Path, config: BatteryConfig, *, seed: int = 0
-) -> list[dict[str, Any]]:
+) -> list[Check]:
     """Run every arm and check, write ``checks.json``, ``battery.json`` and every judged picture, print the table.
 
     A failed check is a result, not an error: the report of the run claims nothing.
@@ -49,7 +50,7 @@ def run_battery(
     """
     keep_to(out)
     asked = read_behaviors(behaviors)
-    recipe: dict[str, Any] = {"model": source.model, "adapter": source.adapter, "system": source.system}
+    recipe: dict[str, object] = {"model": source.model, "adapter": source.adapter, "system": source.system}
     recipe |= {"epsilon": config.epsilon, "device": source.device, "dtype": source.dtype}
     recipe |= {"options": {k: v for k, v in asdict(config).items() if k != "epsilon"}}
     recipe |= {"fiction": is_fiction(source.model)}
@@ -117,7 +118,7 @@ def _one_size(asked: Sequence[Behavior], canvas: tuple[int, int], count: int) ->
 
 def _write(folder: Path, measured: dict[str, Measured], config: BatteryConfig, group: Sequence[Behavior]) -> None:
     found, base = measured[list(measured)[-1]], measured["base"] if "rr" in measured else None
-    items = [
+    items: list[Item] = [
         {
             "id": behavior.id,
             "metric": "target_prefix",
@@ -158,11 +159,11 @@ def _shown(found: Measured, arm: str, row: int) -> str | None:
     return min(tried, key=rank).names[row] if tried else None
 
 
-def _show(folder: Path) -> list[dict[str, Any]]:
+def _show(folder: Path) -> list[Check]:
     """Print a finished battery's table; returns its checks."""
     from rich.table import Table
 
-    checks = json.loads((folder / "checks.json").read_bytes())
+    checks = read_list(folder / "checks.json", Check)
     table = Table("check", "", "found", "expected")
     for entry in checks:
         table.add_row(entry["name"], "pass" if entry["passed"] else "FAIL", entry["value"], entry["expected"])
