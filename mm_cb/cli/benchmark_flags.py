@@ -188,7 +188,7 @@ def _old_flags(benchmark: Benchmark) -> dict[str, str]:
 def _read(kind: type[Any], given: Mapping[str, Any]) -> Any:
     """The settings of a class from what stood behind its flags."""
     defaults = {field.name: field for field in dataclasses.fields(kind)}
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, value in given.items():
         if value is None or value is False:
             continue

@@ -11,6 +11,10 @@ Recipe = Mapping[str, Any]
 """What a command was asked for, as its run.json holds it: open, each command has fields of its own."""
 
 
+Step = Mapping[str, float | str]
+"""One line of metrics.jsonl: ``step``, ``modality``, and by name what was logged, which depends on the loss."""
+
+
 class Candidate(TypedDict, total=False):
     """One try of an item: an answer to one picture."""
 

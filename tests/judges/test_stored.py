@@ -43,7 +43,14 @@ def run(tmp_path):
     behaviors = tmp_path / "b.jsonl"
     write_jsonl(behaviors, [{"id": id, "prompt": "p", "target": "t", "context": f"c{id}"} for id in "12"])
     write_json(
-        folder / "run.json", {"command": "attack", "ended": "now", "inputs": {"b.jsonl": file_sha256(behaviors)}}
+        folder / "run.json",
+        {
+            "command": "attack",
+            "recipe": {},
+            "seed": 0,
+            "inputs": {"b.jsonl": file_sha256(behaviors)},
+            "ended": "now",
+        },
     )
     write_jsonl(folder / "items.jsonl", items)
     write_results(folder / "results.json", measure(items, pairs=[]))
