@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.files import jsonl_lines
@@ -62,8 +62,9 @@ def checked(content: object, kind: type[T], where: str) -> T:
     Raises:
         UserError: If a required key is missing or a value is of another type.
     """
-    if fault := _fault(content, kind, ""):
-        raise UserError(f"{where}{fault}")
+    if fault := _fault(content, kind):
+        name = fault.path.removeprefix(".")
+        raise UserError(f"{where}{f': `{name}`' if name else ''} must {fault.text}.")
     return cast("T", content)
 
 
@@ -78,33 +79,44 @@ def made(content: object, kind: type[T], where: str) -> T:
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
 
 
-def _fault(value: object, kind: Any, name: str) -> str:
-    """What is wrong with a value, as the end of an error line, or the empty string."""
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    fitting = [one for one in kinds if _is_a(value, one)]
-    if not fitting:
+class _Fault(NamedTuple):
+    """What is wrong, and where in the record."""
+
+    path: str
+    text: str
+
+
+def _fault(value: object, kind: Any) -> _Fault | None:
+    allowed = _allowed(kind)
+    if type(value) not in allowed:
         text = json.dumps(value, ensure_ascii=False)
-        expected = " or ".join(_WORDS.get(_base(one), "left out") for one in kinds)
-        return f"{_called(name)} must be {expected}, got {text if len(text) <= 60 else text[:57] + '...'}."
-    return _fault_inside(value, fitting[0], name)
+        named = (one for one in _WORDS if one in allowed and not (one is int and float in allowed))
+        expected = " or ".join(_WORDS[one] for one in named)
+        return _Fault("", f"be {expected}, got {text if len(text) <= 60 else text[:57] + '...'}")
+    inside = allowed[type(value)]
+    if inside is None:
+        return None
+    if _is_record(inside):
+        return _fault_in_record(cast("dict[str, Any]", value), inside)
+    types_inside = typing.get_args(inside)
+    if isinstance(value, dict):
+        parts = ((f".{key}", one, types_inside[1]) for key, one in value.items())
+    else:
+        held = cast("list[Any]", value)
+        if typing.get_origin(inside) is tuple and types_inside[-1] is not ... and len(held) != len(types_inside):
+            return _Fault("", f"be a list of {len(types_inside)}, got {len(held)}")
+        parts = ((f"[{place}]", one, types_inside[0]) for place, one in enumerate(held))
+    return next((_Fault(at + fault.path, fault.text) for at, one, kind in parts if (fault := _fault(one, kind))), None)
 
 
-def _fault_inside(value: object, kind: Any, name: str) -> str:
-    parts: list[tuple[str, object, Any]] = []
-    inner = typing.get_args(kind)
-    if _is_record(kind) and isinstance(value, dict):
-        fields, required = _fields(kind)
-        if lacking := [key for key in required if key not in value]:
-            return f"{_called(name)} must hold {', '.join(required)}; it lacks {', '.join(lacking)}."
-        dot = f"{name}." if name else ""
-        parts = [(dot + key, value[key], wanted) for key, wanted in fields.items() if key in value]
-    elif isinstance(value, dict) and inner:
-        parts = [(f"{name}.{key}", one, inner[1]) for key, one in value.items()]
-    elif isinstance(value, list) and inner:
-        if typing.get_origin(kind) is tuple and inner[-1] is not ... and len(value) != len(inner):
-            return f"{_called(name)} must be a list of {len(inner)}, got {len(value)}."
-        parts = [(f"{name}[{place}]", one, inner[0]) for place, one in enumerate(value)]
-    return next((fault for key, one, wanted in parts if (fault := _fault(one, wanted, key))), "")
+def _fault_in_record(value: Mapping[str, Any], kind: Any) -> _Fault | None:
+    fields, required = _fields(kind)
+    if lacking := [key for key in required if key not in value]:
+        return _Fault("", f"hold {', '.join(required)}; it lacks {', '.join(lacking)}")
+    for key, one in value.items():
+        if key in fields and (fault := _fault(one, fields[key])):
+            return _Fault(f".{key}{fault.path}", fault.text)
+    return None
 
 
 _WORDS = {
@@ -112,27 +124,29 @@ _WORDS = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
-    type(None): "null",
     list: "a list",
     dict: "an object",
+    type(None): "null",
 }
+"""The types that JSON's reader makes, and what an error line calls them."""
 
 
-def _is_a(value: object, kind: Any) -> bool:
+@functools.cache
+def _allowed(kind: Any) -> dict[type, Any]:
+    """JSON's types that a value may have → what it holds inside, None where nobody looks into it."""
     if kind is Any:
-        return True
-    base = _base(kind)
-    if isinstance(value, bool):
-        return base is bool
-    return isinstance(value, int | float) if base is float else isinstance(value, base)
-
-
-def _base(kind: Any) -> Any:
-    """The Python type that JSON's reader makes of it: lists of tuples too, dicts of all records."""
+        return dict.fromkeys(_WORDS)
+    if isinstance(kind, types.UnionType):
+        return {one: inside for part in typing.get_args(kind) for one, inside in _allowed(part).items()}
+    if _is_record(kind):
+        return {dict: kind}
     origin = typing.get_origin(kind) or kind
-    return {tuple: list, Mapping: dict}.get(origin, dict if _is_record(kind) else origin)
+    if origin is float:
+        return {float: None, int: None}
+    return {{tuple: list, Mapping: dict}.get(origin, origin): kind if typing.get_args(kind) else None}
 
 
+@functools.cache
 def _is_record(kind: Any) -> bool:
     return typing.is_typeddict(kind) or dataclasses.is_dataclass(kind)
 
@@ -145,7 +159,3 @@ def _fields(kind: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
         return fields, tuple(key for key in fields if key in kind.__required_keys__)
     needed = (f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING)
     return fields, tuple(needed)
-
-
-def _called(name: str) -> str:
-    return f": `{name}`" if name else ""

@@ -64,7 +64,8 @@ class ReroutingTrainer(Trainer):
             held_out_steps: How often.
             options: For transformers' trainer.
         """
-        super().__init__(model=model.model, args=args, train_dataset=dataset, data_collator=collator, **options)  # type: ignore[arg-type] (of a typed dict)
+        made: Any = collator  # of typed dictionaries, which transformers' own type does not know
+        super().__init__(model=model.model, args=args, train_dataset=dataset, data_collator=made, **options)
         self._encoder = model
         self._collator = collator
         self._order = SequentialSampler(dataset)
