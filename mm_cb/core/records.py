@@ -169,6 +169,14 @@ class Agreement(TypedDict, total=False):
     """Which answer, and what each judge said of it."""
 
 
+class Said(TypedDict):
+    """One line of judgements/<judge>.jsonl, as far as judges are compared."""
+
+    key: str
+    """Of the completion."""
+    outcome: str
+
+
 class Timing(TypedDict, total=False):
     """One line of timings.jsonl."""
 

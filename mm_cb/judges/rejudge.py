@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from mm_cb.core.checked import read_records
+from mm_cb.core.checked import read_list, read_records
 from mm_cb.core.endpoint import EndpointError
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
-from mm_cb.core.records import Agreement, Candidate, Item, Run
+from mm_cb.core.records import Agreement, Candidate, Check, Item, Run
 from mm_cb.core.runs import append_jsonl, file_sha256, held, keep_pictures, read_jsonl, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.judges.base import NOT_JUDGED, Case, Judge, Verdict
@@ -255,7 +255,7 @@ def _write_checks(path: Path, measurements: Sequence[Measurement]) -> None:
     if not path.is_file():
         return
     again = {check["name"]: check for check in (attack_is_strong(measurements), placebo_is_weak(measurements))}
-    write_json(path, [again.get(check["name"], check) for check in json.loads(path.read_bytes())])
+    write_json(path, [again.get(check["name"], check) for check in read_list(path, Check)])
 
 
 def _labelled(m: Measurement) -> Measurement:

@@ -264,7 +264,7 @@ def test_items_that_are_not_the_pictures_are_noticed(run, key):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("outcome", "harmful"), ("loss", 9.0), ("completion", "sure"), ("image", 0)]
+    ("key", "value"), [("outcome", "harmful"), ("loss", 9.0), ("completion", "sure"), ("image", "images/b.png")]
 )
 def test_an_item_that_is_not_its_worst_candidate_is_noticed(run, key, value):
     items = read_jsonl(run / "items.jsonl")

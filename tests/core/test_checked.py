@@ -10,12 +10,12 @@ import pytest
 from mm_cb.core.checked import checked, made, read_list, read_records
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import write_json
-from mm_cb.core.records import Agreement, Check, Curve, Item, Representations, Run, Timing
+from mm_cb.core.records import Agreement, Check, Curve, Item, Representations, Run, Said, Timing
 from mm_cb.core.runs import read_run
 from mm_cb.metrics.results import Measurement, read_results
 from mm_cb.metrics.table import Metric
 
-KINDS = (Agreement, Check, Curve, Item, Measurement, Representations, Run, Timing)
+KINDS = (Agreement, Check, Curve, Item, Measurement, Representations, Run, Said, Timing)
 FROZEN = Path(__file__).parent.parent / "frozen"
 EXAMPLES = {str: "a", int: 1, float: 0.5, bool: True, typing.Any: None}
 
@@ -110,5 +110,7 @@ def test_what_revision_714213b_wrote_is_read():
         read_list(folder / "checks.json", Check)
         read_list(folder / "curves.json", Curve)
         read_list(folder / "judgements" / "agreement.json", Agreement)
+        for file in (folder / "judgements").glob("*.jsonl"):
+            read_records(file, Said)
         if (folder / "results.json").is_file():
             assert read_results(folder / "results.json")
