@@ -205,15 +205,15 @@ def _attack_universal(job: Job, behaviors: Sequence[Behavior], restart: int, pat
     found = _search(job, ask(job, behaviors[:1], [picture]), objective, clean, restart, state)
     losses = {step: objective.each(pixels.to(clean)) for step, pixels in found.pictures.items()}
     place = {behavior.id: row for row, behavior in enumerate(behaviors)}
+
+    def log(answer: Answer, step: int | None, row: int) -> Answer:
+        at = place[answer.id]
+        own = replace(logged(answer, found, step, 0), objective_logged=round(losses[step][at], 5))
+        return own if at == 0 else replace(own, curve=None)  # of the mean, which is one for all
+
     answers = []
     for group in chunks(behaviors, job.config.batch):
         asked = ask(job, group, [picture] * len(group))
-
-        def log(answer: Answer, step: int | None, row: int) -> Answer:
-            at = place[answer.id]
-            own = replace(logged(answer, found, step, 0), objective_logged=round(losses[step][at], 5))
-            return own if at == 0 else replace(own, curve=None)  # of the mean, which is one for all
-
         target = TargetObjective(job.subject, group, [picture] * len(group))
         left = {step: pixels.expand(len(group), -1, -1, -1) for step, pixels in found.pictures.items()}
         judged = _judge_pictures(job, asked, left, target, target, restart)
