@@ -152,7 +152,7 @@ def test_a_run_that_was_broken_off_goes_on_wherever_the_pictures_lie_and_asks_no
         ("/secret.png", "must lie inside the folder of the run"),
         ("link.png", "must lie inside the folder of the run"),
         ("a\0b.png", "must be a path"),
-        (3, "must be a path"),
+        (3, "must be a text or null, got 3"),
         ("images/none.png", "none.png"),
         ("items.jsonl", "items.jsonl"),
     ],

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mm_cb.benchmarks.over_refusal.data import BenignRequest
-from mm_cb.core.checked import read_records
+from mm_cb.core.checked import checked
 from mm_cb.core.compatibility import is_prefilled
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import file_sha256
+from mm_cb.core.files import file_sha256, jsonl_lines
 from mm_cb.core.records import Item, Recipe
 from mm_cb.core.runs import read_run
 from mm_cb.metrics.observations import BESIDE
@@ -82,11 +82,12 @@ def read_attacked(folder: Path) -> AttackPictures:
     root = Path(os.path.abspath(folder))
     behaviors: dict[str, str] = {}
     files: dict[str, dict[str, Path]] = {}
-    for item in read_records(root / "items.jsonl", Item):
+    for number, record in jsonl_lines(root / "items.jsonl"):
+        where = f"{folder / 'items.jsonl'}:{number}"
+        item = checked(record, Item, where)
         behaviors.setdefault(item["id"], item["subject"])
         image = item.get("image")
         if image is not None and not (is_prefilled(item) or "part" in item or item.get("same_as")):
-            where = f"`{folder / 'items.jsonl'}`, item `{item['id']}`"
             files.setdefault(item["condition"], {})[item["id"]] = _inside(root, image, where)
     if not files:
         raise UserError(
