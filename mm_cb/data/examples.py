@@ -16,7 +16,7 @@ Modality = Literal["text", "multimodal"]
 OnUnreadable = Callable[["Example", "PictureError"], None]
 """Told of every example that is left out because its picture cannot be read."""
 
-SETS = ("circuit_breaker", "retain")
+SETS: tuple[SetName, ...] = ("circuit_breaker", "retain")
 _KEYS = {"id", "messages", "images", "set", "source"}
 
 
