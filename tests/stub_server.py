@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -52,6 +53,34 @@ CUT = says("", finish_reason="length", message={"reasoning_content": "let me thi
 """The limit of tokens came while the model was thinking."""
 FAILED = says("half an ans", finish_reason="error")
 FILTERED = says("half an ans", finish_reason="content_filter")
+
+
+MAY_PASS = {
+    **{str(code): error(code, retry_after_ms="1") for code in (402, 408, 409, 429, 500, 503)},
+    **{"hang up": HANG_UP, "HTML": HTML, "broken": BROKEN_JSON, "nothing": NOTHING, "no choice": NO_CHOICE},
+    **{"error in 200": Reply(b'{"error": {"message": "overloaded"}}'), "list": Reply(b"[]"), "null": Reply(b"null")},
+    **{"failed": says("", finish_reason="error"), "failed late": says("no, i", finish_reason="error"), "7": says(7)},
+}
+"""What is no answer, and may be one the next time."""
+FINAL = {
+    "400": error(400),
+    "filtered": says(None, finish_reason="content_filter"),
+    "cut": says("", finish_reason="length", message={"reasoning_content": "let me think"}),
+}
+"""What a question is done with, though it has no answer."""
+
+
+def misbehaving(good: str, seed: int, log: dict[str, list[str]]) -> Callable[[dict[str, Any], int], Reply]:
+    """A third of the answers are good; ``log``: question (up to ``" :"``) → what it was sent, in order."""
+
+    def answer(request: dict[str, Any], _: int) -> Reply:
+        question = user_text(request).partition(" :")[0]
+        rng = random.Random(f"{seed} {question} {len(log[question])}")
+        kind = rng.choice(["good"] * 8 + list(MAY_PASS) if rng.random() < 0.9 else list(FINAL))
+        log[question].append(kind)
+        return says(good) if kind == "good" else {**MAY_PASS, **FINAL}[kind]
+
+    return answer
 
 
 def user_text(request: dict[str, Any]) -> str:

@@ -100,7 +100,7 @@ def test_a_failed_append_leaves_no_half_line(tmp_path, monkeypatch):
 def test_a_broken_line_is_named(tmp_path, line):
     path = tmp_path / "x.jsonl"
     path.write_text(f'{{"id": "a"}}\n{line}\n{{"id": "b"}}\n')
-    with pytest.raises(UserError, match=r"x\.jsonl:2: expected"):
+    with pytest.raises(UserError, match=r"x\.jsonl:2 must be one JSON object"):
         read_jsonl(path)
 
 

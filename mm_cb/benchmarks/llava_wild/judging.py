@@ -180,7 +180,9 @@ def judge_answers(
             f"{len(failures)} of {len(wanted)} judgements failed, the first: {failures[0].rstrip('.')}. The others are "
             "kept: run the same command again."
         )
-    write_jsonl(store.with_name(UNREADABLE), unreadable.values())
+    store.with_name(UNREADABLE).unlink(missing_ok=True)
+    if unreadable:
+        write_jsonl(store.with_name(UNREADABLE), unreadable.values())
     found: dict[str, list[dict[str, Any]]] = {q.id: [] for q in questions}
     for key, (q, run, order) in wanted.items():
         found[q.id].append({**(done | unreadable)[key], "run": run, "order": order})

@@ -1,0 +1,445 @@
+"""What reads a user's file: one function a kind, given the folder; a value, or whatever it raises."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from image_attacks import ImageFileError, load_png, open_image
+from mm_cb.core.errors import UserError
+from tests.fuzz.samples import CHAT, FROZEN, INPUTS
+
+
+def plain(value: Any) -> None:
+    """Refuse what reads well and breaks later: texts that no file can hold, pictures that cannot be opened."""
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, Mapping):
+        plain([*value.keys(), *value.values()])
+    elif is_dataclass(value) and not isinstance(value, type):
+        plain([getattr(value, name) for name in value.__dataclass_fields__])
+    elif isinstance(value, list | tuple):
+        for one in value:
+            plain(one)
+
+
+def behaviors(folder: Path, name: str = "behaviors.jsonl") -> None:
+    from mm_cb.data.behaviors_file import read_behaviors
+    from mm_cb.data.benign import build_benign
+    from mm_cb.data.contamination import read_prompts
+
+    plain(read_behaviors(folder / name))
+    plain(read_prompts(folder / name))
+    build_benign(folder / name, folder / "out")
+
+
+def prompts(folder: Path) -> None:
+    from mm_cb.data.contamination import read_prompts
+
+    plain(read_prompts(next(folder.glob("p.*"))))
+
+
+def requests(folder: Path) -> None:
+    from mm_cb.benchmarks.over_refusal.data import read_requests
+
+    (data,) = folder.glob("requests.*")
+    plain(read_requests(data))
+
+
+def mixture(folder: Path) -> None:
+    """Training rows as a recipe names them."""
+    from mm_cb.data.check import Limits, check_sources
+    from mm_cb.data.mixture import load_examples
+    from mm_cb.data.sources import Source
+
+    source = Source(str(next(folder.glob("rows*"))))
+    check_sources([source], Limits())
+    for example in load_examples([source], 0):
+        plain([example.id, example.messages, example.source])
+        example.open_images()
+
+
+def examples(folder: Path) -> None:
+    from mm_cb.data.examples import read_examples
+
+    for example in read_examples(folder / "rows.jsonl"):
+        plain([example.id, example.messages, example.source])
+        example.open_images()
+
+
+def records(folder: Path) -> None:
+    from mm_cb.data.records import as_examples
+
+    try:
+        rows = json.loads((folder / "r.json").read_bytes())
+    except (ValueError, RecursionError):
+        return
+    for example in as_examples(rows):
+        example.open_images()
+
+
+def built(name: str) -> Callable[[Path], None]:
+    def read(folder: Path) -> None:
+        from mm_cb.data.behaviors import build_behaviors
+        from mm_cb.data.behaviors_file import read_behaviors
+
+        made = build_behaviors(folder / "out", **{name: folder})
+        plain(read_behaviors(made.path))
+
+    return read
+
+
+def scenarios(folder: Path) -> None:
+    from mm_cb.data.behaviors import read_scenarios
+
+    plain(read_scenarios(folder / "s.json"))
+
+
+def targets(folder: Path) -> None:
+    from mm_cb.data.benign import read_targets
+
+    plain(read_targets(folder / "t.txt"))
+
+
+def cards(folder: Path) -> None:
+    from mm_cb.data import cards
+
+    with mock.patch.object(cards, "data_path", lambda *_: folder):
+        for found in cards.cards().values():
+            plain(found)
+            cards.whereabouts(found)
+
+
+def recipe(folder: Path) -> None:
+    from mm_cb.training.recipe import load_recipe, recipe_summary
+
+    recipe_summary(folder / "r.yaml")
+    plain(load_recipe(folder / "r.yaml", ["training.max_steps=3"]).model_dump(mode="json"))
+
+
+def prompt_files(folder: Path) -> None:
+    from mm_cb.benchmarks.llava_wild.judging import read_own_rule
+    from mm_cb.cli.options import read_system
+    from mm_cb.judges.prompts import fill, read_template
+
+    for read in (read_system, read_own_rule):
+        with suppress(UserError):
+            plain(read(folder / "p.txt"))
+    fill(read_template(folder / "p.txt"), {"behavior": "b", "completion": "c"})
+
+
+def judge_card(folder: Path) -> None:
+    from mm_cb.judges.classifiers import harmbench_prompts
+
+    plain(dict(harmbench_prompts(str(folder))))
+
+
+def answers(folder: Path) -> None:
+    from mm_cb.benchmarks.llava_wild.reviews import parse_scores
+    from mm_cb.benchmarks.mmmu.parse import parse_multiple_choice, parse_open
+    from mm_cb.benchmarks.pope import strict_answer
+    from mm_cb.data.generated import parse_pair
+    from mm_cb.metrics.degenerate import degenerate
+
+    text = (folder / "a.txt").read_bytes().decode("utf-8", "replace")
+    for read in (parse_pair, parse_scores, parse_open, strict_answer, degenerate):
+        read(text)
+    parse_multiple_choice(text, ["A", "B"], {"A": "red", "B": "blue"})
+
+
+def pope(folder: Path) -> None:
+    from mm_cb.benchmarks.pictures import fingerprint, opened
+    from mm_cb.benchmarks.pope import Pope, PopeAnswers, PopeSettings
+
+    (data,) = (file for file in folder.iterdir() if file.stem == "pope")
+    questions = Pope().questions(str(data), PopeSettings())
+    fingerprint(questions)
+    files = opened(questions)
+    for question in questions:
+        plain([question.id, question.prompt, question.reference])
+        for shown in question.pictures:
+            files.get(shown, shown).convert("RGB")
+    if (stored := folder / "answers.jsonl").is_file():
+        plain(Pope().stored_answers(PopeAnswers(answers=str(stored)), questions))
+
+
+def wild(folder: Path) -> None:
+    from mm_cb.benchmarks.llava_wild.questions import fingerprint, read_questions
+
+    questions = read_questions(str(folder / "wild"))
+    fingerprint(questions)
+    for question in questions:
+        plain([question.id, question.text, question.caption, question.reference])
+
+
+def reviews(folder: Path) -> None:
+    from mm_cb.benchmarks.llava_wild.stored import run_reviews, show
+
+    files = sorted(folder.glob("*.jsonl"))
+    run_reviews(files, folder / "out", official_failures=False, seed=0)
+    show(folder / "out")
+
+
+def mmmu(folder: Path) -> None:
+    from mm_cb.benchmarks.mmmu.benchmark import MmmuSettings
+    from mm_cb.benchmarks.mmmu.questions import as_asked, fingerprint, read_questions
+
+    questions = read_questions(str(folder / "mmmu"), MmmuSettings(subjects=("Art", "Music")))
+    fingerprint(questions)
+    for question in questions:
+        asked = as_asked(question, "official", "named")
+        plain([asked.id, asked.prompt])
+        for shown in asked.pictures:
+            shown.convert("RGB")
+
+
+def mmmu_responses(folder: Path) -> None:
+    from mm_cb.benchmarks.mmmu.score import score_responses
+    from mm_cb.benchmarks.mmmu.stored import read_predictions, read_responses, response_files
+
+    plain(read_predictions(folder / "p.json", folder / "k.json", ()))
+    score_responses(read_responses(response_files(folder, ("Art",))))
+
+
+def pictures(folder: Path) -> None:
+    """Training, attack, evaluation, report and saved pictures: each reads the file or refuses it."""
+    from mm_cb.attacks.saved import read
+    from mm_cb.benchmarks.pictures import file_picture, stored_picture
+    from mm_cb.data.examples import Example
+    from mm_cb.data.records import as_examples
+    from mm_cb.report.gallery import read_picture
+
+    (file,) = folder.iterdir()
+    data = file.read_bytes()
+    row = {"messages": CHAT, "images": [data], "set": "retain"}
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: open_image(file),
+        lambda: load_png(file),
+        lambda: read(folder, file.name),
+        lambda: file_picture(file).convert("RGB"),
+        lambda: stored_picture({"bytes": data}, "row 0").convert("RGB"),
+        lambda: Example("a", CHAT, [file], "retain").open_images(),
+        lambda: as_examples([row])[0].open_images(),
+        lambda: read_picture(folder, file.name),
+    )
+    for one in readers:
+        with suppress(UserError, ImageFileError):
+            one()
+
+
+def report(folder: Path) -> None:
+    from mm_cb.report.page import write_report
+
+    write_report([folder / "run"], folder / "page.html")
+
+
+def judged_again(folder: Path) -> None:
+    from mm_cb.core.progress import Progress
+    from mm_cb.judges.rejudge import rejudge
+    from mm_cb.judges.rules import RefusalStrings
+    from mm_cb.report.load import load_run
+
+    with Progress() as progress:
+        rejudge(folder / "run", RefusalStrings(), behaviors=folder / "two.jsonl", progress=progress)
+    load_run(folder / "run")
+
+
+class _Loaded(UserError):
+    """Stands for the model, which these files come before."""
+
+
+def verify(folder: Path) -> None:
+    from mm_cb.attacks import verify
+
+    with (
+        mock.patch.object(verify, "load_model", side_effect=_Loaded("here the model would be loaded")),
+        suppress(_Loaded),
+    ):
+        verify.verify_run(folder / "run")
+
+
+def transferred(folder: Path) -> None:
+    from mm_cb.attacks import transfer
+    from mm_cb.data.behaviors_file import kept_behaviors
+
+    first, second = (transfer.read_made(folder / name) for name in ("run", "run"))
+    with suppress(UserError):
+        transfer.told_apart(first, second)
+    transfer._refuse_other((first, second), kept_behaviors(folder / "run"), folder / "run" / "behaviors.jsonl")
+
+
+def shown_beside(folder: Path) -> None:
+    from mm_cb.attacks.run import hijacked_responses
+    from mm_cb.benchmarks.over_refusal.beside_attacks import beside, read_attacked
+    from mm_cb.benchmarks.over_refusal.data import BenignRequest
+    from mm_cb.data.behaviors_file import kept_behaviors
+
+    asked = beside([BenignRequest("a", "b", None, "c")], attacked := read_attacked(folder / "run"))
+    attacked.inputs(asked)
+    hijacked_responses(folder / "run", kept_behaviors(folder / "run"))
+
+
+def gathered(folder: Path) -> None:
+    from mm_cb.attacks.shards import gather
+    from mm_cb.data.behaviors_file import kept_behaviors
+
+    gather(folder / "run", kept_behaviors(folder / "run"))
+
+
+def gone_on_with(folder: Path) -> None:
+    from mm_cb.core.runs import RunDirectory
+
+    held = json.loads((FROZEN / "attack" / "run.json").read_bytes())
+    with RunDirectory(folder / "run", "attack", held["recipe"], 0, inputs=held["inputs"]) as run:
+        run.finish()
+
+
+def shown(name: str) -> Callable[[Path], None]:
+    def read(folder: Path) -> None:
+        from mm_cb.benchmarks.registry import get_benchmark
+
+        subject = json.loads((FROZEN / name / "run.json").read_bytes())["recipe"]["subject"]
+        get_benchmark(name).refuse(folder / "run")
+        get_benchmark(name).show(folder / "run", subject)
+
+    return read
+
+
+def battery(folder: Path) -> None:
+    from mm_cb.attacks.sanity.run import _show
+
+    _show(folder / "run")
+
+
+class _Engine:
+    """Answers nothing."""
+
+    def complete(self, requests: Any, max_new_tokens: int) -> Iterable[Any]:
+        return ((request.key, "an answer") for request in requests)
+
+
+def stores(folder: Path) -> None:
+    """What a run of a benchmark has answered and judged so far."""
+    from mm_cb.benchmarks.llava_wild.judging import JudgingSettings, judge_answers, read_own_rule, review_of
+    from mm_cb.benchmarks.llava_wild.questions import read_questions
+    from mm_cb.core.progress import Progress
+    from mm_cb.inference.generation import Request, complete_all, refusal_note
+
+    parts, questions = folder / "run" / "parts", read_questions(str(INPUTS / "wild"))
+    requests = [Request(question.id, question.text, ()) for question in questions]
+    given = complete_all(_Engine(), requests, parts / "completions.jsonl", 8)
+    refusal_note(parts / "completions.jsonl")
+    comparer = mock.Mock(compare=lambda chats: ((key, "8 7") for key in chats))
+    plan = JudgingSettings(read_own_rule(INPUTS / "rule.txt"))
+    with Progress() as progress:
+        found = judge_answers(questions, given, plan, comparer, parts / "judgements.jsonl", progress)
+    for question in questions:
+        for judgement in found[question.id]:
+            review_of(question, judgement)
+
+
+def attack_state(folder: Path) -> None:
+    import torch
+
+    from mm_cb.attacks.checkpoint import Watch
+
+    Watch([1], path=folder / "s.safetensors", seconds=0).resume()
+    torch.manual_seed(0)
+
+
+def model(folder: Path) -> None:
+    from mm_cb.models import load_model
+
+    load_model(str(folder / "m"))
+
+
+def described(folder: Path) -> None:
+    """A model's description alone, and a chat in its form."""
+    from mm_cb.models.families import load_processor, read_config
+    from mm_cb.models.registry import family_of
+
+    config = read_config(folder / "m")
+    family_of(config, "m")
+    load_processor(folder / "m", config)
+
+
+def adapter(folder: Path) -> None:
+    from mm_cb.models import load_model
+
+    load_model(str(folder / "m"), adapter=str(folder / "a"))
+
+
+def build(folder: Path) -> None:
+    """Build pairs, or go on with them."""
+    from mm_cb.core.endpoint import Endpoint
+    from mm_cb.data.pairs import PairRecipe, build_pairs
+
+    said = json.dumps({"query": "a square", "completion": "yes"})
+    generator = mock.Mock(Endpoint, map=lambda asked, **_: ((key, said) for key, _ in asked))
+    recipe = PairRecipe("describer", "generator", "Write of {description}.", "retain")
+    build_pairs(
+        folder / "images",
+        folder / "out",
+        recipe,
+        describe=lambda missing: ((key, "a square") for key, _ in missing),
+        generator=generator,
+        behaviors=["how to brew"],
+    )
+
+
+def checkpoint(folder: Path) -> None:
+    from mm_cb.training.checkpoints import last_checkpoint
+
+    last_checkpoint(folder, "0" * 64, remove_torn=True)
+
+
+def pieces(folder: Path) -> None:
+    """A finished piece of work of a run, read back."""
+    from mm_cb.core.hub import keep_to
+    from mm_cb.inference.cached_chunks import once
+
+    with mock.patch.dict("mm_cb.core.hub._commits"):
+        keep_to(folder / "run")
+    for path in (folder / "run" / "parts").glob("*.json"):
+        once(path, list)
+
+
+def taken_over(folder: Path) -> None:
+    """The answers of an earlier run."""
+    from mm_cb.benchmarks.llava_wild.answers import take_answers
+    from mm_cb.core.runs import RunDirectory
+
+    held = json.loads((FROZEN / "llava-wild" / "run.json").read_bytes())
+    with RunDirectory(folder / "new", "eval", held["recipe"], 0) as run:
+        take_answers(folder / "run", run, [])
+
+
+def served(folder: Path) -> None:
+    """The body of a server's answer."""
+    from mm_cb.core.endpoint import _BrokenAnswer, _Filtered, completion_of
+
+    with suppress(_BrokenAnswer, _Filtered):
+        completion_of((folder / "a.json").read_bytes())
+
+
+TABLE: dict[str, int] = {}
+"""Where the user's file registers."""
+
+
+def users_code(folder: Path) -> None:
+    from mm_cb.core.user_code import registered_by
+
+    registered_by(folder / "mine.py", TABLE, "register_number")
+
+
+def weights(folder: Path) -> None:
+    from mm_cb.models.cache import absent_files, weight_files
+
+    absent_files(folder / "m")
+    weight_files(folder / "m")
+    model(folder)

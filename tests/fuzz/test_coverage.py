@@ -1,0 +1,73 @@
+"""Every function of the packages that takes a file's content apart reads some sample of the table."""
+
+from __future__ import annotations
+
+import ast
+import sys
+
+import pytest
+
+from tests.fuzz.readers import READERS
+from tests.fuzz.samples import ROOT
+from tests.fuzz.test_fuzz import attempt, sample
+
+DECODES = {"loads", "safe_load", "DictReader", "reader", "read_text", "read_bytes", "safe_open", "read_table"}
+DECODES |= {"load_from_disk", "load_dataset", "from_parquet", "raw_decode", "literal_eval", "load_safetensors"}
+PACKAGES = ("mm_cb", "image_attacks")
+ELSEWHERE = {
+    "mm_cb/attacks/run.py run_attack": "hashes a behaviours file that read_behaviors has read",
+    "mm_cb/attacks/transfer.py _batch": "copies pictures; the model comes first",
+    "mm_cb/attacks/verify.py _check_selected": "compares bytes; behind the model",
+    "mm_cb/attacks/verify.py _check_counts": "compares what read_results has read; behind the model",
+    "mm_cb/benchmarks/llava_wild/judging.py read_rule": "one file alone, known by its hash",
+    "mm_cb/cli/data.py build_pairs": "a text; tests/data/test_pairs.py",
+    "mm_cb/core/hub.py load_split": "the hub's; tests/core/test_hub.py",
+    "mm_cb/core/provenance.py _entry": "the kernel's",
+    "mm_cb/data/behaviors_file.py refuse_too_large": "pictures that open_picture has opened",
+    "mm_cb/demo.py _conclusion": "what the demo has just written",
+    "mm_cb/judges/rejudge.py by_proxy": "behind the model, in attack verify",
+    "mm_cb/models/known.py _shapes": "ours",
+    "image_attacks/transformations.py _through_jpeg": "what Pillow has just written",
+    "mm_cb/training/adapter.py save_adapter": "what PEFT has just written",
+}
+"""Functions that no sample reaches, and why."""
+
+
+def decoders() -> set[str]:
+    """``mm_cb/data/rows.py open_rows`` and the like."""
+    found: set[str] = set()
+
+    def walk(node: ast.AST, place: str, names: tuple[str, ...]) -> None:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = (*names, node.name)
+        if isinstance(node, ast.Call) and names:
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in DECODES or ast.unparse(node.func) == "Image.open":
+                found.add(f"{place} {'.'.join(names)}")
+        for child in ast.iter_child_nodes(node):
+            walk(child, place, names)
+
+    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        walk(ast.parse(path.read_text(encoding="utf-8")), str(path.relative_to(ROOT)), ())
+    return found
+
+
+@pytest.mark.slow
+def test_every_decoder_reads_a_sample():
+    called = set()
+
+    def note(frame, event, _):
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(f"{ROOT}/"):
+            called.add(f"{code.co_filename.removeprefix(f'{ROOT}/')} {code.co_qualname.replace('.<locals>', '')}")
+
+    for reader in READERS:
+        files = sample(reader)
+        sys.setprofile(note)
+        try:
+            attempt(reader, files)
+        finally:
+            sys.setprofile(None)
+    known = decoders()
+    assert not known - called - ELSEWHERE.keys(), "add a sample to tests/fuzz/readers.py"
+    assert not ELSEWHERE.keys() - (known - called), "these are read, or are gone"

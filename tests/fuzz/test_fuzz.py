@@ -1,0 +1,115 @@
+"""A damaged file is read, or refused in one line with nothing written: in time, and without a storm of warnings."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import tempfile
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.mutate import CHANGES
+from tests.fuzz.readers import READERS, Reader
+
+SECONDS = 10.0
+WARNINGS, LETTERS = 6, 1500
+"""At most so many different warnings from one input, and so long a line."""
+
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where files cost no disk."""
+
+SEEDS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=3)
+QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+FAST, LONG = (  # a failing input is not made smaller: it is three seeds at most
+    settings(max_examples=n, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=QUIET)
+    for n in (50, 500)
+)
+
+
+class TooLong(BaseException):
+    """Not to be caught by a reader's ``except Exception``."""
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Stop what takes longer."""
+
+    def stop(*_: object) -> None:
+        raise TooLong(f"more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@cache
+def sample(reader: Reader) -> dict[str, bytes]:
+    """The reader's valid input, made once."""
+    return dict(reader.files())
+
+
+def damaged(reader: Reader, seeds: list[int]) -> dict[str, bytes]:
+    """The reader's sample with as many changes to one of its files as there are seeds."""
+    files = dict(sample(reader))
+    name = Random(seeds[0]).choice(reader.damaged.split() or sorted(files))
+    changes = CHANGES[Path(name).suffix]
+    for seed in seeds:
+        rng = Random(seed)
+        files[name] = rng.choice(changes)(files[name], rng)
+    return files
+
+
+def attempt(reader: Reader, files: dict[str, bytes]) -> str | None:
+    """Let a reader read; what it refused with, or None."""
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
+        folder = Path(name)
+        for path, content in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+        with limited(SECONDS), warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                reader.read(folder)
+                said = None
+            except reader.refuses as error:
+                said = str(error)
+        notes = {str(one.message)[:200] for one in told if not issubclass(one.category, ResourceWarning)}
+        assert len(notes) <= WARNINGS, notes
+        if said is not None:
+            assert 0 < len(said) - said.count(name) * len(name) <= LETTERS, said
+            there = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+            new = {str(path.relative_to(folder)) for path in there} - files.keys()
+            assert not new, (new, said)
+        return said
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+def test_the_sample_itself_is_read(reader):
+    assert attempt(reader, sample(reader)) is None
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+@given(seeds=SEEDS)
+@FAST
+def test_a_damaged_file_is_read_or_refused(reader, seeds):
+    attempt(reader, damaged(reader, seeds))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+@given(seeds=SEEDS)
+@LONG
+def test_ten_times_as_many(reader, seeds):
+    attempt(reader, damaged(reader, seeds))
