@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 from image_attacks import ExactPreprocessing, Plan, as_rgb
-from mm_cb.core.errors import UserError
 from mm_cb.models.base import ChatModel
 from mm_cb.models.inputs import Arguments, ModelInputs, Pictures
 from mm_cb.models.tower import TowerInputs
@@ -119,14 +118,8 @@ class VisionModel(ChatModel):
 
     def preprocessing(self, image_size: tuple[int, int]) -> ExactPreprocessing:
         """Differentiable pixels in [0, 1] -> ``pixel_values`` for pictures of ``image_size`` (height, width)."""
-        try:
-            plan = replace(self.plan(image_size), options=self.options, nested=self.nested)
-            return ExactPreprocessing(self.processor.image_processor, image_size, plan)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"pictures of {image_size[1]} x {image_size[0]} cannot be attacked through the image processor of "
-                f"`{self.name}` (preprocessor_config.json): {error}"
-            ) from error
+        plan = replace(self.plan(image_size), options=self.options, nested=self.nested)
+        return ExactPreprocessing(self.processor.image_processor, image_size, plan)
 
 
 def joined(pictures: Any) -> Tensor:

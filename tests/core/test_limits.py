@@ -10,7 +10,6 @@ import typer
 
 from mm_cb import cli
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.sanity.measure import BatteryConfig
 from mm_cb.benchmarks.registry import benchmark_names, get_benchmark
 from mm_cb.cli.app import app
 from mm_cb.core.endpoint import Endpoint
@@ -77,7 +76,6 @@ WRONG = (math.nan, math.inf, -math.inf, -1, True, 10**30, 1e30, "3", 2.5)
     ("make", "name", "field"),
     [
         *((lambda **more: AttackConfig(**more), f.name, f.name) for f in dataclasses.fields(AttackConfig)),
-        *((lambda **more: BatteryConfig(**more), name, name) for name in ("epsilon", "steps", "iterates", "behaviors")),
         (lambda **more: JudgeOptions("x", **more), "batch", "batch"),
         *(
             (lambda **more: PairRecipe("d", "g", "{description}", **more), name, name)

@@ -182,7 +182,7 @@ def preprocessing(model: ChatModel, picture: Image) -> Callable[[Tensor], Tensor
     width, height = picture.size
     try:
         return model.preprocessing((height, width))
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError, TypeError, KeyError, AttributeError) as error:  # a broken configuration
         name = type(model.processor.image_processor).__name__
         raise UserError(
             f"`{model.name}`: its image processor `{name}` has no differentiable counterpart for pictures of "
