@@ -6,10 +6,10 @@ Imports nothing heavy.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from mm_cb.attacks.registry import AttackEntry, attack_entry
 from mm_cb.attacks.threats import Threat
@@ -226,11 +226,11 @@ def as_artefact(config: AttackConfig, canvas: Sequence[int]) -> dict[str, dict[s
     return {"attack": attack, "protocol": {key: getattr(config, key) for key in _PROTOCOL}}
 
 
-def from_artefact(artefact: Mapping[str, Any]) -> AttackConfig:
+def from_artefact(attack: Recipe, protocol: Recipe) -> AttackConfig:
     """The attack that a picture's JSON states."""
     fields = {new: old for old, new in _RENAMED.items()}
-    held = {fields.get(key, key): value for key, value in artefact["attack"].items() if key != "canvas"}
+    held = {fields.get(key, key): value for key, value in attack.items() if key != "canvas"}
     threat = Threat.read(held.pop("threat_model", None), held.pop("epsilon"))
     known = {field.name for field in dataclasses.fields(AttackConfig)}
-    protocol = {key: value for key, value in artefact.get("protocol", {}).items() if key in known}
+    protocol = {key: value for key, value in protocol.items() if key in known}
     return AttackConfig(threat=threat, **held, **protocol)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.records import curves
 from mm_cb.attacks.registry import attack_entry
 from mm_cb.core.errors import UserError
-from mm_cb.core.records import Curve, Item
+from mm_cb.core.records import Curve, Item, JsonObject
 from mm_cb.core.runs import keep_pictures, write_json, write_jsonl
 from mm_cb.metrics.checks import adapter_acts
 from mm_cb.metrics.observations import worst_pictures
@@ -46,7 +45,7 @@ def write_outputs(
 
 def summaries(
     items: list[Item], drawn: list[Curve], config: AttackConfig, k: Mapping[str, int], dtype: str
-) -> dict[str, Any]:
+) -> JsonObject:
     """File name → content, for every file that is made from a run's items and curves alone; results.json last."""
     filed = [item for item in items if item.get("image") is not None]
     bounded = any(not item.get("outside_threat") for item in filed)

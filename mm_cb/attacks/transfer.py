@@ -57,7 +57,7 @@ class Made:
         return from_recipe(self.recipe, self.run["seed"])
 
     @property
-    def budget(self) -> dict[str, Any]:
+    def budget(self) -> dict[str, object]:
         """What the other run must share: its attacks, but not those that aim at an adapter, and what only they read."""
         plain = {name: one for name, one in self.configs.items() if not one.entry.needs_adapter}
         alike = [replace(one, batch=1, hijacks=None, term_weight=1.0, balance=False) for one in plain.values()]

@@ -195,7 +195,7 @@ def _picture(run: _Run, item: Item, tried: Answer, image: str) -> _Picture:
     path = (run.folder / image).with_suffix(".json")
     told = read_record(path, Artefact)
     with _as_written(path):
-        stated = from_artefact(told)
+        stated = from_artefact(told["attack"], told.get("protocol", {}))
     return _Picture(run.configs[item["condition"]], run.asked[item["id"]], image, tried, told, stated)
 
 

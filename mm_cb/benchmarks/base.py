@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mm_cb.benchmarks.settings import AskSettings, Settings, StoredAnswers
 from mm_cb.core.errors import UserError
-from mm_cb.core.records import Check, Item, Recipe
+from mm_cb.core.records import Check, Item, JsonObject, Recipe
 from mm_cb.metrics.table import Metric
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class Benchmark:
         """
         from mm_cb.benchmarks.rows import json_lines
 
-        found: dict[str, Any] = {}
+        found: JsonObject = {}
         for row in json_lines(Path(stored.answers)):
             id = str(row.values.get("id"))
             if id in found:

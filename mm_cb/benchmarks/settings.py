@@ -82,7 +82,7 @@ class AskSettings(Settings):
         LIMITS["batch"], 8, "Questions answered at once, or requests under way at an endpoint.", identity=False
     )
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """As of all settings; in files, 0 stands for all questions."""
         return super().identity() | {"limit": self.limit or 0}
 

@@ -167,6 +167,11 @@ def _fields(kind: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The fields of a record with their types, and those that must be there, in order."""
     fields = typing.get_type_hints(kind)
     if typing.is_typeddict(kind):
-        return fields, tuple(key for key in fields if key in kind.__required_keys__)
+        marks = {key: typing.get_origin(hint) for key, hint in typing.get_type_hints(kind, include_extras=True).items()}
+        return fields, tuple(  # by the marks too: the class's own list lacks them where annotations are put off
+            key
+            for key in fields
+            if marks[key] is typing.Required or (key in kind.__required_keys__ and marks[key] is not typing.NotRequired)
+        )
     needed = (f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING)
     return fields, tuple(needed)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.records import JsonObject
 
 TEMPORARY_SUFFIX = ".mm-cb-tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -110,12 +111,12 @@ def append_jsonl(path: Path, record: Mapping[str, object]) -> None:
                 raise
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[JsonObject]:
     """The records of `jsonl_lines`, for files whose lines are checked by whoever reads them."""
     return [record for _, record in jsonl_lines(path)]
 
 
-def jsonl_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def jsonl_lines(path: Path) -> Iterator[tuple[int, JsonObject]]:
     """All complete records of a file written by `append_jsonl`, each with the number of its line.
 
     A torn last line is dropped, and no file is no records.
@@ -134,7 +135,7 @@ def jsonl_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, json_object(line, f"{path}:{number}")
 
 
-def json_object(text: str | bytes, where: str) -> dict[str, Any]:
+def json_object(text: str | bytes, where: str) -> JsonObject:
     """A JSON object.
 
     Args:

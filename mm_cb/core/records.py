@@ -1,7 +1,6 @@
 """Records of run directories: what each file and line holds, defined once; `mm_cb.core.checked` reads them.
 
-The records are the JSON objects themselves: keys may be absent, and what nobody here knows is kept. No
-``from __future__ import annotations``: which keys are required would be lost.
+The records are the JSON objects themselves: keys may be absent, and what nobody here knows is kept.
 """
 
 from collections.abc import Mapping
@@ -9,6 +8,14 @@ from typing import Any, Required, TypedDict
 
 Recipe = Mapping[str, Any]
 """What a command was asked for, as its run.json holds it: open, each command has fields of its own."""
+
+
+JsonObject = dict[str, Any]
+"""An object that nobody has looked into: of a file that is not ours, or on its way to a check of every value."""
+
+
+Message = dict[str, Any]
+"""One turn of a chat, or a part of its content, as transformers and servers take them."""
 
 
 Step = Mapping[str, float | str]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from mm_cb.core.reading import shown, unfit
+from mm_cb.core.records import Message
 from mm_cb.data.pictures import PictureError, open_picture, path_inside
 
 SetName = Literal["circuit_breaker", "retain"]
@@ -35,7 +36,7 @@ class Example:
     """
 
     id: str
-    messages: Sequence[dict[str, Any]]
+    messages: Sequence[Message]
     images: Sequence[Image.Image | Path | bytes]
     set: SetName
     source: str = ""

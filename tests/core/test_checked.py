@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from mm_cb.core.checked import checked, made, read_list, read_records
+from mm_cb.attacks.records import Artefact
+from mm_cb.core.checked import checked, made, read_list, read_record, read_records
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import write_json
-from mm_cb.core.records import Agreement, Check, Curve, Item, Representations, Run, Said, Timing
+from mm_cb.core.records import Agreement, Check, Completion, Curve, Item, Representations, Run, Said, Timing
 from mm_cb.core.runs import read_run
 from mm_cb.metrics.results import Measurement, read_results
 from mm_cb.metrics.table import Metric
 
-KINDS = (Agreement, Check, Curve, Item, Measurement, Representations, Run, Said, Timing)
+KINDS = (Agreement, Check, Completion, Curve, Item, Measurement, Representations, Run, Said, Timing)
 FROZEN = Path(__file__).parent.parent / "frozen"
 EXAMPLES = {str: "a", int: 1, float: 0.5, bool: True, typing.Any: None}
 
@@ -64,6 +65,12 @@ def test_a_required_key_is_missed_and_any_other_is_not(kind):
     assert checked({**whole, "of_a_later_version": 1}, kind, "f:1")
 
 
+def test_a_required_key_is_missed_where_annotations_are_put_off():
+    """Python's own list of them is empty in such a module."""
+    with pytest.raises(UserError, match=r"it lacks id, clean_sha256, "):
+        checked({"sha256": "a"}, Artefact, "f:1")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -86,6 +93,8 @@ def test_a_list_names_its_entry_and_no_file_is_no_record(tmp_path):
     write_json(tmp_path / "checks.json", [check, {**check, "why": 1}])
     with pytest.raises(UserError, match="checks.json`, entry 2: `why` must be a text, got 1"):
         read_list(tmp_path / "checks.json", Check)
+    with pytest.raises(UserError, match="absent.json` must be a file with a JSON object, there is none"):
+        read_record(tmp_path / "absent.json", Check)
     for content, said in (("{}", "must hold a JSON list, got dict"), ("[" * 100_000, "must be readable JSON")):
         (tmp_path / "checks.json").write_text(content)
         with pytest.raises(UserError, match=said):
@@ -110,6 +119,9 @@ def test_what_revision_714213b_wrote_is_read():
         read_list(folder / "checks.json", Check)
         read_list(folder / "curves.json", Curve)
         read_list(folder / "judgements" / "agreement.json", Agreement)
+        for file in (folder / "images").glob("*/*.json"):
+            read_record(file, Artefact)
+        read_records(folder / "parts" / "completions.jsonl", Completion)
         for file in (folder / "judgements").glob("*.jsonl"):
             read_records(file, Said)
         if (folder / "results.json").is_file():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import Line, json_lines, shown
-from mm_cb.core.records import Item
+from mm_cb.core.records import Item, JsonObject
 
 RULES = ("official", "strict")
 """``official``: the original's parsing and rounding. ``strict``: scores outside 1..10 count as failed too, no rounding.
@@ -98,7 +98,7 @@ def _review(line: Line) -> Review:
     return Review(str(id), category, _stored_scores(record, where))
 
 
-def _stored_scores(record: Mapping[str, Any], where: str) -> Pair | None:
+def _stored_scores(record: JsonObject, where: str) -> Pair | None:
     stored = record.get("tuple")
     if stored is None and isinstance(record.get("content"), str):
         return parse_scores(record["content"])
