@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from mm_cb.benchmarks.mmmu.protocol import protocol
 from mm_cb.benchmarks.mmmu.score import Scored
 from mm_cb.core.records import Check
-from mm_cb.metrics.checks import check
 
 SIGNIFICANT = 0.05
 ONE_LETTER = 0.9
@@ -82,6 +81,8 @@ def flags(scored: Sequence[Scored]) -> dict[str, float]:
 
 def run_checks(scored: Sequence[Scored]) -> list[Check]:
     """Every check; of parsed answers those that need no text."""
+    from mm_cb.metrics.checks import check
+
     n = len(scored)
     split = scored[0].response.id.partition("_")[0]
     expected = protocol().questions.get(split, 0) * len(protocol().subjects)
