@@ -9,7 +9,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
-from mm_cb.core.runs import read_jsonl, write_json, write_jsonl
+from mm_cb.core.runs import read_jsonl, read_run, write_json, write_jsonl
 from mm_cb.judges import Verdict
 from mm_cb.judges.rejudge import rejudge
 from mm_cb.metrics import checks
@@ -43,7 +43,14 @@ def run(tmp_path):
     behaviors = tmp_path / "b.jsonl"
     write_jsonl(behaviors, [{"id": id, "prompt": "p", "target": "t", "context": f"c{id}"} for id in "12"])
     write_json(
-        folder / "run.json", {"command": "attack", "ended": "now", "inputs": {"b.jsonl": file_sha256(behaviors)}}
+        folder / "run.json",
+        {
+            "command": "attack",
+            "recipe": {},
+            "seed": 0,
+            "inputs": {"b.jsonl": file_sha256(behaviors)},
+            "ended": "now",
+        },
     )
     write_jsonl(folder / "items.jsonl", items)
     write_results(folder / "results.json", measure(items, pairs=[]))
@@ -284,7 +291,7 @@ def test_the_corrected_command_is_not_answered_with_the_old_verdicts(run, tmp_pa
     write_jsonl(tmp_path / "b.jsonl", rows)
     write_json(
         run / "run.json",
-        {"command": "attack", "ended": "now", "inputs": {"b.jsonl": file_sha256(tmp_path / "b.jsonl")}},
+        {**read_run(run), "inputs": {"b.jsonl": file_sha256(tmp_path / "b.jsonl")}},
     )
     assert cli.run(["judge", str(run), "--judge", "miniature"]) == 2
     assert cli.run(["judge", str(run), "--judge", "miniature", "--behaviors", str(tmp_path / "b.jsonl")]) == 0
@@ -331,8 +338,12 @@ def test_another_prompt_under_the_same_name_is_refused(run):
     ("suffix", "content", "expected"),
     [
         (".json", "{", "judged here with another model"),
-        (".jsonl", '{"outcome": "other"}\n', r"record 1 must be a verdict.*delete the file"),
-        (".jsonl", '{"key": 1, "outcome": "other", "score": null}\n', r"record 1 must be a verdict"),
+        (
+            ".jsonl",
+            '{"outcome": "other"}\n',
+            r"jsonl:1 must hold key, outcome, score; it lacks key, score\. Delete the file",
+        ),
+        (".jsonl", '{"key": 1, "outcome": "other", "score": null}\n', "jsonl:1: `key` must be a text, got 1"),
     ],
 )
 def test_damaged_verdicts_are_named(run, suffix, content, expected):
@@ -382,7 +393,11 @@ def test_the_command_labels_a_proxy_and_needs_no_model(run, capsys):
                 ("harmbench", ["--endpoint", "http://h/v1"]),
             )
         ),
-        (lambda run: write_json(run / "run.json", {"command": "attack", "ended": None}), [], "must be a finished run"),
+        (
+            lambda run: write_json(run / "run.json", {**read_run(run), "ended": None}),
+            [],
+            "must be a finished run",
+        ),
         (lambda run: (run / "run.json").unlink(), [], "holds no run.json"),
         (lambda run: write_jsonl(run / "items.jsonl", []), [], "must hold what was measured, it is empty"),
         (
