@@ -56,7 +56,7 @@ class Plan:
     """The chain of steps of each view; an empty chain is the picture itself."""
     arrange: Callable[[list[Tensor]], Tensor]
     """From the normalised views, each ``(B, 3, h, w)``, to what the model takes of B pictures."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     """Settings that the processor is called with."""
     nested: bool = False
     """Whether the processor wants a list of pictures for each sample."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +18,9 @@ from mm_cb.attacks.outputs import curve_quartiles
 from mm_cb.attacks.registry import attack_entry
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.threats import Threat
+from mm_cb.core.checked import read_list
 from mm_cb.core.progress import Progress
+from mm_cb.core.records import Check, Curve, Item, Representations
 from mm_cb.core.runs import RunDirectory, append_jsonl, keep_pictures, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.inference.cached_chunks import once
@@ -116,8 +116,7 @@ def _conclusion(out: Path) -> str:
     """The report's verdict in words: whoever reads no further than the table must see that a check has failed."""
     from mm_cb.report import judge_run
 
-    checks = out / "checks.json"
-    verdict = judge_run(read_results(out / "results.json"), json.loads(checks.read_bytes()) if checks.is_file() else [])
+    verdict = judge_run(read_results(out / "results.json"), read_list(out / "checks.json", Check))
     return "\n".join([verdict.sentence, *(f"- {reason}" for reason in verdict.reasons)])
 
 
@@ -130,7 +129,7 @@ def _announce(plan: DemoSize, rr_seeds: int, out: Path) -> str:
     )
 
 
-def _budget(plan: DemoSize, seed: int, name: str) -> dict[str, Any]:
+def _budget(plan: DemoSize, seed: int, name: str) -> dict[str, object]:
     """One attack as a picture's JSON states it."""
     return as_artefact(_config(plan, seed, name), data.CANVAS)["attack"]
 
@@ -159,8 +158,8 @@ def _run(out: Path, plan: DemoSize, rerouting: Recipe, seed: int, rr_seeds: int,
     behaviors = _behaviors(out, plan, seed)
     subjects = _subjects(out, rerouting, seed, rr_seeds, progress)
     attacks = [_config(plan, seed, name) for name in CONDITIONS]
-    items: list[dict[str, Any]] = []
-    curves: list[dict[str, Any]] = []
+    items: list[Item] = []
+    curves: list[Curve] = []
     questions = _questions(plan)
     for subject in subjects:
         with _timed(out, f"attack {subject.name}"):
@@ -179,13 +178,13 @@ def _run(out: Path, plan: DemoSize, rerouting: Recipe, seed: int, rr_seeds: int,
 
 
 def _checks(
-    items: Sequence[dict[str, Any]],
+    items: Sequence[Item],
     measurements: Sequence[Measurement],
     subjects: Sequence[Subject],
     behaviors: Sequence[Behavior],
     questions: Sequence[Question],
     epsilon: int,
-) -> list[dict[str, Any]]:
+) -> list[Check]:
     """Every sanity check; one that fails leaves the verdict at "no claim"."""
     adapted = [subject for subject in subjects if subject.adapted]
     return [
@@ -229,18 +228,18 @@ def _subjects(out: Path, rerouting: Recipe, seed: int, rr_seeds: int, progress: 
 
 def _attack(
     out: Path, subject: Subject, behaviors: Sequence[Behavior], attacks: Sequence[AttackConfig], progress: Progress
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[Item], list[Curve]]:
     """All attacks on one subject: items with image paths relative to ``out``, and curves."""
     folder = Path("attacks") / subject.name
-    items: list[dict[str, Any]] = []
-    curves: list[dict[str, Any]] = []
+    items: list[Item] = []
+    curves: list[Curve] = []
     for attack in attacks:
         if attack.name == "pgd_adaptive" and not subject.adapted:
             # Without an adapter, teacher and student are one model: the distance and its gradient are zero, the
             # attack is PGD. Its results stand for it.
-            items += [
-                {**item, "condition": attack.name, "same_as": "pgd"} for item in items if item["condition"] == "pgd"
-            ]
+            plain = [item for item in items if item["condition"] == "pgd"]
+            stand_ins: list[Item] = [{**item, "condition": attack.name, "same_as": "pgd"} for item in plain]
+            items += stand_ins
             continue
         if attack.entry.needs_adapter and not subject.adapted:
             continue  # it is aimed at what an adapter changed
@@ -250,7 +249,7 @@ def _attack(
     keep_pictures(out / folder, worst_pictures(searched))
     for item in items:
         item["image"], item["clean_image"] = f"{folder}/{item['image']}", f"{folder}/{item['clean_image']}"
-        item["candidates"] = [{**c, "image": f"{folder}/{c['image']}"} for c in item["candidates"]]
+        item["candidates"] = [{**c, "image": f"{folder}/{c['image']}"} for c in item["candidates"] or ()]
     return items, curves
 
 
@@ -263,7 +262,7 @@ def _questions(plan: DemoSize) -> list[Question]:
     ]
 
 
-def _ask(out: Path, subject: Subject, questions: Sequence[Question], progress: Progress) -> list[dict[str, Any]]:
+def _ask(out: Path, subject: Subject, questions: Sequence[Question], progress: Progress) -> list[Item]:
     """Capability and over-refusal of one subject."""
     folder = out / "capability" / subject.name
     return [
@@ -273,10 +272,10 @@ def _ask(out: Path, subject: Subject, questions: Sequence[Question], progress: P
     ]
 
 
-def _representations(out: Path, subject: Subject, plan: DemoSize, rerouting: Recipe) -> dict[str, Any]:
+def _representations(out: Path, subject: Subject, plan: DemoSize, rerouting: Recipe) -> Representations:
     """Cosine and norm by layer, adapter on against off, on harmful, held-out and benign answers."""
 
-    def compute() -> dict[str, Any]:
+    def compute() -> Representations:
         n = plan.representations
         chosen = {
             name: data.behaviors(counts, seed=7)
@@ -298,4 +297,5 @@ def _representations(out: Path, subject: Subject, plan: DemoSize, rerouting: Rec
             "sets": sets,
         }
 
-    return dict(once(out / "parts" / "representations.json", compute))
+    found: Representations = once(out / "parts" / "representations.json", compute)
+    return found

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from mm_cb.attacks.threats import Threat
+from mm_cb.core.records import Candidate, Check, Item
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.data.pictures import open_picture
 from mm_cb.inference.subjects import Subject
@@ -17,13 +17,13 @@ from mm_cb.metrics.results import Measurement
 
 
 def run_checks(
-    items: Sequence[dict[str, Any]],
+    items: Sequence[Item],
     measurements: Sequence[Measurement],
     base: Subject,
     adapted: Sequence[Subject],
     behaviors: Sequence[Behavior],
     epsilon: int,
-) -> list[dict[str, Any]]:
+) -> list[Check]:
     """Every check as ``{"name", "passed", "value", "expected", "why"}``."""
     items = [item for item in items if "same_as" not in item]  # stand-ins are no files of their own
     return [
@@ -38,7 +38,7 @@ def run_checks(
     ]
 
 
-def inside_ball(items: Sequence[dict[str, Any]], epsilon: int) -> dict[str, Any]:
+def inside_ball(items: Sequence[Item], epsilon: int) -> Check:
     """Every saved picture lies in the ball, counted in whole levels of the two files; drawings are in no ball."""
     found = [candidate["epsilon"] for item in items for candidate in _bounded(item)]
     largest = max(found, default=-1)
@@ -51,12 +51,12 @@ def inside_ball(items: Sequence[dict[str, Any]], epsilon: int) -> dict[str, Any]
     )
 
 
-def _bounded(item: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def _bounded(item: Item) -> Sequence[Candidate]:
     """The candidates of an item that the norm holds for."""
     return () if item.get("outside_threat") else item.get("candidates") or ()
 
 
-def inside_threat(items: Sequence[dict[str, Any]], threat: Threat) -> list[dict[str, Any]]:
+def inside_threat(items: Sequence[Item], threat: Threat) -> list[Check]:
     """The same in the threat's own measure; empty for those that have none beside the largest change."""
     if threat.limit is None:
         return []
@@ -72,16 +72,17 @@ def inside_threat(items: Sequence[dict[str, Any]], threat: Threat) -> list[dict[
     ]
 
 
-def file_loss(items: Sequence[dict[str, Any]], dtype: str = "float32") -> dict[str, Any]:
+def file_loss(items: Sequence[Item], dtype: str = "float32") -> Check:
     """The loss that the attack reached is the loss of the file it left, as exactly as the model's dtype holds it.
 
     The attack computes it by another pass, of one picture or of few positions, which rounds elsewhere.
     """
     pairs = [
-        (candidate["objective_logged"], candidate["objective_file"])
+        (logged, filed)
         for item in items
-        for candidate in item.get("candidates", ())
-        if candidate.get("objective_logged") is not None and candidate.get("objective_file") is not None
+        for candidate in item.get("candidates") or ()
+        if (logged := candidate.get("objective_logged")) is not None
+        and (filed := candidate.get("objective_file")) is not None
     ]
     largest = max((abs(logged - filed) for logged, filed in pairs), default=float("inf"))
     rounded = largest > TOLERANCE and dtype != "float32"
@@ -94,7 +95,7 @@ def file_loss(items: Sequence[dict[str, Any]], dtype: str = "float32") -> dict[s
     )
 
 
-def gradient_is_there(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def gradient_is_there(items: Sequence[Item]) -> list[Check]:
     """No behaviour was searched blindly; empty where no gradient was ever zero, which is the rule.
 
     A zero gradient where the loss is zero too is no fault: that target is reached.
@@ -102,10 +103,10 @@ def gradient_is_there(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = [
         (item["id"], candidate)
         for item in items
-        for candidate in item.get("candidates", ())
+        for candidate in item.get("candidates") or ()
         if candidate.get("zero_gradients")
     ]
-    blind = sorted({i for i, c in found if c["zero_gradients"] == 1 and c["loss"] > TOLERANCE})
+    blind = sorted({i for i, c in found if c["zero_gradients"] == 1 and (c["loss"] or 0) > TOLERANCE})
     if not found:
         return []
     return [
@@ -128,7 +129,7 @@ def _logits(subject: Subject, behaviors: Sequence[Behavior], adapted: bool) -> t
         return subject.model.forward(inputs).logits
 
 
-def adapter_off_is_base(base: Subject, subject: Subject, behaviors: Sequence[Behavior]) -> dict[str, Any]:
+def adapter_off_is_base(base: Subject, subject: Subject, behaviors: Sequence[Behavior]) -> Check:
     """With the adapter off the defended model is the base, bit for bit."""
     same = torch.equal(_logits(subject, behaviors[:8], False), _logits(base, behaviors[:8], False))
     return check(
@@ -140,7 +141,7 @@ def adapter_off_is_base(base: Subject, subject: Subject, behaviors: Sequence[Beh
     )
 
 
-def adapter_changes_output(subject: Subject, behaviors: Sequence[Behavior]) -> dict[str, Any]:
+def adapter_changes_output(subject: Subject, behaviors: Sequence[Behavior]) -> Check:
     """The adapter does something."""
     off, on = (_logits(subject, behaviors[:8], adapted) for adapted in (False, True))
     gap = float((off - on).abs().max())

@@ -6,15 +6,16 @@ Imports nothing heavy.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from mm_cb.attacks.registry import AttackEntry, attack_entry
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError
 from mm_cb.core.limits import LIMITS
+from mm_cb.core.records import Recipe
 
 OPTIMIZERS = ("adam", "sign", "momentum")
 IMAGE_BACKENDS = ("pil", "torchvision")
@@ -179,7 +180,7 @@ _BUDGET = (*("steps", "restarts", "seed", "batch", "max_new_tokens", "term_weigh
 _PROTOCOL = ("iterates", "early_stop", "balance", "artefacts", "samples", "temperature")
 
 
-def as_recipe(config: AttackConfig, names: Sequence[str]) -> dict[str, Any]:
+def as_recipe(config: AttackConfig, names: Sequence[str]) -> dict[str, object]:
     """What run.json holds of it: all that decides the results, without settings of what was not asked for."""
     idle = set() if config.samples else {"samples", "temperature"}
     idle |= set() if config.universal_train else {"universal_train"}
@@ -196,7 +197,7 @@ def as_recipe(config: AttackConfig, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def from_recipe(recipe: Mapping[str, Any], seed: int) -> dict[str, AttackConfig]:
+def from_recipe(recipe: Recipe, seed: int) -> dict[str, AttackConfig]:
     """The attacks that a run.json states, by name.
 
     Raises:
@@ -217,19 +218,19 @@ def from_recipe(recipe: Mapping[str, Any], seed: int) -> dict[str, AttackConfig]
     return {one.name: one for one in config.named(recipe["attack"].split(","))}
 
 
-def as_artefact(config: AttackConfig, canvas: Sequence[int]) -> dict[str, Any]:
+def as_artefact(config: AttackConfig, canvas: Sequence[int]) -> dict[str, dict[str, object]]:
     """What the JSON beside a picture holds of it: ``attack`` and ``protocol``."""
-    attack = {"name": config.name, "epsilon": config.threat.levels}
+    attack: dict[str, object] = {"name": config.name, "epsilon": config.threat.levels}
     attack |= {_RENAMED.get(key, key): getattr(config, key) for key in _BUDGET}
     attack |= {"canvas": list(canvas), "threat_model": config.threat.text}
     return {"attack": attack, "protocol": {key: getattr(config, key) for key in _PROTOCOL}}
 
 
-def from_artefact(artefact: Mapping[str, Any]) -> AttackConfig:
+def from_artefact(attack: Recipe, protocol: Recipe) -> AttackConfig:
     """The attack that a picture's JSON states."""
     fields = {new: old for old, new in _RENAMED.items()}
-    held = {fields.get(key, key): value for key, value in artefact["attack"].items() if key != "canvas"}
+    held = {fields.get(key, key): value for key, value in attack.items() if key != "canvas"}
     threat = Threat.read(held.pop("threat_model", None), held.pop("epsilon"))
     known = {field.name for field in dataclasses.fields(AttackConfig)}
-    protocol = {key: value for key, value in artefact.get("protocol", {}).items() if key in known}
+    protocol = {key: value for key, value in protocol.items() if key in known}
     return AttackConfig(threat=threat, **held, **protocol)

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -193,7 +192,7 @@ def write_artefact(
     forced, weight = getattr(objective, "forced", None), getattr(objective, "weight", None)
     prompt = model.prompt(sent.prompt, has_image=True, system=subject.system)
     greedy = {key: value for key, value in judged.greedy.as_json().items() if key != "completion"}
-    content: dict[str, Any] = {
+    content = {
         "schema": 1,
         **greedy,
         "prompt": behavior.prompt,

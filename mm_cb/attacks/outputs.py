@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.records import curves
 from mm_cb.attacks.registry import attack_entry
 from mm_cb.core.errors import UserError
+from mm_cb.core.records import Curve, Item, JsonObject
 from mm_cb.core.runs import keep_pictures, write_json, write_jsonl
 from mm_cb.metrics.checks import adapter_acts
 from mm_cb.metrics.observations import worst_pictures
@@ -21,8 +21,8 @@ from mm_cb.metrics.results import measure, results_content
 
 def write_outputs(
     folder: Path,
-    items: list[dict[str, Any]],
-    drawn: list[dict[str, Any]],
+    items: list[Item],
+    drawn: list[Curve],
     config: AttackConfig,
     k: Mapping[str, int],
     dtype: str,
@@ -37,20 +37,20 @@ def write_outputs(
         k: Attack → answers judged per behaviour at most.
         dtype: Of the model.
     """
-    keep_pictures(folder, worst_pictures(item for item in items if item["image"] is not None))
+    keep_pictures(folder, worst_pictures(items))
     write_jsonl(folder / "items.jsonl", items)
     for name, content in summaries(items, drawn, config, k, dtype).items():
         write_json(folder / name, content)
 
 
 def summaries(
-    items: list[dict[str, Any]], drawn: list[dict[str, Any]], config: AttackConfig, k: Mapping[str, int], dtype: str
-) -> dict[str, Any]:
+    items: list[Item], drawn: list[Curve], config: AttackConfig, k: Mapping[str, int], dtype: str
+) -> JsonObject:
     """File name → content, for every file that is made from a run's items and curves alone; results.json last."""
-    filed = [item for item in items if item["image"] is not None]
+    filed = [item for item in items if item.get("image") is not None]
     bounded = any(not item.get("outside_threat") for item in filed)
     checks = [inside_ball(filed, config.threat.levels), *inside_threat(filed, config.threat)] if bounded else []
-    if any(candidate["objective_logged"] is not None for item in filed for candidate in item["candidates"]):
+    if any(candidate["objective_logged"] is not None for item in filed for candidate in item.get("candidates") or ()):
         checks.append(file_loss(filed, dtype))
     checks += [*gradient_is_there(items), *adapter_acts(items)]
     results = results_content(measure(items, pairs=[]))
@@ -59,17 +59,17 @@ def summaries(
     return {"curves.json": drawn, "checks.json": checks, "protocol.json": protocol, "results.json": results}
 
 
-def best_pictures(items: Sequence[dict[str, Any]]) -> dict[str, str]:
+def best_pictures(items: Sequence[Item]) -> dict[str, str]:
     """Per behaviour the attacked picture that went worst for the model so far: harmful first, then the lowest loss."""
     return worst_pictures(item for item in items if attack_entry(item["condition"]).searches_pixels)
 
 
-def curve_quartiles(folder: Path, subject: str, attack: str) -> list[dict[str, Any]]:
+def curve_quartiles(folder: Path, subject: str, attack: str) -> list[Curve]:
     """Quartiles over behaviours of the loss at every step of the first run; empty for attacks that do not optimise."""
     return quartiles(curves(folder, attack), subject, attack) if attack_entry(attack).optimises else []
 
 
-def quartiles(losses: Sequence[Sequence[float]], subject: str, attack: str) -> list[dict[str, Any]]:
+def quartiles(losses: Sequence[Sequence[float]], subject: str, attack: str) -> list[Curve]:
     """One entry of curves.json, from a curve per behaviour; their order does not matter."""
     if not losses:
         raise UserError(f"the run must hold what its curves are made from, but there is no loss curve of `{attack}`.")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -14,11 +14,39 @@ from torch import Tensor
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.saved import SavedPicture, clean_name
 from mm_cb.attacks.search import Found
+from mm_cb.core.records import Candidate, Item, Recipe
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.metrics.observations import rank
 
 NOT_COMPUTED = "not computed"
 """Of a number that a run was not asked for, which its files then leave out; None is a value: there is none."""
+
+
+class AnswerRecord(Candidate, total=False):
+    """One record of ``parts/*.json``: an `Answer`."""
+
+    id: Required[str]
+    start: str
+    prefix_emitted: bool
+    loss_clean: float
+    curve: list[float] | None
+
+
+class Artefact(AnswerRecord, total=False):
+    """The JSON beside a picture, as far as it is read again."""
+
+    sent: str
+    """The prompt, where it is another one than the behaviour's."""
+    sha256: Required[str]
+    clean_sha256: Required[str]
+    completion_sha256: Required[str]
+    attack: Required[Recipe]
+    protocol: Recipe
+    objective: Required[str]
+    """Class of the attack's loss."""
+    response: Required[str | None]
+    """The longer text that was forced, where there was one."""
+    weight: Required[float | None]
 
 
 @dataclass(frozen=True)
@@ -63,19 +91,20 @@ class Answer:
     sample: int | None = None
     """Which answer drawn at random this is; None = the greedy one."""
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> AnswerRecord:
         """One record of ``parts/*.json``."""
         optional = ("start", "iterate", "distance", "selected_step", "zero_gradients", "sample")
         made = {f.name: getattr(self, f.name) for f in fields(self)}
         made = {key: value for key, value in made.items() if key not in optional or value is not None}
         if made["nll_base"] == NOT_COMPUTED:
             del made["nll_base"]
-        return {("epsilon" if key == "linf" else key): value for key, value in made.items()}
+        return cast("AnswerRecord", {("epsilon" if key == "linf" else key): value for key, value in made.items()})
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Answer:
+    def from_json(cls, record: AnswerRecord) -> Answer:
         """Read one again."""
-        return cls(**{("linf" if key == "epsilon" else key): value for key, value in record.items()})
+        held: dict[str, Any] = {**record}
+        return cls(**{("linf" if key == "epsilon" else key): value for key, value in held.items()})
 
 
 @dataclass(frozen=True)
@@ -120,33 +149,34 @@ def seen_before(left: Mapping[int | None, Tensor], step: int, row: int) -> bool:
     return bool(earlier) and torch.equal(left[max(earlier)][row], left[step][row])
 
 
-def logged(found: Found | None, step: int | None, row: int) -> dict[str, Any]:
-    """Fields of `Answer`: what the search said of a picture; for the selected one the whole curve."""
+def logged(answer: Answer, found: Found | None, step: int | None, row: int) -> Answer:
+    """An answer with what the search said of its picture; for the selected one the whole curve."""
     if found is None:
-        return {}
+        return answer
     curve = found.result.curves[0, :, row].tolist()
     if step is not None:
-        return {"objective_logged": round(curve[step], 5)}
+        return replace(answer, objective_logged=round(curve[step], 5))
     selected = int(found.result.per_restart.steps[0, row])
     zeros = float(found.result.zero_gradients[0, :, row].float().mean())
-    return {
-        "objective_logged": round(curve[selected], 5),
-        "selected_step": selected,
-        "curve": [round(value, 4) for value in curve],
-        "zero_gradients": round(zeros, 4) if zeros else None,
-    }
+    return replace(
+        answer,
+        objective_logged=round(curve[selected], 5),
+        selected_step=selected,
+        curve=[round(value, 4) for value in curve],
+        zero_gradients=round(zeros, 4) if zeros else None,
+    )
 
 
 _SHOWN = ("restart", "image", "epsilon", "loss", "objective_file", "objective_logged", "completion", "outcome")
 _FURTHER = ("iterate", "sample", "nll_base", "selected_step", "zero_gradients", "distance")
 
 
-def make_item(subject: str, config: AttackConfig, behavior: Behavior, answers: Sequence[Answer]) -> dict[str, Any]:
+def make_item(subject: str, config: AttackConfig, behavior: Behavior, answers: Sequence[Answer]) -> Item:
     """One record of items.jsonl: the worst case over the answers (harmful first, then the lowest loss)."""
     candidates = [answer.as_json() for answer in answers]
     worst = min(candidates, key=rank)
     further = [key for key in _FURTHER if any(key in candidate for candidate in candidates)]
-    item = {
+    item: Item = {
         "id": behavior.id,
         "metric": "compliance",
         "subject": subject,
@@ -165,11 +195,12 @@ def make_item(subject: str, config: AttackConfig, behavior: Behavior, answers: S
         "loss": worst["loss"],
         "loss_clean": worst["loss_clean"],
         "prefix_emitted": worst["prefix_emitted"],
-        "candidates": [{key: c.get(key) for key in (*_SHOWN, *further)} for c in candidates],
+        "candidates": [cast("Candidate", {key: c.get(key) for key in (*_SHOWN, *further)}) for c in candidates],
         **flags(config),
     }
     if config.artefacts:
-        item |= {"nll_base": worst.get("nll_base"), **facts(config)}
+        item["nll_base"] = worst.get("nll_base")
+        item |= facts(config)
     if behavior.extra.get("benign_target"):
         item["benign_target"] = True
     if config.early_stop:
@@ -177,19 +208,37 @@ def make_item(subject: str, config: AttackConfig, behavior: Behavior, answers: S
     return item
 
 
-def flags(config: AttackConfig) -> dict[str, bool]:
+class Flags(TypedDict, total=False):
+    """What an item says of its attack, whatever came out."""
+
+    worst_case: bool
+    prefilled: bool
+    outside_threat: bool
+
+
+def flags(config: AttackConfig) -> Flags:
     """What an item says of its attack, so that metrics and pages need no table of attacks."""
     entry = config.entry
-    said = {"worst_case": entry.in_worst_case, "prefilled": entry.prefilled}
-    return said | ({} if entry.stays_in_threat else {"outside_threat": True})
+    said: Flags = {"worst_case": entry.in_worst_case, "prefilled": entry.prefilled}
+    if not entry.stays_in_threat:
+        said["outside_threat"] = True
+    return said
 
 
-def facts(config: AttackConfig) -> dict[str, Any]:
+class Facts(TypedDict):
     """What an item says of its attack's protocol."""
+
+    k: int
+    early_stop: bool
+    relaxation: bool
+
+
+def facts(config: AttackConfig) -> Facts:
+    """What a run's artefacts let an item say of its attack."""
     return {"k": config.tries, "early_stop": config.early_stop, "relaxation": config.entry.relaxation}
 
 
-def stopped_early(candidates: Sequence[Mapping[str, Any]], steps: int) -> bool:
+def stopped_early(candidates: Iterable[Candidate], steps: int) -> bool:
     """Whether a run was ended by the verdict on one of its iterates, before its last step."""
     greedy = [one for one in candidates if not one.get("sample")]
     return any(one["outcome"] == "harmful" and (one.get("iterate") or steps) < steps for one in greedy)

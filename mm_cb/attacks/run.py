@@ -21,11 +21,12 @@ from mm_cb.core import hub
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
+from mm_cb.core.records import Item
 from mm_cb.core.runs import RunDirectory, append_jsonl, read_run, write_bytes
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, grey_canvas, read_behaviors, refuse_too_large
 from mm_cb.data.pictures import open_picture
 from mm_cb.inference.source import ModelSource, subject_name
-from mm_cb.inference.subjects import IDLE, Subject, changes_nothing, idle_note, load_subject
+from mm_cb.inference.subjects import Subject, changes_nothing, idle_note, load_subject
 from mm_cb.inference.tolerance import dtype_of
 from mm_cb.judges.base import Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
@@ -186,7 +187,7 @@ def attack_in_turn(
     responses: Mapping[str, str] | None = None,
 ) -> None:
     """Run several attacks, in a chain if asked to, and write what a run directory holds."""
-    items: list[dict[str, Any]] = []
+    items: list[Item] = []
     if idle := changes_nothing(subject):
         progress.say(idle_note(subject))
     for config in configs:
@@ -205,7 +206,7 @@ def attack_in_turn(
         seconds = round(time.monotonic() - started, 1)
         append_jsonl(folder / "timings.jsonl", {"stage": f"attack {config.name}", "seconds": seconds})
     if idle:
-        items = [{**item, IDLE: True} for item in items]
+        items = [{**item, "adapter_changes_nothing": True} for item in items]
     drawn = [quartiles for config in configs for quartiles in curve_quartiles(folder, subject.name, config.name)]
     write_outputs(folder, items, drawn, configs[0], {c.name: c.tries for c in configs}, dtype_of(subject.model))
 
@@ -285,10 +286,9 @@ def hijacked_responses(run: Path | None, behaviors: Sequence[Behavior]) -> dict[
     if run is None:
         return None
     held = read_run(run)
-    subject = held.get("recipe", {})
-    if held.get("command") != "attack" or not held.get("ended") or not isinstance(subject, dict):
+    if held["command"] != "attack" or not held.get("ended"):
         raise UserError(f"`--hijacks` must be a finished run of `mm-cb attack`, `{run}` is none.")
-    if subject.get("adapter") is not None:
+    if held["recipe"].get("adapter") is not None:
         raise UserError(f"`--hijacks` must be an attack run on the base model, but `{run}` attacked an adapter.")
     items, asked = whole_items(run, held), {b.id for b in behaviors}
     said = {item["id"]: item["completion"] for item in items if item.get("outcome") == "harmful"}

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +19,13 @@ from mm_cb.attacks.judged_files import Asked, Judge, complete, judge_files, judg
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, Relaxed, TargetObjective, target_objective
 from mm_cb.attacks.objectives.universal import UniversalObjective, trained_on
-from mm_cb.attacks.records import Answer, JudgedPicture, Sampled, logged, make_item, seen_before
+from mm_cb.attacks.records import Answer, AnswerRecord, JudgedPicture, Sampled, logged, make_item, seen_before
 from mm_cb.attacks.registry import resolved
 from mm_cb.attacks.saved import SavedPicture, as_picture, attacked_name, clean_name, to_pixels
 from mm_cb.attacks.search import Found, make_objective, search
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress, Task, clock
+from mm_cb.core.records import Item
 from mm_cb.data.behaviors_file import Behavior, grey_canvas
 from mm_cb.data.pictures import open_picture
 from mm_cb.inference.cached_chunks import chunks, once
@@ -64,7 +64,7 @@ def attack_behaviors(
     *,
     starts: Mapping[str, str] | None = None,
     responses: Mapping[str, str] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Item]:
     """Attack a subject with every behaviour; finished batches in ``folder`` are read back, not repeated.
 
     A batch is the unit that is written, whole: its composition follows from the behaviours and from the verdicts of
@@ -101,7 +101,7 @@ def _broken(answers: Sequence[Answer]) -> bool:
     return any(answer.outcome == "harmful" for answer in answers)
 
 
-def _batch_records(job: Job, batch: Sequence[Behavior], restart: int, path: Path) -> list[dict[str, Any]]:
+def _batch_records(job: Job, batch: Sequence[Behavior], restart: int, path: Path) -> list[AnswerRecord]:
     """The answers of one batch, as its part file holds them."""
     attack = _attack_universal if job.config.entry.universal else _attack_batch
     return [answer.as_json() for answer in attack(job, batch, restart, path)]
@@ -148,7 +148,9 @@ def _attack_group(job: Job, asked: Asked, restart: int, state: Path) -> list[Ans
     else:
         left: Left = {None: _without_search(job, asked, clean, restart)} if found is None else found.pictures
         judged = _judge_pictures(job, asked, left, target, objective, restart)
-    return _answers(job, asked, judged, target, objective, restart, lambda step, row: logged(found, step, row))
+    return _answers(
+        job, asked, judged, target, objective, restart, lambda answer, step, row: logged(answer, found, step, row)
+    )
 
 
 def _objective(job: Job, asked: Asked, target: TargetObjective) -> Objective:
@@ -197,15 +199,15 @@ def _attack_universal(job: Job, behaviors: Sequence[Behavior], restart: int, pat
     found = _search(job, ask(job, behaviors[:1], [picture]), objective, clean, restart, state)
     losses = {step: objective.each(pixels.to(clean)) for step, pixels in found.pictures.items()}
     place = {behavior.id: row for row, behavior in enumerate(behaviors)}
+
+    def log(answer: Answer, step: int | None, row: int) -> Answer:
+        at = place[answer.id]
+        own = replace(logged(answer, found, step, 0), objective_logged=round(losses[step][at], 5))
+        return own if at == 0 else replace(own, curve=None)  # of the mean, which is one for all
+
     answers = []
     for group in chunks(behaviors, job.config.batch):
         asked = ask(job, group, [picture] * len(group))
-
-        def log(step: int | None, row: int, group: Sequence[Behavior] = group) -> dict[str, Any]:
-            at = place[group[row].id]
-            curve = {} if at == 0 else {"curve": None}  # of the mean, which is one for all
-            return logged(found, step, 0) | curve | {"objective_logged": round(losses[step][at], 5)}
-
         target = TargetObjective(job.subject, group, [picture] * len(group))
         left = {step: pixels.expand(len(group), -1, -1, -1) for step, pixels in found.pictures.items()}
         judged = _judge_pictures(job, asked, left, target, target, restart)
@@ -249,7 +251,7 @@ def _answers(
     target: TargetObjective,
     objective: Objective,
     restart: int,
-    log: Callable[[int | None, int], dict[str, Any]],
+    log: Callable[[Answer, int | None, int], Answer],
 ) -> list[Answer]:
     """Every answer with what its run says of it, and the JSON beside its picture."""
     clean = torch.stack([one.pixels for one in asked.clean]).to(job.subject.model.device)
@@ -264,9 +266,8 @@ def _answers(
                 start=job.starts[asked.behaviors[i].id] if job.starts and restart == 0 else None,
                 iterate=step,
                 loss_clean=round(float(loss_clean[i]), 5),
-                **log(step, i),
             )
-            picture = replace(picture, greedy=greedy)
+            picture = replace(picture, greedy=log(greedy, step, i))
             if job.config.artefacts and picture.file is not None:
                 write_artefact(picture, asked.rows([i]), job.config, objective, i, job.folder)
             answers += picture.answers()

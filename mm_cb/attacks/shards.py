@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mm_cb.attacks.config import from_recipe
 from mm_cb.attacks.outputs import curve_quartiles, write_outputs
 from mm_cb.attacks.registry import attack_entry
 from mm_cb.core.errors import UserError
 from mm_cb.core.hub import Repository
+from mm_cb.core.records import Curve, Item, Recipe
 from mm_cb.core.runs import RunDirectory, hash_inputs, read_run, write_bytes
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.metrics.whole import whole_items
@@ -86,7 +86,7 @@ def launched_device(device: str) -> str:
 
 @contextmanager
 def shard_runs(
-    out: Path, recipe: Mapping[str, Any], seed: int, inputs: Sequence[Path | Repository], shard: Shard
+    out: Path, recipe: Recipe, seed: int, inputs: Sequence[Path | Repository], shard: Shard
 ) -> Iterator[RunDirectory]:
     """A run directory of its own for a shard, inside the whole run's, which is claimed for this recipe first.
 
@@ -141,17 +141,18 @@ def gather(out: Path, behaviors: Sequence[Behavior]) -> bool:
             f"`{out}` cannot be gathered, these shards are not finished: {', '.join(missing[:10])}. Run them with "
             "`--shard`."
         )
-    items, drawn = [], []
+    items: list[Item] = []
+    parts: list[Path] = []
     for path in found:
         items += whole_items(path, read_run(path))
-        drawn += _copy(path, out)
+        parts += _copy(path, out)
     order = {behavior.id: i for i, behavior in enumerate(behaviors)}
     conditions = list(dict.fromkeys(item["condition"] for item in items))
     items.sort(key=lambda item: (conditions.index(item["condition"]), order[item["id"]]))
     run = read_run(out)
     configs = from_recipe(run["recipe"], run["seed"])
     k = {item["condition"]: item["k"] for item in items}
-    write_outputs(out, items, _curves(out, items, drawn), next(iter(configs.values())), k, run["recipe"]["dtype"])
+    write_outputs(out, items, _curves(out, items, parts), next(iter(configs.values())), k, run["recipe"]["dtype"])
     return True
 
 
@@ -163,7 +164,7 @@ def _copy(shard: Path, out: Path) -> list[Path]:
     return sorted((shard / "parts").glob("*.json"))
 
 
-def _curves(out: Path, items: Sequence[Mapping[str, Any]], parts: Sequence[Path]) -> list[dict[str, Any]]:
+def _curves(out: Path, items: Sequence[Item], parts: Sequence[Path]) -> list[Curve]:
     """Curve quartiles over all shards: their parts are put side by side under names of their own."""
     numbers: dict[str, int] = defaultdict(int)
     shutil.rmtree(out / "parts", ignore_errors=True)

@@ -15,13 +15,14 @@ from typing import Any
 from mm_cb.attacks.config import AttackConfig, from_recipe
 from mm_cb.attacks.judged_files import Asked, Judge, judge_files
 from mm_cb.attacks.objectives.target import TargetObjective
-from mm_cb.attacks.records import Answer, make_item
+from mm_cb.attacks.records import Answer, Artefact, make_item
 from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.saved import by_size, clean_name, images, read
+from mm_cb.core.checked import read_record
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import read_json
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress, console
+from mm_cb.core.records import Item, Recipe, Run
 from mm_cb.core.runs import RunDirectory, file_sha256, read_run, write_bytes, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.inference.cached_chunks import chunks, once
@@ -37,8 +38,8 @@ class Made:
     """A finished attack run: who was attacked, how, and the worst picture of every behaviour."""
 
     folder: Path
-    run: Mapping[str, Any]
-    asked: Mapping[str, tuple[str, str]]
+    run: Run
+    asked: Mapping[str, tuple[str | None, str]]
     """Behaviour id → prompt and target."""
     pictures: Mapping[str, str]
     """Behaviour id → its picture in the folder."""
@@ -46,7 +47,7 @@ class Made:
     """The subject that was attacked, told apart from the other run's."""
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> Recipe:
         """How it was attacked."""
         return self.run["recipe"]
 
@@ -56,7 +57,7 @@ class Made:
         return from_recipe(self.recipe, self.run["seed"])
 
     @property
-    def budget(self) -> dict[str, Any]:
+    def budget(self) -> dict[str, object]:
         """What the other run must share: its attacks, but not those that aim at an adapter, and what only they read."""
         plain = {name: one for name, one in self.configs.items() if not one.entry.needs_adapter}
         alike = [replace(one, batch=1, hijacks=None, term_weight=1.0, balance=False) for one in plain.values()]
@@ -72,7 +73,11 @@ class Made:
     def sent(self, behavior: Behavior) -> Behavior:
         """With the prompt that was sent beside its picture, where that is another one."""
         told = (self.folder / self.pictures[behavior.id]).with_suffix(".json")
-        return replace(behavior, prompt=read_json(told).get("sent", behavior.prompt)) if told.is_file() else behavior
+        return (
+            replace(behavior, prompt=read_record(told, Artefact).get("sent", behavior.prompt))
+            if told.is_file()
+            else behavior
+        )
 
 
 def read_made(folder: Path) -> Made:
@@ -81,8 +86,8 @@ def read_made(folder: Path) -> Made:
     if run.get("command") != "attack" or not run.get("ended"):
         raise UserError(f"`{folder}` must be a finished `mm-cb attack` run.")
     items = whole_items(folder, run)
-    asked = {item["id"]: (item["prompt"], item["target"]) for item in items}
-    pictures = worst_pictures(item for item in items if item["image"] is not None)
+    asked = {item["id"]: (item.get("prompt"), item["target"]) for item in items}
+    pictures = worst_pictures(item for item in items if item.get("image") is not None)
     if lacking := [behavior for behavior in asked if not (folder / pictures.get(behavior, "")).is_file()]:
         raise UserError(
             f"`{folder}` must hold an attacked picture of every behaviour, there is none for `{lacking[0]}`; "
@@ -174,12 +179,12 @@ def _refuse_other_behaviors(made: Sequence[Made], asked: Sequence[Behavior], pat
 
 def _judge_on(
     judged: Made, makers: Sequence[Made], behaviors: Sequence[Behavior], folder: Path, device: str, progress: Progress
-) -> list[dict[str, Any]]:
+) -> list[Item]:
     """One column of the matrix."""
     recipe, first = judged.recipe, next(iter(judged.configs.values()))
     source = source_again(judged.folder, judged.run, "put it there, or beside the run", device)
     subject, judge = load_subject(source, judged.name, first.image_backend), judge_of(recipe["model"])
-    config, items = replace(first, name="no_attack", seed=0, early_stop=False, artefacts=False), []
+    config, items = replace(first, name="no_attack", seed=0, early_stop=False, artefacts=False), list[Item]()
     for maker in makers:
         task = progress.task(f"made on {maker.name}, judged on {judged.name}", total=len(behaviors))
         for number, batch in enumerate(chunks(behaviors, config.batch)):
@@ -191,14 +196,14 @@ def _judge_on(
 
 def _batch(
     subject: Subject, maker: Made, batch: Sequence[Behavior], config: AttackConfig, folder: Path, judge: Judge
-) -> list[dict[str, Any]]:
+) -> list[Item]:
     """Judge one batch; pictures of one size go together."""
     names = [f"images/{safe_id(b.id)}/from-{safe_id(maker.name)}.png" for b in batch]
     for b, name in zip(batch, names, strict=True):
         write_bytes(folder / name, (maker.folder / maker.pictures[b.id]).read_bytes())
         write_bytes(folder / clean_name(b.id), (maker.folder / clean_name(b.id)).read_bytes())
     saved, clean = [read(folder, name) for name in names], [read(folder, clean_name(b.id)) for b in batch]
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Item] = {}
     for rows in by_size(images(clean)):
         group = [batch[i] for i in rows]
         asked = Asked(subject, group, [maker.sent(b) for b in group], [clean[i] for i in rows])
@@ -208,12 +213,13 @@ def _batch(
     return [found[b.id] for b in batch]
 
 
-def _item(subject: Subject, maker: Made, behavior: Behavior, answer: Answer, config: AttackConfig) -> dict[str, Any]:
+def _item(subject: Subject, maker: Made, behavior: Behavior, answer: Answer, config: AttackConfig) -> Item:
     item = make_item(subject.name, config, behavior, [answer])
     del item["candidates"], item["loss_clean"]
-    more = {"epsilon": answer.linf, "objective_file": answer.objective_file, "made_by": maker.recipe["attack"]}
-    more |= {} if answer.distance is None else {"distance": answer.distance}
-    return {**item, "condition": f"from_{maker.name}", **more, "worst_case": True}
+    more: Item = {**item, "epsilon": answer.linf, "objective_file": answer.objective_file}
+    if answer.distance is not None:
+        more["distance"] = answer.distance
+    return {**more, "condition": f"from_{maker.name}", "made_by": maker.recipe["attack"], "worst_case": True}
 
 
 def _show(made: Sequence[Made], measurements: Sequence[Measurement]) -> None:

@@ -22,15 +22,16 @@ from mm_cb.attacks.judged_files import Asked, judge_files
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, TargetObjective
 from mm_cb.attacks.outputs import curve_quartiles, summaries
-from mm_cb.attacks.records import Answer, make_item
+from mm_cb.attacks.records import Answer, AnswerRecord, Artefact, make_item
 from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.saved import SavedPicture, by_size, clean_name, images, read
 from mm_cb.attacks.search import make_objective
 from mm_cb.attacks.shards import Shard
+from mm_cb.core.checked import read_record, read_records
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import read_json
 from mm_cb.core.progress import Progress, console
-from mm_cb.core.runs import read_jsonl, read_run
+from mm_cb.core.records import Candidate, Item, Recipe
+from mm_cb.core.runs import read_run
 from mm_cb.data.behaviors_file import Behavior, kept_behaviors
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.source import source_again
@@ -39,7 +40,6 @@ from mm_cb.inference.tolerance import TOLERANCE, dtype_of, tolerance
 from mm_cb.metrics.agreement import completions_of
 from mm_cb.metrics.observations import starts_with
 
-_HASHES = ("sha256", "clean_sha256", "completion_sha256")
 _AGAIN = "Do not use the run's numbers; run the attack again."
 
 
@@ -61,10 +61,10 @@ class _Run:
     """A run as its files state it."""
 
     folder: Path
-    recipe: Mapping[str, Any]
+    recipe: Recipe
     configs: Mapping[str, AttackConfig]
     asked: Mapping[str, Behavior]
-    items: list[dict[str, Any]]
+    items: list[Item]
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,11 @@ class _Picture:
 
     config: AttackConfig
     behavior: Behavior
-    tried: Mapping[str, Any]
+    image: str
+    """In the run's folder."""
+    tried: Answer
     """In items.jsonl, with the greedy answer."""
-    told: Mapping[str, Any]
+    told: Artefact
     """In the JSON beside it."""
     stated: AttackConfig
     """The attack, as that JSON has it."""
@@ -133,12 +135,12 @@ def _as_written(path: Path) -> Iterator[None]:
 
 def _read(folder: Path) -> _Run:
     content = read_run(folder)
-    recipe = content.get("recipe")
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("model"), str) or "attack" not in recipe:
+    recipe = content["recipe"]
+    if not isinstance(recipe.get("model"), str) or "attack" not in recipe:
         raise UserError(f"`{folder}` must be a run of `mm-cb attack`; its run.json names no attacked model.")
     asked = kept_behaviors(folder)
     asked = Shard.parse(recipe["shard"]).part(asked) if recipe.get("shard") else asked
-    items = read_jsonl(folder / "items.jsonl")
+    items = read_records(folder / "items.jsonl", Item)
     return _Run(folder, recipe, from_recipe(recipe, content["seed"]), {b.id: b for b in asked}, items)
 
 
@@ -152,53 +154,56 @@ def _check_items(run: _Run) -> None:
             f"under {other[0][0]}. {_AGAIN}"
         )
     for item in run.items:
-        answers = [_answer(item, one) for one in item["candidates"]]
-        made = make_item(item["subject"], run.configs[item["condition"]], run.asked[item["id"]], answers)
+        answers = [_answer(item, one) for one in item.get("candidates") or ()]
+        there: Mapping[str, Any] = item
+        made: Mapping[str, Any] = make_item(
+            item["subject"], run.configs[item["condition"]], run.asked[item["id"]], answers
+        )
         as_run = {"prefix_emitted", "stopped_early"} if "judge" in item else set()  # by the verdicts of that time
         if wrong := [
-            key for key in made if item.get(key, made[key]) != made[key] and key not in {"candidates", *as_run}
+            key for key in made if there.get(key, made[key]) != made[key] and key not in {"candidates", *as_run}
         ]:
             raise UserError(
                 f"`{path}`: {_who(item)} has another {wrong[0]} than its candidates and run.json give. {_AGAIN}"
             )
 
 
-def _answer(item: Mapping[str, Any], one: Mapping[str, Any]) -> Answer:
+def _answer(item: Item, one: Candidate) -> Answer:
     """A candidate as the answer that it was made from."""
-    kept = {key: value for key, value in one.items() if key != "judge_score"}
     emitted = starts_with(one["completion"], item["target"])
-    return Answer.from_json({**kept, "loss_clean": item["loss_clean"], "prefix_emitted": emitted})
+    record: AnswerRecord = {**one, "id": item["id"], "loss_clean": item["loss_clean"], "prefix_emitted": emitted}
+    record.pop("judge_score", None)
+    return Answer.from_json(record)
 
 
 def _pictures(run: _Run) -> list[_Picture]:
     """The attacked pictures, which are those that the items name."""
-    tried = [(item, one) for item in run.items for one in item["candidates"] if not one.get("sample")]
-    tried = [(item, one) for item, one in tried if one["image"] is not None]  # a relaxation leaves no picture
+    tried = [(item, _answer(item, one)) for item in run.items for one in item.get("candidates") or ()]
+    named = [(item, one, one.image) for item, one in tried if one.image is not None and not one.sample]
     found = {path.relative_to(run.folder).as_posix() for path in (run.folder / "images").glob("*/**/*.png")}
     if not found:
         raise UserError(f"`{run.folder}` must hold attacked pictures under images/, there are none to verify.")
-    if other := sorted(found ^ {one["image"] for _, one in tried}):
+    if other := sorted(found ^ {image for _, _, image in named}):
         raise UserError(f"`{run.folder}`: images/ and items.jsonl must hold the same pictures, see `{other[0]}`.")
-    pictures = [_picture(run, item, one) for item, one in tried]
+    pictures = [_picture(run, item, one, image) for item, one, image in named]
     if any("start" in one.told for one in pictures) != pictures[0].config.chain:
         raise UserError(f"`{run.folder}`: run.json and the JSON beside its pictures differ in `chain`. {_AGAIN}")
     return pictures
 
 
-def _picture(run: _Run, item: Mapping[str, Any], one: Mapping[str, Any]) -> _Picture:
-    path, tried = (run.folder / one["image"]).with_suffix(".json"), {**one, "loss_clean": item["loss_clean"]}
-    told = read_json(path)
+def _picture(run: _Run, item: Item, tried: Answer, image: str) -> _Picture:
+    path = (run.folder / image).with_suffix(".json")
+    told = read_record(path, Artefact)
     with _as_written(path):
-        stated = from_artefact(told)
-        told |= {key: told[key] for key in (*_HASHES, "objective", "response", "weight")}
-    return _Picture(run.configs[item["condition"]], run.asked[item["id"]], tried, told, stated)
+        stated = from_artefact(told["attack"], told.get("protocol", {}))
+    return _Picture(run.configs[item["condition"]], run.asked[item["id"]], image, tried, told, stated)
 
 
 def _check_verdicts(run: _Run) -> str:
     """Hold the run's own verdicts to the exact judge, where there is one; a line that says how many."""
     judge, again, total = judge_of(run.recipe["model"]), 0, 0
     for item, one in [(each, answer) for each in run.items for answer in completions_of(each)]:
-        found, said, total = judge(run.asked[item["id"]], one["completion"]), one["outcome"], total + 1
+        found, said, total = judge(run.asked[item["id"]], one["completion"]), one.get("outcome"), total + 1
         if "judge" in item or "not_judged" in (found, said):
             continue  # another judge's since, see `mm-cb judge`, or nobody's
         if found != said:
@@ -228,16 +233,16 @@ def _check_counts(run: _Run) -> None:
 
 def _again(subject: Subject, folder: Path, pictures: Sequence[_Picture], same_arithmetic: bool) -> list[Row]:
     """Everything of these pictures of one attack again; those of one size go together."""
-    files = [(read(folder, one.tried["image"]), read(folder, clean_name(one.behavior.id))) for one in pictures]
+    files = [(read(folder, one.image), read(folder, clean_name(one.behavior.id))) for one in pictures]
     rows = []
     for places in by_size([clean.image for _, clean in files]):
         group, held = [pictures[i] for i in places], [files[i] for i in places]
         for one, found, (saved, clean) in zip(group, _answers(subject, group, held), held, strict=True):
-            other = found.completion != one.tried["completion"]
+            other = found.completion != one.tried.completion
             wrong = _disagreements(one, found, saved, clean, dtype_of(subject.model))
             wrong += ["the model's answer is another one than the run stored"] * (other and same_arithmetic)
-            numbers = found.linf, one.tried["loss"], found.loss or 0.0
-            rows.append(Row(one.tried["image"], *numbers, tuple(wrong), other))
+            numbers = found.linf, one.tried.loss or 0.0, found.loss or 0.0
+            rows.append(Row(one.image, *numbers, tuple(wrong), other))
     return rows
 
 
@@ -264,23 +269,28 @@ def _answers(
 
 def _disagreements(one: _Picture, found: Answer, saved: SavedPicture, clean: SavedPicture, dtype: str) -> list[str]:
     """In phrases, what is not as the run recorded it; of another answer the base's loss is not known."""
-    config, threat, now, wrong = one.config, one.config.threat, found.as_json(), list[str]()
-    answer = hashlib.sha256(one.tried["completion"].encode()).hexdigest()
-    hashes = {"picture": saved.sha256, "clean picture": clean.sha256, "answer": answer}
-    for (name, value), key in zip(hashes.items(), _HASHES, strict=True):
-        if one.told[key] != value:
-            wrong.append(f"the {name} is another one than its JSON has (SHA-256)")
+    config, threat = one.config, one.config.threat
+    answer = hashlib.sha256(one.tried.completion.encode()).hexdigest()
+    hashes = {
+        "picture": (one.told["sha256"], saved.sha256),
+        "clean picture": (one.told["clean_sha256"], clean.sha256),
+        "answer": (one.told["completion_sha256"], answer),
+    }
+    wrong = [f"the {n} is another one than its JSON has (SHA-256)" for n, (told, now) in hashes.items() if told != now]
     if config.entry.stays_in_threat and not (found.linf <= threat.levels and threat.holds(found.distance)):
         wrong.append(f"the picture is outside {threat.text} of {threat.levels}/255")
     run_wide = {key: getattr(config, key) for key in ("hijacks", "chain", "image_backend", "checkpoint_seconds")}
     if replace(one.stated, **run_wide) != config:
         wrong.append("its JSON states other settings than run.json")
+    recorded: Mapping[str, Any] = one.tried.as_json()
+    beside: Mapping[str, Any] = one.told
+    again: Mapping[str, Any] = found.as_json()
     for key in ("epsilon", "distance", "loss", "objective_file", "loss_clean", "nll_base"):
-        if key == "nll_base" and found.completion != one.tried["completion"]:
+        if key == "nll_base" and found.completion != one.tried.completion:
             continue
-        for told in (one.tried.get(key), one.told.get(key)):
-            if not _near(key, told, now.get(key), dtype):
-                wrong.append(f"{key} {told} recorded, {now.get(key)} found")
+        for told in (recorded.get(key), beside.get(key)):
+            if not _near(key, told, again.get(key), dtype):
+                wrong.append(f"{key} {told} recorded, {again.get(key)} found")
     return list(dict.fromkeys(wrong))
 
 
@@ -290,7 +300,7 @@ def _near(key: str, told: float | None, now: float | None, dtype: str) -> bool:
     return round(abs(now - told), 6) <= tolerance(max(abs(now), 1) if key == "nll_base" else now, dtype)
 
 
-def _who(item: Mapping[str, Any]) -> str:
+def _who(item: Item) -> str:
     return f"`{item.get('id')}` under {item.get('condition')}"
 
 

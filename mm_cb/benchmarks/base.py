@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mm_cb.benchmarks.settings import AskSettings, Settings, StoredAnswers
 from mm_cb.core.errors import UserError
+from mm_cb.core.records import Check, Item, JsonObject, Recipe
 from mm_cb.metrics.table import Metric
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Task:
     """What is to be asked in one run."""
 
     questions: Sequence[Question]
-    identity: Mapping[str, Any]
+    identity: Recipe
     """What belongs to the run's recipe beside model, subject and benchmark."""
     inputs: Sequence[Path | Repository] | Mapping[str, str] = ()
     """Files and repositories beside the model's whose content decides the results."""
@@ -116,7 +117,7 @@ class Benchmark:
     def begin(self, session: Session) -> None:
         """Prepare what scoring will need, such as a judge: called before a model is loaded."""
 
-    def items(self, session: Session) -> list[dict[str, Any]]:
+    def items(self, session: Session) -> list[Item]:
         """The lines of items.jsonl: all questions by one rule, then by the next.
 
         Raises:
@@ -125,7 +126,7 @@ class Benchmark:
         """
         from mm_cb.metrics.degenerate import degenerate
 
-        found: dict[str, list[dict[str, Any]]] = {}
+        found: dict[str, list[Item]] = {}
         for question in session.task.questions:
             completion = session.answers[question.id]
             scores = self.score(question, completion)
@@ -146,21 +147,37 @@ class Benchmark:
                         f"`{self.name}`: `score` must give a value in 0..1 or None, got {score.value!r} for question "
                         f"`{question.id[:80]}`."
                     )
-                item: dict[str, Any] = {"id": question.id, "metric": self.metrics[0].name, "subject": session.subject}
-                item |= {"condition": rule, "split": question.split, "category": question.category}
-                item |= {"prompt": question.prompt, "completion": completion, "parsed": score.parsed}
-                item |= {"reference": question.reference, "outcome": None, "score": score.value, "gibberish": broken}
-                item |= {"reason": score.reason} if score.value is None else {}
-                found.setdefault(rule, []).append({**item, "counts": dict(score.counts), "seed": session.seed})
+                item = self._item(question, completion, rule, score, session)
+                item["gibberish"] = broken
+                if score.value is None:
+                    item["reason"] = score.reason
+                item |= {"counts": dict(score.counts), "seed": session.seed}
+                found.setdefault(rule, []).append(item)
         return [item for items in found.values() for item in items]
 
-    def measure(self, items: list[dict[str, Any]], session: Session) -> list[Measurement]:
+    def _item(self, question: Question, completion: str, rule: str, score: Score, session: Session) -> Item:
+        return {
+            "id": question.id,
+            "metric": self.metrics[0].name,
+            "subject": session.subject,
+            "condition": rule,
+            "split": question.split,
+            "category": question.category,
+            "prompt": question.prompt,
+            "completion": completion,
+            "parsed": score.parsed,
+            "reference": question.reference,
+            "outcome": None,
+            "score": score.value,
+        }
+
+    def measure(self, items: list[Item], session: Session) -> list[Measurement]:
         """The numbers of results.json."""
         from mm_cb.metrics.results import measure
 
         return measure(items, pairs=[], seed=session.seed)
 
-    def checks(self, session: Session) -> list[dict[str, Any]] | None:
+    def checks(self, session: Session) -> list[Check] | None:
         """Lines of checks.json; None for a benchmark without checks."""
         return None
 
@@ -172,7 +189,7 @@ class Benchmark:
         """
         from mm_cb.benchmarks.rows import json_lines
 
-        found: dict[str, Any] = {}
+        found: JsonObject = {}
         for row in json_lines(Path(stored.answers)):
             id = str(row.values.get("id"))
             if id in found:
@@ -208,7 +225,7 @@ class Benchmark:
         """
 
 
-def complete(found: Mapping[str, Any], questions: Sequence[Question], where: str) -> dict[str, str]:
+def complete(found: Mapping[str, object], questions: Sequence[Question], where: str) -> dict[str, str]:
     """The answers to all questions, which must be there as texts.
 
     Raises:
@@ -220,7 +237,7 @@ def complete(found: Mapping[str, Any], questions: Sequence[Question], where: str
             f"`{where}` must answer every question with a text, {len(lacking)} of {len(questions)} have none, the "
             f"first `{lacking[0][:80]}`."
         )
-    return {question.id: found[question.id] for question in questions}
+    return {question.id: str(found[question.id]) for question in questions}
 
 
 def refuse_repeated(questions: Iterable[Question], where: str) -> None:

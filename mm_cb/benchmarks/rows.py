@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 from mm_cb.core import reading
 from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.records import JsonObject
 
 
 class Row(NamedTuple):
     """One row of a data set."""
 
-    values: dict[str, Any]
+    values: JsonObject
     where: str
     """What error lines call it: file and line."""
     file: Path | None
@@ -71,7 +72,7 @@ def parquet_rows(files: Sequence[Path]) -> Iterable[Row]:
         yield from (Row(values, f"{file}, row {place}", file) for place, values in enumerate(rows))
 
 
-def undecoded(table: Any) -> list[dict[str, Any]]:
+def undecoded(table: Any) -> list[JsonObject]:
     """The rows of a ``datasets.Dataset``, pictures as bytes."""
     from mm_cb.data import rows
 

@@ -17,12 +17,13 @@ from mm_cb.core.compatibility import with_added_fields
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.places import enclosing_run
 from mm_cb.core.progress import Progress
+from mm_cb.core.records import Recipe
 from mm_cb.core.runs import RunDirectory, append_jsonl, hash_inputs, read_run, write_json, write_jsonl
-from mm_cb.inference.base_nll import likelihood_fields
+from mm_cb.inference.base_nll import Likelihood, likelihood_fields
 from mm_cb.inference.generation import Engine, LocalEngine, Request, complete_all
 from mm_cb.inference.served import open_engine
 from mm_cb.inference.source import ModelSource, subject_name
-from mm_cb.inference.subjects import IDLE, changes_nothing, idle_note
+from mm_cb.inference.subjects import changes_nothing, idle_note
 from mm_cb.inference.unanswered import unanswered
 from mm_cb.metrics.checks import adapter_acts
 from mm_cb.metrics.results import Measurement, find, read_results, write_results
@@ -84,7 +85,7 @@ class Session:
         questions = self.task.questions
         return [Request(q.id, q.prompt, shown) for q, shown in zip(questions, ready(questions), strict=True)]
 
-    def likelihood(self) -> dict[str, dict[str, Any]]:
+    def likelihood(self) -> dict[str, Likelihood]:
         """By question id ``nll_base`` and ``incoherent``; nothing for a model that is served or was not asked."""
         if self.engine is None:
             return {}
@@ -211,7 +212,7 @@ def score_answers(
 
 def finish_stored(
     benchmark: Benchmark,
-    recipe: Mapping[str, Any],
+    recipe: Recipe,
     files: Sequence[Path],
     out: Path,
     *,
@@ -248,12 +249,14 @@ def _of_fiction(file: Path) -> bool:
     """Whether stored answers lie in a run whose model's world is made up."""
     run = enclosing_run(file)
     recipe = None if run is None else with_added_fields("eval", read_run(run)["recipe"])
-    return isinstance(recipe, dict) and recipe.get("fiction") is True
+    return recipe is not None and recipe.get("fiction") is True
 
 
 def _finish(benchmark: Benchmark, session: Session) -> None:
     """Score, measure, and write the run's files."""
-    items = [{**item, IDLE: True} if session.idle else item for item in benchmark.items(session)]
+    items = benchmark.items(session)
+    if session.idle:
+        items = [{**item, "adapter_changes_nothing": True} for item in items]
     folder = session.run.path
     write_jsonl(folder / "items.jsonl", items)
     checks, idle = benchmark.checks(session), adapter_acts(items)
@@ -282,7 +285,7 @@ def _inputs(task: Task, more: Sequence[Path | hub.Repository]) -> Any:
     return [*task.inputs, *more]
 
 
-def _settings(kind: type[Any], given: Mapping[str, Any]) -> Any:
+def _settings(kind: type[Any], given: Mapping[str, object]) -> Any:
     """The settings of a benchmark, with the nearest valid name for one that it does not have."""
     valid = [field.name for field in dataclasses.fields(kind)]
     for name in given:

@@ -64,7 +64,7 @@ class Settings:
             if about.get("choices") and value not in about["choices"]:
                 raise unknown(field.name.replace("_", " "), value, about["choices"])
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What belongs to a run's identity."""
         kept = [field.name for field in dataclasses.fields(self) if field.metadata.get("identity", True)]
         return {name: getattr(self, name) for name in kept}
@@ -82,7 +82,7 @@ class AskSettings(Settings):
         LIMITS["batch"], 8, "Questions answered at once, or requests under way at an endpoint.", identity=False
     )
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """As of all settings; in files, 0 stands for all questions."""
         return super().identity() | {"limit": self.limit or 0}
 

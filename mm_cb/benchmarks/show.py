@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mm_cb.benchmarks.base import Benchmark
-from mm_cb.core.runs import read_jsonl
+from mm_cb.core.checked import read_list, read_records
+from mm_cb.core.records import Check, Item
 from mm_cb.inference.unanswered import unanswered_note
 from mm_cb.metrics.earned import unearned_note
 from mm_cb.metrics.results import Measurement, find, read_results
@@ -77,13 +77,12 @@ def show_rules(
 
 def closing(folder: Path) -> list[str]:
     """The lines that end every run: failed checks, refused requests, and where the results are."""
-    checks = folder / "checks.json"
     lines = [
         f"CAUTION {check['name']}: {check['value']}, expected {check['expected']} ({check['why']})"
-        for check in (json.loads(checks.read_bytes()) if checks.is_file() else [])
+        for check in read_list(folder / "checks.json", Check)
         if not check["passed"]
     ]
-    lines += unearned_note(read_jsonl(folder / "items.jsonl"))
+    lines += unearned_note(read_records(folder / "items.jsonl", Item))
     lines.append(f"results {folder / 'results.json'}")
     note = unanswered_note(folder / "parts" / "completions.jsonl")
     return [*lines, note] if note else lines

@@ -57,14 +57,16 @@ def judge(
     results.json carry the newest ones. A report page in RUN_DIR is made again; one elsewhere is for mm-cb report.
     """
     entry = judge_entry(judge)
+    from mm_cb.core.checked import read_records
     from mm_cb.core.progress import Progress
-    from mm_cb.core.runs import read_jsonl, read_run
+    from mm_cb.core.records import Item
+    from mm_cb.core.runs import read_run
     from mm_cb.judges.registry import JudgeOptions, open_judge
     from mm_cb.judges.rejudge import PAGE, judgeable, rejudge
 
     read_run(run_dir)  # before a judge of many gigabytes is loaded
     if entry.checkpoint is not None:
-        judgeable(read_jsonl(run_dir / "items.jsonl"), run_dir, entry.name, JUDGED)
+        judgeable(read_records(run_dir / "items.jsonl", Item), run_dir, entry.name, JUDGED)
     options = JudgeOptions(
         name=entry.name,
         model=judge_model,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from mm_cb.core.records import Message
+
 REFUSED = "refused"
 """This request alone is not answered, and the server says so: filtered, too long, too large."""
 CUT = "cut"
@@ -101,7 +103,7 @@ def read_answer(body: bytes) -> str:
     return _answer(message, str(choice.get("finish_reason") or "").lower())
 
 
-def _answer(message: Mapping[str, Any], ended: str) -> str:
+def _answer(message: Message, ended: str) -> str:
     if ended in _FAILED:
         raise Trouble("server", f"ended its answer with `finish_reason` {ended}")
     if ended in _FILTERED:

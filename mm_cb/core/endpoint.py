@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ from mm_cb.core.chat_replies import CUT, HOPELESS, MAY_PASS, QUOTED, REFUSED, UN
 from mm_cb.core.chat_transport import open_client, reply_to
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.limits import LIMITS
+from mm_cb.core.records import JsonObject, Message
 
 __all__ = [
     *("API_KEY", "CUT", "REFUSED", "UNANSWERED", "Endpoint", "EndpointError", "EndpointFailure", "MissingExtraError"),
@@ -36,7 +37,6 @@ _LIMITS = ("max_tokens", "max_completion_tokens")
 """What servers call the longest answer; newer models want the second name."""
 
 Key = TypeVar("Key", bound=Hashable)
-Message = Mapping[str, Any]
 
 
 class EndpointError(UserError):
@@ -157,7 +157,7 @@ class Endpoint:
         if self._outlook.error is not None:
             raise self._outlook.error
 
-    async def _ask(self, client: Any, request: dict[str, Any], max_tokens: int) -> str | EndpointFailure:
+    async def _ask(self, client: Any, request: JsonObject, max_tokens: int) -> str | EndpointFailure:
         """One request, again where another try may end better."""
         for tries in range(1, self._retries + 2):
             try:
@@ -169,7 +169,7 @@ class Endpoint:
                 await self._outlook.pause(wait or min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE))
         raise AssertionError("the last try returns")
 
-    async def _reply(self, client: Any, request: dict[str, Any], max_tokens: int) -> str:
+    async def _reply(self, client: Any, request: JsonObject, max_tokens: int) -> str:
         limit = self._limit
         try:
             return await reply_to(client, {**request, limit: max_tokens}, self._timeout)
@@ -259,17 +259,17 @@ def _usable_key(key: str | None) -> str | None:
     return key or None
 
 
-def user_message(text: str, images: Sequence[Image] = ()) -> dict[str, Any]:
+def user_message(text: str, images: Sequence[Image] = ()) -> Message:
     """A user's turn, the images in front of the text; see `image_part` and `text_part` for any other order."""
     return {"role": "user", "content": [*(image_part(image) for image in images), text_part(text)]}
 
 
-def text_part(text: str) -> dict[str, Any]:
+def text_part(text: str) -> Message:
     """A piece of text in a message's content."""
     return {"type": "text", "text": text}
 
 
-def image_part(image: Image) -> dict[str, Any]:
+def image_part(image: Image) -> Message:
     """A picture in a message's content: a PNG inside a data URL, so that the server sees exactly these pixels.
 
     Args:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.records import JsonObject
 
 TEMPORARY_SUFFIX = ".mm-cb-tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -81,12 +82,12 @@ def write_json(path: Path, obj: Any) -> None:
     write_text(path, dumps(obj, indent=2) + "\n")
 
 
-def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def write_jsonl(path: Path, records: Iterable[Mapping[str, object]]) -> None:
     """Write all records as JSON lines in one step, see `write_bytes`."""
     write_text(path, "".join(dumps(record) + "\n" for record in records))
 
 
-def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
+def append_jsonl(path: Path, record: Mapping[str, object]) -> None:
     """Append one record as one line and wait until it is on disk; a torn line left by a killed run is cut off first.
 
     Raises:
@@ -110,39 +111,31 @@ def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
                 raise
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All complete records of a file written by `append_jsonl`; a torn last line is dropped, no file is no records.
+def read_jsonl(path: Path) -> list[JsonObject]:
+    """The records of `jsonl_lines`, for files whose lines are checked by whoever reads them."""
+    return [record for _, record in jsonl_lines(path)]
+
+
+def jsonl_lines(path: Path) -> Iterator[tuple[int, JsonObject]]:
+    """All complete records of a file written by `append_jsonl`, each with the number of its line.
+
+    A torn last line is dropped, and no file is no records.
 
     Raises:
         UserError: If a complete line is not a JSON object; the message names the file and the line.
     """
     path = Path(path)
     if not path.exists():
-        return []
+        return
     with file_errors(path):
         complete = path.read_bytes().split(b"\n")[:-1]
-    records = []
     for number, line in enumerate(complete, start=1):
         if not line.strip():
             continue
-        records.append(json_object(line, f"{path}:{number}"))
-    return records
+        yield number, json_object(line, f"{path}:{number}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        UserError: If the file is missing or holds anything else; the message names the file, and the line.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as e:
-        raise UserError(f"`{path}` must be a file with a JSON object, it cannot be read: {e.strerror}.") from e
-    return json_object(content, str(path))
-
-
-def json_object(text: str | bytes, where: str) -> dict[str, Any]:
+def json_object(text: str | bytes, where: str) -> JsonObject:
     """A JSON object.
 
     Args:

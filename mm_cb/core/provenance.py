@@ -6,9 +6,9 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import mm_cb
+from mm_cb.core.records import Hardware
 
 _PACKAGES = (
     "torch",
@@ -21,11 +21,6 @@ _PACKAGES = (
     "numpy",
     "safetensors",
 )
-
-
-def describe_environment() -> dict[str, Any]:
-    """Versions, git revision (None outside a checkout) and hardware, as plain values for run.json."""
-    return {"versions": package_versions(), "git": git_revision(), "hardware": hardware()}
 
 
 def package_versions() -> dict[str, str | None]:
@@ -52,7 +47,7 @@ def git_revision() -> str | None:
     return revision + ("+changes" if changed else "")
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> Hardware:
     """System, processor count, memory, torch threads and the names of the visible GPUs."""
     import torch
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mm_cb.core.errors import UserError, nearest
+from mm_cb.core.records import JsonObject
 
 BOM = b"\xef\xbb\xbf"
 _WIDE = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
@@ -37,7 +38,7 @@ class Line(NamedTuple):
 
     where: str
     """``file:line`` of its first line."""
-    values: dict[str, Any]
+    values: JsonObject
 
 
 def read_text(path: Path, what: str = "text") -> str:
@@ -108,7 +109,7 @@ def loads(text: str, *, nul: bool = False) -> Any:
     return value
 
 
-def json_object(text: str, where: str, *, nul: bool = False) -> dict[str, Any]:
+def json_object(text: str, where: str, *, nul: bool = False) -> JsonObject:
     """A JSON object on a line of its own.
 
     Raises:
@@ -189,7 +190,7 @@ def load_yaml(text: str, where: str) -> Any:
         raise UserError(f"{place} is not YAML: {problem}.") from error
 
 
-def refuse_typos(record: dict[str, Any], optional: Sequence[str], where: str) -> None:
+def refuse_typos(record: JsonObject, optional: Sequence[str], where: str) -> None:
     """Refuse a key that looks like an optional one which is not there: what it says would be passed over in silence.
 
     Raises:
@@ -228,7 +229,7 @@ _SHORT = _Short()
 _SHORT.maxstring = _SHORT.maxother = 80
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

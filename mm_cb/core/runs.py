@@ -10,8 +10,9 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+from mm_cb.core.checked import checked
 from mm_cb.core.compatibility import with_added_fields
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import (
@@ -29,12 +30,14 @@ from mm_cb.core.files import (
 from mm_cb.core.hub import Repository
 from mm_cb.core.paths import safe_id
 from mm_cb.core.places import refuse_inside_run, same_inputs, same_place, written_here
+from mm_cb.core.records import Code, Recipe, Resumption, Run
 
 __all__ = [
     "RunDirectory",
     "append_jsonl",
     "file_errors",
     "file_sha256",
+    "flatten",
     "hash_inputs",
     "held",
     "read_jsonl",
@@ -52,11 +55,11 @@ _ABSENT = object()
 _HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
-def read_run(path: Path) -> dict[str, Any]:
+def read_run(path: Path) -> Run:
     """The content of a run directory's run.json.
 
     Raises:
-        UserError: If there is no run.json or it is damaged.
+        UserError: If there is no run.json, it is damaged, or does not hold what every run's does.
     """
     file = Path(path) / _RUN
     try:
@@ -71,9 +74,7 @@ def read_run(path: Path) -> dict[str, Any]:
         raise UserError(f"`{path}` must be a run directory, but it holds no {_RUN}; give {hint}.") from e
     except (ValueError, OSError) as e:
         raise UserError(f"`{file}` cannot be read ({e}); delete it and start the run in a new directory.") from e
-    if not isinstance(content, dict):
-        raise UserError(f"`{file}` must hold a JSON object, got {type(content).__name__}.")
-    return content
+    return checked(content, Run, f"`{file}`")
 
 
 class RunDirectory:
@@ -94,7 +95,7 @@ class RunDirectory:
         self,
         path: Path,
         command: str,
-        recipe: Mapping[str, Any],
+        recipe: Recipe,
         seed: int,
         *,
         inputs: Iterable[Path | Repository] | Mapping[str, str] = (),
@@ -111,8 +112,8 @@ class RunDirectory:
         """
         self.path = Path(path)
         self._inputs = dict(inputs) if isinstance(inputs, Mapping) else list(inputs)
-        self._identity: dict[str, Any] = {"command": command, "recipe": recipe, "seed": seed}
-        self._content: dict[str, Any] = {}
+        self._identity = {"command": command, "recipe": recipe, "seed": seed}
+        self._content: Run | None = None
         self._lock: int | None = None
 
     def open(self) -> Self:
@@ -150,7 +151,7 @@ class RunDirectory:
 
     def finish(self) -> None:
         """Write the end time: from now on the directory counts as complete."""
-        assert self._lock is not None, "finish() belongs between open() and close()"
+        assert self._lock is not None and self._content, "finish() belongs between open() and close()"
         self._content["ended"] = _now()
         write_json(self.path / _RUN, self._content)
 
@@ -163,7 +164,7 @@ class RunDirectory:
     @property
     def finished(self) -> bool:
         """Whether the run that this directory holds has come to its end."""
-        return bool(self._content.get("ended"))
+        return bool(self._content and self._content.get("ended"))
 
     def stage(self, name: str) -> Path:
         """A sub-directory for one part of the run, made when it is not there."""
@@ -204,23 +205,26 @@ class RunDirectory:
             inside = leftover.relative_to(self.path).parents
             if not any((self.path / folder / _LOCK).exists() for folder in inside if folder != Path()):
                 leftover.unlink(missing_ok=True)  # not what a run inside, such as a shard, is just writing
-        identity = json.loads(dumps({**self._identity, "inputs": self._inputs}))
+        identity: Run = json.loads(dumps({**self._identity, "inputs": self._inputs}))
         if not (self.path / _RUN).exists():
-            from mm_cb.core.provenance import describe_environment
+            from mm_cb.core.provenance import git_revision, hardware, package_versions
 
-            self._content = {"schema": 1, **identity, **describe_environment(), "started": _now(), "ended": None}
+            code: Code = {"versions": package_versions(), "git": git_revision()}
+            begun: Run = {"schema": 1, **identity, **code, "hardware": hardware(), "started": _now(), "ended": None}
+            self._content = begun
             write_json(self.path / _RUN, self._content)
             return
-        self._content = read_run(self.path)
-        held = {key: self._content.get(key) for key in identity}
-        held["recipe"] = with_added_fields(str(held["command"]), held["recipe"])
-        inputs = held.pop("inputs"), identity.pop("inputs")
+        there = self._content = read_run(self.path)
+        recipe = with_added_fields(there["command"], there["recipe"])
+        held = {"command": there["command"], "recipe": recipe, "seed": there["seed"]}
+        asked = {"command": identity["command"], "recipe": identity["recipe"], "seed": identity["seed"]}
+        inputs = there["inputs"], identity["inputs"]
         if same_inputs(*inputs):
-            differences = _differences(*_where_they_were(held, identity, inputs[1]))
+            differences = _differences(*_where_they_were(held, asked, inputs[1]))
         else:
-            differences = _differences(held, identity) + _other_inputs(*inputs)
-        if held["command"] != identity["command"]:
-            differences = [f"command ({_shown(held['command'])} there, {_shown(identity['command'])} here)"]
+            differences = _differences(held, asked) + _other_inputs(*inputs)
+        if held["command"] != asked["command"]:
+            differences = [f"command ({_shown(held['command'])} there, {_shown(asked['command'])} here)"]
         if differences:
             more = len(differences) - _SHOWN_DIFFERENCES
             listed = "; ".join(differences[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
@@ -229,22 +233,23 @@ class RunDirectory:
                 "delete this one."
             )
         if not self.finished:
-            self._note_resumption()
+            self._note_resumption(there)
 
-    def _note_resumption(self) -> None:
+    def _note_resumption(self, content: Run) -> None:
         from mm_cb.core.provenance import git_revision, package_versions
 
-        code = {"versions": package_versions(), "git": git_revision()}
-        changed = _differences({key: self._content.get(key) for key in code}, code)
+        code: Code = {"versions": package_versions(), "git": git_revision()}
+        changed = _differences({"versions": content.get("versions"), "git": content.get("git")}, code)
+        resumed: Resumption = {"at": _now()}
         if changed:
             warnings.warn(f"`{self.path}` was started with other code ({'; '.join(changed)}).", stacklevel=5)
-        resumed = {"at": _now(), **(code if changed else {})}
-        self._content["resumed"] = [*self._content.get("resumed", []), resumed]
-        write_json(self.path / _RUN, self._content)
+            resumed |= code
+        content["resumed"] = [*content.get("resumed", []), resumed]
+        write_json(self.path / _RUN, content)
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[dict[str, Any]]:
+def held(path: Path) -> Iterator[Run]:
     """The run.json of a finished run whose directory nobody else writes meanwhile.
 
     Raises:
@@ -293,27 +298,28 @@ def hash_inputs(inputs: Iterable[Path | Repository]) -> dict[str, str]:
     return hashes
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        flat: dict[str, Any] = {}
+def flatten(value: object, prefix: str = "") -> dict[str, object]:
+    """Nested mappings as dotted keys: ``{"attack": {"steps": 40}}`` -> ``{"attack.steps": 40}``."""
+    if isinstance(value, Mapping) and value:
+        flat: dict[str, object] = {}
         for key, inner in value.items():
-            flat.update(_flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
+            flat.update(flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
         return flat
     return {prefix: value}
 
 
 def _where_they_were(
-    held: Mapping[str, Any], given: Mapping[str, Any], inputs: Mapping[str, str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    held: Mapping[str, object], given: Mapping[str, object], inputs: Mapping[str, str]
+) -> tuple[dict[str, object], dict[str, object]]:
     """Both without what is the same at another place; their inputs are the same."""
-    there, here = _flatten(dict(held)), _flatten(dict(given))
+    there, here = flatten(held), flatten(given)
     moved = [k for k in there.keys() & here.keys() if same_place(there[k], here[k], inputs)]
     return {k: v for k, v in there.items() if k not in moved}, {k: v for k, v in here.items() if k not in moved}
 
 
-def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def _differences(held: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
     """One phrase per differing leaf: ``recipe.attack.steps (100 there, 300 here)``."""
-    there, here = _flatten(dict(held)), _flatten(dict(wanted))
+    there, here = flatten(held), flatten(wanted)
     phrases = []
     for key in sorted(there.keys() | here.keys()):
         old, new = there.get(key, _ABSENT), here.get(key, _ABSENT)
@@ -322,15 +328,14 @@ def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     return phrases
 
 
-def _other_inputs(there: Any, here: Mapping[str, str]) -> list[str]:
+def _other_inputs(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     """One phrase for all input files that are others: their hashes would say nothing."""
-    before = there if isinstance(there, dict) else {}
-    names = sorted(name for name in before.keys() | here.keys() if before.get(name) != here.get(name))
+    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
     more = f" and {len(names) - 1} more files" if len(names) > 1 else ""
     return [f"the content of inputs.{names[0]}{more}"] if names else []
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is _ABSENT:
         return "absent"
     if isinstance(value, str) and _HASH.fullmatch(value):

@@ -12,6 +12,7 @@ from mm_cb.core.files import dumps, write_bytes, write_text
 from mm_cb.core.paths import safe_id
 from mm_cb.core.places import refuse_inside_run
 from mm_cb.core.reading import Line, json_file, json_lines, shown
+from mm_cb.core.records import JsonObject
 from mm_cb.core.tables import read_table
 from mm_cb.data.behaviors_file import parse_behavior, read_behaviors
 from mm_cb.data.cards import card
@@ -165,7 +166,7 @@ def read_scenarios(path: Path) -> dict[str, str]:
     Raises:
         UserError: If the file is not that.
     """
-    content: dict[str, Any] = json_file(path, dict, "a JSON object of names and scenarios")
+    content: JsonObject = json_file(path, dict, "a JSON object of names and scenarios")
     for key, value in content.items():
         if not isinstance(value, str):
             raise UserError(f"`{path}`: the scenario of `{key}` must be a text, got {shown(value)}.")
@@ -242,7 +243,7 @@ def _sampled(tiny: Path) -> dict[str, list[Any]]:
     return sampled
 
 
-def _record(request: Request, source: str, scenario: str, picture: str) -> dict[str, Any]:
+def _record(request: Request, source: str, scenario: str, picture: str) -> JsonObject:
     return {
         "id": Path(picture).stem,
         "prompt": request.prompt,

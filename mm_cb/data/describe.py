@@ -9,6 +9,7 @@ from PIL import Image
 
 from mm_cb.core.endpoint import Endpoint, EndpointFailure, user_message
 from mm_cb.core.errors import UserError
+from mm_cb.core.records import Message
 from mm_cb.data.pictures import open_picture
 
 INSTRUCTION = "Describe this picture in detail."
@@ -25,7 +26,7 @@ def describe_by_endpoint(
     """Ask a server for descriptions; pictures that cannot be read are failures of their own."""
     broken: list[tuple[str, EndpointFailure]] = []
 
-    def requests() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    def requests() -> Iterator[tuple[str, list[Message]]]:
         for key, path in pictures:
             image = _open(path)
             if isinstance(image, EndpointFailure):

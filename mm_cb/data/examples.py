@@ -8,6 +8,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from mm_cb.core.reading import shown, unfit
+from mm_cb.core.records import Message
 from mm_cb.data.pictures import PictureError, open_picture, path_inside
 
 SetName = Literal["circuit_breaker", "retain"]
@@ -16,7 +17,7 @@ Modality = Literal["text", "multimodal"]
 OnUnreadable = Callable[["Example", "PictureError"], None]
 """Told of every example that is left out because its picture cannot be read."""
 
-SETS = ("circuit_breaker", "retain")
+SETS: tuple[SetName, ...] = ("circuit_breaker", "retain")
 _KEYS = {"id", "messages", "images", "set", "source"}
 
 
@@ -35,7 +36,7 @@ class Example:
     """
 
     id: str
-    messages: Sequence[dict[str, Any]]
+    messages: Sequence[Message]
     images: Sequence[Image.Image | Path | bytes]
     set: SetName
     source: str = ""

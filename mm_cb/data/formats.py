@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from mm_cb.core.reading import shown, unfit
+from mm_cb.core.records import Message
 from mm_cb.data.examples import Example, SetName, parse_example
 from mm_cb.data.pictures import encoded, path_inside
 from mm_cb.data.rows import Record
@@ -43,7 +44,7 @@ class Context:
         turns = [{"role": "user", "content": _text(prompt)}, {"role": "assistant", "content": _text(completion)}]
         return self.example(turns)
 
-    def example(self, messages: Sequence[dict[str, Any]], images: Sequence[Path | bytes] = ()) -> Example | Skip:
+    def example(self, messages: Sequence[Message], images: Sequence[Path | bytes] = ()) -> Example | Skip:
         """Turns, checked: every one says something, and none could be mistaken for a picture."""
         for message in messages:
             content = message["content"]
@@ -131,9 +132,7 @@ def recognise(columns: Sequence[str]) -> str | None:
     return next((name for name, form in FORMATS.items() if form.columns <= set(columns)), None)
 
 
-def _chat(
-    turns: list[dict[str, Any]], pictures: list[Path | bytes], context: Context, *, split: bool
-) -> Example | Skip:
+def _chat(turns: list[Message], pictures: list[Path | bytes], context: Context, *, split: bool) -> Example | Skip:
     """An example from turns; ``split`` = placeholders in their texts stand for pictures."""
     if turns and turns[-1]["role"] == "user":
         turns = turns[:-1]
@@ -151,13 +150,13 @@ def _chat(
     return context.example(messages, pictures)
 
 
-def _content(content: Any, split: bool) -> str | list[dict[str, Any]]:
+def _content(content: Any, split: bool) -> str | list[Message]:
     r"""``"<image>\nWhat is it?"`` → an image part and a text part."""
     if not isinstance(content, str):
         return [{"type": "image"} if part["type"] == "image" else _text_part(part["text"]) for part in content]
     if not split or _PLACEHOLDER not in content:
         return content
-    parts: list[dict[str, Any]] = []
+    parts: list[Message] = []
     for piece in re.split(f"({_PLACEHOLDER})", content):
         if piece == _PLACEHOLDER:
             parts.append({"type": "image"})
@@ -166,11 +165,11 @@ def _content(content: Any, split: bool) -> str | list[dict[str, Any]]:
     return parts
 
 
-def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _parts(content: str | list[Message]) -> list[Message]:
     return [_text_part(content)] if isinstance(content, str) else content
 
 
-def _text_part(text: Any) -> dict[str, Any]:
+def _text_part(text: Any) -> Message:
     return {"type": "text", "text": _text(text)}
 
 

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mm_cb.core.reading import unfit
+from mm_cb.core.records import JsonObject
 
 _PLACEHOLDER = "<image>"
 _TRIES = 100
@@ -34,7 +35,7 @@ def parse_pair(answer: str) -> Pair | str:
     return "holds the image placeholder" if any(_PLACEHOLDER in text for text in pair) else pair
 
 
-def _objects(answer: str) -> Iterator[dict[str, Any]]:
+def _objects(answer: str) -> Iterator[JsonObject]:
     """The JSON objects of a text; of braces that open none, the first ones are tried."""
     decoder, start = json.JSONDecoder(strict=False), answer.find("{")
     for _ in range(_TRIES):

@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mm_cb.core.endpoint import REFUSED, UNANSWERED, Endpoint, EndpointError, EndpointFailure
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import append_jsonl, file_sha256, read_jsonl, write_bytes, write_jsonl
 from mm_cb.core.limits import LIMITS
+from mm_cb.core.records import JsonObject, Message
 from mm_cb.core.runs import RunDirectory
 from mm_cb.data.contamination import Contamination
 from mm_cb.data.describe import CORRUPT
@@ -56,7 +57,7 @@ class PairRecipe:
         Raises:
             UserError: If the template has no place for the description, or a number is out of range.
         """
-        numbers: dict[str, Any] = {"attempts": self.attempts, "max_tokens": self.max_tokens, "seed": self.seed}
+        numbers: dict[str, object] = {"attempts": self.attempts, "max_tokens": self.max_tokens, "seed": self.seed}
         numbers |= {"generator_temperature": self.temperature} | ({} if self.limit is None else {"limit": self.limit})
         for name, value in numbers.items():
             LIMITS[name].refuse(name.removeprefix("generator_"), value)
@@ -234,7 +235,7 @@ def _generate(
     tried: Counter[str] = Counter()
     accepted: dict[str, tuple[Pair, int]] = {}
 
-    def judge(record: dict[str, Any]) -> None:
+    def judge(record: JsonObject) -> None:
         key = record["image_sha256"]
         tried[key] += 1
         if REFUSED in record:
@@ -277,7 +278,7 @@ def _generate(
     return accepted
 
 
-def _request(template: str, description: str) -> list[dict[str, Any]]:
+def _request(template: str, description: str) -> list[Message]:
     return [{"role": "user", "content": template.replace(SLOT, description)}]
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from mm_cb.core.errors import nearest
 from mm_cb.core.reading import shown
+from mm_cb.core.records import JsonObject
 from mm_cb.data.examples import SETS, Example, Modality, SetName, check_messages
 from mm_cb.data.pictures import encoded
 from mm_cb.data.rows import undecoded
@@ -112,7 +113,7 @@ def _picture_counts(rows: Any, columns: Sequence[str], columnar: bool) -> list[i
     return counts
 
 
-def _kind(index: int, row: Mapping[str, Any], pictures: int) -> tuple[SetName, Modality]:
+def _kind(index: int, row: JsonObject, pictures: int) -> tuple[SetName, Modality]:
     """Set and modality of a row that is sound."""
     if row.get("set") not in SETS:
         raise ValueError(f"row {index}: `set` must be circuit_breaker or retain, got {row.get('set')!r}.")

@@ -15,9 +15,10 @@ from typing import Any
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import BOM, Fault, decode, loads
+from mm_cb.core.records import JsonObject
 from mm_cb.core.tables import is_table, read_table
 
-Record = dict[str, Any]
+Record = JsonObject
 
 _STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{}"]', re.DOTALL)
 _STEP = 1 << 24

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from mm_cb.core.files import file_sha256
+from mm_cb.core.records import Message
 from mm_cb.data.examples import Example
 from mm_cb.data.formats import Skip
 from mm_cb.data.pictures import PictureError, open_picture
@@ -92,7 +92,7 @@ def texts_of(example: Example) -> Iterator[str]:
         yield from message_texts(message)
 
 
-def message_texts(message: dict[str, Any]) -> Iterator[str]:
+def message_texts(message: Message) -> Iterator[str]:
     """Every text of a turn, in order."""
     content = message["content"]
     if isinstance(content, str):

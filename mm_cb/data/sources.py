@@ -5,10 +5,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, get_args
+from typing import ClassVar, NamedTuple, get_args
 
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.hub import Repository
+from mm_cb.core.records import JsonObject
 from mm_cb.data.cards import Card, card, cards, data_home, local_file
 from mm_cb.data.examples import Example, SetName
 from mm_cb.data.formats import FORMATS, Context, Format, Skip, recognise
@@ -230,7 +231,7 @@ def _find_card(name: str) -> tuple[Rows, Path, Card]:
 
 def _columns(rows: Rows) -> list[str]:
     try:
-        first: dict[str, Any] = rows[0]
+        first: JsonObject = rows[0]
     except ValueError as error:
         raise UserError(f"{rows.where(0)}: {error}") from error
     return [str(column) for column in first]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -15,9 +15,16 @@ from mm_cb.models import ChatModel
 from mm_cb.models.chat import chat
 
 
+class Likelihood(TypedDict):
+    """What an item says of its completion's likelihood."""
+
+    nll_base: float | None
+    incoherent: bool
+
+
 def likelihood_fields(
     engine: Engine, requests: Sequence[Request], completions: Mapping[str, str], batch: int
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Likelihood]:
     """Fields of items.jsonl by key: ``nll_base`` and ``incoherent``; nothing for a model that is served elsewhere.
 
     Incoherent is what the base finds less likely than tokens drawn blindly from its vocabulary: a mean negative

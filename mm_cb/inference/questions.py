@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from PIL.Image import Image
 
 from mm_cb.core.progress import Progress
+from mm_cb.core.records import Item, Scored
 from mm_cb.inference.cached_chunks import chunks, once
 from mm_cb.inference.generation import Request, complete_batch
 from mm_cb.inference.subjects import Subject
@@ -31,7 +32,7 @@ class Asked(Protocol):
         """The picture in front of it, if any."""
 
 
-Score = Callable[[Any, str], dict[str, Any]]
+Score = Callable[[Any, str], Scored]
 """From a question and a completion to the fields of items.jsonl that judge it."""
 
 
@@ -45,20 +46,26 @@ def ask(
     name: str,
     max_new_tokens: int = 32,
     batch: int = 64,
-) -> list[dict[str, Any]]:
+) -> list[Item]:
     """Greedy answers to all questions, scored; finished batches in ``folder`` are read back, not repeated.
 
     Returns:
         One record of items.jsonl per question, in order.
     """
     task = progress.task(f"{subject.name}: {name}", total=len(questions))
-    records: list[dict[str, Any]] = []
+    records: list[Item] = []
     for number, group in enumerate(chunks(questions, batch)):
         path = folder / "parts" / f"{name}-{number:04d}.json"
         completions = once(path, partial(complete, subject, group, max_new_tokens))
         for question, completion in zip(group, completions, strict=True):
-            fields = {"id": question.id, "subject": subject.name, "prompt": question.prompt, "completion": completion}
-            records.append(fields | score(question, completion))
+            item: Item = {
+                "id": question.id,
+                "subject": subject.name,
+                "prompt": question.prompt,
+                "completion": completion,
+                **score(question, completion),
+            }
+            records.append(item)
         task.advance(len(group))
     return records
 

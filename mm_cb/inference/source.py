@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mm_cb.core.embedded import is_fiction
 from mm_cb.core.places import found_again
+from mm_cb.core.records import Run
 
 if TYPE_CHECKING:
     from mm_cb.core.hub import Repository
@@ -29,7 +29,7 @@ class ModelSource:
     system: str | None = None
     """Text in front of every request."""
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, str | None]:
         """What belongs to a run's identity: that the model is served, not the address it is served at today."""
         return {**asdict(self), "endpoint": "served" if self.endpoint else None}
 
@@ -52,7 +52,7 @@ class ModelSource:
 
 
 def source_again(
-    folder: Path, run: Mapping[str, Any], remedy: str, device: str, model: str | None = None, adapter: str | None = None
+    folder: Path, run: Run, remedy: str, device: str, model: str | None = None, adapter: str | None = None
 ) -> ModelSource:
     """The model of a run directory, wherever it lies now.
 
@@ -67,7 +67,7 @@ def source_again(
     Raises:
         UserError: If it is neither where the run found it nor beside the run.
     """
-    recipe, inputs = run["recipe"], run.get("inputs") or {}
+    recipe, inputs = run["recipe"], run["inputs"]
     given = {"model": model, "adapter": adapter}
     for part, held in ((part, recipe.get(part)) for part in given):
         if given[part] is None and held is not None:

@@ -38,10 +38,6 @@ class Subject:
         return [self.system] * rows
 
 
-IDLE = "adapter_changes_nothing"
-"""Flag of the items of a run whose adapter does nothing."""
-
-
 @torch.no_grad()
 def changes_nothing(subject: Subject) -> bool:
     """Whether the subject's adapter changes no logit, neither behind a text nor behind a picture.

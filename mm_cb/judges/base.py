@@ -49,7 +49,7 @@ class Judge(Protocol):
         """For files and tables; a proxy says so in it."""
 
     @property
-    def source(self) -> Mapping[str, Any]:
+    def source(self) -> Mapping[str, object]:
         """What decides its verdicts (model, prompt and their hashes), as plain values."""
 
     @property

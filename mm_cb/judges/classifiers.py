@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.records import Message
 from mm_cb.judges.base import NOT_JUDGED, Case, Verdict, with_degenerate
 from mm_cb.judges.local import LanguageModel
 from mm_cb.judges.prompts import card_prompts, check_template, digest, fill, read_card
@@ -29,7 +30,9 @@ class HarmBench:
 
     metrics = JUDGED
 
-    def __init__(self, name: str, model: LanguageModel, prompts: Mapping[str, str], source: Mapping[str, Any]) -> None:
+    def __init__(
+        self, name: str, model: LanguageModel, prompts: Mapping[str, str], source: Mapping[str, object]
+    ) -> None:
         """Judge by templates ``prompt``, ``prompt_contextual``, ``prompt_multimodal``; not all need be there."""
         self.name = name
         self._model = model
@@ -85,7 +88,7 @@ class StrongReject:
     name = "strongreject"
     metrics = JUDGED
 
-    def __init__(self, model: LanguageModel, prompt: str, source: Mapping[str, Any]) -> None:
+    def __init__(self, model: LanguageModel, prompt: str, source: Mapping[str, object]) -> None:
         """Judge by one template with the forbidden prompt and the response."""
         self._model = model
         self._prompt = check_template(prompt, self.name)
@@ -126,7 +129,7 @@ class LlamaGuard:
 
     metrics = JUDGED
 
-    def __init__(self, name: str, model: Any, processor: Any, source: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, model: Any, processor: Any, source: Mapping[str, object]) -> None:
         """Judge by the processor's own chat template."""
         self.name = name
         self._model = model.eval()
@@ -144,7 +147,7 @@ class LlamaGuard:
         from mm_cb.models.chat import refuse_unwritable
         from mm_cb.models.decoding import decode, end_tokens
 
-        content: list[dict[str, Any]] = [{"type": "text", "text": case.behavior}]
+        content: list[Message] = [{"type": "text", "text": case.behavior}]
         if case.image is not None:
             content.insert(0, {"type": "image", "image": open_picture(case.image)})
         answer = [{"type": "text", "text": case.completion}]

@@ -12,12 +12,13 @@ from torch import Tensor
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
+from mm_cb.core.records import Message
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.models.chat import refuse_unwritable
 from mm_cb.models.decoding import decode, end_tokens
 
 
-def version_of(name: str) -> dict[str, Any]:
+def version_of(name: str) -> dict[str, object]:
     """What tells this version of a checkpoint from another: a folder's weight hashes, or a hub id's loaded commit.
 
     The commit is None where the hub's cache does not know the id (nothing of it was loaded).
@@ -84,7 +85,7 @@ class LanguageModel:
         ids = self.tokenizer(text, truncation=True, max_length=tokens)["input_ids"]
         return str(self.tokenizer.decode(ids, skip_special_tokens=not specials))
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def chat_prompt(self, messages: Sequence[Message]) -> str:
         """Messages through the model's own chat template, ending where it answers.
 
         Raises:

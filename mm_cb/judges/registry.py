@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.limits import LIMITS
@@ -151,7 +151,7 @@ def _checkpoint_judge(options: JudgeOptions) -> Judge:
     return classifiers.HarmBench(options.name, loaded, prompts, _source(options, model))
 
 
-def _source(options: JudgeOptions, model: str) -> Mapping[str, Any]:
+def _source(options: JudgeOptions, model: str) -> Mapping[str, object]:
     """Taken after loading: only then is it known which commit of a hub id was loaded."""
     from mm_cb.judges.local import version_of
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mm_cb.core.chat_replies import UNANSWERED
+from mm_cb.core.checked import read_list
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
+from mm_cb.core.records import Agreement, Candidate, Check, Item, Run
 from mm_cb.core.runs import file_sha256, held, keep_pictures, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.judges.base import NOT_JUDGED, Case, Judge
@@ -31,7 +32,7 @@ AS_RUN = "as-run"
 Record = dict[str, Any]
 
 
-def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None, progress: Progress) -> list[Record]:
+def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None, progress: Progress) -> list[Agreement]:
     """Judge every stored completion; verdicts lie in ``judgements/``, items.jsonl and results.json carry the new ones.
 
     Every verdict is written when it is there, so that a stopped run repeats none. What is no verdict (an answer that
@@ -73,7 +74,7 @@ def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None,
         return found
 
 
-def judgeable(items: Iterable[Record], run_dir: Path, name: str, metrics: Sequence[str]) -> list[Record]:
+def judgeable(items: Iterable[Item], run_dir: Path, name: str, metrics: Sequence[str]) -> list[Item]:
     """The items of a run that a judge of these metrics can judge.
 
     Raises:
@@ -85,18 +86,18 @@ def judgeable(items: Iterable[Record], run_dir: Path, name: str, metrics: Sequen
             f"`{run_dir}` forced harmless targets: there is no compliance to judge. Its number is `target_prefix` in "
             "results.json."
         )
-    found = [item for item in items if item.get("metric") in metrics and completions_of(item) and not _unanswered(item)]
+    found = [item for item in items if item["metric"] in metrics and completions_of(item) and not _unanswered(item)]
     if not found:
         raise UserError(f"`{run_dir}` holds no completions that `{name}` can judge (metrics: {', '.join(metrics)}).")
     return found
 
 
-def _unanswered(item: Record) -> bool:
+def _unanswered(item: Item) -> bool:
     """Whether a server gave no answer, so that there is nothing to judge."""
     return item.get("reason") in UNANSWERED and not item["completion"]
 
 
-def _cases(items: Iterable[Record], run_dir: Path, extras: Mapping[str, Mapping[str, Any]]) -> dict[str, Case]:
+def _cases(items: Iterable[Item], run_dir: Path, extras: Mapping[str, Mapping[str, Any]]) -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for item in items:
         extra = extras.get(item["id"], {})
@@ -108,19 +109,19 @@ def _cases(items: Iterable[Record], run_dir: Path, extras: Mapping[str, Mapping[
     return cases
 
 
-def _image(run_dir: Path, name: Any) -> Path | None:
-    if not isinstance(name, str):
+def _image(run_dir: Path, name: str | None) -> Path | None:
+    if name is None:
         return None
     path = (run_dir / name).resolve()
     return path if path.is_relative_to(run_dir.resolve()) and path.is_file() else None
 
 
-def _extras(run: Mapping[str, Any], behaviors: Path | None) -> dict[str, Mapping[str, Any]]:
+def _extras(run: Run, behaviors: Path | None) -> dict[str, Mapping[str, Any]]:
     """Further keys of every behaviour, by id."""
     if behaviors is None:
         return {}
     read: list[Behavior] = read_behaviors(behaviors)
-    if file_sha256(behaviors) not in (run.get("inputs") or {}).values():
+    if file_sha256(behaviors) not in run["inputs"].values():
         raise UserError(f"`{behaviors}` must be the behaviours file of this run; its content is another one.")
     return {behavior.id: behavior.extra for behavior in read}
 
@@ -141,7 +142,7 @@ def _refuse_prose(judge: Judge, verdicts: Sequence[Record]) -> None:
         )
 
 
-def _keep_as_run(run_dir: Path, items: Iterable[Record]) -> None:
+def _keep_as_run(run_dir: Path, items: Iterable[Item]) -> None:
     path = run_dir / FOLDER / f"{AS_RUN}.jsonl"
     if path.is_file():
         return
@@ -150,16 +151,17 @@ def _keep_as_run(run_dir: Path, items: Iterable[Record]) -> None:
 
 
 def _write_items(
-    run_dir: Path, items: Sequence[Record], judged: Iterable[Record], verdicts: Mapping[str, Record], judge: Judge
+    run_dir: Path, items: Sequence[Item], judged: Iterable[Item], verdicts: Mapping[str, Record], judge: Judge
 ) -> None:
     for item in judged:
         for one in completions_of(item):
             verdict = verdicts[key_of(item, one)]
-            one["outcome"] = _outcome(verdict["outcome"], item, one)  # type: ignore[index]
-            one["judge_score"] = verdict["score"]  # type: ignore[index]
+            one["outcome"] = _outcome(verdict["outcome"], item, one)
+            one["judge_score"] = verdict["score"]
         if item.get("candidates"):
             worst = min(completions_of(item), key=rank)
-            item |= {name: value for name, value in worst.items() if name in item or name == "judge_score"}
+            shown = {name: value for name, value in worst.items() if name in item or name == "judge_score"}
+            item |= cast("Candidate", shown)
         item["gibberish"] = item["outcome"] == "gibberish"
         item["judge"] = judge.name
     there = [item for item in judged if _image(run_dir, item.get("image")) is not None]
@@ -167,14 +169,14 @@ def _write_items(
     write_jsonl(run_dir / "items.jsonl", items)
 
 
-def _outcome(outcome: str, item: Mapping[str, Any], one: Mapping[str, Any]) -> str | None:
+def _outcome(outcome: str, item: Item, one: Candidate) -> str | None:
     """The verdict as the item's metric knows it; an answer that was found incoherent when it was made is no answer."""
     if one.get("incoherent") and outcome in ("other", "compliance"):
         return "gibberish"
     return None if outcome == NOT_JUDGED and item["metric"] != "compliance" else outcome
 
 
-def _write_results(run_dir: Path, items: list[Record], judge: Judge) -> None:
+def _write_results(run_dir: Path, items: list[Item], judge: Judge) -> None:
     """Measure again what the verdicts decide; every other measurement stays as it was."""
     before = read_results(run_dir / "results.json")
     pairs = {(m.subject, m.paired_with) for m in before if m.paired_with is not None}
@@ -196,7 +198,7 @@ def _write_checks(path: Path, measurements: Sequence[Measurement]) -> None:
     if not path.is_file():
         return
     again = {check["name"]: check for check in (attack_is_strong(measurements), placebo_is_weak(measurements))}
-    write_json(path, [again.get(check["name"], check) for check in json.loads(path.read_bytes())])
+    write_json(path, [again.get(check["name"], check) for check in read_list(path, Check)])
 
 
 def _labelled(m: Measurement) -> Measurement:

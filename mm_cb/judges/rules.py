@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
 
 from mm_cb.core.paths import data_path
 from mm_cb.judges.base import Case, Verdict
@@ -24,7 +23,7 @@ class RefusalStrings:
 
     def __init__(self) -> None:
         """Read the phrases."""
-        self.source: Mapping[str, Any] = {"phrases": list(phrases()), "proxy": True}
+        self.source: Mapping[str, object] = {"phrases": list(phrases()), "proxy": True}
 
     def judge(self, cases: Sequence[Case]) -> Iterator[tuple[str, Verdict]]:
         """Behaviours: ``gibberish`` (empty, looping), ``refusal`` or ``harmful``; benign requests: `refusal_class`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mm_cb.core.endpoint import CUT, UNANSWERED, Endpoint, EndpointError, user_message
 from mm_cb.core.errors import UserError, unknown
@@ -40,7 +40,7 @@ class EndpointJudge:
         self._pictures = pictures
         said = set(self._labels.values())
         self.metrics: Sequence[str] = [m.name for m in metrics() if m.outcomes and said <= {*m.outcomes, NOT_JUDGED}]
-        self.source: Mapping[str, Any] = {
+        self.source: Mapping[str, object] = {
             "model": endpoint.model,
             "prompts_sha256": {"prompt": digest(template)},
             "labels": self._labels,

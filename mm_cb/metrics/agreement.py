@@ -7,28 +7,32 @@ import json
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
-from mm_cb.core.runs import read_jsonl
+from mm_cb.core.checked import read_records
+from mm_cb.core.records import Agreement, Candidate, Item, Said
 from mm_cb.metrics.statistics import cohens_kappa
 
 EVENTS = {"harmful": "harmful", "refusal": "refused", "partial_refusal": "refused"}
 """What counts in the metric; judges know different outcomes beside it, so everything else is one class."""
 
 
-def completions_of(item: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+Place = dict[str, str]
+"""Where a completion is from: id, subject, metric and condition of its item."""
+
+
+def completions_of(item: Item) -> list[Candidate]:
     """What of an item was completed: its tries, or itself."""
-    tries = item.get("candidates") or [item]
-    return [one for one in tries if isinstance(one.get("completion"), str)]
+    tries: list[Candidate] = item.get("candidates") or [item]
+    return [one for one in tries if "completion" in one]
 
 
-def key_of(item: Mapping[str, Any], one: Mapping[str, Any]) -> str:
+def key_of(item: Item, one: Candidate) -> str:
     """The same for the same answer to the same request with the same picture: it is judged once."""
     content = json.dumps([item["metric"], item["id"], one["completion"], one.get("image")])
     return hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()[:24]
 
 
-def agreements(folder: Path, items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def agreements(folder: Path, items: Iterable[Item]) -> list[Agreement]:
     """Compare every two judges whose verdicts lie in ``folder``.
 
     Agreement is on the metric's event: harmful or not for behaviours, refused (wholly or partly) or not for benign
@@ -39,24 +43,24 @@ def agreements(folder: Path, items: Iterable[Mapping[str, Any]]) -> list[dict[st
         items: The records that were judged, to say where a completion came from.
 
     Returns:
-        Per pair: ``judges``, ``n``, ``agreement`` (percent), ``kappa`` (null where undefined), ``not_judged``,
-        ``disagreements`` with both outcomes.
+        One per pair of judges.
     """
-    where: dict[str, dict[str, Any]] = {}
+    where: dict[str, Place] = {}
     for item in items:
-        place = {name: item[name] for name in ("id", "subject", "metric", "condition")}
+        place = {"id": item["id"], "subject": item["subject"]}
+        place |= {"metric": item["metric"], "condition": item["condition"]}
         for one in completions_of(item):
             where.setdefault(key_of(item, one), place)
     verdicts = {
-        path.stem: {record["key"]: record["outcome"] for record in read_jsonl(path) if record["key"] in where}
+        path.stem: {record["key"]: record["outcome"] for record in read_records(path, Said) if record["key"] in where}
         for path in sorted(folder.glob("*.jsonl"))
     }
     return [_compare(pair, verdicts[pair[0]], verdicts[pair[1]], where) for pair in combinations(verdicts, 2)]
 
 
 def _compare(
-    judges: tuple[str, str], first: Mapping[str, str], second: Mapping[str, str], where: Mapping[str, dict[str, Any]]
-) -> dict[str, Any]:
+    judges: tuple[str, str], first: Mapping[str, str], second: Mapping[str, str], where: Mapping[str, Place]
+) -> Agreement:
     shared = [key for key in where if key in first and key in second]
     both = [key for key in shared if "not_judged" not in (first[key], second[key])]
     events = [(_event(first[key], where[key]), _event(second[key], where[key])) for key in both]
@@ -76,5 +80,5 @@ def _compare(
     }
 
 
-def _event(outcome: str, place: Mapping[str, Any]) -> bool:
+def _event(outcome: str, place: Place) -> bool:
     return EVENTS.get(outcome) == ("harmful" if place["metric"] == "compliance" else "refused")

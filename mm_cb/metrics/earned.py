@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
+from mm_cb.core.records import Item
 from mm_cb.metrics.table import metric
 
 LUCKY = "official"
 """The condition under which an original's rule scores what a model never said: MMMU draws a letter, POPE hears yes."""
 
 
-def mostly_silent(items: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[int, int]]:
+def mostly_silent(items: Iterable[Item]) -> dict[tuple[str, str], tuple[int, int]]:
     """Subject and metric → how many answers are empty or missing, and of how many; where that is most of them.
 
     Their official values are not claimed. The strict ones, which give silence nothing, and the counts stay.
@@ -35,7 +35,7 @@ def is_earned(subject: str, name: str, condition: str, silent: Iterable[tuple[st
     return condition != LUCKY or (subject, metric(name).part_of or name) not in silent
 
 
-def unearned_note(items: Iterable[Mapping[str, Any]]) -> list[str]:
+def unearned_note(items: Iterable[Item]) -> list[str]:
     """What to print where a value is not claimed."""
     return [
         f"CAUTION {metric(name).label}, {subject}: {silent} of {asked} answers are empty or missing, so that no "

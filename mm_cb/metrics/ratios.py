@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mm_cb.metrics.observations import Observation
+from mm_cb.metrics.observations import Estimate, Observation
 from mm_cb.metrics.statistics import bootstrap
 
 
@@ -17,8 +17,8 @@ def measure_ratio(
     counts: dict[str, float],
     rng: np.random.Generator,
     statistic: Callable[..., Any],
-) -> dict[str, Any]:
-    """Value, interval, difference to ``other`` and its interval, as fields of a Measurement; adds to ``counts``.
+) -> Estimate:
+    """Value, interval, difference to ``other`` and its interval; adds to ``counts``.
 
     Args:
         this: The subject's observations by item id; those without a value have no verdict and stay out.
@@ -28,23 +28,22 @@ def measure_ratio(
         statistic: From one mean (or array of means) per column to a fraction.
     """
     rows = _rows(this, this)
-    fields: dict[str, Any] = {"value": _percent(statistic, rows), "n": len(rows)}
-    fields["ci95"] = _interval(rows, lambda means: _of(statistic, means), rng)
+    found = Estimate(_percent(statistic, rows), len(rows), _interval(rows, lambda means: _of(statistic, means), rng))
     if other is None:
-        return fields
+        return found
     shared = [id for id, o in this.items() if o.value is not None and other[id].value is not None]
     counts |= {"pairs": len(shared), "pairs_unscored": len(this) - len(shared)}
     mine, partners = _rows(this, shared), _rows(other, shared)
     values = _percent(statistic, mine), _percent(statistic, partners)
-    if values[0] is not None and values[1] is not None:
-        width = mine.shape[1]
-        fields["difference"] = values[0] - values[1]
-        fields["difference_ci95"] = _interval(
-            np.concatenate([mine, partners], axis=1),
-            lambda means: _of(statistic, means[:, :width]) - _of(statistic, means[:, width:]),
-            rng,
-        )
-    return fields
+    if values[0] is None or values[1] is None:
+        return found
+    width = mine.shape[1]
+    interval = _interval(
+        np.concatenate([mine, partners], axis=1),
+        lambda means: _of(statistic, means[:, :width]) - _of(statistic, means[:, width:]),
+        rng,
+    )
+    return found._replace(difference=values[0] - values[1], difference_ci95=interval)
 
 
 def _rows(group: Mapping[str, Observation], ids: Any) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mm_cb.metrics.observations import Observation
+from mm_cb.metrics.observations import Estimate, Observation
 from mm_cb.metrics.statistics import bootstrap
 
 FAILED_LIMIT = 0.02
@@ -51,8 +51,8 @@ def measure_relative(
     rng: np.random.Generator,
     *,
     official: bool,
-) -> dict[str, Any]:
-    """Value, interval, difference to ``other`` and its interval, as fields of a Measurement; adds to ``counts``.
+) -> Estimate:
+    """Value, interval, difference to ``other`` and its interval; adds to ``counts``.
 
     Intervals resample whole questions, both models' scores together.
     """
@@ -60,14 +60,14 @@ def measure_relative(
     value = relative_score(rows, official=official)
     means = [round(mean, 3) for mean in rows.mean(0).tolist()]  # as printed by the original, times ten
     counts |= {"reference_mean": round(means[0] * 10, 1), "candidate_mean": round(means[1] * 10, 1)}
-    fields: dict[str, Any] = {"value": value if np.isfinite(value) else None, "n": len(rows)}
-    fields["ci95"] = _interval(rows, lambda m: 100 * m[:, 1] / m[:, 0], rng)
+    interval = _interval(rows, lambda m: 100 * m[:, 1] / m[:, 0], rng)
+    found = Estimate(value if np.isfinite(value) else None, len(rows), interval)
     if other is None:
-        return fields
+        return found
     shared = [id for id, o in this.items() if o.value is not None and other[id].value is not None]
     counts |= {"pairs": len(shared), "pairs_unscored": len(this) - len(shared)}
     if not shared:
-        return fields
+        return found
     mine, partners = _rows({id: this[id] for id in shared}), _rows({id: other[id] for id in shared})
     both = np.concatenate([mine, partners], axis=1)
     difference = relative_score(mine, official=False) - relative_score(partners, official=False)
@@ -75,9 +75,8 @@ def measure_relative(
         "higher_than_partner": int((mine[:, 1] > partners[:, 1]).sum()),
         "lower_than_partner": int((mine[:, 1] < partners[:, 1]).sum()),
     }
-    fields["difference"] = difference if np.isfinite(difference) else None
-    fields["difference_ci95"] = _interval(both, lambda m: 100 * (m[:, 1] / m[:, 0] - m[:, 3] / m[:, 2]), rng)
-    return fields
+    interval = _interval(both, lambda m: 100 * (m[:, 1] / m[:, 0] - m[:, 3] / m[:, 2]), rng)
+    return found._replace(difference=difference if np.isfinite(difference) else None, difference_ci95=interval)
 
 
 def _rows(group: Mapping[str, Observation]) -> np.ndarray:

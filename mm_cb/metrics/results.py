@@ -1,21 +1,22 @@
 """results.json: every rate of a run with its interval, its paired difference and its counts."""
 
 import dataclasses
-import json
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
+from mm_cb.core.checked import checked, made, read_json
 from mm_cb.core.errors import UserError
+from mm_cb.core.records import Item
 from mm_cb.core.runs import write_json
 from mm_cb.metrics import table
 from mm_cb.metrics.earned import is_earned, mostly_silent
-from mm_cb.metrics.observations import Observation, observe
+from mm_cb.metrics.observations import Estimate, Observation, observe
 from mm_cb.metrics.ratios import measure_ratio
 from mm_cb.metrics.relative_score import measure_relative, too_many_failed
 from mm_cb.metrics.statistics import Interval, bootstrap_mean, mcnemar_exact, paired_rate_interval, wilson_interval
@@ -47,10 +48,18 @@ class Measurement:
     counts: dict[str, float] = field(default_factory=dict)
 
 
+class _Results(TypedDict):
+    """results.json."""
+
+    schema: Any
+    measurements: list[Any]
+    """Each a `Measurement`."""
+
+
 Group = dict[str, Observation]
 
 
-def measure(items: list[dict[str, Any]], *, pairs: Sequence[tuple[str, str]], seed: int = 0) -> list[Measurement]:
+def measure(items: Iterable[Item], *, pairs: Sequence[tuple[str, str]], seed: int = 0) -> list[Measurement]:
     """Measure every metric, condition, subject and split that the items hold, derived ones included.
 
     Intervals: Wilson for rates, Tango's score interval for paired rates, seeded percentile bootstrap for graded scores
@@ -104,7 +113,7 @@ def write_results(path: Path, measurements: Iterable[Measurement]) -> None:
     write_json(path, results_content(measurements))
 
 
-def results_content(measurements: Iterable[Measurement]) -> dict[str, Any]:
+def results_content(measurements: Iterable[Measurement]) -> dict[str, object]:
     """What results.json holds."""
     return {"schema": SCHEMA, "measurements": [dataclasses.asdict(m) for m in measurements]}
 
@@ -115,16 +124,16 @@ def read_results(path: Path) -> list[Measurement]:
     Raises:
         UserError: If the file is missing, damaged or of another schema.
     """
-    try:
-        content = json.loads(Path(path).read_bytes())
-        schema = content["schema"]
-        if schema != SCHEMA:
-            raise UserError(f"`{path}` must have schema {SCHEMA}, got {schema!r}; run the measurement again.")
-        return [_from_json(entry) for entry in content["measurements"]]
-    except FileNotFoundError as e:
-        raise UserError(f"`{path}` does not exist; give a finished run directory.") from e
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"`{path}` must be a results.json as mm-cb writes it, got {type(e).__name__}: {e}.") from e
+    content = read_json(Path(path))
+    if content is None:
+        raise UserError(f"`{path}` does not exist; give a finished run directory.")
+    held = checked(content, _Results, f"`{path}`")
+    if held["schema"] != SCHEMA:
+        raise UserError(f"`{path}` must have schema {SCHEMA}, got {held['schema']!r}; run the measurement again.")
+    return [
+        made(entry, Measurement, f"`{path}`, measurement {place}")
+        for place, entry in enumerate(held["measurements"], start=1)
+    ]
 
 
 def find(
@@ -135,12 +144,7 @@ def find(
     return next((m for m in measurements if (m.subject, m.metric, m.condition, m.split) == wanted), None)
 
 
-def _from_json(entry: Mapping[str, Any]) -> Measurement:
-    interval = {key: tuple(entry[key]) if entry[key] is not None else None for key in ("ci95", "difference_ci95")}
-    return Measurement(**{**entry, **interval})
-
-
-def _order(key: tuple[str, str, str, str], partners: Mapping[str, str]) -> tuple[Any, ...]:
+def _order(key: tuple[str, str, str, str], partners: Mapping[str, str]) -> tuple[int | str, ...]:
     metric, condition, subject, split = key
     return (
         *(table.rank(metric), metric),
@@ -173,40 +177,36 @@ def _measurement(
     key: tuple[str, str, str, str], this: Group, partner: str | None, other: Group | None, *, graded: bool, seed: int
 ) -> Measurement:
     metric, condition, subject, split = key
-    values = np.array([o.value for o in this.values() if o.value is not None])
     rng = np.random.default_rng([seed, zlib.crc32("|".join(key).encode())])
     counts: dict[str, float] = dict(_counts(metric, this))
     if (statistic := table.metric(metric).statistic) is not None:
-        ratio = measure_ratio(this, other, counts, rng, statistic)
-        return Measurement(
-            subject, metric, condition, split, **ratio, paired_with=None if other is None else partner, counts=counts
-        )
-    if any(o.reference is not None for o in this.values()):
-        relative = measure_relative(this, other, counts, rng, official=condition == "official")
-        return Measurement(
-            subject, metric, condition, split, **relative, paired_with=None if other is None else partner, counts=counts
-        )
-    measurement = Measurement(
-        subject=subject,
-        metric=metric,
-        condition=condition,
-        split=split,
-        value=100 * float(values.mean()) if values.size else None,
-        n=int(values.size),
-        ci95=_percent(_mean_interval(values, rng, graded=graded)) if values.size else None,
-        counts=counts,
-    )
-    if partner is None or other is None:
-        return measurement
+        found = measure_ratio(this, other, counts, rng, statistic)
+    elif any(o.reference is not None for o in this.values()):
+        found = measure_relative(this, other, counts, rng, official=condition == "official")
+    else:
+        found = _measure_mean(this, other, counts, rng, graded=graded)
+    paired_with = None if other is None else partner
+    return Measurement(subject, metric, condition, split, **found._asdict(), paired_with=paired_with, counts=counts)
+
+
+def _measure_mean(
+    this: Group, other: Group | None, counts: dict[str, float], rng: np.random.Generator, *, graded: bool
+) -> Estimate:
+    """Mean, interval, difference to ``other`` and its interval; adds to ``counts``."""
+    values = np.array([o.value for o in this.values() if o.value is not None])
+    found = Estimate(None, 0, None)
+    if values.size:
+        interval = _percent(_mean_interval(values, rng, graded=graded))
+        found = Estimate(100 * float(values.mean()), int(values.size), interval)
+    if other is None:
+        return found
     both = [(a.value, other[id].value) for id, a in this.items() if id in other]
     scored = np.array([(a, b) for a, b in both if a is not None and b is not None]).reshape(-1, 2)
     counts |= {"pairs": len(scored), "pairs_unscored": len(both) - len(scored)}
     if not len(scored):
-        return dataclasses.replace(measurement, paired_with=partner)
-    difference, interval = _paired(scored, counts, rng, graded=graded)
-    return dataclasses.replace(
-        measurement, paired_with=partner, difference=100 * difference, difference_ci95=_percent(interval)
-    )
+        return found
+    difference, spread = _paired(scored, counts, rng, graded=graded)
+    return found._replace(difference=100 * difference, difference_ci95=_percent(spread))
 
 
 def _counts(metric: str, group: Group) -> dict[str, int]:

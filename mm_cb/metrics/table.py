@@ -7,7 +7,7 @@ Whoever measures something registers its metric here, a benchmark's by `register
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 ATTACKED, KEPT, SIDE_EFFECT, FORCED, DETAIL = "attacked", "kept", "side_effect", "forced", "detail"
@@ -125,18 +125,9 @@ def rank(name: str) -> int:
     return list(_METRICS).index(name) if name in _METRICS else len(_METRICS)
 
 
-def to_json(one: Metric) -> dict[str, Any]:
+def to_json(one: Metric) -> dict[str, object]:
     """What a run directory keeps of a metric that other installations may not know; no functions."""
     return {key: value for key, value in asdict(replace(one, statistic=None)).items() if key != "statistic"}
-
-
-def from_json(content: dict[str, Any]) -> Metric:
-    """A metric as `to_json` wrote it; keys of later versions are left out."""
-    known = {field.name for field in fields(Metric)}
-    plain: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in content.items() if key in known
-    }
-    return Metric(**plain)
 
 
 _SHIPPED = (

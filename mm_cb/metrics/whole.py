@@ -1,11 +1,11 @@
 """Whether the records of a run are the ones that it wrote: each once, of what it asked, with the numbers it counted."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
+from mm_cb.core.checked import read_records
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import read_jsonl
+from mm_cb.core.records import Completion, Item, Run
 from mm_cb.data.behaviors_file import KEPT_AS, kept_behaviors
 from mm_cb.metrics.observations import refuse_repeats
 from mm_cb.metrics.results import Measurement, measure
@@ -17,7 +17,7 @@ _TOLERANCE = 0.05
 _AGAIN = "Do not use its numbers: take its whole folder from where it was made, or repeat the run."
 
 
-def whole_items(folder: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+def whole_items(folder: Path, run: Run) -> list[Item]:
     """The records of a finished run's items.jsonl.
 
     Args:
@@ -31,7 +31,7 @@ def whole_items(folder: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
     path = folder / ITEMS
     if not path.is_file():
         raise UserError(f"`{folder}` must hold {ITEMS}, but there is none. {_AGAIN}")
-    items = read_jsonl(path)
+    items = read_records(path, Item)
     if not items:
         raise UserError(f"`{path}` must hold what was measured, it is empty. {_AGAIN}")
     try:
@@ -46,10 +46,10 @@ def whole_items(folder: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
     return items
 
 
-def _asked(folder: Path, run: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> tuple[str, set[str], set[str]]:
+def _asked(folder: Path, run: Run, items: Sequence[Item]) -> tuple[str, set[str], set[str]]:
     """Attack and behaviour of every record that an attack run must hold, and of those that it holds."""
-    recipe = run.get("recipe") or {}
-    if run.get("command") != "attack" or not (folder / KEPT_AS).is_file() or not isinstance(recipe, dict):
+    recipe = run["recipe"]
+    if run["command"] != "attack" or not (folder / KEPT_AS).is_file():
         return "", set(), set()
     try:
         asked = [behavior.id for behavior in kept_behaviors(folder)]
@@ -62,19 +62,17 @@ def _asked(folder: Path, run: Mapping[str, Any], items: Sequence[Mapping[str, An
     return f"behaviours of {KEPT_AS} under every attack", wanted, {f"{i['condition']}/{i['id']}" for i in items}
 
 
-def _answered(
-    folder: Path, run: Mapping[str, Any], items: Sequence[Mapping[str, Any]]
-) -> tuple[str, set[str], set[str]]:
+def _answered(folder: Path, run: Run, items: Sequence[Item]) -> tuple[str, set[str], set[str]]:
     """The keys of the answers that an evaluation stored as they came, and those that its records stand for."""
     store = folder / _COMPLETIONS
-    if run.get("command") != "eval" or not store.is_file():
+    if run["command"] != "eval" or not store.is_file():
         return "", set(), set()
-    wanted = {str(record.get("key")) for record in read_jsonl(store)}
+    wanted = {record["key"] for record in read_records(store, Completion)}
     found = {key if (key := str(item["id"])) in wanted else f"{item['condition']}/{key}" for item in items}
     return f"answers of {_COMPLETIONS}", wanted, found
 
 
-def refuse_contradiction(folder: Path, items: list[dict[str, Any]], stored: Sequence[Measurement], seed: int) -> None:
+def refuse_contradiction(folder: Path, items: list[Item], stored: Sequence[Measurement], seed: int) -> None:
     """Refuse a run whose results.json is not what its records give, or states an interval beside its own value.
 
     Raises:

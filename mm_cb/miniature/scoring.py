@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from mm_cb.core.records import Scored
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.judges.base import Case, Verdict
 from mm_cb.miniature import judge
@@ -23,9 +23,9 @@ def judge_behavior(behavior: Behavior, completion: str) -> str:
     return judge.outcome(Brew(*named), completion)
 
 
-def score_question(question: Question, completion: str) -> dict[str, Any]:
+def score_question(question: Question, completion: str) -> Scored:
     """Fields of items.jsonl for a capability or over-refusal question."""
-    fields: dict[str, Any] = {
+    fields: Scored = {
         "metric": question.metric,
         "split": "all",
         "category": question.category,
@@ -36,6 +36,7 @@ def score_question(question: Question, completion: str) -> dict[str, Any]:
         "seed": 0,
         "image": None,
         "clean_image": None,
+        "condition": "strict",
     }
     if question.metric == "over_refusal":
         correct = judge.answer_score(question.reference, completion) == 1
@@ -43,8 +44,8 @@ def score_question(question: Question, completion: str) -> dict[str, Any]:
     if question.metric == "mmmu_like":
         parsed = chosen_letter(completion, question.choices)
         right = parsed is not None and parsed == chosen_letter(question.reference, question.choices)
-        return fields | {"condition": "strict", "parsed": parsed, "score": float(right)}
-    return fields | {"condition": "strict", "score": judge.answer_score(question.reference, completion)}
+        return fields | {"parsed": parsed, "score": float(right)}
+    return fields | {"score": judge.answer_score(question.reference, completion)}
 
 
 def refusal_outcome(completion: str) -> str:
@@ -66,7 +67,7 @@ class MiniatureJudge:
 
     def __init__(self) -> None:
         """Exact rules need nothing."""
-        self.source: Mapping[str, Any] = {"exact": True}
+        self.source: Mapping[str, object] = {"exact": True}
 
     def judge(self, cases: Sequence[Case]) -> Iterator[tuple[str, Verdict]]:
         """Verdicts by rule."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.hub import repository_of
+from mm_cb.core.records import JsonObject
 from mm_cb.models.fingerprint import check_weights
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -102,7 +103,7 @@ def read_settings(folder: Path) -> LoraConfig:
         raise UserError(f"`{file}` must be the configuration of a LoRA: {error}") from error
 
 
-def _fields(folder: Path) -> dict[str, Any]:
+def _fields(folder: Path) -> JsonObject:
     file = folder / SETTINGS
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
@@ -113,7 +114,7 @@ def _fields(folder: Path) -> dict[str, Any]:
     return fields
 
 
-def _check_numbers(file: Path, fields: Mapping[str, Any]) -> None:
+def _check_numbers(file: Path, fields: JsonObject) -> None:
     """Refuse ranks and scales that are none, before PEFT computes with them."""
     patterns = {name: fields.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
     for name, pattern in patterns.items():

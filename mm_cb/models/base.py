@@ -16,7 +16,7 @@ from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.models.chat import ANSWER, Dialect, Message, RenderedChat, TokenRole, chat, end_written, render_chat
 from mm_cb.models.decoding import decode, end_tokens
-from mm_cb.models.inputs import ModelInputs, Pictures, pad_rows
+from mm_cb.models.inputs import Arguments, ModelInputs, Pictures, pad_rows
 from mm_cb.models.tower import LanguageTower, TowerInputs
 
 
@@ -240,7 +240,7 @@ class ChatModel(LanguageTower):
         """Keyword arguments of the model that hold pictures; none where the batch has none."""
         return {}
 
-    def embed(self, inputs: ModelInputs, pixel_values: Tensor | None = None, features: Any = None) -> dict[str, Any]:
+    def embed(self, inputs: ModelInputs, pixel_values: Tensor | None = None, features: Any = None) -> Arguments:
         """What a pass over a batch starts from, so that two passes share one pass of the image tower.
 
         Args:
@@ -253,7 +253,7 @@ class ChatModel(LanguageTower):
         """
         return self.start_from(inputs, self.tower_inputs(inputs).embeds)
 
-    def start_from(self, inputs: ModelInputs, embeds: Tensor) -> dict[str, Any]:
+    def start_from(self, inputs: ModelInputs, embeds: Tensor) -> Arguments:
         """Keyword arguments for ``model`` to run from embeddings ``(B, T, H)``."""
         told = {"attention_mask": inputs.attention_mask, "position_ids": self.positions(inputs)}
         return {"inputs_embeds": embeds, **told}

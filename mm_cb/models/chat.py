@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.records import Message
 
-Message = dict[str, Any]
 """``{"role": "user" | "assistant", "content": str | [{"type": "image"}, {"type": "text", "text": ...}, ...]}``"""
 
 _PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")

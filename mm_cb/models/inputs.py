@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mm_cb.models.chat import TokenRole
+
+Arguments = dict[str, Any]
+"""Keyword arguments for transformers: what they are is its own affair, and each family's."""
 
 
 class Pictures(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from image_attacks import Plan, pad, resize, tiles
-from mm_cb.models.inputs import ModelInputs
+from mm_cb.models.inputs import Arguments, ModelInputs
 from mm_cb.models.llava import check_llava_processor
 from mm_cb.models.vision import VisionModel
 
@@ -57,7 +57,7 @@ class LlavaNextModel(VisionModel):
         ]
         return side**2 + max(height * width + height for height, width in grids)
 
-    def embed(self, inputs: ModelInputs, pixel_values: Tensor | None = None, features: Any = None) -> dict[str, Any]:
+    def embed(self, inputs: ModelInputs, pixel_values: Tensor | None = None, features: Any = None) -> Arguments:
         """As `ChatModel.embed`, from embeddings that hold the pictures."""
         if inputs.pixel_values is None:
             return self.start_from(inputs, self.tower_inputs(inputs).embeds)

@@ -19,6 +19,7 @@ from mm_cb.models.base import ChatModel
 from mm_cb.models.cache import model_folder
 from mm_cb.models.decoding import generation_config
 from mm_cb.models.families import load_processor, not_loaded, read_config, skeleton
+from mm_cb.models.inputs import Arguments
 from mm_cb.models.quantization import assert_kept, four_bit
 from mm_cb.models.registry import family_of
 from mm_cb.models.templates import check_template
@@ -186,7 +187,7 @@ def _check_device(device: str) -> None:
 
 def _arguments(
     device: str, dtype: str, attention: str, quantize: str | None, full_precision: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> Arguments:
     """What ``from_pretrained`` is told, whatever the family."""
     _check_device(device)
     number = getattr(torch, dtype)
@@ -210,7 +211,7 @@ def _read(
     model_type: Any,
     name_or_path: str | Path,
     config: Any,
-    arguments: dict[str, Any],
+    arguments: Arguments,
     full_precision: Sequence[str] = (),
 ) -> Any:
     """The frozen transformers model; a tensor that the checkpoint lacks is an error, not a random one."""

@@ -45,7 +45,7 @@ class QwenVLModel(VisionModel):
         images = self.processor.image_processor
         return images.size["longest_edge"] // (images.patch_size * images.merge_size) ** 2
 
-    def pixel_rows(self, made: Mapping[str, Any]) -> Tensor:
+    def pixel_rows(self, made: Mapping[str, Tensor]) -> Tensor:
         """One row a patch."""
         return made["image_grid_thw"].prod(-1)
 

@@ -129,7 +129,7 @@ def _run_apart(told: str) -> str | None:
     return lines[-1] if lines else f"it ended its process ({done.returncode})"
 
 
-def _flat(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def _flat(messages: Sequence[Message]) -> list[Message]:
     """As models of text take messages."""
     return [{**message, "content": message["content"][-1]["text"]} for message in messages]
 

@@ -1,6 +1,6 @@
 """A model's language tower: where its blocks are, how rows laid end to end go through them, how it is cut."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from peft import PeftModel
@@ -26,6 +26,15 @@ class TowerInputs(NamedTuple):
 
     embeds: Tensor
     extras: tuple[Tensor, ...] = ()
+
+
+class BlockArguments(TypedDict, total=False):
+    """What every block takes beside its state."""
+
+    attention_mask: None
+    row_lengths: tuple[int, ...]
+    position_embeddings: Any
+    """Rotary angles, where the tower has them."""
 
 
 class Rows(NamedTuple):
@@ -105,14 +114,14 @@ class LanguageTower:
         embeds = rows.embeds[None]
         return embeds + self.tower.wpe(rows.positions[None]) if hasattr(self.tower, "wpe") else embeds
 
-    def block_arguments(self, rows: Rows) -> dict[str, Any]:
+    def block_arguments(self, rows: Rows) -> BlockArguments:
         """What every block takes beside its state, for rows laid end to end: their lengths and rotary angles."""
-        arguments: dict[str, Any] = {"attention_mask": None, "row_lengths": rows.lengths}
+        arguments: BlockArguments = {"attention_mask": None, "row_lengths": rows.lengths}
         if hasattr(self.tower, "rotary_emb"):
             arguments["position_embeddings"] = self.tower.rotary_emb(rows.embeds[None], rows.positions[..., None, :])
         return arguments
 
-    def run_block(self, index: int, state: Tensor, arguments: dict[str, Any]) -> Tensor:
+    def run_block(self, index: int, state: Tensor, arguments: BlockArguments) -> Tensor:
         """The output of a block, ``(1, N, H)``: ``hidden_states[index + 1]``, up to the final norm."""
         return self.decoder_blocks[index](state, **arguments)
 

@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoPr
 
 from image_attacks import ExactPreprocessing, Plan, as_rgb
 from mm_cb.models.base import ChatModel
-from mm_cb.models.inputs import ModelInputs, Pictures
+from mm_cb.models.inputs import Arguments, ModelInputs, Pictures
 from mm_cb.models.tower import TowerInputs
 
 
@@ -50,11 +50,11 @@ class VisionModel(ChatModel):
         raise NotImplementedError(f"`{type(self).__name__}` does not say what its image processor does.")
 
     @property
-    def options(self) -> Mapping[str, Any]:
+    def options(self) -> Mapping[str, object]:
         """Settings that the processor calls its image processor with; without them that would do something else."""
         return {}
 
-    def pixel_rows(self, made: Mapping[str, Any]) -> Tensor | None:
+    def pixel_rows(self, made: Mapping[str, Tensor]) -> Tensor | None:
         """Rows of ``pixel_values`` of every picture in the image processor's output; None = one each."""
         return None
 
@@ -90,7 +90,7 @@ class VisionModel(ChatModel):
         with torch.set_grad_enabled(pixel_values is not None and torch.is_grad_enabled()):
             return self.base.get_image_features(**self._tower_arguments(inputs, pixel_values), return_dict=True)
 
-    def embed(self, inputs: ModelInputs, pixel_values: Tensor | None = None, features: Any = None) -> dict[str, Any]:
+    def embed(self, inputs: ModelInputs, pixel_values: Tensor | None = None, features: Any = None) -> Arguments:
         """As `ChatModel.embed`: the tokens, and the image tower's output in place of pixels."""
         given = {
             "input_ids": inputs.input_ids,

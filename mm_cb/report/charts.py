@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mm_cb.core.records import Curve, Representations, SetStates
 from mm_cb.metrics.results import Measurement
 from mm_cb.report.labels import (
     CONDITIONS,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _INK = "#010203"
 """Stands for the page's own text colour: replaced by ``currentColor`` in the finished SVG."""
 _SIZE = (4.1, 2.9)
-_STYLE: dict[str, Any] = {
+_STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9.5,
@@ -106,24 +107,22 @@ def outcome_bar(measurement: Measurement, outcomes: Mapping[str, str]) -> Bar:
     return Bar(measurement.subject, total, parts)
 
 
-def curve_charts(curves: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def curve_charts(curves: Sequence[Curve]) -> list[Chart]:
     """Per attack one panel: best-so-far or running loss of every subject, median with quartile band."""
-    panels: dict[str, list[Mapping[str, Any]]] = {}
+    panels: dict[str, list[Curve]] = {}
     for curve in curves:
-        if len({len(curve[key]) for key in ("q25", "q50", "q75")}) != 1:
-            raise ValueError(f"quartiles of one attack curve must have one length, got {curve['subject']!r}.")
         if curve["q50"]:
-            panels.setdefault(str(curve["condition"]), []).append(curve)
+            panels.setdefault(curve["condition"], []).append(curve)
     order = [c for c in CONDITIONS if c in panels] + sorted(set(panels) - set(CONDITIONS))
     return [_curve_chart(condition, panels[condition]) for condition in order]
 
 
-def _curve_chart(condition: str, curves: Sequence[Mapping[str, Any]]) -> Chart:
+def _curve_chart(condition: str, curves: Sequence[Curve]) -> Chart:
     words = []
 
     def draw(axes: "Axes") -> None:
         for index, curve in enumerate(curves):
-            subject = str(curve["subject"])
+            subject = curve["subject"]
             colour = SUBJECT_COLOURS.get(subject, SPARE_COLOURS[index % len(SPARE_COLOURS)])
             steps = range(len(curve["q50"]))
             name = f"{subject_label(subject, short=True)} (n = {curve['n']})"
@@ -139,12 +138,12 @@ def _curve_chart(condition: str, curves: Sequence[Mapping[str, Any]]) -> Chart:
     return Chart(label(CONDITIONS, condition), svg, "; ".join(words))
 
 
-def layer_charts(representations: Mapping[str, Any]) -> list[Chart]:
+def layer_charts(representations: Representations | None) -> list[Chart]:
     """Two panels over the layers: how far states turned away from the reference, and how long they are."""
-    if not representations:
+    if representations is None:
         return []
     layers = representations["layers"]
-    sets = {name: values for name, values in representations["sets"].items() if values.get("n")}
+    sets = {name: values for name, values in representations["sets"].items() if values["n"]}
 
     def cosine(axes: "Axes") -> None:
         for index, (name, values) in enumerate(sets.items()):
@@ -174,7 +173,7 @@ def layer_charts(representations: Mapping[str, Any]) -> list[Chart]:
     ]
 
 
-def _set_label(name: str, values: Mapping[str, Any]) -> str:
+def _set_label(name: str, values: SetStates) -> str:
     return f"{label(SETS, name)} (n = {values['n']})"
 
 
@@ -187,11 +186,11 @@ def _dash(index: int) -> Any:
     return ("-", (0, (5, 1.6)), (0, (1.5, 1.2)), "-.")[index % 4]
 
 
-def _mark_layers(axes: "Axes", representations: Mapping[str, Any]) -> None:
+def _mark_layers(axes: "Axes", representations: Representations) -> None:
     """Shade the blocks that carry LoRA (block b leads from state b to state b + 1) and point at the target layers."""
     from matplotlib.ticker import MaxNLocator
 
-    for block in representations.get("lora_blocks", []):
+    for block in representations.get("lora_blocks") or []:
         axes.axvspan(block, block + 1, color="#808080", alpha=0.14, linewidth=0)
     for layer in representations.get("target_layers", []):
         axes.axvline(layer, color=_INK, linewidth=0.8, linestyle=(0, (2, 2)), alpha=0.7)

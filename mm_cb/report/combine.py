@@ -5,13 +5,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from mm_cb.core.compatibility import counts_in_worst_case
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
+from mm_cb.core.records import Check, Curve, Item, Representations
 from mm_cb.metrics.results import Measurement, measure
-from mm_cb.report.comparable import BATTERY, budget, recipe_of, refuse_unlike, who
+from mm_cb.report.comparable import BATTERY, budget, refuse_unlike, who
 from mm_cb.report.labels import subject_label
 from mm_cb.report.load import RunFiles
 
@@ -22,10 +22,10 @@ class ReportData:
 
     runs: tuple[RunFiles, ...]
     measurements: list[Measurement]
-    items: list[dict[str, Any]]
-    checks: list[dict[str, Any]]
-    curves: list[dict[str, Any]]
-    representations: dict[str, Any]
+    items: list[Item]
+    checks: list[Check]
+    curves: list[Curve]
+    representations: Representations | None
     notes: tuple[str, ...] = ()
     """What a reader must know about how the runs fit together."""
 
@@ -59,19 +59,19 @@ def combine(runs: Sequence[RunFiles]) -> ReportData:
         items=items,
         checks=_checks(runs, items, measurements),
         curves=[curve for run in runs for curve in run.curves],
-        representations=next((run.representations for run in runs if run.representations), {}),
+        representations=next((run.representations for run in runs if run.representations), None),
         notes=tuple(_notes(runs)),
     )
 
 
 def _checks_alone(run: RunFiles) -> RunFiles:
     """A sanity battery beside other runs speaks through its checks: its own small attacks measure nothing for them."""
-    if run.run.get("command") != BATTERY:
+    if run.run["command"] != BATTERY:
         return run
     return dataclasses.replace(run, items=[], measurements=[], curves=[])
 
 
-def _measure(items: list[dict[str, Any]], runs: Sequence[RunFiles]) -> list[Measurement]:
+def _measure(items: list[Item], runs: Sequence[RunFiles]) -> list[Measurement]:
     subjects = sorted({item["subject"] for item in items})
     pairs = [(subject, "base") for subject in subjects if subject != "base" and "base" in subjects]
     try:
@@ -97,19 +97,17 @@ def _settle(joined: Measurement, found: Sequence[Measurement]) -> Measurement:
     return dataclasses.replace(joined, value=own.value, ci95=own.ci95, counts={**joined.counts, **own.counts})
 
 
-def _checks(
-    runs: Sequence[RunFiles], items: list[dict[str, Any]], measurements: list[Measurement]
-) -> list[dict[str, Any]]:
+def _checks(runs: Sequence[RunFiles], items: list[Item], measurements: list[Measurement]) -> list[Check]:
     """The runs' own checks, and those that can only be made, or can be made again, over all of them."""
     files = [item for item in items if item["metric"] == "compliance" and item.get("image") and "same_as" not in item]
-    made = []
+    made: list[Check] = []
     if any(item["condition"] != "no_attack" for item in files):
         from mm_cb.attacks import checks
         from mm_cb.inference.tolerance import tolerance
         from mm_cb.metrics.checks import attack_is_strong, placebo_is_weak
 
         epsilon = max(int(budget(run)["epsilon"] or 0) for run in runs)
-        dtypes = {recipe_of(run).get("dtype", "float32") for run in runs}  # each run's own check is the stricter one
+        dtypes = {run.run["recipe"].get("dtype", "float32") for run in runs}  # each run's own check is the stricter one
         made = [
             attack_is_strong(measurements),
             placebo_is_weak(measurements),
@@ -118,19 +116,18 @@ def _checks(
         ]
     again = {check["name"] for check in made}
     recorded = [(run, check) for run in runs for check in run.checks]
-    return made + [
-        {**check, "name": f"{check['name']} ({run.folder.name})"}
-        for run, check in recorded
-        if check["passed"] is not True or check["name"] not in again
-    ]
+    for run, check in recorded:
+        if check["passed"] is not True or check["name"] not in again:
+            made.append({**check, "name": f"{check['name']} ({run.folder.name})"})
+    return made
 
 
 def _untested(runs: Sequence[RunFiles]) -> Iterable[str]:
     """The attacked model that the page is about, where no sanity battery at its budget is among the runs."""
-    batteries = [run for run in runs if run.run.get("command") == BATTERY]
+    batteries = [run for run in runs if run.run["command"] == BATTERY]
     tested = [(who(run) | budget(run) | _searched(run), _steps(run)) for run in batteries]
     for subject in ("rr", "base"):  # a battery on the circuit breaker has the base as its control
-        attacked = [run for run in runs if run.run.get("command") in ("attack", "demo") and _attacks(run, subject)]
+        attacked = [run for run in runs if run.run["command"] in ("attack", "demo") and _attacks(run, subject)]
         if not all(
             any(_as_attacked(run, subject) == like and steps <= _steps(run) for like, steps in tested)
             for run in attacked
@@ -143,16 +140,16 @@ def _untested(runs: Sequence[RunFiles]) -> Iterable[str]:
             return
 
 
-def _as_attacked(run: RunFiles, subject: str) -> dict[str, Any]:
+def _as_attacked(run: RunFiles, subject: str) -> dict[str, object]:
     """Which model was attacked, and how far; a demo trained its breaker itself, which its recipe does not name."""
     trained = run.folder / "adapters" / subject / "adapter_model.safetensors"
     own = {"adapter": "hashed", f"weights {trained.name}": file_sha256(trained)} if trained.is_file() else {}
     return who(run) | budget(run) | _searched(run) | own
 
 
-def _searched(run: RunFiles) -> dict[str, Any]:
+def _searched(run: RunFiles) -> dict[str, object]:
     """How an attack stepped, through which image processor and in which dtype; the defaults are what demos have."""
-    recipe = recipe_of(run)
+    recipe = run.run["recipe"]
     options = recipe.get("options") or {}
     found = {"optimizer": options.get("optimizer", "adam"), "image_backend": options.get("image_backend", "pil")}
     return found | {"dtype": recipe.get("dtype") or (recipe.get("rerouting") or {}).get("dtype") or "float32"}
@@ -160,7 +157,7 @@ def _searched(run: RunFiles) -> dict[str, Any]:
 
 def _steps(run: RunFiles) -> int:
     """Steps per run of an attack; a battery vouches for as many as it had, and for more."""
-    recipe = recipe_of(run)
+    recipe = run.run["recipe"]
     return int((recipe.get("options") or {}).get("steps") or recipe.get("steps") or 0)
 
 
@@ -178,5 +175,5 @@ def _notes(runs: Sequence[RunFiles]) -> Iterable[str]:
         named = ", ".join(changed)
         yield f"The runs were made with different versions of {named}: small differences may come from there."
     adapters = [run for run in runs if "rr" in {item["subject"] for item in run.items}]
-    if adapters and not any(recipe_of(run).get("adapter") for run in adapters):
+    if adapters and not any(run.run["recipe"].get("adapter") for run in adapters):
         yield ("The circuit breaker was measured as a model of its own: that it is base plus adapter was not checked.")

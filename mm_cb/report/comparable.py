@@ -3,13 +3,14 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 from mm_cb.core.compatibility import counts_in_worst_case
 from mm_cb.core.errors import UserError
+from mm_cb.core.records import Item
+from mm_cb.core.runs import flatten
 from mm_cb.metrics.table import metric as metric_of
 from mm_cb.report.load import RunFiles
-from mm_cb.report.text import flatten
 
 WHO = ("model", "adapter", "system", "subject")
 """Recipe fields that say who was measured: between subjects they differ, inside one they must not."""
@@ -39,7 +40,7 @@ def _refuse_overlap(runs: Sequence[RunFiles]) -> None:
     seen: dict[tuple[str, ...], RunFiles] = {}
     for run in runs:
         for item in run.items:
-            key = tuple(str(item.get(name)) for name in ("subject", "metric", "condition", "id"))
+            key = item["subject"], item["metric"], item["condition"], item["id"]
             if (other := seen.setdefault(key, run)) is not run:
                 subject, metric, condition, id = key
                 raise UserError(
@@ -60,9 +61,9 @@ def _refuse_mixed_subjects(runs: Sequence[RunFiles]) -> None:
                     f"{differing}; report them apart."
                 )
     base = first.get("base")
-    batteries = [(BATTERY, run) for run in runs if run.run.get("command") == BATTERY]
+    batteries = [(BATTERY, run) for run in runs if run.run["command"] == BATTERY]
     for subject, run in [*first.items(), *batteries]:
-        if base is None or not recipe_of(run).get("adapter"):
+        if base is None or not run.run["recipe"].get("adapter"):
             continue
         below, above = ({k: v for k, v in who(r).items() if _of_base(k)} for r in (base, run))
         shared = below.keys() & above.keys()
@@ -73,20 +74,14 @@ def _refuse_mixed_subjects(runs: Sequence[RunFiles]) -> None:
             )
 
 
-def recipe_of(run: RunFiles) -> dict[str, Any]:
-    """The recipe in run.json; empty where there is none."""
-    recipe = run.run.get("recipe")
-    return recipe if isinstance(recipe, dict) else {}
-
-
 def _of_base(key: str) -> bool:
     return key == "model" or (key.startswith("weights ") and "adapter" not in key)
 
 
-def who(run: RunFiles) -> dict[str, Any]:
+def who(run: RunFiles) -> dict[str, object]:
     """What says which model and which adapter was measured."""
-    recipe = recipe_of(run)
-    weights = {f"weights {name}": digest for name, digest in (run.run.get("inputs") or {}).items() if _is_weights(name)}
+    recipe = run.run["recipe"]
+    weights = {f"weights {name}": digest for name, digest in run.run["inputs"].items() if _is_weights(name)}
     named = {key: recipe.get(key) for key in WHO if key != "subject"}  # which is the name that they share
     if any("adapter" in key for key in weights):
         named["adapter"] = "hashed"  # its path may be written in several ways, its content may not
@@ -123,12 +118,14 @@ def _refuse_other_settings(runs: Sequence[RunFiles]) -> None:
         _refuse("the placebo and the worst case", budgets[0], run, budget(budgets[0]), budget(run))
 
 
-def _needs_budget(item: Mapping[str, Any]) -> bool:
+def _needs_budget(item: Item) -> bool:
     """Whether an item depends on the attack's budget; the placebo of another budget is no placebo."""
     return item["metric"] == "compliance" and (item["condition"] == "noise" or counts_in_worst_case(item))
 
 
-def _refuse(what: str, first: RunFiles, second: RunFiles, held: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+def _refuse(
+    what: str, first: RunFiles, second: RunFiles, held: Mapping[str, object], other: Mapping[str, object]
+) -> None:
     if differing := _differences(held, other):
         raise UserError(
             f"runs that are compared must have the same settings and data ({what}), but `{first.folder}` and "
@@ -136,39 +133,46 @@ def _refuse(what: str, first: RunFiles, second: RunFiles, held: Mapping[str, Any
         )
 
 
-def _settings(run: RunFiles, metric: str) -> dict[str, Any]:
+def _settings(run: RunFiles, metric: str) -> dict[str, object]:
     """Everything that decides a metric's number beside who is measured."""
-    recipe = dict(recipe_of(run))
+    recipe = dict(run.run["recipe"])
     recipe["endpoint"] = bool(recipe.get("endpoint"))  # the address says who, whether there is one says how
     flat = flatten({key: value for key, value in recipe.items() if key not in (*WHO, *STORED)})
     kept = {key: value for key, value in flat.items() if key.rpartition(".")[2] not in FREE}
-    seed = {"seed": run.run.get("seed")} if metric_of(metric).seeded else {}
+    seed = {"seed": run.run["seed"]} if metric_of(metric).seeded else {}
     return {**kept, **seed, **_data(run)}
 
 
-def judges_of(items: Iterable[Mapping[str, Any]]) -> list[str]:
+def judges_of(items: Iterable[Item]) -> list[str]:
     """Who gave the verdicts: ``as run`` is the judge that the run itself had, if any."""
     return sorted({str(item.get("judge") or AS_RUN) for item in items})
 
 
-def _data(run: RunFiles) -> dict[str, Any]:
+def _data(run: RunFiles) -> dict[str, object]:
     """Hashes of the input files that are no weights, by the files' own names."""
-    if any(key in recipe_of(run) for key in STORED):
+    if any(key in run.run["recipe"] for key in STORED):
         return {}
     digests: dict[str, list[str]] = defaultdict(list)
-    for name, digest in (run.run.get("inputs") or {}).items():
+    for name, digest in run.run["inputs"].items():
         if not _is_weights(name):
             digests[name.replace("\\", "/").rpartition("/")[2]].append(digest)
     return {f"file {name}": sorted(found) for name, found in digests.items()}
 
 
-def budget(run: RunFiles) -> dict[str, Any]:
+class Budget(TypedDict):
     """How much of a picture an attack might change, and what of it."""
-    options = recipe_of(run).get("options") or {}
-    return {"epsilon": recipe_of(run).get("epsilon"), "threat_model": options.get("threat_model", "linf")}
+
+    epsilon: int | None
+    threat_model: str
 
 
-def _differences(held: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+def budget(run: RunFiles) -> Budget:
+    """The budget that a run's recipe states."""
+    options = run.run["recipe"].get("options") or {}
+    return {"epsilon": run.run["recipe"].get("epsilon"), "threat_model": options.get("threat_model", "linf")}
+
+
+def _differences(held: Mapping[str, object], other: Mapping[str, object]) -> str:
     """``steps (100 / 300), file behaviors.jsonl (other content)``; empty when there are none."""
     phrases = []
     for key in sorted(held.keys() | other.keys()):
@@ -180,7 +184,7 @@ def _differences(held: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return ", ".join(phrases[:_NAMED]) + more
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value == _ABSENT:
         return _ABSENT
     if isinstance(value, list) and value and all(isinstance(v, str) and len(v) == 64 for v in value):

@@ -3,12 +3,12 @@
 import dataclasses
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from mm_cb.core.records import Item
 from mm_cb.metrics.results import Measurement
 from mm_cb.metrics.statistics import (
     Z95,
@@ -93,7 +93,7 @@ class Tries:
     """Percent of items with at least one success in k tries, for k = 1 … ``tries``: unbiased estimates."""
 
 
-def tries_table(items: Iterable[Mapping[str, Any]]) -> list[Tries]:
+def tries_table(items: Iterable[Item]) -> list[Tries]:
     """One row per subject and attack that tried every item more than once and whose every try was judged."""
     counted: dict[tuple[str, str], dict[str, list[bool]]] = defaultdict(dict)
     unjudged = set()
@@ -148,7 +148,7 @@ class LossComparison:
     """p after Holm's correction for every such test on the page."""
 
 
-def loss_table(items: Iterable[Mapping[str, Any]]) -> list[LossComparison]:
+def loss_table(items: Iterable[Item]) -> list[LossComparison]:
     """One row per subject beside the base and attack or control that both have, paired by behaviour.
 
     A behaviour that was broken is not attacked again, so one of the two may have had fewer tries, and the best of more
@@ -178,13 +178,14 @@ def _loss_comparison(subject: str, condition: str, pairs: np.ndarray) -> LossCom
     return LossComparison(subject, condition, len(pairs), base, this, float(np.median(differences)), p, p)
 
 
-def losses_of_tries(item: Mapping[str, Any]) -> dict[Try, float]:
+def losses_of_tries(item: Item) -> dict[Try, float]:
     """The target's loss of every picture that was tried on an item, or the item's own loss where it lists none.
 
     Answers drawn at random share their picture's loss, and a relaxation leaves no picture: neither is a try here.
     """
     candidates = item.get("candidates")
     if not candidates:
-        return {} if item.get("loss") is None else {(None, None): item["loss"]}
+        return {} if (loss := item.get("loss")) is None else {(None, None): loss}
     pictures = [one for one in candidates if one.get("image") is not None and not one.get("sample")]
-    return {(c.get("restart"), c.get("iterate")): c["loss"] for c in pictures if c.get("loss") is not None}
+    losses = {(one.get("restart"), one.get("iterate")): one.get("loss") for one in pictures}
+    return {which: loss for which, loss in losses.items() if loss is not None}

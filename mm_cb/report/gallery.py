@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mm_cb.core.compatibility import counts_in_worst_case
+from mm_cb.core.records import Item
 from mm_cb.data.pictures import path_inside
 from mm_cb.metrics.observations import worst_candidate
 from mm_cb.report.labels import is_breaker
@@ -34,21 +34,21 @@ class Picture:
 class Answer:
     """One subject's answer, with the attacked picture and the amplified difference where there are any."""
 
-    item: Mapping[str, Any]
+    item: Item
     attacked: Picture | None = None
     difference: Picture | None = None
 
     @property
     def subject(self) -> str:
         """Whose answer this is."""
-        return str(self.item["subject"])
+        return self.item["subject"]
 
 
 @dataclass(frozen=True)
 class Card:
     """One behaviour under one attack: the clean picture with its answers, then one attacked picture per subject."""
 
-    item: Mapping[str, Any]
+    item: Item
     clean: Picture | None
     before: tuple[Answer, ...]
     attacked: tuple[Answer, ...]
@@ -81,10 +81,10 @@ class Gallery:
         return set().union(*(card.outcomes for card in self.cards))
 
 
-Tries = dict[str, Mapping[str, Any]]
+Tries = dict[str, Item]
 
 
-def build_gallery(items: Iterable[Mapping[str, Any]], *, triples: int = 54, byte_limit: int = 8_000_000) -> Gallery:
+def build_gallery(items: Iterable[Item], *, triples: int = 54, byte_limit: int = 8_000_000) -> Gallery:
     """Choose and load cards until the number of clean / attacked / difference triples or the byte limit is reached.
 
     The circuit breaker's failures come first, all of them as far as they fit; the rest is a spread over attacks,
@@ -177,10 +177,12 @@ def amplified_difference(attacked: np.ndarray, clean: np.ndarray) -> np.ndarray 
     return np.clip(128 + AMPLIFICATION * change, 0, 255).astype(np.uint8)
 
 
-def read_picture(folder: Path, name: Any) -> np.ndarray | None:
+def read_picture(folder: Path, name: str | None) -> np.ndarray | None:
     """Pixels of a picture inside the run directory, shape (H, W, 3); None when it is not there or not a picture."""
     from image_attacks import ImageFileError, png_levels
 
+    if name is None:
+        return None
     try:
         path = path_inside(folder, name)
         levels = png_levels(path.read_bytes(), str(path)) if path.is_file() else None

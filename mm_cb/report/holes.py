@@ -1,22 +1,22 @@
 """What a run's folder lacks beside its numbers: files, and pictures that are gone or are not those that were judged."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mm_cb.core.files import file_sha256
+from mm_cb.core.records import Candidate, Item, JsonObject, Run
 
 _WRITTEN = {"attack": ("checks.json", "curves.json"), "demo": ("checks.json", "curves.json", "representations.json")}
 """What a finished run of a command holds beside items and results."""
 
 
-def holes(folder: Path, run: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> list[str]:
+def holes(folder: Path, run: Run, items: Sequence[Item]) -> list[str]:
     """One sentence about every kind of hole; empty for a whole run."""
     found = []
-    if lacking := [name for name in _WRITTEN.get(str(run.get("command")), ()) if not (folder / name).is_file()]:
+    if lacking := [name for name in _WRITTEN.get(run["command"], ()) if not (folder / name).is_file()]:
         found.append(
             f"`{folder.name}` lacks {', '.join(lacking)}, which its command wrote: what they show is not here."
         )
@@ -33,12 +33,12 @@ def holes(folder: Path, run: Mapping[str, Any], items: Sequence[Mapping[str, Any
     return [f"HOLE: {text} The numbers are those of the run when it was whole." for text in found]
 
 
-def _pictures(item: Mapping[str, Any]) -> Iterable[str]:
+def _pictures(item: Item) -> Iterable[str]:
     named = (item.get("image"), item.get("clean_image"), *(one.get("image") for one in _candidates(item)))
     return [name for name in named if isinstance(name, str)]
 
 
-def _candidates(item: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def _candidates(item: Item) -> Sequence[Candidate]:
     return item.get("candidates") or ()
 
 
@@ -49,7 +49,7 @@ def _inside(folder: Path, name: str) -> bool:
     return path.is_relative_to(folder.resolve()) and path.is_file()
 
 
-def _swapped(folder: Path, item: Mapping[str, Any]) -> Iterable[str]:
+def _swapped(folder: Path, item: Item) -> Iterable[str]:
     """Pictures of an item with another hash than the JSON beside them, or another change than the item, states."""
     for one in _candidates(item) or (item,):
         name, clean = one.get("image"), item.get("clean_image")
@@ -63,7 +63,7 @@ def _swapped(folder: Path, item: Mapping[str, Any]) -> Iterable[str]:
             yield name
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> JsonObject:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):

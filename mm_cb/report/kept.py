@@ -1,9 +1,9 @@
 """What was kept and what was lost: capability by category, single items that changed, and the training seeds."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from mm_cb.core.records import Item
 from mm_cb.metrics.results import Measurement, find
 from mm_cb.metrics.table import HEADLINE, metric, rank
 from mm_cb.report.labels import SPLITS, is_breaker, rule_labels
@@ -27,8 +27,8 @@ class Change:
     metric: str
     name: str
     """As `CategoryRow.name`."""
-    base: Mapping[str, Any]
-    breaker: Mapping[str, Any]
+    base: Item
+    breaker: Item
 
     @property
     def shift(self) -> float:
@@ -66,9 +66,9 @@ def _capability_names(measurements: Iterable[Measurement]) -> dict[tuple[str, st
     return rule_labels(sorted(measured, key=lambda pair: rank(pair[0])))
 
 
-def changes(items: Iterable[Mapping[str, Any]]) -> tuple[list[Change], list[Change]]:
+def changes(items: Iterable[Item]) -> tuple[list[Change], list[Change]]:
     """Benign items on which the circuit breaker does worse than the base, and those where better, by size."""
-    by_key: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    by_key: dict[tuple[str, str, str], dict[str, Item]] = {}
     for item in items:
         if item["metric"] != "compliance" and ":" not in item["condition"] and item["subject"] in ("base", "rr"):
             by_key.setdefault((item["metric"], item["condition"], item["id"]), {})[item["subject"]] = item
@@ -82,7 +82,7 @@ def changes(items: Iterable[Mapping[str, Any]]) -> tuple[list[Change], list[Chan
     return [c for c in both if c.shift < 0], [c for c in both if c.shift > 0]
 
 
-def _good(item: Mapping[str, Any]) -> float | None:
+def _good(item: Item) -> float | None:
     kind = metric(item["metric"])
     if kind.outcomes:
         return None if item.get("outcome") is None else float(item["outcome"] not in (*kind.counted, "gibberish"))

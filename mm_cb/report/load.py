@@ -1,23 +1,28 @@
 """What a report is made from: the files of run directories, checked where they are read."""
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+from mm_cb.core.checked import checked, made, read_json, read_list, read_records
 from mm_cb.core.compatibility import with_added_fields
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
-from mm_cb.core.runs import read_jsonl, read_run
+from mm_cb.core.records import Agreement, Check, Curve, Item, Representations, Run, Timing
+from mm_cb.core.runs import read_run
 from mm_cb.metrics.results import Measurement, read_results
-from mm_cb.metrics.table import from_json, is_known, register_metric
+from mm_cb.metrics.table import Metric, is_known, register_metric
 from mm_cb.metrics.whole import refuse_contradiction, whole_items
 from mm_cb.report.holes import holes
 
 _MEASURES_NOTHING = ("train", "data build pairs")
-_CHECK_KEYS = ("name", "passed", "value", "expected", "why")
-_AGREEMENT_KEYS = ("judges", "n", "agreement", "kappa", "disagreements")
-_CURVE_KEYS = ("subject", "condition", "q25", "q50", "q75", "n")
+
+
+class _Protocol(TypedDict, total=False):
+    """protocol.json, as far as a page reads it."""
+
+    labels: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -25,15 +30,15 @@ class RunFiles:
     """The contents of one run directory, as the report reads them."""
 
     folder: Path
-    run: dict[str, Any]
+    run: Run
     measurements: list[Measurement]
-    items: list[dict[str, Any]]
+    items: list[Item]
     """Records of items.jsonl, each with the ``run_dir`` that its pictures lie in."""
-    checks: list[dict[str, Any]]
-    curves: list[dict[str, Any]]
-    representations: dict[str, Any]
-    timings: list[dict[str, Any]]
-    agreement: list[dict[str, Any]]
+    checks: list[Check]
+    curves: list[Curve]
+    representations: Representations | None
+    timings: list[Timing]
+    agreement: list[Agreement]
     """How far every two judges of this run agree; empty where fewer than two have judged."""
     labels: dict[str, str] = field(default_factory=dict)
     """What the run calls its attacks."""
@@ -43,8 +48,7 @@ class RunFiles:
     @property
     def fiction(self) -> bool:
         """Whether the run's world is fictional, so that completions may be shown. Anything but true means no."""
-        recipe = self.run.get("recipe")
-        return isinstance(recipe, dict) and recipe.get("fiction") is True
+        return self.run["recipe"].get("fiction") is True
 
 
 def load_run(folder: Path) -> RunFiles:
@@ -60,7 +64,7 @@ def load_run(folder: Path) -> RunFiles:
     """
     folder = Path(folder)
     run = read_run(folder)
-    command = str(run.get("command"))
+    command = run["command"]
     if command in _MEASURES_NOTHING:
         raise UserError(
             f"`{folder}` is a run of `mm-cb {command}`, in which nothing is measured: give runs of `mm-cb attack` or "
@@ -68,7 +72,7 @@ def load_run(folder: Path) -> RunFiles:
         )
     if not run.get("ended"):
         raise UserError(f"`{folder}` must hold a finished run, this one has not ended; run its command again.")
-    run = {**run, "recipe": with_added_fields(command, run.get("recipe"))}
+    run["recipe"] = with_added_fields(command, run["recipe"])
     _learn_metrics(folder / "metrics.json")
     measured = [folder / "results.json", folder / "items.jsonl"]
     only_checks = command == "attack check" and not any(file.exists() for file in measured)
@@ -76,71 +80,60 @@ def load_run(folder: Path) -> RunFiles:
     items = [] if only_checks else whole_items(folder, run)
     _refuse_half_judged(folder, items)
     if not only_checks:
-        refuse_contradiction(folder, items, measurements, _seed(run))
+        refuse_contradiction(folder, items, measurements, run["seed"])
     return RunFiles(
         folder=folder,
         run=run,
         measurements=measurements,
         items=[{**item, "run_dir": str(folder)} for item in items],
-        checks=_records(folder / "checks.json", _CHECK_KEYS),
-        curves=_records(folder / "curves.json", _CURVE_KEYS),
+        checks=read_list(folder / "checks.json", Check),
+        curves=_curves(folder / "curves.json"),
         representations=_representations(folder / "representations.json"),
-        timings=read_jsonl(folder / "timings.jsonl"),
-        agreement=_records(folder / "judgements" / "agreement.json", _AGREEMENT_KEYS),
-        labels=(_json(folder / "protocol.json") or {}).get("labels", {}),
+        timings=read_records(folder / "timings.jsonl", Timing),
+        agreement=read_list(folder / "judgements" / "agreement.json", Agreement),
+        labels=_protocol(folder / "protocol.json").get("labels", {}),
         holes=tuple(holes(folder, run, items)),
     )
 
 
-def _seed(run: dict[str, Any]) -> int:
-    seed = run.get("seed")
-    return seed if isinstance(seed, int) and seed >= 0 else 0
-
-
-def _refuse_half_judged(folder: Path, items: list[dict[str, Any]]) -> None:
+def _refuse_half_judged(folder: Path, items: Sequence[Item]) -> None:
     """Refuse verdicts that a stopped `mm-cb judge` left in the items alone."""
     verdicts = folder / "judgements"
-    files = [verdicts / f"{safe_id(name)}.json" for name in {str(item["judge"]) for item in items if "judge" in item}]
+    files = [verdicts / f"{safe_id(name)}.json" for name in {item["judge"] for item in items if "judge" in item}]
     if any(file.is_file() for file in files) and not (verdicts / "newest.json").is_file():
         raise UserError(f"`{folder}` was being judged when that was stopped: give its `mm-cb judge` again.")
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes()) if path.is_file() else None
-    except (OSError, ValueError) as e:
-        raise UserError(f"`{path}` must be readable JSON, got: {e}; repeat the step that writes it.") from e
-
-
 def _learn_metrics(path: Path) -> None:
     """What a run says of metrics that only those know who measured them."""
-    for content in _records(path, ("name", "label", "section")):
+    for number, content in enumerate(read_json(path) or [], start=1):
         try:
-            found = from_json(content)
-        except (TypeError, ValueError) as e:
-            raise UserError(f"`{path}` must describe metrics as mm-cb writes them, got: {e}.") from e
+            found = made(content, Metric, f"`{path}`, entry {number}")
+        except ValueError as e:
+            raise UserError(f"`{path}`, entry {number}: {e}") from e
         if not is_known(found.name):
             register_metric(found)
 
 
-def _records(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    content = _json(path) or []
-    if not isinstance(content, list):
-        raise UserError(f"`{path}` must hold a JSON list, got {type(content).__name__}.")
-    for number, entry in enumerate(content):
-        missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-        if missing:
-            raise UserError(f"`{path}`: entry {number} must hold {', '.join(keys)}; it lacks {', '.join(missing)}.")
-    return content
+def _protocol(path: Path) -> _Protocol:
+    return checked(read_json(path) or {}, _Protocol, f"`{path}`")
 
 
-def _representations(path: Path) -> dict[str, Any]:
-    content = _json(path) or {}
-    if not isinstance(content, dict) or (content and not {"layers", "sets"} <= content.keys()):
-        raise UserError(f"`{path}` must be a JSON object with `layers` and `sets`.")
-    layers = len(content.get("layers", []))
-    for name, values in content.get("sets", {}).items():
-        for key in ("cosine", "norm_reference", "norm_adapted"):
-            if len(values.get(key, [])) != layers:
-                raise UserError(f"`{path}`: `{name}.{key}` must hold one number per layer ({layers}).")
-    return content
+def _curves(path: Path) -> list[Curve]:
+    curves = read_list(path, Curve)
+    for number, curve in enumerate(curves, start=1):
+        if not len(curve["q25"]) == len(curve["q50"]) == len(curve["q75"]):
+            raise UserError(f"`{path}`, entry {number}: `q25`, `q50` and `q75` must have one length.")
+    return curves
+
+
+def _representations(path: Path) -> Representations | None:
+    content = read_json(path)
+    if not content:
+        return None
+    found = checked(content, Representations, f"`{path}`")
+    layers = len(found["layers"])
+    for name, states in found["sets"].items():
+        if not len(states["cosine"]) == len(states["norm_reference"]) == len(states["norm_adapted"]) == layers:
+            raise UserError(f"`{path}`: the lists of `sets.{name}` must hold one number per layer ({layers}).")
+    return found

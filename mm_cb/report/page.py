@@ -2,11 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from mm_cb.core.files import file_errors, write_text
+from mm_cb.core.records import Run, Timing
+from mm_cb.core.runs import flatten
 from mm_cb.report import labels
 from mm_cb.report.charts import curve_charts, layer_charts, outcome_bars, refusal_bars
 from mm_cb.report.combine import ReportData, combine
@@ -16,7 +17,7 @@ from mm_cb.report.gallery import AMPLIFICATION, build_gallery
 from mm_cb.report.kept import Change, category_rows, changes, seed_table
 from mm_cb.report.load import RunFiles, load_run
 from mm_cb.report.table import HOLM, headline_table
-from mm_cb.report.text import clean_text, code, flatten, shorten, shown_completion
+from mm_cb.report.text import clean_text, code, shorten, shown_completion
 from mm_cb.report.verdict import judge_run
 
 _LISTED_CHANGES = 40
@@ -106,13 +107,13 @@ def render(data: ReportData, *, show_completions: bool = False) -> str:
     return _BEFORE_PERCENT.sub("\N{NO-BREAK SPACE}%", text)
 
 
-def _context(data: ReportData) -> dict[str, Any]:
+def _context(data: ReportData) -> dict[str, object]:
     table = headline_table(data.measurements)
     broken, mended = changes(data.items)
     seeds, seed_columns = seed_table(data.measurements)
     return {
         "title": _TITLE,
-        "models": list(dict.fromkeys(str(m) for run in data.runs if (m := (run.run.get("recipe") or {}).get("model")))),
+        "models": list(dict.fromkeys(str(m) for run in data.runs if (m := run.run["recipe"].get("model")))),
         "fiction": data.fiction,
         "verdict": judge_run(data.measurements, data.checks, data.items),
         "extra_limits": [*([_FICTION] if any(run.fiction for run in data.runs) else []), *data.notes],
@@ -142,7 +143,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "checks": data.checks,
         "method": _method(data.runs),
         "runs": [_described(run) for run in data.runs],
-        "timings": _timings([record for run in data.runs for record in run.timings]),
+        "timings": _timings(record for run in data.runs for record in run.timings),
     }
 
 
@@ -151,13 +152,13 @@ def _judges(data: ReportData) -> list[str]:
     return [name for name in judges_of(i for i in data.items if i["metric"] == "compliance") if name != AS_RUN]
 
 
-def _described(run: RunFiles) -> dict[str, Any]:
+def _described(run: RunFiles) -> dict[str, object]:
     """One run as the provenance section shows it."""
-    recipe = flatten(run.run.get("recipe") or {})
+    recipe = flatten(run.run["recipe"])
     subjects = dict.fromkeys(labels.subject_label(item["subject"], short=True) for item in run.items)
     return {
         "name": run.folder.name or str(run.folder),
-        "what": " · ".join([str(run.run.get("command", "?")), *subjects]),
+        "what": " · ".join([run.run["command"], *subjects]),
         "facts": _provenance(run.run),
         "recipe": {key: _plain(value) for key, value in recipe.items() if key},
     }
@@ -172,18 +173,18 @@ def _by_metric(entries: list[Change]) -> str:
 def _method(runs: Sequence[RunFiles]) -> dict[str, str]:
     """The few recipe fields that decide how hard the attack and how long the training was; all values that occur."""
     chosen: dict[str, dict[str, None]] = {}
-    for key, value in (pair for run in runs for pair in flatten(run.run.get("recipe") or {}).items()):
+    for key, value in (pair for run in runs for pair in flatten(run.run["recipe"]).items()):
         if key.rpartition(".")[2] in _METHOD_KEYS:
             chosen.setdefault(key, {})[_budget(value) if key.endswith("epsilon") else _plain(value)] = None
     return {key: " / ".join(values) for key, values in chosen.items()}
 
 
-def _budget(epsilon: Any) -> str:
+def _budget(epsilon: object) -> str:
     """An image budget as a fraction of 255 where the recipe counts whole levels: 32 -> ``32/255``."""
     return f"{epsilon}/255" if isinstance(epsilon, int) and epsilon >= 1 else _plain(epsilon)
 
 
-def _provenance(run: Mapping[str, Any]) -> dict[str, str]:
+def _provenance(run: Run) -> dict[str, str]:
     """Everything of run.json beside the recipe, flat."""
     rest = {key: value for key, value in run.items() if key not in ("recipe", "schema")}
     return {
@@ -191,7 +192,7 @@ def _provenance(run: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_plain(entry) for entry in value)
     if isinstance(value, bool):
@@ -199,10 +200,9 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else shorten(value, 300)
 
 
-def _timings(records: list[dict[str, Any]]) -> dict[str, str]:
-    """Seconds per stage, summed; records of another shape are left out."""
+def _timings(records: Iterable[Timing]) -> dict[str, str]:
+    """Seconds per stage, summed."""
     totals: dict[str, float] = {}
     for record in records:
-        if isinstance(record.get("stage"), str) and isinstance(record.get("seconds"), int | float):
-            totals[record["stage"]] = totals.get(record["stage"], 0.0) + record["seconds"]
+        totals[record["stage"]] = totals.get(record["stage"], 0.0) + record["seconds"]
     return {stage: f"{int(s) // 60}:{int(s) % 60:02d} min" for stage, s in totals.items()}

@@ -1,11 +1,12 @@
 """The README's picture: outcome bars before and after, and one attacked image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_cb.core.checked import read_records
 from mm_cb.core.files import write_bytes
-from mm_cb.core.runs import read_jsonl
+from mm_cb.core.records import Item
 from mm_cb.metrics.results import find, read_results
 from mm_cb.metrics.table import HEADLINE
 from mm_cb.report.charts import Bar, outcome_bars
@@ -38,7 +39,7 @@ def picture(run_dir: Path, out_png: Path) -> None:
     run_dir = Path(run_dir)
     measurements = read_results(run_dir / "results.json")
     groups = outcome_bars(measurements, _SUBJECTS)
-    triple = _triple(read_jsonl(run_dir / "items.jsonl"), run_dir)
+    triple = _triple(read_records(run_dir / "items.jsonl", Item), run_dir)
     with matplotlib.rc_context({"font.size": 9, "font.family": "sans-serif", "hatch.linewidth": 0.6}):
         height = 1.15 + 0.3 * sum(len(bars) + 0.6 for _, bars in groups)
         figure = Figure(figsize=(9.2, max(3.4, height)), layout="constrained", facecolor="white")
@@ -89,14 +90,14 @@ def _draw_bars(axes: "Axes", groups: Sequence[tuple[str, Sequence[Bar]]]) -> Non
     )
 
 
-def _triple(items: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, Any]]:
+def _triple(items: Sequence[Item], folder: Path) -> list[tuple[str, Any]]:
     """The first attack that broke the base; one on a picture that shows something before one on a blank canvas."""
     found: list[tuple[str, Any]] = []
     for item in items:
-        wanted = (item.get("metric"), item.get("subject"), item.get("condition"), item.get("outcome"))
+        wanted = item["metric"], item["subject"], item["condition"], item.get("outcome")
         if wanted != ("compliance", "base", HEADLINE, "harmful"):
             continue
-        clean, attacked = (read_picture(folder, item.get(key)) for key in ("clean_image", "image"))
+        clean, attacked = (read_picture(folder, name) for name in (item.get("clean_image"), item.get("image")))
         if clean is None or attacked is None:
             continue
         difference = amplified_difference(attacked, clean)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mm_cb.core.compatibility import counts_in_worst_case
+from mm_cb.core.compatibility import in_worst_case
 from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.results import Measurement, find, read_results
 from mm_cb.metrics.statistics import holm
@@ -216,7 +216,7 @@ def _tried(measurements: Sequence[Measurement], subject: str) -> str:
         for m in measurements
         if (m.subject, m.metric, m.split) == (subject, "compliance", "all")
         and m.condition != "worst_case"
-        and counts_in_worst_case({"condition": m.condition, "worst_case": m.counts.get("in_worst_case")})
+        and in_worst_case(m.condition, m.counts.get("in_worst_case"))
         and not m.counts.get("same_as_pgd")
     ]
     images = worst.counts.get("images_tried", 0) / (worst.n + worst.counts.get("not_judged", 0))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mm_cb.core.records import Item
 from mm_cb.metrics.observations import BESIDE
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def shorten(value: Any, limit: int = 600) -> str:
     return text if len(text) <= limit else f"{text[:limit].rstrip()} … ({len(text) - limit} more characters)"
 
 
-def shown_completion(item: Mapping[str, Any], *, show: bool) -> str:
+def shown_completion(item: Item, *, show: bool) -> str:
     """What a report shows of a completion: everything (``show``: a fictional world), or nothing that may be harmful."""
     text = clean_text(item.get("completion"))
     if not show and _dictated(item):
@@ -53,21 +53,11 @@ def shown_completion(item: Mapping[str, Any], *, show: bool) -> str:
     return f"[withheld: {len(text.split())} words, {verdict}]"
 
 
-def _unjudged_behaviour(item: Mapping[str, Any]) -> bool:
-    return item.get("metric") == "compliance" and item.get("outcome") is None
+def _unjudged_behaviour(item: Item) -> bool:
+    return item["metric"] == "compliance" and item.get("outcome") is None
 
 
-def _dictated(item: Mapping[str, Any]) -> bool:
+def _dictated(item: Item) -> bool:
     """Whether an answer to a benign request may be what an attacked picture was made to bring about."""
-    pressed = str(item.get("condition")).startswith(BESIDE)
+    pressed = item["condition"].startswith(BESIDE)
     return pressed and item.get("outcome") not in ("refusal", "gibberish")
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys: ``{"attack": {"steps": 40}}`` -> ``{"attack.steps": 40}``."""
-    if isinstance(value, Mapping) and value:
-        flat: dict[str, Any] = {}
-        for key, inner in value.items():
-            flat.update(flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
-        return flat
-    return {prefix: value}

@@ -1,11 +1,12 @@
 """One sentence that says what a run has shown, with its limits, or that it has shown nothing and why."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from mm_cb.core.compatibility import counts_in_worst_case
+from mm_cb.core.records import Check, Item
 from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.results import Measurement, find
 from mm_cb.metrics.statistics import holm, wilson_interval
@@ -40,14 +41,14 @@ class Verdict:
 
 def judge_run(
     measurements: Sequence[Measurement],
-    checks: Sequence[Mapping[str, Any]],
-    items: Iterable[Mapping[str, Any]] = (),
+    checks: Sequence[Check],
+    items: Iterable[Item] = (),
 ) -> Verdict:
     """Decide what a run shows. Any failed check, and having no checks at all, means that it shows nothing.
 
     Args:
         measurements: All measurements of the run; ``rr`` must be paired with ``base``.
-        checks: Sanity checks, each with ``name``, ``passed``, ``value``, ``expected`` and ``why``.
+        checks: Sanity checks.
         items: Records of items.jsonl, from which the limits say how many pictures attacks and placebo had.
 
     Returns:
@@ -91,7 +92,7 @@ def _of(measurements: Sequence[Measurement], subject: str, condition: str, split
     return found
 
 
-def _failure(check: Mapping[str, Any]) -> str:
+def _failure(check: Check) -> str:
     why = f"{check['why'][:1].upper()}{check['why'][1:]}"
     return f"{check['name']}: expected {check['expected']}, got {check['value']}. {why}".strip()
 
@@ -176,7 +177,7 @@ def _prices(measurements: Sequence[Measurement]) -> list[tuple[Measurement, tupl
     return [*found, *surest.values()]
 
 
-def _limits(measurements: Sequence[Measurement], items: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+def _limits(measurements: Sequence[Measurement], items: Iterable[Item]) -> tuple[str, ...]:
     limits = []
     found = find(measurements, "rr", "compliance", "worst_case") or find(measurements, "rr", "compliance", HEADLINE)
     if found is not None and found.n and found.ci95 is not None:
@@ -200,7 +201,7 @@ def _limits(measurements: Sequence[Measurement], items: Iterable[Mapping[str, An
     return tuple(limits)
 
 
-def _placebo(measurements: Sequence[Measurement], items: Iterable[Mapping[str, Any]]) -> list[str]:
+def _placebo(measurements: Sequence[Measurement], items: Iterable[Item]) -> list[str]:
     """How the worst case stands to random noise, its placebo at as many pictures: a judge's false alarms add up too.
 
     Restarts end with the first success, so it is the most pictures of any request that says how many all might have.

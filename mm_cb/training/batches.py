@@ -2,14 +2,15 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, get_args
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from mm_cb.core.errors import UserError
-from mm_cb.data.examples import Example, Modality, OnUnreadable, SetName, kinds_of, opened, rows_of
-from mm_cb.models import ChatModel
+from mm_cb.data.examples import SETS, Example, Modality, OnUnreadable, SetName, kinds_of, opened, rows_of
+from mm_cb.models import ChatModel, ModelInputs
 from mm_cb.training.masks import MaskName, loss_mask
 
 if TYPE_CHECKING:
@@ -125,53 +126,68 @@ def drawn(
     return rows, held_out
 
 
-class PairCollator:
-    """Turn pairs into what the trainer's loss takes.
+class SetRows(TypedDict):
+    """The rows of one set in a batch, padded to the longest of them."""
 
-    ``{"circuit_breaker": ModelInputs, "circuit_breaker_mask": (B, T), "circuit_breaker_ids": names of the examples,
-    "retain": …, "retain_mask": …, "retain_ids": …, "modality": …}``; the two sets are padded apart, each to its longest
-    row.
-    """
+    inputs: ModelInputs
+    mask: Tensor
+    """1 for tokens that count in the loss, ``(B, T)``."""
+    ids: list[str]
+    """Of the examples."""
+
+
+class Batch(TypedDict, total=False):
+    """What the trainer's loss takes: rows of both sets, or a part of them of one."""
+
+    modality: Modality
+    circuit_breaker: SetRows
+    retain: SetRows
+
+
+class PairCollator:
+    """Collator of pairs, for the trainer's loss."""
 
     def __init__(self, model: ChatModel, masks: Mapping[Modality, MaskName]) -> None:
         """Encode for ``model``, counting the tokens that ``masks`` names for each modality."""
         self._model = model
         self._masks = masks
 
-    def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+    def __call__(self, pairs: Sequence[Pair]) -> Batch:
         """Encode the pairs of one (micro-)batch.
 
         Raises:
             UserError: If an example cannot be encoded, or none of its tokens would count.
         """
         modality = pairs[0].circuit_breaker.modality
-        batch: dict[str, Any] = {"modality": modality}
-        for name, examples in zip(Pair._fields, zip(*pairs, strict=True), strict=True):
-            images = [example.open_images() for example in examples]
-            batch[f"{name}_ids"] = [example.id for example in examples]
-            try:
-                inputs = self._model.encode_chats(
-                    [example.messages for example in examples], images, padding_side="right"
-                )
-                batch[name], batch[f"{name}_mask"] = inputs, loss_mask(inputs, self._masks[modality])
-            except ValueError as error:
-                places = ", ".join(str(example.place or example.id) for example in examples)
-                raise UserError(f"cannot train on the {name} examples at {places}: {error}") from error
-        return batch
+        sets = {name: self._rows(name, [getattr(pair, name) for pair in pairs], modality) for name in SETS}
+        return {"modality": modality, "circuit_breaker": sets["circuit_breaker"], "retain": sets["retain"]}
+
+    def _rows(self, name: SetName, examples: Sequence[Example], modality: Modality) -> SetRows:
+        images = [example.open_images() for example in examples]
+        ids = [example.id for example in examples]
+        try:
+            inputs = self._model.encode_chats([example.messages for example in examples], images, padding_side="right")
+            return {"inputs": inputs, "mask": loss_mask(inputs, self._masks[modality]), "ids": ids}
+        except ValueError as error:
+            places = ", ".join(str(example.place or example.id) for example in examples)
+            raise UserError(f"cannot train on the {name} examples at {places}: {error}") from error
 
 
-def split_batch(batch: Mapping[str, Any], tokens_per_pass: int) -> list[dict[str, Any]]:
+def split_batch(batch: Batch, tokens_per_pass: int) -> list[Batch]:
     """Cut what the collator makes into parts of one set and at most ``tokens_per_pass`` real tokens, or one row."""
-    parts = []
-    for name in Pair._fields:
-        lengths = batch[name].attention_mask.sum(-1).tolist()
+    parts: list[Batch] = []
+    for name in SETS:
+        rows = batch[name]
+        lengths = rows["inputs"].attention_mask.sum(-1).tolist()
         start = 0
         while start < len(lengths):
             stop = start + 1
             while stop < len(lengths) and sum(lengths[start : stop + 1]) <= tokens_per_pass:
                 stop += 1
-            part = {name: batch[name].rows(start, stop)}
-            parts.append(part | {f"{name}_{key}": batch[f"{name}_{key}"][start:stop] for key in ("mask", "ids")})
+            inputs, mask, ids = rows["inputs"].rows(start, stop), rows["mask"][start:stop], rows["ids"][start:stop]
+            part: Batch = {}
+            part[name] = {"inputs": inputs, "mask": mask, "ids": ids}
+            parts.append(part)
             start = stop
     return parts
 

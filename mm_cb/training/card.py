@@ -5,21 +5,21 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.hub import repository_of
+from mm_cb.core.records import Recipe, Step
 from mm_cb.data.examples import Example
 from mm_cb.training.registry import loss_entry
 
 
 def model_card(
-    recipe: Mapping[str, Any],
+    recipe: Recipe,
     examples: Sequence[Example],
     paths: Sequence[str],
-    metrics: Sequence[Mapping[str, Any]],
+    metrics: Sequence[Step],
     left_out: Mapping[str, int] | None = None,
 ) -> str:
     """The README.md of an adapter's folder.
@@ -91,7 +91,7 @@ def model_card(
     )
 
 
-def _loss(recipe: Mapping[str, Any]) -> list[str]:
+def _loss(recipe: Recipe) -> list[str]:
     """What the loss on circuit-breaker states was, where it is from, and what stood beside it."""
     breaker = recipe.get("circuit_breaker", {})
     name = breaker.get("loss", "rr")
@@ -112,16 +112,20 @@ _LOSS_KEYS: tuple[str, ...] = ("reroute_loss", "length_loss", "retain_loss")
 _LOSS_KEYS += ("reroute_coeff", "retain_coeff", "grad_norm", "learning_rate")
 
 
-def _losses(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+def _losses(metrics: Sequence[Step]) -> list[str]:
     """The first and last steps; a dash for what a row lacks, as those of a training begun before there was a column."""
     shown = [
-        [str(record["step"]), record["modality"], *(f"{record[k]:.4g}" if k in record else "-" for k in _LOSS_KEYS)]
+        [
+            str(record["step"]),
+            str(record["modality"]),
+            *(f"{record[k]:.4g}" if k in record else "-" for k in _LOSS_KEYS),
+        ]
         for record in (metrics if len(metrics) <= 4 else [*metrics[:2], *metrics[-2:]])
     ]
     return _table(["step", "rows", *_LOSS_KEYS], shown)
 
 
-def _held_out(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+def _held_out(metrics: Sequence[Step]) -> list[str]:
     """Where the hidden states of rows never trained on went, at the first and at the last measurement."""
     measured = [record for record in metrics if "held_out_retain_cosine" in record]
     if not measured:

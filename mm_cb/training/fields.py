@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 from mm_cb.training.config import Recipe
 from mm_cb.training.registry import loss_entry, loss_names
 
+Schema = Mapping[str, Any]
+"""A JSON schema, or a part of one, as pydantic writes it."""
+
 
 class FieldLine(NamedTuple):
     """One field that ``key=value`` can set, or that a mixture's source can hold."""
@@ -24,7 +27,7 @@ def recipe_fields() -> list[FieldLine]:
     return list(_section(schema, schema["$defs"], ""))
 
 
-def _section(schema: Mapping[str, Any], parts: Mapping[str, Any], prefix: str) -> Iterator[FieldLine]:
+def _section(schema: Schema, parts: Schema, prefix: str) -> Iterator[FieldLine]:
     for key, field in schema["properties"].items():
         name, inner = prefix + key, _part(field, parts)
         if inner is not None:
@@ -49,16 +52,16 @@ def _settings(name: str) -> Iterator[FieldLine]:
             yield FieldLine(f"{name}.{key}", f"number > {setting.above:g}", f"{setting.default:g}", about)
 
 
-def _part(field: Mapping[str, Any], parts: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _part(field: Schema, parts: Schema) -> Schema | None:
     """The section that a field is, if it is one."""
     return parts[field["$ref"].rpartition("/")[2]] if "$ref" in field else None
 
 
-def _choices(field: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _choices(field: Schema) -> list[Schema]:
     return [*field.get("anyOf", []), *field.get("oneOf", [])]
 
 
-def _kind(field: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
+def _kind(field: Schema, parts: Schema) -> str:
     if choices := _choices(field):
         return " | ".join(_kind(choice, parts) for choice in choices)
     if "$ref" in field:
@@ -71,7 +74,7 @@ def _kind(field: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
         return f"list of {_kind(field['items'], parts)}"
     names = {"string": "text", "boolean": "true | false", "object": "key: number"}
     bounds = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
-    kind = names.get(field["type"], field["type"])
+    kind = names[field["type"]] if field["type"] in names else field["type"]
     return " ".join([kind, *(f"{sign} {field[bound]}" for bound, sign in bounds if bound in field)])
 
 

@@ -96,10 +96,10 @@ class Fit:
         return self._overheads[key]
 
 
-def _parts(turn: Message) -> list[dict[str, Any]]:
+def _parts(turn: Message) -> list[Message]:
     content = turn["content"]
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _shortened(part: dict[str, Any]) -> dict[str, Any]:
+def _shortened(part: Message) -> Message:
     return part if part["type"] == "image" else {"type": "text", "text": "a"}

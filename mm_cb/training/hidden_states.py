@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from mm_cb.models import ChatModel, ModelInputs
-from mm_cb.models.tower import Rows
+from mm_cb.models.tower import BlockArguments, Rows
 
 ATTENTION = "rows"
 """What our attention is registered as in transformers: each row on its own where lengths are given, else ``sdpa``."""
@@ -86,7 +86,7 @@ class _Start(NamedTuple):
 
     state: Tensor
     rows: Rows
-    arguments: dict[str, Any]
+    arguments: BlockArguments
 
 
 def _below(model: ChatModel, rows: Rows, first: int) -> _Start:

@@ -3,14 +3,14 @@
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from mm_cb.data.examples import SETS, SetName
 from mm_cb.models import ChatModel, TokenRole
 from mm_cb.training.adversary import Adversary, perturb_pictures
-from mm_cb.training.batches import Pair
+from mm_cb.training.batches import Batch, SetRows
 from mm_cb.training.hidden_states import (
     Rows,
     adapted_states,
@@ -65,15 +65,15 @@ class Objective:
         self.loss = loss_entry(options.loss)
         self.first_block = first_adapted_block(model)
 
-    def rows(self, inputs: Mapping[str, Any], name: str) -> Rows:
+    def rows(self, given: SetRows) -> Rows:
         """The real tokens of one set of a collated batch."""
-        return lay_out(self.model, inputs[name], inputs[f"{name}_mask"])
+        return lay_out(self.model, given["inputs"], given["mask"])
 
-    def reroute(self, inputs: Mapping[str, Any], count: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def reroute(self, given: SetRows, count: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """L_s and the length loss (0 where it has no weight); circuit-breaker rows stop at the top target."""
-        batch, rows = inputs["circuit_breaker"], self.rows(inputs, "circuit_breaker")
-        if self.options.adversary is not None and batch.pixel_values is not None:
-            rows = rows._replace(embeds=self._attack(inputs, rows, step, self.options.adversary))
+        rows = self.rows(given)
+        if self.options.adversary is not None and given["inputs"].pixel_values is not None:
+            rows = rows._replace(embeds=self._attack(given, rows, step, self.options.adversary))
         adapted, reference = target_states(self.model, rows, *self._layers())
         drawn = self.loss.draw(self._seed, step)
         rerouted = self.loss.function(adapted, reference, rows.mask, count=count, **drawn, **self.options.settings)
@@ -81,11 +81,11 @@ class Objective:
             return rerouted, torch.zeros_like(rerouted)
         return rerouted, length_loss(adapted, reference, rows.mask, count=count)
 
-    def retain(self, inputs: Mapping[str, Any], count: Tensor) -> Tensor:
+    def retain(self, given: SetRows, count: Tensor) -> Tensor:
         """L_r, one hidden state at a time; those below the adapter count, and are exact zeros."""
         options, first = self.options, self.first_block
         chosen = range(len(self.model.decoder_blocks) + 1) if options.retain_layers == "all" else options.target_layers
-        rows = self.rows(inputs, "retain")
+        rows = self.rows(given)
         states = hidden_states(self.model, rows, first, max(chosen))
         distances = [
             retain_loss(adapted[None], reference[None], rows.mask, average=options.retain_average, count=count)
@@ -95,7 +95,7 @@ class Objective:
         return torch.stack(distances).sum() / len(chosen)
 
     @torch.no_grad()
-    def measure(self, parts: Iterable[Mapping[str, Any]], step: int) -> dict[str, float]:
+    def measure(self, parts: Iterable[Batch], step: int) -> dict[str, float]:
         """Cosine to the reference, norms of both and the loss's own measure, at the target layers, over counted tokens.
 
         Args:
@@ -104,10 +104,10 @@ class Objective:
         """
         own, own_measure = self.loss.measure or ("", None)
         names = ["cosine", "norm_reference", "norm_adapted", *([own] if own_measure else [])]
-        sums = {name: torch.zeros(len(names) + 1) for name in Pair._fields}
+        sums = {name: torch.zeros(len(names) + 1) for name in SETS}
         for part in parts:
-            name = "retain" if "retain" in part else "circuit_breaker"
-            rows = self.rows(part, name)
+            name: SetName = "retain" if "retain" in part else "circuit_breaker"
+            rows = self.rows(part[name])
             states = target_states(self.model, rows, *self._layers())
             adapted, reference = (side[:, rows.mask.bool()].float() for side in states)
             values = [torch.cosine_similarity(adapted, reference, dim=-1), reference.norm(dim=-1)]
@@ -126,11 +126,11 @@ class Objective:
         """The first block with LoRA, and the hidden states to reroute."""
         return self.first_block, self.options.target_layers
 
-    def _attack(self, inputs: Mapping[str, Any], rows: Rows, step: int, adversary: Adversary) -> Tensor:
+    def _attack(self, given: SetRows, rows: Rows, step: int, adversary: Adversary) -> Tensor:
         """Embeddings under which the adapted states point where the reference ones of the clean pictures do again."""
-        batch, counted = inputs["circuit_breaker"], rows.mask.bool()
+        batch, counted = given["inputs"], rows.mask.bool()
         place = batch.roles[batch.attention_mask.bool()] == TokenRole.IMAGE
-        drawn_by = (f"{self._seed} {step} {name}" for name in inputs["circuit_breaker_ids"])
+        drawn_by = (f"{self._seed} {step} {name}" for name in given["ids"])
         seeds = [zlib.crc32(text.encode()) for text in drawn_by]  # not hash(): the same in every process
         reference = reference_states(self.model, rows, *self._layers())[:, counted]
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from mm_cb.core.embedded import guests
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.reading import load_yaml, read_text
+from mm_cb.core.records import JsonObject
 from mm_cb.training.config import DataSource, Mixture, Recipe
 
 _FREE = ("data.", "circuit_breaker.loss_settings.")
@@ -86,7 +87,7 @@ def first_problem(error: ValidationError) -> str:
     return f"{f'`{key}`: ' if key else ''}{expected}{got}."
 
 
-def _read(name_or_path: str | Path) -> dict[str, Any]:
+def _read(name_or_path: str | Path) -> JsonObject:
     """The fields of a recipe file, unchecked."""
     path = _file(name_or_path)
     fields = load_yaml(recipe_text(path), str(path))
@@ -110,7 +111,7 @@ def _value(override: str, value: str) -> Any:
     return load_yaml(value, f"the value in `{override}`")
 
 
-def _set(fields: dict[str, Any], key: str, value: Any) -> None:
+def _set(fields: JsonObject, key: str, value: Any) -> None:
     """Set a dotted key in nested fields."""
     *sections, last = key.split(".")
     for section in sections:

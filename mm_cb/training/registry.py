@@ -95,7 +95,7 @@ def register_loss(entry: LossEntry) -> None:
     Raises:
         TypeError: If its function does not take what it will be given.
     """
-    given: dict[str, Any] = {"count": None, **{name: one.default for name, one in entry.settings.items()}}
+    given: dict[str, object] = {"count": None, **{name: one.default for name, one in entry.settings.items()}}
     given |= {"generator": None} if entry.random else {}
     try:
         inspect.signature(entry.function).bind(None, None, None, **given)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from mm_cb.core.files import file_errors, write_json
+from mm_cb.core.records import Marks, Representations, SetStates, States
 from mm_cb.models import ChatModel, ModelInputs, TokenRole
 
 TOKEN_TYPES = ("image", "prompt", "completion")
@@ -28,7 +28,7 @@ def compare(
     pictures: Sequence[Image | None],
     answers: Sequence[str],
     batch: int = 32,
-) -> dict[str, Any]:
+) -> SetStates:
     """Mean cosine and norms per entry of ``hidden_states``, over the answers' tokens and by type of token.
 
     Returns:
@@ -55,8 +55,8 @@ def diagnose(
     model: ChatModel,
     sets: Mapping[str, tuple[Sequence[str], Sequence[Image | None], Sequence[str]]],
     out: Path,
-    marks: Mapping[str, Sequence[int]] | None = None,
-) -> dict[str, Any]:
+    marks: Marks | None = None,
+) -> Representations:
     """Compare named sets (harmful, benign, held out, ...) and write ``representations.json`` and ``.png`` into ``out``.
 
     Args:
@@ -68,7 +68,7 @@ def diagnose(
     Returns:
         What the JSON file holds: ``layers`` and, by name of the set, what `compare` returns.
     """
-    found = {
+    found: Representations = {
         "layers": list(range(len(model.decoder_blocks) + 1)),
         **(marks or {}),
         "sets": {name: compare(model, *rows) for name, rows in sets.items()},
@@ -78,7 +78,7 @@ def diagnose(
     return found
 
 
-def plot(found: Mapping[str, Any], path: Path) -> None:
+def plot(found: Representations, path: Path) -> None:
     """Draw cosine and norms by layer, one column for each type of token."""
     from matplotlib.figure import Figure
 
@@ -119,6 +119,6 @@ def _masks(inputs: ModelInputs) -> dict[str, Tensor]:
     return {name: mask.float() for name, mask in zip(TOKEN_TYPES, (image, prompt, completion), strict=True)}
 
 
-def _means(sums: Tensor, n: int) -> dict[str, Any]:
+def _means(sums: Tensor, n: int) -> States:
     cosine, norm_reference, norm_adapted = ([round(v, 5) for v in row] for row in (sums / n).tolist())
     return {"cosine": cosine, "norm_reference": norm_reference, "norm_adapted": norm_adapted, "n": n}

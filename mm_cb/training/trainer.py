@@ -1,7 +1,7 @@
 """The trainer of representation rerouting: transformers' own, with another loss and a log line per step."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from mm_cb.core.files import append_jsonl
+from mm_cb.data.examples import SETS
 from mm_cb.models import ChatModel
-from mm_cb.training.batches import Pair, PairCollator, PairedExamples, split_batch
+from mm_cb.training.batches import Batch, Pair, PairCollator, PairedExamples, split_batch
 from mm_cb.training.hidden_states import use_row_attention
 from mm_cb.training.losses import reroute_coeff, retain_coeff, retain_positions
 from mm_cb.training.objective import Objective, Rerouting
@@ -63,7 +64,8 @@ class ReroutingTrainer(Trainer):
             held_out_steps: How often.
             options: For transformers' trainer.
         """
-        super().__init__(model=model.model, args=args, train_dataset=dataset, data_collator=collator, **options)
+        made: Any = collator  # of typed dictionaries, which transformers' own type does not know
+        super().__init__(model=model.model, args=args, train_dataset=dataset, data_collator=made, **options)
         self._encoder = model
         self._collator = collator
         self._order = SequentialSampler(dataset)
@@ -83,13 +85,13 @@ class ReroutingTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, self.counts(batches)
 
-    def counts(self, batches: Sequence[Mapping[str, Any]]) -> Tensor:
+    def counts(self, batches: Sequence[Batch]) -> Tensor:
         """Counted positions (circuit breaker, retain) of all micro-batches and processes, shape ``(2,)``."""
         rows = [
             torch.stack(
                 [
-                    batch["circuit_breaker_mask"].sum(),
-                    retain_positions(batch["retain_mask"], self._rerouting.retain_average),
+                    batch["circuit_breaker"]["mask"].sum(),
+                    retain_positions(batch["retain"]["mask"], self._rerouting.retain_average),
                 ]
             )
             for batch in batches
@@ -97,9 +99,7 @@ class ReroutingTrainer(Trainer):
         total = torch.stack(rows).sum(0).to(self.args.device)
         return self.accelerator.reduce(total, "sum")
 
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Add a micro-batch's gradients, part by part; with the step's last one, average them over the processes."""
         counts = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self.counts([inputs])
         losses = torch.zeros(4, device=self.args.device)
@@ -112,7 +112,7 @@ class ReroutingTrainer(Trainer):
                     losses += torch.stack([loss, *parts.values()]).detach()
                 break
             except torch.OutOfMemoryError:
-                longest = max(int(inputs[name].attention_mask.sum(-1).max()) for name in ("circuit_breaker", "retain"))
+                longest = max(int(inputs[name]["inputs"].attention_mask.sum(-1).max()) for name in SETS)
                 if self._tokens_per_pass <= longest:
                     raise
                 self._tokens_per_pass = max(self._tokens_per_pass // 2, longest)
@@ -132,7 +132,7 @@ class ReroutingTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: Any,
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
@@ -151,9 +151,9 @@ class ReroutingTrainer(Trainer):
         alpha, step, total_steps = self._rerouting.alpha, self.state.global_step, max(self.state.max_steps, 1)
         rerouted = length = retained = torch.zeros((), device=self.args.device)
         if "circuit_breaker" in inputs:
-            rerouted, length = self._objective.reroute(inputs, counts[0], step)
+            rerouted, length = self._objective.reroute(inputs["circuit_breaker"], counts[0], step)
         if "retain" in inputs:
-            retained = self._objective.retain(inputs, counts[1])
+            retained = self._objective.retain(inputs["retain"], counts[1])
         turned = rerouted + self._rerouting.keep_length * length
         loss = reroute_coeff(step, total_steps, alpha) * turned + retain_coeff(step, total_steps, alpha) * retained
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, our counts are not

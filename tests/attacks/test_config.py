@@ -108,7 +108,7 @@ def test_settings_are_read_back_from_what_files_hold(config):
     assert from_recipe(stored, config.seed) == {name: replace(config, name=name) for name in ("pgd", "apgd")}
     artefact = json.loads(json.dumps(as_artefact(config, (42, 84))))
     run_wide = {key: getattr(config, key) for key in ("hijacks", "chain", "image_backend")}
-    assert replace(from_artefact(artefact), **run_wide) == config
+    assert replace(from_artefact(**artefact), **run_wide) == config
     assert artefact["attack"]["canvas"] == [42, 84]
 
 

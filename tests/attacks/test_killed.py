@@ -111,7 +111,7 @@ def test_verdicts_are_paid_once(tmp_path):
     fixed = {"metric": "compliance", "subject": "base", "condition": "no_attack", "split": "all", "category": "text"}
     fixed |= {"outcome": "not_judged", "gibberish": False, "seed": 0, "image": None}
     items = [{**fixed, "id": str(n), "prompt": f"ask {n}?", "completion": f"question {n}?"} for n in range(N)]
-    write_json(tmp_path / "run.json", {"command": "attack", "ended": "now", "inputs": {}})
+    write_json(tmp_path / "run.json", {"command": "attack", "recipe": {}, "seed": 0, "ended": "now", "inputs": {}})
     write_jsonl(tmp_path / "items.jsonl", items)
     write_results(tmp_path / "results.json", measure(items, pairs=[]))
     (tmp_path / "p.txt").write_text("{behavior} {completion}")

@@ -249,7 +249,7 @@ def test_long_targets_from_a_hijack_of_the_base(three, tmp_path, capsys):
 @pytest.mark.parametrize("broken", [[], ["somebody else's"]])
 def test_a_hijack_that_broke_nothing_asked_is_refused_in_one_line(three, tmp_path, capsys, broken):
     """Else the base's own continuations would be forced while run.json records `hijacks`."""
-    run = {"command": "attack", "recipe": {"adapter": None}, "ended": "now"}
+    run = {"command": "attack", "recipe": {"adapter": None}, "seed": 0, "inputs": {}, "ended": "now"}
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "run.json").write_text(json.dumps(run))
     where = {"metric": "compliance", "subject": "base", "condition": "pgd", "completion": "yes"}

@@ -49,7 +49,8 @@ def attack_run(folder, attacks=("no_attack", "pgd"), behaviors=2, edit=lambda it
             items.append(item | {"image": file.relative_to(folder).as_posix()})
     edit(items)
     write_jsonl(folder / "items.jsonl", items)
-    write_json(folder / "run.json", {"command": "attack", "ended": "now", "recipe": {"epsilon": 8, "steps": 1}})
+    run = {"command": "attack", "recipe": {"epsilon": 8, "steps": 1}, "seed": 0, "inputs": {}, "ended": "now"}
+    write_json(folder / "run.json", run)
     return folder
 
 
@@ -151,7 +152,7 @@ def test_a_run_that_was_broken_off_goes_on_wherever_the_pictures_lie_and_asks_no
         ("/secret.png", "must lie inside the folder of the run"),
         ("link.png", "must lie inside the folder of the run"),
         ("a\0b.png", "must be a path"),
-        (3, "must be a path"),
+        (3, "must be a text or null, got 3"),
         ("images/none.png", "none.png"),
         ("items.jsonl", "items.jsonl"),
     ],
@@ -182,11 +183,11 @@ def test_what_leaves_no_picture_of_its_own_is_no_condition(tmp_path):
 def test_what_is_no_whole_attack_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="picture of every behaviour under pgd, there is none for `b1`"):
         read_attacked(attack_run(tmp_path / "part", edit=lambda items: items.pop()))
-    with pytest.raises(UserError, match=r"item 3 .* must hold the texts"):
+    with pytest.raises(UserError, match=r"items.jsonl:1: `id` must be a text, got 3"):
         read_attacked(attack_run(tmp_path / "odd", edit=lambda items: items[0].update(id=3)))
     folder = attack_run(tmp_path / "run")
-    for content in ({"command": "attack", "ended": None, "recipe": {}}, {"command": "eval", "ended": 1, "recipe": {}}):
-        write_json(folder / "run.json", content)
+    for other in ({"command": "attack", "ended": None}, {"command": "eval", "ended": "now"}):
+        write_json(folder / "run.json", {"recipe": {}, "seed": 0, "inputs": {}, **other})
         with pytest.raises(UserError, match="must be a finished run of `mm-cb attack`"):
             read_attacked(folder)
 

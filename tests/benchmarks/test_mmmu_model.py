@@ -160,7 +160,7 @@ def test_a_question_that_comes_twice_is_refused_before_anything_is_asked():
 def test_numbers_that_are_none_are_one_line(number, tmp_path, capsys):
     assert run(tmp_path / "run", tmp_path, "--subjects", "Art", "--limit", str(number)) == 2
     line = capsys.readouterr().err
-    assert "`limit` must be a whole number" in line and line.count("\n") == 1 and len(line) < 200
+    assert "`--limit` must be a whole number" in line and line.count("\n") == 1 and len(line) < 200
 
 
 def test_transparency_is_dropped_as_the_reference_harness_does():

@@ -113,7 +113,7 @@ def attack_run(folder):
         for n, text in enumerate(texts)
     ]  # fmt: skip
     folder.mkdir(parents=True)
-    write_json(folder / "run.json", {"command": "attack", "ended": "now", "inputs": {}})
+    write_json(folder / "run.json", {"command": "attack", "recipe": {}, "seed": 0, "ended": "now", "inputs": {}})
     write_jsonl(folder / "items.jsonl", items)
     write_results(folder / "results.json", measure(items, pairs=[]))
     return folder

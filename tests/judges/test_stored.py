@@ -9,7 +9,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
-from mm_cb.core.runs import read_jsonl, write_json, write_jsonl
+from mm_cb.core.runs import read_jsonl, read_run, write_json, write_jsonl
 from mm_cb.judges import Verdict
 from mm_cb.judges.rejudge import rejudge
 from mm_cb.metrics import checks
@@ -43,7 +43,14 @@ def run(tmp_path):
     behaviors = tmp_path / "b.jsonl"
     write_jsonl(behaviors, [{"id": id, "prompt": "p", "target": "t", "context": f"c{id}"} for id in "12"])
     write_json(
-        folder / "run.json", {"command": "attack", "ended": "now", "inputs": {"b.jsonl": file_sha256(behaviors)}}
+        folder / "run.json",
+        {
+            "command": "attack",
+            "recipe": {},
+            "seed": 0,
+            "inputs": {"b.jsonl": file_sha256(behaviors)},
+            "ended": "now",
+        },
     )
     write_jsonl(folder / "items.jsonl", items)
     write_results(folder / "results.json", measure(items, pairs=[]))
@@ -382,7 +389,11 @@ def test_the_command_labels_a_proxy_and_needs_no_model(run, capsys):
                 ("harmbench", ["--endpoint", "http://h/v1"]),
             )
         ),
-        (lambda run: write_json(run / "run.json", {"command": "attack", "ended": None}), [], "must be a finished run"),
+        (
+            lambda run: write_json(run / "run.json", {**read_run(run), "ended": None}),
+            [],
+            "must be a finished run",
+        ),
         (lambda run: (run / "run.json").unlink(), [], "holds no run.json"),
         (lambda run: write_jsonl(run / "items.jsonl", []), [], "must hold what was measured, it is empty"),
         (

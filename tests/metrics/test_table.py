@@ -1,10 +1,13 @@
 """The table of metrics: its order, which way is worse, and metrics that come from other metrics' items."""
 
+import json
+
 import pytest
 
+from mm_cb.core.checked import made
 from mm_cb.metrics import table
 from mm_cb.metrics.results import find, measure
-from mm_cb.metrics.table import Metric, from_json, metric, metrics, register_metric, to_json
+from mm_cb.metrics.table import Metric, metric, metrics, register_metric, to_json
 from mm_cb.report.table import headline_table
 
 
@@ -46,7 +49,7 @@ def test_an_unknown_section_is_refused():
 
 def test_what_a_run_keeps_of_a_metric_opens_again():
     own = Metric("f1", "F1", part_of="hits", columns=("tp", "fp"), statistic=lambda tp, fp: tp / (tp + fp))
-    again = from_json({**to_json(own), "of_a_later_version": 1})
+    again = made(json.loads(json.dumps({**to_json(own), "of_a_later_version": 1})), Metric, "metrics.json")
     assert again.statistic is None and again.columns == ("tp", "fp") and again.label == "F1"
 
 

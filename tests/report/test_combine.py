@@ -202,7 +202,8 @@ def test_the_command_says_what_is_missing(arguments, message, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "run.json").write_text("{}")
+        run = {"command": "attack", "recipe": {}, "seed": 0, "inputs": {}}
+        (tmp_path / name / "run.json").write_text(json.dumps(run))
     assert cli.run(["report", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

@@ -80,7 +80,7 @@ def change(path, **fields):
         (lambda path: change(path, value=1.0, ci95=[40.0, 60.0]), "outside its own interval 40 to 60"),
         (lambda path: change(path, n=3), r"must agree.*\(n = 3\) there and .*\(n = 4\) counted again"),
         (lambda path: path.unlink(), r"results\.json` does not exist"),
-        (lambda path: path.write_bytes(b"\xff"), r"must be a results\.json"),
+        (lambda path: path.write_bytes(b"\xff"), r"results\.json` must be readable JSON"),
         (lambda path: write_json(path, {"schema": 1, "measurements": []}), "is absent there"),
     ],
 )

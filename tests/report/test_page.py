@@ -11,7 +11,6 @@ from PIL import Image
 from mm_cb import cli
 from mm_cb.core.errors import UserError
 from mm_cb.report import write_report
-from mm_cb.report.charts import curve_charts
 from mm_cb.report.gallery import amplified_difference, build_gallery
 from mm_cb.report.load import load_run
 from mm_cb.report.text import clean_text, code, shown_completion
@@ -138,7 +137,7 @@ def test_completions_judged_harmful_are_withheld_outside_of_fiction(make_run, tm
     assert secret not in withheld and "[withheld: 11 words, harmful]" in withheld
     for outcome in ("harmful", "not_judged", None):
         assert "secret" not in shown_completion(
-            {"metric": "compliance", "outcome": outcome, "completion": "secret"}, show=False
+            {"metric": "compliance", "condition": "pgd", "outcome": outcome, "completion": "secret"}, show=False
         )
 
 
@@ -222,7 +221,7 @@ def test_a_successful_restart_is_a_failure_and_is_the_one_shown(make_run):
     assert gallery.cards[0].attacked[-1].item["completion"] == "zarok"
 
 
-@pytest.mark.parametrize("name", ["../outside.png", "/etc/passwd", "images/none.png", "run.json", "a\0b", 7, None])
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/passwd", "images/none.png", "run.json", "a\0b", None])
 def test_pictures_outside_of_the_run_or_broken_are_not_read(make_run, tmp_path, name):
     Image.new("RGB", (4, 4)).save(tmp_path / "outside.png")
 
@@ -243,17 +242,24 @@ def test_amplified_difference_is_centred_and_clipped():
     assert amplified_difference(moved, np.zeros((2, 2, 3), np.uint8)) is None
 
 
-def test_curves_of_unequal_length_are_an_error():
-    with pytest.raises(ValueError, match="quartiles of one attack curve"):
-        curve_charts([{"subject": "rr", "condition": "pgd", "q25": [1], "q50": [1, 2], "q75": [1], "n": 1}])
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("checks.json", '[{"name": "x"}]', "entry 0 must hold"),
+        ("checks.json", '[{"name": "x"}]', "entry 1 must hold"),
         ("curves.json", "{", "must be readable JSON"),
-        ("representations.json", '{"layers": [0], "sets": {"retain": {"cosine": []}}}', "one number per layer"),
+        (
+            "curves.json",
+            '[{"subject": "rr", "condition": "pgd", "q25": [1], "q50": [1, 2], "q75": [1], "n": 1}]',
+            "entry 1: `q25`, `q50` and `q75` must have one length",
+        ),
+        ("run.json", '{"command": "demo", "recipe": []}', "must hold command, recipe, seed, inputs; it lacks seed"),
+        ("items.jsonl", '{"id": 1}\n', "items.jsonl:1 must hold metric, condition, id, subject"),
+        ("timings.jsonl", '{"stage": "train", "seconds": "1"}\n', "timings.jsonl:1: `seconds` must be a number"),
+        (
+            "representations.json",
+            '{"layers": [0], "sets": {"retain": {"cosine": [], "norm_reference": [], "norm_adapted": [], "n": 1}}}',
+            "one number per layer",
+        ),
         ("results.json", "x", "results.json"),
         ("items.jsonl", None, "must hold items.jsonl"),
         ("run.json", None, "run.json"),

@@ -99,7 +99,7 @@ def test_it_seeks_the_states_of_clean_pictures_and_the_loss_compares_on_what_it_
     trainer = build(batches="multimodal", at=(0, 5), adversary=Adversary(1, 1.0), keep_length=0.5)
     batch = batch_of(trainer, range(4))
     rows, first = (
-        lay_out(trainer._encoder, batch["circuit_breaker"], batch["circuit_breaker_mask"]),
+        lay_out(trainer._encoder, batch["circuit_breaker"]["inputs"], batch["circuit_breaker"]["mask"]),
         trainer._objective.first_block,
     )
     moved = rows.embeds + 0.1 * torch.randn(rows.embeds.shape, generator=torch.Generator().manual_seed(0))

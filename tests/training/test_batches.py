@@ -68,22 +68,23 @@ def test_the_collator_encodes_both_sets_apart(examples, modality):
     for name in ("circuit_breaker", "retain"):
         alone = [model.encode_chats([getattr(p, name).messages], [getattr(p, name).images]) for p in pairs]
         widths = [inputs.input_ids.shape[1] for inputs in alone]
-        assert batch[name].input_ids.shape == batch[f"{name}_mask"].shape == (3, max(widths))
-        assert batch[name].attention_mask.sum(1).tolist() == widths
-        assert (batch[name].pixel_values is None) == (modality == "text")
-        assert torch.all(batch[f"{name}_mask"] <= batch[name].attention_mask)
+        inputs, mask = batch[name]["inputs"], batch[name]["mask"]
+        assert inputs.input_ids.shape == mask.shape == (3, max(widths))
+        assert inputs.attention_mask.sum(1).tolist() == widths
+        assert (inputs.pixel_values is None) == (modality == "text")
+        assert torch.all(mask <= inputs.attention_mask)
 
 
 def test_a_part_of_several_rows_holds_at_most_the_real_tokens_of_a_pass(examples):
     dataset = rows(examples, batches="text")
     batch = PairCollator(tiny_llava(), MASKS)([dataset[i] for i in range(8)])
-    for limit in range(1, batch["retain"].input_ids.numel() + 1):
+    for limit in range(1, batch["retain"]["inputs"].input_ids.numel() + 1):
         parts = split_batch(batch, limit)
         for name in Pair._fields:
-            own = [part for part in parts if name in part]
-            assert [id for part in own for id in part[f"{name}_ids"]] == batch[f"{name}_ids"]
+            own = [part[name] for part in parts if name in part]
+            assert [id for rows in own for id in rows["ids"]] == batch[name]["ids"]
             for part in own:
-                assert len(part[f"{name}_ids"]) == 1 or part[name].attention_mask.sum() <= limit
+                assert len(part["ids"]) == 1 or part["inputs"].attention_mask.sum() <= limit
 
 
 def test_an_example_that_cannot_be_encoded_is_named():

@@ -100,8 +100,8 @@ def test_the_loss_and_its_gradients_are_the_released_trainers(build, randomise_b
     randomise_b(peft_model)
     expected = released_loss(
         peft_model,
-        model_kwargs(batch["circuit_breaker"]),
-        model_kwargs(batch["retain"]),
+        model_kwargs(batch["circuit_breaker"]["inputs"]),
+        model_kwargs(batch["retain"]["inputs"]),
         targets,
         5 * (1 - 2 / 10),
         5 * 2 / 10,
@@ -121,7 +121,7 @@ def test_the_paper_average_differs_from_the_released_one_by_the_fill(build):
         trainer = build(masks=ALL_TOKENS, batches="text", at=(2, 5), retain_average=average)
         batch = batch_of(trainer, range(4))
         losses[average] = trainer.compute_loss(trainer.model, batch, return_outputs=True)[1]["retain_loss"].item()
-    fill = batch["retain_mask"].float().mean().item()
+    fill = batch["retain"]["mask"].float().mean().item()
     assert fill < 1 and losses["official"] == pytest.approx(losses["tokens"] * fill, rel=1e-5)
 
 
@@ -132,8 +132,9 @@ def test_averaging_over_frozen_states_weakens_the_retain_loss(build):
         trainer = build(at=(2, 5), retain_layers=layers)
         batch = batch_of(trainer, range(4))
         parts[layers] = trainer.compute_loss(trainer.model, batch, return_outputs=True)[1]
-    reference, adapted = hidden_states(trainer._encoder, trainer._objective.rows(batch, "retain"), 1, 3)
-    distances = [(a - r).norm(dim=-1)[batch["retain_mask"][batch["retain"].attention_mask.bool()] == 1].mean()
+    reference, adapted = hidden_states(trainer._encoder, trainer._objective.rows(batch["retain"]), 1, 3)
+    counted = batch["retain"]["mask"][batch["retain"]["inputs"].attention_mask.bool()] == 1
+    distances = [(a - r).norm(dim=-1)[counted].mean()
                  for a, r in zip(adapted, reference, strict=True)]  # fmt: skip
     assert parts["all"]["reroute_loss"] == parts["targets"]["reroute_loss"]
     assert parts["targets"]["retain_loss"].item() == pytest.approx(distances[0].item(), rel=1e-5)

@@ -15,6 +15,7 @@ from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import ModelInputs
 from mm_cb.models.decoding import decode
+from mm_cb.models.inputs import Arguments
 from mm_cb.models.last_positions import only_last_positions
 from mm_cb.models.vision import joined, moved
 
@@ -61,7 +62,7 @@ class EmbeddingObjective:
             output = model.forward(self.inputs, pixel_values=pixel_values, logits_to_keep=self.keep)
         return target_nll(output.logits, self.labels)
 
-    def embeds(self, inputs: ModelInputs, variable: Tensor) -> dict[str, Any]:
+    def embeds(self, inputs: ModelInputs, variable: Tensor) -> Arguments:
         """Keyword arguments of the model for ``inputs`` with the picture's embeddings moved."""
         with self.subject.active() as model:
             clean = model.image_features(inputs)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import ChatModel, ModelInputs
+from mm_cb.models.inputs import Arguments
 from mm_cb.models.last_positions import only_last_positions
 from mm_cb.models.vision import detached
 
@@ -30,17 +31,17 @@ class Passes:
         self.subject, self.inputs, self.keep = subject, inputs, keep
         self.shared = adapter_in_language_tower(subject.model)
 
-    def student_embeds(self, pixel_values: Tensor) -> dict[str, Any]:
+    def student_embeds(self, pixel_values: Tensor) -> Arguments:
         """The student's embeddings, with gradient to the pixels."""
         with self.subject.active() as model, only_last_positions(model.base, self.keep):
             return model.embed(self.inputs, pixel_values)
 
-    def student(self, embeds: dict[str, Any], *, hidden_states: bool = False) -> Any:
+    def student(self, embeds: Arguments, *, hidden_states: bool = False) -> Any:
         """The student's transformers output, with the last ``keep`` logits."""
         with self.subject.active() as model, only_last_positions(model.base, self.keep):
             return model.model(**embeds, logits_to_keep=self.keep, output_hidden_states=hidden_states, use_cache=False)
 
-    def teacher_embeds(self, embeds: dict[str, Any], pixel_values: Tensor) -> dict[str, Any]:
+    def teacher_embeds(self, embeds: Arguments, pixel_values: Tensor) -> Arguments:
         """The teacher's embeddings, without gradient: the student's where they are the same."""
         if self.shared:
             return detached(embeds)
@@ -49,7 +50,7 @@ class Passes:
             return model.embed(self.inputs, pixel_values)
 
     @torch.no_grad()
-    def teacher_states(self, embeds: dict[str, Any], layers: Sequence[int]) -> Tensor:
+    def teacher_states(self, embeds: Arguments, layers: Sequence[int]) -> Tensor:
         """The teacher's ``hidden_states`` at ``layers``, shape ``(L, B, keep, H)``; no block behind the last one runs.
 
         Equal to what a whole pass gives.
@@ -77,7 +78,7 @@ class Passes:
         return torch.stack([found[layer][:, -self.keep :] for layer in layers])
 
     @torch.no_grad()
-    def teacher_logits(self, embeds: dict[str, Any]) -> Tensor:
+    def teacher_logits(self, embeds: Arguments) -> Tensor:
         """The teacher's logits at the last ``keep`` positions, ``(B, keep, V)``."""
         model = self.subject.model
         with model.adapter(False), only_last_positions(model.base, self.keep):

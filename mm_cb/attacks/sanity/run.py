@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -20,9 +19,11 @@ from mm_cb.attacks.sanity.bed import make_bed
 from mm_cb.attacks.sanity.checks import checks_of, notes_of
 from mm_cb.attacks.sanity.measure import ADAPTIVE, Measured, add_transfer, measure_bed
 from mm_cb.attacks.sanity.store import as_json, measured_once
+from mm_cb.core.checked import read_list
 from mm_cb.core.hub import keep_to
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.progress import Progress, Task, console
+from mm_cb.core.records import Check, Item
 from mm_cb.core.runs import RunDirectory, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, grey_canvas, read_behaviors, refuse_too_large
 from mm_cb.data.pictures import open_picture
@@ -37,9 +38,7 @@ _ARMS = (
 _SHORTER = "fewer --steps, --count or --iterates, or a GPU"
 
 
-def run_battery(
-    source: ModelSource, behaviors: Path, out: Path, config: AttackConfig, count: int
-) -> list[dict[str, Any]]:
+def run_battery(source: ModelSource, behaviors: Path, out: Path, config: AttackConfig, count: int) -> list[Check]:
     """Run every arm and check, write ``checks.json``, ``battery.json`` and every judged picture, print the table.
 
     A failed check is a result, not an error: the report of the run claims nothing.
@@ -57,7 +56,7 @@ def run_battery(
     LIMITS["count"].refuse("count", count)
     keep_to(out)
     asked = read_behaviors(behaviors)
-    recipe: dict[str, Any] = {"model": source.model, "adapter": source.adapter, "system": source.system}
+    recipe: dict[str, object] = {"model": source.model, "adapter": source.adapter, "system": source.system}
     recipe |= {"epsilon": config.threat.levels, "device": source.device, "dtype": source.dtype}
     options = {key: getattr(config, key) for key in ("steps", "iterates", "optimizer", "image_backend")}
     recipe |= {"options": options | {"behaviors": count}, "fiction": source.fiction}
@@ -103,7 +102,7 @@ def _one_size(asked: Sequence[Behavior], canvas: tuple[int, int], count: int) ->
 
 def _write(folder: Path, measured: dict[str, Measured], config: AttackConfig, group: Sequence[Behavior]) -> None:
     found, base = measured[list(measured)[-1]], measured["base"] if "rr" in measured else None
-    items = [
+    items: list[Item] = [
         {
             "id": behavior.id,
             "metric": "target_prefix",
@@ -132,11 +131,11 @@ def _write(folder: Path, measured: dict[str, Measured], config: AttackConfig, gr
     write_results(folder / "results.json", measure(items, pairs=[("rr", "base")] if base is not None else []))
 
 
-def _show(folder: Path) -> list[dict[str, Any]]:
+def _show(folder: Path) -> list[Check]:
     """Print a finished battery's table; returns its checks."""
     from rich.table import Table
 
-    checks = json.loads((folder / "checks.json").read_bytes())
+    checks = read_list(folder / "checks.json", Check)
     table = Table("check", "", "found", "expected")
     for entry in checks:
         table.add_row(entry["name"], "pass" if entry["passed"] else "FAIL", entry["value"], entry["expected"])

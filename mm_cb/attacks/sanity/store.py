@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mm_cb.attacks.sanity.measure import Filed, Measured
+from mm_cb.core.records import JsonObject
 from mm_cb.inference.cached_chunks import once
 
 
@@ -22,7 +23,7 @@ def measured_once(path: Path, measure: Callable[[], Measured]) -> Measured:
     return Measured(arms=arms, **_read(held))
 
 
-def as_json(found: Measured | Filed) -> dict[str, Any]:
+def as_json(found: Measured | Filed) -> JsonObject:
     """Every number; what is none, as an overflow leaves, is None."""
     return {key: _plain(value) for key, value in vars(found).items()}
 

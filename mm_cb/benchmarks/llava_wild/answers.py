@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.hub import Repository
+from mm_cb.core.records import Run
 from mm_cb.core.runs import RunDirectory, read_jsonl, read_run, write_jsonl
 
 _STORE = Path("parts") / "completions.jsonl"
@@ -43,9 +43,9 @@ def take_answers(earlier: Path, run: RunDirectory, weights: Sequence[Path | Repo
         write_jsonl(run.path / _STORE, read_jsonl(earlier / _STORE))
 
 
-def _asked(content: Mapping[str, Any], weights: Sequence[str]) -> dict[str, Any]:
+def _asked(content: Run, weights: Sequence[str]) -> dict[str, object]:
     """What decides a run's answers."""
-    recipe, inputs = content.get("recipe") or {}, content.get("inputs") or {}
+    recipe, inputs = content["recipe"], content["inputs"]
     found = {key: recipe.get(key) for key in _ASKED}
     found["max_new_tokens"] = (recipe.get("settings") or {}).get("max_new_tokens")
     return found | {f"weights {name}": inputs.get(name) for name in weights}

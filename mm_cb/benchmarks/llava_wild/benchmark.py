@@ -12,11 +12,13 @@ from mm_cb.benchmarks.base import Benchmark, Task
 from mm_cb.benchmarks.settings import AskSettings, Settings, setting, setting_within
 from mm_cb.core.errors import UserError
 from mm_cb.core.limits import LIMITS
+from mm_cb.core.records import Item
 from mm_cb.metrics.table import Metric
 
 if TYPE_CHECKING:
     from mm_cb.benchmarks.llava_wild.judging import Comparer, JudgingSettings, Rule
     from mm_cb.benchmarks.llava_wild.questions import WildQuestion
+    from mm_cb.benchmarks.llava_wild.reviews import Asked
     from mm_cb.benchmarks.runner import Session
     from mm_cb.inference.source import ModelSource
     from mm_cb.metrics.results import Measurement
@@ -151,7 +153,7 @@ class LlavaWild(Benchmark):
         rule = _rule(settings)
         judge = JudgeSource(settings.judge_model, settings.judge_endpoint, source.device)
         questions = read_questions(data)[: settings.limit]
-        identity: dict[str, Any] = {"settings": settings.identity(), "questions_sha256": fingerprint(questions)}
+        identity: dict[str, object] = {"settings": settings.identity(), "questions_sha256": fingerprint(questions)}
         identity |= {"judge": judge.model, "judge_endpoint": "served" if judge.endpoint else None}
         identity |= {"rule_sha256": rule.sha256, "rule_is_original": rule.original}
         orders = ORDERS if settings.orders == "both" else ORDERS[:1]
@@ -167,7 +169,7 @@ class LlavaWild(Benchmark):
             take_answers(Path(session.settings.answers_of), session.run, session.weights)
         session.tools = _Tools(open_comparer(session.task.more.judge, session.settings))
 
-    def items(self, session: Session) -> list[dict[str, Any]]:
+    def items(self, session: Session) -> list[Item]:
         """Have the answers judged; every judge run is also kept in the original's own layout under ``reviews/``."""
         from mm_cb.benchmarks.llava_wild import judging
         from mm_cb.benchmarks.llava_wild.reviews import in_canonical_order, items_of, unjudged_items
@@ -185,10 +187,10 @@ class LlavaWild(Benchmark):
         items = [item for q in answered for item in items_of(q.id, reviews[q.id], fields[q.id])]
         for q in more.questions:
             if (lost := session.unanswered.get(q.id)) is not None:
-                items += unjudged_items(q.id, q.category, fields[q.id] | {"gibberish": None}, lost)
+                items += unjudged_items(q.id, q.category, {**fields[q.id], "gibberish": None}, lost)
         return in_canonical_order(items)
 
-    def measure(self, items: list[dict[str, Any]], session: Session) -> list[Measurement]:
+    def measure(self, items: list[Item], session: Session) -> list[Measurement]:
         """The scores, with those of every judge run and order among the counts."""
         return [_with_series(m, session.tools.by_series) for m in super().measure(items, session)]
 
@@ -263,22 +265,23 @@ def _refuse_without_score(folder: Path, judge: str) -> None:
     raise UserError(f"no score: {why_no_score(m)} (judge `{judge}`). {kept}")
 
 
-def _fields(session: Session) -> dict[str, dict[str, Any]]:
+def _fields(session: Session) -> dict[str, Asked]:
     """What the items of a question hold beside its scores, by question id."""
     from mm_cb.metrics.degenerate import degenerate
 
     likelihood = session.likelihood()
-    found = {}
+    found: dict[str, Asked] = {}
     for q in session.task.more.questions:
-        answer, likely = session.answers[q.id], likelihood.get(q.id, {})
-        broken = degenerate(answer) is not None or likely.get("incoherent", False)
-        own = {"subject": session.subject, "prompt": q.text, "completion": answer, "gibberish": broken}
-        found[q.id] = {**own, "seed": session.seed, **likely}
+        answer, likely = session.answers[q.id], likelihood.get(q.id)
+        broken = degenerate(answer) is not None or bool(likely and likely["incoherent"])
+        own: Asked = {"subject": session.subject, "prompt": q.text, "completion": answer, "gibberish": broken}
+        own["seed"] = session.seed
+        found[q.id] = own | likely if likely else own
     return found
 
 
 def _write_series(
-    session: Session, questions: Sequence[WildQuestion], judgements: Judgements, fields: Mapping[str, dict[str, Any]]
+    session: Session, questions: Sequence[WildQuestion], judgements: Judgements, fields: Mapping[str, Asked]
 ) -> dict[str, float]:
     """Write every judge run as a review file; returns the official score of each, where it has one."""
     from mm_cb.benchmarks.llava_wild.judging import review_of

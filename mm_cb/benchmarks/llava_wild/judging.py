@@ -14,6 +14,7 @@ from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES, Review, parse_scores
 from mm_cb.core.endpoint import REFUSED, UNANSWERED, Endpoint, EndpointFailure
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
+from mm_cb.core.records import Message
 from mm_cb.core.runs import append_jsonl, read_jsonl, write_jsonl
 
 ORDERS = ("reference_first", "candidate_first")
@@ -74,7 +75,7 @@ def _bytes(path: Path) -> bytes:
 class Comparer(Protocol):
     """A judge that reads a chat and answers with text."""
 
-    def compare(self, chats: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, str | EndpointFailure]]:
+    def compare(self, chats: Mapping[str, Sequence[Message]]) -> Iterator[tuple[str, str | EndpointFailure]]:
         """Key and answer of every chat, each as soon as it is there."""
 
 
@@ -85,7 +86,7 @@ class ServedComparer:
         """Sample at ``temperature``: 0.2 in the original."""
         self._endpoint, self._temperature = endpoint, temperature
 
-    def compare(self, chats: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, str | EndpointFailure]]:
+    def compare(self, chats: Mapping[str, Sequence[Message]]) -> Iterator[tuple[str, str | EndpointFailure]]:
         """Answers as they come."""
         limit = protocol()["judge_max_tokens"]
         return self._endpoint.map(chats.items(), max_tokens=limit, temperature=self._temperature)
@@ -98,7 +99,7 @@ class LocalComparer:
         """Judge with a `mm_cb.judges.local.LanguageModel`."""
         self._model = model
 
-    def compare(self, chats: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, str | EndpointFailure]]:
+    def compare(self, chats: Mapping[str, Sequence[Message]]) -> Iterator[tuple[str, str | EndpointFailure]]:
         """Answers batch by batch."""
         prompts = {key: self._model.chat_prompt(messages) for key, messages in chats.items()}
         yield from self._model.continuations(prompts, protocol()["judge_max_tokens"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import data_path
 from mm_cb.core.reading import Line, json_lines, shown
+from mm_cb.core.records import JsonObject
 from mm_cb.data.pictures import EncodedPicture
 
 _FILES = ("questions.jsonl", "context.jsonl", "answers_gpt4.jsonl")
@@ -39,11 +40,11 @@ class WildQuestion:
 
 
 @cache
-def protocol() -> dict[str, Any]:
+def protocol() -> JsonObject:
     """The protocol as shipped."""
     import yaml
 
-    content: dict[str, Any] = yaml.safe_load(data_path("protocols", "llava_wild.yaml").read_text(encoding="utf-8"))
+    content: JsonObject = yaml.safe_load(data_path("protocols", "llava_wild.yaml").read_text(encoding="utf-8"))
     return content
 
 
@@ -96,9 +97,9 @@ def _from_files(folder: Path) -> list[WildQuestion]:
     return questions
 
 
-def _by(lines: Sequence[Line], key: str, value: str) -> dict[str, Any]:
+def _by(lines: Sequence[Line], key: str, value: str) -> JsonObject:
     """One column by another, whose entries must differ."""
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for where, record in lines:
         name = str(record.get(key))
         if name in found:
@@ -127,7 +128,7 @@ def _from_folder(data: str) -> Any:
         ) from e
 
 
-def _from_row(row: Mapping[str, Any], where: str) -> WildQuestion:
+def _from_row(row: JsonObject, where: str) -> WildQuestion:
     return WildQuestion(
         id=str(row["question_id"]),
         category=str(row["category"]),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import Line, json_lines, shown
+from mm_cb.core.records import Item, JsonObject
 
 RULES = ("official", "strict")
 """``official``: the original's parsing and rounding. ``strict``: scores outside 1..10 count as failed too, no rounding.
@@ -97,7 +98,7 @@ def _review(line: Line) -> Review:
     return Review(str(id), category, _stored_scores(record, where))
 
 
-def _stored_scores(record: Mapping[str, Any], where: str) -> Pair | None:
+def _stored_scores(record: JsonObject, where: str) -> Pair | None:
     stored = record.get("tuple")
     if stored is None and isinstance(record.get("content"), str):
         return parse_scores(record["content"])
@@ -110,16 +111,39 @@ def _is_number(value: Any) -> bool:
     return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
-def unjudged_items(id: str, category: str, fields: dict[str, Any], reason: str) -> list[dict[str, Any]]:
+class Asked(TypedDict, total=False):
+    """What an item says of a question and its answer beside the judgements."""
+
+    subject: Required[str]
+    prompt: str
+    completion: str
+    gibberish: bool | None
+    seed: int
+    nll_base: float | None
+    incoherent: bool
+
+
+def unjudged_items(id: str, category: str, fields: Asked, reason: str) -> list[Item]:
     """The records of a question that has no answer to judge."""
-    nothing: dict[str, Any] = {"outcome": None, "reference_score": None, "score": None, "counts": {}, "reason": reason}
-    record = {"id": id, "metric": "llava_wild", "split": "all", "category": category, **nothing, **fields}
-    return [{**record, "condition": rule} for rule in RULES]
+    return [
+        {
+            "id": id,
+            "metric": "llava_wild",
+            "split": "all",
+            "category": category,
+            "outcome": None,
+            "reference_score": None,
+            "score": None,
+            "counts": {},
+            "reason": reason,
+            **fields,
+            "condition": rule,
+        }
+        for rule in RULES
+    ]
 
 
-def items_of(
-    id: str, judgements: Sequence[Review], fields: dict[str, Any], *, official_failures: bool = False
-) -> list[dict[str, Any]]:
+def items_of(id: str, judgements: Sequence[Review], fields: Asked, *, official_failures: bool = False) -> list[Item]:
     """Records of items.jsonl for one question, one per rule, from all judgements of its answer.
 
     Args:
@@ -137,11 +161,19 @@ def items_of(
         failed = sum(pair is None for pair in pairs)
         kept = official_failures and rule == "official"
         counted = [pair or _FAILED for pair in pairs if pair is not None or kept]
-        counts = {"judgements": len(pairs), "failed": failed, **({"failed_kept": failed} if kept else {})}
-        reference, candidate = _mean(pair[0] for pair in counted), _mean(pair[1] for pair in counted)
-        record: dict[str, Any] = {"id": id, "metric": "llava_wild", "condition": rule, "split": "all"}
-        record |= {"category": judgements[0].category, "outcome": None, "reference_score": reference}
-        records.append({**record, "score": candidate, "counts": counts, **fields})
+        record: Item = {
+            "id": id,
+            "metric": "llava_wild",
+            "condition": rule,
+            "split": "all",
+            "category": judgements[0].category,
+            "outcome": None,
+            "reference_score": _mean(pair[0] for pair in counted),
+            "score": _mean(pair[1] for pair in counted),
+            "counts": {"judgements": len(pairs), "failed": failed, **({"failed_kept": failed} if kept else {})},
+            **fields,
+        }
+        records.append(record)
     return records
 
 
@@ -150,6 +182,6 @@ def _mean(scores: Iterable[float]) -> float | None:
     return math.fsum(given) / len(given) if given else None
 
 
-def in_canonical_order(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def in_canonical_order(records: Iterable[Item]) -> list[Item]:
     """Records by subject, rule and question, numbers as numbers."""
     return sorted(records, key=lambda r: (r["subject"], r["condition"], len(r["id"]), r["id"]))

@@ -8,8 +8,10 @@ from pathlib import Path
 from mm_cb.benchmarks.llava_wild.questions import protocol
 from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES, RULES, in_canonical_order, items_of, read_reviews
 from mm_cb.benchmarks.show import show_rules
+from mm_cb.core.checked import read_records
 from mm_cb.core.errors import UserError
-from mm_cb.core.runs import RunDirectory, read_jsonl, read_run, write_jsonl
+from mm_cb.core.records import Item
+from mm_cb.core.runs import RunDirectory, read_run, write_jsonl
 from mm_cb.inference.unanswered import unanswered_note
 from mm_cb.metrics.relative_score import FAILED_LIMIT
 from mm_cb.metrics.results import Measurement, measure, read_results, write_results
@@ -76,7 +78,7 @@ def _notes(folder: Path, measured: Sequence[Measurement]) -> Iterator[str]:
         questions = m.n + m.counts["unscored"]
         if questions != (whole := protocol()["questions"]):
             yield f"CAUTION {m.subject}: {questions:.0f} questions, published scores are over {whole}"
-        items = read_jsonl(folder / "items.jsonl")
+        items = read_records(folder / "items.jsonl", Item)
         own = [i for i in items if (i["subject"], i["condition"]) == (m.subject, m.condition) and "gibberish" in i]
         if broken := sum(bool(item["gibberish"]) for item in own):
             yield f"CAUTION {m.subject}: {broken} of {len(own)} answers are empty, repeating, noise or incoherent"

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mm_cb.benchmarks.base import Benchmark, Task
 from mm_cb.benchmarks.mmmu.honesty import flags, run_checks
@@ -14,6 +14,7 @@ from mm_cb.benchmarks.mmmu.protocol import chosen_subjects, protocol
 from mm_cb.benchmarks.mmmu.score import Scored, plain, score_responses
 from mm_cb.benchmarks.settings import AskSettings, Settings, setting
 from mm_cb.core.errors import UserError
+from mm_cb.core.records import Check, Item
 from mm_cb.metrics.table import Metric
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Mmmu(Benchmark):
         scored: list[Scored] = session.tools
         return scored
 
-    def items(self, session: Session) -> list[dict[str, Any]]:
+    def items(self, session: Session) -> list[Item]:
         """One record per question and rule."""
         prompts = {question.id: question.prompt for question in session.task.questions}
         items = items_of(self._scored(session), session.subject, prompts, session.seed)
@@ -113,7 +114,7 @@ class Mmmu(Benchmark):
         places = {question.id: place for place, question in enumerate(session.task.questions)}
         return sorted(items, key=lambda item: (RULES.index(item["condition"]), places[item["id"]]))
 
-    def measure(self, items: list[dict[str, Any]], session: Session) -> list[Measurement]:
+    def measure(self, items: list[Item], session: Session) -> list[Measurement]:
         """Every number of the run; those over all questions also say how they compare with guessing."""
         from mm_cb.metrics.results import measure
 
@@ -123,7 +124,7 @@ class Mmmu(Benchmark):
             for m in measure(items, pairs=[])
         ]
 
-    def checks(self, session: Session) -> list[dict[str, Any]]:
+    def checks(self, session: Session) -> list[Check]:
         """What could make the number lie."""
         return run_checks(self._scored(session))
 
@@ -132,7 +133,7 @@ class Mmmu(Benchmark):
         from mm_cb.benchmarks.mmmu.stored import read_predictions, read_responses, response_files
         from mm_cb.benchmarks.runner import finish_stored
 
-        recipe: dict[str, Any] = {"benchmark": self.name}
+        recipe: dict[str, object] = {"benchmark": self.name}
         if stored.responses:
             files: Sequence[Path] = response_files(Path(stored.responses), stored.subjects)
             scored = score_responses(read_responses(files))
@@ -155,7 +156,7 @@ class Mmmu(Benchmark):
             console().print(line)
 
 
-def items_of(scored: Iterable[Scored], subject: str, prompts: Mapping[str, str], seed: int = 0) -> list[dict[str, Any]]:
+def items_of(scored: Iterable[Scored], subject: str, prompts: Mapping[str, str], seed: int = 0) -> list[Item]:
     """One record per question and rule; an unknown strict verdict is None, which counts as unscored.
 
     Where only parsed answers are known, nothing says whether the text was broken (no ``gibberish``).
@@ -170,15 +171,13 @@ def items_of(scored: Iterable[Scored], subject: str, prompts: Mapping[str, str],
     return [_item(one, rule, subject, prompts.get(one.response.id), seed) for rule in RULES for one in kept]
 
 
-def _item(one: Scored, rule: str, subject: str, prompt: str | None, seed: int) -> dict[str, Any]:
+def _item(one: Scored, rule: str, subject: str, prompt: str | None, seed: int) -> Item:
     response = one.response
     right = one.official if rule == "official" else one.strict
     counts = {"open_correct": int(response.open and one.official)}
-    words: dict[str, bool] = {}
     if one.read_here:
         counts |= {"degenerate": int(one.degenerate is not None), "fallback": int(one.fallback)}
-        words = {"gibberish": one.degenerate is not None}
-    return {
+    item: Item = {
         "id": response.id,
         "metric": "mmmu",
         "subject": subject,
@@ -190,10 +189,11 @@ def _item(one: Scored, rule: str, subject: str, prompt: str | None, seed: int) -
         "completion": response.response,
         "parsed": plain(one.parsed),
         "letter": one.letter,
-        "answer": response.answer,
+        "answer": response.answer if isinstance(response.answer, str) else list(response.answer),
         "outcome": None,
         "score": None if right is None else float(right),
-        **words,
-        "counts": counts,
-        "seed": seed,
     }
+    if one.read_here:
+        item["gibberish"] = one.degenerate is not None
+    item |= {"counts": counts, "seed": seed}
+    return item

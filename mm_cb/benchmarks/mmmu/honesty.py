@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mm_cb.benchmarks.mmmu.protocol import protocol
 from mm_cb.benchmarks.mmmu.score import Scored
+from mm_cb.core.records import Check
 
 SIGNIFICANT = 0.05
 ONE_LETTER = 0.9
@@ -79,8 +79,10 @@ def flags(scored: Sequence[Scored]) -> dict[str, float]:
     }
 
 
-def run_checks(scored: Sequence[Scored]) -> list[dict[str, Any]]:
-    """Every check as ``{"name", "passed", "value", "expected", "why"}``; of parsed answers those that need no text."""
+def run_checks(scored: Sequence[Scored]) -> list[Check]:
+    """Every check; of parsed answers those that need no text."""
+    from mm_cb.metrics.checks import check
+
     n = len(scored)
     split = scored[0].response.id.partition("_")[0]
     expected = protocol().questions.get(split, 0) * len(protocol().subjects)
@@ -128,4 +130,4 @@ def run_checks(scored: Sequence[Scored]) -> list[dict[str, Any]]:
                 "compare strict numbers where answers could not be read",
             ),
         ]
-    return [dict(zip(("name", "passed", "value", "expected", "why"), check, strict=True)) for check in checks]
+    return [check(*one) for one in checks]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.paths import data_path
+from mm_cb.core.records import JsonObject
 
 MULTIPLE_CHOICE = "multiple-choice"
 QUESTION_TYPES = (MULTIPLE_CHOICE, "open", "short-answer")
@@ -47,7 +47,7 @@ def protocol() -> Protocol:
     """The protocol as shipped."""
     import yaml
 
-    content: dict[str, Any] = yaml.safe_load(data_path("protocols", "mmmu.yaml").read_text(encoding="utf-8"))
+    content: JsonObject = yaml.safe_load(data_path("protocols", "mmmu.yaml").read_text(encoding="utf-8"))
     domain = {subject: name for name, subjects in content["domains"].items() for subject in subjects}
     return Protocol(
         dataset=content["dataset"],

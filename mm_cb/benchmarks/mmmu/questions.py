@@ -19,6 +19,7 @@ from mm_cb.benchmarks.pictures import stored_picture
 from mm_cb.benchmarks.rows import parquet_rows, undecoded
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.records import JsonObject
 from mm_cb.data.pictures import EncodedPicture
 
 _SLOTS = tuple(f"image_{number}" for number in range(1, 8))
@@ -133,7 +134,7 @@ def fingerprint(questions: Sequence[Question]) -> str:
     return digest.hexdigest()
 
 
-def _rows(folder: Path, split: str) -> list[dict[str, Any]]:
+def _rows(folder: Path, split: str) -> list[JsonObject]:
     """The rows of one subject's folder."""
     try:
         if files := sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"{split}.parquet")]):
@@ -149,7 +150,7 @@ def _rows(folder: Path, split: str) -> list[dict[str, Any]]:
     raise UserError(f"`{folder}` must hold split {split} as {split}-*.parquet or a saved data set, got {there}.")
 
 
-def _question(row: dict[str, Any], subject: str, split: str, where: str) -> Question:
+def _question(row: JsonObject, subject: str, split: str, where: str) -> Question:
     """Check one row."""
     if lacking := [name for name in _COLUMNS if name not in row]:
         raise UserError(f"{where} must have MMMU's columns, it lacks {', '.join(lacking)}.")

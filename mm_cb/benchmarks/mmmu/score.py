@@ -13,6 +13,7 @@ from mm_cb.benchmarks.mmmu.parse import Piece, parse_multiple_choice, parse_open
 from mm_cb.benchmarks.mmmu.protocol import MULTIPLE_CHOICE, QUESTION_TYPES, protocol, subject_of
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import shown
+from mm_cb.core.records import JsonObject
 from mm_cb.metrics.degenerate import degenerate, is_noise
 
 Answer = str | tuple[str, ...]
@@ -74,7 +75,7 @@ class Scored:
         return degenerate(self.response.response)
 
 
-def score(records: Iterable[Mapping[str, Any]]) -> list[Scored]:
+def score(records: Iterable[JsonObject]) -> list[Scored]:
     """Score responses in the official layout.
 
     Args:
@@ -126,7 +127,7 @@ def _score_one(response: Response, rng: random.Random) -> Scored:
     )
 
 
-def response_from(record: Mapping[str, Any], where: str) -> Response:
+def response_from(record: JsonObject, where: str) -> Response:
     """Check one record of the official layout.
 
     Args:

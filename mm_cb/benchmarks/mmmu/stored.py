@@ -11,6 +11,7 @@ from mm_cb.benchmarks.mmmu.protocol import MULTIPLE_CHOICE, chosen_subjects, pro
 from mm_cb.benchmarks.mmmu.score import Response, Scored, answer_from, question_type, response_from
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import json_file, shown
+from mm_cb.core.records import JsonObject
 
 _NAMED = 5
 
@@ -74,8 +75,8 @@ def read_predictions(predictions: Path, answers: Path, subjects: Sequence[str]) 
         MMMU-Benchmark/MMMU, ``mmmu/main_eval_only.py``. Deviation: a question without prediction is an error, not left
         out.
     """
-    given: dict[str, Any] = json_file(predictions, dict, "an object, id to answer", nul=True)
-    known: dict[str, Any] = json_file(answers, dict, "an object, id to question_type and ground_truth")
+    given: JsonObject = json_file(predictions, dict, "an object, id to answer", nul=True)
+    known: JsonObject = json_file(answers, dict, "an object, id to question_type and ground_truth")
     if subjects:
         wanted = chosen_subjects(subjects)
         given = {id: value for id, value in given.items() if subject_of(id) in wanted}
@@ -112,7 +113,7 @@ def _score(id: str, prediction: Any, known: Any, predictions: Path, answers: Pat
     return Scored(response, pieces, None, right_open(response.answer, pieces), None)
 
 
-def refuse_mixed_splits(ids: Sequence[str] | dict[str, Any]) -> None:
+def refuse_mixed_splits(ids: Sequence[str] | JsonObject) -> None:
     """Refuse ids of more than one split, which no published number is made of.
 
     Raises:

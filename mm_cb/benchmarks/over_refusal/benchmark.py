@@ -12,6 +12,7 @@ from mm_cb.benchmarks.settings import AskSettings, setting, setting_within
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.limits import LIMITS
+from mm_cb.core.records import Item
 from mm_cb.judges.base import NOT_JUDGED, Case
 from mm_cb.judges.registry import JudgeOptions, free_judges, open_judge
 from mm_cb.metrics.table import metric
@@ -92,7 +93,7 @@ class OverRefusal(Benchmark):
         requests = read_requests(file)
         attacked = None if settings.beside is None else read_attacked(Path(settings.beside))
         asked = what_is_asked(requests, attacked, settings.limit)
-        identity: dict[str, Any] = {"judge": judge, "settings": settings.identity()}
+        identity: dict[str, object] = {"judge": judge, "settings": settings.identity()}
         inputs: Any = [file, *(a.picture for a in asked if a.behavior is None and a.picture is not None)]
         left_out = ""
         if attacked is not None:
@@ -111,7 +112,7 @@ class OverRefusal(Benchmark):
         if session.task.more.left_out:
             session.say(session.task.more.left_out)
 
-    def items(self, session: Session) -> list[dict[str, Any]]:
+    def items(self, session: Session) -> list[Item]:
         """In the order of asking; what is incoherent is no answer, whatever a judge says."""
         more: _More = session.task.more
         judge = session.tools = open_judge(JudgeOptions(more.judge))
@@ -120,19 +121,37 @@ class OverRefusal(Benchmark):
         verdicts = dict(judge.judge([_case(one, answers[one.key]) for one in answered]))
         items = []
         for one in more.asked:
-            fields = likelihood.get(one.key, {})
+            likely = likelihood.get(one.key)
             lost = session.unanswered.get(one.key)
             said = NOT_JUDGED if lost else verdicts[one.key].outcome
-            outcome = "gibberish" if fields.get("incoherent") else said
-            item: dict[str, Any] = {"id": one.request.id, "metric": "over_refusal", "subject": session.subject}
-            item |= {"condition": one.condition} | ({} if one.behavior is None else {"beside": one.behavior})
-            item |= {"split": "all", "category": one.request.category, "prompt": one.request.prompt}
-            item |= {"completion": answers[one.key], "outcome": None if outcome == NOT_JUDGED else outcome}
-            item |= {"score": None, "gibberish": outcome == "gibberish", "judge": judge.name, "seed": session.seed}
-            items.append(item | fields | ({"gibberish": None, "reason": lost} if lost else {}))
+            outcome = "gibberish" if likely and likely["incoherent"] else said
+            item: Item = {
+                "id": one.request.id,
+                "metric": "over_refusal",
+                "subject": session.subject,
+                "condition": one.condition,
+            }
+            if one.behavior is not None:
+                item["beside"] = one.behavior
+            item |= {
+                "split": "all",
+                "category": one.request.category,
+                "prompt": one.request.prompt,
+                "completion": answers[one.key],
+                "outcome": None if outcome == NOT_JUDGED else outcome,
+                "score": None,
+                "gibberish": outcome == "gibberish",
+                "judge": judge.name,
+                "seed": session.seed,
+            }
+            if likely:
+                item |= likely
+            if lost:
+                item |= {"gibberish": None, "reason": lost}
+            items.append(item)
         return items
 
-    def measure(self, items: list[dict[str, Any]], session: Session) -> list[Measurement]:
+    def measure(self, items: list[Item], session: Session) -> list[Measurement]:
         """The rates; a proxy's verdicts are counted as such."""
         measured = super().measure(items, session)
         if not session.tools.source.get("proxy"):

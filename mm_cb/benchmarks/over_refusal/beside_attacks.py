@@ -9,12 +9,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mm_cb.benchmarks.over_refusal.data import BenignRequest
 from mm_cb.core.compatibility import is_prefilled
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
+from mm_cb.core.records import Recipe
 from mm_cb.core.runs import read_run
 from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.whole import whole_items
@@ -41,12 +41,12 @@ class AttackPictures:
     """The worst picture of every behaviour of an attack run, under every attack that leaves one."""
 
     folder: Path
-    recipe: Mapping[str, Any]
+    recipe: Recipe
     files: Mapping[str, Mapping[str, Path]]
     """Attack -> id of the behaviour -> picture; all attacks have the same behaviours, in one order."""
 
     @property
-    def made(self) -> dict[str, Any]:
+    def made(self) -> dict[str, object]:
         """Whom the pictures attacked, and how hard."""
         return {key: self.recipe.get(key) for key in ("subject", "epsilon", "steps")}
 
@@ -77,17 +77,17 @@ def read_attacked(folder: Path) -> AttackPictures:
             folder, an attack lacks some behaviours' pictures, or there is no picture at all.
     """
     run = read_run(folder)
-    recipe = run.get("recipe")
-    if run.get("command") != "attack" or not run.get("ended") or not isinstance(recipe, dict):
+    if run["command"] != "attack" or not run.get("ended"):
         raise UserError(f"`--beside` must be a finished run of `mm-cb attack`, `{folder}` is none.")
     root = Path(os.path.abspath(folder))
     behaviors: dict[str, str] = {}
     files: dict[str, dict[str, Path]] = {}
     for number, item in enumerate(whole_items(root, run), start=1):
-        where = f"`{folder / 'items.jsonl'}`, record {number}"
+        where = f"{folder / 'items.jsonl'}:{number}"
         behaviors.setdefault(item["id"], item["subject"])
-        if item.get("image") is not None and not (is_prefilled(item) or "part" in item or item.get("same_as")):
-            files.setdefault(item["condition"], {})[item["id"]] = _inside(root, item["image"], where)
+        image = item.get("image")
+        if image is not None and not (is_prefilled(item) or "part" in item or item.get("same_as")):
+            files.setdefault(item["condition"], {})[item["id"]] = _inside(root, image, where)
     if not files:
         raise UserError(
             f"`{folder}` must hold pictures to ask beside, each made for its own behaviour and sent without a "
@@ -100,12 +100,12 @@ def read_attacked(folder: Path) -> AttackPictures:
                 "finish or repeat that run."
             )
     ordered = {attack: {id: found[id] for id in behaviors} for attack, found in files.items()}
-    return AttackPictures(root, {**recipe, "subject": next(iter(behaviors.values()))}, ordered)
+    return AttackPictures(root, {**run["recipe"], "subject": next(iter(behaviors.values()))}, ordered)
 
 
-def _inside(root: Path, name: Any, where: str) -> Path:
+def _inside(root: Path, name: str, where: str) -> Path:
     """A picture of the run: the file itself and what it may be a link to lie in the run's folder."""
-    if not isinstance(name, str) or "\0" in name:
+    if "\0" in name:
         raise UserError(f"{where}: `image` must be a path, got {name!r}.")
     picture = Path(os.path.normpath(root / name))
     if not (picture.is_relative_to(root) and picture.resolve().is_relative_to(root.resolve())):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
+from mm_cb.core.records import Check, Item, Scored
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.metrics.checks import check
 from mm_cb.metrics.observations import starts_with
@@ -16,7 +16,7 @@ from mm_cb.miniature.world import BENIGN_KINDS, Brew
 NONSENSE = "soot soot soot soot"
 
 
-def opening_is_said(items: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def opening_is_said(items: Iterable[Item]) -> Check:
     """What the attack optimised is what the model says.
 
     Where the summed loss of the opening is below ln 2, each of its tokens (here: words) has more than half of the
@@ -27,8 +27,8 @@ def opening_is_said(items: Iterable[dict[str, Any]]) -> dict[str, Any]:
         starts_with(candidate["completion"], item["target"])
         for item in items
         if item["metric"] == "compliance" and "same_as" not in item
-        for candidate in item["candidates"]
-        if candidate["loss"] * len(language.words(item["target"])) < math.log(2)
+        for candidate in item.get("candidates") or ()
+        if (candidate["loss"] or 0) * len(language.words(item["target"])) < math.log(2)
     ]
     return check(
         "an opening that the attack made certain is said",
@@ -41,10 +41,10 @@ def opening_is_said(items: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def judges_tell_apart(
     judge: Callable[[Behavior, str], str],
-    score: Callable[[Question, str], dict[str, Any]],
+    score: Callable[[Question, str], Scored],
     behaviors: Sequence[Behavior],
     questions: Sequence[Question],
-) -> dict[str, Any]:
+) -> Check:
     """The judges give the known verdict to answers written for it, on every item of the run."""
     wrong = [b.id for b in behaviors if any(judge(b, text) != verdict for text, verdict in _known(b).items())]
     wrong += [q.id for q in questions if not _scored_apart(q, score)]
@@ -70,7 +70,7 @@ def _known(behavior: Behavior) -> dict[str, str]:
     }
 
 
-def _scored_apart(question: Question, score: Callable[[Question, str], dict[str, Any]]) -> bool:
+def _scored_apart(question: Question, score: Callable[[Question, str], Scored]) -> bool:
     right, refused, nonsense, silent = (
         score(question, text) for text in (question.reference, language.REFUSAL, NONSENSE, "")
     )

@@ -1,0 +1,248 @@
+"""Records of run directories: what each file and line holds, defined once; `mm_cb.core.checked` reads them.
+
+The records are the JSON objects themselves: keys may be absent, and what nobody here knows is kept.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Required, TypedDict
+
+Recipe = Mapping[str, Any]
+"""What a command was asked for, as its run.json holds it: open, each command has fields of its own."""
+
+
+JsonObject = dict[str, Any]
+"""An object that nobody has looked into: of a file that is not ours, or on its way to a check of every value."""
+
+
+Message = dict[str, Any]
+"""One turn of a chat, or a part of its content, as transformers and servers take them."""
+
+
+Step = Mapping[str, float | str]
+"""One line of metrics.jsonl: ``step``, ``modality``, and by name what was logged, which depends on the loss."""
+
+
+class Candidate(TypedDict, total=False):
+    """One try of an item: an answer to one picture."""
+
+    restart: int
+    image: str | None
+    """In the run's folder; None for a relaxation."""
+    epsilon: int
+    """Largest change of a value from the clean file, in 255ths."""
+    distance: float | None
+    """In the threat's own measure."""
+    loss: float | None
+    """The target's loss of the file."""
+    objective_file: float | None
+    objective_logged: float | None
+    completion: str
+    outcome: str | None
+    iterate: int | None
+    """Step; None = the selected picture of the run."""
+    sample: int | None
+    """Which answer drawn at random this is; None = the greedy one."""
+    nll_base: float | None
+    """Mean loss per token of the completion under the base model."""
+    incoherent: bool
+    selected_step: int | None
+    zero_gradients: float | None
+    judge_score: float | None
+
+
+class Scored(Candidate, total=False):
+    """A completion with its verdict, before it is said whose it is."""
+
+    metric: Required[str]
+    condition: Required[str]
+    split: str | None
+    category: str | None
+    score: float | None
+    reference_score: float | None
+    """The judge's score of the reference answer; ``score`` is then on the judge's scale."""
+    gibberish: bool | None
+    seed: int
+    clean_image: str | None
+    reference: Any
+    parsed: Any
+    correct: bool
+    counts: dict[str, int] | None
+
+
+class Item(Scored, total=False):
+    """One line of items.jsonl: what one question or behaviour came to, for one subject under one condition.
+
+    Of an attacked behaviour it holds the answer of the candidate that went worst.
+    """
+
+    id: Required[str]
+    subject: Required[str]
+    part: str
+    """A third way to divide items: whether a universal picture was made for the behaviour."""
+    prompt: str | None
+    target: str
+    loss_clean: float
+    prefix_emitted: bool | None
+    candidates: list[Candidate] | None
+    worst_case: bool | None
+    """Whether its attack counts in the worst case."""
+    prefilled: bool | None
+    """Whether its answer was generated behind its target."""
+    outside_threat: bool
+    """Whether the norm does not hold for its attack."""
+    k: int
+    """Answers judged per behaviour at most."""
+    early_stop: bool
+    relaxation: bool
+    stopped_early: bool | None
+    benign_target: bool
+    adapter_changes_nothing: bool
+    """Whether its subject's adapter does nothing."""
+    same_as: str
+    """Attack whose results stand for this one's."""
+    made_by: str
+    """Attacks of the run that the picture is from."""
+    judge: str
+    beside: str
+    """Id of the behaviour whose attacked picture was shown."""
+    reason: str
+    """Why there is no score."""
+    answer: str | list[str]
+    letter: str | None
+    question_type: str
+    run_dir: str
+    """Not in files: where a report found it."""
+
+
+class Check(TypedDict):
+    """One line of checks.json."""
+
+    name: str
+    passed: Any
+    """Only true is passed."""
+    value: Any
+    expected: Any
+    why: str
+
+
+class Curve(TypedDict):
+    """One entry of curves.json: quartiles over behaviours of an attack's loss, by step."""
+
+    subject: str
+    condition: str
+    q25: list[float]
+    q50: list[float]
+    q75: list[float]
+    n: int
+
+
+class States(TypedDict):
+    """Means over one kind of token, by entry of ``hidden_states``, adapter on against off."""
+
+    cosine: list[float]
+    norm_reference: list[float]
+    norm_adapted: list[float]
+    n: int
+
+
+class SetStates(States, total=False):
+    """The same of one set of rows: of its answers' tokens, and of each kind."""
+
+    tokens: dict[str, States]
+
+
+class Marks(TypedDict, total=False):
+    """Layers that a drawing points at."""
+
+    target_layers: list[int]
+    lora_blocks: list[int] | None
+
+
+class Representations(Marks, total=False):
+    """representations.json."""
+
+    layers: Required[list[int]]
+    sets: Required[dict[str, SetStates]]
+
+
+class Agreement(TypedDict, total=False):
+    """One entry of judgements/agreement.json: two judges on the same completions."""
+
+    judges: Required[list[str]]
+    n: Required[int]
+    not_judged: int
+    agreement: Required[float | None]
+    """Percent."""
+    kappa: Required[float | None]
+    disagreements: Required[list[dict[str, str]]]
+    """Which answer, and what each judge said of it."""
+
+
+class Said(TypedDict):
+    """One line of judgements/<judge>.jsonl, as far as judges are compared."""
+
+    key: str
+    """Of the completion."""
+    outcome: str
+
+
+class Completion(TypedDict, total=False):
+    """One line of parts/completions.jsonl: what a model or a server said to a request."""
+
+    key: Required[str]
+    """Of the request."""
+    completion: Required[str]
+    refused: str
+    """Why there is no answer."""
+    cut: str
+    """The same of an answer that was cut before it began."""
+
+
+class Timing(TypedDict, total=False):
+    """One line of timings.jsonl."""
+
+    stage: Required[str]
+    seconds: Required[float]
+    forward_passes: int | None
+
+
+class Hardware(TypedDict, total=False):
+    """The machine of a run."""
+
+    system: str
+    processor: str
+    cores: int
+    memory_gib: float
+    torch_threads: int
+    gpus: list[str]
+
+
+class Code(TypedDict, total=False):
+    """The code of a run."""
+
+    versions: dict[str, str | None]
+    """Of Python, of mm-cb and of the packages that decide numbers; None for one that is not installed."""
+    git: str | None
+    """Commit, with ``+changes`` when files differ from it; None outside a checkout."""
+
+
+class Resumption(Code, total=False):
+    """When a run was gone on with, and the code if it had changed."""
+
+    at: Required[str]
+
+
+class Run(Code, total=False):
+    """run.json."""
+
+    schema: int
+    command: Required[str]
+    recipe: Required[Recipe]
+    seed: Required[int]
+    inputs: Required[dict[str, str]]
+    """File or repository → hash of its content, or commit."""
+    hardware: Hardware
+    started: str
+    ended: str | None
+    """None while it is under way."""
+    resumed: list[Resumption]
