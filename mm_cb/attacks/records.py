@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,6 +14,8 @@ from torch import Tensor
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.saved import SavedPicture, clean_name
 from mm_cb.attacks.search import Found
+from mm_cb.core.checked import read_list
+from mm_cb.core.errors import UserError
 from mm_cb.core.records import Candidate, Item, Recipe
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.metrics.observations import rank
@@ -245,8 +247,24 @@ def stopped_early(candidates: Iterable[Candidate], steps: int) -> bool:
 
 
 def curves(folder: Path, attack_name: str) -> list[list[float]]:
-    """Loss curves of the first run of every behaviour under one attack, in the order they were attacked."""
-    found = []
-    for path in sorted((folder / "parts").glob(f"{attack_name}-s*-r0-*.json")):
-        found += [record["curve"] for record in json.loads(path.read_bytes()) if record["curve"] is not None]
+    """Loss curves of the first run of every behaviour under one attack, in the order they were attacked.
+
+    Raises:
+        UserError: If a part of the run is damaged.
+    """
+    return curves_in({path.name: path for path in (folder / "parts").glob("*.json")}, attack_name)
+
+
+def curves_in(parts: Mapping[str, Path], attack_name: str) -> list[list[float]]:
+    """The same of a run's parts, wherever they lie: name in the run → file.
+
+    Raises:
+        UserError: If one is damaged.
+    """
+    found: list[list[float]] = []
+    for name in fnmatch.filter(sorted(parts), f"{attack_name}-s*-r0-*.json"):
+        drawn = [curve for one in read_list(parts[name], AnswerRecord) if (curve := one.get("curve")) is not None]
+        if len({len(curve) for curve in (*found[:1], *drawn)}) > 1:
+            raise UserError(f"`{parts[name]}` must hold loss curves of one length, as all parts of an attack do.")
+        found += drawn
     return found
