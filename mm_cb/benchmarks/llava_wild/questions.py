@@ -80,7 +80,7 @@ def _from_files(folder: Path) -> list[WildQuestion]:
     questions = []
     for row in asked:
         id, image, text, category = texts(row, ("question_id", "image", "text", "category"))
-        where = f"{row.where}: question {shown(id)}"
+        where = f"{row.where}: question {id}"
         if lacking := [
             name for name, held in (("context", image in captions), ("answer", id in references)) if not held
         ]:
