@@ -132,26 +132,13 @@ def jsonl_lines(path: Path) -> Iterator[tuple[int, JsonObject]]:
     for number, line in enumerate(complete, start=1):
         if not line.strip():
             continue
-        yield number, json_object(line, f"{path}:{number}")
-
-
-def json_object(text: str | bytes, where: str) -> JsonObject:
-    """A JSON object.
-
-    Args:
-        text: The whole of a file, or one line of it.
-        where: That file or line, for the message.
-
-    Raises:
-        UserError: If it is none.
-    """
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{where} must be one JSON object, but it is broken: {e}.") from e
-    if not isinstance(content, dict):
-        raise UserError(f"{where} must be one JSON object, got {type(content).__name__}.")
-    return content
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise UserError(f"{path}:{number} must be one JSON object, but it is broken: {e}.") from e
+        if not isinstance(record, dict):
+            raise UserError(f"{path}:{number} must be one JSON object, got {type(record).__name__}.")
+        yield number, record
 
 
 def file_sha256(path: Path) -> str:

@@ -87,10 +87,8 @@ def _weights_are(folder: Path, hashes: set[str]) -> bool:
     return bool(files) and all(file_sha256(file) in hashes for file in files)
 
 
-def same_inputs(held: Any, given: Any) -> bool:
+def same_inputs(held: Mapping[str, str], given: Mapping[str, str]) -> bool:
     """Whether two runs read the same: files of one name and content, whatever folders they lie in."""
-    if not (isinstance(held, dict) and isinstance(given, dict)):
-        return bool(held == given)
     one, other = (Counter((PurePath(key).name, digest) for key, digest in each.items()) for each in (held, given))
     return one == other
 

@@ -72,7 +72,7 @@ def read_run(path: Path) -> Run:
             else f"a run, such as `{inside.parent}`"
         )
         raise UserError(f"`{path}` must be a run directory, but it holds no {_RUN}; give {hint}.") from e
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, RecursionError) as e:
         raise UserError(f"`{file}` cannot be read ({e}); delete it and start the run in a new directory.") from e
     return checked(content, Run, f"`{file}`")
 

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Required, TypedDict
 
+from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import REFUSED, UNANSWERED, Endpoint, EndpointError, EndpointFailure
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import append_jsonl, file_sha256, read_jsonl, write_bytes, write_jsonl
+from mm_cb.core.files import append_jsonl, file_sha256, write_bytes, write_jsonl
 from mm_cb.core.limits import LIMITS
-from mm_cb.core.records import JsonObject, Message
+from mm_cb.core.records import Message
 from mm_cb.core.runs import RunDirectory
 from mm_cb.data.contamination import Contamination
 from mm_cb.data.describe import CORRUPT
@@ -184,6 +185,15 @@ def _pictures(folder: Path, recipe: PairRecipe) -> dict[str, Picture]:
     return pictures
 
 
+class Reply(TypedDict, total=False):
+    """One line of a journal: what was said to a picture, or why nothing was."""
+
+    image_sha256: Required[str]
+    description: str
+    answer: str
+    refused: str
+
+
 def _describe(
     pictures: dict[str, Picture],
     journal: Path,
@@ -193,13 +203,13 @@ def _describe(
     progress: "Progress | None",
 ) -> dict[str, str]:
     """Descriptions of all pictures, those of earlier runs read back; each is asked for once a run."""
-    records = [record for record in read_jsonl(journal) if record["image_sha256"] in pictures]
-    held = {record["image_sha256"]: record["description"] for record in records if REFUSED not in record}
+    records = [record for record in read_records(journal, Reply) if record["image_sha256"] in pictures]
+    held = {record["image_sha256"]: record["description"] for record in records if "description" in record}
     refusals = Counter(record["image_sha256"] for record in records if REFUSED in record)
     given_up = {key for key, count in refusals.items() if key not in held and count >= recipe.attempts}
     for record in records:
         if record["image_sha256"] in given_up:
-            failures.reject(record["image_sha256"], "description", record[REFUSED])
+            failures.reject(record["image_sha256"], "description", record["refused"])
     missing = [(key, picture.file) for key, picture in pictures.items() if key not in held and key not in given_up]
     task = progress.task("describe", len(pictures), done=len(pictures) - len(missing)) if progress else None
     left = len(missing)
@@ -235,11 +245,11 @@ def _generate(
     tried: Counter[str] = Counter()
     accepted: dict[str, tuple[Pair, int]] = {}
 
-    def judge(record: JsonObject) -> None:
+    def judge(record: Reply) -> None:
         key = record["image_sha256"]
         tried[key] += 1
-        if REFUSED in record:
-            failures.reject(key, "answer", record[REFUSED])
+        if "answer" not in record:
+            failures.reject(key, "answer", record.get("refused", "no answer"))
             return
         pair = parse_pair(record["answer"])
         if isinstance(pair, Pair) and contamination is not None and contamination.match(pair.query):
@@ -249,7 +259,7 @@ def _generate(
         else:
             failures.built.rejected[pair] += 1
 
-    for record in read_jsonl(journal):
+    for record in read_records(journal, Reply):
         if record["image_sha256"] in descriptions:
             judge(record)
     task = progress.task("generate", len(descriptions), done=len(accepted)) if progress else None
@@ -267,10 +277,13 @@ def _generate(
                     failures.add(key, "answer", answer)
                     given_up.add(key)
                     continue
-                said = {REFUSED: answer.reason} if isinstance(answer, EndpointFailure) else {"answer": answer}
-                record = {"image_sha256": key, **said}
-                append_jsonl(journal, record)
-                judge(record)
+                reply: Reply = {"image_sha256": key}
+                if isinstance(answer, EndpointFailure):
+                    reply["refused"] = answer.reason
+                else:
+                    reply["answer"] = answer
+                append_jsonl(journal, reply)
+                judge(reply)
                 if task and key in accepted:
                     task.advance()
     except EndpointError as error:

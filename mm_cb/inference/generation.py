@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mm_cb.core.chat_replies import CUT, REFUSED, cut_in_thinking
+from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import EndpointError
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Task
-from mm_cb.core.runs import append_jsonl, read_jsonl
+from mm_cb.core.records import Completion
+from mm_cb.core.runs import append_jsonl
 from mm_cb.data.pictures import Picture, shown
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
@@ -136,7 +138,7 @@ def complete_all(
         UserError: If requests failed on the engine's side, or not one was answered; what was answered is kept, and the
             same command goes on.
     """
-    done: dict[str, str] = {record["key"]: record["completion"] for record in read_jsonl(store)}
+    done: dict[str, str] = {record["key"]: record["completion"] for record in read_records(store, Completion)}
     waiting = [request for request in requests if request.key not in done]
     failed: list[str] = []
     refused: dict[str, str] = {}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mm_cb.core.chat_replies import CUT, REFUSED, UNANSWERED
-from mm_cb.core.runs import read_jsonl
+from mm_cb.core.checked import read_records
+from mm_cb.core.records import Completion
 
 
 def unanswered(store: Path) -> dict[str, tuple[str, str]]:
     """The requests of a store of completions that have none: key → kind (``refused`` or ``cut``) and reason."""
-    records = read_jsonl(store)
-    return {r["key"]: (kind, str(r[kind])) for r in records for kind in UNANSWERED if kind in r}
+    records: Sequence[Mapping[str, object]] = read_records(store, Completion)
+    return {str(r["key"]): (kind, str(r[kind])) for r in records for kind in UNANSWERED if kind in r}
 
 
 def unanswered_note(store: Path) -> str | None:
@@ -34,7 +36,7 @@ def go_on(store: Path, requests: int, max_new_tokens: int) -> str:
     A corrected server is then asked again for all of them.
     """
     lost = unanswered(store)
-    there = len(read_jsonl(store)) - len(lost)
+    there = len(read_records(store, Completion)) - len(lost)
     if not there:
         store.unlink(missing_ok=True)
     room = ""

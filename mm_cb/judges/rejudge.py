@@ -15,7 +15,7 @@ from mm_cb.core.records import Agreement, Candidate, Check, Item, Run
 from mm_cb.core.runs import file_sha256, held, keep_pictures, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.judges.base import NOT_JUDGED, Case, Judge
-from mm_cb.judges.stored_verdicts import judge_all, refuse_missing_fields, refuse_other_source
+from mm_cb.judges.stored_verdicts import Judged, judge_all, refuse_missing_fields, refuse_other_source
 from mm_cb.metrics.agreement import agreements, completions_of, key_of
 from mm_cb.metrics.checks import attack_is_strong, placebo_is_weak
 from mm_cb.metrics.observations import rank, worst_pictures
@@ -29,7 +29,6 @@ PAGE = "report.html"
 """A page in the run directory shows its verdicts; one elsewhere is its owner's to make again."""
 AS_RUN = "as-run"
 """The name under which a run's own verdicts are kept."""
-Record = dict[str, Any]
 
 
 def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None, progress: Progress) -> list[Agreement]:
@@ -126,14 +125,14 @@ def _extras(run: Run, behaviors: Path | None) -> dict[str, Mapping[str, Any]]:
     return {behavior.id: behavior.extra for behavior in read}
 
 
-def _say_unjudged(verdicts: Sequence[Record], progress: Progress) -> None:
+def _say_unjudged(verdicts: Sequence[Judged], progress: Progress) -> None:
     without = [verdict for verdict in verdicts if verdict["outcome"] == NOT_JUDGED]
     if without:
         first = str(without[0].get("raw") or "")[:80]
         progress.say(f"CAUTION {len(without)} of {len(verdicts)} completions have no verdict, the first: `{first}`")
 
 
-def _refuse_prose(judge: Judge, verdicts: Sequence[Record]) -> None:
+def _refuse_prose(judge: Judge, verdicts: Sequence[Judged]) -> None:
     if all(verdict["outcome"] == NOT_JUDGED for verdict in verdicts):
         raise UserError(
             f"`{judge.name}` must give a verdict, but none of its {len(verdicts)} answers is one, the first "
@@ -151,7 +150,7 @@ def _keep_as_run(run_dir: Path, items: Iterable[Item]) -> None:
 
 
 def _write_items(
-    run_dir: Path, items: Sequence[Item], judged: Iterable[Item], verdicts: Mapping[str, Record], judge: Judge
+    run_dir: Path, items: Sequence[Item], judged: Iterable[Item], verdicts: Mapping[str, Judged], judge: Judge
 ) -> None:
     for item in judged:
         for one in completions_of(item):

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
+from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import EndpointError
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
+from mm_cb.core.records import Run
 from mm_cb.core.runs import append_jsonl, read_jsonl, write_json, write_jsonl
 from mm_cb.judges.base import NOT_JUDGED, Case, Judge, Verdict
 from mm_cb.metrics.table import metric
 
-Record = dict[str, Any]
+
+class Judged(TypedDict, total=False):
+    """One line of judgements/<judge>.jsonl: a `Verdict`, or what an earlier version kept as one, see `judge_all`."""
+
+    key: Required[str]
+    """Of the completion."""
+    outcome: Required[Any]
+    score: Required[Any]
+    raw: str
 
 
-def refuse_missing_fields(judge: Judge, cases: Sequence[Case], run: Mapping[str, Any], behaviors: Path | None) -> None:
+def refuse_missing_fields(judge: Judge, cases: Sequence[Case], run: Run, behaviors: Path | None) -> None:
     """Refuse a judge that would read fields of the behaviours file, where no case has them.
 
     Raises:
@@ -30,7 +39,7 @@ def refuse_missing_fields(judge: Judge, cases: Sequence[Case], run: Mapping[str,
         if not asked or any(case.extra.get(field) for case in asked):
             continue
         if behaviors is None:
-            named = [name for name in run.get("inputs") or {} if name.endswith((".jsonl", ".json"))]
+            named = [name for name in run["inputs"] if name.endswith((".jsonl", ".json"))]
             which = f" (`{named[0]}` when the run was made)" if len(named) == 1 else ""
             raise UserError(
                 f"judge `{judge.name}` reads `{field}` of every behaviour: give the run's behaviours file{which} with "
@@ -65,16 +74,12 @@ def _source_in(path: Path) -> Any:
         return None  # damaged: nobody knows which judge the verdicts are from
 
 
-def _verdicts_in(path: Path) -> dict[str, Record]:
+def _verdicts_in(path: Path) -> dict[str, Judged]:
     """The verdicts of a store, without what earlier versions kept there although it is none."""
-    records = read_jsonl(path)
-    for number, record in enumerate(records, start=1):
-        if not ({"key", "outcome", "score"} <= record.keys() and isinstance(record["key"], str)):
-            raise UserError(
-                f"`{path}`, record {number} must be a verdict with key, outcome and score, got {sorted(record)}; "
-                "delete the file to judge anew."
-            )
-    return {record["key"]: record for record in records if record["outcome"] != NOT_JUDGED}
+    try:
+        return {one["key"]: one for one in read_records(path, Judged) if one["outcome"] != NOT_JUDGED}
+    except UserError as error:
+        raise UserError(f"{error} Delete the file to judge anew.") from error
 
 
 def _wrong_with(outcome: Any, score: Any, metric_name: str) -> str | None:
@@ -95,7 +100,7 @@ def _refuse_impossible(judge: Judge, key: str, verdict: Verdict, cases: Mapping[
         raise UserError(f"judge `{judge.name}` must say of `{cases[key].metric}` {wrong}.")
 
 
-def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: Progress) -> dict[str, Record]:
+def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: Progress) -> dict[str, Judged]:
     """The verdicts on all cases, those that lie in ``folder`` read back.
 
     A verdict is written when it is there; an answer of the judge that is none is given back, and not kept.
@@ -116,7 +121,7 @@ def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: P
     try:
         for key, verdict in judge.judge(waiting):
             _refuse_impossible(judge, key, verdict, cases)
-            verdicts[key] = {"key": key, **dataclasses.asdict(verdict)}
+            verdicts[key] = {"key": key, "outcome": verdict.outcome, "score": verdict.score, "raw": verdict.raw}
             if verdict.outcome != NOT_JUDGED:
                 append_jsonl(path, verdicts[key])
             task.advance()

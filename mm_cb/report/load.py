@@ -106,7 +106,7 @@ def _refuse_half_judged(folder: Path, items: Sequence[Item]) -> None:
 
 def _learn_metrics(path: Path) -> None:
     """What a run says of metrics that only those know who measured them."""
-    for number, content in enumerate(read_json(path) or [], start=1):
+    for number, content in enumerate(read_list(path, Metric), start=1):
         try:
             found = made(content, Metric, f"`{path}`, entry {number}")
         except ValueError as e:
@@ -116,7 +116,8 @@ def _learn_metrics(path: Path) -> None:
 
 
 def _protocol(path: Path) -> _Protocol:
-    return checked(read_json(path) or {}, _Protocol, f"`{path}`")
+    content = read_json(path)
+    return checked({} if content is None else content, _Protocol, f"`{path}`")
 
 
 def _curves(path: Path) -> list[Curve]:
@@ -129,7 +130,7 @@ def _curves(path: Path) -> list[Curve]:
 
 def _representations(path: Path) -> Representations | None:
     content = read_json(path)
-    if not content:
+    if content is None:
         return None
     found = checked(content, Representations, f"`{path}`")
     layers = len(found["layers"])

@@ -291,7 +291,7 @@ def test_the_corrected_command_is_not_answered_with_the_old_verdicts(run, tmp_pa
     write_jsonl(tmp_path / "b.jsonl", rows)
     write_json(
         run / "run.json",
-        {"command": "attack", "ended": "now", "inputs": {"b.jsonl": file_sha256(tmp_path / "b.jsonl")}},
+        {**read_run(run), "inputs": {"b.jsonl": file_sha256(tmp_path / "b.jsonl")}},
     )
     assert cli.run(["judge", str(run), "--judge", "miniature"]) == 2
     assert cli.run(["judge", str(run), "--judge", "miniature", "--behaviors", str(tmp_path / "b.jsonl")]) == 0
@@ -338,8 +338,12 @@ def test_another_prompt_under_the_same_name_is_refused(run):
     ("suffix", "content", "expected"),
     [
         (".json", "{", "judged here with another model"),
-        (".jsonl", '{"outcome": "other"}\n', r"record 1 must be a verdict.*delete the file"),
-        (".jsonl", '{"key": 1, "outcome": "other", "score": null}\n', r"record 1 must be a verdict"),
+        (
+            ".jsonl",
+            '{"outcome": "other"}\n',
+            r"jsonl:1 must hold key, outcome, score; it lacks key, score\. Delete the file",
+        ),
+        (".jsonl", '{"key": 1, "outcome": "other", "score": null}\n', "jsonl:1: `key` must be a text, got 1"),
     ],
 )
 def test_damaged_verdicts_are_named(run, suffix, content, expected):

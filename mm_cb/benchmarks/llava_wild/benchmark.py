@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mm_cb.benchmarks.base import Benchmark, Task
 from mm_cb.benchmarks.settings import AskSettings, Settings, setting, setting_within
@@ -16,7 +16,7 @@ from mm_cb.core.records import Item
 from mm_cb.metrics.table import Metric
 
 if TYPE_CHECKING:
-    from mm_cb.benchmarks.llava_wild.judging import Comparer, JudgingSettings, Rule
+    from mm_cb.benchmarks.llava_wild.judging import Comparer, Judgement, JudgingSettings, Rule
     from mm_cb.benchmarks.llava_wild.questions import WildQuestion
     from mm_cb.benchmarks.llava_wild.reviews import Asked
     from mm_cb.benchmarks.runner import Session
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 _PREFIX = "llava_bench_"
 TEMPERATURE = 0.2
 """At which the original's judge samples."""
-Judgements = Mapping[str, list[dict[str, Any]]]
-"""Question id → judgements of its answer."""
 
 
 @dataclass(frozen=True)
@@ -209,15 +207,15 @@ class LlavaWild(Benchmark):
 
     def settled(self, folder: Path) -> bool:
         """Not without a score for want of judgements: a corrected judge is asked for them."""
-        from mm_cb.benchmarks.llava_wild.judging import UNREADABLE, readable
-        from mm_cb.core.runs import read_jsonl
+        from mm_cb.benchmarks.llava_wild.judging import UNREADABLE, Judgement, readable
+        from mm_cb.core.checked import read_records
         from mm_cb.metrics.results import read_results
 
         measured = (m for m in read_results(folder / "results.json") if (m.condition, m.split) == ("official", "all"))
         if all(m.value is not None for m in measured):
             return True
         stores = (folder / "parts" / name for name in ("judgements.jsonl", UNREADABLE))
-        return all(readable(record) for store in stores for record in read_jsonl(store))
+        return all(readable(record) for store in stores for record in read_records(store, Judgement))
 
     def refuse(self, folder: Path) -> None:
         """Say why there is no score."""
@@ -234,10 +232,10 @@ def _rule(settings: WildSettings) -> Rule:
 
 def _refuse_without_score(folder: Path, judge: str) -> None:
     """Say that a finished run has no score, and what the judge answers instead of two numbers."""
-    from mm_cb.benchmarks.llava_wild.judging import UNREADABLE
+    from mm_cb.benchmarks.llava_wild.judging import UNREADABLE, Judgement
     from mm_cb.benchmarks.llava_wild.reviews import parse_scores
     from mm_cb.benchmarks.llava_wild.stored import SILENT, why_no_score
-    from mm_cb.core.runs import read_jsonl
+    from mm_cb.core.checked import read_records
     from mm_cb.metrics.results import read_results
 
     (m,) = (m for m in read_results(folder / "results.json") if (m.condition, m.split) == ("official", "all"))
@@ -248,7 +246,7 @@ def _refuse_without_score(folder: Path, judge: str) -> None:
         f"`--out` and `--answers-of {folder}`."
     )
     kept_apart = folder / "parts" / UNREADABLE
-    records = read_jsonl(kept_apart if kept_apart.is_file() else folder / "parts" / "judgements.jsonl")
+    records = read_records(kept_apart if kept_apart.is_file() else folder / "parts" / "judgements.jsonl", Judgement)
     refused = [record["refused"] for record in records if record["content"] is None]
     prose = [record["content"] for record in records if record["content"] is not None]
     example = next((content for content in prose if parse_scores(content) is None), None)
@@ -281,7 +279,10 @@ def _fields(session: Session) -> dict[str, Asked]:
 
 
 def _write_series(
-    session: Session, questions: Sequence[WildQuestion], judgements: Judgements, fields: Mapping[str, Asked]
+    session: Session,
+    questions: Sequence[WildQuestion],
+    judgements: Mapping[str, Sequence[Judgement]],
+    fields: Mapping[str, Asked],
 ) -> dict[str, float]:
     """Write every judge run as a review file; returns the official score of each, where it has one."""
     from mm_cb.benchmarks.llava_wild.judging import review_of
@@ -303,7 +304,7 @@ def _write_series(
     return found
 
 
-def _official(question: WildQuestion, judgement: Mapping[str, Any]) -> dict[str, Any]:
+def _official(question: WildQuestion, judgement: Judgement) -> dict[str, object]:
     from mm_cb.benchmarks.llava_wild.judging import review_of
 
     scores = review_of(question, judgement).scores or (-1, -1)

@@ -7,15 +7,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Required, TypedDict
 
 from mm_cb.benchmarks.llava_wild.questions import WildQuestion, protocol
 from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES, Review, parse_scores
-from mm_cb.core.endpoint import REFUSED, UNANSWERED, Endpoint, EndpointFailure
+from mm_cb.core.checked import read_records
+from mm_cb.core.endpoint import UNANSWERED, Endpoint, EndpointFailure
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Message
-from mm_cb.core.runs import append_jsonl, read_jsonl, write_jsonl
+from mm_cb.core.runs import append_jsonl, write_jsonl
 
 ORDERS = ("reference_first", "candidate_first")
 UNREADABLE = "unreadable.jsonl"
@@ -70,6 +71,19 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as e:
         raise UserError(f"the rule file `{path}` cannot be read: {e.strerror}.") from e
+
+
+class Judgement(TypedDict, total=False):
+    """One line of parts/judgements.jsonl: what the judge said of one answer."""
+
+    key: Required[str]
+    """Run, order and question."""
+    content: Required[str | None]
+    """None where it said nothing to this one."""
+    refused: str
+    """Why."""
+    run: int
+    order: str
 
 
 class Comparer(Protocol):
@@ -132,7 +146,7 @@ def judge_answers(
     comparer: Comparer,
     store: Path,
     progress: Progress,
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[Judgement]]:
     """All judgements of all answers; those in ``store`` are not asked for again.
 
     A judgement is kept where it can be read. Others lie beside the store as ``unreadable.jsonl``, for the eye alone:
@@ -155,21 +169,26 @@ def judge_answers(
     wanted = {
         _key(q.id, run, o): (q, run, o) for run in range(1, plan.runs + 1) for o in plan.orders for q in questions
     }
-    done = {record["key"]: record for record in read_jsonl(store) if record["key"] in wanted and readable(record)}
+    done = {
+        record["key"]: record
+        for record in read_records(store, Judgement)
+        if record["key"] in wanted and readable(record)
+    }
     chats = {
         key: request(q, answers[q.id], plan.rule, order, plan.system)
         for key, (q, _, order) in wanted.items()
         if key not in done
     }
     task = progress.task("judge", total=len(wanted), done=len(done))
-    failures, unreadable = [], {}
+    failures: list[str] = []
+    unreadable: dict[str, Judgement] = {}
     for key, content in comparer.compare(chats):
         if not isinstance(content, str) and content.kind not in UNANSWERED:
             failures.append(content.reason)
             continue
-        record = {"key": key, "content": content if isinstance(content, str) else None}
+        record: Judgement = {"key": key, "content": content if isinstance(content, str) else None}
         if not isinstance(content, str):
-            record[REFUSED] = content.reason
+            record["refused"] = content.reason
         if readable(record):
             append_jsonl(store, record)
             done[key] = record
@@ -184,13 +203,13 @@ def judge_answers(
     store.with_name(UNREADABLE).unlink(missing_ok=True)
     if unreadable:
         write_jsonl(store.with_name(UNREADABLE), unreadable.values())
-    found: dict[str, list[dict[str, Any]]] = {q.id: [] for q in questions}
+    found: dict[str, list[Judgement]] = {q.id: [] for q in questions}
     for key, (q, run, order) in wanted.items():
         found[q.id].append({**(done | unreadable)[key], "run": run, "order": order})
     return found
 
 
-def readable(record: Mapping[str, Any]) -> bool:
+def readable(record: Judgement) -> bool:
     """Whether a judgement begins with two scores."""
     return isinstance(record["content"], str) and parse_scores(record["content"]) is not None
 
@@ -199,7 +218,7 @@ def _key(id: str, run: int, order: str) -> str:
     return f"{run}/{order}/{id}"
 
 
-def review_of(question: WildQuestion, judgement: Mapping[str, Any]) -> Review:
+def review_of(question: WildQuestion, judgement: Judgement) -> Review:
     """What a judgement says, reference's score first whichever came first."""
     scores = parse_scores(judgement["content"]) if judgement["content"] is not None else None
     if scores is not None and judgement["order"] != ORDERS[0]:
