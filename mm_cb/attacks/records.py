@@ -14,10 +14,11 @@ from torch import Tensor
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.saved import SavedPicture, clean_name
 from mm_cb.attacks.search import Found
-from mm_cb.core.checked import read_list
+from mm_cb.core.checked import checked, read_list
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import Candidate, Item, Recipe
 from mm_cb.data.behaviors_file import Behavior
+from mm_cb.data.pictures import path_inside
 from mm_cb.metrics.observations import rank
 
 NOT_COMPUTED = "not computed"
@@ -105,8 +106,8 @@ class Answer:
     @classmethod
     def from_json(cls, record: AnswerRecord) -> Answer:
         """Read one again."""
-        held: dict[str, Any] = {**record}
-        return cls(**{("linf" if key == "epsilon" else key): value for key, value in held.items()})
+        held: dict[str, Any] = {("linf" if key == "epsilon" else key): value for key, value in record.items()}
+        return cls(**{one.name: held[one.name] for one in fields(cls) if one.name in held})
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,43 @@ def make_item(subject: str, config: AttackConfig, behavior: Behavior, answers: S
     if config.early_stop:
         item["stopped_early"] = stopped_early(candidates, config.steps)
     return item
+
+
+class _Tried(TypedDict):
+    """What every candidate of an attack holds."""
+
+    completion: str
+    outcome: str | None
+
+
+class _Attacked(TypedDict):
+    """What every item of an attack holds."""
+
+    prompt: str
+    target: str
+    image: str | None
+    completion: str
+    loss_clean: float
+    candidates: list[_Tried]
+
+
+def attacked(items: list[Item], folder: Path) -> list[Item]:
+    """The items of a run, seen to hold what an attack writes into each of them.
+
+    Raises:
+        UserError: If one does not, or names a picture outside the run's folder.
+    """
+    for number, item in enumerate(items, start=1):
+        where = f"`{folder / 'items.jsonl'}`, record {number}"
+        held = checked(item, _Attacked, where)
+        if not held["candidates"]:
+            raise UserError(f"{where}: `candidates` must hold at least one try, it is empty.")
+        try:
+            if held["image"] is not None:
+                path_inside(folder, held["image"])
+        except ValueError as error:
+            raise UserError(f"{where}: {error}.") from error
+    return items
 
 
 class Flags(TypedDict, total=False):

@@ -14,6 +14,7 @@ from mm_cb.attacks.config import AttackConfig, as_recipe, refuse_idle, refuse_mi
 from mm_cb.attacks.judged_files import Judge
 from mm_cb.attacks.objectives.target import encode
 from mm_cb.attacks.outputs import best_pictures, curve_quartiles, summaries, write_outputs
+from mm_cb.attacks.records import attacked
 from mm_cb.attacks.registry import chosen_attacks
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.shards import Shard, gather, shard_runs
@@ -291,7 +292,7 @@ def hijacked_responses(run: Path | None, behaviors: Sequence[Behavior]) -> dict[
         raise UserError(f"`--hijacks` must be a finished run of `mm-cb attack`, `{run}` is none.")
     if held["recipe"].get("adapter") is not None:
         raise UserError(f"`--hijacks` must be an attack run on the base model, but `{run}` attacked an adapter.")
-    items, asked = whole_items(run, held), {b.id for b in behaviors}
+    items, asked = attacked(whole_items(run, held), run), {b.id for b in behaviors}
     said = {item["id"]: item["completion"] for item in items if item.get("outcome") == "harmful"}
     if not said.keys() & asked:
         raise UserError(

@@ -11,13 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
-from mm_cb.attacks.config import from_recipe
+from mm_cb.attacks.config import from_recipe, read_recipe
 from mm_cb.attacks.outputs import quartiles, summaries, write_outputs
-from mm_cb.attacks.records import curves_in
+from mm_cb.attacks.records import attacked, curves_in
 from mm_cb.attacks.registry import attack_entry
-from mm_cb.core.checked import checked
 from mm_cb.core.errors import UserError
 from mm_cb.core.hub import Repository
 from mm_cb.core.records import Item, Recipe
@@ -127,14 +125,6 @@ def _waited_for(whole: RunDirectory) -> RunDirectory:
             time.sleep(0.2)
 
 
-class _Gathered(TypedDict):
-    """An item, as far as a whole run is put together from it."""
-
-    id: str
-    condition: str
-    k: int
-
-
 def gather(out: Path, behaviors: Sequence[Behavior]) -> bool:
     """Put finished shards together as one run; False when there are none. A part without behaviours is finished.
 
@@ -150,12 +140,11 @@ def gather(out: Path, behaviors: Sequence[Behavior]) -> bool:
     items: list[Item] = []
     pictures: dict[Path, Path] = {}
     for path in found:
-        items += whole_items(path, read_run(path))
+        items += attacked(whole_items(path, read_run(path)), path)
         pictures |= {file.relative_to(path): file for file in sorted((path / "images").rglob("*")) if file.is_file()}
     parts, conditions = _parts(found), dict.fromkeys(item["condition"] for item in items)
     order, place = {behavior.id: i for i, behavior in enumerate(behaviors)}, {c: i for i, c in enumerate(conditions)}
     for item in items:
-        checked(item, _Gathered, f"an item of `{out / FOLDER}`")
         if item["id"] not in order:
             raise UserError(f"`{out / FOLDER}` must hold the behaviours of the run, `{item['id']}` is none of them.")
     for picture in worst_pictures(items).values():
@@ -163,10 +152,12 @@ def gather(out: Path, behaviors: Sequence[Behavior]) -> bool:
             raise UserError(f"`{out / FOLDER}` must hold the picture `{picture}` that an item names; there is none.")
     items.sort(key=lambda item: (place[item["condition"]], order[item["id"]]))
     run, subject = read_run(out), items[0]["subject"]
+    recipe = read_recipe(run, out)
     optimised = [name for name in conditions if attack_entry(name).optimises]
     drawn = [entry for name in optimised for entry in quartiles(curves_in(parts, name), subject, name)]
-    config = next(iter(from_recipe(run["recipe"], run["seed"]).values()))
-    more = summaries(items, drawn, config, {item["condition"]: item["k"] for item in items}, run["recipe"]["dtype"])
+    configs = from_recipe(recipe, run["seed"])
+    k, dtype = {name: one.tries for name, one in configs.items()}, recipe.get("dtype", "float32")
+    more = summaries(items, drawn, next(iter(configs.values())), k, dtype)
     shutil.rmtree(out / "parts", ignore_errors=True)
     for name, file in [*pictures.items(), *((Path("parts", name), file) for name, file in parts.items())]:
         write_bytes(out / name, file.read_bytes())
