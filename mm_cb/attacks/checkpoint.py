@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from mm_cb.core.files import write_bytes
 
 _KEPT = "kept."
 _ATTACK = "attack."
+_STEP = "watch.step"
+_NAMES = re.compile(rf"{re.escape(_KEPT)}\d{{1,9}}|{re.escape(_ATTACK)}.+")
 
 
 class Watch:
@@ -60,8 +63,11 @@ class Watch:
             saved = load_safetensors(self._path.read_bytes())
         except (SafetensorError, OSError):
             return None  # nothing that `checkpoint` wrote: start again
+        step = saved.pop(_STEP, None)
+        if step is None or step.shape or step.is_floating_point() or not all(map(_NAMES.fullmatch, saved)):
+            return None
         self.kept = {int(k.removeprefix(_KEPT)): v for k, v in saved.items() if k.startswith(_KEPT)}
-        self._step = int(saved.pop("watch.step"))
+        self._step = int(step)
         return {k.removeprefix(_ATTACK): v for k, v in saved.items() if k.startswith(_ATTACK)}
 
     def stop(self, pixels: Tensor, losses: Tensor) -> Tensor:
@@ -80,7 +86,7 @@ class Watch:
             return
         flat = {f"{_ATTACK}{name}": value.cpu() for name, value in state.state_dict().items()}
         flat |= {f"{_KEPT}{step}": value for step, value in self.kept.items()}
-        flat["watch.step"] = torch.tensor(self._step)
+        flat[_STEP] = torch.tensor(self._step)
         write_bytes(self._path, save_safetensors({name: value.contiguous() for name, value in flat.items()}))
         self._saved_at = time.monotonic()
 

@@ -6,17 +6,19 @@ Imports nothing heavy.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Required, TypedDict
 
 from mm_cb.attacks.registry import AttackEntry, attack_entry
 from mm_cb.attacks.threats import Threat
+from mm_cb.core.checked import checked
 from mm_cb.core.errors import UserError
 from mm_cb.core.limits import LIMITS
-from mm_cb.core.records import Recipe
+from mm_cb.core.records import JsonObject, Recipe, Run
 
+DTYPES = ("float32", "bfloat16", "float16")
 OPTIMIZERS = ("adam", "sign", "momentum")
 IMAGE_BACKENDS = ("pil", "torchvision")
 
@@ -197,25 +199,16 @@ def as_recipe(config: AttackConfig, names: Sequence[str]) -> dict[str, object]:
     }
 
 
-def from_recipe(recipe: Recipe, seed: int) -> dict[str, AttackConfig]:
+def from_recipe(recipe: Recipe | AttackRecipe, seed: int) -> dict[str, AttackConfig]:
     """The attacks that a run.json states, by name.
 
     Raises:
-        KeyError, TypeError, ValueError: If it is not as `as_recipe` writes it.
+        UserError: If it is not as `as_recipe` writes it.
     """
-    fields = {new: old for old, new in _RENAMED.items()}
-    options = {fields.get(key, key): value for key, value in recipe.get("options", {}).items()}
-    threat = Threat.read(options.pop("threat_model", None), recipe["epsilon"])
-    hijacks = options.pop("hijacks", None)
-    config = AttackConfig(
-        threat=threat,
-        steps=recipe["steps"],
-        restarts=recipe["restarts"],
-        seed=seed,
-        hijacks=None if hijacks is None else Path(hijacks),
-        **options,
-    )
-    return {one.name: one for one in config.named(recipe["attack"].split(","))}
+    stated = checked(recipe, _Recipe, "the recipe of run.json")
+    options = {"steps": stated["steps"], "restarts": stated["restarts"], "seed": seed, **stated.get("options", {})}
+    config = _stated(options, stated["epsilon"], "run.json")
+    return {one.name: one for one in config.named(stated["attack"].split(","))}
 
 
 def as_artefact(config: AttackConfig, canvas: Sequence[int]) -> dict[str, dict[str, object]]:
@@ -227,10 +220,84 @@ def as_artefact(config: AttackConfig, canvas: Sequence[int]) -> dict[str, dict[s
 
 
 def from_artefact(attack: Recipe, protocol: Recipe) -> AttackConfig:
-    """The attack that a picture's JSON states."""
+    """The attack that a picture's JSON states.
+
+    Raises:
+        UserError: If it is not as `as_artefact` writes it.
+    """
+    stated = {key: value for key, value in attack.items() if key not in ("canvas", "epsilon")}
+    stated |= {key: value for key, value in protocol.items() if key in _PROTOCOL}
+    return _stated(stated, checked(attack, _Attack, "the attack of a picture's JSON")["epsilon"], "a picture's JSON")
+
+
+def read_recipe(run: Run, folder: Path) -> AttackRecipe:
+    """The recipe of a run of ``mm-cb attack``.
+
+    Raises:
+        UserError: If the run is of another command, or its recipe is not as that one writes it.
+    """
+    if run["command"] != "attack":
+        raise UserError(f"`{folder}` must be a run of `mm-cb attack`, its run.json says `{run['command']}`.")
+    recipe = checked(run["recipe"], AttackRecipe, f"`{folder / 'run.json'}`: the recipe")
+    if recipe.get("dtype", "float32") not in DTYPES:
+        raise UserError(f"`{folder / 'run.json'}`: `dtype` must be one of {', '.join(DTYPES)}, got {recipe['dtype']}.")
+    return recipe
+
+
+class _Recipe(TypedDict, total=False):
+    """How a run attacked."""
+
+    attack: Required[str]
+    epsilon: Required[int]
+    steps: Required[int]
+    restarts: Required[int]
+    options: JsonObject
+
+
+class AttackRecipe(_Recipe, total=False):
+    """The same, and whom."""
+
+    model: Required[str]
+    adapter: Required[str | None]
+    system: Required[str | None]
+    device: str
+    dtype: str
+    fiction: bool
+    shard: str
+
+
+class _Attack(TypedDict):
+    """How a picture was made, as far as it is no option."""
+
+    name: str
+    epsilon: int
+
+
+class _Options(TypedDict, total=False):
+    """What else may be stated of an attack; numbers are checked by `AttackConfig`."""
+
+    name: str
+    threat_model: str
+    optimizer: str
+    balance: bool
+    early_stop: bool
+    chain: bool
+    artefacts: bool
+    hijacks: str | None
+    image_backend: str
+
+
+def _stated(options: Mapping[str, object], levels: int, where: str) -> AttackConfig:
     fields = {new: old for old, new in _RENAMED.items()}
-    held = {fields.get(key, key): value for key, value in attack.items() if key != "canvas"}
-    threat = Threat.read(held.pop("threat_model", None), held.pop("epsilon"))
-    known = {field.name for field in dataclasses.fields(AttackConfig)}
-    protocol = {key: value for key, value in protocol.items() if key in known}
-    return AttackConfig(threat=threat, **held, **protocol)
+    held: JsonObject = {
+        fields.get(k, k): v for k, v in checked(options, _Options, f"what {where} says of an attack").items()
+    }
+    text, hijacks = held.pop("threat_model", None), held.pop("hijacks", None)
+    if strange := held.keys() - {field.name for field in dataclasses.fields(AttackConfig)}:
+        raise UserError(f"{where} must state an attack of this version, it has the unknown setting `{min(strange)}`.")
+    try:
+        return AttackConfig(
+            threat=Threat.read(text, levels), hijacks=None if hijacks is None else Path(hijacks), **held
+        )
+    except ValueError as error:
+        raise UserError(f"{where} states an attack that cannot be: {error}") from error

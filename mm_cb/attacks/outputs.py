@@ -19,34 +19,32 @@ from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.results import measure, results_content
 
 
-def write_outputs(
-    folder: Path,
-    items: list[Item],
-    drawn: list[Curve],
-    config: AttackConfig,
-    k: Mapping[str, int],
-    dtype: str,
-) -> None:
+def write_outputs(folder: Path, items: list[Item], more: JsonObject) -> None:
     """The files that a finished run holds beside its pictures.
 
     Args:
         folder: Run directory.
         items: Of items.jsonl.
-        drawn: Of curves.json.
-        config: What all attacks of the run share: the threat.
-        k: Attack → answers judged per behaviour at most.
-        dtype: Of the model.
+        more: What `summaries` makes of them.
     """
     keep_pictures(folder, worst_pictures(items))
     write_jsonl(folder / "items.jsonl", items)
-    for name, content in summaries(items, drawn, config, k, dtype).items():
+    for name, content in more.items():
         write_json(folder / name, content)
 
 
 def summaries(
     items: list[Item], drawn: list[Curve], config: AttackConfig, k: Mapping[str, int], dtype: str
 ) -> JsonObject:
-    """File name → content, for every file that is made from a run's items and curves alone; results.json last."""
+    """File name → content, for every file that is made from a run's items and curves alone; results.json last.
+
+    Args:
+        items: Of items.jsonl.
+        drawn: Of curves.json.
+        config: What all attacks of the run share: the threat.
+        k: Attack → answers judged per behaviour at most.
+        dtype: Of the model.
+    """
     filed = [item for item in items if item.get("image") is not None]
     bounded = any(not item.get("outside_threat") for item in filed)
     checks = [inside_ball(filed, config.threat.levels), *inside_threat(filed, config.threat)] if bounded else []

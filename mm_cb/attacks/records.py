@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,8 +14,11 @@ from torch import Tensor
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.saved import SavedPicture, clean_name
 from mm_cb.attacks.search import Found
+from mm_cb.core.checked import checked, read_list
+from mm_cb.core.errors import UserError
 from mm_cb.core.records import Candidate, Item, Recipe
 from mm_cb.data.behaviors_file import Behavior
+from mm_cb.data.pictures import path_inside
 from mm_cb.metrics.observations import rank
 
 NOT_COMPUTED = "not computed"
@@ -103,8 +106,8 @@ class Answer:
     @classmethod
     def from_json(cls, record: AnswerRecord) -> Answer:
         """Read one again."""
-        held: dict[str, Any] = {**record}
-        return cls(**{("linf" if key == "epsilon" else key): value for key, value in held.items()})
+        held: dict[str, Any] = {("linf" if key == "epsilon" else key): value for key, value in record.items()}
+        return cls(**{one.name: held[one.name] for one in fields(cls) if one.name in held})
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,43 @@ def make_item(subject: str, config: AttackConfig, behavior: Behavior, answers: S
     return item
 
 
+class _Tried(TypedDict):
+    """What every candidate of an attack holds."""
+
+    completion: str
+    outcome: str | None
+
+
+class _Attacked(TypedDict):
+    """What every item of an attack holds."""
+
+    prompt: str
+    target: str
+    image: str | None
+    completion: str
+    loss_clean: float
+    candidates: list[_Tried]
+
+
+def attacked(items: list[Item], folder: Path) -> list[Item]:
+    """The items of a run, seen to hold what an attack writes into each of them.
+
+    Raises:
+        UserError: If one does not, or names a picture outside the run's folder.
+    """
+    for number, item in enumerate(items, start=1):
+        where = f"`{folder / 'items.jsonl'}`, record {number}"
+        held = checked(item, _Attacked, where)
+        if not held["candidates"]:
+            raise UserError(f"{where}: `candidates` must hold at least one try, it is empty.")
+        try:
+            if held["image"] is not None:
+                path_inside(folder, held["image"])
+        except ValueError as error:
+            raise UserError(f"{where}: {error}.") from error
+    return items
+
+
 class Flags(TypedDict, total=False):
     """What an item says of its attack, whatever came out."""
 
@@ -245,8 +285,24 @@ def stopped_early(candidates: Iterable[Candidate], steps: int) -> bool:
 
 
 def curves(folder: Path, attack_name: str) -> list[list[float]]:
-    """Loss curves of the first run of every behaviour under one attack, in the order they were attacked."""
-    found = []
-    for path in sorted((folder / "parts").glob(f"{attack_name}-s*-r0-*.json")):
-        found += [record["curve"] for record in json.loads(path.read_bytes()) if record["curve"] is not None]
+    """Loss curves of the first run of every behaviour under one attack, in the order they were attacked.
+
+    Raises:
+        UserError: If a part of the run is damaged.
+    """
+    return curves_in({path.name: path for path in (folder / "parts").glob("*.json")}, attack_name)
+
+
+def curves_in(parts: Mapping[str, Path], attack_name: str) -> list[list[float]]:
+    """The same of a run's parts, wherever they lie: name in the run → file.
+
+    Raises:
+        UserError: If one is damaged.
+    """
+    found: list[list[float]] = []
+    for name in fnmatch.filter(sorted(parts), f"{attack_name}-s*-r0-*.json"):
+        drawn = [curve for one in read_list(parts[name], AnswerRecord) if (curve := one.get("curve")) is not None]
+        if len({len(curve) for curve in (*found[:1], *drawn)}) > 1:
+            raise UserError(f"`{parts[name]}` must hold loss curves of one length, as all parts of an attack do.")
+        found += drawn
     return found

@@ -13,7 +13,8 @@ from PIL.Image import Image
 from mm_cb.attacks.config import AttackConfig, as_recipe, refuse_idle, refuse_mismatch
 from mm_cb.attacks.judged_files import Judge
 from mm_cb.attacks.objectives.target import encode
-from mm_cb.attacks.outputs import best_pictures, curve_quartiles, write_outputs
+from mm_cb.attacks.outputs import best_pictures, curve_quartiles, summaries, write_outputs
+from mm_cb.attacks.records import attacked
 from mm_cb.attacks.registry import chosen_attacks
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.shards import Shard, gather, shard_runs
@@ -208,7 +209,8 @@ def attack_in_turn(
     if idle:
         items = [{**item, "adapter_changes_nothing": True} for item in items]
     drawn = [quartiles for config in configs for quartiles in curve_quartiles(folder, subject.name, config.name)]
-    write_outputs(folder, items, drawn, configs[0], {c.name: c.tries for c in configs}, dtype_of(subject.model))
+    k, dtype = {config.name: config.tries for config in configs}, dtype_of(subject.model)
+    write_outputs(folder, items, summaries(items, drawn, configs[0], k, dtype))
 
 
 def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: AttackConfig) -> None:
@@ -290,7 +292,7 @@ def hijacked_responses(run: Path | None, behaviors: Sequence[Behavior]) -> dict[
         raise UserError(f"`--hijacks` must be a finished run of `mm-cb attack`, `{run}` is none.")
     if held["recipe"].get("adapter") is not None:
         raise UserError(f"`--hijacks` must be an attack run on the base model, but `{run}` attacked an adapter.")
-    items, asked = whole_items(run, held), {b.id for b in behaviors}
+    items, asked = attacked(whole_items(run, held), run), {b.id for b in behaviors}
     said = {item["id"]: item["completion"] for item in items if item.get("outcome") == "harmful"}
     if not said.keys() & asked:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections import defaultdict
@@ -11,17 +12,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mm_cb.attacks.config import from_recipe
-from mm_cb.attacks.outputs import curve_quartiles, write_outputs
+from mm_cb.attacks.config import from_recipe, read_recipe
+from mm_cb.attacks.outputs import quartiles, summaries, write_outputs
+from mm_cb.attacks.records import attacked, curves_in
 from mm_cb.attacks.registry import attack_entry
 from mm_cb.core.errors import UserError
 from mm_cb.core.hub import Repository
-from mm_cb.core.records import Curve, Item, Recipe
+from mm_cb.core.records import Item, Recipe
 from mm_cb.core.runs import RunDirectory, hash_inputs, read_run, write_bytes
 from mm_cb.data.behaviors_file import Behavior
+from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.whole import whole_items
 
 FOLDER = "shards"
+_NAME = re.compile(r"\d{4}-of-\d{4}")
 _WAIT_SECONDS = 30.0
 
 
@@ -124,54 +128,63 @@ def _waited_for(whole: RunDirectory) -> RunDirectory:
 def gather(out: Path, behaviors: Sequence[Behavior]) -> bool:
     """Put finished shards together as one run; False when there are none. A part without behaviours is finished.
 
+    Nothing is written before everything was read.
+
     Raises:
-        UserError: If shards are missing or not finished, or of several divisions.
+        UserError: If shards are missing, not finished or damaged, or of several divisions.
     """
-    found = sorted(path for path in (out / FOLDER).glob("*-of-*") if path.is_dir())
+    found = sorted(path for path in (out / FOLDER).glob("*-of-*") if _NAME.fullmatch(path.name) and path.is_dir())
     if not found:
         return False
+    _refuse_unfinished(out, found, len(behaviors))
+    items: list[Item] = []
+    pictures: dict[Path, Path] = {}
+    for path in found:
+        items += attacked(whole_items(path, read_run(path)), path)
+        pictures |= {file.relative_to(path): file for file in sorted((path / "images").rglob("*")) if file.is_file()}
+    parts, conditions = _parts(found), dict.fromkeys(item["condition"] for item in items)
+    order, place = {behavior.id: i for i, behavior in enumerate(behaviors)}, {c: i for i, c in enumerate(conditions)}
+    for item in items:
+        if item["id"] not in order:
+            raise UserError(f"`{out / FOLDER}` must hold the behaviours of the run, `{item['id']}` is none of them.")
+    for picture in worst_pictures(items).values():
+        if Path(picture) not in pictures:
+            raise UserError(f"`{out / FOLDER}` must hold the picture `{picture}` that an item names; there is none.")
+    items.sort(key=lambda item: (place[item["condition"]], order[item["id"]]))
+    run, subject = read_run(out), items[0]["subject"]
+    recipe = read_recipe(run, out)
+    optimised = [name for name in conditions if attack_entry(name).optimises]
+    drawn = [entry for name in optimised for entry in quartiles(curves_in(parts, name), subject, name)]
+    configs = from_recipe(recipe, run["seed"])
+    k, dtype = {name: one.tries for name, one in configs.items()}, recipe.get("dtype", "float32")
+    more = summaries(items, drawn, next(iter(configs.values())), k, dtype)
+    shutil.rmtree(out / "parts", ignore_errors=True)
+    for name, file in [*pictures.items(), *((Path("parts", name), file) for name, file in parts.items())]:
+        write_bytes(out / name, file.read_bytes())
+    write_outputs(out, items, more)
+    return True
+
+
+def _refuse_unfinished(out: Path, found: Sequence[Path], behaviors: int) -> None:
     counts = {int(path.name.rpartition("-")[2]) for path in found}
     if len(counts) > 1:
         raise UserError(f"`{out / FOLDER}` holds shards of several divisions ({sorted(counts)}); delete all but one.")
     (count,) = counts
     done = {int(path.name[:4]) for path in found if (path / "run.json").is_file() and read_run(path).get("ended")}
-    missing = [f"{i}/{count}" for i in range(1, min(count, len(behaviors)) + 1) if i not in done]
+    missing = [f"{i}/{count}" for i in range(1, min(count, behaviors) + 1) if i not in done]
     if missing:
         raise UserError(
             f"`{out}` cannot be gathered, these shards are not finished: {', '.join(missing[:10])}. Run them with "
             "`--shard`."
         )
-    items: list[Item] = []
-    parts: list[Path] = []
-    for path in found:
-        items += whole_items(path, read_run(path))
-        parts += _copy(path, out)
-    order = {behavior.id: i for i, behavior in enumerate(behaviors)}
-    conditions = list(dict.fromkeys(item["condition"] for item in items))
-    items.sort(key=lambda item: (conditions.index(item["condition"]), order[item["id"]]))
-    run = read_run(out)
-    configs = from_recipe(run["recipe"], run["seed"])
-    k = {item["condition"]: item["k"] for item in items}
-    write_outputs(out, items, _curves(out, items, parts), next(iter(configs.values())), k, run["recipe"]["dtype"])
-    return True
 
 
-def _copy(shard: Path, out: Path) -> list[Path]:
-    """Copy a shard's pictures and their artefacts; returns its parts."""
-    for file in sorted((shard / "images").rglob("*")):
-        if file.is_file():
-            write_bytes(out / file.relative_to(shard), file.read_bytes())
-    return sorted((shard / "parts").glob("*.json"))
-
-
-def _curves(out: Path, items: Sequence[Item], parts: Sequence[Path]) -> list[Curve]:
-    """Curve quartiles over all shards: their parts are put side by side under names of their own."""
+def _parts(found: Sequence[Path]) -> dict[str, Path]:
+    """The parts of all shards, side by side under names of their own."""
     numbers: dict[str, int] = defaultdict(int)
-    shutil.rmtree(out / "parts", ignore_errors=True)
-    for part in parts:
+    parts = {}
+    for part in (part for shard in found for part in sorted((shard / "parts").glob("*.json"))):
         stem = part.stem.rpartition("-")[0]
-        write_bytes(out / "parts" / f"{stem}-{numbers[stem]:04d}.json", part.read_bytes())
+        parts[f"{stem}-{numbers[stem]:04d}.json"] = part
         numbers[stem] += 1
-    subject = items[0]["subject"]
-    conditions = dict.fromkeys(item["condition"] for item in items if attack_entry(item["condition"]).optimises)
-    return [entry for name in conditions for entry in curve_quartiles(out, subject, name)]
+    return parts

@@ -6,23 +6,24 @@ attack fails, not that the defence works.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mm_cb.attacks.config import AttackConfig, from_recipe
+from mm_cb.attacks.config import AttackConfig, AttackRecipe, from_recipe, read_recipe
 from mm_cb.attacks.judged_files import Asked, Judge, judge_files
 from mm_cb.attacks.objectives.target import TargetObjective
-from mm_cb.attacks.records import Answer, Artefact, make_item
+from mm_cb.attacks.records import Answer, Artefact, attacked, make_item
 from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.saved import by_size, clean_name, images, read
 from mm_cb.core.checked import read_record
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress, console
-from mm_cb.core.records import Item, Recipe, Run
+from mm_cb.core.records import Item, Run
 from mm_cb.core.runs import RunDirectory, file_sha256, read_run, write_bytes, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.inference.cached_chunks import chunks, once
@@ -39,17 +40,14 @@ class Made:
 
     folder: Path
     run: Run
+    recipe: AttackRecipe
+    """How it was attacked."""
     asked: Mapping[str, tuple[str | None, str]]
     """Behaviour id → prompt and target."""
     pictures: Mapping[str, str]
     """Behaviour id → its picture in the folder."""
     name: str
     """The subject that was attacked, told apart from the other run's."""
-
-    @property
-    def recipe(self) -> Recipe:
-        """How it was attacked."""
-        return self.run["recipe"]
 
     @property
     def configs(self) -> dict[str, AttackConfig]:
@@ -61,7 +59,7 @@ class Made:
         """What the other run must share: its attacks, but not those that aim at an adapter, and what only they read."""
         plain = {name: one for name, one in self.configs.items() if not one.entry.needs_adapter}
         alike = [replace(one, batch=1, hijacks=None, term_weight=1.0, balance=False) for one in plain.values()]
-        return {"dtype": self.recipe["dtype"], **dict(zip(plain, alike, strict=True))}
+        return {"dtype": self.recipe.get("dtype", "float32"), **dict(zip(plain, alike, strict=True))}
 
     @property
     def subject(self) -> tuple[Any, ...]:
@@ -85,15 +83,15 @@ def read_made(folder: Path) -> Made:
     run = read_run(folder)
     if run.get("command") != "attack" or not run.get("ended"):
         raise UserError(f"`{folder}` must be a finished `mm-cb attack` run.")
-    items = whole_items(folder, run)
+    recipe, items = read_recipe(run, folder), attacked(whole_items(folder, run), folder)
     asked = {item["id"]: (item.get("prompt"), item["target"]) for item in items}
     pictures = worst_pictures(item for item in items if item.get("image") is not None)
-    if lacking := [behavior for behavior in asked if not (folder / pictures.get(behavior, "")).is_file()]:
+    if lacking := [behavior for behavior in asked if not os.path.isfile(folder / pictures.get(behavior, ""))]:
         raise UserError(
             f"`{folder}` must hold an attacked picture of every behaviour, there is none for `{lacking[0]}`; "
             "an attack on embeddings leaves none."
         )
-    return Made(folder, run, asked, pictures, items[0]["subject"])
+    return Made(folder, run, recipe, asked, pictures, items[0]["subject"])
 
 
 def run_transfer(first: Path, second: Path, behaviors: Path, out: Path, *, device: str = "cpu") -> None:
@@ -113,7 +111,7 @@ def run_transfer(first: Path, second: Path, behaviors: Path, out: Path, *, devic
     made, asked = told_apart(read_made(first), read_made(second)), read_behaviors(behaviors)
     _refuse_other_budget(*made)
     _refuse_other_behaviors(made, asked, behaviors)
-    recipe = {"runs": [m.recipe for m in made], "device": device, "fiction": all(m.recipe["fiction"] for m in made)}
+    recipe = {"runs": [m.recipe for m in made], "device": device, "fiction": all(m.recipe.get("fiction") for m in made)}
     inputs = [behaviors, *(m.folder / "items.jsonl" for m in made)]
     with RunDirectory(out, "attack transfer", recipe, 0, inputs=inputs) as run, Progress() as progress:
         items = [item for judged in made for item in _judge_on(judged, made, asked, run.path, device, progress)]
@@ -132,8 +130,9 @@ def told_apart(first: Made, second: Made) -> list[Made]:
         UserError: If both attacked one and the same subject.
     """
     both = [first, second]
-    keys = [k for k in ("model", "adapter") if all(m.recipe[k] for m in both) and first.recipe[k] != second.recipe[k]]
-    shown = [f" ({', '.join(m.recipe[key] for key in keys)})" if keys else "" for m in both]
+    parts = [(m.recipe["model"], m.recipe["adapter"]) for m in both]
+    differ = [place for place, (one, other) in enumerate(zip(*parts, strict=True)) if one and other and one != other]
+    shown = [f" ({', '.join(str(part[place]) for place in differ)})" if differ else "" for part in parts]
     named = [replace(m, name=m.name + more) for m, more in zip(both, shown, strict=True)]
     if named[0].name == named[1].name or first.subject == second.subject:
         raise UserError(

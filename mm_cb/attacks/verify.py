@@ -9,28 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mm_cb.attacks.config import AttackConfig, from_artefact, from_recipe
+from mm_cb.attacks.config import AttackConfig, AttackRecipe, from_artefact, from_recipe, read_recipe
 from mm_cb.attacks.judged_files import Asked, judge_files
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, TargetObjective
 from mm_cb.attacks.outputs import curve_quartiles, summaries
-from mm_cb.attacks.records import Answer, AnswerRecord, Artefact, make_item
+from mm_cb.attacks.records import Answer, AnswerRecord, Artefact, attacked, make_item
 from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.saved import SavedPicture, by_size, clean_name, images, read
 from mm_cb.attacks.search import make_objective
 from mm_cb.attacks.shards import Shard
-from mm_cb.core.checked import read_record, read_records
+from mm_cb.core.checked import read_json, read_record, read_records
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress, console
-from mm_cb.core.records import Candidate, Item, Recipe
+from mm_cb.core.records import Candidate, Item
 from mm_cb.core.runs import read_run
 from mm_cb.data.behaviors_file import Behavior, kept_behaviors
 from mm_cb.inference.cached_chunks import chunks
@@ -39,6 +38,7 @@ from mm_cb.inference.subjects import Subject, load_subject
 from mm_cb.inference.tolerance import TOLERANCE, dtype_of, tolerance
 from mm_cb.metrics.agreement import completions_of
 from mm_cb.metrics.observations import starts_with
+from mm_cb.metrics.results import read_results
 
 _AGAIN = "Do not use the run's numbers; run the attack again."
 
@@ -61,7 +61,7 @@ class _Run:
     """A run as its files state it."""
 
     folder: Path
-    recipe: Recipe
+    recipe: AttackRecipe
     configs: Mapping[str, AttackConfig]
     asked: Mapping[str, Behavior]
     items: list[Item]
@@ -98,10 +98,9 @@ def verify_run(
         UserError: If something disagrees (the first is named), or the folder holds nothing to verify.
     """
     folder = Path(folder)
-    with _as_written(folder):
-        run = _read(folder)
-        _check_items(run)
-        pictures, verdicts = _pictures(run), _check_verdicts(run)
+    run = _read(folder)
+    _check_items(run)
+    pictures, verdicts = _pictures(run), _check_verdicts(run)
     recipe, first, dtype = run.recipe, pictures[0].config, run.recipe.get("dtype", "float32")
     source = source_again(folder, read_run(folder), "give `--{}`: where it lies here", device, model, adapter)
     subject = load_subject(source, run.items[0]["subject"], first.image_backend)
@@ -119,28 +118,15 @@ def verify_run(
             f"`{folder / wrong[0].image}` does not hold what the run recorded: {'; '.join(wrong[0].disagreements)} "
             f"({len(wrong)} of {len(rows)} pictures disagree). {_AGAIN}"
         )
-    with _as_written(folder):
-        _check_counts(run)
+    _check_counts(run)
     return rows
-
-
-@contextmanager
-def _as_written(path: Path) -> Iterator[None]:
-    """Name a file or folder whose content is of another shape than the attack writes."""
-    try:
-        yield
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"`{path}` must be as `mm-cb attack` wrote it: {type(error).__name__}, {error}.") from error
 
 
 def _read(folder: Path) -> _Run:
     content = read_run(folder)
-    recipe = content["recipe"]
-    if not isinstance(recipe.get("model"), str) or "attack" not in recipe:
-        raise UserError(f"`{folder}` must be a run of `mm-cb attack`; its run.json names no attacked model.")
-    asked = kept_behaviors(folder)
+    recipe, asked = read_recipe(content, folder), kept_behaviors(folder)
     asked = Shard.parse(recipe["shard"]).part(asked) if recipe.get("shard") else asked
-    items = read_records(folder / "items.jsonl", Item)
+    items = attacked(read_records(folder / "items.jsonl", Item), folder)
     return _Run(folder, recipe, from_recipe(recipe, content["seed"]), {b.id: b for b in asked}, items)
 
 
@@ -194,8 +180,7 @@ def _pictures(run: _Run) -> list[_Picture]:
 def _picture(run: _Run, item: Item, tried: Answer, image: str) -> _Picture:
     path = (run.folder / image).with_suffix(".json")
     told = read_record(path, Artefact)
-    with _as_written(path):
-        stated = from_artefact(told["attack"], told.get("protocol", {}))
+    stated = from_artefact(told["attack"], told.get("protocol", {}))
     return _Picture(run.configs[item["condition"]], run.asked[item["id"]], image, tried, told, stated)
 
 
@@ -221,12 +206,13 @@ def _check_counts(run: _Run) -> None:
     drawn = [one for name in run.configs for one in curve_quartiles(run.folder, run.items[0]["subject"], name)]
     made = summaries(run.items, drawn, config, {name: one.tries for name, one in run.configs.items()}, dtype)
     for name, content in made.items():
-        stated, again = json.loads((run.folder / name).read_bytes()), json.loads(json.dumps(content))
-        if name == "protocol.json":
-            stated, again = stated["k"], again["k"]  # beside it stand words for pages
+        stated, again = read_json(run.folder / name), json.loads(json.dumps(content))
+        if name == "protocol.json":  # beside it stand words for pages
+            stated, again = stated.get("k") if isinstance(stated, dict) else None, again["k"]
         if name == "results.json":
+            read_results(run.folder / name)  # each measurement is one
             for row in stated["measurements"]:
-                row["counts"].pop("proxy", None)  # a label by `mm-cb judge`
+                row.get("counts", {}).pop("proxy", None)  # a label by `mm-cb judge`
         if stated != again:
             raise UserError(f"`{run.folder / name}` must say what the run holds; made again it differs. {_AGAIN}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mm_cb
-from mm_cb.core.errors import UserError, one_line, unknown
+from mm_cb.core.errors import UserError, message_line, unknown
 from mm_cb.core.files import disk_is_full
 from mm_cb.core.user_code import users_fault
 
@@ -52,15 +52,17 @@ def interrupted(number: int | None = None) -> int:
 def _users_message(error: BaseException) -> str | None:
     """The one line for an error the user can fix, or None for a fault of ours."""
     if isinstance(error, UserError) or _is_image_file_error(error):
-        return one_line(str(error))
+        return message_line(str(error))
     if hasattr(error, "format_message"):  # a usage error of the command-line parser
-        return one_line(_usage_message(error))
+        return message_line(_usage_message(error))
     if disk_is_full(error):
         place = getattr(error, "filename", None)
         where = f" while writing `{place}`" if place else ""
-        return one_line(f"the disk is full{where}; free some space and run the same command again.")
+        return message_line(f"the disk is full{where}; free some space and run the same command again.")
     if isinstance(error, OSError) and error.errno in _PATHS and error.filename:
-        return one_line(f"`{error.filename}` cannot be used: {error.strerror}; give another path or change its rights.")
+        return message_line(
+            f"`{error.filename}` cannot be used: {error.strerror}; give another path or change its rights."
+        )
     return users_fault(error)
 
 

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.files import jsonl_lines
+from mm_cb.core.reading import Fault, decode, loads
 
 T = TypeVar("T")
+_LARGEST = 2**63
 
 
 def read_records(path: Path, kind: type[T]) -> list[T]:
@@ -56,8 +58,8 @@ def read_json(path: Path) -> Any:
         UserError: If it cannot be read.
     """
     try:
-        return json.loads(path.read_bytes()) if path.is_file() else None
-    except (OSError, ValueError, RecursionError) as e:
+        return loads(decode(path.read_bytes()), nul=True) if path.is_file() else None
+    except (OSError, Fault) as e:
         message = f"`{path}` must be readable JSON, got: {one_line(str(e))}; repeat the step that writes it."
         raise UserError(message) from e
 
@@ -104,6 +106,8 @@ def _fault(value: object, kind: Any) -> _Fault | None:
         named = (one for one in _WORDS if one in allowed and not (one is int and float in allowed))
         expected = " or ".join(_WORDS[one] for one in named)
         return _Fault("", f"be {expected}, got {text if len(text) <= 60 else text[:57] + '...'}")
+    if type(value) is int and abs(value) >= _LARGEST:
+        return _Fault("", "be a number of at most 64 bits, got a larger one")
     inside = allowed[type(value)]
     if inside is None:
         return None

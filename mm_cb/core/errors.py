@@ -4,18 +4,27 @@ import difflib
 from collections.abc import Iterable
 
 _LISTED = 30
+LONGEST = 1200
+"""Characters of a message: what it quotes may be of any length."""
+_END = 300
 
 
 class UserError(Exception):
     """Something the user can put right: the command line prints it as one line and exits with code 2.
 
-    The message is folded to one line and stripped of control characters, because it often quotes file names, keys or
-    file contents that we did not write.
+    The message is folded to one line, stripped of control characters and cut, because it often quotes file names, keys
+    or file contents that we did not write.
     """
 
     def __init__(self, message: str) -> None:
         """Keep ``message`` as one printable line."""
-        super().__init__(one_line(message))
+        super().__init__(message_line(message))
+
+
+def message_line(text: str) -> str:
+    """A message as one line; of one that is longer than `LONGEST`, beginning and end, which says what to do."""
+    line = one_line(text)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - _END - 5]} ... {line[-_END:]}"
 
 
 def one_line(text: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.reading import Fault, decode, loads
 from mm_cb.core.records import JsonObject
 
 TEMPORARY_SUFFIX = ".mm-cb-tmp"
@@ -133,8 +134,8 @@ def jsonl_lines(path: Path) -> Iterator[tuple[int, JsonObject]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as e:
+            record = loads(decode(line), nul=True)
+        except Fault as e:
             raise UserError(f"{path}:{number} must be one JSON object, but it is broken: {e}.") from e
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number} must be one JSON object, got {type(record).__name__}.")

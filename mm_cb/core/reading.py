@@ -167,7 +167,13 @@ def load_yaml(text: str, where: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses keys that come twice, which YAML forbids and its readers take the last of."""
+        """Refuses keys that come twice, which YAML forbids and its readers take the last of, and what is no text."""
+
+        def construct_scalar(self, node: Any) -> Any:
+            value = super().construct_scalar(node)
+            if reason := unfit(value):
+                raise UserError(f"{where}:{node.start_mark.line + 1}: a text cannot be used: {reason}.")
+            return value
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen: list[Any] = []

@@ -30,6 +30,7 @@ from mm_cb.core.files import (
 from mm_cb.core.hub import Repository
 from mm_cb.core.paths import safe_id
 from mm_cb.core.places import refuse_inside_run, same_inputs, same_place, written_here
+from mm_cb.core.reading import Fault, decode, loads
 from mm_cb.core.records import Code, Recipe, Resumption, Run
 
 __all__ = [
@@ -63,7 +64,7 @@ def read_run(path: Path) -> Run:
     """
     file = Path(path) / _RUN
     try:
-        content = json.loads(file.read_bytes())
+        content = loads(decode(file.read_bytes()), nul=True)
     except (FileNotFoundError, NotADirectoryError) as e:
         inside = next(iter(sorted(Path(path).glob(f"*/{_RUN}"))), None)
         hint = (
@@ -72,7 +73,7 @@ def read_run(path: Path) -> Run:
             else f"a run, such as `{inside.parent}`"
         )
         raise UserError(f"`{path}` must be a run directory, but it holds no {_RUN}; give {hint}.") from e
-    except (ValueError, OSError, RecursionError) as e:
+    except (Fault, OSError) as e:
         raise UserError(f"`{file}` cannot be read ({e}); delete it and start the run in a new directory.") from e
     return checked(content, Run, f"`{file}`")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,13 @@ def read_behaviors(path: Path) -> list[Behavior]:
 
 
 def kept_behaviors(folder: Path) -> list[Behavior]:
-    """What a run asked, from the copy of its behaviours file; pictures are the run's own, so none is named."""
-    records = [line.values for line in json_lines(folder / KEPT_AS, "behaviours", nul=True)]
-    return [
-        Behavior(b["id"], b["prompt"], b["target"], None, str(b.get("category", "all")), str(b.get("split", "all")), b)
-        for b in records
-    ]
+    """What a run asked, from the copy of its behaviours file; pictures are the run's own, so none is named.
+
+    Raises:
+        UserError: If a line is not as expected.
+    """
+    lines = [Line(where, {**record, "image": None}) for where, record in json_lines(folder / KEPT_AS, "behaviours")]
+    return [replace(parse_behavior(line, folder), extra=line.values) for line in lines]
 
 
 def parse_behavior(line: Line, path: Path) -> Behavior:

@@ -2,18 +2,18 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mm_cb.core.checked import made
 from mm_cb.core.embedded import guests
-from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.errors import unknown
 from mm_cb.core.hub import cached
 from mm_cb.core.paths import data_path
 from mm_cb.core.reading import load_yaml, read_text
 
 HOME_VARIABLE = "MM_CB_DATA"
-_TEXTS = ("name", "summary", "licence", "source")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def local_file(card: Card, file: str) -> Path | None:
     """A file of a data set in the data home, in the data set's own folder there or beside the others; None = absent."""
     home = data_home()
     for path in (home / card.name / file, home / file, home / card.name / Path(file).name):
-        if path.exists():
+        if os.path.exists(path):  # False, not an error, for a name that no system takes
             return path
     return None
 
@@ -99,9 +99,6 @@ def whereabouts(card: Card) -> tuple[bool, str]:
 def _read(path: Path) -> Card:
     """One card file; a fault in it is ours, or of whoever edited the packaged data."""
     content: Any = load_yaml(read_text(path, "data card"), str(path))
-    known = {f.name for f in fields(Card)}
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), str) for key in _TEXTS):
-        raise UserError(f"the data card `{path}` must give {list(_TEXTS)} as texts.")
-    described = content.get("files", ())
-    files = tuple(described) if isinstance(described, list) else ()
-    return Card(**{**{key: value for key, value in content.items() if key in known}, "files": files})
+    if isinstance(content, dict) and isinstance(content.get("files"), dict):
+        content = {key: value for key, value in content.items() if key != "files"}  # an embedded model's, described
+    return made(content, Card, f"the data card `{path}`")

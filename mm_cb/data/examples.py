@@ -115,7 +115,7 @@ def check_messages(messages: Any) -> int:
         raise ValueError("`messages` must be a list of turns that is not empty")
     roles = [message.get("role") for message in messages]
     if roles != ["user", "assistant"] * (len(roles) // 2) or not roles:
-        raise ValueError(f"the roles must alternate user, assistant and end with the assistant, got {roles}")
+        raise ValueError(f"the roles must alternate user, assistant and end with the assistant, got {shown(roles)}")
     pictures = 0
     for message in messages:
         content = message.get("content")

@@ -79,8 +79,9 @@ def as_examples(rows: Any) -> Sequence[Example]:
         raise ValueError("`train_dataset` must hold rows, it is empty.")
     if isinstance(rows[0], Example):
         return rows
-    if not isinstance(rows[0], Mapping):
-        raise TypeError(f"`train_dataset` must hold dictionaries, got {type(rows[0]).__name__}.")
+    for index, row in enumerate(() if columnar else rows):
+        if not isinstance(row, Mapping):
+            raise TypeError(f"`train_dataset` must hold dictionaries, row {index} is {type(row).__name__}.")
     return Records(rows)
 
 
@@ -91,7 +92,7 @@ def _check_columns(columns: Sequence[str]) -> None:
             hint = f"; rename `{close}`?" if close else "."
             raise ValueError(
                 "`train_dataset` must have the columns `messages` and `set`, and `images` where rows have pictures; "
-                f"`{name}` is not among {list(columns)}{hint}"
+                f"`{name}` is not among {shown(list(columns))}{hint}"
             )
 
 
@@ -100,7 +101,7 @@ def _picture_counts(rows: Any, columns: Sequence[str], columnar: bool) -> list[i
     if "images" not in columns:
         return [0] * len(rows)
     if not columnar:
-        return [len(row.get("images") or []) for row in rows]
+        return [_length(index, row.get("images")) for index, row in enumerate(rows)]
     import pyarrow
     from pyarrow import compute
 
@@ -113,10 +114,16 @@ def _picture_counts(rows: Any, columns: Sequence[str], columnar: bool) -> list[i
     return counts
 
 
+def _length(index: int, pictures: Any) -> int:
+    if pictures is not None and (not isinstance(pictures, Sequence) or isinstance(pictures, str | bytes)):
+        raise ValueError(f"row {index}: `images` must be a list of pictures, got {shown(pictures)}.")
+    return len(pictures or ())
+
+
 def _kind(index: int, row: JsonObject, pictures: int) -> tuple[SetName, Modality]:
     """Set and modality of a row that is sound."""
     if row.get("set") not in SETS:
-        raise ValueError(f"row {index}: `set` must be circuit_breaker or retain, got {row.get('set')!r}.")
+        raise ValueError(f"row {index}: `set` must be circuit_breaker or retain, got {shown(row.get('set'))}.")
     try:
         named = check_messages(_with_parts(row.get("messages"), pictures))
     except ValueError as error:

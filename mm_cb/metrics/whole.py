@@ -1,5 +1,6 @@
 """Whether the records of a run are the ones that it wrote: each once, of what it asked, with the numbers it counted."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -51,12 +52,11 @@ def _asked(folder: Path, run: Run, items: Sequence[Item]) -> tuple[str, set[str]
     recipe = run["recipe"]
     if run["command"] != "attack" or not (folder / KEPT_AS).is_file():
         return "", set(), set()
-    try:
-        asked = [behavior.id for behavior in kept_behaviors(folder)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"`{folder / KEPT_AS}` must be the run's behaviours, it cannot be read: {error}.") from error
-    if isinstance(recipe.get("shard"), str):
-        index, _, count = recipe["shard"].partition("/")
+    asked = [behavior.id for behavior in kept_behaviors(folder)]
+    if isinstance(shard := recipe.get("shard"), str):
+        if not re.fullmatch(r"[1-9]\d{0,8}/[1-9]\d{0,8}", shard):
+            raise UserError(f"`{folder / 'run.json'}`: `shard` must be i/n, got `{shard}`.")
+        index, _, count = shard.partition("/")
         asked = asked[int(index) - 1 :: int(count)]
     wanted = {f"{attack}/{id}" for attack in {item["condition"] for item in items} for id in asked}
     return f"behaviours of {KEPT_AS} under every attack", wanted, {f"{i['condition']}/{i['id']}" for i in items}

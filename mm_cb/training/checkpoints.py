@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import write_text
+from mm_cb.core.reading import read_text
 
 _COMPLETE = "complete"
 """In a checkpoint's folder once all its files are written; holds the fingerprint of the base's weights."""
@@ -24,7 +25,7 @@ def last_checkpoint(folder: Path, base_weights: str, *, remove_torn: bool) -> Pa
         remove_torn: Whether to remove those that were not.
 
     Raises:
-        UserError: If it was trained on other weights.
+        UserError: If it was trained on other weights, or does not say on which.
     """
     complete: dict[int, Path] = {}
     for path in folder.glob("checkpoint-*"):
@@ -35,7 +36,7 @@ def last_checkpoint(folder: Path, base_weights: str, *, remove_torn: bool) -> Pa
     if not complete:
         return None
     newest = complete[max(complete)]
-    held = (newest / _COMPLETE).read_text(encoding="utf-8")
+    held = read_text(newest / _COMPLETE, "mark of a checkpoint")
     if held and base_weights and held != base_weights:
         raise UserError(
             f"the checkpoint `{newest}` was trained on other weights than the model has now; give another `--out`, or "

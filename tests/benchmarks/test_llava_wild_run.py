@@ -297,7 +297,7 @@ def test_a_local_judge_draws_nothing(flag, value, named, benchmark, capsys):
 @pytest.mark.parametrize(
     ("break_it", "expected"),
     [
-        (lambda f: (f / "context.jsonl").unlink(), "cannot read the questions"),
+        (lambda f: (f / "context.jsonl").unlink(), "cannot read the file of JSON lines"),
         (lambda f: (f / "answers_gpt4.jsonl").write_text(""), "question 0 lacks its answer"),
         (lambda f: (f / "images" / "003.jpg").unlink(), "003.jpg"),
         (lambda f: (f / "images" / "003.jpg").write_bytes(b""), "got an empty one"),
@@ -312,16 +312,15 @@ def test_broken_copies_are_named(break_it, expected, benchmark):
     assert expected in str(caught.value)
 
 
-def test_a_folder_of_something_else_is_one_line(benchmark, capsys, monkeypatch):
+def test_a_folder_of_something_else_is_one_line(benchmark, capsys):
     folder = benchmark.parent
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(folder / "cache"))
     (folder / "foreign").mkdir()
     (folder / "foreign" / "x.txt").write_text("mine")
     where = ["--model", "m", "--endpoint", "http://127.0.0.1:9/v1", "--judge-model", "j", "--data"]
     more = ["--own-rule", str(folder / "own.txt"), "--out", str(folder / "out")]
     assert cli.run(["eval", "llava-wild", *where, str(folder / "foreign"), *more]) == 2
     line = capsys.readouterr().err
-    assert "must have the columns" in line and line.count("\n") == 1 and not (folder / "out").exists()
+    assert "must hold .jsonl, .json or .parquet" in line and line.count("\n") == 1 and not (folder / "out").exists()
 
 
 @pytest.mark.parametrize(

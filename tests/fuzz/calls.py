@@ -64,14 +64,6 @@ def mixture(folder: Path) -> None:
         example.open_images()
 
 
-def examples(folder: Path) -> None:
-    from mm_cb.data.examples import read_examples
-
-    for example in read_examples(folder / "rows.jsonl"):
-        plain([example.id, example.messages, example.source])
-        example.open_images()
-
-
 def records(folder: Path) -> None:
     from mm_cb.data.records import as_examples
 
@@ -153,17 +145,15 @@ def answers(folder: Path) -> None:
 
 
 def pope(folder: Path) -> None:
-    from mm_cb.benchmarks.pictures import fingerprint, opened
+    from mm_cb.benchmarks.pictures import fingerprint, ready
     from mm_cb.benchmarks.pope import Pope, PopeAnswers, PopeSettings
 
     (data,) = (file for file in folder.iterdir() if file.stem == "pope")
     questions = Pope().questions(str(data), PopeSettings())
     fingerprint(questions)
-    files = opened(questions)
+    ready(questions)
     for question in questions:
         plain([question.id, question.prompt, question.reference])
-        for shown in question.pictures:
-            files.get(shown, shown).convert("RGB")
     if (stored := folder / "answers.jsonl").is_file():
         plain(Pope().stored_answers(PopeAnswers(answers=str(stored)), questions))
 
@@ -188,14 +178,15 @@ def reviews(folder: Path) -> None:
 def mmmu(folder: Path) -> None:
     from mm_cb.benchmarks.mmmu.benchmark import MmmuSettings
     from mm_cb.benchmarks.mmmu.questions import as_asked, fingerprint, read_questions
+    from mm_cb.data.pictures import shown as picture_shown
 
     questions = read_questions(str(folder / "mmmu"), MmmuSettings(subjects=("Art", "Music")))
     fingerprint(questions)
     for question in questions:
         asked = as_asked(question, "official", "named")
         plain([asked.id, asked.prompt])
-        for shown in asked.pictures:
-            shown.convert("RGB")
+        for picture in asked.pictures:
+            picture_shown(picture)
 
 
 def mmmu_responses(folder: Path) -> None:
@@ -207,29 +198,39 @@ def mmmu_responses(folder: Path) -> None:
 
 
 def pictures(folder: Path) -> None:
-    """Training, attack, evaluation, report and saved pictures: each reads the file or refuses it."""
+    """Training, attack, evaluation and report: all show the same pixels of a file, or all refuse it."""
     from mm_cb.attacks.saved import read
-    from mm_cb.benchmarks.pictures import file_picture, stored_picture
+    from mm_cb.benchmarks.pictures import picture_inside, stored_picture
     from mm_cb.data.examples import Example
+    from mm_cb.data.pictures import open_picture
     from mm_cb.data.records import as_examples
     from mm_cb.report.gallery import read_picture
 
     (file,) = folder.iterdir()
     data = file.read_bytes()
     row = {"messages": CHAT, "images": [data], "set": "retain"}
-    readers: tuple[Callable[[], object], ...] = (
+    exact: tuple[Callable[[], Any], ...] = (lambda: load_png(file), lambda: read(folder, file.name))
+    readers: tuple[Callable[[], Any], ...] = (
         lambda: open_image(file),
-        lambda: load_png(file),
-        lambda: read(folder, file.name),
-        lambda: file_picture(file).convert("RGB"),
-        lambda: stored_picture({"bytes": data}, "row 0").convert("RGB"),
-        lambda: Example("a", CHAT, [file], "retain").open_images(),
-        lambda: as_examples([row])[0].open_images(),
-        lambda: read_picture(folder, file.name),
+        lambda: open_picture(file),
+        lambda: picture_inside(folder, file.name, "row 0").open(),
+        lambda: stored_picture({"bytes": data}, "row 0").open(),
+        lambda: Example("a", CHAT, [file], "retain").open_images()[0],
+        *((lambda: as_examples([row])[0].open_images()[0],) if data else ()),
     )
-    for one in readers:
-        with suppress(UserError, ImageFileError):
+    for one in exact:
+        with suppress(ImageFileError):
             one()
+    read_picture(folder, file.name)
+    said, shown = [], set()
+    for one in readers:
+        try:
+            shown.add(one().tobytes())
+        except (UserError, ImageFileError) as error:
+            said.append(error)
+    assert len(said) in (0, len(readers)) and len(shown) == (not said), (said, len(shown))
+    if said:
+        raise said[0]
 
 
 def report(folder: Path) -> None:
@@ -257,7 +258,7 @@ def verify(folder: Path) -> None:
     from mm_cb.attacks import verify
 
     with (
-        mock.patch.object(verify, "load_model", side_effect=_Loaded("here the model would be loaded")),
+        mock.patch.object(verify, "load_subject", side_effect=_Loaded("here the model would be loaded")),
         suppress(_Loaded),
     ):
         verify.verify_run(folder / "run")
@@ -267,10 +268,13 @@ def transferred(folder: Path) -> None:
     from mm_cb.attacks import transfer
     from mm_cb.data.behaviors_file import kept_behaviors
 
-    first, second = (transfer.read_made(folder / name) for name in ("run", "run"))
+    made = [transfer.read_made(folder / "run") for _ in range(2)]
     with suppress(UserError):
-        transfer.told_apart(first, second)
-    transfer._refuse_other((first, second), kept_behaviors(folder / "run"), folder / "run" / "behaviors.jsonl")
+        transfer.told_apart(*made)
+    transfer._refuse_other_budget(*made)
+    transfer._refuse_other_behaviors(made, asked := kept_behaviors(folder / "run"), folder / "run" / "behaviors.jsonl")
+    for behavior in asked:
+        made[0].sent(behavior)
 
 
 def shown_beside(folder: Path) -> None:
@@ -328,12 +332,13 @@ def stores(folder: Path) -> None:
     from mm_cb.benchmarks.llava_wild.judging import JudgingSettings, judge_answers, read_own_rule, review_of
     from mm_cb.benchmarks.llava_wild.questions import read_questions
     from mm_cb.core.progress import Progress
-    from mm_cb.inference.generation import Request, complete_all, refusal_note
+    from mm_cb.inference.generation import Request, complete_all
+    from mm_cb.inference.unanswered import unanswered_note
 
     parts, questions = folder / "run" / "parts", read_questions(str(INPUTS / "wild"))
     requests = [Request(question.id, question.text, ()) for question in questions]
     given = complete_all(_Engine(), requests, parts / "completions.jsonl", 8)
-    refusal_note(parts / "completions.jsonl")
+    unanswered_note(parts / "completions.jsonl")
     comparer = mock.Mock(compare=lambda chats: ((key, "8 7") for key in chats))
     plan = JudgingSettings(read_own_rule(INPUTS / "rule.txt"))
     with Progress() as progress:
@@ -420,11 +425,18 @@ def taken_over(folder: Path) -> None:
 
 
 def served(folder: Path) -> None:
-    """The body of a server's answer."""
-    from mm_cb.core.endpoint import _BrokenAnswer, _Filtered, completion_of
+    """The body of a server's answer, and the same with an error's status."""
+    from mm_cb.core.chat_replies import Trouble, read_answer, read_error
 
-    with suppress(_BrokenAnswer, _Filtered):
-        completion_of((folder / "a.json").read_bytes())
+    body = (folder / "a.json").read_bytes()
+    said: list[Any] = [read_error(status, body, {}) for status in (301, 400, 401, 429, 500)]
+    try:
+        plain(read_answer(body))
+    except Trouble as trouble:
+        said.append(trouble)
+    for one in said:
+        plain([one.kind, one.reason])
+        assert len(one.reason) < 1000
 
 
 TABLE: dict[str, int] = {}

@@ -47,7 +47,6 @@ PROMPTS_AND_ROWS = (
     Reader("data card", one("c.yaml", ROOT / "data/cards/mossbench.yaml"), calls.cards),
     Reader("recipe", one("r.yaml", ROOT / "mm_cb/training/recipes/llava-next-mistral-7b.yaml"), calls.recipe),
     Reader("rows, own", with_picture("rows.jsonl", lines(samples.OWN)), calls.mixture),
-    Reader("rows, examples", with_picture("rows.jsonl", lines(samples.OWN)), calls.examples),
     Reader("rows, array", one("rows.json", json.dumps(BREAKERS, indent=1).encode()), calls.mixture),
     Reader("rows, CSV", one("rows.csv", samples.XSTEST), calls.mixture),
     Reader("rows, LLaVA", with_picture("rows.jsonl", LLAVA_ROWS), calls.mixture),

@@ -88,7 +88,7 @@ def saved_rows() -> Files:
     import datasets
 
     turns = [{"role": "user", "content": "<image>\nwhat is it"}, TEXTS[1]]
-    rows = [{"messages": turns, "images": [{"bytes": png(), "path": None}], "set": "retain"}] * 2
+    rows = [{"messages": turns, "images": [{"bytes": png(), "path": None}]}] * 2
     with tempfile.TemporaryDirectory() as folder:
         datasets.disable_progress_bars()
         datasets.Dataset.from_list(rows).save_to_disk(f"{folder}/rows")

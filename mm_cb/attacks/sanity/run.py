@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from PIL.Image import Image
@@ -19,7 +19,7 @@ from mm_cb.attacks.sanity.bed import make_bed
 from mm_cb.attacks.sanity.checks import checks_of, notes_of
 from mm_cb.attacks.sanity.measure import ADAPTIVE, Measured, add_transfer, measure_bed
 from mm_cb.attacks.sanity.store import as_json, measured_once
-from mm_cb.core.checked import read_list
+from mm_cb.core.checked import read_list, read_record
 from mm_cb.core.hub import keep_to
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.progress import Progress, Task, console
@@ -131,6 +131,12 @@ def _write(folder: Path, measured: dict[str, Measured], config: AttackConfig, gr
     write_results(folder / "results.json", measure(items, pairs=[("rr", "base")] if base is not None else []))
 
 
+class _Battery(TypedDict, total=False):
+    """battery.json, as far as it is shown."""
+
+    notes: list[str]
+
+
 def _show(folder: Path) -> list[Check]:
     """Print a finished battery's table; returns its checks."""
     from rich.table import Table
@@ -138,9 +144,9 @@ def _show(folder: Path) -> list[Check]:
     checks = read_list(folder / "checks.json", Check)
     table = Table("check", "", "found", "expected")
     for entry in checks:
-        table.add_row(entry["name"], "pass" if entry["passed"] else "FAIL", entry["value"], entry["expected"])
+        table.add_row(entry["name"], "pass" if entry["passed"] else "FAIL", str(entry["value"]), str(entry["expected"]))
     console().print(table)
-    for note in json.loads((folder / "battery.json").read_bytes()).get("notes", []):
+    for note in read_record(folder / "battery.json", _Battery).get("notes", []):
         console().print(f"note: {note}")
     failed = sum(not entry["passed"] for entry in checks)
     verdict = "all checks pass" if not failed else f"{failed} checks fail: a report of this attack claims nothing"

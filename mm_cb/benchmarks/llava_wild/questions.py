@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from mm_cb.benchmarks.base import Question
 from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES
 from mm_cb.benchmarks.pictures import picture_inside, stored_picture
-from mm_cb.benchmarks.rows import undecoded
-from mm_cb.core import hub
+from mm_cb.benchmarks.rows import Row, json_lines, read_rows, texts
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import data_path
-from mm_cb.core.reading import Line, json_lines, shown
+from mm_cb.core.reading import shown
 from mm_cb.core.records import JsonObject
 from mm_cb.data.pictures import EncodedPicture
 
@@ -56,12 +54,7 @@ def read_questions(data: str) -> list[WildQuestion]:
     """
     folder = Path(data)
     original = any((folder / name).is_file() for name in _FILES)
-    questions = _from_files(folder) if original else _from_dataset(data)
-    for question in questions:
-        if question.category not in CATEGORIES:
-            raise UserError(
-                f"question {question.id}: `category` must be one of {', '.join(CATEGORIES)}, got {question.category!r}."
-            )
+    questions = _from_files(folder) if original else [_from_row(row) for row in read_rows(data, "train")]
     if len({question.id for question in questions}) < len(questions) or not questions:
         raise UserError(f"`{data}` must hold questions with different ids, got {len(questions)}.")
     return questions
@@ -82,62 +75,51 @@ def fingerprint(questions: list[WildQuestion]) -> str:
 
 
 def _from_files(folder: Path) -> list[WildQuestion]:
-    asked, contexts, answers = (list(json_lines(folder / name, "questions")) for name in _FILES)
-    captions, references = _by(contexts, "image", "caption"), _by(answers, "question_id", "text")
+    asked, contexts, answers = (list(json_lines(folder / name)) for name in _FILES)
+    captions, references = _by(contexts, "image"), _by(answers, "question_id")
     questions = []
-    for where, record in asked:
-        id, image = record.get("question_id"), record.get("image")
-        held = {"context": captions.get(str(image)), "answer": references.get(str(id))}
-        lacking = [name for name, value in held.items() if not value]
-        if lacking or not isinstance(image, str):
-            raise UserError(f"{where}: question {shown(id)} lacks its {', '.join(lacking) or 'image'}.")
-        picture = picture_inside(folder, f"images/{image}", f"{where}: question {shown(id)}")
-        texts = str(record.get("text")), _caption(held["context"]), str(held["answer"])
-        questions.append(WildQuestion(str(id), str(record.get("category")), *texts, picture.checked()))
+    for row in asked:
+        id, image, text, category = texts(row, ("question_id", "image", "text", "category"))
+        where = f"{row.where}: question {id}"
+        if lacking := [
+            name for name, held in (("context", image in captions), ("answer", id in references)) if not held
+        ]:
+            raise UserError(f"{where} lacks its {', '.join(lacking)}.")
+        caption, (reference,) = _caption(captions[image]), texts(references[id], ("text",))
+        picture = picture_inside(folder, f"images/{image}", where).checked()
+        questions.append(WildQuestion(id, _category(category, where), text, caption, reference, picture))
     return questions
 
 
-def _by(lines: Sequence[Line], key: str, value: str) -> JsonObject:
-    """One column by another, whose entries must differ."""
-    found: JsonObject = {}
-    for where, record in lines:
-        name = str(record.get(key))
+def _by(rows: Sequence[Row], key: str) -> dict[str, Row]:
+    """Rows by one column, whose entries must differ."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        (name,) = texts(row, (key,))
         if name in found:
-            raise UserError(f"{where}: `{key}` must differ from line to line, {shown(name)} comes more than once.")
-        found[name] = record.get(value)
+            raise UserError(f"{row.where}: `{key}` must differ from line to line, {shown(name)} comes more than once.")
+        found[name] = row
     return found
 
 
-def _from_dataset(data: str) -> list[WildQuestion]:
-    rows: Any = _from_folder(data) if Path(data).is_dir() else hub.load_split(data, "train")
-    if missing := [name for name in _COLUMNS if name not in rows.column_names]:
-        raise UserError(f"`{data}` must have the columns {', '.join(_COLUMNS)}; it lacks {', '.join(missing)}.")
-    return [_from_row(row, f"{data}, row {place}: `image`") for place, row in enumerate(undecoded(rows))]
+def _from_row(row: Row) -> WildQuestion:
+    if missing := [name for name in _COLUMNS if name not in row.values]:
+        raise UserError(f"{row.where} must have the columns {', '.join(_COLUMNS)}; it lacks {', '.join(missing)}.")
+    id, text, reference, category = texts(row, ("question_id", "question", "gpt_answer", "category"))
+    picture = stored_picture(row.values["image"], f"{row.where}: `image`")
+    return WildQuestion(id, _category(category, row.where), text, _caption(row), reference, picture)
 
 
-def _from_folder(data: str) -> Any:
-    from datasets import disable_progress_bars, load_dataset
-
-    disable_progress_bars()
-    try:
-        return load_dataset(data, split="train")
-    except (OSError, ValueError) as e:
-        raise UserError(
-            f"`--data` must be a folder with {', '.join(_FILES)} and images/, or a data set with the hub's columns; "
-            f"`{data}` cannot be loaded: {e}"
-        ) from e
+def _category(name: str, where: str) -> str:
+    if name not in CATEGORIES:
+        raise UserError(f"{where}: `category` must be one of {', '.join(CATEGORIES)}, got {shown(name)}.")
+    return name
 
 
-def _from_row(row: JsonObject, where: str) -> WildQuestion:
-    return WildQuestion(
-        id=str(row["question_id"]),
-        category=str(row["category"]),
-        text=str(row["question"]),
-        caption=_caption(row["caption"]),
-        reference=str(row["gpt_answer"]),
-        picture=stored_picture(row["image"], where),
-    )
-
-
-def _caption(caption: Any) -> str:
-    return "\n".join(str(part) for part in caption) if isinstance(caption, list) else str(caption)
+def _caption(row: Row) -> str:
+    """A caption: one text, or several."""
+    caption = row.values.get("caption")
+    several = [part for part in (caption if isinstance(caption, list) else [caption]) if isinstance(part, str)]
+    if not any(several) or (isinstance(caption, list) and len(several) < len(caption)):
+        raise UserError(f"{row.where}: `caption` must be a text or a list of texts, got {shown(caption)}.")
+    return "\n".join(several)
