@@ -215,10 +215,11 @@ def _batch(
 def _item(subject: Subject, maker: Made, behavior: Behavior, answer: Answer, config: AttackConfig) -> Item:
     item = make_item(subject.name, config, behavior, [answer])
     del item["candidates"], item["loss_clean"]
-    more: Item = {**item, "epsilon": answer.linf, "objective_file": answer.objective_file}
+    item |= {"condition": f"from_{maker.name}", "worst_case": True}
+    item |= {"epsilon": answer.linf, "objective_file": answer.objective_file, "made_by": maker.recipe["attack"]}
     if answer.distance is not None:
-        more["distance"] = answer.distance
-    return {**more, "condition": f"from_{maker.name}", "made_by": maker.recipe["attack"], "worst_case": True}
+        item["distance"] = answer.distance
+    return item
 
 
 def _show(made: Sequence[Made], measurements: Sequence[Measurement]) -> None:

@@ -149,9 +149,9 @@ def batch(model: LlavaNextModel, shape: Shape, rows: int, image: tuple[int, int]
                 "beside": {"image_sizes": torch.tensor([image] * rows)},
                 "images_per_row": torch.ones(rows).long(),
             }
-        made[name] = ModelInputs(ids, mask, roles * mask, **pictures).to(model.device)
-        made[f"{name}_mask"] = made[name].attention_mask
-        made[f"{name}_ids"] = [str(number) for number in range(rows)]
+        inputs = ModelInputs(ids, mask, roles * mask, **pictures).to(model.device)
+        numbers = [str(number) for number in range(rows)]
+        made[name] = {"inputs": inputs, "mask": inputs.attention_mask, "ids": numbers}
     return made
 
 
@@ -203,7 +203,7 @@ def official_step(
     """One step in the shape of the released trainer, pictures passed on: gradients are left in the parameters."""
     hooks = checkpoint_blocks(model, True)
     try:
-        kwargs = (model_kwargs(made["circuit_breaker"]), model_kwargs(made["retain"]))
+        kwargs = [model_kwargs(made[name]["inputs"]) for name in ("circuit_breaker", "retain")]
         loss = released_loss(model.model, *kwargs, recipe.targets, alpha * (1 - at), alpha * at)
         loss.backward()
     finally:

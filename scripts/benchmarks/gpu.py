@@ -63,9 +63,7 @@ def main() -> None:
             lambda i: official_step(model, batches[0][i], LLAVA_RECIPE), max(options.steps // 10, 2), optimizer, device
         ),
     }
-    tokens = [
-        sum(int(made[name].attention_mask.sum()) for name in ("circuit_breaker", "retain")) for made in batches[1]
-    ]
+    tokens = [sum(int(made[name]["mask"].sum()) for name in ("circuit_breaker", "retain")) for made in batches[1]]
     for name, result in results.items():
         if "seconds" in result:
             text, picture = result["seconds"]
