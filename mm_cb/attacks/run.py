@@ -14,7 +14,6 @@ from mm_cb.attacks.config import AttackConfig, as_recipe, refuse_idle, refuse_mi
 from mm_cb.attacks.judged_files import Judge
 from mm_cb.attacks.objectives.target import encode
 from mm_cb.attacks.outputs import best_pictures, curve_quartiles, summaries, write_outputs
-from mm_cb.attacks.records import attacked
 from mm_cb.attacks.registry import chosen_attacks
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.shards import Shard, gather, shard_runs
@@ -292,8 +291,10 @@ def hijacked_responses(run: Path | None, behaviors: Sequence[Behavior]) -> dict[
         raise UserError(f"`--hijacks` must be a finished run of `mm-cb attack`, `{run}` is none.")
     if held["recipe"].get("adapter") is not None:
         raise UserError(f"`--hijacks` must be an attack run on the base model, but `{run}` attacked an adapter.")
-    items, asked = attacked(whole_items(run, held), run), {b.id for b in behaviors}
-    said = {item["id"]: item["completion"] for item in items if item.get("outcome") == "harmful"}
+    items, asked = whole_items(run, held), {b.id for b in behaviors}
+    said = {
+        item["id"]: item["completion"] for item in items if item.get("outcome") == "harmful" and "completion" in item
+    }
     if not said.keys() & asked:
         raise UserError(
             f"`--hijacks` must be a run that broke at least one of the {len(asked)} behaviours asked here; `{run}` "

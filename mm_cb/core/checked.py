@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.errors import UserError
 from mm_cb.core.files import jsonl_lines
 from mm_cb.core.reading import Fault, decode, loads
 
@@ -58,10 +58,10 @@ def read_json(path: Path) -> Any:
         UserError: If it cannot be read.
     """
     try:
-        return loads(decode(path.read_bytes()), nul=True) if path.is_file() else None
+        return loads(decode(path.read_bytes()), any_text=True) if path.is_file() else None
     except (OSError, Fault) as e:
-        message = f"`{path}` must be readable JSON, got: {one_line(str(e))}; repeat the step that writes it."
-        raise UserError(message) from e
+        place = f" in line {e.line}" if isinstance(e, Fault) else ""
+        raise UserError(f"`{path}` must be readable JSON, got{place}: {e}; repeat the step that writes it.") from e
 
 
 def checked(content: object, kind: type[T], where: str) -> T:

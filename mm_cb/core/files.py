@@ -134,7 +134,7 @@ def jsonl_lines(path: Path) -> Iterator[tuple[int, JsonObject]]:
         if not line.strip():
             continue
         try:
-            record = loads(decode(line), nul=True)
+            record = loads(decode(line), any_text=True)
         except Fault as e:
             raise UserError(f"{path}:{number} must be one JSON object, but it is broken: {e}.") from e
         if not isinstance(record, dict):

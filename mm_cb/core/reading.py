@@ -84,12 +84,13 @@ def decode(content: bytes) -> str:
         ) from error
 
 
-def loads(text: str, *, nul: bool = False) -> Any:
+def loads(text: str, *, nul: bool = False, any_text: bool = False) -> Any:
     """A JSON value: no key twice, no NaN or infinity, no half of a surrogate pair.
 
     Args:
         text: JSON.
         nul: Whether texts may hold NUL characters, as models' answers do.
+        any_text: Whether they may also hold halves of surrogate pairs, as names of files do in what we write ourselves.
 
     Raises:
         Fault: If it is not that.
@@ -104,7 +105,7 @@ def loads(text: str, *, nul: bool = False) -> Any:
         raise _located(text) or fault from fault
     except ValueError as error:  # Python's own limit
         raise Fault("a whole number has too many digits", 1) from error
-    if _SUSPECT.search(text):
+    if not any_text and _SUSPECT.search(text):
         _refuse_escapes(text, nul)
     return value
 

@@ -64,7 +64,7 @@ def read_run(path: Path) -> Run:
     """
     file = Path(path) / _RUN
     try:
-        content = loads(decode(file.read_bytes()), nul=True)
+        content = loads(decode(file.read_bytes()), any_text=True)
     except (FileNotFoundError, NotADirectoryError) as e:
         inside = next(iter(sorted(Path(path).glob(f"*/{_RUN}"))), None)
         hint = (
@@ -74,7 +74,8 @@ def read_run(path: Path) -> Run:
         )
         raise UserError(f"`{path}` must be a run directory, but it holds no {_RUN}; give {hint}.") from e
     except (Fault, OSError) as e:
-        raise UserError(f"`{file}` cannot be read ({e}); delete it and start the run in a new directory.") from e
+        place = f":{e.line}" if isinstance(e, Fault) else ""
+        raise UserError(f"`{file}{place}` cannot be read ({e}); delete it and start the run in a new directory.") from e
     return checked(content, Run, f"`{file}`")
 
 

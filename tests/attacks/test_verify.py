@@ -205,7 +205,7 @@ def test_broken_and_missing_files_end_with_exit_code_2_and_one_line(few, capsys)
 def test_a_run_that_names_no_model_has_nothing_to_verify(few, capsys):
     (few / "run.json").write_text('{"command": "attack", "recipe": {}, "seed": 0, "inputs": {}}')
     assert cli.run(["attack", "verify", str(few)]) == 2
-    assert "names no attacked model" in capsys.readouterr().err
+    assert "it lacks attack, epsilon" in capsys.readouterr().err
 
 
 # numbers
@@ -221,7 +221,7 @@ def test_a_run_that_names_no_model_has_nothing_to_verify(few, capsys):
         ({"nll_base": lambda v: v + 3e-4}, "nll_base .* recorded"),
         ({"epsilon": lambda v: v - 1}, "epsilon 7 recorded, 8 found"),
         ({"attack": lambda v: v | {"epsilon": 9}}, "states other settings than run.json"),
-        ({"attack": lambda v: v | {"threat_model": "l3:1"}}, "must be as `mm-cb attack` wrote it.*`norm` must be one"),
+        ({"attack": lambda v: v | {"threat_model": "l3:1"}}, "states an attack that cannot be: `norm` must be one"),
         ({"protocol": lambda v: v | {"samples": 3}}, "states other settings than run.json"),
         ({"response": lambda v: v + " take ash"}, "objective_file .* recorded"),
     ],
