@@ -170,7 +170,7 @@ def test_foreign_folders_files_and_damaged_runs_are_refused(out):
     with pytest.raises(UserError, match="must be writable"):
         RunDirectory(out / "thesis.tex" / "deeper", "demo", {}, 0).open()
     (out / "run.json").write_text('{"command": ')
-    with pytest.raises(UserError, match=r"run\.json` cannot be read"):
+    with pytest.raises(UserError, match=r"run\.json:1` cannot be read"):
         RunDirectory(out, "demo", {}, 0).open()
 
 

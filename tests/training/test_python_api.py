@@ -218,7 +218,10 @@ GOOD = {"messages": chat_of("what", "red"), "set": "retain", "images": []}
         ([{**GOOD, "messages": GOOD["messages"][:1]}], ValueError, "row 0: the roles must alternate"),
         ({"train": [GOOD]}, TypeError, "must be a datasets.Dataset .*got dict"),
         (iter([GOOD]), TypeError, "not streamed"),
-        (["text"], TypeError, "must hold dictionaries, got str"),
+        (["text"], TypeError, "must hold dictionaries, row 0 is str"),
+        ([GOOD, "text"], TypeError, "must hold dictionaries, row 1 is str"),
+        ([GOOD | {"images": "a.png"}], ValueError, "row 0: `images` must be a list of pictures, got 'a.png'"),
+        ([GOOD | {"images": 3}], ValueError, "row 0: `images` must be a list of pictures, got 3"),
         ([GOOD], ValueError, "must hold text examples of the circuit_breaker set"),
     ],
 )
