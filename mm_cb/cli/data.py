@@ -35,7 +35,9 @@ def list_() -> None:
 def check(
     what: Annotated[
         list[str],
-        typer.Argument(metavar="RECIPE_OR_FILES", help="A recipe, or data sets, files, folders, hub:ORG/NAME."),
+        typer.Argument(
+            metavar="RECIPE_OR_FILES", help="A recipe with key=value, or data sets, files, folders, hub:ORG/NAME."
+        ),
     ],
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the pictures, for data that only names them.")
@@ -59,10 +61,11 @@ def check(
 ) -> None:
     """Read all that a run would read and report what is wrong: file, line, count. Exit code 2 if there are errors.
 
-    A recipe is refused for what `mm-cb train` refuses, and for nothing else: broken rows, missing or corrupt pictures,
-    repeated ids, texts in both sets, rows that the model cannot take or of which its `max_length` leaves nothing that
-    counts, sets without rows. So is contamination by test behaviours, where these are given. Duplicates and examples
-    that training cuts are warnings. Without a recipe or --tokenizer, lengths are counted in words.
+    A recipe, with fields behind it as `mm-cb train` takes them, is refused for what `mm-cb train` refuses, and for
+    nothing else: broken rows, missing or corrupt pictures, repeated ids, texts in both sets, rows that the model cannot
+    take or of which its `max_length` leaves nothing that counts, sets without rows. So is contamination by test
+    behaviours, where these are given. Duplicates and examples that training cuts are warnings. Without a recipe or
+    --tokenizer, lengths are counted in words.
     """
     from mm_cb.core.progress import Progress
     from mm_cb.data.check import check_sources
@@ -98,11 +101,11 @@ def check(
 
 
 def _recipe(what: list[str]) -> "Recipe | None":
-    """The recipe that the arguments name, if they name one."""
+    """The recipe that the arguments name, with its fields as `mm-cb train` takes them, if they name one."""
     from mm_cb.training.recipe import load_recipe, recipe_names
 
-    is_recipe = len(what) == 1 and (what[0] in recipe_names() or what[0].endswith((".yaml", ".yml")))
-    return load_recipe(what[0]) if is_recipe else None
+    is_recipe = what[0] in recipe_names() or what[0].endswith((".yaml", ".yml"))
+    return load_recipe(what[0], what[1:]) if is_recipe else None
 
 
 def _limits(prompts: list[str], model: str | None, max_length: int, required: bool) -> "Limits":

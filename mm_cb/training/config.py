@@ -40,7 +40,13 @@ class Within(GroupedMetadata):
 
     def _refuse(self, value: Any) -> Any:
         """Other things than numbers are pydantic's to read or to refuse."""
-        if isinstance(value, int | float) and not self._limit.holds(value):
+        number = value
+        if isinstance(value, str):  # YAML takes 1e30 for a text
+            try:
+                number = float(value)
+            except ValueError:
+                return value
+        if isinstance(number, int | float) and not self._limit.holds(number):
             raise ValueError(f"a {self._limit.text} is expected ({self._limit.why})")
         return value
 

@@ -132,6 +132,8 @@ def test_the_command_reads_a_recipe_and_counts_its_tokens(save, folder, capsys):
     (folder / "mine.yaml").write_text(json.dumps(recipe | {"batches": "alternate"}))
     assert cli.run(["data", "check", "mine.yaml"]) == 2
     assert "error: missing rows: 1" in (out := capsys.readouterr().out) and "multimodal examples" in out
+    assert cli.run(["data", "check", "mine.yaml", "batches=text", "training.max_length=9"]) == 0
+    assert "tokens, more than 9" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -62,5 +62,5 @@ def test_a_model_that_was_not_quantised_is_noticed():
 def test_without_bitsandbytes_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'mm-cb\[quant\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[quant\]'"):
         four_bit(torch.float32, KEPT)

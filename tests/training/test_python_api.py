@@ -283,7 +283,7 @@ def test_names_of_modules_are_those_of_the_language_tower(config, blocks, names,
     ("fields", "kind", "message"),
     [
         ({"alfa": 3}, TypeError, "unknown field of RRConfig `alfa`, did you mean `alpha`"),
-        ({"alpha": -1}, ValueError, r"RRConfig: `alpha`: .*greater than 0.*-1"),
+        ({"alpha": -1}, ValueError, r"RRConfig: `alpha`: .*above 0.*-1"),
         ({"masks": {"txt": "all"}}, ValueError, "unknown key of `masks` `txt`"),
         ({"loss": "rmu", "keep_length": 1}, ValueError, "`keep_length` must be 0 with the loss `rmu`"),
         ({"gradient_accumulation_steps": 3}, ValueError, "must be a multiple"),
