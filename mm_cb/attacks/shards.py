@@ -21,7 +21,6 @@ from mm_cb.core.hub import Repository
 from mm_cb.core.records import Item, Recipe
 from mm_cb.core.runs import RunDirectory, hash_inputs, read_run, write_bytes
 from mm_cb.data.behaviors_file import Behavior
-from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.whole import whole_items
 
 FOLDER = "shards"
@@ -147,9 +146,8 @@ def gather(out: Path, behaviors: Sequence[Behavior]) -> bool:
     for item in items:
         if item["id"] not in order:
             raise UserError(f"`{out / FOLDER}` must hold the behaviours of the run, `{item['id']}` is none of them.")
-    for picture in worst_pictures(items).values():
-        if Path(picture) not in pictures:
-            raise UserError(f"`{out / FOLDER}` must hold the picture `{picture}` that an item names; there is none.")
+        if (image := item.get("image")) is not None and Path(image) not in pictures:
+            raise UserError(f"`{out / FOLDER}` must hold the picture `{image}` that an item names; there is none.")
     items.sort(key=lambda item: (place[item["condition"]], order[item["id"]]))
     run, subject = read_run(out), items[0]["subject"]
     recipe = read_recipe(run, out)

@@ -1,16 +1,26 @@
 """Where a model's files are: in a folder, or in the hub's cache, fetched if need be."""
 
-import json
-from pathlib import Path
+import os
+from pathlib import Path, PurePath
+from typing import TypedDict
 
 from mm_cb.core import hub
+from mm_cb.core.checked import checked, read_json
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
+from mm_cb.core.reading import shown, unfit
 
 _CONFIG, _INDEX, _SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")
 """Everything but weights; no code, so none can run."""
+
+
+class _Index(TypedDict):
+    """An index of weights, as far as it is read here."""
+
+    weight_map: dict[str, str]
+    """Tensor → file."""
 
 
 def model_folder(name_or_path: str | Path, *, weights: bool = False) -> Path:
@@ -25,6 +35,8 @@ def model_folder(name_or_path: str | Path, *, weights: bool = False) -> Path:
     """
     folder = _own_folder(name_or_path)
     if folder.is_dir():
+        if weights and not (folder / _SINGLE).is_file() and (folder / _INDEX).is_file():
+            _shards(folder / _INDEX)
         return folder
     name = str(name_or_path)
     folder = hub.fetch(name, _DESCRIPTION, flat=True)
@@ -87,15 +99,21 @@ def _weight_names(folder: Path) -> list[str]:
 
 
 def _shards(index: Path) -> list[str]:
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"`{index}` must name the files of the weights, but it is damaged: {error}") from error
+    """The files that an index names, each a safetensors file in its folder: any other kind can run code when read.
+
+    Raises:
+        UserError: If it is damaged, or names anything else.
+    """
+    places = checked(read_json(index), _Index, f"`{index}`")["weight_map"]
+    for name in places.values():
+        if not name.endswith(".safetensors") or PurePath(name).name != name or unfit(name):
+            raise UserError(f"`{index}` must name .safetensors files of its own folder, got {shown(name)}.")
+    return sorted(set(places.values()))
 
 
 def _find(name_or_path: str | Path, file: str) -> Path | None:
     """A model's file, in its folder or in the cache of the hub."""
     folder = _own_folder(name_or_path)
     if folder.is_dir():
-        return folder / file if (folder / file).is_file() else None
+        return folder / file if os.path.isfile(folder / file) else None
     return next(iter(hub.cached(str(name_or_path), file)), None)

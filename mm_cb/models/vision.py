@@ -37,6 +37,8 @@ class VisionModel(ChatModel):
         It is read apart, because a video processor beside it would be asked for the same backend and has no choice.
         """
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        if not hasattr(processor, "tokenizer"):  # transformers settles for what it finds
+            raise ValueError(f"its files make no processor of pictures and texts, but a {type(processor).__name__}")
         images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, backend=image_backend)
         processor.image_processor = images
         return processor

@@ -294,6 +294,11 @@ def test_a_local_judge_draws_nothing(flag, value, named, benchmark, capsys):
     assert f"`{named}`" in capsys.readouterr().err
 
 
+def set_field(folder, name, field, value):
+    first, *rest = (folder / f"{name}.jsonl").read_text().splitlines()
+    (folder / f"{name}.jsonl").write_text("\n".join([json.dumps(json.loads(first) | {field: value}), *rest]))
+
+
 @pytest.mark.parametrize(
     ("break_it", "expected"),
     [
@@ -303,6 +308,23 @@ def test_a_local_judge_draws_nothing(flag, value, named, benchmark, capsys):
         (lambda f: (f / "images" / "003.jpg").write_bytes(b""), "got an empty one"),
         (lambda f: (f / "questions.jsonl").write_text("[]\n"), "one JSON object a line"),
         (lambda f: (f / "questions.jsonl").unlink(), "questions.jsonl"),
+        *(
+            (lambda f, a=(name, field, value): set_field(f, *a), expected)
+            for name, field, value, expected in (
+                ("questions", "text", None, "questions.jsonl:1 must have texts"),
+                ("questions", "text", "", "wrong or missing: text"),
+                ("questions", "question_id", [0], "wrong or missing: question_id"),
+                ("questions", "question_id", 1, "with different ids"),
+                ("questions", "image", "../000.jpg", "lacks its context"),
+                ("questions", "category", "llava_bench_conv", "must be one of complex, conv, detail"),
+                ("questions", "category", "x" * 100_000, "must be one of complex, conv, detail"),
+                ("context", "caption", None, "context.jsonl:1: `caption` must be a text"),
+                ("context", "caption", ["a", 3], "`caption` must be a text or a list of texts"),
+                ("context", "image", 1.5, "wrong or missing: image"),
+                ("answers_gpt4", "text", {"a": 1}, "answers_gpt4.jsonl:1 must have texts"),
+                ("answers_gpt4", "question_id", 1, "comes more than once"),
+            )
+        ),
     ],
 )
 def test_broken_copies_are_named(break_it, expected, benchmark):

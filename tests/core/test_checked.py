@@ -126,3 +126,11 @@ def test_what_revision_714213b_wrote_is_read():
             read_records(file, Said)
         if (folder / "results.json").is_file():
             assert read_results(folder / "results.json")
+
+
+@pytest.mark.parametrize("kind", [float, int])
+def test_a_number_that_no_float_holds_is_refused(kind):
+    of = typing.TypedDict("of", {"n": kind})  # noqa: UP013 (the type is the parameter)
+    with pytest.raises(UserError, match="64 bits"):
+        checked({"n": 10**400}, of, "x.json")
+    assert checked({"n": 2**63 - 1}, of, "x.json")

@@ -1,12 +1,18 @@
 import pytest
 
-from mm_cb.core.errors import UserError, nearest, one_line, unknown
+from mm_cb.core.errors import LONGEST, UserError, nearest, one_line, unknown
 from mm_cb.core.paths import data_path, safe_id
 
 
 def test_a_user_error_is_one_line_without_control_characters():
     message = str(UserError("a\n  b\x1b[2J\r\nc\u202e"))
     assert message == "a b?[2J c?"
+
+
+@pytest.mark.parametrize("length", [LONGEST, LONGEST + 1, 10**6])
+def test_a_message_that_quotes_something_endless_keeps_its_beginning_and_its_end(length):
+    message = str(UserError(f"`id` must be short, got {'a' * length}; shorten it."))
+    assert len(message) <= LONGEST and message.startswith("`id` must be short") and message.endswith("; shorten it.")
 
 
 def test_nearest_ignores_case_and_admits_that_nothing_is_close():

@@ -193,3 +193,9 @@ def test_a_fault_carries_its_line():
     with pytest.raises(Fault) as error:
         loads('{\n"a": 1,\n"b" 2}')
     assert error.value.line == 3
+
+
+@pytest.mark.parametrize("text", ['a: "\\ud83d"', 'a: "\\0"', '"\\udc00": 1', 'a: [b, "x\\ud83dy"]'])
+def test_yaml_holds_no_half_characters_and_no_nul(text):
+    with pytest.raises(UserError, match=r"r.yaml:1: a text cannot be used"):
+        load_yaml(text, "r.yaml")

@@ -364,10 +364,12 @@ def model(folder: Path) -> None:
 
 
 def described(folder: Path) -> None:
-    """A model's description alone, and a chat in its form."""
+    """A model's description alone."""
+    from mm_cb.core.embedded import is_fiction
     from mm_cb.models.families import load_processor, read_config
     from mm_cb.models.registry import family_of
 
+    is_fiction(folder / "m")
     config = read_config(folder / "m")
     family_of(config, "m")
     load_processor(folder / "m", config)

@@ -153,6 +153,20 @@ def test_a_damaged_file_is_one_line(file, content, folder, tmp_path):
         load_model(bad)
 
 
+OTHERS = ("pytorch_model.bin", "model.ckpt", "model.pt", "model.safetensors.bin", "../bad/model.safetensors")
+OTHERS += ("/model.safetensors", "sub/model.safetensors", "model.safetensors\0", "", "\ud83d.safetensors", 3, None, [])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_index_names_safetensors_of_its_own_folder_and_nothing_else(name, folder, tmp_path):
+    bad = changed(folder, tmp_path / "bad")
+    (bad / "model.safetensors").rename(bad / "one.safetensors")
+    (bad / "pytorch_model.bin").write_bytes(b"not to be read")
+    (bad / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"a": name}}))
+    with pytest.raises(UserError, match=r"model.safetensors.index.json"):
+        load_model(bad)
+
+
 @pytest.mark.parametrize("file", FILES[:-1])
 def test_an_absent_file_is_one_line(file, folder, tmp_path):
     bad = changed(folder, tmp_path / "bad")

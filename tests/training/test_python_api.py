@@ -219,6 +219,9 @@ GOOD = {"messages": chat_of("what", "red"), "set": "retain", "images": []}
         ({"train": [GOOD]}, TypeError, "must be a datasets.Dataset .*got dict"),
         (iter([GOOD]), TypeError, "not streamed"),
         (["text"], TypeError, "must hold dictionaries, row 0 is str"),
+        ([GOOD, "text"], TypeError, "must hold dictionaries, row 1 is str"),
+        ([GOOD | {"images": "a.png"}], ValueError, "row 0: `images` must be a list of pictures, got 'a.png'"),
+        ([GOOD | {"images": 3}], ValueError, "row 0: `images` must be a list of pictures, got 3"),
         ([GOOD], ValueError, "must hold text examples of the circuit_breaker set"),
     ],
 )

@@ -256,6 +256,9 @@ def test_the_newest_checkpoint_is_the_one_of_most_steps(tmp_path):
         folder.mkdir()
         (folder / "complete").touch()
     assert last_checkpoint(tmp_path, "", remove_torn=True).name == "checkpoint-10"
+    (tmp_path / "checkpoint-10" / "complete").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="must be UTF-8"):
+        last_checkpoint(tmp_path, "0" * 64, remove_torn=True)
 
 
 def test_from_the_first_on_a_whole_checkpoint_is_there_at_every_moment(recipe, examples, tmp_path, monkeypatch):

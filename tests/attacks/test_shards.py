@@ -1,0 +1,73 @@
+"""Gathering shards: everything is read before anything is written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mm_cb.attacks.shards import gather
+from mm_cb.core.errors import UserError
+from mm_cb.data.behaviors_file import kept_behaviors
+
+FROZEN = Path(__file__).parent.parent / "frozen" / "714213b" / "attack"
+SECOND = "shards/0002-of-0002"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose shards are finished and not gathered."""
+    out = tmp_path / "run"
+    shutil.copytree(FROZEN / "shards", out / "shards")
+    for name in ("run.json", "behaviors.jsonl"):
+        shutil.copyfile(FROZEN / name, out / name)
+    return out
+
+
+def edit(path, change):
+    lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    path.write_text("\n".join([*lines[:-1], json.dumps(change(json.loads(lines[-1])))]) + "\n")
+
+
+def items(**fields):
+    return lambda run: edit(run / SECOND / "items.jsonl", lambda item: item | fields)
+
+
+def parts(change):
+    return lambda run: edit(run / SECOND / "parts" / "pgd-s0-r0-0000.json", change)
+
+
+def test_the_frozen_shards_gather_to_the_frozen_run(run):
+    assert gather(run, kept_behaviors(run))
+    for name in ("items.jsonl", "curves.json", "checks.json"):
+        assert json.loads((run / name).read_text().splitlines()[0]) if name == "items.jsonl" else True
+        assert (run / name).read_bytes() == (FROZEN / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (items(id="another"), "it lacks 1"),
+        (items(image="images/none.png"), "images/none.png"),
+        (items(image="../../../run.json"), "must lie inside"),
+        (items(condition="unheard_of"), "it lacks 2"),
+        (items(candidates=[]), "`candidates` must hold at least one try"),
+        (items(candidates=[{"completion": 3}]), "completion"),
+        (items(target=None), "`target` must be a text"),
+        (items(loss_clean="0.5"), "`loss_clean` must be a number"),
+        (parts(lambda records: records[0]), "must hold a JSON list"),
+        (parts(lambda records: [records[0] | {"curve": "0.1"}]), "`curve` must be a list"),
+        (parts(lambda records: [*records, records[0] | {"curve": [0.5]}]), "loss curves of one length"),
+        (lambda run: (run / SECOND / "parts" / "pgd-s0-r0-0000.json").write_bytes(b"\xff["), "UTF-8"),
+        (lambda run: (run / SECOND / "items.jsonl").write_text(""), "it is empty"),
+        (lambda run: edit(run / "run.json", lambda held: held | {"recipe": {}}), "it lacks"),
+        (lambda run: edit(run / "run.json", lambda held: held | {"recipe": held["recipe"] | {"dtype": "f"}}), "dtype"),
+    ],
+)
+def test_a_damaged_shard_is_refused_with_nothing_written(run, damage, expected):
+    behaviors = kept_behaviors(run)
+    damage(run)
+    before = {path for path in run.rglob("*")}
+    with pytest.raises(UserError, match=expected):
+        gather(run, behaviors)
+    assert {path for path in run.rglob("*")} == before
