@@ -26,7 +26,7 @@ from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.saved import SavedPicture, by_size, clean_name, images, read
 from mm_cb.attacks.search import make_objective
 from mm_cb.attacks.shards import Shard
-from mm_cb.core.checked import read_json, read_record, read_records
+from mm_cb.core.checked import read_json, read_record
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress, console
 from mm_cb.core.records import Candidate, Item
@@ -39,6 +39,7 @@ from mm_cb.inference.tolerance import TOLERANCE, dtype_of, tolerance
 from mm_cb.metrics.agreement import completions_of
 from mm_cb.metrics.observations import starts_with
 from mm_cb.metrics.results import read_results
+from mm_cb.metrics.whole import whole_items
 
 _AGAIN = "Do not use the run's numbers; run the attack again."
 
@@ -126,7 +127,7 @@ def _read(folder: Path) -> _Run:
     content = read_run(folder)
     recipe, asked = read_recipe(content, folder), kept_behaviors(folder)
     asked = Shard.parse(recipe["shard"]).part(asked) if recipe.get("shard") else asked
-    items = attacked(read_records(folder / "items.jsonl", Item), folder)
+    items = attacked(whole_items(folder, content), folder)
     return _Run(folder, recipe, from_recipe(recipe, content["seed"]), {b.id: b for b in asked}, items)
 
 

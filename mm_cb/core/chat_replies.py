@@ -103,15 +103,20 @@ def read_answer(body: bytes) -> str:
     return _answer(message, str(choice.get("finish_reason") or "").lower())
 
 
+_CALLS = ("tool_calls", "function_call")
+
+
 def _answer(message: Message, ended: str) -> str:
     if ended in _FAILED:
         raise Trouble("server", f"ended its answer with `finish_reason` {ended}")
     if ended in _FILTERED:
         raise Trouble(REFUSED, f"filtered the answer (`finish_reason` {ended})")
     content = _text(message.get("content")) or _text(message.get("refusal"))
-    thought = any(message.get(key) for key in _REASONING) and ended in ("", "none", "null")
+    thought = any(message.get(key) for key in _REASONING)
     if cut_in_thinking(content) or (not content.strip() and (thought or ended in _AT_LIMIT)):
         raise Trouble(CUT, "cut the answer at its limit of tokens, before it had begun")
+    if not content.strip() and (ended in _CALLS or isinstance(message.get("content"), list)):
+        raise _broken(f"no text (`finish_reason` {ended or 'none'})")
     return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

@@ -1,6 +1,5 @@
 """Adapters read strictly: a LoRA whose every setting is understood and every tensor finds its place, or none at all."""
 
-import json
 import math
 import os
 import re
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.hub import repository_of
+from mm_cb.core.reading import json_object
 from mm_cb.core.records import JsonObject
 from mm_cb.models.fingerprint import check_weights
 
@@ -106,12 +106,10 @@ def read_settings(folder: Path) -> LoraConfig:
 def _fields(folder: Path) -> JsonObject:
     file = folder / SETTINGS
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
         raise UserError(f"`{file}` must be a JSON object, but it cannot be read: {error}") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"`{file}` must be a JSON object, got {type(fields).__name__}.")
-    return fields
+    return json_object(text, str(file))
 
 
 def _check_numbers(file: Path, fields: JsonObject) -> None:
@@ -144,6 +142,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"`{file}` must be a safetensors file, but it cannot be read: {error}") from error
     if not tensors:
         raise UserError(f"`{file}` must hold the adapter's tensors, but it holds none.")
+    if whole := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
+        raise UserError(
+            f"`{file}` must hold floating-point tensors, but {len(whole)} are of another type, such as `{whole[0]}` "
+            f"({tensors[whole[0]].dtype})."
+        )
     refuse_not_finite(tensors.items(), str(file))
     return tensors
 

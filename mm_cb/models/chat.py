@@ -189,8 +189,8 @@ def _with_stand_ins(message: Message, texts: list[tuple[str, str]], dialect: Dia
             continue
         for token in (dialect.image_token, dialect.soft_token):
             if token is not None and token in part["text"]:
-                raise ValueError(
-                    f"A message text must not hold the image placeholder `{token}`, got {part['text'][:80]!r}. "
+                raise UserError(
+                    f"a message text must not hold the image placeholder `{token}`, got {part['text'][:80]!r}. "
                     'Give images as parts: {"type": "image"}.'
                 )
         refuse_unwritable(part["text"])

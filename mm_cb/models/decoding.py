@@ -69,6 +69,12 @@ def end_tokens(model: Any, tokenizer: Any, more: Iterable[int | None] = ()) -> l
     """Ids of all tokens that end an answer: the tokenizer's, those of the model's generation config, and ``more``."""
     held = getattr(_base(model).generation_config, "eos_token_id", None)
     ids = [] if held is None else torch.as_tensor(held).reshape(-1).tolist()
+    known = _base(model).config.get_text_config().vocab_size
+    if beyond := [token for token in ids if not 0 <= token < known]:
+        raise UserError(
+            f"`eos_token_id` of the model's generation_config.json must hold tokens below its vocabulary of {known}, "
+            f"got {beyond[0]}."
+        )
     return sorted({*ids, tokenizer.eos_token_id, *more} - {None})
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from mm_cb.core.embedded import guest_names
 from mm_cb.core.errors import UserError, one_line
@@ -23,9 +23,16 @@ def read_config(name_or_path: str | Path) -> Any:
     """
     folder = model_folder(name_or_path)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        held, _ = PretrainedConfig.get_config_dict(folder)
     except Exception as error:  # whatever a library makes of a damaged file, it is the file's
         raise not_loaded(name_or_path, error) from error
+    if "text_config" in getattr(type(config), "sub_configs", {}) and not {"text_config", "hidden_size"} & held.keys():
+        raise UserError(
+            f"`config.json` of `{name_or_path}` must hold the language model's sizes in `text_config`, it has none; "
+            "transformers would take those of another model. Fetch the file again."
+        )
+    return config
 
 
 def skeleton(config: Any, name: str = "", processor: Any = None) -> ChatModel:

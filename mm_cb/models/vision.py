@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 from image_attacks import ExactPreprocessing, Plan, as_rgb
+from mm_cb.core.errors import UserError
 from mm_cb.models.base import ChatModel
 from mm_cb.models.inputs import Arguments, ModelInputs, Pictures
 from mm_cb.models.tower import TowerInputs
@@ -70,8 +71,21 @@ class VisionModel(ChatModel):
             return None, []
         flat: list[Any] = [as_rgb(image) for image in images]
         given = [[image] for image in flat] if self.nested else flat
-        made = self.processor.image_processor(given, return_tensors="pt", **self.options)
-        stands = [self.processor.replace_image_token(made, index) for index in range(len(flat))]
+        try:
+            made = self.processor.image_processor(given, return_tensors="pt", **self.options)
+            stands = [self.processor.replace_image_token(made, index) for index in range(len(flat))]
+        except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+            sizes = ", ".join(f"{image.width} x {image.height}" for image in flat[:3])
+            raise UserError(
+                f"the image processor of `{self.name}` cannot show pictures of {sizes} ({type(error).__name__}: "
+                f"{error}); "
+                "look at its preprocessor_config.json or processor_config.json."
+            ) from error
+        if not bool(made["pixel_values"].isfinite().all()):
+            raise UserError(
+                f"the image processor of `{self.name}` must give finite values, got NaN or infinity; look at "
+                "`image_std`, `image_mean` and `rescale_factor` of its configuration."
+            )
         beside = {name: made[name] for name in self.beside}
         return Pictures(made["pixel_values"], beside, self.pixel_rows(made)), stands
 

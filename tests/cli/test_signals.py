@@ -18,17 +18,26 @@ def begun(arguments, folder):
     """A command in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "mm_cb", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=folder, env=environment, preexec_fn=_hears_all, **pipes)
+
+
+def _hears_all():
+    """These tests may themselves run under nohup, which children inherit."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def ended(process, number, when, seconds=60):
     """Its exit code and what it said, once ``when`` was true and the signal had been sent."""
     deadline = time.monotonic() + seconds
-    while not when() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert process.poll() is None, process.stderr.read()
-    process.send_signal(number)
-    return process.wait(20), process.stderr.read().decode()
+    try:
+        while not when() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert process.poll() is None, process.stderr.read()
+        process.send_signal(number)
+        return process.wait(seconds), process.stderr.read().decode()
+    finally:
+        process.kill()
 
 
 TRAIN = ["train", "miniature", "--out", "rr", "training.max_steps=400", "training.save_steps=2"]

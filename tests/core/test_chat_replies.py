@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mm_cb.core.chat_replies import CUT, REFUSED, Trouble, cut_in_thinking, read_answer, read_error
+from mm_cb.core.chat_replies import CUT, MAY_PASS, REFUSED, Trouble, cut_in_thinking, read_answer, read_error
 
 
 def reply(content="hi", finish_reason="stop", **message):
@@ -24,7 +24,6 @@ def trouble(body):
         (reply("  a\n"), "  a\n"),
         (reply(""), ""),
         (reply(None), ""),
-        (reply(None, "tool_calls", tool_calls=[{}]), ""),
         (reply(None, refusal="I cannot."), "I cannot."),
         (reply("a cut answ", "length"), "a cut answ"),
         (reply("A", None), "A"),
@@ -43,6 +42,19 @@ def trouble(body):
 )
 def test_answers(body, text):
     assert read_answer(body) == text
+
+
+@pytest.mark.parametrize("body", [reply(None, "tool_calls", tool_calls=[{}]), reply([{"type": "image_url"}])])
+def test_a_reply_without_any_text_is_no_answer(body):
+    with pytest.raises(Trouble, match="no text") as caught:
+        read_answer(body)
+    assert caught.value.kind in MAY_PASS
+
+
+def test_reasoning_without_an_answer_is_cut():
+    with pytest.raises(Trouble) as caught:
+        read_answer(reply("", "stop", reasoning_content="let me think"))
+    assert caught.value.kind == CUT
 
 
 @pytest.mark.parametrize(

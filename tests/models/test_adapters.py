@@ -95,6 +95,7 @@ FILES = {
         lambda t: {k: v * float("nan") for k, v in t.items()},
         r"6 tensors have NaN or infinity in them, such as `base_model.*layers\.1\.mlp\.up_proj\.lora_A",
     ),
+    "whole numbers": (lambda t: {k: v.long() for k, v in t.items()}, r"6 are of another type, such as .*int64"),
     "one NaN": (with_last(float("nan")), r"but 1 tensors have NaN"),
     "one infinity": (with_last(float("-inf")), r"but 1 tensors have NaN"),
     "none": (lambda t: {}, "holds none"),
@@ -133,7 +134,7 @@ SETTINGS = {
     "half a rank": ({"r": 0.5}, "`r` must be a whole number"),
     "another rank": ({"r": 2}, "6 tensors have another shape"),
     "no number": ({"lora_alpha": "8"}, "`lora_alpha` must be a finite number, got '8'"),
-    "NaN": ({"lora_alpha": float("nan")}, "`lora_alpha` must be a finite number, got nan"),
+    "NaN": ({"lora_alpha": float("nan")}, "NaN, which is no number in JSON"),
     "a module that is not there": (
         {"target_modules": [*MODULES, f"{BLOCKS}.9.mlp.up_proj"]},
         r"names 1 modules that are not there, such as `model.language_model.layers.9.mlp.up_proj`",

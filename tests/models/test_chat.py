@@ -44,7 +44,7 @@ def test_an_open_turn_ends_with_the_completion(processor):
 
 
 def test_the_image_placeholder_in_a_text_is_refused(processor):
-    with pytest.raises(ValueError, match="image placeholder"):
+    with pytest.raises(UserError, match="image placeholder"):
         render_chat(processor, chat("look: <image>"))
 
 

@@ -10,8 +10,8 @@ from mm_cb.training.recipe import RECIPES, load_recipe, recipe_keys, recipe_name
 
 def test_the_miniature_recipe():
     assert set(recipe_names()) == {
-        "gpt2", "llama-3-8b-instruct", "llava-1.5-7b", "llava-next-mistral-7b", "miniature", "mistral-7b-instruct",
-        "qwen2.5-vl-7b",
+        "gpt2", "llama-3-8b-instruct", "llava-1.5-7b", "llava-next-mistral-7b", "miniature", "miniature-paper",
+        "mistral-7b-instruct", "qwen2.5-vl-7b",
     }  # fmt: skip
     recipe = load_recipe("miniature")
     assert recipe.circuit_breaker.alpha == 5 and recipe.circuit_breaker.target_layers == [2, 4]
