@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
-
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import Message
 
@@ -121,7 +119,9 @@ def render_chat(
         template = processor.apply_chat_template(
             stand_ins, tokenize=False, add_generation_prompt=messages[-1]["role"] == "user"
         )
-    except (TemplateError, TypeError, ArithmeticError) as error:
+    except Exception as error:
+        if not (isinstance(error, TypeError | ArithmeticError) or type(error).__module__.startswith("jinja2")):
+            raise  # jinja2's are told by their module: whoever never renders a chat needs no jinja2
         roles = ", ".join(message["role"] for message in messages)
         raise UserError(f"the model's chat template cannot write a chat of {roles}: {error}") from error
     to_come = iter(pictures) if pictures else None

@@ -336,7 +336,10 @@ def save_otherwise(data: bytes, rng: Random) -> bytes:
         exif[0x0112] = rng.choice((0, 3, 6, 9))
         options["exif"] = exif
     out = io.BytesIO()
-    other.save(out, form, **options)
+    try:
+        other.save(out, form, **options)
+    except (OverflowError, ValueError, OSError):  # more than the form can say, such as the size of a GIF
+        return data
     return out.getvalue()
 
 
