@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.hub import repository_of
-from mm_cb.core.reading import json_object
+from mm_cb.core.reading import json_file
 from mm_cb.core.records import JsonObject
 from mm_cb.models.fingerprint import check_weights
 
@@ -105,11 +105,8 @@ def read_settings(folder: Path) -> LoraConfig:
 
 def _fields(folder: Path) -> JsonObject:
     file = folder / SETTINGS
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"`{file}` must be a JSON object, but it cannot be read: {error}") from error
-    return json_object(text, str(file))
+    fields: JsonObject = json_file(file, dict, "a JSON object")
+    return fields
 
 
 def _check_numbers(file: Path, fields: JsonObject) -> None:

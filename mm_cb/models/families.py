@@ -28,6 +28,7 @@ def read_config(name_or_path: str | Path) -> Any:
     except Exception as error:  # whatever a library makes of a damaged file, it is the file's
         raise not_loaded(name_or_path, error) from error
     if "text_config" in getattr(type(config), "sub_configs", {}) and not {"text_config", "hidden_size"} & held.keys():
+        family_of(config, str(name_or_path))  # a type that is not here is told first
         raise UserError(
             f"`config.json` of `{name_or_path}` must hold the language model's sizes in `text_config`, it has none; "
             "transformers would take those of another model. Fetch the file again."

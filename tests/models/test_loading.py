@@ -223,7 +223,7 @@ def test_an_adapter_of_another_base_names_both(folder, tmp_path):
 def test_an_adapter_whose_configuration_is_damaged(folder, tmp_path, config):
     adapter = saved_adapter(tmp_path / "adapter", str(folder))
     (adapter / "adapter_config.json").write_text(config)
-    with pytest.raises(UserError, match=r"`.*adapter/adapter_config.json`"):
+    with pytest.raises(UserError, match=r"adapter/adapter_config\.json"):
         load_model(folder, adapter=adapter)
 
 
