@@ -15,7 +15,8 @@ JsonObject = dict[str, Any]
 
 
 Message = dict[str, Any]
-"""One turn of a chat, or a part of its content, as transformers and servers take them."""
+"""One turn of a chat, or a part of its content, as transformers and servers take them:
+``{"role": "user" | "assistant", "content": str | [{"type": "image"}, {"type": "text", "text": ...}, ...]}``"""
 
 
 Step = Mapping[str, float | str]

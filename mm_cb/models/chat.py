@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import Message
 
-"""``{"role": "user" | "assistant", "content": str | [{"type": "image"}, {"type": "text", "text": ...}, ...]}``"""
-
 _PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
 
 
@@ -109,8 +107,8 @@ def render_chat(
         The text and its spans. A completion's span includes the token that ends the turn, if the template writes one.
 
     Raises:
-        ValueError: If a text holds the image placeholder.
-        UserError: If the template fails, or does not write every text as it is, or a text is none that can be encoded.
+        UserError: If a text holds the image placeholder or cannot be encoded, or the template fails or does not write
+            every text as it is.
     """
     dialect = dialect or dialect_of(processor)
     texts: list[tuple[str, str]] = []

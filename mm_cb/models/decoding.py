@@ -1,7 +1,6 @@
 """Decoding: greedy or the whole distribution, as the caller says, whatever a model's folder holds."""
 
 import json
-import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
@@ -70,8 +69,7 @@ def end_tokens(model: Any, tokenizer: Any, more: Iterable[int | None] = ()) -> l
     """Ids of all tokens that end an answer: the tokenizer's, those of the model's generation config, and ``more``."""
     held = getattr(_base(model).generation_config, "eos_token_id", None)
     ids = [] if held is None else torch.as_tensor(held).reshape(-1).tolist()
-    config = getattr(_base(model), "config", None)
-    known = math.inf if config is None else config.get_text_config().vocab_size
+    known = _base(model).config.get_text_config().vocab_size
     if beyond := [token for token in ids if not 0 <= token < known]:
         raise UserError(
             f"`eos_token_id` of the model's generation_config.json must hold tokens below its vocabulary of {known}, "

@@ -203,6 +203,7 @@ def test_guard_sees_the_exchange_and_the_picture(tmp_path):
     )
     processor = SimpleNamespace(chat_template="{{ x }}", apply_chat_template=template, tokenizer=tokenizer)
     model = SimpleNamespace(device="cpu", dtype=torch.float32, generation_config=SimpleNamespace(eos_token_id=[8, 9]))
+    model.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=10))
     model.generate = lambda **_: torch.tensor([[1, 2, 7, 9]])
     model.eval = lambda: model
     judge = LlamaGuard("llama-guard-4", model, processor, {})

@@ -3,7 +3,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 from tests.models.shapes import MISTRAL_TEMPLATE
-from tests.tiny_llava import tiny_tokenizer
+from tests.tiny_llava import tiny_llava, tiny_tokenizer
 
 SIZES = {
     "mistral": lambda vocab: MistralForCausalLM(
@@ -21,6 +21,16 @@ SIZES = {
         GPT2Config(vocab_size=vocab, n_embd=32, n_layer=4, n_head=4, n_positions=64, initializer_range=0.2)
     ),
 }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny LLaVA-NeXT as its files."""
+    path = tmp_path_factory.mktemp("saved") / "model"
+    model = tiny_llava()
+    model.model.save_pretrained(path)
+    model.processor.save_pretrained(path)
+    return path
 
 
 def save_text_model(folder, kind):

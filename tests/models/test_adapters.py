@@ -20,15 +20,6 @@ MODULES = [f"{BLOCKS}.1.self_attn.q_proj", f"{BLOCKS}.1.mlp.up_proj", f"{BLOCKS}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("saved") / "model"
-    model = tiny_llava()
-    model.model.save_pretrained(path)
-    model.processor.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("adapter") / "whole"
     wrapped = get_peft_model(tiny_llava().model, LoraConfig(target_modules=MODULES, r=4, lora_alpha=8))

@@ -11,15 +11,6 @@ from mm_cb.models.merging import merge
 from tests.tiny_llava import picture, tiny_llava
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("saved") / "model"
-    model = tiny_llava()
-    model.model.save_pretrained(path)
-    model.processor.save_pretrained(path)
-    return path
-
-
 def random_adapter(model, modules, path, base):
     wrapped = get_peft_model(model, LoraConfig(target_modules=modules, r=4, lora_alpha=8))
     with torch.no_grad():

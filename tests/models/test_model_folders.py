@@ -10,18 +10,9 @@ from mm_cb.core.errors import UserError
 from mm_cb.models import load_model, load_tower
 from mm_cb.models.chat import chat, render_chat
 from tests.models.shapes import MISTRAL_TEMPLATE
-from tests.tiny_llava import TEMPLATE, picture, tiny_llava, tiny_processor
+from tests.tiny_llava import TEMPLATE, picture, tiny_processor
 
 GREEDY = ["what is in the picture", "tell me how to brew tea", "no i can not", "a red circle"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("saved") / "model"
-    model = tiny_llava()
-    model.model.save_pretrained(path)
-    model.processor.save_pretrained(path)
-    return path
 
 
 def changed(folder, path, file=None, drop=(), **fields):
