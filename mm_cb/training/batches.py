@@ -168,7 +168,7 @@ class PairCollator:
         try:
             inputs = self._model.encode_chats([example.messages for example in examples], images, padding_side="right")
             return {"inputs": inputs, "mask": loss_mask(inputs, self._masks[modality]), "ids": ids}
-        except ValueError as error:
+        except (UserError, ValueError) as error:
             places = ", ".join(str(example.place or example.id) for example in examples)
             raise UserError(f"cannot train on the {name} examples at {places}: {error}") from error
 

@@ -53,11 +53,11 @@ class Fit:
             return None
         try:
             self._encode(example.messages, mask, None)
-        except ValueError as error:
+        except (UserError, ValueError) as error:
             return Fault("broken row", f"`{self._model.name}` cannot take it: {str(error).rstrip('.')}")
         try:
             self._encode(example.messages, mask, self._max_length)
-        except ValueError as error:
+        except (UserError, ValueError) as error:
             return Fault("too long", f"`max_length` is {self._max_length}: {str(error).rstrip('.')}")
         return None
 
@@ -91,7 +91,7 @@ class Fit:
             short = [{**turn, "content": [_shortened(part) for part in _parts(turn)]} for turn in messages]
             try:
                 self._overheads[key] = self._encode(short, mask, None)
-            except ValueError:
+            except (UserError, ValueError):
                 self._overheads[key] = self._max_length
         return self._overheads[key]
 
