@@ -33,8 +33,8 @@ from mm_cb.miniature.data import Question
 from mm_cb.miniature.making.sanity import judges_tell_apart, opening_is_said
 from mm_cb.miniature.scoring import judge_behavior, score_question
 from mm_cb.models import ChatModel, load_model
-from mm_cb.training.config import Recipe
-from mm_cb.training.recipe import load_recipe
+from mm_cb.training.recipes.config import Recipe
+from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.representations import compare
 from mm_cb.training.run import train
 

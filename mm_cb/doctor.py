@@ -10,8 +10,8 @@ from mm_cb.core.embedded import guests
 from mm_cb.core.errors import UserError, one_line
 
 if TYPE_CHECKING:
-    from mm_cb.training.config import Recipe
-    from mm_cb.training.plan import TrainingPlan
+    from mm_cb.training.planning.plan import TrainingPlan
+    from mm_cb.training.recipes.config import Recipe
 
 _GIB = 2**30
 _STATES = {True: "ok", False: "PROBLEM", None: "absent"}
@@ -42,7 +42,7 @@ def print_findings(recipe: str | None = None) -> bool:
 
     findings = examine()
     if recipe is not None:
-        from mm_cb.training.recipe import load_recipe
+        from mm_cb.training.recipes.recipe import load_recipe
 
         findings += examine_recipe(load_recipe(recipe))
     table = Table("", "", Column("", overflow="fold"), box=None, show_header=False, pad_edge=False)
@@ -73,7 +73,7 @@ def examine_recipe(recipe: "Recipe") -> list[Finding]:
     Raises:
         UserError: If the model's shape cannot be known here, or the recipe does not fit it.
     """
-    from mm_cb.training.plan import make_plan
+    from mm_cb.training.planning.plan import make_plan
 
     plan = make_plan(recipe)
     return [
@@ -145,7 +145,7 @@ def _extras() -> list[Finding]:
 
 def _models() -> list[Finding]:
     """The models of the shipped recipes, here or not."""
-    from mm_cb.training.recipe import load_recipe, recipe_names
+    from mm_cb.training.recipes.recipe import load_recipe, recipe_names
 
     names = {load_recipe(name).model for name in recipe_names()} - {guest.name for guest in guests()}
     return [Finding("model", here or None, detail) for here, detail in map(_weights, sorted(names))]

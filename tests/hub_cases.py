@@ -26,7 +26,7 @@ from mm_cb.judges.prompts import read_card
 from mm_cb.models.adapters import check_base
 from mm_cb.models.cache import model_folder
 from mm_cb.models.families import read_config
-from mm_cb.training.recipe import load_recipe
+from mm_cb.training.recipes.recipe import load_recipe
 from tests.benchmarks.mmmu_stand_in import encoded, row
 from tests.fake_hub import TOKEN, FakeHub
 from tests.stub_server import StubServer

@@ -7,7 +7,7 @@ import torch
 
 from mm_cb import doctor
 from mm_cb.models import cache
-from mm_cb.training.recipe import load_recipe
+from mm_cb.training.recipes.recipe import load_recipe
 from tests.tiny_llava import tiny_llava
 
 GIB = 2**30
@@ -55,7 +55,7 @@ def test_every_data_source_of_a_recipe_is_a_finding_of_its_own(tmp_path):
 
 
 def fields(data):
-    from mm_cb.training.config import Mixture
+    from mm_cb.training.recipes.config import Mixture
 
     return Mixture(**data) if isinstance(data, dict) else data
 

@@ -11,7 +11,7 @@ from mm_cb.core.errors import UserError
 
 if TYPE_CHECKING:
     from mm_cb.data.check import Limits, Report
-    from mm_cb.training.config import Recipe
+    from mm_cb.training.recipes.config import Recipe
 
 EXAMPLE = "Example: mm-cb data check llava_instruct_150k.json --images coco/train2017 --behaviors behaviors.jsonl"
 
@@ -84,14 +84,14 @@ def check(
     limits = _limits(prompts, model, length, required=tokenizer is not None)
     with Progress() as progress:
         if recipe is not None:
-            from mm_cb.training.preflight import check_recipe
+            from mm_cb.training.planning.preflight import check_recipe
 
             report = check_recipe(recipe, limits, progress)
         else:
             sources = [Source(name, set=set_, images=images) for name in what]  # type: ignore[arg-type]  # checked there
             rules = STRICT
             if tokenizer is not None:
-                from mm_cb.training.preflight import rules_for
+                from mm_cb.training.planning.preflight import rules_for
 
                 rules = rules_for(tokenizer, length)
             report = check_sources(sources, limits, seed=seed or 0, rules=rules, progress=progress)
@@ -102,7 +102,7 @@ def check(
 
 def _recipe(what: list[str]) -> "Recipe | None":
     """The recipe that the arguments name, with its fields as `mm-cb train` takes them, if they name one."""
-    from mm_cb.training.recipe import load_recipe, recipe_names
+    from mm_cb.training.recipes.recipe import load_recipe, recipe_names
 
     is_recipe = what[0] in recipe_names() or what[0].endswith((".yaml", ".yml"))
     return load_recipe(what[0], what[1:]) if is_recipe else None

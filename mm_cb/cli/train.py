@@ -11,7 +11,7 @@ from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.paths import safe_id
 
 if TYPE_CHECKING:
-    from mm_cb.training.plan import TrainingPlan
+    from mm_cb.training.planning.plan import TrainingPlan
 
 EXAMPLE = "Example: mm-cb train miniature --out runs/rr training.max_steps=60"
 
@@ -53,14 +53,14 @@ def train(
 
 def _print(list_: bool, fields: bool, show: str | None) -> None:
     """Print what recipes there are, what fields one has, or one as it is written."""
-    from mm_cb.training.recipe import recipe_names, recipe_summary, recipe_text
+    from mm_cb.training.recipes.recipe import recipe_names, recipe_summary, recipe_text
 
     if list_:
         width = max(map(len, recipe_names()))
         for name in recipe_names():
             typer.echo(f"{name:{width}}  {recipe_summary(name)}")
     if fields:
-        from mm_cb.training.fields import recipe_fields
+        from mm_cb.training.recipes.fields import recipe_fields
 
         for field in recipe_fields():
             typer.echo(f"{field.name}: {field.kind}  [{field.default}]\n    {field.about}")
@@ -76,7 +76,7 @@ def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None)
         overrides: ``key=value`` for recipe fields.
         out: Run directory; None = a folder named after the recipe, under ``runs``.
     """
-    from mm_cb.training.recipe import load_recipe
+    from mm_cb.training.recipes.recipe import load_recipe
 
     recipe = load_recipe(name_or_path, overrides)
     from mm_cb.core.progress import Progress, console
@@ -91,10 +91,10 @@ def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
     """Print as comments what a recipe would do, and below them the resolved recipe as YAML; load no weights."""
     import yaml
 
-    from mm_cb.training.recipe import load_recipe
+    from mm_cb.training.recipes.recipe import load_recipe
 
     recipe = load_recipe(name_or_path, overrides)
-    from mm_cb.training.plan import make_plan
+    from mm_cb.training.planning.plan import make_plan
 
     for line in [*_plan_lines(plan := make_plan(recipe)), *_sample_lines(plan)]:
         typer.echo(f"# {line}")
@@ -129,7 +129,7 @@ def _sample_lines(plan: "TrainingPlan") -> Iterator[str]:
     """One decoded example of every source, what counts in its loss in brackets; or one line that says why not."""
     from mm_cb.models.families import load_processor
     from mm_cb.training.inputs import load_examples
-    from mm_cb.training.samples import first_of_each_source, marked
+    from mm_cb.training.planning.samples import first_of_each_source, marked
 
     recipe, masks = plan.recipe, plan.recipe.circuit_breaker.masks
     try:

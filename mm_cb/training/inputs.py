@@ -12,7 +12,7 @@ from mm_cb.models.cache import model_folder
 
 if TYPE_CHECKING:
     from mm_cb.data.sources import Rules, Source
-    from mm_cb.training.config import Mixture, Recipe
+    from mm_cb.training.recipes.config import Mixture, Recipe
 
 SKIPPING = (
     "`mm-cb data check` finds all such rows, and a mixture (`data: {sources: [{name: FILE}]}`) leaves them out and "
@@ -54,7 +54,7 @@ def rules_of(recipe: "Recipe") -> "Rules":
         UserError: If the model's configuration is broken.
     """
     from mm_cb.data.sources import Rules
-    from mm_cb.training.fit import fit_of
+    from mm_cb.training.planning.fit import fit_of
 
     missing, long = (getattr(recipe.data, f"skip_{what}", False) for what in ("missing_images", "too_long"))
     masks = recipe.circuit_breaker.masks

@@ -7,8 +7,8 @@ from typing import Any
 from peft import LoraConfig
 
 from mm_cb.models import ChatModel
-from mm_cb.training.config import Lora
 from mm_cb.training.placement import linear_names, lora_paths
+from mm_cb.training.recipes.config import Lora
 
 _REFUSED = (
     "modules_to_save",

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from mm_cb.core.errors import unknown
-from mm_cb.training.config import CircuitBreaker, Machine, Recipe, Training
-from mm_cb.training.recipe import first_problem
+from mm_cb.training.recipes.config import CircuitBreaker, Machine, Recipe, Training
+from mm_cb.training.recipes.recipe import first_problem
 
 
 class RRConfig(Machine, CircuitBreaker, Training):

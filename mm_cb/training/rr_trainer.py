@@ -24,11 +24,11 @@ from mm_cb.training.adapter import put_lora, save_adapter
 from mm_cb.training.adversary import Adversary
 from mm_cb.training.batches import PairCollator, drawn
 from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint, step_of
-from mm_cb.training.config import Lora
 from mm_cb.training.lending import language_tower, lent
 from mm_cb.training.lora import placed, recipe_lora
 from mm_cb.training.objective import Rerouting
 from mm_cb.training.placement import check_targets
+from mm_cb.training.recipes.config import Lora
 from mm_cb.training.rr_config import RRConfig
 from mm_cb.training.trainer import ReroutingTrainer
 

@@ -20,15 +20,15 @@ from mm_cb.training.batches import MissingRows
 from mm_cb.training.card import model_card
 from mm_cb.training.inputs import SKIPPING, input_files, load_examples
 from mm_cb.training.launch import warn_of_missing_processes
-from mm_cb.training.left_out import note_unreadable, reasons
 from mm_cb.training.lora import recipe_lora
-from mm_cb.training.plan import TrainingPlan, check_device, make_plan
+from mm_cb.training.planning.left_out import note_unreadable, reasons
+from mm_cb.training.planning.plan import TrainingPlan, check_device, make_plan
 from mm_cb.training.rr_config import config_of
 from mm_cb.training.rr_trainer import RRTrainer
 
 if TYPE_CHECKING:
     from mm_cb.core.progress import Progress
-    from mm_cb.training.config import Recipe
+    from mm_cb.training.recipes.config import Recipe
 
 
 _SHORTER = "fewer training.max_steps, a smaller training.batch_size or training.max_length, or a GPU"

@@ -30,7 +30,7 @@ from _rr_workload import (
 )
 
 from mm_cb.core.files import write_json
-from mm_cb.training.flops import FlopCount
+from mm_cb.training.planning.flops import FlopCount
 
 
 def main() -> None:

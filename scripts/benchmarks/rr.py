@@ -4,8 +4,9 @@
 
 Counts come from meta tensors at the true shapes of LLaVA-NeXT-Mistral-7B (16 + 16 rows, fills 0.52 and 0.29 of 1024
 text tokens). Times are CPU seconds of one thread on a small model of the same layout, variants taking turns; they
-depend on the machine, counts do not. Memory is the estimate that ``--dry-run`` prints (`mm_cb.training.memory`), not a
-measurement. Exits with 1 if equality or a counted goal is missed; times are only printed.
+depend on the machine, counts do not. Memory is the estimate that ``--dry-run`` prints
+(`mm_cb.training.planning.memory`), not a measurement. Exits with 1 if equality or a counted goal is missed;
+times are only printed.
 """
 
 import argparse
@@ -37,9 +38,9 @@ from _rr_workload import (
 
 from mm_cb.core.files import write_json
 from mm_cb.models.known import known_config
-from mm_cb.training.flops import FlopCount
-from mm_cb.training.plan import Smaller, TrainingPlan, make_plan
-from mm_cb.training.recipe import load_recipe
+from mm_cb.training.planning.flops import FlopCount
+from mm_cb.training.planning.plan import Smaller, TrainingPlan, make_plan
+from mm_cb.training.recipes.recipe import load_recipe
 
 RECIPES = {"llava": LLAVA_RECIPE, "text": TEXT_RECIPE}
 FLOP_GOALS = [
@@ -117,7 +118,7 @@ def plan() -> TrainingPlan:
 
 
 def memory_goal(name: str, settings: Smaller, goal: float) -> dict[str, Any]:
-    """The LLaVA recipe's estimate, see `mm_cb.training.memory`."""
+    """The LLaVA recipe's estimate, see `mm_cb.training.planning.memory`."""
     memory = plan().memory(settings)
     total = memory.total / 1e9
     print(f"memory, {name}: {memory}")

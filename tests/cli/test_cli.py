@@ -268,7 +268,7 @@ def recipe_file(tmp_path, monkeypatch):
 def test_a_dry_run_prints_a_recipe_that_can_be_run_and_what_it_would_train(recipe_file, capsys, tmp_path):
     import yaml
 
-    from mm_cb.training.recipe import load_recipe
+    from mm_cb.training.recipes.recipe import load_recipe
 
     before = sorted(tmp_path.rglob("*"))
     assert cli.run(["train", recipe_file, "training.max_steps=7", "--dry-run", "--seed", "4", "--device", "cuda"]) == 0
@@ -331,7 +331,7 @@ def test_a_dry_run_refuses_what_a_run_would_refuse(recipe_file, override, expect
 
 
 def test_recipes_are_listed_with_what_they_are_for_and_shown(capsys):
-    from mm_cb.training.recipe import recipe_files, recipe_names
+    from mm_cb.training.recipes.recipe import recipe_files, recipe_names
 
     assert cli.run(["train", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -346,7 +346,7 @@ def test_recipes_are_listed_with_what_they_are_for_and_shown(capsys):
 def test_every_recipe_field_is_listed_with_type_range_default_and_meaning(capsys):
     import re
 
-    from mm_cb.training.recipe import recipe_keys
+    from mm_cb.training.recipes.recipe import recipe_keys
 
     assert cli.run(["train", "--fields"]) == 0
     found = re.findall(r"^(\S+): (.+)  \[(.*)\]\n    (.+)$", capsys.readouterr().out, flags=re.MULTILINE)

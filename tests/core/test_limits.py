@@ -18,9 +18,9 @@ from mm_cb.core.limits import LIMITS
 from mm_cb.core.progress import Progress
 from mm_cb.data.pairs import PairRecipe
 from mm_cb.judges.registry import JudgeOptions
-from mm_cb.training.config import Recipe
-from mm_cb.training.fields import recipe_fields
-from mm_cb.training.recipe import load_recipe
+from mm_cb.training.recipes.config import Recipe
+from mm_cb.training.recipes.fields import recipe_fields
+from mm_cb.training.recipes.recipe import load_recipe
 
 BEYOND = ("1e30", "1" + "0" * 30, "nan", "-1", "")
 

@@ -24,7 +24,7 @@ from mm_cb.models.vision import detached, joined
 from mm_cb.training.adapter import add_adapter, save_adapter
 from mm_cb.training.hidden_states import hidden_states, lay_out, use_row_attention
 from mm_cb.training.placement import check_targets, lora_paths
-from mm_cb.training.recipe import load_recipe
+from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
 from tests.tiny_llava import picture
 

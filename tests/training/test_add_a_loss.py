@@ -8,7 +8,7 @@ import torch
 
 from mm_cb.training import registry
 from mm_cb.training.losses import reroute_loss
-from mm_cb.training.recipe import load_recipe
+from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
 
 PAGE = Path(__file__).parents[2] / "docs" / "add_a_loss.md"

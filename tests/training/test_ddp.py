@@ -17,7 +17,7 @@ import os, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from mm_cb.training.recipe import load_recipe
+from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
 from tests.training.conftest import make_example
 

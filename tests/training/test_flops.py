@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from mm_cb.training.flops import FlopCount
+from mm_cb.training.planning.flops import FlopCount
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,7 +20,7 @@ from mm_cb.training.losses import (
     retain_positions,
     rmu_loss,
 )
-from mm_cb.training.recipe import load_recipe
+from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.registry import LossEntry, Setting, full_settings, loss_entry, loss_names, register_loss
 from mm_cb.training.run import train
 from tests.training.test_run import OPTIONS, Stop, StoppingProgress, adapter_bytes

@@ -16,10 +16,10 @@ from mm_cb.data.check import Limits
 from mm_cb.data.examples import Example
 from mm_cb.models.chat import chat
 from mm_cb.training.batches import MissingRows, Pair, PairCollator, drawn
-from mm_cb.training.fit import Fit, fit_of
 from mm_cb.training.inputs import load_examples
-from mm_cb.training.preflight import check_recipe
-from mm_cb.training.recipe import load_recipe
+from mm_cb.training.planning.fit import Fit, fit_of
+from mm_cb.training.planning.preflight import check_recipe
+from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.rr_config import config_of
 from tests.tiny_llava import picture, tiny_llava
 
@@ -101,7 +101,7 @@ def one_processor():
         key = (model, max_length, batches, *sorted(masks.items()))
         return known[key] if key in known else known.setdefault(key, fit_of(model, max_length, masks, batches, backend))
 
-    patch.setattr("mm_cb.training.fit.fit_of", remembered)
+    patch.setattr("mm_cb.training.planning.fit.fit_of", remembered)
     yield
     patch.undo()
 

@@ -13,7 +13,7 @@ from mm_cb import RRConfig, RRTrainer
 from mm_cb.core.embedded import embedded
 from mm_cb.models import load_model
 from mm_cb.models.families import load_processor, read_config
-from mm_cb.training.recipe import load_recipe
+from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
 from tests.models.conftest import save_text_model
 from tests.tiny_llava import picture

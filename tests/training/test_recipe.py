@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from mm_cb.core.errors import UserError
-from mm_cb.training.config import Recipe
-from mm_cb.training.recipe import RECIPES, load_recipe, recipe_keys, recipe_names
+from mm_cb.training.recipes.config import Recipe
+from mm_cb.training.recipes.recipe import RECIPES, load_recipe, recipe_keys, recipe_names
 
 
 def test_the_miniature_recipe():

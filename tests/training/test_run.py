@@ -19,7 +19,7 @@ from mm_cb.models import load_model
 from mm_cb.training.card import model_card
 from mm_cb.training.checkpoints import last_checkpoint
 from mm_cb.training.inputs import absent_data, load_examples
-from mm_cb.training.recipe import load_recipe
+from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
 from mm_cb.training.trainer import ReroutingTrainer
 from tests.tiny_llava import picture, tiny_llava
@@ -290,7 +290,7 @@ def test_a_killed_process_goes_on_to_the_same_adapter(trained, model_folder, exa
     script = textwrap.dedent("""
         import os, signal, sys
         from pathlib import Path
-        from mm_cb.training.recipe import load_recipe
+        from mm_cb.training.recipes.recipe import load_recipe
         from mm_cb.training.run import train
         from tests.training.conftest import make_example
         from tests.training.test_run import OPTIONS

@@ -12,7 +12,7 @@ from transformers import LlavaNextForConditionalGeneration
 from mm_cb.models import load_model
 from mm_cb.models.merging import merge
 from mm_cb.training import rr_trainer as running
-from mm_cb.training.recipe import load_recipe
+from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
 from tests.data.conftest import read_examples
 from tests.tiny_llava import WORDS, picture, tiny_llava

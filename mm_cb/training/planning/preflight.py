@@ -10,15 +10,15 @@ from mm_cb.data.check import Limits, Report, check_examples, check_sources
 from mm_cb.data.examples import Modality
 from mm_cb.data.sources import Rules
 from mm_cb.training.batches import MissingRows, drawn
-from mm_cb.training.config import Masks
-from mm_cb.training.fit import fit_of
 from mm_cb.training.inputs import rules_of, sources_of
 from mm_cb.training.masks import MaskName
+from mm_cb.training.planning.fit import fit_of
+from mm_cb.training.recipes.config import Masks
 from mm_cb.training.rr_config import config_of
 
 if TYPE_CHECKING:
     from mm_cb.core.progress import Progress
-    from mm_cb.training.config import Recipe
+    from mm_cb.training.recipes.config import Recipe
 
 
 def check_recipe(recipe: "Recipe", limits: Limits, progress: "Progress | None" = None) -> Report:

@@ -8,11 +8,11 @@ from mm_cb.core.errors import UserError, unknown
 from mm_cb.models import ChatModel
 from mm_cb.models.families import load_processor, read_config, skeleton
 from mm_cb.models.known import known_config
-from mm_cb.training.memory import Memory, estimate
 from mm_cb.training.placement import KeptBlocks, adapter_size, check_targets, lora_paths
+from mm_cb.training.planning.memory import Memory, estimate
 
 if TYPE_CHECKING:
-    from mm_cb.training.config import Recipe
+    from mm_cb.training.recipes.config import Recipe
 
 
 class Smaller(NamedTuple):

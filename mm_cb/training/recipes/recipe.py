@@ -10,11 +10,11 @@ from mm_cb.core.embedded import guests
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.reading import load_yaml, read_text
 from mm_cb.core.records import JsonObject
-from mm_cb.training.config import DataSource, Mixture, Recipe
+from mm_cb.training.recipes.config import DataSource, Mixture, Recipe
 
 _FREE = ("data.", "circuit_breaker.loss_settings.")
 """Below these, the fields' own checks say which keys there are."""
-RECIPES = Path(__file__).resolve().parent / "recipes"
+RECIPES = Path(__file__).resolve().parent
 
 
 def recipe_files() -> dict[str, Path]:

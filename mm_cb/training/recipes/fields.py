@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from mm_cb.training.config import Recipe
+from mm_cb.training.recipes.config import Recipe
 from mm_cb.training.registry import loss_entry, loss_names
 
 Schema = Mapping[str, Any]

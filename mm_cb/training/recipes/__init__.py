@@ -1,0 +1,1 @@
+"""Recipes: their fields, their checks, and the YAML files that ship."""
