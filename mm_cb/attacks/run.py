@@ -23,7 +23,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Item
 from mm_cb.core.runs import RunDirectory, append_jsonl, read_run, write_bytes
-from mm_cb.data.behaviors_file import KEPT_AS, Behavior, grey_canvas, read_behaviors, refuse_too_large
+from mm_cb.data.behaviors_file import KEPT_AS, Behavior, behaviors_path, grey_canvas, read_behaviors, refuse_too_large
 from mm_cb.data.pictures import open_picture
 from mm_cb.inference.source import ModelSource, subject_name
 from mm_cb.inference.subjects import Subject, changes_nothing, idle_note, load_subject
@@ -66,7 +66,7 @@ def attack(
 
     Args:
         model: Hub id, folder, or an embedded model's name.
-        behaviors: Behaviours file (JSONL).
+        behaviors: Behaviours file (JSONL), or the name of an embedded model for its own.
         out: Run directory.
         attacks: One name, several with commas between, or ``all``.
         adapter: Folder of a PEFT adapter.
@@ -85,7 +85,7 @@ def attack(
     """
     source = ModelSource(model, None if adapter is None else str(adapter), device, dtype, system=system)
     names = chosen_attacks(attacks, adapted=adapter is not None)
-    run_attack(source, Path(behaviors), Path(out), names, replace(config or AttackConfig(), **settings))
+    run_attack(source, behaviors_path(Path(behaviors)), Path(out), names, replace(config or AttackConfig(), **settings))
     return AttackRun(Path(out), read_results(Path(out) / "results.json"))
 
 

@@ -30,14 +30,20 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"mm-cb {mm_cb.__version__}")
+        from mm_cb.core.provenance import git_revision
+
+        revision = git_revision()
+        typer.echo(f"mm-cb {mm_cb.__version__}" + (f" ({revision})" if revision else ""))
         raise typer.Exit()
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version, and a checkout's revision."
+        ),
     ] = False,
 ) -> None:
     pass

@@ -11,6 +11,7 @@ from mm_cb.attacks.registry import attack_entry, attacks, chosen_attacks
 from mm_cb.attacks.threats import NORMS, Threat
 from mm_cb.cli.options import (
     Adapter,
+    Behaviors,
     Device,
     Dtype,
     Model,
@@ -31,7 +32,6 @@ EXAMPLE = "Example: mm-cb attack --model miniature --adapter runs/rr --behaviors
 _MODEL, _THREAT, _SEARCH, _JUDGED, _RUN = "Model and data", "What may change", "Search", "What is judged", "Run"
 _DEFAULT = AttackConfig()
 
-Behaviors = Annotated[Path, typer.Option(metavar="FILE", help="Behaviours file (JSONL).", rich_help_panel=_MODEL)]
 Norm = Annotated[
     str,
     typer.Option(metavar="NORM", help=f"{', '.join(NORMS)}: what of a picture may change.", rich_help_panel=_THREAT),

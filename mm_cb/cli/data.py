@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mm_cb.cli.groups import Group
-from mm_cb.cli.options import Seed, known_dtype, number
+from mm_cb.cli.options import Behaviors, Seed, known_dtype, number
 from mm_cb.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def build_behaviors(
 
 @build.command("benign", epilog="Example: mm-cb data build benign --behaviors behaviors.jsonl --out benign")
 def build_benign(
-    behaviors: Annotated[Path, typer.Option(metavar="FILE", help="Behaviours file (JSONL).")],
+    behaviors: Behaviors,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Gets behaviors.jsonl and images/.")],
     targets: Annotated[
         Path | None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mm_cb.cli.options import Device, Dtype, number
+from mm_cb.cli.options import Device, Dtype, behaviors_file, number
 from mm_cb.judges.registry import JUDGED, judge_entry, judge_names
 
 EXAMPLE = "Example: mm-cb judge runs/attack --judge refusal-strings"
@@ -42,7 +42,10 @@ def judge(
     ] = None,
     pictures: Annotated[bool, typer.Option("--pictures", help="Show the pictures to an endpoint's judge.")] = False,
     behaviors: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The run's behaviours file, where a judge needs more of it.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The run's behaviours file, where a judge needs more of it.", callback=behaviors_file
+        ),
     ] = None,
     batch: Annotated[int, number("batch", "Completions judged at a time.")] = 8,
     device: Device = "cpu",

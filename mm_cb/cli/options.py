@@ -23,6 +23,24 @@ Model = Annotated[
 Adapter = Annotated[str | None, typer.Option(metavar="A", help="Directory of a PEFT adapter.", rich_help_panel=_MODEL)]
 
 
+def behaviors_file(named: Path | None) -> Path | None:
+    """What is meant by ``--behaviors``: a file, or an embedded model's own by its name."""
+    from mm_cb.data.behaviors_file import behaviors_path
+
+    return None if named is None else behaviors_path(named)
+
+
+Behaviors = Annotated[
+    Path,
+    typer.Option(
+        metavar="FILE",
+        help="Behaviours file (JSONL), or `miniature` for the embedded model's.",
+        callback=behaviors_file,
+        rich_help_panel=_MODEL,
+    ),
+]
+
+
 def number(setting: str, about: str, panel: str | None = None, *, metavar: str = "N", flag: str = "") -> Any:
     """A flag whose value is a number within its `LIMITS`.
 

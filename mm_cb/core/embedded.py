@@ -27,6 +27,8 @@ class Embedded:
     """A folder of recipes for it."""
     card: Path
     """The card of its data."""
+    behaviors: Path | None = None
+    """Its behaviours file, which its name stands for where one is asked for."""
     canvas: tuple[int, int] | None = None
     """Height and width of the picture of behaviours that have none; None = as the model's family has it."""
     fiction: bool = False

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.provenance import available_memory_bytes
 from mm_cb.core.reading import Line, json_lines, refuse_typos, shown
@@ -37,6 +38,12 @@ class Behavior:
     split: str = "all"
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of the line, for the judge (what a made-up world's exact rules need)."""
+
+
+def behaviors_path(named: Path) -> Path:
+    """The behaviours file that a path or an embedded model's name stands for; a file of that name comes first."""
+    guest = None if named.exists() else embedded(named)
+    return named if guest is None or guest.behaviors is None else guest.behaviors
 
 
 def read_behaviors(path: Path) -> list[Behavior]:

@@ -37,6 +37,7 @@ MINIATURE = Embedded(
     training_examples=_training_examples,
     recipes=_FOLDER / "recipes",
     card=data_path("miniature", "card.yaml"),
+    behaviors=data_path("miniature", "behaviors.jsonl"),
     canvas=(42, 84),
     fiction=True,
 )

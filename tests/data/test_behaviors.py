@@ -1,12 +1,13 @@
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
 from mm_cb import cli
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors import SCENARIOS, TARGET, build_behaviors
-from mm_cb.data.behaviors_file import read_behaviors
+from mm_cb.data.behaviors_file import behaviors_path, read_behaviors
 from mm_cb.data.cards import card
 from tests.tiny_llava import picture
 
@@ -211,3 +212,12 @@ def test_the_command_reports_what_it_built(harmbench, safetybench, folder, capsy
     assert "mm-safetybench-tiny: privacy: 2" in out and "wrong file names: 5, the first:" in out
     assert cli.run(["data", "build", "behaviors", "--out", "x", "--variant", "SDD", *arguments[:2]]) == 2
     assert "did you mean `SD`" in capsys.readouterr().err
+
+
+def test_an_embedded_models_name_stands_for_its_behaviours_unless_a_file_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = behaviors_path(Path("miniature"))
+    assert shipped.is_file() and read_behaviors(shipped)
+    own = Path("miniature")
+    own.write_text("{}")
+    assert behaviors_path(own) == own and behaviors_path(Path("no such file")) == Path("no such file")
