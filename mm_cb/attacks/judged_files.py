@@ -201,10 +201,10 @@ def write_artefact(
         "clean_image": clean.name,
         "sha256": saved.sha256,
         "clean_sha256": clean.sha256,
-        "prompt_sha256": _sha256(prompt),
-        "target_sha256": _sha256(behavior.target),
-        "completion_sha256": _sha256(judged.greedy.completion),
-        "samples_sha256": [_sha256(one.completion) for one in judged.samples],
+        "prompt_sha256": text_sha256(prompt),
+        "target_sha256": text_sha256(behavior.target),
+        "completion_sha256": text_sha256(judged.greedy.completion),
+        "samples_sha256": [text_sha256(one.completion) for one in judged.samples],
         **as_artefact(config, model.canvas),
         "objective": type(objective).__name__,
         "response": None if forced is None else forced.texts[row],
@@ -218,5 +218,6 @@ def write_artefact(
     write_json((folder / saved.name).with_suffix(".json"), content)
 
 
-def _sha256(text: str) -> str:
+def text_sha256(text: str) -> str:
+    """What a picture's JSON holds of a text that stands elsewhere."""
     return hashlib.sha256(text.encode()).hexdigest()
