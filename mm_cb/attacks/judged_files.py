@@ -6,7 +6,6 @@ the model's real processor; the answer from ``generate``.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from mm_cb.attacks.config import AttackConfig, as_artefact
 from mm_cb.attacks.objectives.target import Objective, TargetObjective, encode
 from mm_cb.attacks.records import NOT_COMPUTED, Answer, JudgedPicture, Sampled
 from mm_cb.attacks.saved import SavedPicture, images
-from mm_cb.core.runs import write_json
+from mm_cb.core.files import text_sha256, write_json
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
@@ -216,8 +215,3 @@ def write_artefact(
         "image_processor": type(model.processor.image_processor).__name__,
     }
     write_json((folder / saved.name).with_suffix(".json"), content)
-
-
-def text_sha256(text: str) -> str:
-    """What a picture's JSON holds of a text that stands elsewhere."""
-    return hashlib.sha256(text.encode()).hexdigest()

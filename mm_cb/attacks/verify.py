@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from mm_cb.attacks.config import AttackConfig, AttackRecipe, from_artefact, from_recipe, read_recipe
-from mm_cb.attacks.judged_files import Asked, judge_files, text_sha256
+from mm_cb.attacks.judged_files import Asked, judge_files
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, TargetObjective
-from mm_cb.attacks.outputs import curve_quartiles, summaries
+from mm_cb.attacks.outputs import parts_of, summaries
 from mm_cb.attacks.records import Answer, AnswerRecord, Artefact, attacked, make_item
 from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.saved import SavedPicture, by_size, clean_name, images, read
@@ -27,6 +27,7 @@ from mm_cb.attacks.search import make_objective
 from mm_cb.attacks.shards import Shard
 from mm_cb.core.checked import read_json, read_record
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import text_sha256
 from mm_cb.core.progress import Progress, console
 from mm_cb.core.records import Item
 from mm_cb.core.runs import read_run
@@ -105,10 +106,8 @@ def verify_run(
     pictures, verdicts = _pictures(run), _check_verdicts(run)
     source = source_again(folder, read_run(folder), "give `--{}`: where it lies here", device, model, adapter)
     subject = load_subject(source, run.items[0]["subject"], pictures[0].config.image_backend)
-    same_arithmetic = (run.recipe.get("device"), run.recipe.get("dtype", "float32")) == (
-        device.partition(":")[0],
-        "float32",
-    )
+    as_run = run.recipe.get("device"), run.recipe.get("dtype", "float32")
+    same_arithmetic = as_run == (device.partition(":")[0], "float32")
     rows: list[Row] = []
     with Progress() as progress:
         task = progress.task("verify", total=len(pictures))
@@ -201,9 +200,7 @@ def _check_verdicts(run: _Run) -> str:
 
 def _check_counts(run: _Run) -> None:
     """What is made of items and curves is what they give."""
-    config, tries = next(iter(run.configs.values())), {name: one.tries for name, one in run.configs.items()}
-    drawn = [one for name in run.configs for one in curve_quartiles(run.folder, run.items[0]["subject"], name)]
-    made = summaries(run.items, drawn, config, tries, run.recipe.get("dtype", "float32"))
+    made = summaries(run.items, parts_of(run.folder), [*run.configs.values()], run.recipe.get("dtype", "float32"))
     for name, content in made.items():
         stated, again = read_json(run.folder / name), json.loads(json.dumps(content))
         if name == "protocol.json":  # beside it stand words for pages
