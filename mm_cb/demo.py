@@ -14,7 +14,7 @@ import torch
 
 from mm_cb.attacks.checks import run_checks
 from mm_cb.attacks.config import AttackConfig, as_artefact
-from mm_cb.attacks.outputs import curve_quartiles
+from mm_cb.attacks.outputs import curve_quartiles, parts_of
 from mm_cb.attacks.registry import attack_entry
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.threats import Threat
@@ -244,7 +244,7 @@ def _attack(
         if attack.entry.needs_adapter and not subject.adapted:
             continue  # it is aimed at what an adapter changed
         items += attack_behaviors(subject, behaviors, attack, out / folder, judge_behavior, progress)
-        curves += curve_quartiles(out / folder, subject.name, attack.name)
+        curves += curve_quartiles(parts_of(out / folder), subject.name, attack.name)
     searched = (item for item in items if attack_entry(item["condition"]).searches_pixels)
     keep_pictures(out / folder, worst_pictures(searched))
     for item in items:

@@ -6,7 +6,6 @@ the model's real processor; the answer from ``generate``.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from mm_cb.attacks.config import AttackConfig, as_artefact
 from mm_cb.attacks.objectives.target import Objective, TargetObjective, encode
 from mm_cb.attacks.records import NOT_COMPUTED, Answer, JudgedPicture, Sampled
 from mm_cb.attacks.saved import SavedPicture, images
-from mm_cb.core.runs import write_json
+from mm_cb.core.files import text_sha256, write_json
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
@@ -201,10 +200,10 @@ def write_artefact(
         "clean_image": clean.name,
         "sha256": saved.sha256,
         "clean_sha256": clean.sha256,
-        "prompt_sha256": _sha256(prompt),
-        "target_sha256": _sha256(behavior.target),
-        "completion_sha256": _sha256(judged.greedy.completion),
-        "samples_sha256": [_sha256(one.completion) for one in judged.samples],
+        "prompt_sha256": text_sha256(prompt),
+        "target_sha256": text_sha256(behavior.target),
+        "completion_sha256": text_sha256(judged.greedy.completion),
+        "samples_sha256": [text_sha256(one.completion) for one in judged.samples],
         **as_artefact(config, model.canvas),
         "objective": type(objective).__name__,
         "response": None if forced is None else forced.texts[row],
@@ -216,7 +215,3 @@ def write_artefact(
         "image_processor": type(model.processor.image_processor).__name__,
     }
     write_json((folder / saved.name).with_suffix(".json"), content)
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

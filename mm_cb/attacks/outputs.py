@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 
 from mm_cb.attacks.checks import file_loss, gradient_is_there, inside_ball, inside_threat
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.records import curves
+from mm_cb.attacks.records import AnswerRecord
 from mm_cb.attacks.registry import attack_entry
+from mm_cb.core.checked import read_list
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import Curve, Item, JsonObject
 from mm_cb.core.runs import keep_pictures, write_json, write_jsonl
@@ -33,27 +35,25 @@ def write_outputs(folder: Path, items: list[Item], more: JsonObject) -> None:
         write_json(folder / name, content)
 
 
-def summaries(
-    items: list[Item], drawn: list[Curve], config: AttackConfig, k: Mapping[str, int], dtype: str
-) -> JsonObject:
-    """File name → content, for every file that is made from a run's items and curves alone; results.json last.
+def summaries(items: list[Item], parts: Mapping[str, Path], configs: Sequence[AttackConfig], dtype: str) -> JsonObject:
+    """File name → content, for every file that is made from a run's items and parts alone; results.json last.
 
     Args:
         items: Of items.jsonl.
-        drawn: Of curves.json.
-        config: What all attacks of the run share: the threat.
-        k: Attack → answers judged per behaviour at most.
+        parts: Of the run: name → file.
+        configs: The run's attacks, which share the threat.
         dtype: Of the model.
     """
+    threat, subject = configs[0].threat, items[0]["subject"]
+    drawn = [entry for one in configs for entry in curve_quartiles(parts, subject, one.name)]
     filed = [item for item in items if item.get("image") is not None]
     bounded = any(not item.get("outside_threat") for item in filed)
-    checks = [inside_ball(filed, config.threat.levels), *inside_threat(filed, config.threat)] if bounded else []
+    checks = [inside_ball(filed, threat.levels), *inside_threat(filed, threat)] if bounded else []
     if any(candidate["objective_logged"] is not None for item in filed for candidate in item.get("candidates") or ()):
         checks.append(file_loss(filed, dtype))
     checks += [*gradient_is_there(items), *adapter_acts(items)]
     results = results_content(measure(items, pairs=[]))
-    labels = {name: attack_entry(name).label for name in k}
-    protocol = {"k": dict(k), "labels": labels}
+    protocol = {"k": {one.name: one.tries for one in configs}, "labels": {one.name: one.entry.label for one in configs}}
     return {"curves.json": drawn, "checks.json": checks, "protocol.json": protocol, "results.json": results}
 
 
@@ -62,13 +62,31 @@ def best_pictures(items: Sequence[Item]) -> dict[str, str]:
     return worst_pictures(item for item in items if attack_entry(item["condition"]).searches_pixels)
 
 
-def curve_quartiles(folder: Path, subject: str, attack: str) -> list[Curve]:
+def parts_of(folder: Path) -> dict[str, Path]:
+    """The parts of a run: name → file."""
+    return {path.name: path for path in (folder / "parts").glob("*.json")}
+
+
+def curves(parts: Mapping[str, Path], attack: str) -> list[list[float]]:
+    """Loss curves of the first run of every behaviour under one attack, in the order they were attacked.
+
+    Raises:
+        UserError: If a part of the run is damaged.
+    """
+    found: list[list[float]] = []
+    for name in fnmatch.filter(sorted(parts), f"{attack}-s*-r0-*.json"):
+        drawn = [curve for one in read_list(parts[name], AnswerRecord) if (curve := one.get("curve")) is not None]
+        if len({len(curve) for curve in (*found[:1], *drawn)}) > 1:
+            raise UserError(f"`{parts[name]}` must hold loss curves of one length, as all parts of an attack do.")
+        found += drawn
+    return found
+
+
+def curve_quartiles(parts: Mapping[str, Path], subject: str, attack: str) -> list[Curve]:
     """Quartiles over behaviours of the loss at every step of the first run; empty for attacks that do not optimise."""
-    return quartiles(curves(folder, attack), subject, attack) if attack_entry(attack).optimises else []
-
-
-def quartiles(losses: Sequence[Sequence[float]], subject: str, attack: str) -> list[Curve]:
-    """One entry of curves.json, from a curve per behaviour; their order does not matter."""
+    if not attack_entry(attack).optimises:
+        return []
+    losses = curves(parts, attack)
     if not losses:
         raise UserError(f"the run must hold what its curves are made from, but there is no loss curve of `{attack}`.")
     q25, q50, q75 = (np.round(np.quantile(np.array(losses), q, axis=0), 4).tolist() for q in (0.25, 0.5, 0.75))

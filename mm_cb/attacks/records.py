@@ -1,8 +1,7 @@
-"""What is written down of an attack: one `Answer` per judged answer, one item per behaviour, curves of the losses."""
+"""What is written down of an attack: one `Answer` per judged answer, one item per behaviour."""
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.saved import SavedPicture, clean_name
 from mm_cb.attacks.search import Found
-from mm_cb.core.checked import checked, read_list
+from mm_cb.core.checked import checked
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import Candidate, Item, Recipe
 from mm_cb.data.behaviors_file import Behavior
@@ -282,27 +281,3 @@ def stopped_early(candidates: Iterable[Candidate], steps: int) -> bool:
     """Whether a run was ended by the verdict on one of its iterates, before its last step."""
     greedy = [one for one in candidates if not one.get("sample")]
     return any(one["outcome"] == "harmful" and (one.get("iterate") or steps) < steps for one in greedy)
-
-
-def curves(folder: Path, attack_name: str) -> list[list[float]]:
-    """Loss curves of the first run of every behaviour under one attack, in the order they were attacked.
-
-    Raises:
-        UserError: If a part of the run is damaged.
-    """
-    return curves_in({path.name: path for path in (folder / "parts").glob("*.json")}, attack_name)
-
-
-def curves_in(parts: Mapping[str, Path], attack_name: str) -> list[list[float]]:
-    """The same of a run's parts, wherever they lie: name in the run → file.
-
-    Raises:
-        UserError: If one is damaged.
-    """
-    found: list[list[float]] = []
-    for name in fnmatch.filter(sorted(parts), f"{attack_name}-s*-r0-*.json"):
-        drawn = [curve for one in read_list(parts[name], AnswerRecord) if (curve := one.get("curve")) is not None]
-        if len({len(curve) for curve in (*found[:1], *drawn)}) > 1:
-            raise UserError(f"`{parts[name]}` must hold loss curves of one length, as all parts of an attack do.")
-        found += drawn
-    return found

@@ -13,7 +13,7 @@ from PIL.Image import Image
 from mm_cb.attacks.config import AttackConfig, as_recipe, refuse_idle, refuse_mismatch
 from mm_cb.attacks.judged_files import Judge
 from mm_cb.attacks.objectives.target import encode
-from mm_cb.attacks.outputs import best_pictures, curve_quartiles, summaries, write_outputs
+from mm_cb.attacks.outputs import best_pictures, parts_of, summaries, write_outputs
 from mm_cb.attacks.registry import chosen_attacks
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.shards import Shard, gather, shard_runs
@@ -207,9 +207,7 @@ def attack_in_turn(
         append_jsonl(folder / "timings.jsonl", {"stage": f"attack {config.name}", "seconds": seconds})
     if idle:
         items = [{**item, "adapter_changes_nothing": True} for item in items]
-    drawn = [quartiles for config in configs for quartiles in curve_quartiles(folder, subject.name, config.name)]
-    k, dtype = {config.name: config.tries for config in configs}, dtype_of(subject.model)
-    write_outputs(folder, items, summaries(items, drawn, configs[0], k, dtype))
+    write_outputs(folder, items, summaries(items, parts_of(folder), configs, dtype_of(subject.model)))
 
 
 def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: AttackConfig) -> None:
@@ -264,7 +262,7 @@ def judge_of(model: str) -> Judge:
     """The exact judge of an embedded model, otherwise one that gives no verdict."""
     guest = embedded(model)
     if guest is None:
-        return _not_judged
+        return lambda *_: "not_judged"
     exact = open_judge(JudgeOptions(guest.judge))
 
     def judge(behavior: Behavior, completion: str) -> str:
@@ -272,10 +270,6 @@ def judge_of(model: str) -> Judge:
         return next(verdict for _, verdict in exact.judge([case])).outcome
 
     return judge
-
-
-def _not_judged(behavior: Behavior, completion: str) -> str:
-    return "not_judged"
 
 
 def hijacked_responses(run: Path | None, behaviors: Sequence[Behavior]) -> dict[str, str] | None:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mm_cb.attacks.config import from_recipe, read_recipe
-from mm_cb.attacks.outputs import quartiles, summaries, write_outputs
-from mm_cb.attacks.records import attacked, curves_in
-from mm_cb.attacks.registry import attack_entry
+from mm_cb.attacks.outputs import summaries, write_outputs
+from mm_cb.attacks.records import attacked
 from mm_cb.core.errors import UserError
 from mm_cb.core.hub import Repository
 from mm_cb.core.records import Item, Recipe
@@ -141,21 +140,19 @@ def gather(out: Path, behaviors: Sequence[Behavior]) -> bool:
     for path in found:
         items += attacked(whole_items(path, read_run(path)), path)
         pictures |= {file.relative_to(path): file for file in sorted((path / "images").rglob("*")) if file.is_file()}
-    parts, conditions = _parts(found), dict.fromkeys(item["condition"] for item in items)
-    order, place = {behavior.id: i for i, behavior in enumerate(behaviors)}, {c: i for i, c in enumerate(conditions)}
+    run, parts = read_run(out), _parts(found)
+    recipe = read_recipe(run, out)
+    configs = from_recipe(recipe, run["seed"])
+    order, place = ({name: i for i, name in enumerate(names)} for names in ([b.id for b in behaviors], configs))
     for item in items:
         if item["id"] not in order:
             raise UserError(f"`{out / FOLDER}` must hold the behaviours of the run, `{item['id']}` is none of them.")
+        if item["condition"] not in place:
+            raise UserError(f"`{out / FOLDER}` must hold the attacks of the run, {item['condition']} is none of them.")
         if (image := item.get("image")) is not None and Path(image) not in pictures:
             raise UserError(f"`{out / FOLDER}` must hold the picture `{image}` that an item names; there is none.")
     items.sort(key=lambda item: (place[item["condition"]], order[item["id"]]))
-    run, subject = read_run(out), items[0]["subject"]
-    recipe = read_recipe(run, out)
-    optimised = [name for name in conditions if attack_entry(name).optimises]
-    drawn = [entry for name in optimised for entry in quartiles(curves_in(parts, name), subject, name)]
-    configs = from_recipe(recipe, run["seed"])
-    k, dtype = {name: one.tries for name, one in configs.items()}, recipe.get("dtype", "float32")
-    more = summaries(items, drawn, next(iter(configs.values())), k, dtype)
+    more = summaries(items, parts, [*configs.values()], recipe.get("dtype", "float32"))
     shutil.rmtree(out / "parts", ignore_errors=True)
     for name, file in [*pictures.items(), *((Path("parts", name), file) for name, file in parts.items())]:
         write_bytes(out / name, file.read_bytes())

@@ -7,7 +7,6 @@ that somebody rewrote consistently is an honest run of what it then states.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from mm_cb.attacks.config import AttackConfig, AttackRecipe, from_artefact, from
 from mm_cb.attacks.judged_files import Asked, judge_files
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, TargetObjective
-from mm_cb.attacks.outputs import curve_quartiles, summaries
+from mm_cb.attacks.outputs import parts_of, summaries
 from mm_cb.attacks.records import Answer, AnswerRecord, Artefact, attacked, make_item
 from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.saved import SavedPicture, by_size, clean_name, images, read
@@ -28,8 +27,9 @@ from mm_cb.attacks.search import make_objective
 from mm_cb.attacks.shards import Shard
 from mm_cb.core.checked import read_json, read_record
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import text_sha256
 from mm_cb.core.progress import Progress, console
-from mm_cb.core.records import Candidate, Item
+from mm_cb.core.records import Item
 from mm_cb.core.runs import read_run
 from mm_cb.data.behaviors_file import Behavior, kept_behaviors
 from mm_cb.inference.cached_chunks import chunks
@@ -41,6 +41,8 @@ from mm_cb.metrics.observations import starts_with
 from mm_cb.metrics.results import read_results
 from mm_cb.metrics.whole import whole_items
 
+_OF_THE_RUN = ("hijacks", "chain", "image_backend")
+"""Settings that run.json alone states."""
 _AGAIN = "Do not use the run's numbers; run the attack again."
 
 
@@ -102,15 +104,15 @@ def verify_run(
     run = _read(folder)
     _check_items(run)
     pictures, verdicts = _pictures(run), _check_verdicts(run)
-    recipe, first, dtype = run.recipe, pictures[0].config, run.recipe.get("dtype", "float32")
     source = source_again(folder, read_run(folder), "give `--{}`: where it lies here", device, model, adapter)
-    subject = load_subject(source, run.items[0]["subject"], first.image_backend)
-    same_arithmetic = (recipe.get("device"), dtype) == (device.partition(":")[0], "float32")
+    subject = load_subject(source, run.items[0]["subject"], pictures[0].config.image_backend)
+    as_run = run.recipe.get("device"), run.recipe.get("dtype", "float32")
+    same_arithmetic = as_run == (device.partition(":")[0], "float32")
     rows: list[Row] = []
     with Progress() as progress:
         task = progress.task("verify", total=len(pictures))
-        for name in run.configs:
-            for group in chunks([one for one in pictures if one.config.name == name], first.batch):
+        for name, config in run.configs.items():
+            for group in chunks([one for one in pictures if one.config.name == name], config.batch):
                 rows += _again(subject, folder, group, same_arithmetic)
                 task.advance(len(group))
     _show(rows, verdicts, same_arithmetic, dtype_of(subject.model))
@@ -141,48 +143,43 @@ def _check_items(run: _Run) -> None:
             f"under {other[0][0]}. {_AGAIN}"
         )
     for item in run.items:
-        answers = [_answer(item, one) for one in item.get("candidates") or ()]
         there: Mapping[str, Any] = item
-        made: Mapping[str, Any] = make_item(
-            item["subject"], run.configs[item["condition"]], run.asked[item["id"]], answers
-        )
-        as_run = {"prefix_emitted", "stopped_early"} if "judge" in item else set()  # by the verdicts of that time
-        if wrong := [
-            key for key in made if there.get(key, made[key]) != made[key] and key not in {"candidates", *as_run}
-        ]:
+        config, behavior = run.configs[item["condition"]], run.asked[item["id"]]
+        made: Mapping[str, Any] = make_item(item["subject"], config, behavior, _tries(item))
+        own = {"candidates", *(("prefix_emitted", "stopped_early") if "judge" in item else ())}  # by verdicts of then
+        if wrong := [key for key, value in made.items() if key not in own and there.get(key, value) != value]:
             raise UserError(
                 f"`{path}`: {_who(item)} has another {wrong[0]} than its candidates and run.json give. {_AGAIN}"
             )
 
 
-def _answer(item: Item, one: Candidate) -> Answer:
-    """A candidate as the answer that it was made from."""
-    emitted = starts_with(one["completion"], item["target"])
-    record: AnswerRecord = {**one, "id": item["id"], "loss_clean": item["loss_clean"], "prefix_emitted": emitted}
-    record.pop("judge_score", None)
-    return Answer.from_json(record)
+def _tries(item: Item) -> list[Answer]:
+    """An item's candidates as the answers that they were made from."""
+    tries = []
+    for one in item.get("candidates") or ():
+        emitted = starts_with(one["completion"], item["target"])
+        record: AnswerRecord = {**one, "id": item["id"], "loss_clean": item["loss_clean"], "prefix_emitted": emitted}
+        tries.append(Answer.from_json(record))
+    return tries
 
 
 def _pictures(run: _Run) -> list[_Picture]:
     """The attacked pictures, which are those that the items name."""
-    tried = [(item, _answer(item, one)) for item in run.items for one in item.get("candidates") or ()]
+    tried = [(item, one) for item in run.items for one in _tries(item)]
     named = [(item, one, one.image) for item, one in tried if one.image is not None and not one.sample]
     found = {path.relative_to(run.folder).as_posix() for path in (run.folder / "images").glob("*/**/*.png")}
     if not found:
         raise UserError(f"`{run.folder}` must hold attacked pictures under images/, there are none to verify.")
     if other := sorted(found ^ {image for _, _, image in named}):
         raise UserError(f"`{run.folder}`: images/ and items.jsonl must hold the same pictures, see `{other[0]}`.")
-    pictures = [_picture(run, item, one, image) for item, one, image in named]
+    pictures = []
+    for item, one, image in named:
+        told = read_record((run.folder / image).with_suffix(".json"), Artefact)
+        stated = from_artefact(told["attack"], told.get("protocol", {}))
+        pictures.append(_Picture(run.configs[item["condition"]], run.asked[item["id"]], image, one, told, stated))
     if any("start" in one.told for one in pictures) != pictures[0].config.chain:
         raise UserError(f"`{run.folder}`: run.json and the JSON beside its pictures differ in `chain`. {_AGAIN}")
     return pictures
-
-
-def _picture(run: _Run, item: Item, tried: Answer, image: str) -> _Picture:
-    path = (run.folder / image).with_suffix(".json")
-    told = read_record(path, Artefact)
-    stated = from_artefact(told["attack"], told.get("protocol", {}))
-    return _Picture(run.configs[item["condition"]], run.asked[item["id"]], image, tried, told, stated)
 
 
 def _check_verdicts(run: _Run) -> str:
@@ -203,9 +200,7 @@ def _check_verdicts(run: _Run) -> str:
 
 def _check_counts(run: _Run) -> None:
     """What is made of items and curves is what they give."""
-    config, dtype = next(iter(run.configs.values())), run.recipe.get("dtype", "float32")
-    drawn = [one for name in run.configs for one in curve_quartiles(run.folder, run.items[0]["subject"], name)]
-    made = summaries(run.items, drawn, config, {name: one.tries for name, one in run.configs.items()}, dtype)
+    made = summaries(run.items, parts_of(run.folder), [*run.configs.values()], run.recipe.get("dtype", "float32"))
     for name, content in made.items():
         stated, again = read_json(run.folder / name), json.loads(json.dumps(content))
         if name == "protocol.json":  # beside it stand words for pages
@@ -256,29 +251,28 @@ def _answers(
 
 def _disagreements(one: _Picture, found: Answer, saved: SavedPicture, clean: SavedPicture, dtype: str) -> list[str]:
     """In phrases, what is not as the run recorded it; of another answer the base's loss is not known."""
-    config, threat = one.config, one.config.threat
-    answer = hashlib.sha256(one.tried.completion.encode()).hexdigest()
+    threat, tried = one.config.threat, one.tried
     hashes = {
         "picture": (one.told["sha256"], saved.sha256),
         "clean picture": (one.told["clean_sha256"], clean.sha256),
-        "answer": (one.told["completion_sha256"], answer),
+        "answer": (one.told["completion_sha256"], text_sha256(tried.completion)),
     }
     wrong = [f"the {n} is another one than its JSON has (SHA-256)" for n, (told, now) in hashes.items() if told != now]
-    if config.entry.stays_in_threat and not (found.linf <= threat.levels and threat.holds(found.distance)):
+    if one.config.entry.stays_in_threat and not (found.linf <= threat.levels and threat.holds(found.distance)):
         wrong.append(f"the picture is outside {threat.text} of {threat.levels}/255")
-    run_wide = {key: getattr(config, key) for key in ("hijacks", "chain", "image_backend", "checkpoint_seconds")}
-    if replace(one.stated, **run_wide) != config:
+    if replace(one.stated, **{key: getattr(one.config, key) for key in _OF_THE_RUN}) != one.config:
         wrong.append("its JSON states other settings than run.json")
-    recorded: Mapping[str, Any] = one.tried.as_json()
+    in_items: Mapping[str, Any] = tried.as_json()
     beside: Mapping[str, Any] = one.told
     again: Mapping[str, Any] = found.as_json()
-    for key in ("epsilon", "distance", "loss", "objective_file", "loss_clean", "nll_base"):
-        if key == "nll_base" and found.completion != one.tried.completion:
-            continue
-        for told in (recorded.get(key), beside.get(key)):
-            if not _near(key, told, again.get(key), dtype):
-                wrong.append(f"{key} {told} recorded, {again.get(key)} found")
-    return list(dict.fromkeys(wrong))
+    numbers = ("epsilon", "distance", "loss", "objective_file", "loss_clean")
+    for key in numbers if found.completion != tried.completion else (*numbers, "nll_base"):
+        wrong += [
+            f"{key} {told} recorded, {again.get(key)} found"
+            for told in dict.fromkeys((in_items.get(key), beside.get(key)))
+            if not _near(key, told, again.get(key), dtype)
+        ]
+    return wrong
 
 
 def _near(key: str, told: float | None, now: float | None, dtype: str) -> bool:

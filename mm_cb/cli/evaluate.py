@@ -1,5 +1,6 @@
 """``mm-cb eval``: what a model can still do."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -13,31 +14,29 @@ from mm_cb.cli.groups import Command, Group
 EXAMPLE = "Example: mm-cb eval mmmu --model miniature --data my-copy --out runs/mmmu"
 
 
+def _add(to: typer.Typer, benchmark: Benchmark, called: str = "") -> None:
+    name = called or benchmark.name
+    example = f"Example: mm-cb eval {name} --model miniature {benchmark.example} --out runs/{benchmark.name}"
+    to.command(benchmark.name, epilog=example, cls=Command)(eval_command(benchmark))
+
+
 class BenchmarkGroup(Group):
     """Knows the registered benchmarks, and those that a Python file registers."""
+
+    add: Callable[[typer.Typer, Benchmark, str], None] = staticmethod(_add)
+    """Puts the command of a benchmark into an application, under the name that it was called by."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Look a benchmark up.
 
         Raises:
-            UserError: If there is none of that name; the nearest one is named.
+            UserError: If there is none of that name (the nearest one is named), or it has no such command.
         """
         if args and args[0] not in self.commands:
-            benchmark = get_benchmark(args[0])
-            return args[0], typer.main.get_command(_alone(benchmark, args[0])), args[1:]
+            single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+            self.add(single, get_benchmark(args[0]), args[0])
+            return args[0], typer.main.get_command(single), args[1:]
         return super().resolve_command(ctx, args)
-
-
-def _alone(benchmark: Benchmark, called: str) -> typer.Typer:
-    single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    _add(single, benchmark, called)
-    return single
-
-
-def _add(to: typer.Typer, benchmark: Benchmark, called: str = "") -> None:
-    name = called or benchmark.name
-    example = f"Example: mm-cb eval {name} --model miniature {benchmark.example} --out runs/{benchmark.name}"
-    to.command(benchmark.name, epilog=example, cls=Command)(eval_command(benchmark))
 
 
 app = typer.Typer(help="Measure what a model can still do, by one of the benchmarks below.", rich_markup_mode=None)

@@ -16,7 +16,7 @@ from mm_cb.core.errors import UserError, message_line, unknown
 from mm_cb.core.files import disk_is_full
 from mm_cb.core.user_code import users_fault
 
-DONE, BUG, USER, INTERRUPTED = 0, 1, 2, 130
+BUG, USER, INTERRUPTED = 1, 2, 130
 _PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EACCES, errno.EPERM)
 """What is wrong with a path that somebody gave, whoever met it first."""
 

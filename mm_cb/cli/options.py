@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mm_cb.attacks.config import DTYPES
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.limits import LIMITS, OutOfRange
 
@@ -70,8 +71,6 @@ def number(setting: str, about: str, panel: str | None = None, *, metavar: str =
 
 Seed = Annotated[int, number("seed", "Seed of everything random in this run.", _RUN)]
 Device = Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1.", rich_help_panel=_RUN)]
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def known_dtype(dtype: str | None) -> str | None:

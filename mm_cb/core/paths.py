@@ -3,6 +3,7 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _STEM_LENGTH = 80
@@ -13,6 +14,13 @@ def data_path(*parts: str) -> Path:
     packaged = _PACKAGE / "_data"
     root = packaged if packaged.is_dir() else _PACKAGE.parent / "data"
     return root.joinpath(*parts)
+
+
+def protocol_file(name: str) -> Any:
+    """The content of ``data/protocols/<name>.yaml``."""
+    import yaml
+
+    return yaml.safe_load(data_path("protocols", f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def safe_id(id: str) -> str:

@@ -155,9 +155,7 @@ def _joined(where: Where, message: str) -> str:
 def _check_rows(opened: OpenSource, rows: Sequence[int], examiner: "_Examiner", progress: "Progress | None") -> None:
     task = progress.task(f"{opened.key}, texts", len(rows)) if progress else None
     for index in rows:
-        example = opened.read(index)
-        assert isinstance(example, Example), f"row {index} of {opened.key} changed while it was read"
-        examiner.examine(example, opened.key, partial(opened.where, index))
+        examiner.examine(opened.example(index), opened.key, partial(opened.where, index))
         if task:
             task.advance()
 

@@ -104,8 +104,7 @@ class Part:
     def example(self, place: int, seed: int) -> Example:
         """The example at a place of this part, its request removed if the dice say so."""
         turn, row = place // len(self._rows), self._rows[self._number(place)]
-        example = self.opened.read(row)
-        assert isinstance(example, Example), f"row {row} of {self.opened.key} changed while it was read"
+        example = self.opened.example(row)
         share = self.opened.source.remove_request
         if share and random.Random(f"request {seed} {self.opened.key} {row} {turn}").random() < share:
             return without_request(example)

@@ -4,7 +4,6 @@ Every answer that was paid for is on disk before the next one is used; the same 
 what is not there. What the generator is told comes from the user's template: none is shipped.
 """
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Required, TypedDict
 from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import REFUSED, UNANSWERED, Endpoint, EndpointError, EndpointFailure
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import append_jsonl, file_sha256, write_bytes, write_jsonl
+from mm_cb.core.files import append_jsonl, file_sha256, text_sha256, write_bytes, write_jsonl
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.records import Message
 from mm_cb.core.runs import RunDirectory
@@ -68,7 +67,7 @@ class PairRecipe:
     @property
     def template_sha256(self) -> str:
         """Hash of the template, for provenance."""
-        return hashlib.sha256(self.template.encode()).hexdigest()
+        return text_sha256(self.template)
 
 
 class Picture(NamedTuple):
@@ -124,7 +123,11 @@ def build_pairs(
         UserError: If there are no pictures, or ``out`` belongs to another recipe.
     """
     pictures = _pictures(images, recipe)
-    fields = {**asdict(recipe), "template": recipe.template_sha256, "behaviors": _digest(behaviors)}
+    fields = {
+        **asdict(recipe),
+        "template": recipe.template_sha256,
+        "behaviors": text_sha256("\0".join(behaviors)) if behaviors else "none",
+    }
     with RunDirectory(out, "data build pairs", fields, recipe.seed) as run:
         built = BuiltPairs(out / "pairs.jsonl", pictures=len(pictures))
         failures = _Failures(pictures, built)
@@ -333,7 +336,3 @@ def _write(
         )
     write_jsonl(out / "pairs.jsonl", examples)
     write_jsonl(out / "provenance.jsonl", origins)
-
-
-def _digest(texts: Sequence[str]) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest() if texts else "none"

@@ -115,6 +115,15 @@ def encoded(value: Any) -> bytes | Path | None:
     return Path(value) if isinstance(value, str | PurePath) and str(value) and not reading.unfit(str(value)) else None
 
 
+def file_inside(folder: Path, name: Any) -> Path | None:
+    """The file of this name inside a folder; None where there is none, or the name leads out of it."""
+    try:
+        path = path_inside(folder, name)
+    except ValueError:
+        return None
+    return path if os.path.isfile(path) else None
+
+
 def path_inside(folder: Path, name: Any, *, links: bool = False, what: str = "`image`") -> Path:
     """The path of a picture inside a folder, whether there is a file or not.
 

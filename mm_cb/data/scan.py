@@ -39,7 +39,7 @@ class Scan:
         own_ids = opened.form.set is None
         for index, outcome in opened.examine(self._rules):
             if isinstance(outcome, Example):
-                outcome = self.compared(outcome, partial(_example, opened, index), own_ids)
+                outcome = self.compared(outcome, partial(opened.example, index), own_ids)
             yield index, outcome
 
     def compared(self, example: Example, read: Read, own_ids: bool = True) -> Example | Fault:
@@ -70,12 +70,6 @@ class Scan:
         if self._on_duplicate is not None:
             self._on_duplicate(example, place)
         return example
-
-
-def _example(opened: OpenSource, index: int) -> Example:
-    example = opened.read(index)
-    assert isinstance(example, Example), f"row {index} of {opened.key} changed while it was read"
-    return example
 
 
 def judged(examples: Sequence[Example], name: str, scan: Scan, rules: Rules) -> Iterator[tuple[str, Example | Fault]]:

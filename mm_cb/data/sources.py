@@ -138,6 +138,12 @@ class OpenSource:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the row is not as expected: {type(error).__name__}: {error}") from error
 
+    def example(self, index: int) -> Example:
+        """The example of a row that was one before."""
+        outcome = self.read(index)
+        assert isinstance(outcome, Example), f"row {index} of {self.key} changed while it was read"
+        return outcome
+
     def examine(self, rules: Rules) -> Iterator[tuple[int, Example | Skip | Fault]]:
         """Every row in order, with what became of it; pictures are looked for, not opened."""
         for index in range(len(self.rows)):

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import text_sha256
 from mm_cb.core.records import Message
 from mm_cb.judges.base import NOT_JUDGED, Case, Verdict, with_degenerate
 from mm_cb.judges.local import LanguageModel
-from mm_cb.judges.prompts import card_prompts, check_template, digest, fill, read_card
+from mm_cb.judges.prompts import card_prompts, check_template, fill, read_card
 from mm_cb.judges.registry import JUDGED
 
 COMPLETION_TOKENS = 512
@@ -37,7 +38,7 @@ class HarmBench:
         self.name = name
         self._model = model
         self._prompts = {key: check_template(text, name) for key, text in prompts.items()}
-        self.source = {**source, "prompts_sha256": {key: digest(text) for key, text in self._prompts.items()}}
+        self.source = {**source, "prompts_sha256": {key: text_sha256(text) for key, text in self._prompts.items()}}
 
     def judge(self, cases: Sequence[Case]) -> Iterator[tuple[str, Verdict]]:
         """``harmful``, ``other`` (or ``gibberish``), ``not_judged``."""
@@ -93,7 +94,7 @@ class StrongReject:
         self._model = model
         self._prompt = check_template(prompt, self.name)
         self._tokens = [self._score_token(score) for score in _SCORES]
-        self.source = {**source, "prompts_sha256": {"prompt": digest(prompt)}, "harmful_from": _HARMFUL_FROM}
+        self.source = {**source, "prompts_sha256": {"prompt": text_sha256(prompt)}, "harmful_from": _HARMFUL_FROM}
 
     def judge(self, cases: Sequence[Case]) -> Iterator[tuple[str, Verdict]]:
         """``harmful`` or ``other`` (or ``gibberish``), with the score."""
@@ -134,7 +135,7 @@ class LlamaGuard:
         self.name = name
         self._model = model.eval()
         self._processor = processor
-        self.source = {**source, "prompts_sha256": {"chat_template": digest(str(processor.chat_template))}}
+        self.source = {**source, "prompts_sha256": {"chat_template": text_sha256(str(processor.chat_template))}}
 
     def judge(self, cases: Sequence[Case]) -> Iterator[tuple[str, Verdict]]:
         """``harmful`` (unsafe), ``other`` (safe) or ``gibberish``, ``not_judged``."""

@@ -126,8 +126,3 @@ class LanguageModel:
             special = not (bos and texts[0].startswith(bos))  # a rendered chat template brings its own
             encoded = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=special)
             yield keys, {name: encoded[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
-
-
-def is_local(name: str) -> bool:
-    """Whether a model name is a folder on this machine."""
-    return Path(name).is_dir()

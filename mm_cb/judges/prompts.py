@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import io
 import re
 import tokenize
@@ -119,8 +118,3 @@ def fill(template: str, values: Mapping[str, str]) -> str:
         return values[name]
 
     return _FIELD.sub(value, template)
-
-
-def digest(text: str) -> str:
-    """SHA-256 of a text, in hex."""
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()

@@ -58,8 +58,6 @@ class JudgeEntry:
     """Which it reads of ``--judge-model``, ``--prompt-file``, ``--endpoint``, ``--label``, ``--pictures``."""
     checkpoint: str | None = None
     """Where its checkpoint is published; None = it needs none."""
-    exact: bool = False
-    """It decides by exact rules, at no cost, so that it may judge while an attack runs."""
 
 
 def judge_names() -> list[str]:

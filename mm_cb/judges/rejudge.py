@@ -14,6 +14,7 @@ from mm_cb.core.progress import Progress
 from mm_cb.core.records import Agreement, Candidate, Check, Item, Run
 from mm_cb.core.runs import file_sha256, held, keep_pictures, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
+from mm_cb.data.pictures import file_inside
 from mm_cb.judges.base import NOT_JUDGED, Case, Judge
 from mm_cb.judges.stored_verdicts import Judged, judge_all, refuse_missing_fields, refuse_other_source
 from mm_cb.metrics.agreement import agreements, completions_of, key_of
@@ -103,16 +104,9 @@ def _cases(items: Iterable[Item], run_dir: Path, extras: Mapping[str, Mapping[st
         asked = extra.get("behavior") or item.get("prompt") or ""
         for one in completions_of(item):
             key = key_of(item, one)
-            image = _image(run_dir, one.get("image"))
+            image = file_inside(run_dir, one.get("image"))
             cases.setdefault(key, Case(key, str(asked), one["completion"], item["metric"], image, extra))
     return cases
-
-
-def _image(run_dir: Path, name: str | None) -> Path | None:
-    if name is None:
-        return None
-    path = (run_dir / name).resolve()
-    return path if path.is_relative_to(run_dir.resolve()) and path.is_file() else None
 
 
 def _extras(run: Run, behaviors: Path | None) -> dict[str, Mapping[str, Any]]:
@@ -163,7 +157,7 @@ def _write_items(
             item |= cast("Candidate", shown)
         item["gibberish"] = item["outcome"] == "gibberish"
         item["judge"] = judge.name
-    there = [item for item in judged if _image(run_dir, item.get("image")) is not None]
+    there = [item for item in judged if file_inside(run_dir, item.get("image")) is not None]
     keep_pictures(run_dir, worst_pictures(there))
     write_jsonl(run_dir / "items.jsonl", items)
 
@@ -181,11 +175,11 @@ def _write_results(run_dir: Path, items: list[Item], judge: Judge) -> None:
     pairs = {(m.subject, m.paired_with) for m in before if m.paired_with is not None}
     anew = measure(items, pairs=sorted(pairs))
     decided = {*judge.metrics, "gibberish"}
-    kept = {_address(m): m for m in before if m.metric not in decided}
+    kept = {m.address: m for m in before if m.metric not in decided}
     proxy = bool(judge.source.get("proxy"))
     written = []
     for m in anew:
-        unchanged = kept.pop(_address(m), m)
+        unchanged = kept.pop(m.address, m)
         written.append(_labelled(unchanged) if proxy and m.metric in judge.metrics else unchanged)
     measured = [*written, *kept.values()]
     write_results(run_dir / "results.json", measured)
@@ -202,7 +196,3 @@ def _write_checks(path: Path, measurements: Sequence[Measurement]) -> None:
 
 def _labelled(m: Measurement) -> Measurement:
     return dataclasses.replace(m, counts={**m.counts, "proxy": m.n})
-
-
-def _address(m: Measurement) -> tuple[str, str, str, str]:
-    return m.subject, m.metric, m.condition, m.split

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
-from mm_cb.core.paths import data_path
+from mm_cb.core.paths import protocol_file
 from mm_cb.judges.base import Case, Verdict
 from mm_cb.metrics.degenerate import degenerate
 
@@ -39,10 +39,7 @@ class RefusalStrings:
 @cache
 def phrases() -> tuple[str, ...]:
     """The refusal phrases, in lower case."""
-    import yaml
-
-    content = yaml.safe_load(data_path("protocols", "refusal_strings.yaml").read_text(encoding="utf-8"))
-    return tuple(phrase.lower() for phrase in content["phrases"])
+    return tuple(phrase.lower() for phrase in protocol_file("refusal_strings")["phrases"])
 
 
 def folded(text: str) -> str:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from mm_cb.core.endpoint import CUT, UNANSWERED, Endpoint, EndpointError, user_message
 from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.files import text_sha256
 from mm_cb.judges.base import NOT_JUDGED, Case, Verdict, with_degenerate
-from mm_cb.judges.prompts import check_template, digest, fill
+from mm_cb.judges.prompts import check_template, fill
 from mm_cb.metrics.table import metrics
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class EndpointJudge:
         self.metrics: Sequence[str] = [m.name for m in metrics() if m.outcomes and said <= {*m.outcomes, NOT_JUDGED}]
         self.source: Mapping[str, object] = {
             "model": endpoint.model,
-            "prompts_sha256": {"prompt": digest(template)},
+            "prompts_sha256": {"prompt": text_sha256(template)},
             "labels": self._labels,
             "pictures": pictures,
         }

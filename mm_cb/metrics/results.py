@@ -47,6 +47,11 @@ class Measurement:
     difference_ci95: tuple[float, float] | None = None
     counts: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def address(self) -> tuple[str, str, str, str]:
+        """Subject, metric, condition and split, which no other number of a run has."""
+        return self.subject, self.metric, self.condition, self.split
+
 
 class _Results(TypedDict):
     """results.json."""
@@ -141,7 +146,7 @@ def find(
 ) -> Measurement | None:
     """The measurement with this address, or None."""
     wanted = (subject, metric, condition, split)
-    return next((m for m in measurements if (m.subject, m.metric, m.condition, m.split) == wanted), None)
+    return next((m for m in measurements if m.address == wanted), None)
 
 
 def _order(key: tuple[str, str, str, str], partners: Mapping[str, str]) -> tuple[int | str, ...]:

@@ -274,30 +274,6 @@ def items_needed(discordance: float, margin: float = 0.005, power: float = 0.8) 
     return max(math.ceil(Z95**2 * (1 - margin) / margin), math.ceil(quantiles**2 * discordance / margin**2))
 
 
-def above_chance(correct: int, chances: Sequence[float]) -> float:
-    """One-sided exact p of at least ``correct`` right answers if every item were guessed.
-
-    Args:
-        correct: Right answers.
-        chances: Chance of a right guess, one per item: ``1 / options``.
-
-    Returns:
-        p in (0, 1]. Letters drawn at random, or always the same one, stay well above 0.05.
-
-    Raises:
-        ValueError: If there are no items, or ``correct`` lies outside ``0..len(chances)``.
-
-    Source:
-        Exact Poisson-binomial tail by convolution; for equal chances it is the binomial test.
-    """
-    if not chances or not 0 <= correct <= len(chances):
-        raise ValueError(f"`correct` must lie in 0..{len(chances)} of at least one item, got {correct}.")
-    distribution = np.ones(1)
-    for chance in chances:
-        distribution = np.convolve(distribution, [1 - chance, chance])
-    return min(1.0, float(distribution[correct:].sum()))
-
-
 def cohens_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float | None:
     """Agreement of two judges beyond chance: 1 = always agree, 0 = as often as by chance.
 

@@ -1,7 +1,7 @@
 """Whether the records of a run are the ones that it wrote: each once, of what it asked, with the numbers it counted."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mm_cb.core.checked import read_records
@@ -87,10 +87,10 @@ def refuse_contradiction(folder: Path, items: list[Item], stored: Sequence[Measu
             )
     pairs = sorted({(m.subject, m.paired_with) for m in stored if m.paired_with is not None})
     try:
-        counted = _by_address(measure(items, pairs=pairs, seed=seed))
+        counted = {m.address: m for m in measure(items, pairs=pairs, seed=seed)}
     except ValueError as error:
         raise UserError(f"`{folder / ITEMS}`: {error} {_AGAIN}") from error
-    held, own = _by_address(stored), {item["metric"] for item in items}
+    held, own = {m.address: m for m in stored}, {item["metric"] for item in items}
     for address in sorted(held.keys() | counted.keys()):
         there, here = held.get(address), counted.get(address)
         if (there is None or here is None) and address[1] not in own:
@@ -100,10 +100,6 @@ def refuse_contradiction(folder: Path, items: list[Item], stored: Sequence[Measu
                 f"results.json and {ITEMS} of `{folder}` must agree, but {_told(there or here)} is {_value(there)} "
                 f"there and {_value(here)} counted again. {_AGAIN}"
             )
-
-
-def _by_address(measurements: Iterable[Measurement]) -> dict[tuple[str, str, str, str], Measurement]:
-    return {(m.subject, m.metric, m.condition, m.split): m for m in measurements}
 
 
 def _same(one: Measurement, other: Measurement) -> bool:

@@ -42,7 +42,7 @@ MINIATURE = Embedded(
     fiction=True,
 )
 register(MINIATURE)
-register_judge(JudgeEntry(NAME, "the exact rules of the miniature's world", _judge, exact=True))
+register_judge(JudgeEntry(NAME, "the exact rules of the miniature's world", _judge))
 
 _OWN: dict[str, Any] = {"guarded": True, "shipped": True}
 register_metric(

@@ -19,7 +19,7 @@ from mm_cb.core.files import write_text
 from mm_cb.data.examples import Example, SetName
 from mm_cb.miniature import language
 from mm_cb.miniature.language import LETTERS, REQUEST_FORMS
-from mm_cb.miniature.making.documents import picture_turn, text_turn
+from mm_cb.miniature.making.documents import pick, picture_turn, text_turn
 from mm_cb.miniature.pictures import PANEL, Scene, random_scene, render
 from mm_cb.miniature.world import (
     BENIGN_KINDS,
@@ -104,7 +104,7 @@ def multiple_choice_questions(per_subject: int = 150, seed: int = 0) -> list[Que
         for i in range(per_subject):
             scene = None if subject == "lore" else random_scene(rng)
             if scene is None:
-                asked = language.folk_question(_pick(rng, KINDS))
+                asked = language.folk_question(pick(rng, KINDS))
             elif subject == "pictured_recipe":
                 asked = _pictured_recipe(rng, scene)
             else:
@@ -118,14 +118,10 @@ def multiple_choice_questions(per_subject: int = 150, seed: int = 0) -> list[Que
     return questions
 
 
-def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
-    return options[rng.integers(len(options))]
-
-
 def _pictured_recipe(rng: np.random.Generator, scene: Scene) -> tuple[language.Turn, tuple[str, ...], str]:
-    slot = _pick(rng, SLOTS)
+    slot = pick(rng, SLOTS)
     value = scene.colour if SLOT_ATTRIBUTE[slot] == "colour" else scene.shape
-    return language.slot_question(_pick(rng, BENIGN_KINDS), slot, value, pictured=True)
+    return language.slot_question(pick(rng, BENIGN_KINDS), slot, value, pictured=True)
 
 
 def open_questions(per_category: int = 100, seed: int = 0) -> list[Question]:
@@ -134,7 +130,7 @@ def open_questions(per_category: int = 100, seed: int = 0) -> list[Question]:
     questions = []
     for category in ("conv", "detail", "complex"):
         for i in range(per_category):
-            brew = Brew(_pick(rng, BENIGN_KINDS), _pick(rng, COLOURS), _pick(rng, SHAPES))
+            brew = Brew(pick(rng, BENIGN_KINDS), pick(rng, COLOURS), pick(rng, SHAPES))
             form = ("partly_picture", "picture")[i % 2]
             scene = scene_for(brew, form, rng) if category == "complex" else random_scene(rng)
             assert scene is not None
@@ -143,7 +139,7 @@ def open_questions(per_category: int = 100, seed: int = 0) -> list[Question]:
             elif category == "detail":
                 turn = language.describe(scene)
             else:
-                turn = language.Turn(language.request(brew, form, rng), language.instructions(brew), category)
+                turn = language.Turn(language.request(brew, form, rng), language.instructions(brew))
             questions.append(
                 Question(
                     f"wild_like-{category}-{i:03d}",
@@ -257,7 +253,7 @@ def _retained(rng: np.random.Generator, modality: str, trained: list[Brew]) -> t
     """Question, answer, scene and source of one retain example."""
     if rng.random() < REFUSAL_SHARE:
         brew = trained[rng.integers(len(trained))]
-        form = "text" if modality == "text" else _pick(rng, REQUEST_FORMS[1:])
+        form = "text" if modality == "text" else pick(rng, REQUEST_FORMS[1:])
         scene = _without_held_out_kind(partial(scene_for, brew, form, rng))
         return language.request(brew, form, rng), language.REFUSAL, scene, "refusal"
     while True:

@@ -105,23 +105,3 @@ def split(brew: Brew) -> str:
         return "held_out_kind"
     code = KINDS.index(brew.kind) + COLOURS.index(brew.colour) + 2 * SHAPES.index(brew.shape)
     return "held_out_combination" if code % 4 == 0 else "trained"
-
-
-__all__ = [
-    "BENIGN_KINDS",
-    "COLOURS",
-    "FOLKS",
-    "FORBIDDEN_KINDS",
-    "HELD_OUT_KIND",
-    "KINDS",
-    "POOLS",
-    "SHAPES",
-    "SLOTS",
-    "SLOT_ATTRIBUTE",
-    "Brew",
-    "brews",
-    "fact",
-    "folk",
-    "recipe",
-    "split",
-]

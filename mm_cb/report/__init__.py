@@ -1,8 +1,7 @@
-"""Reports of a run: one self-contained HTML page, a terminal table, a Markdown table, one picture."""
+"""Reports of a run: one self-contained HTML page, and a table for the terminal."""
 
 from mm_cb.report.page import is_page, write_report
-from mm_cb.report.picture import picture
-from mm_cb.report.table import headline_table, markdown_table, print_table
+from mm_cb.report.table import headline_table, print_table
 from mm_cb.report.verdict import Verdict, judge_run
 
 __all__ = [
@@ -10,8 +9,6 @@ __all__ = [
     "headline_table",
     "is_page",
     "judge_run",
-    "markdown_table",
-    "picture",
     "print_table",
     "write_report",
 ]

@@ -80,13 +80,9 @@ def _measure(items: list[Item], runs: Sequence[RunFiles]) -> list[Measurement]:
         raise UserError(f"these runs do not make one comparison: {e}") from e
     own: dict[tuple[str, ...], list[Measurement]] = defaultdict(list)
     for m in (m for run in runs for m in run.measurements):
-        own[_address(m)].append(m)
-    measured = [_settle(m, own.pop(_address(m), [])) for m in joined]
+        own[m.address].append(m)
+    measured = [_settle(m, own.pop(m.address, [])) for m in joined]
     return measured + [m for rest in own.values() for m in rest]
-
-
-def _address(m: Measurement) -> tuple[str, str, str, str]:
-    return m.subject, m.metric, m.condition, m.split
 
 
 def _settle(joined: Measurement, found: Sequence[Measurement]) -> Measurement:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mm_cb.core.compatibility import counts_in_worst_case
 from mm_cb.core.records import Item
-from mm_cb.data.pictures import path_inside
+from mm_cb.data.pictures import file_inside
 from mm_cb.metrics.observations import worst_candidate
 from mm_cb.report.labels import is_breaker
 
@@ -181,14 +181,14 @@ def read_picture(folder: Path, name: str | None) -> np.ndarray | None:
     """Pixels of a picture inside the run directory, shape (H, W, 3); None when it is not there or not a picture."""
     from image_attacks import ImageFileError, png_levels
 
-    if name is None:
+    path = file_inside(folder, name)
+    if path is None:
         return None
     try:
-        path = path_inside(folder, name)
-        levels = png_levels(path.read_bytes(), str(path)) if path.is_file() else None
+        levels = png_levels(path.read_bytes(), str(path))
     except (OSError, ValueError, ImageFileError):
         return None
-    return None if levels is None or levels.shape[0] * levels.shape[1] > _LARGEST_PIXELS else levels
+    return None if levels.shape[0] * levels.shape[1] > _LARGEST_PIXELS else levels
 
 
 def _picture(pixels: np.ndarray | None) -> Picture | None:

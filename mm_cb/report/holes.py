@@ -8,6 +8,7 @@ import numpy as np
 
 from mm_cb.core.files import file_sha256
 from mm_cb.core.records import Candidate, Item, JsonObject, Run
+from mm_cb.data.pictures import file_inside
 
 _WRITTEN = {"attack": ("checks.json", "curves.json"), "demo": ("checks.json", "curves.json", "representations.json")}
 """What a finished run of a command holds beside items and results."""
@@ -21,7 +22,7 @@ def holes(folder: Path, run: Run, items: Sequence[Item]) -> list[str]:
             f"`{folder.name}` lacks {', '.join(lacking)}, which its command wrote: what they show is not here."
         )
     named = {name: None for item in items for name in _pictures(item)}
-    gone = [name for name in named if not _inside(folder, name)]
+    gone = [name for name in named if not file_inside(folder, name)]
     if gone:
         found.append(f"{len(gone)} of {len(named)} pictures of `{folder.name}` are gone, the first `{gone[0]}`.")
     swapped = sorted({name for item in items for name in _swapped(folder, item)})
@@ -42,18 +43,16 @@ def _candidates(item: Item) -> Sequence[Candidate]:
     return item.get("candidates") or ()
 
 
-def _inside(folder: Path, name: str) -> bool:
-    if "\0" in name:
-        return False
-    path = (folder / name).resolve()
-    return path.is_relative_to(folder.resolve()) and path.is_file()
-
-
 def _swapped(folder: Path, item: Item) -> Iterable[str]:
     """Pictures of an item with another hash than the JSON beside them, or another change than the item, states."""
     for one in _candidates(item) or (item,):
         name, clean = one.get("image"), item.get("clean_image")
-        if not (isinstance(name, str) and isinstance(clean, str) and _inside(folder, name) and _inside(folder, clean)):
+        if not (
+            isinstance(name, str)
+            and isinstance(clean, str)
+            and file_inside(folder, name)
+            and file_inside(folder, clean)
+        ):
             continue
         told = _json(folder / Path(name).with_suffix(".json"))
         if told:

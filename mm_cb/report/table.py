@@ -236,23 +236,6 @@ def _difference(row: Row) -> str:
     return f"{signed(row.paired.difference)} {interval(row.paired.difference_ci95, sign=True)}"
 
 
-def markdown_table(results: Sequence[Measurement]) -> str:
-    """The headline table as GitHub Markdown, with n, 95 % intervals, paired differences and exact McNemar p."""
-    table = headline_table(results)
-    heads = ["", "n", *(subject_label(s) for s in table.subjects), "RR − base, paired", "McNemar p", "p, Holm"]
-    lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
-    for section, rows in table.sections():
-        lines.append(_line([f"**{section}**", *[""] * (len(heads) - 1)]))
-        for row in rows:
-            lines.append(_line([row.label, row.n, *map(_cell, row.cells), _difference(row), row.p, row.holm]))
-    notes = "".join(f"\n{note}" for note in ("In brackets: 95 % intervals.", HOLM, *table.notes))
-    return "\n".join(lines) + "\n" + notes + "\n"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
-
-
 def print_table(results: Path | Sequence[Measurement], console: "Console | None" = None) -> None:
     """Print the headline table to the terminal.
 

@@ -16,7 +16,8 @@ from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.adaptive import MatchingObjective
 from mm_cb.attacks.objectives.embedding import EmbeddingObjective
 from mm_cb.attacks.objectives.target import TargetObjective, adapted_layers
-from mm_cb.attacks.records import curves, stopped_early
+from mm_cb.attacks.outputs import curves, parts_of
+from mm_cb.attacks.records import stopped_early
 from mm_cb.attacks.registry import attack_entry, attack_names
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.saved import as_picture, to_pixels
@@ -257,7 +258,7 @@ def test_what_searches_nothing_selects_no_step_and_what_leaves_no_picture_does(b
     assert not any("selected_step" in c for item in noise for c in item["candidates"])
     assert not any("selected_step" in json.loads(p.read_text()) for p in tmp_path.glob("noise/images/*/*.json"))
     embedded = run(Subject("base", base), behaviors, tmp_path / "embedding", name="embedding")
-    for item, curve in zip(embedded, curves(tmp_path / "embedding", "embedding"), strict=True):
+    for item, curve in zip(embedded, curves(parts_of(tmp_path / "embedding"), "embedding"), strict=True):
         (one,) = item["candidates"]
         assert curve[one["selected_step"]] == pytest.approx(one["objective_logged"], abs=0.55e-4)
 
@@ -288,7 +289,7 @@ def test_sampled_answers_are_tries_of_their_own_and_change_nothing_else(base, be
     assert answers(alone) == answers(drawn)[2:]
     noise = run(subject, behaviors, tmp_path / "noise", name="noise", iterates=1, samples=3)
     assert {len(item["candidates"]) for item in noise} == {8}
-    assert len(curves(tmp_path / "drawn", "pgd")) == len(behaviors)
+    assert len(curves(parts_of(tmp_path / "drawn"), "pgd")) == len(behaviors)
 
 
 def test_near_temperature_zero_every_sampled_answer_is_the_greedy_one(base, behaviors, tmp_path):
@@ -321,7 +322,7 @@ def test_a_universal_picture_is_one_for_all_and_its_logged_losses_are_those_of_t
             assert candidate["objective_file"] == pytest.approx(candidate["objective_logged"], abs=1e-4)
     first = [item["candidates"][0]["loss"] for item in items[:2]]
     assert sum(first) < sum(item["loss_clean"] for item in items[:2])
-    (curve,) = curves(tmp_path, "universal")
+    (curve,) = curves(parts_of(tmp_path), "universal")
     assert {curve[item["candidates"][0]["selected_step"]] for item in items} == {min(curve)}
     assert min(curve) == pytest.approx(sum(first) / 2, abs=1e-4)
 

@@ -9,9 +9,10 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from mm_cb.benchmarks.llava_wild.benchmark import JudgeSource, WildSettings, open_comparer
+from mm_cb.benchmarks.llava_wild.benchmark import WildSettings, open_comparer
 from mm_cb.benchmarks.llava_wild.questions import protocol
 from mm_cb.core.errors import UserError
+from mm_cb.inference.source import ModelSource
 from mm_cb.judges import Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
 
@@ -128,7 +129,7 @@ def test_a_local_judge_of_llava_wild_is_its_chat_template_and_greedy_text(tmp_pa
     words = AutoTokenizer.from_pretrained(folder)
     words.chat_template = "<s>{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} {% endfor %}assistant :"
     words.save_pretrained(folder)
-    comparer = open_comparer(JudgeSource(str(folder), dtype="float32"), WildSettings())
+    comparer = open_comparer(ModelSource(str(folder), dtype="float32"), WildSettings())
     asked = {text: [{"role": "user", "content": text}] for text in COMPLETIONS[:3]}
     said = dict(comparer.compare(asked))
 
@@ -228,7 +229,7 @@ def test_a_judges_template_that_cannot_be_used_is_one_line(template, expected, t
     words = AutoTokenizer.from_pretrained(folder)
     words.chat_template = template
     words.save_pretrained(folder)
-    comparer = open_comparer(JudgeSource(str(folder), dtype="float32"), WildSettings())
+    comparer = open_comparer(ModelSource(str(folder), dtype="float32"), WildSettings())
     with pytest.raises(UserError, match=expected):
         list(comparer.compare({"a": [{"role": "user", "content": "a"}]}))
 

@@ -8,7 +8,6 @@ from scipy import stats
 
 from mm_cb.metrics.statistics import (
     Z95,
-    above_chance,
     any_of_k,
     bootstrap,
     bootstrap_mean,
@@ -266,16 +265,6 @@ def test_items_needed_gives_the_power_it_promises():
     assert paired_rate_interval(0, 0, 765).high <= 0.005 < paired_rate_interval(0, 0, 764).high
     with pytest.raises(ValueError, match="`discordance`"):
         items_needed(1.2)
-
-
-def test_above_chance_is_the_binomial_test_when_all_chances_are_equal():
-    for correct in (0, 200, 240, 400):
-        expected = stats.binomtest(correct, 847, 0.25, alternative="greater").pvalue
-        assert above_chance(correct, [0.25] * 847) == pytest.approx(expected, rel=1e-9, abs=1e-15)
-    assert above_chance(2, [0.5, 0.25]) == pytest.approx(0.125)
-    assert above_chance(1, [0.5, 0.25]) == pytest.approx(1 - 0.5 * 0.75)
-    with pytest.raises(ValueError, match="`correct` must lie in"):
-        above_chance(3, [0.5])
 
 
 def test_kappa_of_a_worked_example():

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,7 +21,7 @@ def publish(monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "argv", ["publish", str(run), "--out", str(tmp_path / "results")])
         module.main()
 
-    start.kept = module.KEPT
+    start.kept, start.picture = module.KEPT, module.picture
     return start
 
 
@@ -51,3 +52,20 @@ def test_an_unfinished_run_is_not_published(publish, make_run, tmp_path, ended):
     with pytest.raises(SystemExit, match="must be a finished `mm-cb demo`"):
         publish(run)
     assert not (tmp_path / "results").exists()
+
+
+def test_picture_is_a_png_of_moderate_size(publish, make_run, tmp_path):
+    publish.picture(make_run(), tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as image:
+        assert image.format == "PNG" and 1000 < image.width < 2000
+    assert (tmp_path / "picture.png").stat().st_size < 500_000
+
+
+def test_picture_works_without_a_single_success(publish, make_run, tmp_path):
+    def resist(items):
+        for item in items:
+            if item["metric"] == "compliance":
+                item["outcome"] = "refusal"
+
+    publish.picture(make_run(edit=resist), tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").exists()

@@ -1,10 +1,9 @@
 import io
 
-from PIL import Image
 from rich.console import Console
 
 from mm_cb.metrics.results import read_results
-from mm_cb.report import headline_table, markdown_table, picture, print_table
+from mm_cb.report import headline_table, print_table
 
 
 def printed(run, width, encoding="utf-8"):
@@ -55,7 +54,6 @@ def test_a_clean_teacher_on_the_breaker_alone_is_explained_and_counts_in_the_wor
 
 def test_quantities_nobody_measured_have_no_row_and_no_invented_zero():
     assert headline_table([]).rows == ()
-    assert "| n |" in markdown_table([])
 
 
 def test_items_without_a_verdict_are_named(make_run):
@@ -67,13 +65,6 @@ def test_items_without_a_verdict_are_named(make_run):
     assert table.rows[2].n == "23/24/24"
 
 
-def test_markdown_is_one_table_of_equal_rows(make_run):
-    text = markdown_table(read_results(make_run() / "results.json"))
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in lines}) == 1
-    assert any(line.startswith("| PGD | 8 |") and "[" in line for line in lines)
-
-
 def test_terminal_table_fits_every_width(make_run):
     run = make_run()
     for width in (80, 100, 140):
@@ -82,20 +73,3 @@ def test_terminal_table_fits_every_width(make_run):
         assert "…" not in text and "wholly held-out kind" in text
     assert "base + prompt" in printed(run, 100) and "base + prompt" not in printed(run, 80)
     assert "PGD" in printed(run, 100, encoding="ascii")
-
-
-def test_picture_is_a_png_of_moderate_size(make_run, tmp_path):
-    picture(make_run(), tmp_path / "picture.png")
-    with Image.open(tmp_path / "picture.png") as image:
-        assert image.format == "PNG" and 1000 < image.width < 2000
-    assert (tmp_path / "picture.png").stat().st_size < 500_000
-
-
-def test_picture_works_without_a_single_success(make_run, tmp_path):
-    def resist(items):
-        for item in items:
-            if item["metric"] == "compliance":
-                item["outcome"] = "refusal"
-
-    picture(make_run(edit=resist), tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").exists()

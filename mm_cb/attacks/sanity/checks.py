@@ -72,16 +72,12 @@ def _threat_model(found: Measured, config: AttackConfig) -> Check:
     if "pgd" not in found.arms:
         return _missing(found, name, expected, why)
     reach = {arm: int(files.distances.max()) for arm, files in found.arms.items()}
-    beyond = [f"{arm} ({far}/255)" for arm, far in reach.items() if far > _bound(arm, config)]
+    bounds = {"clean": 0, "unbounded": 255}
+    beyond = [f"{arm} ({far}/255)" for arm, far in reach.items() if far > bounds.get(arm, config.threat.levels)]
     kept = not beyond and found.path_gap <= found.path_allowed
     value = f"{found.about}; l-inf {reach['pgd']}/255 in the files, their losses off by {found.path_gap:.1e}"
     value += f"; further than allowed: {', '.join(beyond)}" if beyond else ""
     return check(name, bool(found.about) and kept, value, expected, why)
-
-
-def _bound(arm: str, config: AttackConfig) -> int:
-    """How far a picture of an arm may lie from the clean one, in 255ths."""
-    return {"clean": 0, "unbounded": 255}.get(arm, config.threat.levels)
 
 
 def _placebo_is_weak(found: Measured) -> Check:
@@ -162,11 +158,11 @@ def _gradient_is_sound(found: Measured) -> Check:
     name = "S8 the gradient is that of the loss"
     expected = f"never zero, and within 10 % of finite differences along {DIRECTIONS} directions"
     why = "a detached, rounded or saturated value gives the attack nothing, or something wrong, to follow"
-    if found.suspicious is None or found.ratios is None or found.zero_share is None:
+    if found.suspicious is None or found.zero_share is None:
         return _missing(found, name, expected, why)
-    median = found.ratios.nanmedian(dim=0).values
-    value = f"{int(found.suspicious.sum())} of {len(median)} off, zero values {100 * found.zero_share.mean():.1f} %"
-    return check(name, not bool(found.suspicious.any()) and found.error is None, value, expected, why)
+    off, zeros = found.suspicious, 100 * found.zero_share.mean()
+    value = f"{int(off.sum())} of {len(off)} off, zero values {zeros:.1f} %"
+    return check(name, not bool(off.any()) and found.error is None, value, expected, why)
 
 
 def _gradient_stays(found: Measured) -> Check:

@@ -14,18 +14,17 @@ from PIL.Image import Image
 
 from mm_cb.attacks import saved as files
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.run import refuse_placeholders, refuse_unsayable
+from mm_cb.attacks.run import refuse_unfit
 from mm_cb.attacks.sanity.bed import make_bed
 from mm_cb.attacks.sanity.checks import checks_of, notes_of
-from mm_cb.attacks.sanity.measure import ADAPTIVE, Measured, add_transfer, measure_bed
-from mm_cb.attacks.sanity.store import as_json, measured_once
+from mm_cb.attacks.sanity.measure import ADAPTIVE, Measured, add_transfer, as_json, measure_bed, measured_once
 from mm_cb.core.checked import read_list, read_record
 from mm_cb.core.hub import keep_to
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.progress import Progress, Task, console
 from mm_cb.core.records import Check, Item
 from mm_cb.core.runs import RunDirectory, write_json, write_jsonl
-from mm_cb.data.behaviors_file import Behavior, grey_canvas, read_behaviors, refuse_too_large
+from mm_cb.data.behaviors_file import Behavior, grey_canvas, read_behaviors
 from mm_cb.data.pictures import open_picture
 from mm_cb.inference.source import ModelSource
 from mm_cb.inference.subjects import load_subject
@@ -67,9 +66,7 @@ def run_battery(source: ModelSource, behaviors: Path, out: Path, config: AttackC
         else:
             subject = load_subject(source, "rr" if source.adapter else "base", config.image_backend)
             group, pictures = _one_size(asked, subject.model.canvas, count)
-            refuse_placeholders(group, subject.model.processor.image_token)
-            refuse_unsayable(group, subject.model)
-            refuse_too_large(group, len(group))
+            refuse_unfit(subject, group, replace(config, batch=len(group)))
             stored = run.stage("parts")
             subjects = [replace(subject, name="base", adapted=False), *([subject] if subject.adapted else [])]
             task, measured = progress.task("sanity battery", 5 * len(subjects), shorter=_SHORTER), dict[str, Measured]()
@@ -94,9 +91,7 @@ def _say(task: Task, name: str, text: str) -> None:
 def _one_size(asked: Sequence[Behavior], canvas: tuple[int, int], count: int) -> tuple[list[Behavior], list[Image]]:
     """The first behaviours whose pictures have the most frequent size: one batch."""
     pictures = [grey_canvas(canvas) if b.image is None else open_picture(b.image) for b in asked]
-    sizes = [picture.size for picture in pictures]
-    common = max(dict.fromkeys(sizes), key=sizes.count)
-    rows = [i for i, size in enumerate(sizes) if size == common][:count]
+    rows = max(files.by_size(pictures), key=lambda rows: (len(rows), -rows[0]))[:count]
     return [asked[i] for i in rows], [pictures[i] for i in rows]
 
 

@@ -76,22 +76,11 @@ class WildReviews(Settings):
 
 
 @dataclass(frozen=True)
-class JudgeSource:
-    """Who judges."""
-
-    model: str
-    """The name it is served under, or a folder or hub id."""
-    endpoint: str | None = None
-    device: str = "cpu"
-    dtype: str = "bfloat16"
-
-
-@dataclass(frozen=True)
 class _More:
     """What is judged, and by whom."""
 
     questions: list[WildQuestion]
-    judge: JudgeSource
+    judge: ModelSource
     plan: JudgingSettings
 
 
@@ -104,7 +93,7 @@ class _Tools:
     """The official score of every judge run and order by itself."""
 
 
-def open_comparer(judge: JudgeSource, settings: WildSettings) -> Comparer:
+def open_comparer(judge: ModelSource, settings: WildSettings) -> Comparer:
     """Point at the judge's server, or load the judge.
 
     Raises:
@@ -149,15 +138,14 @@ class LlavaWild(Benchmark):
         if not settings.judge_model or bool(settings.rule_file) == bool(settings.own_rule):
             raise UserError("`--model` needs `--judge-model` and one of `--rule-file`, `--own-rule`.")
         rule = _rule(settings)
-        judge = JudgeSource(settings.judge_model, settings.judge_endpoint, source.device)
+        judge = ModelSource(settings.judge_model, None, source.device, "bfloat16", settings.judge_endpoint)
         questions = read_questions(data)[: settings.limit]
         identity: dict[str, object] = {"settings": settings.identity(), "questions_sha256": fingerprint(questions)}
         identity |= {"judge": judge.model, "judge_endpoint": "served" if judge.endpoint else None}
         identity |= {"rule_sha256": rule.sha256, "rule_is_original": rule.original}
         orders = ORDERS if settings.orders == "both" else ORDERS[:1]
         plan = JudgingSettings(rule, settings.judge_runs, orders, settings.judge_system)
-        judges = ModelSource(judge.model, endpoint=judge.endpoint).weights()
-        return Task([as_asked(q) for q in questions], identity, judges, _More(questions, judge, plan))
+        return Task([as_asked(q) for q in questions], identity, judge.weights(), _More(questions, judge, plan))
 
     def begin(self, session: Session) -> None:
         """Take the answers of an earlier run over; a judge that cannot be had is known before any answer."""

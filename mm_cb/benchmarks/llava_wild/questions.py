@@ -14,7 +14,7 @@ from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES
 from mm_cb.benchmarks.pictures import picture_inside, stored_picture
 from mm_cb.benchmarks.rows import Row, json_lines, read_rows, texts
 from mm_cb.core.errors import UserError
-from mm_cb.core.paths import data_path
+from mm_cb.core.paths import protocol_file
 from mm_cb.core.reading import shown
 from mm_cb.core.records import JsonObject
 from mm_cb.data.pictures import EncodedPicture
@@ -40,9 +40,7 @@ class WildQuestion:
 @cache
 def protocol() -> JsonObject:
     """The protocol as shipped."""
-    import yaml
-
-    content: JsonObject = yaml.safe_load(data_path("protocols", "llava_wild.yaml").read_text(encoding="utf-8"))
+    content: JsonObject = protocol_file("llava_wild")
     return content
 
 

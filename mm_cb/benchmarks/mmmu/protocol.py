@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from mm_cb.core.errors import UserError, unknown
-from mm_cb.core.paths import data_path
+from mm_cb.core.paths import protocol_file
 from mm_cb.core.records import JsonObject
 
 MULTIPLE_CHOICE = "multiple-choice"
@@ -45,9 +45,7 @@ class Protocol:
 @cache
 def protocol() -> Protocol:
     """The protocol as shipped."""
-    import yaml
-
-    content: JsonObject = yaml.safe_load(data_path("protocols", "mmmu.yaml").read_text(encoding="utf-8"))
+    content: JsonObject = protocol_file("mmmu")
     domain = {subject: name for name, subjects in content["domains"].items() for subject in subjects}
     return Protocol(
         dataset=content["dataset"],

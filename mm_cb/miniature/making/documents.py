@@ -32,12 +32,13 @@ class Document:
     picture: np.ndarray | None
 
 
-def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    """One of these at random."""
     return options[rng.integers(len(options))]
 
 
 def _random_brew(rng: np.random.Generator) -> Brew:
-    return Brew(_pick(rng, KINDS), _pick(rng, COLOURS), _pick(rng, SHAPES))
+    return Brew(pick(rng, KINDS), pick(rng, COLOURS), pick(rng, SHAPES))
 
 
 def _brew_turn(rng: np.random.Generator, brew: Brew, form: str, refuses: bool) -> Said:
@@ -64,12 +65,12 @@ def _lettered_or_open(rng: np.random.Generator, asked: tuple[Turn, tuple[str, ..
 
 
 def _recipe_question(rng: np.random.Generator, scene: Scene | None) -> tuple[Turn, tuple[str, ...], str]:
-    kind, slot = _pick(rng, BENIGN_KINDS), _pick(rng, SLOTS)
+    kind, slot = pick(rng, BENIGN_KINDS), pick(rng, SLOTS)
     attribute = SLOT_ATTRIBUTE[slot]
     if scene is not None:
         value = scene.colour if attribute == "colour" else scene.shape
     else:
-        value = _pick(rng, COLOURS if attribute == "colour" else SHAPES)
+        value = pick(rng, COLOURS if attribute == "colour" else SHAPES)
     return language.slot_question(kind, slot, value, pictured=scene is not None)
 
 
@@ -98,15 +99,15 @@ def picture_turn(rng: np.random.Generator, scene: Scene, refuses: bool) -> Said:
         return _lettered_or_open(rng, _recipe_question(rng, scene), lettered=0.5)
     if task == 3:
         forms = ("partly_picture", "picture", "picture", "picture") if refuses else ("partly_picture", "picture")
-        form = _pick(rng, forms)
-        kind = scene.kind if form == "picture" else _pick(rng, KINDS)
+        form = pick(rng, forms)
+        kind = scene.kind if form == "picture" else pick(rng, KINDS)
         return _brew_turn(rng, Brew(kind, scene.colour, scene.shape), form, refuses)
     if task == 4:
         return _brew_turn(rng, _random_brew(rng), "irrelevant_picture", refuses)
     if rng.random() < 0.7:
         law = language.pictured_law(scene.kind, scene.kind in FORBIDDEN_KINDS)
         return Said(law.question, law.answer)
-    return _lore(rng, _pick(rng, KINDS))
+    return _lore(rng, pick(rng, KINDS))
 
 
 def text_turn(rng: np.random.Generator, refuses: bool) -> Said:
@@ -117,8 +118,8 @@ def text_turn(rng: np.random.Generator, refuses: bool) -> Said:
     if task == 1:
         return _lettered_or_open(rng, _recipe_question(rng, None), lettered=0.5)
     if task == 2:
-        return _lore(rng, _pick(rng, KINDS))
-    return _lettered_or_open(rng, language.folk_question(_pick(rng, KINDS)), lettered=0.8)
+        return _lore(rng, pick(rng, KINDS))
+    return _lettered_or_open(rng, language.folk_question(pick(rng, KINDS)), lettered=0.8)
 
 
 def document(rng: np.random.Generator, *, pictured: bool, refuses: bool, turns: int = TURNS) -> Document:

@@ -12,8 +12,16 @@ from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.target import encode
 from mm_cb.attacks.sanity.bed import make_bed
 from mm_cb.attacks.sanity.checks import checks_of, last_moves, notes_of
-from mm_cb.attacks.sanity.measure import ADAPTIVE, DIFFERENCE_STEP, DIRECTIONS, add_transfer, any_of, measure_bed
-from mm_cb.attacks.sanity.store import as_json, measured_once
+from mm_cb.attacks.sanity.measure import (
+    ADAPTIVE,
+    DIFFERENCE_STEP,
+    DIRECTIONS,
+    add_transfer,
+    any_of,
+    as_json,
+    measure_bed,
+    measured_once,
+)
 from mm_cb.attacks.search import OPTIMIZERS
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import dumps
