@@ -53,7 +53,9 @@ def summaries(
     checks += [*gradient_is_there(items), *adapter_acts(items)]
     results = results_content(measure(items, pairs=[]))
     labels = {name: attack_entry(name).label for name in k}
-    protocol = {"k": dict(k), "labels": labels}
+    protocol: JsonObject = {"k": dict(k), "labels": labels}
+    if dialled := {item["condition"]: item["anneal"] for item in items if "anneal" in item}:
+        protocol["anneal"] = dialled
     return {"curves.json": drawn, "checks.json": checks, "protocol.json": protocol, "results.json": results}
 
 

@@ -85,7 +85,12 @@ class _Picture:
 
 
 def verify_run(
-    folder: str | Path, *, model: str | None = None, adapter: str | None = None, device: str = "cpu"
+    folder: str | Path,
+    *,
+    model: str | None = None,
+    adapter: str | None = None,
+    base: str | None = None,
+    device: str = "cpu",
 ) -> list[Row]:
     """Verify a run and print a table.
 
@@ -93,6 +98,7 @@ def verify_run(
         folder: A finished run of ``mm-cb attack``.
         model: Where its model lies here; None = where the run found it.
         adapter: Where its adapter lies here.
+        base: Where the base of a breaker without adapter lies here.
         device: Torch device.
 
     Raises:
@@ -103,7 +109,7 @@ def verify_run(
     _check_items(run)
     pictures, verdicts = _pictures(run), _check_verdicts(run)
     recipe, first, dtype = run.recipe, pictures[0].config, run.recipe.get("dtype", "float32")
-    source = source_again(folder, read_run(folder), "give `--{}`: where it lies here", device, model, adapter)
+    source = source_again(folder, read_run(folder), "give `--{}`: where it lies here", device, model, adapter, base)
     subject = load_subject(source, run.items[0]["subject"], first.image_backend)
     same_arithmetic = (recipe.get("device"), dtype) == (device.partition(":")[0], "float32")
     rows: list[Row] = []
@@ -267,7 +273,7 @@ def _disagreements(one: _Picture, found: Answer, saved: SavedPicture, clean: Sav
     if config.entry.stays_in_threat and not (found.linf <= threat.levels and threat.holds(found.distance)):
         wrong.append(f"the picture is outside {threat.text} of {threat.levels}/255")
     run_wide = {key: getattr(config, key) for key in ("hijacks", "chain", "image_backend", "checkpoint_seconds")}
-    if replace(one.stated, **run_wide) != config:
+    if one.stated.annealing != config.annealing or replace(one.stated, **run_wide, anneal=config.anneal) != config:
         wrong.append("its JSON states other settings than run.json")
     recorded: Mapping[str, Any] = one.tried.as_json()
     beside: Mapping[str, Any] = one.told
