@@ -38,7 +38,8 @@ from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.representations import compare
 from mm_cb.training.run import train
 
-CONDITIONS = ("no_attack", "noise", "pgd", "pgd_adaptive", "pgd_clean_teacher")
+_DIALLED = "pgd_homotopy"
+CONDITIONS = ("no_attack", "noise", "pgd", "pgd_adaptive", "pgd_clean_teacher", _DIALLED)
 
 _BATCH = 36
 """Behaviours attacked at once: the miniature's pictures are small."""
@@ -102,7 +103,7 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "
             f"\n{_conclusion(run.path)}\n{'' if full else _SHORT}"
             f"\nreport  {run.path / 'report.html'}\nresults {run.path / 'results.json'}   ({minutes:.1f} minutes)"
         )
-        progress.say("next    your own model: docs/quickstart.md")
+        progress.say(f"next    {_finishing(run.path)}\n        your own model: docs/quickstart.md")
 
 
 _SHORT = (
@@ -118,6 +119,15 @@ def _conclusion(out: Path) -> str:
 
     verdict = judge_run(read_results(out / "results.json"), read_list(out / "checks.json", Check))
     return "\n".join([verdict.sentence, *(f"- {reason}" for reason in verdict.reasons)])
+
+
+def _finishing(out: Path) -> str:
+    """What to type to see the attack end that needs more steps than there is time for."""
+    return (
+        f"`{_DIALLED}` cannot finish in so few steps, here it does: mm-cb attack --model {NAME} "
+        f"--adapter {out / 'adapters' / rr_name(0)} --behaviors {out / 'behaviors' / 'behaviors.jsonl'} "
+        f"--attack {_DIALLED} --steps 1500 --batch 24 --out {out}-{_DIALLED}"
+    )
 
 
 def _announce(plan: DemoSize, rr_seeds: int, out: Path) -> str:

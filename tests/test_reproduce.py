@@ -13,7 +13,7 @@ from mm_cb.report.load import load_run
 from mm_cb.report.table import headline_table
 
 ROOT = Path(__file__).resolve().parent.parent
-KNOWING = {"pgd_adaptive", "pgd_clean_teacher"}
+KNOWING = {"pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy"}
 """Attacks that know the breaker: they are aimed at what the adapter changed."""
 STUB = """#!/usr/bin/env bash
 printf '%q ' "$@" >>"$LOG"; echo >>"$LOG"
@@ -82,7 +82,7 @@ def test_a_dry_run_prints_what_is_then_run_and_runs_nothing(given, tmp_path):
     assert start(tmp_path, given).returncode == 0
     assert logged(given) == commands
     kinds = [kind(command) for command in commands]
-    expected = {"train": 1, "attack check": 1, "attack": 11, "judge": 11, "eval": 9, "report": 1}
+    expected = {"train": 1, "attack check": 1, "attack": 12, "judge": 12, "eval": 9, "report": 1}
     assert {kind: kinds.count(kind) for kind in kinds} == expected
     assert kinds[0] == "train" and kinds[-1] == "report"
     assert commands[0][2:4] == ["--out", "my runs/7b/train"] and commands[0][-2:] == ["training.max_steps=2", "a.b=c"]

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mm_cb.attacks.config import ANNEAL, AttackConfig
 from mm_cb.attacks.objectives.anneal import ALLOWED, FORCED, HANDICAP, RAISED, Annealed, scale_after
-from mm_cb.attacks.registry import attacks
+from mm_cb.attacks.registry import attack_names, attacks
 from mm_cb.attacks.saved import to_pixels
 from mm_cb.attacks.search import make_objective
 from mm_cb.attacks.verify import verify_run
@@ -19,6 +19,7 @@ from tests.attacks.helpers import attack, first_behaviors, save_adapter
 from tests.attacks.objectives.test_adaptive import BEHAVIORS, PICTURES, RESPONSES, adapted_model
 
 KNOWING = [entry.name for entry in attacks() if entry.can_anneal and not entry.universal]
+NAMES = attack_names()
 PIXELS = torch.stack([to_pixels(p) for p in PICTURES])
 
 
@@ -51,6 +52,15 @@ def test_a_scale_rises_from_nought_to_one(by, steps):
     assert bool((found.diff(dim=0) >= 0).all()) and bool(((found >= 0) & (found <= 1)).all())
 
 
+def test_the_row_says_how_unless_the_flag_does_and_only_pgd_reads_it():
+    given = {
+        (name, anneal): AttackConfig(name, anneal=anneal).annealing for name in NAMES for anneal in (None, *ANNEAL)
+    }
+    assert {name for name in NAMES if given[name, None] != "none"} == {"pgd_homotopy"}
+    assert {name for name in NAMES if given[name, "steps"] == "steps"} == {*KNOWING, "universal"}
+    assert not any(given[name, "none"] != "none" for name in NAMES)
+
+
 def test_by_steps_it_is_a_line_and_by_loss_each_rows_own():
     line = scales("steps", [0.0, 9.0])
     assert torch.equal(line[:, 0], line[:, 1]) and line[35, 0] == pytest.approx(35 / (100 * RAISED))
@@ -78,7 +88,7 @@ def test_whatever_is_minimised_is_itself_at_the_end_and_the_bases_at_the_start(s
         torch.testing.assert_close(start, expected, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", KNOWING)
+@pytest.mark.parametrize("name", ["pgd", "pgd_adaptive", "pgd_homotopy"])
 def test_a_step_on_the_way_costs_what_a_step_at_the_end_costs(subject, name):
     objective = make_objective(subject, BEHAVIORS, PICTURES, AttackConfig(name), RESPONSES)
     annealed = Annealed(objective, subject.model, "loss", 9, 2)
@@ -94,8 +104,7 @@ def test_a_step_on_the_way_costs_what_a_step_at_the_end_costs(subject, name):
     assert on_the_way == count(annealed, torch.ones(2)) == count(objective, torch.ones(2)) > 0
 
 
-@pytest.mark.parametrize("by", ANNEAL[1:])
-@pytest.mark.parametrize("way", ["adapter", "merged"])
+@pytest.mark.parametrize(("way", "by"), [("adapter", "loss"), ("merged", "steps")])
 def test_a_run_selects_a_picture_of_the_whole_breaker_and_every_number_of_it_verifies(files, tmp_path, by, way):
     behaviors, adapter, merged = files
     who = {"adapter": adapter} if way == "adapter" else {"model": merged, "base": "miniature"}
@@ -113,16 +122,9 @@ def test_a_run_selects_a_picture_of_the_whole_breaker_and_every_number_of_it_ver
     assert not [row for row in verify_run(run) if row.disagreements]
 
 
-def test_no_annealing_is_a_setting_too(files, tmp_path):
+def test_a_run_that_was_cut_off_goes_on_at_its_scale(files, tmp_path, monkeypatch):
     behaviors, adapter, _ = files
-    run = attack(tmp_path / "run", behaviors, "pgd_homotopy", adapter=adapter, anneal="none")
-    assert all("anneal" not in json.loads(line) for line in (run / "items.jsonl").read_text().splitlines())
-
-
-@pytest.mark.parametrize("by", ANNEAL[1:])
-def test_a_run_that_was_cut_off_goes_on_at_its_scale(files, tmp_path, monkeypatch, by):
-    behaviors, adapter, _ = files
-    settings = {"adapter": adapter, "steps": 8, "batch": 2, "checkpoint_seconds": 0.0, "anneal": by}
+    settings = {"adapter": adapter, "steps": 7, "batch": 2, "checkpoint_seconds": 0.0, "anneal": "loss"}
     whole = attack(tmp_path / "whole", behaviors, "pgd_homotopy", **settings)
     real, calls = Annealed.__call__, []
 
