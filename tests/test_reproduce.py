@@ -105,7 +105,7 @@ def test_subjects_differ_in_adapter_and_safety_prompt_alone(given, tmp_path):
         for word in (*who.get(subject, ()), out):
             rest.remove(word)
         plain.setdefault(out.rpartition(f"/{subject}-")[2], []).append(rest)
-    assert len(plain) == 8
+    assert len(plain) == 9
     for what, found in plain.items():
         assert found == [found[0]] * len(found) and len(found) == (1 if what in KNOWING else 3)
 
@@ -135,7 +135,7 @@ def test_another_way_of_judging_judges_again(given, tmp_path):
     start(tmp_path, given)
     logged(given)
     start(tmp_path, {**given, "JUDGING": "--endpoint http://127.0.0.1:9/v1"})
-    assert sum(command[0] == "judge" for command in logged(given)) == 11
+    assert sum(command[0] == "judge" for command in logged(given)) == 12
 
 
 def test_a_step_that_fails_stops_the_script_and_is_the_first_of_the_next_run(given, tmp_path):
@@ -156,7 +156,7 @@ def test_another_judge_judges_again(given, tmp_path):
     for judge in ({**given, "JUDGE": "harmbench"}, longer):  # the first one's verdicts are kept, but no longer newest
         start(tmp_path, judge)
         kinds = [command[0] for command in logged(given)]
-        assert kinds.count("judge") == 11 and kinds[-1] == "report"
+        assert kinds.count("judge") == 12 and kinds[-1] == "report"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_none_leaves_a_part_out(given, tmp_path):
         "CHECK": "none",
     }
     commands, _ = printed(tmp_path, some)
-    assert [kind(command) for command in commands] == ["train", *["attack"] * 8, "report"]
+    assert [kind(command) for command in commands] == ["train", *["attack"] * 9, "report"]
 
 
 def test_a_finished_adapter_is_not_trained_again(given, tmp_path):
