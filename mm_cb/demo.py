@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -122,11 +123,12 @@ def _conclusion(out: Path) -> str:
 
 
 def _finishing(out: Path) -> str:
-    """What to type to see the attack end that needs more steps than there is time for."""
+    """What to type to give the attack the steps that there is no time for."""
+    places = out / "adapters" / rr_name(0), out / "behaviors" / "behaviors.jsonl", f"{out}-{_DIALLED}"
+    adapter, behaviors, further = (shlex.quote(str(place)) for place in places)
     return (
-        f"`{_DIALLED}` cannot finish in so few steps, here it does: mm-cb attack --model {NAME} "
-        f"--adapter {out / 'adapters' / rr_name(0)} --behaviors {out / 'behaviors' / 'behaviors.jsonl'} "
-        f"--attack {_DIALLED} --steps 1500 --batch 24 --out {out}-{_DIALLED}"
+        f"`{_DIALLED}` does not finish in so few steps, with more: mm-cb attack --model {NAME} --adapter {adapter} "
+        f"--behaviors {behaviors} --attack {_DIALLED} --steps 1500 --batch 24 --out {further}"
     )
 
 
