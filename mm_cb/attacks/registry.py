@@ -140,7 +140,7 @@ _ENTRIES = (
         "pgd",
         "mm_cb.attacks.objectives.homotopy:HomotopyObjective",
         first_step=16 / 255,
-        anneal="steps",
+        anneal="loss",
         needs_adapter=True,
         forces_response=True,
     ),

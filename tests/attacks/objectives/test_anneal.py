@@ -67,7 +67,7 @@ def test_by_steps_it_is_a_line_and_by_loss_each_rows_own():
     easy, hard = scales("loss", [0.0, 9.0]).T
     begin, end = (round(100 * share) for share in FORCED)
     assert easy[33] == pytest.approx(0.99) and bool((easy[34:] == 1).all())
-    assert bool((hard[: begin + 1] == 0).all()) and 0 < hard[begin + 1] < 1 and bool((hard[end:] == 1).all())
+    assert bool((hard[: begin + 1] == 0).all()) and 0 < hard[begin + 1] < 1 and bool((hard[end + 1 :] == 1).all())
 
 
 @pytest.mark.parametrize("name", KNOWING)
