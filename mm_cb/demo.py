@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +39,8 @@ from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.representations import compare
 from mm_cb.training.run import train
 
-CONDITIONS = ("no_attack", "noise", "pgd", "pgd_adaptive", "pgd_clean_teacher")
+_DIALLED = "pgd_homotopy"
+CONDITIONS = ("no_attack", "noise", "pgd", "pgd_adaptive", "pgd_clean_teacher", _DIALLED)
 
 _BATCH = 36
 """Behaviours attacked at once: the miniature's pictures are small."""
@@ -102,7 +104,7 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "
             f"\n{_conclusion(run.path)}\n{'' if full else _SHORT}"
             f"\nreport  {run.path / 'report.html'}\nresults {run.path / 'results.json'}   ({minutes:.1f} minutes)"
         )
-        progress.say("next    your own model: docs/quickstart.md")
+        progress.say(f"next    {_finishing(run.path)}\n        your own model: docs/quickstart.md")
 
 
 _SHORT = (
@@ -118,6 +120,16 @@ def _conclusion(out: Path) -> str:
 
     verdict = judge_run(read_results(out / "results.json"), read_list(out / "checks.json", Check))
     return "\n".join([verdict.sentence, *(f"- {reason}" for reason in verdict.reasons)])
+
+
+def _finishing(out: Path) -> str:
+    """What to type to give the attack the steps that there is no time for."""
+    places = out / "adapters" / rr_name(0), out / "behaviors" / "behaviors.jsonl", f"{out}-{_DIALLED}"
+    adapter, behaviors, further = (shlex.quote(str(place)) for place in places)
+    return (
+        f"`{_DIALLED}` does not finish in so few steps, with more: mm-cb attack --model {NAME} --adapter {adapter} "
+        f"--behaviors {behaviors} --attack {_DIALLED} --steps 1500 --batch 24 --out {further}"
+    )
 
 
 def _announce(plan: DemoSize, rr_seeds: int, out: Path) -> str:

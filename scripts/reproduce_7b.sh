@@ -155,7 +155,7 @@ fi
 runs=()
 for subject in "${subjects[@]}"; do
     who "$subject"
-    for attack in no_attack noise pgd pgd_adaptive pgd_clean_teacher; do
+    for attack in no_attack noise pgd pgd_adaptive pgd_clean_teacher pgd_homotopy; do
         knowing=0
         case "$attack" in pgd_*) knowing=1 ;; esac
         # Without an adapter there is nothing to adapt to: on the base the adaptive attack is PGD.

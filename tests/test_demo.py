@@ -75,6 +75,7 @@ def test_it_prints_the_table_and_where_the_report_is(finished):
     out, text = finished
     assert "complies" in text and "over-refusal" in text
     assert str(out / "report.html") in text
+    assert "--attack pgd_homotopy --steps 1500" in text and f"--adapter {out / 'adapters' / 'rr'}" in text
     # three steps break nothing: no table without its verdict
     assert "No claim: this run shows nothing" in text and "- attack breaks the undefended base: expected" in text
     assert (out / "report.html").stat().st_size > 10_000
@@ -132,8 +133,9 @@ def test_adaptive_attack_on_the_base_is_pgd_and_says_so(finished):
     items = read_jsonl(finished[0] / "items.jsonl")
     stands_in = [i for i in items if i["condition"] == "pgd_adaptive" and i["subject"] == "base"]
     assert stands_in and all(i["same_as"] == "pgd" for i in stands_in)
-    aimed = {i["subject"] for i in items if i["condition"] == "pgd_clean_teacher"}
-    assert aimed == {"rr"}, "what aims at an adapter needs one"
+    for attack in ("pgd_clean_teacher", "pgd_homotopy"):
+        aimed = {i["subject"] for i in items if i["condition"] == attack}
+        assert aimed == {"rr"}, "what aims at an adapter needs one"
     assert not any("same_as" in i for i in items if i["subject"] == "rr")
 
 

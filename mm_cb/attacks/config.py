@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Required, TypedDict
+from typing import Literal, Required, TypedDict, cast, get_args
 
-from mm_cb.attacks.registry import AttackEntry, attack_entry
+from mm_cb.attacks.registry import Anneal, AttackEntry, attack_entry
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.checked import checked
 from mm_cb.core.errors import UserError
@@ -20,6 +20,7 @@ from mm_cb.core.records import JsonObject, Recipe, Run
 
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIMIZERS = ("adam", "sign", "momentum")
+ANNEAL = get_args(Anneal)
 IMAGE_BACKENDS = ("pil", "torchvision")
 
 
@@ -52,6 +53,9 @@ class AttackConfig:
     attack, HarmBench's PGD, steps by the sign."""
     term_weight: float = 1.0
     """Weight of an adaptive attack's term beside the target's loss."""
+    anneal: Anneal | str | None = None
+    """How the adapter's scale changes on the way: "none", or from 0 to 1 by the "steps", or by each behaviour's "loss";
+    None = as the attack's row of the table says."""
     balance: bool = False
     """Scale that term so that its gradient is as long as the target's at the clean picture."""
     iterates: int = 0
@@ -91,6 +95,8 @@ class AttackConfig:
             raise ValueError("`iterates` must be at least 1 with `early_stop`, which judges them, got 0.")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"`optimizer` must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}.")
+        if self.anneal is not None and self.anneal not in ANNEAL:
+            raise ValueError(f"`anneal` must be one of {', '.join(ANNEAL)}, got {self.anneal!r}.")
         if self.image_backend not in IMAGE_BACKENDS:
             raise ValueError(f"`image_backend` must be one of {', '.join(IMAGE_BACKENDS)}, got {self.image_backend!r}.")
 
@@ -98,6 +104,13 @@ class AttackConfig:
     def entry(self) -> AttackEntry:
         """The attack's row of the table."""
         return attack_entry(self.name)
+
+    @property
+    def annealing(self) -> Anneal:
+        """How the adapter's scale changes on the way of this very attack."""
+        if not self.entry.can_anneal:
+            return "none"
+        return cast("Anneal", self.entry.anneal if self.anneal is None else self.anneal)
 
     def named(self, names: Sequence[str]) -> list[AttackConfig]:
         """The same settings for several attacks."""
@@ -147,6 +160,7 @@ def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
         ),
         ("term_weight", "--term-weight", own_term, "an attack with such a term (one that needs an adapter)"),
         ("optimizer", "--optimizer", any(e.search in ("pgd", "embedding") for e in entries), "an attack by PGD"),
+        ("anneal", "--anneal", any(e.can_anneal for e in entries), "an attack by PGD on pixels"),
         ("hijacks", "--hijacks", any(e.forces_response for e in entries), "an attack that forces a long response"),
         ("chain", "--chain", sum(e.searches_pixels for e in entries) > 1, "two or more attacks that step on pixels"),
         ("iterates", "--iterates", drawn, "an attack that steps on pixels, or its placebo"),
@@ -187,6 +201,8 @@ def as_recipe(config: AttackConfig, names: Sequence[str]) -> dict[str, object]:
     idle = set() if config.samples else {"samples", "temperature"}
     idle |= set() if config.universal_train else {"universal_train"}
     options = {_RENAMED.get(key, key): getattr(config, key) for key in _OPTIONS if key not in idle}
+    if config.anneal is not None:
+        options["anneal"] = config.anneal
     options["hijacks"] = None if config.hijacks is None else str(config.hijacks)
     if config.threat.text != "linf":
         options["threat_model"] = config.threat.text
@@ -216,7 +232,10 @@ def as_artefact(config: AttackConfig, canvas: Sequence[int]) -> dict[str, dict[s
     attack: dict[str, object] = {"name": config.name, "epsilon": config.threat.levels}
     attack |= {_RENAMED.get(key, key): getattr(config, key) for key in _BUDGET}
     attack |= {"canvas": list(canvas), "threat_model": config.threat.text}
-    return {"attack": attack, "protocol": {key: getattr(config, key) for key in _PROTOCOL}}
+    protocol: dict[str, object] = {key: getattr(config, key) for key in _PROTOCOL}
+    if config.annealing != "none":
+        protocol["anneal"] = config.annealing
+    return {"attack": attack, "protocol": protocol}
 
 
 def from_artefact(attack: Recipe, protocol: Recipe) -> AttackConfig:
@@ -226,7 +245,7 @@ def from_artefact(attack: Recipe, protocol: Recipe) -> AttackConfig:
         UserError: If it is not as `as_artefact` writes it.
     """
     stated = {key: value for key, value in attack.items() if key not in ("canvas", "epsilon")}
-    stated |= {key: value for key, value in protocol.items() if key in _PROTOCOL}
+    stated |= {key: value for key, value in protocol.items() if key in (*_PROTOCOL, "anneal")}
     return _stated(stated, checked(attack, _Attack, "the attack of a picture's JSON")["epsilon"], "a picture's JSON")
 
 
@@ -260,6 +279,7 @@ class AttackRecipe(_Recipe, total=False):
     model: Required[str]
     adapter: Required[str | None]
     system: Required[str | None]
+    base: str
     device: str
     dtype: str
     fiction: bool
@@ -279,6 +299,7 @@ class _Options(TypedDict, total=False):
     name: str
     threat_model: str
     optimizer: str
+    anneal: str
     balance: bool
     early_stop: bool
     chain: bool

@@ -253,6 +253,7 @@ class Flags(TypedDict, total=False):
     worst_case: bool
     prefilled: bool
     outside_threat: bool
+    anneal: str
 
 
 def flags(config: AttackConfig) -> Flags:
@@ -261,6 +262,8 @@ def flags(config: AttackConfig) -> Flags:
     said: Flags = {"worst_case": entry.in_worst_case, "prefilled": entry.prefilled}
     if not entry.stays_in_threat:
         said["outside_threat"] = True
+    if config.annealing != "none":
+        said["anneal"] = config.annealing
     return said
 
 

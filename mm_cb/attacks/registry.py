@@ -17,6 +17,9 @@ Search = Literal["clean", "noise", "pgd", "apgd", "embedding", "draw"]
 """Where an attack's pictures come from: the clean ones, random noise, gradient steps on pixels (by ``--optimizer``, or
 APGD's), gradient steps on image embeddings, or a drawing (black box, no gradient)."""
 
+Anneal = Literal["none", "steps", "loss"]
+"""How the adapter's scale changes on the way: not at all, from 0 to 1 by the steps, or by each behaviour's loss."""
+
 
 @dataclass(frozen=True)
 class AttackEntry:
@@ -38,6 +41,8 @@ class AttackEntry:
     first_step: float | None = None
     """First step of a search by PGD in [0, 1] units per value, from which it falls by a cosine; None = as the threat
     model has it, geometrically."""
+    anneal: Anneal = "none"
+    """How the adapter's scale changes on the way, unless ``--anneal`` says it."""
     needs_adapter: bool = False
     """It is aimed at what an adapter changed."""
     forces_response: bool = False
@@ -60,6 +65,11 @@ class AttackEntry:
     def searches_pixels(self) -> bool:
         """Whether a picture is optimised step by step, so that it has iterates and can start another attack."""
         return self.search in ("pgd", "apgd")
+
+    @property
+    def can_anneal(self) -> bool:
+        """Whether ``--anneal`` is for it: Auto-PGD's own steps follow from losses of one model."""
+        return self.search == "pgd"
 
     @property
     def changes_picture(self) -> bool:
@@ -130,6 +140,7 @@ _ENTRIES = (
         "pgd",
         "mm_cb.attacks.objectives.homotopy:HomotopyObjective",
         first_step=16 / 255,
+        anneal="loss",
         needs_adapter=True,
         forces_response=True,
     ),
@@ -242,7 +253,10 @@ def chosen_attacks(text: str, *, adapted: bool) -> list[str]:
     entries = [attack_entry(name.strip()) for name in text.split(",")]
     for entry in entries:
         if entry.needs_adapter and not adapted:
-            raise UserError(f"`--attack {entry.name}` aims at what an adapter changed: give the `--adapter` to attack.")
+            raise UserError(
+                f"`--attack {entry.name}` aims at what an adapter changed: give the `--adapter`, or the "
+                "`--base` of a breaker without one."
+            )
         if entry.universal and len(entries) > 1:
             raise UserError(
                 f"`--attack {entry.name}` must be alone in its run: its picture is not the one that a behaviour comes "

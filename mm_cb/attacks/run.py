@@ -56,6 +56,7 @@ def attack(
     *,
     attacks: str = "pgd",
     adapter: str | Path | None = None,
+    base: str | Path | None = None,
     system: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
@@ -70,6 +71,7 @@ def attack(
         out: Run directory.
         attacks: One name, several with commas between, or ``all``.
         adapter: Folder of a PEFT adapter.
+        base: What a breaker without adapter was made from, for attacks that aim at what sets it apart.
         system: Text in front of every request.
         device: Torch device.
         dtype: Of the model: float32, bfloat16 or float16.
@@ -83,8 +85,9 @@ def attack(
     Example:
         >>> attack("ORG/NAME", "behaviors.jsonl", "runs/attack", attacks="pgd", steps=100)  # doctest: +SKIP
     """
-    source = ModelSource(model, None if adapter is None else str(adapter), device, dtype, system=system)
-    names = chosen_attacks(attacks, adapted=adapter is not None)
+    adapter, base = (None if one is None else str(one) for one in (adapter, base))
+    source = ModelSource(model, adapter, device, dtype, system=system, base=base)
+    names = chosen_attacks(attacks, adapted=source.breaker)
     run_attack(source, behaviors_path(Path(behaviors)), Path(out), names, replace(config or AttackConfig(), **settings))
     return AttackRun(Path(out), read_results(Path(out) / "results.json"))
 
@@ -115,6 +118,7 @@ def run_attack(
     _refuse(source, names, config, shard)
     responses = hijacked_responses(config.hijacks, asked)
     recipe = {"model": source.model, "adapter": source.adapter, "system": source.system, **as_recipe(config, names)}
+    recipe |= {} if source.base is None else {"base": source.base}
     recipe |= {"device": source.device.partition(":")[0], "dtype": source.dtype, "fiction": source.fiction}
     inputs = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
     with Progress() as progress:
@@ -151,6 +155,15 @@ def _refuse(source: ModelSource, names: Sequence[str], config: AttackConfig, sha
         )
     if config.named(names)[0].entry.universal and (shard is not None or config.early_stop):
         raise UserError("`universal` makes one picture for all behaviours: leave out `--shard` and `--early-stop`.")
+    if source.adapter is not None and source.base is not None:
+        raise UserError(
+            "`--base` is for a breaker without adapter: with `--adapter` the base is the `--model`; leave it out."
+        )
+    if not source.breaker and any(one.annealing != "none" for one in config.named(names)):
+        raise UserError(
+            f"`--anneal {config.anneal}` dials up what sets a breaker apart from its base: give the `--adapter`, or "
+            "the `--base` of a breaker without one."
+        )
     refuse_idle(config, names)
     refuse_mismatch(config, names)
 
@@ -167,7 +180,7 @@ class _Job:
     def attack(self, folder: Path, chosen: Sequence[Behavior]) -> None:
         """Load the model and run every attack on these behaviours."""
         source, first = self.source, self.configs[0]
-        subject = load_subject(source, subject_name(source.adapter, source.system), first.image_backend)
+        subject = load_subject(source, subject_name(source.breaker, source.system), first.image_backend)
         refuse_unfit(subject, chosen, first)
         if self.responses is not None:
             forced = sum(b.id in self.responses for b in chosen)
@@ -189,6 +202,12 @@ def attack_in_turn(
     """Run several attacks, in a chain if asked to, and write what a run directory holds."""
     items: list[Item] = []
     if idle := changes_nothing(subject):
+        if dialled := [config.name for config in configs if config.annealing != "none"]:
+            raise UserError(
+                f"`{dialled[0]}` dials the adapter up on the way, but the adapter of `{subject.name}` changes no logit "
+                f"of `{subject.model.name}`: there is no breaker to attack; leave `{dialled[0]}` out, or give the "
+                "adapter that was meant."
+            )
         progress.say(idle_note(subject))
     for config in configs:
         started = time.monotonic()
@@ -283,8 +302,8 @@ def hijacked_responses(run: Path | None, behaviors: Sequence[Behavior]) -> dict[
     held = read_run(run)
     if held["command"] != "attack" or not held.get("ended"):
         raise UserError(f"`--hijacks` must be a finished run of `mm-cb attack`, `{run}` is none.")
-    if held["recipe"].get("adapter") is not None:
-        raise UserError(f"`--hijacks` must be an attack run on the base model, but `{run}` attacked an adapter.")
+    if any(held["recipe"].get(part) is not None for part in ("adapter", "base")):
+        raise UserError(f"`--hijacks` must be an attack run on the base model, but `{run}` attacked a breaker.")
     items, asked = whole_items(run, held), {b.id for b in behaviors}
     said = {
         item["id"]: item["completion"] for item in items if item.get("outcome") == "harmful" and "completion" in item

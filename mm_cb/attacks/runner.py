@@ -298,6 +298,7 @@ def _search(job: Job, asked: Asked, objective: Objective, clean: Tensor, restart
             objective,
             clean,
             config,
+            model=job.subject.model,
             generators=_generators(config, restart, group),
             random_start=restart > 0,
             first=first,

@@ -15,11 +15,13 @@ from torch import Tensor
 from image_attacks import AttackError, AttackResult, Linf, ResumeError, ThreatModel, adam_pgd, apgd, pgd
 from mm_cb.attacks.checkpoint import Watch
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.objectives.target import Annealed, Objective, Relaxed
+from mm_cb.attacks.objectives.anneal import Annealed
+from mm_cb.attacks.objectives.target import Objective, Relaxed
 from mm_cb.attacks.registry import resolved
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
+from mm_cb.models import ChatModel
 
 OPTIMIZERS: Mapping[str, Callable[..., AttackResult]] = {
     "adam": adam_pgd,
@@ -99,6 +101,7 @@ def search(
     clean: Tensor,
     config: AttackConfig,
     *,
+    model: ChatModel,
     generators: list[torch.Generator],
     random_start: bool,
     first: Tensor | None = None,
@@ -112,6 +115,7 @@ def search(
         objective: What to minimise.
         clean: Clean pixels ``(B, 3, H, W)``.
         config: Search and budget; what is kept, judged and saved on the way.
+        model: What the objective looks at, to scale its adapter on the way.
         generators: One random stream per behaviour.
         random_start: Start at random instead of at the clean pictures.
         first: Start here instead (pixels), unless the start is random.
@@ -138,22 +142,24 @@ def search(
         run = partial(run, step_size=config.entry.first_step, step_schedule="cosine")
     resume = watch.resume()
 
+    annealed = None
+    if config.annealing != "none":
+        annealed = Annealed(objective, model, config.annealing, config.steps, len(clean))
+        for losses in resume["curves"] if resume and "curves" in resume else ():
+            annealed.saw(losses)
+
     def stop(pixels: Tensor, losses: Tensor) -> Tensor:
-        done = watch.stop(pixels, losses)
-        if isinstance(objective, Annealed):
-            objective.at_step(watch.step, config.steps)
-        return done
+        if annealed is not None:
+            annealed.saw(losses)
+        return watch.stop(pixels, losses)
 
     def told(seen: int, losses: Tensor, _: Tensor) -> None:
         if show is not None:
-            on_top = objective.handicap(seen - 1, config.steps) if isinstance(objective, Annealed) else 0.0
-            show(seen, losses - on_top)
+            show(seen, losses if annealed is None else losses - annealed.handicap(seen - 1).to(losses))
 
-    if isinstance(objective, Annealed):
-        objective.at_step(watch.step, config.steps)
     try:
         result = run(
-            objective,
+            annealed or objective,
             clean,
             threat_model=allowed,
             steps=config.steps,
@@ -174,12 +180,8 @@ def search(
             f"`{config.name}` cannot attack this model: {error} Try `--dtype float32`; if it stays, look at the "
             "behaviours named by their place in the batch."
         ) from error
-    finally:
-        if isinstance(objective, Annealed):
-            objective.at_step(config.steps, config.steps)
-    if isinstance(objective, Annealed):
-        on_top = [objective.handicap(step, config.steps) for step in range(result.curves.shape[1])]
-        result = replace(result, curves=result.curves - torch.tensor(on_top).to(result.curves).view(1, -1, 1))
+    if annealed is not None:
+        result = replace(result, curves=annealed.without_handicap(result.curves))
     pictures: dict[int | None, Tensor] = {None: result.images}
     for step, pixels in watch.kept.items():
         pictures[step] = pixels

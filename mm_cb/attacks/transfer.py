@@ -58,7 +58,9 @@ class Made:
     def budget(self) -> dict[str, object]:
         """What the other run must share: its attacks, but not those that aim at an adapter, and what only they read."""
         plain = {name: one for name, one in self.configs.items() if not one.entry.needs_adapter}
-        alike = [replace(one, batch=1, hijacks=None, term_weight=1.0, balance=False) for one in plain.values()]
+        alike = [
+            replace(one, batch=1, hijacks=None, anneal=None, term_weight=1.0, balance=False) for one in plain.values()
+        ]
         return {"dtype": self.recipe.get("dtype", "float32"), **dict(zip(plain, alike, strict=True))}
 
     @property

@@ -41,7 +41,7 @@ from mm_cb.metrics.observations import starts_with
 from mm_cb.metrics.results import read_results
 from mm_cb.metrics.whole import whole_items
 
-_OF_THE_RUN = ("hijacks", "chain", "image_backend")
+_OF_THE_RUN = ("hijacks", "chain", "image_backend", "anneal")
 """Settings that run.json alone states."""
 _AGAIN = "Do not use the run's numbers; run the attack again."
 
@@ -87,7 +87,12 @@ class _Picture:
 
 
 def verify_run(
-    folder: str | Path, *, model: str | None = None, adapter: str | None = None, device: str = "cpu"
+    folder: str | Path,
+    *,
+    model: str | None = None,
+    adapter: str | None = None,
+    base: str | None = None,
+    device: str = "cpu",
 ) -> list[Row]:
     """Verify a run and print a table.
 
@@ -95,6 +100,7 @@ def verify_run(
         folder: A finished run of ``mm-cb attack``.
         model: Where its model lies here; None = where the run found it.
         adapter: Where its adapter lies here.
+        base: Where the base of a breaker without adapter lies here.
         device: Torch device.
 
     Raises:
@@ -104,7 +110,7 @@ def verify_run(
     run = _read(folder)
     _check_items(run)
     pictures, verdicts = _pictures(run), _check_verdicts(run)
-    source = source_again(folder, read_run(folder), "give `--{}`: where it lies here", device, model, adapter)
+    source = source_again(folder, read_run(folder), "give `--{}`: where it lies here", device, model, adapter, base)
     subject = load_subject(source, run.items[0]["subject"], pictures[0].config.image_backend)
     as_run = run.recipe.get("device"), run.recipe.get("dtype", "float32")
     same_arithmetic = as_run == (device.partition(":")[0], "float32")
@@ -260,7 +266,8 @@ def _disagreements(one: _Picture, found: Answer, saved: SavedPicture, clean: Sav
     wrong = [f"the {n} is another one than its JSON has (SHA-256)" for n, (told, now) in hashes.items() if told != now]
     if one.config.entry.stays_in_threat and not (found.linf <= threat.levels and threat.holds(found.distance)):
         wrong.append(f"the picture is outside {threat.text} of {threat.levels}/255")
-    if replace(one.stated, **{key: getattr(one.config, key) for key in _OF_THE_RUN}) != one.config:
+    run_wide = {key: getattr(one.config, key) for key in _OF_THE_RUN}
+    if one.stated.annealing != one.config.annealing or replace(one.stated, **run_wide) != one.config:
         wrong.append("its JSON states other settings than run.json")
     in_items: Mapping[str, Any] = tried.as_json()
     beside: Mapping[str, Any] = one.told

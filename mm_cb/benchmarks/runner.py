@@ -133,7 +133,7 @@ def evaluate(
     if not isinstance(benchmark, str):
         register_benchmark(benchmark)
     source = ModelSource(model, None if adapter is None else str(adapter), device, dtype, endpoint, system)
-    name = subject or subject_name(source.adapter, system)
+    name = subject or subject_name(source.breaker, system)
     read = _settings(chosen.settings, settings)
     return run_benchmark(chosen, source, read, Path(out), data=data, subject=name, seed=seed)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mm_cb.attacks.config import IMAGE_BACKENDS, OPTIMIZERS, AttackConfig
+from mm_cb.attacks.config import ANNEAL, IMAGE_BACKENDS, OPTIMIZERS, AttackConfig
 from mm_cb.attacks.registry import attack_entry, attacks, chosen_attacks
 from mm_cb.attacks.threats import NORMS, Threat
 from mm_cb.cli.options import (
@@ -54,6 +54,10 @@ Optimizer = Annotated[
         help=f"How PGD steps: {', '.join(OPTIMIZERS)}; l2 needs sign or momentum.",
         rich_help_panel=_SEARCH,
     ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(metavar="M", help="What a breaker without adapter was made from.", rich_help_panel=_MODEL),
 ]
 ImageBackend = Annotated[
     str,
@@ -127,6 +131,7 @@ def _listed(wanted: bool) -> None:
     if wanted:
         for entry in attacks():
             marks = ["in `all`"] * entry.in_all + ["needs an adapter"] * entry.needs_adapter
+            marks += [f"anneal: {entry.anneal}"] * (entry.anneal != "none")
             marks += ["not in the worst case"] * (not entry.in_worst_case)
             typer.echo(f"{entry.name:18} {entry.about} ({', '.join(marks) or 'by name only'})")
         raise typer.Exit()
@@ -138,6 +143,7 @@ def attack(
     out: Out,
     old: OldSettings = None,
     adapter: Adapter = None,
+    base: Base = None,
     system: System = None,
     attack: Annotated[
         str,
@@ -159,6 +165,14 @@ def attack(
         int, number("restarts", "Runs per behaviour; the worst one counts.", _SEARCH)
     ] = _DEFAULT.restarts,
     optimizer: Optimizer = _DEFAULT.optimizer,
+    anneal: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help=f"Dial the adapter up from 0 on the way: {', '.join(ANNEAL)}.  [default: as --list says]",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = _DEFAULT.anneal,
     chain: Annotated[
         bool,
         typer.Option("--chain", help="Start each attack from the worst picture so far.", rich_help_panel=_SEARCH),
@@ -213,7 +227,7 @@ def attack(
 ) -> None:
     """Attack a model's picture input and judge it from the saved image files."""
     refuse_old_settings(old, _OLD)
-    names = chosen_attacks(attack, adapted=adapter is not None)
+    names = chosen_attacks(attack, adapted=adapter is not None or base is not None)
     entries = [attack_entry(name) for name in names]  # controls alone may share the budget of other runs
     if epsilon is not None and not any(e.changes_picture for e in entries) and any(e.draw for e in entries):
         raise UserError(f"`--epsilon` is for an attack that changes a picture; `--attack {attack}` draws its own.")
@@ -229,6 +243,7 @@ def attack(
             max_new_tokens=max_new_tokens,
             optimizer=optimizer,
             term_weight=term_weight,
+            anneal=anneal,
             balance=balance,
             iterates=iterates,
             early_stop=early_stop,
@@ -247,7 +262,8 @@ def attack(
     from mm_cb.attacks.shards import Shard, launched_device
     from mm_cb.inference.source import ModelSource
 
-    source = ModelSource(model, adapter, launched_device(device) if shard == "auto" else device, dtype, system=text)
+    place = launched_device(device) if shard == "auto" else device
+    source = ModelSource(model, adapter, place, dtype, system=text, base=base)
     run_attack(source, behaviors, out, names, config, shard=None if shard is None else Shard.parse(shard))
 
 
@@ -257,6 +273,7 @@ def verify(
         str | None, typer.Option(metavar="M", help="Where the model lies here, if not where the run found it.")
     ] = None,
     adapter: Adapter = None,
+    base: Base = None,
     attack: Annotated[
         str | None, typer.Option(metavar="FILE", help="Your Python file, if it registers an attack of this run.")
     ] = None,
@@ -270,7 +287,7 @@ def verify(
 
     if attack is not None:
         attack_entry(attack)
-    verify_run(run_dir, model=model, adapter=adapter, device=device)
+    verify_run(run_dir, model=model, adapter=adapter, base=base, device=device)
 
 
 def check(

@@ -45,7 +45,7 @@ def eval_command(benchmark: Benchmark) -> Callable[..., None]:
         source = ModelSource(
             common["model"], common["adapter"], common["device"], common["dtype"], common["endpoint"], text
         )
-        subject = common["subject"] or subject_name(source.adapter, text)
+        subject = common["subject"] or subject_name(source.breaker, text)
         out: Path = common["out"]
         run_benchmark(benchmark, source, settings, out, data=common["data"], subject=subject, seed=common["seed"])
         benchmark.show(out, subject)

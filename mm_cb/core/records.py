@@ -91,6 +91,8 @@ class Item(Scored, total=False):
     """Whether its answer was generated behind its target."""
     outside_threat: bool
     """Whether the norm does not hold for its attack."""
+    anneal: str
+    """How its attack dialled the adapter up on the way, where it did."""
     k: int
     """Answers judged per behaviour at most."""
     early_stop: bool

@@ -28,10 +28,18 @@ class ModelSource:
     """OpenAI-compatible address that serves the model under this name; None = in this process."""
     system: str | None = None
     """Text in front of every request."""
+    base: str | None = None
+    """What a breaker without adapter was made from."""
 
     def identity(self) -> dict[str, str | None]:
         """What belongs to a run's identity: that the model is served, not the address it is served at today."""
-        return {**asdict(self), "endpoint": "served" if self.endpoint else None}
+        held = {**asdict(self), "endpoint": "served" if self.endpoint else None}
+        return {key: value for key, value in held.items() if key != "base" or value is not None}
+
+    @property
+    def breaker(self) -> bool:
+        """Whether it is told apart from a base: by an adapter, or by the base itself."""
+        return self.adapter is not None or self.base is not None
 
     @property
     def fiction(self) -> bool:
@@ -48,34 +56,45 @@ class ModelSource:
             return []
         from mm_cb.models.cache import model_inputs
 
-        return [*model_inputs(self.model), *(sorted(Path(self.adapter).glob("*.safetensors")) if self.adapter else [])]
+        base = model_inputs(self.base) if self.base else []
+        adapter = sorted(Path(self.adapter).glob("*.safetensors")) if self.adapter else []
+        return [*model_inputs(self.model), *base, *adapter]
 
 
 def source_again(
-    folder: Path, run: Run, remedy: str, device: str, model: str | None = None, adapter: str | None = None
+    folder: Path,
+    run: Run,
+    remedy: str,
+    device: str,
+    model: str | None = None,
+    adapter: str | None = None,
+    base: str | None = None,
 ) -> ModelSource:
     """The model of a run directory, wherever it lies now.
 
     Args:
         folder: The run's.
         run: Its run.json.
-        remedy: What to do if a part is not found, for the error line; ``{}`` is ``model`` or ``adapter``.
+        remedy: What to do if a part is not found, for the error line; ``{}`` is ``model``, ``adapter`` or
+            ``base``.
         device: Where to load it.
         model: Where the model lies, if that is given.
         adapter: Likewise.
+        base: Likewise.
 
     Raises:
         UserError: If it is neither where the run found it nor beside the run.
     """
     recipe, inputs = run["recipe"], run["inputs"]
-    given = {"model": model, "adapter": adapter}
+    given = {"model": model, "adapter": adapter, "base": base}
     for part, held in ((part, recipe.get(part)) for part in given):
         if given[part] is None and held is not None:
             given[part] = found_again(folder, held, inputs, remedy.format(part))
     dtype = recipe.get("dtype", "float32")
-    return ModelSource(str(given["model"]), given["adapter"], device, dtype, system=recipe["system"])
+    model, adapter, base = str(given["model"]), given["adapter"], given["base"]
+    return ModelSource(model, adapter, device, dtype, system=recipe["system"], base=base)
 
 
-def subject_name(adapter: str | None, system: str | None) -> str:
+def subject_name(breaker: bool, system: str | None) -> str:
     """What a model is called in results.json: ``base`` or ``rr``, with ``+safety_prompt`` behind it."""
-    return ("rr" if adapter else "base") + ("+safety_prompt" if system is not None else "")
+    return ("rr" if breaker else "base") + ("+safety_prompt" if system is not None else "")

@@ -79,6 +79,11 @@ def idle_note(subject: Subject) -> str:
 def load_subject(source: ModelSource, name: str, image_backend: str = "pil") -> Subject:
     """Load a model and, if it has one, its adapter, which is then on; ``image_backend`` resizes its pictures."""
     model = load_model(
-        source.model, adapter=source.adapter, device=source.device, dtype=source.dtype, image_backend=image_backend
+        source.model,
+        adapter=source.adapter,
+        base=source.base,
+        device=source.device,
+        dtype=source.dtype,
+        image_backend=image_backend,
     )
-    return Subject(name, model, adapted=source.adapter is not None, system=source.system)
+    return Subject(name, model, adapted=source.breaker, system=source.system)

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -16,6 +15,7 @@ from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.models.chat import ANSWER, Dialect, Message, RenderedChat, TokenRole, chat, end_written, render_chat
 from mm_cb.models.decoding import decode, end_tokens
+from mm_cb.models.dial import Scale, WeightDifference, lora_layers, lora_turned, read_scale
 from mm_cb.models.inputs import Arguments, ModelInputs, Pictures, pad_rows
 from mm_cb.models.tower import LanguageTower, TowerInputs
 
@@ -29,6 +29,7 @@ class ChatModel(LanguageTower):
         name: What it was loaded from.
         max_length: Rows are cut to so many tokens, image tokens not counted; None = never.
         guest: What the package brings along with this model, if it lies inside the package.
+        difference: Its weights beside its base's, where it is a breaker without adapter and the base was given.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -49,6 +50,7 @@ class ChatModel(LanguageTower):
         self.name = name
         self.max_length = max_length
         self.guest = embedded(name)
+        self.difference: WeightDifference | None = None
 
     @classmethod
     def read_processor(cls, folder: str, image_backend: str) -> Any:
@@ -291,24 +293,35 @@ class ChatModel(LanguageTower):
         return end_tokens(self.model, tokenizer, {*ids, end_written(tokenizer, answered)})
 
     @contextmanager
-    def adapter_scaled(self, factor: float) -> Iterator[None]:
-        """Run with the adapter's change multiplied by ``factor``: weights W + factor * B A. Restored at the end.
+    def adapter_scaled(self, scale: Scale) -> Iterator[None]:
+        """Run between the base (0) and the breaker (1): weights W0 + scale * (W1 - W0). Restored at the end.
 
-        1 leaves everything as it is, to the last bit; without an adapter nothing is there to scale.
+        1 leaves everything as it is, to the last bit; without an adapter or a base nothing is there to scale.
+
+        Args:
+            scale: One number, or one for every row of the batches inside, shape ``(B,)``.
+
+        Raises:
+            UserError: If it is not from 0 to 1.
         """
-        layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)] if factor != 1 else []
-        before = [dict(layer.scaling) for layer in layers]
-        try:
-            for layer, scaling in zip(layers, before, strict=True):
-                layer.scaling.update({name: factor * value for name, value in scaling.items()})
+        scale = read_scale(scale)
+        with lora_turned(self.model, scale) if self.difference is None else self.difference.turned(scale):
             yield
-        finally:
-            for layer, scaling in zip(layers, before, strict=True):
-                layer.scaling.update(scaling)
+
+    def changed_modules(self) -> list[nn.Module]:
+        """The modules in which the breaker differs from its base; none without an adapter or a base."""
+        return lora_layers(self.model) if self.difference is None else self.difference.modules
 
     @contextmanager
     def adapter(self, enabled: bool) -> Iterator[None]:
-        """Run with the adapter on or off; without an adapter both are the base model. Restored at the end."""
+        """Run with the adapter on or off; without an adapter both are the base model. Restored at the end.
+
+        Off is the given base, where the breaker is a whole checkpoint.
+        """
+        if self.difference is not None and not enabled:
+            with self.difference.turned(0.0):
+                yield
+            return
         if enabled or not isinstance(self.model, PeftModel):
             yield
             return

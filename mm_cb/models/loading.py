@@ -18,6 +18,7 @@ from mm_cb.models.adapters import put_adapter, refuse_not_finite
 from mm_cb.models.base import ChatModel
 from mm_cb.models.cache import model_folder
 from mm_cb.models.decoding import generation_config
+from mm_cb.models.dial import WeightDifference
 from mm_cb.models.families import load_processor, not_loaded, read_config, skeleton
 from mm_cb.models.inputs import Arguments
 from mm_cb.models.quantization import assert_kept, four_bit
@@ -33,6 +34,7 @@ def load_model(
     name_or_path: str | Path,
     *,
     adapter: str | Path | None = None,
+    base: str | Path | None = None,
     device: str = "cpu",
     dtype: str = "float32",
     image_backend: str = "pil",
@@ -46,6 +48,7 @@ def load_model(
         name_or_path: An embedded model's name, a local folder, or a hub id (``ORG/NAME``, ``ORG/NAME@REVISION``); keys
             may have any layout that transformers wrote.
         adapter: Folder of a PEFT adapter (``adapter_config.json``, ``adapter_model.safetensors``).
+        base: What a breaker without adapter was made from, to switch and scale what sets it apart.
         device: Torch device, or ``"auto"`` to spread the model over all devices.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         image_backend: ``"pil"`` or ``"torchvision"``: which image processor resizes the pictures.
@@ -57,8 +60,8 @@ def load_model(
         The model in evaluation mode: a `VisionModel`, or a `ChatModel` for text alone.
 
     Raises:
-        UserError: If the model or the adapter is not there, they do not belong together, or no family here is the
-            model's.
+        UserError: If the model, the adapter or the base is not there, they do not belong together, or no family here
+            is the model's.
     """
     config = read_config(name_or_path)
     family = family_of(config, str(name_or_path))
@@ -70,6 +73,8 @@ def load_model(
         processor = load_processor(name_or_path, config, image_backend)
     model = family(loaded.eval(), processor, str(name_or_path))
     check_template(model, model_folder(name_or_path))
+    if base is not None:
+        model.difference = WeightDifference(model.base, load_plain(base, dtype=dtype), str(name_or_path), str(base))
     return model
 
 

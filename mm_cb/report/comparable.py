@@ -12,7 +12,7 @@ from mm_cb.core.runs import flatten
 from mm_cb.metrics.table import metric as metric_of
 from mm_cb.report.load import RunFiles
 
-WHO = ("model", "adapter", "system", "subject")
+WHO = ("model", "adapter", "base", "system", "subject")
 """Recipe fields that say who was measured: between subjects they differ, inside one they must not."""
 FREE = ("batch", "device", "shard", "concurrency", "timeout", "attack")
 """Fields that decide how fast and where, and the list of a run's attacks, which the conditions of its items name."""
@@ -87,6 +87,7 @@ def who(run: RunFiles) -> dict[str, object]:
         named["adapter"] = "hashed"  # its path may be written in several ways, its content may not
     if any(_of_base(key) for key in weights):
         named.pop("model", None)
+        named.pop("base", None)
     return named | weights
 
 

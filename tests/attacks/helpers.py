@@ -26,11 +26,13 @@ def first_behaviors(folder, count, start=0):
     return folder / "behaviors.jsonl"
 
 
-def attack(out, behaviors, attacks="pgd", *, model="miniature", adapter=None, system=None, shard=None, **settings):
+def attack(
+    out, behaviors, attacks="pgd", *, model="miniature", adapter=None, base=None, system=None, shard=None, **settings
+):
     """A run of few steps in a small ball; ``settings`` are fields of `AttackConfig`, or the dtype."""
-    source = ModelSource(model, adapter, "cpu", settings.pop("dtype", "float32"), system=system)
+    source = ModelSource(model, adapter, "cpu", settings.pop("dtype", "float32"), system=system, base=base)
     config = AttackConfig(**{"threat": Threat(levels=8), "steps": 2, "batch": 1, "max_new_tokens": 8} | settings)
-    names = chosen_attacks(attacks, adapted=adapter is not None)
+    names = chosen_attacks(attacks, adapted=source.breaker)
     run_attack(source, behaviors, out, names, config, shard=shard)
     return out
 

@@ -68,6 +68,7 @@ def test_names_that_cannot_be_attacked_by_are_refused(text, match):
         ({"checkpoint_seconds": float("nan")}, "from 0 to 86,400"),
         ({"optimizer": "lion"}, "one of adam, sign, momentum"),
         ({"image_backend": "gif"}, "one of pil, torchvision"),
+        ({"anneal": "linear"}, "`anneal` must be one of none, steps, loss"),
     ],
 )
 def test_settings_are_checked_when_they_are_made(changes, match):
@@ -98,7 +99,7 @@ FULL = AttackConfig(
     **{"name": "pgd", "threat": Threat("l2", 255, 8.0), "steps": 7, "restarts": 2, "seed": 3, "batch": 4},
     **{"max_new_tokens": 5, "optimizer": "momentum", "term_weight": 2.0, "balance": True, "iterates": 2},
     **{"early_stop": True, "samples": 1, "temperature": 0.5, "universal_train": 2, "chain": True},
-    **{"hijacks": Path("elsewhere"), "image_backend": "torchvision"},
+    **{"hijacks": Path("elsewhere"), "image_backend": "torchvision", "anneal": "steps"},
 )
 
 

@@ -33,17 +33,6 @@ class Objective(Protocol):
 
 
 @runtime_checkable
-class Annealed(Protocol):
-    """An objective that changes on the way, and is the attack's own only at its end."""
-
-    def at_step(self, step: int, steps: int) -> None:
-        """Be what is minimised at this step of a run of ``steps``; the last one is the objective itself."""
-
-    def handicap(self, step: int, steps: int) -> float:
-        """What its losses have on top there, so that no easier step has the best picture; 0 at the end."""
-
-
-@runtime_checkable
 class Relaxed(Protocol):
     """An objective of something that is no picture: it has a start of its own, and is answered without a file."""
 
@@ -197,16 +186,17 @@ def longest(inputs: ModelInputs) -> int:
 
 
 def adapted_layers(model: ChatModel) -> list[int]:
-    """``hidden_states`` indices right behind the decoder blocks that carry adapter weights.
+    """``hidden_states`` indices right behind the decoder blocks that an adapter changes.
 
     Raises:
         UserError: If no block carries any: there is nothing to undo.
     """
+    changed = set(model.changed_modules())
     layers = [
         index + 1
         for index, block in enumerate(model.decoder_blocks)
-        if any("lora_" in name for name, _ in block.named_parameters())
+        if any(part in changed for part in block.modules())
     ]
     if not layers:
-        raise UserError("`pgd_adaptive` needs a model whose decoder blocks carry a LoRA adapter, found none.")
+        raise UserError("`pgd_adaptive` needs a model whose decoder blocks an adapter changes, found none.")
     return layers

@@ -98,5 +98,5 @@ def _place(model: ChatModel, layer: int) -> Any:
 
 def adapter_in_language_tower(model: ChatModel) -> bool:
     """Whether the adapter leaves alone everything in front of the decoder blocks."""
-    inside = f"{model.language_path}."
-    return all(inside in name for name, _ in model.model.named_parameters() if "lora_" in name)
+    inside, changed = f"{model.language_path}.", set(model.changed_modules())
+    return all(inside in name for name, module in model.model.named_modules() if module in changed)
