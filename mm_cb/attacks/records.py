@@ -31,7 +31,6 @@ class AnswerRecord(Candidate, total=False):
     id: Required[str]
     start: str
     prefix_emitted: bool
-    loss_clean: float
     curve: list[float] | None
 
 
@@ -179,6 +178,7 @@ def make_item(subject: str, config: AttackConfig, behavior: Behavior, answers: S
     candidates = [answer.as_json() for answer in answers]
     worst = min(candidates, key=rank)
     further = [key for key in _FURTHER if any(key in candidate for candidate in candidates)]
+    further += ["loss_clean"] if config.entry.search == "vary" else []
     item: Item = {
         "id": behavior.id,
         "metric": "compliance",
@@ -254,6 +254,8 @@ class Flags(TypedDict, total=False):
     worst_case: bool
     prefilled: bool
     outside_threat: bool
+    draws: int
+    """Of best-of-N, where every variation was tried whatever came of the others."""
 
 
 def flags(config: AttackConfig) -> Flags:
@@ -262,6 +264,8 @@ def flags(config: AttackConfig) -> Flags:
     said: Flags = {"worst_case": entry.in_worst_case, "prefilled": entry.prefilled}
     if not entry.stays_in_threat:
         said["outside_threat"] = True
+    if entry.search == "vary":
+        said["draws"] = config.draws
     return said
 
 

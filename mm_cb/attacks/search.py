@@ -35,6 +35,7 @@ def make_objective(
     pictures: Sequence[Image],
     config: AttackConfig,
     responses: Sequence[str | None] | None = None,
+    restart: int = 0,
 ) -> Objective:
     """What an attack minimises, its weight not balanced yet.
 
@@ -44,8 +45,10 @@ def make_objective(
         pictures: Clean pictures, all of one size.
         config: Its attack's row names the objective.
         responses: Forced responses; None lets the base model continue the targets.
+        restart: Which run it is, for objectives that draw something.
     """
     make = resolved(config.entry.objective)
+    own = {"config": config, "restart": restart} if config.entry.reads else {}
     return make(
         subject,
         behaviors,
@@ -53,6 +56,7 @@ def make_objective(
         weight=config.term_weight,
         max_new_tokens=config.max_new_tokens,
         responses=responses,
+        **own,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mm_cb.attacks.config import AttackConfig, AttackRecipe, from_artefact, from_recipe, read_recipe
+from mm_cb.attacks.config import RUN_WIDE, AttackConfig, AttackRecipe, from_artefact, from_recipe, read_recipe
 from mm_cb.attacks.judged_files import Asked, judge_files
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, TargetObjective
@@ -158,7 +158,7 @@ def _check_items(run: _Run) -> None:
 def _answer(item: Item, one: Candidate) -> Answer:
     """A candidate as the answer that it was made from."""
     emitted = starts_with(one["completion"], item["target"])
-    record: AnswerRecord = {**one, "id": item["id"], "loss_clean": item["loss_clean"], "prefix_emitted": emitted}
+    record: AnswerRecord = {"loss_clean": item["loss_clean"], **one, "id": item["id"], "prefix_emitted": emitted}
     record.pop("judge_score", None)
     return Answer.from_json(record)
 
@@ -266,7 +266,7 @@ def _disagreements(one: _Picture, found: Answer, saved: SavedPicture, clean: Sav
     wrong = [f"the {n} is another one than its JSON has (SHA-256)" for n, (told, now) in hashes.items() if told != now]
     if config.entry.stays_in_threat and not (found.linf <= threat.levels and threat.holds(found.distance)):
         wrong.append(f"the picture is outside {threat.text} of {threat.levels}/255")
-    run_wide = {key: getattr(config, key) for key in ("hijacks", "chain", "image_backend", "checkpoint_seconds")}
+    run_wide = {key: getattr(config, key) for key in RUN_WIDE}
     if replace(one.stated, **run_wide) != config:
         wrong.append("its JSON states other settings than run.json")
     recorded: Mapping[str, Any] = one.tried.as_json()
