@@ -23,7 +23,7 @@ from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Item
-from mm_cb.core.runs import RunDirectory, append_jsonl, read_run, write_bytes
+from mm_cb.core.runs import RunDirectory, append_jsonl, file_sha256, read_run, write_bytes
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, grey_canvas, read_behaviors, refuse_too_large
 from mm_cb.data.corpus import read_corpus
 from mm_cb.data.pictures import open_picture
@@ -122,7 +122,9 @@ def run_attack(
     recipe |= {"device": source.device.partition(":")[0], "dtype": source.dtype, "fiction": source.fiction}
     inputs = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
     inputs += [] if config.corpus is None else [config.corpus]
-    inputs += [] if config.surrogate is None else [config.surrogate / WEIGHTS]
+    if config.surrogate is not None:  # whose hash says which of two adapters it is, wherever they lie
+        inputs.append(config.surrogate / WEIGHTS)
+        recipe["surrogate_sha256"] = file_sha256(config.surrogate / WEIGHTS)
     with Progress() as progress:
         job = _Job(source, config.named(names), responses, progress)
         if shard is not None:
