@@ -6,7 +6,7 @@ Imports nothing heavy.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Required, TypedDict
@@ -237,8 +237,8 @@ def as_recipe(config: AttackConfig, names: Sequence[str]) -> dict[str, object]:
     idle |= set() if config.universal_train else {"universal_train"}
     options = {_RENAMED.get(key, key): getattr(config, key) for key in _OPTIONS if key not in idle}
     options["hijacks"] = _plain(config.hijacks)
-    read = {key for name in names for key in attack_entry(name).reads} - {"universal_train"}
-    options |= {key: _plain(getattr(config, key)) for key in OWN if key in read}
+    read = {key for name in names for key in attack_entry(name).reads}
+    options |= {key: _plain(getattr(config, key)) for key in _told(config, read)}
     if config.threat.text != "linf":
         options["threat_model"] = config.threat.text
     return {
@@ -248,6 +248,13 @@ def as_recipe(config: AttackConfig, names: Sequence[str]) -> dict[str, object]:
         "restarts": config.restarts,
         "options": options,
     }
+
+
+def _told(config: AttackConfig, read: Collection[str]) -> list[str]:
+    """Which settings of single attacks files hold: those that are read or set; of all texts at once nothing is said."""
+    own = [key for key in OWN if key not in _RENAMED]  # which stand under their old names in any case
+    changed = {key for key in own if getattr(config, key) != getattr(AttackConfig, key)}
+    return [key for key in own if key in changed or (key in read and key != "minibatch")]
 
 
 def _plain(value: object) -> object:
@@ -271,8 +278,7 @@ def as_artefact(config: AttackConfig, canvas: Sequence[int]) -> dict[str, dict[s
     """What the JSON beside a picture holds of it: ``attack`` and ``protocol``."""
     attack: dict[str, object] = {"name": config.name, "epsilon": config.threat.levels}
     attack |= {_RENAMED.get(key, key): getattr(config, key) for key in _BUDGET}
-    unlike = {key for key in OWN if getattr(config, key) != getattr(AttackConfig, key)}
-    own = [key for key in OWN if key in unlike.union(config.entry.reads) and key not in (*_BUDGET, *RUN_WIDE)]
+    own = [key for key in _told(config, config.entry.reads) if key not in RUN_WIDE]
     attack |= {key: getattr(config, key) for key in own}
     attack |= {"canvas": list(canvas), "threat_model": config.threat.text}
     return {"attack": attack, "protocol": {key: getattr(config, key) for key in _PROTOCOL}}
