@@ -57,7 +57,7 @@ from .preprocessing import ExactPreprocessing
 from .random_search import random_search
 from .state import AttackState
 from .threat_models import L2, FileL2, Linf, Patch, ThreatModel, Unconstrained
-from .transformations import Crop, Jpeg, Rescale, eot
+from .transformations import Crop, Jpeg, Place, Rescale, eot
 from .universal import UniversalResult, universal
 from .views import Plan, Step, crop, pad, resize, tiles
 
@@ -77,6 +77,7 @@ __all__ = [
     "NonFiniteError",
     "ObjectiveShapeError",
     "Patch",
+    "Place",
     "Plan",
     "Rescale",
     "RestartResults",

@@ -110,6 +110,38 @@ class Jpeg:
         return _StraightThrough.apply(pixels, decoded.to(pixels))
 
 
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Take what stands in the upper left corner, a patch, and put it anywhere on the clean image instead.
+
+    >>> image = torch.zeros(1, 3, 4, 4)
+    >>> moved = Place(image, (2, 2))(image + 1, torch.Generator().manual_seed(0))
+    >>> int(moved[0, 0].sum())
+    4
+    """
+
+    clean: Tensor
+    """The images without the patch, ``(B, 3, H, W)``."""
+    size: tuple[int, int]
+    """Height and width of the patch in pixels."""
+
+    def __post_init__(self) -> None:
+        height, width = self.clean.shape[-2:]
+        if not (1 <= self.size[0] <= height and 1 <= self.size[1] <= width):
+            raise ValueError(
+                f"`Place` needs a patch inside images of {(height, width)} (height, width), got {self.size}."
+            )
+
+    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Move the batch's patches to one random place."""
+        tall, wide = self.size
+        extra = self.clean.shape[-2] - tall, self.clean.shape[-1] - wide
+        top, left = (int(_between(0, more + 1, generator)) for more in extra)
+        placed = self.clean.to(pixels).clone()
+        placed[..., top : top + tall, left : left + wide] = pixels[..., :tall, :wide]
+        return placed
+
+
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pixels: Tensor, shown: Tensor) -> Tensor:

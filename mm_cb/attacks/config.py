@@ -6,12 +6,12 @@ Imports nothing heavy.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Required, TypedDict, cast, get_args
 
-from mm_cb.attacks.registry import Anneal, AttackEntry, attack_entry
+from mm_cb.attacks.registry import Anneal, AttackEntry, attack_entry, attacks
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.checked import checked
 from mm_cb.core.errors import UserError
@@ -21,12 +21,22 @@ from mm_cb.core.records import JsonObject, Recipe, Run
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIMIZERS = ("adam", "sign", "momentum")
 ANNEAL = get_args(Anneal)
+VARIED = ("picture", "text", "both")
 IMAGE_BACKENDS = ("pil", "torchvision")
 
 
 _NUMBERS = (
     *("steps", "restarts", "seed", "batch", "max_new_tokens", "term_weight", "iterates", "samples", "temperature"),
-    "universal_train",
+    *(
+        "universal_train",
+        "draws",
+        "strength",
+        "minibatch",
+        "surrogate_scale",
+        "eot_samples",
+        "eot_scale",
+        "eot_quality",
+    ),
 )
 
 
@@ -68,6 +78,26 @@ class AttackConfig:
     """Of these answers; the whole distribution is drawn from."""
     universal_train: int = 0
     """Behaviours that a universal picture is made for, the first ones; the others are held out. 0 = half of them."""
+    draws: int = 100
+    """N of best-of-N: variations of every behaviour's chat, each judged whatever became of the others."""
+    strength: float = 0.4
+    """How far they go, from 0, where nothing varies, to 1."""
+    vary: str = "picture"
+    """What varies: the "picture", the "text", or "both"."""
+    corpus: Path | None = None
+    """Text file of targets, one a line, or JSON lines, that a universal picture is made for."""
+    minibatch: int = 0
+    """How many of the texts that a universal picture is made for enter a step. 0 = all of them."""
+    surrogate: Path | None = None
+    """Another adapter that a transfer attack sees, at random scales; None = random low-rank changes."""
+    surrogate_scale: float = 1.0
+    """Largest scale of such a change; each step draws one between 0 and it."""
+    eot_samples: int = 1
+    """Random transformations that the loss of a step is the mean over; each is a pass."""
+    eot_scale: float = 0.75
+    """The smallest to which a picture is shrunk on the way, as a share of its size. 1 = never."""
+    eot_quality: int = 75
+    """The lowest quality of JPEG on the way, up to 95. 0 = no JPEG."""
     chain: bool = False
     """Start each attack from the worst picture of the ones before it."""
     hijacks: Path | None = None
@@ -93,6 +123,8 @@ class AttackConfig:
             LIMITS["checkpoint_seconds"].refuse("checkpoint_seconds", self.checkpoint_seconds)
         if self.early_stop and not self.iterates:
             raise ValueError("`iterates` must be at least 1 with `early_stop`, which judges them, got 0.")
+        if self.vary not in VARIED:
+            raise ValueError(f"`vary` must be one of {', '.join(VARIED)}, got {self.vary!r}.")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"`optimizer` must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}.")
         if self.anneal is not None and self.anneal not in ANNEAL:
@@ -129,6 +161,8 @@ class AttackConfig:
     @property
     def runs(self) -> int:
         """Runs per behaviour: the placebo gets as many tries as an attack has pictures; what never varies gets one."""
+        if self.entry.search == "vary":
+            return self.draws
         if self.entry.search == "noise":
             return self.restarts * (1 + len(self.moments))
         return self.restarts if self.entry.optimises else 1
@@ -144,14 +178,14 @@ def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
     """Refuse settings that none of the named attacks reads: a run must not state what it did not do.
 
     Raises:
-        UserError: If there is one.
+        UserError: If there is one, or a setting is missing that an attack cannot do without.
     """
     entries = [attack_entry(name) for name in names]
     own_term = any(entry.needs_adapter for entry in entries)
     drawn = any(entry.changes_picture for entry in entries)
     plain, asked = AttackConfig(), ",".join(names)
     for key, flag, read, needed in (
-        ("universal_train", "--universal-train", any(e.universal for e in entries), "`--attack universal` alone"),
+        *((key, f"--{key.replace('_', '-')}", *_own(key, entries)) for key in OWN),
         (
             "balance",
             "--balance",
@@ -169,8 +203,16 @@ def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
     ):
         if getattr(config, key) != getattr(plain, key) and not read:
             raise UserError(f"`{flag}` is for {needed}; `--attack {asked}` does not read it: leave it out.")
+    if config.corpus is None and any("corpus" in entry.reads for entry in entries):
+        raise UserError("`--attack universal_corpus` needs `--corpus FILE`, the texts that its picture is made for.")
     if config.threat.norm != "linf" and not drawn:
         raise UserError(f"`--norm` is for an attack that changes a picture; `--attack {asked}` does not read it.")
+
+
+def _own(key: str, entries: Sequence[AttackEntry]) -> tuple[bool, str]:
+    """Whether one of the attacks reads a setting that few do, and which do."""
+    readers = [f"`--attack {entry.name}`" for entry in attacks() if key in entry.reads]
+    return any(key in entry.reads for entry in entries), " or ".join(readers) + " alone"
 
 
 def refuse_mismatch(config: AttackConfig, names: Sequence[str]) -> None:
@@ -192,6 +234,13 @@ _OPTIONS = (
     *("batch", "max_new_tokens", "term_weight", "optimizer", "balance", "iterates", "early_stop", "samples"),
     *("temperature", "universal_train", "chain", "hijacks", "image_backend"),
 )
+OWN = (
+    *("universal_train", "draws", "strength", "vary", "corpus", "minibatch", "surrogate", "surrogate_scale"),
+    *("eot_samples", "eot_scale", "eot_quality"),
+)
+"""What single attacks read, by their rows' ``reads``; files hold it where such an attack was asked for."""
+RUN_WIDE = ("hijacks", "chain", "image_backend", "anneal", "checkpoint_seconds", "corpus", "surrogate")
+"""What the JSON beside a picture leaves to run.json."""
 _BUDGET = (*("steps", "restarts", "seed", "batch", "max_new_tokens", "term_weight", "universal_train", "optimizer"),)
 _PROTOCOL = ("iterates", "early_stop", "balance", "artefacts", "samples", "temperature")
 
@@ -203,7 +252,9 @@ def as_recipe(config: AttackConfig, names: Sequence[str]) -> dict[str, object]:
     options = {_RENAMED.get(key, key): getattr(config, key) for key in _OPTIONS if key not in idle}
     if config.anneal is not None:
         options["anneal"] = config.anneal
-    options["hijacks"] = None if config.hijacks is None else str(config.hijacks)
+    options["hijacks"] = _plain(config.hijacks)
+    read = {key for name in names for key in attack_entry(name).reads}
+    options |= {key: _plain(getattr(config, key)) for key in _told(config, read)}
     if config.threat.text != "linf":
         options["threat_model"] = config.threat.text
     return {
@@ -213,6 +264,18 @@ def as_recipe(config: AttackConfig, names: Sequence[str]) -> dict[str, object]:
         "restarts": config.restarts,
         "options": options,
     }
+
+
+def _told(config: AttackConfig, read: Collection[str]) -> list[str]:
+    """Which settings of single attacks files hold: those that are read or set; of all texts at once nothing is said."""
+    own = [key for key in OWN if key not in _RENAMED]  # which stand under their old names in any case
+    changed = {key for key in own if getattr(config, key) != getattr(AttackConfig, key)}
+    return [key for key in own if key in changed or (key in read and key != "minibatch")]
+
+
+def _plain(value: object) -> object:
+    """A setting as JSON holds it."""
+    return str(value) if isinstance(value, Path) else value
 
 
 def from_recipe(recipe: Recipe | AttackRecipe, seed: int) -> dict[str, AttackConfig]:
@@ -231,6 +294,8 @@ def as_artefact(config: AttackConfig, canvas: Sequence[int]) -> dict[str, dict[s
     """What the JSON beside a picture holds of it: ``attack`` and ``protocol``."""
     attack: dict[str, object] = {"name": config.name, "epsilon": config.threat.levels}
     attack |= {_RENAMED.get(key, key): getattr(config, key) for key in _BUDGET}
+    own = [key for key in _told(config, config.entry.reads) if key not in RUN_WIDE]
+    attack |= {key: getattr(config, key) for key in own}
     attack |= {"canvas": list(canvas), "threat_model": config.threat.text}
     protocol: dict[str, object] = {key: getattr(config, key) for key in _PROTOCOL}
     if config.annealing != "none":
@@ -306,6 +371,9 @@ class _Options(TypedDict, total=False):
     artefacts: bool
     hijacks: str | None
     image_backend: str
+    vary: str
+    corpus: str | None
+    surrogate: str | None
 
 
 def _stated(options: Mapping[str, object], levels: int, where: str) -> AttackConfig:
@@ -313,12 +381,11 @@ def _stated(options: Mapping[str, object], levels: int, where: str) -> AttackCon
     held: JsonObject = {
         fields.get(k, k): v for k, v in checked(options, _Options, f"what {where} says of an attack").items()
     }
-    text, hijacks = held.pop("threat_model", None), held.pop("hijacks", None)
+    text = held.pop("threat_model", None)
+    held |= {key: Path(held[key]) for key in ("hijacks", "corpus", "surrogate") if held.get(key) is not None}
     if strange := held.keys() - {field.name for field in dataclasses.fields(AttackConfig)}:
         raise UserError(f"{where} must state an attack of this version, it has the unknown setting `{min(strange)}`.")
     try:
-        return AttackConfig(
-            threat=Threat.read(text, levels), hijacks=None if hijacks is None else Path(hijacks), **held
-        )
+        return AttackConfig(threat=Threat.read(text, levels), **held)
     except ValueError as error:
         raise UserError(f"{where} states an attack that cannot be: {error}") from error

@@ -30,7 +30,6 @@ class AnswerRecord(Candidate, total=False):
     id: Required[str]
     start: str
     prefix_emitted: bool
-    loss_clean: float
     curve: list[float] | None
 
 
@@ -178,6 +177,7 @@ def make_item(subject: str, config: AttackConfig, behavior: Behavior, answers: S
     candidates = [answer.as_json() for answer in answers]
     worst = min(candidates, key=rank)
     further = [key for key in _FURTHER if any(key in candidate for candidate in candidates)]
+    further += ["loss_clean"] if config.entry.search == "vary" else []
     item: Item = {
         "id": behavior.id,
         "metric": "compliance",
@@ -254,6 +254,8 @@ class Flags(TypedDict, total=False):
     prefilled: bool
     outside_threat: bool
     anneal: str
+    draws: int
+    """Of best-of-N, where every variation was tried whatever came of the others."""
 
 
 def flags(config: AttackConfig) -> Flags:
@@ -264,6 +266,8 @@ def flags(config: AttackConfig) -> Flags:
         said["outside_threat"] = True
     if config.annealing != "none":
         said["anneal"] = config.annealing
+    if entry.search == "vary":
+        said["draws"] = config.draws
     return said
 
 

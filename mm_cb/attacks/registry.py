@@ -13,9 +13,9 @@ from typing import Any, Literal
 from mm_cb.core.errors import UserError
 from mm_cb.core.user_code import entry_of
 
-Search = Literal["clean", "noise", "pgd", "apgd", "embedding", "draw"]
+Search = Literal["clean", "noise", "pgd", "apgd", "embedding", "draw", "vary"]
 """Where an attack's pictures come from: the clean ones, random noise, gradient steps on pixels (by ``--optimizer``, or
-APGD's), gradient steps on image embeddings, or a drawing (black box, no gradient)."""
+APGD's), gradient steps on image embeddings, a drawing, or many random variations of the chat (both black box)."""
 
 Anneal = Literal["none", "steps", "loss"]
 """How the adapter's scale changes on the way: not at all, from 0 to 1 by the steps, or by each behaviour's loss."""
@@ -43,6 +43,9 @@ class AttackEntry:
     model has it, geometrically."""
     anneal: Anneal = "none"
     """How the adapter's scale changes on the way, unless ``--anneal`` says it."""
+    reads: tuple[str, ...] = ()
+    """Settings that few attacks read, by their names in `AttackConfig`; its objective is then given ``config`` and
+    ``restart`` too."""
     needs_adapter: bool = False
     """It is aimed at what an adapter changed."""
     forces_response: bool = False
@@ -68,8 +71,10 @@ class AttackEntry:
 
     @property
     def can_anneal(self) -> bool:
-        """Whether ``--anneal`` is for it: Auto-PGD's own steps follow from losses of one model."""
-        return self.search == "pgd"
+        """Whether ``--anneal`` is for it: Auto-PGD's own steps follow from losses of one
+        model, and a transfer attack sees the base alone.
+        """
+        return self.search == "pgd" and "surrogate" not in self.reads
 
     @property
     def changes_picture(self) -> bool:
@@ -83,8 +88,8 @@ class AttackEntry:
 
     @property
     def stays_in_threat(self) -> bool:
-        """Whether its pictures lie in the set that ``--norm`` allows; a drawing is a picture of its own."""
-        return self.search != "draw"
+        """Whether its pictures lie in the set that ``--norm`` allows; drawings and variations lie where they lie."""
+        return self.search not in ("draw", "vary")
 
 
 def resolved(reference: str | Callable[..., Any] | None) -> Any:
@@ -174,11 +179,49 @@ _ENTRIES = (
         ask="mm_cb.attacks.typographic:ask",
     ),
     AttackEntry(
+        "best_of_n",
+        "many random variations of picture or text, any of which may succeed; black box, no gradient",
+        "best of N",
+        "vary",
+        reads=("draws", "strength", "vary"),
+        in_all=False,
+    ),
+    AttackEntry(
+        "pgd_transfer",
+        "the base's loss of the target under random low-rank changes; never sees the adapter it is judged on",
+        "transfer PGD",
+        "pgd",
+        f"{_OBJECTIVES}.transfer:TransferObjective",
+        reads=("surrogate", "surrogate_scale"),
+        in_all=False,
+    ),
+    AttackEntry(
+        "pgd_eot",
+        "the target's loss in expectation over place (of a patch), scale and JPEG",
+        "EOT PGD",
+        "pgd",
+        f"{_OBJECTIVES}.expectation:EotObjective",
+        reads=("eot_samples", "eot_scale", "eot_quality"),
+        in_all=False,
+    ),
+    AttackEntry(
         "universal",
         "one picture for many behaviours, some held out; alone in its run",
         "universal picture",
         "pgd",
         f"{_OBJECTIVES}.universal:UniversalObjective",
+        reads=("universal_train", "minibatch"),
+        universal=True,
+        in_worst_case=False,
+        in_all=False,
+    ),
+    AttackEntry(
+        "universal_corpus",
+        "one picture for a text file of yours, judged on behaviours it never saw; alone in its run",
+        "universal picture of a corpus",
+        "pgd",
+        f"{_OBJECTIVES}.universal:UniversalObjective",
+        reads=("corpus", "minibatch"),
         universal=True,
         in_worst_case=False,
         in_all=False,

@@ -13,6 +13,7 @@ from PIL.Image import Image
 from mm_cb.attacks.config import AttackConfig, as_recipe, refuse_idle, refuse_mismatch
 from mm_cb.attacks.judged_files import Judge
 from mm_cb.attacks.objectives.target import encode
+from mm_cb.attacks.objectives.universal import seen
 from mm_cb.attacks.outputs import best_pictures, parts_of, summaries, write_outputs
 from mm_cb.attacks.registry import chosen_attacks
 from mm_cb.attacks.runner import attack_behaviors
@@ -22,8 +23,9 @@ from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Item
-from mm_cb.core.runs import RunDirectory, append_jsonl, read_run, write_bytes
+from mm_cb.core.runs import RunDirectory, append_jsonl, file_sha256, read_run, write_bytes
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, behaviors_path, grey_canvas, read_behaviors, refuse_too_large
+from mm_cb.data.corpus import read_corpus
 from mm_cb.data.pictures import open_picture
 from mm_cb.inference.source import ModelSource, subject_name
 from mm_cb.inference.subjects import Subject, changes_nothing, idle_note, load_subject
@@ -34,6 +36,8 @@ from mm_cb.metrics.observations import starts_with
 from mm_cb.metrics.results import Measurement, read_results
 from mm_cb.metrics.whole import whole_items
 from mm_cb.models import ChatModel
+from mm_cb.models.adapters import WEIGHTS, read_settings
+from mm_cb.models.low_rank import changes_of
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,10 @@ def run_attack(
     recipe |= {} if source.base is None else {"base": source.base}
     recipe |= {"device": source.device.partition(":")[0], "dtype": source.dtype, "fiction": source.fiction}
     inputs = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
+    inputs += [] if config.corpus is None else [config.corpus]
+    if config.surrogate is not None:  # whose hash says which of two adapters it is, wherever they lie
+        inputs.append(config.surrogate / WEIGHTS)
+        recipe["surrogate_sha256"] = file_sha256(config.surrogate / WEIGHTS)
     with Progress() as progress:
         job = _Job(source, config.named(names), responses, progress)
         if shard is not None:
@@ -142,7 +150,7 @@ def run_attack(
                 job.attack(run.path, asked)
             write_bytes(run.path / KEPT_AS, asked_file)
             run.finish()
-            if job.configs[0].entry.universal and (config.universal_train or 1) >= len(asked):
+            if job.configs[0].entry.universal and len(seen(config, asked)) == len(asked):
                 progress.say("nothing is held out: the universal picture was made for every behaviour it is judged on")
             progress.say(f"{len(asked)} behaviours attacked, results in {run.path / 'results.json'}")
 
@@ -165,6 +173,10 @@ def _refuse(source: ModelSource, names: Sequence[str], config: AttackConfig, sha
             "the `--base` of a breaker without one."
         )
     refuse_idle(config, names)
+    if config.corpus is not None:
+        read_corpus(config.corpus)
+    if config.surrogate is not None:
+        read_settings(config.surrogate)
     refuse_mismatch(config, names)
 
 
@@ -230,14 +242,17 @@ def attack_in_turn(
 
 
 def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: AttackConfig) -> None:
-    """Refuse behaviours that cannot be attacked, before the first batch is.
+    """Refuse behaviours that cannot be attacked, or not with what is given beside them, before the first batch is.
 
     Raises:
         UserError: If the model sees no pictures, a text holds the image placeholder, a harmless target cannot be
             written, a picture is too large for memory or for the norm, or a chat is too long.
     """
     canvas = subject.model.canvas
-    refuse_placeholders(behaviors, subject.model.processor.image_token)
+    corpus = [] if config.corpus is None else read_corpus(config.corpus)
+    if config.surrogate is not None:
+        changes_of(subject.model, config.surrogate)
+    refuse_placeholders([*behaviors, *corpus], subject.model.processor.image_token)
     refuse_unsayable(behaviors, subject.model)
     refuse_too_large(behaviors, config.batch)
     for b in behaviors:

@@ -14,11 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from mm_cb.attacks import saved as files
+from mm_cb.attacks.best_of_n import varied
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.judged_files import Asked, Judge, complete, judge_files, judge_samples, write_artefact
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, Relaxed, TargetObjective, target_objective
-from mm_cb.attacks.objectives.universal import UniversalObjective, trained_on
+from mm_cb.attacks.objectives.universal import UniversalObjective, made_for, seen
 from mm_cb.attacks.records import Answer, AnswerRecord, JudgedPicture, Sampled, logged, make_item, seen_before
 from mm_cb.attacks.registry import resolved
 from mm_cb.attacks.saved import SavedPicture, as_picture, attacked_name, clean_name, to_pixels
@@ -75,12 +76,13 @@ def attack_behaviors(
         One record of items.jsonl per behaviour, image paths relative to ``folder``.
     """
     universal = config.entry.universal
+    every = universal or config.entry.search == "vary"  # what is tried again whatever came of it
     shorter = f"fewer --steps ({config.steps}) or --restarts ({config.restarts}), fewer behaviours, --shard, or a GPU"
     task = progress.task(f"{subject.name}: {config.name}", total=len(behaviors) * config.runs, shorter=shorter)
     job = Job(subject, config, folder, judge, task, starts, responses)
     answers: dict[str, list[Answer]] = {b.id: [] for b in behaviors}
     for restart in range(config.runs):
-        open_ones = [b for b in behaviors if universal or not _broken(answers[b.id])]
+        open_ones = [b for b in behaviors if every or not _broken(answers[b.id])]
         task.advance(len(behaviors) - len(open_ones))
         for number, batch in enumerate(chunks(open_ones, len(open_ones) if universal else config.batch)):
             path = folder / "parts" / f"{config.name}-s{config.seed}-r{restart}-{number:04d}.json"
@@ -92,8 +94,9 @@ def attack_behaviors(
             task.advance(len(batch))
     items = [make_item(subject.name, config, behavior, answers[behavior.id]) for behavior in behaviors]
     if universal:
-        for i, item in enumerate(items):
-            item["part"] = "made_for" if i < trained_on(config, behaviors) else "picture_held_out"
+        known = seen(config, behaviors)
+        for item in items:
+            item["part"] = "made_for" if item["id"] in known else "picture_held_out"
     return items
 
 
@@ -114,16 +117,18 @@ def _attack_batch(job: Job, batch: Sequence[Behavior], restart: int, path: Path)
     for rows in files.by_size(pictures):
         width, height = pictures[rows[0]].size
         state = path.with_name(f"{path.stem}.{width}x{height}.safetensors")
-        asked = ask(job, [batch[i] for i in rows], [pictures[i] for i in rows])
+        asked = ask(job, [batch[i] for i in rows], [pictures[i] for i in rows], restart)
         for answer in _attack_group(job, asked, restart, state):
             found.setdefault(answer.id, []).append(answer)
     return [answer for behavior in batch for answer in found[behavior.id]]
 
 
-def ask(job: Job, behaviors: Sequence[Behavior], pictures: Sequence[Image.Image]) -> Asked:
+def ask(job: Job, behaviors: Sequence[Behavior], pictures: Sequence[Image.Image], restart: int) -> Asked:
     """Behaviours as the attack puts them, with their clean pictures saved."""
     prompt = resolved(job.config.entry.ask)
     prompts = list(behaviors) if prompt is None else [replace(b, prompt=prompt(b)) for b in behaviors]
+    if job.config.entry.search == "vary":
+        prompts = _varied_prompts(job, behaviors, pictures, restart)
     clean = [
         files.save(job.folder, clean_name(b.id), to_pixels(picture))
         for b, picture in zip(behaviors, pictures, strict=True)
@@ -131,12 +136,25 @@ def ask(job: Job, behaviors: Sequence[Behavior], pictures: Sequence[Image.Image]
     return Asked(job.subject, behaviors, prompts, clean)
 
 
+def _varied_prompts(
+    job: Job, behaviors: Sequence[Behavior], pictures: Sequence[Image.Image], restart: int
+) -> list[Behavior]:
+    """The prompts of one variation; one that has become the model's image placeholder stays as it was."""
+    token = job.subject.model.processor.image_token
+    texts = [_vary(job.config, b, picture, restart)[1] for b, picture in zip(behaviors, pictures, strict=True)]
+    return [b if token in text else replace(b, prompt=text) for b, text in zip(behaviors, texts, strict=True)]
+
+
+def _vary(config: AttackConfig, behavior: Behavior, picture: Image.Image, draw: int) -> tuple[Image.Image, str]:
+    return varied(behavior, picture, vary=config.vary, strength=config.strength, seed=config.seed, draw=draw)
+
+
 def _attack_group(job: Job, asked: Asked, restart: int, state: Path) -> list[Answer]:
     """Attack behaviours whose pictures have one size."""
     config, pictures = job.config, files.images(asked.clean)
     clean = torch.stack([one.pixels for one in asked.clean]).to(job.subject.model.device)
     target = TargetObjective(job.subject, asked.prompts, pictures)
-    objective = _objective(job, asked, target)
+    objective = _objective(job, asked, target, restart)
     if config.balance and isinstance(objective, AdaptiveObjective):
         objective.balance(clean)
     found = None
@@ -153,13 +171,13 @@ def _attack_group(job: Job, asked: Asked, restart: int, state: Path) -> list[Ans
     )
 
 
-def _objective(job: Job, asked: Asked, target: TargetObjective) -> Objective:
+def _objective(job: Job, asked: Asked, target: TargetObjective, restart: int) -> Objective:
     """What the attack minimises; the target's loss where it minimises nothing else."""
     entry = job.config.entry
     if not entry.optimises or resolved(entry.objective) is target_objective:
         return target
     responses = [(job.responses or {}).get(behavior.id) for behavior in asked.behaviors]
-    return make_objective(job.subject, asked.prompts, files.images(asked.clean), job.config, responses)
+    return make_objective(job.subject, asked.prompts, files.images(asked.clean), job.config, responses, restart)
 
 
 def _without_search(job: Job, asked: Asked, clean: Tensor, restart: int) -> Tensor:
@@ -171,6 +189,9 @@ def _without_search(job: Job, asked: Asked, clean: Tensor, restart: int) -> Tens
         draw = resolved(job.config.entry.draw)
         size = (clean.shape[2], clean.shape[3])
         return torch.stack([to_pixels(draw(behavior, size)) for behavior in asked.behaviors]).to(clean)
+    if search == "vary":
+        pairs = zip(asked.behaviors, asked.clean, strict=True)
+        return torch.stack([to_pixels(_vary(job.config, b, one.image, restart)[0]) for b, one in pairs]).to(clean)
     return clean
 
 
@@ -191,12 +212,14 @@ def _judge_relaxed(job: Job, asked: Asked, objective: Relaxed, found: Found) -> 
 
 
 def _attack_universal(job: Job, behaviors: Sequence[Behavior], restart: int, path: Path) -> list[Answer]:
-    """One picture from the grey canvas, for the first behaviours together; judged on every behaviour by itself."""
+    """One picture from the grey canvas, for many texts together; judged on every behaviour by itself."""
+    config = job.config
     picture = grey_canvas(job.subject.model.canvas)
     clean = to_pixels(picture).unsqueeze(0).to(job.subject.model.device)
-    objective = UniversalObjective(job.subject, behaviors, picture, trained_on(job.config, behaviors))
+    learnt, seed = made_for(config, behaviors), (config.seed, restart)
+    objective = UniversalObjective(job.subject, behaviors, picture, learnt, minibatch=config.minibatch, seed=seed)
     state = path.with_name(f"{path.stem}.universal.safetensors")
-    found = _search(job, ask(job, behaviors[:1], [picture]), objective, clean, restart, state)
+    found = _search(job, ask(job, behaviors[:1], [picture], restart), objective, clean, restart, state)
     losses = {step: objective.each(pixels.to(clean)) for step, pixels in found.pictures.items()}
     place = {behavior.id: row for row, behavior in enumerate(behaviors)}
 
@@ -206,8 +229,8 @@ def _attack_universal(job: Job, behaviors: Sequence[Behavior], restart: int, pat
         return own if at == 0 else replace(own, curve=None)  # of the mean, which is one for all
 
     answers = []
-    for group in chunks(behaviors, job.config.batch):
-        asked = ask(job, group, [picture] * len(group))
+    for group in chunks(behaviors, config.batch):
+        asked = ask(job, group, [picture] * len(group), restart)
         target = TargetObjective(job.subject, group, [picture] * len(group))
         left = {step: pixels.expand(len(group), -1, -1, -1) for step, pixels in found.pictures.items()}
         judged = _judge_pictures(job, asked, left, target, target, restart)

@@ -16,6 +16,7 @@ from image_attacks import AttackError, AttackResult, Linf, ResumeError, ThreatMo
 from mm_cb.attacks.checkpoint import Watch
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.anneal import Annealed
+from mm_cb.attacks.objectives.moving import Moving, without_handicap
 from mm_cb.attacks.objectives.target import Objective, Relaxed
 from mm_cb.attacks.registry import resolved
 from mm_cb.core.errors import UserError
@@ -37,6 +38,7 @@ def make_objective(
     pictures: Sequence[Image],
     config: AttackConfig,
     responses: Sequence[str | None] | None = None,
+    restart: int = 0,
 ) -> Objective:
     """What an attack minimises, its weight not balanced yet.
 
@@ -46,8 +48,10 @@ def make_objective(
         pictures: Clean pictures, all of one size.
         config: Its attack's row names the objective.
         responses: Forced responses; None lets the base model continue the targets.
+        restart: Which run it is, for objectives that draw something.
     """
     make = resolved(config.entry.objective)
+    own = {"config": config, "restart": restart} if config.entry.reads else {}
     return make(
         subject,
         behaviors,
@@ -55,6 +59,7 @@ def make_objective(
         weight=config.term_weight,
         max_new_tokens=config.max_new_tokens,
         responses=responses,
+        **own,
     )
 
 
@@ -142,24 +147,29 @@ def search(
         run = partial(run, step_size=config.entry.first_step, step_schedule="cosine")
     resume = watch.resume()
 
-    annealed = None
-    if config.annealing != "none":
-        annealed = Annealed(objective, model, config.annealing, config.steps, len(clean))
+    by, known = config.annealing, 0
+    minimised = objective if by == "none" else Annealed(objective, model, by, len(clean))
+    moving = minimised if isinstance(minimised, Moving) else None
+    if moving is not None:
+        moving.begin(config.steps)
         for losses in resume["curves"] if resume and "curves" in resume else ():
-            annealed.saw(losses)
+            moving.saw(losses)
+            known += 1
 
     def stop(pixels: Tensor, losses: Tensor) -> Tensor:
-        if annealed is not None:
-            annealed.saw(losses)
+        nonlocal known
+        known += 1
+        if moving is not None:
+            moving.saw(losses)
         return watch.stop(pixels, losses)
 
     def told(seen: int, losses: Tensor, _: Tensor) -> None:
         if show is not None:
-            show(seen, losses if annealed is None else losses - annealed.handicap(seen - 1).to(losses))
+            show(seen, losses if moving is None else losses - torch.as_tensor(moving.handicap(seen - 1)).to(losses))
 
     try:
         result = run(
-            annealed or objective,
+            minimised,
             clean,
             threat_model=allowed,
             steps=config.steps,
@@ -180,8 +190,11 @@ def search(
             f"`{config.name}` cannot attack this model: {error} Try `--dtype float32`; if it stays, look at the "
             "behaviours named by their place in the batch."
         ) from error
-    if annealed is not None:
-        result = replace(result, curves=annealed.without_handicap(result.curves))
+    finally:
+        if moving is not None:
+            moving.rest()
+    if moving is not None:
+        result = replace(result, curves=without_handicap(moving, result.curves, known))
     pictures: dict[int | None, Tensor] = {None: result.images}
     for step, pixels in watch.kept.items():
         pictures[step] = pixels

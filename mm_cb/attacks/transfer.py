@@ -68,7 +68,7 @@ class Made:
         """Who was attacked, whatever the folders are called: the content of the weights, and the text in front."""
         inputs = self.run["inputs"].items()
         weights = sorted(v for k, v in inputs if k.endswith(".safetensors") or k.startswith("models/"))
-        return self.recipe["system"], *weights
+        return self.recipe["system"], self.recipe["adapter"] is None, *weights
 
     def sent(self, behavior: Behavior) -> Behavior:
         """With the prompt that was sent beside its picture, where that is another one."""

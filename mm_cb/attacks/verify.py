@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mm_cb.attacks.config import AttackConfig, AttackRecipe, from_artefact, from_recipe, read_recipe
+from mm_cb.attacks.config import RUN_WIDE, AttackConfig, AttackRecipe, from_artefact, from_recipe, read_recipe
 from mm_cb.attacks.judged_files import Asked, judge_files
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, TargetObjective
@@ -41,8 +41,6 @@ from mm_cb.metrics.observations import starts_with
 from mm_cb.metrics.results import read_results
 from mm_cb.metrics.whole import whole_items
 
-_OF_THE_RUN = ("hijacks", "chain", "image_backend", "anneal")
-"""Settings that run.json alone states."""
 _AGAIN = "Do not use the run's numbers; run the attack again."
 
 
@@ -164,7 +162,8 @@ def _tries(item: Item) -> list[Answer]:
     tries = []
     for one in item.get("candidates") or ():
         emitted = starts_with(one["completion"], item["target"])
-        record: AnswerRecord = {**one, "id": item["id"], "loss_clean": item["loss_clean"], "prefix_emitted": emitted}
+        record: AnswerRecord = {"loss_clean": item["loss_clean"], **one, "id": item["id"], "prefix_emitted": emitted}
+        record.pop("judge_score", None)
         tries.append(Answer.from_json(record))
     return tries
 
@@ -266,7 +265,7 @@ def _disagreements(one: _Picture, found: Answer, saved: SavedPicture, clean: Sav
     wrong = [f"the {n} is another one than its JSON has (SHA-256)" for n, (told, now) in hashes.items() if told != now]
     if one.config.entry.stays_in_threat and not (found.linf <= threat.levels and threat.holds(found.distance)):
         wrong.append(f"the picture is outside {threat.text} of {threat.levels}/255")
-    run_wide = {key: getattr(one.config, key) for key in _OF_THE_RUN}
+    run_wide = {key: getattr(one.config, key) for key in RUN_WIDE}
     if one.stated.annealing != one.config.annealing or replace(one.stated, **run_wide) != one.config:
         wrong.append("its JSON states other settings than run.json")
     in_items: Mapping[str, Any] = tried.as_json()

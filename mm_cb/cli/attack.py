@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mm_cb.attacks.config import ANNEAL, IMAGE_BACKENDS, OPTIMIZERS, AttackConfig
+from mm_cb.attacks.config import ANNEAL, IMAGE_BACKENDS, OPTIMIZERS, VARIED, AttackConfig
 from mm_cb.attacks.registry import attack_entry, attacks, chosen_attacks
 from mm_cb.attacks.threats import NORMS, Threat
 from mm_cb.cli.options import (
@@ -30,6 +30,7 @@ from mm_cb.core.limits import LIMITS, OutOfRange
 EXAMPLE = "Example: mm-cb attack --model miniature --adapter runs/rr --behaviors behaviors.jsonl --out runs/attack"
 
 _MODEL, _THREAT, _SEARCH, _JUDGED, _RUN = "Model and data", "What may change", "Search", "What is judged", "Run"
+_SINGLE = "Of single attacks"
 _DEFAULT = AttackConfig()
 
 Norm = Annotated[
@@ -192,9 +193,51 @@ def attack(
         bool,
         typer.Option("--balance", help="Make that term's gradient as long as the target's.", rich_help_panel=_SEARCH),
     ] = False,
+    draws: Annotated[
+        int, number("draws", "best_of_n: variations of every behaviour, N; counts in k.", _SINGLE)
+    ] = _DEFAULT.draws,
+    strength: Annotated[
+        float, number("strength", "best_of_n: how far they go.", _SINGLE, metavar="S")
+    ] = _DEFAULT.strength,
+    vary: Annotated[
+        str, typer.Option(metavar="WHAT", help=f"best_of_n: {', '.join(VARIED)}.", rich_help_panel=_SINGLE)
+    ] = _DEFAULT.vary,
     universal_train: Annotated[
-        int, number("universal_train", "Behaviours a universal picture is made for; 0 = half.", _SEARCH)
+        int, number("universal_train", "universal: behaviours the picture is made for; 0 = half.", _SINGLE)
     ] = _DEFAULT.universal_train,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="universal_corpus: the texts its picture is made for: .txt, one a line, or .jsonl with `target` and "
+            "perhaps `prompt`.",
+            rich_help_panel=_SINGLE,
+        ),
+    ] = None,
+    minibatch: Annotated[
+        int, number("minibatch", "universal, universal_corpus: texts a step; 0 = all.", _SINGLE)
+    ] = _DEFAULT.minibatch,
+    surrogate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="A",
+            help="pgd_transfer: another breaker's adapter to see, at random scales.  [default: random changes]",
+            rich_help_panel=_SINGLE,
+        ),
+    ] = None,
+    surrogate_scale: Annotated[
+        float, number("surrogate_scale", "pgd_transfer: the largest scale of a change.", _SINGLE, metavar="S")
+    ] = _DEFAULT.surrogate_scale,
+    eot_samples: Annotated[
+        int, number("eot_samples", "pgd_eot: transformations a step, a pass each.", _SINGLE)
+    ] = _DEFAULT.eot_samples,
+    eot_scale: Annotated[
+        float,
+        number("eot_scale", "pgd_eot: the picture shrunk to this share at most; 1 = never.", _SINGLE, metavar="S"),
+    ] = _DEFAULT.eot_scale,
+    eot_quality: Annotated[
+        int, number("eot_quality", "pgd_eot: JPEG from this quality up to 95; 0 = none.", _SINGLE, metavar="Q")
+    ] = _DEFAULT.eot_quality,
     max_new_tokens: Annotated[
         int, number("max_new_tokens", "Longest answer, and forced response.", _JUDGED)
     ] = _DEFAULT.max_new_tokens,
@@ -229,7 +272,11 @@ def attack(
     refuse_old_settings(old, _OLD)
     names = chosen_attacks(attack, adapted=adapter is not None or base is not None)
     entries = [attack_entry(name) for name in names]  # controls alone may share the budget of other runs
-    if epsilon is not None and not any(e.changes_picture for e in entries) and any(e.draw for e in entries):
+    if (
+        epsilon is not None
+        and not any(e.changes_picture for e in entries)
+        and not all(e.stays_in_threat for e in entries)
+    ):
         raise UserError(f"`--epsilon` is for an attack that changes a picture; `--attack {attack}` draws its own.")
     if temperature is not None and not samples:
         raise UserError("`--temperature` is that of sampled answers: set `--samples` too, or leave it out.")
@@ -249,7 +296,17 @@ def attack(
             early_stop=early_stop,
             samples=samples,
             temperature=_DEFAULT.temperature if temperature is None else temperature,
+            draws=draws,
+            strength=strength,
+            vary=vary,
             universal_train=universal_train,
+            corpus=corpus,
+            minibatch=minibatch,
+            surrogate=surrogate,
+            surrogate_scale=surrogate_scale,
+            eot_samples=eot_samples,
+            eot_scale=eot_scale,
+            eot_quality=eot_quality,
             chain=chain,
             hijacks=hijacks,
             image_backend=image_backend,

@@ -37,6 +37,8 @@ class Candidate(TypedDict, total=False):
     """The target's loss of the file."""
     objective_file: float | None
     objective_logged: float | None
+    loss_clean: float
+    """Where it is another one than its item's: of a chat whose text varies."""
     completion: str
     outcome: str | None
     iterate: int | None
@@ -93,6 +95,8 @@ class Item(Scored, total=False):
     """Whether the norm does not hold for its attack."""
     anneal: str
     """How its attack dialled the adapter up on the way, where it did."""
+    draws: int
+    """Of best-of-N: its variations, each tried whatever came of the others."""
     k: int
     """Answers judged per behaviour at most."""
     early_stop: bool

@@ -55,12 +55,12 @@ class SharedPrefixTargets:
         places = first + torch.arange(self.labels.shape[1])
         self._places = places.clamp(max=self._tails.shape[1] - 1).to(model.device)
 
-    def __call__(self, pixel_values: Tensor) -> Tensor:
-        """The losses ``(M,)``, float32, of one picture as the model takes it."""
-        return predicted_nll(self.logits(pixel_values), self.labels)
+    def __call__(self, pixel_values: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+        """The losses ``(M,)``, float32, of one picture as the model takes it; of these ``rows`` alone, if any."""
+        return predicted_nll(self.logits(pixel_values, rows), self.labels if rows is None else self.labels[rows])
 
-    def logits(self, pixel_values: Tensor) -> Tensor:
-        """The logits that predict `labels`, shape ``(M, K, V)``."""
+    def logits(self, pixel_values: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+        """The logits that predict `labels`, shape ``(M, K, V)``; of these ``rows`` alone, if any."""
         expected = self._context.pixel_values
         assert expected is not None
         if pixel_values.shape != expected.shape:
@@ -75,12 +75,15 @@ class SharedPrefixTargets:
         del begun["attention_mask"]  # one row without padding
         with only_last_positions(base, 0):
             base.model(**begun, past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(len(self._tails))
-        positions = self._positions.movedim(-1, 0) if self._positions.ndim == 3 else self._positions
+        tails, positions, places = self._tails, self._positions, self._places
+        if rows is not None:
+            tails, positions, places = tails[rows], positions[rows], places[rows]
+        cache.batch_repeat_interleave(len(tails))
+        positions = positions.movedim(-1, 0) if positions.ndim == 3 else positions
         states = base.model(
-            input_ids=self._tails, position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=tails, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state
-        wanted = states.gather(1, self._places.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+        wanted = states.gather(1, places.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
         return base.get_output_embeddings()(wanted)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mm_cb.attacks.config import AttackConfig, as_artefact, as_recipe, from_artefact, from_recipe
+from mm_cb.attacks.config import OWN as SINGLE
+from mm_cb.attacks.config import RUN_WIDE, AttackConfig, as_artefact, as_recipe, from_artefact, from_recipe
 from mm_cb.attacks.registry import attack_entry, attack_names, attacks, chosen_attacks, resolved
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError
@@ -24,7 +25,7 @@ def test_all_names_what_the_table_says():
 
 
 def test_what_counts_in_the_worst_case_is_what_a_user_could_send_and_nobody_prefilled():
-    left_out = {"no_attack", "noise", "prefill_only", "prefill", "embedding", "universal"}
+    left_out = {"no_attack", "noise", "prefill_only", "prefill", "embedding", "universal", "universal_corpus"}
     assert {entry.name for entry in attacks() if not entry.in_worst_case} == left_out
 
 
@@ -86,6 +87,7 @@ def test_settings_are_checked_when_they_are_made(changes, match):
         ("pgd", 18),
         ("apgd", 18),
         ("typographic", 3),
+        ("best_of_n", 300),
         ("embedding", 2),
         ("prefill_only", 3),
     ],
@@ -103,6 +105,23 @@ FULL = AttackConfig(
 )
 
 
+OWN = AttackConfig(
+    **{"draws": 5, "strength": 0.2, "vary": "both", "corpus": Path("c.txt"), "minibatch": 3, "eot_samples": 2},
+    **{"surrogate": Path("elsewhere"), "surrogate_scale": 0.5, "eot_scale": 0.9, "eot_quality": 0},
+)
+"""What single attacks read."""
+
+
+@pytest.mark.parametrize("config", [OWN, AttackConfig()])
+def test_settings_of_single_attacks_are_read_back_from_runs_that_have_them(config):
+    names = ["best_of_n", "pgd_transfer", "pgd_eot", "universal_corpus"]
+    stored = json.loads(json.dumps(as_recipe(config, names)))
+    assert from_recipe(stored, config.seed) == {name: replace(config, name=name) for name in names}
+    for one in (config, *config.named(names)):
+        run_wide = {key: getattr(one, key) for key in RUN_WIDE}
+        assert replace(from_artefact(**json.loads(json.dumps(as_artefact(one, (42, 84))))), **run_wide) == one
+
+
 @pytest.mark.parametrize("config", [AttackConfig(), FULL, replace(FULL, samples=0, temperature=1.0)])
 def test_settings_are_read_back_from_what_files_hold(config):
     stored = json.loads(json.dumps(as_recipe(config, ["pgd", "apgd"])))
@@ -115,5 +134,6 @@ def test_settings_are_read_back_from_what_files_hold(config):
 
 def test_a_recipe_does_not_say_what_was_not_asked_for():
     options = as_recipe(AttackConfig(), ["pgd"])["options"]
-    assert not options.keys() & {"samples", "temperature", "train", "threat_model"}
+    assert not options.keys() & {"samples", "temperature", "train", "threat_model", *SINGLE}
+    assert {key for entry in attacks() for key in entry.reads} == set(SINGLE)
     assert options["matching_weight"] == 1.0  # the name of earlier revisions

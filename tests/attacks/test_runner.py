@@ -418,12 +418,12 @@ def test_every_attack_leaves_judged_records(adapted, behaviors, tmp_path):
     subject = Subject("rr", adapted, adapted=True)
     for name in attack_names():
         entry = attack_entry(name)
-        items = run(subject, behaviors[:2], tmp_path, name=name, steps=2, max_new_tokens=3, balance=True)
+        items = run(subject, behaviors[:2], tmp_path, name=name, steps=2, max_new_tokens=3, balance=True, draws=2)
         assert [item["condition"] for item in items] == [name] * 2
         for item in items:
             assert (item["image"] is None) == entry.relaxation
             assert (item["worst_case"], item["prefilled"]) == (entry.in_worst_case, entry.prefilled)
-            assert item.get("outside_threat", False) == (name == "typographic")
+            assert item.get("outside_threat", False) == (name in ("typographic", "best_of_n"))
             if entry.prefilled:
                 assert item["completion"].startswith(item["target"]) and item["prefix_emitted"]
 

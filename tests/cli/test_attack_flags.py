@@ -60,7 +60,7 @@ def test_every_flag_is_explained_in_the_help(command, capsys, monkeypatch):
 def test_the_flags_of_an_attack_stand_under_headings(capsys):
     assert cli.run(["attack", "--help"]) == 0
     shown = capsys.readouterr().out
-    headings = {"Model and data:", "What may change:", "Search:", "What is judged:", "Run:"}
+    headings = {"Model and data:", "What may change:", "Search:", "Of single attacks:", "What is judged:", "Run:"}
     assert headings <= set(shown.splitlines())
     assert "OLD" not in shown and all(norm in shown for norm in NORMS)
 
@@ -99,7 +99,9 @@ def test_every_flag_reaches_the_configuration(called):
     flags += ["--chain", "--hijacks", "base", "--term-weight", "2", "--balance", "--universal-train", "4"]
     flags += ["--max-new-tokens", "9", "--iterates", "2", "--early-stop", "--samples", "1", "--temperature", "0.5"]
     flags += ["--batch", "5", "--shard", "2/3", "--image-backend", "torchvision", "--checkpoint-seconds", "0"]
-    flags += ["--seed", "11", "--device", "cuda", "--dtype", "bfloat16"]
+    flags += ["--draws", "7", "--strength", "0.2", "--vary", "both", "--corpus", "c.txt", "--minibatch", "6"]
+    flags += ["--surrogate", "other", "--surrogate-scale", "2", "--eot-samples", "3", "--eot-scale", "0.5"]
+    flags += ["--eot-quality", "60", "--seed", "11", "--device", "cuda", "--dtype", "bfloat16"]
     given = {flag for flag in flags if flag.startswith("--")} | {"--model", "--behaviors", "--out"}
     assert given | {"--patch-size", "--list"} == {option.opts[-1] for option in shown_options("attack")}
     assert cli.run(["attack", *ASKED, *flags]) == 0
@@ -110,7 +112,9 @@ def test_every_flag_reaches_the_configuration(called):
         **{"threat": Threat("border", 64, 3), "steps": 7, "restarts": 3, "seed": 11, "batch": 5, "max_new_tokens": 9},
         **{"optimizer": "sign", "term_weight": 2.0, "balance": True, "iterates": 2, "early_stop": True, "samples": 1},
         **{"temperature": 0.5, "universal_train": 4, "chain": True, "hijacks": Path("base")},
-        **{"image_backend": "torchvision", "checkpoint_seconds": 0.0},
+        **{"image_backend": "torchvision", "checkpoint_seconds": 0.0, "draws": 7, "strength": 0.2, "vary": "both"},
+        **{"corpus": Path("c.txt"), "minibatch": 6, "surrogate": Path("other"), "surrogate_scale": 2.0},
+        **{"eot_samples": 3, "eot_scale": 0.5, "eot_quality": 60},
     )
 
 

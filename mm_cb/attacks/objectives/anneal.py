@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mm_cb.attacks.objectives.moving import HANDICAP, Moving
 from mm_cb.attacks.objectives.target import Objective
 from mm_cb.attacks.registry import Anneal
 from mm_cb.models import ChatModel
@@ -23,8 +24,6 @@ PACE = 3.0
 """By loss: a row that may always go on is at 1 after 1 / 3 of the steps."""
 FORCED = (0.8, 0.93)
 """By loss: shares of the steps between which a row that may not go on is pulled along, from 0 to 1."""
-HANDICAP = 1e3
-"""On top of a loss at a scale below 1: those models are not the one that is attacked, and no picture wins there."""
 
 
 class Annealed:
@@ -33,39 +32,50 @@ class Annealed:
     The scales follow from the losses that `saw` was told of, so that a run that goes on is at the scale it was at.
     """
 
-    def __init__(self, objective: Objective, model: ChatModel, by: Anneal, steps: int, rows: int) -> None:
-        """Begin at the base.
+    def __init__(self, objective: Objective, model: ChatModel, by: Anneal, rows: int) -> None:
+        """Hold what is to be annealed.
 
         Args:
-            objective: What is minimised, of ``model``.
+            objective: What is minimised, of ``model``; it may change from step to step itself.
             model: With an adapter, or a base to compare with.
             by: ``"steps"`` or ``"loss"``.
-            steps: Updates of the run.
             rows: Pictures of the batch.
         """
-        self.objective, self.model, self.by, self.steps = objective, model, by, steps
-        self.scales = [torch.full((rows,), 0.0 if steps else 1.0)]
+        self.objective, self.model, self.by, self._rows = objective, model, by, rows
+        self._inner = objective if isinstance(objective, Moving) else None
+        self.begin(0)
+
+    def begin(self, steps: int) -> None:
+        """Stand at the base, of a search of so many updates."""
+        self.steps = steps
+        self.scales = [torch.full((self._rows,), 0.0 if steps else 1.0)]
+        if self._inner is not None:
+            self._inner.begin(steps)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Losses ``(B,)`` at this step's scale, with the handicap on top where it is not 1."""
         with self.model.adapter_scaled(self.scales[-1]):
             losses = self.objective(pixels)
-        return losses + self.handicap(len(self.scales) - 1).to(losses)
+        return losses + self._own(len(self.scales) - 1).to(losses)
 
     def handicap(self, step: int) -> Tensor:
-        """What the losses of a step have on top, ``(B,)``: `HANDICAP` below a scale of 1, else nothing."""
+        """What the losses of a step have on top, ``(B,)``: `HANDICAP` below a scale of 1, and the objective's own."""
+        return self._own(step) + (0.0 if self._inner is None else self._inner.handicap(step))
+
+    def _own(self, step: int) -> Tensor:
         return HANDICAP * (self.scales[step] < 1).float()
 
     def saw(self, losses: Tensor) -> None:
         """Go on to the next step's scale, from the losses that this one's call gave."""
-        own = losses.detach().cpu() - self.handicap(len(self.scales) - 1)
-        self.scales.append(scale_after(self.by, self.scales[-1], own, len(self.scales), self.steps))
+        bare = losses.detach().cpu() - self.handicap(len(self.scales) - 1)
+        self.scales.append(scale_after(self.by, self.scales[-1], bare, len(self.scales), self.steps))
+        if self._inner is not None:
+            self._inner.saw(losses)
 
-    def without_handicap(self, curves: Tensor) -> Tensor:
-        """Curves ``(1, steps + 1, B)`` of a run as the objective had them; losses that stand still are the last."""
-        seen = len(self.scales) - 1
-        on_top = torch.stack([self.handicap(min(step, seen - 1)) for step in range(curves.shape[1])])
-        return curves - on_top.to(curves)
+    def rest(self) -> None:
+        """Leave the objective as it is meant; scales are in force within calls alone."""
+        if self._inner is not None:
+            self._inner.rest()
 
 
 def scale_after(by: Anneal, scale: Tensor, losses: Tensor, step: int, steps: int) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mm_cb.attacks.config import ANNEAL, AttackConfig
-from mm_cb.attacks.objectives.anneal import ALLOWED, FORCED, HANDICAP, RAISED, Annealed, scale_after
+from mm_cb.attacks.objectives.anneal import ALLOWED, FORCED, RAISED, Annealed, scale_after
+from mm_cb.attacks.objectives.moving import HANDICAP
 from mm_cb.attacks.registry import attack_names, attacks
 from mm_cb.attacks.saved import to_pixels
 from mm_cb.attacks.search import make_objective
@@ -74,7 +75,8 @@ def test_by_steps_it_is_a_line_and_by_loss_each_rows_own():
 def test_whatever_is_minimised_is_itself_at_the_end_and_the_bases_at_the_start(subject, name):
     config = AttackConfig(name)
     objective = make_objective(subject, BEHAVIORS, PICTURES, config, RESPONSES)
-    annealed = Annealed(objective, subject.model, "steps", 1, 2)
+    annealed = Annealed(objective, subject.model, "steps", 2)
+    annealed.begin(1)
     with torch.no_grad():
         start = annealed(PIXELS) - HANDICAP
         with subject.model.adapter(False):
@@ -91,7 +93,8 @@ def test_whatever_is_minimised_is_itself_at_the_end_and_the_bases_at_the_start(s
 @pytest.mark.parametrize("name", ["pgd", "pgd_adaptive", "pgd_homotopy"])
 def test_a_step_on_the_way_costs_what_a_step_at_the_end_costs(subject, name):
     objective = make_objective(subject, BEHAVIORS, PICTURES, AttackConfig(name), RESPONSES)
-    annealed = Annealed(objective, subject.model, "loss", 9, 2)
+    annealed = Annealed(objective, subject.model, "loss", 2)
+    annealed.begin(9)
 
     def count(loss, scale):
         annealed.scales[-1] = scale
