@@ -71,9 +71,7 @@ class AttackEntry:
 
     @property
     def can_anneal(self) -> bool:
-        """Whether ``--anneal`` is for it: Auto-PGD's own steps follow from losses of one
-        model, and a transfer attack sees the base alone.
-        """
+        """Whether ``--anneal`` is for it: Auto-PGD's steps follow from losses of one model, transfer sees the base."""
         return self.search == "pgd" and "surrogate" not in self.reads
 
     @property
