@@ -1,5 +1,6 @@
 """What `mm-cb train` would refuse of a recipe's data, all of it, before a run."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.data.check import Limits, Report, check_examples, check_sources
-from mm_cb.data.examples import Modality
+from mm_cb.data.examples import Example, Modality
 from mm_cb.data.sources import Rules
 from mm_cb.training.batches import MissingRows, drawn
 from mm_cb.training.inputs import rules_of, sources_of
@@ -41,10 +42,22 @@ def check_recipe(recipe: "Recipe", limits: Limits, progress: "Progress | None" =
         report.add("not checked", partial(str, missing))
     if not report.has_errors:
         try:
-            drawn(examples, config_of(recipe, Path()))
-        except (MissingRows, UserError) as error:
+            check_draw(examples, recipe)
+        except UserError as error:
             report.add("missing rows", partial(str, error))
     return report
+
+
+def check_draw(examples: Sequence[Example], recipe: "Recipe") -> None:
+    """Draw the rows of a run's batches, and those that are held out.
+
+    Raises:
+        UserError: If there are too few.
+    """
+    try:
+        drawn(examples, config_of(recipe, Path()))
+    except MissingRows as error:
+        raise UserError(f"recipe `{recipe.name}`: {error}") from error
 
 
 def rules_for(tokenizer: str, max_length: int) -> Rules:
