@@ -1,5 +1,6 @@
 """What a name stands for: its configuration, its family, its shapes, its processor."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def load_processor(name_or_path: str | Path, config: Any, image_backend: str = "
         UserError: If it is not there, a file of it is damaged or lacks something, or the backend is not available.
     """
     folder, family = model_folder(name_or_path), family_of(config, str(name_or_path))
+    _check_length(folder)
     try:
         processor = family.read_processor(str(folder), image_backend)
     except Exception as error:  # whatever a library makes of a damaged file, it is the file's
@@ -76,7 +78,6 @@ def load_processor(name_or_path: str | Path, config: Any, image_backend: str = "
     if images is not None and came != image_backend:
         raise UserError(f"image backend `{image_backend}` is not available here, only `{came}`.")
     settle_padding(processor.tokenizer, folder)
-    _check_length(processor.tokenizer, folder)
     _check_tokenizer(processor.tokenizer, config.get_text_config(), folder)
     if images is not None:
         token = family(torch.nn.Identity(), processor, str(name_or_path)).soft_token
@@ -92,12 +93,12 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
         UserError: If it is not there, or a file of it is damaged or lacks something.
     """
     folder = model_folder(name_or_path)
+    _check_length(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # as above
         raise not_loaded(name_or_path, error) from error
     settle_padding(tokenizer, folder)
-    _check_length(tokenizer, folder)
     return tokenizer
 
 
@@ -133,10 +134,13 @@ def _check_tokenizer(tokenizer: Any, config: Any, folder: Path) -> None:
         )
 
 
-def _check_length(tokenizer: Any, folder: Path) -> None:
+def _check_length(folder: Path) -> None:
     """Refuse a longest input that is no number: transformers compares with it."""
-    most = tokenizer.model_max_length
-    if isinstance(most, bool) or not isinstance(most, int | float) or not most >= 1:
+    try:
+        most = json.loads((folder / _TOKENIZER).read_text(encoding="utf-8"))["model_max_length"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # whoever reads it next says so
+        return
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int | float) or not most >= 1):
         raise UserError(
             f"`{folder / _TOKENIZER}`: `model_max_length` must be a number of tokens from 1 on, got {most!r:.80}; "
             "correct it or leave it out."

@@ -254,8 +254,8 @@ def _real(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     """A value as JSON has it."""
-    if hasattr(value, "items"):
-        return {key: one for key, one in value.items() if one is not None}
+    if hasattr(value, "shortest_edge"):
+        return {key: one for key, one in dict(value).items() if one is not None}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
