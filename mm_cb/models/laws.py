@@ -39,6 +39,10 @@ def _size(value: Any, numbers: _Numbers) -> str | None:
     return None if fine else "a whole number from 1 on"
 
 
+def _positive(value: Any, numbers: _Numbers) -> str | None:
+    return None if _real(value) and value > 0 else "a number above 0"
+
+
 def _token(value: Any, numbers: _Numbers) -> str | None:
     return _within(value, 0, numbers.vocabulary, "tokens of the model (`vocab_size`)")
 
@@ -80,13 +84,14 @@ _LAWS: Mapping[str, _Law] = {
     **dict.fromkeys(("num_hidden_layers", "num_key_value_heads", "max_position_embeddings"), _size),
     **dict.fromkeys(("depth", "num_heads", "embed_dim", "image_size", "patch_size", "num_channels"), _size),
     **dict.fromkeys(("in_channels", "out_hidden_size", "spatial_merge_size", "temporal_patch_size"), _size),
-    **dict.fromkeys(("window_size", "num_position_embeddings"), _size),
+    **dict.fromkeys(("window_size", "num_position_embeddings", "sliding_window"), _size),
     **dict.fromkeys(("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"), _token),
     **dict.fromkeys(("bos_token_id", "eos_token_id"), _tokens),
     "pad_token_id": _padding,
     "vision_feature_layer": _states,
     **dict.fromkeys(("fullatt_block_indexes", "deepstack_visual_indexes"), _blocks),
     "mrope_section": _sections,
+    "rope_theta": _positive,
 }
 """Every number of a config.json that must fit another, under transformers' common name."""
 

@@ -80,8 +80,8 @@ def check_template(model: ChatModel, folder: Path) -> None:
         images = sum(part["type"] == "image" for part in messages[0]["content"])
         said = ANSWER if len(messages) > 1 else None
         written = model.prompt(_ASKED, has_image=bool(images), completion=said)
-        if images and (token := model.dialect.image_token) and written.count(token) != images:
-            raise _unusable(folder, f"it writes `{token}` {written.count(token)} times for {images} picture")
+        if (token := model.dialect.image_token) and written.count(token) != images:
+            raise _unusable(folder, f"it writes `{token}` {written.count(token)} times for {images or 'no'} picture")
 
 
 def check_text_template(tokenizer: Any, folder: Path) -> None:

@@ -216,7 +216,6 @@ def test_a_weight_that_an_attack_needs_and_its_json_lacks_is_named(few):
     refused(few, r"pgd_long-s0-r0\.json` `weight` must be a number under pgd_long, got null")
 
 
-
 @pytest.mark.parametrize(
     ("values", "match"),
     [

@@ -56,6 +56,7 @@ def variants(folder, path, file, places):
 SIZES = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "depth"}
 SIZES |= {"vocab_size", "num_heads", "embed_dim", "image_size", "patch_size", "num_channels", "in_channels"}
 SIZES |= {"spatial_merge_size", "temporal_patch_size", "out_hidden_size", "window_size", "num_position_embeddings"}
+SIZES |= {"sliding_window"}
 TOKENS = {"image_token_id", "image_token_index", "video_token_id", "vision_start_token_id", "vision_end_token_id"}
 TOKENS |= {"bos_token_id", "eos_token_id", "pad_token_id"}
 BLOCKS = {"vision_feature_layer", "fullatt_block_indexes", "deepstack_visual_indexes"}
@@ -70,6 +71,7 @@ def wrong_fields(fields, where=""):
         wrong += [10**6, -2, 1.5, True] if name in TOKENS else []
         wrong += [99, [99], [-99], ["x"]] if name in BLOCKS else []
         wrong += [[1], [9, 9, 9], "x"] if name == "mrope_section" else []
+        wrong += [0, -1, "x"] if name == "rope_theta" else []
         yield from ((f"{where}{name}", one) for one in wrong)
 
 
