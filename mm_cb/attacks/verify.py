@@ -224,7 +224,7 @@ def _again(subject: Subject, folder: Path, pictures: Sequence[_Picture], same_ar
     rows = []
     for places in by_size([clean.image for _, clean in files]):
         group, held = [pictures[i] for i in places], [files[i] for i in places]
-        for one, found, (saved, clean) in zip(group, _answers(subject, group, held), held, strict=True):
+        for one, found, (saved, clean) in zip(group, _answers(subject, folder, group, held), held, strict=True):
             other = found.completion != one.tried.completion
             wrong = _disagreements(one, found, saved, clean, dtype_of(subject.model))
             wrong += ["the model's answer is another one than the run stored"] * (other and same_arithmetic)
@@ -234,7 +234,7 @@ def _again(subject: Subject, folder: Path, pictures: Sequence[_Picture], same_ar
 
 
 def _answers(
-    subject: Subject, group: Sequence[_Picture], files: Sequence[tuple[SavedPicture, SavedPicture]]
+    subject: Subject, folder: Path, group: Sequence[_Picture], files: Sequence[tuple[SavedPicture, SavedPicture]]
 ) -> list[Answer]:
     """What the attack's own code says of pictures of one size; files are the attacked and the clean one."""
     told, behaviors = [one.told for one in group], [one.behavior for one in group]
@@ -247,11 +247,18 @@ def _answers(
         forced = [one["response"] for one in told]
         objective = make_objective(subject, prompts, images(clean), group[0].config, forced)
         if isinstance(objective, AdaptiveObjective):
-            objective.weight = torch.tensor([one["weight"] for one in told], device=subject.model.device)
+            objective.weight = torch.tensor([_weight(one, folder) for one in group], device=subject.model.device)
     answers = judge_files(asked, saved, target, objective, group[0].config, lambda *_: "not_judged")
     with torch.no_grad():
         losses = target(torch.stack([one.pixels for one in clean]).to(subject.model.device)).tolist()
     return [replace(one, loss_clean=round(loss, 5)) for one, loss in zip(answers, losses, strict=True)]
+
+
+def _weight(one: _Picture, folder: Path) -> float:
+    if (weight := one.told["weight"]) is None:
+        file = (folder / one.image).with_suffix(".json")
+        raise UserError(f"`{file}` `weight` must be a number under {one.config.name}, got null. {_AGAIN}")
+    return weight
 
 
 def _disagreements(one: _Picture, found: Answer, saved: SavedPicture, clean: SavedPicture, dtype: str) -> list[str]:

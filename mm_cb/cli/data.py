@@ -7,7 +7,7 @@ import typer
 
 from mm_cb.cli.groups import Group
 from mm_cb.cli.options import Behaviors, Seed, known_dtype, number
-from mm_cb.core.errors import UserError
+from mm_cb.core.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from mm_cb.data.check import Limits, Report
@@ -65,7 +65,8 @@ def check(
     nothing else: broken rows, missing or corrupt pictures, repeated ids, texts in both sets, rows that the model cannot
     take or of which its `max_length` leaves nothing that counts, sets without rows. So is contamination by test
     behaviours, where these are given. Duplicates and examples that training cuts are warnings. Without a recipe or
-    --tokenizer, lengths are counted in words.
+    --tokenizer, lengths are counted in words. All pictures are opened; `mm-cb train` opens those of the rows that it
+    draws, before its first step.
     """
     from mm_cb.core.progress import Progress
     from mm_cb.data.check import check_sources
@@ -126,9 +127,10 @@ def _limits(prompts: list[str], model: str | None, max_length: int, required: bo
         tokenizer = AutoTokenizer.from_pretrained(
             model if guest is None else guest.weights, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a library makes of a damaged file, it is the file's
         if required:
-            raise UserError(f"`--tokenizer` must name a model whose tokenizer is on this machine: {error}") from error
+            said = one_line(str(error))[:200]
+            raise UserError(f"`--tokenizer` must name a model whose tokenizer is on this machine: {said}") from error
         return Limits(prompts, max_length=max_length)
     return Limits(prompts, lambda text: len(tokenizer(text).input_ids), max_length, "tokens")
 

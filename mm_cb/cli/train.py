@@ -126,19 +126,29 @@ def _plan_lines(plan: "TrainingPlan") -> Iterator[str]:
 
 
 def _sample_lines(plan: "TrainingPlan") -> Iterator[str]:
-    """One decoded example of every source, what counts in its loss in brackets; or one line that says why not."""
-    from mm_cb.models.families import load_processor
-    from mm_cb.training.inputs import load_examples
+    """One decoded example of every source, what counts in its loss in brackets; one line where that is not here.
+
+    What is here and cannot be trained on is refused, as training refuses it.
+    """
+    from mm_cb.models.cache import model_folder
+    from mm_cb.models.families import has_tokenizer, load_processor
+    from mm_cb.training.inputs import absent_data, load_examples
+    from mm_cb.training.planning.preflight import check_draw
     from mm_cb.training.planning.samples import first_of_each_source, marked
 
     recipe, masks = plan.recipe, plan.recipe.circuit_breaker.masks
-    try:
-        plan.model.processor = load_processor(recipe.model, plan.model.base.config, recipe.image_backend)
-        plan.model.max_length = recipe.training.max_length
-        for example in first_of_each_source(load_examples(recipe)):
-            title = f"sample of {example.source or 'no named source'} ({example.set}, {example.modality})"
-            yield one_line(f"{title}, what counts in brackets:")
-            text = marked(plan.model, example, {"text": masks.text, "multimodal": masks.multimodal})
-            yield from (f"| {one_line(line)}" for line in text.split("\n"))
-    except (UserError, ValueError) as e:
-        yield one_line(f"no (more) samples: {e}")
+    absent = [why for name, why in absent_data(recipe).items() if why and not Path(name).exists()]
+    if absent:
+        yield one_line(f"no samples: {absent[0]}")
+        return
+    check_draw(examples := load_examples(recipe), recipe)
+    if plan.published or not has_tokenizer(model_folder(recipe.model)):
+        yield f"no samples: the processor of {recipe.model} is not on this machine"
+        return
+    plan.model.processor = load_processor(recipe.model, plan.model.base.config, recipe.image_backend)
+    plan.model.max_length = recipe.training.max_length
+    for example in first_of_each_source(examples):
+        title = f"sample of {example.source or 'no named source'} ({example.set}, {example.modality})"
+        yield one_line(f"{title}, what counts in brackets:")
+        text = marked(plan.model, example, {"text": masks.text, "multimodal": masks.multimodal})
+        yield from (f"| {one_line(line)}" for line in text.split("\n"))

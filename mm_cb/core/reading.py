@@ -18,6 +18,9 @@ from mm_cb.core.records import JsonObject
 
 BOM = b"\xef\xbb\xbf"
 _WIDE = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh91AY&SY": "bzip2", b"\xfd7zXZ\0": "xz"}
+_PACKED |= {b"\x28\xb5\x2f\xfd": "zstd"}
+_OTHER = {b"PAR1": "Parquet", b"ARROW1\0\0": "Arrow", b"SQLite format 3\0": "SQLite", b"\x89PNG": "PNG"}
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
 _SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
 _CLOSE = 0.8
@@ -68,11 +71,8 @@ def decode(content: bytes) -> str:
     Raises:
         Fault: If they are not UTF-8.
     """
-    kind = _WIDE.get(content[:2])
-    if kind is None and b"\0" in content[:2]:
-        kind = "UTF-16 or binary"
-    if kind is not None:
-        raise Fault(f"the file must be UTF-8, it is {kind}; save it as UTF-8.", 1)
+    if kind := other_kind(content):
+        raise Fault(kind, 1)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -82,6 +82,15 @@ def decode(content: bytes) -> str:
         raise Fault(
             f"the file must be UTF-8, byte {place} of the line (0x{content[start]:02x}) is not; save it as UTF-8.", line
         ) from error
+
+
+def other_kind(content: bytes) -> str | None:
+    """What the first bytes of a file tell that is no UTF-8 text, and what to do; None if they tell nothing."""
+    for begins, kind in (_PACKED | _OTHER).items():
+        if content.startswith(begins):
+            return f"the file must be UTF-8 text, it is {kind}; {'unpack' if begins in _PACKED else 'convert'} it."
+    wide = _WIDE.get(content[:2]) or ("UTF-16 or binary" if b"\0" in content[:2] else None)
+    return wide and f"the file must be UTF-8, it is {wide}; save it as UTF-8."
 
 
 def loads(text: str, *, nul: bool = False, any_text: bool = False) -> Any:

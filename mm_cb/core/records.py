@@ -252,4 +252,6 @@ class Run(Code, total=False):
     started: str
     ended: str | None
     """None while it is under way."""
+    left_out: dict[str, int]
+    """Why rows of the data were not used → how many; absent where all were."""
     resumed: list[Resumption]

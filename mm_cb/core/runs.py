@@ -151,9 +151,15 @@ class RunDirectory:
             self._lock = None
             written_here.discard(os.path.realpath(self.path))
 
-    def finish(self) -> None:
-        """Write the end time: from now on the directory counts as complete."""
+    def finish(self, *, left_out: Mapping[str, int] | None = None) -> None:
+        """Write the end time: from now on the directory counts as complete.
+
+        Args:
+            left_out: Why rows of the data were not used → how many.
+        """
         assert self._lock is not None and self._content, "finish() belongs between open() and close()"
+        if left_out:
+            self._content["left_out"] = dict(left_out)
         self._content["ended"] = _now()
         write_json(self.path / _RUN, self._content)
 

@@ -117,11 +117,14 @@ def check_messages(messages: Any) -> int:
     if roles != ["user", "assistant"] * (len(roles) // 2) or not roles:
         raise ValueError(f"the roles must alternate user, assistant and end with the assistant, got {shown(roles)}")
     pictures = 0
-    for message in messages:
+    for number, message in enumerate(messages, start=1):
         content = message.get("content")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not parts or not all(map(_is_part, parts)):
-            raise ValueError("`content` must be a text or a list of image parts and text parts")
+            raise ValueError(
+                f"`content` of turn {number} must be a text or a list of image parts and text parts, got "
+                f"{'null or none' if content is None else shown(content)}"
+            )
         named = sum(part["type"] == "image" for part in parts)
         if named and message["role"] == "assistant":
             raise ValueError("only the user's turns can hold image parts")

@@ -14,7 +14,7 @@ from typing import Any
 
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
-from mm_cb.core.reading import BOM, Fault, decode, loads
+from mm_cb.core.reading import BOM, Fault, decode, loads, other_kind
 from mm_cb.core.records import JsonObject
 from mm_cb.core.tables import is_table, read_table
 
@@ -188,11 +188,8 @@ def _load_folder(path: Path) -> Any:
 def _places(content: mmap.mmap, path: Path) -> tuple[array, array]:
     """Start and end of every record."""
     head = content[:4096]
-    try:
-        decode(head[:4])  # another encoding shows in the first bytes
-    except Fault as fault:
-        if "UTF-16" in str(fault):
-            raise UserError(f"{path}:1: {fault}") from fault
+    if fault := other_kind(head):
+        raise UserError(f"{path}:1: {fault}")
     start = len(BOM) if head.startswith(BOM) else 0
     is_array = head[start:].lstrip().startswith(b"[")
     return _array_places(content, start, path) if is_array else _line_places(content, start)

@@ -30,6 +30,8 @@ _UNDERSTOOD = (
     *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "init_lora_weights"),
 )
 """Nothing but A and B on linear layers, which can be switched off, scaled and merged."""
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Numbers of 8 bits are another thing without their scales."""
 _STARTS = (True, False, "gaussian", "orthogonal")
 """``init_lora_weights`` that leave the base's weights as they are; others (pissa, olora, ...) change them."""
 
@@ -139,10 +141,10 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"`{file}` must be a safetensors file, but it cannot be read: {error}") from error
     if not tensors:
         raise UserError(f"`{file}` must hold the adapter's tensors, but it holds none.")
-    if whole := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
+    if other := [name for name, tensor in tensors.items() if tensor.dtype not in _FLOATS]:
         raise UserError(
-            f"`{file}` must hold floating-point tensors, but {len(whole)} are of another type, such as `{whole[0]}` "
-            f"({tensors[whole[0]].dtype})."
+            f"`{file}` must hold tensors of float32, bfloat16 or float16, but {len(other)} are of another type, such "
+            f"as `{other[0]}` ({tensors[other[0]].dtype})."
         )
     refuse_not_finite(tensors.items(), str(file))
     return tensors

@@ -1,5 +1,6 @@
 """What a name stands for: its configuration, its family, its shapes, its processor."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +9,31 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from mm_cb.core.embedded import guest_names
 from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.reading import json_file
 from mm_cb.models.base import ChatModel
 from mm_cb.models.cache import model_folder
+from mm_cb.models.laws import CONFIG, OLD_PROCESSOR, PROCESSOR, check_config, check_image_token, check_kinds
 from mm_cb.models.registry import family_of
 
 _TOKENIZER = "tokenizer_config.json"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_QUOTED = 300
+"""Characters of what a library says."""
 
 
 def read_config(name_or_path: str | Path) -> Any:
-    """The transformers configuration of a model.
+    """The transformers configuration of a model, whose numbers fit one another.
 
     Raises:
-        UserError: If there is none, or it is behind a gate that this machine has no key to.
+        UserError: If there is none, it is behind a gate that this machine has no key to, or a field of it cannot stand.
     """
     folder = model_folder(name_or_path)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         held, _ = PretrainedConfig.get_config_dict(folder)
+        check_kinds(held, str(name_or_path))
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except UserError:
+        raise
     except Exception as error:  # whatever a library makes of a damaged file, it is the file's
         raise not_loaded(name_or_path, error) from error
     if "text_config" in getattr(type(config), "sub_configs", {}) and not {"text_config", "hidden_size"} & held.keys():
@@ -33,6 +42,7 @@ def read_config(name_or_path: str | Path) -> Any:
             f"`config.json` of `{name_or_path}` must hold the language model's sizes in `text_config`, it has none; "
             "transformers would take those of another model. Fetch the file again."
         )
+    check_config(config, str(name_or_path))
     return config
 
 
@@ -43,8 +53,12 @@ def skeleton(config: Any, name: str = "", processor: Any = None) -> ChatModel:
         UserError: If no family here has models of this type.
     """
     family = family_of(config, name)
-    with torch.device("meta"):
-        return family(family.loads.from_config(config), processor, name)
+    try:
+        with torch.device("meta"):
+            shape = family.loads.from_config(config)
+    except Exception as error:  # whatever a library makes of a configuration, it is the configuration's
+        raise not_loaded(name, error) from error
+    return family(shape, processor, name)
 
 
 def load_processor(name_or_path: str | Path, config: Any, image_backend: str = "pil") -> Any:
@@ -54,6 +68,7 @@ def load_processor(name_or_path: str | Path, config: Any, image_backend: str = "
         UserError: If it is not there, a file of it is damaged or lacks something, or the backend is not available.
     """
     folder, family = model_folder(name_or_path), family_of(config, str(name_or_path))
+    _check_length(folder)
     try:
         processor = family.read_processor(str(folder), image_backend)
     except Exception as error:  # whatever a library makes of a damaged file, it is the file's
@@ -64,6 +79,9 @@ def load_processor(name_or_path: str | Path, config: Any, image_backend: str = "
         raise UserError(f"image backend `{image_backend}` is not available here, only `{came}`.")
     settle_padding(processor.tokenizer, folder)
     _check_tokenizer(processor.tokenizer, config.get_text_config(), folder)
+    if images is not None:
+        token = family(torch.nn.Identity(), processor, str(name_or_path)).soft_token
+        check_image_token(processor, config, token, folder)
     family.check_processor(processor, config, folder)
     return processor
 
@@ -75,12 +93,18 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
         UserError: If it is not there, or a file of it is damaged or lacks something.
     """
     folder = model_folder(name_or_path)
+    _check_length(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # as above
         raise not_loaded(name_or_path, error) from error
     settle_padding(tokenizer, folder)
     return tokenizer
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model's folder holds any file of a tokenizer; one may hold the configuration alone, to plan with."""
+    return any((folder / name).is_file() for name in _TOKENIZERS)
 
 
 def settle_padding(tokenizer: Any, folder: Path) -> None:
@@ -110,6 +134,19 @@ def _check_tokenizer(tokenizer: Any, config: Any, folder: Path) -> None:
         )
 
 
+def _check_length(folder: Path) -> None:
+    """Refuse a longest input that is no number: transformers compares with it."""
+    try:
+        most = json.loads((folder / _TOKENIZER).read_text(encoding="utf-8"))["model_max_length"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # whoever reads it next says so
+        return
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int | float) or not most >= 1):
+        raise UserError(
+            f"`{folder / _TOKENIZER}`: `model_max_length` must be a number of tokens from 1 on, got {most!r:.80}; "
+            "correct it or leave it out."
+        )
+
+
 def not_loaded(name_or_path: str | Path, error: Exception) -> UserError:
     """The user's error for a model whose files are here but cannot be read."""
     if "trust_remote_code" in str(error):
@@ -117,7 +154,30 @@ def not_loaded(name_or_path: str | Path, error: Exception) -> UserError:
             f"`{name_or_path}` is read by code of its own, which is never run here (trust_remote_code is off); use a "
             "model of transformers' own code."
         )
+    folder = Path(name_or_path)
+    if folder.is_dir() and (fault := _fault_of(folder)):
+        return UserError(f"cannot load a model from `{name_or_path}`: {fault}")
+    said = one_line(f"{type(error).__name__}: {error}")
     return UserError(
         f"cannot load a model from `{name_or_path}` (expected {guest_names()}, or a model of transformers' own code "
-        f"with safetensors, in a folder or on the hub): {one_line(str(error))}"
+        f"with safetensors, in a folder or on the hub): {said if len(said) <= _QUOTED else said[:_QUOTED] + ' ...'}"
     )
+
+
+def _fault_of(folder: Path) -> str | None:
+    """What of a folder's files is absent or damaged, which libraries tell at length or not at all."""
+    for file in sorted(folder.glob("*.json")):
+        try:
+            held = json_file(file, dict, "a JSON object")
+        except UserError as error:
+            return str(error)
+        if file.name == "tokenizer.json" and not isinstance(held.get("model"), dict):
+            return f"`{file}` must hold a tokenizer with its `model`, it has none; fetch the file again."
+    if not (folder / CONFIG).is_file():
+        return f"it must hold {CONFIG}, it has none."
+    if not has_tokenizer(folder):
+        return f"it must hold its tokenizer, {_TOKENIZERS[0]}; it has none."
+    sees = "vision_config" in json_file(folder / CONFIG, dict, "a JSON object")
+    if sees and not any((folder / name).is_file() for name in (PROCESSOR, OLD_PROCESSOR)):
+        return f"it must hold {PROCESSOR} (or {OLD_PROCESSOR}): what its pictures become; it has neither."
+    return None

@@ -42,14 +42,14 @@ def fingerprint(name_or_path: str | Path) -> str:
                 shape = part.get_shape()
                 if len(shape) < 2 or not key.endswith("weight"):
                     continue
-                digest = hashlib.sha256(f"{_place(key)} {list(shape)}".encode())
+                digest = hashlib.sha256(f"{place(key)} {list(shape)}".encode())
                 for rows in _samples(shape):
                     digest.update(part[rows].float().numpy().tobytes())
                 digests.add(digest.digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest() if digests else ""
 
 
-def _place(key: str) -> str:
+def place(key: str) -> str:
     """A tensor's place in its model, whichever version of transformers wrote the key."""
     return ".".join(_TIED.get(part, part) for part in key.split(".") if part not in _LAYOUT)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from image_attacks import Plan, crop, resize
 from mm_cb.core.errors import UserError
+from mm_cb.models.laws import check_pictures
 from mm_cb.models.vision import VisionModel
 
 
@@ -18,8 +19,14 @@ class LlavaModel(VisionModel):
 
     @classmethod
     def check_processor(cls, processor: Any, config: Any, folder: Path) -> None:
-        """As `check_llava_processor`."""
+        """As `check_llava_processor`, and for squares of the image tower's size: cut out, or the picture squeezed."""
         check_llava_processor(processor, config, folder)
+        side = config.vision_config.image_size
+        square = {"height": side, "width": side}
+        if processor.image_processor.do_center_crop:
+            check_pictures(processor, folder, size={"shortest_edge": side}, crop_size=square)
+        else:
+            check_pictures(processor, folder, size=square)
 
     def _canvas(self) -> tuple[int, int]:
         """What the image tower sees: 336 x 336."""

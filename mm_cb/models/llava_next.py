@@ -11,6 +11,7 @@ from torch import Tensor
 
 from image_attacks import Plan, pad, resize, tiles
 from mm_cb.models.inputs import Arguments, ModelInputs
+from mm_cb.models.laws import check_pictures, check_tiles
 from mm_cb.models.llava import check_llava_processor
 from mm_cb.models.vision import VisionModel
 
@@ -39,8 +40,12 @@ class LlavaNextModel(VisionModel):
 
     @classmethod
     def check_processor(cls, processor: Any, config: Any, folder: Path) -> None:
-        """As `check_llava_processor`."""
+        """As `check_llava_processor`, and for the canvases that processor and model both choose from."""
         check_llava_processor(processor, config, folder)
+        canvases, side = config.image_grid_pinpoints, config.vision_config.image_size
+        check_tiles(canvases, side, folder)
+        tile = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+        check_pictures(processor, folder, **tile, image_grid_pinpoints=[list(canvas) for canvas in canvases])
 
     def _canvas(self) -> tuple[int, int]:
         """Two tiles square: 672 x 672."""

@@ -1,14 +1,13 @@
 """Load a model and its adapter, from safetensors only."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel
 from transformers.utils import logging
@@ -20,8 +19,9 @@ from mm_cb.models.cache import model_folder
 from mm_cb.models.decoding import generation_config
 from mm_cb.models.dial import WeightDifference
 from mm_cb.models.families import load_processor, not_loaded, read_config, skeleton
+from mm_cb.models.fingerprint import place
 from mm_cb.models.inputs import Arguments
-from mm_cb.models.quantization import assert_kept, four_bit
+from mm_cb.models.quantization import assert_kept, four_bit, refuse_stored_quantised
 from mm_cb.models.registry import family_of
 from mm_cb.models.templates import check_template
 
@@ -67,7 +67,7 @@ def load_model(
     family = family_of(config, str(name_or_path))
     with quiet_libraries():
         arguments = _arguments(device, dtype, attention, quantize, family.full_precision)
-        loaded = _read(family.loads, name_or_path, config, arguments, family.full_precision)
+        loaded = _read(family.loads, name_or_path, config, arguments, family.full_precision, frozenset())
         if adapter is not None:
             loaded = put_adapter(loaded, Path(adapter), str(name_or_path), trainable=trainable)
         processor = load_processor(name_or_path, config, image_backend)
@@ -86,9 +86,9 @@ def load_plain(name_or_path: str | Path, *, dtype: str | None = None) -> Any:
     """
     config = read_config(name_or_path)
     arguments = _arguments("cpu", dtype or "float32", "sdpa", None)
+    arguments = arguments if dtype else {**arguments, "dtype": "auto"}
     with quiet_libraries():
-        loads = family_of(config, str(name_or_path)).loads
-        return _read(loads, name_or_path, config, arguments if dtype else {**arguments, "dtype": "auto"})
+        return _read(family_of(config, str(name_or_path)).loads, name_or_path, config, arguments, unread=frozenset())
 
 
 def load_whole(loads: Any, name_or_path: str | Path, config: Any, *, dtype: str) -> Any:
@@ -134,10 +134,11 @@ def load_tower(
     """
     config = read_config(name_or_path)
     family = family_of(config, str(name_or_path))
+    whole = frozenset(map(place, skeleton(config, str(name_or_path)).base.state_dict()))
     family.cut_config(config, blocks)
     with quiet_libraries():
         arguments = _arguments(device, dtype, attention, quantize, family.full_precision)
-        tower = _read(AutoModel, name_or_path, config, arguments, family.full_precision)
+        tower = _read(AutoModel, name_or_path, config, arguments, family.full_precision, whole)
         shell = skeleton(tower.config, str(name_or_path)).base
         setattr(shell, shell.base_model_prefix, tower)
         shell.lm_head = nn.Identity()
@@ -218,16 +219,28 @@ def _read(
     config: Any,
     arguments: Arguments,
     full_precision: Sequence[str] = (),
+    unread: Collection[str] | None = None,
 ) -> Any:
-    """The frozen transformers model; a tensor that the checkpoint lacks is an error, not a random one."""
+    """The frozen transformers model; a tensor that the checkpoint lacks is an error, not a random one.
+
+    So is one that the model has no place for, unless ``unread`` has it, or is None (classifiers have other heads).
+    """
     folder = model_folder(name_or_path, weights=True)
+    refuse_stored_quantised(name_or_path)
     if (decoding := generation_config(folder)) is not None:
         arguments = {**arguments, "generation_config": decoding}
     try:
         model, report = model_type.from_pretrained(folder, config=config, output_loading_info=True, **arguments)
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # whatever a library makes of damaged files, it is the files'
         raise not_loaded(name_or_path, error) from error
-    for what, keys in (("lacks", report["missing_keys"]), ("has other shapes in", report["mismatched_keys"])):
+    over = () if unread is None else (key for key in report["unexpected_keys"] if place(str(key)) not in unread)
+    for what, keys in (
+        ("lacks", report["missing_keys"]),
+        ("has other shapes in", report["mismatched_keys"]),
+        ("has, beyond its own,", over),
+    ):
         if names := sorted(key if isinstance(key, str) else str(key[0]) for key in keys):
             raise UserError(
                 f"`{name_or_path}` {what} {len(names)} tensors of a {config.model_type} of its configuration, such as "

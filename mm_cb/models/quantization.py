@@ -1,14 +1,19 @@
-"""4-bit weights for the language tower, and for nothing else."""
+"""4-bit weights for the language tower, and for nothing else; weights stored in few bits are refused."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import BitsAndBytesConfig
 
 from mm_cb.core.errors import UserError
+from mm_cb.models.cache import weight_files
+
+_FLOATS = ("F32", "BF16", "F16", "F64")
 
 
 def four_bit(dtype: torch.dtype, kept: Sequence[str]) -> BitsAndBytesConfig:
@@ -26,6 +31,29 @@ def four_bit(dtype: torch.dtype, kept: Sequence[str]) -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=skipped(kept),
     )
+
+
+def refuse_stored_quantised(name_or_path: str | Path) -> None:
+    """Refuse a checkpoint with weights that are no plain floats: read as such, without their scales, they are others.
+
+    Raises:
+        UserError: With the number of such tensors and the first name; also if a file is no safetensors file.
+    """
+    found: dict[str, str] = {}
+    for file in weight_files(name_or_path):
+        try:
+            with safe_open(file, "pt") as tensors:
+                found |= {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"`{file}` must be a safetensors file, but it cannot be read: {error}") from error
+    few = {key for key, kind in found.items() if kind not in _FLOATS and (kind[0] == "F" or key.endswith(".weight"))}
+    wrong = sorted(few)
+    if wrong:
+        raise UserError(
+            f"`{name_or_path}` must hold weights of {', '.join(_FLOATS)}, but {len(wrong)} are of another type, such "
+            f"as `{wrong[0]}` ({found[wrong[0]]}): stored quantised weights are not read; take the full-precision "
+            "model, with `quantize: 4bit` where memory is short."
+        )
 
 
 def skipped(kept: Sequence[str]) -> list[str]:

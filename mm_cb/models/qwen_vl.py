@@ -8,6 +8,7 @@ adversary moves the embeddings of a picture and leaves those as they are.
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from image_attacks import Plan, resize
 from mm_cb.models.inputs import ModelInputs
+from mm_cb.models.laws import check_patches, check_pictures
 from mm_cb.models.tower import TowerInputs
 from mm_cb.models.vision import VisionModel, put
 
@@ -33,6 +35,14 @@ class QwenVLModel(VisionModel):
     beside = ("image_grid_thw",)
     end_of_turn = "<|im_end|>"
     stop_tokens = ("<|endoftext|>",)
+
+    @classmethod
+    def check_processor(cls, processor: Any, config: Any, folder: Path) -> None:
+        """As `VisionModel.check_processor`, and for patches that are the model's."""
+        vision = config.vision_config
+        patches = {"patch_size": vision.patch_size, "temporal_patch_size": vision.temporal_patch_size}
+        check_pictures(processor, folder, **patches, merge_size=vision.spatial_merge_size)
+        check_patches(processor.image_processor, folder)
 
     def _canvas(self) -> tuple[int, int]:
         """448 x 448, which no resize changes."""

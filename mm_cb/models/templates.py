@@ -15,11 +15,18 @@ from mm_cb.models.chat import ANSWER, Message, chat
 
 SECONDS, CHARACTERS = 10, 1_000_000
 """What a template may take for a few short chats: seconds of a processor, and characters for each."""
+_CLOCK = "strftime_now"
+_DAY = {
+    **{"%Y": "2024", "%y": "24", "%m": "07", "%B": "July", "%b": "Jul", "%d": "26", "%e": "26", "%-d": "26"},
+    **{"%A": "Friday", "%a": "Fri", "%H": "00", "%M": "00", "%S": "00", "%I": "12", "%p": "AM"},
+}
+"""The day that Llama 3's templates name where they are told none, at midnight."""
 _MEMORY = 4 * 2**30
 _ASKED = "question"
 _CHILD = """
-import json, resource, sys
-from transformers.utils.chat_template_utils import render_jinja_template
+import json, re, resource, sys
+from jinja2 import nodes
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 seconds, most, memory = map(int, sys.argv[1:])
 try:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -31,9 +38,18 @@ told = json.load(sys.stdin)
 try:
     for chat in told["chats"]:
         asked = {"add_generation_prompt": chat[-1]["role"] == "user", **told["tokens"]}
-        texts, _ = render_jinja_template(conversations=[chat], chat_template=told["template"], **asked)
+        texts, _ = render_jinja_template(conversations=[chat, chat], chat_template=told["template"], **asked)
         if len(texts[0]) > most:
             sys.exit("it writes " + format(len(texts[0]), ",") + " characters for a chat of two words")
+        if texts[0] != texts[1]:
+            sys.exit("it writes the same chat in two ways")
+        if address := re.search("0x[0-9a-f]{6,}", texts[0]):
+            sys.exit("it writes an address in memory (" + address[0] + "), another one each time")
+    written = _compile_jinja_template(told["template"]).environment.parse(told["template"])
+    drawn = [node.name for node in written.find_all(nodes.Filter) if node.name == "random"]
+    drawn += [node.name for node in written.find_all(nodes.Name) if node.name == "lipsum"]
+    if drawn:
+        sys.exit("it draws by chance (`" + drawn[0] + "`), so that it would write the same chat in many ways")
 except MemoryError:
     sys.exit("it takes more memory than there is")
 except RecursionError:
@@ -64,8 +80,8 @@ def check_template(model: ChatModel, folder: Path) -> None:
         images = sum(part["type"] == "image" for part in messages[0]["content"])
         said = ANSWER if len(messages) > 1 else None
         written = model.prompt(_ASKED, has_image=bool(images), completion=said)
-        if images and (token := model.dialect.image_token) and written.count(token) != images:
-            raise _unusable(folder, f"it writes `{token}` {written.count(token)} times for {images} picture")
+        if (token := model.dialect.image_token) and written.count(token) != images:
+            raise _unusable(folder, f"it writes `{token}` {written.count(token)} times for {images or 'no'} picture")
 
 
 def check_text_template(tokenizer: Any, folder: Path) -> None:
@@ -98,6 +114,8 @@ def refuse_endless(template: str, chats: Sequence[Any], tokenizer: Any, folder: 
 def template_of(processor: Any, tokenizer: Any, folder: Path) -> str:
     """A processor's template; that of its tokenizer where it has none, as older folders have it.
 
+    One that asks for the date is told the same one on every day: the same chat is the same prompt.
+
     Raises:
         UserError: If there is none.
     """
@@ -109,9 +127,19 @@ def template_of(processor: Any, tokenizer: Any, folder: Path) -> str:
             f"`{folder}` must hold a chat template (chat_template.jinja, or `chat_template` in tokenizer_config.json), "
             f"got {'none' if not found else type(found).__name__}; take it from the model's published folder."
         )
-    if not getattr(processor, "chat_template", None):
-        processor.chat_template = found
+    if _CLOCK in found and not found.startswith(_STOPPED):
+        found = _STOPPED + found
+    processor.chat_template = tokenizer.chat_template = found
     return found
+
+
+def _stopped_clock() -> str:
+    """A macro that stands in for transformers' clock in a template."""
+    parts = "".join(f" | replace('{code}', '{value}')" for code, value in _DAY.items())
+    return f"{{%- macro {_CLOCK}(format) -%}}{{{{ format{parts} }}}}{{%- endmacro -%}}"
+
+
+_STOPPED = _stopped_clock()
 
 
 @cache

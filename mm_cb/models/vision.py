@@ -7,6 +7,7 @@ docs/add_a_model.md has the list and an example.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from image_attacks import ExactPreprocessing, Plan, as_rgb
 from mm_cb.core.errors import UserError
 from mm_cb.models.base import ChatModel
 from mm_cb.models.inputs import Arguments, ModelInputs, Pictures
+from mm_cb.models.laws import check_pictures
 from mm_cb.models.tower import TowerInputs
 
 
@@ -43,6 +45,11 @@ class VisionModel(ChatModel):
         images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, backend=image_backend)
         processor.image_processor = images
         return processor
+
+    @classmethod
+    def check_processor(cls, processor: Any, config: Any, folder: Path) -> None:
+        """As `ChatModel.check_processor`: pictures are resized, scaled and normalised."""
+        check_pictures(processor, folder)
 
     def plan(self, image_size: tuple[int, int]) -> Plan:
         """What the image processor does with pictures of one size (height, width), for attacks through it.
@@ -133,9 +140,19 @@ class VisionModel(ChatModel):
         return TowerInputs(put(embeds, inputs, features.pooler_output))
 
     def preprocessing(self, image_size: tuple[int, int]) -> ExactPreprocessing:
-        """Differentiable pixels in [0, 1] -> ``pixel_values`` for pictures of ``image_size`` (height, width)."""
-        plan = replace(self.plan(image_size), options=self.options, nested=self.nested)
-        return ExactPreprocessing(self.processor.image_processor, image_size, plan)
+        """Differentiable pixels in [0, 1] -> ``pixel_values`` for pictures of ``image_size`` (height, width).
+
+        Raises:
+            UserError: If the image processor does something else with them than the family's plan.
+        """
+        try:
+            plan = replace(self.plan(image_size), options=self.options, nested=self.nested)
+            return ExactPreprocessing(self.processor.image_processor, image_size, plan)
+        except ValueError as error:
+            height, width = image_size
+            raise UserError(
+                f"`{self.name}` cannot be attacked through pictures of {width} x {height}: {error}"
+            ) from error
 
 
 def joined(pictures: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """The order of a run's rows, fixed beforehand, and how they become batches."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, get_args
 
@@ -81,6 +81,10 @@ class PairedExamples(Dataset[Pair]):
                 raise MissingRows(f"The data must hold {kind} examples of the {name} set, it holds none.")
         self._length = steps * batch_size
         self._on_unreadable = on_unreadable
+
+    def drawn(self) -> Iterator[Example]:
+        """Every example of the order, once."""
+        yield from (self._examples[index] for index in sorted({i for rows in self._rows.values() for i in rows}))
 
     def __len__(self) -> int:
         """Pairs in the whole run."""

@@ -23,6 +23,7 @@ from mm_cb.training.launch import warn_of_missing_processes
 from mm_cb.training.lora import recipe_lora
 from mm_cb.training.planning.left_out import note_unreadable, reasons
 from mm_cb.training.planning.plan import TrainingPlan, check_device, make_plan
+from mm_cb.training.planning.preflight import open_drawn
 from mm_cb.training.rr_config import config_of
 from mm_cb.training.rr_trainer import RRTrainer
 
@@ -69,10 +70,11 @@ def train(
         if not finished:
             plan = make_plan(recipe)
             check_device(plan)
+            examples = load_examples(recipe) if examples is None else examples
             with file_errors(out):
-                _train(plan, out, load_examples(recipe) if examples is None else examples, progress, main)
+                _train(plan, out, examples, progress, main)
             if main:
-                run.finish()
+                run.finish(left_out=reasons(examples, out))
         else:
             read_settings(out)
             read_tensors(out)
@@ -92,10 +94,13 @@ def _train(plan: TrainingPlan, out: Path, examples: Sequence[Example], progress:
     recipe = plan.recipe
     skip = getattr(recipe.data, "skip_missing_images", False)
     shown = [] if progress is None else [_Show(progress, f"train {recipe.name}")]
+    settings = config_of(recipe, out)
     try:
+        if main and not skip:
+            open_drawn(examples, settings)
         trainer = RRTrainer(
             recipe.model,
-            config_of(recipe, out),
+            settings,
             examples,
             peft_config=recipe_lora(recipe.lora),
             callbacks=shown,

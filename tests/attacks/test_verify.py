@@ -211,6 +211,11 @@ def test_a_run_that_names_no_model_has_nothing_to_verify(few, capsys):
 # numbers
 
 
+def test_a_weight_that_an_attack_needs_and_its_json_lacks_is_named(few):
+    edited(picture_of(few).with_suffix(".json"), lambda told: told.update(weight=None))
+    refused(few, r"pgd_long-s0-r0\.json` `weight` must be a number under pgd_long, got null")
+
+
 @pytest.mark.parametrize(
     ("values", "match"),
     [

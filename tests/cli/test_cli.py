@@ -286,7 +286,7 @@ def test_a_dry_run_prints_a_recipe_that_can_be_run_and_what_it_would_train(recip
     assert "# trained: LoRA on 7 modules of the language tower" in plan
     assert "#   model.language_model.layers.{1}.{self_attn.q_proj, self_attn.k_proj, " in plan
     assert "# loaded: decoder blocks 0..1 of 3, no head" in plan and "# memory, estimated for passes of 4096" in plan
-    assert "# no (more) samples: cannot load a model from `model`" in plan  # it has no processor
+    assert "# no samples: the processor of model is not on this machine" in plan
 
 
 def test_a_dry_run_shows_a_sample_of_every_source_with_its_loss_mask(capsys, monkeypatch):

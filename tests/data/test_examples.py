@@ -1,11 +1,12 @@
 import io
 import json
+import re
 
 import pytest
 from PIL import Image
 
 from mm_cb.core.errors import UserError
-from mm_cb.data.examples import Example
+from mm_cb.data.examples import Example, check_messages
 from mm_cb.data.pictures import PictureError
 from tests.data.conftest import read_examples
 from tests.tiny_llava import picture
@@ -115,3 +116,14 @@ def test_a_damaged_picture_in_memory_is_the_users_error_too():
     damaged = Image.open(io.BytesIO(content.getvalue()[:200]))
     with pytest.raises(PictureError, match="cannot read the picture of example `a`"):
         Example("a", [], [damaged], "retain").open_images()
+
+
+@pytest.mark.parametrize(
+    ("content", "came"), [(None, "null or none"), (3, "3"), ([], "[]"), ({"type": "text"}, "type")]
+)
+def test_content_that_is_none_is_named_with_its_turn(content, came):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": content}]
+    with pytest.raises(
+        ValueError, match=rf"`content` of turn 2 must be a text or a list of .*, got .*{re.escape(came)}"
+    ):
+        check_messages(turns)

@@ -1,4 +1,7 @@
+import bz2
+import gzip
 import json
+import lzma
 
 import pytest
 from hypothesis import given, settings
@@ -88,6 +91,17 @@ def test_another_encoding_is_named(folder, encoding):
         (folder / name).write_text('{"a": 1}', encoding=encoding)
         with pytest.raises(UserError, match=rf"{name}:1: .*UTF-16"):
             open_rows(folder / name)
+
+
+def test_a_packed_or_binary_file_is_named(folder):
+    for pack, kind in ((gzip.compress, "gzip; unpack"), (bz2.compress, "bzip2; unpack"), (lzma.compress, "xz; unpack")):
+        for name in ("a.jsonl", "a.jsonl.gz", "a.csv"):
+            (folder / name).write_bytes(pack(b'{"a": 1}\n'))
+            with pytest.raises(UserError, match=rf"{name}:1: the file must be UTF-8 text, it is {kind} it"):
+                open_rows(folder / name)
+    (folder / "a.parquet").write_bytes(b"PAR1\x15\x04")
+    with pytest.raises(UserError, match="it is Parquet; convert it"):
+        open_rows(folder / "a.parquet")
 
 
 def test_a_broken_record_is_an_error_of_its_own_row(folder):

@@ -18,7 +18,16 @@ SIZES = {
         )
     ),
     "gpt2": lambda vocab: GPT2LMHeadModel(
-        GPT2Config(vocab_size=vocab, n_embd=32, n_layer=4, n_head=4, n_positions=64, initializer_range=0.2)
+        GPT2Config(
+            vocab_size=vocab,
+            n_embd=32,
+            n_layer=4,
+            n_head=4,
+            n_positions=64,
+            bos_token_id=1,
+            eos_token_id=2,
+            initializer_range=0.2,
+        )
     ),
 }
 

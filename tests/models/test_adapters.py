@@ -86,6 +86,10 @@ FILES = {
         lambda t: {k: v * float("nan") for k, v in t.items()},
         r"6 tensors have NaN or infinity in them, such as `base_model.*layers\.1\.mlp\.up_proj\.lora_A",
     ),
+    "few bits": (
+        lambda t: {k: v.to(torch.float8_e4m3fn) for k, v in t.items()},
+        r"tensors of float32, bfloat16 or float16, but 6 are .*float8_e4m3fn",
+    ),
     "whole numbers": (lambda t: {k: v.long() for k, v in t.items()}, r"6 are of another type, such as .*int64"),
     "one NaN": (with_last(float("nan")), r"but 1 tensors have NaN"),
     "one infinity": (with_last(float("-inf")), r"but 1 tensors have NaN"),

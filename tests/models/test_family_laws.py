@@ -7,6 +7,7 @@ import torch
 
 from image_attacks import resize
 from image_attacks.views import Plan
+from mm_cb.core.errors import UserError
 from mm_cb.models import VisionModel
 from mm_cb.models.qwen_vl import QwenVLModel
 from mm_cb.models.tower import LanguageTower
@@ -92,7 +93,7 @@ FAULTS = {
 def test_a_fault_is_noticed(fault, monkeypatch, tmp_path):
     name, wrong, law = FAULTS[fault]
     monkeypatch.setattr(QwenVLModel, name, wrong)
-    with pytest.raises((AssertionError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)):
+    with pytest.raises((AssertionError, UserError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)):
         getattr(laws, law)(partial(tiny, "qwen3_vl"), tmp_path)
 
 

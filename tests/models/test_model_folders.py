@@ -42,6 +42,7 @@ BROKEN = {
     "hello": "must write the texts of all messages .*; of 1 it wrote none",
     TEMPLATE + TEMPLATE: "once and in order",
     TEMPLATE.replace("<image>", ""): "`<image>` 0 times for 1 picture",
+    "<image>" + TEMPLATE.replace("<image>", ""): "`<image>` 1 times for no picture",
     "{{ tools[0].name }}" + TEMPLATE: "UndefinedError",
     "{{ raise_exception('system role must be given') }}": "TemplateError: system role must be given",
     "{% for i in range(10000) %}{{ 'a' * 1000 }}{% endfor %}"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaNextForConditionalGeneration
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.runs import read_run
 from mm_cb.models import load_model
 from mm_cb.training.card import model_card
 from mm_cb.training.checkpoints import last_checkpoint
@@ -161,7 +162,9 @@ def test_damaged_pictures_name_their_row_or_are_left_out_and_counted(trained, re
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (tmp_path / "retain-1-1.png").write_bytes(b"damaged")
     data = f"data={{sources: [{{name: {tmp_path / 'rows.jsonl'}}}], skip_missing_images: SKIP}}"
-    with pytest.raises(UserError, match=r"rows\.jsonl:8: cannot read the picture `.*retain-1-1\.png`.*skip_missing"):
+    damaged = r"rows\.jsonl:8: cannot read the picture `.*retain-1-1\.png`.*skip_missing"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=damaged):
+        patch.setattr("mm_cb.training.run.RRTrainer", None)  # before anything is loaded
         train(recipe(data.replace("SKIP", "false")), tmp_path / "stops")
     skipping = recipe(data.replace("SKIP", "true"))
     with pytest.warns(UserWarning, match=r"left out: .*rows\.jsonl:8"), pytest.raises(Stop):
@@ -169,6 +172,7 @@ def test_damaged_pictures_name_their_row_or_are_left_out_and_counted(trained, re
     train(skipping, tmp_path / "run")
     (note,) = [json.loads(line) for line in (tmp_path / "run" / "unreadable.jsonl").read_text().splitlines()]
     assert note["id"] == "retain-1-1"
+    assert read_run(tmp_path / "run")["left_out"] == {"own: picture cannot be read": 1}
     assert "| own: picture cannot be read | 1 |" in (tmp_path / "run" / "README.md").read_text()
     with pytest.warns(UserWarning, match="left out"):
         train(skipping, tmp_path / "whole")

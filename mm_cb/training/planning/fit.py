@@ -7,9 +7,11 @@ from mm_cb.core.errors import UserError
 from mm_cb.data.examples import Example, Modality
 from mm_cb.data.sources import Fault
 from mm_cb.models import ChatModel, ModelInputs
+from mm_cb.models.cache import model_folder
 from mm_cb.models.chat import Message, render_chat
-from mm_cb.models.families import load_processor, read_config, skeleton
+from mm_cb.models.families import has_tokenizer, load_processor, read_config, skeleton
 from mm_cb.models.inputs import pad_rows
+from mm_cb.models.templates import check_template
 from mm_cb.training.batches import Batches
 from mm_cb.training.masks import MaskName, loss_mask
 
@@ -25,13 +27,19 @@ def fit_of(
         masks: Which tokens count in rows of each modality.
         batches: The modalities of the run; rows of no other are judged.
         image_backend: Of the image processor.
+
+    Raises:
+        UserError: If it is here and cannot be used.
     """
     try:
-        config = read_config(model)
-        processor = load_processor(model, config, image_backend)
+        folder = model_folder(model)
     except UserError:
         return None
-    shell = skeleton(config, model, processor)
+    if not has_tokenizer(folder):
+        return None
+    config = read_config(model)
+    shell = skeleton(config, model, load_processor(model, config, image_backend))
+    check_template(shell, folder)
     return Fit(shell, max_length, {kind: mask for kind, mask in masks.items() if batches in ("alternate", kind)})
 
 

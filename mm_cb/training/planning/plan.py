@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.models import ChatModel
+from mm_cb.models.cache import model_folder
 from mm_cb.models.families import load_processor, read_config, skeleton
 from mm_cb.models.known import known_config
 from mm_cb.training.placement import KeptBlocks, adapter_size, check_targets, lora_paths
@@ -94,16 +95,16 @@ def make_plan(recipe: "Recipe") -> TrainingPlan:
     Raises:
         UserError: If the model's shape cannot be known here, the recipe does not fit it, or a tracker is not here.
     """
-    published = False
+    config, published = None, False
     try:
-        config = read_config(recipe.model)
+        model_folder(recipe.model)
     except UserError as error:
-        config = known_config(recipe.model)
+        config, published = known_config(recipe.model), True
         if config is None:
             raise UserError(
                 f"recipe `{recipe.name}`: the configuration of `{recipe.model}` cannot be read here: {error}"
             ) from error
-        published = True
+    config = config or read_config(recipe.model)
     check_trackers(recipe.training.report_to)
     model = skeleton(config, recipe.model, None if published else _processor(recipe, config))
     blocks, breaker = recipe.lora.layers_to_transform, recipe.circuit_breaker

@@ -1,5 +1,8 @@
 """What `mm-cb train` would refuse of a recipe's data, all of it, before a run."""
 
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,7 +10,7 @@ from typing import TYPE_CHECKING
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.data.check import Limits, Report, check_examples, check_sources
-from mm_cb.data.examples import Modality
+from mm_cb.data.examples import Example, Modality
 from mm_cb.data.sources import Rules
 from mm_cb.training.batches import MissingRows, drawn
 from mm_cb.training.inputs import rules_of, sources_of
@@ -19,6 +22,10 @@ from mm_cb.training.rr_config import config_of
 if TYPE_CHECKING:
     from mm_cb.core.progress import Progress
     from mm_cb.training.recipes.config import Recipe
+    from mm_cb.training.rr_config import RRConfig
+
+_TOGETHER = 64
+"""Rows whose pictures are in memory at once."""
 
 
 def check_recipe(recipe: "Recipe", limits: Limits, progress: "Progress | None" = None) -> Report:
@@ -41,10 +48,39 @@ def check_recipe(recipe: "Recipe", limits: Limits, progress: "Progress | None" =
         report.add("not checked", partial(str, missing))
     if not report.has_errors:
         try:
-            drawn(examples, config_of(recipe, Path()))
-        except (MissingRows, UserError) as error:
+            check_draw(examples, recipe)
+        except UserError as error:
             report.add("missing rows", partial(str, error))
     return report
+
+
+def check_draw(examples: Sequence[Example], recipe: "Recipe") -> None:
+    """Draw the rows of a run's batches, and those that are held out.
+
+    Raises:
+        UserError: If there are too few.
+    """
+    try:
+        drawn(examples, config_of(recipe, Path()))
+    except MissingRows as error:
+        raise UserError(f"recipe `{recipe.name}`: {error}") from error
+
+
+def open_drawn(examples: Sequence[Example], settings: "RRConfig") -> None:
+    """Open the pictures of all rows that a run will draw, so that it does not stop in its middle.
+
+    Those that it will not draw are left to `mm-cb data check`: a mixture may hold a hundred times as many.
+
+    Raises:
+        MissingRows: As `drawn`.
+        PictureError: Naming the first that cannot be read, with file and line.
+    """
+    rows, held_out = drawn(examples, settings)
+    waiting = itertools.chain(rows.drawn(), *held_out)
+    with ThreadPoolExecutor() as pool:
+        while some := list(itertools.islice(waiting, _TOGETHER)):
+            for _ in pool.map(Example.open_images, some):
+                pass
 
 
 def rules_for(tokenizer: str, max_length: int) -> Rules:
