@@ -58,7 +58,7 @@ def test_the_row_says_how_unless_the_flag_does_and_only_pgd_reads_it():
         (name, anneal): AttackConfig(name, anneal=anneal).annealing for name in NAMES for anneal in (None, *ANNEAL)
     }
     assert {name for name in NAMES if given[name, None] != "none"} == {"pgd_homotopy"}
-    assert {name for name in NAMES if given[name, "steps"] == "steps"} == {*KNOWING, "universal"}
+    assert {name for name in NAMES if given[name, "steps"] == "steps"} == {*KNOWING, "universal", "universal_corpus"}
     assert not any(given[name, "none"] != "none" for name in NAMES)
 
 
