@@ -49,6 +49,15 @@ def interrupted(number: int | None = None) -> int:
     return INTERRUPTED if number is None else 128 + number
 
 
+def unprinted(error: OSError) -> int:
+    """Say that what a command printed could not be written, though its work is done; returns the exit code."""
+    _say(
+        f"mm-cb: standard output could not be written: {error.strerror}; the command itself is done, send its output to "
+        "another place to see it."
+    )
+    return USER
+
+
 def _users_message(error: BaseException) -> str | None:
     """The one line for an error the user can fix, or None for a fault of ours."""
     if isinstance(error, UserError) or _is_image_file_error(error):
