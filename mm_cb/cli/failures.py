@@ -52,8 +52,8 @@ def interrupted(number: int | None = None) -> int:
 def unprinted(error: OSError) -> int:
     """Say that what a command printed could not be written, though its work is done; returns the exit code."""
     _say(
-        f"mm-cb: standard output could not be written: {error.strerror}; the command itself is done, send its output to "
-        "another place to see it."
+        f"mm-cb: standard output could not be written: {error.strerror}; the command itself is done, send its output "
+        "to another place to see it."
     )
     return USER
 

@@ -121,8 +121,8 @@ def _stored_scores(record: JsonObject, where: str) -> Pair | None:
             )
     elif not _fits(first, second, content):
         raise UserError(
-            f"{where}: `tuple` must be the two scores that `content` begins with, or -1 twice where there are none; got "
-            f"{shown(stored)} and {shown(content)}. One of them has been changed: take the file as the judge wrote "
+            f"{where}: `tuple` must be the two scores that `content` begins with, or -1 twice where there are none; "
+            f"got {shown(stored)} and {shown(content)}. One of them has been changed: take the file as the judge wrote "
             "it, or drop the `tuple`."
         )
     return _pair(first, second)
