@@ -107,6 +107,8 @@ def _no_connection(cause: BaseException | None) -> Trouble:
     if isinstance(cause, Trouble):
         return cause
     said = str(cause or "") or type(cause).__name__
+    if type(cause).__name__ == "DecodingError":  # there was a reply: not in the coding that its header names
+        return Trouble("broken", f"must answer chats in JSON, got what cannot be unpacked ({said})", foreign=True)
     if "SSL" in said.upper() or "CERTIFICATE" in said.upper():
         advice = "write http:// for a server without TLS, or name its certificate in SSL_CERT_FILE"
         return Trouble("down", f"cannot be reached safely ({said}); {advice}", final=True)

@@ -291,6 +291,7 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(monkeypatch):
     assert "sk-secret" not in text and "[key]" in text and "\x1b" not in text
 
 
+UNPACKED = Reply(b"plain", headers={"Content-Encoding": "gzip"})
 KEY = "sk-proj/with\\special+characters"
 
 
@@ -319,7 +320,7 @@ def test_a_key_in_an_answer_or_an_address_is_taken_out_but_a_word_stays(monkeypa
         assert ask(server) == "the box is EMPTY"
 
 
-@pytest.mark.parametrize("reply", [HTML, BROKEN_JSON, NOTHING, NO_CHOICE, Reply(b'"pong"')])
+@pytest.mark.parametrize("reply", [HTML, BROKEN_JSON, NOTHING, NO_CHOICE, Reply(b'"pong"'), UNPACKED])
 @pytest.mark.parametrize("concurrency", [1, 8])
 def test_what_never_was_a_chat_server_is_left_at_once(reply, concurrency, pauses):
     with StubServer(lambda request, number: reply) as server:
