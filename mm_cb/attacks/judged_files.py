@@ -6,6 +6,7 @@ the model's real processor; the answer from ``generate``.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from mm_cb.attacks.objectives.target import Objective, TargetObjective, encode
 from mm_cb.attacks.records import NOT_COMPUTED, Answer, JudgedPicture, Sampled
 from mm_cb.attacks.saved import SavedPicture, images
 from mm_cb.core.files import text_sha256, write_json
+from mm_cb.core.progress import Task, clock
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
@@ -121,12 +123,37 @@ def judge_files(
     return answers
 
 
+class Drawn:
+    """The share of a batch's random answers that is there, on the task's line."""
+
+    def __init__(self, task: Task, behaviors: int, total: int, begun: float) -> None:
+        """Count up to ``total`` in a batch of so many behaviours, on which work began at ``begun`` (monotonic)."""
+        self._task, self._behaviors, self._total = task, behaviors, total
+        self._seen = 0
+        self._begun, self._first = begun, time.monotonic()
+
+    def show(self, more: int) -> None:
+        """Count some more; what came before them, the search, is done and takes no further time."""
+        self._seen += more
+        now = time.monotonic()
+        left = (now - self._first) / self._seen * (self._total - self._seen)
+        note = f"random answers {self._seen} of {self._total} of this batch, {clock(left)} left in it"
+        done = (now - self._begun) / max(now - self._begun + left, 1e-9)
+        self._task.advance(0, note=note, part=self._behaviors * done)
+
+
 def judge_samples(
-    asked: Asked, saved: SavedPicture, config: AttackConfig, judge: Judge, generator: torch.Generator
+    asked: Asked,
+    saved: SavedPicture,
+    config: AttackConfig,
+    judge: Judge,
+    generator: torch.Generator,
+    show: Callable[[int], None],
 ) -> list[Sampled]:
     """Random answers to one saved picture of one behaviour, each with its verdict; torch's own random state stays.
 
-    Every behaviour is asked by itself, so that its answers do not depend on the others of its batch.
+    Every behaviour is asked by itself, so that its answers do not depend on the others of its batch. ``show`` is told
+    how many more are drawn, and with artefacts once more how many are weighed.
     """
     said: list[str] = []
     (behavior,) = asked.behaviors
@@ -136,10 +163,15 @@ def judge_samples(
         for rows in chunks(range(config.samples), config.batch):
             many = asked.rows([0] * len(rows))
             said += complete(many, [saved.image] * len(rows), config, temperature=config.temperature)
+            show(len(rows))
     drawn = [Sampled(text, judge(behavior, text), starts_with(text, behavior.target)) for text in said]
     if not config.artefacts:
         return drawn
-    return [replace(one, nll_base=base_nll(asked, [one.completion])[0]) for one in drawn]
+    weighed = []
+    for one in drawn:
+        weighed.append(replace(one, nll_base=base_nll(asked, [one.completion])[0]))
+        show(1)
+    return weighed
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor
 from mm_cb.attacks import saved as files
 from mm_cb.attacks.best_of_n import varied
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.judged_files import Asked, Judge, complete, judge_files, judge_samples, write_artefact
+from mm_cb.attacks.judged_files import Asked, Drawn, Judge, complete, judge_files, judge_samples, write_artefact
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, Relaxed, TargetObjective, target_objective
 from mm_cb.attacks.objectives.universal import UniversalObjective, made_for, seen
@@ -77,7 +77,8 @@ def attack_behaviors(
     """
     universal = config.entry.universal
     every = universal or config.entry.search == "vary"  # what is tried again whatever came of it
-    shorter = f"fewer --steps ({config.steps}) or --restarts ({config.restarts}), fewer behaviours, --shard, or a GPU"
+    fewer = [f"--steps ({config.steps})", *([f"--samples ({config.samples})"] if config.samples else [])]
+    shorter = f"fewer {', '.join(fewer)} or --restarts ({config.restarts}), fewer behaviours, --shard, or a GPU"
     task = progress.task(f"{subject.name}: {config.name}", total=len(behaviors) * config.runs, shorter=shorter)
     job = Job(subject, config, folder, judge, task, starts, responses)
     answers: dict[str, list[Answer]] = {b.id: [] for b in behaviors}
@@ -151,7 +152,7 @@ def _vary(config: AttackConfig, behavior: Behavior, picture: Image.Image, draw: 
 
 def _attack_group(job: Job, asked: Asked, restart: int, state: Path) -> list[Answer]:
     """Attack behaviours whose pictures have one size."""
-    config, pictures = job.config, files.images(asked.clean)
+    config, pictures, begun = job.config, files.images(asked.clean), time.monotonic()
     clean = torch.stack([one.pixels for one in asked.clean]).to(job.subject.model.device)
     target = TargetObjective(job.subject, asked.prompts, pictures)
     objective = _objective(job, asked, target, restart)
@@ -165,7 +166,7 @@ def _attack_group(job: Job, asked: Asked, restart: int, state: Path) -> list[Ans
         judged: Judged = {None: _judge_relaxed(job, asked, objective, found)}
     else:
         left: Left = {None: _without_search(job, asked, clean, restart)} if found is None else found.pictures
-        judged = _judge_pictures(job, asked, left, target, objective, restart)
+        judged = _judge_pictures(job, asked, left, target, objective, restart, begun)
     return _answers(
         job, asked, judged, target, objective, restart, lambda answer, step, row: logged(answer, found, step, row)
     )
@@ -233,13 +234,13 @@ def _attack_universal(job: Job, behaviors: Sequence[Behavior], restart: int, pat
         asked = ask(job, group, [picture] * len(group), restart)
         target = TargetObjective(job.subject, group, [picture] * len(group))
         left = {step: pixels.expand(len(group), -1, -1, -1) for step, pixels in found.pictures.items()}
-        judged = _judge_pictures(job, asked, left, target, target, restart)
+        judged = _judge_pictures(job, asked, left, target, target, restart, time.monotonic())
         answers += _answers(job, asked, judged, target, target, restart, log)
     return answers
 
 
 def _judge_pictures(
-    job: Job, asked: Asked, left: Left, target: TargetObjective, objective: Objective, restart: int
+    job: Job, asked: Asked, left: Left, target: TargetObjective, objective: Objective, restart: int, begun: float
 ) -> Judged:
     """Save, read back and judge the selected pictures and the kept iterates: step → row → what was judged.
 
@@ -249,6 +250,8 @@ def _judge_pictures(
     config = job.config
     judged: dict[int | None, dict[int, JudgedPicture]] = {}
     saved: list[SavedPicture] = list(asked.clean)
+    pictures = sum(step is None or not seen_before(left, step, i) for step in left for i in range(len(saved)))
+    drawn = Drawn(job.task, len(saved), pictures * config.samples * (2 if config.artefacts else 1), begun)
     for step in sorted(left, key=lambda step: step or 0):
         rows = [i for i in range(len(saved)) if step is None or not seen_before(left, step, i)]
         if not rows:
@@ -262,7 +265,7 @@ def _judge_pictures(
             samples: Sequence[Sampled] = ()
             if config.samples:
                 draws = _stream(asked.behaviors[i], config.seed, restart, 0 if step is None else step)
-                samples = judge_samples(asked.rows([i]), saved[i], config, job.judge, draws)
+                samples = judge_samples(asked.rows([i]), saved[i], config, job.judge, draws, drawn.show)
             judged[step][i] = JudgedPicture(answers[i], samples, saved[i])
     return judged
 

@@ -5,7 +5,6 @@ by SIGTERM 143, by SIGHUP 129.
 Nothing heavy is imported before a command runs, so ``--help`` stays quick.
 """
 
-import io
 import sys
 import warnings
 from typing import Annotated, Any
@@ -62,14 +61,15 @@ for _name, (_function, _example) in attack.SUBCOMMANDS.items():
 
 def main() -> None:
     """Entry point of the ``mm-cb`` command."""
-    from mm_cb.cli import signals
+    from mm_cb.cli import failures, output, signals
 
+    output.listen()
     signals.listen()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without UTF-8 is no reason to fail
     warnings.formatwarning = lambda message, *_, **__: f"mm-cb: note: {one_line(str(message))}\n"  # not a line of code
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if (error := output.lost()) is not None and code == failures.DONE:
+        code = failures.unprinted(error)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -83,8 +83,6 @@ def run(arguments: list[str]) -> int:
         code = command.main(args=arguments or ["--help"], prog_name="mm-cb", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = failures.INTERRUPTED
-    except SystemExit as e:  # a reader that went away (`| head`)
-        return e.code if isinstance(e.code, int) else 1
     except BaseException as e:
         if signals.received() is None:
             return failures.explain(e, arguments)

@@ -16,7 +16,7 @@ from mm_cb.core.errors import UserError, message_line, unknown
 from mm_cb.core.files import disk_is_full
 from mm_cb.core.user_code import users_fault
 
-BUG, USER, INTERRUPTED = 1, 2, 130
+DONE, BUG, USER, INTERRUPTED = 0, 1, 2, 130
 _PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EACCES, errno.EPERM)
 """What is wrong with a path that somebody gave, whoever met it first."""
 
@@ -47,6 +47,15 @@ def interrupted(number: int | None = None) -> int:
     what = "interrupted" if number is None else f"ended by {signal.Signals(number).name}"
     _say(f"mm-cb: {what}; run the same command again to go on.")
     return INTERRUPTED if number is None else 128 + number
+
+
+def unprinted(error: OSError) -> int:
+    """Say that what a command printed could not be written, though its work is done; returns the exit code."""
+    _say(
+        f"mm-cb: standard output could not be written: {error.strerror}; the command itself is done, send its output "
+        "to another place to see it."
+    )
+    return USER
 
 
 def _users_message(error: BaseException) -> str | None:

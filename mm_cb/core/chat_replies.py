@@ -24,6 +24,8 @@ MAY_PASS = ("busy", "server", "broken", "slow", "down")
 """Failures of the server that another try may not meet."""
 
 QUOTED = 200
+_HALF_AT_END = re.compile("[\ud800-\udfff]{1,3}\\Z")
+"""Half of a surrogate pair, or up to three bytes of a character of four."""
 _THINKING = re.compile(r"\s*(?:<(think|thinking|thought|reasoning)>|\[(THINK)\])", re.IGNORECASE)
 _REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
 """Where servers put a model's thoughts beside its answer."""
@@ -73,31 +75,33 @@ class Trouble(Exception):
     """The parameter that the server names."""
     final: bool = False
     """Whether another try would cost too much to be made, although it might end better."""
+    foreign: bool = False
+    """Whether the reply is none of a chat server's, which a login page or another service gives for ever."""
 
 
 def read_answer(body: bytes) -> str:
     """The text of the first choice; a choice without text (a model that ended at once) is the empty string.
 
-    Half of a surrogate pair, which is no text, becomes U+FFFD.
+    A character that the limit of tokens has cut in two is U+FFFD, as it is in the answer of a model in this process.
 
     Raises:
-        Trouble: If the reply holds no answer of the model; says what came.
+        Trouble: If the reply holds no answer of the model, or one that is no text; says what came.
     """
-    text = body.decode("utf-8", "replace").strip()
+    text = body.decode("utf-8-sig", "surrogateescape").strip()
     try:
         reply = json.loads(text)
     except (ValueError, RecursionError) as e:
         came = "an HTML page" if text[:1] == "<" else "nothing" if not text else f"`{text[:QUOTED]}`"
-        raise _broken(came) from e
+        raise _broken(came, foreign=True) from e
     if not isinstance(reply, dict):
-        raise _broken(f"`{text[:QUOTED]}`")
+        raise _broken(f"`{text[:QUOTED]}`", foreign=True)
     if reply.get("error"):  # gateways report another server's failure with status 200
         raise _error_inside(reply["error"])
     choices = reply.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
-        raise _broken(f"no choice in `{text[:QUOTED]}`")
+        raise _broken(f"no choice in `{text[:QUOTED]}`", foreign=True)
     if choice.get("error"):
         raise _error_inside(choice["error"])
     return _answer(message, str(choice.get("finish_reason") or "").lower())
@@ -117,7 +121,22 @@ def _answer(message: Message, ended: str) -> str:
         raise Trouble(CUT, "cut the answer at its limit of tokens, before it had begun")
     if not content.strip() and (ended in _CALLS or isinstance(message.get("content"), list)):
         raise _broken(f"no text (`finish_reason` {ended or 'none'})")
-    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return _characters(content, ended)
+
+
+def _characters(content: str, ended: str) -> str:
+    whole = _HALF_AT_END.sub("\N{REPLACEMENT CHARACTER}", content) if ended in _AT_LIMIT else content
+    try:
+        whole.encode()
+    except UnicodeEncodeError as e:
+        raise _broken(f"an answer that is no text: character {e.start + 1} is {_named(whole[e.start])}") from e
+    return whole
+
+
+def _named(half: str) -> str:
+    """What stands for half of a surrogate pair, or for a byte that is not UTF-8."""
+    escaped = 0xDC80 <= ord(half) <= 0xDCFF
+    return f"the byte 0x{ord(half) - 0xDC00:02x}, not UTF-8" if escaped else f"half of a surrogate pair, {half!a}"
 
 
 def _text(content: Any) -> str:
@@ -144,8 +163,8 @@ def cut_in_thinking(text: str) -> bool:
     return end.lower() not in text.lower()
 
 
-def _broken(came: str) -> Trouble:
-    return Trouble("broken", f"must answer chats in JSON, got {came}")
+def _broken(came: str, *, foreign: bool = False) -> Trouble:
+    return Trouble("broken", f"must answer chats in JSON, got {came}", foreign=foreign)
 
 
 def _error_inside(error: Any) -> Trouble:

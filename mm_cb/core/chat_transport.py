@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from mm_cb.core.chat_replies import Trouble, read_answer, read_error
 from mm_cb.core.errors import UserError, one_line
@@ -14,6 +17,8 @@ WHOLE = 10
 """A reply may take so many times the longest silence: some servers send blanks while they think, none may for ever."""
 LARGEST = 16 * 2**20
 """Bytes of a reply."""
+_SECRET = 16
+"""Characters of a key that no answer holds by chance; local servers take short ones (``EMPTY``), which are words."""
 
 
 class MissingExtraError(UserError, ImportError):
@@ -32,9 +37,8 @@ def open_client(url: str, key: str | None, timeout: float) -> Any:
     except ImportError as e:
         raise MissingExtraError("an endpoint needs the `judge` extra: pip install -e '.[judge]'") from e
     try:
-        transport = openai.DefaultAsyncHttpxClient(
-            timeout=timeout, follow_redirects=False, event_hooks={"response": [_read_within_limit]}
-        )
+        hooks: Any = {"response": [partial(_read_within_limit, key)]}
+        transport = openai.DefaultAsyncHttpxClient(timeout=timeout, follow_redirects=False, event_hooks=hooks)
         return openai.AsyncOpenAI(
             base_url=url, api_key=key or "none", timeout=timeout, max_retries=0, http_client=transport
         )
@@ -71,20 +75,40 @@ async def reply_to(client: Any, request: JsonObject, timeout: float) -> str:
         raise Trouble("broken", f"cannot be asked this, or its reply cannot be read: {e}") from e
 
 
-async def _read_within_limit(response: Any) -> None:
-    """Read a reply, whatever its status, no further than `LARGEST`: the library itself has no limit."""
+async def _read_within_limit(key: str | None, response: Any) -> None:
+    """Read a reply, whatever its status, no further than `LARGEST`: the library itself has no limit.
+
+    Some servers and gateways repeat the key, in an error or with the whole request. It is taken out here, before
+    anything is quoted, cut or kept.
+    """
     body = bytearray()
     async for part in response.aiter_bytes():
         body += part
         if len(body) > LARGEST:
             raise Trouble("broken", f"sends a reply of more than {LARGEST // 2**20} MB", final=True)
-    response._content = bytes(body)  # where the library looks for what has been read
+    hidden = bytes(body)
+    if key and (len(key) >= _SECRET or response.status_code >= 300):
+        hidden = without_key(hidden, key)
+        for name, value in response.headers.items():
+            response.headers[name] = without_key(value.encode(), key).decode()
+    response._content = hidden  # where the library looks for what has been read
+
+
+def without_key(text: bytes, key: str) -> bytes:
+    """Text with ``[key]`` in place of the key, also as JSON, JSON inside JSON and addresses write it."""
+    inside = json.dumps(key)[1:-1]
+    spelled = [key, inside, json.dumps(inside)[1:-1], inside.replace("/", r"\/"), quote(key, safe=""), quote(key)]
+    for written in sorted(spelled, key=len, reverse=True):
+        text = text.replace(written.encode(), b"[key]")
+    return text
 
 
 def _no_connection(cause: BaseException | None) -> Trouble:
     if isinstance(cause, Trouble):
         return cause
     said = str(cause or "") or type(cause).__name__
+    if type(cause).__name__ == "DecodingError":  # there was a reply: not in the coding that its header names
+        return Trouble("broken", f"must answer chats in JSON, got what cannot be unpacked ({said})", foreign=True)
     if "SSL" in said.upper() or "CERTIFICATE" in said.upper():
         advice = "write http:// for a server without TLS, or name its certificate in SSL_CERT_FILE"
         return Trouble("down", f"cannot be reached safely ({said}); {advice}", final=True)

@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 API_KEY = "MM_CB_API_KEY"
-"""Environment variable that holds the key of the endpoint; keys are read from nowhere else, and never stored."""
+"""Environment variable that holds the key of the endpoint; keys are read from nowhere else, and never stored, not even
+where a server repeats them."""
 
 _GIVE_UP = 16
 """So many failures of the server in a row, without one answer, end a run."""
+_FOREIGN = 3
+"""So many replies in a row that are none of a chat server's end a run, where none has been one yet."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
 _LONGEST_WAIT = 120.0
 """A server that asks for a longer pause is not waited for: the run ends, and goes on later."""
@@ -121,9 +124,10 @@ class Endpoint:
         running event loop.
 
         Raises:
-            EndpointError: If no further request can succeed (server never reached, key refused, no such model, no
-                credit left, a setting that the model does not take), 16 in a row failed on the server's side, or the
-                first 16 were all cut before they had begun. A connection that breaks off costs its own request alone.
+            EndpointError: If no further request can succeed (server never reached, no chat server, key refused, no such
+                model, no credit left, a setting that the model does not take), 16 in a row failed on the server's side,
+                or the first 16 were all cut before they had begun. A connection that breaks off costs its own request
+                alone.
             MissingExtraError: If the ``judge`` extra is not installed.
             Exception: What reading ``requests`` raises, once what is under way has been answered.
         """
@@ -164,6 +168,7 @@ class Endpoint:
                 return await self._reply(client, request, max_tokens)
             except Trouble as trouble:
                 wait = trouble.wait or 0.0
+                trouble = self._outlook.judged(trouble)
                 if tries > self._retries or trouble.kind not in MAY_PASS or trouble.final or wait > _LONGEST_WAIT:
                     return self._failure(trouble, tries)
                 await self._outlook.pause(wait or min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE))
@@ -212,7 +217,7 @@ class _Outlook:
     def __init__(self, reached: bool) -> None:
         self.reached = reached
         self.error: Exception | None = None
-        self._failed = self._cut = 0
+        self._failed = self._cut = self._foreign = 0
         self._answered = False
         self._pausing: set[asyncio.Task[Any]] = set()
 
@@ -221,11 +226,19 @@ class _Outlook:
         """Whether to ask on."""
         return self.error is None
 
+    def judged(self, trouble: Trouble) -> Trouble:
+        """What a try has met, with what those before it say of it: a server may be none that chats."""
+        self._foreign = self._foreign + 1 if trouble.foreign else 0
+        if self._foreign < (_GIVE_UP if self._answered else _FOREIGN):
+            return trouble
+        advice = "give the address of a chat server, most end in /v1"
+        return Trouble("missing", f"{trouble.reason}, {self._foreign} times in a row; {advice}")
+
     def add(self, answer: str | EndpointFailure) -> None:
         """Take one more answer in; past the point of hope, requests that wait for another try are given up."""
         if not isinstance(answer, EndpointFailure):
             self.reached = self._answered = True
-            self._failed = 0
+            self._failed = self._foreign = 0
             return
         self.reached |= answer.kind != "down"
         self._failed = 0 if answer.kind in UNANSWERED else self._failed + 1

@@ -37,10 +37,25 @@ def file_errors(path: Path) -> Iterator[None]:
                 f"`{path}` could not be written: the disk is full; free some space and run the same command again."
             ) from e
         if isinstance(e, OSError) and e.errno in _REFUSED:
+            refuse_broken_link(path)
             raise UserError(
                 f"`{path}` must be writable, got: {e.strerror}; give another path or change its rights."
             ) from e
         raise
+
+
+def refuse_broken_link(path: Path) -> None:
+    """Refuse a path on which a link leads nowhere, or in a circle.
+
+    Raises:
+        UserError: Naming the link.
+    """
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            raise UserError(
+                f"`{place}` is a link to `{os.readlink(place)}`, which leads nowhere or in a circle; remove it, or "
+                "give another path."
+            )
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ from mm_cb.core.files import (
     file_errors,
     file_sha256,
     read_jsonl,
+    refuse_broken_link,
     write_bytes,
     write_json,
     write_jsonl,
@@ -66,6 +67,7 @@ def read_run(path: Path) -> Run:
     try:
         content = loads(decode(file.read_bytes()), any_text=True)
     except (FileNotFoundError, NotADirectoryError) as e:
+        refuse_broken_link(file)
         inside = next(iter(sorted(Path(path).glob(f"*/{_RUN}"))), None)
         hint = (
             "what `--out` of mm-cb attack, eval, score or demo named"
@@ -74,6 +76,7 @@ def read_run(path: Path) -> Run:
         )
         raise UserError(f"`{path}` must be a run directory, but it holds no {_RUN}; give {hint}.") from e
     except (Fault, OSError) as e:
+        refuse_broken_link(file)
         place = f":{e.line}" if isinstance(e, Fault) else ""
         raise UserError(f"`{file}{place}` cannot be read ({e}); delete it and start the run in a new directory.") from e
     return checked(content, Run, f"`{file}`")

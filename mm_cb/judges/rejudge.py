@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from mm_cb.core.chat_replies import UNANSWERED
-from mm_cb.core.checked import read_list
+from mm_cb.core.checked import read_list, read_records
 from mm_cb.core.errors import UserError
+from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
-from mm_cb.core.records import Agreement, Candidate, Check, Item, Run
+from mm_cb.core.records import Agreement, Candidate, Check, Item, Run, Said
 from mm_cb.core.runs import file_sha256, held, keep_pictures, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.data.pictures import file_inside
@@ -59,6 +60,7 @@ def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None,
         judged = judgeable(items, run_dir, judge.name, judge.metrics)
         cases = _cases(judged, run_dir, _extras(run, behaviors))
         refuse_missing_fields(judge, list(cases.values()), run, behaviors)
+        _refuse_unreadable(run_dir, items, judge)
         refuse_other_source(run_dir / FOLDER, judge)
         verdicts = judge_all(run_dir / FOLDER, judge, cases, progress)
         _refuse_prose(judge, [verdicts[key] for key in cases])
@@ -72,6 +74,29 @@ def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None,
         write_json(run_dir / FOLDER / "agreement.json", found)
         write_json(run_dir / FOLDER / NEWEST, {"judge": judge.name})
         return found
+
+
+def _refuse_unreadable(run_dir: Path, items: list[Item], judge: Judge) -> None:
+    """Read all that the verdicts will be written into, before the first of them is paid for.
+
+    Raises:
+        UserError: If a file cannot be read, or the items cannot be measured; names it.
+    """
+    _measured(run_dir, items)
+    read_list(run_dir / "checks.json", Check)
+    for other in (run_dir / FOLDER).glob("*.jsonl"):
+        if other.stem != safe_id(judge.name):  # whose own are looked at one by one
+            read_records(other, Said)
+
+
+def _measured(run_dir: Path, items: list[Item]) -> tuple[list[Measurement], list[Measurement]]:
+    """The measurements that lie there, and those of the items."""
+    before = read_results(run_dir / "results.json")
+    pairs = {(m.subject, m.paired_with) for m in before if m.paired_with is not None}
+    try:
+        return before, measure(items, pairs=sorted(pairs))
+    except ValueError as error:
+        raise UserError(f"the items of `{run_dir}` cannot be measured: {error} Repeat the run.") from error
 
 
 def judgeable(items: Iterable[Item], run_dir: Path, name: str, metrics: Sequence[str]) -> list[Item]:
@@ -171,9 +196,7 @@ def _outcome(outcome: str, item: Item, one: Candidate) -> str | None:
 
 def _write_results(run_dir: Path, items: list[Item], judge: Judge) -> None:
     """Measure again what the verdicts decide; every other measurement stays as it was."""
-    before = read_results(run_dir / "results.json")
-    pairs = {(m.subject, m.paired_with) for m in before if m.paired_with is not None}
-    anew = measure(items, pairs=sorted(pairs))
+    before, anew = _measured(run_dir, items)
     decided = {*judge.metrics, "gibberish"}
     kept = {m.address: m for m in before if m.metric not in decided}
     proxy = bool(judge.source.get("proxy"))

@@ -57,6 +57,8 @@ class EndpointJudge:
         """
         completions = {case.key: case.completion for case in cases}
         texts = {case.key: self._text(case) for case in cases}  # before the first is paid for
+        for case in cases:
+            self._shown(case)  # likewise: one that cannot be opened is told now
         asked = ((case.key, [user_message(texts[case.key], self._shown(case))]) for case in cases)
         failed = ""
         for key, answer in self._endpoint.map(asked, max_tokens=_MAX_TOKENS, temperature=0.0):
@@ -83,24 +85,36 @@ class EndpointJudge:
         return [open_picture(case.image)] if self._pictures and case.image is not None else []
 
     def _read(self, answer: str) -> Verdict:
-        lines = answer.strip().splitlines()
-        label = lines[0].strip().strip(".*\"'`").lower() if lines else ""
-        return Verdict(self._labels.get(label, NOT_JUDGED), None, answer)
+        return Verdict(self._labels.get(_label(answer), NOT_JUDGED), None, answer)
+
+
+def _label(answer: str) -> str:
+    """The first line of an answer without case, blanks and ornaments around it."""
+    lines = answer.strip().splitlines()
+    return lines[0].strip().strip(".*\"'`").strip().lower() if lines else ""
 
 
 def parse_labels(texts: Sequence[str]) -> dict[str, str]:
     """``["yes=harmful", "no=other"]`` as a mapping.
 
     Raises:
-        UserError: If a text is no ``answer=outcome`` or the outcome is unknown.
+        UserError: If a text is no ``answer=outcome``, its answer is one that no judge's is read as, the outcome is
+            unknown, or two answers are read as one.
     """
     valid = {outcome for metric in metrics() for outcome in metric.outcomes}
-    labels = {}
+    labels: dict[str, str] = {}
+    given: dict[str, str] = {}
     for text in texts:
-        answer, equals, outcome = text.partition("=")
-        if not equals or not answer.strip():
+        answer, equals, outcome = text.rpartition("=")
+        label = _label(answer)
+        if not equals or not label or len(answer.strip().splitlines()) > 1:
             raise UserError(f"`--label` must be ANSWER=OUTCOME, such as yes=harmful; got `{text}`.")
         if outcome not in valid:
             raise unknown("outcome", outcome, valid)
-        labels[answer.strip().lower()] = outcome
+        if label in labels:
+            raise UserError(
+                f"`--label` must name every answer once, without regard to case and to marks around it; got "
+                f"`{given[label]}` and `{text}`, which are read as one."
+            )
+        labels[label], given[label] = outcome, text
     return labels

@@ -1,3 +1,4 @@
+import io
 import json
 import re
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from image_attacks import linf_255, target_nll
 from mm_cb.attacks import runner
 from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.judged_files import Drawn
 from mm_cb.attacks.objectives.adaptive import MatchingObjective
 from mm_cb.attacks.objectives.embedding import EmbeddingObjective
 from mm_cb.attacks.objectives.target import TargetObjective, adapted_layers
@@ -290,6 +292,20 @@ def test_sampled_answers_are_tries_of_their_own_and_change_nothing_else(base, be
     noise = run(subject, behaviors, tmp_path / "noise", name="noise", iterates=1, samples=3)
     assert {len(item["candidates"]) for item in noise} == {8}
     assert len(curves(parts_of(tmp_path / "drawn"), "pgd")) == len(behaviors)
+
+
+def test_random_answers_are_counted_and_days_of_them_are_told(monkeypatch):
+    now, shown = [0.0], io.StringIO()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    task = Progress(shown).task("base: pgd", total=4, shorter="fewer --samples (10000)")
+    now[0] = 100.0  # the search
+    drawn = Drawn(task, 2, 20_000, begun=0.0)
+    for _ in range(3):
+        now[0] += 60.0
+        drawn.show(10)
+    assert task.note == "random answers 30 of 20000 of this batch, 33:17:00 left in it"
+    assert task.seconds_left == pytest.approx(2 * (100 + 20_000 * 6) - 280)
+    assert shown.getvalue().count("days left at this speed. Shorter: fewer --samples (10000).") == 1
 
 
 def test_near_temperature_zero_every_sampled_answer_is_the_greedy_one(base, behaviors, tmp_path):

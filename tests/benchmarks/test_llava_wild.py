@@ -189,14 +189,58 @@ def test_broken_review_files_are_named_with_their_line(line, expected, tmp_path)
     assert expected in str(caught.value)
 
 
-def test_an_enormous_score_is_none(tmp_path):
-    (tmp_path / "r.jsonl").write_text(f'{{"question_id": 0, "category": "conv", "tuple": [8, {10**400}]}}')
-    assert read_reviews(tmp_path / "r.jsonl")[0].scores is None
+def review(tmp_path, **fields):
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps({"question_id": 0, "category": "llava_bench_conv"} | fields))
+    return read_reviews(path)[0].scores
+
+
+@pytest.mark.parametrize(
+    ("scores", "content", "expected"),
+    [
+        ([8, 7], "8 7\nwhy", (8, 7)),
+        ([7, 8], "8 7\nthe candidate came first", (7, 8)),
+        ([8.5, 7], "8.5,7", (8.5, 7)),
+        ([-1, -1], "I cannot say.", None),
+        ([-1, -1], "150 8", None),
+        ([150, 8], "150 8", None),
+        ([-1, -1], "", None),
+        ([100, 0], None, (100, 0)),
+        ([-1, -1], None, None),
+    ],
+)
+def test_stored_scores_are_those_of_the_judgement(tmp_path, scores, content, expected):
+    assert review(tmp_path, tuple=scores, content=content) == expected
+
+
+@pytest.mark.parametrize("scores", [[8, 10**400], [101, 5], [-1, 5], [-2, -2], [1e308, 1], [-0.5, 3]])
+def test_a_tuple_outside_every_scale_is_refused(tmp_path, scores):
+    for content in (None, "", 7):
+        with pytest.raises(UserError, match=r"r.jsonl:1: `tuple` must be two scores in 0\.\.100, or -1 twice"):
+            review(tmp_path, tuple=scores, content=content)
+
+
+@pytest.mark.parametrize(
+    ("scores", "content"),
+    [
+        ([9, 2], "2 8\nwhy"),
+        ([8, 7], "I cannot say."),
+        ([8, 7], "8 7 6"),
+        ([-1, -1], "8 7"),
+        ([150, 8], "8 7"),
+        ([150, 8], "prose"),
+        ([8, 7], "150 8"),
+        ([8, 8], "8 7"),
+    ],
+)
+def test_a_tuple_that_its_content_contradicts_is_refused(tmp_path, scores, content):
+    with pytest.raises(UserError, match=r"r.jsonl:1: `tuple` must be the two scores that `content` begins with"):
+        review(tmp_path, tuple=scores, content=content)
 
 
 def test_line_ends_of_other_kinds_and_a_byte_order_mark_are_no_trouble(tmp_path):
     line = json.dumps(
-        {"question_id": 0, "category": "conv", "tuple": [8, 7], "content": "8 7\u2028a\x85b"}, ensure_ascii=False
+        {"question_id": 0, "category": "conv", "tuple": [8, 7], "content": "8 7\nx\u2028a\x85b"}, ensure_ascii=False
     )
     (tmp_path / "r.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{line}\r\n\r\n".encode())
     assert [review.scores for review in read_reviews(tmp_path / "r.jsonl")] == [(8.0, 7.0)]

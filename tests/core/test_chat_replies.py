@@ -36,7 +36,12 @@ def trouble(body):
             ),
             "ab",
         ),
-        (b'{"choices": [{"message": {"content": "a\\ud83d b \\ud83d\\ude00"}}]}', "a\ufffd b \U0001f600"),
+        (b'{"choices": [{"message": {"content": "a \\ud83d\\ude00"}}]}', "a \U0001f600"),
+        (reply("a\ufffd", "stop"), "a\ufffd"),
+        (reply("a \ud83d", "length"), "a \ufffd"),
+        (reply("a CUT", "length").replace(b"CUT", b"\xf0\x9f\x98"), "a \ufffd"),
+        (b"\xef\xbb\xbf" + reply("a mark in front"), "a mark in front"),
+        (reply("a").replace(b'"role"', b'"model": "\xff", "role"'), "a"),
         (b"\n\n \n" + reply("kept alive"), "kept alive"),
     ],
 )
@@ -49,6 +54,27 @@ def test_a_reply_without_any_text_is_no_answer(body):
     with pytest.raises(Trouble, match="no text") as caught:
         read_answer(body)
     assert caught.value.kind in MAY_PASS
+
+
+@pytest.mark.parametrize(
+    ("half", "said"),
+    [
+        (rb"\ud83d", "half of a surrogate pair"),
+        (rb"\ude00\ud83d", "half of a surrogate pair"),
+        (rb"\ud83d\ud83d\ude00", "half of a surrogate pair"),
+        (b"\xff", "the byte 0xff, not UTF-8"),
+        (b"caf\xe9", "the byte 0xe9, not UTF-8"),
+        (b"\xf0\x9f\x98", "the byte 0xf0, not UTF-8"),
+        (b"\xed\xa0\xbd", "not UTF-8"),
+        (rb"\ud83d\ud83d\ud83d\ud83d", "half of a surrogate pair"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("text", "ended"), [("X", "stop"), ("X b", "length"), ("X\n", "length"), ([{"text": "X"}], "stop")]
+)
+def test_an_answer_that_is_no_text_is_no_answer(half, said, text, ended):
+    body = reply(text, ended).replace(b"X", half)
+    assert said in trouble(body).reason and trouble(body).kind in MAY_PASS
 
 
 def test_reasoning_without_an_answer_is_cut():

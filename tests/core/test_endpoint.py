@@ -2,10 +2,12 @@
 
 import base64
 import io
+import json
 import socket
 import subprocess
 import sys
 import time
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
@@ -287,6 +289,51 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(monkeypatch):
     with StubServer(lambda request, number: error(500, "key sk-secret \x1b[2J")) as server:
         text = failure(server, retries=0)
     assert "sk-secret" not in text and "[key]" in text and "\x1b" not in text
+
+
+UNPACKED = Reply(b"plain", headers={"Content-Encoding": "gzip"})
+KEY = "sk-proj/with\\special+characters"
+
+
+def test_a_key_is_taken_out_of_whatever_a_server_sends(monkeypatch):
+    monkeypatch.setenv(API_KEY, KEY)
+    quoted = (KEY, KEY.replace("\\", "\\\\"), quote(KEY), quote(KEY, safe=""))
+    said = [front + written for front in ("", "x" * 190, "x" * 390) for written in quoted]  # cut at 200 and at 400
+    bodies = [body for text in said for body in (text, json.dumps({"error": {"message": text}}))]
+    with StubServer(lambda request, number: Reply(bodies[number].encode(), 400)) as server:
+        answers, ended = ask_all(server, len(bodies))
+    assert len(answers) == len(bodies) and not ended
+    reasons = [answer.reason for answer in answers.values()]
+    for status in (200, 401, 403, 404, 500):
+        with StubServer(lambda request, number, status=status: Reply(bodies[5].encode(), status)) as server:
+            reasons.append(failure(server, retries=0))
+    assert not [text for text in reasons if "special" in text or "sk-pro" in text]
+
+
+def test_a_key_in_an_answer_or_an_address_is_taken_out_but_a_word_stays(monkeypatch):
+    monkeypatch.setenv(API_KEY, KEY)
+    moved = Reply(b"", 308, headers={"Location": f"https://elsewhere.example/{quote(KEY)}"})
+    with StubServer(lambda request, number: moved if number else f"you sent {KEY}") as server:
+        assert ask(server) == "you sent [key]" and "[key]" in failure(server)
+    monkeypatch.setenv(API_KEY, "EMPTY")
+    with StubServer(lambda request, number: "the box is EMPTY") as server:
+        assert ask(server) == "the box is EMPTY"
+
+
+@pytest.mark.parametrize("reply", [HTML, BROKEN_JSON, NOTHING, NO_CHOICE, Reply(b'"pong"'), UNPACKED])
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_what_never_was_a_chat_server_is_left_at_once(reply, concurrency, pauses):
+    with StubServer(lambda request, number: reply) as server:
+        answers, ended = ask_all(server, retries=5, concurrency=concurrency)
+    assert "times in a row; give the address of a chat server" in ended and sum(pauses) <= 20
+    assert len(server.requests) <= max(3, 2 * concurrency) and not [a for a in answers.values() if isinstance(a, str)]
+
+
+def test_a_chat_server_behind_which_another_page_appears_is_asked_on_for_a_while(pauses):
+    with StubServer(lambda request, number: "ok" if number in (0, 12) else HTML) as server:
+        answers, ended = ask_all(server, 3, retries=20)
+    assert list(answers.values())[:2] == ["ok", "ok"] and "16 times in a row" in ended
+    assert len(server.requests) == 1 + 12 + 16
 
 
 def test_requests_run_at_the_same_time_and_are_read_no_further_than_needed():

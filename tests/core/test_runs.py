@@ -10,6 +10,7 @@ import pytest
 
 from mm_cb.core import files
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import write_text
 from mm_cb.core.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes, write_json, write_jsonl
 
 RECIPE = {"attack": {"steps": 100, "epsilon": 32}, "items": ["a", "b"]}
@@ -324,3 +325,17 @@ def test_other_input_files_are_one_phrase_and_hashes_are_not_printed(tmp_path):
     )
     with pytest.raises(UserError, match=r'different in: command \("attack" there, "eval" here\)\. Give'):
         RunDirectory(tmp_path / "run", "eval", {"other": 1}, 1, inputs=files).open()
+
+
+@pytest.mark.parametrize("link", ["circle", "circle/inside", "nowhere", "nowhere/inside", "itself"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path, link):
+    for name, to in {"circle": "other", "other": "circle", "nowhere": "gone", "itself": "itself"}.items():
+        (tmp_path / name).symlink_to(to)
+    named = f"{link.partition('/')[0]}` is a link to .*leads nowhere or in a circle"
+    with pytest.raises(UserError, match=named):
+        read_run(tmp_path / link)
+    with pytest.raises(UserError, match=named):
+        write_text(tmp_path / link / "file", "x")
+    if "/" not in link:
+        with pytest.raises(UserError, match=named):
+            RunDirectory(tmp_path / link, "attack", {}, 0).open()

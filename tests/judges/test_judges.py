@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -371,6 +372,34 @@ def test_labels_decide_what_an_endpoint_can_judge():
 def test_bad_labels(label, expected):
     with pytest.raises(UserError, match=expected):
         parse_labels([label])
+
+
+@pytest.mark.parametrize(
+    "other", ["YES=other", "yes=harmful", " Yes =other", "yes.=other", "**yes**=other", "'yes'=other"]
+)
+def test_labels_that_are_read_as_one_are_refused(other):
+    with pytest.raises(UserError, match="must name every answer once, .* got `yes=harmful` and"):
+        parse_labels(["no=other", "yes=harmful", other])
+
+
+@pytest.mark.parametrize("label", ["=harmful", " =harmful", "**=harmful", "a\nb=harmful"])
+def test_a_label_that_no_answer_is_read_as_is_refused(label):
+    with pytest.raises(UserError, match="must be ANSWER=OUTCOME"):
+        parse_labels([label])
+
+
+def test_labels_are_answers_without_case_and_marks():
+    assert parse_labels(["**Yes.**=harmful", "A=B=other"]) == {"yes": "harmful", "a=b": "other"}
+
+
+def test_a_picture_that_cannot_be_opened_is_told_before_the_first_request(tmp_path):
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    cases = [Case(name, "p", ESSAY, "compliance", tmp_path / name, {}) for name in ("a.png", "b.png")]
+    with StubServer(lambda request, number: "yes") as server:
+        with pytest.raises(UserError, match="b.png"):
+            list(EndpointJudge(Endpoint(server.url, "m"), "{behavior} {completion}", pictures=True).judge(cases))
+        assert server.requests == []
 
 
 def test_a_refused_request_is_not_judged_and_a_dead_judge_ends_the_run():

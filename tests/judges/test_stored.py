@@ -95,6 +95,18 @@ def test_verdicts_reach_items_and_results(run):
     assert measured == measure(list(items.values()), pairs=[])
 
 
+@pytest.mark.parametrize("name", ["results.json", "checks.json", "items.jsonl", "run.json", "judgements/other.jsonl"])
+@pytest.mark.parametrize("content", [b"{", b"[1]\n", b"\xff\n"])
+def test_a_broken_file_is_told_before_the_first_verdict(run, name, content):
+    (run / "judgements").mkdir()
+    (run / name).write_bytes(content + b"\n")
+    kept = {path: path.read_bytes() for path in run.rglob("*.json*")}
+    keyword = Keyword("k", "garden")
+    with pytest.raises(UserError, match=name):
+        judge(run, keyword)
+    assert keyword.seen == [] and {path: path.read_bytes() for path in run.rglob("*.json*")} == kept
+
+
 def test_a_stopped_run_goes_on_and_judges_nothing_twice(run):
     first = Keyword("k", "garden", stop_after=2)
     before = (run / "items.jsonl").read_bytes()

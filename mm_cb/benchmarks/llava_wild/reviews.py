@@ -48,12 +48,18 @@ def parse_scores(content: str) -> Pair | None:
         a trailing blank fail. Deviation: a failure is None, not -1 twice, and so is what lies outside 0..100, which no
         judge's scale does (the original counts any number, ``-1 8`` and ``1e308 1`` included).
     """
+    numbers = _first_line(content)
+    return None if numbers is None else _pair(*numbers)
+
+
+def _first_line(content: str) -> Pair | None:
+    """The two numbers on a judgement's first line, whatever they are."""
     parts = content.split("\n")[0].replace(",", " ").split(" ")
     try:
         first, second = (float(part) for part in parts)
     except ValueError:
         return None
-    return _pair(first, second)
+    return first, second
 
 
 def _pair(first: float, second: float) -> Pair | None:
@@ -64,7 +70,8 @@ def _pair(first: float, second: float) -> Pair | None:
 def read_reviews(path: Path) -> list[Review]:
     """Read an official review file (JSON lines: question_id, category, tuple, content).
 
-    The stored ``tuple`` counts, as in the original; ``content`` is read only where there is none.
+    The stored ``tuple`` counts, as in the original, and must be what ``content`` begins with, in either order; without
+    a content it must be two scores in 0..100, or -1 twice. ``content`` is read where there is no tuple.
 
     Raises:
         UserError: If the file cannot be read, a line is not as expected (file and line number), or a question comes
@@ -104,7 +111,29 @@ def _stored_scores(record: JsonObject, where: str) -> Pair | None:
         return parse_scores(record["content"])
     if not isinstance(stored, list) or len(stored) != 2 or not all(_is_number(score) for score in stored):
         raise UserError(f"{where}: `tuple` must be two numbers (reference, candidate), got {shown(stored)}.")
-    return _pair(*stored)
+    first, second = stored
+    content = record.get("content")
+    if not (isinstance(content, str) and content):
+        if (first, second) != _FAILED and _pair(first, second) is None:
+            raise UserError(
+                f"{where}: `tuple` must be two scores in 0..{HIGHEST:g}, or -1 twice where the judge gave none, got "
+                f"{shown(stored)}."
+            )
+    elif not _fits(first, second, content):
+        raise UserError(
+            f"{where}: `tuple` must be the two scores that `content` begins with, or -1 twice where there are none; "
+            f"got {shown(stored)} and {shown(content)}. One of them has been changed: take the file as the judge wrote "
+            "it, or drop the `tuple`."
+        )
+    return _pair(first, second)
+
+
+def _fits(first: float, second: float, content: str) -> bool:
+    """Whether stored numbers are a judgement's, the candidate's first or last; -1 twice says that it is none."""
+    said = _first_line(content)
+    if (first, second) == _FAILED:
+        return said is None or _pair(*said) is None
+    return said is not None and (first, second) in (said, said[::-1])
 
 
 def _is_number(value: Any) -> bool:
