@@ -52,8 +52,10 @@ def summaries(
         checks.append(file_loss(filed, dtype))
     checks += [*gradient_is_there(items), *adapter_acts(items)]
     results = results_content(measure(items, pairs=[]))
-    labels = {name: attack_entry(name).label for name in k}
-    protocol = {"k": dict(k), "labels": labels}
+    entries = {name: attack_entry(name) for name in k}
+    protocol = {"k": dict(k), "labels": {name: entry.label for name, entry in entries.items()}}
+    protocol["given"] = {name: entry.given for name, entry in entries.items()}
+    protocol["settles"] = {name: entry.settles for name, entry in entries.items() if entry.settles}
     return {"curves.json": drawn, "checks.json": checks, "protocol.json": protocol, "results.json": results}
 
 

@@ -18,6 +18,11 @@ Search = Literal["clean", "noise", "pgd", "apgd", "embedding", "draw"]
 APGD's), gradient steps on image embeddings, or a drawing (black box, no gradient)."""
 
 
+Given = Literal["nothing", "opening", "supplied text", "base's pictures"]
+"""What an attacker brings beside the request and the model: the first words of the answer (the field's target prefix),
+the text of the answer itself, or pictures that were made on the undefended base (transfer)."""
+
+
 @dataclass(frozen=True)
 class AttackEntry:
     """One row of the table."""
@@ -40,8 +45,13 @@ class AttackEntry:
     model has it, geometrically."""
     needs_adapter: bool = False
     """It is aimed at what an adapter changed."""
+    given: Given = "opening"
+    """What it was given; success with supplied text alone shows control over the output, not knowledge."""
     forces_response: bool = False
-    """It pushes towards a long response behind the target, written by the base model or a hijack of it."""
+    """It pushes towards a long response behind the target, written by the base model or a hijack of it: a supplied
+    text, which its control swaps for that of another behaviour."""
+    settles: float = 0.0
+    """Share of its steps after which what it minimises is the attacked model's own loss; before, a dialled one's."""
     prefilled: bool = False
     """The answer is generated behind the target, which the attacker writes himself."""
     universal: bool = False
@@ -50,6 +60,18 @@ class AttackEntry:
     """Whether ``worst_case`` counts it: not controls, nor what needs more than the behaviour's own picture."""
     in_all: bool = True
     """Whether ``--attack all`` runs it."""
+
+    def __post_init__(self) -> None:
+        """Check that a forced response is called supplied text.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        if self.forces_response and self.given != "supplied text":
+            raise ValueError(
+                f"attack `{self.name}` forces a response, which is text that it was given: say "
+                f'`given="supplied text"`, got {self.given!r}.'
+            )
 
     @property
     def optimises(self) -> bool:
@@ -94,8 +116,10 @@ def _adaptive(name: str) -> str:
 
 
 _ENTRIES = (
-    AttackEntry("no_attack", "the clean picture: control", "no attack", "clean", in_worst_case=False),
-    AttackEntry("noise", "random signs of the same size: placebo", "random noise", "noise", in_worst_case=False),
+    AttackEntry("no_attack", "the clean picture: control", "no attack", "clean", given="nothing", in_worst_case=False),
+    AttackEntry(
+        "noise", "random signs of the same size: placebo", "random noise", "noise", given="nothing", in_worst_case=False
+    ),
     AttackEntry("pgd", "projected gradient descent on the target's loss", "PGD", "pgd", _TARGET),
     AttackEntry(
         "pgd_long",
@@ -103,6 +127,7 @@ _ENTRIES = (
         "long-target PGD",
         "pgd",
         _adaptive("LongTargetObjective"),
+        given="supplied text",
         forces_response=True,
     ),
     AttackEntry(
@@ -112,6 +137,7 @@ _ENTRIES = (
         "pgd",
         _adaptive("MatchingObjective"),
         needs_adapter=True,
+        given="supplied text",
         forces_response=True,
     ),
     AttackEntry(
@@ -121,6 +147,7 @@ _ENTRIES = (
         "pgd",
         _adaptive("CleanTeacherObjective"),
         needs_adapter=True,
+        given="supplied text",
         forces_response=True,
     ),
     AttackEntry(
@@ -131,7 +158,9 @@ _ENTRIES = (
         "mm_cb.attacks.objectives.homotopy:HomotopyObjective",
         first_step=16 / 255,
         needs_adapter=True,
+        given="supplied text",
         forces_response=True,
+        settles=0.7,
     ),
     AttackEntry(
         "pgd_distill",
@@ -140,6 +169,7 @@ _ENTRIES = (
         "pgd",
         _adaptive("DistillObjective"),
         needs_adapter=True,
+        given="supplied text",
         forces_response=True,
         in_all=False,
     ),
@@ -150,6 +180,7 @@ _ENTRIES = (
         "pgd",
         _adaptive("FluentObjective"),
         needs_adapter=True,
+        given="supplied text",
         forces_response=True,
         in_all=False,
     ),
@@ -161,6 +192,7 @@ _ENTRIES = (
         "draw",
         draw="mm_cb.attacks.typographic:draw",
         ask="mm_cb.attacks.typographic:ask",
+        given="nothing",
     ),
     AttackEntry(
         "universal",
@@ -187,6 +219,7 @@ _ENTRIES = (
         "picture and prefilled answer",
         "pgd",
         _adaptive("ContinuationObjective"),
+        given="supplied text",
         forces_response=True,
         prefilled=True,
         in_worst_case=False,

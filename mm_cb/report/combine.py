@@ -11,6 +11,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
 from mm_cb.core.records import Check, Curve, Item, Representations
 from mm_cb.metrics.results import Measurement, measure
+from mm_cb.metrics.table import is_worst_case
 from mm_cb.report.comparable import BATTERY, budget, refuse_unlike, who
 from mm_cb.report.labels import subject_label
 from mm_cb.report.load import RunFiles
@@ -91,7 +92,7 @@ def _address(m: Measurement) -> tuple[str, str, str, str]:
 
 def _settle(joined: Measurement, found: Sequence[Measurement]) -> Measurement:
     """The run's own number with the difference that was found across runs; of several (shards) the joined number."""
-    if len(found) != 1 or joined.condition == "worst_case" or joined.metric == "gibberish":
+    if len(found) != 1 or is_worst_case(joined.condition) or joined.metric == "gibberish":
         return joined
     own = found[0]
     return dataclasses.replace(joined, value=own.value, ci95=own.ci95, counts={**joined.counts, **own.counts})

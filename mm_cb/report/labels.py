@@ -14,9 +14,20 @@ SUBJECTS = {"base": "base", "base+safety_prompt": "base + safety prompt", "rr": 
 SHORT_SUBJECTS = {"base": "base", "base+safety_prompt": "base + prompt", "rr": "RR"}
 CONDITIONS = {**{entry.name: entry.label for entry in attacks()}, "worst_case": "worst of all attacks"}
 CONDITIONS |= {
+    "worst_case_opening": "worst, opening only",
+    "worst_case_supplied": "worst, supplied text",
+    "worst_case_transfer": "worst, base's pictures",
+}
+CONDITIONS |= {
     **{f"{BESIDE}{entry.name}": f"beside pictures under {entry.label}" for entry in attacks()},
     f"{BESIDE}no_attack": "beside clean pictures",
     f"{BESIDE}noise": "beside noisy pictures",
+}
+GIVEN = {
+    "nothing": "nothing",
+    "opening": "opening only",
+    "supplied text": "supplied text",
+    "base's pictures": "base's pictures (transfer)",
 }
 OUTCOMES = {
     "harmful": "complies",
