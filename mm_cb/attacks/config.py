@@ -17,6 +17,7 @@ from mm_cb.core.checked import checked
 from mm_cb.core.errors import UserError
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.records import JsonObject, Recipe, Run
+from mm_cb.metrics.convergence import LEAST
 
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIMIZERS = ("adam", "sign", "momentum")
@@ -25,7 +26,7 @@ IMAGE_BACKENDS = ("pil", "torchvision")
 
 _NUMBERS = (
     *("steps", "restarts", "seed", "batch", "max_new_tokens", "term_weight", "iterates", "samples", "temperature"),
-    "universal_train",
+    *("universal_train", "control", "check_convergence"),
 )
 
 
@@ -64,6 +65,10 @@ class AttackConfig:
     """Of these answers; the whole distribution is drawn from."""
     universal_train: int = 0
     """Behaviours that a universal picture is made for, the first ones; the others are held out. 0 = half of them."""
+    control: int = 12
+    """Behaviours on which every attack with a supplied text is given that of another one, beside the run; 0 = none."""
+    check_convergence: int = 0
+    """Behaviours on which every attack that steps is run with twice the steps, beside the run; 0 = none."""
     chain: bool = False
     """Start each attack from the worst picture of the ones before it."""
     hijacks: Path | None = None
@@ -87,6 +92,11 @@ class AttackConfig:
             LIMITS[key].refuse(key, getattr(self, key))
         if self.checkpoint_seconds is not None:
             LIMITS["checkpoint_seconds"].refuse("checkpoint_seconds", self.checkpoint_seconds)
+        if 0 < self.check_convergence < LEAST:
+            raise ValueError(
+                f"`check_convergence` must be 0 or at least {LEAST}, which its rule asks for, got "
+                f"{self.check_convergence}."
+            )
         if self.early_stop and not self.iterates:
             raise ValueError("`iterates` must be at least 1 with `early_stop`, which judges them, got 0.")
         if self.optimizer not in OPTIMIZERS:
@@ -127,6 +137,11 @@ class AttackConfig:
         return self.runs * self.pictures_per_run * answers
 
 
+def checked_by_default(attacks: str) -> int:
+    """What ``check_convergence`` is where nobody says: ``--attack all`` is a whole evaluation, which has it checked."""
+    return LEAST if attacks == "all" else 0
+
+
 def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
     """Refuse settings that none of the named attacks reads: a run must not state what it did not do.
 
@@ -149,6 +164,8 @@ def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
         ("optimizer", "--optimizer", any(e.search in ("pgd", "embedding") for e in entries), "an attack by PGD"),
         ("hijacks", "--hijacks", any(e.forces_response for e in entries), "an attack that forces a long response"),
         ("chain", "--chain", sum(e.searches_pixels for e in entries) > 1, "two or more attacks that step on pixels"),
+        ("check_convergence", "--check-convergence", any(e.optimises for e in entries), "an attack that steps"),
+        ("control", "--control", any(e.forces_response for e in entries), "an attack that is given a text"),
         ("iterates", "--iterates", drawn, "an attack that steps on pixels, or its placebo"),
         ("early_stop", "--early-stop", any(e.searches_pixels for e in entries), "an attack that steps on pixels"),
         ("samples", "--samples", any(not e.relaxation for e in entries), "an attack that leaves a picture"),

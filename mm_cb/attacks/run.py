@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
 
-from mm_cb.attacks.config import AttackConfig, as_recipe, refuse_idle, refuse_mismatch
+from mm_cb.attacks.beside import CONTROL, CONVERGENCE, is_done, twice_the_steps, wrong_text
+from mm_cb.attacks.config import AttackConfig, as_recipe, checked_by_default, refuse_idle, refuse_mismatch
 from mm_cb.attacks.judged_files import Judge
 from mm_cb.attacks.objectives.target import encode
 from mm_cb.attacks.outputs import best_pictures, curve_quartiles, summaries, write_outputs
@@ -20,9 +22,10 @@ from mm_cb.attacks.shards import Shard, gather, shard_runs
 from mm_cb.core import hub
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
+from mm_cb.core.limits import LIMITS
 from mm_cb.core.progress import Progress
-from mm_cb.core.records import Item
-from mm_cb.core.runs import RunDirectory, append_jsonl, read_run, write_bytes
+from mm_cb.core.records import Item, JsonObject
+from mm_cb.core.runs import RunDirectory, append_jsonl, hash_inputs, read_run, write_bytes, write_jsonl
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, grey_canvas, read_behaviors, refuse_too_large
 from mm_cb.data.pictures import open_picture
 from mm_cb.inference.source import ModelSource, subject_name
@@ -73,7 +76,8 @@ def attack(
         system: Text in front of every request.
         device: Torch device.
         dtype: Of the model: float32, bfloat16 or float16.
-        config: Everything else; its attack's name is not read.
+        config: Everything else; its attack's name is not read. None = the defaults, for ``all`` with
+            ``check_convergence=12``.
         settings: Fields of `AttackConfig` to change: ``steps=100``, ``threat=Threat("l2", 255, 8.0)``.
 
     Raises:
@@ -85,7 +89,8 @@ def attack(
     """
     source = ModelSource(model, None if adapter is None else str(adapter), device, dtype, system=system)
     names = chosen_attacks(attacks, adapted=adapter is not None)
-    run_attack(source, Path(behaviors), Path(out), names, replace(config or AttackConfig(), **settings))
+    whole = config or AttackConfig(check_convergence=checked_by_default(attacks))
+    run_attack(source, Path(behaviors), Path(out), names, replace(whole, **settings))
     return AttackRun(Path(out), read_results(Path(out) / "results.json"))
 
 
@@ -100,6 +105,7 @@ def run_attack(
 ) -> None:
     """Attack a model and write ``items.jsonl``, ``results.json``, ``curves.json``, ``checks.json`` and the pictures.
 
+    What stands beside the run (`mm_cb.attacks.beside`) comes after it, also to a run that had finished without it.
     Without a judge for the model (only embedded models have an exact one) outcomes are ``not_judged``.
 
     Args:
@@ -116,7 +122,7 @@ def run_attack(
     responses = hijacked_responses(config.hijacks, asked)
     recipe = {"model": source.model, "adapter": source.adapter, "system": source.system, **as_recipe(config, names)}
     recipe |= {"device": source.device.partition(":")[0], "dtype": source.dtype, "fiction": source.fiction}
-    inputs = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
+    inputs = hash_inputs([behaviors, *(b.image for b in asked if b.image is not None), *source.weights()])
     with Progress() as progress:
         job = _Job(source, config.named(names), responses, progress)
         if shard is not None:
@@ -131,16 +137,24 @@ def run_attack(
                 progress.say(f"shard {shard} is done; without --shard the same command gathers all of them")
             return
         with RunDirectory(out, "attack", recipe, config.seed, inputs=inputs) as run:
+            gathered = not run.finished and gather(run.path, asked)
             if run.finished:
                 progress.say(f"finished before, results in {run.path / 'results.json'}")
-                return
-            if not gather(run.path, asked):
-                job.attack(run.path, asked)
-            write_bytes(run.path / KEPT_AS, asked_file)
-            run.finish()
-            if job.configs[0].entry.universal and (config.universal_train or 1) >= len(asked):
-                progress.say("nothing is held out: the universal picture was made for every behaviour it is judged on")
-            progress.say(f"{len(asked)} behaviours attacked, results in {run.path / 'results.json'}")
+            else:
+                if not gathered:
+                    job.attack(run.path, asked)
+                write_bytes(run.path / KEPT_AS, asked_file)
+                run.finish()
+                if job.configs[0].entry.universal and (config.universal_train or 1) >= len(asked):
+                    progress.say(_NOTHING_HELD_OUT)
+                progress.say(f"{len(asked)} behaviours attacked, results in {run.path / 'results.json'}")
+            if gathered:
+                progress.say("control and convergence were not run in parts: the same command again runs them")
+            else:
+                job.beside(run.path, recipe, inputs, asked)
+
+
+_NOTHING_HELD_OUT = "nothing is held out: the universal picture was made for every behaviour it is judged on"
 
 
 def _refuse(source: ModelSource, names: Sequence[str], config: AttackConfig, shard: Shard | None) -> None:
@@ -151,6 +165,11 @@ def _refuse(source: ModelSource, names: Sequence[str], config: AttackConfig, sha
         )
     if config.named(names)[0].entry.universal and (shard is not None or config.early_stop):
         raise UserError("`universal` makes one picture for all behaviours: leave out `--shard` and `--early-stop`.")
+    if config.check_convergence and 2 * config.steps > LIMITS["steps"].most:
+        raise UserError(
+            f"`--check-convergence` doubles `--steps {config.steps}`, of which {LIMITS['steps'].most:,} is the most: "
+            "give 0."
+        )
     refuse_idle(config, names)
     refuse_mismatch(config, names)
 
@@ -164,17 +183,40 @@ class _Job:
     responses: Mapping[str, str] | None
     progress: Progress
 
+    @cached_property
+    def subject(self) -> Subject:
+        """The model, loaded once."""
+        source = self.source
+        return load_subject(source, subject_name(source.adapter, source.system), self.configs[0].image_backend)
+
     def attack(self, folder: Path, chosen: Sequence[Behavior]) -> None:
         """Load the model and run every attack on these behaviours."""
-        source, first = self.source, self.configs[0]
-        subject = load_subject(source, subject_name(source.adapter, source.system), first.image_backend)
-        refuse_unfit(subject, chosen, first)
+        refuse_unfit(self.subject, chosen, self.configs[0])
         if self.responses is not None:
             forced = sum(b.id in self.responses for b in chosen)
             self.progress.say(
                 f"hijacks: {forced} of {len(chosen)} behaviours; the base continues the targets of the rest"
             )
-        attack_in_turn(subject, chosen, self.configs, folder, judge_of(source.model), self.progress, self.responses)
+        self._go_on(folder, chosen)
+
+    def beside(self, folder: Path, recipe: JsonObject, inputs: Mapping[str, str], asked: Sequence[Behavior]) -> None:
+        """Run what belongs beside the finished run in ``folder``, as far as it has not been."""
+        left = [name for name in (CONTROL, CONVERGENCE) if not is_done(folder / name)]
+        plans = [
+            wrong_text(self.configs, asked, folder) if CONTROL in left else None,
+            twice_the_steps(self.configs, asked, self.responses) if CONVERGENCE in left else None,
+        ]
+        for plan in (plan for plan in plans if plan is not None):
+            self.progress.say(f"{plan.folder}: {plan.about}, on {len(plan.behaviors)} behaviours")
+            seed = self.configs[0].seed
+            with RunDirectory(folder / plan.folder, "attack", plan.recipe(recipe), seed, inputs=inputs) as run:
+                replace(self, configs=plan.configs, responses=plan.responses)._go_on(run.path, plan.behaviors)
+                write_jsonl(run.path / KEPT_AS, plan.kept())
+                run.finish()
+
+    def _go_on(self, folder: Path, behaviors: Sequence[Behavior]) -> None:
+        judge = judge_of(self.source.model)
+        attack_in_turn(self.subject, behaviors, self.configs, folder, judge, self.progress, self.responses)
 
 
 def attack_in_turn(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mm_cb.attacks.config import IMAGE_BACKENDS, OPTIMIZERS, AttackConfig
+from mm_cb.attacks.config import IMAGE_BACKENDS, OPTIMIZERS, AttackConfig, checked_by_default
 from mm_cb.attacks.registry import attack_entry, attacks, chosen_attacks
 from mm_cb.attacks.threats import NORMS, Threat
 from mm_cb.cli.options import (
@@ -194,6 +194,17 @@ def attack(
     temperature: Annotated[
         float | None, number("temperature", "Of these answers.  [default: 1]", _JUDGED, metavar="T")
     ] = None,
+    control: Annotated[
+        int, number("control", "Behaviours given another one's text, beside the run; 0 = none.", _JUDGED)
+    ] = _DEFAULT.control,
+    check_convergence: Annotated[
+        int | None,
+        number(
+            "check_convergence",
+            "Behaviours attacked with twice the steps, beside the run; at least 12, 0 = none.  [default: 12 for all]",
+            _JUDGED,
+        ),
+    ] = None,
     batch: Annotated[int, number("batch", "Behaviours at once.", _RUN)] = _DEFAULT.batch,
     shard: Annotated[
         str | None,
@@ -235,6 +246,8 @@ def attack(
             samples=samples,
             temperature=_DEFAULT.temperature if temperature is None else temperature,
             universal_train=universal_train,
+            control=control,
+            check_convergence=checked_by_default(attack) if check_convergence is None else check_convergence,
             chain=chain,
             hijacks=hijacks,
             image_backend=image_backend,

@@ -93,6 +93,8 @@ LIMITS = {
     "samples": Limit(0, 10_000, "each is one more answer to every picture"),
     "temperature": Limit(0, 100, "above it answers are drawn evenly from all words", whole=False, above=True),
     "universal_train": Limit(0, 1_000_000, "no file holds more behaviours"),
+    "control": Limit(0, 1_000_000, "no file holds more behaviours"),
+    "check_convergence": Limit(0, 1_000_000, "no file holds more behaviours"),
     "checkpoint_seconds": Limit(0, 86_400, _DAY, whole=False),
     "patch_size": Limit(1, 16_384, "no picture is wider"),
     "border_width": Limit(1, 8_192, "no picture has room for more"),
