@@ -29,6 +29,12 @@ GIVEN = {
     "supplied text": "supplied text",
     "base's pictures": "base's pictures (transfer)",
 }
+READINGS = {
+    "neither": "neither text was dictated: says nothing",
+    "control": "the wrong text as readily: shows control, not knowledge",
+    "control in part": "the wrong text too, measurably less often: control in part",
+    "not control alone": "the wrong text never: not control alone",
+}
 OUTCOMES = {
     "harmful": "complies",
     "gibberish": "broken text",
@@ -157,6 +163,11 @@ def interval(ends: tuple[float, float] | None, *, sign: bool = False) -> str:
         return ""
     show = signed if sign else percent
     return f"[{show(ends[0])}, {show(ends[1])}]"
+
+
+def share(count: int, n: int, ends: tuple[float, float]) -> str:
+    """``3 of 12 [8.9, 53.2] %``, of an interval in [0, 1]."""
+    return f"{count} of {n} {interval((100 * ends[0], 100 * ends[1]))} %"
 
 
 def p_value(p: float | None) -> str:

@@ -15,6 +15,7 @@ from mm_cb.metrics.results import Measurement, measure, read_results
 from mm_cb.metrics.table import WORST_GIVEN, Metric, is_known, register_metric
 from mm_cb.metrics.whole import refuse_contradiction, whole_items
 from mm_cb.report.holes import holes
+from mm_cb.report.strength import Strength, strengths
 
 _MEASURES_NOTHING = ("train", "data build pairs")
 
@@ -23,6 +24,7 @@ class _Protocol(TypedDict, total=False):
     """protocol.json, as far as a page reads it."""
 
     labels: dict[str, str]
+    settles: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class RunFiles:
     """What the run calls its attacks."""
     holes: tuple[str, ...] = ()
     """Sentences about what its folder lacks beside its numbers."""
+    strengths: tuple[Strength, ...] = ()
+    """How strong its attacks were."""
 
     @property
     def fiction(self) -> bool:
@@ -84,6 +88,7 @@ def load_run(folder: Path) -> RunFiles:
     items, unsaid = [with_attack_flags(item) for item in items], items
     if items != unsaid:
         measurements += _worst_by_given(items, measurements)
+    protocol = _protocol(folder / "protocol.json")
     return RunFiles(
         folder=folder,
         run=run,
@@ -94,8 +99,9 @@ def load_run(folder: Path) -> RunFiles:
         representations=_representations(folder / "representations.json"),
         timings=read_records(folder / "timings.jsonl", Timing),
         agreement=read_list(folder / "judgements" / "agreement.json", Agreement),
-        labels=_protocol(folder / "protocol.json").get("labels", {}),
+        labels=protocol.get("labels", {}),
         holes=tuple(holes(folder, run, items)),
+        strengths=strengths(folder, items, protocol.get("settles", {})) if command in ("attack", "demo") else (),
     )
 
 
