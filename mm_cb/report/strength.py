@@ -21,7 +21,6 @@ from mm_cb.metrics.convergence import (
     doubled,
     fall,
     has_settled,
-    is_stable,
     state,
 )
 from mm_cb.metrics.dictation import Control, control, dictated
@@ -127,15 +126,12 @@ def _why(found: Fall | None, more: Doubled | None, n: int) -> str:
     else:
         share = 100 * found.late / found.total if found.total > 0 else 0.0
         still = "settled" if has_settled(found) else "still falling"
-        said.append(f"loss {still}: {share:.1f} % of its fall in the last tenth of the steps")
+        said.append(f"loss {still}: {share:.1f} % of its fall in the last tenth")
     if more is None:
         said.append("twice the steps not tried" + (f", which takes {LEAST} behaviours of {n}" if n < LEAST else ""))
     else:
-        content = "not judged" if more.content is None else str(more.content)
-        stable = {True: "stable", False: "not stable", None: "open"}[is_stable(more)]
-        said.append(
-            f"twice the steps: {stable}, content changed {content}, openings changed {more.openings} of {more.n}"
-        )
+        content = "those not judged" if more.content is None else str(more.content)
+        said.append(f"twice the steps changed content of {content}, openings of {more.openings} in {more.n}")
     return "; ".join(said)
 
 
