@@ -79,6 +79,7 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "
         dtype: Of every model, in training and under attack.
     """
     from mm_cb.report import judge_report, print_table, write_report
+    from mm_cb.report.text import clean_text
 
     plan = FULL if full else QUICK
     rerouting = load_recipe(NAME, [f"device={device}", f"dtype={dtype}"])
@@ -95,12 +96,10 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "
             run.finish()
         data = write_report([run.path], run.path / "report.html")
     print_table(data.measurements, strengths=data.strengths)
-    verdict = judge_report(data)
-    conclusion = "\n".join([verdict.sentence, *(f"- {reason}" for reason in verdict.reasons)])
     with Progress() as progress:
         minutes = (time.monotonic() - started) / 60
         progress.say(
-            f"\n{conclusion}\n{'' if full else _SHORT}"
+            f"\n{clean_text(judge_report(data).told)}\n{'' if full else _SHORT}"
             f"\nreport  {run.path / 'report.html'}\nresults {run.path / 'results.json'}   ({minutes:.1f} minutes)"
         )
         progress.say("next    your own model: docs/quickstart.md")

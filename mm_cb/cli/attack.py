@@ -128,7 +128,7 @@ def _listed(wanted: bool) -> None:
         for entry in attacks():
             marks = ["in `all`"] * entry.in_all + ["needs an adapter"] * entry.needs_adapter
             marks += ["not in the worst case"] * (not entry.in_worst_case)
-            typer.echo(f"{entry.name:18} {entry.about} ({', '.join(marks) or 'by name only'})")
+            typer.echo(f"{entry.name:18} {entry.about} (given: {entry.given}; {', '.join(marks) or 'by name only'})")
         raise typer.Exit()
 
 

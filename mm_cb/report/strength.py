@@ -72,9 +72,9 @@ def strengths(folder: Path, items: Sequence[Item], settles: Mapping[str, float])
         if item["metric"] == "compliance" and not item.get("same_as"):
             by_attack[item["subject"], item["condition"]][item["id"]] = item
     longer, wrong = _beside(folder / CONVERGENCE), _beside(folder / CONTROL)
-    known = {entry.name: entry.settles for entry in attacks()} | dict(settles)
+    known = {entry.name: entry.settles for entry in attacks() if entry.optimises} | dict(settles)
     return tuple(
-        _strength(folder, key, by_id, longer.get(key[1]), wrong.get(key[1]), known.get(key[1], 0.0))
+        _strength(folder, key, by_id, longer.get(key[1]), wrong.get(key[1]), known.get(key[1]))
         for key, by_id in by_attack.items()
     )
 
@@ -88,14 +88,13 @@ def _beside(folder: Path) -> dict[str, dict[str, Item]]:
 
 
 def _strength(
-    folder: Path, key: tuple[str, str], by_id: Of, longer: Of | None, wrong: Of | None, settles: float
+    folder: Path, key: tuple[str, str], by_id: Of, longer: Of | None, wrong: Of | None, settles: float | None
 ) -> Strength:
     subject, condition = key
     one = next(iter(by_id.values()))
-    found, more = _fall(folder, subject, condition, settles), doubled(by_id, longer) if longer else None
-    searched = any(
-        c.get("objective_logged") is not None for item in by_id.values() for c in item.get("candidates") or ()
-    )
+    found, more = _fall(folder, subject, condition, settles or 0.0), doubled(by_id, longer) if longer else None
+    tries = (one for item in by_id.values() for one in item.get("candidates") or ())
+    searched = settles is not None or any(one.get("objective_logged") is not None for one in tries)
     said: State = state(found, more) if searched or found else "nothing to converge"
     why = _why(found, more, len(by_id)) if searched or found else "no search"
     return Strength(

@@ -68,6 +68,11 @@ class Verdict:
         """The lead and the three lines, as terminals print them."""
         return "\n".join([self.lead, *(f"{line.name}: {line.text}" for line in self.lines)])
 
+    @property
+    def told(self) -> str:
+        """The same with every reason: whoever reads no further than a table must see that a check has failed."""
+        return "\n".join([self.sentence, *(f"- {reason}" for reason in self.reasons)])
+
 
 def judge_report(data: ReportData) -> Verdict:
     """The verdict of what a page is made from."""
