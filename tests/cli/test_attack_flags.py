@@ -92,6 +92,12 @@ def test_without_flags_an_attack_is_the_default_configuration(called):
     assert (behaviors, out, names, config, shard) == (Path("b.jsonl"), Path("o"), ["pgd"], AttackConfig(), None)
 
 
+@pytest.mark.parametrize(("more", "count"), [([], 12), (["--check-convergence", "0"], 0)])
+def test_all_attacks_are_checked_for_convergence_unless_told_otherwise(called, more, count):
+    assert cli.run(["attack", *ASKED, "--attack", "all", *more]) == 0
+    assert called[0][4].check_convergence == count
+
+
 def test_every_flag_reaches_the_configuration(called):
     Path("system.txt").write_text("be brief .")
     flags = ["--adapter", "rr", "--system", "system.txt", "--attack", "pgd_adaptive, apgd", "--norm", "border"]
@@ -99,6 +105,7 @@ def test_every_flag_reaches_the_configuration(called):
     flags += ["--chain", "--hijacks", "base", "--term-weight", "2", "--balance", "--universal-train", "4"]
     flags += ["--max-new-tokens", "9", "--iterates", "2", "--early-stop", "--samples", "1", "--temperature", "0.5"]
     flags += ["--batch", "5", "--shard", "2/3", "--image-backend", "torchvision", "--checkpoint-seconds", "0"]
+    flags += ["--control", "6", "--check-convergence", "13"]
     flags += ["--seed", "11", "--device", "cuda", "--dtype", "bfloat16"]
     given = {flag for flag in flags if flag.startswith("--")} | {"--model", "--behaviors", "--out"}
     assert given | {"--patch-size", "--list"} == {option.opts[-1] for option in shown_options("attack")}
@@ -110,7 +117,7 @@ def test_every_flag_reaches_the_configuration(called):
         **{"threat": Threat("border", 64, 3), "steps": 7, "restarts": 3, "seed": 11, "batch": 5, "max_new_tokens": 9},
         **{"optimizer": "sign", "term_weight": 2.0, "balance": True, "iterates": 2, "early_stop": True, "samples": 1},
         **{"temperature": 0.5, "universal_train": 4, "chain": True, "hijacks": Path("base")},
-        **{"image_backend": "torchvision", "checkpoint_seconds": 0.0},
+        **{"image_backend": "torchvision", "checkpoint_seconds": 0.0, "control": 6, "check_convergence": 13},
     )
 
 
@@ -212,6 +219,7 @@ def test_the_flags_default_to_what_python_does():
     same = [field.name for field in fields(AttackConfig) if field.name in shown]
     assert len(same) > 12
     told = {name: shown[name].default for name in same} | {"temperature": plain.temperature}  # None = not given
+    told |= {"check_convergence": plain.check_convergence}
     assert told == {name: getattr(plain, name) for name in same}
     assert f"[default: {plain.temperature:g}]" in shown["temperature"].help
 
