@@ -19,7 +19,6 @@ from mm_cb.attacks.outputs import curve_quartiles, parts_of
 from mm_cb.attacks.registry import attack_entry
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.threats import Threat
-from mm_cb.core.checked import read_list
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Check, Curve, Item, Representations
 from mm_cb.core.runs import RunDirectory, append_jsonl, keep_pictures, write_json, write_jsonl
@@ -28,7 +27,7 @@ from mm_cb.inference.cached_chunks import once
 from mm_cb.inference.questions import ask
 from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.observations import worst_pictures
-from mm_cb.metrics.results import Measurement, measure, read_results, write_results
+from mm_cb.metrics.results import Measurement, measure, write_results
 from mm_cb.miniature import MINIATURE, NAME, data, language
 from mm_cb.miniature.data import Question
 from mm_cb.miniature.making.sanity import judges_tell_apart, opening_is_said
@@ -81,7 +80,8 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "
         device: Torch device of every model.
         dtype: Of every model, in training and under attack.
     """
-    from mm_cb.report import print_table, write_report
+    from mm_cb.report import judge_report, print_table, write_report
+    from mm_cb.report.text import clean_text
 
     plan = FULL if full else QUICK
     rerouting = load_recipe(NAME, [f"device={device}", f"dtype={dtype}"])
@@ -96,12 +96,12 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "
             progress.say(_announce(plan, rr_seeds, run.path))
             _run(run.path, plan, rerouting, seed, rr_seeds, progress)
             run.finish()
-        write_report([run.path], run.path / "report.html")
-    print_table(run.path)
+        data = write_report([run.path], run.path / "report.html")
+    print_table(data.measurements, strengths=data.strengths)
     with Progress() as progress:
         minutes = (time.monotonic() - started) / 60
         progress.say(
-            f"\n{_conclusion(run.path)}\n{'' if full else _SHORT}"
+            f"\n{clean_text(judge_report(data).told)}\n{'' if full else _SHORT}"
             f"\nreport  {run.path / 'report.html'}\nresults {run.path / 'results.json'}   ({minutes:.1f} minutes)"
         )
         progress.say(f"next    {_finishing(run.path)}\n        your own model: docs/quickstart.md")
@@ -112,14 +112,6 @@ _SHORT = (
     f"and {FULL.restarts}, and breaks more: docs/miniature.md.\n"
 )
 """Said behind the quick run: a short attack flatters."""
-
-
-def _conclusion(out: Path) -> str:
-    """The report's verdict in words: whoever reads no further than the table must see that a check has failed."""
-    from mm_cb.report import judge_run
-
-    verdict = judge_run(read_results(out / "results.json"), read_list(out / "checks.json", Check))
-    return "\n".join([verdict.sentence, *(f"- {reason}" for reason in verdict.reasons)])
 
 
 def _finishing(out: Path) -> str:

@@ -7,10 +7,9 @@ import torch
 
 from mm_cb import demo
 from mm_cb.attacks import checks
-from mm_cb.core.runs import write_json
 from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.inference.subjects import Subject
-from mm_cb.metrics.results import find, measure, write_results
+from mm_cb.metrics.results import find, measure
 from mm_cb.miniature import data, language
 from mm_cb.miniature.making.sanity import NONSENSE
 from mm_cb.miniature.scoring import judge_behavior, score_question
@@ -85,8 +84,9 @@ def refuses(monkeypatch, behaviors, *reasons, **planted):
         assert any(reason in given for given in verdict.reasons), verdict.reasons
 
 
-def test_a_sound_run_makes_a_claim(monkeypatch, behaviors):
-    assert concluded(monkeypatch, behaviors)[1].kind == "claim"
+def test_a_sound_run_makes_a_claim_as_far_as_its_short_attacks_go(monkeypatch, behaviors):
+    verdict = concluded(monkeypatch, behaviors)[1]
+    assert verdict.kind == "provisional" and [line.name for line in verdict.lines if line.amber] == ["Attack strength"]
 
 
 def test_a_breaker_that_says_nonsense_to_everything_supports_no_claim(monkeypatch, behaviors):
@@ -151,14 +151,11 @@ def test_a_file_with_another_loss_supports_no_claim(monkeypatch, behaviors):
     refuses(monkeypatch, behaviors, "loss of the saved file", objective_logged=1.9)
 
 
-@pytest.mark.parametrize(("epsilon", "says"), [(32, "The circuit breaker lowered"), (33, "No claim: ")])
-def test_the_terminal_shows_the_verdict_and_every_reason(monkeypatch, behaviors, tmp_path, epsilon, says):
+@pytest.mark.parametrize(("epsilon", "says"), [(32, "Provisional, as"), (33, "No claim: ")])
+def test_the_terminal_shows_the_verdict_and_every_reason(monkeypatch, behaviors, epsilon, says):
     measurements, verdict = concluded(monkeypatch, behaviors, epsilon=epsilon)
     made = [{"name": "x", "passed": epsilon == 32, "value": "33", "expected": "32", "why": "rules"}]
-    write_results(tmp_path / "results.json", measurements)
-    write_json(tmp_path / "checks.json", made)
-    text = demo._conclusion(tmp_path)
+    text = judge_run(measurements, made).told
     assert text.startswith(says) and (says[:8] == verdict.sentence[:8])
     assert ("- x: expected 32, got 33. Rules" in text) is (epsilon == 33)
-    (tmp_path / "checks.json").unlink()
-    assert "No sanity check was recorded" in demo._conclusion(tmp_path)
+    assert "No sanity check was recorded" in judge_run(measurements, []).told

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Required, TypedDict, cast, get_args
 
-from mm_cb.attacks.registry import Anneal, AttackEntry, attack_entry, attacks
+from mm_cb.attacks.registry import SETTLES, Anneal, AttackEntry, attack_entry, attacks
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.checked import checked
 from mm_cb.core.errors import UserError
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.records import JsonObject, Recipe, Run
+from mm_cb.metrics.convergence import LEAST
 
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIMIZERS = ("adam", "sign", "momentum")
@@ -37,6 +38,7 @@ _NUMBERS = (
         "eot_scale",
         "eot_quality",
     ),
+    *("control", "check_convergence"),
 )
 
 
@@ -98,6 +100,10 @@ class AttackConfig:
     """The smallest to which a picture is shrunk on the way, as a share of its size. 1 = never."""
     eot_quality: int = 75
     """The lowest quality of JPEG on the way, up to 95. 0 = no JPEG."""
+    control: int = 12
+    """Behaviours on which every attack with a supplied text is given that of another one, beside the run; 0 = none."""
+    check_convergence: int = 0
+    """Behaviours on which every attack that steps is run with twice the steps, beside the run; 0 = none."""
     chain: bool = False
     """Start each attack from the worst picture of the ones before it."""
     hijacks: Path | None = None
@@ -121,6 +127,11 @@ class AttackConfig:
             LIMITS[key].refuse(key, getattr(self, key))
         if self.checkpoint_seconds is not None:
             LIMITS["checkpoint_seconds"].refuse("checkpoint_seconds", self.checkpoint_seconds)
+        if 0 < self.check_convergence < LEAST:
+            raise ValueError(
+                f"`check_convergence` must be 0 or at least {LEAST}, which its rule asks for, got "
+                f"{self.check_convergence}."
+            )
         if self.early_stop and not self.iterates:
             raise ValueError("`iterates` must be at least 1 with `early_stop`, which judges them, got 0.")
         if self.vary not in VARIED:
@@ -143,6 +154,11 @@ class AttackConfig:
         if not self.entry.can_anneal:
             return "none"
         return cast("Anneal", self.entry.anneal if self.anneal is None else self.anneal)
+
+    @property
+    def settles(self) -> float:
+        """Share of the steps after which what is minimised is the attacked model's own loss."""
+        return SETTLES[self.annealing]
 
     def named(self, names: Sequence[str]) -> list[AttackConfig]:
         """The same settings for several attacks."""
@@ -174,6 +190,11 @@ class AttackConfig:
         return self.runs * self.pictures_per_run * answers
 
 
+def checked_by_default(attacks: str) -> int:
+    """What ``check_convergence`` is where nobody says: ``--attack all`` is a whole evaluation, which has it checked."""
+    return LEAST if attacks == "all" else 0
+
+
 def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
     """Refuse settings that none of the named attacks reads: a run must not state what it did not do.
 
@@ -197,6 +218,8 @@ def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
         ("anneal", "--anneal", any(e.can_anneal for e in entries), "an attack by PGD on pixels"),
         ("hijacks", "--hijacks", any(e.forces_response for e in entries), "an attack that forces a long response"),
         ("chain", "--chain", sum(e.searches_pixels for e in entries) > 1, "two or more attacks that step on pixels"),
+        ("check_convergence", "--check-convergence", any(e.optimises for e in entries), "an attack that steps"),
+        ("control", "--control", any(e.forces_response for e in entries), "an attack that is given a text"),
         ("iterates", "--iterates", drawn, "an attack that steps on pixels, or its placebo"),
         ("early_stop", "--early-stop", any(e.searches_pixels for e in entries), "an attack that steps on pixels"),
         ("samples", "--samples", any(not e.relaxation for e in entries), "an attack that leaves a picture"),

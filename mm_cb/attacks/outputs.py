@@ -53,8 +53,10 @@ def summaries(items: list[Item], parts: Mapping[str, Path], configs: Sequence[At
         checks.append(file_loss(filed, dtype))
     checks += [*gradient_is_there(items), *adapter_acts(items)]
     results = results_content(measure(items, pairs=[]))
-    k, labels = {one.name: one.tries for one in configs}, {one.name: one.entry.label for one in configs}
-    protocol: JsonObject = {"k": k, "labels": labels}
+    protocol: JsonObject = {"k": {one.name: one.tries for one in configs}}
+    protocol["labels"] = {one.name: one.entry.label for one in configs}
+    protocol["given"] = {one.name: one.entry.given for one in configs}
+    protocol["settles"] = {one.name: one.settles for one in configs if one.settles}
     if dialled := {item["condition"]: item["anneal"] for item in items if "anneal" in item}:
         protocol["anneal"] = dialled
     return {"curves.json": drawn, "checks.json": checks, "protocol.json": protocol, "results.json": results}

@@ -252,6 +252,8 @@ class Flags(TypedDict, total=False):
 
     worst_case: bool
     prefilled: bool
+    given: str
+    knows_breaker: bool
     outside_threat: bool
     anneal: str
     draws: int
@@ -262,6 +264,7 @@ def flags(config: AttackConfig) -> Flags:
     """What an item says of its attack, so that metrics and pages need no table of attacks."""
     entry = config.entry
     said: Flags = {"worst_case": entry.in_worst_case, "prefilled": entry.prefilled}
+    said |= {"given": entry.given, "knows_breaker": entry.needs_adapter or config.annealing != "none"}
     if not entry.stays_in_threat:
         said["outside_threat"] = True
     if config.annealing != "none":

@@ -5,7 +5,7 @@ Imports nothing heavy: objectives are named by module and looked up when an atta
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -19,6 +19,13 @@ APGD's), gradient steps on image embeddings, a drawing, or many random variation
 
 Anneal = Literal["none", "steps", "loss"]
 """How the adapter's scale changes on the way: not at all, from 0 to 1 by the steps, or by each behaviour's loss."""
+SETTLES: Mapping[Anneal, float] = {"none": 0.0, "steps": 0.7, "loss": 0.93}
+"""Share of the steps after which every behaviour is at the whole adapter: what is minimised is the model's own loss."""
+
+
+Given = Literal["nothing", "opening", "supplied text", "base's pictures"]
+"""What an attacker brings beside the request and the model: the first words of the answer (the field's target prefix),
+the text of the answer itself, or pictures that were made on the undefended base (transfer)."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,11 @@ class AttackEntry:
     ``restart`` too."""
     needs_adapter: bool = False
     """It is aimed at what an adapter changed."""
+    given: Given = "opening"
+    """What it was given; success with supplied text alone shows control over the output, not knowledge."""
     forces_response: bool = False
-    """It pushes towards a long response behind the target, written by the base model or a hijack of it."""
+    """It pushes towards a long response behind the target, written by the base model or a hijack of it: a supplied
+    text, which its control swaps for that of another behaviour."""
     prefilled: bool = False
     """The answer is generated behind the target, which the attacker writes himself."""
     universal: bool = False
@@ -58,6 +68,18 @@ class AttackEntry:
     """Whether ``worst_case`` counts it: not controls, nor what needs more than the behaviour's own picture."""
     in_all: bool = True
     """Whether ``--attack all`` runs it."""
+
+    def __post_init__(self) -> None:
+        """Check that a forced response is called supplied text.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        if self.forces_response and self.given != "supplied text":
+            raise ValueError(
+                f"attack `{self.name}` forces a response, which is text that it was given: say "
+                f'`given="supplied text"`, got {self.given!r}.'
+            )
 
     @property
     def optimises(self) -> bool:
@@ -107,8 +129,10 @@ def _adaptive(name: str) -> str:
 
 
 _ENTRIES = (
-    AttackEntry("no_attack", "the clean picture: control", "no attack", "clean", in_worst_case=False),
-    AttackEntry("noise", "random signs of the same size: placebo", "random noise", "noise", in_worst_case=False),
+    AttackEntry("no_attack", "the clean picture: control", "no attack", "clean", given="nothing", in_worst_case=False),
+    AttackEntry(
+        "noise", "random signs of the same size: placebo", "random noise", "noise", given="nothing", in_worst_case=False
+    ),
     AttackEntry("pgd", "projected gradient descent on the target's loss", "PGD", "pgd", _TARGET),
     AttackEntry(
         "pgd_long",
@@ -116,6 +140,7 @@ _ENTRIES = (
         "long-target PGD",
         "pgd",
         _adaptive("LongTargetObjective"),
+        given="supplied text",
         forces_response=True,
     ),
     AttackEntry(
@@ -125,6 +150,7 @@ _ENTRIES = (
         "pgd",
         _adaptive("MatchingObjective"),
         needs_adapter=True,
+        given="supplied text",
         forces_response=True,
     ),
     AttackEntry(
@@ -134,6 +160,7 @@ _ENTRIES = (
         "pgd",
         _adaptive("CleanTeacherObjective"),
         needs_adapter=True,
+        given="supplied text",
         forces_response=True,
     ),
     AttackEntry(
@@ -145,6 +172,7 @@ _ENTRIES = (
         first_step=16 / 255,
         anneal="loss",
         needs_adapter=True,
+        given="supplied text",
         forces_response=True,
     ),
     AttackEntry(
@@ -154,6 +182,7 @@ _ENTRIES = (
         "pgd",
         _adaptive("DistillObjective"),
         needs_adapter=True,
+        given="supplied text",
         forces_response=True,
         in_all=False,
     ),
@@ -164,6 +193,7 @@ _ENTRIES = (
         "pgd",
         _adaptive("FluentObjective"),
         needs_adapter=True,
+        given="supplied text",
         forces_response=True,
         in_all=False,
     ),
@@ -175,6 +205,7 @@ _ENTRIES = (
         "draw",
         draw="mm_cb.attacks.typographic:draw",
         ask="mm_cb.attacks.typographic:ask",
+        given="nothing",
     ),
     AttackEntry(
         "best_of_n",
@@ -182,6 +213,7 @@ _ENTRIES = (
         "best of N",
         "vary",
         reads=("draws", "strength", "vary"),
+        given="nothing",
         in_all=False,
     ),
     AttackEntry(
@@ -191,6 +223,7 @@ _ENTRIES = (
         "pgd",
         f"{_OBJECTIVES}.transfer:TransferObjective",
         reads=("surrogate", "surrogate_scale"),
+        given="base's pictures",
         in_all=False,
     ),
     AttackEntry(
@@ -239,6 +272,7 @@ _ENTRIES = (
         "picture and prefilled answer",
         "pgd",
         _adaptive("ContinuationObjective"),
+        given="supplied text",
         forces_response=True,
         prefilled=True,
         in_worst_case=False,

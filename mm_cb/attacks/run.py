@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
 
-from mm_cb.attacks.config import AttackConfig, as_recipe, refuse_idle, refuse_mismatch
+from mm_cb.attacks.beside import CONTROL, CONVERGENCE, is_done, twice_the_steps, wrong_text
+from mm_cb.attacks.config import AttackConfig, as_recipe, checked_by_default, refuse_idle, refuse_mismatch
 from mm_cb.attacks.judged_files import Judge
 from mm_cb.attacks.objectives.target import encode
 from mm_cb.attacks.objectives.universal import seen
@@ -21,9 +23,10 @@ from mm_cb.attacks.shards import Shard, gather, shard_runs
 from mm_cb.core import hub
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
+from mm_cb.core.limits import LIMITS
 from mm_cb.core.progress import Progress
-from mm_cb.core.records import Item
-from mm_cb.core.runs import RunDirectory, append_jsonl, file_sha256, read_run, write_bytes
+from mm_cb.core.records import Item, JsonObject
+from mm_cb.core.runs import RunDirectory, append_jsonl, file_sha256, hash_inputs, read_run, write_bytes, write_jsonl
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, behaviors_path, grey_canvas, read_behaviors, refuse_too_large
 from mm_cb.data.corpus import read_corpus
 from mm_cb.data.pictures import open_picture
@@ -79,7 +82,8 @@ def attack(
         system: Text in front of every request.
         device: Torch device.
         dtype: Of the model: float32, bfloat16 or float16.
-        config: Everything else; its attack's name is not read.
+        config: Everything else; its attack's name is not read. None = the defaults, for ``all`` with
+            ``check_convergence=12``.
         settings: Fields of `AttackConfig` to change: ``steps=100``, ``threat=Threat("l2", 255, 8.0)``.
 
     Raises:
@@ -92,7 +96,8 @@ def attack(
     adapter, base = (None if one is None else str(one) for one in (adapter, base))
     source = ModelSource(model, adapter, device, dtype, system=system, base=base)
     names = chosen_attacks(attacks, adapted=source.breaker)
-    run_attack(source, behaviors_path(Path(behaviors)), Path(out), names, replace(config or AttackConfig(), **settings))
+    whole = config or AttackConfig(check_convergence=checked_by_default(attacks))
+    run_attack(source, behaviors_path(Path(behaviors)), Path(out), names, replace(whole, **settings))
     return AttackRun(Path(out), read_results(Path(out) / "results.json"))
 
 
@@ -107,6 +112,7 @@ def run_attack(
 ) -> None:
     """Attack a model and write ``items.jsonl``, ``results.json``, ``curves.json``, ``checks.json`` and the pictures.
 
+    What stands beside the run (`mm_cb.attacks.beside`) comes after it, also to a run that had finished without it.
     Without a judge for the model (only embedded models have an exact one) outcomes are ``not_judged``.
 
     Args:
@@ -124,11 +130,12 @@ def run_attack(
     recipe = {"model": source.model, "adapter": source.adapter, "system": source.system, **as_recipe(config, names)}
     recipe |= {} if source.base is None else {"base": source.base}
     recipe |= {"device": source.device.partition(":")[0], "dtype": source.dtype, "fiction": source.fiction}
-    inputs = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
-    inputs += [] if config.corpus is None else [config.corpus]
+    files = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
+    files += [] if config.corpus is None else [config.corpus]
     if config.surrogate is not None:  # whose hash says which of two adapters it is, wherever they lie
-        inputs.append(config.surrogate / WEIGHTS)
+        files.append(config.surrogate / WEIGHTS)
         recipe["surrogate_sha256"] = file_sha256(config.surrogate / WEIGHTS)
+    inputs = hash_inputs(files)
     with Progress() as progress:
         job = _Job(source, config.named(names), responses, progress)
         if shard is not None:
@@ -143,16 +150,24 @@ def run_attack(
                 progress.say(f"shard {shard} is done; without --shard the same command gathers all of them")
             return
         with RunDirectory(out, "attack", recipe, config.seed, inputs=inputs) as run:
+            gathered = not run.finished and gather(run.path, asked)
             if run.finished:
                 progress.say(f"finished before, results in {run.path / 'results.json'}")
-                return
-            if not gather(run.path, asked):
-                job.attack(run.path, asked)
-            write_bytes(run.path / KEPT_AS, asked_file)
-            run.finish()
-            if job.configs[0].entry.universal and len(seen(config, asked)) == len(asked):
-                progress.say("nothing is held out: the universal picture was made for every behaviour it is judged on")
-            progress.say(f"{len(asked)} behaviours attacked, results in {run.path / 'results.json'}")
+            else:
+                if not gathered:
+                    job.attack(run.path, asked)
+                write_bytes(run.path / KEPT_AS, asked_file)
+                run.finish()
+                if job.configs[0].entry.universal and len(seen(config, asked)) == len(asked):
+                    progress.say(_NOTHING_HELD_OUT)
+                progress.say(f"{len(asked)} behaviours attacked, results in {run.path / 'results.json'}")
+            if gathered:
+                progress.say("control and convergence were not run in parts: the same command again runs them")
+            else:
+                job.beside(run.path, recipe, inputs, asked)
+
+
+_NOTHING_HELD_OUT = "nothing is held out: the universal picture was made for every behaviour it is judged on"
 
 
 def _refuse(source: ModelSource, names: Sequence[str], config: AttackConfig, shard: Shard | None) -> None:
@@ -172,6 +187,11 @@ def _refuse(source: ModelSource, names: Sequence[str], config: AttackConfig, sha
             f"`--anneal {config.anneal}` dials up what sets a breaker apart from its base: give the `--adapter`, or "
             "the `--base` of a breaker without one."
         )
+    if config.check_convergence and 2 * config.steps > LIMITS["steps"].most:
+        raise UserError(
+            f"`--check-convergence` doubles `--steps {config.steps}`, of which {LIMITS['steps'].most:,} is the most: "
+            "give 0."
+        )
     refuse_idle(config, names)
     if config.corpus is not None:
         read_corpus(config.corpus)
@@ -189,17 +209,40 @@ class _Job:
     responses: Mapping[str, str] | None
     progress: Progress
 
+    @cached_property
+    def subject(self) -> Subject:
+        """The model, loaded once."""
+        source = self.source
+        return load_subject(source, subject_name(source.breaker, source.system), self.configs[0].image_backend)
+
     def attack(self, folder: Path, chosen: Sequence[Behavior]) -> None:
         """Load the model and run every attack on these behaviours."""
-        source, first = self.source, self.configs[0]
-        subject = load_subject(source, subject_name(source.breaker, source.system), first.image_backend)
-        refuse_unfit(subject, chosen, first)
+        refuse_unfit(self.subject, chosen, self.configs[0])
         if self.responses is not None:
             forced = sum(b.id in self.responses for b in chosen)
             self.progress.say(
                 f"hijacks: {forced} of {len(chosen)} behaviours; the base continues the targets of the rest"
             )
-        attack_in_turn(subject, chosen, self.configs, folder, judge_of(source.model), self.progress, self.responses)
+        self._go_on(folder, chosen)
+
+    def beside(self, folder: Path, recipe: JsonObject, inputs: Mapping[str, str], asked: Sequence[Behavior]) -> None:
+        """Run what belongs beside the finished run in ``folder``, as far as it has not been."""
+        left = [name for name in (CONTROL, CONVERGENCE) if not is_done(folder / name)]
+        plans = [
+            wrong_text(self.configs, asked, folder) if CONTROL in left else None,
+            twice_the_steps(self.configs, asked, self.responses) if CONVERGENCE in left else None,
+        ]
+        for plan in (plan for plan in plans if plan is not None):
+            self.progress.say(f"{plan.folder}: {plan.about}, on {len(plan.behaviors)} behaviours")
+            seed = self.configs[0].seed
+            with RunDirectory(folder / plan.folder, "attack", plan.recipe(recipe), seed, inputs=inputs) as run:
+                replace(self, configs=plan.configs, responses=plan.responses)._go_on(run.path, plan.behaviors)
+                write_jsonl(run.path / KEPT_AS, plan.kept())
+                run.finish()
+
+    def _go_on(self, folder: Path, behaviors: Sequence[Behavior]) -> None:
+        judge = judge_of(self.source.model)
+        attack_in_turn(self.subject, behaviors, self.configs, folder, judge, self.progress, self.responses)
 
 
 def attack_in_turn(

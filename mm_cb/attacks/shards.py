@@ -16,9 +16,8 @@ from mm_cb.attacks.config import from_recipe, read_recipe
 from mm_cb.attacks.outputs import summaries, write_outputs
 from mm_cb.attacks.records import attacked
 from mm_cb.core.errors import UserError
-from mm_cb.core.hub import Repository
 from mm_cb.core.records import Item, Recipe
-from mm_cb.core.runs import RunDirectory, hash_inputs, read_run, write_bytes
+from mm_cb.core.runs import RunDirectory, read_run, write_bytes
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.metrics.whole import whole_items
 
@@ -87,17 +86,14 @@ def launched_device(device: str) -> str:
 
 
 @contextmanager
-def shard_runs(
-    out: Path, recipe: Recipe, seed: int, inputs: Sequence[Path | Repository], shard: Shard
-) -> Iterator[RunDirectory]:
+def shard_runs(out: Path, recipe: Recipe, seed: int, inputs: Mapping[str, str], shard: Shard) -> Iterator[RunDirectory]:
     """A run directory of its own for a shard, inside the whole run's, which is claimed for this recipe first.
 
     Shards start at the same moment: one that finds the whole run locked by another waits for it.
     """
-    hashes = hash_inputs(inputs)
-    whole = RunDirectory(out, "attack", recipe, seed, inputs=hashes)
+    whole = RunDirectory(out, "attack", recipe, seed, inputs=inputs)
     name = f"{shard.index:04d}-of-{shard.count:04d}"
-    run = RunDirectory(out / FOLDER / name, "attack", {**recipe, "shard": str(shard)}, seed, inputs=hashes)
+    run = RunDirectory(out / FOLDER / name, "attack", {**recipe, "shard": str(shard)}, seed, inputs=inputs)
     with _waited_for(whole):
         if whole.finished:
             raise UserError(f"`{out}` has been gathered already; its results are in results.json.")

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mm_cb.attacks.config import AttackConfig, AttackRecipe, from_recipe, read_recipe
 from mm_cb.attacks.judged_files import Asked, Judge, judge_files
 from mm_cb.attacks.objectives.target import TargetObjective
 from mm_cb.attacks.records import Answer, Artefact, attacked, make_item
+from mm_cb.attacks.registry import Given
 from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.saved import by_size, clean_name, images, read
 from mm_cb.core.checked import read_record
@@ -217,11 +218,18 @@ def _batch(
 def _item(subject: Subject, maker: Made, behavior: Behavior, answer: Answer, config: AttackConfig) -> Item:
     item = make_item(subject.name, config, behavior, [answer])
     del item["candidates"], item["loss_clean"]
-    item |= {"condition": f"from_{maker.name}", "worst_case": True}
+    item |= {"condition": f"from_{maker.name}", "worst_case": True, "given": _given(subject, maker)}
     item |= {"epsilon": answer.linf, "objective_file": answer.objective_file, "made_by": maker.recipe["attack"]}
     if answer.distance is not None:
         item["distance"] = answer.distance
     return item
+
+
+def _given(subject: Subject, maker: Made) -> Given:
+    """Another model's pictures, or what the attacks that made this model's own were given at most."""
+    if maker.name != subject.name:
+        return "base's pictures"
+    return max((config.entry.given for config in maker.configs.values()), key=get_args(Given).index)
 
 
 def _show(made: Sequence[Made], measurements: Sequence[Measurement]) -> None:

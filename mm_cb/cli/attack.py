@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from mm_cb.attacks.config import ANNEAL, IMAGE_BACKENDS, OPTIMIZERS, VARIED, AttackConfig
+from mm_cb.attacks.config import (
+    ANNEAL,
+    IMAGE_BACKENDS,
+    OPTIMIZERS,
+    VARIED,
+    AttackConfig,
+    checked_by_default,
+)
 from mm_cb.attacks.registry import attack_entry, attacks, chosen_attacks
 from mm_cb.attacks.threats import NORMS, Threat
 from mm_cb.cli.options import (
@@ -134,7 +141,7 @@ def _listed(wanted: bool) -> None:
             marks = ["in `all`"] * entry.in_all + ["needs an adapter"] * entry.needs_adapter
             marks += [f"anneal: {entry.anneal}"] * (entry.anneal != "none")
             marks += ["not in the worst case"] * (not entry.in_worst_case)
-            typer.echo(f"{entry.name:18} {entry.about} ({', '.join(marks) or 'by name only'})")
+            typer.echo(f"{entry.name:18} {entry.about} (given: {entry.given}; {', '.join(marks) or 'by name only'})")
         raise typer.Exit()
 
 
@@ -251,6 +258,17 @@ def attack(
     temperature: Annotated[
         float | None, number("temperature", "Of these answers.  [default: 1]", _JUDGED, metavar="T")
     ] = None,
+    control: Annotated[
+        int, number("control", "Behaviours given another one's text, beside the run; 0 = none.", _JUDGED)
+    ] = _DEFAULT.control,
+    check_convergence: Annotated[
+        int | None,
+        number(
+            "check_convergence",
+            "Behaviours attacked with twice the steps, beside the run; at least 12, 0 = none.  [default: 12 for all]",
+            _JUDGED,
+        ),
+    ] = None,
     batch: Annotated[int, number("batch", "Behaviours at once.", _RUN)] = _DEFAULT.batch,
     shard: Annotated[
         str | None,
@@ -307,6 +325,8 @@ def attack(
             eot_samples=eot_samples,
             eot_scale=eot_scale,
             eot_quality=eot_quality,
+            control=control,
+            check_convergence=checked_by_default(attack) if check_convergence is None else check_convergence,
             chain=chain,
             hijacks=hijacks,
             image_backend=image_backend,

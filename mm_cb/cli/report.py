@@ -35,7 +35,7 @@ def report(
         raise UserError(f"`--out` must be a file such as `{target / 'report.html'}`, got a directory.")
     if target.is_symlink() and not target.exists():
         raise UserError(f"`--out` must be a file, but `{target}` is a link that leads nowhere; give another path.")
-    from mm_cb.report import is_page, judge_run, print_table, write_report
+    from mm_cb.report import is_page, judge_report, print_table, write_report
     from mm_cb.report.labels import conditions_called
     from mm_cb.report.text import clean_text
 
@@ -47,7 +47,8 @@ def report(
         raise UserError(f"`{target}` is no report page and is left alone; give another file as `--out`.")
     data = write_report(run_dirs, target, show_completions=show_completions)
     with conditions_called({name: text for run in data.runs for name, text in run.labels.items()}):
-        print_table(data.measurements)
+        print_table(data.measurements, strengths=data.strengths)
+        verdict = judge_report(data)
     for hole in (hole for run in data.runs for hole in run.holes):
         typer.echo(clean_text(hole))
-    typer.echo(f"\n{clean_text(judge_run(data.measurements, data.checks).sentence)}\n\n{target}")
+    typer.echo(f"\n{clean_text(verdict.sentence)}\n\n{target}")

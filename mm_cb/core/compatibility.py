@@ -10,6 +10,20 @@ _NEVER_IN_WORST_CASE = ("no_attack", "noise", "prefill_only", "prefill", "embedd
 _PREFILLED = ("prefill_only", "prefill")
 """Revision 714213b: conditions whose answers were generated behind their target."""
 
+_GIVEN = {
+    "nothing": ("no_attack", "noise", "typographic"),
+    "supplied text": (
+        *("pgd_long", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "pgd_distill", "pgd_fluent", "prefill"),
+    ),
+}
+"""Until ``given`` was written into items: what the shipped attacks were given; all others an opening."""
+_KNOWS_BREAKER = ("pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "pgd_distill", "pgd_fluent")
+"""Until ``knows_breaker`` was written into items: the attacks that needed an adapter."""
+SETTLED_THEN = {"pgd_homotopy": 0.7}
+"""Until it was written into protocol.json: share of an attack's steps after which it was at the whole adapter."""
+_MADE_ON = "from_"
+"""Condition of pictures that `mm-cb attack transfer` judged, before the name of who was attacked with them."""
+
 
 def counts_in_worst_case(item: Item) -> bool:
     """Whether an item's attack enters ``worst_case``: its own flag, or by its condition where it has none."""
@@ -25,6 +39,17 @@ def is_prefilled(item: Item) -> bool:
     """Whether an item's answer was generated behind its target: its own flag, or by its condition."""
     flag = item.get("prefilled")
     return item["condition"] in _PREFILLED if flag is None else bool(flag)
+
+
+def with_attack_flags(item: Item) -> Item:
+    """An item of an attack with what it was given and whether that knows the breaker, by its condition if unsaid."""
+    condition = item["condition"]
+    if item["metric"] != "compliance" or item.get("given") is not None:
+        return item
+    given = next((given for given, names in _GIVEN.items() if condition in names), "opening")
+    if condition.startswith(_MADE_ON) and condition != f"{_MADE_ON}{item['subject']}":
+        given = "base's pictures"
+    return {**item, "given": given, "knows_breaker": condition in _KNOWS_BREAKER}
 
 
 _ADDED: Mapping[str, Recipe] = {"train": {"circuit_breaker": {"loss": "rr", "loss_settings": {}}}}

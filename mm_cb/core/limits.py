@@ -100,6 +100,8 @@ LIMITS = {
     "eot_samples": Limit(1, 1_000, _PASSES),
     "eot_scale": Limit(0.01, 1, "1 leaves a picture as it is", whole=False),
     "eot_quality": Limit(0, 100, "JPEG has no better one"),
+    "control": Limit(0, 1_000_000, "no file holds more behaviours"),
+    "check_convergence": Limit(0, 1_000_000, "no file holds more behaviours"),
     "checkpoint_seconds": Limit(0, 86_400, _DAY, whole=False),
     "patch_size": Limit(1, 16_384, "no picture is wider"),
     "border_width": Limit(1, 8_192, "no picture has room for more"),

@@ -91,6 +91,10 @@ class Item(Scored, total=False):
     """Whether its attack counts in the worst case."""
     prefilled: bool | None
     """Whether its answer was generated behind its target."""
+    given: str | None
+    """What its attack was given: nothing, opening, supplied text, or base's pictures."""
+    knows_breaker: bool | None
+    """Whether its attack is aimed at what an adapter changed."""
     outside_threat: bool
     """Whether the norm does not hold for its attack."""
     anneal: str

@@ -20,10 +20,10 @@ from mm_cb.metrics.observations import Estimate, Observation, observe
 from mm_cb.metrics.ratios import measure_ratio
 from mm_cb.metrics.relative_score import measure_relative, too_many_failed
 from mm_cb.metrics.statistics import Interval, bootstrap_mean, mcnemar_exact, paired_rate_interval, wilson_interval
-from mm_cb.metrics.table import HEADLINE
+from mm_cb.metrics.table import HEADLINE, WORST_CASE, WORST_GIVEN
 
 SCHEMA = 1
-_CONDITIONS = ("no_attack", "noise", HEADLINE, "pgd_adaptive", "worst_case")
+_CONDITIONS = ("no_attack", "noise", HEADLINE, "pgd_adaptive", WORST_CASE, *WORST_GIVEN)
 _SPLITS = ("all", "trained_kinds", "trained", "held_out_combination", "held_out_kind")
 _NAMED_IDS = 5
 

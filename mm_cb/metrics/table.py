@@ -17,6 +17,20 @@ SECTIONS = (ATTACKED, KEPT, SIDE_EFFECT, FORCED, DETAIL)
 HEADLINE = "pgd"
 """The attack that checks, tables and the verdict take for the attack, beside the worst of all."""
 
+WORST_CASE = "worst_case"
+WORST_GIVEN = {
+    "worst_case_opening": ("nothing", "opening"),
+    "worst_case_supplied": ("supplied text",),
+    "worst_case_transfer": ("base's pictures",),
+}
+"""The worst case among the attacks that were given these alone. The first is the headline: what comes out then is the
+model's own knowledge, as nobody has told it; where text is supplied, success shows control over the output."""
+
+
+def is_worst_case(condition: str) -> bool:
+    """Whether a condition sums up several attacks."""
+    return condition == WORST_CASE or condition in WORST_GIVEN
+
 
 @dataclass(frozen=True)
 class Metric:

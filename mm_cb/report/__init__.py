@@ -2,12 +2,13 @@
 
 from mm_cb.report.page import is_page, write_report
 from mm_cb.report.table import headline_table, print_table
-from mm_cb.report.verdict import Verdict, judge_run
+from mm_cb.report.verdict import Verdict, judge_report, judge_run
 
 __all__ = [
     "Verdict",
     "headline_table",
     "is_page",
+    "judge_report",
     "judge_run",
     "print_table",
     "write_report",

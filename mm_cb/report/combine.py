@@ -11,9 +11,11 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
 from mm_cb.core.records import Check, Curve, Item, Representations
 from mm_cb.metrics.results import Measurement, measure
+from mm_cb.metrics.table import is_worst_case
 from mm_cb.report.comparable import BATTERY, budget, refuse_unlike, who
 from mm_cb.report.labels import subject_label
 from mm_cb.report.load import RunFiles
+from mm_cb.report.strength import Strength
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class ReportData:
     representations: Representations | None
     notes: tuple[str, ...] = ()
     """What a reader must know about how the runs fit together."""
+    strengths: tuple[Strength, ...] = ()
+    """How strong every attack was."""
+    tested: bool = False
+    """Whether the sanity battery was run on the attacked model at its budget."""
 
     @property
     def fiction(self) -> bool:
@@ -48,7 +54,7 @@ def combine(runs: Sequence[RunFiles]) -> ReportData:
     if len(runs) == 1:
         run = runs[0]
         own = run.measurements, run.items, run.checks, run.curves, run.representations
-        return ReportData((run,), *own, notes=(*run.holes, *_untested([run])))
+        return ReportData((run,), *own, (*run.holes, *_untested([run])), run.strengths, _is_tested([run]))
     runs = [_checks_alone(run) for run in runs]
     refuse_unlike(runs)
     items = [item for run in runs for item in run.items]
@@ -61,6 +67,8 @@ def combine(runs: Sequence[RunFiles]) -> ReportData:
         curves=[curve for run in runs for curve in run.curves],
         representations=next((run.representations for run in runs if run.representations), None),
         notes=tuple(_notes(runs)),
+        strengths=tuple(one for run in runs for one in run.strengths),
+        tested=_is_tested(runs),
     )
 
 
@@ -68,7 +76,7 @@ def _checks_alone(run: RunFiles) -> RunFiles:
     """A sanity battery beside other runs speaks through its checks: its own small attacks measure nothing for them."""
     if run.run["command"] != BATTERY:
         return run
-    return dataclasses.replace(run, items=[], measurements=[], curves=[])
+    return dataclasses.replace(run, items=[], measurements=[], curves=[], strengths=())
 
 
 def _measure(items: list[Item], runs: Sequence[RunFiles]) -> list[Measurement]:
@@ -87,7 +95,7 @@ def _measure(items: list[Item], runs: Sequence[RunFiles]) -> list[Measurement]:
 
 def _settle(joined: Measurement, found: Sequence[Measurement]) -> Measurement:
     """The run's own number with the difference that was found across runs; of several (shards) the joined number."""
-    if len(found) != 1 or joined.condition == "worst_case" or joined.metric == "gibberish":
+    if len(found) != 1 or is_worst_case(joined.condition) or joined.metric == "gibberish":
         return joined
     own = found[0]
     return dataclasses.replace(joined, value=own.value, ci95=own.ci95, counts={**joined.counts, **own.counts})
@@ -134,6 +142,10 @@ def _untested(runs: Sequence[RunFiles]) -> Iterable[str]:
             )
         if attacked:
             return
+
+
+def _is_tested(runs: Sequence[RunFiles]) -> bool:
+    return any(run.run["command"] == BATTERY for run in runs) and not list(_untested(runs))
 
 
 def _as_attacked(run: RunFiles, subject: str) -> dict[str, object]:

@@ -14,9 +14,26 @@ SUBJECTS = {"base": "base", "base+safety_prompt": "base + safety prompt", "rr": 
 SHORT_SUBJECTS = {"base": "base", "base+safety_prompt": "base + prompt", "rr": "RR"}
 CONDITIONS = {**{entry.name: entry.label for entry in attacks()}, "worst_case": "worst of all attacks"}
 CONDITIONS |= {
+    "worst_case_opening": "worst, opening only",
+    "worst_case_supplied": "worst, supplied text",
+    "worst_case_transfer": "worst, base's pictures",
+}
+CONDITIONS |= {
     **{f"{BESIDE}{entry.name}": f"beside pictures under {entry.label}" for entry in attacks()},
     f"{BESIDE}no_attack": "beside clean pictures",
     f"{BESIDE}noise": "beside noisy pictures",
+}
+GIVEN = {
+    "nothing": "nothing",
+    "opening": "opening only",
+    "supplied text": "supplied text",
+    "base's pictures": "base's pictures (transfer)",
+}
+READINGS = {
+    "neither": "neither text was dictated: says nothing",
+    "control": "the wrong text as readily: shows control, not knowledge",
+    "control in part": "the wrong text too, measurably less often: control in part",
+    "not control alone": "the wrong text never: not control alone",
 }
 OUTCOMES = {
     "harmful": "complies",
@@ -146,6 +163,11 @@ def interval(ends: tuple[float, float] | None, *, sign: bool = False) -> str:
         return ""
     show = signed if sign else percent
     return f"[{show(ends[0])}, {show(ends[1])}]"
+
+
+def share(count: int, n: int, ends: tuple[float, float]) -> str:
+    """``3 of 12 [8.9, 53.2] %``, of an interval in [0, 1]."""
+    return f"{count} of {n} {interval((100 * ends[0], 100 * ends[1]))} %"
 
 
 def p_value(p: float | None) -> str:

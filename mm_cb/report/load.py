@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import TypedDict
 
 from mm_cb.core.checked import checked, made, read_json, read_list, read_records
-from mm_cb.core.compatibility import with_added_fields
+from mm_cb.core.compatibility import with_added_fields, with_attack_flags
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.records import Agreement, Check, Curve, Item, Representations, Run, Timing
 from mm_cb.core.runs import read_run
-from mm_cb.metrics.results import Measurement, read_results
-from mm_cb.metrics.table import Metric, is_known, register_metric
+from mm_cb.metrics.results import Measurement, measure, read_results
+from mm_cb.metrics.table import WORST_GIVEN, Metric, is_known, register_metric
 from mm_cb.metrics.whole import refuse_contradiction, whole_items
 from mm_cb.report.holes import holes
+from mm_cb.report.strength import Strength, strengths
 
 _MEASURES_NOTHING = ("train", "data build pairs")
 
@@ -23,6 +24,7 @@ class _Protocol(TypedDict, total=False):
     """protocol.json, as far as a page reads it."""
 
     labels: dict[str, str]
+    settles: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class RunFiles:
     """What the run calls its attacks."""
     holes: tuple[str, ...] = ()
     """Sentences about what its folder lacks beside its numbers."""
+    strengths: tuple[Strength, ...] = ()
+    """How strong its attacks were."""
 
     @property
     def fiction(self) -> bool:
@@ -81,6 +85,10 @@ def load_run(folder: Path) -> RunFiles:
     _refuse_half_judged(folder, items)
     if not only_checks:
         refuse_contradiction(folder, items, measurements, run["seed"])
+    items, unsaid = [with_attack_flags(item) for item in items], items
+    if items != unsaid:
+        measurements += _worst_by_given(items, measurements)
+    protocol = _protocol(folder / "protocol.json")
     return RunFiles(
         folder=folder,
         run=run,
@@ -91,9 +99,17 @@ def load_run(folder: Path) -> RunFiles:
         representations=_representations(folder / "representations.json"),
         timings=read_records(folder / "timings.jsonl", Timing),
         agreement=read_list(folder / "judgements" / "agreement.json", Agreement),
-        labels=_protocol(folder / "protocol.json").get("labels", {}),
+        labels=protocol.get("labels", {}),
         holes=tuple(holes(folder, run, items)),
+        strengths=strengths(folder, items, protocol.get("settles", {})) if command in ("attack", "demo") else (),
     )
+
+
+def _worst_by_given(items: Sequence[Item], stored: Sequence[Measurement]) -> list[Measurement]:
+    """The worst cases by what attacks were given, of a run whose items did not say that yet."""
+    pairs = sorted({(m.subject, m.paired_with) for m in stored if m.paired_with is not None})
+    attacked = (item for item in items if item["metric"] == "compliance")
+    return [m for m in measure(attacked, pairs=pairs) if m.condition in WORST_GIVEN and m.metric == "compliance"]
 
 
 def _refuse_half_judged(folder: Path, items: Sequence[Item]) -> None:

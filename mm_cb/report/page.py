@@ -8,6 +8,7 @@ from pathlib import Path
 from mm_cb.core.files import file_errors, write_text
 from mm_cb.core.records import Run, Timing
 from mm_cb.core.runs import flatten
+from mm_cb.metrics.results import Measurement, find
 from mm_cb.report import labels
 from mm_cb.report.charts import curve_charts, layer_charts, outcome_bars, refusal_bars
 from mm_cb.report.combine import ReportData, combine
@@ -16,9 +17,10 @@ from mm_cb.report.comparisons import comparisons, loss_table, tries_table
 from mm_cb.report.gallery import AMPLIFICATION, build_gallery
 from mm_cb.report.kept import Change, category_rows, changes, seed_table
 from mm_cb.report.load import RunFiles, load_run
+from mm_cb.report.strength import Strength, by_condition
 from mm_cb.report.table import HOLM, headline_table
 from mm_cb.report.text import clean_text, code, shorten, shown_completion
-from mm_cb.report.verdict import judge_run
+from mm_cb.report.verdict import judge_report
 
 _LISTED_CHANGES = 40
 _OPEN_CARDS = 6
@@ -93,6 +95,7 @@ def render(data: ReportData, *, show_completions: bool = False) -> str:
         "percent": labels.percent,
         "signed": labels.signed,
         "interval": labels.interval,
+        "share": labels.share,
         "shorten": shorten,
         "code": code,
     }
@@ -108,17 +111,18 @@ def render(data: ReportData, *, show_completions: bool = False) -> str:
 
 
 def _context(data: ReportData) -> dict[str, object]:
-    table = headline_table(data.measurements)
+    table = headline_table(data.measurements, data.strengths)
     broken, mended = changes(data.items)
     seeds, seed_columns = seed_table(data.measurements)
     return {
         "title": _TITLE,
         "models": list(dict.fromkeys(str(m) for run in data.runs if (m := run.run["recipe"].get("model")))),
         "fiction": data.fiction,
-        "verdict": judge_run(data.measurements, data.checks, data.items),
+        "verdict": judge_report(data),
         "extra_limits": [*([_FICTION] if any(run.fiction for run in data.runs) else []), *data.notes],
         "table": table,
         "holm": HOLM,
+        "strengths": _strengths(data),
         "comparisons": comparisons(data.measurements),
         "losses": loss_table(data.items),
         "tries": tries_table(data.items),
@@ -145,6 +149,14 @@ def _context(data: ReportData) -> dict[str, object]:
         "runs": [_described(run) for run in data.runs],
         "timings": _timings(record for run in data.runs for record in run.timings),
     }
+
+
+def _strengths(data: ReportData) -> list[tuple[Strength, Measurement | None]]:
+    """Every attack on the circuit breaker, or on whoever was attacked where there is none, with its number."""
+    attacked = list(dict.fromkeys(one.subject for one in data.strengths))
+    subject = "rr" if "rr" in attacked else next(iter(attacked), "rr")
+    found = by_condition(data.strengths, subject).values()
+    return [(one, find(data.measurements, subject, "compliance", one.condition)) for one in found]
 
 
 def _judges(data: ReportData) -> list[str]:

@@ -10,9 +10,20 @@ from mm_cb.core.compatibility import in_worst_case
 from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.results import Measurement, find, read_results
 from mm_cb.metrics.statistics import holm
-from mm_cb.metrics.table import FORCED, HEADLINE, KEPT, SIDE_EFFECT, Metric, metrics
+from mm_cb.metrics.table import (
+    FORCED,
+    HEADLINE,
+    KEPT,
+    SIDE_EFFECT,
+    WORST_CASE,
+    WORST_GIVEN,
+    Metric,
+    is_worst_case,
+    metrics,
+)
 from mm_cb.report.labels import (
     CONDITIONS,
+    GIVEN,
     SPLITS,
     interval,
     label,
@@ -23,6 +34,7 @@ from mm_cb.report.labels import (
     subject_label,
     without_value,
 )
+from mm_cb.report.strength import Strength, by_condition
 from mm_cb.report.text import clean_text
 
 if TYPE_CHECKING:
@@ -43,6 +55,10 @@ _BRIEF = {
     _FORCED: "forced, %",
 }
 HOLM = "Holm: corrected for all rows of the table with a test, those by kind left out."
+_WHY_APART = {
+    "worst_case_opening": "headline: what the model knows",
+    "worst_case_supplied": "control over the output",
+}
 _WIDE = 120
 _MIDDLE = 96
 _KINDS = ("trained_kinds", "trained", "held_out_combination", "held_out_kind")
@@ -60,6 +76,8 @@ class Row:
     """The circuit breaker's measurement, which carries the difference to the base."""
     adjusted: float | None = None
     """McNemar p after Holm's correction for the rows of the table that have one; those by kind, subsets, left out."""
+    remarks: tuple[str, ...] = ()
+    """Of an attack: what it was given, and whether its number may be too low."""
 
     @property
     def n(self) -> str:
@@ -100,7 +118,7 @@ class HeadlineTable:
         return list(grouped.items())
 
 
-def headline_table(measurements: Sequence[Measurement]) -> HeadlineTable:
+def headline_table(measurements: Sequence[Measurement], strengths: Sequence[Strength] = ()) -> HeadlineTable:
     """The rows that answer: does it hold, does it generalise, what did it cost.
 
     The paper's rows and columns are always there, so that a gap shows as "not measured"; further ones where there is
@@ -108,13 +126,30 @@ def headline_table(measurements: Sequence[Measurement]) -> HeadlineTable:
     """
     present = {m.subject for m in measurements}
     subjects = HEADLINE_SUBJECTS if present & set(HEADLINE_SUBJECTS) else tuple(sorted(present))
+    remarks = _remarks(strengths)
     rows = []
     for promised, section, text, metric, condition, split in _addresses(measurements):
         cells = tuple(find(measurements, subject, metric, condition, split) for subject in subjects)
         if any(cells) or (promised and present):
             paired = find(measurements, "rr", metric, condition, split)
-            rows.append(Row(section, text, cells, paired if paired and paired.difference is not None else None))
+            said = remarks.get(condition, ()) if section == _ATTACKS else ()
+            known = paired if paired and paired.difference is not None else None
+            rows.append(Row(section, text, cells, known, remarks=said))
     return HeadlineTable(subjects, tuple(_adjust(rows)), tuple(_notes(measurements, subjects, rows)))
+
+
+def _remarks(strengths: Sequence[Strength]) -> dict[str, tuple[str, ...]]:
+    """Condition → what stands beside its name: of the attacks on the breaker, else on whoever was attacked."""
+    attacked = [one.subject for one in strengths]
+    held = by_condition(strengths, "rr" if "rr" in attacked else next(iter(attacked), "rr"))
+    counted = [one for one in held.values() if one.counted]
+    remarks = {one.condition: (label(GIVEN, one.given), *([one.caution] if one.weak else [])) for one in counted}
+    for condition, given in {WORST_CASE: tuple(GIVEN), **WORST_GIVEN}.items():
+        those = [one for one in counted if one.given in given]
+        weak = any(one.weak for one in those) and not any(one.complete for one in those)
+        apart = [_WHY_APART[condition]] if condition in _WHY_APART else []
+        remarks[condition] = (*apart, *(["not all converged: may be too low"] if weak else []))
+    return remarks
 
 
 def _adjust(rows: Sequence[Row]) -> list[Row]:
@@ -141,11 +176,12 @@ def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str
             rules[m.metric][m.condition] = None
         elif m.metric in side and (m.metric in broad or m.condition.startswith(BESIDE)):
             side[m.metric][m.condition] = None
-        elif m.metric == "compliance" and m.condition != "worst_case":
+        elif m.metric == "compliance" and not is_worst_case(m.condition):
             attacks[m.condition] = None
     for name, strict in _missed(capabilities, rules):
         rules[name][strict] = None
-    rows = [(True, _ATTACKS, label(CONDITIONS, a), "compliance", a, "all") for a in (*attacks, "worst_case")]
+    rows = [(True, _ATTACKS, label(CONDITIONS, a), "compliance", a, "all") for a in (*attacks, WORST_CASE)]
+    rows += [(False, _ATTACKS, label(CONDITIONS, a), "compliance", a, "all") for a in WORST_GIVEN]
     rows += [(False, _SPLIT[a], SPLITS[s], "compliance", a, s) for a in _SPLIT for s in _KINDS]
     names = rule_labels((metric, rule) for metric, conditions in rules.items() for rule in conditions)
     rows += [(True, _KEPT, text, metric, rule, "all") for (metric, rule), text in names.items()]
@@ -215,7 +251,7 @@ def _tried(measurements: Sequence[Measurement], subject: str) -> str:
         m.condition
         for m in measurements
         if (m.subject, m.metric, m.split) == (subject, "compliance", "all")
-        and m.condition != "worst_case"
+        and not is_worst_case(m.condition)
         and in_worst_case(m.condition, m.counts.get("in_worst_case"))
         and not m.counts.get("same_as_pgd")
     ]
@@ -236,7 +272,9 @@ def _difference(row: Row) -> str:
     return f"{signed(row.paired.difference)} {interval(row.paired.difference_ci95, sign=True)}"
 
 
-def print_table(results: Path | Sequence[Measurement], console: "Console | None" = None) -> None:
+def print_table(
+    results: Path | Sequence[Measurement], console: "Console | None" = None, *, strengths: Sequence[Strength] = ()
+) -> None:
     """Print the headline table to the terminal.
 
     On a narrow one intervals move below their values; on a very narrow one the safety prompt's column is left out.
@@ -244,13 +282,15 @@ def print_table(results: Path | Sequence[Measurement], console: "Console | None"
     Args:
         results: A run directory with a results.json, or the measurements of several runs.
         console: Where to print; a plain console on standard output when not given.
+        strengths: How strong every attack was, told below its name.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = console or Console()
-    table = headline_table(read_results(results / "results.json") if isinstance(results, Path) else results)
+    measured = read_results(results / "results.json") if isinstance(results, Path) else results
+    table = headline_table(measured, strengths)
     narrow, small = console.width < _WIDE, console.width < _MIDDLE
     kept = [i for i, subject in enumerate(table.subjects) if not small or subject != "base+safety_prompt"]
     heads = ["", "n", *(subject_label(table.subjects[i], short=True) for i in kept), "RR − base", "p, Holm"]
@@ -271,7 +311,10 @@ def print_table(results: Path | Sequence[Measurement], console: "Console | None"
             texts = [row.n, *(_cell(row.cells[i]) for i in kept), _difference(row), row.holm]
             if narrow:
                 texts = [text.replace(" [", "\n[") for text in texts]
-            shown.add_row(Text(plain(f"  {row.label}")), *(Text(plain(text)) for text in texts))
+            shown_name = Text(plain(f"  {row.label}"))
+            for remark in row.remarks:
+                shown_name.append(plain(f"\n    {remark}"), style="dim")
+            shown.add_row(shown_name, *(Text(plain(text)) for text in texts))
     console.print(shown)
     for note in table.notes:
         console.print(Text(plain(note), style="dim"))

@@ -14,7 +14,7 @@ from image_attacks import linf_255
 from mm_cb import cli
 from mm_cb.attacks.objectives.target import TargetObjective
 from mm_cb.attacks.outputs import best_pictures
-from mm_cb.attacks.shards import Shard, launched, launched_device, shard_runs
+from mm_cb.attacks.shards import Shard, launched, launched_device
 from mm_cb.attacks.threats import Threat
 from mm_cb.attacks.transfer import run_transfer
 from mm_cb.attacks.verify import verify_run
@@ -195,19 +195,18 @@ def test_two_processes_of_a_launcher_attack_what_one_attacks(three, tmp_path):
 
 def test_a_shard_hashes_the_weights_once_and_without_the_lock(tmp_path, monkeypatch):
     """Weights of 14 GB take longer than the other shards wait for the whole run's lock."""
-    weights, out, locked = tmp_path / "model.safetensors", tmp_path / "out", []
-    weights.write_bytes(b"weights")
+    behaviors, out, hashed = first_behaviors(tmp_path, 2), tmp_path / "out", []
 
     def slow_hash(file):
-        locked.append(is_locked(out))
+        hashed.append((Path(file).name, is_locked(out)))
         return file_sha256(file)
 
     monkeypatch.setattr("mm_cb.core.runs.file_sha256", slow_hash)
-    with shard_runs(out, {}, 0, [weights], Shard(1, 2)) as run:
-        (run.path / "made").write_text("")
-    with shard_runs(out, {}, 0, [weights], Shard(2, 2)) as run:
-        assert read_run(run.path)["inputs"] == read_run(out)["inputs"] == {"model.safetensors": file_sha256(weights)}
-    assert locked == [False, False]
+    attack(out, behaviors, "no_attack", shard=Shard(1, 2))
+    assert hashed.count(("model.safetensors", False)) == 1 and not any(locked for _, locked in hashed)
+    monkeypatch.undo()
+    shard = out / "shards" / "0001-of-0002"
+    assert read_run(shard)["inputs"] == read_run(out)["inputs"] and "model.safetensors" in read_run(out)["inputs"]
 
 
 def test_shards_as_a_launcher_says():

@@ -92,6 +92,12 @@ def test_without_flags_an_attack_is_the_default_configuration(called):
     assert (behaviors, out, names, config, shard) == (Path("b.jsonl"), Path("o"), ["pgd"], AttackConfig(), None)
 
 
+@pytest.mark.parametrize(("more", "count"), [([], 12), (["--check-convergence", "0"], 0)])
+def test_all_attacks_are_checked_for_convergence_unless_told_otherwise(called, more, count):
+    assert cli.run(["attack", *ASKED, "--attack", "all", *more]) == 0
+    assert called[0][4].check_convergence == count
+
+
 def test_every_flag_reaches_the_configuration(called):
     Path("system.txt").write_text("be brief .")
     flags = ["--adapter", "rr", "--system", "system.txt", "--attack", "pgd_adaptive, apgd", "--norm", "border"]
@@ -101,6 +107,7 @@ def test_every_flag_reaches_the_configuration(called):
     flags += ["--batch", "5", "--shard", "2/3", "--image-backend", "torchvision", "--checkpoint-seconds", "0"]
     flags += ["--draws", "7", "--strength", "0.2", "--vary", "both", "--corpus", "c.txt", "--minibatch", "6"]
     flags += ["--surrogate", "other", "--surrogate-scale", "2", "--eot-samples", "3", "--eot-scale", "0.5"]
+    flags += ["--control", "6", "--check-convergence", "13"]
     flags += ["--eot-quality", "60", "--seed", "11", "--device", "cuda", "--dtype", "bfloat16"]
     given = {flag for flag in flags if flag.startswith("--")} | {"--model", "--behaviors", "--out"}
     assert given | {"--patch-size", "--list"} == {option.opts[-1] for option in shown_options("attack")}
@@ -115,6 +122,7 @@ def test_every_flag_reaches_the_configuration(called):
         **{"image_backend": "torchvision", "checkpoint_seconds": 0.0, "draws": 7, "strength": 0.2, "vary": "both"},
         **{"corpus": Path("c.txt"), "minibatch": 6, "surrogate": Path("other"), "surrogate_scale": 2.0},
         **{"eot_samples": 3, "eot_scale": 0.5, "eot_quality": 60},
+        **{"control": 6, "check_convergence": 13},
     )
 
 
@@ -216,6 +224,7 @@ def test_the_flags_default_to_what_python_does():
     same = [field.name for field in fields(AttackConfig) if field.name in shown]
     assert len(same) > 12
     told = {name: shown[name].default for name in same} | {"temperature": plain.temperature}  # None = not given
+    told |= {"check_convergence": plain.check_convergence}
     assert told == {name: getattr(plain, name) for name in same}
     assert f"[default: {plain.temperature:g}]" in shown["temperature"].help
 

@@ -13,10 +13,15 @@ from typing import Any
 from PIL import Image
 from safetensors.torch import load_file
 
+from mm_cb.metrics.table import WORST_GIVEN
+
 IGNORED_KEYS = {"versions", "git", "hardware", "started", "ended", "resumed", "seconds"}
 """When, where and how fast something ran. Paths are compared: all of them are relative."""
 ADDED_KEYS = {"worst_case", "prefilled", "in_worst_case", "labels", "loss", "loss_settings", "fiction"}
+ADDED_KEYS |= {"given", "knows_breaker", "settles"}
 """What today's runs say beside what the frozen ones said."""
+ADDED_CONDITIONS = tuple(WORST_GIVEN)
+"""Measurements of results.json that today's runs have beside the frozen ones'."""
 HASHED_ITEMS = "items.jsonl"
 """Hashes of such files, in run.json of what was made from a run: they have these keys now."""
 MEASURED = ("items.jsonl", "results.json")
@@ -89,7 +94,10 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 def _read(name: str, path: Path) -> Any:
     """A JSON file's value, or the records of a JSONL file."""
     if path.suffix == ".json":
-        return json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
+        if path.name == "results.json":
+            content["measurements"] = [m for m in content["measurements"] if m["condition"] not in ADDED_CONDITIONS]
+        return content
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return sorted(records, key=lambda record: json.dumps(record, sort_keys=True)) if _unordered(name) else records
 
@@ -166,7 +174,12 @@ def _by_structure(name: str, kept: Path, made: Path) -> Difference:
     if Path(name).name in reduce:
         found = _walk(*(reduce[Path(name).name](content) for content in contents))
         return found or (_losses(*contents) if Path(name).name == "items.jsonl" else None)
-    return _walk(*(sorted(content) if isinstance(content, dict) else type(content).__name__ for content in contents))
+    return _walk(
+        *(
+            sorted(content.keys() - ADDED_KEYS) if isinstance(content, dict) else type(content).__name__
+            for content in contents
+        )
+    )
 
 
 def _picture(path: Path) -> list[Any]:
@@ -194,7 +207,7 @@ def _settings(run: dict[str, Any]) -> dict[str, Any]:
 def _items(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     shown = []
     for item in items:
-        known = {key: item[key] for key in IDENTITY if key in item} | {"keys": sorted(item)}
+        known = {key: item[key] for key in IDENTITY if key in item} | {"keys": sorted(item.keys() - ADDED_KEYS)}
         shown.append(known | ({"completion": item["completion"]} if item["condition"] in UNATTACKED else {}))
     return shown
 

@@ -63,7 +63,7 @@ def test_controls_are_checked_across_runs_and_their_absence_means_no_claim(split
         "attack breaks the undefended base", "random noise is no attack",
         "every attacked file is inside the ball", "loss of the saved file equals the logged loss",
     }  # fmt: skip
-    assert judge_run(data.measurements, data.checks).kind in ("claim", "mixed")
+    assert judge_run(data.measurements, data.checks).kind == "provisional"
     without = joined([part for part in parts if not part.name.endswith("noise")])
     verdict = judge_run(without.measurements, without.checks)
     assert verdict.kind == "no_claim" and "random noise is no attack" in verdict.sentence

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from mm_cb.attacks.objectives.moving import HANDICAP, Moving
 from mm_cb.attacks.objectives.target import Objective
-from mm_cb.attacks.registry import Anneal
+from mm_cb.attacks.registry import SETTLES, Anneal
 from mm_cb.models import ChatModel
 
-RAISED = 0.7
+RAISED = SETTLES["steps"]
 """By steps: share of them over which the scale rises from 0 to 1; the rest is spent at 1."""
 ALLOWED = 0.5
 """By loss: a row whose loss lies below this, per token where the loss is a text's, may go on. Like the two
 below tried out on behaviours of the miniature that no number here is quoted of, in runs of 300 and of 900 steps."""
 PACE = 3.0
 """By loss: a row that may always go on is at 1 after 1 / 3 of the steps."""
-FORCED = (0.8, 0.93)
+FORCED = (0.8, SETTLES["loss"])
 """By loss: shares of the steps between which a row that may not go on is pulled along, from 0 to 1."""
 
 

@@ -8,7 +8,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mm_cb.attacks.config import ANNEAL, AttackConfig
 from mm_cb.attacks.objectives.anneal import ALLOWED, FORCED, RAISED, Annealed, scale_after
-from mm_cb.attacks.objectives.moving import HANDICAP
 from mm_cb.attacks.registry import attack_names, attacks
 from mm_cb.attacks.saved import to_pixels
 from mm_cb.attacks.search import make_objective
@@ -78,12 +77,13 @@ def test_whatever_is_minimised_is_itself_at_the_end_and_the_bases_at_the_start(s
     annealed = Annealed(objective, subject.model, "steps", 2)
     annealed.begin(1)
     with torch.no_grad():
-        start = annealed(PIXELS) - HANDICAP
+        called = annealed(PIXELS)
+        start = called - annealed.handicap(0)
         with subject.model.adapter(False):
             base = make_objective(Subject("base", subject.model), BEHAVIORS, PICTURES, config, RESPONSES)
             base.subject = Subject("base", subject.model)
-            expected = base(PIXELS) if name not in ("pgd_adaptive", "pgd_clean_teacher") else None
-        annealed.saw(start + HANDICAP)
+            expected = base(PIXELS) if name not in ("pgd_adaptive", "pgd_clean_teacher", "pgd_eot") else None
+        annealed.saw(called)
         end, own = annealed(PIXELS), objective(PIXELS)
     assert torch.equal(end, own) and not torch.allclose(start, own, atol=1e-3)
     if expected is not None:
