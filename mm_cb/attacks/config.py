@@ -280,7 +280,9 @@ def as_recipe(config: AttackConfig, names: Sequence[str]) -> dict[str, object]:
     options |= {key: _plain(getattr(config, key)) for key in _told(config, read)}
     if config.threat.text != "linf":
         options["threat_model"] = config.threat.text
+    dialled = {one.name: one.annealing for one in config.named(names) if one.annealing != "none"}
     return {
+        **({"annealing": dialled} if dialled else {}),  # as the table had it then: a run goes on as it was begun
         "attack": ",".join(names),
         "epsilon": config.threat.levels,
         "steps": config.steps,
@@ -358,6 +360,8 @@ class _Recipe(TypedDict, total=False):
     epsilon: Required[int]
     steps: Required[int]
     restarts: Required[int]
+    annealing: dict[str, str]
+    """Attack → how it dialled the adapter up, where it did."""
     options: JsonObject
 
 
