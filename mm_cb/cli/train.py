@@ -1,5 +1,6 @@
 """``mm-cb train``."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,6 +33,10 @@ def train(
     fields: Annotated[
         bool, typer.Option("--fields", help="List every recipe field: type, range, default, meaning.")
     ] = False,
+    allow_stuck: Annotated[
+        bool,
+        typer.Option("--allow-stuck", help="End with 0 when nothing was rerouted, or retain states went (else 2)."),
+    ] = False,
     seed: Annotated[int | None, number("seed", "Short for seed=N.")] = None,
     device: Annotated[str | None, typer.Option(metavar="D", help="Short for device=D: cpu, cuda, cuda:1.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="T", help="Short for dtype=T: float32, bfloat16.")] = None,
@@ -48,7 +53,7 @@ def train(
     if dry_run:
         _show_plan(recipe, [*(overrides or []), *short])
     else:
-        _train_recipe(recipe, [*(overrides or []), *short], out)
+        _train_recipe(recipe, [*(overrides or []), *short], out, allow_stuck)
 
 
 def _print(list_: bool, fields: bool, show: str | None) -> None:
@@ -68,23 +73,37 @@ def _print(list_: bool, fields: bool, show: str | None) -> None:
         typer.echo(recipe_text(show), nl=False)
 
 
-def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None) -> None:
+def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None, allow_stuck: bool) -> None:
     """Train what a recipe says and print the adapter's folder.
 
     Args:
         name_or_path: A shipped name or a YAML file.
         overrides: ``key=value`` for recipe fields.
         out: Run directory; None = a folder named after the recipe, under ``runs``.
+        allow_stuck: Whether a run that did not take hold is no error.
+
+    Raises:
+        UserError: If the run did not take hold; its adapter is written.
     """
     from mm_cb.training.recipes.recipe import load_recipe
 
     recipe = load_recipe(name_or_path, overrides)
     from mm_cb.core.progress import Progress, console
+    from mm_cb.core.runs import read_jsonl
+    from mm_cb.training.outcome import ENOUGH_STEPS, STUCK, DidNotTakeHold
     from mm_cb.training.run import train
 
-    with Progress() as progress:
+    with Progress() as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DidNotTakeHold)  # said below
         adapter = train(recipe, Path("runs") / safe_id(recipe.name) if out is None else out, progress=progress)
     console().print(f"adapter: {adapter}")
+    last = read_jsonl(adapter / "metrics.jsonl")[-1]
+    if STUCK not in last:
+        return
+    if allow_stuck or last["step"] + 1 < ENOUGH_STEPS:
+        warnings.warn(last[STUCK], stacklevel=2)
+        return
+    raise UserError(f"{last[STUCK]}, or take the adapter in `{adapter}` as it is with --allow-stuck.")
 
 
 def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:

@@ -27,7 +27,12 @@ def is_prefilled(item: Item) -> bool:
     return item["condition"] in _PREFILLED if flag is None else bool(flag)
 
 
-_ADDED: Mapping[str, Recipe] = {"train": {"circuit_breaker": {"loss": "rr", "loss_settings": {}}}}
+_ADDED: Mapping[str, Recipe] = {
+    "train": {
+        "circuit_breaker": {"loss": "rr", "loss_settings": {}, "retain_scale": "absolute", "schedule_steps": None},
+        "training": {"start_distance": 0.0, "stop_at_cosine": None},
+    }
+}
 """Fields of a command's recipe that later versions added, by section, with what earlier ones did."""
 
 
