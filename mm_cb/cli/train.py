@@ -26,7 +26,11 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory.  [default: runs/RECIPE]")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be trained and the resolved recipe; load no weights.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would be trained, how it would start where weights and data are here, and the recipe.",
+        ),
     ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes and what each is for.")] = False,
     show: Annotated[str | None, typer.Option(metavar="RECIPE", help="Print a recipe as it is written.")] = None,
@@ -107,7 +111,7 @@ def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None,
 
 
 def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
-    """Print as comments what a recipe would do, and below them the resolved recipe as YAML; load no weights."""
+    """Print as comments what a recipe would do and how it would start, and below them the resolved recipe as YAML."""
     import yaml
 
     from mm_cb.training.recipes.recipe import load_recipe
@@ -115,8 +119,10 @@ def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
     recipe = load_recipe(name_or_path, overrides)
     from mm_cb.training.planning.plan import make_plan
 
-    for line in [*_plan_lines(plan := make_plan(recipe)), *_sample_lines(plan)]:
-        typer.echo(f"# {line}")
+    plan = make_plan(recipe)
+    for lines in (_plan_lines, _sample_lines, _start_lines):
+        for line in lines(plan):
+            typer.echo(f"# {line}")
     typer.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), nl=False)
 
 
@@ -161,3 +167,14 @@ def _sample_lines(plan: "TrainingPlan") -> Iterator[str]:
             yield from (f"| {one_line(line)}" for line in text.split("\n"))
     except (UserError, ValueError) as e:
         yield one_line(f"no (more) samples: {e}")
+
+
+def _start_lines(plan: "TrainingPlan") -> Iterator[str]:
+    """What would be measured before the first step; or one line that says why it was not."""
+    from mm_cb.training.run import measure_start
+    from mm_cb.training.start import start_lines
+
+    try:
+        yield from map(one_line, start_lines(measure_start(plan)))
+    except (UserError, ValueError) as e:
+        yield one_line(f"how it would start was not measured: {e}")

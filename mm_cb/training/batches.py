@@ -96,7 +96,9 @@ class PairedExamples(Dataset[Pair]):
     def first_of_each_modality(self, count: int) -> list[list[Pair]]:
         """The first ``count`` pairs of each modality that the run has, at most a step's."""
         turns = range(min(len(self._modalities), self._length // self.batch_size))
-        return [[self[turn * self.batch_size + place] for place in range(min(count, self.batch_size))] for turn in turns]
+        return [
+            [self[turn * self.batch_size + place] for place in range(min(count, self.batch_size))] for turn in turns
+        ]
 
     def _readable(self, drawn: Sequence[int], row: int) -> Example:
         """The example at a place of an order, or the next one whose pictures can be read."""

@@ -23,6 +23,9 @@ RetainScale = Literal["absolute", "relative"]
 OFFICIAL_WIDTH = 1024
 """Positions that the released trainer pads every retain row to."""
 
+RELATIVE_LENGTH = 4.0
+"""The relative retain loss weighs as much as the absolute one of states of this length."""
+
 
 def reroute_coeff(step: int, total_steps: int, alpha: float) -> float:
     """Weight of the reroute loss, ``alpha * (1 - t / 2T)``: from ``alpha`` down towards ``alpha / 2``.
@@ -210,16 +213,16 @@ def retain_loss(
 ) -> Tensor:
     """Penalise adapted hidden states that have moved away from the reference ones.
 
-    Mean of ||adapted - reference||_2 over layers and positions; with ``relative``, of that over ||reference||_2. The
-    slope of the cosine goes like 1 / ||reference||, that of the absolute distance does not know how long states are:
-    the longer they are, the more it outweighs the rerouting.
+    Mean of ||adapted - reference||_2 over layers and positions; with ``relative``, of that over ||reference||_2 times
+    `RELATIVE_LENGTH`. The slope of the cosine goes like 1 / ||reference||, that of the absolute distance does not know
+    how long states are: the longer they are, the more it outweighs the rerouting.
 
     Args:
         adapted: Hidden states with the adapter on, shape ``(L, ..., H)``.
         reference: Hidden states with the adapter off, same shape, no gradient.
         mask: 1 for tokens that count, shape ``(...)``.
         average: What the sum is divided by, see `retain_positions`.
-        scale: ``absolute`` (paper), or ``relative``: with states ten times as long the loss is the same.
+        scale: ``absolute`` (paper), or ``relative``: what it would be if all states were `RELATIVE_LENGTH` long.
         count: Positions of the whole optimiser step; those of ``mask`` if left out.
 
     Returns:
@@ -237,7 +240,7 @@ def retain_loss(
     distance = torch.linalg.vector_norm((adapted[:, counted] - reference[:, counted]).float(), dim=-1)
     if scale == "relative":
         lengths = torch.linalg.vector_norm(reference[:, counted].float(), dim=-1)
-        distance = distance / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+        distance = RELATIVE_LENGTH * distance / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
     return _mean(distance, mask, retain_positions(mask, average) if count is None else count)
 
 

@@ -61,7 +61,7 @@ def _loosen(levers: Levers) -> str:
     if levers.retain_scale == "absolute":
         moves.append("circuit_breaker.retain_scale=relative")
     if not levers.start_distance:
-        moves.append("training.start_distance=0.1")
+        moves.append("training.start_distance=0.15")
     if moves:
         return " ".join(moves)
     if levers.schedule_steps < 4 * levers.max_steps:

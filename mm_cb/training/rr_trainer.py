@@ -146,6 +146,11 @@ class RRTrainer(ReroutingTrainer):
             warnings.warn(self.ended, DidNotTakeHold, stacklevel=2)
         return result
 
+    def measure_start(self) -> dict[str, float]:
+        """What a run would find before its first step, see `mm_cb.training.start.Start.measure`; nothing is trained."""
+        with lent(self._encoder, self._kept, recompute=self.settings.recompute):
+            return self.begin()
+
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
         """Write the adapter as a folder that ``PeftModel.from_pretrained`` loads on the whole model.
 

@@ -20,7 +20,7 @@ from mm_cb.training.hidden_states import use_row_attention
 from mm_cb.training.losses import reroute_coeff, retain_coeff, retain_positions
 from mm_cb.training.objective import Objective, Rerouting
 from mm_cb.training.outcome import STUCK, Levers, not_rerouted, outcome
-from mm_cb.training.start import B_UNIT, START_ROWS, Start, matrices_b
+from mm_cb.training.start import START_ROWS, Start, matrices_b
 
 __all__ = ["Rerouting", "ReroutingTrainer"]
 
@@ -96,9 +96,11 @@ class ReroutingTrainer(Trainer):
         Returns:
             See `mm_cb.training.start.Start.measure`.
         """
-        rows, size = self._order.data_source, self.args.per_device_train_batch_size
-        firsts = rows.first_of_each_modality(min(START_ROWS, size))
-        start = Start(self._objective, [self._collator(pairs) for pairs in firsts], self._tokens_per_pass, self.args.seed)
+        rows: Any = self.train_dataset
+        firsts = rows.first_of_each_modality(min(START_ROWS, self.args.per_device_train_batch_size))
+        start = Start(
+            self._objective, [self._collator(pairs) for pairs in firsts], self._tokens_per_pass, self.args.seed
+        )
         self._start = start.measure(self._start_distance, self.args.learning_rate, self._agreed)
         return self._start
 
@@ -108,13 +110,13 @@ class ReroutingTrainer(Trainer):
         optimizer = super().create_optimizer(*arguments, **options)
         if made or not self._start_distance:
             return optimizer
-        factor = self._start.get("start_b", B_UNIT) / B_UNIT  # a resumed run takes what its checkpoint holds
+        rate = self._start.get("start_b_rate", self.args.learning_rate)  # a resumed run takes its checkpoint's
         chosen = {id(weight) for weight in matrices_b(self._encoder.model)}
         for group in list(optimizer.param_groups):
             apart = [weight for weight in group["params"] if id(weight) in chosen]
             group["params"] = [weight for weight in group["params"] if id(weight) not in chosen]
             if apart:
-                optimizer.add_param_group({**group, "params": apart, "lr": group["lr"] * factor})
+                optimizer.add_param_group({**group, "params": apart, "lr": rate})
         return optimizer
 
     def _agreed(self, value: float) -> float:

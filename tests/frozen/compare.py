@@ -17,7 +17,15 @@ IGNORED_KEYS = {"versions", "git", "hardware", "started", "ended", "resumed", "s
 """When, where and how fast something ran. Paths are compared: all of them are relative."""
 ADDED_KEYS = {"worst_case", "prefilled", "in_worst_case", "labels", "loss", "loss_settings", "fiction"}
 ADDED_KEYS |= {"retain_scale", "schedule_steps", "start_distance", "stop_at_cosine"}
-ADDED_KEYS |= {"start_norm_2", "start_norm_4", "start_b", "start_reroute_gradient", "start_retain_gradient", "stuck"}
+ADDED_KEYS |= {
+    "start_norm_2",
+    "start_norm_4",
+    "start_b",
+    "start_b_rate",
+    "start_reroute_gradient",
+    "start_retain_gradient",
+    "stuck",
+}
 """What today's runs say beside what the frozen ones said."""
 HASHED_ITEMS = "items.jsonl"
 """Hashes of such files, in run.json of what was made from a run: they have these keys now."""

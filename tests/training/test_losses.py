@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from mm_cb.core.errors import UserError
 from mm_cb.training.losses import (
+    RELATIVE_LENGTH,
     draw_directions,
     length_loss,
     rand_c_loss,
@@ -150,7 +151,7 @@ def test_the_relative_retain_loss_and_its_slope_by_direction_do_not_know_how_lon
 def test_a_relative_distance_by_hand():
     reference, adapted = torch.tensor([[[[3.0, 4.0], [0.0, 10.0]]]]), torch.tensor([[[[3.0, 3.0], [2.0, 10.0]]]])
     loss = retain_loss(adapted, reference, torch.ones(1, 2), scale="relative")
-    assert loss.item() == pytest.approx((1 / 5 + 2 / 10) / 2)
+    assert loss.item() == pytest.approx(RELATIVE_LENGTH * (1 / 5 + 2 / 10) / 2)
 
 
 @pytest.mark.parametrize("average", ["tokens", "official"])

@@ -231,10 +231,10 @@ class Training(_Section):
     """Gradients are clipped to this norm; 0 = never (released trainer: 1, the default of transformers)."""
     save_steps: Annotated[int, Within("max_steps")] = 25
     """A checkpoint every so many steps."""
-    start_distance: Annotated[float, Within("start_distance")] = 0.1
+    start_distance: Annotated[float, Within("start_distance")] = 0.15
     """How far a random B moves target states before the first step, in parts of their length; 0 = B is 0 (paper).
 
-    B's learning rate grows with the B that this takes, so that a step means the same for states of any length.
+    B then has a learning rate of its own: a first step moves them by 200 times `learning_rate`, in such parts.
     """
     held_out: Annotated[int, Within("held_out")] = 8
     """Pairs of each modality set aside, with every copy of their rows never trained on; cosine and norm are logged.
