@@ -2,10 +2,13 @@
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
 from mm_cb import cli
+from mm_cb.core.files import file_sha256
+from mm_cb.report.combine import _did_not_take_hold
 from mm_cb.training.outcome import DidNotTakeHold, Levers, outcome
 from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.registry import loss_entry, loss_names
@@ -84,6 +87,11 @@ def test_a_command_that_rerouted_nothing_exits_2_and_its_card_says_so(stuck, cap
     card = (folder / "run" / "README.md").read_text()
     assert "**It did not take hold: nothing was rerouted" in card and "It is to lower" not in card
     assert "median length of the base's states" in card
+    run = folder / "run"
+    inputs = {"adapter_model.safetensors": file_sha256(run / "adapter_model.safetensors")}
+    attacked = SimpleNamespace(run={"recipe": {"adapter": str(run)}, "inputs": inputs})
+    assert "did not take hold: nothing was rerouted" in _did_not_take_hold(attacked)
+    assert _did_not_take_hold(SimpleNamespace(run={"recipe": {"adapter": str(run)}, "inputs": {}})) is None
     assert cli.run(command) == 2  # finished, and still so
     with pytest.warns(UserWarning, match="nothing was rerouted"):
         assert cli.run([*command, "--allow-stuck"]) == 0
