@@ -101,7 +101,7 @@ def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None,
         warnings.simplefilter("ignore", DidNotTakeHold)  # said below
         adapter = train(recipe, Path("runs") / safe_id(recipe.name) if out is None else out, progress=progress)
     console().print(f"adapter: {adapter}")
-    last = read_jsonl(adapter / "metrics.jsonl")[-1]
+    last = (read_jsonl(adapter / "metrics.jsonl") or [{}])[-1]
     if STUCK not in last:
         return
     if allow_stuck or last["step"] + 1 < ENOUGH_STEPS:

@@ -97,6 +97,14 @@ def test_a_command_that_rerouted_nothing_exits_2_and_its_card_says_so(stuck, cap
         assert cli.run([*command, "--allow-stuck"]) == 0
 
 
+def test_a_dry_run_says_how_it_would_start_where_the_weights_are(stuck, capsys):
+    fields, _ = stuck
+    assert cli.run(["train", "mistral-7b-instruct", *fields, "training.start_distance=0.2", "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    assert "# Before the first step: median length of the base's states" in plan and "moves them by 0.2" in plan
+    assert "# Gradients there, without their weights: reroute loss" in plan
+
+
 def test_in_python_and_in_a_short_try_it_is_a_warning(stuck, tmp_path):
     fields, _ = stuck
     with pytest.warns(DidNotTakeHold, match="nothing was rerouted"):

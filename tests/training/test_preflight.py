@@ -46,7 +46,7 @@ def recipe(folder, rows, *overrides, **fields):
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
     data = {"sources": [{"name": str(folder / "rows.jsonl")}], **fields}
     content = {"name": "mine", "model": "miniature", "data": data, "batches": "text"}
-    content["training"] = {"max_length": 256, "batch_size": 2, "max_steps": 2}
+    content["training"] = {"max_length": 256, "batch_size": 2, "max_steps": 2, "held_out": 0}
     content["circuit_breaker"] = {"masks": {"text": "completion", "multimodal": "completion"}}
     (folder / "mine.yaml").write_text(json.dumps(content))
     return load_recipe(folder / "mine.yaml", overrides)
