@@ -121,7 +121,7 @@ def test_the_check_passes_where_training_would_begin_and_nowhere_else(
     if batches != "text":
         rows += [row(n, s, images=["a.png"]) for n, s in ((4, "retain"), (5, "circuit_breaker"))]
     rng = random.Random(seed)
-    for place, name in mutations:
+    for place, name in dict(mutations).items():  # one a row: some take what others leave out
         if isinstance(rows[place], dict):
             rows[place] = MUTATIONS[name](rows[place], rng)
     folder = tmp_path_factory.mktemp("preflight")
