@@ -1,5 +1,6 @@
 """``mm-cb train``."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,12 +26,20 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory.  [default: runs/RECIPE]")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be trained and the resolved recipe; load no weights.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would be trained, how it would start where weights and data are here, and the recipe.",
+        ),
     ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes and what each is for.")] = False,
     show: Annotated[str | None, typer.Option(metavar="RECIPE", help="Print a recipe as it is written.")] = None,
     fields: Annotated[
         bool, typer.Option("--fields", help="List every recipe field: type, range, default, meaning.")
+    ] = False,
+    allow_stuck: Annotated[
+        bool,
+        typer.Option("--allow-stuck", help="End with 0 when nothing was rerouted, or retain states went (else 2)."),
     ] = False,
     seed: Annotated[int | None, number("seed", "Short for seed=N.")] = None,
     device: Annotated[str | None, typer.Option(metavar="D", help="Short for device=D: cpu, cuda, cuda:1.")] = None,
@@ -48,7 +57,7 @@ def train(
     if dry_run:
         _show_plan(recipe, [*(overrides or []), *short])
     else:
-        _train_recipe(recipe, [*(overrides or []), *short], out)
+        _train_recipe(recipe, [*(overrides or []), *short], out, allow_stuck)
 
 
 def _print(list_: bool, fields: bool, show: str | None) -> None:
@@ -68,27 +77,41 @@ def _print(list_: bool, fields: bool, show: str | None) -> None:
         typer.echo(recipe_text(show), nl=False)
 
 
-def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None) -> None:
+def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None, allow_stuck: bool) -> None:
     """Train what a recipe says and print the adapter's folder.
 
     Args:
         name_or_path: A shipped name or a YAML file.
         overrides: ``key=value`` for recipe fields.
         out: Run directory; None = a folder named after the recipe, under ``runs``.
+        allow_stuck: Whether a run that did not take hold is no error.
+
+    Raises:
+        UserError: If the run did not take hold; its adapter is written.
     """
     from mm_cb.training.recipes.recipe import load_recipe
 
     recipe = load_recipe(name_or_path, overrides)
     from mm_cb.core.progress import Progress, console
+    from mm_cb.core.runs import read_jsonl
+    from mm_cb.training.outcome import ENOUGH_STEPS, STUCK, DidNotTakeHold
     from mm_cb.training.run import train
 
-    with Progress() as progress:
+    with Progress() as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DidNotTakeHold)  # said below
         adapter = train(recipe, Path("runs") / safe_id(recipe.name) if out is None else out, progress=progress)
     console().print(f"adapter: {adapter}")
+    last = (read_jsonl(adapter / "metrics.jsonl") or [{}])[-1]
+    if STUCK not in last:
+        return
+    if allow_stuck or last["step"] + 1 < ENOUGH_STEPS:
+        warnings.warn(last[STUCK], stacklevel=2)
+        return
+    raise UserError(f"{last[STUCK]}, or take the adapter in `{adapter}` as it is with --allow-stuck.")
 
 
 def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
-    """Print as comments what a recipe would do, and below them the resolved recipe as YAML; load no weights."""
+    """Print as comments what a recipe would do and how it would start, and below them the resolved recipe as YAML."""
     import yaml
 
     from mm_cb.training.recipes.recipe import load_recipe
@@ -96,8 +119,10 @@ def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
     recipe = load_recipe(name_or_path, overrides)
     from mm_cb.training.planning.plan import make_plan
 
-    for line in [*_plan_lines(plan := make_plan(recipe)), *_sample_lines(plan)]:
-        typer.echo(f"# {line}")
+    plan = make_plan(recipe)
+    for lines in (_plan_lines, _sample_lines, _start_lines):
+        for line in lines(plan):
+            typer.echo(f"# {line}")
     typer.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), nl=False)
 
 
@@ -152,3 +177,14 @@ def _sample_lines(plan: "TrainingPlan") -> Iterator[str]:
         yield one_line(f"{title}, what counts in brackets:")
         text = marked(plan.model, example, {"text": masks.text, "multimodal": masks.multimodal})
         yield from (f"| {one_line(line)}" for line in text.split("\n"))
+
+
+def _start_lines(plan: "TrainingPlan") -> Iterator[str]:
+    """What would be measured before the first step; or one line that says why it was not."""
+    from mm_cb.training.run import measure_start
+    from mm_cb.training.start import start_lines
+
+    try:
+        yield from map(one_line, start_lines(measure_start(plan)))
+    except (UserError, ValueError) as e:
+        yield one_line(f"how it would start was not measured: {e}")

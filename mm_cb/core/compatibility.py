@@ -52,7 +52,12 @@ def with_attack_flags(item: Item) -> Item:
     return {**item, "given": given, "knows_breaker": condition in _KNOWS_BREAKER}
 
 
-_ADDED: Mapping[str, Recipe] = {"train": {"circuit_breaker": {"loss": "rr", "loss_settings": {}}}}
+_ADDED: Mapping[str, Recipe] = {
+    "train": {
+        "circuit_breaker": {"loss": "rr", "loss_settings": {}, "retain_scale": "absolute", "schedule_steps": None},
+        "training": {"start_distance": 0.0, "stop_at_cosine": None},
+    }
+}
 """Fields of a command's recipe that later versions added, by section, with what earlier ones did."""
 
 

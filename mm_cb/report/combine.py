@@ -5,10 +5,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from mm_cb.core.compatibility import counts_in_worst_case
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import file_sha256
+from mm_cb.core.files import file_sha256, read_jsonl
 from mm_cb.core.records import Check, Curve, Item, Representations
 from mm_cb.metrics.results import Measurement, measure
 from mm_cb.metrics.table import is_worst_case
@@ -173,9 +174,23 @@ def _attacks(run: RunFiles, subject: str) -> bool:
     return any(item["subject"] == subject and counts_in_worst_case(item) for item in run.items)
 
 
+def _did_not_take_hold(run: RunFiles) -> str | None:
+    """What the training of a run's adapter said of its end, if it still lies where it was."""
+    folder = Path(str(run.run["recipe"].get("adapter") or ""))
+    weights = folder / "adapter_model.safetensors"
+    try:
+        if file_sha256(weights) not in run.run["inputs"].values():
+            return None
+        stuck = read_jsonl(folder / "metrics.jsonl")[-1].get("stuck")
+    except (OSError, UserError, IndexError):
+        return None
+    return f"The training of the circuit breaker did not take hold: {stuck}." if stuck else None
+
+
 def _notes(runs: Sequence[RunFiles]) -> Iterable[str]:
     yield from (hole for run in runs for hole in run.holes)
     yield from _untested(runs)
+    yield from dict.fromkeys(told for run in runs if (told := _did_not_take_hold(run)))
     versions = {run.folder.name: run.run.get("versions") or {} for run in runs}
     names = sorted({name for held in versions.values() for name in held})
     changed = [name for name in names if len({held.get(name) for held in versions.values()}) > 1]

@@ -97,6 +97,13 @@ class PairedExamples(Dataset[Pair]):
         row = step // len(self._modalities) * self.batch_size + place
         return Pair(*(self._readable(self._rows[name, modality], row) for name in get_args(SetName)))
 
+    def first_of_each_modality(self, count: int) -> list[list[Pair]]:
+        """The first ``count`` pairs of each modality that the run has, at most a step's."""
+        turns = range(min(len(self._modalities), self._length // self.batch_size))
+        return [
+            [self[turn * self.batch_size + place] for place in range(min(count, self.batch_size))] for turn in turns
+        ]
+
     def _readable(self, drawn: Sequence[int], row: int) -> Example:
         """The example at a place of an order, or the next one whose pictures can be read."""
         if self._on_unreadable is None:

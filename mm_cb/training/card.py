@@ -12,7 +12,9 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.hub import repository_of
 from mm_cb.core.records import Recipe, Step
 from mm_cb.data.examples import Example
+from mm_cb.training.outcome import STUCK
 from mm_cb.training.registry import loss_entry
+from mm_cb.training.start import start_lines
 
 
 def model_card(
@@ -52,8 +54,7 @@ def model_card(
             f"# Circuit breaker `{_cell(recipe['name'])}` for `{_cell(base)}`",
             "",
             "A LoRA adapter on the language tower, trained as a circuit breaker (Zou et al. 2024, arXiv:2406.04313) "
-            "with mm-cb. It lowers how often the model complies with harmful requests; it does not make the model "
-            "safe, and attacks made for it may still get through. Measure it before relying on it.",
+            f"with mm-cb. {_purpose(metrics)}",
             "",
             *_loss(recipe),
             "",
@@ -67,6 +68,7 @@ def model_card(
             "",
             "## Results",
             "",
+            *_start(metrics),
             *_held_out(metrics),
             "What it does to attacks, skills and refusals is measured afterwards (`mm-cb attack`, `mm-cb eval`) and "
             "put on one page by `mm-cb report`; nothing of that is in here.",
@@ -88,6 +90,16 @@ def model_card(
             *_fenced(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=120), "yaml"),
             "",
         ]
+    )
+
+
+def _purpose(metrics: Sequence[Step]) -> str:
+    """What to expect of it: nothing, where the training did not take hold."""
+    if metrics and STUCK in metrics[-1]:
+        return f"**It did not take hold: {_cell(str(metrics[-1][STUCK]))}.** It is no safeguard as it is."
+    return (
+        "It is to lower how often the model complies with harmful requests; it does not make the model safe, and "
+        "attacks made for it may still get through. Measure it before relying on it."
     )
 
 
@@ -123,6 +135,12 @@ def _losses(metrics: Sequence[Step]) -> list[str]:
         for record in (metrics if len(metrics) <= 4 else [*metrics[:2], *metrics[-2:]])
     ]
     return _table(["step", "rows", *_LOSS_KEYS], shown)
+
+
+def _start(metrics: Sequence[Step]) -> list[str]:
+    """What was measured before the first step."""
+    found = start_lines(metrics[0]) if metrics else []
+    return [*(f"{line}." for line in found), ""] if found else []
 
 
 def _held_out(metrics: Sequence[Step]) -> list[str]:

@@ -18,6 +18,13 @@ from torch.nn import functional
 
 RetainAverage = Literal["tokens", "official"]
 RetainLayers = Literal["all", "targets"]
+RetainScale = Literal["absolute", "relative"]
+
+OFFICIAL_WIDTH = 1024
+"""Positions that the released trainer pads every retain row to."""
+
+RELATIVE_LENGTH = 4.0
+"""The relative retain loss weighs as much as the absolute one of states of this length."""
 
 
 def reroute_coeff(step: int, total_steps: int, alpha: float) -> float:
@@ -25,7 +32,7 @@ def reroute_coeff(step: int, total_steps: int, alpha: float) -> float:
 
     Args:
         step: Finished optimiser steps t, in 0..T-1.
-        total_steps: Optimiser steps T of the whole run.
+        total_steps: Steps T of the schedule: the whole run's (paper), or more for a slower one.
         alpha: Sum of both weights, at every step.
 
     Returns:
@@ -196,17 +203,26 @@ def length_loss(adapted: Tensor, reference: Tensor, mask: Tensor, *, count: Tens
 
 
 def retain_loss(
-    adapted: Tensor, reference: Tensor, mask: Tensor, *, average: RetainAverage = "tokens", count: Tensor | None = None
+    adapted: Tensor,
+    reference: Tensor,
+    mask: Tensor,
+    *,
+    average: RetainAverage = "tokens",
+    scale: RetainScale = "absolute",
+    count: Tensor | None = None,
 ) -> Tensor:
     """Penalise adapted hidden states that have moved away from the reference ones.
 
-    Mean of ||adapted - reference||_2 over layers and positions.
+    Mean of ||adapted - reference||_2 over layers and positions; with ``relative``, of that over ||reference||_2 times
+    `RELATIVE_LENGTH`. The slope of the cosine goes like 1 / ||reference||, that of the absolute distance does not know
+    how long states are: the longer they are, the more it outweighs the rerouting.
 
     Args:
         adapted: Hidden states with the adapter on, shape ``(L, ..., H)``.
         reference: Hidden states with the adapter off, same shape, no gradient.
         mask: 1 for tokens that count, shape ``(...)``.
         average: What the sum is divided by, see `retain_positions`.
+        scale: ``absolute`` (paper), or ``relative``: what it would be if all states were `RELATIVE_LENGTH` long.
         count: Positions of the whole optimiser step; those of ``mask`` if left out.
 
     Returns:
@@ -216,20 +232,25 @@ def retain_loss(
         ValueError: If the shapes disagree or ``mask`` selects no token.
 
     Source:
-        Zou et al. 2024 (arXiv:2406.04313), Algorithm 1, L_r. Deviation: none with ``tokens``.
+        Zou et al. 2024 (arXiv:2406.04313), Algorithm 1, L_r. Deviation: none with ``tokens`` and ``absolute``;
+        ``relative`` is ours.
     """
     _check(adapted, reference, mask)
     counted = mask.bool()
     distance = torch.linalg.vector_norm((adapted[:, counted] - reference[:, counted]).float(), dim=-1)
+    if scale == "relative":
+        lengths = torch.linalg.vector_norm(reference[:, counted].float(), dim=-1)
+        distance = RELATIVE_LENGTH * distance / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
     return _mean(distance, mask, retain_positions(mask, average) if count is None else count)
 
 
 def retain_positions(mask: Tensor, average: RetainAverage) -> Tensor:
     """How many positions of a padded batch the retain loss is averaged over.
 
-    ``tokens`` counts the tokens of ``mask``, as the paper's formula reads. ``official`` counts every position of the
-    padded batch, as the released trainer does: there padding enters the mean as zeros, so the loss and its gradient
-    shrink with the share of padding (its retain rows are padded to 1024 tokens, about half of which are real).
+    ``tokens`` counts the tokens of ``mask``, as the paper's formula reads. ``official`` counts `OFFICIAL_WIDTH` for
+    every row, as the released trainer does, which pads its retain rows to that: padding enters its mean as zeros, so
+    the loss and its gradient shrink with the share of padding (about half of 1024 with its data, 15/16 with rows of 64
+    tokens). How rows are split into batches, and what they are padded to here, does not matter.
 
     A second dilution comes from ``retain_layers: all``, with either average: the mean runs over the embeddings and
     every kept state, and the states below the first LoRA block never move. With LoRA on blocks 14-16, 15 of 18 states
@@ -242,7 +263,7 @@ def retain_positions(mask: Tensor, average: RetainAverage) -> Tensor:
     Returns:
         Scalar, int64.
     """
-    return mask.bool().sum() if average == "tokens" else torch.tensor(mask.numel(), device=mask.device)
+    return mask.bool().sum() if average == "tokens" else torch.tensor(len(mask) * OFFICIAL_WIDTH, device=mask.device)
 
 
 def _distance_to_draw(

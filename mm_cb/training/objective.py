@@ -19,7 +19,7 @@ from mm_cb.training.hidden_states import (
     reference_states,
     target_states,
 )
-from mm_cb.training.losses import RetainAverage, RetainLayers, length_loss, retain_loss
+from mm_cb.training.losses import RetainAverage, RetainLayers, RetainScale, length_loss, retain_loss
 from mm_cb.training.placement import first_adapted_block
 from mm_cb.training.registry import loss_entry
 
@@ -37,6 +37,8 @@ class Rerouting:
         keep_length: Weight of `length_loss` beside the reroute loss; 0 for none (paper).
         loss: The reroute loss, by its name in `mm_cb.training.registry`.
         settings: All of its settings.
+        retain_scale: ``absolute`` or ``relative``, see `mm_cb.training.losses.retain_loss`.
+        schedule_steps: Steps T of the schedule; None for those of the run (paper).
     """
 
     alpha: float
@@ -47,6 +49,8 @@ class Rerouting:
     keep_length: float = 0.0
     loss: str = "rr"
     settings: Mapping[str, float] = field(default_factory=dict)
+    retain_scale: RetainScale = "absolute"
+    schedule_steps: int | None = None
 
 
 class Objective:
@@ -74,7 +78,7 @@ class Objective:
         rows = self.rows(given)
         if self.options.adversary is not None and given["inputs"].pixel_values is not None:
             rows = rows._replace(embeds=self._attack(given, rows, step, self.options.adversary))
-        adapted, reference = target_states(self.model, rows, *self._layers())
+        adapted, reference = target_states(self.model, rows, *self.layers)
         drawn = self.loss.draw(self._seed, step)
         rerouted = self.loss.function(adapted, reference, rows.mask, count=count, **drawn, **self.options.settings)
         if not self.options.keep_length:
@@ -88,7 +92,7 @@ class Objective:
         rows = self.rows(given)
         states = hidden_states(self.model, rows, first, max(chosen))
         distances = [
-            retain_loss(adapted[None], reference[None], rows.mask, average=options.retain_average, count=count)
+            retain_loss(adapted[None], reference[None], rows.mask, scale=options.retain_scale, count=count)
             for layer, (reference, adapted) in enumerate(zip(*states, strict=True), first + 1)
             if layer in chosen
         ]
@@ -108,7 +112,7 @@ class Objective:
         for part in parts:
             name: SetName = "retain" if "retain" in part else "circuit_breaker"
             rows = self.rows(part[name])
-            states = target_states(self.model, rows, *self._layers())
+            states = target_states(self.model, rows, *self.layers)
             adapted, reference = (side[:, rows.mask.bool()].float() for side in states)
             values = [torch.cosine_similarity(adapted, reference, dim=-1), reference.norm(dim=-1)]
             values += [adapted.norm(dim=-1)]
@@ -122,7 +126,8 @@ class Objective:
             for key, value in zip(names, (total[:-1] / total[-1]).tolist(), strict=True)
         }
 
-    def _layers(self) -> tuple[int, tuple[int, ...]]:
+    @property
+    def layers(self) -> tuple[int, tuple[int, ...]]:
         """The first block with LoRA, and the hidden states to reroute."""
         return self.first_block, self.options.target_layers
 
@@ -132,10 +137,10 @@ class Objective:
         place = batch.roles[batch.attention_mask.bool()] == TokenRole.IMAGE
         drawn_by = (f"{self._seed} {step} {name}" for name in given["ids"])
         seeds = [zlib.crc32(text.encode()) for text in drawn_by]  # not hash(): the same in every process
-        reference = reference_states(self.model, rows, *self._layers())[:, counted]
+        reference = reference_states(self.model, rows, *self.layers)[:, counted]
 
         def alignment(embeds: Tensor) -> Tensor:
-            adapted = adapted_states(self.model, rows._replace(embeds=embeds), *self._layers())
+            adapted = adapted_states(self.model, rows._replace(embeds=embeds), *self.layers)
             return torch.cosine_similarity(adapted[:, counted], reference, dim=-1).sum()
 
         return perturb_pictures(rows.embeds, place, rows.lengths, seeds, alignment, adversary)

@@ -31,6 +31,30 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """A measure of held-out rows that says whether a loss took hold.
+
+    Attributes:
+        measure: ``cosine``, or the loss's own.
+        below: What it must be below; None for no bound.
+        above: What it must not be below; None for no bound.
+    """
+
+    measure: str
+    below: float | None = None
+    above: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """Whether a value lies within the bounds; what is not finite does not."""
+        return (self.below is None or value < self.below) and (self.above is None or value >= self.above)
+
+    @property
+    def expected(self) -> str:
+        """The bound in words."""
+        return f"less than {self.below:g}" if self.below is not None else f"{self.above:g} or more"
+
+
+@dataclass(frozen=True)
 class LossEntry:
     """One value of ``circuit_breaker.loss``.
 
@@ -47,6 +71,7 @@ class LossEntry:
         with_adversary: Whether the adversary, which turns states back to the reference, undoes what it does.
         measure: ``(name, function)``: a value of every layer and token, ``(adapted [, generator]) -> (L, N)``, whose
             mean over held-out rows is logged beside cosine and norms.
+        hold: Where held-out circuit-breaker rows must be at the end; a run that ends elsewhere is told to be stuck.
     """
 
     name: str
@@ -59,6 +84,7 @@ class LossEntry:
     with_length: bool = False
     with_adversary: bool = False
     measure: tuple[str, Callable[..., Tensor]] | None = None
+    hold: Hold = Hold("cosine", below=0.9)
 
     def draw(self, seed: int, step: int) -> dict[str, torch.Generator]:
         """The keyword ``generator`` of one step, if the loss takes one: the same in every part, process and resumption.
@@ -162,6 +188,7 @@ for _entry in (
         with_length=True,
         with_adversary=True,
         measure=("cosine_to_draw", cosine_to_draw),
+        hold=Hold("cosine_to_draw", above=0.5),
     ),
     LossEntry(
         "rand_c",
@@ -189,6 +216,7 @@ for _entry in (
         },
         random="run",
         measure=("cosine_to_draw", cosine_to_draw),
+        hold=Hold("cosine_to_draw", above=0.5),
     ),
 ):
     register_loss(_entry)

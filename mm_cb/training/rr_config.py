@@ -1,12 +1,12 @@
 """Settings of `RRTrainer`: those of a recipe, in one flat object."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from mm_cb.core.errors import unknown
-from mm_cb.training.recipes.config import CircuitBreaker, Machine, Recipe, Training
+from mm_cb.training.recipes.config import CircuitBreaker, Machine, Recipe, Training, check_schedule
 from mm_cb.training.recipes.recipe import first_problem
 
 
@@ -29,6 +29,11 @@ class RRConfig(Machine, CircuitBreaker, Training):
     """Folder of ``metrics.jsonl`` and checkpoints, and of the adapter where `RRTrainer.save_model` is told no other."""
     device: str | None = None  # type: ignore[assignment]
     """Torch device; None = the first GPU where there is one."""
+
+    @model_validator(mode="after")
+    def _schedule_holds(self) -> Self:
+        check_schedule(self.schedule_steps, self.max_steps)
+        return self
 
     if not TYPE_CHECKING:  # type checkers read the fields
 

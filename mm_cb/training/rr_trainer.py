@@ -27,6 +27,7 @@ from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint, step_o
 from mm_cb.training.lending import language_tower, lent
 from mm_cb.training.lora import placed, recipe_lora
 from mm_cb.training.objective import Rerouting
+from mm_cb.training.outcome import DidNotTakeHold
 from mm_cb.training.placement import check_targets
 from mm_cb.training.recipes.config import Lora
 from mm_cb.training.rr_config import RRConfig
@@ -103,6 +104,8 @@ class RRTrainer(ReroutingTrainer):
             metrics=args.output_dir / "metrics.jsonl",
             held_out=held_out,
             held_out_steps=args.held_out_steps,
+            start_distance=args.start_distance,
+            stop_at_cosine=args.stop_at_cosine,
             callbacks=[KeepLastComplete(_checkpoints(args), self._base_weights), *callbacks],
         )
         language_tower(base).config._attn_implementation = attention  # `train` changes it, and back
@@ -119,6 +122,9 @@ class RRTrainer(ReroutingTrainer):
         Returns:
             Transformers' ``TrainOutput``.
 
+        Warns:
+            DidNotTakeHold: If nothing was rerouted in the end, or what should be retained went, too.
+
         Raises:
             FloatingPointError: If the training diverged.
             UserError: If the checkpoint is none of this training's, or damaged.
@@ -132,8 +138,18 @@ class RRTrainer(ReroutingTrainer):
             if checkpoint is not None:  # transformers would go on with what it finds of it, and warn
                 check_places(self._encoder.model, read_tensors(checkpoint), checkpoint)
             self._forget(done)
+            if not done:
+                self.begin()
             set_seed(self.settings.seed)
-            return super().train(None if checkpoint is None else str(checkpoint))
+            result = super().train(None if checkpoint is None else str(checkpoint))
+        if self.ended and self.is_world_process_zero():
+            warnings.warn(self.ended, DidNotTakeHold, stacklevel=2)
+        return result
+
+    def measure_start(self) -> dict[str, float]:
+        """What a run would find before its first step, see `mm_cb.training.start.Start.measure`; nothing is trained."""
+        with lent(self._encoder, self._kept, recompute=self.settings.recompute):
+            return self.begin()
 
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
         """Write the adapter as a folder that ``PeftModel.from_pretrained`` loads on the whole model.
@@ -239,6 +255,8 @@ def _rerouting(args: RRConfig) -> Rerouting:
         args.keep_length,
         args.loss,
         args.loss_settings,
+        args.retain_scale,
+        args.schedule_steps,
     )
 
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
@@ -15,6 +16,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.runs import RunDirectory, file_errors, read_jsonl, read_run, write_text
 from mm_cb.data.examples import Example, PictureError
 from mm_cb.models.adapters import read_settings, read_tensors
+from mm_cb.models.cache import weight_files
 from mm_cb.models.fingerprint import check_weights
 from mm_cb.training.batches import MissingRows
 from mm_cb.training.card import model_card
@@ -24,7 +26,7 @@ from mm_cb.training.lora import recipe_lora
 from mm_cb.training.planning.left_out import note_unreadable, reasons
 from mm_cb.training.planning.plan import TrainingPlan, check_device, make_plan
 from mm_cb.training.planning.preflight import open_drawn
-from mm_cb.training.rr_config import config_of
+from mm_cb.training.rr_config import RRConfig, config_of
 from mm_cb.training.rr_trainer import RRTrainer
 
 if TYPE_CHECKING:
@@ -90,22 +92,31 @@ def train(
     return out
 
 
+def measure_start(plan: TrainingPlan) -> dict[str, float]:
+    """How a recipe's run would start, on its own first rows; nothing is trained or kept.
+
+    Returns:
+        See `mm_cb.training.start.Start.measure`.
+
+    Raises:
+        UserError: If the weights, the data or the device are not on this machine.
+    """
+    recipe = plan.recipe
+    if not weight_files(recipe.model):
+        raise UserError(f"the weights of `{recipe.model}` are not on this machine.")
+    check_device(plan)
+    with TemporaryDirectory() as folder:
+        return _trainer(recipe, config_of(recipe, Path(folder)), load_examples(recipe)).measure_start()
+
+
 def _train(plan: TrainingPlan, out: Path, examples: Sequence[Example], progress: "Progress | None", main: bool) -> None:
     recipe = plan.recipe
-    skip = getattr(recipe.data, "skip_missing_images", False)
     shown = [] if progress is None else [_Show(progress, f"train {recipe.name}")]
     settings = config_of(recipe, out)
     try:
-        if main and not skip:
+        if main and not getattr(recipe.data, "skip_missing_images", False):
             open_drawn(examples, settings)
-        trainer = RRTrainer(
-            recipe.model,
-            settings,
-            examples,
-            peft_config=recipe_lora(recipe.lora),
-            callbacks=shown,
-            on_unreadable=note_unreadable(out) if skip else None,
-        )
+        trainer = _trainer(recipe, settings, examples, shown)
         if main:
             warn_of_missing_processes(os.environ, trainer.accelerator.num_processes)
         trainer.remove_callback(PrinterCallback)
@@ -122,6 +133,20 @@ def _train(plan: TrainingPlan, out: Path, examples: Sequence[Example], progress:
         trainer.save_model(out)
         fields, metrics = recipe.model_dump(mode="json"), read_jsonl(out / "metrics.jsonl")
         write_text(out / "README.md", model_card(fields, examples, trainer.paths, metrics, reasons(examples, out)))
+
+
+def _trainer(
+    recipe: "Recipe", settings: RRConfig, examples: Sequence[Example], shown: Sequence[TrainerCallback] = ()
+) -> RRTrainer:
+    skip = getattr(recipe.data, "skip_missing_images", False)
+    return RRTrainer(
+        recipe.model,
+        settings,
+        examples,
+        peft_config=recipe_lora(recipe.lora),
+        callbacks=shown,
+        on_unreadable=note_unreadable(settings.output_dir) if skip else None,
+    )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The trainer of representation rerouting: transformers' own, with another loss and a log line per step."""
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from mm_cb.training.batches import Batch, Pair, PairCollator, PairedExamples, sp
 from mm_cb.training.hidden_states import use_row_attention
 from mm_cb.training.losses import reroute_coeff, retain_coeff, retain_positions
 from mm_cb.training.objective import Objective, Rerouting
+from mm_cb.training.outcome import STUCK, Levers, not_rerouted, outcome
+from mm_cb.training.start import START_ROWS, Start, matrices_b
 
 __all__ = ["Rerouting", "ReroutingTrainer"]
 
@@ -47,6 +50,8 @@ class ReroutingTrainer(Trainer):
         metrics: Path | None = None,
         held_out: Sequence[Pair] = (),
         held_out_steps: int = 10,
+        start_distance: float = 0.0,
+        stop_at_cosine: float | None = None,
         **options: Any,
     ) -> None:
         """Train the adapter of ``model``.
@@ -62,6 +67,8 @@ class ReroutingTrainer(Trainer):
             metrics: A JSONL file that gets one line per optimiser step.
             held_out: Pairs never trained on, whose states are measured every ``held_out_steps`` steps and at the end.
             held_out_steps: How often.
+            start_distance: See `begin`.
+            stop_at_cosine: Stop when the cosine of held-out circuit-breaker rows is not above it; None = never.
             options: For transformers' trainer.
         """
         made: Any = collator  # of typed dictionaries, which transformers' own type does not know
@@ -73,10 +80,48 @@ class ReroutingTrainer(Trainer):
         self._tokens_per_pass = tokens_per_pass
         self._metrics = metrics
         self._held_out, self._held_out_steps = list(held_out), held_out_steps
+        self._start_distance, self._stop_at = start_distance, stop_at_cosine
+        self._start: dict[str, float] = {}
+        self._warned = False
+        self.ended: str | None = None
+        """What is wrong with held-out rows at the end of the run; None where nothing is, or none are held out."""
         self._step_losses = torch.zeros(3)
         self._modality = ""
         use_row_attention(model)
         self._objective = Objective(model, rerouting, args.seed)
+
+    def begin(self) -> dict[str, float]:
+        """Put B where the run starts, and measure there; the first step's line in the metrics says it, too.
+
+        Returns:
+            See `mm_cb.training.start.Start.measure`.
+        """
+        rows: Any = self.train_dataset
+        firsts = rows.first_of_each_modality(min(START_ROWS, self.args.per_device_train_batch_size))
+        start = Start(
+            self._objective, [self._collator(pairs) for pairs in firsts], self._tokens_per_pass, self.args.seed
+        )
+        self._start = start.measure(self._start_distance, self.args.learning_rate, self._agreed)
+        return self._start
+
+    def create_optimizer(self, *arguments: Any, **options: Any) -> torch.optim.Optimizer:
+        """Transformers' own; where B starts at a distance, with a learning rate of its own for it."""
+        made = self.optimizer is not None
+        optimizer = super().create_optimizer(*arguments, **options)
+        if made or not self._start_distance:
+            return optimizer
+        rate = self._start.get("start_b_rate", self.args.learning_rate)  # a resumed run takes its checkpoint's
+        chosen = {id(weight) for weight in matrices_b(self._encoder.model)}
+        for group in list(optimizer.param_groups):
+            apart = [weight for weight in group["params"] if id(weight) in chosen]
+            group["params"] = [weight for weight in group["params"] if id(weight) not in chosen]
+            if apart:
+                optimizer.add_param_group({**group, "params": apart, "lr": rate})
+        return optimizer
+
+    def _agreed(self, value: float) -> float:
+        """The mean over the processes."""
+        return float(self.accelerator.reduce(torch.tensor(value, device=self.args.device), "mean"))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -148,7 +193,7 @@ class ReroutingTrainer(Trainer):
             The loss, scaled so that the gradients of all parts, averaged over processes, are those of the step.
         """
         counts = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else self.counts([inputs])
-        alpha, step, total_steps = self._rerouting.alpha, self.state.global_step, max(self.state.max_steps, 1)
+        alpha, step, total_steps = self._rerouting.alpha, self.state.global_step, self._schedule_steps()
         rerouted = length = retained = torch.zeros((), device=self.args.device)
         if "circuit_breaker" in inputs:
             rerouted, length = self._objective.reroute(inputs["circuit_breaker"], counts[0], step)
@@ -159,6 +204,9 @@ class ReroutingTrainer(Trainer):
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, our counts are not
         parts = {"reroute_loss": rerouted, "retain_loss": retained, "length_loss": length}
         return (loss, parts) if return_outputs else loss
+
+    def _schedule_steps(self) -> int:
+        return self._rerouting.schedule_steps or max(self.state.max_steps, 1)
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self._encoder.model.parameters() if parameter.requires_grad]
@@ -171,6 +219,31 @@ class ReroutingTrainer(Trainer):
         parts = (part for batch in batches for part in split_batch(batch, self._tokens_per_pass))
         return self._objective.measure(parts, step)
 
+    def _judged(self, record: dict[str, Any]) -> dict[str, str]:
+        """Look at a measurement of held-out rows: warn, stop, or say of the last one how the run ended."""
+        step, steps = record["step"], self.state.max_steps
+        stop = self._stop_at is not None and record["held_out_circuit_breaker_cosine"] <= self._stop_at
+        self.control.should_training_stop |= stop
+        if stop or step + 1 == steps:
+            self.ended = outcome(self._objective.loss, record, self._levers())
+            return {STUCK: self.ended} if self.ended else {}
+        late = (step + 1) * 5 >= steps and not self._warned
+        if late and (found := not_rerouted(self._objective.loss, record, self._levers())):
+            self._warned = True
+            if self.is_world_process_zero():
+                warnings.warn(f"{found} (no end yet, {steps - step - 1} steps are to come).", stacklevel=2)
+        return {}
+
+    def _levers(self) -> Levers:
+        rerouting = self._rerouting
+        return Levers(
+            rerouting.retain_scale,
+            self._start_distance,
+            self._schedule_steps(),
+            self.state.max_steps,
+            self.args.learning_rate,
+        )
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the losses and both weights to a step's line, and write it to the metrics file.
 
@@ -178,7 +251,7 @@ class ReroutingTrainer(Trainer):
             FloatingPointError: If the gradient of the step was not finite.
         """
         if "grad_norm" in logs:
-            step, total_steps, alpha = self.state.global_step - 1, self.state.max_steps, self._rerouting.alpha
+            step, total_steps, alpha = self.state.global_step - 1, self._schedule_steps(), self._rerouting.alpha
             rerouted, retained, length = self.accelerator.reduce(self._step_losses, "sum").tolist()
             self._step_losses = torch.zeros(3)
             record = {
@@ -191,9 +264,10 @@ class ReroutingTrainer(Trainer):
                 "retain_coeff": retain_coeff(step, total_steps, alpha),
                 "grad_norm": logs["grad_norm"],
                 "learning_rate": logs["learning_rate"],
-            }
-            if self._held_out and (step % self._held_out_steps == 0 or step + 1 == total_steps):
+            } | (self._start if step == 0 else {})
+            if self._held_out and (step % self._held_out_steps == 0 or step + 1 == self.state.max_steps):
                 record |= self.measure_held_out(step)
+                record |= self._judged(record)
             if not all(map(torch.isfinite, torch.tensor([rerouted, retained, length, logs["grad_norm"]]))):
                 raise FloatingPointError(f"The losses and their gradient must be finite, got {record}.")
             logs |= {key: value for key, value in record.items() if key not in ("step", "modality")}

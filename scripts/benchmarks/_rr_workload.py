@@ -23,6 +23,7 @@ from transformers import (  # noqa: E402
 from transformers.image_processing_utils import select_best_resolution  # noqa: E402
 
 from mm_cb.models import LlavaNextModel, ModelInputs, TokenRole  # noqa: E402
+from mm_cb.training import losses  # noqa: E402
 from mm_cb.training.adapter import add_adapter  # noqa: E402
 from mm_cb.training.hidden_states import Rows, hidden_states, use_row_attention  # noqa: E402
 from mm_cb.training.losses import reroute_coeff, retain_coeff  # noqa: E402
@@ -233,7 +234,8 @@ def our_trainer(
 
 
 def our_step(trainer: ReroutingTrainer, made: dict) -> torch.Tensor:
-    """One step of the shipped trainer; gradients are left in the parameters."""
+    """One step of the shipped trainer at the batch's own width; gradients are left in the parameters."""
+    losses.OFFICIAL_WIDTH = made["retain"]["mask"].shape[1]
     return trainer.training_step(trainer.model, made).detach()
 
 

@@ -292,9 +292,11 @@ def test_a_dry_run_prints_a_recipe_that_can_be_run_and_what_it_would_train(recip
 def test_a_dry_run_shows_a_sample_of_every_source_with_its_loss_mask(capsys, monkeypatch):
     from mm_cb.models import loading
 
-    monkeypatch.setattr(loading, "_read", None)  # weights must not be read
+    monkeypatch.setattr(loading, "_read", None)  # weights that are not here must not be read
+    monkeypatch.setattr("mm_cb.training.run.weight_files", lambda name: [])
     assert cli.run(["train", "miniature", "circuit_breaker.masks.text=user_and_assistant", "--dry-run"]) == 0
     plan = capsys.readouterr().out
+    assert "# how it would start was not measured: the weights of `miniature` are not on this machine." in plan
     titles = [line for line in plan.splitlines() if line.startswith("# sample of ")]
     assert len(titles) >= 4 and {"text", "multimodal"} <= {title.split()[-5].strip("),") for title in titles}
     shown = plan.partition("(circuit_breaker, multimodal)")[2].partition("# sample of ")[0]

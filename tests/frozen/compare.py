@@ -19,6 +19,16 @@ IGNORED_KEYS = {"versions", "git", "hardware", "started", "ended", "resumed", "s
 """When, where and how fast something ran. Paths are compared: all of them are relative."""
 ADDED_KEYS = {"worst_case", "prefilled", "in_worst_case", "labels", "loss", "loss_settings", "fiction"}
 ADDED_KEYS |= {"given", "knows_breaker", "settles"}
+ADDED_KEYS |= {"retain_scale", "schedule_steps", "start_distance", "stop_at_cosine"}
+ADDED_KEYS |= {
+    "start_norm_2",
+    "start_norm_4",
+    "start_b",
+    "start_b_rate",
+    "start_reroute_gradient",
+    "start_retain_gradient",
+    "stuck",
+}
 """What today's runs say beside what the frozen ones said."""
 ADDED_CONDITIONS = tuple(WORST_GIVEN)
 """Measurements of results.json that today's runs have beside the frozen ones'."""

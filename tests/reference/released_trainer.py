@@ -23,14 +23,19 @@ def released_states(peft_model, kwargs):
     return old, peft_model(**kwargs, output_hidden_states=True, use_cache=False).hidden_states
 
 
+def released_retain_loss(new, old, attention_mask):
+    """Its retain loss of states ``(L, B, T, H)``: padding is zeroed, and then counts in the mean."""
+    valid = attention_mask[None, :, :, None]
+    per_position = ((new * valid - old * valid).float() ** 2).sum(-1)
+    return torch.where(per_position > 0, per_position, 1).sqrt().where(per_position > 0, 0).mean()
+
+
 def released_loss(peft_model, circuit_breaker, retain, target_layers, reroute_weight, retain_weight):
     """The loss of one step; both batches are keyword arguments of the model, attention mask included."""
     old_retain, new_retain = map(torch.stack, released_states(peft_model, retain))
     old_harmful, new_harmful = released_states(peft_model, circuit_breaker)
 
-    valid = retain["attention_mask"][None, :, :, None]
-    per_position = ((new_retain * valid - old_retain * valid).float() ** 2).sum(-1)
-    retain_term = torch.where(per_position > 0, per_position, 1).sqrt().where(per_position > 0, 0).mean()
+    retain_term = released_retain_loss(new_retain, old_retain, retain["attention_mask"])
 
     valid = circuit_breaker["attention_mask"]
     cosines = []

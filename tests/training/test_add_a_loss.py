@@ -26,9 +26,8 @@ def page(monkeypatch, tmp_path):
 
 def test_the_pages_loss_trains(page):
     trainer = page["trainer"]
-    assert trainer.state.global_step == 2 and trainer.state.log_history[0]["reroute_loss"] == pytest.approx(
-        0.9, abs=1e-3
-    )
+    assert trainer.state.global_step == 2
+    assert 0.8 < trainer.state.log_history[0]["reroute_loss"] < 0.9  # near the start, which is at cosine 1
 
 
 def test_with_margin_zero_it_is_the_papers(page):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from mm_cb.core.errors import UserError
 from mm_cb.training.losses import (
+    RELATIVE_LENGTH,
     draw_directions,
     length_loss,
     rand_c_loss,
@@ -23,6 +24,7 @@ from mm_cb.training.losses import (
 from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.registry import LossEntry, Setting, full_settings, loss_entry, loss_names, register_loss
 from mm_cb.training.run import train
+from tests.reference.released_trainer import released_retain_loss
 from tests.training.test_run import OPTIONS, Stop, StoppingProgress, adapter_bytes
 
 
@@ -116,11 +118,40 @@ def test_tokens_outside_the_mask_change_nothing_not_even_as_nan(loss):
     assert torch.equal(loss(*padded, wider), expected)
 
 
-def test_the_official_average_counts_padding():
-    adapted, reference = states(1), states(2)
-    tokens, official = (retain_loss(adapted, reference, MASK, average=name) for name in ("tokens", "official"))
-    assert retain_positions(MASK, "tokens") == 10 and retain_positions(MASK, "official") == 15
-    assert official.item() == pytest.approx(tokens.item() * 10 / 15)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_official_average_is_the_released_trainers_at_its_own_padding(side):
+    """It pads retain rows to 1024; ours sees real tokens alone, in whatever batches."""
+    adapted, reference = states(1).requires_grad_(), states(2)
+    missing = 1024 - MASK.shape[1]
+    wide = (missing, 0) if side == "left" else (0, missing)
+    padded = [torch.nn.functional.pad(x, (0, 0, *wide), value=7.0) for x in (adapted, reference)]
+    expected = released_retain_loss(*padded, torch.nn.functional.pad(MASK, wide))
+    gradient = torch.autograd.grad(expected, adapted)[0]
+    ours = retain_loss(adapted, reference, MASK, average="official")
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(ours, adapted)[0], gradient, rtol=1e-4, atol=1e-9)
+    count = sum(retain_positions(MASK[rows], "official") for rows in (slice(0, 1), slice(1, 3)))
+    parts = [retain_loss(adapted[:, r, :4], reference[:, r, :4], MASK[r, :4], count=count) for r in ([0], [1, 2])]
+    last = retain_loss(adapted[:, :, 4:], reference[:, :, 4:], MASK[:, 4:], count=count)
+    assert (sum(parts) + last).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@given(st.floats(-2, 4))
+def test_the_relative_retain_loss_and_its_slope_by_direction_do_not_know_how_long_states_are(power):
+    times = 10.0**power
+    adapted, reference = states(1).requires_grad_(), states(2)
+    longer = (states(1) * times).requires_grad_()
+    losses = [retain_loss(adapted, reference, MASK, scale="relative")]
+    losses += [retain_loss(longer, reference * times, MASK, scale="relative")]
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-4)
+    slopes = [torch.autograd.grad(loss, x)[0] for loss, x in zip(losses, (adapted, longer), strict=True)]
+    torch.testing.assert_close(slopes[1] * times, slopes[0], rtol=1e-3, atol=1e-7)  # d/d(h/|h|) = |h| d/dh
+
+
+def test_a_relative_distance_by_hand():
+    reference, adapted = torch.tensor([[[[3.0, 4.0], [0.0, 10.0]]]]), torch.tensor([[[[3.0, 3.0], [2.0, 10.0]]]])
+    loss = retain_loss(adapted, reference, torch.ones(1, 2), scale="relative")
+    assert loss.item() == pytest.approx(RELATIVE_LENGTH * (1 / 5 + 2 / 10) / 2)
 
 
 @pytest.mark.parametrize("average", ["tokens", "official"])

@@ -20,7 +20,8 @@ from tests.tiny_llava import picture
 from tests.training.test_run import Stop, adapter_bytes
 
 LORA = LoraConfig(r=4, lora_alpha=4, lora_dropout=0.05, layers_to_transform=[0, 1, 2, 3])
-SMALL = {"target_layers": [2, 4], "max_steps": 3, "batch_size": 4, "learning_rate": 5e-3}
+PAPERS = {"retain_scale": "absolute", "start_distance": 0}
+SMALL = {"target_layers": [2, 4], "max_steps": 3, "batch_size": 4, "learning_rate": 5e-3, "held_out": 1}
 
 
 def chat_of(question, answer, images=0):
@@ -59,7 +60,7 @@ def test_ten_lines(rows, tmp_path, monkeypatch):
     dataset = Dataset.from_list([{**row, "images": [png(image) for image in row["images"]]} for row in my_rows])
     trainer = RRTrainer(
         model="miniature",
-        args=RRConfig(output_dir="runs/rr", target_layers=[2, 4], max_steps=2, learning_rate=5e-3),
+        args=RRConfig(output_dir="runs/rr", target_layers=[2, 4], max_steps=2, held_out=2),
         train_dataset=dataset,
         peft_config=LoraConfig(r=16, layers_to_transform=[0, 1, 2, 3]),
     )
@@ -100,7 +101,7 @@ def test_it_writes_what_the_command_line_writes(given, rows, loaded, tmp_path):
     models = {"name": "miniature", "transformers model": model, "ChatModel": load_model("miniature")}
     trainer = RRTrainer(
         model=models[given],
-        args=RRConfig(output_dir=tmp_path / "py", loss="rand_p", held_out=1, **SMALL),
+        args=RRConfig(output_dir=tmp_path / "py", loss="rand_p", **SMALL | PAPERS),
         train_dataset=rows,
         processing_class=processor,
         peft_config=LORA,

@@ -77,7 +77,7 @@ def trained(base, tmp_path_factory):
 def test_the_run_trained_exactly_blocks_14_to_16(trained):
     records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [record["modality"] for record in records] == ["text", "multimodal"]
-    assert records[0]["reroute_loss"] == pytest.approx(1) and records[0]["retain_loss"] == 0
+    assert 0.95 < records[0]["reroute_loss"] < 1 and records[0]["start_distance"] == pytest.approx(0.15, rel=0.05)
     assert (records[1]["reroute_coeff"], records[1]["retain_coeff"]) == (5 * (1 - 1 / 4), 5 * 1 / 4)
     weights = load_file(trained / "adapter_model.safetensors")
     assert len(weights) == 3 * 7 * 2

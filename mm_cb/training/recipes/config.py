@@ -98,7 +98,15 @@ class CircuitBreaker(_Section):
     retain_layers: Literal["all", "targets"] = "all"
     """Hidden states that the retain loss averages over: all kept ones, embeddings included, or the targets."""
     retain_average: Literal["tokens", "official"] = "tokens"
-    """Divide the retain loss by counted tokens (paper) or by all positions of the padded batch (released trainer)."""
+    """Divide the retain loss by counted tokens (paper), or by 1024 for every row (released trainer, its padding)."""
+    retain_scale: Literal["absolute", "relative"] = "relative"
+    """Retain distances as they are (paper: absolute), or as parts of the states' length: no length of states is stuck.
+    """
+    schedule_steps: Annotated[int, Within("max_steps")] | None = None
+    """Steps T that the loss weights are spread over, at least max_steps; null = max_steps (paper).
+
+    More of them keep the retain loss light for longer.
+    """
     masks: Masks = Masks()
     keep_length: Annotated[float, Within("keep_length")] = 0.0
     """Weight, in the reroute loss, of a term that keeps rerouted states as long as they were; 0 = none (paper)."""
@@ -223,13 +231,20 @@ class Training(_Section):
     """Gradients are clipped to this norm; 0 = never (released trainer: 1, the default of transformers)."""
     save_steps: Annotated[int, Within("max_steps")] = 25
     """A checkpoint every so many steps."""
-    held_out: Annotated[int, Within("held_out")] = 0
+    start_distance: Annotated[float, Within("start_distance")] = 0.15
+    """How far a random B moves target states before the first step, in parts of their length; 0 = B is 0 (paper).
+
+    B then has a learning rate of its own: a first step moves them by 200 times `learning_rate`, in such parts.
+    """
+    held_out: Annotated[int, Within("held_out")] = 8
     """Pairs of each modality set aside, with every copy of their rows never trained on; cosine and norm are logged.
 
     At most half of the rows; 0 = none.
     """
     held_out_steps: Annotated[int, Within("max_steps")] = 10
     """How often they are measured."""
+    stop_at_cosine: Annotated[float, Field(ge=-1, lt=1)] | None = None
+    """Stop when the cosine of held-out circuit-breaker rows is not above it; null = never (paper)."""
     report_to: list[str] = []
     """Trackers of transformers (``tensorboard``, ``wandb``, ``trackio``, ...); ``metrics.jsonl`` is always written."""
 
@@ -240,7 +255,21 @@ class Training(_Section):
                 f"`batch_size` must be a multiple of `gradient_accumulation_steps`, got {self.batch_size} and "
                 f"{self.gradient_accumulation_steps}"
             )
+        if self.stop_at_cosine is not None and not self.held_out:
+            raise ValueError("`stop_at_cosine` needs rows to measure, set `held_out` to 1 or more, got 0")
         return self
+
+
+def check_schedule(schedule_steps: int | None, max_steps: int) -> None:
+    """Make sure that the run ends before its schedule.
+
+    Raises:
+        ValueError: If not.
+    """
+    if schedule_steps is not None and schedule_steps < max_steps:
+        raise ValueError(
+            f"`schedule_steps` must be at least `max_steps` ({max_steps}), or null for as many, got {schedule_steps}"
+        )
 
 
 class _Named(_Section):
@@ -277,3 +306,8 @@ class Recipe(Machine, _Named):
     circuit_breaker: CircuitBreaker = CircuitBreaker()
     lora: Lora = Lora()
     training: Training = Training()
+
+    @model_validator(mode="after")
+    def _schedule_holds(self) -> Self:
+        check_schedule(self.circuit_breaker.schedule_steps, self.training.max_steps)
+        return self
