@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image
-
 from mm_cb.attacks.config import AttackConfig, as_recipe, refuse_idle, refuse_mismatch
 from mm_cb.attacks.judged_files import Judge
-from mm_cb.attacks.objectives.target import encode
 from mm_cb.attacks.outputs import best_pictures, curve_quartiles, summaries, write_outputs
+from mm_cb.attacks.refusals import refuse_unfit, refuse_unseen, refuse_unsendable
 from mm_cb.attacks.registry import chosen_attacks
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.shards import Shard, gather, shard_runs
@@ -23,17 +21,16 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Item
 from mm_cb.core.runs import RunDirectory, append_jsonl, read_run, write_bytes
-from mm_cb.data.behaviors_file import KEPT_AS, Behavior, grey_canvas, read_behaviors, refuse_too_large
-from mm_cb.data.pictures import open_picture
+from mm_cb.data.behaviors_file import KEPT_AS, Behavior, read_behaviors
+from mm_cb.data.prompts_file import KEPT_AS as PROMPTS_KEPT_AS
+from mm_cb.data.prompts_file import ImportedPrompt, read_prompts
 from mm_cb.inference.source import ModelSource, subject_name
 from mm_cb.inference.subjects import Subject, changes_nothing, idle_note, load_subject
 from mm_cb.inference.tolerance import dtype_of
 from mm_cb.judges.base import Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
-from mm_cb.metrics.observations import starts_with
 from mm_cb.metrics.results import Measurement, read_results
 from mm_cb.metrics.whole import whole_items
-from mm_cb.models import ChatModel
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def attack(
     config: AttackConfig | None = None,
     **settings: Any,
 ) -> AttackRun:
-    """Attack a model's picture input and judge it from the saved files; an existing ``out`` is gone on with.
+    """Attack a model by pictures, judged from the saved files, or by texts; an existing ``out`` is gone on with.
 
     Args:
         model: Hub id, folder, or an embedded model's name.
@@ -111,14 +108,20 @@ def run_attack(
         shard: The part of the behaviours that this process attacks; None = all, or gather what shards have left.
     """
     hub.keep_to(out)
-    asked, asked_file = read_behaviors(behaviors), behaviors.read_bytes()
+    asked, kept = read_behaviors(behaviors), {KEPT_AS: behaviors.read_bytes()}
     _refuse(source, names, config, shard)
-    responses = hijacked_responses(config.hijacks, asked)
+    refuse_unseen(source.model, names, asked, behaviors)
+    responses, prompts = hijacked_responses(config.hijacks, asked), None
+    if config.prompts is not None:
+        prompts = read_prompts(config.prompts, [b.id for b in asked])
+        kept[PROMPTS_KEPT_AS] = config.prompts.read_bytes()
+        config = replace(config, prompts_each=max(map(len, prompts.values())))
     recipe = {"model": source.model, "adapter": source.adapter, "system": source.system, **as_recipe(config, names)}
     recipe |= {"device": source.device.partition(":")[0], "dtype": source.dtype, "fiction": source.fiction}
-    inputs = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
+    files = [behaviors, *([] if config.prompts is None else [config.prompts])]
+    inputs = [*files, *(b.image for b in asked if b.image is not None), *source.weights()]
     with Progress() as progress:
-        job = _Job(source, config.named(names), responses, progress)
+        job = _Job(source, config.named(names), responses, prompts, progress)
         if shard is not None:
             if shard.index > len(asked):
                 progress.say(f"shard {shard} is empty, so it is done: there are only {len(asked)} behaviours")
@@ -126,7 +129,7 @@ def run_attack(
             with shard_runs(out, recipe, config.seed, inputs, shard) as run:
                 if not run.finished:
                     job.attack(run.path, shard.part(asked))
-                    write_bytes(run.path / KEPT_AS, asked_file)
+                    _keep(run.path, kept)
                     run.finish()
                 progress.say(f"shard {shard} is done; without --shard the same command gathers all of them")
             return
@@ -136,7 +139,7 @@ def run_attack(
                 return
             if not gather(run.path, asked):
                 job.attack(run.path, asked)
-            write_bytes(run.path / KEPT_AS, asked_file)
+            _keep(run.path, kept)
             run.finish()
             if job.configs[0].entry.universal and (config.universal_train or 1) >= len(asked):
                 progress.say("nothing is held out: the universal picture was made for every behaviour it is judged on")
@@ -155,6 +158,12 @@ def _refuse(source: ModelSource, names: Sequence[str], config: AttackConfig, sha
     refuse_mismatch(config, names)
 
 
+def _keep(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Keep copies of what was asked."""
+    for name, content in files.items():
+        write_bytes(folder / name, content)
+
+
 @dataclass(frozen=True)
 class _Job:
     """What one process attacks with."""
@@ -162,6 +171,7 @@ class _Job:
     source: ModelSource
     configs: Sequence[AttackConfig]
     responses: Mapping[str, str] | None
+    prompts: Mapping[str, Sequence[ImportedPrompt]] | None
     progress: Progress
 
     def attack(self, folder: Path, chosen: Sequence[Behavior]) -> None:
@@ -169,12 +179,14 @@ class _Job:
         source, first = self.source, self.configs[0]
         subject = load_subject(source, subject_name(source.adapter, source.system), first.image_backend)
         refuse_unfit(subject, chosen, first)
+        refuse_unsendable(subject, chosen, self.prompts or {})
         if self.responses is not None:
             forced = sum(b.id in self.responses for b in chosen)
             self.progress.say(
                 f"hijacks: {forced} of {len(chosen)} behaviours; the base continues the targets of the rest"
             )
-        attack_in_turn(subject, chosen, self.configs, folder, judge_of(source.model), self.progress, self.responses)
+        judge = judge_of(source.model)
+        attack_in_turn(subject, chosen, self.configs, folder, judge, self.progress, self.responses, self.prompts)
 
 
 def attack_in_turn(
@@ -185,6 +197,7 @@ def attack_in_turn(
     judge: Judge,
     progress: Progress,
     responses: Mapping[str, str] | None = None,
+    prompts: Mapping[str, Sequence[ImportedPrompt]] | None = None,
 ) -> None:
     """Run several attacks, in a chain if asked to, and write what a run directory holds."""
     items: list[Item] = []
@@ -202,6 +215,7 @@ def attack_in_turn(
             progress,
             starts=best_pictures(items) if chained else None,
             responses=responses,
+            prompts=prompts if config.entry.imported else None,
         )
         seconds = round(time.monotonic() - started, 1)
         append_jsonl(folder / "timings.jsonl", {"stage": f"attack {config.name}", "seconds": seconds})
@@ -210,54 +224,6 @@ def attack_in_turn(
     drawn = [quartiles for config in configs for quartiles in curve_quartiles(folder, subject.name, config.name)]
     k, dtype = {config.name: config.tries for config in configs}, dtype_of(subject.model)
     write_outputs(folder, items, summaries(items, drawn, configs[0], k, dtype))
-
-
-def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: AttackConfig) -> None:
-    """Refuse behaviours that cannot be attacked, before the first batch is.
-
-    Raises:
-        UserError: If the model sees no pictures, a text holds the image placeholder, a harmless target cannot be
-            written, a picture is too large for memory or for the norm, or a chat is too long.
-    """
-    canvas = subject.model.canvas
-    refuse_placeholders(behaviors, subject.model.processor.image_token)
-    refuse_unsayable(behaviors, subject.model)
-    refuse_too_large(behaviors, config.batch)
-    for b in behaviors:
-        blank = b.image is None or config.entry.universal
-        picture: Image = grey_canvas(canvas) if blank or b.image is None else open_picture(b.image)
-        try:
-            config.threat.allowed((picture.height, picture.width))
-        except ValueError as error:
-            raise UserError(f"behaviour {b.id!r}: {error}") from error
-        if not config.entry.universal:  # which encodes every behaviour before it begins
-            encode(subject, [b], [picture], [b.target])
-
-
-def refuse_placeholders(behaviors: Sequence[Behavior], token: str) -> None:
-    """Refuse texts that hold the model's image placeholder."""
-    for behavior in behaviors:
-        texts = behavior.prompt, behavior.target, str(behavior.extra.get("typographic_prompt"))
-        if any(token in text for text in texts):
-            raise UserError(
-                f"behaviour {behavior.id!r} must not hold the model's image placeholder `{token}` in its texts; "
-                "the picture is put in front of the prompt by itself."
-            )
-
-
-def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
-    """Refuse harmless targets that the model has no words for: no answer would ever be seen to start with them."""
-    tokenizer = model.processor.tokenizer
-    for behavior in behaviors:
-        if not behavior.extra.get("benign_target"):
-            continue
-        tokens = tokenizer(behavior.target, add_special_tokens=False).input_ids
-        written = tokenizer.decode(tokens, skip_special_tokens=True)
-        if not starts_with(written, behavior.target):
-            raise UserError(
-                f"behaviour {behavior.id!r}: `{model.name}` cannot write its target {behavior.target!r}, only "
-                f"{written!r}; give targets in the model's own words: `mm-cb data build benign --targets FILE`."
-            )
 
 
 def judge_of(model: str) -> Judge:

@@ -26,12 +26,15 @@ from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.saved import SavedPicture, by_size, clean_name, images, read
 from mm_cb.attacks.search import make_objective
 from mm_cb.attacks.shards import Shard
+from mm_cb.attacks.verify_texts import AnswerToText, Row, disagreements, texts_again
 from mm_cb.core.checked import read_json, read_record
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress, console
 from mm_cb.core.records import Candidate, Item
 from mm_cb.core.runs import read_run
 from mm_cb.data.behaviors_file import Behavior, kept_behaviors
+from mm_cb.data.prompts_file import KEPT_AS as PROMPTS
+from mm_cb.data.prompts_file import read_prompts
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.source import source_again
 from mm_cb.inference.subjects import Subject, load_subject
@@ -42,19 +45,6 @@ from mm_cb.metrics.results import read_results
 from mm_cb.metrics.whole import whole_items
 
 _AGAIN = "Do not use the run's numbers; run the attack again."
-
-
-@dataclass(frozen=True)
-class Row:
-    """One picture: what was recorded, what was found, and what disagrees (empty = nothing)."""
-
-    image: str
-    epsilon: int
-    loss_recorded: float
-    loss_found: float
-    disagreements: tuple[str, ...]
-    other_answer: bool
-    """The greedy answer, generated again, is another one. A disagreement only where arithmetic is the run's."""
 
 
 @dataclass(frozen=True)
@@ -101,23 +91,33 @@ def verify_run(
     folder = Path(folder)
     run = _read(folder)
     _check_items(run)
-    pictures, verdicts = _pictures(run), _check_verdicts(run)
-    recipe, first, dtype = run.recipe, pictures[0].config, run.recipe.get("dtype", "float32")
+    answers = _texts(run)
+    pictures, verdicts = _pictures(run, wanted=not answers), _check_verdicts(run)
+    recipe, first, dtype = run.recipe, next(iter(run.configs.values())), run.recipe.get("dtype", "float32")
+    prompts = (
+        read_prompts(folder / PROMPTS, [b.id for b in kept_behaviors(folder)]) if (folder / PROMPTS).exists() else None
+    )
     source = source_again(folder, read_run(folder), "give `--{}`: where it lies here", device, model, adapter)
     subject = load_subject(source, run.items[0]["subject"], first.image_backend)
     same_arithmetic = (recipe.get("device"), dtype) == (device.partition(":")[0], "float32")
     rows: list[Row] = []
     with Progress() as progress:
-        task = progress.task("verify", total=len(pictures))
+        task = progress.task("verify", total=len(pictures) + len(answers))
         for name in run.configs:
             for group in chunks([one for one in pictures if one.config.name == name], first.batch):
                 rows += _again(subject, folder, group, same_arithmetic)
                 task.advance(len(group))
-    _show(rows, verdicts, same_arithmetic, dtype_of(subject.model))
+            for number in sorted({one.tried.restart for config, one in answers if config.name == name}):
+                own = [one for config, one in answers if config.name == name and one.tried.restart == number]
+                for texts in chunks(own, first.batch):
+                    rows += texts_again(subject, run.configs[name], prompts, texts, same_arithmetic)
+                    task.advance(len(texts))
+    unit = "pictures and texts" if answers else "pictures"
+    _show(rows, unit, verdicts, same_arithmetic, dtype_of(subject.model))
     if wrong := [row for row in rows if row.disagreements]:
         raise UserError(
-            f"`{folder / wrong[0].image}` does not hold what the run recorded: {'; '.join(wrong[0].disagreements)} "
-            f"({len(wrong)} of {len(rows)} pictures disagree). {_AGAIN}"
+            f"`{folder}`: `{wrong[0].image}` does not hold what the run recorded: {'; '.join(wrong[0].disagreements)} "
+            f"({len(wrong)} of {len(rows)} {unit} disagree). {_AGAIN}"
         )
     _check_counts(run)
     return rows
@@ -143,8 +143,9 @@ def _check_items(run: _Run) -> None:
     for item in run.items:
         answers = [_answer(item, one) for one in item.get("candidates") or ()]
         there: Mapping[str, Any] = item
+        pictured = item.get("clean_image", "") is not None
         made: Mapping[str, Any] = make_item(
-            item["subject"], run.configs[item["condition"]], run.asked[item["id"]], answers
+            item["subject"], run.configs[item["condition"]], run.asked[item["id"]], answers, pictured=pictured
         )
         as_run = {"prefix_emitted", "stopped_early"} if "judge" in item else set()  # by the verdicts of that time
         if wrong := [
@@ -163,19 +164,31 @@ def _answer(item: Item, one: Candidate) -> Answer:
     return Answer.from_json(record)
 
 
-def _pictures(run: _Run) -> list[_Picture]:
-    """The attacked pictures, which are those that the items name."""
+def _pictures(run: _Run, *, wanted: bool) -> list[_Picture]:
+    """The attacked pictures, which are those that the items name; ``wanted`` = there must be some."""
     tried = [(item, _answer(item, one)) for item in run.items for one in item.get("candidates") or ()]
     named = [(item, one, one.image) for item, one in tried if one.image is not None and not one.sample]
     found = {path.relative_to(run.folder).as_posix() for path in (run.folder / "images").glob("*/**/*.png")}
-    if not found:
+    if wanted and not found:
         raise UserError(f"`{run.folder}` must hold attacked pictures under images/, there are none to verify.")
     if other := sorted(found ^ {image for _, _, image in named}):
         raise UserError(f"`{run.folder}`: images/ and items.jsonl must hold the same pictures, see `{other[0]}`.")
     pictures = [_picture(run, item, one, image) for item, one, image in named]
-    if any("start" in one.told for one in pictures) != pictures[0].config.chain:
+    if pictures and any("start" in one.told for one in pictures) != pictures[0].config.chain:
         raise UserError(f"`{run.folder}`: run.json and the JSON beside its pictures differ in `chain`. {_AGAIN}")
     return pictures
+
+
+def _texts(run: _Run) -> list[tuple[AttackConfig, AnswerToText]]:
+    """The greedy answers to what left no picture, each with its attack; a relaxation's cannot be had again."""
+    return [
+        (config, AnswerToText(run.asked[item["id"]], tried))
+        for item in run.items
+        for config in [run.configs[item["condition"]]]
+        if not config.entry.relaxation
+        for tried in (_answer(item, one) for one in item.get("candidates") or ())
+        if tried.image is None and not tried.sample
+    ]
 
 
 def _picture(run: _Run, item: Item, tried: Answer, image: str) -> _Picture:
@@ -266,41 +279,30 @@ def _disagreements(one: _Picture, found: Answer, saved: SavedPicture, clean: Sav
     wrong = [f"the {n} is another one than its JSON has (SHA-256)" for n, (told, now) in hashes.items() if told != now]
     if config.entry.stays_in_threat and not (found.linf <= threat.levels and threat.holds(found.distance)):
         wrong.append(f"the picture is outside {threat.text} of {threat.levels}/255")
-    run_wide = {key: getattr(config, key) for key in ("hijacks", "chain", "image_backend", "checkpoint_seconds")}
+    shared = ("hijacks", "chain", "image_backend", "checkpoint_seconds", "prompts", "prompts_each")
+    run_wide = {key: getattr(config, key) for key in shared}
     if replace(one.stated, **run_wide) != config:
         wrong.append("its JSON states other settings than run.json")
-    recorded: Mapping[str, Any] = one.tried.as_json()
-    beside: Mapping[str, Any] = one.told
-    again: Mapping[str, Any] = found.as_json()
-    for key in ("epsilon", "distance", "loss", "objective_file", "loss_clean", "nll_base"):
-        if key == "nll_base" and found.completion != one.tried.completion:
-            continue
-        for told in (recorded.get(key), beside.get(key)):
-            if not _near(key, told, again.get(key), dtype):
-                wrong.append(f"{key} {told} recorded, {again.get(key)} found")
+    other = found.completion != one.tried.completion
+    for told in (one.tried.as_json(), one.told):
+        wrong += disagreements(told, found.as_json(), other, dtype)
     return list(dict.fromkeys(wrong))
-
-
-def _near(key: str, told: float | None, now: float | None, dtype: str) -> bool:
-    if told is None or now is None or key in ("epsilon", "distance"):
-        return told == now
-    return round(abs(now - told), 6) <= tolerance(max(abs(now), 1) if key == "nll_base" else now, dtype)
 
 
 def _who(item: Item) -> str:
     return f"`{item.get('id')}` under {item.get('condition')}"
 
 
-def _show(rows: Sequence[Row], verdicts: str, same_arithmetic: bool, dtype: str) -> None:
+def _show(rows: Sequence[Row], unit: str, verdicts: str, same_arithmetic: bool, dtype: str) -> None:
     from rich.table import Table
 
-    table = Table("picture", "epsilon", "loss recorded", "loss found", "verdict")
+    table = Table("picture or text", "epsilon", "loss recorded", "loss found", "verdict")
     for row in rows:
         verdict = "; ".join(row.disagreements) or "agrees"
         table.add_row(row.image, f"{row.epsilon}/255", f"{row.loss_recorded:.5f}", f"{row.loss_found:.5f}", verdict)
     console().print(table)
     agree, others = sum(not row.disagreements for row in rows), sum(row.other_answer for row in rows)
     share = "" if dtype == "float32" else f" or {tolerance(100, dtype):.2g} %, whichever is more"
-    console().print(f"{agree} of {len(rows)} pictures agree ({dtype} losses to {TOLERANCE:g}{share}; epsilon exactly)")
+    console().print(f"{agree} of {len(rows)} {unit} agree ({dtype} losses to {TOLERANCE:g}{share}; epsilon exactly)")
     note = "" if same_arithmetic else " (another device, or not float32: no disagreement)"
     console().print(f"{others} of {len(rows)} greedy answers differ when generated again{note}; {verdicts}")

@@ -127,6 +127,7 @@ def _listed(wanted: bool) -> None:
     if wanted:
         for entry in attacks():
             marks = ["in `all`"] * entry.in_all + ["needs an adapter"] * entry.needs_adapter
+            marks += ["also without a picture"] * (not entry.needs_picture)
             marks += ["not in the worst case"] * (not entry.in_worst_case)
             typer.echo(f"{entry.name:18} {entry.about} ({', '.join(marks) or 'by name only'})")
         raise typer.Exit()
@@ -171,6 +172,14 @@ def attack(
             rich_help_panel=_SEARCH,
         ),
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts made elsewhere (JSONL), for --attack imported; see docs/formats.md.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
     term_weight: Annotated[
         float, number("term_weight", "Weight of an adaptive attack's term.", _SEARCH, metavar="W")
     ] = _DEFAULT.term_weight,
@@ -211,7 +220,7 @@ def attack(
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
-    """Attack a model's picture input and judge it from the saved image files."""
+    """Attack a model by pictures, judged from the saved files, or by texts."""
     refuse_old_settings(old, _OLD)
     names = chosen_attacks(attack, adapted=adapter is not None)
     entries = [attack_entry(name) for name in names]  # controls alone may share the budget of other runs
@@ -237,6 +246,7 @@ def attack(
             universal_train=universal_train,
             chain=chain,
             hijacks=hijacks,
+            prompts=prompts,
             image_backend=image_backend,
             checkpoint_seconds=checkpoint_seconds,
         )

@@ -11,6 +11,7 @@ from mm_cb.core.errors import UserError, one_line
 from mm_cb.models.base import ChatModel
 from mm_cb.models.cache import model_folder
 from mm_cb.models.registry import family_of
+from mm_cb.models.vision import VisionModel
 
 _TOKENIZER = "tokenizer_config.json"
 
@@ -34,6 +35,15 @@ def read_config(name_or_path: str | Path) -> Any:
             "transformers would take those of another model. Fetch the file again."
         )
     return config
+
+
+def sees(name_or_path: str | Path) -> bool:
+    """Whether a model takes pictures, from its configuration alone.
+
+    Raises:
+        UserError: If there is no such model, or no family here is its own.
+    """
+    return issubclass(family_of(read_config(name_or_path), str(name_or_path)), VisionModel)
 
 
 def skeleton(config: Any, name: str = "", processor: Any = None) -> ChatModel:

@@ -18,7 +18,7 @@ from mm_cb.report.kept import Change, category_rows, changes, seed_table
 from mm_cb.report.load import RunFiles, load_run
 from mm_cb.report.table import HOLM, headline_table
 from mm_cb.report.text import clean_text, code, shorten, shown_completion
-from mm_cb.report.verdict import judge_run
+from mm_cb.report.verdict import by_texts_alone, judge_run
 
 _LISTED_CHANGES = 40
 _OPEN_CARDS = 6
@@ -110,6 +110,7 @@ def render(data: ReportData, *, show_completions: bool = False) -> str:
 def _context(data: ReportData) -> dict[str, object]:
     table = headline_table(data.measurements)
     broken, mended = changes(data.items)
+    by_texts = by_texts_alone(data.items)
     seeds, seed_columns = seed_table(data.measurements)
     return {
         "title": _TITLE,
@@ -141,7 +142,8 @@ def _context(data: ReportData) -> dict[str, object]:
         "seeds": seeds,
         "seed_columns": seed_columns,
         "checks": data.checks,
-        "method": _method(data.runs),
+        "method": _method(data.runs, pictured=not by_texts),
+        "by_texts": by_texts,
         "runs": [_described(run) for run in data.runs],
         "timings": _timings(record for run in data.runs for record in run.timings),
     }
@@ -170,11 +172,11 @@ def _by_metric(entries: list[Change]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
-def _method(runs: Sequence[RunFiles]) -> dict[str, str]:
+def _method(runs: Sequence[RunFiles], *, pictured: bool) -> dict[str, str]:
     """The few recipe fields that decide how hard the attack and how long the training was; all values that occur."""
     chosen: dict[str, dict[str, None]] = {}
     for key, value in (pair for run in runs for pair in flatten(run.run["recipe"]).items()):
-        if key.rpartition(".")[2] in _METHOD_KEYS:
+        if key.rpartition(".")[2] in _METHOD_KEYS and (pictured or not key.endswith("epsilon")):
             chosen.setdefault(key, {})[_budget(value) if key.endswith("epsilon") else _plain(value)] = None
     return {key: " / ".join(values) for key, values in chosen.items()}
 
