@@ -481,13 +481,13 @@ def test_every_behaviour_restart_and_seed_has_a_random_stream_of_its_own(behavio
 def test_the_first_run_starts_at_the_clean_picture_and_every_further_one_at_random(
     base, behaviors, tmp_path, monkeypatch
 ):
-    seen, search = [], runner.search
+    seen, search = [], job.search
 
     def watched(*given, **told):
         seen.append(told["random_start"])
         return search(*given, **told)
 
-    monkeypatch.setattr(runner, "search", watched)
+    monkeypatch.setattr(job, "search", watched)
     config = AttackConfig("pgd", threat=Threat(levels=8), steps=1, restarts=3, max_new_tokens=2)
     with Progress() as progress:
         attack_behaviors(Subject("tiny", base), behaviors[:1], config, tmp_path, lambda *_: "other", progress)
