@@ -17,7 +17,7 @@ _DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")
 _GGUF = (
     "`{}` is a GGUF file, whose weights have no gradients: give the model that it was made from, in safetensors, or "
     "write it as such once (rounded as it is; needs the `gguf` package): "
-    "AutoModelForCausalLM.from_pretrained('{}', gguf_file='{}').save_pretrained(FOLDER), and its tokenizer likewise."
+    "from_pretrained('{}', gguf_file='{}') and save_pretrained(FOLDER) of transformers, for model and tokenizer."
 )
 
 

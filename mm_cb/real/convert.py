@@ -27,10 +27,12 @@ def convert(gguf: Path, out: Path) -> None:
     with quiet_libraries():
         from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-        held = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        folder, name = str(gguf.parent), gguf.name
         try:
-            read: Any = AutoModelForCausalLM.from_pretrained(**held, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(**held)
+            read: Any = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
         except Exception as error:  # whatever a library makes of a damaged file, it is the file's
             raise UserError(f"cannot read `{gguf}` as a GGUF file: {one_line(str(error))}") from error
         fields = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
