@@ -66,9 +66,9 @@ def test_the_flags_of_an_attack_stand_under_headings(capsys):
 
 
 def test_every_setting_of_an_attack_has_a_flag():
-    """But for what only Python needs: its artefacts, and the parts of a threat, which are flags of their own."""
+    """But for what only Python needs: its artefacts, what a file of prompts says, and the parts of a threat."""
     names = {option.name for option in shown_options("attack")}
-    fields = set(AttackConfig.__dataclass_fields__) - {"name", "threat", "artefacts"}
+    fields = set(AttackConfig.__dataclass_fields__) - {"name", "threat", "artefacts", "prompts_each"}
     assert fields <= names and {"norm", "epsilon", "patch_size", "border_width", "attack", "list_"} <= names
 
 
@@ -103,26 +103,29 @@ def test_every_flag_reaches_the_configuration(called):
     flags = ["--adapter", "rr", "--system", "system.txt", "--attack", "pgd_adaptive, apgd", "--norm", "border"]
     flags += ["--border-width", "3", "--epsilon", "64/255", "--steps", "7", "--restarts", "3", "--optimizer", "sign"]
     flags += ["--chain", "--hijacks", "base", "--term-weight", "2", "--balance", "--universal-train", "4"]
+    flags += ["--prompts", "prompts.jsonl"]
     flags += ["--max-new-tokens", "9", "--iterates", "2", "--early-stop", "--samples", "1", "--temperature", "0.5"]
     flags += ["--batch", "5", "--shard", "2/3", "--image-backend", "torchvision", "--checkpoint-seconds", "0"]
     flags += ["--draws", "7", "--strength", "0.2", "--vary", "both", "--corpus", "c.txt", "--minibatch", "6"]
     flags += ["--surrogate", "other", "--surrogate-scale", "2", "--eot-samples", "3", "--eot-scale", "0.5"]
-    flags += ["--control", "6", "--check-convergence", "13"]
+    flags += ["--control", "6", "--check-convergence", "13", "--anneal", "steps", "--base", "b"]
     flags += ["--eot-quality", "60", "--seed", "11", "--device", "cuda", "--dtype", "bfloat16"]
     given = {flag for flag in flags if flag.startswith("--")} | {"--model", "--behaviors", "--out"}
     assert given | {"--patch-size", "--list"} == {option.opts[-1] for option in shown_options("attack")}
     assert cli.run(["attack", *ASKED, *flags]) == 0
     source, _, _, names, config, shard = called[0]
     assert (source.adapter, source.device, source.dtype, source.system) == ("rr", "cuda", "bfloat16", "be brief .")
+    assert source.base == "b"
     assert names == ["pgd_adaptive", "apgd"] and shard == Shard(2, 3)
     assert config == AttackConfig(
         **{"threat": Threat("border", 64, 3), "steps": 7, "restarts": 3, "seed": 11, "batch": 5, "max_new_tokens": 9},
         **{"optimizer": "sign", "term_weight": 2.0, "balance": True, "iterates": 2, "early_stop": True, "samples": 1},
         **{"temperature": 0.5, "universal_train": 4, "chain": True, "hijacks": Path("base")},
+        **{"prompts": Path("prompts.jsonl")},
         **{"image_backend": "torchvision", "checkpoint_seconds": 0.0, "draws": 7, "strength": 0.2, "vary": "both"},
         **{"corpus": Path("c.txt"), "minibatch": 6, "surrogate": Path("other"), "surrogate_scale": 2.0},
         **{"eot_samples": 3, "eot_scale": 0.5, "eot_quality": 60},
-        **{"control": 6, "check_convergence": 13},
+        **{"control": 6, "check_convergence": 13, "anneal": "steps"},
     )
 
 
@@ -169,7 +172,7 @@ def test_norms(called, flags, threat):
         (["--checkpoint-seconds", "-1"], "`--checkpoint-seconds` must be a number from 0 to 86,400 (a day)"),
         (["--shard", "3/2"], "`--shard` must be i/n"),
         (["--iteratess", "2"], "did you mean `--iterates`?"),
-        (["--attack", "pgd_adaptive"], "give the `--adapter` to attack"),
+        (["--attack", "pgd_adaptive"], "give the `--adapter`, or the `--base`"),
         (["--dtype", "float31"], "did you mean `float32`"),
     ],
 )
