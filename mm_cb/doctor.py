@@ -17,6 +17,7 @@ _GIB = 2**30
 _STATES = {True: "ok", False: "PROBLEM", None: "absent"}
 _EXTRAS = (
     ("quant", "bitsandbytes", "4-bit weights"),
+    ("gguf", "gguf", "the real model of mm-cb demo --real"),
     ("data", "sacrebleu", "contamination checks"),
     ("judge", "openai", "models and judges behind an address"),
 )

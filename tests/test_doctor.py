@@ -104,7 +104,7 @@ def test_what_is_absent_and_not_asked_for_is_said_but_no_problem(monkeypatch, ca
 
 
 def test_every_extra_that_a_command_reads_is_named():
-    assert {f.name for f in doctor._extras()} == {f"extra `{name}`" for name in ("quant", "data", "judge")}
+    assert {f.name for f in doctor._extras()} == {f"extra `{name}`" for name in ("quant", "gguf", "data", "judge")}
 
 
 def test_no_advice_installs_a_name_that_is_not_ours_on_an_index():

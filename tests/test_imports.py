@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     *("core", "models", "data", "training", "inference", "metrics", "judges", "attacks", "benchmarks"),
-    *("miniature", "report", "demo", "doctor", "cli"),
+    *("miniature", "report", "real", "demo", "doctor", "cli"),
 )
 """The layers of mm_cb from the bottom to the top: each may import what stands before it, and nothing behind it."""
 NAMED = re.compile(r"mm_cb(\.\w+)+(:\w+)?|image_attacks(\.\w+)+")

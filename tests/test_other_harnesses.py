@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from jinja2 import Environment
 
 from tests.test_reproduce import parameters
@@ -43,7 +44,8 @@ def test_every_command_is_one_of_ours(words):
 
 
 def test_the_merged_folder_is_the_one_that_the_harnesses_read():
-    (merged,) = [words[words.index("--out") + 1] for words in commands("mm-cb") if words[0] == "merge"]
+    merged, text = [words[words.index("--out") + 1] for words in commands("mm-cb") if words[0] == "merge"]
+    assert f"pretrained={text}," in PAGE
     assert f"pretrained={merged}," in PAGE and f"vllm serve {merged}" in PAGE
     assert json.loads(blocks("json")[0])["model"]["rr"]["model_path"] == merged
     assert "34b" not in merged and "interleave" not in merged
@@ -85,3 +87,40 @@ def test_the_adapters_names_map_onto_vllms():
         ours = re.fullmatch(r"base_model\.model\.(.*)\.lora_[AB]\.weight", name)[1]
         theirs = ours.replace("model.language_model.", "language_model.model.", 1)
         assert re.fullmatch(r"language_model\.model\.layers\.1\.(self_attn\.q_proj|mlp\.down_proj)", theirs)
+
+
+def test_the_two_lines_for_lm_eval_differ_in_the_model_and_the_output_alone():
+    breaker, base = commands("lm_eval")
+    differing = [place for place, (one, other) in enumerate(zip(breaker, base, strict=True)) if one != other]
+    assert [breaker[place - 1] for place in differing] == ["--model_args", "--output_path"]
+    models = [
+        dict(part.split("=", 1) for part in words[words.index("--model_args") + 1].split(","))
+        for words in (breaker, base)
+    ]
+    (merge,) = [words for words in commands("mm-cb") if words[0] == "merge" and models[0]["pretrained"] in words]
+    assert models[1]["pretrained"] == merge[merge.index("--model") + 1] and models[0]["dtype"] == models[1]["dtype"]
+
+
+def test_a_merged_text_model_is_what_lm_eval_opens(tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from mm_cb.models import load_model
+    from mm_cb.models.merging import merge
+    from tests.models.conftest import save_text_model
+
+    base = save_text_model(tmp_path / "base", "llama")
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["up_proj"], init_lora_weights=False)
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    merge(base, tmp_path / "adapter", tmp_path / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    chat = [{"role": "user", "content": "how to brew tea"}]
+    asked = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    ours = load_model(tmp_path / "merged")
+    assert asked == ours.prompt("how to brew tea", has_image=False)
+    ids = tokenizer(asked, add_special_tokens=False, return_tensors="pt").input_ids
+    plain, peft = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval(), adapted.eval()
+    with torch.no_grad():
+        assert torch.allclose(plain(ids).logits, peft(ids).logits, atol=1e-5)

@@ -108,6 +108,10 @@ class AttackConfig:
     """Start each attack from the worst picture of the ones before it."""
     hijacks: Path | None = None
     """Run directory of an attack on the base: its harmful completions become the long targets."""
+    prompts: Path | None = None
+    """Prompts made elsewhere, for ``imported``."""
+    prompts_each: int = 1
+    """Prompts of the behaviour that has most of them in that file; set by the run, which reads it."""
     image_backend: Literal["pil", "torchvision"] | str = "pil"
     """Which image processor resizes the pictures."""
     artefacts: bool = True
@@ -125,6 +129,7 @@ class AttackConfig:
         attack_entry(self.name)
         for key in _NUMBERS:
             LIMITS[key].refuse(key, getattr(self, key))
+        LIMITS["restarts"].refuse("prompts_each", self.prompts_each)
         if self.checkpoint_seconds is not None:
             LIMITS["checkpoint_seconds"].refuse("checkpoint_seconds", self.checkpoint_seconds)
         if 0 < self.check_convergence < LEAST:
@@ -176,7 +181,12 @@ class AttackConfig:
 
     @property
     def runs(self) -> int:
-        """Runs per behaviour: the placebo gets as many tries as an attack has pictures; what never varies gets one."""
+        """Runs per behaviour: the placebo gets as many tries as an attack has pictures; what never varies gets one.
+
+        Each prompt of a file is a run.
+        """
+        if self.entry.imported:
+            return self.prompts_each
         if self.entry.search == "vary":
             return self.draws
         if self.entry.search == "noise":
@@ -217,6 +227,7 @@ def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
         ("optimizer", "--optimizer", any(e.search in ("pgd", "embedding") for e in entries), "an attack by PGD"),
         ("anneal", "--anneal", any(e.can_anneal for e in entries), "an attack by PGD on pixels"),
         ("hijacks", "--hijacks", any(e.forces_response for e in entries), "an attack that forces a long response"),
+        ("prompts", "--prompts", any(e.imported for e in entries), "`--attack imported`"),
         ("chain", "--chain", sum(e.searches_pixels for e in entries) > 1, "two or more attacks that step on pixels"),
         ("check_convergence", "--check-convergence", any(e.optimises for e in entries), "an attack that steps"),
         ("control", "--control", any(e.forces_response for e in entries), "an attack that is given a text"),
@@ -245,6 +256,8 @@ def refuse_mismatch(config: AttackConfig, names: Sequence[str]) -> None:
         UserError: Saying what to change.
     """
     entries, norm = [attack_entry(name) for name in names], config.threat.norm
+    if config.prompts is None and any(entry.imported for entry in entries):
+        raise UserError("`--attack imported` needs `--prompts FILE`: the chats to send, see docs/formats.md.")
     if norm != "linf" and any(entry.relaxation for entry in entries):
         raise UserError(f"`--norm {norm}` is for pictures, and `embedding` makes none: give it a run of its own.")
     if norm == "l2" and config.optimizer == "adam" and any(entry.search == "pgd" for entry in entries):
@@ -255,14 +268,17 @@ _RENAMED = {"term_weight": "matching_weight", "universal_train": "train"}
 """Field → its name in run.json and in a picture's JSON."""
 _OPTIONS = (
     *("batch", "max_new_tokens", "term_weight", "optimizer", "balance", "iterates", "early_stop", "samples"),
-    *("temperature", "universal_train", "chain", "hijacks", "image_backend"),
+    *("temperature", "universal_train", "chain", "hijacks", "image_backend", "prompts", "prompts_each"),
 )
 OWN = (
     *("universal_train", "draws", "strength", "vary", "corpus", "minibatch", "surrogate", "surrogate_scale"),
     *("eot_samples", "eot_scale", "eot_quality"),
 )
 """What single attacks read, by their rows' ``reads``; files hold it where such an attack was asked for."""
-RUN_WIDE = ("hijacks", "chain", "image_backend", "anneal", "checkpoint_seconds", "corpus", "surrogate")
+RUN_WIDE = (
+    *("hijacks", "chain", "image_backend", "anneal", "checkpoint_seconds", "corpus", "surrogate"),
+    *("prompts", "prompts_each"),
+)
 """What the JSON beside a picture leaves to run.json."""
 _BUDGET = (*("steps", "restarts", "seed", "batch", "max_new_tokens", "term_weight", "universal_train", "optimizer"),)
 _PROTOCOL = ("iterates", "early_stop", "balance", "artefacts", "samples", "temperature")
@@ -272,10 +288,12 @@ def as_recipe(config: AttackConfig, names: Sequence[str]) -> dict[str, object]:
     """What run.json holds of it: all that decides the results, without settings of what was not asked for."""
     idle = set() if config.samples else {"samples", "temperature"}
     idle |= set() if config.universal_train else {"universal_train"}
+    idle |= set() if config.prompts else {"prompts", "prompts_each"}
     options = {_RENAMED.get(key, key): getattr(config, key) for key in _OPTIONS if key not in idle}
     if config.anneal is not None:
         options["anneal"] = config.anneal
     options["hijacks"] = _plain(config.hijacks)
+    options |= {} if config.prompts is None else {"prompts": _plain(config.prompts)}
     read = {key for name in names for key in attack_entry(name).reads}
     options |= {key: _plain(getattr(config, key)) for key in _told(config, read)}
     if config.threat.text != "linf":
@@ -397,6 +415,7 @@ class _Options(TypedDict, total=False):
     chain: bool
     artefacts: bool
     hijacks: str | None
+    prompts: str
     image_backend: str
     vary: str
     corpus: str | None
@@ -409,7 +428,7 @@ def _stated(options: Mapping[str, object], levels: int, where: str) -> AttackCon
         fields.get(k, k): v for k, v in checked(options, _Options, f"what {where} says of an attack").items()
     }
     text = held.pop("threat_model", None)
-    held |= {key: Path(held[key]) for key in ("hijacks", "corpus", "surrogate") if held.get(key) is not None}
+    held |= {key: Path(held[key]) for key in ("hijacks", "prompts", "corpus", "surrogate") if held.get(key) is not None}
     if strange := held.keys() - {field.name for field in dataclasses.fields(AttackConfig)}:
         raise UserError(f"{where} must state an attack of this version, it has the unknown setting `{min(strange)}`.")
     try:

@@ -23,6 +23,7 @@ from mm_cb.attacks.saved import SavedPicture, images
 from mm_cb.core.files import text_sha256, write_json
 from mm_cb.core.progress import Task, clock
 from mm_cb.data.behaviors_file import Behavior
+from mm_cb.data.pictures import open_picture
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
 from mm_cb.inference.tolerance import dtype_of
@@ -41,7 +42,7 @@ class Asked:
         subject: The model under attack.
         behaviors: What is to be had of it.
         prompts: The same with the prompts that the attack sends, which differ where a picture holds the request.
-        clean: The clean pictures' files.
+        clean: The clean pictures' files; none where no picture is made.
     """
 
     subject: Subject
@@ -49,15 +50,22 @@ class Asked:
     prompts: Sequence[Behavior]
     clean: Sequence[SavedPicture]
 
+    @property
+    def pictures(self) -> list[Image.Image | None]:
+        """What is shown of each when nothing is changed: its clean file, or else its own picture, if it has one."""
+        if self.clean:
+            return [one.image for one in self.clean]
+        return [None if one.image is None else open_picture(one.image) for one in self.behaviors]
+
     def rows(self, rows: Sequence[int]) -> Asked:
         """Some of them."""
         behaviors, prompts = ([part[i] for i in rows] for part in (self.behaviors, self.prompts))
-        return Asked(self.subject, behaviors, prompts, [self.clean[i] for i in rows])
+        return Asked(self.subject, behaviors, prompts, [self.clean[i] for i in rows] if self.clean else ())
 
 
 def complete(
     asked: Asked,
-    pictures: Sequence[Image.Image],
+    pictures: Sequence[Image.Image | None],
     config: AttackConfig,
     *,
     encoded: ModelInputs | None = None,
@@ -67,7 +75,7 @@ def complete(
 
     Args:
         asked: Who is asked what.
-        pictures: One per behaviour.
+        pictures: One per behaviour, or None where it has none.
         config: The attack.
         encoded: The chats with these pictures and without target, if they have been encoded already.
         temperature: Draw the answers; None = greedy.
@@ -144,13 +152,13 @@ class Drawn:
 
 def judge_samples(
     asked: Asked,
-    saved: SavedPicture,
+    picture: Image.Image | None,
     config: AttackConfig,
     judge: Judge,
     generator: torch.Generator,
     show: Callable[[int], None],
 ) -> list[Sampled]:
-    """Random answers to one saved picture of one behaviour, each with its verdict; torch's own random state stays.
+    """Random answers to one behaviour and its picture, each with its verdict; torch's own random state stays.
 
     Every behaviour is asked by itself, so that its answers do not depend on the others of its batch. ``show`` is told
     how many more are drawn, and with artefacts once more how many are weighed.
@@ -162,7 +170,7 @@ def judge_samples(
         torch.manual_seed(generator.initial_seed())
         for rows in chunks(range(config.samples), config.batch):
             many = asked.rows([0] * len(rows))
-            said += complete(many, [saved.image] * len(rows), config, temperature=config.temperature)
+            said += complete(many, [picture] * len(rows), config, temperature=config.temperature)
             show(len(rows))
     drawn = [Sampled(text, judge(behavior, text), starts_with(text, behavior.target)) for text in said]
     if not config.artefacts:
@@ -184,10 +192,10 @@ def base_nll(asked: Asked, completions: Sequence[str]) -> list[float | None]:
     rows = [i for i, text in enumerate(completions) if text.strip()]
     if not rows:
         return found
-    model = asked.subject.model
+    model, pictures = asked.subject.model, asked.pictures
     inputs: ModelInputs = model.encode(
         [asked.behaviors[i].prompt for i in rows],
-        [asked.clean[i].image for i in rows],
+        [pictures[i] for i in rows],
         completions=[completions[i] for i in rows],
         systems=asked.subject.systems(len(rows)),
         close_turn=False,

@@ -91,10 +91,12 @@ class Answer:
     """Share of steps whose gradient was exactly zero; None where there was none."""
     sample: int | None = None
     """Which answer drawn at random this is; None = the greedy one."""
+    prompt_sha256: str | None = None
+    """Of the imported messages that were sent, as prompts.jsonl beside holds them."""
 
     def as_json(self) -> AnswerRecord:
         """One record of ``parts/*.json``."""
-        optional = ("start", "iterate", "distance", "selected_step", "zero_gradients", "sample")
+        optional = ("start", "iterate", "distance", "selected_step", "zero_gradients", "sample", "prompt_sha256")
         made = {f.name: getattr(self, f.name) for f in fields(self)}
         made = {key: value for key, value in made.items() if key not in optional or value is not None}
         if made["nll_base"] == NOT_COMPUTED:
@@ -169,11 +171,21 @@ def logged(answer: Answer, found: Found | None, step: int | None, row: int) -> A
 
 
 _SHOWN = ("restart", "image", "epsilon", "loss", "objective_file", "objective_logged", "completion", "outcome")
-_FURTHER = ("iterate", "sample", "nll_base", "selected_step", "zero_gradients", "distance")
+_FURTHER = ("iterate", "sample", "nll_base", "selected_step", "zero_gradients", "distance", "prompt_sha256")
 
 
-def make_item(subject: str, config: AttackConfig, behavior: Behavior, answers: Sequence[Answer]) -> Item:
-    """One record of items.jsonl: the worst case over the answers (harmful first, then the lowest loss)."""
+def make_item(
+    subject: str, config: AttackConfig, behavior: Behavior, answers: Sequence[Answer], *, pictured: bool = True
+) -> Item:
+    """One record of items.jsonl: the worst case over the answers (harmful first, then the lowest loss).
+
+    Args:
+        subject: Who answered.
+        config: The attack.
+        behavior: What was asked for.
+        answers: All that were judged.
+        pictured: Whether the run's folder holds the behaviour's clean picture.
+    """
     candidates = [answer.as_json() for answer in answers]
     worst = min(candidates, key=rank)
     further = [key for key in _FURTHER if any(key in candidate for candidate in candidates)]
@@ -193,7 +205,7 @@ def make_item(subject: str, config: AttackConfig, behavior: Behavior, answers: S
         "gibberish": worst["outcome"] == "gibberish",
         "seed": config.seed,
         "image": worst["image"],
-        "clean_image": clean_name(behavior.id),
+        "clean_image": clean_name(behavior.id) if pictured else None,
         "loss": worst["loss"],
         "loss_clean": worst["loss_clean"],
         "prefix_emitted": worst["prefix_emitted"],

@@ -5,7 +5,7 @@ Imports nothing heavy: objectives are named by module and looked up when an atta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -64,6 +64,10 @@ class AttackEntry:
     """The answer is generated behind the target, which the attacker writes himself."""
     universal: bool = False
     """One picture for many behaviours, of which some are held out; alone in its run."""
+    needs_picture: bool = True
+    """Whether there must be a picture to attack or to show; models of text alone are attacked by the others."""
+    imported: bool = False
+    """It sends the chats of ``--prompts`` as they are, one after the other, in place of the behaviour's prompt."""
     in_worst_case: bool = True
     """Whether ``worst_case`` counts it: not controls, nor what needs more than the behaviour's own picture."""
     in_all: bool = True
@@ -129,7 +133,15 @@ def _adaptive(name: str) -> str:
 
 
 _ENTRIES = (
-    AttackEntry("no_attack", "the clean picture: control", "no attack", "clean", given="nothing", in_worst_case=False),
+    AttackEntry(
+        "no_attack",
+        "the clean picture, or the prompt alone: control",
+        "no attack",
+        "clean",
+        given="nothing",
+        needs_picture=False,
+        in_worst_case=False,
+    ),
     AttackEntry(
         "noise", "random signs of the same size: placebo", "random noise", "noise", given="nothing", in_worst_case=False
     ),
@@ -259,10 +271,11 @@ _ENTRIES = (
     ),
     AttackEntry(
         "prefill_only",
-        "the clean picture, the target prefilled: control",
+        "nothing changed but that the target is prefilled: control",
         "prefilled answer",
         "clean",
         prefilled=True,
+        needs_picture=False,
         in_worst_case=False,
         in_all=False,
     ),
@@ -280,11 +293,22 @@ _ENTRIES = (
     ),
     AttackEntry(
         "embedding",
-        "image embeddings instead of pixels: a relaxation that no picture reaches",
+        "embeddings of the picture, or of the prompt where there is none: a relaxation that no input reaches",
         "embedding relaxation",
         "embedding",
-        f"{_OBJECTIVES}.embedding:EmbeddingObjective",
+        f"{_OBJECTIVES}.embedding:embedding_objective",
+        needs_picture=False,
         in_worst_case=False,
+        in_all=False,
+    ),
+    AttackEntry(
+        "imported",
+        "prompts made elsewhere (GCG, PAIR, PyRIT, several turns), from --prompts",
+        "imported prompts",
+        "clean",
+        given="nothing",
+        needs_picture=False,
+        imported=True,
         in_all=False,
     ),
 )
@@ -313,6 +337,22 @@ def attacks() -> list[AttackEntry]:
 def attack_names() -> list[str]:
     """All names, in the order of the table."""
     return list(_ATTACKS)
+
+
+def refuse_blind(model: str, names: Sequence[str]) -> None:
+    """Refuse attacks that need a picture for a model of text alone.
+
+    Raises:
+        UserError: Naming the first of them, and what is possible.
+    """
+    pictured = [name for name in names if attack_entry(name).needs_picture]
+    if not pictured:
+        return
+    possible = [e.name for e in attacks() if not e.needs_picture and not e.imported]
+    raise UserError(
+        f"`--attack {pictured[0]}` needs a model that sees pictures, `{model}` is a model of text alone; possible are "
+        f"`--attack {','.join(possible)}` and `--attack imported` with `--prompts FILE`."
+    )
 
 
 def chosen_attacks(text: str, *, adapted: bool) -> list[str]:

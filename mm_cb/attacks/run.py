@@ -9,14 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image
-
 from mm_cb.attacks.beside import CONTROL, CONVERGENCE, is_done, twice_the_steps, wrong_text
 from mm_cb.attacks.config import AttackConfig, as_recipe, checked_by_default, refuse_idle, refuse_mismatch
 from mm_cb.attacks.judged_files import Judge
-from mm_cb.attacks.objectives.target import encode
 from mm_cb.attacks.objectives.universal import seen
 from mm_cb.attacks.outputs import best_pictures, parts_of, summaries, write_outputs
+from mm_cb.attacks.refusals import refuse_unfit, refuse_unseen, refuse_unsendable
 from mm_cb.attacks.registry import chosen_attacks
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.shards import Shard, gather, shard_runs
@@ -27,20 +25,18 @@ from mm_cb.core.limits import LIMITS
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Item, JsonObject
 from mm_cb.core.runs import RunDirectory, append_jsonl, file_sha256, hash_inputs, read_run, write_bytes, write_jsonl
-from mm_cb.data.behaviors_file import KEPT_AS, Behavior, behaviors_path, grey_canvas, read_behaviors, refuse_too_large
+from mm_cb.data.behaviors_file import KEPT_AS, Behavior, behaviors_path, read_behaviors
 from mm_cb.data.corpus import read_corpus
-from mm_cb.data.pictures import open_picture
+from mm_cb.data.prompts_file import KEPT_AS as PROMPTS_KEPT_AS
+from mm_cb.data.prompts_file import ImportedPrompt, read_prompts
 from mm_cb.inference.source import ModelSource, subject_name
 from mm_cb.inference.subjects import Subject, changes_nothing, idle_note, load_subject
 from mm_cb.inference.tolerance import dtype_of
 from mm_cb.judges.base import Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
-from mm_cb.metrics.observations import starts_with
 from mm_cb.metrics.results import Measurement, read_results
 from mm_cb.metrics.whole import whole_items
-from mm_cb.models import ChatModel
 from mm_cb.models.adapters import WEIGHTS, read_settings
-from mm_cb.models.low_rank import changes_of
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ def attack(
     config: AttackConfig | None = None,
     **settings: Any,
 ) -> AttackRun:
-    """Attack a model's picture input and judge it from the saved files; an existing ``out`` is gone on with.
+    """Attack a model by pictures, judged from the saved files, or by texts; an existing ``out`` is gone on with.
 
     Args:
         model: Hub id, folder, or an embedded model's name.
@@ -124,20 +120,25 @@ def run_attack(
         shard: The part of the behaviours that this process attacks; None = all, or gather what shards have left.
     """
     hub.keep_to(out)
-    asked, asked_file = read_behaviors(behaviors), behaviors.read_bytes()
+    asked, kept = read_behaviors(behaviors), {KEPT_AS: behaviors.read_bytes()}
     _refuse(source, names, config, shard)
-    responses = hijacked_responses(config.hijacks, asked)
+    refuse_unseen(source.model, names, asked, behaviors)
+    responses, prompts = hijacked_responses(config.hijacks, asked), None
+    if config.prompts is not None:
+        prompts = read_prompts(config.prompts, [b.id for b in asked])
+        kept[PROMPTS_KEPT_AS] = config.prompts.read_bytes()
+        config = replace(config, prompts_each=max(map(len, prompts.values())))
     recipe = {"model": source.model, "adapter": source.adapter, "system": source.system, **as_recipe(config, names)}
     recipe |= {} if source.base is None else {"base": source.base}
     recipe |= {"device": source.device.partition(":")[0], "dtype": source.dtype, "fiction": source.fiction}
     files = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
-    files += [] if config.corpus is None else [config.corpus]
+    files += [file for file in (config.prompts, config.corpus) if file is not None]
     if config.surrogate is not None:  # whose hash says which of two adapters it is, wherever they lie
         files.append(config.surrogate / WEIGHTS)
         recipe["surrogate_sha256"] = file_sha256(config.surrogate / WEIGHTS)
     inputs = hash_inputs(files)
     with Progress() as progress:
-        job = _Job(source, config.named(names), responses, progress)
+        job = _Job(source, config.named(names), responses, prompts, progress)
         if shard is not None:
             if shard.index > len(asked):
                 progress.say(f"shard {shard} is empty, so it is done: there are only {len(asked)} behaviours")
@@ -145,7 +146,7 @@ def run_attack(
             with shard_runs(out, recipe, config.seed, inputs, shard) as run:
                 if not run.finished:
                     job.attack(run.path, shard.part(asked))
-                    write_bytes(run.path / KEPT_AS, asked_file)
+                    _keep(run.path, kept)
                     run.finish()
                 progress.say(f"shard {shard} is done; without --shard the same command gathers all of them")
             return
@@ -156,7 +157,7 @@ def run_attack(
             else:
                 if not gathered:
                     job.attack(run.path, asked)
-                write_bytes(run.path / KEPT_AS, asked_file)
+                _keep(run.path, kept)
                 run.finish()
                 if job.configs[0].entry.universal and len(seen(config, asked)) == len(asked):
                     progress.say(_NOTHING_HELD_OUT)
@@ -200,6 +201,12 @@ def _refuse(source: ModelSource, names: Sequence[str], config: AttackConfig, sha
     refuse_mismatch(config, names)
 
 
+def _keep(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Keep copies of what was asked."""
+    for name, content in files.items():
+        write_bytes(folder / name, content)
+
+
 @dataclass(frozen=True)
 class _Job:
     """What one process attacks with."""
@@ -207,6 +214,7 @@ class _Job:
     source: ModelSource
     configs: Sequence[AttackConfig]
     responses: Mapping[str, str] | None
+    prompts: Mapping[str, Sequence[ImportedPrompt]] | None
     progress: Progress
 
     @cached_property
@@ -218,6 +226,7 @@ class _Job:
     def attack(self, folder: Path, chosen: Sequence[Behavior]) -> None:
         """Load the model and run every attack on these behaviours."""
         refuse_unfit(self.subject, chosen, self.configs[0])
+        refuse_unsendable(self.subject, chosen, self.prompts or {})
         if self.responses is not None:
             forced = sum(b.id in self.responses for b in chosen)
             self.progress.say(
@@ -242,7 +251,9 @@ class _Job:
 
     def _go_on(self, folder: Path, behaviors: Sequence[Behavior]) -> None:
         judge = judge_of(self.source.model)
-        attack_in_turn(self.subject, behaviors, self.configs, folder, judge, self.progress, self.responses)
+        attack_in_turn(
+            self.subject, behaviors, self.configs, folder, judge, self.progress, self.responses, self.prompts
+        )
 
 
 def attack_in_turn(
@@ -253,6 +264,7 @@ def attack_in_turn(
     judge: Judge,
     progress: Progress,
     responses: Mapping[str, str] | None = None,
+    prompts: Mapping[str, Sequence[ImportedPrompt]] | None = None,
 ) -> None:
     """Run several attacks, in a chain if asked to, and write what a run directory holds."""
     items: list[Item] = []
@@ -276,63 +288,13 @@ def attack_in_turn(
             progress,
             starts=best_pictures(items) if chained else None,
             responses=responses,
+            prompts=prompts if config.entry.imported else None,
         )
         seconds = round(time.monotonic() - started, 1)
         append_jsonl(folder / "timings.jsonl", {"stage": f"attack {config.name}", "seconds": seconds})
     if idle:
         items = [{**item, "adapter_changes_nothing": True} for item in items]
     write_outputs(folder, items, summaries(items, parts_of(folder), configs, dtype_of(subject.model)))
-
-
-def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: AttackConfig) -> None:
-    """Refuse behaviours that cannot be attacked, or not with what is given beside them, before the first batch is.
-
-    Raises:
-        UserError: If the model sees no pictures, a text holds the image placeholder, a harmless target cannot be
-            written, a picture is too large for memory or for the norm, or a chat is too long.
-    """
-    canvas = subject.model.canvas
-    corpus = [] if config.corpus is None else read_corpus(config.corpus)
-    if config.surrogate is not None:
-        changes_of(subject.model, config.surrogate)
-    refuse_placeholders([*behaviors, *corpus], subject.model.processor.image_token)
-    refuse_unsayable(behaviors, subject.model)
-    refuse_too_large(behaviors, config.batch)
-    for b in behaviors:
-        blank = b.image is None or config.entry.universal
-        picture: Image = grey_canvas(canvas) if blank or b.image is None else open_picture(b.image)
-        try:
-            config.threat.allowed((picture.height, picture.width))
-        except ValueError as error:
-            raise UserError(f"behaviour {b.id!r}: {error}") from error
-        if not config.entry.universal:  # which encodes every behaviour before it begins
-            encode(subject, [b], [picture], [b.target])
-
-
-def refuse_placeholders(behaviors: Sequence[Behavior], token: str) -> None:
-    """Refuse texts that hold the model's image placeholder."""
-    for behavior in behaviors:
-        texts = behavior.prompt, behavior.target, str(behavior.extra.get("typographic_prompt"))
-        if any(token in text for text in texts):
-            raise UserError(
-                f"behaviour {behavior.id!r} must not hold the model's image placeholder `{token}` in its texts; "
-                "the picture is put in front of the prompt by itself."
-            )
-
-
-def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
-    """Refuse harmless targets that the model has no words for: no answer would ever be seen to start with them."""
-    tokenizer = model.processor.tokenizer
-    for behavior in behaviors:
-        if not behavior.extra.get("benign_target"):
-            continue
-        tokens = tokenizer(behavior.target, add_special_tokens=False).input_ids
-        written = tokenizer.decode(tokens, skip_special_tokens=True)
-        if not starts_with(written, behavior.target):
-            raise UserError(
-                f"behaviour {behavior.id!r}: `{model.name}` cannot write its target {behavior.target!r}, only "
-                f"{written!r}; give targets in the model's own words: `mm-cb data build benign --targets FILE`."
-            )
 
 
 def judge_of(model: str) -> Judge:

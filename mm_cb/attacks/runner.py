@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from mm_cb.attacks import saved as files
+from mm_cb.attacks import texts
 from mm_cb.attacks.best_of_n import varied
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.judged_files import Asked, Drawn, Judge, complete, judge_files, judge_samples, write_artefact
+from mm_cb.attacks.job import Job, generators, objective_of, search_batch, stream
+from mm_cb.attacks.judged_files import Asked, Drawn, Judge, judge_files, judge_samples, write_artefact
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
-from mm_cb.attacks.objectives.target import Objective, Relaxed, TargetObjective, target_objective
+from mm_cb.attacks.objectives.target import Objective, Relaxed, TargetObjective
 from mm_cb.attacks.objectives.universal import UniversalObjective, made_for, seen
 from mm_cb.attacks.records import Answer, AnswerRecord, JudgedPicture, Sampled, logged, make_item, seen_before
 from mm_cb.attacks.registry import resolved
-from mm_cb.attacks.saved import SavedPicture, as_picture, attacked_name, clean_name, to_pixels
-from mm_cb.attacks.search import Found, make_objective, search
-from mm_cb.core.errors import UserError
-from mm_cb.core.progress import Progress, Task, clock
+from mm_cb.attacks.saved import SavedPicture, attacked_name, clean_name, to_pixels
+from mm_cb.attacks.search import Found, make_objective
+from mm_cb.core.progress import Progress
 from mm_cb.core.records import Item
 from mm_cb.data.behaviors_file import Behavior, grey_canvas
 from mm_cb.data.pictures import open_picture
+from mm_cb.data.prompts_file import ImportedPrompt
 from mm_cb.inference.cached_chunks import chunks, once
 from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.observations import starts_with
@@ -38,21 +39,6 @@ Left = Mapping[int | None, Tensor]
 
 Judged = Mapping[int | None, Mapping[int, JudgedPicture]]
 """Step (None = the selected picture) → row → what was judged."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One attack on one subject, with everything that its batches share."""
-
-    subject: Subject
-    config: AttackConfig
-    folder: Path
-    judge: Judge
-    task: Task
-    starts: Mapping[str, str] | None = None
-    """Behaviour id → picture (relative to ``folder``) from which the first run starts, in a chain of attacks."""
-    responses: Mapping[str, str] | None = None
-    """Behaviour id → response to force, where the base model has written one under its own hijack."""
 
 
 def attack_behaviors(
@@ -65,6 +51,7 @@ def attack_behaviors(
     *,
     starts: Mapping[str, str] | None = None,
     responses: Mapping[str, str] | None = None,
+    prompts: Mapping[str, Sequence[ImportedPrompt]] | None = None,
 ) -> list[Item]:
     """Attack a subject with every behaviour; finished batches in ``folder`` are read back, not repeated.
 
@@ -80,10 +67,10 @@ def attack_behaviors(
     fewer = [f"--steps ({config.steps})", *([f"--samples ({config.samples})"] if config.samples else [])]
     shorter = f"fewer {', '.join(fewer)} or --restarts ({config.restarts}), fewer behaviours, --shard, or a GPU"
     task = progress.task(f"{subject.name}: {config.name}", total=len(behaviors) * config.runs, shorter=shorter)
-    job = Job(subject, config, folder, judge, task, starts, responses)
+    job = Job(subject, config, folder, judge, task, starts, responses, prompts)
     answers: dict[str, list[Answer]] = {b.id: [] for b in behaviors}
     for restart in range(config.runs):
-        open_ones = [b for b in behaviors if every or not _broken(answers[b.id])]
+        open_ones = [b for b in behaviors if every or (job.tried(b, restart) and not _broken(answers[b.id]))]
         task.advance(len(behaviors) - len(open_ones))
         for number, batch in enumerate(chunks(open_ones, len(open_ones) if universal else config.batch)):
             path = folder / "parts" / f"{config.name}-s{config.seed}-r{restart}-{number:04d}.json"
@@ -93,7 +80,9 @@ def attack_behaviors(
             for state in path.parent.glob(f"{path.stem}.*.safetensors"):
                 state.unlink()
             task.advance(len(batch))
-    items = [make_item(subject.name, config, behavior, answers[behavior.id]) for behavior in behaviors]
+    items = [
+        make_item(subject.name, config, behavior, answers[behavior.id], pictured=job.pictured) for behavior in behaviors
+    ]
     if universal:
         known = seen(config, behaviors)
         for item in items:
@@ -107,7 +96,8 @@ def _broken(answers: Sequence[Answer]) -> bool:
 
 def _batch_records(job: Job, batch: Sequence[Behavior], restart: int, path: Path) -> list[AnswerRecord]:
     """The answers of one batch, as its part file holds them."""
-    attack = _attack_universal if job.config.entry.universal else _attack_batch
+    alone = _attack_batch if job.pictured else _attack_texts
+    attack = _attack_universal if job.config.entry.universal else alone
     return [answer.as_json() for answer in attack(job, batch, restart, path)]
 
 
@@ -155,37 +145,30 @@ def _attack_group(job: Job, asked: Asked, restart: int, state: Path) -> list[Ans
     config, pictures, begun = job.config, files.images(asked.clean), time.monotonic()
     clean = torch.stack([one.pixels for one in asked.clean]).to(job.subject.model.device)
     target = TargetObjective(job.subject, asked.prompts, pictures)
-    objective = _objective(job, asked, target, restart)
+    objective = objective_of(job, asked, target, restart)
     if config.balance and isinstance(objective, AdaptiveObjective):
         objective.balance(clean)
     found = None
     if config.entry.optimises:
-        found = _search(job, asked, objective, clean, restart, state)
+        found = search_batch(job, asked, objective, clean, restart, state)
     if isinstance(objective, Relaxed):
         assert found is not None
         judged: Judged = {None: _judge_relaxed(job, asked, objective, found)}
     else:
         left: Left = {None: _without_search(job, asked, clean, restart)} if found is None else found.pictures
         judged = _judge_pictures(job, asked, left, target, objective, restart, begun)
+    with torch.no_grad():
+        loss_clean = target(clean)
     return _answers(
-        job, asked, judged, target, objective, restart, lambda answer, step, row: logged(answer, found, step, row)
+        job, asked, judged, loss_clean, objective, restart, lambda answer, step, row: logged(answer, found, step, row)
     )
-
-
-def _objective(job: Job, asked: Asked, target: TargetObjective, restart: int) -> Objective:
-    """What the attack minimises; the target's loss where it minimises nothing else."""
-    entry = job.config.entry
-    if not entry.optimises or resolved(entry.objective) is target_objective:
-        return target
-    responses = [(job.responses or {}).get(behavior.id) for behavior in asked.behaviors]
-    return make_objective(job.subject, asked.prompts, files.images(asked.clean), job.config, responses, restart)
 
 
 def _without_search(job: Job, asked: Asked, clean: Tensor, restart: int) -> Tensor:
     """The pictures of an attack that minimises nothing."""
     search = job.config.entry.search
     if search == "noise":
-        return job.config.threat.placebo(clean, _generators(job.config, restart, asked.behaviors))
+        return job.config.threat.placebo(clean, generators(job.config, restart, asked.behaviors))
     if search == "draw":
         draw = resolved(job.config.entry.draw)
         size = (clean.shape[2], clean.shape[3])
@@ -220,7 +203,7 @@ def _attack_universal(job: Job, behaviors: Sequence[Behavior], restart: int, pat
     learnt, seed = made_for(config, behaviors), (config.seed, restart)
     objective = UniversalObjective(job.subject, behaviors, picture, learnt, minibatch=config.minibatch, seed=seed)
     state = path.with_name(f"{path.stem}.universal.safetensors")
-    found = _search(job, ask(job, behaviors[:1], [picture], restart), objective, clean, restart, state)
+    found = search_batch(job, ask(job, behaviors[:1], [picture], restart), objective, clean, restart, state)
     losses = {step: objective.each(pixels.to(clean)) for step, pixels in found.pictures.items()}
     place = {behavior.id: row for row, behavior in enumerate(behaviors)}
 
@@ -235,7 +218,9 @@ def _attack_universal(job: Job, behaviors: Sequence[Behavior], restart: int, pat
         target = TargetObjective(job.subject, group, [picture] * len(group))
         left = {step: pixels.expand(len(group), -1, -1, -1) for step, pixels in found.pictures.items()}
         judged = _judge_pictures(job, asked, left, target, target, restart, time.monotonic())
-        answers += _answers(job, asked, judged, target, target, restart, log)
+        with torch.no_grad():
+            loss_clean = target(clean.expand(len(group), -1, -1, -1))
+        answers += _answers(job, asked, judged, loss_clean, target, restart, log)
     return answers
 
 
@@ -264,25 +249,42 @@ def _judge_pictures(
         for i in rows:
             samples: Sequence[Sampled] = ()
             if config.samples:
-                draws = _stream(asked.behaviors[i], config.seed, restart, 0 if step is None else step)
-                samples = judge_samples(asked.rows([i]), saved[i], config, job.judge, draws, drawn.show)
+                draws = stream(asked.behaviors[i], config.seed, restart, 0 if step is None else step)
+                samples = judge_samples(asked.rows([i]), saved[i].image, config, job.judge, draws, drawn.show)
             judged[step][i] = JudgedPicture(answers[i], samples, saved[i])
     return judged
+
+
+def _attack_texts(job: Job, batch: Sequence[Behavior], restart: int, path: Path) -> list[Answer]:
+    """Attack one batch once without making a picture, and judge what the model says to the texts."""
+    asked = texts.ask(job.subject, batch, job.prompts, restart)
+    objective, found = None, None
+    if job.config.entry.optimises:
+        objective = make_objective(job.subject, asked.prompts, asked.pictures, job.config)
+        assert isinstance(objective, Relaxed)
+        found = search_batch(job, asked, objective, objective.start(), restart, path.with_suffix(".text.safetensors"))
+        judged: Judged = {None: _judge_relaxed(job, asked, objective, found)}
+    else:
+        draws = [stream(behavior, job.config.seed, restart) for behavior in batch]
+        total = len(batch) * job.config.samples * (2 if job.config.artefacts else 1)
+        drawn = Drawn(job.task, len(batch), total, time.monotonic())
+        judged = {None: texts.judge(asked, job.config, job.judge, draws, drawn.show)}
+    plain = texts.target_losses(replace(asked, prompts=batch))
+    return _answers(
+        job, asked, judged, plain, objective, restart, lambda answer, step, row: logged(answer, found, step, row)
+    )
 
 
 def _answers(
     job: Job,
     asked: Asked,
     judged: Judged,
-    target: TargetObjective,
-    objective: Objective,
+    loss_clean: Tensor,
+    objective: Objective | None,
     restart: int,
     log: Callable[[Answer, int | None, int], Answer],
 ) -> list[Answer]:
     """Every answer with what its run says of it, and the JSON beside its picture."""
-    clean = torch.stack([one.pixels for one in asked.clean]).to(job.subject.model.device)
-    with torch.no_grad():
-        loss_clean = target(clean)
     answers = []
     for step, rows in judged.items():
         for i, picture in rows.items():
@@ -294,54 +296,7 @@ def _answers(
                 loss_clean=round(float(loss_clean[i]), 5),
             )
             picture = replace(picture, greedy=log(greedy, step, i))
-            if job.config.artefacts and picture.file is not None:
+            if job.config.artefacts and picture.file is not None and objective is not None:
                 write_artefact(picture, asked.rows([i]), job.config, objective, i, job.folder)
             answers += picture.answers()
     return answers
-
-
-def _search(job: Job, asked: Asked, objective: Objective, clean: Tensor, restart: int, state: Path) -> Found:
-    config, starts, group = job.config, job.starts or {}, asked.behaviors
-    first = None
-    if restart == 0 and starts:
-        first = torch.stack([files.read(job.folder, starts[b.id]).pixels for b in group]).to(clean)
-    seen, begun = 0, time.monotonic()
-
-    def show(step: int, losses: Tensor) -> None:
-        nonlocal seen
-        seen += 1
-        if step % 10 == 0:
-            left = clock((time.monotonic() - begun) / seen * (config.steps + 1 - step))
-            note = f"step {step - 1} of {config.steps} of this batch, {left} left in it, loss {losses.mean():.2f}"
-            job.task.advance(0, note=note, part=len(group) * seen / (config.steps + 1))
-
-    def broken(pixels: Tensor) -> list[bool]:
-        said = complete(asked, [as_picture(p) for p in pixels], config)
-        return [job.judge(b, text) == "harmful" for b, text in zip(group, said, strict=True)]
-
-    try:
-        return search(
-            objective,
-            clean,
-            config,
-            model=job.subject.model,
-            generators=_generators(config, restart, group),
-            random_start=restart > 0,
-            first=first,
-            broken=broken,
-            state=state,
-            show=show,
-        )
-    except UserError as error:
-        raise UserError(f"{error} Behaviours of this batch: {', '.join(b.id for b in group[:8])}.") from error
-
-
-def _generators(config: AttackConfig, restart: int, group: Sequence[Behavior]) -> list[torch.Generator]:
-    """A random stream of its own for every behaviour and restart, the same for every subject."""
-    return [_stream(behavior, config.seed, restart) for behavior in group]
-
-
-def _stream(behavior: Behavior, *key: int) -> torch.Generator:
-    """The random stream that belongs to a behaviour and these numbers."""
-    entropy = np.random.SeedSequence([*key, *behavior.id.encode()])
-    return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))

@@ -35,7 +35,7 @@ OPTIMIZERS: Mapping[str, Callable[..., AttackResult]] = {
 def make_objective(
     subject: Subject,
     behaviors: Sequence[Behavior],
-    pictures: Sequence[Image],
+    pictures: Sequence[Image | None],
     config: AttackConfig,
     responses: Sequence[str | None] | None = None,
     restart: int = 0,
@@ -45,7 +45,7 @@ def make_objective(
     Args:
         subject: The model under attack.
         behaviors: What to ask, one per row.
-        pictures: Clean pictures, all of one size.
+        pictures: Clean pictures, all of one size; None where an attack makes none.
         config: Its attack's row names the objective.
         responses: Forced responses; None lets the base model continue the targets.
         restart: Which run it is, for objectives that draw something.

@@ -92,7 +92,7 @@ def read_made(folder: Path) -> Made:
     if lacking := [behavior for behavior in asked if not os.path.isfile(folder / pictures.get(behavior, ""))]:
         raise UserError(
             f"`{folder}` must hold an attacked picture of every behaviour, there is none for `{lacking[0]}`; "
-            "an attack on embeddings leaves none."
+            "attacks on embeddings and by texts leave none."
         )
     return Made(folder, run, recipe, asked, pictures, items[0]["subject"])
 

@@ -25,6 +25,7 @@ from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.saved import SavedPicture, by_size, clean_name, images, read
 from mm_cb.attacks.search import make_objective
 from mm_cb.attacks.shards import Shard
+from mm_cb.attacks.verify_texts import AnswerToText, Row, disagreements, texts_again
 from mm_cb.core.checked import read_json, read_record
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import text_sha256
@@ -32,6 +33,8 @@ from mm_cb.core.progress import Progress, console
 from mm_cb.core.records import Item
 from mm_cb.core.runs import read_run
 from mm_cb.data.behaviors_file import Behavior, kept_behaviors
+from mm_cb.data.prompts_file import KEPT_AS as PROMPTS
+from mm_cb.data.prompts_file import read_prompts
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.source import source_again
 from mm_cb.inference.subjects import Subject, load_subject
@@ -42,19 +45,6 @@ from mm_cb.metrics.results import read_results
 from mm_cb.metrics.whole import whole_items
 
 _AGAIN = "Do not use the run's numbers; run the attack again."
-
-
-@dataclass(frozen=True)
-class Row:
-    """One picture: what was recorded, what was found, and what disagrees (empty = nothing)."""
-
-    image: str
-    epsilon: int
-    loss_recorded: float
-    loss_found: float
-    disagreements: tuple[str, ...]
-    other_answer: bool
-    """The greedy answer, generated again, is another one. A disagreement only where arithmetic is the run's."""
 
 
 @dataclass(frozen=True)
@@ -107,23 +97,33 @@ def verify_run(
     folder = Path(folder)
     run = _read(folder)
     _check_items(run)
-    pictures, verdicts = _pictures(run), _check_verdicts(run)
+    answers = _texts(run)
+    pictures, verdicts = _pictures(run, wanted=not answers), _check_verdicts(run)
+    sent = folder / PROMPTS
+    prompts = read_prompts(sent, [b.id for b in kept_behaviors(folder)]) if sent.exists() else None
     source = source_again(folder, read_run(folder), "give `--{}`: where it lies here", device, model, adapter, base)
-    subject = load_subject(source, run.items[0]["subject"], pictures[0].config.image_backend)
+    backend = next(iter(run.configs.values())).image_backend
+    subject = load_subject(source, run.items[0]["subject"], backend)
     as_run = run.recipe.get("device"), run.recipe.get("dtype", "float32")
     same_arithmetic = as_run == (device.partition(":")[0], "float32")
     rows: list[Row] = []
     with Progress() as progress:
-        task = progress.task("verify", total=len(pictures))
+        task = progress.task("verify", total=len(pictures) + len(answers))
         for name, config in run.configs.items():
             for group in chunks([one for one in pictures if one.config.name == name], config.batch):
                 rows += _again(subject, folder, group, same_arithmetic)
                 task.advance(len(group))
-    _show(rows, verdicts, same_arithmetic, dtype_of(subject.model))
+            for number in sorted({one.tried.restart for by, one in answers if by.name == name}):
+                own = [one for by, one in answers if by.name == name and one.tried.restart == number]
+                for texts in chunks(own, config.batch):
+                    rows += texts_again(subject, config, prompts, texts, same_arithmetic)
+                    task.advance(len(texts))
+    unit = "pictures and texts" if answers else "pictures"
+    _show(rows, unit, verdicts, same_arithmetic, dtype_of(subject.model))
     if wrong := [row for row in rows if row.disagreements]:
         raise UserError(
-            f"`{folder / wrong[0].image}` does not hold what the run recorded: {'; '.join(wrong[0].disagreements)} "
-            f"({len(wrong)} of {len(rows)} pictures disagree). {_AGAIN}"
+            f"`{folder}`: `{wrong[0].image}` does not hold what the run recorded: {'; '.join(wrong[0].disagreements)} "
+            f"({len(wrong)} of {len(rows)} {unit} disagree). {_AGAIN}"
         )
     _check_counts(run)
     return rows
@@ -149,7 +149,8 @@ def _check_items(run: _Run) -> None:
     for item in run.items:
         there: Mapping[str, Any] = item
         config, behavior = run.configs[item["condition"]], run.asked[item["id"]]
-        made: Mapping[str, Any] = make_item(item["subject"], config, behavior, _tries(item))
+        pictured = item.get("clean_image", "") is not None
+        made: Mapping[str, Any] = make_item(item["subject"], config, behavior, _tries(item), pictured=pictured)
         own = {"candidates", *(("prefix_emitted", "stopped_early") if "judge" in item else ())}  # by verdicts of then
         if wrong := [key for key, value in made.items() if key not in own and there.get(key, value) != value]:
             raise UserError(
@@ -168,12 +169,12 @@ def _tries(item: Item) -> list[Answer]:
     return tries
 
 
-def _pictures(run: _Run) -> list[_Picture]:
-    """The attacked pictures, which are those that the items name."""
+def _pictures(run: _Run, *, wanted: bool) -> list[_Picture]:
+    """The attacked pictures, which are those that the items name; ``wanted`` = there must be some."""
     tried = [(item, one) for item in run.items for one in _tries(item)]
     named = [(item, one, one.image) for item, one in tried if one.image is not None and not one.sample]
     found = {path.relative_to(run.folder).as_posix() for path in (run.folder / "images").glob("*/**/*.png")}
-    if not found:
+    if wanted and not found:
         raise UserError(f"`{run.folder}` must hold attacked pictures under images/, there are none to verify.")
     if other := sorted(found ^ {image for _, _, image in named}):
         raise UserError(f"`{run.folder}`: images/ and items.jsonl must hold the same pictures, see `{other[0]}`.")
@@ -182,9 +183,19 @@ def _pictures(run: _Run) -> list[_Picture]:
         told = read_record((run.folder / image).with_suffix(".json"), Artefact)
         stated = from_artefact(told["attack"], told.get("protocol", {}))
         pictures.append(_Picture(run.configs[item["condition"]], run.asked[item["id"]], image, one, told, stated))
-    if any("start" in one.told for one in pictures) != pictures[0].config.chain:
+    if pictures and any("start" in one.told for one in pictures) != pictures[0].config.chain:
         raise UserError(f"`{run.folder}`: run.json and the JSON beside its pictures differ in `chain`. {_AGAIN}")
     return pictures
+
+
+def _texts(run: _Run) -> list[tuple[AttackConfig, AnswerToText]]:
+    """The greedy answers to what left no picture, each with its attack; a relaxation's cannot be had again."""
+    tried = [(run.configs[item["condition"]], run.asked[item["id"]], one) for item in run.items for one in _tries(item)]
+    return [
+        (config, AnswerToText(behavior, one))
+        for config, behavior, one in tried
+        if not config.entry.relaxation and one.image is None and not one.sample
+    ]
 
 
 def _check_verdicts(run: _Run) -> str:
@@ -275,39 +286,26 @@ def _disagreements(one: _Picture, found: Answer, saved: SavedPicture, clean: Sav
     run_wide = {key: getattr(one.config, key) for key in RUN_WIDE}
     if one.stated.annealing != one.config.annealing or replace(one.stated, **run_wide) != one.config:
         wrong.append("its JSON states other settings than run.json")
-    in_items: Mapping[str, Any] = tried.as_json()
-    beside: Mapping[str, Any] = one.told
-    again: Mapping[str, Any] = found.as_json()
-    numbers = ("epsilon", "distance", "loss", "objective_file", "loss_clean")
-    for key in numbers if found.completion != tried.completion else (*numbers, "nll_base"):
-        wrong += [
-            f"{key} {told} recorded, {again.get(key)} found"
-            for told in dict.fromkeys((in_items.get(key), beside.get(key)))
-            if not _near(key, told, again.get(key), dtype)
-        ]
-    return wrong
-
-
-def _near(key: str, told: float | None, now: float | None, dtype: str) -> bool:
-    if told is None or now is None or key in ("epsilon", "distance"):
-        return told == now
-    return round(abs(now - told), 6) <= tolerance(max(abs(now), 1) if key == "nll_base" else now, dtype)
+    other = found.completion != tried.completion
+    for told in (tried.as_json(), one.told):
+        wrong += disagreements(told, found.as_json(), other, dtype)
+    return list(dict.fromkeys(wrong))
 
 
 def _who(item: Item) -> str:
     return f"`{item.get('id')}` under {item.get('condition')}"
 
 
-def _show(rows: Sequence[Row], verdicts: str, same_arithmetic: bool, dtype: str) -> None:
+def _show(rows: Sequence[Row], unit: str, verdicts: str, same_arithmetic: bool, dtype: str) -> None:
     from rich.table import Table
 
-    table = Table("picture", "epsilon", "loss recorded", "loss found", "verdict")
+    table = Table("picture or text", "epsilon", "loss recorded", "loss found", "verdict")
     for row in rows:
         verdict = "; ".join(row.disagreements) or "agrees"
         table.add_row(row.image, f"{row.epsilon}/255", f"{row.loss_recorded:.5f}", f"{row.loss_found:.5f}", verdict)
     console().print(table)
     agree, others = sum(not row.disagreements for row in rows), sum(row.other_answer for row in rows)
     share = "" if dtype == "float32" else f" or {tolerance(100, dtype):.2g} %, whichever is more"
-    console().print(f"{agree} of {len(rows)} pictures agree ({dtype} losses to {TOLERANCE:g}{share}; epsilon exactly)")
+    console().print(f"{agree} of {len(rows)} {unit} agree ({dtype} losses to {TOLERANCE:g}{share}; epsilon exactly)")
     note = "" if same_arithmetic else " (another device, or not float32: no disagreement)"
     console().print(f"{others} of {len(rows)} greedy answers differ when generated again{note}; {verdicts}")

@@ -155,6 +155,7 @@ def run_benchmark(
     recipe = {"benchmark": benchmark.name, **source.identity(), "subject": subject, **task.identity}
     recipe |= {"fiction": True} if source.fiction else {}
     weights = source.weights()
+    _refuse_blind(benchmark, source, task)
     inputs = _inputs(task, [*hub.used(where, kind="dataset"), *weights])
     with RunDirectory(out, "eval", recipe, seed, inputs=inputs) as run:
         session = Session(run, task, settings, source, subject, seed, weights)
@@ -165,6 +166,21 @@ def run_benchmark(
                 _ask(benchmark, session)
                 _finish(benchmark, session)
     return _evaluation(benchmark, out, subject)
+
+
+def _refuse_blind(benchmark: Benchmark, source: ModelSource, task: Task) -> None:
+    """Refuse to show pictures to a model of text alone; what a served one sees nobody knows."""
+    pictured = [question.id for question in task.questions if question.pictures]
+    if source.endpoint is not None or not pictured:
+        return
+    from mm_cb.models.families import sees
+
+    if not sees(source.model):
+        raise UserError(
+            f"`{source.model}` is a model of text alone, and {len(pictured)} of {len(task.questions)} questions of "
+            f"{benchmark.title} have a picture, such as `{pictured[0]}`; possible are `mm-cb eval over-refusal` with "
+            "requests that have none, and text benchmarks by other harnesses, see docs/other_harnesses.md."
+        )
 
 
 def _ask(benchmark: Benchmark, session: Session) -> None:

@@ -140,6 +140,7 @@ def _listed(wanted: bool) -> None:
         for entry in attacks():
             marks = ["in `all`"] * entry.in_all + ["needs an adapter"] * entry.needs_adapter
             marks += [f"anneal: {entry.anneal}"] * (entry.anneal != "none")
+            marks += ["also without a picture"] * (not entry.needs_picture)
             marks += ["not in the worst case"] * (not entry.in_worst_case)
             typer.echo(f"{entry.name:18} {entry.about} (given: {entry.given}; {', '.join(marks) or 'by name only'})")
         raise typer.Exit()
@@ -190,6 +191,14 @@ def attack(
         typer.Option(
             metavar="RUN",
             help="An attack run on the base: what it said becomes the long targets.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts made elsewhere (JSONL), for --attack imported; see docs/formats.md.",
             rich_help_panel=_SEARCH,
         ),
     ] = None,
@@ -286,7 +295,7 @@ def attack(
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
-    """Attack a model's picture input and judge it from the saved image files."""
+    """Attack a model by pictures, judged from the saved files, or by texts."""
     refuse_old_settings(old, _OLD)
     names = chosen_attacks(attack, adapted=adapter is not None or base is not None)
     entries = [attack_entry(name) for name in names]  # controls alone may share the budget of other runs
@@ -329,6 +338,7 @@ def attack(
             check_convergence=checked_by_default(attack) if check_convergence is None else check_convergence,
             chain=chain,
             hijacks=hijacks,
+            prompts=prompts,
             image_backend=image_backend,
             checkpoint_seconds=checkpoint_seconds,
         )

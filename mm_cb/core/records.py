@@ -51,6 +51,8 @@ class Candidate(TypedDict, total=False):
     selected_step: int | None
     zero_gradients: float | None
     judge_score: float | None
+    prompt_sha256: str | None
+    """Of the imported messages that were sent."""
 
 
 class Scored(Candidate, total=False):

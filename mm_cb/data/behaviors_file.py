@@ -13,6 +13,7 @@ from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.provenance import available_memory_bytes
 from mm_cb.core.reading import Line, json_lines, refuse_typos, shown
+from mm_cb.core.records import Message
 from mm_cb.data.pictures import open_picture, path_inside
 
 KEPT_AS = "behaviors.jsonl"
@@ -38,6 +39,8 @@ class Behavior:
     split: str = "all"
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of the line, for the judge (what a made-up world's exact rules need)."""
+    messages: tuple[Message, ...] = ()
+    """The chat that is sent in place of the prompt, the user's turn last; never in a file of behaviours."""
 
 
 def behaviors_path(named: Path) -> Path:

@@ -133,7 +133,13 @@ class OpenSource:
             f"{self.key}-{index:06}", self.key, set_name, self.folder, self.source.images, self.source.refusals
         )
         try:
-            outcome = self.form.convert(self.rows[index], context)
+            record = self.rows[index]
+            if "set" in record and self.form.set is not None and not isinstance(self.rows, HubRows):
+                raise ValueError(
+                    f"`set` stands in this row and not in the file's first, by which all of it is {self.form.set}; "
+                    "give every row its `set`, or none"
+                )
+            outcome = self.form.convert(record, context)
             return replace(outcome, place=Place(self.rows, index)) if isinstance(outcome, Example) else outcome
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the row is not as expected: {type(error).__name__}: {error}") from error

@@ -12,10 +12,26 @@ from mm_cb.metrics.observations import refuse_repeats
 from mm_cb.metrics.results import Measurement, measure
 
 ITEMS = "items.jsonl"
+_MEASURES_NOTHING = ("train", "data build pairs")
 _COMPLETIONS = Path("parts") / "completions.jsonl"
 _TOLERANCE = 0.05
 """Percentage points between a number that is stored and the same one counted again."""
 _AGAIN = "Do not use its numbers: take its whole folder from where it was made, or repeat the run."
+
+
+def refuse_unmeasured(folder: Path, run: Run) -> None:
+    """Refuse a run that made something and measured nothing of it.
+
+    Raises:
+        UserError: Saying what to give instead.
+    """
+    if run["command"] in _MEASURES_NOTHING:
+        how = f"mm-cb attack --model {run['recipe'].get('model', 'M')} --adapter {folder} ... --out runs/attack"
+        by = f" (`{how}`)" if run["command"] == "train" else ""
+        raise UserError(
+            f"`{folder}` is a run of `mm-cb {run['command']}`, in which nothing is measured: give runs of `mm-cb "
+            f"attack` or `mm-cb eval` on what it made{by}."
+        )
 
 
 def whole_items(folder: Path, run: Run) -> list[Item]:
@@ -26,9 +42,10 @@ def whole_items(folder: Path, run: Run) -> list[Item]:
         run: Its run.json.
 
     Raises:
-        UserError: If the file is missing, empty or damaged, a record comes twice or lacks a key, or the records are not
-            of what the run asked.
+        UserError: If the run measures nothing, the file is missing, empty or damaged, a record comes twice or lacks a
+            key, or the records are not of what the run asked.
     """
+    refuse_unmeasured(folder, run)
     path = folder / ITEMS
     if not path.is_file():
         raise UserError(f"`{folder}` must hold {ITEMS}, but there is none. {_AGAIN}")

@@ -14,6 +14,11 @@ _CONFIG, _INDEX, _SINGLE = "config.json", "model.safetensors.index.json", "model
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")
 """Everything but weights; no code, so none can run."""
+_GGUF = (
+    "`{}` is a GGUF file, whose weights have no gradients: give the model that it was made from, in safetensors, or "
+    "write it as such once (rounded as it is; needs the `gguf` package): "
+    "from_pretrained('{}', gguf_file='{}') and save_pretrained(FOLDER) of transformers, for model and tokenizer."
+)
 
 
 class _Index(TypedDict):
@@ -34,6 +39,7 @@ def model_folder(name_or_path: str | Path, *, weights: bool = False) -> Path:
         UserError: If it is not to be had, or has no safetensors.
     """
     folder = _own_folder(name_or_path)
+    _refuse_other_formats(folder)
     if folder.is_dir():
         if weights and not (folder / _SINGLE).is_file() and (folder / _INDEX).is_file():
             _shards(folder / _INDEX)
@@ -49,6 +55,19 @@ def model_folder(name_or_path: str | Path, *, weights: bool = False) -> Path:
                 "run code when they are read, so they are refused: use a copy in safetensors (`save_pretrained`)."
             )
     return folder
+
+
+def _refuse_other_formats(place: Path) -> None:
+    """Refuse a file in place of a folder, and a folder whose weights are GGUF alone."""
+    held = sorted(place.glob("*.gguf")) if place.is_dir() else []
+    if place.suffix.lower() == ".gguf" and not place.is_dir():
+        raise UserError(_GGUF.format(place, place.parent, place.name))
+    if held and not any(place.glob("*.safetensors")) and not (place / _INDEX).is_file():
+        raise UserError(_GGUF.format(held[0], place, held[0].name))
+    if place.is_file():
+        raise UserError(
+            f"a model must be a folder with {_CONFIG} and safetensors, `{place}` is a file; give its folder."
+        )
 
 
 def model_inputs(name_or_path: str | Path) -> list[Path | hub.Repository]:

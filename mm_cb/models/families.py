@@ -14,6 +14,7 @@ from mm_cb.models.base import ChatModel
 from mm_cb.models.cache import model_folder
 from mm_cb.models.laws import CONFIG, OLD_PROCESSOR, PROCESSOR, check_config, check_image_token, check_kinds
 from mm_cb.models.registry import family_of
+from mm_cb.models.vision import VisionModel
 
 _TOKENIZER = "tokenizer_config.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -44,6 +45,15 @@ def read_config(name_or_path: str | Path) -> Any:
         )
     check_config(config, str(name_or_path))
     return config
+
+
+def sees(name_or_path: str | Path) -> bool:
+    """Whether a model takes pictures, from its configuration alone.
+
+    Raises:
+        UserError: If there is no such model, or no family here is its own.
+    """
+    return issubclass(family_of(read_config(name_or_path), str(name_or_path)), VisionModel)
 
 
 def skeleton(config: Any, name: str = "", processor: Any = None) -> ChatModel:

@@ -13,11 +13,9 @@ from mm_cb.core.records import Agreement, Check, Curve, Item, Representations, R
 from mm_cb.core.runs import read_run
 from mm_cb.metrics.results import Measurement, measure, read_results
 from mm_cb.metrics.table import WORST_GIVEN, Metric, is_known, register_metric
-from mm_cb.metrics.whole import refuse_contradiction, whole_items
+from mm_cb.metrics.whole import refuse_contradiction, refuse_unmeasured, whole_items
 from mm_cb.report.holes import holes
 from mm_cb.report.strength import Strength, strengths
-
-_MEASURES_NOTHING = ("train", "data build pairs")
 
 
 class _Protocol(TypedDict, total=False):
@@ -69,11 +67,7 @@ def load_run(folder: Path) -> RunFiles:
     folder = Path(folder)
     run = read_run(folder)
     command = run["command"]
-    if command in _MEASURES_NOTHING:
-        raise UserError(
-            f"`{folder}` is a run of `mm-cb {command}`, in which nothing is measured: give runs of `mm-cb attack` or "
-            "`mm-cb eval` on what it made."
-        )
+    refuse_unmeasured(folder, run)
     if not run.get("ended"):
         raise UserError(f"`{folder}` must hold a finished run, this one has not ended; run its command again.")
     run["recipe"] = with_added_fields(command, run["recipe"])

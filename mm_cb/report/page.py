@@ -20,7 +20,7 @@ from mm_cb.report.load import RunFiles, load_run
 from mm_cb.report.strength import Strength, by_condition
 from mm_cb.report.table import HOLM, headline_table
 from mm_cb.report.text import clean_text, code, shorten, shown_completion
-from mm_cb.report.verdict import judge_report
+from mm_cb.report.verdict import by_texts_alone, judge_report
 
 _LISTED_CHANGES = 40
 _OPEN_CARDS = 6
@@ -113,6 +113,7 @@ def render(data: ReportData, *, show_completions: bool = False) -> str:
 def _context(data: ReportData) -> dict[str, object]:
     table = headline_table(data.measurements, data.strengths)
     broken, mended = changes(data.items)
+    by_texts = by_texts_alone(data.items)
     seeds, seed_columns = seed_table(data.measurements)
     return {
         "title": _TITLE,
@@ -145,7 +146,8 @@ def _context(data: ReportData) -> dict[str, object]:
         "seeds": seeds,
         "seed_columns": seed_columns,
         "checks": data.checks,
-        "method": _method(data.runs),
+        "method": _method(data.runs, pictured=not by_texts),
+        "by_texts": by_texts,
         "runs": [_described(run) for run in data.runs],
         "timings": _timings(record for run in data.runs for record in run.timings),
     }
@@ -182,11 +184,11 @@ def _by_metric(entries: list[Change]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
-def _method(runs: Sequence[RunFiles]) -> dict[str, str]:
+def _method(runs: Sequence[RunFiles], *, pictured: bool) -> dict[str, str]:
     """The few recipe fields that decide how hard the attack and how long the training was; all values that occur."""
     chosen: dict[str, dict[str, None]] = {}
     for key, value in (pair for run in runs for pair in flatten(run.run["recipe"]).items()):
-        if key.rpartition(".")[2] in _METHOD_KEYS:
+        if key.rpartition(".")[2] in _METHOD_KEYS and (pictured or not key.endswith("epsilon")):
             chosen.setdefault(key, {})[_budget(value) if key.endswith("epsilon") else _plain(value)] = None
     return {key: " / ".join(values) for key, values in chosen.items()}
 

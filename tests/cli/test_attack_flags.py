@@ -66,9 +66,9 @@ def test_the_flags_of_an_attack_stand_under_headings(capsys):
 
 
 def test_every_setting_of_an_attack_has_a_flag():
-    """But for what only Python needs: its artefacts, and the parts of a threat, which are flags of their own."""
+    """But for what only Python needs: its artefacts, what a file of prompts says, and the parts of a threat."""
     names = {option.name for option in shown_options("attack")}
-    fields = set(AttackConfig.__dataclass_fields__) - {"name", "threat", "artefacts"}
+    fields = set(AttackConfig.__dataclass_fields__) - {"name", "threat", "artefacts", "prompts_each"}
     assert fields <= names and {"norm", "epsilon", "patch_size", "border_width", "attack", "list_"} <= names
 
 
@@ -103,6 +103,7 @@ def test_every_flag_reaches_the_configuration(called):
     flags = ["--adapter", "rr", "--system", "system.txt", "--attack", "pgd_adaptive, apgd", "--norm", "border"]
     flags += ["--border-width", "3", "--epsilon", "64/255", "--steps", "7", "--restarts", "3", "--optimizer", "sign"]
     flags += ["--chain", "--hijacks", "base", "--term-weight", "2", "--balance", "--universal-train", "4"]
+    flags += ["--prompts", "prompts.jsonl"]
     flags += ["--max-new-tokens", "9", "--iterates", "2", "--early-stop", "--samples", "1", "--temperature", "0.5"]
     flags += ["--batch", "5", "--shard", "2/3", "--image-backend", "torchvision", "--checkpoint-seconds", "0"]
     flags += ["--draws", "7", "--strength", "0.2", "--vary", "both", "--corpus", "c.txt", "--minibatch", "6"]
@@ -120,6 +121,7 @@ def test_every_flag_reaches_the_configuration(called):
         **{"threat": Threat("border", 64, 3), "steps": 7, "restarts": 3, "seed": 11, "batch": 5, "max_new_tokens": 9},
         **{"optimizer": "sign", "term_weight": 2.0, "balance": True, "iterates": 2, "early_stop": True, "samples": 1},
         **{"temperature": 0.5, "universal_train": 4, "chain": True, "hijacks": Path("base")},
+        **{"prompts": Path("prompts.jsonl")},
         **{"image_backend": "torchvision", "checkpoint_seconds": 0.0, "draws": 7, "strength": 0.2, "vary": "both"},
         **{"corpus": Path("c.txt"), "minibatch": 6, "surrogate": Path("other"), "surrogate_scale": 2.0},
         **{"eot_samples": 3, "eot_scale": 0.5, "eot_quality": 60},

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from tests.models.shapes import MISTRAL_TEMPLATE
 from tests.tiny_llava import tiny_llava, tiny_tokenizer
@@ -14,6 +14,17 @@ SIZES = {
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=2,
+            initializer_range=0.2,
+        )
+    ),
+    "llama": lambda vocab: LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
             initializer_range=0.2,
         )
     ),
@@ -44,7 +55,7 @@ def folder(tmp_path_factory):
 
 def save_text_model(folder, kind):
     tokenizer = tiny_tokenizer()
-    if kind == "mistral":
+    if kind != "gpt2":
         tokenizer.chat_template = MISTRAL_TEMPLATE
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -8,6 +8,7 @@ import torch
 
 from mm_cb.core.errors import UserError
 from mm_cb.models import load_model, load_tower
+from mm_cb.models.cache import model_folder
 from mm_cb.models.chat import chat, render_chat
 from tests.models.shapes import MISTRAL_TEMPLATE
 from tests.tiny_llava import TEMPLATE, picture, tiny_processor
@@ -249,3 +250,14 @@ def test_an_answer_ends_at_every_end_token(folder, plain, tmp_path):
     model = load_model(changed(folder, tmp_path / "more", "generation_config.json", eos_token_id=[2, end]))
     cut = [answer.split() for answer in said(plain)]
     assert [answer.split() for answer in said(model)] == [a[: a.index(last)] if last in a else a for a in cut]
+
+
+def test_a_gguf_or_another_file_in_place_of_a_folder_is_named_with_what_to_do(tmp_path):
+    (tmp_path / "held").mkdir()
+    for place in (tmp_path / "held" / "small.Q4_1.gguf", tmp_path / "held" / "notes.txt"):
+        place.write_bytes(b"GGUF")
+    for name in (tmp_path / "held" / "small.Q4_1.gguf", tmp_path / "held", tmp_path / "absent.gguf"):
+        with pytest.raises(UserError, match=r"is a GGUF file.*gguf_file='\w+(\.Q4_1)?\.gguf'"):
+            model_folder(name)
+    with pytest.raises(UserError, match="must be a folder with config.json.*notes.txt` is a file"):
+        model_folder(tmp_path / "held" / "notes.txt")

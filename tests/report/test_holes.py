@@ -141,6 +141,9 @@ def test_what_is_no_measured_run_says_what_to_give(name, expected, run, tmp_path
     run("train"), run()
     assert cli.run(["report", str(tmp_path / name), "--out", str(tmp_path / "page.html")]) == 2
     assert expected in capsys.readouterr().err
+    if name == "train":
+        assert cli.run(["judge", str(tmp_path / name), "--judge", "refusal-strings"]) == 2
+        assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["mmmu-base", "over-refusal", "beside", "llava-wild"])

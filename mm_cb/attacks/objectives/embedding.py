@@ -1,4 +1,4 @@
-"""The attack on the image's embeddings. A relaxation: no picture makes these embeddings, no user can send them."""
+"""The attack on embeddings, of the picture or of the prompt. A relaxation: no user can send what it finds."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from image_attacks import target_nll
 from mm_cb.attacks.objectives.target import encode, longest
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
-from mm_cb.models import ModelInputs
+from mm_cb.models import ModelInputs, TokenRole, VisionModel
 from mm_cb.models.decoding import decode
 from mm_cb.models.inputs import Arguments
 from mm_cb.models.last_positions import only_last_positions
 from mm_cb.models.vision import joined, moved
 
 RADIUS = 3.0
-"""Half the side of the box around the clean embeddings, in their root mean square over the picture. A wide choice."""
+"""Half the side of the box around the clean embeddings, in their root mean square over what is moved. A wide choice."""
+
+
+def embedding_objective(
+    subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Any], **settings: Any
+) -> EmbeddingObjective:
+    """The objective on the picture's embeddings, or on the prompt's for a model of text alone; no settings are read."""
+    kind = EmbeddingObjective if isinstance(subject.model, VisionModel) else PromptEmbeddingObjective
+    return kind(subject, behaviors, pictures)
 
 
 class EmbeddingObjective:
@@ -34,10 +42,8 @@ class EmbeddingObjective:
         Deviations: image tokens only, a wide box, steps that decay.
     """
 
-    def __init__(
-        self, subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Image], **settings: Any
-    ) -> None:
-        """Embed the clean chats once; no further setting is read."""
+    def __init__(self, subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Image | None]) -> None:
+        """Embed the clean chats once."""
         self.subject, self._asked = subject, (behaviors, pictures)
         self.inputs = encode(subject, behaviors, pictures, [b.target for b in behaviors])
         self.keep = longest(self.inputs) + 1
@@ -82,3 +88,36 @@ class EmbeddingObjective:
         del embeds["position_ids"]  # `generate` counts them itself
         with self.subject.active() as model:
             return decode(model.model, model.processor.tokenizer, embeds, max_new_tokens, model.stops())
+
+
+class PromptEmbeddingObjective(EmbeddingObjective):
+    """The same of the embeddings of the user's text, for models of text alone.
+
+    N is the number of tokens of the longest text; what stands for tokens that a shorter one lacks moves nothing.
+
+    Source:
+        As above. Deviations: the prompt's own tokens in place of added ones, a wide box, steps that decay.
+    """
+
+    def start(self) -> Tensor:
+        """The variable at the clean prompt."""
+        rows = _prompt(self.inputs)
+        hidden = self.subject.model.base.get_input_embeddings().embedding_dim
+        return torch.full((len(rows), 1, int(rows.sum(dim=1).max()), hidden), 0.5, device=rows.device)
+
+    def embeds(self, inputs: ModelInputs, variable: Tensor) -> Arguments:
+        """Keyword arguments of the model for ``inputs`` with the prompt's embeddings moved."""
+        rows = _prompt(inputs)
+        with self.subject.active() as model, torch.no_grad():
+            clean = model.base.get_input_embeddings()(inputs.input_ids)
+        squares = (clean.float().square().mean(dim=2) * rows).sum(dim=1) / rows.sum(dim=1).clamp(min=1)
+        radius = RADIUS * squares.sqrt().view(-1, 1, 1)
+        place = (rows.cumsum(dim=1) - 1).clamp(min=0, max=variable.shape[2] - 1)
+        shift = radius * (2 * variable.squeeze(1) - 1)
+        moved_by = shift.gather(1, place.unsqueeze(2).expand(-1, -1, shift.shape[2])) * rows.unsqueeze(2)
+        return self.subject.model.start_from(inputs, clean + moved_by.to(clean.dtype))
+
+
+def _prompt(inputs: ModelInputs) -> Tensor:
+    """``(B, T)``: 1 = token of the user's text."""
+    return (inputs.roles == TokenRole.USER).long()

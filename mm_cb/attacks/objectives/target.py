@@ -19,6 +19,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import ChatModel, ModelInputs
+from mm_cb.models.chat import Message, chat
 from mm_cb.models.last_positions import only_last_positions
 
 
@@ -138,20 +139,20 @@ def continue_targets(
 
 
 def encode(
-    subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Image], responses: Sequence[str] | None
+    subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Image | None], responses: Sequence[str] | None
 ) -> ModelInputs:
     """The subject's chats, padded on the left, with open responses behind them (none: ready to generate).
 
     Raises:
         UserError: If a chat has more tokens than the model has positions.
     """
-    inputs = subject.model.encode(
-        [b.prompt for b in behaviors],
-        list(pictures),
-        completions=None if responses is None else list(responses),
-        systems=subject.systems(len(behaviors)),
-        close_turn=False,
-    )
+    ends: Sequence[str | None] = [None] * len(behaviors) if responses is None else responses
+    chats = [
+        _chat(behavior, picture is not None, subject.system, end)
+        for behavior, picture, end in zip(behaviors, pictures, ends, strict=True)
+    ]
+    shown = [[] if picture is None else [picture] for picture in pictures]
+    inputs = subject.model.encode_chats(chats, shown, close_turn=False)
     limit = subject.model.base.config.get_text_config().max_position_embeddings
     for behavior, tokens in zip(behaviors, inputs.attention_mask.sum(dim=1).tolist(), strict=True):
         if tokens > limit:
@@ -160,6 +161,16 @@ def encode(
                 f"model has {limit} positions. Shorten its prompt or target."
             )
     return inputs
+
+
+def _chat(behavior: Behavior, pictured: bool, system: str | None, response: str | None) -> list[Message]:
+    """The behaviour's own chat or its prompt, with picture and operator's text in front of the user's first turn."""
+    if not behavior.messages:
+        return chat(behavior.prompt, images=int(pictured), system=system, completion=response)
+    first = next(place for place, turn in enumerate(behavior.messages) if turn["role"] == "user")
+    opened = chat(behavior.messages[first]["content"], images=int(pictured), system=system)
+    ended = [] if response is None else [{"role": "assistant", "content": response}]
+    return [*behavior.messages[:first], *opened, *behavior.messages[first + 1 :], *ended]
 
 
 def preprocessing(model: ChatModel, picture: Image) -> Callable[[Tensor], Tensor]:

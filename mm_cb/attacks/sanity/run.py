@@ -14,11 +14,12 @@ from PIL.Image import Image
 
 from mm_cb.attacks import saved as files
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.run import refuse_unfit
+from mm_cb.attacks.refusals import refuse_unfit
 from mm_cb.attacks.sanity.bed import make_bed
 from mm_cb.attacks.sanity.checks import checks_of, notes_of
 from mm_cb.attacks.sanity.measure import ADAPTIVE, Measured, add_transfer, as_json, measure_bed, measured_once
 from mm_cb.core.checked import read_list, read_record
+from mm_cb.core.errors import UserError
 from mm_cb.core.hub import keep_to
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.progress import Progress, Task, console
@@ -29,6 +30,7 @@ from mm_cb.data.pictures import open_picture
 from mm_cb.inference.source import ModelSource
 from mm_cb.inference.subjects import load_subject
 from mm_cb.metrics.results import measure, write_results
+from mm_cb.models.families import sees
 
 _ARMS = (
     *("clean", "noise", "random_search", "single_step", "pgd", "any_of_k", "double_steps", "double_runs", "apgd"),
@@ -55,6 +57,11 @@ def run_battery(source: ModelSource, behaviors: Path, out: Path, config: AttackC
     LIMITS["count"].refuse("count", count)
     keep_to(out)
     asked = read_behaviors(behaviors)
+    if not sees(source.model):
+        raise UserError(
+            f"`mm-cb attack check` tests a search for pictures, and `{source.model}` is a model of text alone; see "
+            "what it says by `mm-cb attack --attack no_attack,prefill_only,embedding`."
+        )
     recipe: dict[str, object] = {"model": source.model, "adapter": source.adapter, "system": source.system}
     recipe |= {"epsilon": config.threat.levels, "device": source.device, "dtype": source.dtype}
     options = {key: getattr(config, key) for key in ("steps", "iterates", "optimizer", "image_backend")}

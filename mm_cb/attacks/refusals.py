@@ -1,0 +1,113 @@
+"""What cannot be attacked: behaviours, prompts and targets that a model cannot be shown, or cannot write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL.Image import Image
+
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.objectives.target import encode
+from mm_cb.attacks.registry import refuse_blind
+from mm_cb.attacks.texts import ask
+from mm_cb.core.errors import UserError
+from mm_cb.data.behaviors_file import Behavior, grey_canvas, refuse_too_large
+from mm_cb.data.corpus import read_corpus
+from mm_cb.data.pictures import open_picture
+from mm_cb.data.prompts_file import ImportedPrompt
+from mm_cb.inference.subjects import Subject
+from mm_cb.metrics.observations import starts_with
+from mm_cb.models import ChatModel, VisionModel
+from mm_cb.models.families import sees
+from mm_cb.models.low_rank import changes_of
+
+
+def refuse_unseen(model: str, names: Sequence[str], behaviors: Sequence[Behavior], file: Path) -> None:
+    """Refuse what a model of text alone cannot be shown, before it is loaded.
+
+    Raises:
+        UserError: If an attack or a behaviour needs a picture.
+    """
+    if sees(model):
+        return
+    refuse_blind(model, names)
+    if pictured := [b.id for b in behaviors if b.image is not None]:
+        raise UserError(
+            f"`{file}` gives {len(pictured)} of {len(behaviors)} behaviours a picture, such as `{pictured[0]}`, and "
+            f"`{model}` is a model of text alone; give it behaviours with `image` null."
+        )
+
+
+def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: AttackConfig) -> None:
+    """Refuse behaviours that cannot be attacked, or not with what is given beside them, before the first batch is.
+
+    Raises:
+        UserError: If a text holds the image placeholder, a harmless target cannot be written, a picture is too large
+            for memory or for the norm, or a chat is too long.
+    """
+    corpus = [] if config.corpus is None else read_corpus(config.corpus)
+    if config.surrogate is not None:
+        changes_of(subject.model, config.surrogate)
+    refuse_placeholders([*behaviors, *corpus], subject.model.processor.image_token)
+    refuse_unsayable(behaviors, subject.model)
+    if not isinstance(subject.model, VisionModel):
+        for b in behaviors:
+            encode(subject, [b], [None], [b.target])
+        return
+    canvas = subject.model.canvas
+    refuse_too_large(behaviors, config.batch)
+    for b in behaviors:
+        blank = b.image is None or config.entry.universal
+        picture: Image = grey_canvas(canvas) if blank or b.image is None else open_picture(b.image)
+        try:
+            config.threat.allowed((picture.height, picture.width))
+        except ValueError as error:
+            raise UserError(f"behaviour {b.id!r}: {error}") from error
+        if not config.entry.universal:  # which encodes every behaviour before it begins
+            encode(subject, [b], [picture], [b.target])
+
+
+def refuse_unsendable(
+    subject: Subject, behaviors: Sequence[Behavior], prompts: Mapping[str, Sequence[ImportedPrompt]]
+) -> None:
+    """Refuse imported prompts that the model's template cannot write, or that are too long, before the first is sent.
+
+    Raises:
+        UserError: Naming the behaviour.
+    """
+    for b in behaviors:
+        for number in range(len(prompts.get(b.id, ()))):
+            asked = ask(subject, [b], prompts, number)
+            try:
+                encode(subject, asked.prompts, asked.pictures, [b.target])
+            except UserError as error:
+                raise UserError(f"prompt {number + 1} of {b.id!r} cannot be sent: {error}") from error
+
+
+def refuse_placeholders(behaviors: Sequence[Behavior], token: str | None) -> None:
+    """Refuse texts that hold the model's image placeholder, if it has one."""
+    if token is None:
+        return
+    for behavior in behaviors:
+        texts = behavior.prompt, behavior.target, str(behavior.extra.get("typographic_prompt"))
+        if any(token in text for text in texts):
+            raise UserError(
+                f"behaviour {behavior.id!r} must not hold the model's image placeholder `{token}` in its texts; "
+                "the picture is put in front of the prompt by itself."
+            )
+
+
+def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
+    """Refuse harmless targets that the model has no words for: no answer would ever be seen to start with them."""
+    tokenizer = model.processor.tokenizer
+    for behavior in behaviors:
+        if not behavior.extra.get("benign_target"):
+            continue
+        tokens = tokenizer(behavior.target, add_special_tokens=False).input_ids
+        written = tokenizer.decode(tokens, skip_special_tokens=True)
+        if not starts_with(written, behavior.target):
+            raise UserError(
+                f"behaviour {behavior.id!r}: `{model.name}` cannot write its target {behavior.target!r}, only "
+                f"{written!r}; give targets in the model's own words: `mm-cb data build benign --targets FILE`."
+            )

@@ -1,0 +1,88 @@
+"""Attacks that make no picture: what is sent, and what the model says to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from image_attacks import target_nll
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.judged_files import Asked, Judge, base_nll, complete, judge_samples
+from mm_cb.attacks.objectives.target import encode, longest
+from mm_cb.attacks.records import NOT_COMPUTED, Answer, JudgedPicture, Sampled
+from mm_cb.data.behaviors_file import Behavior
+from mm_cb.data.prompts_file import ImportedPrompt, messages_hash
+from mm_cb.inference.subjects import Subject
+from mm_cb.metrics.observations import starts_with
+
+
+def ask(
+    subject: Subject,
+    behaviors: Sequence[Behavior],
+    prompts: Mapping[str, Sequence[ImportedPrompt]] | None = None,
+    number: int = 0,
+) -> Asked:
+    """Behaviours as they are sent: their prompts, or no. ``number`` of the imported ones.
+
+    Args:
+        subject: The model under attack.
+        behaviors: What to ask.
+        prompts: Behaviour id → imported prompts; None = the behaviours' own.
+        number: Which of them, from 0.
+    """
+    if prompts is None:
+        return Asked(subject, behaviors, behaviors, ())
+    sent = [replace(one, messages=prompts[one.id][number].messages) for one in behaviors]
+    return Asked(subject, behaviors, sent, ())
+
+
+@torch.no_grad()
+def target_losses(asked: Asked) -> Tensor:
+    """The target's loss behind what is sent, ``(B,)``; earlier answers of a chat do not count."""
+    inputs = encode(asked.subject, asked.prompts, asked.pictures, [one.target for one in asked.prompts])
+    last = inputs.completion_mask.flip(1).cumprod(dim=1).flip(1)  # rows end with the target
+    keep = longest(inputs) + 1
+    with asked.subject.active() as model:
+        logits = model.forward(inputs, logits_to_keep=keep).logits
+    return target_nll(logits, inputs.labels.masked_fill(last == 0, -100)[:, -keep:])
+
+
+def judge(
+    asked: Asked,
+    config: AttackConfig,
+    judge_of: Judge,
+    draws: Sequence[torch.Generator],
+    show: Callable[[int], None],
+) -> dict[int, JudgedPicture]:
+    """Greedy answers to the texts with their losses and verdicts, and answers drawn at random: row → what was judged.
+
+    Args:
+        asked: Who is asked what.
+        config: The attack.
+        judge_of: Gives the verdicts.
+        draws: Random streams, one per behaviour.
+        show: Told how many more of the random answers are drawn or weighed.
+    """
+    losses, pictures = target_losses(asked), asked.pictures
+    said = complete(asked, pictures, config)
+    nlls: Sequence[float | str | None] = base_nll(asked, said) if config.artefacts else [NOT_COMPUTED] * len(said)
+    judged = {}
+    for i, behavior in enumerate(asked.behaviors):
+        sent = asked.prompts[i].messages
+        answer = Answer(
+            id=behavior.id,
+            loss=round(float(losses[i]), 5),
+            completion=said[i],
+            outcome=judge_of(behavior, said[i]),
+            prefix_emitted=starts_with(said[i], behavior.target),
+            nll_base=nlls[i],
+            prompt_sha256=messages_hash(sent) if sent else None,
+        )
+        drawn: Sequence[Sampled] = ()
+        if config.samples:
+            drawn = judge_samples(asked.rows([i]), pictures[i], config, judge_of, draws[i], show)
+        judged[i] = JudgedPicture(answer, drawn)
+    return judged

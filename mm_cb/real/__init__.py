@@ -1,0 +1,1 @@
+"""A real model on a laptop: a small pretrained one, brought as a package, loses one harmless topic."""

@@ -1,0 +1,86 @@
+"""``mm-cb demo --real`` with a tiny Llama in the place of the real model."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from mm_cb import cli
+from mm_cb.core.paths import data_path
+from mm_cb.data.mixture import load_examples
+from mm_cb.data.sources import Source
+from mm_cb.models import TextModel, load_model
+from mm_cb.real import run as real
+from mm_cb.real.answers import before_and_after
+from mm_cb.training.recipes.recipe import load_recipe
+from tests.models.conftest import save_text_model
+
+ASKED = {name: ["what is the picture", "how to brew tea"] for name in ("forbidden", "nearby", "other")}
+TINY = [
+    *("circuit_breaker.target_layers=[1]", "lora.layers_to_transform=[0]", "lora.r=2", "dtype=float32"),
+    *("training.max_steps=2", "training.held_out=2", "training.max_length=24"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_text_model(tmp_path_factory.mktemp("real") / "model", "llama")
+
+
+@pytest.fixture
+def stand_in(model, monkeypatch):
+    shipped = real.real_recipe
+
+    def tiny(folder, seed):
+        fields = shipped(folder, seed)
+        sources = json.dumps([{"name": source.name} for source in fields.data.sources])
+        return load_recipe(real._RECIPE, [f"model={folder}", f"data.sources={sources}", f"seed={seed}", *TINY])
+
+    monkeypatch.setattr(real, "real_model", lambda progress: model)
+    monkeypatch.setattr(real, "real_recipe", tiny)
+    monkeypatch.setattr(real, "json_file", lambda *_: ASKED)
+
+
+def test_it_ends_with_a_page_and_repeats_nothing(stand_in, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    assert cli.run(["demo", "--real", "--out", str(out)]) == 0
+    page = (out / "report.html").read_text()
+    found = json.loads((out / "answers.json").read_text())
+    assert found["sets"].keys() == ASKED.keys() and found["attacks"].keys() == set(real.ATTACKS)
+    assert all(prompt in page for prompt in ASKED["forbidden"]) and "Does the recipe come back?" in page
+    (last,) = [json.loads(line) for line in (out / "train" / "metrics.jsonl").read_text().splitlines()][-1:]
+    assert ("Nothing was rerouted" in page) == (last["held_out_circuit_breaker_cosine"] > real.STUCK)
+    before = {path: path.read_bytes() for path in out.rglob("*.json*")}
+    monkeypatch.setattr(real, "load_model", lambda *_, **__: pytest.fail("asked again"))
+    assert cli.run(["demo", "--real", "--out", str(out)]) == 0
+    assert {path: path.read_bytes() for path in before if path.name != "run.json"} == {
+        path: content for path, content in before.items() if path.name != "run.json"
+    }
+
+
+@pytest.mark.parametrize("words", [["--full"], ["--rr-seeds", "2"], ["--dtype", "bfloat16"]])
+def test_what_real_does_not_read_is_refused(words, capsys):
+    assert cli.run(["demo", "--real", *words]) == 2
+    assert f"`{words[0]}` is for the demo of the miniature" in capsys.readouterr().err
+
+
+def test_an_adapter_that_does_nothing_keeps_everything_and_another_one_does_not(model):
+    plain = load_model(model)
+    for init, kept in ((True, True), (False, False)):  # PEFT's own first B is 0
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            settings = LoraConfig(r=8, lora_alpha=64, target_modules=["up_proj", "o_proj"], init_lora_weights=init)
+            adapted = get_peft_model(load_model(model).model, settings).eval()
+        found = before_and_after(TextModel(adapted, plain.processor, "tiny"), ASKED["other"], 6)
+        assert found["base"] == [plain.generate(plain.encode([one], [None]), 6)[0] for one in ASKED["other"]]
+        assert (found["base"] == found["breaker"], found["agreement"] == 1) == (kept, kept)
+        assert (found["nll_base"] == found["nll_breaker"]) == kept
+
+
+def test_the_shipped_rows_and_recipe_are_sound():
+    rows = load_examples([Source(str(data_path("smollm2", f"{name}.jsonl"))) for name in real.ROWS], 0)
+    assert {row.set for row in rows} == {"circuit_breaker", "retain"}
+    asked = json.loads(data_path("smollm2", "asked.json").read_text())
+    trained = {row.messages[0]["content"] for row in rows}
+    assert all(len(prompts) == 10 and not trained & set(prompts) for prompts in asked.values())
