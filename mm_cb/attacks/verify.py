@@ -30,9 +30,10 @@ from mm_cb.core.checked import read_json, read_record
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import text_sha256
 from mm_cb.core.progress import Progress, console
+from mm_cb.core.reading import json_lines
 from mm_cb.core.records import Item
 from mm_cb.core.runs import read_run
-from mm_cb.data.behaviors_file import Behavior, kept_behaviors
+from mm_cb.data.behaviors_file import KEPT_AS, Behavior, kept_behaviors
 from mm_cb.data.prompts_file import KEPT_AS as PROMPTS
 from mm_cb.data.prompts_file import read_prompts
 from mm_cb.inference.cached_chunks import chunks
@@ -189,8 +190,14 @@ def _pictures(run: _Run, *, wanted: bool) -> list[_Picture]:
 
 
 def _texts(run: _Run) -> list[tuple[AttackConfig, AnswerToText]]:
-    """The greedy answers to what left no picture, each with its attack; a relaxation's cannot be had again."""
-    tried = [(run.configs[item["condition"]], run.asked[item["id"]], one) for item in run.items for one in _tries(item)]
+    """The greedy answers to what left no picture, each with its attack.
+
+    A relaxation's cannot be had again, nor those to prompts beside a user's picture, which the run does not keep.
+    """
+    kept = json_lines(run.folder / KEPT_AS, "behaviours")
+    beside = {record["id"] for _, record in kept if record.get("image") is not None}
+    items = (one for one in run.items if not (run.configs[one["condition"]].entry.imported and one["id"] in beside))
+    tried = [(run.configs[item["condition"]], run.asked[item["id"]], one) for item in items for one in _tries(item)]
     return [
         (config, AnswerToText(behavior, one))
         for config, behavior, one in tried

@@ -228,7 +228,7 @@ GOOD = {"messages": chat_of("what", "red"), "set": "retain", "images": []}
 )
 def test_data_that_cannot_be_trained_on_is_one_line(rows, kind, message, tmp_path):
     with pytest.raises(kind, match=message) as caught:
-        RRTrainer("miniature", RRConfig(output_dir=tmp_path, target_layers=[4]), rows, peft_config=LORA)
+        RRTrainer("miniature", RRConfig(output_dir=tmp_path, target_layers=[4], held_out=0), rows, peft_config=LORA)
     assert "\n" not in str(caught.value)
 
 
@@ -330,7 +330,7 @@ def test_a_text_model_and_its_tokenizer(tmp_path):
 
     trainer = RRTrainer(
         AutoModelForCausalLM.from_pretrained(base),
-        RRConfig(output_dir=tmp_path / "run", batches="text", target_layers=[2], max_steps=2, batch_size=2),
+        RRConfig(output_dir=tmp_path / "run", batches="text", target_layers=[2], max_steps=2, batch_size=2, held_out=0),
         Dataset.from_list(rows),
         tokenizer,
         LoraConfig(r=2),
