@@ -4,7 +4,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/_env.sh" dev
 cd "$ROOT"
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-workers=(-n 2)
+workers=(-n 2 --dist worksteal) # neighbours share what their module sets up
 for argument in "$@"; do
     case "$argument" in
     -n* | --numprocesses* | --dist* | --pdb | -s | no:xdist | -pno:xdist) workers=() ;; # the caller decides, or wants one process

@@ -46,7 +46,7 @@ def rows(folder):
                 yield {"id": example.id, "messages": example.messages, "images": images, "set": name, "source": "made"}
 
 
-@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", pytest.param("qwen3_vl", marks=pytest.mark.long)])
 def test_plan_train_attack_evaluate_merge(kind, tmp_path, capsys):
     laws.saved(tiny(kind), tmp_path / "model")
     model = ["--model", tmp_path / "model"]

@@ -159,7 +159,10 @@ def broken_look_alikes():
         ("README.md", lambda: f"each broke {broken('miniature_paper.json', 'pgd_homotopy')}."),
         ("README.md", lambda: f"Ours under the same seven: {broken('all_attacks.json')}."),
         ("README.md", lambda: f"broke {broken('chain.json')} on the demo's breaker"),
-        ("README.md", lambda: f"broke {broken('homotopy.json')} there in 900 steps and {broken('homotopy_1500.json')} in"),
+        (
+            "README.md",
+            lambda: f"broke {broken('homotopy.json')} there in 900 steps and {broken('homotopy_1500.json')} in",
+        ),
         ("docs/miniature.md", lambda: f"broke {broken('homotopy.json')} of the demo's breaker"),
         ("docs/miniature.md", lambda: f"in 1,500 steps {broken('homotopy_1500.json')}, so"),
         ("docs/miniature.md", lambda: f"{broken('homotopy.json', split='held_out_kind')} of the kind that training"),

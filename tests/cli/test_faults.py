@@ -31,7 +31,7 @@ MADE = {"train": "rr", "attack": "run", "eval": "kept", "judge": "judged", "repo
 MADE["data build"] = "benign"
 NEEDS = {"judge": ["attack"], "report": ["attack"], "merge": ["train"]}
 WHEN = ("started", "ended", "resumed", "git", "versions")
-EACH = [pytest.param(name, marks=pytest.mark.slow if name == "train" else ()) for name in COMMANDS]
+EACH = [pytest.param(name, marks=pytest.mark.long if name in ("train", "merge") else ()) for name in COMMANDS]
 ENDING = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
