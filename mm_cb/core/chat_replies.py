@@ -118,7 +118,9 @@ def _answer(message: Message, ended: str) -> str:
     content = _text(message.get("content")) or _text(message.get("refusal"))
     thought = any(message.get(key) for key in _REASONING)
     if cut_in_thinking(content) or (not content.strip() and (thought or ended in _AT_LIMIT)):
-        raise Trouble(CUT, "cut the answer at its limit of tokens, before it had begun")
+        early = thought and bool(ended) and ended not in _AT_LIMIT
+        how = "ended in its thinking, perhaps at its own" if early else "cut the answer at its"
+        raise Trouble(CUT, f"{how} limit of tokens, before it had begun")
     if not content.strip() and (ended in _CALLS or isinstance(message.get("content"), list)):
         raise _broken(f"no text (`finish_reason` {ended or 'none'})")
     return _characters(content, ended)
@@ -140,14 +142,14 @@ def _named(half: str) -> str:
 
 
 def _text(content: Any) -> str:
-    """A message's content: a text, or a list of parts of which those with a text count."""
+    """A message's content: a text, or a list of parts, of which texts and refusals count."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
         raise _broken(f"a content of type {type(content).__name__}")
     texts = []
     for part in content:
-        held = part.get("text") if isinstance(part, dict) else part
+        held = part.get("text", part.get("refusal")) if isinstance(part, dict) else part
         if held is not None and not isinstance(held, str):
             raise _broken(f"a part of the content of type {type(held).__name__}")
         texts.append(held or "")

@@ -22,8 +22,8 @@ Kind = tuple[SetName, Modality]
 
 _WARNED = ("missing image", "empty turn", "too long")
 _REMEDIES = {
-    "missing image": "; leave such rows out with `data.skip_missing_images=true`",
-    "too long": "; raise `training.max_length`, or leave such rows out with `data.skip_too_long=true`",
+    "missing image": "; leave such rows out: `data.skip_missing_images=true` beside `data.sources`",
+    "too long": "; raise `training.max_length`, or, beside `data.sources`, leave them out: `data.skip_too_long=true`",
 }
 
 

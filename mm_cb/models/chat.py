@@ -146,9 +146,10 @@ def render_chat(
             pieces.append(part)
             length += len(part)
     if found != list(range(len(texts))):
+        folder = getattr(getattr(processor, "tokenizer", processor), "name_or_path", "")
         raise UserError(
-            f"the model's chat template must write the texts of all messages as they are, once and in order; of "
-            f"{len(texts)} it wrote {', '.join(f'no. {index + 1}' for index in found) or 'none'}."
+            f"the chat template of `{folder or 'the model'}` must write the texts of all messages as they are, once "
+            f"and in order; of {len(texts)} it wrote {', '.join(f'no. {index + 1}' for index in found) or 'none'}."
         )
     joined = "".join(pieces)
     if messages[-1]["role"] == "assistant":

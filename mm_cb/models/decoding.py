@@ -72,8 +72,8 @@ def end_tokens(model: Any, tokenizer: Any, more: Iterable[int | None] = ()) -> l
     known = _base(model).config.get_text_config().vocab_size
     if beyond := [token for token in ids if not 0 <= token < known]:
         raise UserError(
-            f"`eos_token_id` of the model's generation_config.json must hold tokens below its vocabulary of {known}, "
-            f"got {beyond[0]}."
+            f"`eos_token_id` of generation_config.json of `{_base(model).config.name_or_path}` must hold tokens below "
+            f"its vocabulary of {known}, got {beyond[0]}."
         )
     return sorted({*ids, tokenizer.eos_token_id, *more} - {None})
 

@@ -45,6 +45,13 @@ def merge(model: str | Path, adapter: Path, out: Path, *, dtype: str | None = No
     with quiet_libraries():
         merged, changed = fold(put_adapter(base, adapter, str(model)))
         refuse_not_finite(merged.named_parameters(), f"{model} merged with {adapter}")
+        with torch.no_grad():
+            logits = merged(input_ids=torch.zeros(1, 2, dtype=torch.long)).logits
+        if not bool(torch.isfinite(logits).all()):
+            raise UserError(
+                f"`{model}` merged with `{adapter}` must give finite logits in {logits.dtype}, got NaN or infinity; "
+                "look at `lora_alpha` of its adapter_config.json, or train the adapter again."
+            )
         if not changed:
             warnings.warn(
                 f"the adapter in `{adapter}` changes no weight of `{model}`: `{out}` is the base model, no breaker.",
