@@ -176,7 +176,7 @@ def recipe(tmp_path):
     sources = [{"name": str(tmp_path / "breakers.json"), "set": "circuit_breaker"}, {"name": "ultrachat_200k"}]
     fields = {"name": "t", "model": "org/tiny", "data": {"sources": sources}, "batches": "text"}
     fields |= {"circuit_breaker": {"target_layers": [2]}, "lora": {"layers_to_transform": [0, 1], "r": 2}}
-    fields |= {"training": {"max_steps": 2, "batch_size": 2}}
+    fields |= {"training": {"max_steps": 2, "batch_size": 2, "held_out": 0}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(fields))
     return tmp_path / "r.yaml"
 

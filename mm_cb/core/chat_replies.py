@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from mm_cb.core.errors import one_line
 from mm_cb.core.records import Message
 
 REFUSED = "refused"
@@ -77,6 +78,10 @@ class Trouble(Exception):
     """Whether another try would cost too much to be made, although it might end better."""
     foreign: bool = False
     """Whether the reply is none of a chat server's, which a login page or another service gives for ever."""
+
+    def __post_init__(self) -> None:
+        """Keep what is quoted as a text that every file and terminal can hold."""
+        self.reason = one_line(self.reason)
 
 
 def read_answer(body: bytes) -> str:

@@ -71,10 +71,14 @@ def test_the_model_is_asked_the_generic_prompt_and_judged_against_the_request(tm
         Behavior("a", TEA.prompt, TEA.target, tmp_path / "p.png"),
         Behavior("b", "what is it", "a circle", None),
     ]
-    encode = model.encode
-    monkeypatch.setattr(
-        model, "encode", lambda texts, *rest, **more: sent.append(list(texts)) or encode(texts, *rest, **more)
-    )
+    encode = model.encode_chats
+
+    def spied(chats, *rest, **more):
+        parts = [part for turns in chats for turn in turns if turn["role"] == "user" for part in turn["content"]]
+        sent.append([part["text"] for part in parts if part["type"] == "text"])
+        return encode(chats, *rest, **more)
+
+    monkeypatch.setattr(model, "encode_chats", spied)
 
     def judge(behavior, completion):
         judged.append(behavior.prompt)

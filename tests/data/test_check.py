@@ -126,6 +126,7 @@ def test_the_command_reads_a_recipe_and_counts_its_tokens(save, folder, capsys):
         "train.jsonl", [own_row(0, text="one two three four five six seven"), own_row(1, "circuit_breaker", text="one")]
     )
     recipe = {"name": "mine", "model": "miniature", "data": ["train.jsonl"], "batches": "text"}
+    recipe |= {"training": {"held_out": 0}}
     (folder / "mine.yaml").write_text(json.dumps(recipe))
     assert cli.run(["data", "check", "mine.yaml", "--max-length", "9"]) == 0
     assert "warning: longer: 1" in (out := capsys.readouterr().out) and "tokens, more than 9" in out

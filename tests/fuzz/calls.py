@@ -38,6 +38,12 @@ def behaviors(folder: Path, name: str = "behaviors.jsonl") -> None:
     build_benign(folder / name, folder / "out")
 
 
+def corpus(folder: Path) -> None:
+    from mm_cb.data.corpus import read_corpus
+
+    plain(read_corpus(next(folder.glob("c.*"))))
+
+
 def prompts(folder: Path) -> None:
     from mm_cb.data.contamination import read_prompts
 

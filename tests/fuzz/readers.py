@@ -43,6 +43,8 @@ PROMPTS_AND_ROWS = (
     Reader("HarmBench", samples.harmbench, calls.built("harmbench")),
     Reader("MM-SafetyBench", samples.safetybench, calls.built("mm_safetybench")),
     Reader("scenarios", one("s.json", b'{"Row-1": "fraud"}'), calls.scenarios),
+    Reader("corpus, text", one("c.txt", b"the sky is blue\n\na tree\n"), calls.corpus),
+    Reader("corpus, JSONL", one("c.jsonl", lines([{"target": "a", "prompt": "b"}, {"target": "c"}])), calls.corpus),
     Reader("benign targets", one("t.txt", b"the sky is blue .\n\na tree\n"), calls.targets),
     Reader("data card", one("c.yaml", ROOT / "data/cards/mossbench.yaml"), calls.cards),
     Reader("recipe", one("r.yaml", ROOT / "mm_cb/training/recipes/llava-next-mistral-7b.yaml"), calls.recipe),

@@ -25,6 +25,7 @@ ELSEWHERE = {
     "mm_cb/core/hub.py load_split": "the hub's; tests/core/test_hub.py",
     "mm_cb/core/provenance.py _entry": "the kernel's",
     "mm_cb/models/known.py _shapes": "ours",
+    "mm_cb/real/package.py real_model": "one file alone, known by its hash",
     "image_attacks/transformations.py _through_jpeg": "what Pillow has just written",
     "mm_cb/training/adapter.py save_adapter": "what PEFT has just written",
 }
