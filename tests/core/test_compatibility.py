@@ -27,6 +27,6 @@ def test_a_recipe_of_before_losses_had_names_is_that_of_rerouting():
     start = {"start_distance": 0.0, "stop_at_cosine": None}
     made = with_added_fields("train", old)
     assert made == {"circuit_breaker": {**added, "alpha": 5.0}, "training": start, "seed": 0}
-    told = {"circuit_breaker": {"loss": "rmu", "loss_settings": {"scale": 3.0}}}
+    told = {"circuit_breaker": {"loss": "rmu", "loss_settings": {}, "retain_scale": "relative", "schedule_steps": 9}}
     assert with_added_fields("train", told) == told
     assert with_added_fields("attack", old) == old
