@@ -152,6 +152,7 @@ def test_started_again_when_finished_repeats_nothing(finished, script):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # killed attacks and trainings are tested by themselves
 def test_killed_again_and_again_it_ends_with_the_same_bytes(finished, script, tmp_path):
     whole, out = finished[0], tmp_path / "killed"
     marks = [
