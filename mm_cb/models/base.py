@@ -17,6 +17,7 @@ from mm_cb.models.chat import ANSWER, Dialect, Message, RenderedChat, TokenRole,
 from mm_cb.models.decoding import decode, end_tokens
 from mm_cb.models.dial import Scale, WeightDifference, lora_layers, lora_turned, read_scale
 from mm_cb.models.inputs import Arguments, ModelInputs, Pictures, pad_rows
+from mm_cb.models.switch import adapter_off
 from mm_cb.models.tower import LanguageTower, TowerInputs
 
 
@@ -325,11 +326,5 @@ class ChatModel(LanguageTower):
         if enabled or not isinstance(self.model, PeftModel):
             yield
             return
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        try:
-            with self.model.disable_adapter():
-                yield
-        finally:  # PEFT comes back with a trainable adapter, also where it was frozen
-            self.model.requires_grad_(False)
-            for parameter in trainable:
-                parameter.requires_grad_(True)
+        with adapter_off(self.model):
+            yield

@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from mm_cb.models import ChatModel, ModelInputs
+from mm_cb.models.switch import only_dropout_of_adapter
 from mm_cb.models.tower import BlockArguments, Rows
 
 ATTENTION = "rows"
@@ -91,7 +92,7 @@ class _Start(NamedTuple):
 
 def _below(model: ChatModel, rows: Rows, first: int) -> _Start:
     """Run what lies below block ``first``."""
-    model.model.eval()
+    only_dropout_of_adapter(model.model, on=False)
     with model.adapter(enabled=False), torch.set_grad_enabled(torch.is_grad_enabled() and rows.embeds.requires_grad):
         state, arguments = model.first_state(rows), model.block_arguments(rows)
         for index in range(first):
@@ -106,8 +107,7 @@ def _reference(model: ChatModel, first: int, last: int, start: _Start) -> list[T
 
 
 def _adapted(model: ChatModel, first: int, last: int, start: _Start) -> list[Tensor]:
-    for name, module in model.model.named_modules():
-        module.training = torch.is_grad_enabled() and "lora_dropout" in name.split(".")
+    only_dropout_of_adapter(model.model, on=torch.is_grad_enabled())
     return _run(model, first, last, start)
 
 
