@@ -2,8 +2,8 @@
 # The paper's table on one GPU: train -> check -> attack -> judge -> evaluate -> report, for base, base + safety prompt and RR.
 #
 #   set -a; . settings.sh; set +a               # BEHAVIORS=behaviors.jsonl, JUDGE=harmbench-multimodal, and so on, see below
-#   bash scripts/reproduce_7b.sh --dry-run      # print every command
-#   bash scripts/reproduce_7b.sh                # run them
+#   bash scripts/reproduce_7b.sh --dry-run      # print every command, and what each stage costs; also with nothing set yet
+#   bash scripts/reproduce_7b.sh                # run them, and end with a table of the stages
 #
 # Every step is a run directory under $OUT and its command is given each time: a finished one says so and ends, an interrupted
 # one goes on where it was, one that was made with other settings is refused and nothing is mixed. Weights and data are yours:
@@ -20,6 +20,8 @@
 #   ATTACK         --max-new-tokens 512                    further `mm-cb attack` arguments: "--batch 16 --max-new-tokens 512"
 #   PGD            (nothing)                               more for every PGD: "--optimizer sign", the textbook's steps
 #   ADAPTIVE       (nothing)                               more for those that know the breaker: "--balance"
+#   CONVERGENCE    12                                      behaviours on which each PGD is given twice the
+#                                                          steps, to see whether it had finished; 0 = not checked
 #   CHECK          (nothing)                               further `mm-cb attack check` arguments, or none: see below
 #   JUDGE          needed                                  `mm-cb judge --help` lists them; none = the model's own, if any
 #   JUDGING        (nothing)                               further `mm-cb judge` arguments: "--endpoint URL"
@@ -30,6 +32,7 @@
 #   WILD_JUDGE     needed with LLAVA_WILD                  the judge: the name it is served under, or a hub id
 #   WILD_ENDPOINT  (nothing)                               OpenAI-compatible address of that judge, key in MM_CB_API_KEY
 #   OVER_REFUSAL   needed                                  benign look-alikes: MOSSBench, XSTest or our JSONL, or none
+#   RATE           400                                     TFLOP a second of your device, for the estimates of --dry-run
 #   DEVICE DTYPE SEED OUT MM_CB   cuda bfloat16 0 runs/7b mm-cb
 #
 # The sanity battery (`mm-cb attack check`, on the breaker with the base as its control) has EPSILON and STEPS of the attacks,
@@ -45,6 +48,8 @@ RESTARTS="${RESTARTS:-1}"
 MMMU="${MMMU:-MMMU/MMMU}"
 LLAVA_WILD="${LLAVA_WILD:-lmms-lab/llava-bench-in-the-wild}"
 SAFETY_PROMPT="${SAFETY_PROMPT:-none}"
+CONVERGENCE="${CONVERGENCE:-12}"
+RATE="${RATE:-400}"
 DEVICE="${DEVICE:-cuda}"
 DTYPE="${DTYPE:-bfloat16}"
 SEED="${SEED:-0}"
@@ -75,29 +80,51 @@ for argument in "$@"; do
     esac
 done
 
-needed() { # name, what it is
-    [ -n "${!1:-}" ] || fail "$1 is missing: $2, or none to leave it out. See --help."
+wrong=()
+problem() { wrong+=("$1"); }
+
+needed() { # name, what it is: without it a dry run shows a placeholder
+    if [ -n "${!1:-}" ]; then return 0; fi
+    problem "$1 is missing: $2."
+    printf -v "$1" '%s' "<$1>"
 }
 
 existing() { # name, what it is
-    [ "${!1}" = none ] || [ -e "${!1}" ] || fail "$1 must be $2, but \`${!1}\` is not there."
+    if [[ "${!1}" != none && "${!1}" != "<$1>" && ! -e "${!1}" ]]; then problem "$1 must be $2, but \`${!1}\` is not there."; fi
 }
 
-[ -n "${BEHAVIORS:-}" ] || fail "BEHAVIORS is missing: the behaviours file (JSONL); \`mm-cb data build behaviors\` makes it."
-[ -f "$BEHAVIORS" ] || fail "BEHAVIORS must be the behaviours file (JSONL), but \`$BEHAVIORS\` is not there."
-needed JUDGE "who judges the attacked answers"
-needed OVER_REFUSAL "benign look-alikes (MOSSBench, XSTest, or JSONL)"
+for name in STEPS RESTARTS CONVERGENCE RATE; do
+    if [[ ! "${!name}" =~ ^[0-9]+$ ]]; then fail "$name must be a whole number, got \`${!name}\`."; fi
+done
+if [ "$RATE" = 0 ]; then fail "RATE must be above 0."; fi
+needed BEHAVIORS "the behaviours file (JSONL); \`mm-cb data build behaviors\` makes it"
+if [[ "$BEHAVIORS" != "<BEHAVIORS>" && ! -f "$BEHAVIORS" ]]; then
+    problem "BEHAVIORS must be the behaviours file (JSONL), but \`$BEHAVIORS\` is not there."
+fi
+needed JUDGE "who judges the attacked answers, or none to leave it out"
+needed OVER_REFUSAL "benign look-alikes (MOSSBench, XSTest, or JSONL), or none to leave them out"
 existing OVER_REFUSAL "a file or folder of benign look-alikes"
 existing SAFETY_PROMPT "a text file"
 if [ "$LLAVA_WILD" != none ]; then
-    needed RULE_FILE "the original rule file of LLaVA-Bench"
+    needed RULE_FILE "the original rule file of LLaVA-Bench; LLAVA_WILD=none leaves that benchmark out"
     existing RULE_FILE "the original rule file"
-    needed WILD_JUDGE "the judge's served name or hub id"
-    [ "$RULE_FILE" != none ] && [ "$WILD_JUDGE" != none ] ||
-        fail "LLaVA-Bench needs a rule file and a judge: set RULE_FILE and WILD_JUDGE, or LLAVA_WILD=none."
+    needed WILD_JUDGE "the judge's served name or hub id; LLAVA_WILD=none leaves that benchmark out"
+    if [ "$RULE_FILE" = none ] || [ "$WILD_JUDGE" = none ]; then
+        problem "LLaVA-Bench needs a rule file and a judge: set RULE_FILE and WILD_JUDGE, or LLAVA_WILD=none."
+    fi
 fi
-[ -z "${ADAPTER:-}" ] || [ -f "$ADAPTER/adapter_config.json" ] || fail "ADAPTER must be a PEFT adapter's folder, but \`$ADAPTER\` holds no adapter_config.json."
-command -v "${mm_cb[0]}" >/dev/null || fail "\`${mm_cb[0]}\` is not installed here: pip install -e . in the checkout, or set MM_CB."
+if [ -n "${ADAPTER:-}" ] && [ ! -f "$ADAPTER/adapter_config.json" ]; then
+    problem "ADAPTER must be a PEFT adapter's folder, but \`$ADAPTER\` holds no adapter_config.json."
+fi
+command -v "${mm_cb[0]}" >/dev/null ||
+    problem "\`${mm_cb[0]}\` is not installed here: pip install -e . in the checkout, or set MM_CB."
+if [ "${#wrong[@]}" -gt 0 ]; then
+    printf 'reproduce_7b: %s\n' "${wrong[@]}" >&2
+    if [ "$dry_run" = 0 ]; then
+        echo "reproduce_7b: ${#wrong[@]} to set; see --help, and --dry-run for the plan." >&2
+        exit 2
+    fi
+fi
 
 finished() { # run directory: did the run in it come to its end?
     [ -f "$1/run.json" ] && grep -q '"ended": *"' "$1/run.json"
@@ -110,16 +137,31 @@ step() { # run directory, command...
     carry_out "$folder" "$state" "$@"
 }
 
+names=() states=() spent=() # one entry a step that was carried out
 carry_out() { # name, state, command...
-    local name="$1" state="$2"
+    local name="$1" state="$2" start="$SECONDS"
     shift 2
     if [ "$dry_run" = 1 ]; then
         printf '%s # %s\n' "$(printf '%q ' "$@")" "$state"
-    else
-        printf '\n== %s (%s)\n' "$name" "$state"
-        "$@"
+        return
     fi
+    printf '\n== %s (%s)\n' "$name" "$state"
+    names+=("$name") states+=("stopped") spent+=(0)
+    "$@"
+    states[${#names[@]} - 1]="$([ "$state" = finished ] && echo finished before || echo done)"
+    spent[${#names[@]} - 1]=$((SECONDS - start))
 }
+
+stages() { # what each step came to, also of a run that stopped
+    local at
+    if [ "${#names[@]}" = 0 ]; then return; fi
+    printf '\n%-52s %-16s %9s %8s\n' stage state minutes disk
+    for at in "${!names[@]}"; do
+        printf '%-52s %-16s %9s %8s\n' "${names[at]#"$OUT/"}" "${states[at]}" \
+            "$((spent[at] / 60)).$((spent[at] % 60 / 6))" "$(du -sh "${names[at]#judge }" 2>/dev/null | cut -f 1)"
+    done
+}
+trap stages EXIT
 
 judge() { # run directory: have its answers judged, unless this very command made the newest verdicts in it
     local newest="$1/judgements/newest.json" by="$1/judgements/reproduce_7b.txt" command
@@ -132,6 +174,25 @@ judge() { # run directory: have its answers judged, unless this very command mad
     fi
     carry_out "judge $1" "to do" "${command[@]}"
     if [ "$dry_run" = 0 ]; then printf '%q ' "${command[@]}" >"$by"; fi
+}
+
+costs() { # what a dry run says behind the commands: counted work at 7B shapes, on a device that does RATE TFLOP a second
+    local rate="$RATE" behaviours=133 step=39 search attack
+    if [ -f "$BEHAVIORS" ]; then behaviours="$(grep -c . "$BEHAVIORS" || true)"; fi
+    hours() { awk -v work="$1" -v rate="$rate" 'BEGIN {
+        s = work / rate; if (s < 3600) printf "%d min", s / 60 + 1; else printf "%.1f h", s / 3600 }'; }
+    line() { printf '# %-34s %10s %10s   %s\n' "$1" "$2" "$3" "$4"; }
+    search=$((behaviours * STEPS * RESTARTS * step))
+    attack=$(((${#subjects[@]} + 3) * (search + 2 * STEPS * step * (CONVERGENCE < behaviours ? CONVERGENCE : behaviours))))
+    printf '#\n# What it costs: work counted at 7B shapes, at %s TFLOP a second (RATE=; about half of what an H100 does in bfloat16).\n' "$rate"
+    printf '# Nothing of it was timed on a GPU. Loading, answers and judges come on top. %s behaviours' "$behaviours"
+    if [ -f "$BEHAVIORS" ]; then printf '.\n'; else printf ' are assumed, as many as the paper has.\n'; fi
+    line stage time disk "why"
+    line weights "" "15 GB" "$MODEL, once; a judge of 13B 26 GB more"
+    if [ -z "${ADAPTER:-}" ]; then line train "$(hours $((75 * 130 + 75 * 551)))" "0.2 GB" "150 steps, text (130 TFLOP) and 336-px (551) in turn"; fi
+    line attacks "$(hours "$attack")" "$((behaviours * 7 / 10 + 1)) MB" "$STEPS steps x $RESTARTS, 39 TFLOP a step: $((${#subjects[@]} + 3)) searches and the checks"
+    if [ "${CHECK:-}" != none ]; then line battery "$(hours $((27 * 12 * STEPS * step)))" "" "about 27 searches for each of 12 behaviours"; fi
+    if [ "$MMMU" != none ]; then line MMMU "$(hours $((${#subjects[@]} * 900 * 45)))" "4 GB" "900 questions for each of ${#subjects[@]}"; fi
 }
 
 subjects=(base)
@@ -162,7 +223,7 @@ for subject in "${subjects[@]}"; do
         if [ "$knowing" = 1 ] && [ "$subject" != rr ]; then continue; fi
         folder="$OUT/attack/$subject-$attack"
         more=(${attack_more[@]+"${attack_more[@]}"})
-        case "$attack" in pgd*) more+=(${pgd_more[@]+"${pgd_more[@]}"}) ;; esac
+        case "$attack" in pgd*) more+=(--check-convergence "$CONVERGENCE" ${pgd_more[@]+"${pgd_more[@]}"}) ;; esac
         if [ "$knowing" = 1 ]; then more+=(${adaptive_more[@]+"${adaptive_more[@]}"}); fi
         step "$folder" "${mm_cb[@]}" attack "${who[@]}" --behaviors "$BEHAVIORS" --out "$folder" --attack "$attack" \
             --epsilon "$EPSILON" --steps "$STEPS" --restarts "$RESTARTS" "${on[@]}" ${more[@]+"${more[@]}"}
@@ -197,4 +258,5 @@ if [ "${CHECK:-}" != none ]; then
     runs+=("$OUT/check")
 fi
 
-carry_out "report" "to do" "${mm_cb[@]}" report "${runs[@]}" --out "$OUT/report.html"
+carry_out "$OUT/report.html" "to do" "${mm_cb[@]}" report "${runs[@]}" --out "$OUT/report.html"
+if [ "$dry_run" = 1 ]; then costs; fi

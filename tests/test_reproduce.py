@@ -59,7 +59,7 @@ def printed(folder, variables):
     """The commands of a dry run, without the program's name, and the state of each."""
     done = start(folder, variables, "--dry-run")
     assert done.returncode == 0, done.stderr
-    lines = [line.rpartition(" # ") for line in done.stdout.splitlines()]
+    lines = [line.rpartition(" # ") for line in done.stdout.splitlines() if not line.startswith("#")]
     program = len(shlex.split(variables["MM_CB"]))
     return [shlex.split(command)[program:] for command, _, _ in lines], [state for _, _, state in lines]
 
@@ -171,13 +171,50 @@ def test_another_judge_judges_again(given, tmp_path):
         ({"ADAPTER": "nowhere"}, [], "ADAPTER must be a PEFT adapter's folder"),
         ({"SAFETY_PROMPT": "nowhere"}, [], "SAFETY_PROMPT must be"),
         ({"MM_CB": "no-such-command"}, [], "`no-such-command` is not installed"),
+        ({"STEPS": "many"}, [], "STEPS must be a whole number, got `many`"),
+        ({"RATE": "0"}, ["--dry-run"], "RATE must be above 0"),
         ({}, ["--dry-rum"], "unknown argument `--dry-rum`"),
     ],
 )
 def test_what_is_missing_is_one_line_and_exit_code_2(given, tmp_path, changed, arguments, message):
     done = start(tmp_path, {**given, **changed}, *arguments)
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    first, *rest = done.stderr.splitlines()
+    assert done.returncode == 2 and message in first
+    assert not rest or rest == ["reproduce_7b: 1 to set; see --help, and --dry-run for the plan."]
     assert logged(given) == [] and not (tmp_path / "my runs").exists()
+
+
+def test_everything_that_is_missing_is_said_at_once(given, tmp_path):
+    bare = {name: given[name] for name in ("LOG", "MM_CB")}
+    done = start(tmp_path, bare)
+    names = [line.split()[1] for line in done.stderr.splitlines()]
+    assert done.returncode == 2 and names == ["BEHAVIORS", "JUDGE", "OVER_REFUSAL", "RULE_FILE", "WILD_JUDGE", "5"]
+    assert logged(given) == []
+
+
+def test_a_dry_run_with_nothing_set_shows_the_plan_with_placeholders_and_what_it_costs(given, tmp_path):
+    bare = {name: given[name] for name in ("LOG", "MM_CB")}
+    done = start(tmp_path, bare, "--dry-run")
+    commands, _ = printed(tmp_path, bare)
+    words = {word for command in commands for word in command if word.startswith("<")}
+    assert words == {"<BEHAVIORS>", "<JUDGE>", "<OVER_REFUSAL>", "<RULE_FILE>", "<WILD_JUDGE>"}
+    costs = [line for line in done.stdout.splitlines() if line.startswith("# ")]
+    assert all(any(line.startswith(f"# {stage} ") for line in costs) for stage in ("train", "attacks", "battery"))
+    assert "133 behaviours are assumed" in done.stdout and list(tmp_path.glob("my runs")) == []
+    slow = start(tmp_path, {**bare, "RATE": "40"}, "--dry-run").stdout
+    (fast,), (tenfold,) = (
+        [float(line.split()[2]) for line in text.splitlines() if line.startswith("# attacks")]
+        for text in (done.stdout, slow)
+    )
+    assert tenfold == pytest.approx(10 * fast, rel=0.01)
+
+
+def test_a_run_ends_with_a_table_of_its_stages_also_where_it_stops(given, tmp_path):
+    rows = start(tmp_path, given).stdout.partition("stage ")[2].splitlines()[1:]
+    assert rows[0].startswith("train ") and len(rows) == 36 and all(" done " in row for row in rows)
+    stopped = start(tmp_path, {**given, "OUT": "other", "STOP_AT": "rr-pgd"}).stdout
+    rows = stopped.partition("stage ")[2].splitlines()[1:]
+    assert [row.split()[0] for row in rows if " stopped " in row] == ["attack/rr-pgd"]
 
 
 def test_none_leaves_a_part_out(given, tmp_path):
