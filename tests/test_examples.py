@@ -1,0 +1,46 @@
+"""The files of data/examples run by the commands that stand beside them, and README's and docs' lines for the miniature are ours."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mm_cb import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "data" / "examples"
+PAGE = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| `")]
+AFTER = re.findall(r"^mm-cb .*$", PAGE.partition("Then:")[2], flags=re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A folder where the commands' relative paths lead to the examples, and where their runs stay."""
+    folder = tmp_path_factory.mktemp("examples")
+    (folder / "data").mkdir()
+    (folder / "data" / "examples").symlink_to(EXAMPLES)
+    return folder
+
+
+def run(line, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    words = shlex.split(line.strip("`"))
+    assert words[0] == "mm-cb" and cli.run(words[1:]) == 0
+
+
+@pytest.mark.parametrize("command", [row[2] for row in ROWS], ids=[row[0].strip("`") for row in ROWS])
+def test_the_command_beside_an_example_reads_it(command, checkout, monkeypatch):
+    run(command, checkout, monkeypatch)
+
+
+def test_what_follows_runs_on_their_runs(checkout, monkeypatch):
+    for command in AFTER:
+        run(command, checkout, monkeypatch)
+    assert (checkout / "report.html").is_file()
+
+
+def test_every_example_has_its_row():
+    named = {row[0].strip("`/") for row in ROWS} | {"README.md", "pictures", "images"}
+    assert named == {path.name for path in EXAMPLES.iterdir()}
