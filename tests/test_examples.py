@@ -1,4 +1,4 @@
-"""The files of data/examples run by the commands that stand beside them, and README's and docs' lines for the miniature are ours."""
+"""The files of data/examples, each run by the command that stands beside it."""
 
 import re
 import shlex
