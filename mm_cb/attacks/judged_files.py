@@ -110,7 +110,8 @@ def judge_files(
     with torch.no_grad():
         loss = target.loss(inputs.pixel_values)
         objective_file = loss if objective is target else objective.loss(inputs.pixel_values)
-    answers = with_verdicts(asked, complete(asked, images(saved), config, encoded=inputs), loss, config, judge)
+    said = complete(asked, images(saved), config, encoded=inputs)
+    answers = with_verdicts(asked, said, loss, judge, weighed=config.artefacts)
     for i, picture in enumerate(saved):
         moved = picture.levels_from(asked.clean[i])
         answers[i] = replace(
@@ -124,10 +125,9 @@ def judge_files(
 
 
 def with_verdicts(
-    asked: Asked, said: Sequence[str], losses: Sequence[float] | Tensor, config: AttackConfig, judge: Judge
+    asked: Asked, said: Sequence[str], losses: Sequence[float] | Tensor, judge: Judge, *, weighed: bool
 ) -> list[Answer]:
-    """Completions with their verdicts and the target's losses; with artefacts ``nll_base``, except of a relaxation."""
-    weighed = config.artefacts and not config.entry.relaxation
+    """Completions with their verdicts and the target's losses; ``weighed`` = with ``nll_base`` too."""
     nlls: Sequence[float | str | None] = base_nll(asked, said) if weighed else [NOT_COMPUTED] * len(said)
     return [
         Answer(

@@ -181,7 +181,7 @@ def _without_search(job: Job, asked: Asked, clean: Tensor, restart: int) -> Tens
 def _judge_relaxed(job: Job, asked: Asked, objective: Relaxed, found: Found) -> dict[int, JudgedPicture]:
     """Answers to what is no picture, straight from the variable."""
     said = objective.answers(found.result.images, job.config.max_new_tokens)
-    answers = with_verdicts(asked, said, found.result.losses, job.config, job.judge)
+    answers = with_verdicts(asked, said, found.result.losses, job.judge, weighed=False)
     return {i: JudgedPicture(answer) for i, answer in enumerate(answers)}
 
 

@@ -66,8 +66,8 @@ def judge(
         show: Told how many more of the random answers are drawn or weighed.
     """
     losses, pictures = target_losses(asked), asked.pictures
-    found = {}
-    for i, answer in enumerate(with_verdicts(asked, complete(asked, pictures, config), losses, config, judge_of)):
+    said, found = complete(asked, pictures, config), {}
+    for i, answer in enumerate(with_verdicts(asked, said, losses, judge_of, weighed=config.artefacts)):
         sent = asked.prompts[i].messages
         drawn: Sequence[Sampled] = ()
         if config.samples:
