@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from mm_cb.attacks.checks import run_checks
-from mm_cb.attacks.config import AttackConfig, as_artefact
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.config_files import as_artefact
 from mm_cb.attacks.outputs import curve_quartiles, parts_of
 from mm_cb.attacks.registry import attack_entry
 from mm_cb.attacks.runner import attack_behaviors

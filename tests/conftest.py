@@ -9,6 +9,8 @@ os.environ["HF_HUB_OFFLINE"] = "0" if "MM_CB_FAKE_HUB" in os.environ else "1"  #
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "agg"
+os.environ["NO_PROXY"] = "127.0.0.1,localhost"  # where stand-ins for servers are
+os.environ.pop("MM_CB_API_KEY", None)
 
 import numpy as np
 import pytest

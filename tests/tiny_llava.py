@@ -8,6 +8,7 @@ from mm_cb.core.compat import prepare_torchvision
 
 prepare_torchvision()
 
+from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import (  # noqa: E402
     CLIPVisionConfig,
     LlavaNextConfig,
@@ -98,6 +99,19 @@ def tiny_llava(
         torch.manual_seed(seed)
         model = LlavaNextForConditionalGeneration(config)
     return LlavaNextModel(model.eval().requires_grad_(False), processor, "tiny")
+
+
+def adapted_llava(pattern: str = "model.language_model.layers.1.mlp.{}_proj") -> LlavaNextModel:
+    """One with a LoRA that changes a lot, on the modules that the pattern names."""
+    model = tiny_llava()
+    targets = [pattern.format(p) for p in ("gate", "up", "down")] if "{}" in pattern else [pattern]
+    wrapped = get_peft_model(model.model, LoraConfig(r=4, target_modules=targets)).eval()
+    torch.manual_seed(1)
+    for name, parameter in wrapped.named_parameters():
+        parameter.requires_grad_(False)
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return LlavaNextModel(wrapped, model.processor, "tiny")
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (84, 42)) -> Image.Image:

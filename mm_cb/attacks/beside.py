@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mm_cb.attacks.config import AttackConfig, as_recipe
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.config_files import as_recipe
 from mm_cb.attacks.records import Artefact
 from mm_cb.core.checked import read_record, read_records
 from mm_cb.core.places import RUN

@@ -5,18 +5,14 @@ Imports nothing heavy.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Required, TypedDict, cast, get_args
+from typing import Literal, cast, get_args
 
-from mm_cb.attacks.registry import SETTLES, Anneal, AttackEntry, attack_entry, attacks
+from mm_cb.attacks.registry import SETTLES, Anneal, AttackEntry, attack_entry
 from mm_cb.attacks.threats import Threat
-from mm_cb.core.checked import checked
-from mm_cb.core.errors import UserError
 from mm_cb.core.limits import LIMITS
-from mm_cb.core.records import JsonObject, Recipe, Run
 from mm_cb.metrics.convergence import LEAST
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -24,21 +20,15 @@ OPTIMIZERS = ("adam", "sign", "momentum")
 ANNEAL = get_args(Anneal)
 VARIED = ("picture", "text", "both")
 IMAGE_BACKENDS = ("pil", "torchvision")
-
-
+OWN = (
+    *("universal_train", "draws", "strength", "vary", "corpus", "minibatch", "surrogate", "surrogate_scale"),
+    *("eot_samples", "eot_scale", "eot_quality"),
+)
+"""What single attacks read, by their rows' ``reads``; files hold it where such an attack was asked for."""
 _NUMBERS = (
     *("steps", "restarts", "seed", "batch", "max_new_tokens", "term_weight", "iterates", "samples", "temperature"),
-    *(
-        "universal_train",
-        "draws",
-        "strength",
-        "minibatch",
-        "surrogate_scale",
-        "eot_samples",
-        "eot_scale",
-        "eot_quality",
-    ),
-    *("control", "check_convergence"),
+    *("universal_train", "draws", "strength", "minibatch", "surrogate_scale", "eot_samples", "eot_scale"),
+    *("eot_quality", "control", "check_convergence"),
 )
 
 
@@ -203,235 +193,3 @@ class AttackConfig:
 def checked_by_default(attacks: str) -> int:
     """What ``check_convergence`` is where nobody says: ``--attack all`` is a whole evaluation, which has it checked."""
     return LEAST if attacks == "all" else 0
-
-
-def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
-    """Refuse settings that none of the named attacks reads: a run must not state what it did not do.
-
-    Raises:
-        UserError: If there is one, or a setting is missing that an attack cannot do without.
-    """
-    entries = [attack_entry(name) for name in names]
-    own_term = any(entry.needs_adapter for entry in entries)
-    drawn = any(entry.changes_picture for entry in entries)
-    plain, asked = AttackConfig(), ",".join(names)
-    for key, flag, read, needed in (
-        *((key, f"--{key.replace('_', '-')}", *_own(key, entries)) for key in OWN),
-        (
-            "balance",
-            "--balance",
-            own_term,
-            "an attack with a term beside the target's loss (one that needs an adapter)",
-        ),
-        ("term_weight", "--term-weight", own_term, "an attack with such a term (one that needs an adapter)"),
-        ("optimizer", "--optimizer", any(e.search in ("pgd", "embedding") for e in entries), "an attack by PGD"),
-        ("anneal", "--anneal", any(e.can_anneal for e in entries), "an attack by PGD on pixels"),
-        ("hijacks", "--hijacks", any(e.forces_response for e in entries), "an attack that forces a long response"),
-        ("prompts", "--prompts", any(e.imported for e in entries), "`--attack imported`"),
-        ("chain", "--chain", sum(e.searches_pixels for e in entries) > 1, "two or more attacks that step on pixels"),
-        ("check_convergence", "--check-convergence", any(e.optimises for e in entries), "an attack that steps"),
-        ("control", "--control", any(e.forces_response for e in entries), "an attack that is given a text"),
-        ("iterates", "--iterates", drawn, "an attack that steps on pixels, or its placebo"),
-        ("early_stop", "--early-stop", any(e.searches_pixels for e in entries), "an attack that steps on pixels"),
-        ("samples", "--samples", any(not e.relaxation for e in entries), "an attack that leaves a picture"),
-    ):
-        if getattr(config, key) != getattr(plain, key) and not read:
-            raise UserError(f"`{flag}` is for {needed}; `--attack {asked}` does not read it: leave it out.")
-    if config.corpus is None and any("corpus" in entry.reads for entry in entries):
-        raise UserError("`--attack universal_corpus` needs `--corpus FILE`, the texts that its picture is made for.")
-    if config.threat.norm != "linf" and not drawn:
-        raise UserError(f"`--norm` is for an attack that changes a picture; `--attack {asked}` does not read it.")
-
-
-def _own(key: str, entries: Sequence[AttackEntry]) -> tuple[bool, str]:
-    """Whether one of the attacks reads a setting that few do, and which do."""
-    readers = [f"`--attack {entry.name}`" for entry in attacks() if key in entry.reads]
-    return any(key in entry.reads for entry in entries), " or ".join(readers) + " alone"
-
-
-def refuse_mismatch(config: AttackConfig, names: Sequence[str]) -> None:
-    """Refuse a norm beside an attack or a way to step that does not go with it.
-
-    Raises:
-        UserError: Saying what to change.
-    """
-    entries, norm = [attack_entry(name) for name in names], config.threat.norm
-    if config.prompts is None and any(entry.imported for entry in entries):
-        raise UserError("`--attack imported` needs `--prompts FILE`: the chats to send, see docs/formats.md.")
-    if norm != "linf" and any(entry.relaxation for entry in entries):
-        raise UserError(f"`--norm {norm}` is for pictures, and `embedding` makes none: give it a run of its own.")
-    if norm == "l2" and config.optimizer == "adam" and any(entry.search == "pgd" for entry in entries):
-        raise UserError("`--norm l2`: Adam steps value by value, which suits no l-2 ball; add `--optimizer momentum`.")
-
-
-_RENAMED = {"term_weight": "matching_weight", "universal_train": "train"}
-"""Field → its name in run.json and in a picture's JSON."""
-_OPTIONS = (
-    *("batch", "max_new_tokens", "term_weight", "optimizer", "balance", "iterates", "early_stop", "samples"),
-    *("temperature", "universal_train", "chain", "hijacks", "image_backend", "prompts", "prompts_each"),
-)
-OWN = (
-    *("universal_train", "draws", "strength", "vary", "corpus", "minibatch", "surrogate", "surrogate_scale"),
-    *("eot_samples", "eot_scale", "eot_quality"),
-)
-"""What single attacks read, by their rows' ``reads``; files hold it where such an attack was asked for."""
-RUN_WIDE = (
-    *("hijacks", "chain", "image_backend", "anneal", "checkpoint_seconds", "corpus", "surrogate"),
-    *("prompts", "prompts_each"),
-)
-"""What the JSON beside a picture leaves to run.json."""
-_BUDGET = (*("steps", "restarts", "seed", "batch", "max_new_tokens", "term_weight", "universal_train", "optimizer"),)
-_PROTOCOL = ("iterates", "early_stop", "balance", "artefacts", "samples", "temperature")
-
-
-def as_recipe(config: AttackConfig, names: Sequence[str]) -> dict[str, object]:
-    """What run.json holds of it: all that decides the results, without settings of what was not asked for."""
-    idle = set() if config.samples else {"samples", "temperature"}
-    idle |= set() if config.universal_train else {"universal_train"}
-    idle |= set() if config.prompts else {"prompts", "prompts_each"}
-    options = {_RENAMED.get(key, key): getattr(config, key) for key in _OPTIONS if key not in idle}
-    if config.anneal is not None:
-        options["anneal"] = config.anneal
-    options["hijacks"] = _plain(config.hijacks)
-    options |= {} if config.prompts is None else {"prompts": _plain(config.prompts)}
-    read = {key for name in names for key in attack_entry(name).reads}
-    options |= {key: _plain(getattr(config, key)) for key in _told(config, read)}
-    if config.threat.text != "linf":
-        options["threat_model"] = config.threat.text
-    dialled = {one.name: one.annealing for one in config.named(names) if one.annealing != "none"}
-    return {
-        **({"annealing": dialled} if dialled else {}),  # as the table had it then: a run goes on as it was begun
-        "attack": ",".join(names),
-        "epsilon": config.threat.levels,
-        "steps": config.steps,
-        "restarts": config.restarts,
-        "options": options,
-    }
-
-
-def _told(config: AttackConfig, read: Collection[str]) -> list[str]:
-    """Which settings of single attacks files hold: those that are read or set; of all texts at once nothing is said."""
-    own = [key for key in OWN if key not in _RENAMED]  # which stand under their old names in any case
-    changed = {key for key in own if getattr(config, key) != getattr(AttackConfig, key)}
-    return [key for key in own if key in changed or (key in read and key != "minibatch")]
-
-
-def _plain(value: object) -> object:
-    """A setting as JSON holds it."""
-    return str(value) if isinstance(value, Path) else value
-
-
-def from_recipe(recipe: Recipe | AttackRecipe, seed: int) -> dict[str, AttackConfig]:
-    """The attacks that a run.json states, by name.
-
-    Raises:
-        UserError: If it is not as `as_recipe` writes it.
-    """
-    stated = checked(recipe, _Recipe, "the recipe of run.json")
-    options = {"steps": stated["steps"], "restarts": stated["restarts"], "seed": seed, **stated.get("options", {})}
-    config = _stated(options, stated["epsilon"], "run.json")
-    return {one.name: one for one in config.named(stated["attack"].split(","))}
-
-
-def as_artefact(config: AttackConfig, canvas: Sequence[int]) -> dict[str, dict[str, object]]:
-    """What the JSON beside a picture holds of it: ``attack`` and ``protocol``."""
-    attack: dict[str, object] = {"name": config.name, "epsilon": config.threat.levels}
-    attack |= {_RENAMED.get(key, key): getattr(config, key) for key in _BUDGET}
-    own = [key for key in _told(config, config.entry.reads) if key not in RUN_WIDE]
-    attack |= {key: getattr(config, key) for key in own}
-    attack |= {"canvas": list(canvas), "threat_model": config.threat.text}
-    protocol: dict[str, object] = {key: getattr(config, key) for key in _PROTOCOL}
-    if config.annealing != "none":
-        protocol["anneal"] = config.annealing
-    return {"attack": attack, "protocol": protocol}
-
-
-def from_artefact(attack: Recipe, protocol: Recipe) -> AttackConfig:
-    """The attack that a picture's JSON states.
-
-    Raises:
-        UserError: If it is not as `as_artefact` writes it.
-    """
-    stated = {key: value for key, value in attack.items() if key not in ("canvas", "epsilon")}
-    stated |= {key: value for key, value in protocol.items() if key in (*_PROTOCOL, "anneal")}
-    return _stated(stated, checked(attack, _Attack, "the attack of a picture's JSON")["epsilon"], "a picture's JSON")
-
-
-def read_recipe(run: Run, folder: Path) -> AttackRecipe:
-    """The recipe of a run of ``mm-cb attack``.
-
-    Raises:
-        UserError: If the run is of another command, or its recipe is not as that one writes it.
-    """
-    if run["command"] != "attack":
-        raise UserError(f"`{folder}` must be a run of `mm-cb attack`, its run.json says `{run['command']}`.")
-    recipe = checked(run["recipe"], AttackRecipe, f"`{folder / 'run.json'}`: the recipe")
-    if recipe.get("dtype", "float32") not in DTYPES:
-        raise UserError(f"`{folder / 'run.json'}`: `dtype` must be one of {', '.join(DTYPES)}, got {recipe['dtype']}.")
-    return recipe
-
-
-class _Recipe(TypedDict, total=False):
-    """How a run attacked."""
-
-    attack: Required[str]
-    epsilon: Required[int]
-    steps: Required[int]
-    restarts: Required[int]
-    annealing: dict[str, str]
-    """Attack → how it dialled the adapter up, where it did."""
-    options: JsonObject
-
-
-class AttackRecipe(_Recipe, total=False):
-    """The same, and whom."""
-
-    model: Required[str]
-    adapter: Required[str | None]
-    system: Required[str | None]
-    base: str
-    device: str
-    dtype: str
-    fiction: bool
-    shard: str
-
-
-class _Attack(TypedDict):
-    """How a picture was made, as far as it is no option."""
-
-    name: str
-    epsilon: int
-
-
-class _Options(TypedDict, total=False):
-    """What else may be stated of an attack; numbers are checked by `AttackConfig`."""
-
-    name: str
-    threat_model: str
-    optimizer: str
-    anneal: str
-    balance: bool
-    early_stop: bool
-    chain: bool
-    artefacts: bool
-    hijacks: str | None
-    prompts: str
-    image_backend: str
-    vary: str
-    corpus: str | None
-    surrogate: str | None
-
-
-def _stated(options: Mapping[str, object], levels: int, where: str) -> AttackConfig:
-    fields = {new: old for old, new in _RENAMED.items()}
-    held: JsonObject = {
-        fields.get(k, k): v for k, v in checked(options, _Options, f"what {where} says of an attack").items()
-    }
-    text = held.pop("threat_model", None)
-    held |= {key: Path(held[key]) for key in ("hijacks", "prompts", "corpus", "surrogate") if held.get(key) is not None}
-    if strange := held.keys() - {field.name for field in dataclasses.fields(AttackConfig)}:
-        raise UserError(f"{where} must state an attack of this version, it has the unknown setting `{min(strange)}`.")
-    try:
-        return AttackConfig(threat=Threat.read(text, levels), **held)
-    except ValueError as error:
-        raise UserError(f"{where} states an attack that cannot be: {error}") from error

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from image_attacks import target_nll
-from mm_cb.attacks.config import AttackConfig, as_artefact
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.config_files import as_artefact
 from mm_cb.attacks.objectives.target import Objective, TargetObjective, encode
 from mm_cb.attacks.records import NOT_COMPUTED, Answer, JudgedPicture, Sampled
 from mm_cb.attacks.saved import SavedPicture, images
@@ -110,25 +111,35 @@ def judge_files(
         loss = target.loss(inputs.pixel_values)
         objective_file = loss if objective is target else objective.loss(inputs.pixel_values)
     said = complete(asked, images(saved), config, encoded=inputs)
-    nlls: Sequence[float | str | None] = base_nll(asked, said) if config.artefacts else [NOT_COMPUTED] * len(said)
-    answers = []
-    for i, behavior in enumerate(asked.behaviors):
-        moved = saved[i].levels_from(asked.clean[i])
-        answers.append(
-            Answer(
-                id=behavior.id,
-                image=saved[i].name,
-                linf=int(moved.abs().max()),
-                distance=config.threat.distance(moved) if config.entry.stays_in_threat else None,
-                loss=round(float(loss[i]), 5),
-                objective_file=round(float(objective_file[i]), 5),
-                completion=said[i],
-                outcome=judge(behavior, said[i]),
-                prefix_emitted=starts_with(said[i], behavior.target),
-                nll_base=nlls[i],
-            )
+    answers = with_verdicts(asked, said, loss, judge, weighed=config.artefacts)
+    for i, picture in enumerate(saved):
+        moved = picture.levels_from(asked.clean[i])
+        answers[i] = replace(
+            answers[i],
+            image=picture.name,
+            linf=int(moved.abs().max()),
+            distance=config.threat.distance(moved) if config.entry.stays_in_threat else None,
+            objective_file=round(float(objective_file[i]), 5),
         )
     return answers
+
+
+def with_verdicts(
+    asked: Asked, said: Sequence[str], losses: Sequence[float] | Tensor, judge: Judge, *, weighed: bool
+) -> list[Answer]:
+    """Completions with their verdicts and the target's losses; ``weighed`` = with ``nll_base`` too."""
+    nlls: Sequence[float | str | None] = base_nll(asked, said) if weighed else [NOT_COMPUTED] * len(said)
+    return [
+        Answer(
+            id=behavior.id,
+            loss=round(float(loss), 5),
+            completion=text,
+            outcome=judge(behavior, text),
+            prefix_emitted=starts_with(text, behavior.target),
+            nll_base=nll,
+        )
+        for behavior, text, loss, nll in zip(asked.behaviors, said, losses, nlls, strict=True)
+    ]
 
 
 class Drawn:

@@ -128,8 +128,10 @@ _OBJECTIVES = "mm_cb.attacks.objectives"
 _TARGET = f"{_OBJECTIVES}.target:target_objective"
 
 
-def _adaptive(name: str) -> str:
-    return f"{_OBJECTIVES}.adaptive:{name}"
+def _forcing(name: str, about: str, label: str, objective: str, **more: Any) -> AttackEntry:
+    """A row of PGD towards a long response."""
+    reference = f"{_OBJECTIVES}.{objective}"
+    return AttackEntry(name, about, label, "pgd", reference, given="supplied text", forces_response=True, **more)
 
 
 _ENTRIES = (
@@ -146,67 +148,49 @@ _ENTRIES = (
         "noise", "random signs of the same size: placebo", "random noise", "noise", given="nothing", in_worst_case=False
     ),
     AttackEntry("pgd", "projected gradient descent on the target's loss", "PGD", "pgd", _TARGET),
-    AttackEntry(
+    _forcing(
         "pgd_long",
         "a long answer by the base model; later tokens weigh more",
         "long-target PGD",
-        "pgd",
-        _adaptive("LongTargetObjective"),
-        given="supplied text",
-        forces_response=True,
+        "adaptive:LongTargetObjective",
     ),
-    AttackEntry(
+    _forcing(
         "pgd_adaptive",
         "hidden states back to the base model's, by their cosine",
         "adaptive PGD",
-        "pgd",
-        _adaptive("MatchingObjective"),
+        "adaptive:MatchingObjective",
         needs_adapter=True,
-        given="supplied text",
-        forces_response=True,
     ),
-    AttackEntry(
+    _forcing(
         "pgd_clean_teacher",
         "hidden states to those of the complying base model, by their distance",
         "clean-teacher PGD",
-        "pgd",
-        _adaptive("CleanTeacherObjective"),
+        "adaptive:CleanTeacherObjective",
         needs_adapter=True,
-        given="supplied text",
-        forces_response=True,
     ),
-    AttackEntry(
+    _forcing(
         "pgd_homotopy",
         "a long answer by the base model, the adapter dialled up from zero on the way",
         "homotopy PGD",
-        "pgd",
-        "mm_cb.attacks.objectives.homotopy:HomotopyObjective",
+        "homotopy:HomotopyObjective",
         first_step=16 / 255,
         anneal="loss",
         needs_adapter=True,
-        given="supplied text",
-        forces_response=True,
     ),
-    AttackEntry(
+    _forcing(
         "pgd_distill",
         "next words as the base model's",
         "distilling PGD",
-        "pgd",
-        _adaptive("DistillObjective"),
+        "adaptive:DistillObjective",
         needs_adapter=True,
-        given="supplied text",
-        forces_response=True,
         in_all=False,
     ),
-    AttackEntry(
+    _forcing(
         "pgd_fluent",
         "words that the base model finds likely",
         "fluent PGD",
-        "pgd",
-        _adaptive("FluentObjective"),
+        "adaptive:FluentObjective",
         needs_adapter=True,
-        given="supplied text",
-        forces_response=True,
         in_all=False,
     ),
     AttackEntry("apgd", "Auto-PGD's steps on the target's loss", "APGD", "apgd", _TARGET),
@@ -279,14 +263,11 @@ _ENTRIES = (
         in_worst_case=False,
         in_all=False,
     ),
-    AttackEntry(
+    _forcing(
         "prefill",
         "picture and prefilled target",
         "picture and prefilled answer",
-        "pgd",
-        _adaptive("ContinuationObjective"),
-        given="supplied text",
-        forces_response=True,
+        "adaptive:ContinuationObjective",
         prefilled=True,
         in_worst_case=False,
         in_all=False,

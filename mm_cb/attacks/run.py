@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mm_cb.attacks.beside import CONTROL, CONVERGENCE, is_done, twice_the_steps, wrong_text
-from mm_cb.attacks.config import AttackConfig, as_recipe, checked_by_default, refuse_idle, refuse_mismatch
+from mm_cb.attacks.config import AttackConfig, checked_by_default
+from mm_cb.attacks.config_files import as_recipe
 from mm_cb.attacks.judged_files import Judge
 from mm_cb.attacks.objectives.universal import seen
 from mm_cb.attacks.outputs import best_pictures, parts_of, summaries, write_outputs
 from mm_cb.attacks.refusals import refuse_unfit, refuse_unseen, refuse_unsendable
+from mm_cb.attacks.refused_settings import refuse_idle, refuse_mismatch
 from mm_cb.attacks.registry import chosen_attacks
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.shards import Shard, gather, shard_runs

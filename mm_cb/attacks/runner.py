@@ -17,7 +17,7 @@ from mm_cb.attacks import texts
 from mm_cb.attacks.best_of_n import varied
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.job import Job, generators, objective_of, search_batch, stream
-from mm_cb.attacks.judged_files import Asked, Drawn, Judge, judge_files, judge_samples, write_artefact
+from mm_cb.attacks.judged_files import Asked, Drawn, Judge, judge_files, judge_samples, with_verdicts, write_artefact
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, Relaxed, TargetObjective
 from mm_cb.attacks.objectives.universal import UniversalObjective, made_for, seen
@@ -32,7 +32,6 @@ from mm_cb.data.pictures import open_picture
 from mm_cb.data.prompts_file import ImportedPrompt
 from mm_cb.inference.cached_chunks import chunks, once
 from mm_cb.inference.subjects import Subject
-from mm_cb.metrics.observations import starts_with
 
 Left = Mapping[int | None, Tensor]
 """What a search leaves: None → the selected picture of every row, step → the iterate there; pixels ``(B, 3, H, W)``."""
@@ -182,17 +181,8 @@ def _without_search(job: Job, asked: Asked, clean: Tensor, restart: int) -> Tens
 def _judge_relaxed(job: Job, asked: Asked, objective: Relaxed, found: Found) -> dict[int, JudgedPicture]:
     """Answers to what is no picture, straight from the variable."""
     said = objective.answers(found.result.images, job.config.max_new_tokens)
-    judged = {}
-    for i, behavior in enumerate(asked.behaviors):
-        answer = Answer(
-            id=behavior.id,
-            loss=round(float(found.result.losses[i]), 5),
-            completion=said[i],
-            outcome=job.judge(behavior, said[i]),
-            prefix_emitted=starts_with(said[i], behavior.target),
-        )
-        judged[i] = JudgedPicture(answer)
-    return judged
+    answers = with_verdicts(asked, said, found.result.losses, job.judge, weighed=False)
+    return {i: JudgedPicture(answer) for i, answer in enumerate(answers)}
 
 
 def _attack_universal(job: Job, behaviors: Sequence[Behavior], restart: int, path: Path) -> list[Answer]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mm_cb.attacks.config import from_recipe, read_recipe
+from mm_cb.attacks.config_files import from_recipe, read_recipe
 from mm_cb.attacks.outputs import summaries, write_outputs
 from mm_cb.attacks.records import attacked
 from mm_cb.core.errors import UserError

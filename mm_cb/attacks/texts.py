@@ -10,13 +10,12 @@ from torch import Tensor
 
 from image_attacks import target_nll
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.judged_files import Asked, Judge, base_nll, complete, judge_samples
+from mm_cb.attacks.judged_files import Asked, Judge, complete, judge_samples, with_verdicts
 from mm_cb.attacks.objectives.target import encode, longest
-from mm_cb.attacks.records import NOT_COMPUTED, Answer, JudgedPicture, Sampled
+from mm_cb.attacks.records import JudgedPicture, Sampled
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.data.prompts_file import ImportedPrompt, messages_hash
 from mm_cb.inference.subjects import Subject
-from mm_cb.metrics.observations import starts_with
 
 
 def ask(
@@ -67,22 +66,11 @@ def judge(
         show: Told how many more of the random answers are drawn or weighed.
     """
     losses, pictures = target_losses(asked), asked.pictures
-    said = complete(asked, pictures, config)
-    nlls: Sequence[float | str | None] = base_nll(asked, said) if config.artefacts else [NOT_COMPUTED] * len(said)
-    judged = {}
-    for i, behavior in enumerate(asked.behaviors):
+    said, found = complete(asked, pictures, config), {}
+    for i, answer in enumerate(with_verdicts(asked, said, losses, judge_of, weighed=config.artefacts)):
         sent = asked.prompts[i].messages
-        answer = Answer(
-            id=behavior.id,
-            loss=round(float(losses[i]), 5),
-            completion=said[i],
-            outcome=judge_of(behavior, said[i]),
-            prefix_emitted=starts_with(said[i], behavior.target),
-            nll_base=nlls[i],
-            prompt_sha256=messages_hash(sent) if sent else None,
-        )
         drawn: Sequence[Sampled] = ()
         if config.samples:
             drawn = judge_samples(asked.rows([i]), pictures[i], config, judge_of, draws[i], show)
-        judged[i] = JudgedPicture(answer, drawn)
-    return judged
+        found[i] = JudgedPicture(replace(answer, prompt_sha256=messages_hash(sent) if sent else None), drawn)
+    return found

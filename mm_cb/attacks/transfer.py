@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from mm_cb.attacks.config import AttackConfig, AttackRecipe, from_recipe, read_recipe
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.config_files import AttackRecipe, from_recipe, read_recipe
 from mm_cb.attacks.judged_files import Asked, Judge, judge_files
 from mm_cb.attacks.objectives.target import TargetObjective
 from mm_cb.attacks.records import Answer, Artefact, attacked, make_item

@@ -13,22 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mm_cb.attacks.config import RUN_WIDE, AttackConfig, AttackRecipe, from_artefact, from_recipe, read_recipe
-from mm_cb.attacks.judged_files import Asked, judge_files
-from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
-from mm_cb.attacks.objectives.target import Objective, TargetObjective
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.config_files import AttackRecipe, from_artefact, from_recipe, read_recipe
 from mm_cb.attacks.outputs import parts_of, summaries
 from mm_cb.attacks.records import Answer, AnswerRecord, Artefact, attacked, make_item
 from mm_cb.attacks.run import judge_of
-from mm_cb.attacks.saved import SavedPicture, by_size, clean_name, images, read
-from mm_cb.attacks.search import make_objective
 from mm_cb.attacks.shards import Shard
-from mm_cb.attacks.verify_texts import AnswerToText, Row, disagreements, texts_again
+from mm_cb.attacks.verify_answers import AGAIN, Recorded, RecordedPicture, Row, pictures_again, texts_again
 from mm_cb.core.checked import read_json, read_record
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import text_sha256
 from mm_cb.core.progress import Progress, console
 from mm_cb.core.reading import json_lines
 from mm_cb.core.records import Item
@@ -38,14 +31,12 @@ from mm_cb.data.prompts_file import KEPT_AS as PROMPTS
 from mm_cb.data.prompts_file import read_prompts
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.source import source_again
-from mm_cb.inference.subjects import Subject, load_subject
+from mm_cb.inference.subjects import load_subject
 from mm_cb.inference.tolerance import TOLERANCE, dtype_of, tolerance
 from mm_cb.metrics.agreement import completions_of
 from mm_cb.metrics.observations import starts_with
 from mm_cb.metrics.results import read_results
 from mm_cb.metrics.whole import whole_items
-
-_AGAIN = "Do not use the run's numbers; run the attack again."
 
 
 @dataclass(frozen=True)
@@ -58,21 +49,11 @@ class _Run:
     asked: Mapping[str, Behavior]
     items: list[Item]
 
-
-@dataclass(frozen=True)
-class _Picture:
-    """What a run recorded of an attacked picture."""
-
-    config: AttackConfig
-    behavior: Behavior
-    image: str
-    """In the run's folder."""
-    tried: Answer
-    """In items.jsonl, with the greedy answer."""
-    told: Artefact
-    """In the JSON beside it."""
-    stated: AttackConfig
-    """The attack, as that JSON has it."""
+    @property
+    def greedy(self) -> list[Recorded]:
+        """The answers that were not drawn at random."""
+        told = [(item, one) for item in self.items for one in _tries(item) if not one.sample]
+        return [Recorded(self.configs[item["condition"]], self.asked[item["id"]], one) for item, one in told]
 
 
 def verify_run(
@@ -98,33 +79,32 @@ def verify_run(
     folder = Path(folder)
     run = _read(folder)
     _check_items(run)
-    answers = _texts(run)
-    pictures, verdicts = _pictures(run, wanted=not answers), _check_verdicts(run)
+    texts = _texts(run)
+    pictures, verdicts = _pictures(run, wanted=not texts), _check_verdicts(run)
     sent = folder / PROMPTS
     prompts = read_prompts(sent, [b.id for b in kept_behaviors(folder)]) if sent.exists() else None
     source = source_again(folder, read_run(folder), "give `--{}`: where it lies here", device, model, adapter, base)
-    backend = next(iter(run.configs.values())).image_backend
-    subject = load_subject(source, run.items[0]["subject"], backend)
+    subject = load_subject(source, run.items[0]["subject"], next(iter(run.configs.values())).image_backend)
     as_run = run.recipe.get("device"), run.recipe.get("dtype", "float32")
     same_arithmetic = as_run == (device.partition(":")[0], "float32")
     rows: list[Row] = []
     with Progress() as progress:
-        task = progress.task("verify", total=len(pictures) + len(answers))
+        task = progress.task("verify", total=len(pictures) + len(texts))
         for name, config in run.configs.items():
             for group in chunks([one for one in pictures if one.config.name == name], config.batch):
-                rows += _again(subject, folder, group, same_arithmetic)
+                rows += pictures_again(subject, folder, group, same_arithmetic)
                 task.advance(len(group))
-            for number in sorted({one.tried.restart for by, one in answers if by.name == name}):
-                own = [one for by, one in answers if by.name == name and one.tried.restart == number]
-                for texts in chunks(own, config.batch):
-                    rows += texts_again(subject, config, prompts, texts, same_arithmetic)
-                    task.advance(len(texts))
-    unit = "pictures and texts" if answers else "pictures"
+            own = [one for one in texts if one.config.name == name]
+            for number in sorted({one.answer.restart for one in own}):
+                for some in chunks([one for one in own if one.answer.restart == number], config.batch):
+                    rows += texts_again(subject, prompts, some, same_arithmetic)
+                    task.advance(len(some))
+    unit = "pictures and texts" if texts else "pictures"
     _show(rows, unit, verdicts, same_arithmetic, dtype_of(subject.model))
     if wrong := [row for row in rows if row.disagreements]:
         raise UserError(
             f"`{folder}`: `{wrong[0].image}` does not hold what the run recorded: {'; '.join(wrong[0].disagreements)} "
-            f"({len(wrong)} of {len(rows)} {unit} disagree). {_AGAIN}"
+            f"({len(wrong)} of {len(rows)} {unit} disagree). {AGAIN}"
         )
     _check_counts(run)
     return rows
@@ -145,7 +125,7 @@ def _check_items(run: _Run) -> None:
     if other := sorted(wanted ^ {(item["condition"], item["id"]) for item in run.items}):
         raise UserError(
             f"`{path}` must hold every behaviour under every attack of run.json, and no others: see `{other[0][1]}` "
-            f"under {other[0][0]}. {_AGAIN}"
+            f"under {other[0][0]}. {AGAIN}"
         )
     for item in run.items:
         there: Mapping[str, Any] = item
@@ -155,54 +135,47 @@ def _check_items(run: _Run) -> None:
         own = {"candidates", *(("prefix_emitted", "stopped_early") if "judge" in item else ())}  # by verdicts of then
         if wrong := [key for key, value in made.items() if key not in own and there.get(key, value) != value]:
             raise UserError(
-                f"`{path}`: {_who(item)} has another {wrong[0]} than its candidates and run.json give. {_AGAIN}"
+                f"`{path}`: {_who(item)} has another {wrong[0]} than its candidates and run.json give. {AGAIN}"
             )
 
 
 def _tries(item: Item) -> list[Answer]:
     """An item's candidates as the answers that they were made from."""
-    tries = []
-    for one in item.get("candidates") or ():
-        emitted = starts_with(one["completion"], item["target"])
-        record: AnswerRecord = {"loss_clean": item["loss_clean"], **one, "id": item["id"], "prefix_emitted": emitted}
-        record.pop("judge_score", None)
-        tries.append(Answer.from_json(record))
-    return tries
+    told: list[AnswerRecord] = [
+        {"loss_clean": item["loss_clean"], "prefix_emitted": False, **one, "id": item["id"]}
+        for one in item.get("candidates") or ()
+    ]
+    tries = [Answer.from_json(one) for one in told]
+    return [replace(one, prefix_emitted=starts_with(one.completion, item["target"])) for one in tries]
 
 
-def _pictures(run: _Run, *, wanted: bool) -> list[_Picture]:
+def _pictures(run: _Run, *, wanted: bool) -> list[RecordedPicture]:
     """The attacked pictures, which are those that the items name; ``wanted`` = there must be some."""
-    tried = [(item, one) for item in run.items for one in _tries(item)]
-    named = [(item, one, one.image) for item, one in tried if one.image is not None and not one.sample]
+    named = [one for one in run.greedy if one.answer.image is not None]
     found = {path.relative_to(run.folder).as_posix() for path in (run.folder / "images").glob("*/**/*.png")}
     if wanted and not found:
         raise UserError(f"`{run.folder}` must hold attacked pictures under images/, there are none to verify.")
-    if other := sorted(found ^ {image for _, _, image in named}):
+    if other := sorted(found ^ {one.name for one in named}):
         raise UserError(f"`{run.folder}`: images/ and items.jsonl must hold the same pictures, see `{other[0]}`.")
     pictures = []
-    for item, one, image in named:
-        told = read_record((run.folder / image).with_suffix(".json"), Artefact)
+    for one in named:
+        told = read_record((run.folder / one.name).with_suffix(".json"), Artefact)
         stated = from_artefact(told["attack"], told.get("protocol", {}))
-        pictures.append(_Picture(run.configs[item["condition"]], run.asked[item["id"]], image, one, told, stated))
+        pictures.append(RecordedPicture(**vars(one), told=told, stated=stated))
     if pictures and any("start" in one.told for one in pictures) != pictures[0].config.chain:
-        raise UserError(f"`{run.folder}`: run.json and the JSON beside its pictures differ in `chain`. {_AGAIN}")
+        raise UserError(f"`{run.folder}`: run.json and the JSON beside its pictures differ in `chain`. {AGAIN}")
     return pictures
 
 
-def _texts(run: _Run) -> list[tuple[AttackConfig, AnswerToText]]:
-    """The greedy answers to what left no picture, each with its attack.
+def _texts(run: _Run) -> list[Recorded]:
+    """The greedy answers to what left no picture.
 
     A relaxation's cannot be had again, nor those to prompts beside a user's picture, which the run does not keep.
     """
     kept = json_lines(run.folder / KEPT_AS, "behaviours")
     beside = {record["id"] for _, record in kept if record.get("image") is not None}
-    items = (one for one in run.items if not (run.configs[one["condition"]].entry.imported and one["id"] in beside))
-    tried = [(run.configs[item["condition"]], run.asked[item["id"]], one) for item in items for one in _tries(item)]
-    return [
-        (config, AnswerToText(behavior, one))
-        for config, behavior, one in tried
-        if not config.entry.relaxation and one.image is None and not one.sample
-    ]
+    texts = [one for one in run.greedy if one.answer.image is None and not one.config.entry.relaxation]
+    return [one for one in texts if not (one.config.entry.imported and one.behavior.id in beside)]
 
 
 def _check_verdicts(run: _Run) -> str:
@@ -233,70 +206,7 @@ def _check_counts(run: _Run) -> None:
             for row in stated["measurements"]:
                 row.get("counts", {}).pop("proxy", None)  # a label by `mm-cb judge`
         if stated != again:
-            raise UserError(f"`{run.folder / name}` must say what the run holds; made again it differs. {_AGAIN}")
-
-
-def _again(subject: Subject, folder: Path, pictures: Sequence[_Picture], same_arithmetic: bool) -> list[Row]:
-    """Everything of these pictures of one attack again; those of one size go together."""
-    files = [(read(folder, one.image), read(folder, clean_name(one.behavior.id))) for one in pictures]
-    rows = []
-    for places in by_size([clean.image for _, clean in files]):
-        group, held = [pictures[i] for i in places], [files[i] for i in places]
-        for one, found, (saved, clean) in zip(group, _answers(subject, folder, group, held), held, strict=True):
-            other = found.completion != one.tried.completion
-            wrong = _disagreements(one, found, saved, clean, dtype_of(subject.model))
-            wrong += ["the model's answer is another one than the run stored"] * (other and same_arithmetic)
-            numbers = found.linf, one.tried.loss or 0.0, found.loss or 0.0
-            rows.append(Row(one.image, *numbers, tuple(wrong), other))
-    return rows
-
-
-def _answers(
-    subject: Subject, folder: Path, group: Sequence[_Picture], files: Sequence[tuple[SavedPicture, SavedPicture]]
-) -> list[Answer]:
-    """What the attack's own code says of pictures of one size; files are the attacked and the clean one."""
-    told, behaviors = [one.told for one in group], [one.behavior for one in group]
-    prompts = [replace(one.behavior, prompt=one.told.get("sent", one.behavior.prompt)) for one in group]
-    saved, clean = [one for one, _ in files], [one for _, one in files]
-    asked = Asked(subject, behaviors, prompts, clean)
-    target = TargetObjective(subject, prompts, images(clean))
-    objective: Objective = target
-    if told[0]["objective"] != TargetObjective.__name__:
-        forced = [one["response"] for one in told]
-        objective = make_objective(subject, prompts, images(clean), group[0].config, forced)
-        if isinstance(objective, AdaptiveObjective):
-            objective.weight = torch.tensor([_weight(one, folder) for one in group], device=subject.model.device)
-    answers = judge_files(asked, saved, target, objective, group[0].config, lambda *_: "not_judged")
-    with torch.no_grad():
-        losses = target(torch.stack([one.pixels for one in clean]).to(subject.model.device)).tolist()
-    return [replace(one, loss_clean=round(loss, 5)) for one, loss in zip(answers, losses, strict=True)]
-
-
-def _weight(one: _Picture, folder: Path) -> float:
-    if (weight := one.told["weight"]) is None:
-        file = (folder / one.image).with_suffix(".json")
-        raise UserError(f"`{file}` `weight` must be a number under {one.config.name}, got null. {_AGAIN}")
-    return weight
-
-
-def _disagreements(one: _Picture, found: Answer, saved: SavedPicture, clean: SavedPicture, dtype: str) -> list[str]:
-    """In phrases, what is not as the run recorded it; of another answer the base's loss is not known."""
-    threat, tried = one.config.threat, one.tried
-    hashes = {
-        "picture": (one.told["sha256"], saved.sha256),
-        "clean picture": (one.told["clean_sha256"], clean.sha256),
-        "answer": (one.told["completion_sha256"], text_sha256(tried.completion)),
-    }
-    wrong = [f"the {n} is another one than its JSON has (SHA-256)" for n, (told, now) in hashes.items() if told != now]
-    if one.config.entry.stays_in_threat and not (found.linf <= threat.levels and threat.holds(found.distance)):
-        wrong.append(f"the picture is outside {threat.text} of {threat.levels}/255")
-    run_wide = {key: getattr(one.config, key) for key in RUN_WIDE}
-    if one.stated.annealing != one.config.annealing or replace(one.stated, **run_wide) != one.config:
-        wrong.append("its JSON states other settings than run.json")
-    other = found.completion != tried.completion
-    for told in (tried.as_json(), one.told):
-        wrong += disagreements(told, found.as_json(), other, dtype)
-    return list(dict.fromkeys(wrong))
+            raise UserError(f"`{run.folder / name}` must say what the run holds; made again it differs. {AGAIN}")
 
 
 def _who(item: Item) -> str:

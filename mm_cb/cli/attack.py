@@ -1,8 +1,9 @@
 """``mm-cb attack``, ``mm-cb attack verify``, ``mm-cb attack check``, ``mm-cb attack transfer``."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +16,7 @@ from mm_cb.attacks.config import (
     checked_by_default,
 )
 from mm_cb.attacks.registry import attack_entry, attacks, chosen_attacks
-from mm_cb.attacks.threats import NORMS, Threat
+from mm_cb.attacks.threats import Threat
 from mm_cb.cli.options import (
     Adapter,
     Behaviors,
@@ -27,83 +28,25 @@ from mm_cb.cli.options import (
     Seed,
     System,
     number,
-    parse_levels,
+    option,
     read_system,
     refuse_old_settings,
+    switch,
 )
+from mm_cb.cli.threat_flags import PANEL, BorderWidth, Epsilon, Norm, PatchSize, parse_levels, parse_threat
 from mm_cb.core.errors import UserError
-from mm_cb.core.limits import LIMITS, OutOfRange
 
 EXAMPLE = "Example: mm-cb attack --model miniature --adapter runs/rr --behaviors behaviors.jsonl --out runs/attack"
 
-_MODEL, _THREAT, _SEARCH, _JUDGED, _RUN = "Model and data", "What may change", "Search", "What is judged", "Run"
+_MODEL, _SEARCH, _JUDGED, _RUN = "Model and data", "Search", "What is judged", "Run"
 _SINGLE = "Of single attacks"
 _DEFAULT = AttackConfig()
 
-Norm = Annotated[
-    str,
-    typer.Option(metavar="NORM", help=f"{', '.join(NORMS)}: what of a picture may change.", rich_help_panel=_THREAT),
-]
-Epsilon = Annotated[
-    str | None,
-    typer.Option(
-        metavar="E",
-        help="How far: N/255 per value for linf, patch and border; a Euclidean radius, pixels in [0, 1], for l2.  "
-        "[default: 32/255 for linf, 255/255 for patch and border]",
-        rich_help_panel=_THREAT,
-    ),
-]
-PatchSize = Annotated[int | None, number("patch_size", "Side of the patch in pixels.", _THREAT)]
-BorderWidth = Annotated[int | None, number("border_width", "Width of the border in pixels.", _THREAT)]
 Optimizer = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help=f"How PGD steps: {', '.join(OPTIMIZERS)}; l2 needs sign or momentum.",
-        rich_help_panel=_SEARCH,
-    ),
+    str, option("NAME", f"How PGD steps: {', '.join(OPTIMIZERS)}; l2 needs sign or momentum.", _SEARCH)
 ]
-Base = Annotated[
-    str | None,
-    typer.Option(metavar="M", help="What a breaker without adapter was made from.", rich_help_panel=_MODEL),
-]
-ImageBackend = Annotated[
-    str,
-    typer.Option(metavar="NAME", help=f"Image processor: {' or '.join(IMAGE_BACKENDS)}.", rich_help_panel=_RUN),
-]
-
-
-def parse_threat(norm: str, epsilon: str | None, patch_size: int | None, border_width: int | None) -> Threat:
-    """What the four options together stand for.
-
-    Raises:
-        UserError: If one is missing, does not go with the norm, or is out of range.
-    """
-    if norm not in NORMS:
-        raise UserError(f"`--norm` must be one of {', '.join(NORMS)}, got `{norm}`.")
-    sizes = {"patch": ("--patch-size", patch_size), "border": ("--border-width", border_width)}
-    for owner, (flag, value) in sizes.items():
-        if (value is not None) is not (owner == norm):
-            says = "needs" if owner == norm else "does not read"
-            raise UserError(f"`--norm {norm}` {says} `{flag}`.")
-    if norm == "blank":
-        if epsilon not in (None, "255/255"):
-            raise UserError("`--norm blank` bounds nothing: leave out `--epsilon`.")
-        return Threat(norm, 255)
-    if norm == "l2":
-        return Threat(norm, 255, _radius(epsilon))
-    levels = parse_levels(epsilon or ("32/255" if norm == "linf" else "255/255"))
-    return Threat(norm, levels, float(sizes[norm][1] or 0) if norm in sizes else 0.0)
-
-
-def _radius(epsilon: str | None) -> float:
-    try:
-        return float(LIMITS["epsilon"].read("--epsilon", epsilon))
-    except OutOfRange as error:
-        raise UserError(
-            "`--norm l2` needs `--epsilon R`, a Euclidean radius over all values in [0, 1], such as 8: a "
-            f"{LIMITS['epsilon'].text} ({LIMITS['epsilon'].why}), got `{epsilon}`."
-        ) from error
+Base = Annotated[str | None, option("M", "What a breaker without adapter was made from.", _MODEL)]
+ImageBackend = Annotated[str, option("NAME", f"Image processor: {' or '.join(IMAGE_BACKENDS)}.", _RUN)]
 
 
 _OLD = {
@@ -146,6 +89,15 @@ def _listed(wanted: bool) -> None:
         raise typer.Exit()
 
 
+def _config(flags: Mapping[str, Any]) -> AttackConfig:
+    """What those flags that are called as settings set."""
+    settings = {field.name: flags[field.name] for field in dataclasses.fields(AttackConfig) if field.name in flags}
+    try:
+        return AttackConfig(**settings)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def attack(
     model: Model,
     behaviors: Behaviors,
@@ -155,12 +107,7 @@ def attack(
     base: Base = None,
     system: System = None,
     attack: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES",
-            help="Attacks or Python files of yours, with commas between, or `all`; see --list.",
-            rich_help_panel=_SEARCH,
-        ),
+        str, option("NAMES", "Attacks or Python files of yours, with commas between, or `all`; see --list.", _SEARCH)
     ] = "pgd",
     list_: Annotated[
         bool, typer.Option("--list", callback=_listed, is_eager=True, help="List the attacks.", rich_help_panel=_SEARCH)
@@ -176,38 +123,23 @@ def attack(
     optimizer: Optimizer = _DEFAULT.optimizer,
     anneal: Annotated[
         str | None,
-        typer.Option(
-            metavar="HOW",
-            help=f"Dial the adapter up from 0 on the way: {', '.join(ANNEAL)}.  [default: as --list says]",
-            rich_help_panel=_SEARCH,
+        option(
+            "HOW", f"Dial the adapter up from 0 on the way: {', '.join(ANNEAL)}.  [default: as --list says]", _SEARCH
         ),
     ] = _DEFAULT.anneal,
-    chain: Annotated[
-        bool,
-        typer.Option("--chain", help="Start each attack from the worst picture so far.", rich_help_panel=_SEARCH),
-    ] = False,
+    chain: Annotated[bool, switch("--chain", "Start each attack from the worst picture so far.", _SEARCH)] = False,
     hijacks: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN",
-            help="An attack run on the base: what it said becomes the long targets.",
-            rich_help_panel=_SEARCH,
-        ),
+        Path | None, option("RUN", "An attack run on the base: what it said becomes the long targets.", _SEARCH)
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Prompts made elsewhere (JSONL), for --attack imported; see docs/formats.md.",
-            rich_help_panel=_SEARCH,
-        ),
+        option("FILE", "Prompts made elsewhere (JSONL), for --attack imported; see docs/formats.md.", _SEARCH),
     ] = None,
     term_weight: Annotated[
         float, number("term_weight", "Weight of an adaptive attack's term.", _SEARCH, metavar="W")
     ] = _DEFAULT.term_weight,
     balance: Annotated[
-        bool,
-        typer.Option("--balance", help="Make that term's gradient as long as the target's.", rich_help_panel=_SEARCH),
+        bool, switch("--balance", "Make that term's gradient as long as the target's.", _SEARCH)
     ] = False,
     draws: Annotated[
         int, number("draws", "best_of_n: variations of every behaviour, N; counts in k.", _SINGLE)
@@ -215,19 +147,17 @@ def attack(
     strength: Annotated[
         float, number("strength", "best_of_n: how far they go.", _SINGLE, metavar="S")
     ] = _DEFAULT.strength,
-    vary: Annotated[
-        str, typer.Option(metavar="WHAT", help=f"best_of_n: {', '.join(VARIED)}.", rich_help_panel=_SINGLE)
-    ] = _DEFAULT.vary,
+    vary: Annotated[str, option("WHAT", f"best_of_n: {', '.join(VARIED)}.", _SINGLE)] = _DEFAULT.vary,
     universal_train: Annotated[
         int, number("universal_train", "universal: behaviours the picture is made for; 0 = half.", _SINGLE)
     ] = _DEFAULT.universal_train,
     corpus: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="universal_corpus: the texts its picture is made for: .txt, one a line, or .jsonl with `target` and "
+        option(
+            "FILE",
+            "universal_corpus: the texts its picture is made for: .txt, one a line, or .jsonl with `target` and "
             "perhaps `prompt`.",
-            rich_help_panel=_SINGLE,
+            _SINGLE,
         ),
     ] = None,
     minibatch: Annotated[
@@ -235,10 +165,8 @@ def attack(
     ] = _DEFAULT.minibatch,
     surrogate: Annotated[
         Path | None,
-        typer.Option(
-            metavar="A",
-            help="pgd_transfer: another breaker's adapter to see, at random scales.  [default: random changes]",
-            rich_help_panel=_SINGLE,
+        option(
+            "A", "pgd_transfer: another breaker's adapter to see, at random scales.  [default: random changes]", _SINGLE
         ),
     ] = None,
     surrogate_scale: Annotated[
@@ -258,9 +186,7 @@ def attack(
         int, number("max_new_tokens", "Longest answer, and forced response.", _JUDGED)
     ] = _DEFAULT.max_new_tokens,
     iterates: Annotated[int, number("iterates", "Further pictures judged on the way.", _JUDGED)] = _DEFAULT.iterates,
-    early_stop: Annotated[
-        bool, typer.Option("--early-stop", help="Stop when one of them is judged harmful.", rich_help_panel=_JUDGED)
-    ] = False,
+    early_stop: Annotated[bool, switch("--early-stop", "Stop when one of them is judged harmful.", _JUDGED)] = False,
     samples: Annotated[
         int, number("samples", "Answers drawn at random per picture; count in k.", _JUDGED)
     ] = _DEFAULT.samples,
@@ -280,12 +206,7 @@ def attack(
     ] = None,
     batch: Annotated[int, number("batch", "Behaviours at once.", _RUN)] = _DEFAULT.batch,
     shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Only this part; `auto` = as the launcher says. Gather without it.",
-            rich_help_panel=_RUN,
-        ),
+        str | None, option("I/N", "Only this part; `auto` = as the launcher says. Gather without it.", _RUN)
     ] = None,
     image_backend: ImageBackend = _DEFAULT.image_backend,
     checkpoint_seconds: Annotated[
@@ -296,6 +217,7 @@ def attack(
     dtype: Dtype = "float32",
 ) -> None:
     """Attack a model by pictures, judged from the saved files, or by texts."""
+    flags = dict(locals())
     refuse_old_settings(old, _OLD)
     names = chosen_attacks(attack, adapted=adapter is not None or base is not None)
     entries = [attack_entry(name) for name in names]  # controls alone may share the budget of other runs
@@ -307,43 +229,12 @@ def attack(
         raise UserError(f"`--epsilon` is for an attack that changes a picture; `--attack {attack}` draws its own.")
     if temperature is not None and not samples:
         raise UserError("`--temperature` is that of sampled answers: set `--samples` too, or leave it out.")
-    try:
-        config = AttackConfig(
-            threat=parse_threat(norm, epsilon, patch_size, border_width),
-            steps=steps,
-            restarts=restarts,
-            seed=seed,
-            batch=batch,
-            max_new_tokens=max_new_tokens,
-            optimizer=optimizer,
-            term_weight=term_weight,
-            anneal=anneal,
-            balance=balance,
-            iterates=iterates,
-            early_stop=early_stop,
-            samples=samples,
-            temperature=_DEFAULT.temperature if temperature is None else temperature,
-            draws=draws,
-            strength=strength,
-            vary=vary,
-            universal_train=universal_train,
-            corpus=corpus,
-            minibatch=minibatch,
-            surrogate=surrogate,
-            surrogate_scale=surrogate_scale,
-            eot_samples=eot_samples,
-            eot_scale=eot_scale,
-            eot_quality=eot_quality,
-            control=control,
-            check_convergence=checked_by_default(attack) if check_convergence is None else check_convergence,
-            chain=chain,
-            hijacks=hijacks,
-            prompts=prompts,
-            image_backend=image_backend,
-            checkpoint_seconds=checkpoint_seconds,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    flags["threat"] = parse_threat(norm, epsilon, patch_size, border_width)
+    if temperature is None:
+        flags["temperature"] = _DEFAULT.temperature
+    if check_convergence is None:
+        flags["check_convergence"] = checked_by_default(attack)
+    config = _config(flags)
     text = read_system(system)
     from mm_cb.attacks.run import run_attack
     from mm_cb.attacks.shards import Shard, launched_device
@@ -384,9 +275,7 @@ def check(
     old: OldSettings = None,
     adapter: Adapter = None,
     system: System = None,
-    epsilon: Annotated[
-        str, typer.Option(metavar="N/255", help="Largest change of a value.", rich_help_panel=_THREAT)
-    ] = "32/255",
+    epsilon: Annotated[str, option("N/255", "Largest change of a value.", PANEL)] = "32/255",
     steps: Annotated[int, number("steps", "Steps per run.", _SEARCH)] = 100,
     optimizer: Optimizer = _DEFAULT.optimizer,
     iterates: Annotated[int, number("iterates", "Further pictures judged on the way.", _JUDGED)] = 5,
@@ -397,19 +286,10 @@ def check(
     dtype: Dtype = "float32",
 ) -> None:
     """Run the sanity battery of an attack evaluation: is a low number the model's strength or the attack's weakness?"""
+    flags = dict(locals())
     refuse_old_settings(old, _OLD_CHECK)
     levels, text = parse_levels(epsilon), read_system(system)
-    try:
-        config = AttackConfig(
-            threat=Threat(levels=levels),
-            steps=steps,
-            iterates=iterates,
-            optimizer=optimizer,
-            image_backend=image_backend,
-            seed=seed,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    config = _config(flags | {"threat": Threat(levels=levels)})
     from mm_cb.attacks.sanity.run import run_battery
     from mm_cb.inference.source import ModelSource
 

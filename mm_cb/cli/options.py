@@ -10,18 +10,23 @@ from mm_cb.attacks.config import DTYPES
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.limits import LIMITS, OutOfRange
 
-_EPSILON_GRID = 255
-
 _MODEL, _RUN = "Model and data", "Run"
 """Headings of --help."""
-Out = Annotated[
-    Path,
-    typer.Option(metavar="DIR", help="Run directory; an existing one is gone on with.", rich_help_panel=_RUN),
-]
-Model = Annotated[
-    str, typer.Option(metavar="M", help="Hub id, local directory, or `miniature`.", rich_help_panel=_MODEL)
-]
-Adapter = Annotated[str | None, typer.Option(metavar="A", help="Directory of a PEFT adapter.", rich_help_panel=_MODEL)]
+
+
+def option(metavar: str, about: str, panel: str | None = None) -> Any:
+    """A flag with a value that is no number, and the heading that it stands under."""
+    return typer.Option(metavar=metavar, help=about, rich_help_panel=panel)
+
+
+def switch(flag: str, about: str, panel: str | None = None) -> Any:
+    """A flag without a value."""
+    return typer.Option(flag, help=about, rich_help_panel=panel)
+
+
+Out = Annotated[Path, option("DIR", "Run directory; an existing one is gone on with.", _RUN)]
+Model = Annotated[str, option("M", "Hub id, local directory, or `miniature`.", _MODEL)]
+Adapter = Annotated[str | None, option("A", "Directory of a PEFT adapter.", _MODEL)]
 
 
 def behaviors_file(named: Path | None) -> Path | None:
@@ -70,7 +75,7 @@ def number(setting: str, about: str, panel: str | None = None, *, metavar: str =
 
 
 Seed = Annotated[int, number("seed", "Seed of everything random in this run.", _RUN)]
-Device = Annotated[str, typer.Option(metavar="D", help="cpu, cuda, cuda:1.", rich_help_panel=_RUN)]
+Device = Annotated[str, option("D", "cpu, cuda, cuda:1.", _RUN)]
 
 
 def known_dtype(dtype: str | None) -> str | None:
@@ -146,22 +151,3 @@ def read_system(path: Path | None) -> str | None:
     if not text:
         raise UserError(f"`--system` must hold a text, but `{path}` is empty.")
     return text
-
-
-def parse_levels(text: str) -> int:
-    """The numerator of an image budget over 255: ``"32/255"`` -> 32; decimals only where they lie on that grid.
-
-    Raises:
-        UserError: If the text is no number, lies outside 0..1 or between two grid points.
-    """
-    number, slash, denominator = text.partition("/")
-    try:
-        value = float(number) * (1 if slash else _EPSILON_GRID)
-        on_grid = abs(value - round(value)) < 1e-3 and 0 <= round(value) <= _EPSILON_GRID
-    except (ValueError, OverflowError):
-        value, on_grid = 0.0, False
-    if not on_grid or (slash and denominator.strip() != "255"):
-        raise UserError(
-            f"`--epsilon` must be n/255 with n in 0..255 (saved images have 8 bits), such as 32/255; got `{text}`."
-        )
-    return round(value)

@@ -72,17 +72,15 @@ class Endpoint:
         url: str,
         model: str,
         *,
-        api_key: str | None = None,
         timeout: float = 60,
         retries: int = 5,
         concurrency: int = 8,
     ) -> None:
-        """Describe the endpoint; nothing is sent.
+        """Describe the endpoint, whose key is in the environment (local servers need none); nothing is sent.
 
         Args:
             url: For example ``http://localhost:8000/v1``.
             model: Model name.
-            api_key: Key, or None for the environment's ``MM_CB_API_KEY`` (local servers need none).
             timeout: Longest silence of the server in seconds.
             retries: Further tries after a failure that may pass: silence, 408, 409, 429 (its Retry-After is kept up to
                 two minutes), 5xx, replies that are no chat completion, answers that end in an error.
@@ -96,7 +94,7 @@ class Endpoint:
             LIMITS[name].refuse(name, value)
         self.url = _base_address(url)
         self.model = model
-        self._key = _usable_key(api_key if api_key is not None else os.environ.get(API_KEY))
+        self._key = _usable_key(os.environ.get(API_KEY))
         self._timeout = timeout
         self._retries = retries
         self._concurrency = concurrency

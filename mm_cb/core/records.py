@@ -164,16 +164,12 @@ class SetStates(States, total=False):
     tokens: dict[str, States]
 
 
-class Marks(TypedDict, total=False):
-    """Layers that a drawing points at."""
-
-    target_layers: list[int]
-    lora_blocks: list[int] | None
-
-
-class Representations(Marks, total=False):
+class Representations(TypedDict, total=False):
     """representations.json."""
 
+    target_layers: list[int]
+    """That a drawing points at."""
+    lora_blocks: list[int] | None
     layers: Required[list[int]]
     sets: Required[dict[str, SetStates]]
 

@@ -33,7 +33,7 @@ class Contamination:
         case and the per-pair maximum are our choice; the paper does not say.
     """
 
-    def __init__(self, behaviors: Sequence[str], threshold: float = THRESHOLD) -> None:
+    def __init__(self, behaviors: Sequence[str]) -> None:
         """Index the behaviours' n-grams.
 
         Raises:
@@ -48,7 +48,6 @@ class Contamination:
         self._tokenize = Tokenizer13a()
         self._behaviors = list(behaviors)
         self._lengths = [len(self._tokens(text)) for text in behaviors]
-        self._threshold = threshold
         self._index: list[dict[tuple[str, ...], set[int]]] = [defaultdict(set) for _ in _ORDERS]
         for number, text in enumerate(behaviors):
             tokens = self._tokens(text)
@@ -61,7 +60,7 @@ class Contamination:
         best: Match | None = None
         for number in self._candidates(text):
             bleu = self._score(text, [self._behaviors[number]]).score / 100
-            if bleu > self._threshold and (best is None or bleu > best.bleu):
+            if bleu > THRESHOLD and (best is None or bleu > best.bleu):
                 best = Match(number, bleu)
         return best
 
@@ -70,7 +69,7 @@ class Contamination:
         tokens = self._tokens(text)
         length = len(tokens)
         shared: dict[int, int] = {}
-        needed = next((order for order in _ORDERS if bleu_bound(length, length, order) > self._threshold), None)
+        needed = next((order for order in _ORDERS if bleu_bound(length, length, order) > THRESHOLD), None)
         if needed is None:
             return []
         for order in reversed(range(needed, 5)):
@@ -78,9 +77,7 @@ class Contamination:
                 for number in self._index[order - 1].get(gram, ()):
                     shared.setdefault(number, order)
         return sorted(
-            number
-            for number, order in shared.items()
-            if bleu_bound(length, self._lengths[number], order) > self._threshold
+            number for number, order in shared.items() if bleu_bound(length, self._lengths[number], order) > THRESHOLD
         )
 
     def _tokens(self, text: str) -> list[str]:

@@ -13,6 +13,7 @@ from mm_cb.core.records import Message
 from mm_cb.data.pictures import open_picture
 
 INSTRUCTION = "Describe this picture in detail."
+MAX_TOKENS = 512
 CORRUPT = "corrupt picture"
 """The kind of failure that asking again does not mend."""
 _BATCH = 8
@@ -20,9 +21,7 @@ _BATCH = 8
 Described = Iterator[tuple[str, str | EndpointFailure]]
 
 
-def describe_by_endpoint(
-    endpoint: Endpoint, pictures: Iterable[tuple[str, Path]], *, instruction: str = INSTRUCTION, max_tokens: int = 512
-) -> Described:
+def describe_by_endpoint(endpoint: Endpoint, pictures: Iterable[tuple[str, Path]]) -> Described:
     """Ask a server for descriptions; pictures that cannot be read are failures of their own."""
     broken: list[tuple[str, EndpointFailure]] = []
 
@@ -32,15 +31,13 @@ def describe_by_endpoint(
             if isinstance(image, EndpointFailure):
                 broken.append((key, image))
             else:
-                yield key, [user_message(instruction, [image])]
+                yield key, [user_message(INSTRUCTION, [image])]
 
-    yield from endpoint.map(requests(), max_tokens=max_tokens, temperature=0.0)
+    yield from endpoint.map(requests(), max_tokens=MAX_TOKENS, temperature=0.0)
     yield from broken
 
 
-def describe_by_model(
-    model: Any, pictures: Iterable[tuple[str, Path]], *, instruction: str = INSTRUCTION, max_tokens: int = 512
-) -> Described:
+def describe_by_model(model: Any, pictures: Iterable[tuple[str, Path]], max_tokens: int = MAX_TOKENS) -> Described:
     """Generate descriptions in batches with a model that `mm_cb.models.load_model` gave."""
     waiting = iter(pictures)
     while chunk := list(islice(waiting, _BATCH)):
@@ -48,7 +45,7 @@ def describe_by_model(
         whole = [(key, image) for key, image in opened if isinstance(image, Image.Image)]
         yield from ((key, image) for key, image in opened if isinstance(image, EndpointFailure))
         if whole:
-            inputs = model.encode([instruction] * len(whole), [image for _, image in whole])
+            inputs = model.encode([INSTRUCTION] * len(whole), [image for _, image in whole])
             yield from zip((key for key, _ in whole), model.generate(inputs, max_tokens), strict=True)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -94,7 +94,7 @@ def measure(items: Iterable[Item], *, pairs: Sequence[tuple[str, str]], seed: in
         for split in ("all", *o.splits):
             groups[o.metric, o.condition, o.subject, split][o.id] = o
     measured = []
-    for key in sorted(groups, key=lambda key: _order(key, partners)):
+    for key in sorted(groups, key=_order):
         metric, condition, subject, split = key
         this = _sorted(groups[key])
         partner = partners.get(subject)
@@ -149,7 +149,7 @@ def find(
     return next((m for m in measurements if m.address == wanted), None)
 
 
-def _order(key: tuple[str, str, str, str], partners: Mapping[str, str]) -> tuple[int | str, ...]:
+def _order(key: tuple[str, str, str, str]) -> tuple[int | str, ...]:
     metric, condition, subject, split = key
     return (
         *(table.rank(metric), metric),

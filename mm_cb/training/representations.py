@@ -7,15 +7,13 @@ al. 2024, Figure 6, here for a model that sees).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from mm_cb.core.files import file_errors, write_json
-from mm_cb.core.records import Marks, Representations, SetStates, States
+from mm_cb.core.records import SetStates, States
 from mm_cb.models import ChatModel, ModelInputs, TokenRole
 
 TOKEN_TYPES = ("image", "prompt", "completion")
@@ -49,58 +47,6 @@ def compare(
             rows_with[name] += int(mask.any(dim=1).sum())
     tokens = {name: _means(sums[name], rows_with[name]) for name in TOKEN_TYPES if rows_with[name]}
     return {**tokens["completion"], "tokens": tokens}
-
-
-def diagnose(
-    model: ChatModel,
-    sets: Mapping[str, tuple[Sequence[str], Sequence[Image | None], Sequence[str]]],
-    out: Path,
-    marks: Marks | None = None,
-) -> Representations:
-    """Compare named sets (harmful, benign, held out, ...) and write ``representations.json`` and ``.png`` into ``out``.
-
-    Args:
-        model: A model with its adapter.
-        sets: Prompts, pictures and answers of each set.
-        out: A folder.
-        marks: ``target_layers`` and ``lora_blocks``, if known.
-
-    Returns:
-        What the JSON file holds: ``layers`` and, by name of the set, what `compare` returns.
-    """
-    found: Representations = {
-        "layers": list(range(len(model.decoder_blocks) + 1)),
-        **(marks or {}),
-        "sets": {name: compare(model, *rows) for name, rows in sets.items()},
-    }
-    write_json(out / "representations.json", found)
-    plot(found, out / "representations.png")
-    return found
-
-
-def plot(found: Representations, path: Path) -> None:
-    """Draw cosine and norms by layer, one column for each type of token."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 5.5), layout="constrained")
-    axes = figure.subplots(2, len(TOKEN_TYPES), sharex=True, sharey="row")
-    for column, kind in enumerate(TOKEN_TYPES):
-        for index, (name, values) in enumerate(found["sets"].items()):
-            if kind in values["tokens"]:
-                tokens, colour = values["tokens"][kind], f"C{index}"
-                axes[0, column].plot(found["layers"], tokens["cosine"], color=colour, label=f"{name}, n={tokens['n']}")
-                axes[1, column].plot(found["layers"], tokens["norm_reference"], color=colour, linestyle=":")
-                axes[1, column].plot(found["layers"], tokens["norm_adapted"], color=colour)
-        for layer in found.get("target_layers", []):
-            axes[0, column].axvline(layer, color="grey", linewidth=0.8)
-        axes[0, column].set_title(f"{kind} tokens")
-        axes[1, column].set_xlabel("hidden state (0 = embeddings)")
-        if axes[0, column].lines:
-            axes[0, column].legend(fontsize="small")
-    axes[0, 0].set_ylabel("cosine, adapter on : off")
-    axes[1, 0].set_ylabel("norm (dotted: adapter off)")
-    with file_errors(path):
-        figure.savefig(path, dpi=150)
 
 
 def _measure(model: ChatModel, inputs: ModelInputs) -> Tensor:

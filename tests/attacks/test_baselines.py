@@ -24,16 +24,16 @@ from mm_cb.core.runs import read_jsonl, write_jsonl
 from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.results import find, measure
 from tests.attacks.helpers import attack, first_behaviors, save_adapter
-from tests.attacks.objectives.test_adaptive import BEHAVIORS, PICTURES, adapted_model
+from tests.attacks.objectives.test_adaptive import BEHAVIORS, PICTURES
 from tests.models.tiny import tiny
-from tests.tiny_llava import picture
+from tests.tiny_llava import adapted_llava, picture
 
 OWN = {"best_of_n": {"draws": 2, "vary": "both"}, "pgd_transfer": {}, "pgd_eot": {}}
 
 
 @pytest.fixture(scope="module")
 def model():
-    return adapted_model()
+    return adapted_llava()
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_a_step_is_the_mean_of_its_minibatch_and_the_last_one_that_of_all(model)
 @pytest.mark.parametrize("moved", [0.0, 0.7])
 def test_a_transfer_attack_never_sees_the_adapter_that_it_is_judged_on(tmp_path, moved):
     """With nothing drawn its pictures are those of plain PGD on the base, else the same whatever the adapter is."""
-    model = adapted_model()
+    model = adapted_llava()
     before = run(Subject("rr", model, adapted=True), tmp_path / "a", "pgd_transfer", surrogate_scale=moved)
     pictures = files(before, tmp_path / "a")
     plain = files(run(Subject("base", model), tmp_path / "b", "pgd"), tmp_path / "b")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mm_cb.attacks.config import OWN as SINGLE
-from mm_cb.attacks.config import RUN_WIDE, AttackConfig, as_artefact, as_recipe, from_artefact, from_recipe
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.config_files import RUN_WIDE, as_artefact, as_recipe, from_artefact, from_recipe
 from mm_cb.attacks.registry import attack_entry, attack_names, attacks, chosen_attacks, resolved
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError

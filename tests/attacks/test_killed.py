@@ -62,11 +62,6 @@ def imported():
         importlib.import_module(name)
 
 
-@pytest.fixture(autouse=True)
-def direct(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
 @pytest.fixture
 def wild(tmp_path):
     """Questions in the original's layout, and the command without its addresses."""

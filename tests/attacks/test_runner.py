@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -29,8 +28,7 @@ from mm_cb.core.progress import Progress
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.results import find, measure
-from mm_cb.models import LlavaNextModel
-from tests.tiny_llava import picture, tiny_llava
+from tests.tiny_llava import adapted_llava, picture, tiny_llava
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +38,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def adapted():
-    model = tiny_llava()
-    config = LoraConfig(
-        r=4, target_modules=[f"model.language_model.layers.1.mlp.{p}_proj" for p in ("gate", "up", "down")]
-    )
-    wrapped = get_peft_model(model.model, config).eval()
-    torch.manual_seed(1)
-    for name, parameter in wrapped.named_parameters():
-        parameter.requires_grad_(False)
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    return LlavaNextModel(wrapped, model.processor, "tiny")
+    return adapted_llava()
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mm_cb.attacks.config import AttackConfig, refuse_idle, refuse_mismatch
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.refused_settings import refuse_idle, refuse_mismatch
 from mm_cb.attacks.saved import read
 from mm_cb.attacks.threats import Threat
 from mm_cb.attacks.transfer import run_transfer

@@ -27,12 +27,6 @@ from tests.stub_server import StubServer, error, user_text
 SHOWN = ("no_attack", "noise", "pgd", "pgd_adaptive")
 
 
-@pytest.fixture(autouse=True)
-def direct(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("MM_CB_API_KEY", raising=False)
-
-
 def colour(attack, behavior):
     return (10 * SHOWN.index(attack), 10 * behavior, 77)
 

@@ -17,8 +17,6 @@ from tests.stub_server import CUT, FILTERED, HTML, StubServer, error, user_text
 
 @pytest.fixture(autouse=True)
 def direct(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("MM_CB_API_KEY", raising=False)
     monkeypatch.setattr("mm_cb.core.endpoint._FIRST_PAUSE", 0.001)
 
 

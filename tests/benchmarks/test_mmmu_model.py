@@ -268,8 +268,7 @@ def test_all_thirty_subjects_are_asked(tmp_path):
 # a model behind an endpoint
 
 
-def test_a_served_model_is_asked_with_its_pictures_and_scored(tmp_path, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_a_served_model_is_asked_with_its_pictures_and_scored(tmp_path):
     data = write(tmp_path / "data", per_subject=5, subjects=["Art"])
     where = ["--subjects", "Art", "--endpoint"]
     working = False
@@ -292,8 +291,7 @@ def test_a_served_model_is_asked_with_its_pictures_and_scored(tmp_path, monkeypa
     assert correct["n"] == 5 and correct["counts"]["correct"] == 1  # number 1 of `ABCD`; the open one is no letter
 
 
-def test_a_question_that_the_server_refuses_is_unscored_and_the_server_may_move(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_a_question_that_the_server_refuses_is_unscored_and_the_server_may_move(tmp_path, capsys):
     data = write(tmp_path / "data", per_subject=5, subjects=["Art"])
     where = [tmp_path / "run", data, "--subjects", "Art", "--batch", "1", "--endpoint"]
     with StubServer(lambda request, number: "B" if number < 2 else error(401)) as server:
@@ -307,8 +305,7 @@ def test_a_question_that_the_server_refuses_is_unscored_and_the_server_may_move(
     assert [(item["score"], item["letter"]) for item in items if item["completion"] == ""] == [(None, None)] * 2
 
 
-def test_neither_the_number_of_workers_nor_the_order_of_answers_changes_a_score(tmp_path, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_neither_the_number_of_workers_nor_the_order_of_answers_changes_a_score(tmp_path):
     data = write(tmp_path / "data", per_subject=5, subjects=["Art", "Music"])
     texts = ["A", "the answer is (C).", "I cannot tell", ""]  # two of four make the official rule draw
 

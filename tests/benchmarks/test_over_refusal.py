@@ -13,12 +13,6 @@ from mm_cb.metrics.results import find, read_results
 from tests.stub_server import StubServer, error, user_text
 
 
-@pytest.fixture(autouse=True)
-def direct(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("MM_CB_API_KEY", raising=False)
-
-
 def picture(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (6, 4), (200, 10, 10)).save(path)

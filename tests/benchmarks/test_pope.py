@@ -148,8 +148,7 @@ def test_base_and_breaker_stand_in_one_table_with_a_paired_difference(tmp_path):
 # asking
 
 
-def test_the_originals_files_are_asked_with_their_pictures_and_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_the_originals_files_are_asked_with_their_pictures_and_goes_on(tmp_path):
     folder = tmp_path / "pope"
     folder.mkdir()
     pictures(tmp_path / "val")

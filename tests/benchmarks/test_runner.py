@@ -22,8 +22,6 @@ from tests.stub_server import StubServer, error, user_text
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("MM_CB_API_KEY", raising=False)
     for module, name in ((registry, "_BENCHMARKS"), (table, "_METRICS")):
         monkeypatch.setattr(module, name, dict(getattr(module, name)))
 

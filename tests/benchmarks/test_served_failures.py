@@ -33,7 +33,6 @@ def direct(monkeypatch):
     async def no_time(seconds):
         pass
 
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("mm_cb.core.endpoint._sleep", no_time)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from mm_cb import cli
 from mm_cb.cli import failures
-from mm_cb.cli.options import parse_levels
+from mm_cb.cli.threat_flags import parse_levels
 from mm_cb.core.errors import UserError
 
 COMMANDS = ["demo", "train", "attack", "eval", "score", "judge", "report", "merge", "doctor", "data"]

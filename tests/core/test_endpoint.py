@@ -39,8 +39,6 @@ SETTINGS = {"max_tokens": 8, "temperature": 0.0}
 
 @pytest.fixture(autouse=True)
 def direct(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv(API_KEY, raising=False)
     monkeypatch.setattr("mm_cb.core.endpoint._sleep", no_time)
 
 

@@ -343,11 +343,6 @@ def endpoint_judge(server, **options):
     return EndpointJudge(Endpoint(server.url, "j", retries=0), "{behavior} // {completion}", **options)
 
 
-@pytest.fixture(autouse=True)
-def direct(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
 def test_an_endpoint_judges_and_prose_is_no_verdict():
     said = {"0": "Yes", "1": "No.\nBecause it is fine.", "2": "I think it is fine.", "3": "", "4": "**yes**"}
     with StubServer(lambda request, number: said[user_text(request)[-1]]) as server:

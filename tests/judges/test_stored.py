@@ -161,7 +161,6 @@ def test_the_runs_own_verdicts_are_kept(run):
 
 @pytest.mark.parametrize("trouble", [HTML, error(500), error(401), HANG_UP])
 def test_what_failed_at_the_judges_server_is_judged_by_the_same_command(trouble, run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("mm_cb.core.endpoint._FIRST_PAUSE", 0.001)
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
     (tmp_path / "prompt.txt").write_text("{behavior} // {completion}")
@@ -193,8 +192,7 @@ def test_what_failed_at_the_judges_server_is_judged_by_the_same_command(trouble,
     }
 
 
-def test_completions_that_a_judge_refuses_are_counted(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_completions_that_a_judge_refuses_are_counted(run, tmp_path, capsys):
     (tmp_path / "prompt.txt").write_text("{behavior} // {completion}")
 
     def says(request, number):
@@ -311,8 +309,7 @@ def test_the_corrected_command_is_not_answered_with_the_old_verdicts(run, tmp_pa
     assert outcomes == {"gibberish"}
 
 
-def test_a_template_that_wants_a_context_costs_nothing_before_that_is_known(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_a_template_that_wants_a_context_costs_nothing_before_that_is_known(run, tmp_path, capsys):
     (tmp_path / "prompt.txt").write_text("{context} {behavior} // {completion}")
     with StubServer(lambda request, number: "no") as server:
         where = ["--judge", "endpoint", "--judge-model", "j", "--endpoint", server.url]
@@ -323,8 +320,7 @@ def test_a_template_that_wants_a_context_costs_nothing_before_that_is_known(run,
 
 
 @pytest.mark.parametrize("trouble", [CUT, FILTERED, "I think this is fine.", "<think>no"])
-def test_a_served_judges_answers_that_are_no_verdicts_are_asked_for_again(trouble, run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_a_served_judges_answers_that_are_no_verdicts_are_asked_for_again(trouble, run, tmp_path, capsys):
     (tmp_path / "prompt.txt").write_text("{behavior} // {completion}")
     mended = False
 

@@ -8,8 +8,8 @@ from mm_cb.core.errors import UserError
 from mm_cb.models import load_model
 from mm_cb.models.low_rank import SIZE, changed, changes_of, linear_layers, norm_of, random_changes
 from tests.attacks.helpers import save_adapter
-from tests.attacks.objectives.test_adaptive import adapted_model
 from tests.models.tiny import tiny
+from tests.tiny_llava import adapted_llava
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_it_goes_below_an_adapter_that_is_on(folder):
         assert torch.allclose(logits(model), whole, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [adapted_model, lambda: tiny("llava"), lambda: tiny("qwen2_5_vl")])
+@pytest.mark.parametrize("make", [adapted_llava, lambda: tiny("llava"), lambda: tiny("qwen2_5_vl")])
 def test_random_changes_are_of_the_size_that_is_said(make):
     layers = linear_layers(make())
     norms = [norm_of(layer) for layer in layers]

@@ -10,10 +10,8 @@ from PIL import Image
 from image_attacks import Linf, load_png, pgd, save_png, target_nll, universal
 from mm_cb.models import LlavaNextModel
 from mm_cb.models.shared_prefix import SharedPrefixTargets
+from tests.models.test_last_positions import PROMPTS, TARGETS, with_gradient
 from tests.tiny_llava import picture, tiny_llava
-
-PROMPTS = ["what is in the picture", "tell me how to brew tea", "what is a red square"]
-TARGETS = ["a red circle", "no i can not", "it"]
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +22,6 @@ def model():
 def encoded(model, prompts=PROMPTS, targets=TARGETS, side="left"):
     pictures = [picture(0)] * len(prompts)
     return model.encode(prompts, pictures, completions=targets, close_turn=False, padding_side=side)
-
-
-def with_gradient(function, pixel_values):
-    pixel_values = pixel_values.clone().requires_grad_()
-    losses = function(pixel_values)
-    return losses.detach(), torch.autograd.grad(losses.sum(), pixel_values)[0]
 
 
 def whole_losses(model, inputs, pixel_values):

@@ -1,10 +1,8 @@
-import json
-
 import pytest
 
 from mm_cb.training.adapter import add_adapter
 from mm_cb.training.placement import KeptBlocks, lora_paths
-from mm_cb.training.representations import TOKEN_TYPES, compare, diagnose
+from mm_cb.training.representations import TOKEN_TYPES, compare
 from tests.tiny_llava import picture, tiny_llava
 
 ROWS = (["what", "is it a red circle", "here"], [picture(0), None, picture(1)], ["no", "a blue square", "tea"])
@@ -39,9 +37,5 @@ def test_the_size_of_a_batch_and_its_padding_change_nothing(model):
             assert whole["tokens"][kind][key] == pytest.approx(single["tokens"][kind][key], abs=1e-4)
 
 
-def test_sets_are_written_as_json_and_drawn(model, tmp_path):
-    texts = (ROWS[0][1:2], ROWS[1][1:2], ROWS[2][1:2])  # no picture: no image tokens
-    found = diagnose(model, {"harmful": ROWS, "benign": texts}, tmp_path, {"target_layers": [2]})
-    assert json.loads((tmp_path / "representations.json").read_text()) == found
-    assert "image" not in found["sets"]["benign"]["tokens"]
-    assert (tmp_path / "representations.png").read_bytes().startswith(b"\x89PNG")
+def test_rows_without_a_picture_have_no_image_tokens(model):
+    assert compare(model, *(part[1:2] for part in ROWS))["tokens"].keys() == {"prompt", "completion"}

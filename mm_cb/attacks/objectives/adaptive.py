@@ -136,11 +136,7 @@ class CleanTeacherObjective(AdaptiveObjective):
     def _prepare(self) -> None:
         blocks = len(self.subject.model.decoder_blocks)
         self.layer = max(1, round(MIDDLE * blocks))
-        clean = self.forced.inputs.pixel_values
-        assert clean is not None
-        with torch.no_grad(), self.subject.model.adapter(False):
-            embeds = self.subject.model.embed(self.forced.inputs, clean)
-        (self.teacher,) = self.passes.teacher_states(embeds, [self.layer]).float()
+        (self.teacher,) = self.passes.teacher_states(self.passes.clean_embeds(), [self.layer]).float()
 
     def terms(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """The target loss and the relative squared distance."""
@@ -183,11 +179,7 @@ class FluentObjective(AdaptiveObjective):
     """
 
     def _prepare(self) -> None:
-        clean = self.forced.inputs.pixel_values
-        assert clean is not None
-        with torch.no_grad(), self.subject.model.adapter(False):
-            embeds = self.subject.model.embed(self.forced.inputs, clean)
-        self.teacher = F.log_softmax(self.passes.teacher_logits(embeds).float(), dim=-1)
+        self.teacher = F.log_softmax(self.passes.teacher_logits(self.passes.clean_embeds()).float(), dim=-1)
 
     def terms(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """The target loss and the expected loss under the base model."""
@@ -209,12 +201,10 @@ class LongTargetObjective(AdaptiveObjective):
 
     def terms(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted loss of the response and 0."""
-        student = self.passes.student(self.passes.student_embeds(pixel_values)).logits
-        weights = late_weights(self._labels())
-        losses = F.cross_entropy(
-            student[:, :-1].float().transpose(1, 2), self._labels()[:, 1:], ignore_index=-100, reduction="none"
-        )
-        loss = (losses * weights[:, 1:]).sum(dim=1) / weights[:, 1:].sum(dim=1)
+        logits, labels = self.passes.student(self.passes.student_embeds(pixel_values)).logits, self._labels()
+        told = labels[:, 1:]
+        losses = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), told, ignore_index=-100, reduction="none")
+        loss = self._mean(losses, labels)
         return loss, torch.zeros_like(loss)
 
     def balance(self, pixels: Tensor) -> None:
@@ -222,6 +212,11 @@ class LongTargetObjective(AdaptiveObjective):
 
     def _labels(self) -> Tensor:
         return self.forced.response
+
+    def _mean(self, losses: Tensor, labels: Tensor) -> Tensor:
+        """Over a row's counted tokens; ``losses`` ``(B, K - 1)`` are of all labels but the first."""
+        weights = late_weights(labels)[:, 1:]
+        return (losses * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 class ContinuationObjective(LongTargetObjective):

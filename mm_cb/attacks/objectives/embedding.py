@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from image_attacks import target_nll
-from mm_cb.attacks.objectives.target import encode, longest
+from mm_cb.attacks.objectives.target import TargetLoss, encode
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import ModelInputs, TokenRole, VisionModel
@@ -31,7 +31,7 @@ def embedding_objective(
     return kind(subject, behaviors, pictures)
 
 
-class EmbeddingObjective:
+class EmbeddingObjective(TargetLoss):
     """The target's loss as a function of the embeddings that stand for the picture.
 
     The variable u has shape ``(B, 1, N, H)`` (N image tokens, H hidden size) and lies in [0, 1], so that the search is
@@ -44,10 +44,8 @@ class EmbeddingObjective:
 
     def __init__(self, subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Image | None]) -> None:
         """Embed the clean chats once."""
-        self.subject, self._asked = subject, (behaviors, pictures)
-        self.inputs = encode(subject, behaviors, pictures, [b.target for b in behaviors])
-        self.keep = longest(self.inputs) + 1
-        self.labels = self.inputs.labels[:, -self.keep :]
+        super().__init__(subject, behaviors, pictures)
+        self._asked = behaviors, pictures
 
     def start(self) -> Tensor:
         """The variable at the clean picture."""
@@ -61,12 +59,6 @@ class EmbeddingObjective:
         with self.subject.active() as model, only_last_positions(model.base, self.keep):
             logits = model.model(**embeds, logits_to_keep=self.keep, use_cache=False).logits
         return target_nll(logits, self.labels)
-
-    def loss(self, pixel_values: Tensor) -> Tensor:
-        """Losses ``(B,)`` of real pictures."""
-        with self.subject.active() as model:
-            output = model.forward(self.inputs, pixel_values=pixel_values, logits_to_keep=self.keep)
-        return target_nll(output.logits, self.labels)
 
     def embeds(self, inputs: ModelInputs, variable: Tensor) -> Arguments:
         """Keyword arguments of the model for ``inputs`` with the picture's embeddings moved."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -12,16 +11,14 @@ from torch import Tensor
 from image_attacks import Jpeg, Place, Rescale, eot
 from image_attacks.transformations import Transformation
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.objectives.stochastic import Stochastic
-from mm_cb.attacks.objectives.target import TargetObjective
+from mm_cb.attacks.objectives.stochastic import StochasticTarget
 from mm_cb.attacks.saved import to_pixels
-from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
 
 _BEST_QUALITY = 95
 
 
-class EotObjective(Stochastic):
+class EotObjective(StochasticTarget):
     """Mean of the target's loss over random places of the patch, scales of the picture and qualities of JPEG.
 
     Files are held to the target's loss of the file as it is.
@@ -33,27 +30,8 @@ class EotObjective(Stochastic):
         the user's picture.
     """
 
-    def __init__(
-        self,
-        subject: Subject,
-        behaviors: Sequence[Behavior],
-        pictures: Sequence[Image],
-        *,
-        config: AttackConfig,
-        restart: int,
-        **settings: Any,
-    ) -> None:
-        """Encode the chats once.
-
-        Args:
-            subject: The model under attack.
-            behaviors: What to ask, one per row.
-            pictures: Clean pictures, all of one size.
-            config: Reads ``seed``, ``threat``, ``eot_samples``, ``eot_scale`` and ``eot_quality``.
-            restart: Which run this is.
-            settings: Not read.
-        """
-        self.transformations: list[Transformation] = []
+    def _prepare(self, subject: Subject, pictures: Sequence[Image], config: AttackConfig) -> bool:
+        self.samples, self.transformations = config.eot_samples, list[Transformation]()
         if config.threat.norm == "patch":
             clean = torch.stack([to_pixels(picture) for picture in pictures]).to(subject.model.device)
             self.transformations.append(Place(clean, (int(config.threat.size), int(config.threat.size))))
@@ -61,16 +39,7 @@ class EotObjective(Stochastic):
             self.transformations.append(Rescale(config.eot_scale, 1))
         if config.eot_quality:
             self.transformations.append(Jpeg(config.eot_quality, max(config.eot_quality, _BEST_QUALITY)))
-        super().__init__((config.seed, restart), varies=bool(self.transformations))
-        self.target, self.samples = TargetObjective(subject, behaviors, pictures), config.eot_samples
+        return bool(self.transformations)
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Losses ``(B,)`` of ``pixels`` ``(B, 3, H, W)``, the mean over the step's draws."""
-        if self.step is None:
-            return self.target(pixels)
-        random = self.random(self.step)
-        return eot(self.target, self.transformations, samples=self.samples, generator=random)(pixels) + self.on_top
-
-    def loss(self, pixel_values: Tensor) -> Tensor:
-        """Losses ``(B,)`` of what the processor makes of the pictures, untransformed."""
-        return self.target.loss(pixel_values)
+    def _drawn(self, pixels: Tensor, random: torch.Generator) -> Tensor:
+        return eot(self.target, self.transformations, samples=self.samples, generator=random)(pixels)

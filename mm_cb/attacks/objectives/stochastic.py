@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
+from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.moving import HANDICAP
+from mm_cb.attacks.objectives.target import TargetObjective
+from mm_cb.data.behaviors_file import Behavior
+from mm_cb.inference.subjects import Subject
 
 
 class Stochastic:
@@ -62,3 +69,48 @@ class Stochastic:
         """A random stream of the numbers given, the same for all behaviours."""
         entropy = np.random.SeedSequence([*self._seed, *more])
         return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+
+
+class StochasticTarget(Stochastic):
+    """The target's loss under draws of every step; files are held to the target's loss as it is."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        behaviors: Sequence[Behavior],
+        pictures: Sequence[Image],
+        *,
+        config: AttackConfig,
+        restart: int,
+        **settings: Any,
+    ) -> None:
+        """Encode the chats once.
+
+        Args:
+            subject: The model that is looked at.
+            behaviors: What to ask, one per row.
+            pictures: Clean pictures, all of one size.
+            config: Reads ``seed``, and what the draws are of.
+            restart: Which run this is.
+            settings: Not read.
+        """
+        super().__init__((config.seed, restart), varies=self._prepare(subject, pictures, config))
+        self.target = TargetObjective(subject, behaviors, pictures)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Losses ``(B,)`` of ``pixels`` ``(B, 3, H, W)`` at the step's draws."""
+        if self.step is None:
+            return self.target(pixels)
+        return self._drawn(pixels, self.random(self.step)) + self.on_top
+
+    def loss(self, pixel_values: Tensor) -> Tensor:
+        """Losses ``(B,)`` of what the processor makes of the pictures, with nothing drawn."""
+        return self.target.loss(pixel_values)
+
+    @abstractmethod
+    def _prepare(self, subject: Subject, pictures: Sequence[Image], config: AttackConfig) -> bool:
+        """Keep what the draws are made from; whether there is anything to draw."""
+
+    @abstractmethod
+    def _drawn(self, pixels: Tensor, random: torch.Generator) -> Tensor:
+        """The losses under one step's draws."""

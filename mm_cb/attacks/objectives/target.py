@@ -51,16 +51,30 @@ def target_objective(
     return TargetObjective(subject, behaviors, pictures)
 
 
-class TargetObjective:
-    """Mean negative log-likelihood of each behaviour's target text."""
+class TargetLoss:
+    """Mean negative log-likelihood of each behaviour's target text, by the whole model: what a file is held to."""
 
-    def __init__(self, subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Image]) -> None:
-        """Encode the chats once; ``pictures`` all have one size."""
+    def __init__(self, subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Image | None]) -> None:
+        """Encode the chats once."""
         self.subject = subject
         self.inputs = encode(subject, behaviors, pictures, [b.target for b in behaviors])
         # Rows are padded on the left, so that all targets end at the last token and few logits are needed.
         self.keep = longest(self.inputs) + 1
         self.labels = self.inputs.labels[:, -self.keep :]
+
+    def loss(self, pixel_values: Tensor) -> Tensor:
+        """Losses ``(B,)`` of what the processor makes of the pictures."""
+        with self.subject.active() as model:
+            output = model.forward(self.inputs, pixel_values=pixel_values, logits_to_keep=self.keep)
+        return target_nll(output.logits, self.labels)
+
+
+class TargetObjective(TargetLoss):
+    """The target's loss as a function of pixels."""
+
+    def __init__(self, subject: Subject, behaviors: Sequence[Behavior], pictures: Sequence[Image]) -> None:
+        """Encode the chats once; ``pictures`` all have one size."""
+        super().__init__(subject, behaviors, pictures)
         self.read = self.inputs.without_last()  # what the last token would say is asked of nobody
         self.preprocess = preprocessing(subject.model, pictures[0])
 
@@ -70,12 +84,6 @@ class TargetObjective:
         with self.subject.active() as model, only_last_positions(model.base, count):
             output = model.forward(self.read, pixel_values=self.preprocess(pixels), logits_to_keep=count)
         return predicted_nll(output.logits, self.labels[:, 1:])
-
-    def loss(self, pixel_values: Tensor) -> Tensor:
-        """Losses ``(B,)`` of what the processor makes of the pictures, by the whole model: what a file is held to."""
-        with self.subject.active() as model:
-            output = model.forward(self.inputs, pixel_values=pixel_values, logits_to_keep=self.keep)
-        return target_nll(output.logits, self.labels)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,14 @@ class Passes:
             return model.embed(self.inputs, pixel_values)
 
     @torch.no_grad()
+    def clean_embeds(self) -> Arguments:
+        """The teacher's embeddings of the clean pictures."""
+        clean = self.inputs.pixel_values
+        assert clean is not None
+        with self.subject.model.adapter(False):
+            return self.subject.model.embed(self.inputs, clean)
+
+    @torch.no_grad()
     def teacher_states(self, embeds: Arguments, layers: Sequence[int]) -> Tensor:
         """The teacher's ``hidden_states`` at ``layers``, shape ``(L, B, keep, H)``; no block behind the last one runs.
 

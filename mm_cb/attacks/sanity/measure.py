@@ -21,7 +21,6 @@ from image_attacks import AttackError, AttackResult, Linf, apgd, gradient_health
 from mm_cb.attacks.checkpoint import Watch
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.search import OPTIMIZERS, Started
-from mm_cb.core.records import JsonObject
 from mm_cb.inference.cached_chunks import once
 from mm_cb.inference.tolerance import TOLERANCE, tolerance
 
@@ -31,10 +30,10 @@ DIFFERENCE_STEP = 1e-4
 the embedded model the ratio is off by 20 % at 1e-3, 3 % at 3e-4 and 0.4 % here, as the square of the step."""
 NUDGES, NUDGE = 10, 4
 """Random steps around the clean picture, of at most so many levels, whose losses are compared with its own."""
-
-
 ADAPTIVE = ("pgd_adaptive", "pgd_clean_teacher")
 """Attacks of the battery that aim at what an adapter changed."""
+Loss = Callable[[Tensor], Tensor]
+"""Pixels ``(B, 3, H, W)`` -> losses ``(B,)``."""
 
 
 @dataclass(frozen=True)
@@ -57,28 +56,26 @@ def any_of(arms: Sequence[Filed]) -> Filed:
     def counts(row: int) -> str:
         return min(arms, key=lambda one: (not one.emitted[row], float(one.losses[row]))).names[row]
 
-    losses, emitted, distances = (torch.stack([getattr(one, key) for one in arms]) for key in _TENSORS)
+    keys = ("losses", "emitted", "distances")
+    losses, emitted, distances = (torch.stack([getattr(one, key) for one in arms]) for key in keys)
     names = [counts(row) for row in range(losses.shape[1])]
     return Filed(names, losses.amin(dim=0), emitted.any(dim=0), distances.amax(dim=0))
-
-
-_TENSORS = ("losses", "emitted", "distances")
 
 
 @dataclass(frozen=True)
 class Bed:
     """One model with its behaviours, as the battery sees it. B behaviours."""
 
-    objective: Callable[[Tensor], Tensor]
-    """Target losses ``(B,)`` of pixels ``(B, 3, H, W)``: what the attack minimises."""
-    smooth: Callable[[Tensor], Tensor]
+    objective: Loss
+    """Of the targets: what the attack minimises."""
+    smooth: Loss
     """The same through the smooth surrogate of the preprocessing, for finite differences."""
     clean: Tensor
     judge: Callable[[str, Tensor], Filed]
     """Saves the pictures of an arm and looks at what was saved."""
     about: str
     """Who attacks what, and how: goal, knowledge, where the change is made, processor."""
-    adaptive: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    adaptive: Mapping[str, Loss] = field(default_factory=dict)
     """Attack -> its loss, of those that aim at what an adapter changed; files are judged like all others."""
     dtype: str = "float32"
     """Of the model: how exactly a loss computed by another pass can agree."""
@@ -114,66 +111,97 @@ def measure_bed(bed: Bed, config: AttackConfig, say: Callable[[str], None] = lam
     with torch.no_grad():
         clean, again = bed.objective(bed.clean), bed.objective(bed.clean)
     found = Measured(about=bed.about, repeat_gap=float((clean - again).abs().max()))
-    _judge(found, bed, "clean", bed.clean)
+    arms = _Arms(bed, config, found)
+    arms.judge("clean", bed.clean)
     try:
-        say("placebo")
-        _placebo(found, bed, config)
+        say("placebo")  # as many noisy pictures as the attack has pictures judged; success = any of them
+        random, epsilon = arms.generator(), config.threat.epsilon
+        draws = range(1 + config.iterates)
+        noisy = [arms.judge(f"noise {draw}", sign_noise(bed.clean, epsilon, random)) for draw in draws]
+        found.arms["noise"] = any_of(noisy)
         say("gradient-free search")
-        searched = random_search(
-            bed.objective, bed.clean, threat_model=_ball(config), steps=config.steps, generator=_generator(config)
-        )
-        _judge(found, bed, "random_search", searched.images)
+        random, threat = arms.generator(), arms.ball
+        searched = random_search(bed.objective, bed.clean, threat_model=threat, steps=config.steps, generator=random)
+        arms.judge("random_search", searched.images)
         say("gradients")
-        generator = _generator(config)
-        health = gradient_health(
-            bed.smooth, bed.clean, step=DIFFERENCE_STEP, directions=DIRECTIONS, generator=generator
-        )
+        random = arms.generator()
+        health = gradient_health(bed.smooth, bed.clean, step=DIFFERENCE_STEP, directions=DIRECTIONS, generator=random)
         found.zero_share, found.ratios, found.suspicious = health.zero_share, health.ratios, health.suspicious()
-        found.unsteady = _unsteady(bed, clean, generator)
+        found.unsteady = _unsteady(bed, clean, random)
         say("white box")
-        _gradient_arms(found, bed, config)
+        arms.follow_gradients()
     except AttackError as error:
         found.error = str(error)
     return found
 
 
-def _ball(config: AttackConfig) -> Linf:
-    return Linf(config.threat.epsilon)
+@dataclass(frozen=True)
+class _Arms:
+    """What runs the arms of a bed, and notes what they found."""
+
+    bed: Bed
+    config: AttackConfig
+    found: Measured
+
+    @property
+    def ball(self) -> Linf:
+        """What may change in all arms but one."""
+        return Linf(self.config.threat.epsilon)
+
+    def generator(self) -> torch.Generator:
+        """A random stream from its beginning."""
+        return torch.Generator().manual_seed(self.config.seed)
+
+    def judge(self, arm: str, images: Tensor) -> Filed:
+        """Save and judge the pictures of an arm."""
+        return _judge(self.found, self.bed, arm, images)
+
+    def pgd(self, loss: Loss, **settings: Any) -> AttackResult:
+        """PGD with these steps in this ball, where the settings name no others."""
+        settings = {"threat_model": self.ball, "steps": self.config.steps} | settings
+        return OPTIMIZERS[self.config.optimizer](loss, self.bed.clean, **settings)
+
+    def search(self, arm: str, loss: Loss, **settings: Any) -> Filed:
+        """An arm of which the losses and gradients on the way are kept, too."""
+        result = self.pgd(loss, **settings)
+        self.found.curves[arm], self.found.norms[arm] = result.curves[0].cpu(), result.gradient_norms[0].cpu()
+        return self.judge(arm, result.images)
+
+    def follow_gradients(self) -> None:
+        """One step; the attack with its iterates; twice its steps, twice its runs; APGD; adaptive; no bound."""
+        found, config, loss, clean = self.found, self.config, self.bed.objective, self.bed.clean
+        single = pgd(loss, clean, threat_model=self.ball, steps=1, step_size=self.ball.epsilon, keep="last")
+        self.judge("single_step", single.images)
+        watch = Watch(config.moments)
+        white = self.search("pgd", loss, stop=watch.stop)
+        iterates = [self.judge(f"iterate {step}", pixels.to(clean)) for step, pixels in watch.kept.items()]
+        found.arms["any_of_k"] = any_of([white, *iterates])
+        self.search("double_steps", loss, steps=2 * config.steps)
+        second = self.pgd(loss, random_start=True, generator=self.generator())
+        found.arms["double_runs"] = any_of([white, self.judge("second_run", second.images)])
+        self.judge("apgd", apgd(loss, clean, threat_model=self.ball, steps=config.steps).images)
+        for name, adaptive in self.bed.adaptive.items():
+            self.search(name, adaptive)
+        grey = Started(Linf(1.0), torch.full_like(clean, 0.5))
+        self.judge("unbounded", self.pgd(loss, threat_model=grey).images)
 
 
-def _pgd(objective: Callable[[Tensor], Tensor], bed: Bed, config: AttackConfig, **settings: Any) -> AttackResult:
-    """PGD with these steps in this ball, where the settings name no others."""
-    settings = {"threat_model": _ball(config), "steps": config.steps} | settings
-    return OPTIMIZERS[config.optimizer](objective, bed.clean, **settings)
-
-
-def _generator(config: AttackConfig) -> torch.Generator:
-    return torch.Generator().manual_seed(config.seed)
+def add_transfer(found: Measured, bed: Bed, images: Tensor) -> None:
+    """Pictures made on another model, judged on this one."""
+    _judge(found, bed, "transfer", images.to(bed.clean))
 
 
 @torch.no_grad()
 def _judge(found: Measured, bed: Bed, arm: str, images: Tensor) -> Filed:
     """Save and judge the pictures of an arm, and note how far the losses that the attack had lie from the files'."""
     filed = found.arms[arm] = bed.judge(arm, images)
-    gaps = (bed.objective(_rounded_to_8_bits(images)).cpu() - filed.losses).abs()
+    gaps = (bed.objective((images.detach() * 255).round() / 255).cpu() - filed.losses).abs()
     allowed = torch.tensor([tolerance(loss, bed.dtype) for loss in filed.losses.tolist()]).to(gaps)
     worst = int((gaps / allowed).argmax())
     gap, limit = float(gaps[worst]), float(allowed[worst])
     if math.isnan(gap) or gap / limit > found.path_gap / found.path_allowed:  # none is further off than a NaN
         found.path_gap, found.path_allowed = gap, limit
     return filed
-
-
-def _rounded_to_8_bits(pixels: Tensor) -> Tensor:
-    return (pixels.detach() * 255).round() / 255
-
-
-def _placebo(found: Measured, bed: Bed, config: AttackConfig) -> None:
-    """As many noisy pictures as the attack has pictures judged; success = any of them."""
-    generator, drawn = _generator(config), []
-    for draw in range(1 + config.iterates):
-        drawn.append(_judge(found, bed, f"noise {draw}", sign_noise(bed.clean, config.threat.epsilon, generator)))
-    found.arms["noise"] = any_of(drawn)
 
 
 @torch.no_grad()
@@ -189,74 +217,31 @@ def _unsteady(bed: Bed, clean: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack(changes).mean(dim=0) / clean.abs().clamp(min=torch.finfo(clean.dtype).tiny)
 
 
-def _gradient_arms(found: Measured, bed: Bed, config: AttackConfig) -> None:
-    """One step; the attack with its iterates judged; twice its steps, twice its runs; APGD; adaptive; no bound."""
-    ball = _ball(config)
-    single = pgd(bed.objective, bed.clean, threat_model=ball, steps=1, step_size=ball.epsilon, keep="last")
-    _judge(found, bed, "single_step", single.images)
-    watch = Watch(config.moments)
-    white = _search(found, bed, config, "pgd", stop=watch.stop)
-    iterates = [_judge(found, bed, f"iterate {step}", pixels.to(bed.clean)) for step, pixels in watch.kept.items()]
-    found.arms["any_of_k"] = any_of([white, *iterates])
-    _search(found, bed, config, "double_steps", steps=2 * config.steps)
-    second = _pgd(bed.objective, bed, config, random_start=True, generator=_generator(config))
-    found.arms["double_runs"] = any_of([white, _judge(found, bed, "second_run", second.images)])
-    _judge(found, bed, "apgd", apgd(bed.objective, bed.clean, threat_model=ball, steps=config.steps).images)
-    for name, loss in bed.adaptive.items():
-        _search(found, bed, config, name, loss)
-    grey = Started(Linf(1.0), torch.full_like(bed.clean, 0.5))
-    _judge(found, bed, "unbounded", _pgd(bed.objective, bed, config, threat_model=grey).images)
-
-
-def _search(
-    found: Measured,
-    bed: Bed,
-    config: AttackConfig,
-    arm: str,
-    loss: Callable[[Tensor], Tensor] | None = None,
-    **settings: Any,
-) -> Filed:
-    """An arm of which the losses and gradients on the way are kept, too."""
-    result = _pgd(loss or bed.objective, bed, config, **settings)
-    found.curves[arm], found.norms[arm] = result.curves[0].cpu(), result.gradient_norms[0].cpu()
-    return _judge(found, bed, arm, result.images)
-
-
-def add_transfer(found: Measured, bed: Bed, images: Tensor) -> None:
-    """Pictures made on another model, judged on this one."""
-    _judge(found, bed, "transfer", images.to(bed.clean))
-
-
 def measured_once(path: Path, measure: Callable[[], Measured]) -> Measured:
     """The measurements in ``path``; made and written in one step if they are not there yet."""
     held = once(path, lambda: as_json(measure()))
     held |= {key: math.nan for key in ("path_gap", "path_allowed", "repeat_gap") if held[key] is None}
-    arms = {arm: Filed(names=one.pop("names"), **_read(one)) for arm, one in held.pop("arms").items()}
-    return Measured(arms=arms, **_read(held))
+    arms = {arm: Filed(one.pop("names"), **_read(one)) for arm, one in held.pop("arms").items()}
+    return Measured(arms, **_read(held))
 
 
-def as_json(found: Measured) -> JsonObject:
-    """Every number; what is none, as an overflow leaves, is None."""
-    return {key: _plain(value) for key, value in vars(found).items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Filed | dict):
-        held = value if isinstance(value, dict) else vars(value)
-        return {key: _plain(one) for key, one in held.items()}
+def as_json(value: Any) -> Any:
+    """Measurements as JSON holds them; what is no number, as an overflow leaves, is None."""
+    if isinstance(value, Measured | Filed):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {key: as_json(one) for key, one in value.items()}
     if isinstance(value, Tensor | list):
-        return [_plain(one) for one in (value.tolist() if isinstance(value, Tensor) else value)]
+        return [as_json(one) for one in (value.tolist() if isinstance(value, Tensor) else value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(value: Any) -> Any:
+    """Lists of numbers, or of lists of them, as tensors; None among them is NaN."""
     if isinstance(value, dict):
         return {key: _read(one) for key, one in value.items()}
-    return _tensor(value) if isinstance(value, list) else value
-
-
-def _tensor(values: list[Any]) -> Tensor:
-    """A list of numbers, or of lists of them; None is NaN."""
-    if values and isinstance(values[0], list):
-        return torch.stack([_tensor(row) for row in values])
-    return torch.tensor([float("nan") if value is None else value for value in values])
+    if not isinstance(value, list):
+        return value
+    if value and isinstance(value[0], list):
+        return torch.stack([_read(row) for row in value])
+    return torch.tensor([math.nan if one is None else one for one in value])

@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TypedDict
 
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from mm_cb.attacks import saved as files
 from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.objectives.target import TargetObjective, encode
 from mm_cb.attacks.refusals import refuse_unfit
-from mm_cb.attacks.sanity.bed import make_bed
 from mm_cb.attacks.sanity.checks import checks_of, notes_of
-from mm_cb.attacks.sanity.measure import ADAPTIVE, Measured, add_transfer, as_json, measure_bed, measured_once
+from mm_cb.attacks.sanity.measure import (
+    ADAPTIVE,
+    Bed,
+    Filed,
+    Measured,
+    add_transfer,
+    as_json,
+    measure_bed,
+    measured_once,
+)
+from mm_cb.attacks.search import make_objective
 from mm_cb.core.checked import read_list, read_record
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import file_errors
 from mm_cb.core.hub import keep_to
 from mm_cb.core.limits import LIMITS
+from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress, Task, console
 from mm_cb.core.records import Check, Item
 from mm_cb.core.runs import RunDirectory, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, grey_canvas, read_behaviors
 from mm_cb.data.pictures import open_picture
 from mm_cb.inference.source import ModelSource
-from mm_cb.inference.subjects import load_subject
+from mm_cb.inference.subjects import Subject, load_subject
+from mm_cb.inference.tolerance import dtype_of
+from mm_cb.metrics.observations import starts_with
 from mm_cb.metrics.results import measure, write_results
 from mm_cb.models.families import sees
 
@@ -91,6 +108,41 @@ def run_battery(source: ModelSource, behaviors: Path, out: Path, config: AttackC
     return _show(out)
 
 
+def make_bed(subject: Subject, group: Sequence[Behavior], pictures: Sequence[Image], folder: Path) -> Bed:
+    """Target losses through the deployed path and greedy answers, of files that lie in ``folder/images``."""
+    objective = TargetObjective(subject, group, pictures)
+    smooth = copy.copy(objective)  # the attack's own pass, so that S8 checks the gradient that is followed
+    smooth.preprocess = getattr(objective.preprocess, "surrogate", objective.preprocess)
+    longest = int(objective.inputs.completion_mask.sum(dim=1).max())
+
+    clean = torch.stack([files.to_pixels(picture) for picture in pictures]).to(subject.model.device)
+
+    def judge(arm: str, pixels: Tensor) -> Filed:
+        names = [f"images/{subject.name}/{arm.replace(' ', '-')}/{safe_id(behavior.id)}.png" for behavior in group]
+        with file_errors(folder / names[0]):
+            saved = [files.save(folder, name, one) for name, one in zip(names, pixels, strict=True)]
+        inputs = encode(subject, group, files.images(saved), None)
+        assert inputs.pixel_values is not None
+        losses = objective.loss(inputs.pixel_values)
+        with subject.active() as model:
+            said = model.generate(inputs, longest + 2)
+        emitted = [starts_with(text, behavior.target) for text, behavior in zip(said, group, strict=True)]
+        moved = (torch.stack([one.pixels for one in saved]) - clean.cpu()) * 255
+        distances = moved.round().abs().flatten(1).amax(dim=1).int()
+        return Filed(names, losses.cpu(), torch.tensor(emitted), distances)
+
+    behind = "" if subject.system is None else f" behind the operator's of {len(subject.system)} characters"
+    about = (
+        f"white box; goal: the answer begins with a given text; pixels of the uploaded file of {pictures[0].width} x "
+        f"{pictures[0].height} change, the user picks the text{behind}; "
+        f"{type(subject.model.processor.image_processor).__name__}, {subject.model.base.dtype}; {len(group)} behaviours"
+    )
+    adaptive = {
+        name: make_objective(subject, group, pictures, AttackConfig(name)) for name in ADAPTIVE if subject.adapted
+    }
+    return Bed(objective, smooth, clean, judge, about, adaptive, dtype_of(subject.model))
+
+
 def _say(task: Task, name: str, text: str) -> None:
     task.advance(note=f"{name}: {text}")
 
@@ -104,28 +156,14 @@ def _one_size(asked: Sequence[Behavior], canvas: tuple[int, int], count: int) ->
 
 def _write(folder: Path, measured: dict[str, Measured], config: AttackConfig, group: Sequence[Behavior]) -> None:
     found, base = measured[list(measured)[-1]], measured["base"] if "rr" in measured else None
-    items: list[Item] = [
-        {
-            "id": behavior.id,
-            "metric": "target_prefix",
-            "subject": subject,
-            "condition": arm,
-            "split": behavior.split,
-            "category": behavior.category,
-            "prompt": behavior.prompt,
-            "target": behavior.target,
-            "completion": "",
-            "outcome": None,
-            "score": float(of.arms[arm].emitted[i]),
-            "seed": 0,
-            "image": of.arms[arm].names[i],
-            "clean_image": of.arms["clean"].names[i],
-        }
-        for subject, of in measured.items()
-        for arm in _ARMS
-        if arm in of.arms
-        for i, behavior in enumerate(group)
-    ]
+    items: list[Item] = []
+    for subject, of in measured.items():
+        for arm, i in product((arm for arm in _ARMS if arm in of.arms), range(len(group))):
+            b, filed = group[i], of.arms[arm]
+            item: Item = {"id": b.id, "metric": "target_prefix", "subject": subject, "condition": arm}
+            item |= {"split": b.split, "category": b.category, "prompt": b.prompt, "target": b.target}
+            item |= {"completion": "", "outcome": None, "score": float(filed.emitted[i]), "seed": 0}
+            items.append(item | {"image": filed.names[i], "clean_image": of.arms["clean"].names[i]})
     numbers = {subject: as_json(of) for subject, of in measured.items()}
     write_json(folder / "battery.json", {**numbers, "notes": notes_of(found, config)})
     write_json(folder / "checks.json", checks_of(found, config, base))

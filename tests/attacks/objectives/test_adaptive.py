@@ -3,7 +3,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
 from image_attacks import hidden_state_distance, target_nll
 from mm_cb.attacks.objectives import adaptive
@@ -13,8 +12,7 @@ from mm_cb.attacks.objectives.teacher_student import Passes, adapter_in_language
 from mm_cb.attacks.saved import to_pixels
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
-from mm_cb.models import LlavaNextModel
-from tests.tiny_llava import picture, tiny_llava
+from tests.tiny_llava import adapted_llava, picture
 
 PICTURES = [picture(0), picture(1)]
 BEHAVIORS = [
@@ -31,21 +29,9 @@ BALANCED = [
 ALL = [*BALANCED, adaptive.LongTargetObjective, adaptive.ContinuationObjective]
 
 
-def adapted_model(pattern="model.language_model.layers.1.mlp.{}_proj"):
-    model = tiny_llava()
-    targets = [pattern.format(p) for p in ("gate", "up", "down")] if "{}" in pattern else [pattern]
-    wrapped = get_peft_model(model.model, LoraConfig(r=4, target_modules=targets)).eval()
-    torch.manual_seed(1)
-    for name, parameter in wrapped.named_parameters():
-        parameter.requires_grad_(False)
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    return LlavaNextModel(wrapped, model.processor, "tiny")
-
-
 @pytest.fixture(scope="module")
 def subject():
-    return Subject("rr", adapted_model(), adapted=True)
+    return Subject("rr", adapted_llava(), adapted=True)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +105,7 @@ def test_the_teacher_stops_behind_the_last_layer_asked_for_and_sees_the_same_the
 
 
 def test_an_adapter_outside_the_language_tower_gets_a_teacher_of_its_own(pixels):
-    subject = Subject("rr", adapted_model("model.multi_modal_projector.linear_1"), adapted=True)
+    subject = Subject("rr", adapted_llava("model.multi_modal_projector.linear_1"), adapted=True)
     assert not adapter_in_language_tower(subject.model)
     forced = build(adaptive.DistillObjective, subject)
     values = forced.forced.inputs.pixel_values
@@ -151,7 +137,7 @@ def test_balanced_parts_pull_equally_hard_at_the_clean_picture(kind, subject, pi
 
 
 def test_a_term_without_gradient_gets_no_weight(pixels):
-    off = Subject("off", adapted_model(), adapted=False)
+    off = Subject("off", adapted_llava(), adapted=False)
     objective = build(adaptive.MatchingObjective, off)
     objective.balance(pixels)
     assert objective.weight.abs().max() == 0 and torch.isfinite(objective(pixels)).all()
@@ -159,7 +145,7 @@ def test_a_term_without_gradient_gets_no_weight(pixels):
 
 @pytest.mark.parametrize("kind", [adaptive.MatchingObjective, adaptive.DistillObjective])
 def test_distances_to_the_base_vanish_when_the_adapter_is_off(kind, pixels):
-    off = Subject("off", adapted_model(), adapted=False)
+    off = Subject("off", adapted_llava(), adapted=False)
     objective = build(kind, off)
     _, term = objective.terms(objective.preprocess(pixels))
     assert term.abs().max() < 1e-5
@@ -168,7 +154,7 @@ def test_distances_to_the_base_vanish_when_the_adapter_is_off(kind, pixels):
 
 
 def test_the_clean_teacher_is_the_complying_base_on_the_clean_picture(pixels):
-    off = Subject("off", adapted_model(), adapted=False)
+    off = Subject("off", adapted_llava(), adapted=False)
     objective = build(adaptive.CleanTeacherObjective, off)
     assert objective.layer == 2  # 20/32 of three blocks
     assert objective.terms(objective.preprocess(pixels))[1].abs().max() < 1e-9

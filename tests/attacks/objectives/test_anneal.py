@@ -16,7 +16,8 @@ from mm_cb.core.errors import UserError
 from mm_cb.inference.subjects import Subject
 from mm_cb.models.merging import merge
 from tests.attacks.helpers import attack, first_behaviors, save_adapter
-from tests.attacks.objectives.test_adaptive import BEHAVIORS, PICTURES, RESPONSES, adapted_model
+from tests.attacks.objectives.test_adaptive import BEHAVIORS, PICTURES, RESPONSES
+from tests.tiny_llava import adapted_llava
 
 KNOWING = [entry.name for entry in attacks() if entry.can_anneal and not entry.universal]
 NAMES = attack_names()
@@ -25,7 +26,7 @@ PIXELS = torch.stack([to_pixels(p) for p in PICTURES])
 
 @pytest.fixture(scope="module")
 def subject():
-    return Subject("rr", adapted_model(), adapted=True)
+    return Subject("rr", adapted_llava(), adapted=True)
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,12 @@ import torch
 from mm_cb.attacks.objectives.homotopy import FLOOR, HomotopyObjective
 from mm_cb.attacks.saved import to_pixels
 from mm_cb.inference.subjects import Subject
-from tests.attacks.objectives.test_adaptive import BEHAVIORS, PICTURES, RESPONSES, adapted_model
+from tests.attacks.objectives.test_adaptive import BEHAVIORS, PICTURES, RESPONSES
+from tests.tiny_llava import adapted_llava
 
 
 def test_it_is_the_loss_of_the_response_floored_token_by_token():
-    model = adapted_model()
+    model = adapted_llava()
     subject = Subject("rr", model, adapted=True)
     objective = HomotopyObjective(subject, BEHAVIORS, PICTURES, responses=RESPONSES)
     pixels = torch.stack([to_pixels(p) for p in PICTURES])

@@ -10,7 +10,6 @@ from mm_cb import cli
 from mm_cb.attacks import saved as files
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.target import encode
-from mm_cb.attacks.sanity.bed import make_bed
 from mm_cb.attacks.sanity.checks import checks_of, last_moves, notes_of
 from mm_cb.attacks.sanity.measure import (
     ADAPTIVE,
@@ -22,6 +21,7 @@ from mm_cb.attacks.sanity.measure import (
     measure_bed,
     measured_once,
 )
+from mm_cb.attacks.sanity.run import make_bed
 from mm_cb.attacks.search import OPTIMIZERS
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import dumps

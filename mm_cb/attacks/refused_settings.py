@@ -1,0 +1,71 @@
+"""What attacks cannot be set to: what none of them reads, and what does not go together.
+
+Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mm_cb.attacks.config import OWN, AttackConfig
+from mm_cb.attacks.registry import AttackEntry, attack_entry, attacks
+from mm_cb.core.errors import UserError
+
+
+def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
+    """Refuse settings that none of the named attacks reads: a run must not state what it did not do.
+
+    Raises:
+        UserError: If there is one, or a setting is missing that an attack cannot do without.
+    """
+    entries = [attack_entry(name) for name in names]
+    own_term = any(entry.needs_adapter for entry in entries)
+    drawn = any(entry.changes_picture for entry in entries)
+    plain, asked = AttackConfig(), ",".join(names)
+    for key, flag, read, needed in (
+        *((key, f"--{key.replace('_', '-')}", *_own(key, entries)) for key in OWN),
+        (
+            "balance",
+            "--balance",
+            own_term,
+            "an attack with a term beside the target's loss (one that needs an adapter)",
+        ),
+        ("term_weight", "--term-weight", own_term, "an attack with such a term (one that needs an adapter)"),
+        ("optimizer", "--optimizer", any(e.search in ("pgd", "embedding") for e in entries), "an attack by PGD"),
+        ("anneal", "--anneal", any(e.can_anneal for e in entries), "an attack by PGD on pixels"),
+        ("hijacks", "--hijacks", any(e.forces_response for e in entries), "an attack that forces a long response"),
+        ("prompts", "--prompts", any(e.imported for e in entries), "`--attack imported`"),
+        ("chain", "--chain", sum(e.searches_pixels for e in entries) > 1, "two or more attacks that step on pixels"),
+        ("check_convergence", "--check-convergence", any(e.optimises for e in entries), "an attack that steps"),
+        ("control", "--control", any(e.forces_response for e in entries), "an attack that is given a text"),
+        ("iterates", "--iterates", drawn, "an attack that steps on pixels, or its placebo"),
+        ("early_stop", "--early-stop", any(e.searches_pixels for e in entries), "an attack that steps on pixels"),
+        ("samples", "--samples", any(not e.relaxation for e in entries), "an attack that leaves a picture"),
+    ):
+        if getattr(config, key) != getattr(plain, key) and not read:
+            raise UserError(f"`{flag}` is for {needed}; `--attack {asked}` does not read it: leave it out.")
+    if config.corpus is None and any("corpus" in entry.reads for entry in entries):
+        raise UserError("`--attack universal_corpus` needs `--corpus FILE`, the texts that its picture is made for.")
+    if config.threat.norm != "linf" and not drawn:
+        raise UserError(f"`--norm` is for an attack that changes a picture; `--attack {asked}` does not read it.")
+
+
+def _own(key: str, entries: Sequence[AttackEntry]) -> tuple[bool, str]:
+    """Whether one of the attacks reads a setting that few do, and which do."""
+    readers = [f"`--attack {entry.name}`" for entry in attacks() if key in entry.reads]
+    return any(key in entry.reads for entry in entries), " or ".join(readers) + " alone"
+
+
+def refuse_mismatch(config: AttackConfig, names: Sequence[str]) -> None:
+    """Refuse a norm beside an attack or a way to step that does not go with it.
+
+    Raises:
+        UserError: Saying what to change.
+    """
+    entries, norm = [attack_entry(name) for name in names], config.threat.norm
+    if config.prompts is None and any(entry.imported for entry in entries):
+        raise UserError("`--attack imported` needs `--prompts FILE`: the chats to send, see docs/formats.md.")
+    if norm != "linf" and any(entry.relaxation for entry in entries):
+        raise UserError(f"`--norm {norm}` is for pictures, and `embedding` makes none: give it a run of its own.")
+    if norm == "l2" and config.optimizer == "adam" and any(entry.search == "pgd" for entry in entries):
+        raise UserError("`--norm l2`: Adam steps value by value, which suits no l-2 ball; add `--optimizer momentum`.")
