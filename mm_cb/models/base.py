@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from peft import PeftModel
 from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -322,14 +321,18 @@ class ChatModel(LanguageTower):
             with self.difference.turned(0.0):
                 yield
             return
-        if enabled or not isinstance(self.model, PeftModel):
+        on = [] if enabled else [layer for layer in lora_layers(self.model) if not layer.disable_adapters]
+        if not on:
             yield
             return
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         try:
-            with self.model.disable_adapter():
-                yield
+            for layer in on:  # PEFT's own switch looks at every parameter of the model first, many times a step
+                layer.enable_adapters(False)
+            yield
         finally:  # PEFT comes back with a trainable adapter, also where it was frozen
+            for layer in on:
+                layer.enable_adapters(True)
             self.model.requires_grad_(False)
             for parameter in trainable:
                 parameter.requires_grad_(True)

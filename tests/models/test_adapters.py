@@ -230,3 +230,25 @@ def test_a_merge_that_overflows_is_refused_and_leaves_nothing(folder, whole, tmp
     with pytest.raises(UserError, match="merged with .* tensors have NaN or infinity"):
         merge(folder, huge, tmp_path / "merged", dtype="float16")
     assert [path.name for path in tmp_path.iterdir()] == ["huge"]
+
+
+def test_off_is_pefts_own_off_also_inside_itself_and_comes_back_with_the_gradients_that_were_asked_for(folder, whole):
+    model = load_model(folder, adapter=whole)
+    chosen = {name for name, _ in model.model.named_parameters() if "lora_A" in name}
+    inputs = model.encode(["what is it"], [None])
+
+    def logits():
+        with torch.no_grad():
+            return model.forward(inputs).logits
+
+    on = logits()
+    with model.model.disable_adapter():
+        off = logits()
+    for name, parameter in model.model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    with model.adapter(False):
+        with model.adapter(False):
+            assert torch.equal(logits(), off)
+        assert torch.equal(logits(), off) and not torch.equal(off, on)
+    assert torch.equal(logits(), on)
+    assert {name for name, parameter in model.model.named_parameters() if parameter.requires_grad} == chosen
