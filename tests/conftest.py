@@ -52,7 +52,9 @@ def no_network(request, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def fixed_seeds():
+def fixed_seeds_and_one_thread():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(1)  # a demo sets its own; two workers of two threads each wait for each other

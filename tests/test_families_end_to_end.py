@@ -19,11 +19,12 @@ SETTINGS = {
     "lora.layers_to_transform": [1, 2],
     "circuit_breaker.target_layers": [2],
     "circuit_breaker.adversary.steps": 1,
-    "training.max_steps": 3,
+    "training.max_steps": 2,
     "training.batch_size": 2,
     "training.held_out": 0,
     "training.max_length": 64,
 }
+SHORT = ["--max-new-tokens", 4]
 
 
 def run(*arguments):
@@ -61,15 +62,15 @@ def test_plan_train_attack_evaluate_merge(kind, tmp_path, capsys):
     adapter = ["--adapter", tmp_path / "rr"]
     behaviors = write_lines(tmp_path / "behaviors.jsonl", BEHAVIORS)
     attack = ["--behaviors", behaviors, "--attack", "pgd,pgd_adaptive", "--steps", 3, "--out", tmp_path / "attack"]
-    run("attack", *model, *adapter, *attack)
+    run("attack", *model, *adapter, *attack, *SHORT, "--control", 0)
     items = [json.loads(line) for line in (tmp_path / "attack" / "items.jsonl").read_text().splitlines()]
     assert len(items) == 4 and all((tmp_path / "attack" / item["image"]).is_file() for item in items)
     assert all(item["loss"] < item["loss_clean"] for item in items if item["condition"] == "pgd")
     attack = ["--behaviors", behaviors, "--attack", "universal", "--steps", 2, "--out", tmp_path / "universal"]
-    run("attack", *model, *adapter, *attack)
+    run("attack", *model, *adapter, *attack, *SHORT)
 
     asked = write_lines(tmp_path / "asked.jsonl", [{"id": "1", "prompt": "what is"}, {"id": "2", "prompt": "tell me"}])
-    run("eval", "over-refusal", *model, *adapter, "--data", asked, "--out", tmp_path / "eval")
+    run("eval", "over-refusal", *model, *adapter, "--data", asked, "--out", tmp_path / "eval", *SHORT)
     assert json.loads((tmp_path / "eval" / "results.json").read_text())
 
     run("merge", *model, *adapter, "--out", tmp_path / "merged")
@@ -80,7 +81,7 @@ def test_plan_train_attack_evaluate_merge(kind, tmp_path, capsys):
 def test_a_text_model_is_evaluated_and_not_attacked(tmp_path, capsys):
     model = save_text_model(tmp_path / "text", "mistral")
     asked = write_lines(tmp_path / "asked.jsonl", [{"id": "1", "prompt": "what is"}])
-    run("eval", "over-refusal", "--model", model, "--data", asked, "--out", tmp_path / "eval")
+    run("eval", "over-refusal", "--model", model, "--data", asked, "--out", tmp_path / "eval", *SHORT)
     behaviors = write_lines(tmp_path / "behaviors.jsonl", BEHAVIORS[1:])
     attack = ["attack", "--model", model, "--behaviors", behaviors, "--steps", 1, "--out", tmp_path / "attack"]
     capsys.readouterr()

@@ -94,49 +94,32 @@ def test_light_modules_import_nothing_heavy(module):
     assert in_fresh_python(f"import sys, {module}; print([n for n in {HEAVY} if n in sys.modules])") == "[]"
 
 
-def test_public_names_are_imported_when_they_are_first_used():
+def test_models_import_beside_any_torchvision_without_command_line_packages_and_public_names_when_first_used():
+    """What image_attacks needs is tested in tests/image_attacks/test_package.py."""
     code = """
-import sys, mm_cb
-before = "torch" in sys.modules
-from mm_cb import RRConfig, RRTrainer
-print(before, {"RRConfig", "RRTrainer"} <= set(dir(mm_cb)), hasattr(mm_cb, "nothing"), RRTrainer.__name__)
-"""
-    assert in_fresh_python(code) == "False True False RRTrainer"
-
-
-@pytest.mark.parametrize("module", ["mm_cb.models", "image_attacks"])
-def test_models_and_attacks_need_no_command_line_packages(module):
-    code = f"""
 import sys
-for name in ("pydantic", "typer", "rich", "datasets"):
-    sys.modules[name] = None
-import {module}
-print("imported")
+blocked = dict.fromkeys(("pydantic", "typer", "rich", "datasets"))
+sys.modules |= blocked
+import mm_cb
+print("torch" in sys.modules, hasattr(mm_cb, "nothing"))
+from mm_cb.core.compat import prepare_torchvision
+state = prepare_torchvision()
+import transformers
+from transformers import LlamaConfig
+print(state in {"absent", "compiled", "declared"}, prepare_torchvision() == state)
+import mm_cb.models
+for name in blocked:
+    del sys.modules[name]
+from mm_cb import RRConfig, RRTrainer
+print({"RRConfig", "RRTrainer"} <= set(dir(mm_cb)), RRTrainer.__name__)
 """
-    assert in_fresh_python(code).endswith("imported")
-
-
-def test_image_attacks_pulls_in_nothing_of_ours():
-    code = "import sys, image_attacks; print([n for n in sys.modules if n.split('.')[0] == 'mm_cb'])"
-    assert in_fresh_python(code) == "[]"
+    assert in_fresh_python(code).splitlines() == ["False False", "True True", "True RRTrainer"]
 
 
 def test_help_is_quick():
     code = "import time, sys; from mm_cb.cli import run; run(['--help']); print('CPU', time.process_time())"
     seconds = min(float(in_fresh_python(code).rpartition("CPU")[2]) for _ in range(3))
     assert seconds < 1.0  # 0.2 on a quiet machine; the promise is 0.5
-
-
-def test_transformers_imports_beside_any_torchvision():
-    code = """
-from mm_cb.core.compat import prepare_torchvision
-state = prepare_torchvision()
-import transformers
-from transformers import LlamaConfig
-print(state, prepare_torchvision() == state)
-"""
-    state, same = in_fresh_python(code).splitlines()[-1].split()
-    assert state in {"absent", "compiled", "declared"} and same == "True"
 
 
 def test_an_absent_torchvision_is_no_error():

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.registry import chosen_attacks
+from mm_cb.attacks.registry import attack_entry, chosen_attacks
 from mm_cb.attacks.run import run_attack
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.paths import data_path
@@ -29,10 +29,15 @@ def first_behaviors(folder, count, start=0):
 def attack(
     out, behaviors, attacks="pgd", *, model="miniature", adapter=None, base=None, system=None, shard=None, **settings
 ):
-    """A run of few steps in a small ball; ``settings`` are fields of `AttackConfig`, or the dtype."""
+    """A run of few steps in a small ball, without the control beside it unless asked for.
+
+    ``settings`` are fields of `AttackConfig`, or the dtype.
+    """
     source = ModelSource(model, adapter, "cpu", settings.pop("dtype", "float32"), system=system, base=base)
-    config = AttackConfig(**{"threat": Threat(levels=8), "steps": 2, "batch": 1, "max_new_tokens": 8} | settings)
     names = chosen_attacks(attacks, adapted=source.breaker)
+    if any(attack_entry(name).forces_response for name in names):
+        settings.setdefault("control", 0)
+    config = AttackConfig(**{"threat": Threat(levels=8), "steps": 2, "batch": 1, "max_new_tokens": 8} | settings)
     run_attack(source, behaviors, out, names, config, shard=shard)
     return out
 

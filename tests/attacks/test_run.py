@@ -95,7 +95,8 @@ def test_texts_beyond_the_models_positions_are_refused_before_anything_is_attack
 
 def test_shards_gathered_are_the_unsharded_run(three, tmp_path):
     def part(out, **more):
-        return attack(tmp_path / out, three, "pgd,apgd,typographic", chain=True, iterates=1, samples=1, **more)
+        settings = {"chain": True, "iterates": 1, "samples": 1, "max_new_tokens": 2}
+        return attack(tmp_path / out, three, "pgd,apgd,typographic", **settings, **more)
 
     whole, sharded = part("whole"), tmp_path / "sharded"
     part("sharded", shard=Shard(2, 2))
@@ -170,21 +171,35 @@ def test_shards_that_are_none(text):
         Shard.parse(text)
 
 
+TELLS = """
+import os, sys
+with open(f"{sys.argv[1]}/{os.environ['RANK']}.json", "w") as file:
+    file.write('{"RANK": "%(RANK)s", "LOCAL_RANK": "%(LOCAL_RANK)s", "WORLD_SIZE": "%(WORLD_SIZE)s"}' % os.environ)
+"""
+
+
 @pytest.mark.slow
-def test_two_processes_of_a_launcher_attack_what_one_attacks(three, tmp_path):
-    """Started as a user with two GPUs starts them. The ranks never talk: one that dies costs its own part alone."""
+def test_two_processes_of_a_launcher_attack_what_one_attacks(three, tmp_path, monkeypatch):
+    """Started as a user with two GPUs starts them, and their work in turn: the ranks never talk.
+
+    One that dies costs its own part alone.
+    """
     root = Path(__file__).parents[2]
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(root / "scripts" / "launch" / "ddp.yaml")]
-    command = [*launch, f"--main_process_port={port}", "-m", "mm_cb", *attack_arguments(three, tmp_path / "two")]
-    settings = ["--epsilon", "8/255", "--max-new-tokens", "8", "--batch", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        [sys.executable, *command, *settings, "--shard", "auto"], env=environment, capture_output=True, text=True
-    )
+    (tmp_path / "tells.py").write_text(TELLS)
+    command = [sys.executable, *launch, f"--main_process_port={port}", "-m", "tells", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    settings = ["--epsilon", "8/255", "--max-new-tokens", "8", "--batch", "1"]
+    for rank in (0, 1):
+        with monkeypatch.context() as patched:
+            for name, value in json.loads((tmp_path / f"{rank}.json").read_text()).items():
+                patched.setenv(name, value)
+            assert cli.run([*attack_arguments(three, tmp_path / "two"), *settings, "--shard", "auto"]) == 0
     shards = sorted(path.name for path in (tmp_path / "two" / "shards").iterdir())
     assert shards == ["0001-of-0002", "0002-of-0002"]
     for out in ("two", "one"):  # the first gathers, the second attacks alone

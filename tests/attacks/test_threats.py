@@ -26,7 +26,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("threats")
     first_behaviors(folder, 2, start=1)
     for threat in (*FOUR, "linf"):
-        attack(folder, threat, "noise,pgd,apgd", steps=4, restarts=2, chain=True, iterates=1)
+        attack(folder, threat, "noise,pgd,apgd", steps=3, restarts=2, chain=True, iterates=1, max_new_tokens=2)
     return folder
 
 

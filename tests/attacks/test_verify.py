@@ -104,7 +104,7 @@ def test_an_honest_run_agrees_in_every_picture(made, capsys):
 @pytest.mark.parametrize(
     ("attacks", "settings"),
     [
-        ("pgd,apgd,pgd_long", {"chain": True, "iterates": 2, "samples": 1, "restarts": 2, "batch": 2}),
+        ("pgd,apgd,pgd_long", {"chain": True, "iterates": 1, "samples": 1, "restarts": 2, "batch": 2}),
         ("pgd", {"iterates": 2, "early_stop": True, "optimizer": "sign"}),
         ("no_attack,typographic,embedding", {}),
         ("prefill_only", {}),

@@ -18,10 +18,11 @@ from mm_cb.miniature import data
 
 ASKED = [{"id": word, "prompt": f"is the {word} forbidden ?", "category": "c"} for word in ("tonic", "oil")]
 ON = ["--model", "miniature"]
+SHORT = ["--batch", "1", "--max-new-tokens", "2"]
 COMMANDS = {
     "train": ["train", "miniature", "--out", "rr", "training.max_steps=2", "training.save_steps=1"],
-    "attack": ["attack", *ON, "--behaviors", "b/behaviors.jsonl", "--out", "run", "--steps", "2", "--batch", "1"],
-    "eval": ["eval", "over-refusal", *ON, "--data", "asked.jsonl", "--out", "kept", "--batch", "1"],
+    "attack": ["attack", *ON, "--behaviors", "b/behaviors.jsonl", "--out", "run", "--steps", "2", *SHORT],
+    "eval": ["eval", "over-refusal", *ON, "--data", "asked.jsonl", "--out", "kept", *SHORT],
     "judge": ["judge", "judged", "--judge", "miniature", "--behaviors", "b/behaviors.jsonl"],
     "report": ["report", "run", "--out", "page/page.html"],
     "merge": ["merge", *ON, "--adapter", "rr", "--out", "merged"],

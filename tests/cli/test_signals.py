@@ -1,4 +1,7 @@
-"""Commands that a scheduler ends: state kept, one line, 128 and the signal's number."""
+"""Commands that a scheduler ends: state kept, one line, 128 and the signal's number.
+
+Attacks, and the other signals: tests/cli/test_faults.py.
+"""
 
 import os
 import signal
@@ -9,7 +12,6 @@ from pathlib import Path
 
 from mm_cb import cli
 from mm_cb.core.runs import read_jsonl
-from mm_cb.miniature import data
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,6 +43,7 @@ def ended(process, number, when, seconds=60):
 
 
 TRAIN = ["train", "miniature", "--out", "rr", "training.max_steps=400", "training.save_steps=2"]
+TRAIN += ["training.batch_size=2", "circuit_breaker.adversary.steps=0"]
 
 
 def test_a_training_run_that_is_ended_keeps_its_state_and_says_how_to_go_on(tmp_path):
@@ -49,16 +52,6 @@ def test_a_training_run_that_is_ended_keeps_its_state_and_says_how_to_go_on(tmp_
     assert code == 143 and "Traceback" not in said
     assert said.strip().splitlines()[-1] == "mm-cb: ended by SIGTERM; run the same command again to go on."
     assert list((tmp_path / "rr" / "checkpoints").glob("checkpoint-*"))
-
-
-def test_an_attack_whose_terminal_goes_away_keeps_its_state(tmp_path):
-    data.write_behaviors(data.behaviors((2, 0, 0)), tmp_path / "b")
-    attack = ["attack", "--model", "miniature", "--behaviors", "b/behaviors.jsonl", "--out", "run", "--batch", "1"]
-    process = begun([*attack, "--checkpoint-seconds", "0", "--steps", "2000"], tmp_path)
-    states = (tmp_path / "run" / "parts").glob
-    code, said = ended(process, signal.SIGHUP, lambda: list(states("*.safetensors")))
-    assert code == 129 and said.strip() == "mm-cb: ended by SIGHUP; run the same command again to go on."
-    assert list(states("*.safetensors"))
 
 
 def test_nohup_is_respected():

@@ -14,14 +14,15 @@ from mm_cb.training.run import train
 PAGE = Path(__file__).parents[2] / "docs" / "add_a_loss.md"
 
 
-@pytest.fixture
-def page(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_LOSSES", dict(registry._LOSSES))
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    names: dict = {}
-    exec(compile(code, str(PAGE), "exec"), names)
-    return names
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp_path_factory.mktemp("page"))
+        patched.setattr(registry, "_LOSSES", dict(registry._LOSSES))
+        (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+        names: dict = {}
+        exec(compile(code, str(PAGE), "exec"), names)
+        yield names
 
 
 def test_the_pages_loss_trains(page):

@@ -270,10 +270,10 @@ def test_every_loss_trains_and_its_card_says_which(name, model_folder, examples,
 
 
 def test_resuming_draws_the_same_states_and_splitting_too(model_folder, examples, tmp_path):
-    recipe = of("rand_p", model_folder)
+    recipe = of("rand_p", model_folder, "training.max_steps=4")
     whole = train(recipe, tmp_path / "whole", examples)
     with pytest.raises(Stop):
-        train(recipe, tmp_path / "run", examples, StoppingProgress(at=4))
+        train(recipe, tmp_path / "run", examples, StoppingProgress(at=3))
     train(recipe, tmp_path / "run", examples)
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(whole)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
@@ -323,7 +323,7 @@ def test_settings_are_filled_in_and_losses_that_cannot_be_called_are_refused(mod
 
 
 def test_a_run_that_was_begun_before_losses_had_names_goes_on(model_folder, examples, tmp_path):
-    recipe = of("rr", model_folder)
+    recipe = of("rr", model_folder, "training.max_steps=4")
     with pytest.raises(Stop):
         train(recipe, tmp_path, examples, StoppingProgress(at=3))
     file = tmp_path / "run.json"

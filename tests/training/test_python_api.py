@@ -21,7 +21,7 @@ from tests.training.test_run import Stop, adapter_bytes
 
 LORA = LoraConfig(r=4, lora_alpha=4, lora_dropout=0.05, layers_to_transform=[0, 1, 2, 3])
 PAPERS = {"retain_scale": "absolute", "start_distance": 0}
-SMALL = {"target_layers": [2, 4], "max_steps": 3, "batch_size": 4, "learning_rate": 5e-3, "held_out": 1}
+SMALL = {"target_layers": [2, 4], "max_steps": 2, "batch_size": 4, "learning_rate": 5e-3, "held_out": 1}
 
 
 def chat_of(question, answer, images=0):
@@ -79,23 +79,28 @@ def png(image):
     return {"bytes": out.getvalue(), "path": None}
 
 
-@pytest.mark.parametrize("given", ["name", "transformers model", "ChatModel"])
-def test_it_writes_what_the_command_line_writes(given, rows, loaded, tmp_path):
-    file = tmp_path / "rows.jsonl"
+@pytest.fixture(scope="module")
+def command(rows, tmp_path_factory):
+    """What the command line makes of the same rows and settings."""
+    folder = tmp_path_factory.mktemp("command")
+    file = folder / "rows.jsonl"
     lines = []
     for row in rows:
         names = []
         for number, image in enumerate(row["images"]):
             names.append(f"{row['id']}-{number}.png")
-            image.save(tmp_path / names[-1])
+            image.save(folder / names[-1])
         lines.append(json.dumps({**row, "images": names, "source": ""}))
     file.write_text("\n".join(lines))
     breaker = ["circuit_breaker.keep_length=0", "circuit_breaker.adversary.steps=0", "circuit_breaker.loss=rand_p"]
     masks = ["circuit_breaker.masks.text=user_and_assistant", "circuit_breaker.masks.multimodal=after_image"]
     lora = ["lora.r=4", "lora.lora_alpha=4"]
-    training = ["training.max_steps=3", "training.batch_size=4", "training.held_out=1"]
-    command = train(load_recipe("miniature", [f"data=[{file}]", *breaker, *masks, *lora, *training]), tmp_path / "cli")
+    training = ["training.max_steps=2", "training.batch_size=4", "training.held_out=1"]
+    return train(load_recipe("miniature", [f"data=[{file}]", *breaker, *masks, *lora, *training]), folder / "cli")
 
+
+@pytest.mark.parametrize("given", ["name", "transformers model", "ChatModel"])
+def test_it_writes_what_the_command_line_writes(given, command, rows, loaded, tmp_path):
     model, processor = loaded
     model = LlavaNextForConditionalGeneration.from_pretrained(model.name_or_path)  # each gets an adapter of its own
     models = {"name": "miniature", "transformers model": model, "ChatModel": load_model("miniature")}
@@ -134,8 +139,10 @@ def test_a_model_that_is_lent_comes_back_whole(rows, loaded, tmp_path):
         torch.testing.assert_close(trainer.model(**inputs).logits, before)
 
 
-def test_an_interrupted_training_goes_on(rows, tmp_path):
+def test_an_interrupted_training_goes_on(model_folder, examples, tmp_path):
     from transformers import TrainerCallback
+
+    rows = [{"messages": list(e.messages), "images": list(e.images), "set": e.set} for e in examples]
 
     class Stopping(TrainerCallback):
         def on_log(self, args, state, control, **kwargs):
@@ -144,7 +151,7 @@ def test_an_interrupted_training_goes_on(rows, tmp_path):
 
     def trainer(folder, *callbacks):
         args = RRConfig(output_dir=folder, save_steps=2, loss="rand_c", **SMALL | {"max_steps": 4})
-        return RRTrainer("miniature", args, rows, peft_config=LORA, callbacks=callbacks)
+        return RRTrainer(str(model_folder), args, rows, peft_config=LORA, callbacks=callbacks)
 
     whole = trainer(tmp_path / "whole")
     whole.train()
