@@ -37,7 +37,9 @@ def test_a_recipe_on_a_machine_without_gpu_says_what_is_missing_and_what_would_f
     memory = findings["memory"]
     assert not memory.ok and "no GPU here" in memory.detail
     assert "12 GiB: training.recompute=true" in memory.detail and "8 GiB: quantize=4bit" in memory.detail
-    assert not findings["weights"].ok and "hf download llava-hf/llava-v1.6-mistral-7b-hf" in findings["weights"].detail
+    weights = findings["weights"]
+    assert not weights.ok and weights.get == ("hf download llava-hf/llava-v1.6-mistral-7b-hf",)
+    assert weights.source == "https://huggingface.co/llava-hf/llava-v1.6-mistral-7b-hf"
 
 
 def test_every_data_source_of_a_recipe_is_a_finding_of_its_own(tmp_path):
@@ -74,7 +76,7 @@ def test_an_extra_that_a_recipe_needs_is_a_problem_only_there(monkeypatch):
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "bitsandbytes" else real(name))
     assert found(doctor._extras())["extra `quant`"].ok is None
     needed = found(doctor.examine_recipe(load_recipe("llava-next-mistral-7b", ["quantize=4bit"])))["extra `quant`"]
-    assert not needed.ok and "pip install -e '.[quant]'" in needed.detail
+    assert not needed.ok and needed.get == ("pip install -e '.[quant]'",)
 
 
 def test_the_miniatures_recipe_is_ready():
@@ -100,7 +102,7 @@ def test_what_is_absent_and_not_asked_for_is_said_but_no_problem(monkeypatch, ca
     assert doctor.print_findings()
     out = capsys.readouterr().out
     assert out.count("absent") == 2 and "PROBLEM" not in out and "ok" not in out.replace("token", "")
-    assert "".join(line.split()[-1] for line in out.splitlines()[1:]) == file  # wrapped, not cut off
+    assert file in out.splitlines()[2]  # whole
 
 
 def test_every_extra_that_a_command_reads_is_named():

@@ -27,6 +27,7 @@ from mm_cb.attacks.search import make_objective
 from mm_cb.attacks.shards import Shard
 from mm_cb.attacks.verify_texts import AnswerToText, Row, disagreements, texts_again
 from mm_cb.core.checked import read_json, read_record
+from mm_cb.core.closing import cut, say, width
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import text_sha256
 from mm_cb.core.progress import Progress, console
@@ -45,6 +46,8 @@ from mm_cb.metrics.observations import starts_with
 from mm_cb.metrics.results import read_results
 from mm_cb.metrics.whole import whole_items
 
+_NUMBERS = 38
+"""Columns of the table beside the name of a picture."""
 _AGAIN = "Do not use the run's numbers; run the attack again."
 
 
@@ -306,13 +309,14 @@ def _who(item: Item) -> str:
 def _show(rows: Sequence[Row], unit: str, verdicts: str, same_arithmetic: bool, dtype: str) -> None:
     from rich.table import Table
 
-    table = Table("picture or text", "epsilon", "loss recorded", "loss found", "verdict")
+    table = Table("picture or text", "epsilon", "recorded", "found", "verdict", box=None, pad_edge=False)
     for row in rows:
         verdict = "; ".join(row.disagreements) or "agrees"
-        table.add_row(row.image, f"{row.epsilon}/255", f"{row.loss_recorded:.5f}", f"{row.loss_found:.5f}", verdict)
+        name, losses = cut(str(row.image), width() - _NUMBERS), (f"{row.loss_recorded:.5f}", f"{row.loss_found:.5f}")
+        table.add_row(name, f"{row.epsilon}/255", *losses, verdict)
     console().print(table)
     agree, others = sum(not row.disagreements for row in rows), sum(row.other_answer for row in rows)
     share = "" if dtype == "float32" else f" or {tolerance(100, dtype):.2g} %, whichever is more"
-    console().print(f"{agree} of {len(rows)} {unit} agree ({dtype} losses to {TOLERANCE:g}{share}; epsilon exactly)")
+    say(f"{agree} of {len(rows)} {unit} agree ({dtype} losses to {TOLERANCE:g}{share}; epsilon exactly)")
     note = "" if same_arithmetic else " (another device, or not float32: no disagreement)"
-    console().print(f"{others} of {len(rows)} greedy answers differ when generated again{note}; {verdicts}")
+    say(f"{others} of {len(rows)} greedy answers differ when generated again{note}; {verdicts}")
