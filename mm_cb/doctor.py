@@ -78,24 +78,24 @@ def print_findings(recipe: str | None = None, model: str | None = None) -> bool:
 
 def print_table(findings: Sequence[Finding], states: Mapping[bool | None, str] = _STATES) -> None:
     """Print rows that fit the terminal and break no word; addresses and commands have lines of their own."""
-    from mm_cb.core.closing import shell, width, wrapped
-    from mm_cb.core.progress import console, printable
+    from mm_cb.core.closing import shell, wrapped
+    from mm_cb.core.terminal import columns, printable, put
 
-    out, columns = console(), width()
+    width = columns()
     longest = min(max((len(printable(finding.name)) for finding in findings), default=0), _NAME)
     for finding in findings:
         head = f"{printable(finding.name):{longest}}  {states[finding.ok]:7}  "
         words = printable(finding.detail)
-        beside = max(map(len, words.split()), default=0) <= columns - len(head) and len(finding.name) <= longest
-        room, indent = (columns - len(head), " " * len(head)) if beside else (columns - 4, "    ")
+        beside = max(map(len, words.split()), default=0) <= width - len(head) and len(finding.name) <= longest
+        room, indent = (width - len(head), " " * len(head)) if beside else (width - 4, "    ")
         lines = wrapped(words, room)
-        out.print(head + lines[0] if beside else head.rstrip())
+        put(head + lines[0] if beside else head.rstrip())
         for line in lines[1:] if beside else lines:
-            out.print(indent + line)
+            put(indent + line)
         if finding.source:
-            out.print(f"    {finding.source}")
+            put(f"    {finding.source}")
         for command in finding.get:
-            out.print(shell(printable(command), "    "))
+            put(shell(printable(command), "    "))
 
 
 def examine() -> list[Finding]:

@@ -83,7 +83,7 @@ def _table(run: RunFiles) -> None:
 
 
 def _of(run: RunFiles, metric: str) -> list[Measurement]:
-    subject = run.items[0]["subject"]
+    subject = run.items[0]["subject"] if run.items else ""
     return [m for m in run.measurements if (m.subject, m.metric, m.split) == (subject, metric, "all")]
 
 
@@ -157,7 +157,9 @@ def _example(item: Item) -> str:
 def _next(run: RunFiles) -> Iterator[Step]:
     recipe, folder = run.run["recipe"], run.folder
     adapted = recipe.get("adapter") is not None or recipe.get("base") is not None
-    if any(item.get("outcome") == "not_judged" for item in run.items) and not run.items[0].get("benign_target"):
+    if any(item.get("outcome") == "not_judged" for item in run.items) and not any(
+        item.get("benign_target") for item in run.items
+    ):
         yield Step("have the answers judged (judges: mm-cb judge --list)", ["judge", folder, "--judge", "JUDGE"])
     if any(one.counted and one.weak for one in run.strengths):
         yield Step("more steps: the same command with a larger --steps and another --out", [])
@@ -167,7 +169,7 @@ def _next(run: RunFiles) -> Iterator[Step]:
         yield Step(page, ["report", "BASE_RUN", folder, "--out", "report.html"])
         return
     yield Step(f"one page of it: {here(folder / 'report.html')}", ["report", folder])
-    train = ["train", _recipe_for(str(recipe["model"])), "--out", "runs/rr"]
+    train = ["train", _recipe_for(str(recipe.get("model"))), "--out", "runs/rr"]
     yield Step("a breaker for this model; then the same attack with --adapter runs/rr and another --out", train)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mm_cb.cli.groups import Group
+from mm_cb.cli.groups import Command, Group
 from mm_cb.cli.options import Behaviors, Seed, known_dtype, number
 from mm_cb.core.closing import Step, files, here, say, shell, what_next
 from mm_cb.core.errors import UserError, one_line
@@ -19,22 +19,22 @@ EXAMPLE = "Example: mm-cb data check llava_instruct_150k.json --images coco/trai
 app = typer.Typer(help="List data sets, check them before a run, build the unpublished ones.", rich_markup_mode=None)
 
 
-@app.command("list", epilog="Example: mm-cb data list")
+@app.command("list", cls=Command, epilog="Example: mm-cb data list")
 def list_() -> None:
     """List the data sets that have a card: what for, licence, and whether they are on this machine."""
-    from mm_cb.core.progress import console
+    from mm_cb.core.terminal import put
     from mm_cb.data.cards import cards, whereabouts
 
     for card in cards().values():
         there, detail = whereabouts(card)
-        console().print(f"{card.name} ({'here' if there else 'not here'}; for {card.used_for})")
+        put(f"{card.name} ({'here' if there else 'not here'}; for {card.used_for})")
         for line in (card.summary, f"licence: {card.licence}", f"from {card.source}", detail):
             say(f"    {line}", "    ")
         for line in () if there else card.how:
-            console().print(shell(line, "    "))
+            put(shell(line, "    "))
 
 
-@app.command("check", epilog=EXAMPLE)
+@app.command("check", cls=Command, epilog=EXAMPLE)
 def check(
     what: Annotated[
         list[str],
@@ -178,7 +178,8 @@ app.add_typer(build, name="build")
 
 
 @build.command(
-    "behaviors",
+    cls=Command,
+    name="behaviors",
     epilog="Example: mm-cb data build behaviors --harmbench HarmBench --mm-safetybench MM-SafetyBench --out behaviors",
 )
 def build_behaviors(
@@ -227,7 +228,9 @@ def build_behaviors(
     _attack_next(built.path)
 
 
-@build.command("benign", epilog="Example: mm-cb data build benign --behaviors behaviors.jsonl --out benign")
+@build.command(
+    "benign", cls=Command, epilog="Example: mm-cb data build benign --behaviors behaviors.jsonl --out benign"
+)
 def build_benign(
     behaviors: Behaviors,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Gets behaviors.jsonl and images/.")],
@@ -253,7 +256,8 @@ def build_benign(
 
 
 @build.command(
-    "pairs",
+    cls=Command,
+    name="pairs",
     epilog="Example: mm-cb data build pairs --images coco --template my.txt --describer miniature "
     "--generator-url http://localhost:8000/v1 --generator NAME --out pairs",
 )

@@ -1,5 +1,6 @@
 """How commands show their help: options under headings, commands with the whole of their first line."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,10 @@ from mm_cb.core.errors import unknown
 
 LAST = ("Run", "Options")
 """Headings that come behind all others: where a run goes and on what, and what every command has."""
+_KIND = re.compile(r" <[^>]*>$")
+"""The parser's word for what an argument is: a Python type."""
+_BRACES = re.compile(r"^\{(\S+?)(?:\.\.\.)?\}(\.\.\.)?$|^\{(.*)\}(?:\.\.\.)?$")
+"""An argument in the line of usage, as newer versions of the parser put it."""
 
 
 class _Whole:
@@ -21,9 +26,9 @@ class _Whole:
 
     def write_text(self, text: str) -> None:
         """Write paragraphs."""
-        for paragraph in text.split("\n\n"):
-            indent = " " * self.current_indent
-            self.write("\n".join(wrapped(paragraph, self.width, indent, indent)) + "\n")
+        indent = " " * self.current_indent
+        paragraphs = ("\n".join(wrapped(part, self.width, indent, indent)) for part in text.split("\n\n"))
+        self.write("\n\n".join(paragraphs) + "\n")
 
     def write_dl(self, rows: Sequence[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
         """Write names and, beside them, what each is."""
@@ -48,7 +53,7 @@ class _Helpful:
         """Write the example."""
         if self.epilog:
             begin = "Example: "
-            formatter.write(f"\n  {begin}{shell(self.epilog.removeprefix(begin), '    ').lstrip()}\n")
+            formatter.write(f"\n{shell(self.epilog.removeprefix(begin), '  ', f'  {begin}')}\n")
 
 
 class Command(_Helpful, TyperCommand):
@@ -57,7 +62,8 @@ class Command(_Helpful, TyperCommand):
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The line behind "Usage:", without what is only taken to be answered."""
         shown = (p for p in self.get_params(ctx) if not getattr(p, "hidden", False))
-        return [self.options_metavar or "", *(piece for p in shown for piece in p.get_usage_pieces(ctx))]
+        pieces = (piece for p in shown for piece in p.get_usage_pieces(ctx))
+        return [self.options_metavar or "", *(_BRACES.sub(r"\1\2\3", piece) for piece in pieces)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options of every heading."""
@@ -65,8 +71,10 @@ class Command(_Helpful, TyperCommand):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
+                record = _KIND.sub("", record[0]), record[1]
                 groups.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(record)
-        for heading in sorted(groups, key=lambda name: LAST.index(name) if name in LAST else -1):
+        last = LAST if len(groups.get("Options", ())) == 1 else LAST[:1]  # with no more than --help, behind all others
+        for heading in sorted(groups, key=lambda name: last.index(name) if name in last else -(name == "Options") - 1):
             with formatter.section(heading):
                 formatter.write_dl(groups[heading])
         if below := _below(ctx):

@@ -27,7 +27,7 @@ def train(
         str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]", help="Recipe fields to change, by dotted name.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe fields to change, by dotted name.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory.  [default: runs/RECIPE]")] = None,
     dry_run: Annotated[

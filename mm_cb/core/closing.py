@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-_WIDEST = 100
-"""Columns of prose, however wide the terminal is."""
+from mm_cb.core.terminal import columns, put
+
 _INDENT = "  "
 _WORDS = re.compile(r"(?:[^\s'\"]|'[^']*'|\"[^\"]*\")+")
 """What a shell takes for one word, quotes included."""
@@ -21,13 +21,6 @@ class Step(NamedTuple):
     why: str
     words: Sequence[str | Path]
     """Behind ``mm-cb``; a word in capitals stands for what only the user knows. Empty = the line before says it all."""
-
-
-def width() -> int:
-    """Columns that lines may have."""
-    from mm_cb.core.progress import console
-
-    return min(console().width, _WIDEST)
 
 
 def here(path: str | Path) -> str:
@@ -47,25 +40,21 @@ def cut(name: str, most: int) -> str:
 
 def say(text: str, indent: str = "") -> None:
     """Print prose that is wrapped between words; no path or id is broken."""
-    from mm_cb.core.progress import console
-
-    console().print("\n".join(wrapped(text, width(), "", indent)))
+    put("\n".join(wrapped(text, columns(), "", indent)))
 
 
-def wrapped(text: str, columns: int, first: str = "", further: str = "") -> list[str]:
+def wrapped(text: str, width: int, first: str = "", further: str = "") -> list[str]:
     """Lines of at most so many columns, broken between words alone; one at least."""
     found = textwrap.wrap(
-        text, columns, initial_indent=first, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
+        text, width, initial_indent=first, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
     )
     return found or [first.rstrip()]
 
 
 def listing(rows: Iterable[tuple[str, str, str]]) -> None:
     """Print what there is by name, what each is, and below it what it needs."""
-    from mm_cb.core.progress import console
-
     for name, about, needs in rows:
-        console().print(name)
+        put(name)
         say(f"    {about}", "    ")
         if needs:
             say(f"    needs {needs}", "      ")
@@ -73,11 +62,9 @@ def listing(rows: Iterable[tuple[str, str, str]]) -> None:
 
 def files(named: Mapping[str, str | Path]) -> None:
     """Print where things are: ``results  runs/attack/results.json``."""
-    from mm_cb.core.progress import console
-
     longest = max(map(len, named))
     for name, path in named.items():
-        console().print(f"{name:{longest}}  {here(path)}")
+        put(f"{name:{longest}}  {here(path)}")
 
 
 def command(words: Iterable[str | Path], indent: str = _INDENT) -> str:
@@ -87,19 +74,25 @@ def command(words: Iterable[str | Path], indent: str = _INDENT) -> str:
     )
 
 
-def shell(text: str, indent: str = _INDENT) -> str:
-    """A command as a shell takes it: over several lines, with a backslash, where one is too narrow."""
+def shell(text: str, indent: str = _INDENT, first: str | None = None) -> str:
+    """A command as a shell takes it: over several lines, with a backslash, where one is too narrow.
+
+    Args:
+        text: The command, or a comment.
+        indent: In front of it.
+        first: In front of its first line, if that is something else.
+    """
     if text.startswith("#"):
-        return "\n".join(wrapped(text, width(), indent, f"{indent}# "))
+        return "\n".join(wrapped(text, columns(), indent, f"{indent}# "))
     pieces: list[str] = []
     for word in _WORDS.findall(text):
         if pieces and re.fullmatch(r"--[\w-]+", pieces[-1]) and not word.startswith("-"):
             pieces[-1] += f" {word}"  # a flag and its value stay together
         else:
             pieces.append(word)
-    lines = [indent + pieces[0]]
+    lines = [(indent if first is None else first) + pieces[0]]
     for piece in pieces[1:]:
-        if len(lines[-1]) + 1 + len(piece) > width() - 2:
+        if len(lines[-1]) + 1 + len(piece) > columns() - 2:
             lines[-1] += " \\"
             lines.append(indent + 2 * _INDENT + piece)
         else:
@@ -109,11 +102,8 @@ def shell(text: str, indent: str = _INDENT) -> str:
 
 def what_next(*steps: Step | None) -> None:
     """Print what to type next, each command below what it is for, as a shell takes it."""
-    from mm_cb.core.progress import console
-
-    out = console()
-    out.print("\nnext")
+    put("\nnext")
     for step in (step for step in steps if step is not None):
         say(f"{_INDENT}# {step.why}", f"{_INDENT}# ")
         if step.words:
-            out.print(command(step.words))
+            put(command(step.words))
