@@ -27,7 +27,7 @@ from mm_cb.attacks.search import make_objective
 from mm_cb.attacks.shards import Shard
 from mm_cb.attacks.verify_texts import AnswerToText, Row, disagreements, texts_again
 from mm_cb.core.checked import read_json, read_record
-from mm_cb.core.closing import cut, say
+from mm_cb.core.closing import cut_path, say
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import text_sha256
 from mm_cb.core.progress import Progress, console
@@ -313,7 +313,10 @@ def _show(rows: Sequence[Row], unit: str, verdicts: str, same_arithmetic: bool, 
     table = Table("picture or text", "epsilon", "recorded", "found", "verdict", box=None, pad_edge=False)
     for row in rows:
         verdict = "; ".join(row.disagreements) or "agrees"
-        name, losses = cut(str(row.image), columns() - _NUMBERS), (f"{row.loss_recorded:.5f}", f"{row.loss_found:.5f}")
+        name, losses = (
+            cut_path(str(row.image), columns() - _NUMBERS),
+            (f"{row.loss_recorded:.5f}", f"{row.loss_found:.5f}"),
+        )
         table.add_row(name, f"{row.epsilon}/255", *losses, verdict)
     console().print(table)
     agree, others = sum(not row.disagreements for row in rows), sum(row.other_answer for row in rows)

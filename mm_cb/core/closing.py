@@ -38,6 +38,12 @@ def cut(name: str, most: int) -> str:
     return f"{name[: kept - kept // 2]}..{name[len(name) - kept // 2 :]}"
 
 
+def cut_path(path: str, most: int) -> str:
+    """A picture's path in its run: the file whole, its folder, which is a behaviour's, cut in the middle."""
+    folder, slash, file = path.removeprefix("images/").rpartition("/")
+    return f"{cut(folder, max(8, most - len(file) - 1))}{slash}{file}" if slash else cut(path, most)
+
+
 def say(text: str, indent: str = "") -> None:
     """Print prose that is wrapped between words; no path or id is broken."""
     put("\n".join(wrapped(text, columns(), "", indent)))
