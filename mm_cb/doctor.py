@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mm_cb.training.recipes.config import Recipe
 
 _GIB = 2**30
-_NAME = 26
+_NAME = 30
 """Columns of names; a longer one has its row to itself."""
 _POSSIBLE: Mapping[bool | None, str] = {True: "yes", False: "no", None: "absent"}
 """The states of a quick look at a model, where nothing is a problem."""
@@ -177,14 +177,17 @@ def _needed_data(recipe: "Recipe") -> list[Finding]:
             states = absent_data(recipe)
     except UserError as e:
         return [Finding(name, False, str(e))]
-    return [
+    found = [
         _data_finding(name, source, not absent, absent or f"`{source}` is here") for source, absent in states.items()
+    ]
+    return [
+        finding._replace(get=tuple(line.replace("RECIPE", recipe.name) for line in finding.get)) for finding in found
     ]
 
 
 def _data_finding(name: str, source: str, ok: bool | None, detail: str) -> Finding:
     """A data set's row, with how to get one that is not here."""
-    from mm_cb.data.cards import cards
+    from mm_cb.data.cards import cards, whereabouts
 
     if ok:
         return Finding(name, ok, detail)
@@ -192,6 +195,8 @@ def _data_finding(name: str, source: str, ok: bool | None, detail: str) -> Findi
         return Finding(name, ok, f"`{source}` was never published; this makes one, and a recipe of it:", get=_PAIRS)
     if (card := cards().get(source)) is None:
         return Finding(name, ok, detail)
+    if ok is False and not whereabouts(card)[0]:
+        detail = f"`{source}` is not here"
     return Finding(name, ok, detail, card.source.partition(", ")[0], card.how)
 
 
