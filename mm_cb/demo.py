@@ -18,7 +18,7 @@ from mm_cb.attacks.outputs import curve_quartiles, parts_of
 from mm_cb.attacks.registry import attack_entry
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.threats import Threat
-from mm_cb.core.closing import Step, what_next
+from mm_cb.core.closing import Step, files, say, what_next
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Check, Curve, Item, Representations
 from mm_cb.core.runs import RunDirectory, append_jsonl, keep_pictures, write_json, write_jsonl
@@ -98,15 +98,14 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "
             run.finish()
         data = write_report([run.path], run.path / "report.html")
     print_table(data.measurements, strengths=data.strengths)
-    with Progress() as progress:
-        minutes = (time.monotonic() - started) / 60
-        progress.say(
-            f"\n{clean_text(judge_report(data).told)}\n{'' if full else _SHORT}"
-            f"\nreport  {run.path / 'report.html'}\nresults {run.path / 'results.json'}   ({minutes:.1f} minutes)"
-        )
+    told = clean_text(judge_report(data).told)
+    for line in f"\n{told}\n{'' if full else _SHORT}".split("\n"):
+        say(line)
+    files({"report": run.path / "report.html", "results": run.path / "results.json"})
+    say(f"{(time.monotonic() - started) / 60:.1f} minutes")
     what_next(
         Step(f"`{_DIALLED}` does not finish in so few steps, with more it does:", _finishing(run.path)),
-        Step("your own model: docs/quickstart.md", []),
+        Step("whether your own model is supported; then docs/quickstart.md", ["doctor", "--model", "MODEL"]),
     )
 
 
