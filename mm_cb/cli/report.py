@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mm_cb.core.closing import here, say
+from mm_cb.core.closing import files, say
 from mm_cb.core.errors import UserError
 
 EXAMPLE = "Example: mm-cb report runs/base-pgd runs/rr-pgd runs/base-mmmu runs/rr-mmmu --out report.html"
@@ -55,4 +55,6 @@ def report(
     typer.echo()
     for line in clean_text(verdict.sentence).split("\n"):
         say(line)
-    typer.echo(f"\npage  {here(target)}  (one file: open it in a browser; it needs no network)")
+    typer.echo()
+    say("The page is one file that needs no network; open it in a browser:")
+    files({"page": target})
