@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from mm_cb.attacks.outputs import curve_quartiles, parts_of
 from mm_cb.attacks.registry import attack_entry
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.threats import Threat
+from mm_cb.core.closing import Step, files, say, what_next
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Check, Curve, Item, Representations
 from mm_cb.core.runs import RunDirectory, append_jsonl, keep_pictures, write_json, write_jsonl
@@ -99,13 +99,15 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "
             run.finish()
         data = write_report([run.path], run.path / "report.html")
     print_table(data.measurements, strengths=data.strengths)
-    with Progress() as progress:
-        minutes = (time.monotonic() - started) / 60
-        progress.say(
-            f"\n{clean_text(judge_report(data).told)}\n{'' if full else _SHORT}"
-            f"\nreport  {run.path / 'report.html'}\nresults {run.path / 'results.json'}   ({minutes:.1f} minutes)"
-        )
-        progress.say(f"next    {_finishing(run.path)}\n        your own model: docs/quickstart.md")
+    told = clean_text(judge_report(data).told)
+    for line in f"\n{told}\n{'' if full else _SHORT}".split("\n"):
+        say(line)
+    files({"report": run.path / "report.html", "results": run.path / "results.json"})
+    say(f"{(time.monotonic() - started) / 60:.1f} minutes")
+    what_next(
+        Step(f"`{_DIALLED}` does not finish in so few steps, with more it does:", _finishing(run.path)),
+        Step("whether your own model is supported; then docs/quickstart.md", ["doctor", "--model", "MODEL"]),
+    )
 
 
 _SHORT = (
@@ -115,14 +117,25 @@ _SHORT = (
 """Said behind the quick run: a short attack flatters."""
 
 
-def _finishing(out: Path) -> str:
+def _finishing(out: Path) -> list[str | Path]:
     """What to type to give the attack the steps that there is no time for."""
-    places = out / "adapters" / rr_name(0), out / "behaviors" / "behaviors.jsonl", f"{out}-{_DIALLED}"
-    adapter, behaviors, further = (shlex.quote(str(place)) for place in places)
-    return (
-        f"`{_DIALLED}` does not finish in so few steps, with more: mm-cb attack --model {NAME} --adapter {adapter} "
-        f"--behaviors {behaviors} --attack {_DIALLED} --steps 1500 --batch 24 --out {further}"
-    )
+    given: list[str | Path] = [
+        "--adapter",
+        out / "adapters" / rr_name(0),
+        "--behaviors",
+        out / "behaviors" / "behaviors.jsonl",
+    ]
+    budget: list[str | Path] = [
+        "--attack",
+        _DIALLED,
+        "--steps",
+        "1500",
+        "--batch",
+        "24",
+        "--out",
+        Path(f"{out}-{_DIALLED}"),
+    ]
+    return ["attack", "--model", NAME, *given, *budget]
 
 
 def _announce(plan: DemoSize, rr_seeds: int, out: Path) -> str:

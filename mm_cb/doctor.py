@@ -1,6 +1,7 @@
 """What this machine can run, said plainly."""
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +15,13 @@ if TYPE_CHECKING:
     from mm_cb.training.recipes.config import Recipe
 
 _GIB = 2**30
-_STATES = {True: "ok", False: "PROBLEM", None: "absent"}
+_NAME = 30
+"""Columns of names; a longer one has its row to itself."""
+_POSSIBLE: Mapping[bool | None, str] = {True: "yes", False: "no", None: "absent"}
+"""The states of a quick look at a model, where nothing is a problem."""
+_STATES: Mapping[bool | None, str] = {True: "ok", False: "PROBLEM", None: "absent"}
+NEVER_PUBLISHED = "multimodal-circuit-breakers.jsonl"
+"""The image-text pairs that the paper trains on, as the recipes name them."""
 _EXTRAS = (
     ("quant", "bitsandbytes", "4-bit weights"),
     ("gguf", "gguf", "the real model of mm-cb demo --real"),
@@ -23,34 +30,72 @@ _EXTRAS = (
 )
 
 
+_PAIRS = (
+    "mm-cb data build pairs --images PICTURES --template my.txt --describer llava-hf/llava-v1.6-mistral-7b-hf "
+    "--generator-url URL --generator NAME --out pairs",
+    f"mm-cb train --show RECIPE | sed 's#{NEVER_PUBLISHED}#pairs/pairs.jsonl#' > my.yaml",
+)
+"""What makes the set of image-text pairs that the paper trains on."""
+
+
 class Finding(NamedTuple):
-    """One line of the table: what was looked at, whether it is fine (None = absent, not asked for), what was seen."""
+    """One row of the table."""
 
     name: str
+    """What was looked at."""
     ok: bool | None
+    """Whether it is fine; None = absent, and not asked for."""
     detail: str
+    """What was seen."""
+    source: str = ""
+    """The address that it is published at."""
+    get: tuple[str, ...] = ()
+    """Commands that get or mend it, as a shell takes them."""
 
 
-def print_findings(recipe: str | None = None) -> bool:
-    """Print the table; returns whether everything that mm-cb, or the recipe, needs here is fine.
+def print_findings(recipe: str | None = None, model: str | None = None) -> bool:
+    """Print the table; returns whether everything that mm-cb, the recipe or the model needs here is fine.
+
+    Args:
+        recipe: Say what it needs as well.
+        model: Have a quick look at this model, and at nothing else unless a recipe is asked for.
 
     Raises:
-        UserError: If there is no such recipe, or it does not fit its model.
+        UserError: If there is no such recipe or model, or they do not fit one another, or are not supported.
     """
-    from rich.table import Column, Table
-
-    from mm_cb.core.progress import console
-
-    findings = examine()
+    findings = [] if model is not None and recipe is None else examine()
     if recipe is not None:
         from mm_cb.training.recipes.recipe import load_recipe
 
         findings += examine_recipe(load_recipe(recipe))
-    table = Table("", "", Column("", overflow="fold"), box=None, show_header=False, pad_edge=False)
-    for finding in findings:
-        table.add_row(finding.name, _STATES[finding.ok], finding.detail)
-    console().print(table)
+    if model is not None:
+        from mm_cb.attacks.quick_look import look
+
+        print_table([Finding(name, ok, detail) for name, ok, detail in look(model)], _POSSIBLE)
+    print_table(findings)
     return all(finding.ok is not False for finding in findings)
+
+
+def print_table(findings: Sequence[Finding], states: Mapping[bool | None, str] = _STATES) -> None:
+    """Print rows that fit the terminal and break no word; addresses and commands have lines of their own."""
+    from mm_cb.core.closing import shell, wrapped
+    from mm_cb.core.terminal import columns, printable, put
+
+    width = columns()
+    longest = min(max((len(printable(finding.name)) for finding in findings), default=0), _NAME)
+    for finding in findings:
+        head = f"{printable(finding.name):{longest}}  {states[finding.ok]:7}  "
+        words = printable(finding.detail)
+        beside = max(map(len, words.split()), default=0) <= width - len(head) and len(finding.name) <= longest
+        room, indent = (width - len(head), " " * len(head)) if beside else (width - 4, "    ")
+        lines = wrapped(words, room)
+        put(head + lines[0] if beside else head.rstrip())
+        for line in lines[1:] if beside else lines:
+            put(indent + line)
+        if finding.source:
+            put(f"    {finding.source}")
+        for command in finding.get:
+            put(shell(printable(command), "    "))
 
 
 def examine() -> list[Finding]:
@@ -79,7 +124,7 @@ def examine_recipe(recipe: "Recipe") -> list[Finding]:
     plan = make_plan(recipe)
     return [
         Finding(f"{recipe.name}: adapter", True, f"{len(plan.paths)} modules, {plan.parameters:,} parameters"),
-        Finding(f"{recipe.name}: weights", *_weights(recipe.model)),
+        _weights(f"{recipe.name}: weights", recipe.model),
         _fits(plan),
         *_needed_extras(recipe),
         *_needed_data(recipe),
@@ -105,13 +150,16 @@ def _fits(plan: "TrainingPlan") -> Finding:
     return Finding(name, False, f"{need}; {free / _GIB:.1f} GiB are free, where this fits: {smaller}")
 
 
-def _weights(model: str) -> tuple[bool, str]:
+def _weights(name: str, model: str) -> Finding:
     from mm_cb.models.cache import absent_files
 
     absent = absent_files(model)
     if not absent:
-        return True, f"`{model}` is here"
-    return False, f"`{model}` lacks {', '.join(absent[:3])}; get it with: hf download {model}"
+        return Finding(name, True, f"`{model}` is here")
+    lacks = Finding(name, False, f"`{model}` lacks {', '.join(absent[:3])}")
+    if Path(model).is_absolute() or len(Path(model).parts) != 2:
+        return lacks
+    return lacks._replace(source=f"https://huggingface.co/{model}", get=(f"hf download {model}",))
 
 
 def _needed_extras(recipe: "Recipe") -> list[Finding]:
@@ -129,7 +177,27 @@ def _needed_data(recipe: "Recipe") -> list[Finding]:
             states = absent_data(recipe)
     except UserError as e:
         return [Finding(name, False, str(e))]
-    return [Finding(name, not absent, absent or f"`{source}` is here") for source, absent in states.items()]
+    found = [
+        _data_finding(name, source, not absent, absent or f"`{source}` is here") for source, absent in states.items()
+    ]
+    return [
+        finding._replace(get=tuple(line.replace("RECIPE", recipe.name) for line in finding.get)) for finding in found
+    ]
+
+
+def _data_finding(name: str, source: str, ok: bool | None, detail: str) -> Finding:
+    """A data set's row, with how to get one that is not here."""
+    from mm_cb.data.cards import cards, whereabouts
+
+    if ok:
+        return Finding(name, ok, detail)
+    if source == NEVER_PUBLISHED:
+        return Finding(name, ok, f"`{source}` was never published; this makes one, and a recipe of it:", get=_PAIRS)
+    if (card := cards().get(source)) is None:
+        return Finding(name, ok, detail)
+    if ok is False and not whereabouts(card)[0]:
+        detail = f"`{source}` is not here"
+    return Finding(name, ok, detail, card.source.partition(", ")[0], card.how)
 
 
 def _extras() -> list[Finding]:
@@ -138,7 +206,8 @@ def _extras() -> list[Finding]:
         Finding(
             f"extra `{extra}`",
             True if find_spec(package) else None,
-            f"{package} is here" if find_spec(package) else f"not installed ({use}); run: pip install -e '.[{extra}]'",
+            f"{package} is here" if find_spec(package) else f"not installed: {use}",
+            get=() if find_spec(package) else (f"pip install -e '.[{extra}]'",),
         )
         for extra, package, use in _EXTRAS
     ]
@@ -146,23 +215,30 @@ def _extras() -> list[Finding]:
 
 def _models() -> list[Finding]:
     """The models of the shipped recipes, here or not."""
-    from mm_cb.training.recipes.recipe import load_recipe, recipe_names
+    from mm_cb.core.recipe_files import recipe_names
+    from mm_cb.training.recipes.recipe import load_recipe
 
     names = {load_recipe(name).model for name in recipe_names()} - {guest.name for guest in guests()}
-    return [Finding("model", here or None, detail) for here, detail in map(_weights, sorted(names))]
+    found = [_weights("model", name) for name in sorted(names)]
+    return [finding._replace(ok=finding.ok or None) for finding in found]
 
 
 def _data() -> list[Finding]:
     """The data sets that have a card, here or not."""
     from mm_cb.data.cards import cards, whereabouts
 
-    states = [(name, *whereabouts(card)) for name, card in cards().items()]
-    return [Finding("data", here or None, one_line(f"{name}: {detail}")) for name, here, detail in states]
+    found = []
+    for name, card in cards().items():
+        here, detail = whereabouts(card)
+        brief = detail if here else detail.removesuffix(f"; {card.get}")
+        at_first_use = "" if here or card.hub is None else ", fetched at first use"
+        found.append(_data_finding(name, name, here or None, one_line(brief + at_first_use)))
+    return found
 
 
 def _packages() -> list[Finding]:
     return [
-        Finding(name, version is not None, version or "not installed; run in the checkout: pip install -e .")
+        Finding(name, version is not None, version or "not installed", get=() if version else ("pip install -e .",))
         for name, version in provenance.package_versions().items()
         if name != "torchvision"
     ]

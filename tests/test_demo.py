@@ -79,9 +79,10 @@ def test_it_prints_the_table_and_where_the_report_is(finished):
     out, text = finished
     assert "complies" in text and "over-refusal" in text
     assert str(out / "report.html") in text
-    assert "--attack pgd_homotopy --steps 1500" in text and f"--adapter {out / 'adapters' / 'rr'}" in text
+    command = " ".join(text.replace("\\\n", " ").split())
+    assert "--attack pgd_homotopy --steps 1500" in command and f"--adapter {out / 'adapters' / 'rr'}" in command
     # three steps break nothing: no table without its verdict
-    assert "No claim: this run shows nothing" in text and "- attack breaks the undefended base: expected" in text
+    assert "No claim: this run shows nothing" in command and "- attack breaks the undefended base: expected" in command
     assert (out / "report.html").stat().st_size > 10_000
 
 

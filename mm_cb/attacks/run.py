@@ -155,7 +155,7 @@ def run_attack(
         with RunDirectory(out, "attack", recipe, config.seed, inputs=inputs) as run:
             gathered = not run.finished and gather(run.path, asked)
             if run.finished:
-                progress.say(f"finished before, results in {run.path / 'results.json'}")
+                progress.say("finished before: nothing is attacked again")
             else:
                 if not gathered:
                     job.attack(run.path, asked)
@@ -163,7 +163,6 @@ def run_attack(
                 run.finish()
                 if job.configs[0].entry.universal and len(seen(config, asked)) == len(asked):
                     progress.say(_NOTHING_HELD_OUT)
-                progress.say(f"{len(asked)} behaviours attacked, results in {run.path / 'results.json'}")
             if gathered:
                 progress.say("control and convergence were not run in parts: the same command again runs them")
             else:

@@ -21,11 +21,13 @@ from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.shards import Shard
 from mm_cb.attacks.verify_answers import AGAIN, Recorded, RecordedPicture, Row, pictures_again, texts_again
 from mm_cb.core.checked import read_json, read_record
+from mm_cb.core.closing import cut_path, say
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress, console
 from mm_cb.core.reading import json_lines
 from mm_cb.core.records import Item
 from mm_cb.core.runs import read_run
+from mm_cb.core.terminal import columns
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, kept_behaviors
 from mm_cb.data.prompts_file import KEPT_AS as PROMPTS
 from mm_cb.data.prompts_file import read_prompts
@@ -37,6 +39,9 @@ from mm_cb.metrics.agreement import completions_of
 from mm_cb.metrics.observations import starts_with
 from mm_cb.metrics.results import read_results
 from mm_cb.metrics.whole import whole_items
+
+_NUMBERS = 38
+"""Columns of the table beside the name of a picture."""
 
 
 @dataclass(frozen=True)
@@ -216,13 +221,17 @@ def _who(item: Item) -> str:
 def _show(rows: Sequence[Row], unit: str, verdicts: str, same_arithmetic: bool, dtype: str) -> None:
     from rich.table import Table
 
-    table = Table("picture or text", "epsilon", "loss recorded", "loss found", "verdict")
+    table = Table("picture or text", "epsilon", "recorded", "found", "verdict", box=None, pad_edge=False)
     for row in rows:
         verdict = "; ".join(row.disagreements) or "agrees"
-        table.add_row(row.image, f"{row.epsilon}/255", f"{row.loss_recorded:.5f}", f"{row.loss_found:.5f}", verdict)
+        name, losses = (
+            cut_path(str(row.image), columns() - _NUMBERS),
+            (f"{row.loss_recorded:.5f}", f"{row.loss_found:.5f}"),
+        )
+        table.add_row(name, f"{row.epsilon}/255", *losses, verdict)
     console().print(table)
     agree, others = sum(not row.disagreements for row in rows), sum(row.other_answer for row in rows)
     share = "" if dtype == "float32" else f" or {tolerance(100, dtype):.2g} %, whichever is more"
-    console().print(f"{agree} of {len(rows)} {unit} agree ({dtype} losses to {TOLERANCE:g}{share}; epsilon exactly)")
+    say(f"{agree} of {len(rows)} {unit} agree ({dtype} losses to {TOLERANCE:g}{share}; epsilon exactly)")
     note = "" if same_arithmetic else " (another device, or not float32: no disagreement)"
-    console().print(f"{others} of {len(rows)} greedy answers differ when generated again{note}; {verdicts}")
+    say(f"{others} of {len(rows)} greedy answers differ when generated again{note}; {verdicts}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mm_cb.benchmarks.base import Benchmark
 from mm_cb.core.checked import read_list, read_records
+from mm_cb.core.closing import say
 from mm_cb.core.records import Check, Item
 from mm_cb.inference.unanswered import unanswered_note
 from mm_cb.metrics.earned import unearned_note
@@ -15,19 +16,16 @@ from mm_cb.metrics.results import Measurement, find, read_results
 
 def show_run(folder: Path, subject: str, benchmark: Benchmark) -> None:
     """Print a benchmark's own metrics, and every check that failed."""
-    from mm_cb.core.progress import console
-
     measured = read_results(folder / "results.json")
-    out = console()
     for metric in benchmark.metrics:
         own = [m for m in measured if (m.subject, m.metric) == (subject, metric.name)]
         for m in (m for m in own if m.split == "all" or metric is benchmark.metrics[0]):
             rule = f", {m.condition}" if len({one.condition for one in own}) > 1 else ""
             split = "" if m.split == "all" else f", {m.split}"
             missing = f", {m.counts['unscored']:.0f} without a score" if m.counts.get("unscored") else ""
-            out.print(f"{metric.label}{rule}{split}: {number(m.value)} %{interval(m, ' (', ')')} of {m.n}{missing}")
+            say(f"{metric.label}{rule}{split}: {number(m.value)} %{interval(m, ' (', ')')} of {m.n}{missing}", "  ")
     for line in closing(folder):
-        out.print(line)
+        say(line, "  ")
 
 
 def show_rules(

@@ -15,7 +15,7 @@ from mm_cb.attacks.config import (
     AttackConfig,
     checked_by_default,
 )
-from mm_cb.attacks.registry import attack_entry, attacks, chosen_attacks
+from mm_cb.attacks.registry import AttackEntry, attack_entry, attacks, chosen_attacks
 from mm_cb.attacks.threats import Threat
 from mm_cb.cli.options import (
     Adapter,
@@ -34,6 +34,7 @@ from mm_cb.cli.options import (
     switch,
 )
 from mm_cb.cli.threat_flags import PANEL, BorderWidth, Epsilon, Norm, PatchSize, parse_levels, parse_threat
+from mm_cb.core.closing import Step, files, listing, say, what_next
 from mm_cb.core.errors import UserError
 
 EXAMPLE = "Example: mm-cb attack --model miniature --adapter runs/rr --behaviors behaviors.jsonl --out runs/attack"
@@ -80,13 +81,18 @@ _OLD_CHECK = {
 
 def _listed(wanted: bool) -> None:
     if wanted:
-        for entry in attacks():
-            marks = ["in `all`"] * entry.in_all + ["needs an adapter"] * entry.needs_adapter
-            marks += [f"anneal: {entry.anneal}"] * (entry.anneal != "none")
-            marks += ["also without a picture"] * (not entry.needs_picture)
-            marks += ["not in the worst case"] * (not entry.in_worst_case)
-            typer.echo(f"{entry.name:18} {entry.about} (given: {entry.given}; {', '.join(marks) or 'by name only'})")
+        listing((entry.name, entry.about, _needs(entry)) for entry in attacks())
         raise typer.Exit()
+
+
+def _needs(entry: AttackEntry) -> str:
+    """What an attack needs, what it is given, and what it counts for."""
+    needs = ["a model that sees"] if entry.needs_picture else ["no picture"]
+    needs += ["an adapter (or --base)"] * entry.needs_adapter + ["--prompts"] * entry.imported
+    needs += ["--corpus"] * ("corpus" in entry.reads)
+    marks = ["in `all`" if entry.in_all else "by name only"] + [f"anneal: {entry.anneal}"] * (entry.anneal != "none")
+    marks += ["not in the worst case"] * (not entry.in_worst_case)
+    return f"{', '.join(needs)}; given {entry.given}; {', '.join(marks)}"
 
 
 def _config(flags: Mapping[str, Any]) -> AttackConfig:
@@ -238,11 +244,14 @@ def attack(
     text = read_system(system)
     from mm_cb.attacks.run import run_attack
     from mm_cb.attacks.shards import Shard, launched_device
+    from mm_cb.cli.attacked import show_attacked
     from mm_cb.inference.source import ModelSource
 
     place = launched_device(device) if shard == "auto" else device
     source = ModelSource(model, adapter, place, dtype, system=text, base=base)
     run_attack(source, behaviors, out, names, config, shard=None if shard is None else Shard.parse(shard))
+    if shard is None:
+        show_attacked(out)
 
 
 def verify(
@@ -266,6 +275,7 @@ def verify(
     if attack is not None:
         attack_entry(attack)
     verify_run(run_dir, model=model, adapter=adapter, base=base, device=device)
+    what_next(Step("the run says what its files give; one page of it", ["report", run_dir]))
 
 
 def check(
@@ -294,6 +304,7 @@ def check(
     from mm_cb.inference.source import ModelSource
 
     run_battery(ModelSource(model, adapter, device, dtype, system=text), behaviors, out, config, count)
+    what_next(Step("on the page of the attack run, whose verdict counts it", ["report", "ATTACK_RUN", out]))
 
 
 def transfer(
@@ -308,6 +319,12 @@ def transfer(
     from mm_cb.attacks.transfer import run_transfer
 
     run_transfer(runs[0], runs[1], behaviors, out, device=device)
+    say(
+        "If pictures made on the base break the breaker more often than its own do, the attack on the breaker is weak, "
+        "and its low number no strength."
+    )
+    files({"results": out / "results.json"})
+    what_next(Step("one page of it", ["report", out]))
 
 
 SUBCOMMANDS: dict[str, tuple[Callable[..., None], str]] = {

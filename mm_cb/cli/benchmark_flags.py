@@ -11,8 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from mm_cb.benchmarks.base import Benchmark
+from mm_cb.benchmarks.registry import get_benchmark
 from mm_cb.benchmarks.settings import Settings, StoredAnswers
 from mm_cb.cli.options import Adapter, Device, Dtype, Out, Seed, System, read_system, refuse_old_settings
+from mm_cb.core.closing import Step, say, what_next
 from mm_cb.core.errors import UserError
 
 MODEL, WHAT, RUN = "Model", "Benchmark", "Run"
@@ -48,7 +50,7 @@ def eval_command(benchmark: Benchmark) -> Callable[..., None]:
         subject = common["subject"] or subject_name(source.breaker, text)
         out: Path = common["out"]
         run_benchmark(benchmark, source, settings, out, data=common["data"], subject=subject, seed=common["seed"])
-        benchmark.show(out, subject)
+        show_measured(out, benchmark.name, subject)
         benchmark.refuse(out)
 
     parameters = [
@@ -76,12 +78,33 @@ def score_command(benchmark: Benchmark) -> Callable[..., None]:
         out, subject = given.pop("out"), given.pop("subject")
         seed, data = given.pop("seed"), given.pop("data", None)
         benchmark.score_stored(_read(kind, given), out, data=data, subject=subject or "base", seed=seed)
-        benchmark.show(out, subject or "base")
+        show_measured(out, benchmark.name, subject or "base")
 
     options = _setting_options(kind, "Stored outputs")
     options += _data_options(benchmark, settings=False) if issubclass(kind, StoredAnswers) else []
     parameters = [*options, *_run_options("base"), _words()]
     return _described(command, parameters, f"Score stored outputs of {benchmark.title}, without a model.")
+
+
+def show_measured(folder: Path, benchmark: str, subject: str) -> None:
+    """Print a finished run of a benchmark, what others have published of it, and what to type next."""
+    from mm_cb.core.runs import read_run
+    from mm_cb.data.cards import cards
+
+    known = get_benchmark(benchmark)
+    known.show(folder, subject)
+    for metric in known.metrics[:1]:
+        better = {True: "; higher is better", False: "; lower is better", None: ""}[metric.higher_is_better]
+        say(f"{metric.label}: {metric.rule}{better}", "  ")
+    published = [card.published for card in cards().values() if card.hub is not None and card.hub == known.dataset]
+    for line in (line for lines in published for line in lines):
+        say(f"published: {line}", "  ")
+    recipe = read_run(folder)["recipe"]
+    page = Step("the page, of this run or of several side by side", ["report", folder])
+    if recipe.get("adapter") is not None:
+        base = "the base beside it: the same command without --adapter and with another --out, then one page of both"
+        page = Step(base, ["report", "BASE_RUN", folder, "--out", "report.html"])
+    what_next(page)
 
 
 _COMMON = ("out", "model", "adapter", "endpoint", "data", "subject", "seed", "device", "dtype")

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mm_cb.cli.groups import Group
+from mm_cb.cli.groups import Command, Group
 from mm_cb.cli.options import Behaviors, Seed, known_dtype, number
+from mm_cb.core.closing import Step, files, here, say, shell, what_next
 from mm_cb.core.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -18,20 +19,22 @@ EXAMPLE = "Example: mm-cb data check llava_instruct_150k.json --images coco/trai
 app = typer.Typer(help="List data sets, check them before a run, build the unpublished ones.", rich_markup_mode=None)
 
 
-@app.command("list", epilog="Example: mm-cb data list")
+@app.command("list", cls=Command, epilog="Example: mm-cb data list")
 def list_() -> None:
     """List the data sets that have a card: what for, licence, and whether they are on this machine."""
-    from mm_cb.core.progress import console
+    from mm_cb.core.terminal import put
     from mm_cb.data.cards import cards, whereabouts
 
-    out = console()
     for card in cards().values():
-        here, detail = whereabouts(card)
-        out.print(f"{card.name}: for {card.used_for}, {'here' if here else 'not here'}, licence {card.licence}")
-        out.print(f"  {card.summary}\n  {detail}")
+        there, detail = whereabouts(card)
+        put(f"{card.name} ({'here' if there else 'not here'}; for {card.used_for})")
+        for line in (card.summary, f"licence: {card.licence}", f"from {card.source}", detail):
+            say(f"    {line}", "    ")
+        for line in () if there else card.how:
+            put(shell(line, "    "))
 
 
-@app.command("check", epilog=EXAMPLE)
+@app.command("check", cls=Command, epilog=EXAMPLE)
 def check(
     what: Annotated[
         list[str],
@@ -99,11 +102,17 @@ def check(
     _show(report)
     if report.has_errors:
         raise typer.Exit(2)
+    if recipe is not None:
+        plan = Step("what would be trained on it, and the memory", ["train", *what, "--dry-run"])
+        what_next(plan, Step("train", ["train", *what]))
+    else:
+        what_next(Step("put the files under `data` of a recipe, then train", ["train", "mine.yaml"]))
 
 
 def _recipe(what: list[str]) -> "Recipe | None":
     """The recipe that the arguments name, with its fields as `mm-cb train` takes them, if they name one."""
-    from mm_cb.training.recipes.recipe import load_recipe, recipe_names
+    from mm_cb.core.recipe_files import recipe_names
+    from mm_cb.training.recipes.recipe import load_recipe
 
     is_recipe = what[0] in recipe_names() or what[0].endswith((".yaml", ".yml"))
     return load_recipe(what[0], what[1:]) if is_recipe else None
@@ -169,7 +178,8 @@ app.add_typer(build, name="build")
 
 
 @build.command(
-    "behaviors",
+    cls=Command,
+    name="behaviors",
     epilog="Example: mm-cb data build behaviors --harmbench HarmBench --mm-safetybench MM-SafetyBench --out behaviors",
 )
 def build_behaviors(
@@ -214,10 +224,13 @@ def build_behaviors(
             console().print(f"{title}: {len(lines)}, the first:")
             for line in lines[:5]:
                 console().print(f"  {line}")
-    console().print(f"behaviours: {built.path}")
+    files({"behaviours": built.path})
+    _attack_next(built.path)
 
 
-@build.command("benign", epilog="Example: mm-cb data build benign --behaviors behaviors.jsonl --out benign")
+@build.command(
+    "benign", cls=Command, epilog="Example: mm-cb data build benign --behaviors behaviors.jsonl --out benign"
+)
 def build_benign(
     behaviors: Behaviors,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Gets behaviors.jsonl and images/.")],
@@ -238,11 +251,13 @@ def build_benign(
 
     sentences = BENIGN_TARGETS if targets is None else read_targets(targets)
     count = len(read_behaviors(build_benign(behaviors, out, sentences)))
-    console().print(f"{count} behaviours with harmless targets: {out / 'behaviors.jsonl'}")
+    console().print(f"{count} behaviours with harmless targets: {here(out / 'behaviors.jsonl')}")
+    _attack_next(out / "behaviors.jsonl")
 
 
 @build.command(
-    "pairs",
+    cls=Command,
+    name="pairs",
     epilog="Example: mm-cb data build pairs --images coco --template my.txt --describer miniature "
     "--generator-url http://localhost:8000/v1 --generator NAME --out pairs",
 )
@@ -323,3 +338,13 @@ def build_pairs(
             f"{built.stopped} {left} of {built.pictures} pictures have no answer yet ({count_reasons(built.left)}; why "
             f"is in {out / 'failures.jsonl'}); run the same command again to ask for these alone."
         )
+    what_next(
+        Step("read what would be trained on", ["data", "check", built.path]),
+        Step("then name the file under `data` of a recipe", ["train", "--show", "llava-next-mistral-7b"]),
+    )
+
+
+def _attack_next(behaviors: Path) -> None:
+    """What to type next with a behaviours file."""
+    attack: list[str | Path] = ["attack", "--model", "MODEL", "--behaviors", behaviors, "--out", "runs/attack"]
+    what_next(Step("attack with them", attack))

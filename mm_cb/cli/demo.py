@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mm_cb.cli.options import Device, Dtype, Out, Seed, number
+from mm_cb.core.closing import Step, what_next
 from mm_cb.core.errors import UserError
 
 EXAMPLE = "Example: mm-cb demo --out my-demo"
@@ -43,6 +44,10 @@ def demo(
         from mm_cb.real.run import run_real
 
         run_real(Path("mm-cb-real") if out == _OUT else out, seed=seed)
+        what_next(
+            Step("whether your own model is supported, and its memory", ["doctor", "--model", "MODEL"]),
+            Step("the recipes; then docs/quickstart.md", ["train", "--list"]),
+        )
         return
     from mm_cb.demo import run_demo
 

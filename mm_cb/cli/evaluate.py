@@ -10,6 +10,7 @@ from mm_cb.benchmarks.base import Benchmark
 from mm_cb.benchmarks.registry import benchmark_names, get_benchmark
 from mm_cb.cli.benchmark_flags import eval_command
 from mm_cb.cli.groups import Command, Group
+from mm_cb.core.closing import listing
 
 EXAMPLE = "Example: mm-cb eval mmmu --model miniature --data my-copy --out runs/mmmu"
 
@@ -39,7 +40,7 @@ class BenchmarkGroup(Group):
         return super().resolve_command(ctx, args)
 
 
-app = typer.Typer(help="Measure what a model can still do, by one of the benchmarks below.", rich_markup_mode=None)
+app = typer.Typer(help=f"Measure what a model can still do: {', '.join(benchmark_names())}.", rich_markup_mode=None)
 for _name in benchmark_names():
     _add(app, get_benchmark(_name))
 
@@ -47,9 +48,7 @@ for _name in benchmark_names():
 def _list(wanted: bool) -> None:
     if not wanted:
         return
-    for name in benchmark_names():
-        one = get_benchmark(name)
-        typer.echo(f"{name}: {one.about}; needs {one.needs}")
+    listing((name, one.about, one.needs) for name in benchmark_names() for one in [get_benchmark(name)])
     raise typer.Exit()
 
 

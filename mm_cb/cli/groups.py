@@ -1,22 +1,69 @@
 """How commands show their help: options under headings, commands with the whole of their first line."""
 
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from mm_cb.core.closing import shell, wrapped
 from mm_cb.core.errors import unknown
 
 LAST = ("Run", "Options")
 """Headings that come behind all others: where a run goes and on what, and what every command has."""
+_KIND = re.compile(r" <[^>]*>$")
+"""The parser's word for what an argument is: a Python type."""
+_BRACES = re.compile(r"^\{(\S+?)(?:\.\.\.)?\}(\.\.\.)?$|^\{(.*)\}(?:\.\.\.)?$")
+"""An argument in the line of usage, as newer versions of the parser put it."""
 
 
-class Command(TyperCommand):
+class _Whole:
+    """The parser's formatter, which breaks lines between words alone: no flag or name is cut at its hyphens."""
+
+    width: int
+    current_indent: int
+    write: Callable[[str], None]
+
+    def write_text(self, text: str) -> None:
+        """Write paragraphs."""
+        indent = " " * self.current_indent
+        paragraphs = ("\n".join(wrapped(part, self.width, indent, indent)) for part in text.split("\n\n"))
+        self.write("\n\n".join(paragraphs) + "\n")
+
+    def write_dl(self, rows: Sequence[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """Write names and, beside them, what each is."""
+        left = max((len(name) for name, _ in rows), default=0)
+        indent, behind = " " * self.current_indent, " " * (self.current_indent + left + col_spacing)
+        for name, about in rows:
+            head = f"{indent}{name:{left + col_spacing}}"
+            self.write("\n".join(wrapped(about, self.width, head, behind)).rstrip() + "\n")
+
+
+class _Helpful:
+    """A command's help: at the terminal's width, words whole, the example as a shell takes it."""
+
+    epilog: str | None
+
+    def get_help(self, ctx: Any) -> str:
+        """All of it."""
+        ctx.formatter_class = type("Whole", (_Whole, ctx.formatter_class), {})
+        return str(super().get_help(ctx))  # type: ignore[misc]
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the example."""
+        if self.epilog:
+            begin = "Example: "
+            formatter.write(f"\n{shell(self.epilog.removeprefix(begin), '  ', f'  {begin}')}\n")
+
+
+class Command(_Helpful, TyperCommand):
     """A command whose help puts options under headings: those of ``rich_help_panel``, in the order they first come."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The line behind "Usage:", without what is only taken to be answered."""
         shown = (p for p in self.get_params(ctx) if not getattr(p, "hidden", False))
-        return [self.options_metavar or "", *(piece for p in shown for piece in p.get_usage_pieces(ctx))]
+        pieces = (piece for p in shown for piece in p.get_usage_pieces(ctx))
+        return [self.options_metavar or "", *(_BRACES.sub(r"\1\2\3", piece) for piece in pieces)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options of every heading."""
@@ -24,13 +71,25 @@ class Command(TyperCommand):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
+                record = _KIND.sub("", record[0]), record[1]
                 groups.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(record)
-        for heading in sorted(groups, key=lambda name: LAST.index(name) if name in LAST else -1):
+        last = LAST if len(groups.get("Options", ())) == 1 else LAST[:1]  # with no more than --help, behind all others
+        for heading in sorted(groups, key=lambda name: last.index(name) if name in last else -(name == "Options") - 1):
             with formatter.section(heading):
                 formatter.write_dl(groups[heading])
+        if below := _below(ctx):
+            with formatter.section("Commands below it, each with a help of its own"):
+                formatter.write_dl(below)
 
 
-class Group(TyperGroup):
+def _below(ctx: Any) -> list[tuple[str, str]]:
+    """The commands that stand under a command, with their first lines: ``attack verify`` under ``attack``."""
+    around = getattr(ctx.parent, "command", None)
+    known = getattr(around, "commands", {})
+    return [(name, known[name].get_short_help_str(limit=300)) for name in known if name.startswith(f"{ctx.info_name} ")]
+
+
+class Group(_Helpful, TyperGroup):
     """Names the nearest command when one is mistyped, and lists commands with the whole of their first line."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -40,7 +99,13 @@ class Group(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write every command with its first line, uncut."""
-        rows = [(name, self.commands[name].get_short_help_str(limit=300)) for name in self.list_commands(ctx)]
+        rows = []
+        for name in self.list_commands(ctx):
+            command = self.commands[name]
+            rows.append((name, command.get_short_help_str(limit=300)))
+            if type(command) is Group:  # not the benchmarks, which say themselves what they need
+                below = command.list_commands(ctx)
+                rows += [(f"{name} {one}", command.commands[one].get_short_help_str(limit=300)) for one in below]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from mm_cb.cli.options import Device, Dtype, behaviors_file, number
-from mm_cb.judges.registry import JUDGED, judge_entry, judge_names
+from mm_cb.core.closing import here, listing, say
+from mm_cb.core.errors import UserError
+from mm_cb.judges.registry import JUDGED, JudgeEntry, judge_entry, judge_names
 
 EXAMPLE = "Example: mm-cb judge runs/attack --judge refusal-strings"
 
@@ -14,12 +16,16 @@ EXAMPLE = "Example: mm-cb judge runs/attack --judge refusal-strings"
 def _list(wanted: bool) -> None:
     if not wanted:
         return
-    for name in judge_names():
-        entry = judge_entry(name)
-        needs = f"; needs {entry.checkpoint}" if entry.checkpoint else ""
-        needs += "; needs --endpoint" if "--endpoint" in entry.reads else ""
-        typer.echo(f"{name}: {entry.about}{needs}")
+    listing((name, entry.about, _needs(entry)) for name in judge_names() for entry in [judge_entry(name)])
     raise typer.Exit()
+
+
+def _needs(entry: JudgeEntry) -> str:
+    if entry.checkpoint:
+        return f"{entry.checkpoint}, fetched once from the hub, and for speed a GPU"
+    if "--endpoint" in entry.reads:
+        return "--endpoint URL, --judge-model NAME, --prompt-file FILE, and the extra: pip install -e '.[judge]'"
+    return "nothing: no model, no network"
 
 
 def judge(
@@ -60,6 +66,7 @@ def judge(
     results.json carry the newest ones. A report page in RUN_DIR is made again; one elsewhere is for mm-cb report.
     """
     entry = judge_entry(judge)
+    from mm_cb.cli.attacked import show_run
     from mm_cb.core.checked import read_records
     from mm_cb.core.progress import Progress
     from mm_cb.core.records import Item
@@ -86,17 +93,21 @@ def judge(
     had_page = page.is_file()
     with Progress() as progress:
         found = rejudge(run_dir, opened, behaviors=behaviors, progress=progress)
-        for pair in found:
-            first, second = pair["judges"]
-            if pair["n"]:
-                kappa = "undefined" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
-                progress.say(
-                    f"{first} and {second}: {pair['agreement']:.1f} % agreement, kappa {kappa} (n = {pair['n']}, "
-                    f"{len(pair['disagreements'])} disagreements)"
-                )
-        progress.say(f"verdicts in {run_dir / 'judgements'}, results in {run_dir / 'results.json'}")
+    for pair in (pair for pair in found if pair["n"]):
+        first, second = pair["judges"]
+        kappa = "undefined" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
+        say(
+            f"{first} and {second}: {pair['agreement']:.1f} % agreement, kappa {kappa} (n = {pair['n']}, "
+            f"{len(pair['disagreements'])} disagreements)",
+            "  ",
+        )
     if had_page:
         from mm_cb.report import write_report
 
         write_report([run_dir], page)
-        typer.echo(f"page made again: {page}")
+        typer.echo(f"page made again: {here(page)}")
+    typer.echo(f"every verdict: {here(run_dir / 'judgements')}\n")
+    try:
+        show_run(run_dir)
+    except UserError as error:  # the verdicts are written, whatever else of the run cannot be read
+        say(f"the run's table cannot be shown: {error}")

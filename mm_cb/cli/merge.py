@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mm_cb.cli.options import Model, known_dtype
+from mm_cb.core.closing import Step, files, what_next
 
 EXAMPLE = "Example: mm-cb merge --model llava-hf/llava-v1.6-mistral-7b-hf --adapter runs/rr --out merged"
 
@@ -22,4 +23,30 @@ def merge(
     """Fold an adapter into its model and write a plain checkpoint, for engines that take no adapters."""
     from mm_cb.models.merging import merge as write_merged
 
-    typer.echo(str(write_merged(model, adapter, out, dtype=dtype)))
+    merged = write_merged(model, adapter, out, dtype=dtype)
+    files({"merged model": merged})
+    evaluate: list[str | Path] = [
+        "eval",
+        "over-refusal",
+        "--model",
+        merged,
+        "--data",
+        "requests.jsonl",
+        "--out",
+        "runs/merged",
+    ]
+    attack: list[str | Path] = [
+        "attack",
+        "--model",
+        merged,
+        "--base",
+        model,
+        "--behaviors",
+        "behaviors.jsonl",
+        "--out",
+        "runs/attack",
+    ]
+    what_next(
+        Step("what it keeps, as of any other model (or behind a server: --endpoint URL)", evaluate),
+        Step("what it gives away; --base is for the attacks that know the breaker", [*attack, "--attack", "all"]),
+    )

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mm_cb.core.closing import files, say
 from mm_cb.core.errors import UserError
 
 EXAMPLE = "Example: mm-cb report runs/base-pgd runs/rr-pgd runs/base-mmmu runs/rr-mmmu --out report.html"
@@ -51,4 +52,9 @@ def report(
         verdict = judge_report(data)
     for hole in (hole for run in data.runs for hole in run.holes):
         typer.echo(clean_text(hole))
-    typer.echo(f"\n{clean_text(verdict.sentence)}\n\n{target}")
+    typer.echo()
+    for line in clean_text(verdict.sentence).split("\n"):
+        say(line)
+    typer.echo()
+    say("The page is one file that needs no network; open it in a browser:")
+    files({"page": target})

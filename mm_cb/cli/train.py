@@ -1,5 +1,6 @@
 """``mm-cb train``."""
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mm_cb.cli.options import number
+from mm_cb.core.closing import Step, files, here, listing, say, what_next
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.paths import safe_id
+from mm_cb.core.recipe_files import recipe_file
 
 if TYPE_CHECKING:
+    from mm_cb.core.records import JsonObject
     from mm_cb.training.planning.plan import TrainingPlan
+    from mm_cb.training.recipes.config import Recipe
 
 EXAMPLE = "Example: mm-cb train miniature --out runs/rr training.max_steps=60"
 
@@ -22,7 +27,7 @@ def train(
         str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]", help="Recipe fields to change, by dotted name.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe fields to change, by dotted name.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory.  [default: runs/RECIPE]")] = None,
     dry_run: Annotated[
@@ -54,6 +59,7 @@ def train(
     short = [
         f"{key}={value}" for key, value in (("seed", seed), ("device", device), ("dtype", dtype)) if value is not None
     ]
+    recipe_file(recipe)  # a name that there is not is told before anything heavy is imported
     if dry_run:
         _show_plan(recipe, [*(overrides or []), *short])
     else:
@@ -62,12 +68,10 @@ def train(
 
 def _print(list_: bool, fields: bool, show: str | None) -> None:
     """Print what recipes there are, what fields one has, or one as it is written."""
-    from mm_cb.training.recipes.recipe import recipe_names, recipe_summary, recipe_text
+    from mm_cb.core.recipe_files import recipe_names, recipe_needs, recipe_summary, recipe_text
 
     if list_:
-        width = max(map(len, recipe_names()))
-        for name in recipe_names():
-            typer.echo(f"{name:{width}}  {recipe_summary(name)}")
+        listing((name, recipe_summary(name), recipe_needs(name)) for name in recipe_names())
     if fields:
         from mm_cb.training.recipes.fields import recipe_fields
 
@@ -92,7 +96,7 @@ def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None,
     from mm_cb.training.recipes.recipe import load_recipe
 
     recipe = load_recipe(name_or_path, overrides)
-    from mm_cb.core.progress import Progress, console
+    from mm_cb.core.progress import Progress
     from mm_cb.core.runs import read_jsonl
     from mm_cb.training.outcome import ENOUGH_STEPS, STUCK, DidNotTakeHold
     from mm_cb.training.run import train
@@ -100,14 +104,68 @@ def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None,
     with Progress() as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", DidNotTakeHold)  # said below
         adapter = train(recipe, Path("runs") / safe_id(recipe.name) if out is None else out, progress=progress)
-    console().print(f"adapter: {adapter}")
-    last = (read_jsonl(adapter / "metrics.jsonl") or [{}])[-1]
-    if STUCK not in last:
+    if os.environ.get("RANK", "0") != "0":  # under a launcher the first process speaks
         return
-    if allow_stuck or last["step"] + 1 < ENOUGH_STEPS:
-        warnings.warn(last[STUCK], stacklevel=2)
+    records = read_jsonl(adapter / "metrics.jsonl")
+    stuck = records[-1].get(STUCK) if records else None
+    short = not records or records[-1]["step"] + 1 < ENOUGH_STEPS
+    _show_held_out(recipe, records)
+    files({"adapter": adapter})
+    if stuck is not None and not allow_stuck and not short:
+        raise UserError(f"{stuck}, or take the adapter in `{adapter}` as it is with --allow-stuck.")
+    if stuck is not None:
+        warnings.warn(stuck, stacklevel=2)
+    what_next(
+        Step("attack it: what it still gives away, and the table", _attack_of(recipe, adapter)),
+        Step(f"what it was trained on and how that went: {here(adapter / 'README.md')}", []),
+    )
+
+
+def _attack_of(recipe: "Recipe", adapter: Path) -> list[str | Path]:
+    """The attack command for an adapter."""
+    from mm_cb.core.embedded import embedded
+
+    guest = embedded(recipe.model)
+    behaviors = guest.name if guest is not None and guest.behaviors is not None else "behaviors.jsonl"
+    words: list[str | Path] = [
+        "attack",
+        "--model",
+        recipe.model,
+        "--adapter",
+        adapter,
+        "--behaviors",
+        behaviors,
+        "--attack",
+        "all",
+    ]
+    device = ["--device", recipe.device] if recipe.device != "cpu" else []
+    return [*words, *device, *([] if recipe.dtype == "float32" else ["--dtype", recipe.dtype]), "--out", "runs/attack"]
+
+
+def _show_held_out(recipe: "Recipe", records: "Sequence[JsonObject]") -> None:
+    """Print where rows that were never trained on were at the start and are at the end, and where they should be."""
+    measured = [record for record in records if "held_out_retain_cosine" in record]
+    if not measured:
+        for record in records[-1:]:
+            losses = f"reroute {record['reroute_loss']:.3f} (1 at the start), retain {record['retain_loss']:.3f} (0)"
+            say(f"last step: {losses}; no rows were held out (training.held_out), an attack tells whether it took hold")
         return
-    raise UserError(f"{last[STUCK]}, or take the adapter in `{adapter}` as it is with --allow-stuck.")
+    from rich.table import Table
+
+    from mm_cb.core.progress import console
+    from mm_cb.training.outcome import KEPT
+    from mm_cb.training.registry import loss_entry
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for place, head in enumerate(("rows never trained on", "start", "end", "expected", "")):
+        table.add_column(head, justify="right" if place in (1, 2) else "left")
+    rows = {"circuit_breaker": loss_entry(recipe.circuit_breaker.loss).hold, "retain": KEPT}
+    for name, hold in rows.items():
+        first, last = (float(record[f"held_out_{name}_{hold.measure}"]) for record in (measured[0], measured[-1]))
+        title = f"{name.replace('_', ' ')}: {hold.measure.replace('_', ' ')} to base"
+        met = "met" if hold.holds(last) else "NOT met"
+        table.add_row(title, f"{first:.3f}", f"{last:.3f}", hold.expected, met)
+    console().print(table)
 
 
 def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:

@@ -1,6 +1,5 @@
 """What a person sees while something long runs, and terminal output that untrusted text cannot take over."""
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -12,15 +11,12 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from mm_cb.core.terminal import QuietFile, printable
+
 _PLAIN_SECONDS = 5.0
 _DAY = 86_400.0
 _MEASURED = 2
 """Calls of `Task.advance` before its estimate is believed: the first one may hold what happens only once."""
-
-
-def printable(text: str) -> str:
-    """Text without anything a terminal would act on; line feeds and tabs stay."""
-    return "".join(c if c.isprintable() or c in "\n\t" else " " if c.isspace() else "?" for c in text)
 
 
 class _SafeConsole(Console):
@@ -36,35 +32,8 @@ def console(file: TextIO | None = None) -> Console:
     Strings, also those inside tables, are never read as markup and lose their control characters; a reader that goes
     away (``| head``) does not end the program.
     """
-    target: Any = _QuietFile(sys.stdout if file is None else file)
+    target: Any = QuietFile(sys.stdout if file is None else file)
     return _SafeConsole(file=target, markup=False, emoji=False, highlight=False, soft_wrap=True)
-
-
-class _QuietFile:
-    """A text stream whose reader may go away (writing then does nothing) and whose encoding may be poor."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            try:
-                self._file.write(text)
-            except UnicodeEncodeError as e:
-                self._file.write(text.encode(e.encoding, "replace").decode(e.encoding))
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._file.flush()
-
-    def isatty(self) -> bool:
-        with contextlib.suppress(OSError, ValueError):
-            return self._file.isatty()
-        return False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 class Task:

@@ -28,6 +28,8 @@ class Card:
     """``training``, ``behaviours``, ``benchmark``, or ``demo``: an embedded model's own."""
     get: str = "comes with the package"
     """What the user does to have it."""
+    commands: tuple[str, ...] = ()
+    """The same as a shell takes it; empty where the hub has it (see `how`)."""
     files: tuple[str, ...] = ()
     """Files or folders the user downloads, below the data home (see `data_home`)."""
     hub: str | None = None
@@ -36,9 +38,17 @@ class Card:
     format: str | None = None
     """How rows become examples, see `mm_cb.data.formats`."""
     columns: Mapping[str, str] = field(default_factory=dict)
+    published: tuple[str, ...] = ()
+    """Scores that others have published of it: number, model, source, a line each."""
     scenarios: Mapping[str, str] = field(default_factory=dict)
     """The data set's own categories → the paper's seven scenarios."""
     notes: str = ""
+
+    @property
+    def how(self) -> tuple[str, ...]:
+        """Commands that get it."""
+        of_hub = () if self.hub is None else (f"hf download --repo-type dataset {self.hub}",)
+        return self.commands or of_hub
 
 
 def cards() -> dict[str, Card]:

@@ -1,11 +1,13 @@
 """What a name stands for: its configuration, its family, its shapes, its processor."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+import transformers
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig
 
 from mm_cb.core.embedded import guest_names
 from mm_cb.core.errors import UserError, one_line
@@ -32,6 +34,7 @@ def read_config(name_or_path: str | Path) -> Any:
     try:
         held, _ = PretrainedConfig.get_config_dict(folder)
         check_kinds(held, str(name_or_path))
+        _refuse_unknown_type(held, name_or_path)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except UserError:
         raise
@@ -45,6 +48,16 @@ def read_config(name_or_path: str | Path) -> Any:
         )
     check_config(config, str(name_or_path))
     return config
+
+
+def _refuse_unknown_type(held: Mapping[str, Any], name_or_path: str | Path) -> None:
+    """Refuse a type that this transformers does not have, by its name; who brings code of its own is told elsewhere."""
+    kind = held.get("model_type")
+    if isinstance(kind, str) and kind not in CONFIG_MAPPING and "auto_map" not in held:
+        raise UserError(
+            f"`{name_or_path}` is of the type `{kind[:80]}` (`model_type` in {CONFIG}), which transformers "
+            f"{transformers.__version__} does not know; correct it, or take a version that does."
+        )
 
 
 def sees(name_or_path: str | Path) -> bool:

@@ -119,7 +119,7 @@ def test_what_could_make_a_score_lie_stands_beside_it(benchmark, capsys):
         assert run(model, judge, benchmark, "--orders", "both") == 0
         assert run(model, judge, benchmark, "--orders", "both") == 0
         assert len(judge.requests) == 10 and results(benchmark)("strict").counts["unscored"] == 1
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     for line in (
         "judge j, a rule of your own",
         "run 1 candidate first 200.0, run 1 reference first 50.0",

@@ -299,7 +299,7 @@ def test_a_question_that_the_server_refuses_is_unscored_and_the_server_may_move(
     with StubServer(lambda request, number: error(400, "image too large") if number == 0 else "B") as server:
         assert run(*where, server.url) == 0 and len(server.requests) == 3
         assert run(*where, server.url) == 0 and len(server.requests) == 3
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert out.count("CAUTION 1 requests have no answer: 1 refused") == 2 and "image too large" in out
     items = read_jsonl(tmp_path / "run" / "items.jsonl")
     assert [(item["score"], item["letter"]) for item in items if item["completion"] == ""] == [(None, None)] * 2

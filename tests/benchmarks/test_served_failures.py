@@ -103,7 +103,7 @@ def test_what_fails_again_and_again_is_named_and_asked_by_the_next_start_alone(t
 def test_what_was_not_answered_is_unscored_and_counted(trouble, kind, benchmark, tmp_path, capsys):
     with StubServer(lambda request, number: trouble if number == 1 else "(A) yes") as server:
         assert run(benchmark, server) == 0 and run(benchmark, server) == 0 and len(server.requests) == N
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert out.count("CAUTION 1 requests have no answer") == 2 and ("--max-new-tokens" in out) == (kind == "cut")
     lost = [item for item in read_jsonl(tmp_path / "run" / "items.jsonl") if item.get("reason")]
     assert lost and {(i["reason"], i["score"], i["outcome"], i.get("gibberish")) for i in lost} == {

@@ -1,5 +1,6 @@
 """`mm-cb attack` and its subcommands: every flag is explained, reaches the configuration, or is refused in one line."""
 
+import re
 import sys
 import types
 from pathlib import Path
@@ -29,6 +30,7 @@ def called(monkeypatch):
     calls, stand_in = [], types.ModuleType("mm_cb.attacks.run")
     stand_in.run_attack = lambda *given, shard=None: calls.append((*given, shard))
     monkeypatch.setitem(sys.modules, "mm_cb.attacks.run", stand_in)
+    monkeypatch.setattr("mm_cb.cli.attacked.show_attacked", lambda folder: None)
     return calls
 
 
@@ -74,11 +76,12 @@ def test_every_setting_of_an_attack_has_a_flag():
 
 def test_the_attacks_are_listed_without_further_options(capsys):
     assert cli.run(["attack", "--list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [entry.name for entry in attacks()]
-    for line, entry in zip(lines, attacks(), strict=True):
+    shown = re.split(r"^(?=\w)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    assert [rows.split()[0] for rows in shown] == [entry.name for entry in attacks()]
+    for rows, entry in zip(shown, attacks(), strict=True):
+        line = " ".join(rows.split())
         assert entry.about in line and ("in `all`" in line) == entry.in_all
-        assert ("needs an adapter" in line) == entry.needs_adapter
+        assert ("an adapter" in line) == entry.needs_adapter and ("a model that sees" in line) == entry.needs_picture
         assert ("not in the worst case" in line) != entry.in_worst_case
 
 

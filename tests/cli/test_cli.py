@@ -334,12 +334,12 @@ def test_a_dry_run_refuses_what_a_run_would_refuse(recipe_file, override, expect
 
 
 def test_recipes_are_listed_with_what_they_are_for_and_shown(capsys):
-    from mm_cb.training.recipes.recipe import recipe_files, recipe_names
+    from mm_cb.core.recipe_files import recipe_files, recipe_names
 
     assert cli.run(["train", "--list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == recipe_names()
-    assert all(line.endswith((".", "CPU.")) and len(line.split()) > 5 for line in lines)
+    shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if line[0] != " "] == recipe_names()
+    assert shown.count("\n    needs ") == len(recipe_names()) and "the model openai-community/gpt2" in shown
     assert cli.run(["train", "--show", "gpt2"]) == 0
     assert capsys.readouterr().out == recipe_files()["gpt2"].read_text()
     assert cli.run(["train", "--show", "gpt3"]) == 2
@@ -388,4 +388,5 @@ def test_train_runs_the_resolved_recipe(monkeypatch, capsys):
     (first, first_out), (second, second_out) = calls
     assert (first.training.max_steps, first.dtype, first_out) == (7, "bfloat16", "runs/miniature")
     assert (second.seed, second_out) == (3, "o")
-    assert capsys.readouterr().out.endswith("adapter: o\n")
+    said = capsys.readouterr().out
+    assert "\nadapter  o\n" in said and "  mm-cb attack --model miniature --adapter o --behaviors miniature" in said

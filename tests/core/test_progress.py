@@ -4,7 +4,8 @@ import re
 import pytest
 
 from mm_cb.core import progress
-from mm_cb.core.progress import Progress, clock, console, printable
+from mm_cb.core.progress import Progress, clock, console
+from mm_cb.core.terminal import printable
 
 
 class Clock:

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.recipe_files import recipe_names
 from mm_cb.models import TokenRole
 from mm_cb.models.known import known_config
 from mm_cb.training.adapter import add_adapter
 from mm_cb.training.placement import KeptBlocks, lora_paths
 from mm_cb.training.planning.memory import block_bytes, estimate, kept_weights
 from mm_cb.training.planning.plan import Smaller, check_device, longest_row, make_plan
-from mm_cb.training.recipes.recipe import load_recipe, recipe_names
+from mm_cb.training.recipes.recipe import load_recipe
 from tests.tiny_llava import picture, tiny_llava
 
 GIB = 2**30

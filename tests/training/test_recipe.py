@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.recipe_files import RECIPES, recipe_names
 from mm_cb.training.recipes.config import Recipe
-from mm_cb.training.recipes.recipe import RECIPES, load_recipe, recipe_keys, recipe_names
+from mm_cb.training.recipes.recipe import load_recipe, recipe_keys
 
 
 def test_the_miniature_recipe():

@@ -32,6 +32,7 @@ from mm_cb.attacks.sanity.measure import (
 )
 from mm_cb.attacks.search import make_objective
 from mm_cb.core.checked import read_list, read_record
+from mm_cb.core.closing import say
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_errors
 from mm_cb.core.hub import keep_to
@@ -182,13 +183,13 @@ def _show(folder: Path) -> list[Check]:
     from rich.table import Table
 
     checks = read_list(folder / "checks.json", Check)
-    table = Table("check", "", "found", "expected")
+    table = Table("check", "", "found", "expected", box=None, pad_edge=False)
     for entry in checks:
         table.add_row(entry["name"], "pass" if entry["passed"] else "FAIL", str(entry["value"]), str(entry["expected"]))
     console().print(table)
     for note in read_record(folder / "battery.json", _Battery).get("notes", []):
-        console().print(f"note: {note}")
+        say(f"note: {note}")
     failed = sum(not entry["passed"] for entry in checks)
     verdict = "all checks pass" if not failed else f"{failed} checks fail: a report of this attack claims nothing"
-    console().print(f"{verdict}; {folder / 'checks.json'}, every number in {folder / 'battery.json'}")
+    say(f"{verdict}; {folder / 'checks.json'}, every number in {folder / 'battery.json'}")
     return checks

@@ -49,6 +49,7 @@ def run_reviews(files: Sequence[Path], out: Path, *, official_failures: bool, se
 
 def show(folder: Path) -> None:
     """Print the scores of a finished run and what could make them lie."""
+    from mm_cb.core.closing import say
     from mm_cb.core.progress import console
 
     measured = [m for m in read_results(folder / "results.json") if m.metric == "llava_wild"]
@@ -58,7 +59,7 @@ def show(folder: Path) -> None:
         out.print(f"LLaVA-Wild, {subject}")
         show_rules(folder, "", "llava_wild", subject, RULES, ("all", *CATEGORIES), counts, link=" to ", missing="none")
     for note in _notes(folder, measured):
-        out.print(note)
+        say(note, "  ")
     out.print(f"results {folder / 'results.json'}")
 
 

@@ -148,12 +148,12 @@ class Mmmu(Benchmark):
     def show(self, folder: Path, subject: str) -> None:
         """Overall and by domain, both rules, and every check that failed."""
         from mm_cb.benchmarks.show import closing, show_rules
-        from mm_cb.core.progress import console
+        from mm_cb.core.closing import say
 
         counts = {"drawn": "fallback", "broken": "degenerate"}
         show_rules(folder, "MMMU", "mmmu", subject, RULES, ("all", *protocol().domains), counts)
         for line in closing(folder):
-            console().print(line)
+            say(line, "  ")
 
 
 def items_of(scored: Iterable[Scored], subject: str, prompts: Mapping[str, str], seed: int = 0) -> list[Item]:

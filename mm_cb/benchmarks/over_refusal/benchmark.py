@@ -162,10 +162,10 @@ class OverRefusal(Benchmark):
     def show(self, folder: Path, subject: str) -> None:
         """One line about every condition."""
         from mm_cb.benchmarks.show import closing
-        from mm_cb.core.progress import console
+        from mm_cb.core.closing import say
 
         for line in (*summary(folder, subject), *closing(folder)):
-            console().print(line)
+            say(line, "  ")
 
 
 def _case(one: Asked, completion: str) -> Case:

@@ -6,41 +6,14 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from mm_cb.core.embedded import guests
 from mm_cb.core.errors import UserError, unknown
-from mm_cb.core.reading import load_yaml, read_text
+from mm_cb.core.reading import load_yaml
+from mm_cb.core.recipe_files import recipe_file, recipe_text
 from mm_cb.core.records import JsonObject
 from mm_cb.training.recipes.config import DataSource, Mixture, Recipe
 
 _FREE = ("data.", "circuit_breaker.loss_settings.")
 """Below these, the fields' own checks say which keys there are."""
-RECIPES = Path(__file__).resolve().parent
-
-
-def recipe_files() -> dict[str, Path]:
-    """The shipped recipes by name, those of embedded models among them."""
-    folders = [RECIPES, *(guest.recipes for guest in guests())]
-    return {file.stem: file for file in sorted((f for d in folders for f in d.glob("*.yaml")), key=lambda f: f.stem)}
-
-
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
-    return list(recipe_files())
-
-
-def recipe_text(name_or_path: str | Path) -> str:
-    """A recipe's file as it is written, with its comments.
-
-    Raises:
-        UserError: If there is none.
-    """
-    return read_text(_file(name_or_path), "recipe")
-
-
-def recipe_summary(name_or_path: str | Path) -> str:
-    """What a recipe is for: the comment in its first line."""
-    first = recipe_text(name_or_path).partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -89,22 +62,11 @@ def first_problem(error: ValidationError) -> str:
 
 def _read(name_or_path: str | Path) -> JsonObject:
     """The fields of a recipe file, unchecked."""
-    path = _file(name_or_path)
+    path = recipe_file(name_or_path)
     fields = load_yaml(recipe_text(path), str(path))
     if not isinstance(fields, dict):
         raise UserError(f"the recipe `{path}` must hold `key: value` lines, got {type(fields).__name__}.")
     return fields
-
-
-def _file(name_or_path: str | Path) -> Path:
-    """The file of a shipped name, or the path itself."""
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
-        return path
-    files = recipe_files()
-    if str(name_or_path) not in files:
-        raise unknown("recipe", str(name_or_path), files)
-    return files[str(name_or_path)]
 
 
 def _value(override: str, value: str) -> Any:

@@ -1,0 +1,140 @@
+"""A quick look at a model: its family, what can be done with it here, and the memory; no weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from mm_cb.attacks.memory import estimate_attack
+from mm_cb.attacks.registry import attacks
+from mm_cb.core import provenance
+from mm_cb.core.errors import UserError
+from mm_cb.core.recipe_files import recipe_model, recipe_names
+from mm_cb.models.cache import absent_files, model_folder
+from mm_cb.models.families import load_processor, read_config, skeleton
+from mm_cb.models.known import known_config
+from mm_cb.models.vision import VisionModel
+from mm_cb.training.placement import check_targets, linear_names, lora_paths
+from mm_cb.training.planning.memory import estimate
+from mm_cb.training.planning.plan import make_plan
+from mm_cb.training.recipes.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from mm_cb.models import ChatModel
+
+_GIB = 2**30
+_TOKENS, _LONGEST, _RANK = 4096, 1024, 16
+"""Of a training pass, of the longest text of a row, of the adapter: as in the shipped recipes."""
+
+
+class Place(NamedTuple):
+    """Where the model would run."""
+
+    name: str
+    dtype: str
+    free: float
+
+
+def look(name: str) -> Iterator[tuple[str, bool | None, str]]:
+    """What was looked at, whether it is fine (None = it is not here, or not for this model), and what was seen.
+
+    Raises:
+        UserError: If the configuration is not to be had, or no family here has models of its type; names it.
+    """
+    model, published = shape_of(name)
+    place = _place()
+    sees, blocks = isinstance(model, VisionModel), len(model.decoder_blocks)
+    count = sum(parameter.numel() for parameter in model.base.parameters())
+    kind = "sees pictures" if sees else "text alone"
+    family = type(model).__name__.removesuffix("Model") if sees else "text model"
+    yield "family", True, f"{family} ({model.base.config.model_type}), {kind}; {_count(count)} parameters"
+    absent = absent_files(name)
+    where = "the published shape is used, its configuration is not here" if published else "configuration is here"
+    yield "weights", None if absent else True, f"not here: {', '.join(absent[:3])}; {where}" if absent else "here"
+    own = _recipe_for(name)
+    by = (
+        f"recipe {own}" if own else "no recipe ships for it: copy one (mm-cb train --show RECIPE), set model and layers"
+    )
+    yield "train", True, f"LoRA in the {blocks} decoder blocks; {by}"
+    possible = [entry.name for entry in attacks() if not entry.needs_picture]
+    yield "attack", True, "by pictures and texts" if sees else f"by texts alone: {', '.join(possible)}"
+    yield "eval", True, "all benchmarks" if sees else "benchmarks without pictures: over-refusal of texts"
+    yield "merge", True, "an adapter into a plain checkpoint"
+    yield "memory to train", *_training(model, name, place)
+    if sees:
+        yield "memory to attack", *_attacking(model, place)
+
+
+def shape_of(name: str) -> tuple[ChatModel, bool]:
+    """A model as shapes alone, and whether its published shape stands for the configuration that is not here.
+
+    Raises:
+        UserError: As `look`.
+    """
+    try:
+        model_folder(name)
+    except UserError:
+        config = known_config(name)
+        if config is None:
+            raise
+        return skeleton(config, name), True
+    config = read_config(name)
+    shape = skeleton(config, name)
+    try:
+        shape.processor = load_processor(name, config)  # which may limit pictures
+    except UserError:
+        shape.processor = None
+    return shape, False
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.1f} billion" if parameters >= 1e9 else f"{parameters / 1e6:.1f} million"
+
+
+def _place() -> Place:
+    if torch.cuda.is_available():
+        return Place(torch.cuda.get_device_name(0), "bfloat16", float(torch.cuda.mem_get_info(0)[0]))
+    return Place("this machine, no GPU", "float32", float(provenance.available_memory_bytes()))
+
+
+def _training(model: ChatModel, name: str, place: Place) -> tuple[bool, str]:
+    """By the shipped recipe for the model; else as those place adapter and targets, by depth."""
+    if own := _recipe_for(name):
+        needed = [make_plan(load_recipe(own, [f"dtype={dtype}"])).memory().total for dtype in (place.dtype, "bfloat16")]
+    else:
+        needed = [_generic(model, dtype) for dtype in (place.dtype, "bfloat16")]
+    return _verdict(needed[0], place, _in_bfloat16(needed[1], place))
+
+
+def _generic(model: ChatModel, dtype: str) -> float:
+    """Bytes with an adapter around the middle of a model that sees, and up to two thirds of one of text."""
+    n, sees = len(model.decoder_blocks), isinstance(model, VisionModel)
+    blocks = range(max(0, n // 2 - 2), min(n, n // 2 + 1)) if sees else range(max(1, 21 * n // 32))
+    paths = lora_paths(model, blocks, linear_names(model, blocks))
+    kept = check_targets([max(1, n // 2)] if sees else [max(blocks) + 1], blocks, n, "all")
+    tokens = max(_TOKENS, _LONGEST + model.largest_picture())
+    return estimate(model, paths, kept, r=_RANK, dtype=dtype, tokens=tokens).total
+
+
+def _recipe_for(model: str) -> str | None:
+    return next((name for name in recipe_names() if recipe_model(name) == model), None)
+
+
+def _attacking(model: ChatModel, place: Place) -> tuple[bool, str]:
+    found = estimate_attack(model, place.dtype)
+    half = estimate_attack(model, "bfloat16")
+    each = f", and {found.each / _GIB:.1f} for each further behaviour of --batch"
+    return _verdict(found.fixed + found.each, place, each + _in_bfloat16(half.fixed + half.each, place))
+
+
+def _verdict(needed: float, place: Place, more: str) -> tuple[bool, str]:
+    fits = needed <= place.free
+    return fits, (
+        f"about {needed / _GIB:.1f} GiB in {place.dtype}, {place.free / _GIB:.1f} GiB are free ({place.name}){more}"
+    )
+
+
+def _in_bfloat16(needed: float, place: Place) -> str:
+    return "" if place.dtype == "bfloat16" else f"; about {needed / _GIB:.1f} GiB in bfloat16 on a GPU"

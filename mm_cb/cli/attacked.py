@@ -1,0 +1,180 @@
+"""An attack run on the terminal: every attack with its rate, whether it had finished, what it was given, the worst."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mm_cb.core.closing import Step, cut, files, here, say, what_next
+from mm_cb.metrics.convergence import LEAST
+
+if TYPE_CHECKING:
+    from mm_cb.core.records import Item
+    from mm_cb.metrics.results import Measurement
+    from mm_cb.report.load import RunFiles
+    from mm_cb.report.strength import Strength
+
+_STATES = {
+    "converged": "yes",
+    "not converged": "NO",
+    "not checked": "not checked",
+    "nothing to converge": "no search",
+}
+_WEAK = {
+    "not converged": "not converged, so that more steps may break more",
+    "not checked": f"not checked (by twice the steps, --check-convergence, which takes {LEAST} behaviours)",
+}
+_ID = 24
+"""Characters of an id."""
+
+
+def show_attacked(folder: Path) -> None:
+    """Print what came out of a finished run, whether that is good, and what to type next."""
+    from mm_cb.report.labels import conditions_called
+    from mm_cb.report.load import load_run
+
+    run = load_run(folder)
+    with conditions_called(run.labels):
+        _table(run)
+        for line in _reading(run):
+            say(line)
+    files({"results": folder / "results.json"})
+    what_next(*_next(run))
+
+
+def show_run(folder: Path) -> None:
+    """Print a finished run of any kind that answers were judged of."""
+    from mm_cb.benchmarks.registry import benchmark_names
+    from mm_cb.cli.benchmark_flags import show_measured
+    from mm_cb.core.runs import read_run
+
+    run = read_run(folder)
+    benchmark, subject = (str(run["recipe"].get(key)) for key in ("benchmark", "subject"))
+    if run["command"] == "eval" and benchmark in benchmark_names():
+        show_measured(folder, benchmark, subject)
+    elif run["command"] == "attack":
+        show_attacked(folder)
+    else:
+        what_next(Step("the table and the page", ["report", folder]))
+
+
+def _table(run: RunFiles) -> None:
+    from rich.table import Table
+
+    from mm_cb.core.progress import console
+    from mm_cb.metrics.table import WORST_CASE, WORST_GIVEN
+    from mm_cb.report.labels import CONDITIONS, GIVEN, label
+
+    forced = not any(m.value is not None for m in _of(run, "compliance")) and bool(_of(run, "target_prefix"))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for place, head in enumerate(("attack", "n", f"{'forced' if forced else 'complies'}, %", "finished?", "given")):
+        table.add_column(head, justify="right" if place in (1, 2) else "left")
+    found = {m.condition: m for m in _of(run, "target_prefix" if forced else "compliance")}
+    for one in run.strengths:
+        finished = "all broken" if one.complete and one.state != "nothing to converge" else _STATES[one.state]
+        given = label(GIVEN, one.given).removesuffix(" (transfer)")
+        table.add_row(label(CONDITIONS, one.condition), *_cells(found.get(one.condition)), finished, given)
+    counted = [one for one in run.strengths if one.counted]
+    for condition in (WORST_CASE, *WORST_GIVEN) if len(counted) > 1 else ():
+        if (m := found.get(condition)) is not None:
+            table.add_row(label(CONDITIONS, condition), *_cells(m), "", "")
+    console().print(table)
+
+
+def _of(run: RunFiles, metric: str) -> list[Measurement]:
+    subject = run.items[0]["subject"] if run.items else ""
+    return [m for m in run.measurements if (m.subject, m.metric, m.split) == (subject, metric, "all")]
+
+
+def _cells(m: Measurement | None) -> tuple[str, str]:
+    from mm_cb.report.labels import interval, percent, without_value
+
+    if m is None or m.value is None:
+        return ("" if m is None else f"{m.counts.get('not_judged', 0):.0f}"), without_value(m)
+    return str(m.n), f"{percent(m.value)} {interval(m.ci95)}"
+
+
+def _reading(run: RunFiles) -> Iterator[str]:
+    """Whether the numbers are good or bad, and what they rest on."""
+    from mm_cb.metrics.table import WORST_CASE
+    from mm_cb.report.labels import CONDITIONS, label
+
+    found = {m.condition: m for m in _of(run, "compliance")}
+    judged = [m for m in found.values() if m.value is not None]
+    unjudged = [m for m in found.values() if m.value is None and m.counts.get("not_judged")]
+    yield ""
+    if judged:
+        worst = found.get(WORST_CASE) or judged[-1]
+        said = f"{worst.counts.get('harmful', 0):.0f} of {worst.n} forbidden requests were answered"
+        yield f"{said} in the worst of these attacks (lower is better for the defender)."
+        if any(m.counts.get("proxy") for m in judged):
+            yield "By refusal strings, a proxy: it takes broken text for an answer. A model judges better."
+    elif unjudged:
+        opened = [
+            f"{label(CONDITIONS, m.condition)} {m.counts.get('prefix_emitted', 0):.0f} of {m.counts['not_judged']:.0f}"
+            for m in unjudged
+            if any(one.condition == m.condition for one in run.strengths)
+        ]
+        yield f"Nobody has judged the answers yet. Those that begin with the target: {', '.join(opened)}."
+    if weak := [one for one in run.strengths if one.counted and one.weak]:
+        yield _may_be_too_low(weak)
+    yield from (
+        f"CAUTION {check['name']}: {check['value']}, expected {check['expected']} ({check['why']})"
+        for check in run.checks
+        if not check["passed"]
+    )
+    if (worst_one := _worst(run.items)) is not None:
+        yield _example(worst_one)
+
+
+def _may_be_too_low(weak: Sequence[Strength]) -> str:
+    from mm_cb.report.labels import CONDITIONS, label
+
+    by_state: dict[str, list[str]] = {}
+    for one in weak:
+        by_state.setdefault(_WEAK[one.state], []).append(label(CONDITIONS, one.condition))
+    return f"May be too low: {'; '.join(f'{state}: ' + ', '.join(names) for state, names in by_state.items())}."
+
+
+def _worst(items: Sequence[Item]) -> Item | None:
+    """The attacked item that went worst; None where nothing was attacked."""
+    from mm_cb.core.compatibility import counts_in_worst_case
+    from mm_cb.metrics.observations import rank
+
+    return min((item for item in items if counts_in_worst_case(item)), key=rank, default=None)
+
+
+def _example(item: Item) -> str:
+    from mm_cb.report.labels import CONDITIONS, OUTCOMES, label
+
+    outcome = label(OUTCOMES, str(item.get("outcome") or "not_judged"))
+    picture = item.get("image")
+    where = f"; its picture in the run: {picture}" if picture else ""
+    return f"The worst: {cut(item['id'], _ID)} under {label(CONDITIONS, item['condition'])}: {outcome}{where}"
+
+
+def _next(run: RunFiles) -> Iterator[Step]:
+    recipe, folder = run.run["recipe"], run.folder
+    adapted = recipe.get("adapter") is not None or recipe.get("base") is not None
+    if any(item.get("outcome") == "not_judged" for item in run.items) and not any(
+        item.get("benign_target") for item in run.items
+    ):
+        yield Step("have the answers judged (judges: mm-cb judge --list)", ["judge", folder, "--judge", "JUDGE"])
+    if any(one.counted and one.weak for one in run.strengths):
+        yield Step("more steps: the same command with a larger --steps and another --out", [])
+    yield Step("every number again, from the saved files and the model", ["attack", "verify", folder])
+    if adapted:
+        page = "beside the base: the same command without --adapter and with another --out, then one page of both"
+        yield Step(page, ["report", "BASE_RUN", folder, "--out", "report.html"])
+        return
+    yield Step(f"one page of it: {here(folder / 'report.html')}", ["report", folder])
+    train = ["train", _recipe_for(str(recipe.get("model"))), "--out", "runs/rr"]
+    yield Step("a breaker for this model; then the same attack with --adapter runs/rr and another --out", train)
+
+
+def _recipe_for(model: str) -> str:
+    """The shipped recipe for a model, or the word for one of the user's."""
+    from mm_cb.core.recipe_files import recipe_model, recipe_names
+
+    return next((name for name in recipe_names() if recipe_model(name) == model), "RECIPE")

@@ -1,0 +1,65 @@
+"""The shipped recipes as files: their names, what each is for, what it needs. Imports nothing heavy, for lists."""
+
+from pathlib import Path
+
+from mm_cb.core.embedded import guests
+from mm_cb.core.errors import unknown
+from mm_cb.core.reading import load_yaml, read_text
+
+RECIPES = Path(__file__).resolve().parents[1] / "training" / "recipes"
+
+
+def recipe_files() -> dict[str, Path]:
+    """The shipped recipes by name, those of embedded models among them."""
+    folders = [RECIPES, *(guest.recipes for guest in guests())]
+    return {file.stem: file for file in sorted((f for d in folders for f in d.glob("*.yaml")), key=lambda f: f.stem)}
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return list(recipe_files())
+
+
+def recipe_text(name_or_path: str | Path) -> str:
+    """A recipe's file as it is written, with its comments.
+
+    Raises:
+        UserError: If there is none.
+    """
+    return read_text(recipe_file(name_or_path), "recipe")
+
+
+def recipe_summary(name_or_path: str | Path) -> str:
+    """What a recipe is for: the comment in its first line."""
+    first = recipe_text(name_or_path).partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def recipe_model(name: str) -> str:
+    """The model that a shipped recipe names."""
+    return str(load_yaml(recipe_text(name), name)["model"])
+
+
+def recipe_needs(name: str) -> str:
+    """What one must have for a shipped recipe: its model, its data, its device."""
+    fields = load_yaml(recipe_text(name), name)
+    if isinstance(fields["data"], str):
+        return "nothing: model and data come with the package"
+    data = [source["name"] for source in fields["data"]["sources"]]
+    device = "a GPU" if str(fields.get("device", "cpu")).startswith("cuda") else "a CPU"
+    return f"{device}, the model {fields['model']}, and the data {', '.join(data)}"
+
+
+def recipe_file(name_or_path: str | Path) -> Path:
+    """The file of a shipped name, or the path itself.
+
+    Raises:
+        UserError: If there is no recipe of that name; names the nearest one.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    files = recipe_files()
+    if str(name_or_path) not in files:
+        raise unknown("recipe", str(name_or_path), files)
+    return files[str(name_or_path)]

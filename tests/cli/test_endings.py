@@ -1,0 +1,118 @@
+"""How commands end: what came out, whether it may be believed, and commands that can be typed."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from mm_cb.cli.app import app
+from mm_cb.cli.attacked import show_attacked, show_run
+from mm_cb.cli.train import _show_held_out
+from mm_cb.core.closing import cut, cut_path
+from mm_cb.core.runs import write_json, write_jsonl
+from mm_cb.metrics.results import measure, read_results, write_results
+from mm_cb.report.labels import percent
+
+FROZEN = Path(__file__).parents[1] / "frozen" / "714213b"
+
+
+@pytest.fixture(autouse=True)
+def eighty(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def said(capsys, *, paths=True):
+    """What was printed, which fits 80 columns but for lines that hold a path of this machine."""
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if len(line) > 80 and (not paths or "/" not in line)] == []
+    assert "\u2026" not in out
+    return out
+
+
+def typed(out):
+    """Every command that is printed, as the parser takes it."""
+    found = re.findall(r"^  mm-cb ((?:.*\\\n)*.*)$", out, flags=re.MULTILINE)
+    for line in found:
+        command, words = typer.main.get_command(app), shlex.split(line.replace("\\\n", ""))
+        while hasattr(command, "commands"):
+            _, command, words = command.resolve_command(typer.main.get_command(app).make_context("x", ["--help"],
+                                                        resilient_parsing=True), words)  # fmt: skip
+        command.make_context("mm-cb", words)
+    return found
+
+
+@pytest.mark.parametrize("name", ["attack", "attack-base", "judged"])
+def test_an_attack_ends_with_every_rate_of_its_results_and_commands_that_parse(name, capsys):
+    show_attacked(FROZEN / name)
+    out = said(capsys)
+    rates = [m for m in read_results(FROZEN / name / "results.json") if (m.metric, m.split) == ("compliance", "all")]
+    assert len(rates) > 2 and all(f" {percent(m.value)} [" in out for m in rates if m.value is not None)
+    assert "finished?" in out and "opening only" in out and "results  " in out
+    assert "May be too low: not" in out or "all broken" in out
+    assert any(line.startswith("report ") for line in typed(out))
+    assert ("mm-cb train miniature" in out) == (name != "attack")
+
+
+def unjudged(folder, **more):
+    made = {
+        "metric": "compliance",
+        "subject": "base",
+        "split": "all",
+        "category": "c",
+        "prompt": "ask",
+        "target": "sure",
+    }
+    made |= {"condition": "pgd", "outcome": "not_judged", "gibberish": False, "image": None, "prefix_emitted": True}
+    items = [{**made, "id": f"a-very-long-id-of-a-behaviour-{n:04d}", "completion": "sure ."} | more for n in range(3)]
+    folder.mkdir()
+    write_json(folder / "run.json", {"command": "attack", "recipe": {}, "seed": 0, "ended": "now", "inputs": {}})
+    write_jsonl(folder / "items.jsonl", items)
+    write_results(folder / "results.json", measure(items, pairs=[]))
+    return folder
+
+
+def test_answers_that_nobody_judged_are_no_rate_and_the_judge_is_next(capsys):
+    show_attacked(unjudged(Path("run")))
+    out = said(capsys, paths=False)
+    assert "not judged" in out and "begin with the target: PGD 3 of 3" in out.replace("\n", " ")
+    assert "mm-cb judge run --judge JUDGE" in out and "requests were answered" not in out
+    assert f"The worst: {cut('a-very-long-id-of-a-behaviour-0000', 24)} under PGD" in out
+
+
+def test_forced_harmless_targets_have_their_own_rate_and_no_judge(capsys):
+    show_attacked(unjudged(Path("run"), benign_target=True))
+    out = said(capsys, paths=False)
+    assert "forced, %" in out and "100.0 [" in out and "mm-cb judge" not in out
+
+
+@pytest.mark.parametrize(("name", "words"), [("mmmu", "published: 34.7 by"), ("over-refusal", "lower is better")])
+def test_a_benchmark_ends_beside_what_is_published_and_says_which_way_is_better(name, words, capsys):
+    show_run(FROZEN / name)
+    out = said(capsys)
+    assert words in " ".join(out.split()) and "BASE_RUN" in out and typed(out)
+
+
+@pytest.mark.parametrize(("end", "met"), [(0.1, ["met", "met"]), (0.95, ["NOT met", "met"])])
+def test_training_ends_with_held_out_rows_and_where_they_should_be(end, met, capsys):
+    from mm_cb.training.recipes.recipe import load_recipe
+
+    recipe = load_recipe("miniature")
+    records = [
+        {"step": step, "held_out_circuit_breaker_cosine": cosine, "held_out_retain_cosine": 0.99}
+        for step, cosine in ((0, 1.0), (9, end))
+    ]
+    _show_held_out(recipe, records)
+    rows = [line for line in said(capsys, paths=False).splitlines() if "cosine" in line]
+    assert [re.search(r"(NOT )?met", row)[0] for row in rows] == met and f"{end:.3f}" in rows[0]
+    _show_held_out(recipe, [{"step": 1, "reroute_loss": 0.5, "retain_loss": 0.1}])
+    assert "reroute 0.500" in capsys.readouterr().out
+
+
+def test_verify_tells_pictures_apart_by_the_ends_of_their_names():
+    items = [json.loads(line) for line in (FROZEN / "attack" / "items.jsonl").read_text().splitlines()]
+    names = {item["image"] for item in items if item.get("image")}
+    assert len({cut_path(name, 42) for name in names}) == len(names)

@@ -1,0 +1,64 @@
+"""Every command's help on a terminal of 80 columns: whole, explained, with an example."""
+
+import re
+
+import pytest
+import typer.main
+
+from mm_cb import cli
+from mm_cb.cli.app import app
+
+
+def every_command():
+    """Words behind ``mm-cb``, and the command."""
+
+    def below(group, words):
+        for name, command in group.commands.items():
+            yield [*words, *name.split()], command
+            if hasattr(command, "commands"):
+                yield from below(command, [*words, name])
+
+    yield from below(typer.main.get_command(app), [])
+
+
+COMMANDS = list(every_command())
+
+
+@pytest.fixture(autouse=True)
+def eighty(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.mark.parametrize(("words", "command"), COMMANDS, ids=[" ".join(words) for words, _ in COMMANDS])
+def test_help_is_whole_explained_and_has_an_example(words, command, capsys):
+    assert cli.run(["help", *words]) == 0
+    shown = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    text = shown.partition("\n\n")[2].replace("FILE...", "").replace("RUN_DIR...", "")  # behind the line of usage
+    assert "\u2026" not in shown and "..." not in text
+    assert "Example: mm-cb " + " ".join(words[:1]) in shown or " ".join(words) == "data build"
+    flat = " ".join(shown.split())
+    for option in (p for p in command.params if not getattr(p, "hidden", False)):
+        assert option.help and " ".join(option.help.split()) in flat, option.name
+    lines = [line for line in shown.splitlines() if re.search(r"\w-$", line)]
+    assert lines == [], "broken at a hyphen"
+
+
+def test_what_stands_below_a_command_is_shown_with_it(capsys):
+    assert cli.run(["attack", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  attack {name} " in shown for name in ("check", "transfer", "verify"))
+    assert cli.run(["help"]) == 0
+    shown = capsys.readouterr().out
+    order = [line.split("  ")[1] for line in shown.partition("Commands:")[2].splitlines() if line[2:3].strip()]
+    assert [order[order.index("attack") + i] for i in (1, 2, 3)] == ["attack check", "attack transfer", "attack verify"]
+    assert "data build" in order
+
+
+@pytest.mark.parametrize("words", ["train --list", "attack --list", "eval --list", "judge --list", "data list"])
+def test_lists_fit_the_terminal(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert cli.run(words.split()) == 0
+    shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if len(line) > 80] == [] and "\u2026" not in shown
