@@ -121,6 +121,8 @@ def prepare(job: Job) -> None:
         write_json(job.out / "run.json", {"command": "attack", "ended": "now", "inputs": {}})
         write_jsonl(job.out / "items.jsonl", items)
         write_results(job.out / "results.json", measure(items, pairs=[]))
+        for name in ("checks.json", "curves.json"):
+            write_json(job.out / name, [])
 
 
 def content(out: Path) -> dict[str, Any]:

@@ -98,8 +98,8 @@ def verify_run(
     folder = Path(folder)
     run = _read(folder)
     _check_items(run)
-    answers = _texts(run)
-    pictures, verdicts = _pictures(run, wanted=not answers), _check_verdicts(run)
+    answers, unseen = _texts(run)
+    pictures, verdicts = _pictures(run, wanted=not answers and not unseen), _check_verdicts(run)
     sent = folder / PROMPTS
     prompts = read_prompts(sent, [b.id for b in kept_behaviors(folder)]) if sent.exists() else None
     source = source_again(folder, read_run(folder), "give `--{}`: where it lies here", device, model, adapter, base)
@@ -121,6 +121,10 @@ def verify_run(
                     task.advance(len(texts))
     unit = "pictures and texts" if answers else "pictures"
     _show(rows, unit, verdicts, same_arithmetic, dtype_of(subject.model))
+    if unseen:
+        console().print(
+            f"not asked again: {unseen} of {unseen + len(answers)} answers to texts, beside pictures of yours"
+        )
     if wrong := [row for row in rows if row.disagreements]:
         raise UserError(
             f"`{folder}`: `{wrong[0].image}` does not hold what the run recorded: {'; '.join(wrong[0].disagreements)} "
@@ -189,20 +193,21 @@ def _pictures(run: _Run, *, wanted: bool) -> list[_Picture]:
     return pictures
 
 
-def _texts(run: _Run) -> list[tuple[AttackConfig, AnswerToText]]:
-    """The greedy answers to what left no picture, each with its attack.
+def _texts(run: _Run) -> tuple[list[tuple[AttackConfig, AnswerToText]], int]:
+    """The greedy answers to what left no picture, each with its attack; and how many of them cannot be had again.
 
-    A relaxation's cannot be had again, nor those to prompts beside a user's picture, which the run does not keep.
+    These are answers to prompts beside a user's picture, which the run does not keep. A relaxation's are not looked at.
     """
     kept = json_lines(run.folder / KEPT_AS, "behaviours")
     beside = {record["id"] for _, record in kept if record.get("image") is not None}
-    items = (one for one in run.items if not (run.configs[one["condition"]].entry.imported and one["id"] in beside))
-    tried = [(run.configs[item["condition"]], run.asked[item["id"]], one) for item in items for one in _tries(item)]
-    return [
+    tried = [(run.configs[item["condition"]], run.asked[item["id"]], one) for item in run.items for one in _tries(item)]
+    found = [
         (config, AnswerToText(behavior, one))
         for config, behavior, one in tried
         if not config.entry.relaxation and one.image is None and not one.sample
     ]
+    again = [(by, one) for by, one in found if not (by.entry.imported and one.behavior.id in beside)]
+    return again, len(found) - len(again)
 
 
 def _check_verdicts(run: _Run) -> str:
