@@ -50,7 +50,7 @@ EVAL = "eval over-refusal --data requests.jsonl --max-new-tokens 16 --out out"
 COMMANDS = {
     "train": "train miniature training.max_steps=6 training.save_steps=1 training.batch_size=2 lora.r=2 --out out",
     "attack": f"{ATTACK} --max-new-tokens 8 --batch 1 --checkpoint-seconds 0 --out out",
-    "eval": f"{EVAL} --model miniature --batch 1",
+    "eval": f"{EVAL} --model miniature --batch 1 --limit 12",
     "judge": f"{JUDGE} --batch 1",
     "build": f"{BUILD} --generator-url URL --concurrency 1 --out out",
 }

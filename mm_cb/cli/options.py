@@ -9,6 +9,7 @@ import typer
 from mm_cb.attacks.config import DTYPES
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.limits import LIMITS, OutOfRange
+from mm_cb.core.reading import read_text
 
 _EPSILON_GRID = 255
 
@@ -139,10 +140,7 @@ def read_system(path: Path | None) -> str | None:
     """
     if path is None:
         return None
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as e:
-        raise UserError(f"`--system` must be a readable text file, got `{path}`: {e}.") from e
+    text = read_text(path, "text of `--system`").strip()
     if not text:
         raise UserError(f"`--system` must hold a text, but `{path}` is empty.")
     return text

@@ -80,7 +80,10 @@ class PairedExamples(Dataset[Pair]):
         }
         for (name, kind), drawn in self._rows.items():
             if not drawn:
-                raise MissingRows(f"The data must hold {kind} examples of the {name} set, it holds none.")
+                raise MissingRows(
+                    f"The data must hold {kind} examples of the {name} set, it holds none: add some, or set `batches` "
+                    "to the kind that both sets have."
+                )
         self._length = steps * batch_size
         self._on_unreadable = on_unreadable
 

@@ -1,6 +1,8 @@
 import csv
 import io
 import json
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -116,6 +118,15 @@ def test_what_is_no_file_is_one_line(tmp_path):
             read_text(path, "template")
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_never_ends_is_named_and_not_read(kind, tmp_path):
+    path = tmp_path / "pipe" if kind == "pipe" else Path("/dev/zero")
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(UserError, match=f"the template `{path}` must be a file, .* it is a {kind}"):
+        read_text(path, "template")
+
+
 FIELDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=8)
 
 
@@ -166,6 +177,15 @@ def test_a_table_that_is_not_what_it_seems_is_named(tmp_path, content, match):
 def test_a_yaml_key_that_comes_twice_is_named_with_its_line(text):
     with pytest.raises(UserError, match=r"^r:\d: the key `[ab]` comes twice"):
         load_yaml(text, "r")
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"), [("010", 8), ("0x10", 16), ("1_0", 10), ("1:30", 90), ("0b11", 3), ("-017", -15)]
+)
+def test_a_yaml_number_that_is_another_one_than_it_looks_is_named(text, meant):
+    with pytest.raises(UserError, match=rf"^r:2: a whole number must be .* got `{text}` \(YAML reads it as {meant}\)"):
+        load_yaml(f"a: 10\nb: {text}\n", "r")
+    assert load_yaml(f"a: '{text}'\nb: 0\nc: -12\nd: +7\ne: 1e-4", "r")["a"] == text
 
 
 def test_yaml_is_read_and_merged_as_ever():

@@ -233,6 +233,13 @@ def test_end_tokens_that_are_none_are_refused(ends, folder, tmp_path):
         load_model(bad)
 
 
+def test_end_tokens_that_are_named_twice_are_refused(folder, tmp_path):
+    bad = changed(folder, tmp_path / "bad", "generation_config.json")
+    (bad / "generation_config.json").write_text('{"eos_token_id": 2,\n "eos_token_id": 3}')
+    with pytest.raises(UserError, match=r"generation_config\.json:\d: .*eos_token_id"):
+        load_model(bad)
+
+
 def test_all_end_tokens_are_kept(folder, text_folder, plain, tmp_path):
     more = changed(folder, tmp_path / "more", "generation_config.json", eos_token_id=[9, 10])
     assert set(load_model(more).stops()) == {*plain.stops(), 9, 10}
