@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from mm_cb.core.embedded import guest_names
 from mm_cb.core.errors import UserError, one_line
-from mm_cb.core.reading import json_file
+from mm_cb.core.reading import json_file, read_text
 from mm_cb.models.base import ChatModel
-from mm_cb.models.cache import model_folder
+from mm_cb.models.cache import model_folder, weights_fault
 from mm_cb.models.laws import CONFIG, OLD_PROCESSOR, PROCESSOR, check_config, check_image_token, check_kinds
 from mm_cb.models.registry import family_of
 from mm_cb.models.vision import VisionModel
@@ -183,8 +183,15 @@ def _fault_of(folder: Path) -> str | None:
             return str(error)
         if file.name == "tokenizer.json" and not isinstance(held.get("model"), dict):
             return f"`{file}` must hold a tokenizer with its `model`, it has none; fetch the file again."
+    for file in sorted(folder.glob("*.jinja")):
+        try:
+            read_text(file, "chat template")
+        except UserError as error:
+            return str(error)
     if not (folder / CONFIG).is_file():
         return f"it must hold {CONFIG}, it has none."
+    if fault := weights_fault(folder):
+        return fault
     if not has_tokenizer(folder):
         return f"it must hold its tokenizer, {_TOKENIZERS[0]}; it has none."
     sees = "vision_config" in json_file(folder / CONFIG, dict, "a JSON object")

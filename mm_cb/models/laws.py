@@ -79,6 +79,19 @@ def _sections(value: Any, numbers: _Numbers) -> str | None:
     return None
 
 
+def _activation(value: Any, numbers: _Numbers) -> str | None:
+    from transformers.activations import ACT2FN
+
+    return None if isinstance(value, str) and value in ACT2FN else "an activation that transformers knows"
+
+
+def _dtype(value: Any, numbers: _Numbers) -> str | None:
+    import torch
+
+    found = getattr(torch, str(value).removeprefix("torch."), None)
+    return None if isinstance(found, torch.dtype) and found.is_floating_point else "a floating-point dtype"
+
+
 _LAWS: Mapping[str, _Law] = {
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "head_dim"), _size),
     **dict.fromkeys(("num_hidden_layers", "num_key_value_heads", "max_position_embeddings"), _size),
@@ -87,6 +100,8 @@ _LAWS: Mapping[str, _Law] = {
     **dict.fromkeys(("window_size", "num_position_embeddings", "sliding_window"), _size),
     **dict.fromkeys(("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"), _token),
     **dict.fromkeys(("bos_token_id", "eos_token_id"), _tokens),
+    **dict.fromkeys(("hidden_act", "activation_function"), _activation),
+    **dict.fromkeys(("dtype", "torch_dtype"), _dtype),
     "pad_token_id": _padding,
     "vision_feature_layer": _states,
     **dict.fromkeys(("fullatt_block_indexes", "deepstack_visual_indexes"), _blocks),
