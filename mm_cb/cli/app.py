@@ -14,6 +14,7 @@ import typer
 import mm_cb
 from mm_cb.cli import attack, data, demo, doctor, evaluate, judge, merge, report, score, train
 from mm_cb.cli.groups import Command, Group
+from mm_cb.cli.options import refuse_unset
 from mm_cb.core.errors import one_line
 
 app = typer.Typer(
@@ -80,6 +81,7 @@ def run(arguments: list[str]) -> int:
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
     try:
+        refuse_unset(arguments)
         code = command.main(args=arguments or ["--help"], prog_name="mm-cb", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = failures.INTERRUPTED

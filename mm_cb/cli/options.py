@@ -132,6 +132,26 @@ def refuse_old_settings(words: Sequence[str] | None, flags: Mapping[str, str]) -
     raise UserError(f"settings are flags now: write `{' '.join(spelled) or 'nothing'}` instead of `{' '.join(words)}`.")
 
 
+_MAY_BE_EMPTY = ("--suffix", "--judge-system", "--target")
+
+
+def refuse_unset(arguments: Sequence[str]) -> None:
+    """Refuse values that a shell left empty or did not expand: an empty path would be the folder that one is in.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    for before, word in zip(("", *arguments), arguments, strict=False):
+        name, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+        told = f"`{name}`" if name.startswith("--") else "every argument"
+        if equals and not value and name not in _MAY_BE_EMPTY:
+            raise UserError(f"{told} must have a value, got an empty one: is a variable of the shell not set?")
+        if value.startswith("~/"):
+            raise UserError(
+                f"{told} must be a path, the shell did not expand `{value}`; write it without quotes or `=`."
+            )
+
+
 def read_system(path: Path | None) -> str | None:
     """The operator's text in a file.
 

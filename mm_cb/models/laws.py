@@ -100,8 +100,6 @@ _LAWS: Mapping[str, _Law] = {
     **dict.fromkeys(("window_size", "num_position_embeddings", "sliding_window"), _size),
     **dict.fromkeys(("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"), _token),
     **dict.fromkeys(("bos_token_id", "eos_token_id"), _tokens),
-    **dict.fromkeys(("hidden_act", "activation_function"), _activation),
-    **dict.fromkeys(("dtype", "torch_dtype"), _dtype),
     "pad_token_id": _padding,
     "vision_feature_layer": _states,
     **dict.fromkeys(("fullatt_block_indexes", "deepstack_visual_indexes"), _blocks),
@@ -109,6 +107,10 @@ _LAWS: Mapping[str, _Law] = {
     "rope_theta": _positive,
 }
 """Every number of a config.json that must fit another, under transformers' common name."""
+_WORDS: Mapping[str, _Law] = {
+    **dict.fromkeys(("hidden_act", "activation_function"), _activation),
+    **dict.fromkeys(("dtype", "torch_dtype"), _dtype),
+}
 
 
 def check_kinds(held: Mapping[str, Any], name: str) -> None:
@@ -128,7 +130,7 @@ def check_kinds(held: Mapping[str, Any], name: str) -> None:
                     f"{method!r:.60}: stored quantised weights are not read; take the full-precision model, with "
                     "`quantize: 4bit` where memory is short."
                 )
-        _hold(where, part, _Numbers(), name)
+        _hold(where, part, _Numbers(), name, {**_LAWS, **_WORDS})
 
 
 def check_config(config: Any, name: str) -> None:
