@@ -145,11 +145,9 @@ def refuse_unset(arguments: Sequence[str]) -> None:
         name, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
         told = f"`{name}`" if name.startswith("--") else "every argument"
         if equals and not value and name not in _MAY_BE_EMPTY:
-            raise UserError(f"{told} must have a value, got an empty one: is a variable of the shell not set?")
+            raise UserError(f"{told} must be a text or number, got nothing (is a variable of the shell not set?).")
         if value.startswith("~/"):
-            raise UserError(
-                f"{told} must be a path, the shell did not expand `{value}`; write it without quotes or `=`."
-            )
+            raise UserError(f"{told} must be a path, but no shell expanded `{value}`; leave out the quotes or the `=`.")
 
 
 def read_system(path: Path | None) -> str | None:

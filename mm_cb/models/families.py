@@ -123,6 +123,8 @@ def settle_padding(tokenizer: Any, folder: Path) -> None:
     Raises:
         UserError: If it has neither.
     """
+    # what is too long is refused by us, in other words
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise UserError(f"`{folder / _TOKENIZER}` must name a `pad_token` or an `eos_token`, it is absent or has none.")
     if tokenizer.pad_token_id is None:
