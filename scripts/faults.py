@@ -118,7 +118,7 @@ def prepare(job: Job) -> None:
         fixed = {"metric": "compliance", "subject": "base", "condition": "no_attack", "split": "all", "image": None}
         fixed |= {"category": "text", "outcome": "not_judged", "gibberish": False, "seed": 0}
         items = [{**fixed, **one, "completion": "an answer"} for one in asked]
-        write_json(job.out / "run.json", {"command": "attack", "ended": "now", "inputs": {}})
+        write_json(job.out / "run.json", {"command": "attack", "recipe": {}, "seed": 0, "ended": "now", "inputs": {}})
         write_jsonl(job.out / "items.jsonl", items)
         write_results(job.out / "results.json", measure(items, pairs=[]))
         for name in ("checks.json", "curves.json"):
