@@ -77,10 +77,10 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; messages go to standard error."""
     from mm_cb.cli import failures, signals
 
-    command: Any = typer.main.get_command(app)
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
     try:
+        command: Any = typer.main.get_command(app)
         refuse_unset(arguments)
         code = command.main(args=arguments or ["--help"], prog_name="mm-cb", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -125,9 +125,14 @@ def positions_of(model: Any) -> int | None:
     return limit
 
 
+def learned_positions(model: Any) -> int | None:
+    """How many tokens a row of this transformers model cannot go beyond; None where positions are computed."""
+    return None if hasattr(model.get_decoder(), "rotary_emb") else positions_of(model)
+
+
 def _refuse_no_room(base: Any, tokens: int, new: int) -> None:
-    limit = positions_of(base)
-    if limit is None or hasattr(base.get_decoder(), "rotary_emb") or tokens + new - 1 <= limit:
+    limit = learned_positions(base)
+    if limit is None or tokens + new - 1 <= limit:
         return
     raise UserError(
         f"`{base.config.name_or_path}` has {limit} positions: a prompt of {tokens} tokens with an answer of up to "

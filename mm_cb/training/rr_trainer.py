@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
+from mm_cb.core.environment import launched
 from mm_cb.core.runs import read_jsonl, write_jsonl
 from mm_cb.data.examples import OnUnreadable
 from mm_cb.data.records import as_examples
@@ -238,7 +239,7 @@ def _processor(model: ChatModel, given: Any) -> Any:
 def _tell_fewer_held_out(args: RRConfig, held_out: Sequence[Pair]) -> None:
     """Say that rows are so few that fewer pairs than usual are held out, where nobody said how many."""
     usual = HELD_OUT * (2 if args.batches == "alternate" else 1)
-    if args.held_out is None and len(held_out) < usual and int(os.environ.get("RANK", "0")) == 0:
+    if args.held_out is None and len(held_out) < usual and launched("RANK", 0) == 0:
         unknown = "" if held_out else "; how the adapter fares on rows never trained on will be unknown"
         warnings.warn(
             f"few rows: {len(held_out) or 'no'} pairs are held out in place of {usual}{unknown} (`training.held_out`).",
@@ -277,9 +278,7 @@ def _arguments(args: RRConfig) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(_checkpoints(args)),
         max_steps=args.max_steps,
-        per_device_train_batch_size=args.batch_size
-        // args.gradient_accumulation_steps
-        // int(os.environ.get("WORLD_SIZE", "1")),
+        per_device_train_batch_size=args.batch_size // args.gradient_accumulation_steps // launched("WORLD_SIZE", 1),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         learning_rate=args.learning_rate,
         weight_decay=args.weight_decay,

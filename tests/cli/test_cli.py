@@ -175,6 +175,21 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):
     assert one_line_of(capsys) == "mm-cb: interrupted; run the same command again to go on.\n"
 
 
+def test_an_interrupt_before_a_command_has_begun_is_one_line_as_well(monkeypatch, capsys):
+    def interrupted(app):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("typer.main.get_command", interrupted)
+    assert cli.run(["demo"]) == 130 and "interrupted" in one_line_of(capsys)
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK"])
+def test_a_launchers_number_that_is_none_is_named(name, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv(name, "abc")
+    assert cli.run(["train", "miniature", "--out", str(tmp_path / "rr")]) == 2
+    assert f"{name} of the environment must be a launcher's number, got `abc`" in one_line_of(capsys)
+
+
 @pytest.mark.parametrize("out_is_a_run", [True, False])
 @pytest.mark.parametrize("form", [["--out", "run"], ["--out=run"]])
 def test_our_bugs_keep_their_traceback_and_leave_a_log(out_is_a_run, form, monkeypatch, capsys, tmp_path):
