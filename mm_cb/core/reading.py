@@ -215,7 +215,7 @@ def load_yaml(text: str, where: str) -> Any:
         return yaml.load(text, Loader)  # noqa: S506  # a safe loader
     except RecursionError as error:
         raise UserError(f"{where} is not YAML: nested too deep.") from error
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:  # of a tag and its value
         mark = getattr(error, "problem_mark", None)
         place = where if mark is None else f"{where}:{mark.line + 1}"
         problem = getattr(error, "problem", None) or error

@@ -188,10 +188,14 @@ def test_a_yaml_number_that_is_another_one_than_it_looks_is_named(text, meant):
     assert load_yaml(f"a: '{text}'\nb: 0\nc: -12\nd: +7\ne: 1e-4", "r")["a"] == text
 
 
+TAGGED = ("a: !!int ''", "a: !!int '+'", "a: !!float ''", "a: !!bool x", "a: !!timestamp x", "a: !!int [1]")
+"""Values that are not what their tag says."""
+
+
 def test_yaml_is_read_and_merged_as_ever():
     text = "base: &base {a: 1, b: 2}\nmine: {<<: *base, b: 3}\nlist: [1, {c: 2}]"
     assert load_yaml(text, "r") == {"base": {"a": 1, "b": 2}, "mine": {"a": 1, "b": 3}, "list": [1, {"c": 2}]}
-    for text in ("a: [", "? [1]\n: 2", "a: !!python/object x", "[" * 3000, "a: 2000-99-99", "\x01"):
+    for text in ("a: [", "? [1]\n: 2", "a: !!python/object x", "[" * 3000, "a: 2000-99-99", "\x01", *TAGGED):
         with pytest.raises(UserError, match="r.* is not YAML"):
             load_yaml(text, "r")
 
