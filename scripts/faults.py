@@ -2,6 +2,8 @@
 
 ``python scripts/faults.py`` makes all of them, in about half an hour on two cores, and goes on where it was stopped.
 The full disk is a small one in memory; to mount it, be root, or begin with ``unshare --map-root-user --mount``.
+Each command is a process of its own, forked from one that has imported what all of them import: a start is most of its
+time.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -17,6 +20,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -31,6 +35,9 @@ from mm_cb.metrics.results import measure, write_results  # noqa: E402
 from tests import stub_server as stub  # noqa: E402
 
 SETTINGS = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
+FORKS = multiprocessing.get_context("forkserver")
+IMPORTED = [f"mm_cb.{name}" for name in ("cli", "miniature", "training.run", "attacks.run", "data.pairs", "report")]
+IMPORTED += ["tests.tiny_llava", "mm_cb.benchmarks.runner", "mm_cb.judges.rejudge"]
 TIMES = ("started", "ended", "resumed", "git", "versions", "hardware")
 ANSWERS = ("completions.jsonl", "answers.jsonl", "descriptions.jsonl", "endpoint*.jsonl")
 """Files of answers in the order in which they came."""
@@ -43,7 +50,7 @@ EVAL = "eval over-refusal --data requests.jsonl --max-new-tokens 16 --out out"
 COMMANDS = {
     "train": "train miniature training.max_steps=6 training.save_steps=1 training.batch_size=2 lora.r=2 --out out",
     "attack": f"{ATTACK} --max-new-tokens 8 --batch 1 --checkpoint-seconds 0 --out out",
-    "eval": f"{EVAL} --model miniature --batch 1",
+    "eval": f"{EVAL} --model miniature --batch 1 --limit 12",
     "judge": f"{JUDGE} --batch 1",
     "build": f"{BUILD} --generator-url URL --concurrency 1 --out out",
 }
@@ -64,18 +71,39 @@ class Job(NamedTuple):
         """The run's folder."""
         return self.folder / "out"
 
-    def start(self) -> subprocess.Popen[str]:
+    @property
+    def heard(self) -> Path:
+        """What the command says; not on its own disk, which may be full."""
+        return self.folder.with_name(f"{self.folder.name}.txt")
+
+    def start(self) -> BaseProcess:
         """The command under way."""
+        self.heard.parent.mkdir(parents=True, exist_ok=True)
         arguments = [self.url if word == "URL" else word for word in self.words.split()]
-        pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(
-            [sys.executable, "-m", "mm_cb", *arguments], cwd=self.folder, env=os.environ | SETTINGS, **pipes
-        )
+        process = FORKS.Process(target=as_command, args=(arguments, self.folder, self.heard))
+        process.start()
+        return process
+
+    def end(self, process: BaseProcess) -> tuple[int, str]:
+        """Exit code and standard error of the command, when it has come to its end."""
+        process.join()
+        assert process.exitcode is not None
+        return process.exitcode, self.heard.read_text(encoding="utf-8", errors="replace")
 
     def run(self) -> tuple[int, str]:
         """Exit code and standard error of the command, run to its end."""
-        said = (process := self.start()).communicate()[1]
-        return process.returncode, said
+        return self.end(self.start())
+
+
+def as_command(arguments: list[str], folder: Path, heard: Path) -> None:
+    """``mm-cb`` in the process that this is called in."""
+    os.chdir(folder)
+    for path, number in ((os.devnull, 1), (heard, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+    sys.argv = ["mm-cb", *arguments]
+    from mm_cb.cli import main
+
+    main()
 
 
 def prepare(job: Job) -> None:
@@ -90,9 +118,11 @@ def prepare(job: Job) -> None:
         fixed = {"metric": "compliance", "subject": "base", "condition": "no_attack", "split": "all", "image": None}
         fixed |= {"category": "text", "outcome": "not_judged", "gibberish": False, "seed": 0}
         items = [{**fixed, **one, "completion": "an answer"} for one in asked]
-        write_json(job.out / "run.json", {"command": "attack", "ended": "now", "inputs": {}})
+        write_json(job.out / "run.json", {"command": "attack", "recipe": {}, "seed": 0, "ended": "now", "inputs": {}})
         write_jsonl(job.out / "items.jsonl", items)
         write_results(job.out / "results.json", measure(items, pairs=[]))
+        for name in ("checks.json", "curves.json"):
+            write_json(job.out / name, [])
 
 
 def content(out: Path) -> dict[str, Any]:
@@ -124,10 +154,10 @@ def finish(job: Job) -> str:
     return " ".join(sorted(name for name in made.keys() | whole.keys() if made.get(name) != whole.get(name)))
 
 
-def first_write(job: Job, process: subprocess.Popen[str]) -> float:
+def first_write(job: Job, process: BaseProcess) -> float:
     """When a command begins to write."""
     before = set(job.out.rglob("*"))
-    while process.poll() is None and set(job.out.rglob("*")) == before:
+    while process.is_alive() and set(job.out.rglob("*")) == before:
         time.sleep(0.002)
     return time.monotonic()
 
@@ -138,8 +168,8 @@ def undisturbed(words: str, work: Path, url: str) -> Job:
     prepare(whole)
     process = whole.start()
     begun = first_write(whole, process)
-    said = process.communicate()[1]
-    if process.returncode:
+    code, said = whole.end(process)
+    if code:
         raise SystemExit(f"`{words}`: {said}")
     return Job(words, url, work / "tried", whole.out, time.monotonic() - begun)
 
@@ -152,8 +182,7 @@ def killed(job: Job, rng: Random) -> str:
         process = job.start()
         time.sleep(max(0.0, first_write(job, process) + moment - time.monotonic()))
         process.kill()
-        process.communicate()
-        if process.returncode:
+        if job.end(process)[0]:
             return finish(job)
         moment *= 0.8  # it was done before
 
@@ -243,6 +272,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=count, help="of each command")
     parser.add_argument("--only", nargs="*", default=kinds, choices=kinds)
     options = parser.parse_args()
+    os.environ.update(SETTINGS)
+    FORKS.set_forkserver_preload(IMPORTED)
     work = options.work.resolve()
     pair = '{"query": "what is it?", "completion": "a stone"}'
     answer = partial(stub.says, delay=0.02)

@@ -124,11 +124,11 @@ class AttackConfig:
             LIMITS["checkpoint_seconds"].refuse("checkpoint_seconds", self.checkpoint_seconds)
         if 0 < self.check_convergence < LEAST:
             raise ValueError(
-                f"`check_convergence` must be 0 or at least {LEAST}, which its rule asks for, got "
+                f"`--check-convergence` must be 0 or at least {LEAST}, which its rule asks for, got "
                 f"{self.check_convergence}."
             )
         if self.early_stop and not self.iterates:
-            raise ValueError("`iterates` must be at least 1 with `early_stop`, which judges them, got 0.")
+            raise ValueError("`--iterates` must be at least 1 with `--early-stop`, which judges them, got 0.")
         if self.vary not in VARIED:
             raise ValueError(f"`vary` must be one of {', '.join(VARIED)}, got {self.vary!r}.")
         if self.optimizer not in OPTIMIZERS:

@@ -93,6 +93,9 @@ def curve_quartiles(parts: Mapping[str, Path], subject: str, attack: str) -> lis
         return []
     losses = curves(parts, attack)
     if not losses:
-        raise UserError(f"the run must hold what its curves are made from, but there is no loss curve of `{attack}`.")
+        raise UserError(
+            f"the run must hold what its curves are made from, parts/{attack}-*.json, but there is no loss curve of "
+            f"`{attack}`; take its whole folder from where it was made, or repeat the run."
+        )
     q25, q50, q75 = (np.round(np.quantile(np.array(losses), q, axis=0), 4).tolist() for q in (0.25, 0.5, 0.75))
     return [{"subject": subject, "condition": attack, "q25": q25, "q50": q50, "q75": q75, "n": len(losses)}]

@@ -307,6 +307,8 @@ def attack_entry(name: str) -> AttackEntry:
     Raises:
         UserError: If there is none; names the nearest one.
     """
+    if name == "all":
+        raise UserError("`--attack all` stands alone, without others: leave one of them out.")
     return entry_of(name, "attack", _ATTACKS, also=["all"])
 
 

@@ -84,8 +84,8 @@ def verify_run(
     folder = Path(folder)
     run = _read(folder)
     _check_items(run)
-    texts = _texts(run)
-    pictures, verdicts = _pictures(run, wanted=not texts), _check_verdicts(run)
+    texts, unseen = _texts(run)
+    pictures, verdicts = _pictures(run, wanted=not texts and not unseen), _check_verdicts(run)
     sent = folder / PROMPTS
     prompts = read_prompts(sent, [b.id for b in kept_behaviors(folder)]) if sent.exists() else None
     source = source_again(folder, read_run(folder), "give `--{}`: where it lies here", device, model, adapter, base)
@@ -106,6 +106,8 @@ def verify_run(
                     task.advance(len(some))
     unit = "pictures and texts" if texts else "pictures"
     _show(rows, unit, verdicts, same_arithmetic, dtype_of(subject.model))
+    if unseen:
+        say(f"not asked again: {unseen} of {unseen + len(texts)} answers to texts, beside pictures of yours")
     if wrong := [row for row in rows if row.disagreements]:
         raise UserError(
             f"`{folder}`: `{wrong[0].image}` does not hold what the run recorded: {'; '.join(wrong[0].disagreements)} "
@@ -172,15 +174,16 @@ def _pictures(run: _Run, *, wanted: bool) -> list[RecordedPicture]:
     return pictures
 
 
-def _texts(run: _Run) -> list[Recorded]:
-    """The greedy answers to what left no picture.
+def _texts(run: _Run) -> tuple[list[Recorded], int]:
+    """The greedy answers to what left no picture, and how many of them cannot be had again.
 
-    A relaxation's cannot be had again, nor those to prompts beside a user's picture, which the run does not keep.
+    These are answers to prompts beside a user's picture, which the run does not keep. A relaxation's are not looked at.
     """
     kept = json_lines(run.folder / KEPT_AS, "behaviours")
     beside = {record["id"] for _, record in kept if record.get("image") is not None}
     texts = [one for one in run.greedy if one.answer.image is None and not one.config.entry.relaxation]
-    return [one for one in texts if not (one.config.entry.imported and one.behavior.id in beside)]
+    again = [one for one in texts if not (one.config.entry.imported and one.behavior.id in beside)]
+    return again, len(texts) - len(again)
 
 
 def _check_verdicts(run: _Run) -> str:

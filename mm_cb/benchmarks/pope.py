@@ -11,6 +11,7 @@ from typing import Any
 from mm_cb.benchmarks.base import Benchmark, Question, Score
 from mm_cb.benchmarks.settings import AskSettings, StoredAnswers, setting
 from mm_cb.core.errors import UserError
+from mm_cb.core.reading import shown
 from mm_cb.metrics.table import DETAIL, Metric
 
 KINDS = ("random", "popular", "adversarial")
@@ -34,6 +35,11 @@ class PopeAnswers(StoredAnswers):
     """Answers as the original's evaluator takes them."""
 
     answers: str = setting("", "JSON lines with `answer` (or `text`), in the order of the questions.", metavar="FILE")
+
+
+def _plain(text: str) -> str:
+    """A question without what differs between files that hold it: blanks and case."""
+    return " ".join(text.split()).lower()
 
 
 def official_answer(text: str) -> str:
@@ -131,6 +137,15 @@ class Pope(Benchmark):
             raise UserError(f"`{stored.answers}` must hold {len(questions)} answers, one a question, got {len(rows)}.")
         answers = {}
         for row, question in zip(rows, questions, strict=True):
+            told = {row.values[key] for key in ("answer", "text") if isinstance(row.values.get(key), str)}
+            if len(told) > 1:
+                raise UserError(f"{row.where}: `answer` and `text` must be one answer, they differ; leave one of them.")
+            asked = row.values.get("question", row.values.get("prompt", question.prompt))
+            if not isinstance(asked, str) or not _plain(asked).startswith(_plain(question.prompt)):
+                raise UserError(
+                    f"{row.where} answers {shown(asked)}, but question `{question.id}` is {shown(question.prompt)}; "
+                    "give the answers to these questions, in their order."
+                )
             answer = row.values.get("answer", row.values.get("text"))
             named = str(row.values.get("question_id", question.id))
             if not isinstance(answer, str) or named not in (question.id, question.id.rpartition("/")[2]):

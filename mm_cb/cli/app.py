@@ -14,6 +14,7 @@ import typer
 import mm_cb
 from mm_cb.cli import attack, data, demo, doctor, evaluate, judge, merge, report, score, train
 from mm_cb.cli.groups import Command, Group
+from mm_cb.cli.options import refuse_unset
 from mm_cb.core.errors import one_line
 
 app = typer.Typer(
@@ -76,10 +77,11 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; messages go to standard error."""
     from mm_cb.cli import failures, signals
 
-    command: Any = typer.main.get_command(app)
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
     try:
+        command: Any = typer.main.get_command(app)
+        refuse_unset(arguments)
         code = command.main(args=arguments or ["--help"], prog_name="mm-cb", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = failures.INTERRUPTED

@@ -315,9 +315,12 @@ def build_pairs(
     prompts = [prompt for file in behaviors or [] for prompt in read_prompts(file)]
     connect = partial(Endpoint, timeout=timeout, retries=retries, concurrency=concurrency)
     if describer_url is None:
-        from mm_cb.models import load_model
+        from mm_cb.models import TextModel, load_model
 
-        describing: Any = partial(describe.describe_by_model, load_model(describer, device=device, dtype=dtype))
+        model = load_model(describer, device=device, dtype=dtype)
+        if isinstance(model, TextModel):
+            raise UserError(f"`--describer` must see pictures, `{describer}` is a model of text alone.")
+        describing: Any = partial(describe.describe_by_model, model)
     else:
         describing = partial(describe.describe_by_endpoint, connect(describer_url, describer))
     with Progress() as progress:

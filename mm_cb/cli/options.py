@@ -9,6 +9,7 @@ import typer
 from mm_cb.attacks.config import DTYPES
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.limits import LIMITS, OutOfRange
+from mm_cb.core.reading import read_text
 
 _MODEL, _RUN = "Model and data", "Run"
 """Headings of --help."""
@@ -136,6 +137,24 @@ def refuse_old_settings(words: Sequence[str] | None, flags: Mapping[str, str]) -
     raise UserError(f"settings are flags now: write `{' '.join(spelled) or 'nothing'}` instead of `{' '.join(words)}`.")
 
 
+_MAY_BE_EMPTY = ("--suffix", "--judge-system", "--target")
+
+
+def refuse_unset(arguments: Sequence[str]) -> None:
+    """Refuse values that a shell left empty or did not expand: an empty path would be the folder that one is in.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    for before, word in zip(("", *arguments), arguments, strict=False):
+        name, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+        told = f"`{name}`" if name.startswith("--") else "every argument"
+        if equals and not value and name not in _MAY_BE_EMPTY:
+            raise UserError(f"{told} must be a text or number, got nothing (is a variable of the shell not set?).")
+        if value.startswith("~/"):
+            raise UserError(f"{told} must be a path, but no shell expanded `{value}`; leave out the quotes or the `=`.")
+
+
 def read_system(path: Path | None) -> str | None:
     """The operator's text in a file.
 
@@ -144,10 +163,7 @@ def read_system(path: Path | None) -> str | None:
     """
     if path is None:
         return None
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as e:
-        raise UserError(f"`--system` must be a readable text file, got `{path}`: {e}.") from e
+    text = read_text(path, "text of `--system`").strip()
     if not text:
         raise UserError(f"`--system` must hold a text, but `{path}` is empty.")
     return text

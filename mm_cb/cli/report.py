@@ -34,6 +34,8 @@ def report(
     target = out or (run_dirs[0] if len(run_dirs) == 1 else Path()) / "report.html"
     if target.is_dir():
         raise UserError(f"`--out` must be a file such as `{target / 'report.html'}`, got a directory.")
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"the page is HTML: `--out` must end in .html, got `{target}`.")
     if target.is_symlink() and not target.exists():
         raise UserError(f"`--out` must be a file, but `{target}` is a link that leads nowhere; give another path.")
     from mm_cb.report import is_page, judge_report, print_table, write_report

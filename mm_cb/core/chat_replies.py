@@ -94,7 +94,7 @@ def read_answer(body: bytes) -> str:
     """
     text = body.decode("utf-8-sig", "surrogateescape").strip()
     try:
-        reply = json.loads(text)
+        reply = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as e:
         came = "an HTML page" if text[:1] == "<" else "nothing" if not text else f"`{text[:QUOTED]}`"
         raise _broken(came, foreign=True) from e
@@ -110,6 +110,14 @@ def read_answer(body: bytes) -> str:
     if choice.get("error"):
         raise _error_inside(choice["error"])
     return _answer(message, str(choice.get("finish_reason") or "").lower())
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of which no key comes twice: nobody knows which of two answers is the model's."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice")
+    return found
 
 
 _CALLS = ("tool_calls", "function_call")

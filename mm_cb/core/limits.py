@@ -58,7 +58,8 @@ class Limit:
         value: Any = text
         if isinstance(text, str):
             try:
-                value = int(text) if self.whole else float(text)
+                plain = text.strip().isascii() and "_" not in text  # Python reads ``1_0`` and digits of any script
+                value = text if not plain else int(text) if self.whole else float(text)
             except ValueError:  # also of more digits than Python reads
                 value = text
         self.refuse(name, value)
@@ -91,7 +92,7 @@ LIMITS = {
     "term_weight": Limit(0, 1e6, _FLOAT, whole=False),
     "iterates": Limit(0, 10_000, "each is judged for every behaviour"),
     "samples": Limit(0, 10_000, "each is one more answer to every picture"),
-    "temperature": Limit(0, 100, "above it answers are drawn evenly from all words", whole=False, above=True),
+    "temperature": Limit(0.001, 100, "beyond them answers are the greedy one, or even draws of words", whole=False),
     "universal_train": Limit(0, 1_000_000, "no file holds more behaviours"),
     "draws": Limit(1, 100_000, "published runs end at 10,000, and each leaves a file"),
     "strength": Limit(0, 1, "beyond it nothing is left of a picture or a text", whole=False),

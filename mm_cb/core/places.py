@@ -74,6 +74,13 @@ def found_again(run: Path, name: str, inputs: Mapping[str, str], remedy: str) ->
     raise UserError(f"`{name}`, which `{run / RUN}` names, {what}; {remedy}.")
 
 
+def may_be(place: str, name: str, inputs: Mapping[str, str]) -> bool:
+    """Whether a given model or adapter may be the one that a run names: not where it is known to hold other weights."""
+    hashes = {digest for key, digest in inputs.items() if key.endswith(".safetensors")}
+    known = bool(hashes) and f"models/{name}" not in inputs and Path(place).is_dir()
+    return not known or _weights_are(Path(place), hashes)
+
+
 def _beside(run: Path, name: str) -> Iterator[Path]:
     """Places where a path may lie after a move: its end, longest first, below the run's folder and those above it."""
     real = Path(os.path.realpath(run))

@@ -5,8 +5,10 @@ Files are UTF-8, with or without a byte-order mark. A line ends with a line feed
 
 import json
 import math
+import os
 import re
 import reprlib
+import stat
 from collections.abc import Iterator, Sequence
 from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]  # the standard library's, in Python
 from json.scanner import py_make_scanner  # type: ignore[attr-defined]
@@ -23,6 +25,7 @@ _PACKED |= {b"\x28\xb5\x2f\xfd": "zstd"}
 _OTHER = {b"PAR1": "Parquet", b"ARROW1\0\0": "Arrow", b"SQLite format 3\0": "SQLite", b"\x89PNG": "PNG"}
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
 _SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+_DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _CLOSE = 0.8
 """So alike are a key and its misspelling."""
 
@@ -55,6 +58,9 @@ def read_text(path: Path, what: str = "text") -> str:
         UserError: If it cannot be read or is not UTF-8; names the line and the byte.
     """
     try:
+        if stat.S_IFMT(mode := os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
+            raise UserError(f"the {what} `{path}` must be a file, which is read more than once, it is {kind}.")
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -185,6 +191,15 @@ def load_yaml(text: str, where: str) -> Any:
                 raise UserError(f"{where}:{node.start_mark.line + 1}: a text cannot be used: {reason}.")
             return value
 
+        def construct_yaml_int(self, node: Any) -> Any:
+            if not _DECIMAL.fullmatch(node.value):
+                place = f"{where}:{node.start_mark.line + 1}"
+                meant = f"YAML reads it as {super().construct_yaml_int(node)}"
+                raise UserError(
+                    f"{place}: a whole number must be written in digits alone, got `{node.value}` ({meant})."
+                )
+            return super().construct_yaml_int(node)
+
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen: list[Any] = []
             for key_node, _ in node.value:
@@ -195,11 +210,12 @@ def load_yaml(text: str, where: str) -> Any:
                 seen.append(key)
             return super().construct_mapping(node, deep)
 
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
     try:
         return yaml.load(text, Loader)  # noqa: S506  # a safe loader
     except RecursionError as error:
         raise UserError(f"{where} is not YAML: nested too deep.") from error
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:  # of a tag and its value
         mark = getattr(error, "problem_mark", None)
         place = where if mark is None else f"{where}:{mark.line + 1}"
         problem = getattr(error, "problem", None) or error

@@ -10,6 +10,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.reading import Line, read_text
 
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
+_NAMES = {"\t": ", or name it .tsv", ",": ", or name it .csv"}
 
 
 class Table(NamedTuple):
@@ -84,7 +85,7 @@ def _columns(where: str, header: list[str], separator: str, known: Sequence[str]
     if len(columns) == 1 and (other := next((s for s in _SEPARATORS if s != separator and s in columns[0]), None)):
         raise UserError(
             f"{where}: the columns must be apart by {_SEPARATORS[separator]}, they seem to be by {_SEPARATORS[other]}; "
-            "save the table again, or name it .tsv if these are tabs."
+            f"save the table again{_NAMES.get(other, '')}."
         )
     if "" in columns:
         raise UserError(f"{where}: every column must have a name, column {columns.index('') + 1} has none.")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SLOT = "{description}"
 _HASH = 16
 """So much of a picture's SHA-256 names it: 64 bits."""
-_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
+_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 Describe = Callable[[Iterable[tuple[str, Path]]], Iterator[tuple[str, "str | EndpointFailure"]]]
 """Keys and files of pictures → keys and descriptions, each as soon as it is there."""

@@ -97,7 +97,11 @@ class LocalEngine:
 
 
 def complete_batch(subject: Subject, requests: Sequence[Request], max_new_tokens: int) -> list[str]:
-    """The subject's greedy completions of one batch, in order."""
+    """The subject's greedy completions of one batch, in order.
+
+    Raises:
+        UserError: If a request has more tokens than the model has positions.
+    """
     from mm_cb.models.chat import chat
 
     chats = [
@@ -106,7 +110,11 @@ def complete_batch(subject: Subject, requests: Sequence[Request], max_new_tokens
     ]
     pictures = [[shown(picture) for picture in request.pictures] for request in requests]
     with subject.active() as model:
-        return model.generate(model.encode_chats(chats, pictures), max_new_tokens)
+        inputs = model.encode_chats(chats, pictures)
+        if found := model.overlong(inputs):
+            row, told = found
+            raise UserError(f"request `{requests[row].key}` is {told} Shorten it, or leave it out.")
+        return model.generate(inputs, max_new_tokens)
 
 
 def prompt_tokens(model: ChatModel, request: Request) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mm_cb.core.embedded import is_fiction
-from mm_cb.core.places import found_again
+from mm_cb.core.errors import UserError
+from mm_cb.core.places import found_again, may_be
 from mm_cb.core.records import Run
 
 if TYPE_CHECKING:
@@ -83,10 +84,17 @@ def source_again(
         base: Likewise.
 
     Raises:
-        UserError: If it is neither where the run found it nor beside the run.
+        UserError: If it is neither where the run found it nor beside the run, or a part is given that the run had not.
     """
     recipe, inputs = run["recipe"], run["inputs"]
     given = {"model": model, "adapter": adapter, "base": base}
+    for part in (part for part, place in given.items() if place is not None and recipe.get(part) is None):
+        raise UserError(f"`{folder}` was made without `--{part}`: leave it out.")
+    for part, place in given.items():
+        if place is not None and not may_be(place, str(recipe[part]), inputs):
+            raise UserError(
+                f"`{place}` holds other weights than `{folder}` was made with; give the same as `--{part}`."
+            )
     for part, held in ((part, recipe.get(part)) for part in given):
         if given[part] is None and held is not None:
             given[part] = found_again(folder, held, inputs, remedy.format(part))

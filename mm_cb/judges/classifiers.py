@@ -129,6 +129,7 @@ class LlamaGuard:
     """
 
     metrics = JUDGED
+    sees = True
 
     def __init__(self, name: str, model: Any, processor: Any, source: Mapping[str, object]) -> None:
         """Judge by the processor's own chat template."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
+from mm_cb.core.reading import read_text
 
 CARD = "README.md"
 _ASSIGNED = re.compile(r"^\s*(\w*PROMPT\w*)\s*=\s*(?=[\[{(\"'rRuU])", re.MULTILINE)
@@ -80,11 +81,7 @@ def read_template(path: Path) -> str:
     Raises:
         UserError: If the file cannot be read, or names a field that does not exist or no completion.
     """
-    try:
-        template = path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"`{path}` must be a prompt template (UTF-8), but it cannot be read: {e}.") from e
-    return check_template(template, str(path))
+    return check_template(read_text(path, "prompt template"), str(path))
 
 
 def check_template(template: str, where: str) -> str:

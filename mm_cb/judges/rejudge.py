@@ -20,9 +20,10 @@ from mm_cb.judges.base import NOT_JUDGED, Case, Judge
 from mm_cb.judges.stored_verdicts import Judged, judge_all, refuse_missing_fields, refuse_other_source
 from mm_cb.metrics.agreement import agreements, completions_of, key_of
 from mm_cb.metrics.checks import attack_is_strong, placebo_is_weak
+from mm_cb.metrics.holes import absent_files, absent_pictures, read_curves
 from mm_cb.metrics.observations import rank, worst_pictures
 from mm_cb.metrics.results import Measurement, measure, read_results, write_results
-from mm_cb.metrics.whole import whole_items
+from mm_cb.metrics.whole import refuse_contradiction, whole_items
 
 FOLDER = "judgements"
 NEWEST = "newest.json"
@@ -60,7 +61,7 @@ def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None,
         judged = judgeable(items, run_dir, judge.name, judge.metrics)
         cases = _cases(judged, run_dir, _extras(run, behaviors))
         refuse_missing_fields(judge, list(cases.values()), run, behaviors)
-        _refuse_unreadable(run_dir, items, judge)
+        _refuse_holes(run_dir, run, items, judge)
         refuse_other_source(run_dir / FOLDER, judge)
         verdicts = judge_all(run_dir / FOLDER, judge, cases, progress)
         _refuse_prose(judge, [verdicts[key] for key in cases])
@@ -76,14 +77,22 @@ def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None,
         return found
 
 
-def _refuse_unreadable(run_dir: Path, items: list[Item], judge: Judge) -> None:
-    """Read all that the verdicts will be written into, before the first of them is paid for.
+def _refuse_holes(run_dir: Path, run: Run, items: list[Item], judge: Judge) -> None:
+    """Read all that a page of the run reads and verdicts are written into, before the first of them is paid for.
 
     Raises:
-        UserError: If a file cannot be read, or the items cannot be measured; names it.
+        UserError: If a file is gone, cannot be read or contradicts the items, these cannot be measured, or a picture
+            that the judge is to see is gone or another one; names it.
     """
-    _measured(run_dir, items)
+    before, _ = _measured(run_dir, items)
+    verdicts = run_dir / FOLDER
+    if (verdicts / NEWEST).is_file() or not (verdicts / f"{AS_RUN}.jsonl").is_file():  # else it stopped while writing
+        refuse_contradiction(run_dir, items, before, run["seed"])
     read_list(run_dir / "checks.json", Check)
+    read_curves(run_dir / "curves.json")
+    shown = [item for item in items if item["metric"] in judge.metrics] if getattr(judge, "sees", False) else []
+    for hole in (*absent_files(run_dir, run), *absent_pictures(run_dir, shown)):
+        raise UserError(f"{hole} Nothing was judged: take its whole folder from where it was made, or repeat the run.")
     for other in (run_dir / FOLDER).glob("*.jsonl"):
         if other.stem != safe_id(judge.name):  # whose own are looked at one by one
             read_records(other, Said)

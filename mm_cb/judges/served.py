@@ -38,7 +38,7 @@ class EndpointJudge:
         self._endpoint = endpoint
         self._template = check_template(template, "the judge's template")
         self._labels = dict(labels or LABELS)
-        self._pictures = pictures
+        self.sees = pictures
         said = set(self._labels.values())
         self.metrics: Sequence[str] = [m.name for m in metrics() if m.outcomes and said <= {*m.outcomes, NOT_JUDGED}]
         self.source: Mapping[str, object] = {
@@ -82,7 +82,7 @@ class EndpointJudge:
     def _shown(self, case: Case) -> list[Image]:
         from mm_cb.data.pictures import open_picture
 
-        return [open_picture(case.image)] if self._pictures and case.image is not None else []
+        return [open_picture(case.image)] if self.sees and case.image is not None else []
 
     def _read(self, answer: str) -> Verdict:
         return Verdict(self._labels.get(_label(answer), NOT_JUDGED), None, answer)

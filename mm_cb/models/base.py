@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.models.chat import ANSWER, Dialect, Message, RenderedChat, TokenRole, chat, end_written, render_chat
-from mm_cb.models.decoding import decode, end_tokens
+from mm_cb.models.decoding import decode, end_tokens, positions_of
 from mm_cb.models.dial import Scale, WeightDifference, lora_layers, lora_turned, read_scale
 from mm_cb.models.inputs import Arguments, ModelInputs, Pictures, pad_rows
 from mm_cb.models.switch import adapter_off
@@ -267,6 +267,15 @@ class ChatModel(LanguageTower):
         return TowerInputs(self.base.get_input_embeddings()(inputs.input_ids))
 
     @torch.no_grad()
+    def overlong(self, inputs: ModelInputs) -> tuple[int, str] | None:
+        """The first row that has more tokens than the model has positions, with words for it; None if all fit."""
+        limit = positions_of(self.model)
+        for row, tokens in enumerate(inputs.attention_mask.sum(dim=1).tolist() if limit else ()):
+            if tokens > limit:
+                told = f"too long for `{self.name}`: its chat has {tokens} tokens, the model has {limit} positions."
+                return row, told
+        return None
+
     def generate(self, inputs: ModelInputs, max_new_tokens: int, temperature: float | None = None) -> list[str]:
         """Completions of left-padded prompts, special tokens stripped.
 

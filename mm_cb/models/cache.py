@@ -130,6 +130,23 @@ def _shards(index: Path) -> list[str]:
     return sorted(set(places.values()))
 
 
+def weights_fault(folder: Path) -> str | None:
+    """What a folder's weights lack; None where nothing is missing."""
+    index = folder / _INDEX
+    if (folder / _SINGLE).is_file():
+        return None
+    if not index.is_file():
+        return (
+            f"it must hold its weights as {_SINGLE}, it has none; other formats can run code when they are read, so "
+            "they are refused: write them anew by `save_pretrained`."
+        )
+    if absent := [shard for shard in _shards(index) if not (folder / shard).is_file()]:
+        return f"its {_INDEX} names `{absent[0]}`, which is not there ({len(absent)} such files); fetch them."
+    if not isinstance(read_json(index).get("metadata"), dict):
+        return f"its {_INDEX} must hold `metadata` beside `weight_map`, as `save_pretrained` writes it."
+    return None
+
+
 def _find(name_or_path: str | Path, file: str) -> Path | None:
     """A model's file, in its folder or in the cache of the hub."""
     folder = _own_folder(name_or_path)

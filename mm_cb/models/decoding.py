@@ -1,6 +1,5 @@
 """Decoding: greedy or the whole distribution, as the caller says, whatever a model's folder holds."""
 
-import json
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
@@ -12,6 +11,7 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.reading import json_file
 
 FILE = "generation_config.json"
 _READ = ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
@@ -33,12 +33,7 @@ def generation_config(folder: Path) -> GenerationConfig | None:
     file = folder / FILE
     if not file.is_file():
         return None
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"`{file}` must be a JSON object, but it cannot be read: {error}") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"`{file}` must be a JSON object, got {type(fields).__name__}.")
+    fields = json_file(file, dict, "a JSON object")
     ends = fields.get("eos_token_id")
     ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
     if any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in ids):
@@ -100,6 +95,9 @@ def decode(
 
     Returns:
         One text a row, without special tokens.
+
+    Raises:
+        UserError: If the model's positions are learned, and a row with its longest answer needs more of them.
     """
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -109,6 +107,7 @@ def decode(
         pad_token_id=tokenizer.pad_token_id,
     )
     base = _base(model)
+    _refuse_no_room(base, int(inputs["attention_mask"].sum(dim=1).max()), max_new_tokens)
     held, base.generation_config = base.generation_config, GenerationConfig()
     try:
         tokens = model.generate(**inputs, generation_config=config)
@@ -118,6 +117,27 @@ def decode(
     rows = tokens[:, asked:].tolist()
     said = [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
     return tokenizer.batch_decode(said, skip_special_tokens=True)
+
+
+def positions_of(model: Any) -> int | None:
+    """How many tokens a row of this transformers model may have; None where nothing says so."""
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit
+
+
+def learned_positions(model: Any) -> int | None:
+    """How many tokens a row of this transformers model cannot go beyond; None where positions are computed."""
+    return None if hasattr(model.get_decoder(), "rotary_emb") else positions_of(model)
+
+
+def _refuse_no_room(base: Any, tokens: int, new: int) -> None:
+    limit = learned_positions(base)
+    if limit is None or tokens + new - 1 <= limit:
+        return
+    raise UserError(
+        f"`{base.config.name_or_path}` has {limit} positions: a prompt of {tokens} tokens with an answer of up to "
+        f"{new} needs more; shorten the prompt, or give `--max-new-tokens {max(1, limit - tokens + 1)}` or less."
+    )
 
 
 def _base(model: Any) -> Any:

@@ -11,9 +11,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedCo
 
 from mm_cb.core.embedded import guest_names
 from mm_cb.core.errors import UserError, one_line
-from mm_cb.core.reading import json_file
+from mm_cb.core.reading import json_file, read_text
 from mm_cb.models.base import ChatModel
-from mm_cb.models.cache import model_folder
+from mm_cb.models.cache import model_folder, weights_fault
 from mm_cb.models.laws import CONFIG, OLD_PROCESSOR, PROCESSOR, check_config, check_image_token, check_kinds
 from mm_cb.models.registry import family_of
 from mm_cb.models.vision import VisionModel
@@ -136,6 +136,8 @@ def settle_padding(tokenizer: Any, folder: Path) -> None:
     Raises:
         UserError: If it has neither.
     """
+    # what is too long is refused by us, in other words
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise UserError(f"`{folder / _TOKENIZER}` must name a `pad_token` or an `eos_token`, it is absent or has none.")
     if tokenizer.pad_token_id is None:
@@ -196,8 +198,15 @@ def _fault_of(folder: Path) -> str | None:
             return str(error)
         if file.name == "tokenizer.json" and not isinstance(held.get("model"), dict):
             return f"`{file}` must hold a tokenizer with its `model`, it has none; fetch the file again."
+    for file in sorted(folder.glob("*.jinja")):
+        try:
+            read_text(file, "chat template")
+        except UserError as error:
+            return str(error)
     if not (folder / CONFIG).is_file():
         return f"it must hold {CONFIG}, it has none."
+    if fault := weights_fault(folder):
+        return fault
     if not has_tokenizer(folder):
         return f"it must hold its tokenizer, {_TOKENIZERS[0]}; it has none."
     sees = "vision_config" in json_file(folder / CONFIG, dict, "a JSON object")

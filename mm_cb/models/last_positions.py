@@ -59,7 +59,7 @@ def _instead_of(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[N
 
 def _unused_layers(model: Any) -> list[nn.Module]:
     """Layers of an image tower like CLIP's behind those whose output is taken; ``hidden_states[0]`` is no layer's."""
-    tower = getattr(model.model, "vision_tower", None)
+    tower = getattr(getattr(model, "model", None), "vision_tower", None)
     layers = list(getattr(getattr(tower, "encoder", None), "layers", []))
     taken = getattr(model.config, "vision_feature_layer", None)
     if taken is None:

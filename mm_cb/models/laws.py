@@ -79,6 +79,19 @@ def _sections(value: Any, numbers: _Numbers) -> str | None:
     return None
 
 
+def _activation(value: Any, numbers: _Numbers) -> str | None:
+    from transformers.activations import ACT2FN
+
+    return None if isinstance(value, str) and value in ACT2FN else "an activation that transformers knows"
+
+
+def _dtype(value: Any, numbers: _Numbers) -> str | None:
+    import torch
+
+    found = getattr(torch, str(value).removeprefix("torch."), None)
+    return None if isinstance(found, torch.dtype) and found.is_floating_point else "a floating-point dtype"
+
+
 _LAWS: Mapping[str, _Law] = {
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "head_dim"), _size),
     **dict.fromkeys(("num_hidden_layers", "num_key_value_heads", "max_position_embeddings"), _size),
@@ -94,6 +107,10 @@ _LAWS: Mapping[str, _Law] = {
     "rope_theta": _positive,
 }
 """Every number of a config.json that must fit another, under transformers' common name."""
+_WORDS: Mapping[str, _Law] = {
+    **dict.fromkeys(("hidden_act", "activation_function"), _activation),
+    **dict.fromkeys(("dtype", "torch_dtype"), _dtype),
+}
 
 
 def check_kinds(held: Mapping[str, Any], name: str) -> None:
@@ -113,7 +130,7 @@ def check_kinds(held: Mapping[str, Any], name: str) -> None:
                     f"{method!r:.60}: stored quantised weights are not read; take the full-precision model, with "
                     "`quantize: 4bit` where memory is short."
                 )
-        _hold(where, part, _Numbers(), name)
+        _hold(where, part, _Numbers(), name, {**_LAWS, **_WORDS})
 
 
 def check_config(config: Any, name: str) -> None:

@@ -183,7 +183,7 @@ def _check_device(device: str) -> None:
         known = torch.device(device)
     except RuntimeError as error:
         raise UserError(message) from error
-    if known.type not in ("cpu", "cuda"):
+    if known.type not in ("cpu", "cuda") or (known.type == "cpu" and known.index is not None):
         raise UserError(message)
     if known.type == "cuda" and (known.index or 0) >= torch.cuda.device_count():
         raise UserError(

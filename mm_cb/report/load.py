@@ -11,10 +11,10 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.records import Agreement, Check, Curve, Item, Representations, Run, Timing
 from mm_cb.core.runs import read_run
+from mm_cb.metrics.holes import holes, read_curves
 from mm_cb.metrics.results import Measurement, measure, read_results
 from mm_cb.metrics.table import WORST_GIVEN, Metric, is_known, register_metric
 from mm_cb.metrics.whole import refuse_contradiction, refuse_unmeasured, whole_items
-from mm_cb.report.holes import holes
 from mm_cb.report.strength import Strength, strengths
 
 
@@ -89,7 +89,7 @@ def load_run(folder: Path) -> RunFiles:
         measurements=measurements,
         items=[{**item, "run_dir": str(folder)} for item in items],
         checks=read_list(folder / "checks.json", Check),
-        curves=_curves(folder / "curves.json"),
+        curves=read_curves(folder / "curves.json"),
         representations=_representations(folder / "representations.json"),
         timings=read_records(folder / "timings.jsonl", Timing),
         agreement=read_list(folder / "judgements" / "agreement.json", Agreement),
@@ -128,14 +128,6 @@ def _learn_metrics(path: Path) -> None:
 def _protocol(path: Path) -> _Protocol:
     content = read_json(path)
     return checked({} if content is None else content, _Protocol, f"`{path}`")
-
-
-def _curves(path: Path) -> list[Curve]:
-    curves = read_list(path, Curve)
-    for number, curve in enumerate(curves, start=1):
-        if not len(curve["q25"]) == len(curve["q50"]) == len(curve["q75"]):
-            raise UserError(f"`{path}`, entry {number}: `q25`, `q50` and `q75` must have one length.")
-    return curves
 
 
 def _representations(path: Path) -> Representations | None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mm_cb.training.rr_config import RRConfig
 
 Batches = Literal["alternate", "text", "multimodal"]
+HELD_OUT = 8
+"""Pairs of each modality that are held out where nobody says how many, and rows are enough."""
 
 
 class Pair(NamedTuple):
@@ -78,7 +80,10 @@ class PairedExamples(Dataset[Pair]):
         }
         for (name, kind), drawn in self._rows.items():
             if not drawn:
-                raise MissingRows(f"The data must hold {kind} examples of the {name} set, it holds none.")
+                raise MissingRows(
+                    f"The data must hold {kind} examples of the {name} set, it holds none: add some, or set `batches` "
+                    "to the kind that both sets have."
+                )
         self._length = steps * batch_size
         self._on_unreadable = on_unreadable
 
@@ -122,9 +127,13 @@ def drawn(
 
     Raises:
         MissingRows: If a set has no example of a modality that the run needs.
-        UserError: If too many rows were to be held out.
+        UserError: If too many rows were to be held out, or none can be that the run needs.
     """
     among, held_out = hold_out(examples, settings.held_out, settings.seed, settings.batches, on_unreadable)
+    if settings.stop_at_cosine is not None and not held_out:
+        raise UserError(
+            "`training.stop_at_cosine` needs held-out rows, and these are too few: give 2 or more of each set."
+        )
     rows = PairedExamples(
         examples,
         steps=settings.max_steps,
@@ -204,13 +213,17 @@ def split_batch(batch: Batch, tokens_per_pass: int) -> list[Batch]:
 
 
 def hold_out(
-    examples: Sequence[Example], pairs: int, seed: int, batches: Batches, on_unreadable: OnUnreadable | None = None
+    examples: Sequence[Example],
+    pairs: int | None,
+    seed: int,
+    batches: Batches,
+    on_unreadable: OnUnreadable | None = None,
 ) -> tuple[list[int], list[Pair]]:
     """Set rows aside that are never trained on, with every copy that a mixture makes of them.
 
     Args:
         examples: All.
-        pairs: How many pairs of each modality.
+        pairs: How many pairs of each modality; None = `HELD_OUT`, or half of the rows where that is less.
         seed: Decides which.
         batches: The modalities of the run.
         on_unreadable: Told of examples whose picture cannot be read; others are set aside. None = they are set aside,
@@ -222,7 +235,7 @@ def hold_out(
     Raises:
         UserError: If that is more than half of the rows of a set and modality.
     """
-    if not pairs:
+    if pairs == 0:
         return list(range(len(examples))), []
     generator = torch.Generator().manual_seed(seed)
     rows = rows_of(examples)
@@ -232,23 +245,26 @@ def hold_out(
     kinds, aside = kinds_of(examples), list[tuple[int, ...]]()
     for modality in _modalities(batches):
         pools = [[i for i in first.values() if kinds[i] == (name, modality)] for name in get_args(SetName)]
-        _check_held_out(pairs, modality, pools)
+        wanted = _held_out(pairs, modality, pools)
         orders = [[pool[i] for i in torch.randperm(len(pool), generator=generator).tolist()] for pool in pools]
         usable = [(i for i in order if on_unreadable is None or opened(examples[i], on_unreadable)) for order in orders]
-        aside += zip(*(list(islice(one, pairs)) for one in usable), strict=False)
+        aside += zip(*(list(islice(one, wanted)) for one in usable), strict=False)
     kept_back = {rows[index] for pair in aside for index in pair}
     others = [index for index, row in enumerate(rows) if row not in kept_back]
     return others, [Pair(*(examples[index] for index in pair)) for pair in aside]
 
 
-def _check_held_out(pairs: int, modality: Modality, pools: Sequence[Sequence[int]]) -> None:
-    """Refuse to set aside most of what there is to train on; that there is nothing at all, others say."""
+def _held_out(pairs: int | None, modality: Modality, pools: Sequence[Sequence[int]]) -> int:
+    """How many pairs are set aside, never most of what there is to train on; that there is nothing, others say."""
+    if pairs is None:
+        return min(HELD_OUT, *(len(pool) // 2 for pool in pools))
     for name, pool in zip(get_args(SetName), pools, strict=True):
         if pool and 2 * pairs > len(pool):
             raise UserError(
                 f"`training.held_out` must be at most half of the rows, got {pairs} of {len(pool)} {modality} rows of "
-                f"the {name} set; lower it, or set it to 0."
+                f"the {name} set; lower it, or set it to 0 (none) or null (what fits)."
             )
+    return pairs
 
 
 def _modalities(batches: Batches) -> list[Modality]:

@@ -147,7 +147,7 @@ def _held_out(metrics: Sequence[Step]) -> list[str]:
     """Where the hidden states of rows never trained on went, at the first and at the last measurement."""
     measured = [record for record in metrics if "held_out_retain_cosine" in record]
     if not measured:
-        return ["No rows were held out (`training.held_out: 0`): how it fares on rows never trained on is unknown.", ""]
+        return ["No rows were held out (`training.held_out`): how it fares on rows never trained on is unknown.", ""]
     prefix = "held_out_retain_"
     own = [key.removeprefix(prefix) for key in measured[-1] if key.startswith(prefix)]
     own = [key for key in own if key not in ("cosine", "norm_reference", "norm_adapted")]

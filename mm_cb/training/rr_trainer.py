@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
+from mm_cb.core.environment import launched
 from mm_cb.core.runs import read_jsonl, write_jsonl
 from mm_cb.data.examples import OnUnreadable
 from mm_cb.data.records import as_examples
@@ -22,7 +23,7 @@ from mm_cb.models.fingerprint import fingerprint
 from mm_cb.models.text import TextProcessor
 from mm_cb.training.adapter import put_lora, save_adapter
 from mm_cb.training.adversary import Adversary
-from mm_cb.training.batches import PairCollator, drawn
+from mm_cb.training.batches import HELD_OUT, Pair, PairCollator, drawn
 from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint, step_of
 from mm_cb.training.lending import language_tower, lent
 from mm_cb.training.lora import placed, recipe_lora
@@ -91,6 +92,7 @@ class RRTrainer(ReroutingTrainer):
         examples = as_examples(train_dataset)
         set_seed(args.seed)
         rows, held_out = drawn(examples, args, on_unreadable)
+        _tell_fewer_held_out(args, held_out)
         base = self._put_on(model, processing_class, recipe_lora(Lora()) if peft_config is None else peft_config)
         attention = language_tower(base).config._attn_implementation
         self._base_weights = fingerprint(base.name) if base.name else ""
@@ -234,6 +236,17 @@ def _processor(model: ChatModel, given: Any) -> Any:
     return processor
 
 
+def _tell_fewer_held_out(args: RRConfig, held_out: Sequence[Pair]) -> None:
+    """Say that rows are so few that fewer pairs than usual are held out, where nobody said how many."""
+    usual = HELD_OUT * (2 if args.batches == "alternate" else 1)
+    if args.held_out is None and len(held_out) < usual and launched("RANK", 0) == 0:
+        unknown = "" if held_out else "; how the adapter fares on rows never trained on will be unknown"
+        warnings.warn(
+            f"few rows: {len(held_out) or 'no'} pairs are held out in place of {usual}{unknown} (`training.held_out`).",
+            stacklevel=3,
+        )
+
+
 def _checkpoints(args: RRConfig) -> Path:
     return args.output_dir / "checkpoints"
 
@@ -265,9 +278,7 @@ def _arguments(args: RRConfig) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(_checkpoints(args)),
         max_steps=args.max_steps,
-        per_device_train_batch_size=args.batch_size
-        // args.gradient_accumulation_steps
-        // int(os.environ.get("WORLD_SIZE", "1")),
+        per_device_train_batch_size=args.batch_size // args.gradient_accumulation_steps // launched("WORLD_SIZE", 1),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         learning_rate=args.learning_rate,
         weight_decay=args.weight_decay,

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from mm_cb.core import hub
+from mm_cb.core.environment import launched
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import RunDirectory, file_errors, read_jsonl, read_run, write_text
 from mm_cb.data.examples import Example, PictureError
@@ -58,7 +59,7 @@ def train(
         UserError: If the data, the model or the folder do not fit the recipe.
     """
     out = Path(out)
-    main = int(os.environ.get("RANK", "0")) == 0
+    main = launched("RANK", 0) == 0
     with _one_after_another(recipe):
         hub.keep_to(out)
         if examples is None and not isinstance(recipe.data, str):
@@ -156,7 +157,7 @@ def _one_after_another(recipe: "Recipe") -> Iterator[None]:
     Raises:
         UserError: If the batch cannot be split over the processes.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = launched("WORLD_SIZE", 1)
     if processes == 1:
         yield
         return

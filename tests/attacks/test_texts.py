@@ -167,6 +167,13 @@ def test_another_prompt_than_the_run_sent_is_found(runs, tmp_path):
         verify_run(tmp_path / "run")
 
 
+def test_a_text_model_whose_blocks_are_called_otherwise_is_attacked_by_all_that_takes_texts(place, tmp_path):
+    model = save_text_model(tmp_path / "gpt2", "gpt2")
+    given = {"model": str(model), "prompts": place / "prompts.jsonl", "batch": 2, "steps": 2, "max_new_tokens": 3}
+    folder = attack(tmp_path / "run", place / "behaviors.jsonl", "no_attack,prefill_only,embedding,imported", **given)
+    assert len(held(folder)) == 8 and len(verify_run(folder)) == 7
+
+
 def test_shards_gather_to_the_same_items(place, runs):
     again = place / "again"
     given = {"model": str(place / "model"), "prompts": place / "prompts.jsonl", "batch": 2, "steps": 4}
@@ -178,16 +185,25 @@ def test_shards_gather_to_the_same_items(place, runs):
     assert json.loads((again / "protocol.json").read_text())["k"] == {"no_attack": 1, "imported": 2}
 
 
-def test_a_model_that_sees_takes_imported_prompts_with_the_behaviours_own_picture(tmp_path):
-    behaviors = first_behaviors(tmp_path, 1)
-    (asked,) = read_jsonl(behaviors)
-    chat = [{"role": "user", "content": asked["prompt"]}]
-    prompts = lines(tmp_path / "prompts.jsonl", [{"id": asked["id"], "messages": chat, "source": "by hand"}])
+def test_a_model_that_sees_takes_imported_prompts_with_the_behaviours_own_picture(tmp_path, capsys):
+    behaviors = first_behaviors(tmp_path, 2)
+    asked, pictured = sorted(read_jsonl(behaviors), key=lambda one: one["image"] is not None)
+    rows = [(one["id"], [{"role": "user", "content": one["prompt"]}]) for one in (asked, pictured)]
+    given = [{"id": id, "messages": messages, "source": "by hand"} for id, messages in rows]
+    prompts = lines(tmp_path / "prompts.jsonl", given)
     folder = attack(tmp_path / "run", behaviors, "no_attack,imported", prompts=prompts)
     plain, imported = (held(folder)[name, asked["id"]] for name in ("no_attack", "imported"))
     assert imported["completion"] == plain["completion"] and imported["outcome"] == plain["outcome"]
     assert (imported["image"], imported["clean_image"]) == (None, None) and plain["image"]
-    assert len(verify_run(folder)) == 2
+    assert (
+        held(folder)["imported", pictured["id"]]["completion"]
+        == held(folder)["no_attack", pictured["id"]]["completion"]
+    )
+    capsys.readouterr()
+    assert len(verify_run(folder)) == 3
+    assert "not asked again: 1 of 2 answers to texts, beside pictures of yours" in capsys.readouterr().out.replace(
+        "\n", " "
+    )
 
 
 @pytest.mark.parametrize(

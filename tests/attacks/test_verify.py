@@ -202,6 +202,19 @@ def test_broken_and_missing_files_end_with_exit_code_2_and_one_line(few, capsys)
     assert "behaviors.jsonl" in told()
 
 
+def test_a_model_that_is_given_must_be_the_runs(few, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"another")
+    for words, told in (
+        (["--adapter", "x"], "was made without `--adapter`: leave it out"),
+        (["--base", "x"], "was made without `--base`: leave it out"),
+        (["--model", str(tmp_path / "other")], "holds other weights than"),
+    ):
+        assert cli.run(["attack", "verify", str(few), *words]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert told in line
+
+
 def test_a_run_that_names_no_model_has_nothing_to_verify(few, capsys):
     (few / "run.json").write_text('{"command": "attack", "recipe": {}, "seed": 0, "inputs": {}}')
     assert cli.run(["attack", "verify", str(few)]) == 2

@@ -88,6 +88,7 @@ def test_labels_and_columns_are_read_without_case_and_blanks(tmp_path):
         ("r.csv", "id,prompt,type,label\n1,p,x,safe\n2,q,x,harmless\n", "r.csv:3: `label` must be safe or unsafe"),
         ("r.csv", "id,prompt,type,label\n1,p,,safe\n", "r.csv:2: `type`"),
         ("r.csv", "id;prompt;type\n1;p;x\n", "r.csv:1: the columns must be apart by commas"),
+        ("r.tsv", "id,prompt,type\n1,p,x\n", "by commas; save the table again, or name it .csv."),
         ("r.csv", "id,prompt,type,type\n1,p,x,y\n", "`type` comes twice"),
         ("r.jsonl", '{"id": "1", "prompt": "p", "image": "../a.png"}', "must lie inside"),
         ("r.jsonl", '{"id": "1", "prompt": "p", "image": "no.png"}', "does not exist"),

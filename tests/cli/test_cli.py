@@ -85,7 +85,12 @@ def test_version(capsys):
         (["attack"], "Missing option '--model'. See `mm-cb attack --help`."),
         (ATTACK[:-2], "Missing option '--out'"),
         ([*ATTACK, "--attack", "pdg"], "unknown attack `pdg`, did you mean `pgd`?"),
+        ([*ATTACK, "--attack", "all,pgd"], "`--attack all` stands alone"),
         ([*ATTACK, "--epsilon", "0.3"], "`--epsilon` must be n/255"),
+        ([*ATTACK[:-1], ""], "`--out` must be a text or number, got nothing"),
+        ([*ATTACK[:-2], "--out="], "`--out` must be a text or number, got nothing"),
+        (["report", ""], "every argument must be a text or number, got nothing"),
+        ([*ATTACK[:-2], "--out=~/x"], "no shell expanded `~/x`"),
         ([*ATTACK, "--steps", "0"], "`--steps` must be a whole number from 1"),
         (["train"], "`RECIPE` is missing"),
         (["train", "miniatur"], "unknown recipe `miniatur`, did you mean `miniature`?"),
@@ -168,6 +173,21 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):
     replace(monkeypatch, "mm_cb.demo", "run_demo", run_demo)
     assert cli.run(["demo"]) == 130
     assert one_line_of(capsys) == "mm-cb: interrupted; run the same command again to go on.\n"
+
+
+def test_an_interrupt_before_a_command_has_begun_is_one_line_as_well(monkeypatch, capsys):
+    def interrupted(app):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("typer.main.get_command", interrupted)
+    assert cli.run(["demo"]) == 130 and "interrupted" in one_line_of(capsys)
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK"])
+def test_a_launchers_number_that_is_none_is_named(name, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv(name, "abc")
+    assert cli.run(["train", "miniature", "--out", str(tmp_path / "rr")]) == 2
+    assert f"{name} of the environment must be a launcher's number, got `abc`" in one_line_of(capsys)
 
 
 @pytest.mark.parametrize("out_is_a_run", [True, False])

@@ -89,6 +89,7 @@ def test_reasoning_without_an_answer_is_cut():
         (b"", "broken", "got nothing"),
         (b"<html>", "broken", "an HTML page"),
         (b'{"choices": [{"mess', "broken", "mess"),
+        (b'{"choices": [{"message": {"content": "no", "content": "yes"}}]}', "broken", "content"),
         (b"[" * 100000, "broken", "JSON"),
         (b"\xff\xfe", "broken", "JSON"),
         (b"null", "broken", "null"),

@@ -69,6 +69,13 @@ def test_a_flag_beyond_its_limits_is_refused_with_the_reason(flag, needed, capsy
         assert len(said) < 300 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("text", ["1_0", "\u0663", "\uff13", "1_0.5"])
+def test_numbers_are_ascii_digits(text, capsys):
+    for flag in ("--seed", "--temperature"):
+        words = ["attack", "--model", "m", "--behaviors", "b", "--out", "o"]
+        assert cli.run([*words, flag, text]) == 2 and f"`{flag}` must be a " in capsys.readouterr().err
+
+
 WRONG = (math.nan, math.inf, -math.inf, -1, True, 10**30, 1e30, "3", 2.5)
 
 

@@ -1,6 +1,8 @@
 import csv
 import io
 import json
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -116,6 +118,15 @@ def test_what_is_no_file_is_one_line(tmp_path):
             read_text(path, "template")
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_never_ends_is_named_and_not_read(kind, tmp_path):
+    path = tmp_path / "pipe" if kind == "pipe" else Path("/dev/zero")
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(UserError, match=f"the template `{path}` must be a file, .* it is a {kind}"):
+        read_text(path, "template")
+
+
 FIELDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=8)
 
 
@@ -168,10 +179,23 @@ def test_a_yaml_key_that_comes_twice_is_named_with_its_line(text):
         load_yaml(text, "r")
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"), [("010", 8), ("0x10", 16), ("1_0", 10), ("1:30", 90), ("0b11", 3), ("-017", -15)]
+)
+def test_a_yaml_number_that_is_another_one_than_it_looks_is_named(text, meant):
+    with pytest.raises(UserError, match=rf"^r:2: a whole number must be .* got `{text}` \(YAML reads it as {meant}\)"):
+        load_yaml(f"a: 10\nb: {text}\n", "r")
+    assert load_yaml(f"a: '{text}'\nb: 0\nc: -12\nd: +7\ne: 1e-4", "r")["a"] == text
+
+
+TAGGED = ("a: !!int ''", "a: !!int '+'", "a: !!float ''", "a: !!bool x", "a: !!timestamp x", "a: !!int [1]")
+"""Values that are not what their tag says."""
+
+
 def test_yaml_is_read_and_merged_as_ever():
     text = "base: &base {a: 1, b: 2}\nmine: {<<: *base, b: 3}\nlist: [1, {c: 2}]"
     assert load_yaml(text, "r") == {"base": {"a": 1, "b": 2}, "mine": {"a": 1, "b": 3}, "list": [1, {"c": 2}]}
-    for text in ("a: [", "? [1]\n: 2", "a: !!python/object x", "[" * 3000, "a: 2000-99-99", "\x01"):
+    for text in ("a: [", "? [1]\n: 2", "a: !!python/object x", "[" * 3000, "a: 2000-99-99", "\x01", *TAGGED):
         with pytest.raises(UserError, match="r.* is not YAML"):
             load_yaml(text, "r")
 

@@ -15,6 +15,7 @@ from mm_cb.data.mixture import load_examples
 from mm_cb.data.pairs import PairRecipe, build_pairs
 from mm_cb.data.sources import Source
 from tests.data.conftest import read_examples
+from tests.models.conftest import save_text_model
 from tests.stub_server import BROKEN_JSON, NOTHING, Reply, StubServer, error, says, user_text
 from tests.tiny_llava import picture, tiny_llava
 
@@ -333,6 +334,14 @@ def test_a_pair_survives_fences_and_talk(query, completion, around, plain):
 )
 def test_other_answers_say_what_is_wrong(text, reason):
     assert parse_pair(text) == reason
+
+
+def test_a_describer_without_eyes_is_refused(photos, folder, capsys):
+    (folder / "t.txt").write_text(TEMPLATE)
+    model = save_text_model(folder / "text", "gpt2")
+    words = ["--template", "t.txt", "--describer", str(model), "--generator", "g", "--generator-url", "http://h/v1"]
+    assert cli.run(["data", "build", "pairs", "--images", "photos", "--out", "out", *words]) == 2
+    assert "is a model of text alone" in capsys.readouterr().err and not (folder / "out").exists()
 
 
 def test_the_command_builds_resumes_and_says_what_is_missing(photos, folder, capsys):

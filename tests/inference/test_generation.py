@@ -47,6 +47,12 @@ def test_requests_with_none_one_and_two_pictures_mix_in_a_batch(tiny):
     assert dict(LocalEngine(tiny, 4).complete(asked, 5)) == alone
 
 
+def test_a_request_that_is_longer_than_the_model_is_named(tiny):
+    requests = [Request("short", "what is it"), Request("long", "tell me " * 200)]
+    with pytest.raises(UserError, match="request `long` is too long for .* the model has 256 positions"):
+        complete_batch(tiny, requests, 2)
+
+
 def test_the_longest_prompts_come_first(tiny):
     asked = requests()
     order = [key for key, _ in LocalEngine(tiny, 2).complete(asked, 1)]

@@ -54,6 +54,8 @@ def run(tmp_path):
     )
     write_jsonl(folder / "items.jsonl", items)
     write_results(folder / "results.json", measure(items, pairs=[]))
+    for name in ("checks.json", "curves.json"):
+        write_json(folder / name, [])
     return folder
 
 
@@ -95,7 +97,9 @@ def test_verdicts_reach_items_and_results(run):
     assert measured == measure(list(items.values()), pairs=[])
 
 
-@pytest.mark.parametrize("name", ["results.json", "checks.json", "items.jsonl", "run.json", "judgements/other.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["results.json", "checks.json", "curves.json", "items.jsonl", "run.json", "judgements/other.jsonl"]
+)
 @pytest.mark.parametrize("content", [b"{", b"[1]\n", b"\xff\n"])
 def test_a_broken_file_is_told_before_the_first_verdict(run, name, content):
     (run / "judgements").mkdir()
@@ -105,6 +109,41 @@ def test_a_broken_file_is_told_before_the_first_verdict(run, name, content):
     with pytest.raises(UserError, match=name):
         judge(run, keyword)
     assert keyword.seen == [] and {path: path.read_bytes() for path in run.rglob("*.json*")} == kept
+
+
+def without(name):
+    return lambda run: (run / name).unlink()
+
+
+def with_another_rate(run):
+    content = json.loads((run / "results.json").read_text())
+    write_json(run / "results.json", content | {"measurements": [{**one, "n": 9} for one in content["measurements"]]})
+
+
+def with_a_curve_cut(run):
+    write_json(
+        run / "curves.json",
+        [{"subject": "base", "condition": "pgd", "n": 2, **dict.fromkeys(("q25", "q50"), [1.0]), "q75": []}],
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (without("curves.json"), "lacks curves.json"),
+        (without("results.json"), r"results\.json"),
+        (with_another_rate, "must agree"),
+        (with_a_curve_cut, "one length"),
+        (lambda run: None, r"2 of 2 pictures of `run` are gone, the first `a\.png`"),
+    ],
+)
+def test_a_run_with_holes_is_refused_before_the_first_verdict(damage, expected, run):
+    damage(run)
+    judge = Keyword("one", "garden")
+    judge.sees = True  # the fixture's pictures are not there
+    with pytest.raises(UserError, match=expected):
+        rejudge(run, judge, progress=Progress())
+    assert judge.seen == []
 
 
 def test_a_stopped_run_goes_on_and_judges_nothing_twice(run):
@@ -153,6 +192,7 @@ def test_the_runs_own_verdicts_are_kept(run):
     items = read_jsonl(run / "items.jsonl")
     items[0]["outcome"] = "refusal"
     write_jsonl(run / "items.jsonl", items)
+    write_results(run / "results.json", measure(items, pairs=[]))
     judge(run, Keyword("a", "garden"))
     judge(run, Keyword("b", "x"))
     own = {r["outcome"] for r in read_jsonl(run / "judgements" / "as-run.jsonl")}

@@ -146,6 +146,35 @@ def test_a_damaged_file_is_one_line(file, content, folder, tmp_path):
         load_model(bad)
 
 
+def in_other_words(bad, index):
+    torch.save({}, bad / "pytorch_model.bin")
+    (bad / "model.safetensors").rename(bad / "one.safetensors")
+    if index is not None:
+        (bad / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "told"),
+    [
+        (lambda bad: in_other_words(bad, None), r"its weights as model\.safetensors, it has none; other formats"),
+        (lambda bad: in_other_words(bad, {"metadata": {}, "weight_map": {"a": "b.safetensors"}}), r"`b\.safetensors`"),
+        (lambda bad: in_other_words(bad, {"weight_map": {"a": "one.safetensors"}}), "must hold `metadata`"),
+        (lambda bad: (bad / "chat_template.jinja").write_bytes("{{ a }}".encode("utf-16")), "it is UTF-16"),
+    ],
+)
+def test_weights_and_templates_that_cannot_be_read_are_named(break_it, told, folder, tmp_path):
+    bad = changed(folder, tmp_path / "bad")
+    break_it(bad)
+    with pytest.raises(UserError, match=told):
+        load_model(bad)
+
+
+@pytest.mark.parametrize(("field", "value"), [("dtype", "float99"), ("dtype", "int8"), ("hidden_act", "nope")])
+def test_words_of_a_configuration_that_nothing_knows_are_named(field, value, text_folder, tmp_path):
+    with pytest.raises(UserError, match=rf"`{field}` must be a.*, got '{value}'"):
+        load_model(changed(text_folder, tmp_path / "bad", "config.json", **{field: value}))
+
+
 OTHERS = ("pytorch_model.bin", "model.ckpt", "model.pt", "model.safetensors.bin", "../bad/model.safetensors")
 OTHERS += ("/model.safetensors", "sub/model.safetensors", "model.safetensors\0", "", "\ud83d.safetensors", 3, None, [])
 
@@ -230,6 +259,13 @@ def test_a_model_with_settings_of_its_own_keeps_them(plain):
 def test_end_tokens_that_are_none_are_refused(ends, folder, tmp_path):
     bad = changed(folder, tmp_path / "bad", "generation_config.json", eos_token_id=ends)
     with pytest.raises(UserError, match=r"generation_config\.json`: `eos_token_id` must be a token id or a list"):
+        load_model(bad)
+
+
+def test_end_tokens_that_are_named_twice_are_refused(folder, tmp_path):
+    bad = changed(folder, tmp_path / "bad", "generation_config.json")
+    (bad / "generation_config.json").write_text('{"eos_token_id": 2,\n "eos_token_id": 3}')
+    with pytest.raises(UserError, match=r"generation_config\.json:\d: .*eos_token_id"):
         load_model(bad)
 
 

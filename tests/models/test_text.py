@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from mm_cb.models import TextModel, TokenRole, load_tower
+from mm_cb.core.errors import UserError
+from mm_cb.models import TextModel, TokenRole, load_model, load_tower
 from mm_cb.models.text import PLAIN_TEMPLATE
 from tests.models.shapes import MISTRAL_TEMPLATE, sentencepiece_like_tokenizer
 from tests.tiny_llava import picture
@@ -33,6 +34,18 @@ def test_a_tower_has_the_hidden_states_of_the_whole_model(folder, blocks):
     ).hidden_states
     assert len(states) == blocks + 1 and all(map(torch.equal, states, expected))
     assert torch.equal(tower.model(**tower.embed(inputs), output_hidden_states=True).hidden_states[-1], states[-1])
+
+
+def test_learned_positions_have_an_end_which_is_named(gpt2_folder):
+    model = load_model(gpt2_folder)
+    inputs = model.encode(["tell me how to brew tea", "what"], [None, None])
+    longest = int(inputs.attention_mask.sum(1).max())
+    room = 64 - longest + 1
+    assert len(model.generate(inputs, room)) == 2 and model.overlong(inputs) is None
+    with pytest.raises(UserError, match=rf"has 64 positions: a prompt of {longest} .*--max-new-tokens {room}` or less"):
+        model.generate(inputs, room + 1)
+    row, told = model.overlong(model.encode(["what", "what " * 80], [None, None]))
+    assert row == 1 and "the model has 64 positions" in told
 
 
 def test_rows_padded_on_the_left_start_at_position_zero(gpt2_folder):

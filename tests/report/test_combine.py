@@ -194,8 +194,9 @@ def _copy(source, target):
     ("arguments", "message"),
     [
         (["a", "none"], "`none` must be a run directory"),
-        (["a", "b", "--out", "a/run.json"], "is no report page"),
+        (["a", "b", "--out", "a/run.json"], "must end in .html"),
         (["a", "none", "--out", "x.html"], "`none` must be a run directory"),
+        (["a", "b", "--out", "x.png"], "`--out` must end in .html, got `x.png`"),
     ],
 )
 def test_the_command_says_what_is_missing(arguments, message, tmp_path, monkeypatch, capsys):

@@ -139,6 +139,14 @@ def test_rows_set_aside_can_be_read(damaged):
     assert any(e.id in bad for pair in as_before[1] for e in pair) or not told
 
 
+@pytest.mark.parametrize(("rows", "aside"), [(1, 0), (2, 1), (5, 2), (15, 7), (16, 8), (40, 8)])
+def test_few_rows_set_fewer_aside_where_nobody_says_how_many(rows, aside):
+    made = [make_example(i, s) for s in ("circuit_breaker", "retain") for i in range(rows)]
+    others, pairs = hold_out(made, None, 0, "text")
+    assert (len(others), len(pairs)) == (2 * rows - 2 * aside, aside)
+    assert pairs == hold_out(made, aside, 0, "text")[1]
+
+
 def test_more_than_half_of_the_rows_cannot_be_set_aside(examples):
     texts = [example for example in examples if example.modality == "text"]
     breakers = sum(example.set == "circuit_breaker" for example in texts)

@@ -21,6 +21,7 @@ from mm_cb.training.planning.fit import Fit, fit_of
 from mm_cb.training.planning.preflight import check_recipe
 from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.rr_config import config_of
+from tests.models.conftest import save_text_model
 from tests.tiny_llava import picture, tiny_llava
 
 LONG = "what is the colour of the stone ? " * 60
@@ -59,6 +60,17 @@ def trains(chosen):
     except (UserError, MissingRows) as error:
         return str(error)
     return True
+
+
+def test_rows_beyond_learned_positions_are_refused_by_check_and_run(tmp_path):
+    rows = [row(n, kind, "what is it " * 60) for n, kind in enumerate(("retain", "circuit_breaker"))]
+    model = save_text_model(tmp_path / "gpt2", "gpt2")
+    chosen = recipe(tmp_path / "data", rows, f"model={model}", "lora.modules=[c_attn]", "training.max_length=256")
+    told = r"rows.jsonl:1: it has \d+ tokens, `.*gpt2` has 64 positions; set `training.max_length=64`"
+    with pytest.raises(UserError, match=told):
+        load_examples(chosen)
+    cut = ["training.max_length=64", "circuit_breaker.masks.text=user_and_assistant"]
+    assert trains(recipe(tmp_path / "data", rows, f"model={model}", *cut)) is True
 
 
 SOUND = [row(0), row(1), row(2, "circuit_breaker"), row(3, "circuit_breaker")]

@@ -161,13 +161,9 @@ def encode(
     ]
     shown = [[] if picture is None else [picture] for picture in pictures]
     inputs = subject.model.encode_chats(chats, shown, close_turn=False)
-    limit = subject.model.base.config.get_text_config().max_position_embeddings
-    for behavior, tokens in zip(behaviors, inputs.attention_mask.sum(dim=1).tolist(), strict=True):
-        if tokens > limit:
-            raise UserError(
-                f"behaviour {behavior.id!r} is too long for `{subject.model.name}`: its chat has {tokens} tokens, the "
-                f"model has {limit} positions. Shorten its prompt or target."
-            )
+    if found := subject.model.overlong(inputs):
+        row, told = found
+        raise UserError(f"behaviour {behaviors[row].id!r} is {told} Shorten its prompt or target.")
     return inputs
 
 

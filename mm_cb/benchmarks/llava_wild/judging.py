@@ -15,6 +15,7 @@ from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import UNANSWERED, Endpoint, EndpointFailure
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
+from mm_cb.core.reading import read_text
 from mm_cb.core.records import Message
 from mm_cb.core.runs import append_jsonl, write_jsonl
 
@@ -57,10 +58,7 @@ def read_own_rule(path: Path) -> Rule:
     Raises:
         UserError: If it cannot be read or is empty.
     """
-    try:
-        text = _bytes(path).decode("utf-8-sig").strip()
-    except UnicodeDecodeError as e:
-        raise UserError(f"`{path}` must hold a rule text in UTF-8, it does not: {e}; save it as UTF-8.") from e
+    text = read_text(path, "rule text").strip()
     if not text:
         raise UserError(f"`{path}` must hold a rule text, it is empty.")
     return Rule(dict.fromkeys(CATEGORIES, text), "Assistant", hashlib.sha256(text.encode()).hexdigest(), original=False)

@@ -9,6 +9,7 @@ from mm_cb.data.sources import Fault
 from mm_cb.models import ChatModel, ModelInputs
 from mm_cb.models.cache import model_folder
 from mm_cb.models.chat import Message, render_chat
+from mm_cb.models.decoding import learned_positions
 from mm_cb.models.families import has_tokenizer, load_processor, read_config, skeleton
 from mm_cb.models.inputs import pad_rows
 from mm_cb.models.templates import check_template
@@ -53,20 +54,25 @@ class Fit:
         """Judge for ``model``, of which the processor and the configuration are used."""
         self._model, self._max_length, self._masks = model, max_length, masks
         self._overheads: dict[Any, int] = {}
+        limit = learned_positions(model.model)
+        self._positions = None if limit is None or limit >= max_length else limit
 
     def __call__(self, example: Example) -> Fault | None:
         """What is wrong with an example; None if the model can take it."""
         mask = self._masks.get(example.modality)
-        if mask is None or self._surely(example.messages, mask):
+        if mask is None or (self._positions is None and self._surely(example.messages, mask)):
             return None
         try:
             self._encode(example.messages, mask, None)
         except (UserError, ValueError) as error:
             return Fault("broken row", f"`{self._model.name}` cannot take it: {str(error).rstrip('.')}")
         try:
-            self._encode(example.messages, mask, self._max_length)
+            tokens = self._encode(example.messages, mask, self._max_length)
         except (UserError, ValueError) as error:
             return Fault("too long", f"`max_length` is {self._max_length}: {str(error).rstrip('.')}")
+        if self._positions is not None and tokens > self._positions:
+            told = f"it has {tokens} tokens, `{self._model.name}` has {self._positions} positions"
+            return Fault("broken row", f"{told}; set `training.max_length={self._positions}`")
         return None
 
     def _encode(self, messages: Sequence[Message], mask: MaskName, max_length: int | None) -> int:

@@ -236,10 +236,10 @@ class Training(_Section):
 
     B then has a learning rate of its own: a first step moves them by 200 times `learning_rate`, in such parts.
     """
-    held_out: Annotated[int, Within("held_out")] = 8
+    held_out: Annotated[int, Within("held_out")] | None = None
     """Pairs of each modality set aside, with every copy of their rows never trained on; cosine and norm are logged.
 
-    At most half of the rows; 0 = none.
+    At most half of the rows; null = 8, or that half where it is less; 0 = none.
     """
     held_out_steps: Annotated[int, Within("max_steps")] = 10
     """How often they are measured."""
@@ -255,7 +255,7 @@ class Training(_Section):
                 f"`batch_size` must be a multiple of `gradient_accumulation_steps`, got {self.batch_size} and "
                 f"{self.gradient_accumulation_steps}"
             )
-        if self.stop_at_cosine is not None and not self.held_out:
+        if self.stop_at_cosine is not None and self.held_out == 0:
             raise ValueError("`stop_at_cosine` needs rows to measure, set `held_out` to 1 or more, got 0")
         return self
 

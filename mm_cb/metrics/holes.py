@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mm_cb.core.checked import read_list
+from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
-from mm_cb.core.records import Candidate, Item, JsonObject, Run
-from mm_cb.data.pictures import file_inside
+from mm_cb.core.records import Candidate, Curve, Item, JsonObject, Run
+from mm_cb.data.pictures import file_inside, open_picture
 
 _WRITTEN = {"attack": ("checks.json", "curves.json"), "demo": ("checks.json", "curves.json", "representations.json")}
 """What a finished run of a command holds beside items and results."""
@@ -16,11 +18,20 @@ _WRITTEN = {"attack": ("checks.json", "curves.json"), "demo": ("checks.json", "c
 
 def holes(folder: Path, run: Run, items: Sequence[Item]) -> list[str]:
     """One sentence about every kind of hole; empty for a whole run."""
-    found = []
+    found = [*absent_files(folder, run), *absent_pictures(folder, items)]
+    return [f"HOLE: {text} The numbers are those of the run when it was whole." for text in found]
+
+
+def absent_files(folder: Path, run: Run) -> list[str]:
+    """A sentence about files that the run's command wrote and that are not there."""
     if lacking := [name for name in _WRITTEN.get(run["command"], ()) if not (folder / name).is_file()]:
-        found.append(
-            f"`{folder.name}` lacks {', '.join(lacking)}, which its command wrote: what they show is not here."
-        )
+        return [f"`{folder.name}` lacks {', '.join(lacking)}, which its command wrote: what they show is not here."]
+    return []
+
+
+def absent_pictures(folder: Path, items: Sequence[Item]) -> list[str]:
+    """A sentence each about pictures of these items that are gone, and that are other ones now."""
+    found = []
     named = {name: None for item in items for name in _pictures(item)}
     gone = [name for name in named if not file_inside(folder, name)]
     if gone:
@@ -31,7 +42,20 @@ def holes(folder: Path, run: Run, items: Sequence[Item]) -> list[str]:
             f"{len(swapped)} of {len(named)} pictures of `{folder.name}` are not the files that were judged, the first "
             f"`{swapped[0]}`."
         )
-    return [f"HOLE: {text} The numbers are those of the run when it was whole." for text in found]
+    return found
+
+
+def read_curves(path: Path) -> list[Curve]:
+    """The loss curves of a run; none where there is no file.
+
+    Raises:
+        UserError: If they are damaged.
+    """
+    curves = read_list(path, Curve)
+    for number, curve in enumerate(curves, start=1):
+        if not len(curve["q25"]) == len(curve["q50"]) == len(curve["q75"]):
+            raise UserError(f"`{path}`, entry {number}: `q25`, `q50` and `q75` must have one length.")
+    return curves
 
 
 def _pictures(item: Item) -> Iterable[str]:
@@ -72,9 +96,10 @@ def _json(path: Path) -> JsonObject:
 
 def _largest_change(attacked: Path, clean: Path) -> int | None:
     """In 255ths; None where a file is no picture or the sizes differ."""
-    from mm_cb.report.gallery import read_picture
-
-    one, other = (read_picture(path.parent, path.name) for path in (attacked, clean))
-    if one is None or other is None or one.shape != other.shape:
+    try:
+        one, other = (np.asarray(open_picture(path)) for path in (attacked, clean))
+    except (OSError, ValueError):
+        return None
+    if one.shape != other.shape:
         return None
     return int(np.abs(one.astype(np.int16) - other.astype(np.int16)).max())
