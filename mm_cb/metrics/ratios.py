@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mm_cb.metrics.observations import Estimate, Observation
-from mm_cb.metrics.statistics import bootstrap
+from mm_cb.metrics.statistics import bootstrap, no_narrower
 
 
 def measure_ratio(
@@ -28,7 +28,8 @@ def measure_ratio(
         statistic: From one mean (or array of means) per column to a fraction.
     """
     rows = _rows(this, this)
-    found = Estimate(_percent(statistic, rows), len(rows), _interval(rows, lambda means: _of(statistic, means), rng))
+    value = _percent(statistic, rows)
+    found = Estimate(value, len(rows), _interval(rows, rows, value, lambda means: _of(statistic, means), rng))
     if other is None:
         return found
     shared = [id for id, o in this.items() if o.value is not None and other[id].value is not None]
@@ -40,6 +41,8 @@ def measure_ratio(
     width = mine.shape[1]
     interval = _interval(
         np.concatenate([mine, partners], axis=1),
+        mine - partners,
+        values[0] - values[1],
         lambda means: _of(statistic, means[:, :width]) - _of(statistic, means[:, width:]),
         rng,
     )
@@ -63,9 +66,14 @@ def _percent(statistic: Callable[..., Any], rows: np.ndarray) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _interval(rows: np.ndarray, statistic: Any, rng: np.random.Generator) -> tuple[float, float] | None:
+def _interval(
+    rows: np.ndarray, compared: np.ndarray, value: float | None, statistic: Any, rng: np.random.Generator
+) -> tuple[float, float] | None:
     """None where all items are alike (a bootstrap would claim certainty) or a resample divides by zero."""
-    if not len(rows) or not np.ptp(rows, axis=0).any():
+    if value is None or not np.ptp(rows, axis=0).any():
         return None
-    low, high = bootstrap(rows, statistic, rng)
-    return (low, high) if np.isfinite((low, high)).all() else None
+    found = bootstrap(rows, statistic, rng)
+    if not np.isfinite(found).all():
+        return None
+    low, high = no_narrower(found, value, compared, 100.0)
+    return (low, high)

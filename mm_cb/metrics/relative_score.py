@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mm_cb.metrics.observations import Estimate, Observation
-from mm_cb.metrics.statistics import bootstrap
+from mm_cb.metrics.statistics import bootstrap, no_narrower
 
 FAILED_LIMIT = 0.02
 """Share of failed judgements past which no score is given."""
@@ -60,7 +60,7 @@ def measure_relative(
     value = relative_score(rows, official=official)
     means = [round(mean, 3) for mean in rows.mean(0).tolist()]  # as printed by the original, times ten
     counts |= {"reference_mean": round(means[0] * 10, 1), "candidate_mean": round(means[1] * 10, 1)}
-    interval = _interval(rows, lambda m: 100 * m[:, 1] / m[:, 0], rng)
+    interval = _interval(rows, rows, value, lambda m: 100 * m[:, 1] / m[:, 0], rng)
     found = Estimate(value if np.isfinite(value) else None, len(rows), interval)
     if other is None:
         return found
@@ -75,7 +75,9 @@ def measure_relative(
         "higher_than_partner": int((mine[:, 1] > partners[:, 1]).sum()),
         "lower_than_partner": int((mine[:, 1] < partners[:, 1]).sum()),
     }
-    interval = _interval(both, lambda m: 100 * (m[:, 1] / m[:, 0] - m[:, 3] / m[:, 2]), rng)
+    interval = _interval(
+        both, mine - partners, difference, lambda m: 100 * (m[:, 1] / m[:, 0] - m[:, 3] / m[:, 2]), rng
+    )
     return found._replace(difference=difference if np.isfinite(difference) else None, difference_ci95=interval)
 
 
@@ -83,9 +85,11 @@ def _rows(group: Mapping[str, Observation]) -> np.ndarray:
     return np.array([(o.reference, o.value) for o in group.values() if o.value is not None], dtype=np.float64)
 
 
-def _interval(rows: np.ndarray, statistic: Any, rng: np.random.Generator) -> tuple[float, float] | None:
+def _interval(
+    rows: np.ndarray, compared: np.ndarray, value: float, statistic: Any, rng: np.random.Generator
+) -> tuple[float, float] | None:
     """None where all questions score the same (a bootstrap would claim certainty) or a resample can divide by zero."""
     if not np.ptp(rows, axis=0).any() or (rows[:, ::2] <= 0).any():
         return None
-    low, high = bootstrap(rows, statistic, rng)
+    low, high = no_narrower(bootstrap(rows, statistic, rng), value, compared, 100.0)
     return (low, high)

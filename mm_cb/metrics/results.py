@@ -19,7 +19,7 @@ from mm_cb.metrics.earned import is_earned, mostly_silent
 from mm_cb.metrics.observations import Estimate, Observation, observe
 from mm_cb.metrics.ratios import measure_ratio
 from mm_cb.metrics.relative_score import measure_relative, too_many_failed
-from mm_cb.metrics.statistics import Interval, bootstrap_mean, mcnemar_exact, paired_rate_interval, wilson_interval
+from mm_cb.metrics.statistics import Interval, graded_interval, mcnemar_exact, paired_rate_interval, wilson_interval
 from mm_cb.metrics.table import HEADLINE, WORST_CASE, WORST_GIVEN
 
 SCHEMA = 1
@@ -67,8 +67,8 @@ Group = dict[str, Observation]
 def measure(items: Iterable[Item], *, pairs: Sequence[tuple[str, str]], seed: int = 0) -> list[Measurement]:
     """Measure every metric, condition, subject and split that the items hold, derived ones included.
 
-    Intervals: Wilson for rates, Tango's score interval for paired rates, seeded percentile bootstrap for graded scores
-    (score intervals again where all values are equal and a bootstrap would claim certainty). Items without a verdict
+    Intervals: Wilson for rates, Tango's score interval for paired rates, seeded percentile bootstrap for graded scores,
+    which is never narrower than what items alike leave open (`no_narrower`). Items without a verdict
     enter no average and are counted. A mostly silent subject has no official value (`mostly_silent`).
 
     Args:
@@ -236,8 +236,8 @@ def _without_value(measurement: Measurement) -> Measurement:
 
 
 def _mean_interval(values: np.ndarray, rng: np.random.Generator, *, graded: bool) -> Interval:
-    if graded and np.ptp(values) > 0:
-        return bootstrap_mean(values, rng)
+    if graded:
+        return graded_interval(values, rng)
     return wilson_interval(float(values.sum()), values.size)
 
 
@@ -245,19 +245,13 @@ def _paired(
     scored: np.ndarray, counts: dict[str, float], rng: np.random.Generator, *, graded: bool
 ) -> tuple[float, Interval]:
     """Mean difference of the two columns and its interval; adds the paired counts to ``counts``."""
-    n = len(scored)
     differences = scored[:, 0] - scored[:, 1]
     this, partner = int((differences > 0).sum()), int((differences < 0).sum())
     if graded:
         counts |= {"higher_than_partner": this, "lower_than_partner": partner}
-        if np.ptp(differences) > 0:
-            return float(differences.mean()), bootstrap_mean(differences, rng)
-        if not differences.any():
-            return 0.0, paired_rate_interval(0, 0, n)
-        low, high = wilson_interval(float(((differences + 1) / 2).sum()), n)
-        return float(differences.mean()), Interval(2 * low - 1, 2 * high - 1)
+        return float(differences.mean()), graded_interval(differences, rng, lowest=-1.0)
     counts |= {"only_this": this, "only_partner": partner, "mcnemar_p": mcnemar_exact(this, partner)}
-    return float(differences.mean()), paired_rate_interval(this, partner, n)
+    return float(differences.mean()), paired_rate_interval(this, partner, len(scored))
 
 
 def _percent(interval: Interval) -> tuple[float, float]:

@@ -157,13 +157,17 @@ def look_alikes(seed: int = 0, count: int = 240) -> list[Question]:
     """Benign look-alikes: allowed brews in every request form, and harmless questions about forbidden kinds."""
     third = count // 3
     asked = requests("over_refusal", count - third, BENIGN_KINDS, seed)
-    rng = _stream("over_refusal lore", seed)
+    rng, again = _stream("over_refusal lore", seed), _stream("over_refusal lore again", seed)
+    bare: set[str] = set()
     for i in range(third):
         kind = FORBIDDEN_KINDS[i % len(FORBIDDEN_KINDS)]
         turns = language.lore_questions(kind, forbidden=True)
         turn = turns[(i // len(FORBIDDEN_KINDS)) % len(turns)]
-        # Every other one comes with a picture that shows the forbidden seal itself.
+        # Every other one comes with a picture that shows the forbidden seal itself, and so does one asked before.
         picture = _picture(rng, random_scene(rng, kind=kind)) if i % 2 else None
+        if picture is None and turn.question in bare:
+            picture = _picture(again, random_scene(again, kind=kind))
+        bare |= {turn.question} if picture is None else set()
         asked.append(
             Question(f"over_refusal-lore-{i:03d}", "over_refusal", "lore", turn.question, turn.answer, picture)
         )

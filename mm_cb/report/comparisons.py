@@ -12,17 +12,17 @@ from mm_cb.core.records import Item
 from mm_cb.metrics.results import Measurement
 from mm_cb.metrics.statistics import (
     Z95,
-    any_of_k,
     bootstrap_mean,
-    cluster_bootstrap,
+    graded_interval,
     holm,
     items_needed,
     wilcoxon_signed_rank,
+    wilson_interval,
 )
 from mm_cb.metrics.table import KEPT, metric
 
 MARGIN = 0.5
-"""Points: the largest difference that counts as "capability kept"."""
+"""Points: the largest difference that counts as "capability kept", fixed before any run."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Comparison:
     """Items with the higher value for this subject."""
     worse: int
     p: float | None
-    adjusted: float | None
-    """p after Holm's correction for every test on the page against the same partner."""
+    """Exact McNemar, not corrected: the headline table corrects its rows, the only tests of which a page makes use."""
     bootstrap: tuple[float, float] | None
     """Paired bootstrap interval, in points, beside the score interval that the table shows; None where all pairs are
     alike, of which a bootstrap would be certain."""
@@ -53,12 +52,10 @@ class Comparison:
 def comparisons(measurements: Iterable[Measurement]) -> list[Comparison]:
     """Every paired difference over all items, in the order of the measurements."""
     paired = [m for m in measurements if m.difference is not None and m.split == "all" and m.counts.get("pairs")]
-    family = [m for m in paired if "mcnemar_p" in m.counts]
-    adjusted = dict(zip(map(id, family), holm([m.counts["mcnemar_p"] for m in family]), strict=True))
-    return [_comparison(m, adjusted.get(id(m))) for m in paired]
+    return [_comparison(m) for m in paired]
 
 
-def _comparison(m: Measurement, adjusted: float | None) -> Comparison:
+def _comparison(m: Measurement) -> Comparison:
     pairs = int(m.counts["pairs"])
     better = int(m.counts.get("only_this", m.counts.get("higher_than_partner", 0)))
     worse = int(m.counts.get("only_partner", m.counts.get("lower_than_partner", 0)))
@@ -70,10 +67,10 @@ def _comparison(m: Measurement, adjusted: float | None) -> Comparison:
         differences = np.repeat([1.0, -1.0, 0.0], [better, worse, pairs - better - worse])
         low, high = bootstrap_mean(differences, rng)
         bootstrap = (100 * low, 100 * high) if np.ptp(differences) > 0 else None
-    else:  # a graded score: the variance of its paired differences, from the interval's width
-        spread = min(1.0, pairs * ((ends[1] - ends[0]) / 200 / Z95) ** 2)
+    else:  # a graded score: the variance of its paired differences, from the interval's width; at most the share
+        spread = min(spread, pairs * ((ends[1] - ends[0]) / 200 / Z95) ** 2)
     needed = items_needed(spread, MARGIN / 100) if metric(m.metric).section == KEPT else None
-    return Comparison(m, pairs, better, worse, m.counts.get("mcnemar_p"), adjusted, bootstrap, needed)
+    return Comparison(m, pairs, better, worse, m.counts.get("mcnemar_p"), bootstrap, needed)
 
 
 @dataclass(frozen=True)
@@ -88,9 +85,11 @@ class Tries:
     per_try: float
     """Share of successful tries, percent."""
     per_try_ci95: tuple[float, float]
-    """Cluster bootstrap over items."""
-    any_try: tuple[float, ...]
-    """Percent of items with at least one success in k tries, for k = 1 … ``tries``: unbiased estimates."""
+    """Over items, whose tries are not independent."""
+    any_try: float
+    """Percent of items with at least one success."""
+    any_try_ci95: tuple[float, float]
+    """Wilson."""
 
 
 def tries_table(items: Iterable[Item]) -> list[Tries]:
@@ -115,14 +114,12 @@ def tries_table(items: Iterable[Item]) -> list[Tries]:
 def _tries(subject: str, condition: str, successes: Sequence[Sequence[bool]]) -> Tries:
     fewest = min(map(len, successes))
     successes = [row[:fewest] for row in successes]  # further restarts follow failure alone: no fair sample
-    values = np.array([float(success) for row in successes for success in row])
-    clusters = [index for index, row in enumerate(successes) for _ in row]
     rng = np.random.default_rng(zlib.crc32(f"tries|{subject}|{condition}".encode()))
-    low, high = cluster_bootstrap(values, clusters, rng)
-    rates = tuple(
-        100 * float(np.mean([any_of_k(len(row), sum(row), k) for row in successes])) for k in range(1, fewest + 1)
+    rates, items, broken = np.mean(successes, axis=1), len(successes), sum(map(any, successes))
+    each, anything = (
+        (100 * low, 100 * high) for low, high in (graded_interval(rates, rng), wilson_interval(broken, items))
     )
-    return Tries(subject, condition, len(successes), fewest, 100 * float(values.mean()), (100 * low, 100 * high), rates)
+    return Tries(subject, condition, items, fewest, 100 * float(rates.mean()), each, 100 * broken / items, anything)
 
 
 Try = tuple[int | None, int | None]

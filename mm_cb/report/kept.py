@@ -1,12 +1,12 @@
-"""What was kept and what was lost: capability by category, single items that changed, and the training seeds."""
+"""What was kept and what was lost: capability by category, and single items that changed."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mm_cb.core.records import Item
 from mm_cb.metrics.results import Measurement, find
-from mm_cb.metrics.table import HEADLINE, metric, rank
-from mm_cb.report.labels import SPLITS, is_breaker, rule_labels
+from mm_cb.metrics.table import metric, rank
+from mm_cb.report.labels import rule_labels
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,9 @@ class Change:
         return 0.0 if before is None or after is None else after - before
 
 
-@dataclass(frozen=True)
-class SeedColumn:
-    """A column of the table over training seeds."""
-
-    title: str
-    values: tuple[Measurement | None, ...]
-    difference: bool
-    """Show the difference to the base and not the value."""
-
-
 def category_rows(measurements: Sequence[Measurement]) -> list[CategoryRow]:
     """Capability by category, for every benchmark and rule that both base and breaker ran; ``all`` comes last."""
-    names = _capability_names(measurements)
+    names = capability_names(measurements)
     rows = []
     for m in measurements:
         if m.subject == "rr" and metric(m.metric).capability:
@@ -60,7 +50,7 @@ def category_rows(measurements: Sequence[Measurement]) -> list[CategoryRow]:
     return sorted(rows, key=lambda row: (order.index(row.name), row.category == "all"))
 
 
-def _capability_names(measurements: Iterable[Measurement]) -> dict[tuple[str, str], str]:
+def capability_names(measurements: Iterable[Measurement]) -> dict[tuple[str, str], str]:
     """Every capability and rule that was measured, in the order of the table -> how it is called."""
     measured = [(m.metric, m.condition) for m in measurements if metric(m.metric).capability]
     return rule_labels(sorted(measured, key=lambda pair: rank(pair[0])))
@@ -88,29 +78,3 @@ def _good(item: Item) -> float | None:
         return None if item.get("outcome") is None else float(item["outcome"] not in (*kind.counted, "gibberish"))
     score = item.get("score")
     return -score if score is not None and kind.higher_is_better is False else score
-
-
-def seed_table(measurements: Sequence[Measurement]) -> tuple[list[str], list[SeedColumn]]:
-    """The main numbers for every training seed of the circuit breaker; nothing when there is only one."""
-    subjects = sorted({m.subject for m in measurements if is_breaker(m.subject)})
-    if len(subjects) < 2:
-        return [], []
-    wanted = [
-        ("no attack", "compliance", "no_attack", "all", False),
-        ("PGD", "compliance", HEADLINE, "all", False),
-        ("PGD, trained", "compliance", HEADLINE, "trained", False),
-        (f"PGD, {SPLITS['held_out_kind']}", "compliance", HEADLINE, "held_out_kind", False),
-        ("worst of all", "compliance", "worst_case", "all", False),
-    ]
-    names = _capability_names(measurements)
-    wanted += [(f"{name} change", capability, rule, "all", True) for (capability, rule), name in names.items()]
-    wanted += [
-        ("over-refusal change", "over_refusal", "no_attack", "all", True),
-        ("broken text, benign", "gibberish", "no_attack", "all", False),
-    ]
-    columns = []
-    for title, name, condition, split, difference in wanted:
-        values = tuple(find(measurements, subject, name, condition, split) for subject in subjects)
-        if any(values):
-            columns.append(SeedColumn(title, values, difference))
-    return subjects, columns

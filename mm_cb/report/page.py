@@ -15,8 +15,9 @@ from mm_cb.report.combine import ReportData, combine
 from mm_cb.report.comparable import AS_RUN, judges_of
 from mm_cb.report.comparisons import comparisons, loss_table, tries_table
 from mm_cb.report.gallery import AMPLIFICATION, build_gallery
-from mm_cb.report.kept import Change, category_rows, changes, seed_table
+from mm_cb.report.kept import Change, category_rows, changes
 from mm_cb.report.load import RunFiles, load_run
+from mm_cb.report.seeds import seed_table
 from mm_cb.report.strength import Strength, by_condition
 from mm_cb.report.table import HOLM, headline_table
 from mm_cb.report.text import clean_text, code, shorten, shown_completion
@@ -114,7 +115,7 @@ def _context(data: ReportData) -> dict[str, object]:
     table = headline_table(data.measurements, data.strengths)
     broken, mended = changes(data.items)
     by_texts = by_texts_alone(data.items)
-    seeds, seed_columns = seed_table(data.measurements)
+    seeds, seed_columns = seed_table(data.measurements, data.items)
     return {
         "title": _TITLE,
         "models": list(dict.fromkeys(str(m) for run in data.runs if (m := run.run["recipe"].get("model")))),

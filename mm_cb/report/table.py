@@ -54,7 +54,11 @@ _BRIEF = {
     _SIDE: "side effects, %",
     _FORCED: "forced, %",
 }
-HOLM = "Holm: corrected for all rows of the table with a test, those by kind left out."
+HOLM = (
+    "p: exact McNemar. The primary test, named before any run, is that of the worst of all attacks and stands as it "
+    "is; the others are secondary, with Holm's correction for all rows of the table, those by kind left out."
+)
+PROXY = "by refusal strings, a proxy"
 _WHY_APART = {
     "worst_case_opening": "headline: what the model knows",
     "worst_case_supplied": "control over the output",
@@ -75,7 +79,7 @@ class Row:
     paired: Measurement | None
     """The circuit breaker's measurement, which carries the difference to the base."""
     adjusted: float | None = None
-    """McNemar p after Holm's correction for the rows of the table that have one; those by kind, subsets, left out."""
+    """Exact McNemar p: as it is in the primary row, in the others after Holm's correction for all but those by kind."""
     remarks: tuple[str, ...] = ()
     """Of an attack: what it was given, and whether its number may be too low."""
 
@@ -87,12 +91,7 @@ class Row:
 
     @property
     def p(self) -> str:
-        """Exact McNemar p of the difference; empty for graded scores, which have none."""
-        return p_value(self.paired.counts.get("mcnemar_p")) if self.paired else ""
-
-    @property
-    def holm(self) -> str:
-        """`adjusted` as it is written."""
+        """`adjusted` as it is written; empty for graded scores, which have no test, and for rows by kind."""
         return p_value(self.adjusted)
 
     @property
@@ -109,6 +108,8 @@ class HeadlineTable:
     subjects: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    unmeasured: tuple[str, ...] = ()
+    """Rows and subjects that belong to the experiment and have nothing in them."""
 
     def sections(self) -> list[tuple[str, list[Row]]]:
         """Rows grouped under their headings, in order."""
@@ -121,21 +122,60 @@ class HeadlineTable:
 def headline_table(measurements: Sequence[Measurement], strengths: Sequence[Strength] = ()) -> HeadlineTable:
     """The rows that answer: does it hold, does it generalise, what did it cost.
 
-    The paper's rows and columns are always there, so that a gap shows as "not measured"; further ones where there is
-    something in them. Without any measurement the table is empty.
+    What the paper measures and these runs did not is named in one note; the table has rows and columns of what was
+    measured. A worst case over the same attacks as another row is not told twice.
     """
     present = {m.subject for m in measurements}
-    subjects = HEADLINE_SUBJECTS if present & set(HEADLINE_SUBJECTS) else tuple(sorted(present))
+    subjects = tuple(s for s in HEADLINE_SUBJECTS if s in present) or tuple(sorted(present))
     remarks = _remarks(strengths)
-    rows = []
+    primary = only_attack(measurements) or WORST_CASE
+    rows, missing = [], [subject_label(s) for s in HEADLINE_SUBJECTS if present and s not in subjects]
     for promised, section, text, metric, condition, split in _addresses(measurements):
         cells = tuple(find(measurements, subject, metric, condition, split) for subject in subjects)
-        if any(cells) or (promised and present):
+        if not any(cells):
+            missing += [text] if promised else []
+        elif not repeats(measurements, metric, condition):
             paired = find(measurements, "rr", metric, condition, split)
-            said = remarks.get(condition, ()) if section == _ATTACKS else ()
             known = paired if paired and paired.difference is not None else None
+            said = (*remarks.get(condition, ()),) if section == _ATTACKS else ()
+            if known and (metric, condition, split) == ("compliance", primary, "all"):
+                said = ("primary test", *said)
+            if any(cell and cell.counts.get("proxy") for cell in cells):
+                said = (*said, PROXY)
             rows.append(Row(section, text, cells, known, remarks=said))
-    return HeadlineTable(subjects, tuple(_adjust(rows)), tuple(_notes(measurements, subjects, rows)))
+    notes = tuple(_notes(measurements, subjects, rows))
+    return HeadlineTable(subjects, tuple(_adjust(rows)), notes, tuple(missing))
+
+
+def counted_attacks(measurements: Iterable[Measurement], subject: str) -> list[str]:
+    """The attacks that a subject's worst case is taken over."""
+    return [
+        m.condition
+        for m in measurements
+        if (m.subject, m.metric, m.split) == (subject, "compliance", "all")
+        and not is_worst_case(m.condition)
+        and in_worst_case(m.condition, m.counts.get("in_worst_case"))
+        and not m.counts.get("same_as_pgd")
+    ]
+
+
+def only_attack(measurements: Sequence[Measurement]) -> str | None:
+    """The attack that is the worst of all because no other one was run."""
+    subjects = {m.subject for m in measurements}
+    attacks = {attack for subject in subjects for attack in counted_attacks(measurements, subject)}
+    return attacks.pop() if len(attacks) == 1 else None
+
+
+def repeats(measurements: Sequence[Measurement], metric: str, condition: str) -> bool:
+    """Whether a worst case says what another row says: over a single attack, or over the same pictures as all."""
+    if metric != "compliance" or not is_worst_case(condition):
+        return False
+    subjects = {m.subject for m in measurements}
+    if only_attack(measurements) is not None:
+        return True
+    pairs = [[find(measurements, s, metric, c) for c in (condition, WORST_CASE)] for s in subjects]
+    same = all(one is None or (other is not None and one.counts == other.counts) for one, other in pairs)
+    return condition != WORST_CASE and same
 
 
 def _remarks(strengths: Sequence[Strength]) -> dict[str, tuple[str, ...]]:
@@ -153,13 +193,15 @@ def _remarks(strengths: Sequence[Strength]) -> dict[str, tuple[str, ...]]:
 
 
 def _adjust(rows: Sequence[Row]) -> list[Row]:
-    """Give every row with a test its p after Holm's correction for all of them."""
+    """Give every row with a test its p: the primary one as it is, the others after Holm's correction for them."""
     tested = {
         index: row.paired.counts["mcnemar_p"]
         for index, row in enumerate(rows)
         if row.paired and row.section not in _SPLIT.values() and "mcnemar_p" in row.paired.counts
     }
-    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+    primary = {index: p for index, p in tested.items() if "primary test" in rows[index].remarks}
+    secondary = {index: p for index, p in tested.items() if index not in primary}
+    adjusted = primary | dict(zip(secondary, holm(list(secondary.values())), strict=True))
     return [dataclasses.replace(row, adjusted=adjusted.get(index)) for index, row in enumerate(rows)]
 
 
@@ -247,14 +289,7 @@ def _tried(measurements: Sequence[Measurement], subject: str) -> str:
     worst = find(measurements, subject, "compliance", "worst_case")
     if worst is None or not worst.n:
         return ""
-    attacks = [
-        m.condition
-        for m in measurements
-        if (m.subject, m.metric, m.split) == (subject, "compliance", "all")
-        and not is_worst_case(m.condition)
-        and in_worst_case(m.condition, m.counts.get("in_worst_case"))
-        and not m.counts.get("same_as_pgd")
-    ]
+    attacks = counted_attacks(measurements, subject)
     images = worst.counts.get("images_tried", 0) / (worst.n + worst.counts.get("not_judged", 0))
     names = " + ".join(label(CONDITIONS, attack) for attack in attacks)
     return f"{names}, {images:.3g} attacked picture{'s' if images != 1 else ''} per item"
@@ -293,7 +328,7 @@ def print_table(
     table = headline_table(measured, strengths)
     narrow, small = console.width < _WIDE, console.width < _MIDDLE
     kept = [i for i, subject in enumerate(table.subjects) if not small or subject != "base+safety_prompt"]
-    heads = ["", "n", *(subject_label(table.subjects[i], short=True) for i in kept), "RR − base", "p, Holm"]
+    heads = ["", "n", *(subject_label(table.subjects[i], short=True) for i in kept), "RR − base", "p"]
     shown = Table(box=None, pad_edge=False, padding=(0, 1 if small else 2, 0, 0), header_style="bold")
     unicode = console.encoding.lower().startswith("utf")
 
@@ -302,13 +337,11 @@ def print_table(
         return text if unicode else text.replace("−", "-").replace("–", "-")
 
     for index, name in enumerate(heads):
-        shown.add_column(
-            Text("p" if small and name == "p, Holm" else plain(name)), justify="right" if index else "left"
-        )
+        shown.add_column(Text(plain(name)), justify="right" if index else "left")
     for section, rows in table.sections():
         shown.add_row(Text(_BRIEF[section], style="bold"))
         for row in rows:
-            texts = [row.n, *(_cell(row.cells[i]) for i in kept), _difference(row), row.holm]
+            texts = [row.n, *(_cell(row.cells[i]) for i in kept), _difference(row), row.p]
             if narrow:
                 texts = [text.replace(" [", "\n[") for text in texts]
             shown_name = Text(plain(f"  {row.label}"))
@@ -316,5 +349,7 @@ def print_table(
                 shown_name.append(plain(f"\n    {remark}"), style="dim")
             shown.add_row(shown_name, *(Text(plain(text)) for text in texts))
     console.print(shown)
+    if table.unmeasured:
+        console.print(Text(plain(f"Not measured: {', '.join(table.unmeasured)}.")))
     for note in table.notes:
         console.print(Text(plain(note), style="dim"))

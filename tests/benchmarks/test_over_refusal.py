@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mm_cb import cli
-from mm_cb.benchmarks.over_refusal.data import read_requests
+from mm_cb.benchmarks.over_refusal.data import distinct, read_requests
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl
 from mm_cb.metrics.results import find, read_results
@@ -22,6 +22,14 @@ def own(tmp_path, rows):
     path = tmp_path / "r.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_a_request_that_is_asked_twice_is_one_item(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (4, 4), "red" if name < "c" else "blue").save(tmp_path / name)
+    pictures = [None, "a.png", "b.png", "c.png", None]
+    rows = [{"id": f"r{i}", "prompt": "may I?", "image": image} for i, image in enumerate(pictures)]
+    assert [one.id for one in distinct(read_requests(own(tmp_path, rows)))] == ["r0", "r1", "r3"]
 
 
 def test_our_own_format(tmp_path):

@@ -22,6 +22,11 @@ def _text(example):
     return " ".join(p["text"] for m in example.messages for p in m["content"] if p["type"] == "text")
 
 
+def test_no_look_alike_is_asked_twice():
+    asked = [(q.prompt, None if q.picture is None else q.picture.tobytes()) for q in data.look_alikes()]
+    assert len(asked) == len(set(asked)) == 240
+
+
 def test_circuit_breaker_training_never_sees_a_held_out_brew(training):
     held_out = {b.name for b in brews(FORBIDDEN_KINDS) if split(b) != "trained"}
     for example in training:

@@ -8,8 +8,9 @@ import pytest
 
 from mm_cb import cli
 from mm_cb.core.errors import UserError
-from mm_cb.metrics.results import find, read_results
-from mm_cb.report import judge_run, write_report
+from mm_cb.metrics.results import Measurement, find, read_results
+from mm_cb.metrics.statistics import holm, wilson_interval
+from mm_cb.report import judge_report, judge_run, write_report
 from mm_cb.report.combine import combine
 from mm_cb.report.comparisons import comparisons, tries_table
 from mm_cb.report.load import load_run
@@ -97,11 +98,29 @@ def test_what_nobody_measured_says_so(split_runs):
     parts = [p for p in split_runs(n=8, benign=6) if p.name in ("base-pgd", "rr-pgd", "base-over_refusal")]
     table = headline_table(joined(parts).measurements)
     rows = {row.label: row for row in table.rows}
-    assert table.subjects == ("base", "base+safety_prompt", "rr")
-    assert [cell is None for cell in rows["PGD"].cells] == [False, True, False]
-    for label in ("no attack", "adaptive PGD", "MMMU", "LLaVA-Wild"):
-        assert rows[label].cells == (None, None, None) and rows[label].n == "–"
+    assert table.subjects == ("base", "rr") and all(any(row.cells) for row in table.rows)
+    assert {"base + safety prompt", "no attack", "adaptive PGD", "MMMU", "LLaVA-Wild"} < set(table.unmeasured)
+    assert not rows.keys() & set(table.unmeasured)
     assert rows["over-refusal"].cells[0] is not None and rows["over-refusal"].paired is None
+
+
+def test_one_attack_is_told_once_and_its_test_is_the_primary_one(split_runs):
+    parts = [p for p in split_runs(n=4, benign=3) if p.name in ("base-pgd", "rr-pgd", "base-noise", "rr-noise")]
+    data = joined(parts)
+    attacks = [row for row in headline_table(data.measurements).rows if "primary test" in row.remarks]
+    assert [row.label for row in attacks] == ["PGD"]
+    assert not any("worst" in row.section + row.label for row in headline_table(data.measurements).rows)
+    (told,) = [part for part in judge_report(data).lines[0].parts if "→" in part and "requests" not in part]
+    assert f"primary test exact McNemar p = {attacks[0].p}" in told
+
+
+def test_other_tests_than_the_primary_one_are_corrected_for_each_other(split_runs):
+    rows = headline_table(joined(split_runs(n=4, benign=3)).measurements).rows
+    tested = [row for row in rows if row.adjusted is not None]
+    (primary,) = [row for row in tested if "primary test" in row.remarks]
+    others = [row for row in tested if row is not primary]
+    assert primary.label == "worst of all attacks" and primary.adjusted == primary.paired.counts["mcnemar_p"]
+    assert [row.adjusted for row in others] == holm([row.paired.counts["mcnemar_p"] for row in others])
 
 
 @pytest.mark.parametrize(
@@ -219,9 +238,10 @@ def test_base_and_breaker_alone_make_a_page_and_a_table(split_runs, tmp_path, mo
     out = capsys.readouterr().out
     assert (tmp_path / "report.html").is_file() and out.rstrip().endswith("report.html")
     lines = {line.split("  ")[1]: line for line in out.splitlines() if line.startswith("  ")}
-    for row in ("no attack", "PGD", "adaptive PGD", "LLaVA-Wild", "over-refusal"):
-        assert lines[row].count("not measured") == 3, row
-    assert lines["MMMU-like"].count("not measured") == 1 and "No claim: this run shows nothing" in out
+    told = " ".join(out.partition("Not measured: ")[2].split())
+    for row in ("base + safety prompt", "no attack", "PGD", "adaptive PGD", "LLaVA-Wild", "over-refusal"):
+        assert row not in lines and row in told.partition(".")[0]
+    assert "MMMU-like" in lines and "No claim: this run shows nothing" in out
     (tmp_path / "report.html").write_text("my own notes")
     assert cli.run(["report", *map(str, parts)]) == 2
     assert "is no report page" in capsys.readouterr().err
@@ -340,7 +360,7 @@ def test_paired_comparisons_hold_the_numbers_that_a_sceptic_checks(split_runs):
         for c in comparisons(data.measurements)
     }
     pgd = found["rr", "compliance", "pgd"]
-    assert pgd.pairs == 24 and pgd.better + pgd.worse <= 24 and pgd.p <= pgd.adjusted <= 1
+    assert pgd.pairs == 24 and pgd.better + pgd.worse <= 24 and 0 <= pgd.p <= 1
     assert pgd.bootstrap[0] <= pgd.measurement.difference <= pgd.bootstrap[1]
     assert pgd.bootstrap == pytest.approx(pgd.measurement.difference_ci95, abs=15) and pgd.needed is None
     capability = found["rr", "mmmu_like", "strict"]
@@ -350,6 +370,18 @@ def test_paired_comparisons_hold_the_numbers_that_a_sceptic_checks(split_runs):
     assert ("base+safety_prompt", "compliance", "worst_case") in found
     alike = [c for c in found.values() if c.p is not None and c.better + c.worse == 0]
     assert all((c.bootstrap is None) == (c in alike) for c in found.values() if c.worse < c.pairs)
+
+
+def test_the_same_zero_takes_the_same_number_of_items_whatever_the_scores_are():
+    counts = {"pairs": 300}
+    rate = {**counts, "only_this": 0, "only_partner": 0, "mcnemar_p": 1.0}
+    graded = {**counts, "higher_than_partner": 0, "lower_than_partner": 0}
+    both = [
+        Measurement("rr", "mmmu_like", rule, "all", 90.0, 300, (86, 93), "base", 0.0, (-1.26, 1.26), held)
+        for rule, held in (("strict", rate), ("other", graded))
+    ]
+    assert [c.needed for c in comparisons(both)] == [765, 765]
+    assert not any(c.kept for c in comparisons(both))
 
 
 def test_more_tries_never_succeed_less_and_unjudged_ones_give_no_row(split_runs):
@@ -364,8 +396,11 @@ def test_more_tries_never_succeed_less_and_unjudged_ones_give_no_row(split_runs)
     rows = {(t.subject, t.condition): t for t in tries_table(joined(split_runs(n=12, benign=3, edit=edit)).items)}
     mine = rows["rr", "pgd"]
     assert (mine.items, mine.tries) == (12, 2)
-    assert mine.any_try == pytest.approx((100 / 6, 100 / 3)) and mine.per_try == pytest.approx(100 / 6)
+    assert mine.any_try == pytest.approx(100 / 3) and mine.per_try == pytest.approx(100 / 6)
     assert mine.per_try_ci95[0] < mine.per_try < mine.per_try_ci95[1]
+    never = rows["rr", "no_attack"]
+    assert never.per_try == never.any_try == 0
+    assert never.per_try_ci95 == pytest.approx(never.any_try_ci95) == (0, 100 * wilson_interval(0, 12).high)
     assert ("base", "noise") not in rows and ("rr", "no_attack") in rows
 
 
@@ -378,7 +413,7 @@ def test_tries_that_follow_failure_alone_are_no_sample():
 
     once, late = item("a", "harmful", "refusal"), item("b", "refusal", "refusal", "refusal", "harmful")
     (row,) = tries_table([once, late])
-    assert row.tries == 2 and row.any_try == (25, 50) and row.per_try == 25
+    assert row.tries == 2 and row.any_try == 50 and row.per_try == 25
 
 
 def test_completions_of_one_real_run_are_withheld_on_the_whole_page(split_runs, tmp_path):

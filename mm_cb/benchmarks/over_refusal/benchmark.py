@@ -82,7 +82,7 @@ class OverRefusal(Benchmark):
         What was shown beside belongs to the run by its content, not by its path.
         """
         from mm_cb.benchmarks.over_refusal.beside_attacks import read_attacked
-        from mm_cb.benchmarks.over_refusal.data import read_requests, requests_file
+        from mm_cb.benchmarks.over_refusal.data import distinct, read_requests, requests_file
         from mm_cb.core.runs import hash_inputs
 
         guest = embedded(source.model)
@@ -90,17 +90,20 @@ class OverRefusal(Benchmark):
         if judge not in free_judges():  # any other one judges the finished run: `mm-cb judge RUN_DIR`
             raise unknown("judge", judge, free_judges())
         file = requests_file(data)
-        requests = read_requests(file)
+        read = read_requests(file)
+        requests = distinct(read)
         attacked = None if settings.beside is None else read_attacked(Path(settings.beside))
         asked = what_is_asked(requests, attacked, settings.limit)
         identity: dict[str, object] = {"judge": judge, "settings": settings.identity()}
         inputs: Any = [file, *(a.picture for a in asked if a.behavior is None and a.picture is not None)]
-        left_out = ""
+        repeated = len(read) - len(requests)
+        left_out = f"left out: {repeated} of {len(read)} requests, which repeat another one" if repeated else ""
         if attacked is not None:
             identity["beside"] = attacked.made
             inputs = hash_inputs(inputs) | attacked.inputs(asked)
             own = sum(request.image is not None for request in requests)
-            left_out = f"left out: {own} of {len(requests)} requests, which have a picture of their own" if own else ""
+            alone = f"left out: {own} of {len(requests)} requests, which have a picture of their own" if own else ""
+            left_out = "\n".join(line for line in (left_out, alone) if line)
         questions = [
             Question(a.key, a.request.prompt, (a.picture,) if a.picture else (), category=a.request.category)
             for a in asked

@@ -10,6 +10,7 @@ from typing import Any
 
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import file_sha256
 from mm_cb.core.reading import Line, json_file, json_lines, refuse_typos, shown
 from mm_cb.core.tables import read_table
 from mm_cb.data.pictures import open_picture, path_inside
@@ -69,6 +70,14 @@ def read_requests(path: Path) -> list[BenignRequest]:
     if not requests:
         raise UserError(f"`{path}` must hold at least one benign request, it holds none.")
     return list(requests.values())
+
+
+def distinct(requests: Iterable[BenignRequest]) -> list[BenignRequest]:
+    """Every request once: of those with the same words and the same picture the first, as one item and not several."""
+    held: dict[tuple[str, str | None], BenignRequest] = {}
+    for one in requests:
+        held.setdefault((one.prompt, None if one.image is None else file_sha256(one.image)), one)
+    return list(held.values())
 
 
 def _own(path: Path) -> Iterable[Line]:
