@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import Message
 
-_PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
+_BLANK = "\x1f"
+"""Put around stand-ins for texts: blank to a template that trims, and in no template or text."""
+_PLACEHOLDER = re.compile(f"({_BLANK}?\ue000\\d+\ue001{_BLANK}?)")
 
 
 class TokenRole(IntEnum):
@@ -94,7 +96,7 @@ def render_chat(
     """Write a chat with the processor's template and record which characters are whose.
 
     The template is run on stand-ins for the texts, which are filled in afterwards, so that no text, whatever it holds,
-    can be mistaken for a part of the template.
+    can be mistaken for a part of the template. Where the template trims a text's blanks, so does this.
 
     Args:
         processor: A transformers processor with a chat template.
@@ -130,8 +132,11 @@ def render_chat(
     length = 0
     for index, literal in enumerate(_PLACEHOLDER.split(template)):
         if index % 2:
-            role, text = texts[int(literal)]
-            found.append(int(literal))
+            number = int(literal.strip(f"{_BLANK}\ue000\ue001"))
+            role, text = texts[number]
+            text = text if literal.startswith(_BLANK) else text.lstrip()
+            text = text if literal.endswith(_BLANK) else text.rstrip()
+            found.append(number)
             spans.append(
                 Span(TokenRole.COMPLETION if role == "assistant" else TokenRole.USER, length, length + len(text))
             )
@@ -193,7 +198,7 @@ def _with_stand_ins(message: Message, texts: list[tuple[str, str]], dialect: Dia
                     'Give images as parts: {"type": "image"}.'
                 )
         refuse_unwritable(part["text"])
-        replaced.append({"type": "text", "text": f"\ue000{len(texts)}\ue001"})
+        replaced.append({"type": "text", "text": f"{_BLANK}\ue000{len(texts)}\ue001{_BLANK}"})
         texts.append((message["role"], part["text"]))
     return {"role": message["role"], "content": replaced}
 

@@ -162,6 +162,25 @@ def check_pictures(processor: Any, folder: Path, **expected: Any) -> None:
             raise UserError(f"{_images_file(folder)} must have `{field}` {must}, got {came!r:.80}.")
 
 
+def check_fields(processor: Any, folder: Path, **expected: Any) -> None:
+    """Refuse a processor that would write other tokens for a picture than the model has features for.
+
+    Args:
+        processor: The whole processor.
+        folder: Where its files are.
+        **expected: Fields of the processor → what the model's config.json says they are.
+
+    Raises:
+        UserError: Naming the file and the field.
+    """
+    for field, value in expected.items():
+        if (came := getattr(processor, field, None)) != value:
+            raise UserError(
+                f"`{folder / PROCESSOR}` must have `{field}` {value!r}, as the model's config.json says, got "
+                f"{'none' if came is None else repr(came)}."
+            )
+
+
 def check_image_token(processor: Any, config: Any, token: str | None, folder: Path) -> None:
     """Refuse a configuration that puts pictures at another token than the one that stands for them in the text.
 
@@ -191,6 +210,20 @@ def check_tiles(pinpoints: Any, tile: int, folder: Path) -> None:
     if not fine:
         must = f"pairs of multiples of {tile}, the image tower's side, of at most {_MOST_TILES} tiles"
         raise _misfit(str(folder), "image_grid_pinpoints", pinpoints, must)
+
+
+def check_tile_limits(images: Any, folder: Path) -> None:
+    """Refuse limits of a picture's tiles that leave it none, or that make every picture a huge one.
+
+    Raises:
+        UserError: Naming the file.
+    """
+    least, most = images.min_patches, images.max_patches
+    if not (_whole(least) and _whole(most) and 1 <= least <= most <= _MOST_TILES):
+        raise UserError(
+            f"{_images_file(folder)} must have 1 <= `min_patches` <= `max_patches` <= {_MOST_TILES}, in tiles, got "
+            f"{least!r:.40} and {most!r:.40}."
+        )
 
 
 def check_patches(images: Any, folder: Path) -> None:

@@ -23,6 +23,7 @@ from mm_cb.models.shared_prefix import SharedPrefixTargets
 from mm_cb.models.vision import detached, joined
 from mm_cb.training.adapter import add_adapter, save_adapter
 from mm_cb.training.hidden_states import hidden_states, lay_out, use_row_attention
+from mm_cb.training.lending import lent
 from mm_cb.training.placement import check_targets, lora_paths
 from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
@@ -62,7 +63,7 @@ def by_the_processor(model, chat, pictures):
     """The processor's own inputs for one chat, which ends where the model goes on unless it ends in an answer."""
     text = model.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=chat[-1]["role"] == "user")
     bos = model.processor.tokenizer.bos_token
-    given = ([pictures] if model.nested else pictures) or None
+    given = ([pictures] if model.nested else pictures) if pictures else None
     return model.processor(
         text=[text], images=given, return_tensors="pt", add_special_tokens=not (bos and text.startswith(bos))
     )
@@ -73,7 +74,8 @@ def ids_and_pixels_are_the_processors(make, folder):
     chats = [
         *CHATS,
         [user(None, " what is it "), answer("a red circle ")],
-        [user(None, "\twhat"), answer("it"), user("tell me"), answer(" no")],
+        [user("what"), answer("it \n"), user(None, "is"), answer("no"), user(None, " here ")],
+        [user(None, "\twhat"), answer("it"), user(" tell me ", None, None, "how "), answer(" no")],
     ]
     for chat in chats:
         pictures = pictures_of(chat)
@@ -206,7 +208,11 @@ def the_adapter_sits_in_the_language_tower_and_off_is_the_base(make, folder):
     with torch.no_grad(), model.adapter(False):
         assert torch.equal(model.forward(inputs).logits, plain.forward(inputs).logits)
     with torch.no_grad():
-        assert not torch.allclose(model.forward(inputs).logits, plain.forward(inputs).logits, atol=1e-3)
+        on = model.forward(inputs).logits
+        assert not torch.allclose(on, plain.forward(inputs).logits, atol=1e-3)
+        with lent(model, check_targets((TARGET,), (FIRST,), len(model.decoder_blocks), "targets"), recompute=False):
+            assert len(model.decoder_blocks) == TARGET
+        assert torch.equal(model.forward(inputs).logits, on)
 
 
 def generation_begins_as_the_forward_says_and_ends_with_the_turn(make, folder):
@@ -395,3 +401,13 @@ LAWS = [
     a_cut_tower_has_the_whole_models_states,
     an_adapter_is_saved_loaded_and_merged,
 ]
+
+BY_PIXELS = [
+    ids_and_pixels_are_the_processors,
+    logits_are_those_of_the_processors_own_inputs,
+    attacked_pixels_are_the_processors,
+    as_many_tokens_as_features,
+    an_attack_lowers_the_loss_that_the_file_has,
+    an_adapter_is_saved_loaded_and_merged,
+]
+"""Those in which the image backend has a part; the others begin with its pixels, which the first compares."""

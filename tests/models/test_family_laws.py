@@ -12,20 +12,33 @@ from mm_cb.models import VisionModel
 from mm_cb.models.qwen_vl import QwenVLModel
 from mm_cb.models.tower import LanguageTower
 from tests.models import laws
-from tests.models.tiny import BACKENDS, KINDS, tiny
+from tests.models.tiny import KINDS, tiny
 
 
 @pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_law(kind, backend, law, tmp_path):
-    law(partial(tiny, kind, backend), tmp_path)
+def test_law(kind, law, tmp_path):
+    law(partial(tiny, kind), tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("law", laws.BY_PIXELS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("kind", KINDS)
+def test_law_with_torchvision(kind, law, tmp_path):
+    law(partial(tiny, kind, "torchvision"), tmp_path)
+
+
+_GEMMA3 = ["sliding_attention", "full_attention", "sliding_attention"]
+WINDOWS = {
+    "gemma3": {"sliding_window": 3, "layer_types": _GEMMA3},
+    "qwen2_5_vl": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    "qwen2_vl": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+}
+"""Settings of language towers under which rows are longer than a window, Gemma's pictures too."""
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
 def test_rows_longer_than_a_sliding_window(kind, tmp_path):
-    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
-    make = partial(tiny, kind, **window)
+    make = partial(tiny, kind, **WINDOWS[kind])
     assert set(make().base.config.text_config.layer_types) == {"full_attention", "sliding_attention"}
     laws.packed_states_are_the_padded_ones(make, tmp_path)
     laws.rows_of_a_mixed_batch_are_single_rows(make, tmp_path)
