@@ -9,7 +9,7 @@ from torch import Tensor
 from image_attacks import Plan, resize
 from mm_cb.core.errors import UserError
 from mm_cb.models.inputs import ModelInputs
-from mm_cb.models.laws import check_fields, check_pictures
+from mm_cb.models.laws import PROCESSOR, check_fields, check_pictures
 from mm_cb.models.tower import BlockArguments, ByType, Rows
 from mm_cb.models.vision import VisionModel
 
@@ -35,8 +35,7 @@ class Gemma3Model(VisionModel):
         check_fields(processor, folder, image_seq_length=config.mm_tokens_per_image)
         if processor.image_processor.do_pan_and_scan:
             raise UserError(
-                f"the image processor in `{folder}` must have `do_pan_and_scan` false, as published: attacks through "
-                "its crops are not supported."
+                f"`{folder / PROCESSOR}` must have `do_pan_and_scan` false, as published: its crops are not followed."
             )
 
     @property

@@ -130,7 +130,7 @@ def check_config(config: Any, name: str) -> None:
         if part is None:
             continue
         names = getattr(type(part), "attribute_map", {})
-        fields = {names.get(field, field): getattr(part, field, None) for field in _LAWS}
+        fields = {names.get(field, field): _value(part, field) for field in _LAWS}
         _hold(where, fields, numbers, name, {names.get(field, field): law for field, law in _LAWS.items()})
         if isinstance(rope := getattr(part, "rope_parameters", None), dict):
             _hold(f"{where}rope_parameters.", rope, numbers, name)
@@ -263,8 +263,16 @@ def _hold(
             raise _misfit(name, f"{where}{field}", value, must)
 
 
+def _value(part: Any, field: str) -> Any:
+    """What a configuration says; None where it says nothing, or something else for some of the blocks."""
+    try:
+        return getattr(part, field, None)
+    except RuntimeError:  # transformers' own, for a field that each block has for itself
+        return None
+
+
 def _angles(text: Any) -> int | None:
-    size, heads, head = (getattr(text, f, None) for f in ("hidden_size", "num_attention_heads", "head_dim"))
+    size, heads, head = (_value(text, f) for f in ("hidden_size", "num_attention_heads", "head_dim"))
     if head is None and _whole(size) and _whole(heads) and heads > 0:
         head = size // heads
     return head // 2 if _whole(head) else None

@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import (
 from mm_cb.core.errors import UserError
 from mm_cb.models.base import ChatModel
 from mm_cb.models.gemma3 import Gemma3Model
+from mm_cb.models.gemma4 import Gemma4Model
 from mm_cb.models.internvl import InternVLModel
 from mm_cb.models.llava import LlavaModel
 from mm_cb.models.llava_next import LlavaNextModel
@@ -36,6 +37,7 @@ def register_family(family: _Family) -> _Family:
 
 for _family in (
     Gemma3Model,
+    Gemma4Model,
     InternVLModel,
     LlavaModel,
     LlavaNextModel,

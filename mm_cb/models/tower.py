@@ -150,13 +150,14 @@ class LanguageTower:
         return state + rows.extras[index] if index < len(rows.extras) else state
 
     @classmethod
-    def cut_config(cls, config: Any, blocks: int) -> None:
-        """Have a configuration describe decoder blocks 0 to ``blocks - 1`` alone.
+    def blocks_read(cls, config: Any, blocks: int) -> int:
+        """How many decoder blocks have to be read where ``blocks`` are wanted: more where they share parameters."""
+        return blocks
 
-        Raises:
-            UserError: From a family whose blocks cannot be told apart.
-        """
-        text = config.get_text_config()
+    @classmethod
+    def cut_config(cls, config: Any, blocks: int) -> None:
+        """Have a configuration describe decoder blocks 0 to ``blocks - 1`` alone, or all that have to be read."""
+        text, blocks = config.get_text_config(), cls.blocks_read(config, blocks)
         text.num_hidden_layers = blocks
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[:blocks]

@@ -143,6 +143,9 @@ def _row_attention(
 ) -> tuple[Tensor, None]:
     """Attention within each row, causal unless masks say more; ``(1, heads, N, D)`` in, ``(1, N, heads, D)`` out."""
     if row_lengths is None:
+        if attention_mask is None and 1 < query.shape[2] < key.shape[2]:  # the last positions' queries alone
+            attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+            attention_mask = attention_mask.tril(key.shape[2] - query.shape[2])[None, None]
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     split = (states.split(row_lengths, dim=2) for states in (query, key, value))
     window = options.get("sliding_window")

@@ -10,6 +10,8 @@ from transformers import (
     CLIPVisionConfig,
     Gemma3Config,
     Gemma3Processor,
+    Gemma4Config,
+    Gemma4Processor,
     InternVLConfig,
     InternVLProcessor,
     LlamaConfig,
@@ -31,6 +33,7 @@ from tests.tiny_llava import PINPOINTS, WORDS, tiny_llava
 
 KINDS = (
     "gemma3",
+    "gemma4",
     "internvl",
     "llava",
     "llava_next",
@@ -66,6 +69,7 @@ def tiny(kind: str, backend: str = "pil", seed: int = 0, **text) -> VisionModel:
         return _with_backend(tiny_llava(blocks=BLOCKS, seed=seed), backend)
     makers = {
         "gemma3": gemma3,
+        "gemma4": gemma4,
         "internvl": internvl,
         "llava": llava,
         "llava_onevision": onevision,
@@ -211,6 +215,78 @@ def gemma3(backend: str, **text):
     )
     return processor, config
 
+
+_GEMMA4_TURNS = (  # what is left of the published one of the small models without tools and reasoning
+    "{{- bos_token -}}{%- macro strip_thinking(text) -%}{%- set ns = namespace(result='') -%}"
+    "{%- for part in text.split('<channel|>') -%}{%- if '<|channel>' in part -%}"
+    "{%- set ns.result = ns.result + part.split('<|channel>')[0] -%}{%- else -%}"
+    "{%- set ns.result = ns.result + part -%}{%- endif -%}{%- endfor -%}{{- ns.result | trim -}}{%- endmacro -%}"
+    "{%- set loop_messages = messages -%}{%- if messages[0]['role'] == 'system' -%}"
+    "{{- '<|turn>system\n' -}}{%- for item in messages[0]['content'] -%}{{- item['text'] | trim -}}{%- endfor -%}"
+    "{{- '<turn|>\n' -}}{%- set loop_messages = messages[1:] -%}{%- endif -%}"
+    "{%- for message in loop_messages -%}"
+    "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}{{- '<|turn>' + role + '\n' }}"
+    "{%- if message['content'] is string -%}{%- if role == 'model' -%}{{- strip_thinking(message['content']) -}}"
+    "{%- else -%}{{- message['content'] | trim -}}{%- endif -%}{%- elif message['content'] is sequence -%}"
+    "{%- for item in message['content'] -%}{%- if item['type'] == 'text' -%}{%- if role == 'model' -%}"
+    "{{- strip_thinking(item['text']) -}}{%- else -%}{{- item['text'] | trim -}}{%- endif -%}"
+    "{%- elif item['type'] == 'image' -%}{{- '<|image|>' -}}{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{{- '<turn|>\n' -}}{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|turn>model\n' -}}{%- endif -%}"
+)
+
+
+def gemma4(backend: str, **text):
+    """A small Gemma 4: tokens of 12 x 12 pixels, at most 70; the upper two blocks take keys from the lower two."""
+    words = tokenizer(
+        [
+            *("<pad>", "<eos>", "<bos>", "<|turn>", "<turn|>", "<|image>", "<image|>", "<|image|>"),
+            *("<|audio|>", "<|audio>", "<audio|>", "<|video|>"),
+        ],
+        bos="<bos>",
+        eos="<turn|>",
+        pad="<pad>",
+        boi_token="<|image>",
+        eoi_token="<image|>",
+        image_token="<|image|>",
+        audio_token="<|audio|>",
+        boa_token="<|audio>",
+        eoa_token="<audio|>",
+    )
+    images = image_processor("gemma4", "Gemma4ImageProcessor", backend, max_soft_tokens=70, patch_size=4)
+    made = {name: import_module(f"transformers.models.gemma4.{name}_gemma4") for name in _GEMMA4_OTHERS}
+    others = {name: getattr(made[name], kind)() for name, kind in _GEMMA4_OTHERS.items()}
+    sounds, videos = others["feature_extraction"], others["video_processing"]
+    processor = Gemma4Processor(sounds, images, words, videos, chat_template=_GEMMA4_TURNS)
+    ids = words.convert_tokens_to_ids
+    language = {
+        "num_hidden_layers": 4,
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "sliding_window": 128,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": len(words),
+    }
+    tower = {name: value for name, value in _SIGLIP.items() if name != "vision_use_head"}
+    config = Gemma4Config(
+        text_config=_TEXT | token_ids(words) | language | text,
+        vision_config=tower
+        | {"num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "position_embedding_size": 256},
+        audio_config=None,
+        image_token_id=ids("<|image|>"),
+        video_token_id=ids("<|video|>"),
+        audio_token_id=ids("<|audio|>"),
+        boi_token_id=ids("<|image>"),
+        eoi_token_id=ids("<image|>"),
+    )
+    return processor, config
+
+
+_GEMMA4_OTHERS = {
+    "feature_extraction": "Gemma4AudioFeatureExtractor",
+    "video_processing": "Gemma4VideoProcessor",
+}
 
 _INTERNVL_TURNS = (  # the published one
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{% if message['content'] is string %}"
