@@ -17,6 +17,7 @@ from mm_cb.data.behaviors_file import Behavior
 from mm_cb.data.examples import Example
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import TokenRole, load_model, load_tower
+from mm_cb.models.chat import render_chat
 from mm_cb.models.last_positions import only_last_positions
 from mm_cb.models.merging import merge
 from mm_cb.models.shared_prefix import SharedPrefixTargets
@@ -81,10 +82,14 @@ def ids_and_pixels_are_the_processors(make, folder):
         pictures = pictures_of(chat)
         ours, own = model.encode_chats([chat], [pictures]), by_the_processor(model, chat, pictures)
         assert torch.equal(ours.input_ids, own["input_ids"])
+        asks = chat[-1]["role"] == "user"  # blanks too, which the tiny tokenizers drop
+        written = model.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=asks)
+        rendered = render_chat(model.processor, chat, dialect=model.dialect).text
+        assert written.startswith(rendered) and not written[len(rendered) :].strip()
         if pictures:
             assert torch.equal(ours.pixel_values, own["pixel_values"])
             assert all(torch.equal(value, own[name]) for name, value in ours.beside.items())
-    if int(ours.input_ids[0, -1]) in model.processor.tokenizer.all_special_ids:  # what ends the turn is the answer's
+    if int(ours.input_ids[0, -1]) in model.processor.tokenizer.get_added_vocab().values():  # what ends the turn
         assert ours.roles[0, -1] == TokenRole.COMPLETION
     completion = (ours.roles == TokenRole.COMPLETION)[0]
     said = model.processor.tokenizer.decode(ours.input_ids[0, completion])

@@ -133,6 +133,59 @@ def test_a_fault_is_noticed(fault, monkeypatch, tmp_path):
         getattr(laws, law)(partial(tiny, "qwen3_vl"), tmp_path)
 
 
+IDS, LOGITS = "ids_and_pixels_are_the_processors", "logits_are_those_of_the_processors_own_inputs"
+MIXED, PACKED = "rows_of_a_mixed_batch_are_single_rows", "packed_states_are_the_padded_ones"
+
+
+def counts_left_out(model, inputs, pixel_values):
+    return VisionModel._tower_arguments(model, inputs, pixel_values)
+
+
+def one_chat_each(model, rows):
+    return [[image] for row in rows for image in row]
+
+
+OWN_FAULTS = {
+    ("gemma3", "angles of one type for all"): ("layer_types", ["full_attention"] * 3, PACKED),
+    ("gemma3", "pictures are read like text"): ("looks_ahead", frozenset(), PACKED),
+    ("gemma3", "the template's token for the picture's"): ("soft_token", "<start_of_image>", LOGITS),
+    ("gemma3", "token types are forgotten"): ("token_arguments", without_types, LOGITS),
+    ("gemma3", "turns end in the end of sequence"): ("end_of_turn", None, IDS),
+    ("gemma4", "a tower is read in part"): (
+        "blocks_read",
+        classmethod(lambda family, config, blocks: blocks),
+        "a_cut_tower_has_the_whole_models_states",
+    ),
+    ("gemma4", "places of patches are left out"): ("beside", (), LOGITS),
+    ("internvl", "settings of the processor's own"): ("options", {}, IDS),
+    ("internvl", "tiles cut a row a picture"): ("pixel_rows", a_row_each, MIXED),
+    ("large gemma4", "pictures seen ahead without window"): (
+        "looks_ahead",
+        frozenset({"full_attention", "sliding_attention"}),
+        PACKED,
+    ),
+    ("large gemma4", "pictures are read like text"): ("looks_ahead", frozenset(), PACKED),
+    ("llava_onevision", "every picture is a chat's only one"): ("grouped", one_chat_each, IDS),
+    ("llava_onevision", "pictures of a chat are not counted"): ("_tower_arguments", counts_left_out, LOGITS),
+}
+
+
+@pytest.mark.parametrize(("kind", "fault"), OWN_FAULTS)
+def test_a_familys_own_fault_is_noticed(kind, fault, monkeypatch, tmp_path):
+    name, wrong, law = OWN_FAULTS[kind, fault]
+    make = partial(tiny, "gemma4", **LARGE_GEMMA4) if kind == "large gemma4" else partial(tiny, kind)
+    monkeypatch.setattr(type(make()), name, wrong)
+    with pytest.raises((AssertionError, AttributeError, KeyError, RuntimeError, UserError, ValueError)):
+        getattr(laws, law)(make, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "gemma4"])
+def test_texts_that_a_template_trims_are_noticed(kind, monkeypatch, tmp_path):
+    monkeypatch.setattr("mm_cb.models.chat._BLANK", "")
+    with pytest.raises(AssertionError):
+        laws.ids_and_pixels_are_the_processors(partial(tiny, kind), tmp_path)
+
+
 def test_a_model_whose_picture_tokens_are_scattered_wrongly_is_noticed(monkeypatch, tmp_path):
     features = VisionModel.image_features
 
