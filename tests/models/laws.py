@@ -279,7 +279,10 @@ def lean_passes_are_the_whole_model(make, folder):
         [b.prompt for b in BEHAVIORS], [image] * 2, completions=[b.target for b in BEHAVIORS], close_turn=False
     )
     one = inputs.rows(0, 1).pixel_values
+    alone = model.encode([BEHAVIORS[0].prompt], [image])
     with torch.no_grad():
+        lean = model.forward(alone, logits_to_keep=4).logits
+        torch.testing.assert_close(lean, model.forward(alone).logits[:, -4:], **CLOSE)
         logits = model.forward(inputs).logits
         with only_last_positions(model.base, 4):
             lean = model.forward(inputs, logits_to_keep=4).logits
