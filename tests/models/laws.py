@@ -362,7 +362,7 @@ def training_reroutes(make, folder):
         "circuit_breaker.target_layers": [2],
         "circuit_breaker.adversary.steps": 1,
         "circuit_breaker.keep_length": 0,
-        "training.max_steps": 12,
+        "training.max_steps": 8,
         "training.batch_size": 2,
         "training.learning_rate": 0.05,
         "training.held_out": 0,
