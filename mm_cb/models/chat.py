@@ -102,7 +102,8 @@ def render_chat(
         processor: A transformers processor with a chat template.
         messages: The turns. When the last one is the user's, the result ends where the model goes on.
         pictures: The tokens that stand for each image, in order; without it one placeholder stands for each.
-        close_turn: Whether a final assistant turn is ended. False leaves it open, as a prefix.
+        close_turn: Whether a final assistant turn is ended. False leaves it open, as a prefix, where the model goes on:
+            also behind an empty thinking block, if the template ends prompts with one and leaves it out of full chats.
         dialect: The family's; None = that of most families.
 
     Returns:
@@ -119,6 +120,10 @@ def render_chat(
         template = processor.apply_chat_template(
             stand_ins, tokenize=False, add_generation_prompt=messages[-1]["role"] == "user"
         )
+        if not close_turn and messages[-1]["role"] == "assistant" and len(messages) > 1:
+            asked = processor.apply_chat_template(stand_ins[:-1], tokenize=False, add_generation_prompt=True)
+            before = sum(part["type"] == "text" for turn in stand_ins[:-1] for part in turn["content"])
+            template = _behind(asked, template, before)
     except Exception as error:
         if not (isinstance(error, TypeError | ArithmeticError) or type(error).__module__.startswith("jinja2")):
             raise  # jinja2's are told by their module: whoever never renders a chat needs no jinja2
@@ -165,6 +170,12 @@ def render_chat(
         elif ended and joined[last:].isspace():  # a template may go on with a blank or a new line
             joined = joined[:last]
     return RenderedChat(joined, tuple(spans))
+
+
+def _behind(asked: str, template: str, answer: int) -> str:
+    """A rendered chat with its last answer, from text ``answer`` on, behind all that the prompt ``asked`` says."""
+    before = template.partition(f"\ue000{answer}\ue001")[0].removesuffix(_BLANK)
+    return asked + template[len(before) :] if asked.startswith(before) else template
 
 
 def refuse_unwritable(text: str) -> None:

@@ -125,6 +125,14 @@ def as_pixels(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
+def an_open_answer_begins_where_the_model_goes_on(make, folder):
+    model = make()
+    asked = model.encode(["what"], SHOWN[:1])
+    opened = model.encode(["what"], SHOWN[:1], completions=["it"], close_turn=False)
+    behind = (opened.roles == TokenRole.COMPLETION)[0]
+    assert torch.equal(opened.input_ids[0, ~behind], asked.input_ids[0]) and bool(behind[-1])
+
+
 def as_many_tokens_as_features(make, folder):
     model = make()
     for size in SIZES:
@@ -396,6 +404,7 @@ def example(number, set_name, image):
 LAWS = [
     ids_and_pixels_are_the_processors,
     logits_are_those_of_the_processors_own_inputs,
+    an_open_answer_begins_where_the_model_goes_on,
     attacked_pixels_are_the_processors,
     as_many_tokens_as_features,
     the_embed_path_is_the_pixel_path,

@@ -57,6 +57,8 @@ LARGE_GEMMA4 = {
 @pytest.mark.parametrize(
     "law",
     [
+        laws.an_open_answer_begins_where_the_model_goes_on,
+        laws.ids_and_pixels_are_the_processors,
         laws.logits_are_those_of_the_processors_own_inputs,
         laws.packed_states_are_the_padded_ones,
         laws.rows_of_a_mixed_batch_are_single_rows,
@@ -177,6 +179,12 @@ def test_a_familys_own_fault_is_noticed(kind, fault, monkeypatch, tmp_path):
     monkeypatch.setattr(type(make()), name, wrong)
     with pytest.raises((AssertionError, AttributeError, KeyError, RuntimeError, UserError, ValueError)):
         getattr(laws, law)(make, tmp_path)
+
+
+def test_targets_in_front_of_an_empty_thinking_block_are_noticed(monkeypatch, tmp_path):
+    monkeypatch.setattr("mm_cb.models.chat._behind", lambda asked, template, answer: template)
+    with pytest.raises((AssertionError, RuntimeError)):
+        laws.an_open_answer_begins_where_the_model_goes_on(partial(tiny, "gemma4", **LARGE_GEMMA4), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "gemma4"])

@@ -233,6 +233,8 @@ _GEMMA4_TURNS = (  # what is left of the published one of the small models witho
     "{%- elif item['type'] == 'image' -%}{{- '<|image|>' -}}{%- endif -%}{%- endfor -%}{%- endif -%}"
     "{{- '<turn|>\n' -}}{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|turn>model\n' -}}{%- endif -%}"
 )
+_GEMMA4_LARGE = ("'<|turn>model\n' -}}{%- endif", "'<|turn>model\n<|channel>thought\n<channel|>' -}}{%- endif")
+"""Prompts of the large ones end in a thinking block, which is empty."""
 
 
 def gemma4(backend: str, **text):
@@ -240,7 +242,7 @@ def gemma4(backend: str, **text):
     words = tokenizer(
         [
             *("<pad>", "<eos>", "<bos>", "<|turn>", "<turn|>", "<|image>", "<image|>", "<|image|>"),
-            *("<|audio|>", "<|audio>", "<audio|>", "<|video|>"),
+            *("<|audio|>", "<|audio>", "<audio|>", "<|video|>", "<|channel>", "<channel|>"),
         ],
         bos="<bos>",
         eos="<turn|>",
@@ -256,7 +258,9 @@ def gemma4(backend: str, **text):
     made = {name: import_module(f"transformers.models.gemma4.{name}_gemma4") for name in _GEMMA4_OTHERS}
     others = {name: getattr(made[name], kind)() for name, kind in _GEMMA4_OTHERS.items()}
     sounds, videos = others["feature_extraction"], others["video_processing"]
-    processor = Gemma4Processor(sounds, images, words, videos, chat_template=_GEMMA4_TURNS)
+    large = text.get("use_bidirectional_attention") is not None
+    turns = _GEMMA4_TURNS.replace(*_GEMMA4_LARGE) if large else _GEMMA4_TURNS
+    processor = Gemma4Processor(sounds, images, words, videos, chat_template=turns)
     ids = words.convert_tokens_to_ids
     language = {
         "num_hidden_layers": 4,
