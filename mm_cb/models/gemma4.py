@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from image_attacks import Plan, resize
+from mm_cb.core.errors import UserError
 from mm_cb.models.gemma3 import Gemma3Model
 from mm_cb.models.inputs import ModelInputs
 from mm_cb.models.laws import check_pictures
@@ -37,7 +38,10 @@ class Gemma4Model(Gemma3Model):
     @classmethod
     def check_processor(cls, processor: Any, config: Any, folder: Path) -> None:
         """As `VisionModel.check_processor`, for pictures that are not normalised, and for the model's patches."""
-        vision = config.vision_config
+        if (vision := config.vision_config) is None:
+            raise UserError(
+                f"`config.json` of `{folder}` must have a `vision_config`, it has none: that model takes no pictures."
+            )
         patches = {"patch_size": vision.patch_size, "pooling_kernel_size": vision.pooling_kernel_size}
         check_pictures(processor, folder, do_normalize=False, **patches)
 

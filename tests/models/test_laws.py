@@ -122,6 +122,12 @@ def test_an_image_processor_that_shows_other_pictures_is_refused_by_name(kind, d
             pytest.fail(f"{place} {value}")
 
 
+def test_a_model_without_an_image_tower_is_refused(described, tmp_path):
+    bad = changed(described["gemma4"], tmp_path / "bad", CONFIG, vision_config=None)
+    with pytest.raises(UserError, match="must have a `vision_config`"):
+        read(bad)
+
+
 CANVASES = [[], [[43, 43]], [[0, 0]], [[42]], [[42, -42]], [[42, 42.0]], [[42 * 11, 42 * 11]], None]
 
 
