@@ -47,7 +47,10 @@ def rows(folder):
                 yield {"id": example.id, "messages": example.messages, "images": images, "set": name, "source": "made"}
 
 
-@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", pytest.param("qwen3_vl", marks=pytest.mark.long)])
+LONG = ("gemma3", "gemma4", "internvl", "llava_onevision", "qwen3_vl")
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", *(pytest.param(k, marks=pytest.mark.long) for k in LONG)])
 def test_plan_train_attack_evaluate_merge(kind, tmp_path, capsys):
     laws.saved(tiny(kind), tmp_path / "model")
     model = ["--model", tmp_path / "model"]
@@ -55,13 +58,13 @@ def test_plan_train_attack_evaluate_merge(kind, tmp_path, capsys):
     settings = [f"{k}={v}" for k, v in {**SETTINGS, "model": tmp_path / "model", "data": [str(data)]}.items()]
     run("train", "miniature", "--dry-run", *settings)
     plan = capsys.readouterr().out
-    assert "# loaded: decoder blocks 0..2 of 3, no head" in plan and "<image x " in plan
+    assert f"# loaded: decoder blocks 0..2 of {len(tiny(kind).decoder_blocks)}, no head" in plan and "<image x " in plan
     assert f"(longest row {tiny(kind).largest_picture() + 64})" in plan
     run("train", "miniature", "--out", tmp_path / "rr", *settings)
 
     adapter = ["--adapter", tmp_path / "rr"]
     behaviors = write_lines(tmp_path / "behaviors.jsonl", BEHAVIORS)
-    attack = ["--behaviors", behaviors, "--attack", "pgd,pgd_adaptive", "--steps", 3, "--out", tmp_path / "attack"]
+    attack = ["--behaviors", behaviors, "--attack", "pgd,pgd_adaptive", "--steps", 6, "--out", tmp_path / "attack"]
     run("attack", *model, *adapter, *attack, *SHORT, "--control", 0)
     items = [json.loads(line) for line in (tmp_path / "attack" / "items.jsonl").read_text().splitlines()]
     assert len(items) == 4 and all((tmp_path / "attack" / item["image"]).is_file() for item in items)

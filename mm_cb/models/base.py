@@ -173,7 +173,7 @@ class ChatModel(LanguageTower):
             ValueError: If a chat has another number of image parts than of pictures, or ``max_length`` would cut off
                 an image.
         """
-        pictures, stands = self._pictures([image for row in images for image in row])
+        pictures, stands = self._pictures(images)
         rows: list[tuple[list[int], list[int]]] = []
         for messages, row_images in zip(chats, images, strict=True):
             named = sum(
@@ -191,10 +191,10 @@ class ChatModel(LanguageTower):
         made = ModelInputs(*tokens, pictures.pixel_values, per_row, pictures.beside, pictures.pixel_rows)
         return made.to(self.device)
 
-    def _pictures(self, images: Sequence[Image]) -> tuple[Pictures | None, list[str]]:
-        """All pictures of a batch as the model takes them, and the tokens that stand for each."""
-        if images:
-            raise ValueError(f"`{self.name}` is a model of text alone, got {len(images)} pictures.")
+    def _pictures(self, rows: Sequence[Sequence[Image]]) -> tuple[Pictures | None, list[str]]:
+        """All pictures of a batch of chats as the model takes them, and the tokens that stand for each."""
+        if any(rows):
+            raise ValueError(f"`{self.name}` is a model of text alone, got {sum(map(len, rows))} pictures.")
         return None, []
 
     def _tokenise(self, rendered: RenderedChat) -> tuple[list[int], list[int]]:

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import Message
 
-_PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
+_BLANK = "\x1f"
+"""Put around stand-ins for texts: blank to a template that trims, and in no template or text."""
+_PLACEHOLDER = re.compile(f"({_BLANK}?\ue000\\d+\ue001{_BLANK}?)")
 
 
 class TokenRole(IntEnum):
@@ -94,13 +96,14 @@ def render_chat(
     """Write a chat with the processor's template and record which characters are whose.
 
     The template is run on stand-ins for the texts, which are filled in afterwards, so that no text, whatever it holds,
-    can be mistaken for a part of the template.
+    can be mistaken for a part of the template. Where the template trims a text's blanks, so does this.
 
     Args:
         processor: A transformers processor with a chat template.
         messages: The turns. When the last one is the user's, the result ends where the model goes on.
         pictures: The tokens that stand for each image, in order; without it one placeholder stands for each.
-        close_turn: Whether a final assistant turn is ended. False leaves it open, as a prefix.
+        close_turn: Whether a final assistant turn is ended. False leaves it open, as a prefix, where the model goes on:
+            also behind an empty thinking block, if the template ends prompts with one and leaves it out of full chats.
         dialect: The family's; None = that of most families.
 
     Returns:
@@ -117,6 +120,10 @@ def render_chat(
         template = processor.apply_chat_template(
             stand_ins, tokenize=False, add_generation_prompt=messages[-1]["role"] == "user"
         )
+        if not close_turn and messages[-1]["role"] == "assistant" and len(messages) > 1:
+            asked = processor.apply_chat_template(stand_ins[:-1], tokenize=False, add_generation_prompt=True)
+            before = sum(part["type"] == "text" for turn in stand_ins[:-1] for part in turn["content"])
+            template = _behind(asked, template, before)
     except Exception as error:
         if not (isinstance(error, TypeError | ArithmeticError) or type(error).__module__.startswith("jinja2")):
             raise  # jinja2's are told by their module: whoever never renders a chat needs no jinja2
@@ -130,8 +137,11 @@ def render_chat(
     length = 0
     for index, literal in enumerate(_PLACEHOLDER.split(template)):
         if index % 2:
-            role, text = texts[int(literal)]
-            found.append(int(literal))
+            number = int(literal.strip(f"{_BLANK}\ue000\ue001"))
+            role, text = texts[number]
+            text = text if literal.startswith(_BLANK) else text.lstrip()
+            text = text if literal.endswith(_BLANK) else text.rstrip()
+            found.append(number)
             spans.append(
                 Span(TokenRole.COMPLETION if role == "assistant" else TokenRole.USER, length, length + len(text))
             )
@@ -160,6 +170,12 @@ def render_chat(
         elif ended and joined[last:].isspace():  # a template may go on with a blank or a new line
             joined = joined[:last]
     return RenderedChat(joined, tuple(spans))
+
+
+def _behind(asked: str, template: str, answer: int) -> str:
+    """A rendered chat with its last answer, from text ``answer`` on, behind all that the prompt ``asked`` says."""
+    before = template.partition(f"\ue000{answer}\ue001")[0].removesuffix(_BLANK)
+    return asked + template[len(before) :] if asked.startswith(before) else template
 
 
 def refuse_unwritable(text: str) -> None:
@@ -193,7 +209,7 @@ def _with_stand_ins(message: Message, texts: list[tuple[str, str]], dialect: Dia
                     'Give images as parts: {"type": "image"}.'
                 )
         refuse_unwritable(part["text"])
-        replaced.append({"type": "text", "text": f"\ue000{len(texts)}\ue001"})
+        replaced.append({"type": "text", "text": f"{_BLANK}\ue000{len(texts)}\ue001{_BLANK}"})
         texts.append((message["role"], part["text"]))
     return {"role": message["role"], "content": replaced}
 

@@ -147,7 +147,7 @@ def check_config(config: Any, name: str) -> None:
         if part is None:
             continue
         names = getattr(type(part), "attribute_map", {})
-        fields = {names.get(field, field): getattr(part, field, None) for field in _LAWS}
+        fields = {names.get(field, field): _value(part, field) for field in _LAWS}
         _hold(where, fields, numbers, name, {names.get(field, field): law for field, law in _LAWS.items()})
         if isinstance(rope := getattr(part, "rope_parameters", None), dict):
             _hold(f"{where}rope_parameters.", rope, numbers, name)
@@ -179,6 +179,25 @@ def check_pictures(processor: Any, folder: Path, **expected: Any) -> None:
             raise UserError(f"{_images_file(folder)} must have `{field}` {must}, got {came!r:.80}.")
 
 
+def check_fields(processor: Any, folder: Path, **expected: Any) -> None:
+    """Refuse a processor that would write other tokens for a picture than the model has features for.
+
+    Args:
+        processor: The whole processor.
+        folder: Where its files are.
+        **expected: Fields of the processor → what the model's config.json says they are.
+
+    Raises:
+        UserError: Naming the file and the field.
+    """
+    for field, value in expected.items():
+        if (came := getattr(processor, field, None)) != value:
+            raise UserError(
+                f"`{folder / PROCESSOR}` must have `{field}` {value!r}, as the model's config.json says, got "
+                f"{'none' if came is None else repr(came)}."
+            )
+
+
 def check_image_token(processor: Any, config: Any, token: str | None, folder: Path) -> None:
     """Refuse a configuration that puts pictures at another token than the one that stands for them in the text.
 
@@ -208,6 +227,20 @@ def check_tiles(pinpoints: Any, tile: int, folder: Path) -> None:
     if not fine:
         must = f"pairs of multiples of {tile}, the image tower's side, of at most {_MOST_TILES} tiles"
         raise _misfit(str(folder), "image_grid_pinpoints", pinpoints, must)
+
+
+def check_tile_limits(images: Any, folder: Path) -> None:
+    """Refuse limits of a picture's tiles that leave it none, or that make every picture a huge one.
+
+    Raises:
+        UserError: Naming the file.
+    """
+    least, most = images.min_patches, images.max_patches
+    if not (_whole(least) and _whole(most) and 1 <= least <= most <= _MOST_TILES):
+        raise UserError(
+            f"{_images_file(folder)} must have 1 <= `min_patches` <= `max_patches` <= {_MOST_TILES}, in tiles, got "
+            f"{least!r:.40} and {most!r:.40}."
+        )
 
 
 def check_patches(images: Any, folder: Path) -> None:
@@ -247,8 +280,16 @@ def _hold(
             raise _misfit(name, f"{where}{field}", value, must)
 
 
+def _value(part: Any, field: str) -> Any:
+    """What a configuration says; None where it says nothing, or something else for some of the blocks."""
+    try:
+        return getattr(part, field, None)
+    except RuntimeError:  # transformers' own, for a field that each block has for itself
+        return None
+
+
 def _angles(text: Any) -> int | None:
-    size, heads, head = (getattr(text, f, None) for f in ("hidden_size", "num_attention_heads", "head_dim"))
+    size, heads, head = (_value(text, f) for f in ("hidden_size", "num_attention_heads", "head_dim"))
     if head is None and _whole(size) and _whole(heads) and heads > 0:
         head = size // heads
     return head // 2 if _whole(head) else None

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from image_attacks import Plan, crop, resize
-from mm_cb.core.errors import UserError
-from mm_cb.models.laws import check_pictures
+from mm_cb.models.laws import check_fields, check_pictures
 from mm_cb.models.vision import VisionModel
 
 
@@ -63,12 +62,7 @@ def check_llava_processor(processor: Any, config: Any, folder: Path) -> None:
     expected = {"patch_size": config.vision_config.patch_size, "vision_feature_select_strategy": strategy}
     if strategy == "default":  # the image tower's class token is counted and then left out
         expected["num_additional_image_tokens"] = 1
-    for field, value in expected.items():
-        if (came := getattr(processor, field, None)) != value:
-            raise UserError(
-                f"`{folder / 'processor_config.json'}` must have `{field}` {value!r}, as the model's config.json says, "
-                f"got {'none' if came is None else repr(came)}."
-            )
+    check_fields(processor, folder, **expected)
 
 
 def _square(image_processor: Any) -> int:

@@ -71,17 +71,28 @@ class LlavaNextModel(VisionModel):
 
     def plan(self, image_size: tuple[int, int]) -> Plan:
         """The whole picture as one tile, and the picture fitted into a black canvas that is cut into tiles."""
-        return any_resolution(self.processor.image_processor, image_size)
+        return next_plan(self.processor.image_processor, image_size)
 
 
-def any_resolution(image_processor: Any, image_size: tuple[int, int]) -> Plan:
-    """LLaVA-NeXT's views of a picture: ``pixel_values`` ``(B, 1 + tiles, 3, h, w)``, the tiles row by row.
+def next_plan(image_processor: Any, image_size: tuple[int, int]) -> Plan:
+    """LLaVA-NeXT's views of a picture.
 
     Raises:
         ValueError: If the processor is set up in a way that this does not follow.
     """
     tile = _tile_size(image_processor)
-    canvas = best_canvas(image_size, image_processor.image_grid_pinpoints)
+    return any_resolution(image_size, tile, image_processor.image_grid_pinpoints, _BICUBIC)
+
+
+def any_resolution(
+    image_size: tuple[int, int], tile: tuple[int, int], pinpoints: Sequence[Sequence[int]], resample: int
+) -> Plan:
+    """The whole as one tile, and tiles of a padded canvas: ``(B, 1 + tiles, 3, h, w)``, the tiles row by row.
+
+    Raises:
+        ValueError: If a canvas is no number of whole tiles.
+    """
+    canvas = best_canvas(image_size, pinpoints)
     if any(length % side for length, side in zip(canvas, tile, strict=True)):
         raise ValueError(f"Every entry of `image_grid_pinpoints` must be a multiple of the tile {tile}.")
     height, width = fitted_size(image_size, canvas)
@@ -91,7 +102,8 @@ def any_resolution(image_processor: Any, image_size: tuple[int, int]) -> Plan:
         base, main = views
         return torch.cat([base.unsqueeze(1), tiles(main, *tile)], dim=1)
 
-    return Plan([[resize(*tile)], [resize(height, width), pad(*corner, *canvas)]], arrange)
+    main = [resize(height, width, resample), pad(*corner, *canvas)]
+    return Plan([[resize(*tile, resample)], main], arrange)
 
 
 def best_canvas(image_size: tuple[int, int], pinpoints: Sequence[Sequence[int]]) -> tuple[int, int]:

@@ -147,6 +147,8 @@ def load_tower(
                 setattr(shell, name, getattr(tower, name))
         processor = load_processor(name_or_path, config, image_backend)
     model = family(shell.eval(), processor, str(name_or_path), max_length=max_length)
+    if len(model.decoder_blocks) > blocks:  # a family that can only be read whole
+        model.keep_blocks(blocks, final_norm=True)
     check_template(model, model_folder(name_or_path))
     return model
 

@@ -9,8 +9,12 @@ from transformers.models.auto.modeling_auto import (
 
 from mm_cb.core.errors import UserError
 from mm_cb.models.base import ChatModel
+from mm_cb.models.gemma3 import Gemma3Model
+from mm_cb.models.gemma4 import Gemma4Model
+from mm_cb.models.internvl import InternVLModel
 from mm_cb.models.llava import LlavaModel
 from mm_cb.models.llava_next import LlavaNextModel
+from mm_cb.models.llava_onevision import LlavaOnevisionModel
 from mm_cb.models.qwen_vl import QwenVLModel
 from mm_cb.models.text import TextModel
 
@@ -31,7 +35,15 @@ def register_family(family: _Family) -> _Family:
     return family
 
 
-for _family in (LlavaNextModel, LlavaModel, QwenVLModel):
+for _family in (
+    Gemma3Model,
+    Gemma4Model,
+    InternVLModel,
+    LlavaModel,
+    LlavaNextModel,
+    LlavaOnevisionModel,
+    QwenVLModel,
+):
     register_family(_family)
 
 

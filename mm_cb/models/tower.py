@@ -21,18 +21,25 @@ class TowerInputs(NamedTuple):
 
     Attributes:
         embeds: ``(B, T, H)``.
-        extras: ``(B, T, H)`` each, what is added behind block 0, 1, ...; empty in most families.
+        extras: ``(B, T, ...)`` each, what is added behind block 0, 1, ..., or what a family's blocks take besides;
+            empty in most families.
     """
 
     embeds: Tensor
     extras: tuple[Tensor, ...] = ()
 
 
+class ByType(dict[str, Any]):
+    """An argument that blocks of different types (``layer_types`` of the configuration) take differently."""
+
+
 class BlockArguments(TypedDict, total=False):
-    """What every block takes beside its state."""
+    """What every block takes beside its state; a `ByType` has one entry for each type of blocks."""
 
     attention_mask: None
     row_lengths: tuple[int, ...]
+    row_masks: Any
+    """What the tokens of each row see, ``(1, 1, T, T)``; without it every token sees those before it."""
     position_embeddings: Any
     """Rotary angles, where the tower has them."""
 
@@ -45,7 +52,8 @@ class Rows(NamedTuple):
         positions: Place of every token in its row, shape ``(N,)``, or ``(3, N)`` where a token has a place in space.
         lengths: Tokens of each row.
         mask: 1 for tokens that count in the loss, shape ``(N,)``.
-        extras: ``(N, H)`` each, see `TowerInputs`.
+        extras: ``(N, ...)`` each, see `TowerInputs`.
+        images: True where a token stands for a part of a picture, shape ``(N,)``.
     """
 
     embeds: Tensor
@@ -53,6 +61,7 @@ class Rows(NamedTuple):
     lengths: tuple[int, ...]
     mask: Tensor
     extras: tuple[Tensor, ...] = ()
+    images: Tensor | None = None
 
 
 class LanguageTower:
@@ -109,6 +118,11 @@ class LanguageTower:
     def _norm_name(self) -> str:
         return next(norm for norm in _NORMS if hasattr(self.tower, norm))
 
+    @property
+    def layer_types(self) -> list[str]:
+        """The type of every block, where there are several."""
+        return getattr(self.tower.config, "layer_types", None) or []
+
     def first_state(self, rows: Rows) -> Tensor:
         """The input of block 0, ``(1, N, H)``."""
         embeds = rows.embeds[None]
@@ -118,25 +132,32 @@ class LanguageTower:
         """What every block takes beside its state, for rows laid end to end: their lengths and rotary angles."""
         arguments: BlockArguments = {"attention_mask": None, "row_lengths": rows.lengths}
         if hasattr(self.tower, "rotary_emb"):
-            arguments["position_embeddings"] = self.tower.rotary_emb(rows.embeds[None], rows.positions[..., None, :])
+            rotary, places = self.tower.rotary_emb, (rows.embeds[None], rows.positions[..., None, :])
+            if hasattr(rotary, "layer_types"):
+                angles: Any = ByType({kind: rotary(*places, kind) for kind in set(self.layer_types)})
+            else:
+                angles = rotary(*places)
+            arguments["position_embeddings"] = angles
         return arguments
 
     def run_block(self, index: int, state: Tensor, arguments: BlockArguments) -> Tensor:
         """The output of a block, ``(1, N, H)``: ``hidden_states[index + 1]``, up to the final norm."""
-        return self.decoder_blocks[index](state, **arguments)
+        own = {n: v[self.layer_types[index]] if isinstance(v, ByType) else v for n, v in arguments.items()}
+        return self.decoder_blocks[index](state, **own)
 
     def next_state(self, index: int, state: Tensor, rows: Rows) -> Tensor:
         """What block ``index + 1`` starts from: the output of the one before, and what its family adds there."""
         return state + rows.extras[index] if index < len(rows.extras) else state
 
     @classmethod
-    def cut_config(cls, config: Any, blocks: int) -> None:
-        """Have a configuration describe decoder blocks 0 to ``blocks - 1`` alone.
+    def blocks_read(cls, config: Any, blocks: int) -> int:
+        """How many decoder blocks have to be read where ``blocks`` are wanted: more where they share parameters."""
+        return blocks
 
-        Raises:
-            UserError: From a family whose blocks cannot be told apart.
-        """
-        text = config.get_text_config()
+    @classmethod
+    def cut_config(cls, config: Any, blocks: int) -> None:
+        """Have a configuration describe decoder blocks 0 to ``blocks - 1`` alone, or all that have to be read."""
+        text, blocks = config.get_text_config(), cls.blocks_read(config, blocks)
         text.num_hidden_layers = blocks
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[:blocks]

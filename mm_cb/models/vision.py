@@ -72,14 +72,19 @@ class VisionModel(ChatModel):
         """What the model must be told about the tokens of a batch with pictures."""
         return {}
 
-    def _pictures(self, images: Sequence[Image]) -> tuple[Pictures | None, list[str]]:
-        """All pictures of a batch as the model takes them, and the tokens that stand for each."""
-        if not images:
+    def grouped(self, rows: Sequence[Sequence[Image]]) -> list[Any]:
+        """The pictures of a batch of chats as the image processor wants them."""
+        flat = [image for row in rows for image in row]
+        return [[image] for image in flat] if self.nested else flat
+
+    def _pictures(self, rows: Sequence[Sequence[Image]]) -> tuple[Pictures | None, list[str]]:
+        """All pictures of a batch of chats as the model takes them, and the tokens that stand for each."""
+        if not any(rows):
             return None, []
-        flat: list[Any] = [as_rgb(image) for image in images]
-        given = [[image] for image in flat] if self.nested else flat
+        shown = [[as_rgb(image) for image in row] for row in rows]
+        flat = [image for row in shown for image in row]
         try:
-            made = self.processor.image_processor(given, return_tensors="pt", **self.options)
+            made = self.processor.image_processor(self.grouped(shown), return_tensors="pt", **self.options)
             stands = [self.processor.replace_image_token(made, index) for index in range(len(flat))]
         except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
             sizes = ", ".join(f"{image.width} x {image.height}" for image in flat[:3])

@@ -40,7 +40,8 @@ def lay_out(model: ChatModel, inputs: ModelInputs, mask: Tensor) -> Rows:
     lengths = tuple(real.sum(-1).tolist())
     start, positions = model.tower_inputs(inputs), model.positions(inputs)
     extras = tuple(extra.detach()[real] for extra in start.extras)
-    return Rows(start.embeds.detach()[real], positions[..., real], lengths, mask[real], extras)
+    embeds, images = start.embeds.detach()[real], inputs.image_mask[real]
+    return Rows(embeds, positions[..., real], lengths, mask[real], extras, images)
 
 
 def hidden_states(model: ChatModel, rows: Rows, first: int, last: int) -> States:
@@ -137,13 +138,18 @@ def _row_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     row_lengths: tuple[int, ...] | None = None,
+    row_masks: Sequence[Tensor | None] | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each row; ``(1, heads, N, D)`` in, ``(1, N, heads, D)`` out."""
+    """Attention within each row, causal unless masks say more; ``(1, heads, N, D)`` in, ``(1, N, heads, D)`` out."""
     if row_lengths is None:
+        if attention_mask is None and 1 < query.shape[2] < key.shape[2]:  # the last positions' queries alone
+            attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+            attention_mask = attention_mask.tril(key.shape[2] - query.shape[2])[None, None]
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     split = (states.split(row_lengths, dim=2) for states in (query, key, value))
-    masks = (_within_window(length, options.get("sliding_window"), query.device) for length in row_lengths)
+    window = options.get("sliding_window")
+    masks = row_masks or [_within_window(length, window, query.device) for length in row_lengths]
     outputs = [
         sdpa_attention_forward(module, q, k, v, mask, **options)[0] for q, k, v, mask in zip(*split, masks, strict=True)
     ]

@@ -11,6 +11,9 @@ from mm_cb.training.hidden_states import use_row_attention
 from mm_cb.training.placement import KeptBlocks
 from mm_cb.training.recompute import recompute_blocks
 
+_CHANGED = ("num_hidden_layers", "layer_types", "_attn_implementation")
+"""Of the tower's configuration."""
+
 
 def language_tower(model: ChatModel) -> Any:
     """The module that holds the decoder blocks and their final norm."""
@@ -28,7 +31,8 @@ def lent(model: ChatModel, kept: KeptBlocks, *, recompute: bool) -> Iterator[Non
     """
     tower, head = language_tower(model), model.base.lm_head
     children = dict(tower.named_children())
-    layers, attention = tower.config.num_hidden_layers, tower.config._attn_implementation
+    config = tower.config
+    held = {name: getattr(config, name) for name in _CHANGED if hasattr(config, name)}
     forwards = [(block, vars(block).get("forward")) for block in model.decoder_blocks]
     try:
         model.keep_blocks(kept.blocks, final_norm=kept.final_norm)
@@ -40,7 +44,8 @@ def lent(model: ChatModel, kept: KeptBlocks, *, recompute: bool) -> Iterator[Non
         model.base.lm_head = head
         for name, child in children.items():
             setattr(tower, name, child)
-        tower.config.num_hidden_layers, tower.config._attn_implementation = layers, attention
+        for name, value in held.items():
+            setattr(config, name, value)
         for block, forward in forwards:
             _restore(block, forward)
 

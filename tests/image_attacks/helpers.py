@@ -24,4 +24,4 @@ def any_resolution(processor, size):
     """A preprocessing of two views: one resize alone, and one resize with padding, cut into tiles."""
     from mm_cb.models import llava_next
 
-    return ExactPreprocessing(processor, size, llava_next.any_resolution(processor, size))
+    return ExactPreprocessing(processor, size, llava_next.next_plan(processor, size))

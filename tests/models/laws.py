@@ -17,12 +17,14 @@ from mm_cb.data.behaviors_file import Behavior
 from mm_cb.data.examples import Example
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import TokenRole, load_model, load_tower
+from mm_cb.models.chat import render_chat
 from mm_cb.models.last_positions import only_last_positions
 from mm_cb.models.merging import merge
 from mm_cb.models.shared_prefix import SharedPrefixTargets
 from mm_cb.models.vision import detached, joined
 from mm_cb.training.adapter import add_adapter, save_adapter
 from mm_cb.training.hidden_states import hidden_states, lay_out, use_row_attention
+from mm_cb.training.lending import lent
 from mm_cb.training.placement import check_targets, lora_paths
 from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
@@ -62,7 +64,7 @@ def by_the_processor(model, chat, pictures):
     """The processor's own inputs for one chat, which ends where the model goes on unless it ends in an answer."""
     text = model.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=chat[-1]["role"] == "user")
     bos = model.processor.tokenizer.bos_token
-    given = ([pictures] if model.nested else pictures) or None
+    given = ([pictures] if model.nested else pictures) if pictures else None
     return model.processor(
         text=[text], images=given, return_tensors="pt", add_special_tokens=not (bos and text.startswith(bos))
     )
@@ -73,16 +75,21 @@ def ids_and_pixels_are_the_processors(make, folder):
     chats = [
         *CHATS,
         [user(None, " what is it "), answer("a red circle ")],
-        [user(None, "\twhat"), answer("it"), user("tell me"), answer(" no")],
+        [user("what"), answer("it \n"), user(None, "is"), answer("no"), user(None, " here ")],
+        [user(None, "\twhat"), answer("it"), user(" tell me ", None, None, "how "), answer(" no")],
     ]
     for chat in chats:
         pictures = pictures_of(chat)
         ours, own = model.encode_chats([chat], [pictures]), by_the_processor(model, chat, pictures)
         assert torch.equal(ours.input_ids, own["input_ids"])
+        asks = chat[-1]["role"] == "user"  # blanks too, which the tiny tokenizers drop
+        written = model.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=asks)
+        rendered = render_chat(model.processor, chat, dialect=model.dialect).text
+        assert written.startswith(rendered) and not written[len(rendered) :].strip()
         if pictures:
             assert torch.equal(ours.pixel_values, own["pixel_values"])
             assert all(torch.equal(value, own[name]) for name, value in ours.beside.items())
-    if int(ours.input_ids[0, -1]) in model.processor.tokenizer.all_special_ids:  # what ends the turn is the answer's
+    if int(ours.input_ids[0, -1]) in model.processor.tokenizer.get_added_vocab().values():  # what ends the turn
         assert ours.roles[0, -1] == TokenRole.COMPLETION
     completion = (ours.roles == TokenRole.COMPLETION)[0]
     said = model.processor.tokenizer.decode(ours.input_ids[0, completion])
@@ -116,6 +123,14 @@ def attacked_pixels_are_the_processors(make, folder):
 
 def as_pixels(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def an_open_answer_begins_where_the_model_goes_on(make, folder):
+    model = make()
+    asked = model.encode(["what"], SHOWN[:1])
+    opened = model.encode(["what"], SHOWN[:1], completions=["it"], close_turn=False)
+    behind = (opened.roles == TokenRole.COMPLETION)[0]
+    assert torch.equal(opened.input_ids[0, ~behind], asked.input_ids[0]) and bool(behind[-1])
 
 
 def as_many_tokens_as_features(make, folder):
@@ -206,7 +221,11 @@ def the_adapter_sits_in_the_language_tower_and_off_is_the_base(make, folder):
     with torch.no_grad(), model.adapter(False):
         assert torch.equal(model.forward(inputs).logits, plain.forward(inputs).logits)
     with torch.no_grad():
-        assert not torch.allclose(model.forward(inputs).logits, plain.forward(inputs).logits, atol=1e-3)
+        on = model.forward(inputs).logits
+        assert not torch.allclose(on, plain.forward(inputs).logits, atol=1e-3)
+        with lent(model, check_targets((TARGET,), (FIRST,), len(model.decoder_blocks), "targets"), recompute=False):
+            assert len(model.decoder_blocks) == TARGET
+        assert torch.equal(model.forward(inputs).logits, on)
 
 
 def generation_begins_as_the_forward_says_and_ends_with_the_turn(make, folder):
@@ -268,7 +287,10 @@ def lean_passes_are_the_whole_model(make, folder):
         [b.prompt for b in BEHAVIORS], [image] * 2, completions=[b.target for b in BEHAVIORS], close_turn=False
     )
     one = inputs.rows(0, 1).pixel_values
+    alone = model.encode([BEHAVIORS[0].prompt], [image])
     with torch.no_grad():
+        lean = model.forward(alone, logits_to_keep=4).logits
+        torch.testing.assert_close(lean, model.forward(alone).logits[:, -4:], **CLOSE)
         logits = model.forward(inputs).logits
         with only_last_positions(model.base, 4):
             lean = model.forward(inputs, logits_to_keep=4).logits
@@ -348,7 +370,7 @@ def training_reroutes(make, folder):
         "circuit_breaker.target_layers": [2],
         "circuit_breaker.adversary.steps": 1,
         "circuit_breaker.keep_length": 0,
-        "training.max_steps": 12,
+        "training.max_steps": 8,
         "training.batch_size": 2,
         "training.learning_rate": 0.05,
         "training.held_out": 0,
@@ -382,6 +404,7 @@ def example(number, set_name, image):
 LAWS = [
     ids_and_pixels_are_the_processors,
     logits_are_those_of_the_processors_own_inputs,
+    an_open_answer_begins_where_the_model_goes_on,
     attacked_pixels_are_the_processors,
     as_many_tokens_as_features,
     the_embed_path_is_the_pixel_path,
@@ -395,3 +418,13 @@ LAWS = [
     a_cut_tower_has_the_whole_models_states,
     an_adapter_is_saved_loaded_and_merged,
 ]
+
+BY_PIXELS = [
+    ids_and_pixels_are_the_processors,
+    logits_are_those_of_the_processors_own_inputs,
+    attacked_pixels_are_the_processors,
+    as_many_tokens_as_features,
+    an_attack_lowers_the_loss_that_the_file_has,
+    an_adapter_is_saved_loaded_and_merged,
+]
+"""Those in which the image backend has a part; the others begin with its pixels, which the first compares."""

@@ -90,11 +90,16 @@ UNLIKE = [("do_resize", False), ("do_rescale", False), ("do_normalize", False), 
 UNLIKE += [("rescale_factor", "x"), ("image_std", [0, 1, 1]), ("image_std", [1, 1]), ("image_mean", [None] * 3)]
 UNLIKE += [("resample", 0), ("resample", 4)]
 SQUARE = [("crop_size", 0), ("crop_size", {"height": 14, "width": 14}), ("size", {"shortest_edge": 56})]
+TILE = [("size", {"height": 14, "width": 14}), ("size", {"shortest_edge": 28})]
 OWN = {
+    "gemma3": [*TILE, ("do_pan_and_scan", True)],
+    "gemma4": [("patch_size", 7), ("pooling_kernel_size", 2)],
+    "internvl": [*TILE, ("min_patches", 0), ("max_patches", 0), ("max_patches", "x"), ("max_patches", 10**6)],
     "llava": [*SQUARE, ("do_center_crop", False)],
     "llava_next": [*SQUARE, *(("image_grid_pinpoints", one) for one in ([], [[42, 84]], [[43, 43]], "x", None))],
+    "llava_onevision": [*TILE, *(("image_grid_pinpoints", one) for one in ([], [[28, 84]], "x", None))],
     **dict.fromkeys(
-        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+        ("qwen2_5_vl", "qwen2_vl", "qwen3_vl"),
         [
             *(("patch_size", 7), ("merge_size", 1), ("temporal_patch_size", 1)),
             ("size", {"shortest_edge": 0, "longest_edge": 9}),
@@ -108,11 +113,19 @@ OWN = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_processor_that_shows_other_pictures_is_refused_by_name(kind, described, tmp_path):
     places = [(f"image_processor.{field}", value) for field, value in UNLIKE + OWN[kind]]
+    if kind == "gemma4":  # which does not normalise
+        places[UNLIKE.index(("do_normalize", False))] = ("image_processor.do_normalize", True)
     for place, value in variants(described[kind], tmp_path / "bad", PROCESSOR, places):
         field = "size" if "center_crop" in place else place.partition(".")[2]
         with pytest.raises(UserError, match=rf"processor_config\.json` must .*`{field}`"):
             read(tmp_path / "bad")
             pytest.fail(f"{place} {value}")
+
+
+def test_a_model_without_an_image_tower_is_refused(described, tmp_path):
+    bad = changed(described["gemma4"], tmp_path / "bad", CONFIG, vision_config=None)
+    with pytest.raises(UserError, match="must have a `vision_config`"):
+        read(bad)
 
 
 CANVASES = [[], [[43, 43]], [[0, 0]], [[42]], [[42, -42]], [[42, 42.0]], [[42 * 11, 42 * 11]], None]
@@ -129,7 +142,9 @@ def test_canvases_are_whole_tiles_in_both_files(canvases, described, tmp_path):
 def test_pictures_stand_at_the_token_of_the_configuration(kind, described, tmp_path):
     field = "image_token_index" if kind.startswith("llava") else "image_token_id"
     bad = changed(described[kind], tmp_path / "bad", CONFIG, **{field: 0})
-    with pytest.raises(UserError, match=rf"`{field}` must be \d, the tokenizer's id of `<.*image.*>`, got 0"):
+    with pytest.raises(
+        UserError, match=r"`image_token_i\w+` must be \d, the tokenizer's id of `<.*(image|IMG).*>`, got 0"
+    ):
         read(bad)
 
 

@@ -1,5 +1,6 @@
 """Random models of every family, below half a million parameters, built in code with their real processors."""
 
+from functools import partial
 from importlib import import_module
 
 import torch
@@ -7,21 +8,40 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForImageTextToText,
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3Processor,
+    Gemma4Config,
+    Gemma4Processor,
+    InternVLConfig,
+    InternVLProcessor,
     LlamaConfig,
     LlavaConfig,
+    LlavaOnevisionConfig,
+    LlavaOnevisionProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
+    Qwen2Config,
     Qwen2VLConfig,
     Qwen3VLConfig,
+    SiglipVisionConfig,
 )
 
 from mm_cb.models import VisionModel
 from mm_cb.models.registry import family_of
 from tests.tiny_llava import PINPOINTS, WORDS, tiny_llava
 
-KINDS = ("llava_next", "llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-BACKENDS = ("pil", "torchvision")
+KINDS = (
+    "gemma3",
+    "gemma4",
+    "internvl",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_vl",
+)
 BLOCKS = 3
 _ROLES = ("user", "assistant", "system", "you", "are", "to", "help")
 _TEXT = {
@@ -33,13 +53,28 @@ _TEXT = {
     "max_position_embeddings": 512,
     "initializer_range": 0.2,
 }
+_SIGLIP = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
 
 
 def tiny(kind: str, backend: str = "pil", seed: int = 0, **text) -> VisionModel:
     """A model in evaluation mode; ``text`` changes fields of its language tower."""
     if kind == "llava_next":
         return _with_backend(tiny_llava(blocks=BLOCKS, seed=seed), backend)
-    processor, config = (llava if kind == "llava" else lambda b, **t: qwen(kind, b, **t))(backend, **text)
+    makers = {
+        "gemma3": gemma3,
+        "gemma4": gemma4,
+        "internvl": internvl,
+        "llava": llava,
+        "llava_onevision": onevision,
+    }
+    processor, config = makers.get(kind, partial(qwen, kind))(backend, **text)
     return wrapped(config, processor, seed)
 
 
@@ -123,6 +158,222 @@ def llava(backend: str, **text):
         ),
         image_token_index=words.convert_tokens_to_ids("<image>"),
         image_seq_length=4,
+    )
+    return processor, config
+
+
+_GEMMA3_TURNS = (  # the published one
+    "{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}{%- if messages[0]['content'] is string -%}"
+    "{%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}{%- else -%}"
+    "{%- set first_user_prefix = messages[0]['content'][0]['text'] + '\n\n' -%}{%- endif -%}"
+    "{%- set loop_messages = messages[1:] -%}{%- else -%}{%- set first_user_prefix = '' -%}"
+    "{%- set loop_messages = messages -%}{%- endif -%}{%- for message in loop_messages -%}"
+    "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{%- endif -%}"
+    "{%- if (message['role'] == 'assistant') -%}{%- set role = 'model' -%}{%- else -%}"
+    "{%- set role = message['role'] -%}{%- endif -%}"
+    "{{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else '') }}"
+    "{%- if message['content'] is string -%}{{ message['content'] | trim }}"
+    "{%- elif message['content'] is iterable -%}{%- for item in message['content'] -%}"
+    "{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}{%- elif item['type'] == 'text' -%}"
+    "{{ item['text'] | trim }}{%- endif -%}{%- endfor -%}{%- else -%}"
+    "{{ raise_exception('Invalid content type') }}{%- endif -%}{{ '<end_of_turn>\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{'<start_of_turn>model\n'}}{%- endif -%}"
+)
+
+
+def gemma3(backend: str, **text):
+    """Gemma 3: one view of 56 x 56 pixels and four tokens; blocks of both types, with angles of their own."""
+    words = tokenizer(
+        [
+            *("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
+            *("<start_of_image>", "<end_of_image>", "<image_soft_token>"),
+        ],
+        bos="<bos>",
+        eos="<eos>",
+        pad="<pad>",
+        boi_token="<start_of_image>",
+        eoi_token="<end_of_image>",
+        image_token="<image_soft_token>",
+    )
+    images = image_processor("gemma3", "Gemma3ImageProcessor", backend, size={"height": 56, "width": 56})
+    processor = Gemma3Processor(images, words, chat_template=_GEMMA3_TURNS, image_seq_length=4)
+    ids = words.convert_tokens_to_ids
+    language = {
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    }
+    config = Gemma3Config(
+        text_config=_TEXT | token_ids(words) | language | text,
+        vision_config={**_SIGLIP, "image_size": 56},
+        mm_tokens_per_image=4,
+        image_token_index=ids("<image_soft_token>"),
+        boi_token_index=ids("<start_of_image>"),
+        eoi_token_index=ids("<end_of_image>"),
+    )
+    return processor, config
+
+
+_GEMMA4_TURNS = (  # what is left of the published one of the small models without tools and reasoning
+    "{{- bos_token -}}{%- macro strip_thinking(text) -%}{%- set ns = namespace(result='') -%}"
+    "{%- for part in text.split('<channel|>') -%}{%- if '<|channel>' in part -%}"
+    "{%- set ns.result = ns.result + part.split('<|channel>')[0] -%}{%- else -%}"
+    "{%- set ns.result = ns.result + part -%}{%- endif -%}{%- endfor -%}{{- ns.result | trim -}}{%- endmacro -%}"
+    "{%- set loop_messages = messages -%}{%- if messages[0]['role'] == 'system' -%}"
+    "{{- '<|turn>system\n' -}}{%- for item in messages[0]['content'] -%}{{- item['text'] | trim -}}{%- endfor -%}"
+    "{{- '<turn|>\n' -}}{%- set loop_messages = messages[1:] -%}{%- endif -%}"
+    "{%- for message in loop_messages -%}"
+    "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}{{- '<|turn>' + role + '\n' }}"
+    "{%- if message['content'] is string -%}{%- if role == 'model' -%}{{- strip_thinking(message['content']) -}}"
+    "{%- else -%}{{- message['content'] | trim -}}{%- endif -%}{%- elif message['content'] is sequence -%}"
+    "{%- for item in message['content'] -%}{%- if item['type'] == 'text' -%}{%- if role == 'model' -%}"
+    "{{- strip_thinking(item['text']) -}}{%- else -%}{{- item['text'] | trim -}}{%- endif -%}"
+    "{%- elif item['type'] == 'image' -%}{{- '<|image|>' -}}{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{{- '<turn|>\n' -}}{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|turn>model\n' -}}{%- endif -%}"
+)
+_GEMMA4_LARGE = ("'<|turn>model\n' -}}{%- endif", "'<|turn>model\n<|channel>thought\n<channel|>' -}}{%- endif")
+"""Prompts of the large ones end in a thinking block, which is empty."""
+
+
+def gemma4(backend: str, **text):
+    """A small Gemma 4: tokens of 12 x 12 pixels, at most 70; the upper two blocks take keys from the lower two."""
+    words = tokenizer(
+        [
+            *("<pad>", "<eos>", "<bos>", "<|turn>", "<turn|>", "<|image>", "<image|>", "<|image|>"),
+            *("<|audio|>", "<|audio>", "<audio|>", "<|video|>", "<|channel>", "<channel|>"),
+        ],
+        bos="<bos>",
+        eos="<turn|>",
+        pad="<pad>",
+        boi_token="<|image>",
+        eoi_token="<image|>",
+        image_token="<|image|>",
+        audio_token="<|audio|>",
+        boa_token="<|audio>",
+        eoa_token="<audio|>",
+    )
+    images = image_processor("gemma4", "Gemma4ImageProcessor", backend, max_soft_tokens=70, patch_size=4)
+    made = {name: import_module(f"transformers.models.gemma4.{name}_gemma4") for name in _GEMMA4_OTHERS}
+    others = {name: getattr(made[name], kind)() for name, kind in _GEMMA4_OTHERS.items()}
+    sounds, videos = others["feature_extraction"], others["video_processing"]
+    large = text.get("use_bidirectional_attention") is not None
+    turns = _GEMMA4_TURNS.replace(*_GEMMA4_LARGE) if large else _GEMMA4_TURNS
+    processor = Gemma4Processor(sounds, images, words, videos, chat_template=turns)
+    ids = words.convert_tokens_to_ids
+    language = {
+        "num_hidden_layers": 4,
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "sliding_window": 128,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": len(words),
+    }
+    tower = {name: value for name, value in _SIGLIP.items() if name != "vision_use_head"}
+    config = Gemma4Config(
+        text_config=_TEXT | token_ids(words) | language | text,
+        vision_config=tower
+        | {"num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "position_embedding_size": 256},
+        audio_config=None,
+        image_token_id=ids("<|image|>"),
+        video_token_id=ids("<|video|>"),
+        audio_token_id=ids("<|audio|>"),
+        boi_token_id=ids("<|image>"),
+        eoi_token_id=ids("<image|>"),
+    )
+    return processor, config
+
+
+_GEMMA4_OTHERS = {
+    "feature_extraction": "Gemma4AudioFeatureExtractor",
+    "video_processing": "Gemma4VideoProcessor",
+}
+
+_INTERNVL_TURNS = (  # the published one
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{% if message['content'] is string %}"
+    "{{ message['content'] }}{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    "{{ '<IMG_CONTEXT>\n' }}{% elif content['type'] == 'video' %}{{ '<video>\n' }}"
+    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{'<|im_end|>\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def internvl(backend: str, **text):
+    """InternVL: tiles of 28 x 28 pixels, one token each, at most four and a view of the whole."""
+    words = tokenizer(
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"],
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+        video_token="<video>",
+    )
+    images = image_processor(
+        "got_ocr2", "GotOcr2ImageProcessor", backend, size={"height": 28, "width": 28}, max_patches=4
+    )
+    videos = import_module("transformers.models.internvl.video_processing_internvl").InternVLVideoProcessor()
+    processor = InternVLProcessor(images, words, videos, image_seq_length=1, chat_template=_INTERNVL_TURNS)
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = InternVLConfig(
+        text_config=Qwen2Config(**(_TEXT | text), **token_ids(words)),
+        vision_config={**tower, "image_size": [28, 28], "patch_size": [14, 14]},
+        image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=1,
+        downsample_ratio=0.5,
+    )
+    return processor, config
+
+
+_ONEVISION_TURNS = (  # the published one of its Qwen2 models
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}{{ '<video>' }}{% endfor %}"
+    "{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}"
+    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ '\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}{{'<|im_end|>'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def onevision(backend: str, **text):
+    """LLaVA-OneVision: tiles of 28 x 28 pixels and four tokens; grids of more than two tiles are scaled down."""
+    words = tokenizer(
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"],
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        image_token="<image>",
+        video_token="<video>",
+    )
+    canvases = [[28, 28], [28, 56], [56, 28], [56, 56]]
+    images = image_processor(
+        "llava_onevision",
+        "LlavaOnevisionImageProcessor",
+        backend,
+        size={"height": 28, "width": 28},
+        image_grid_pinpoints=canvases,
+    )
+    videos = import_module("transformers.models.llava_onevision.video_processing_llava_onevision")
+    processor = LlavaOnevisionProcessor(
+        images,
+        words,
+        videos.LlavaOnevisionVideoProcessor(),
+        num_image_tokens=4,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_2",
+        chat_template=_ONEVISION_TURNS,
+    )
+    config = LlavaOnevisionConfig(
+        text_config=Qwen2Config(**(_TEXT | text), **token_ids(words)),
+        vision_config=SiglipVisionConfig(**_SIGLIP, image_size=28),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        video_token_index=words.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=canvases,
+        vision_aspect_ratio="anyres_max_2",
     )
     return processor, config
 

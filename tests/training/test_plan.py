@@ -88,7 +88,14 @@ def test_every_shipped_recipe_can_be_planned_before_its_model_is_here(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "picture"), [("llava-1.5-7b", 7.063e9, 576), ("qwen2.5-vl-7b", 8.292e9, 16384)]
+    ("name", "parameters", "picture"),
+    [
+        ("gemma-3-12b-it", 12.187e9, 256),
+        ("internvl3-8b", 7.944e9, 13 * 256),
+        ("llava-1.5-7b", 7.063e9, 576),
+        ("llava-onevision-7b", 8.031e9, 729 + 7938 + 162),
+        ("qwen2.5-vl-7b", 8.292e9, 16384),
+    ],
 )
 def test_the_published_shapes_of_other_families(name, parameters, picture):
     plan = make_plan(load_recipe(name))

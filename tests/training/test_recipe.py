@@ -11,8 +11,8 @@ from mm_cb.training.recipes.recipe import load_recipe, recipe_keys
 
 def test_the_miniature_recipe():
     assert set(recipe_names()) == {
-        "gpt2", "llama-3-8b-instruct", "llava-1.5-7b", "llava-next-mistral-7b", "miniature", "miniature-paper",
-        "mistral-7b-instruct", "qwen2.5-vl-7b",
+        "gemma-3-12b-it", "gpt2", "internvl3-8b", "llama-3-8b-instruct", "llava-1.5-7b", "llava-next-mistral-7b",
+        "llava-onevision-7b", "miniature", "miniature-paper", "mistral-7b-instruct", "qwen2.5-vl-7b",
     }  # fmt: skip
     recipe = load_recipe("miniature")
     assert recipe.circuit_breaker.alpha == 5 and recipe.circuit_breaker.target_layers == [2, 4]
@@ -59,7 +59,16 @@ def test_the_text_recipes_are_the_released_ones(name, alpha):
     )
 
 
-@pytest.mark.parametrize(("name", "target", "blocks"), [("llava-1.5-7b", 16, 32), ("qwen2.5-vl-7b", 14, 28)])
+OTHER_FAMILIES = {
+    "gemma-3-12b-it": (24, 48),
+    "internvl3-8b": (14, 28),
+    "llava-1.5-7b": (16, 32),
+    "llava-onevision-7b": (14, 28),
+    "qwen2.5-vl-7b": (14, 28),
+}
+
+
+@pytest.mark.parametrize(("name", "target", "blocks"), [(name, *depth) for name, depth in OTHER_FAMILIES.items()])
 def test_the_recipes_of_other_families_are_the_papers_at_the_same_depth_and_say_so(name, target, blocks):
     recipe, paper = load_recipe(name), load_recipe("llava-next-mistral-7b")
     assert recipe.circuit_breaker.target_layers == [target] == [blocks // 2]
@@ -73,7 +82,7 @@ def test_the_recipes_of_other_families_are_the_papers_at_the_same_depth_and_say_
     assert "No breaker was trained by this recipe so far." in text and "# paper" not in text
 
 
-@pytest.mark.parametrize("name", ["llava-next-mistral-7b", "llava-1.5-7b", "qwen2.5-vl-7b"])
+@pytest.mark.parametrize("name", ["llava-next-mistral-7b", *OTHER_FAMILIES])
 def test_every_line_of_a_shipped_recipe_says_where_its_value_is_from(name):
     lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
     values = [line for line in lines if ": " in line and not line.startswith(("#", "name:", "device:"))]

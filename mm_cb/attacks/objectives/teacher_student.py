@@ -77,7 +77,7 @@ class Passes:
             hooks.append(place.register_forward_hook(catch))
         try:
             with model.adapter(False):
-                model.model(**embeds, logits_to_keep=1, use_cache=False)
+                model.model(**embeds, logits_to_keep=self.keep, use_cache=False)
         except _Reached:
             pass
         finally:

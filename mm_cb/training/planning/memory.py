@@ -97,9 +97,10 @@ def estimate(
 
 
 def kept_weights(model: ChatModel, kept: KeptBlocks, size: int, quantize: str | None = None) -> float:
-    """Bytes of the parameters that a run loads: all but the head and the blocks above the last that is kept."""
+    """Bytes of the parameters that a run loads: all but the head and the blocks that need not be read."""
     total, path = 0.0, model.language_path
-    dropped = tuple(f"{path}.{i}." for i in range(kept.blocks, len(model.decoder_blocks)))
+    read = model.blocks_read(model.base.config, kept.blocks)
+    dropped = tuple(f"{path}.{i}." for i in range(read, len(model.decoder_blocks)))
     for name, parameter in model.base.named_parameters():
         if name.startswith(("lm_head.", *dropped)):
             continue
