@@ -11,7 +11,7 @@ from PIL import Image
 
 from image_attacks import ExactPreprocessing, Linf, Plan, crop, load_image, load_png, pad, pgd, resize, save_png, tiles
 from image_attacks.resampling import Recipe, Resize
-from image_attacks.views import Chain
+from image_attacks.views import Views
 
 from .helpers import any_resolution, build_processor, eight_bit
 
@@ -339,13 +339,13 @@ def _clip(backend):
 def test_every_resize_of_a_chain_is_pillows_and_the_surrogate_stays_near(size, resample, generator):
     """Three resizes in a row, as some processors have; Pillow orders the passes of each by its own sizes."""
     chain, levels = [(224, 448), (112, 112), (60, 90)], (pictures(size, generator)[:3] * 255).round()
-    steps = Chain([resize(*target, resample) for target in chain], size, "pil")
+    views = Views([[resize(*target, resample) for target in chain]], size, "pil")
     images = [Image.fromarray(one.to(torch.uint8).permute(1, 2, 0).numpy()) for one in levels]
     for height, width in chain:
         images = [image.resize((width, height), resample) for image in images]
     expected = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1).float() for image in images])
-    assert torch.equal(steps.exact(levels), expected)
-    assert (steps.smooth(levels / 255) * 255 - expected).abs().max() <= 1.2 * len(chain)
+    assert torch.equal(*views.exact(levels), expected)
+    assert (views.smooth(levels / 255)[0] * 255 - expected).abs().max() <= 1.2 * len(chain)
 
 
 def test_a_crop_or_a_pad_that_does_not_fit_is_refused(pil_processor):
