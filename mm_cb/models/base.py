@@ -1,6 +1,6 @@
 """What every model family shares: chats to tokens, forward, generation, the adapter's switch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,6 +42,8 @@ class ChatModel(LanguageTower):
     """The token that ends an answer, where it is not the tokenizer's end-of-sequence token."""
     stop_tokens: ClassVar[tuple[str, ...]] = ()
     """Tokens beside these two at which generation stops."""
+    template_settings: ClassVar[Mapping[str, object]] = {}
+    """What the chat template is called with beside the chat."""
 
     def __init__(self, model: nn.Module, processor: Any, name: str = "", *, max_length: int | None = None) -> None:
         """Wrap a loaded model, whose state is left as it is."""
@@ -107,7 +109,7 @@ class ChatModel(LanguageTower):
     def dialect(self) -> Dialect:
         """What the chats are made of beside texts."""
         end = self.end_of_turn or self.processor.tokenizer.eos_token
-        return Dialect(self.processor.image_token, self.soft_token, end)
+        return Dialect(self.processor.image_token, self.soft_token, end, self.template_settings)
 
     def positions(self, inputs: ModelInputs) -> Tensor:
         """Place of every token in its row: ``(B, T)``, or ``(3, B, T)`` in a family with places in space."""

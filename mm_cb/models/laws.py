@@ -75,7 +75,7 @@ def _sections(value: Any, numbers: _Numbers) -> str | None:
     if not isinstance(value, list) or len(value) != 3 or not all(_whole(one) and one >= 0 for one in value):
         return "three whole numbers, of angles for time, row and column"
     if numbers.angles is not None and sum(value) != numbers.angles:
-        return f"three numbers that make {numbers.angles}, half of a head's size"
+        return f"three numbers that make {numbers.angles}, half of what is turned of a head"
     return None
 
 
@@ -162,6 +162,25 @@ def check_pictures(processor: Any, folder: Path, **expected: Any) -> None:
             raise UserError(f"{_images_file(folder)} must have `{field}` {must}, got {came!r:.80}.")
 
 
+def check_fields(processor: Any, folder: Path, **expected: Any) -> None:
+    """Refuse a processor that would write other tokens for a picture than the model has features for.
+
+    Args:
+        processor: The whole processor.
+        folder: Where its files are.
+        **expected: Fields of the processor → what the model's config.json says they are.
+
+    Raises:
+        UserError: Naming the file and the field.
+    """
+    for field, value in expected.items():
+        if (came := getattr(processor, field, None)) != value:
+            raise UserError(
+                f"`{folder / PROCESSOR}` must have `{field}` {value!r}, as the model's config.json says, got "
+                f"{'none' if came is None else repr(came)}."
+            )
+
+
 def check_image_token(processor: Any, config: Any, token: str | None, folder: Path) -> None:
     """Refuse a configuration that puts pictures at another token than the one that stands for them in the text.
 
@@ -191,6 +210,17 @@ def check_tiles(pinpoints: Any, tile: int, folder: Path) -> None:
     if not fine:
         must = f"pairs of multiples of {tile}, the image tower's side, of at most {_MOST_TILES} tiles"
         raise _misfit(str(folder), "image_grid_pinpoints", pinpoints, must)
+
+
+def check_longest(images: Any, folder: Path) -> None:
+    """Refuse an image processor that does not fit the longer side of a picture to a number of pixels.
+
+    Raises:
+        UserError: Naming the file.
+    """
+    came = getattr(images.size, "longest_edge", None)
+    if not (_whole(came) and came >= 1):
+        raise UserError(f"{_images_file(folder)} must have `size` with a `longest_edge` in pixels, got {came!r:.40}.")
 
 
 def check_patches(images: Any, folder: Path) -> None:
@@ -234,7 +264,8 @@ def _angles(text: Any) -> int | None:
     size, heads, head = (getattr(text, f, None) for f in ("hidden_size", "num_attention_heads", "head_dim"))
     if head is None and _whole(size) and _whole(heads) and heads > 0:
         head = size // heads
-    return head // 2 if _whole(head) else None
+    share = (getattr(text, "rope_parameters", None) or {}).get("partial_rotary_factor", 1)
+    return int(head * share) // 2 if _whole(head) and _real(share) else None
 
 
 def _within(value: Any, least: int | None, end: int | None, of: str) -> str | None:

@@ -11,7 +11,10 @@ from mm_cb.core.errors import UserError
 from mm_cb.models.base import ChatModel
 from mm_cb.models.llava import LlavaModel
 from mm_cb.models.llava_next import LlavaNextModel
+from mm_cb.models.mistral3 import Mistral3Model
+from mm_cb.models.qwen3_5 import Qwen35Model
 from mm_cb.models.qwen_vl import QwenVLModel
+from mm_cb.models.smolvlm import SmolVLMModel
 from mm_cb.models.text import TextModel
 
 _Family = TypeVar("_Family", bound=type[ChatModel])
@@ -31,7 +34,7 @@ def register_family(family: _Family) -> _Family:
     return family
 
 
-for _family in (LlavaNextModel, LlavaModel, QwenVLModel):
+for _family in (LlavaNextModel, LlavaModel, QwenVLModel, Mistral3Model, Qwen35Model, SmolVLMModel):
     register_family(_family)
 
 

@@ -12,21 +12,42 @@ from mm_cb.models import VisionModel
 from mm_cb.models.qwen_vl import QwenVLModel
 from mm_cb.models.tower import LanguageTower
 from tests.models import laws
-from tests.models.tiny import BACKENDS, KINDS, tiny
+from tests.models.tiny import KINDS, tiny
 
 
 @pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_law(kind, backend, law, tmp_path):
-    law(partial(tiny, kind, backend), tmp_path)
+def test_law(kind, law, tmp_path):
+    law(partial(tiny, kind), tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("law", laws.BY_PIXELS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("kind", KINDS)
+def test_law_with_torchvision(kind, law, tmp_path):
+    law(partial(tiny, kind, "torchvision"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "law", [laws.ids_and_pixels_are_the_processors, laws.logits_are_those_of_the_processors_own_inputs]
+)
+def test_law_of_idefics3(law, tmp_path):
+    """SmolVLM's older name, with a processor class of its own."""
+    law(partial(tiny, "idefics3"), tmp_path)
+
+
+WINDOWS = {
+    "mistral3": {"sliding_window": 8},
+    "qwen2_5_vl": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    "qwen2_vl": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+}
+"""Settings of language towers under which rows are longer than a window."""
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
 def test_rows_longer_than_a_sliding_window(kind, tmp_path):
-    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
-    make = partial(tiny, kind, **window)
-    assert set(make().base.config.text_config.layer_types) == {"full_attention", "sliding_attention"}
+    make = partial(tiny, kind, **WINDOWS[kind])
+    types = getattr(make().base.config.text_config, "layer_types", None)
+    assert not types or set(types) == {"full_attention", "sliding_attention"}
     laws.packed_states_are_the_padded_ones(make, tmp_path)
     laws.rows_of_a_mixed_batch_are_single_rows(make, tmp_path)
 
@@ -125,5 +146,4 @@ def test_every_quantised_module_lies_in_the_decoder_blocks():
         model = tiny(kind)
         linear = [name for name, module in model.base.named_modules() if isinstance(module, torch.nn.Linear)]
         names = [name for name in linear if should_convert_module(name, skipped(model.full_precision))]
-        assert len(names) == 7 * len(model.decoder_blocks), kind
-        assert all(name.startswith(f"{model.language_path}.") for name in names)
+        assert names == [name for name in linear if name.startswith(f"{model.language_path}.")] != [], kind
