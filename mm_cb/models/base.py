@@ -33,7 +33,8 @@ class ChatModel(LanguageTower):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
-    """The ``model_type`` of the configurations that the family's class is for."""
+    """The ``model_type`` of the configurations that the family's class is for; with ``+`` and that of the image tower
+    where it is for models with this tower alone."""
     loads: ClassVar[Any] = AutoModelForCausalLM
     """The transformers class that reads the whole model, head included."""
     full_precision: ClassVar[tuple[str, ...]] = ("lm_head",)

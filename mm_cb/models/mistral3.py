@@ -1,4 +1,7 @@
-"""Mistral 3 (Mistral Small 3.1 and later): pictures at their own size, with a token of the text behind each row."""
+"""Pixtral and Mistral 3 (Mistral Small 3.1 and later): pictures at their own size, a token of the text behind each row.
+
+Pixtral is read by LLaVA's classes in transformers, and has nothing else of it.
+"""
 
 import math
 from collections.abc import Mapping
@@ -11,14 +14,14 @@ from torch import Tensor
 
 from image_attacks import Plan, resize
 from mm_cb.core.errors import UserError
-from mm_cb.models.laws import check_fields, check_longest, check_pictures
+from mm_cb.models.laws import CONFIG, check_fields, check_longest, check_pictures
 from mm_cb.models.vision import VisionModel
 
 
 class Mistral3Model(VisionModel):
-    """A ``Mistral3ForConditionalGeneration`` with its ``PixtralProcessor``."""
+    """A ``Mistral3``- or, with Pixtral's tower, a ``LlavaForConditionalGeneration`` with its ``PixtralProcessor``."""
 
-    model_types = ("mistral3",)
+    model_types = ("llava+pixtral", "mistral3")
     beside = ("image_sizes",)
 
     @classmethod
@@ -26,8 +29,12 @@ class Mistral3Model(VisionModel):
         """As `VisionModel.check_processor`, and for patches that are the model's."""
         check_pictures(processor, folder)
         check_longest(processor.image_processor, folder)
-        patch, merged = config.vision_config.patch_size, config.spatial_merge_size
-        check_fields(processor, folder, patch_size=patch, spatial_merge_size=merged)
+        check_fields(processor, folder, patch_size=config.vision_config.patch_size, spatial_merge_size=_merged(config))
+        if (strategy := getattr(config, "vision_feature_select_strategy", "full")) != "full":
+            raise UserError(
+                f"`{CONFIG}` of `{folder}`: `vision_feature_select_strategy` must be 'full', as every token of "
+                f"Pixtral's tower stands for a patch, got {strategy!r:.40}."
+            )
 
     @property
     def options(self) -> Mapping[str, object]:
@@ -36,7 +43,7 @@ class Mistral3Model(VisionModel):
 
     def _side(self) -> int:
         config = self.base.config
-        return config.vision_config.patch_size * config.spatial_merge_size
+        return config.vision_config.patch_size * _merged(config)
 
     def _canvas(self) -> tuple[int, int]:
         """16 tokens square: 448 x 448 with the published patches."""
@@ -71,6 +78,11 @@ class Mistral3Model(VisionModel):
         longest = processor.size["longest_edge"]
         height, width = sizes(torch.empty(3, *image_size, device="meta"), (longest, longest), (side, side))
         return Plan([[resize(height, width, processor.resample)]], _only)
+
+
+def _merged(config: Any) -> int:
+    """Patches along a token's side."""
+    return getattr(config, "spatial_merge_size", 1)
 
 
 def _only(views: list[Tensor]) -> Tensor:

@@ -93,6 +93,15 @@ def ids_and_pixels_are_the_processors(make, folder):
     assert said.startswith("it") and "no" in said
 
 
+def a_target_stands_where_the_model_goes_on(make, folder):
+    """A prompt and its continuation are the chat with that answer, but for blanks: no block is between them."""
+    model = make()
+    for image in (False, True):
+        asked = model.prompt("what is", has_image=image)
+        answered = model.prompt("what is", has_image=image, completion="it", close_turn=False)
+        assert answered.startswith(asked) and answered[len(asked) :].strip() == "it"
+
+
 def logits_are_those_of_the_processors_own_inputs(make, folder):
     model = make()
     for chat in CHATS:
@@ -391,6 +400,7 @@ def example(number, set_name, image):
 
 LAWS = [
     ids_and_pixels_are_the_processors,
+    a_target_stands_where_the_model_goes_on,
     logits_are_those_of_the_processors_own_inputs,
     attacked_pixels_are_the_processors,
     as_many_tokens_as_features,

@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from image_attacks import resize
+from image_attacks.resampling import RECIPES
 from image_attacks.views import Plan
 from mm_cb.core.errors import UserError
 from mm_cb.models import VisionModel
+from mm_cb.models.mistral3 import Mistral3Model
+from mm_cb.models.qwen3_5 import Qwen35Model
 from mm_cb.models.qwen_vl import QwenVLModel
+from mm_cb.models.smolvlm import SmolVLMModel
 from mm_cb.models.tower import LanguageTower
 from tests.models import laws
 from tests.models.tiny import KINDS, tiny
@@ -27,12 +31,26 @@ def test_law_with_torchvision(kind, law, tmp_path):
     law(partial(tiny, kind, "torchvision"), tmp_path)
 
 
-@pytest.mark.parametrize(
-    "law", [laws.ids_and_pixels_are_the_processors, laws.logits_are_those_of_the_processors_own_inputs]
-)
-def test_law_of_idefics3(law, tmp_path):
-    """SmolVLM's older name, with a processor class of its own."""
-    law(partial(tiny, "idefics3"), tmp_path)
+COUSINS = {
+    "idefics3": [laws.ids_and_pixels_are_the_processors, laws.logits_are_those_of_the_processors_own_inputs],
+    "pixtral": [
+        laws.ids_and_pixels_are_the_processors,
+        laws.logits_are_those_of_the_processors_own_inputs,
+        laws.attacked_pixels_are_the_processors,
+        laws.as_many_tokens_as_features,
+        laws.the_embed_path_is_the_pixel_path,
+        laws.rows_of_a_mixed_batch_are_single_rows,
+        laws.packed_states_are_the_padded_ones,
+        laws.lean_passes_are_the_whole_model,
+    ],
+}
+"""Models of a family that transformers reads by other classes, and the laws in which these have a part."""
+
+
+@pytest.mark.parametrize("kind", COUSINS)
+def test_laws_of_a_cousin(kind, tmp_path):
+    for law in COUSINS[kind]:
+        law(partial(tiny, kind), tmp_path)
 
 
 WINDOWS = {
@@ -116,6 +134,66 @@ def test_a_fault_is_noticed(fault, monkeypatch, tmp_path):
     monkeypatch.setattr(QwenVLModel, name, wrong)
     with pytest.raises((AssertionError, UserError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)):
         getattr(laws, law)(partial(tiny, "qwen3_vl"), tmp_path)
+
+
+OTHERS = {
+    "rows share a recurrent state": (
+        Qwen35Model,
+        "run_block",
+        LanguageTower.run_block,
+        "packed_states_are_the_padded_ones",
+        "qwen3_5",
+    ),
+    "a cache writes over states": (
+        Qwen35Model,
+        "cache",
+        LanguageTower.cache,
+        "lean_passes_are_the_whole_model",
+        "qwen3_5",
+    ),
+    "thinking is left open": (
+        Qwen35Model,
+        "template_settings",
+        {},
+        "a_target_stands_where_the_model_goes_on",
+        "qwen3_5",
+    ),
+    "the processor's patch is left out": (
+        Mistral3Model,
+        "options",
+        {},
+        "ids_and_pixels_are_the_processors",
+        "mistral3",
+    ),
+    "tiles that only fill are shown": (
+        SmolVLMModel,
+        "pixels",
+        VisionModel.pixels,
+        "rows_of_a_mixed_batch_are_single_rows",
+        "smolvlm",
+    ),
+    "rows and columns are not asked for": (
+        SmolVLMModel,
+        "options",
+        {},
+        "ids_and_pixels_are_the_processors",
+        "smolvlm",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", OTHERS)
+def test_a_fault_of_another_family_is_noticed(fault, monkeypatch, tmp_path):
+    family, name, wrong, law, kind = OTHERS[fault]
+    monkeypatch.setattr(family, name, wrong)
+    with pytest.raises((AssertionError, UserError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)):
+        getattr(laws, law)(partial(tiny, kind), tmp_path)
+
+
+def test_passes_in_one_order_for_all_sizes_are_noticed(monkeypatch, tmp_path):
+    monkeypatch.setitem(RECIPES, "pil", RECIPES["pil"][:1])
+    with pytest.raises((AssertionError, UserError)):
+        laws.attacked_pixels_are_the_processors(partial(tiny, "smolvlm"), tmp_path)
 
 
 def test_a_model_whose_picture_tokens_are_scattered_wrongly_is_noticed(monkeypatch, tmp_path):

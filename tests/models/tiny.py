@@ -67,6 +67,7 @@ def tiny(kind: str, backend: str = "pil", seed: int = 0, **text) -> VisionModel:
         "idefics3": idefics3,
         "llava": llava,
         "mistral3": mistral3,
+        "pixtral": pixtral,
         "qwen3_5": qwen3_5,
         "smolvlm": smolvlm,
     }
@@ -338,22 +339,44 @@ _MISTRAL_TURNS = (
 
 def mistral3(backend: str, **text):
     """Mistral 3: patches of 14 pixels, 2 x 2 of them a token, at most 4 x 4 tokens; a default system turn."""
-    marks = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
-    turns = ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
-    words = tokenizer(["<s>", "</s>", "<pad>", *marks.values(), *turns], bos="<s>", eos="</s>", pad="<pad>", **marks)
-    images = image_processor(
-        "pixtral", "PixtralImageProcessor", backend, size={"longest_edge": 112}, patch_size={"height": 14, "width": 14}
-    )
-    processor = PixtralProcessor(images, words, patch_size=14, spatial_merge_size=2, chat_template=_MISTRAL_TURNS)
-    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    words, language, tower = _mistral(**text)
     config = Mistral3Config(
-        text_config=MistralConfig(**(_TEXT | {"head_dim": 8, "sliding_window": None} | text), **token_ids(words)),
-        vision_config=PixtralVisionConfig(**tower, head_dim=16, image_size=112, patch_size=14),
+        text_config=language,
+        vision_config=tower,
         image_token_index=words.convert_tokens_to_ids("[IMG]"),
         spatial_merge_size=2,
         vision_feature_layer=-1,
     )
-    return processor, config
+    return _pixtral(words, backend, 2), config
+
+
+def pixtral(backend: str, **text):
+    """Pixtral: a LLaVA by its classes, with an image tower of its own and each patch a token."""
+    words, language, tower = _mistral(**text)
+    config = LlavaConfig(
+        text_config=language,
+        vision_config=tower,
+        image_token_index=words.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    return _pixtral(words, backend, 1), config
+
+
+def _mistral(**text):
+    marks = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
+    turns = ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
+    words = tokenizer(["<s>", "</s>", "<pad>", *marks.values(), *turns], bos="<s>", eos="</s>", pad="<pad>", **marks)
+    language = MistralConfig(**(_TEXT | {"head_dim": 8, "sliding_window": None} | text), **token_ids(words))
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return words, language, PixtralVisionConfig(**tower, head_dim=16, image_size=112, patch_size=14)
+
+
+def _pixtral(words, backend: str, merged: int):
+    images = image_processor(
+        "pixtral", "PixtralImageProcessor", backend, size={"longest_edge": 112}, patch_size={"height": 14, "width": 14}
+    )
+    return PixtralProcessor(images, words, patch_size=14, spatial_merge_size=merged, chat_template=_MISTRAL_TURNS)
 
 
 def _qwen_ids(words) -> dict[str, int]:
