@@ -69,6 +69,9 @@ class Dialect:
     """What ends an answer."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """What the chat template is called with beside the chat."""
+    prompts_open: bool = False
+    """Whether prompts end in a block that the template would write another way in front of a last answer: this is then
+    written behind the prompt."""
 
 
 def dialect_of(processor: Any) -> Dialect:
@@ -118,12 +121,7 @@ def render_chat(
     texts: list[tuple[str, str]] = []
     stand_ins = [_with_stand_ins(message, texts, dialect) for message in messages]
     try:
-        template = processor.apply_chat_template(
-            stand_ins,
-            tokenize=False,
-            add_generation_prompt=messages[-1]["role"] == "user",
-            **dialect.settings,
-        )
+        template = _by_template(processor, stand_ins, dialect)
     except Exception as error:
         if not (isinstance(error, TypeError | ArithmeticError) or type(error).__module__.startswith("jinja2")):
             raise  # jinja2's are told by their module: whoever never renders a chat needs no jinja2
@@ -170,6 +168,19 @@ def render_chat(
         elif ended and joined[last:].isspace():  # a template may go on with a blank or a new line
             joined = joined[:last]
     return RenderedChat(joined, tuple(spans))
+
+
+def _by_template(processor: Any, messages: Sequence[Message], dialect: Dialect) -> str:
+    """The chat as the template writes it."""
+    asked = messages[-1]["role"] == "user"
+    behind = dialect.prompts_open and not asked
+    chat = list(messages[:-1] if behind else messages)
+    text: str = processor.apply_chat_template(
+        chat, tokenize=False, add_generation_prompt=asked or behind, **dialect.settings
+    )
+    if not behind:
+        return text
+    return text + "".join(part["text"] for part in messages[-1]["content"]) + (dialect.end_of_turn or "")
 
 
 def refuse_unwritable(text: str) -> None:

@@ -4,10 +4,10 @@ A recurrent block carries a state from token to token. Rows laid end to end are 
 that began with another's state would have other hidden states, and nothing would say so.
 
 The chat template puts a thinking block in front of an answer, empty in a chat that has one. Here it is empty in prompts
-too, ``enable_thinking=False``: what the model goes on with, and every target and prefill, stands behind the block.
+too, ``enable_thinking=False``: what the model goes on with, and every target and prefill, stands behind the block. With
+``model.thinking = True`` prompts leave it open, and all three stand in it.
 """
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -38,7 +38,7 @@ class Qwen35Model(QwenVLModel):
     """A ``Qwen3_5ForConditionalGeneration`` with its processor."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_5",)
-    template_settings: ClassVar[Mapping[str, object]] = {"enable_thinking": False}
+    thinking_switch = "enable_thinking"
 
     def run_block(self, index: int, state: Tensor, arguments: BlockArguments) -> Tensor:
         """As `LanguageTower.run_block`; a recurrent block sees one row at a time."""

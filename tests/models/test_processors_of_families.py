@@ -73,3 +73,17 @@ def test_heads_that_predict_several_tokens_are_left_unread(tmp_path):
     (file,) = folder.glob("*.safetensors")
     save_file(load_file(file) | {"mtp.fc.weight": torch.ones(2, 2)}, file, {"format": "pt"})
     assert len(load_tower(folder, 2).decoder_blocks) == 2
+
+
+def test_a_target_stands_behind_an_empty_thinking_block_or_in_an_open_one():
+    model = tiny("qwen3_5")
+    empty, opened = "<think>\n\n</think>\n\n", "<think>\n"
+    for thinking, block in ((False, empty), (True, opened)):
+        model.thinking = thinking
+        asked = model.prompt("what is", has_image=True)
+        answered = model.prompt("what is", has_image=True, completion="it")
+        assert asked.endswith(f"<|im_start|>assistant\n{block}") and answered == f"{asked}it<|im_end|>"
+        target = model.prompt("what is", has_image=True, completion="it", close_turn=False)
+        assert target == f"{asked}it"
+    inputs = model.encode(["what is"], [None], completions=["it"])
+    assert model.processor.tokenizer.decode(inputs.input_ids[inputs.completion_mask.bool()]) == "it<|im_end|>"
