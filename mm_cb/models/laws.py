@@ -130,8 +130,10 @@ def check_config(config: Any, name: str) -> None:
         if part is None:
             continue
         names = getattr(type(part), "attribute_map", {})
-        fields = {names.get(field, field): getattr(part, field, None) for field in _LAWS}
-        _hold(where, fields, numbers, name, {names.get(field, field): law for field, law in _LAWS.items()})
+        laws = {names.get(field, field): law for field, law in _LAWS.items()}
+        if part is config is not text:
+            laws.pop("pad_token_id")  # the language tower's own is read; SmolVLM's is that of another tokenizer
+        _hold(where, {field: getattr(part, field, None) for field in laws}, numbers, name, laws)
         if isinstance(rope := getattr(part, "rope_parameters", None), dict):
             _hold(f"{where}rope_parameters.", rope, numbers, name)
     windows, patch = getattr(vision, "window_size", None), getattr(vision, "patch_size", 1)

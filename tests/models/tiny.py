@@ -323,7 +323,6 @@ def _idefics3(kind, config, processor, template, backend, **text):
         vision_config={**tower, "image_size": 56, "patch_size": 14},
         image_token_id=words.convert_tokens_to_ids("<image>"),
         scale_factor=2,
-        pad_token_id=words.pad_token_id,
         tie_word_embeddings=False,
     )
     return processor(images, words, image_seq_len=4, chat_template=template), made

@@ -11,7 +11,7 @@ from mm_cb.training.recipes.recipe import RECIPES, load_recipe, recipe_keys, rec
 def test_the_miniature_recipe():
     assert set(recipe_names()) == {
         "gpt2", "llama-3-8b-instruct", "llava-1.5-7b", "llava-next-mistral-7b", "miniature", "miniature-paper",
-        "mistral-7b-instruct", "qwen2.5-vl-7b",
+        "mistral-7b-instruct", "qwen2.5-vl-7b", "qwen3-vl-8b", "smolvlm-2b",
     }  # fmt: skip
     recipe = load_recipe("miniature")
     assert recipe.circuit_breaker.alpha == 5 and recipe.circuit_breaker.target_layers == [2, 4]
@@ -58,7 +58,10 @@ def test_the_text_recipes_are_the_released_ones(name, alpha):
     )
 
 
-@pytest.mark.parametrize(("name", "target", "blocks"), [("llava-1.5-7b", 16, 32), ("qwen2.5-vl-7b", 14, 28)])
+@pytest.mark.parametrize(
+    ("name", "target", "blocks"),
+    [("llava-1.5-7b", 16, 32), ("qwen2.5-vl-7b", 14, 28), ("qwen3-vl-8b", 18, 36), ("smolvlm-2b", 12, 24)],
+)
 def test_the_recipes_of_other_families_are_the_papers_at_the_same_depth_and_say_so(name, target, blocks):
     recipe, paper = load_recipe(name), load_recipe("llava-next-mistral-7b")
     assert recipe.circuit_breaker.target_layers == [target] == [blocks // 2]
@@ -72,7 +75,9 @@ def test_the_recipes_of_other_families_are_the_papers_at_the_same_depth_and_say_
     assert "No breaker was trained by this recipe so far." in text and "# paper" not in text
 
 
-@pytest.mark.parametrize("name", ["llava-next-mistral-7b", "llava-1.5-7b", "qwen2.5-vl-7b"])
+@pytest.mark.parametrize(
+    "name", ["llava-next-mistral-7b", "llava-1.5-7b", "qwen2.5-vl-7b", "qwen3-vl-8b", "smolvlm-2b"]
+)
 def test_every_line_of_a_shipped_recipe_says_where_its_value_is_from(name):
     lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
     values = [line for line in lines if ": " in line and not line.startswith(("#", "name:", "device:"))]
