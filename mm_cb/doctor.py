@@ -1,6 +1,7 @@
 """What this machine can run, said plainly."""
 
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -37,20 +38,42 @@ def print_findings(recipe: str | None = None) -> bool:
     Raises:
         UserError: If there is no such recipe, or it does not fit its model.
     """
-    from rich.table import Column, Table
-
-    from mm_cb.core.progress import console
-
     findings = examine()
     if recipe is not None:
         from mm_cb.training.recipes.recipe import load_recipe
 
         findings += examine_recipe(load_recipe(recipe))
+    print_table(findings)
+    return all(finding.ok is not False for finding in findings)
+
+
+def print_table(findings: Sequence[Finding]) -> None:
+    """Print a line a finding."""
+    from rich.table import Column, Table
+
+    from mm_cb.core.progress import console
+
     table = Table("", "", Column("", overflow="fold"), box=None, show_header=False, pad_edge=False)
     for finding in findings:
         table.add_row(finding.name, _STATES[finding.ok], finding.detail)
     console().print(table)
-    return all(finding.ok is not False for finding in findings)
+
+
+def print_laws(model: str) -> None:
+    """Load a model that sees and print a line for each law that training and attacks rest on.
+
+    Raises:
+        UserError: If it is not here, sees nothing, or breaks a law: no claim of an attack on it would mean anything.
+    """
+    from mm_cb.training.model_laws import ask
+
+    kept = ask(model)
+    print_table([Finding(*one) for one in kept])
+    if broken := [one for one in kept if not one.ok]:
+        raise UserError(
+            f"`{model}` breaks {len(broken)} of {len(kept)} laws, so that no number of training or attacks on it "
+            "can be relied on; take its files from the published folder, or see docs/add_a_model.md."
+        )
 
 
 def examine() -> list[Finding]:

@@ -11,9 +11,22 @@ def doctor(
     recipe: Annotated[
         str | None, typer.Option(metavar="R", help="Also say what this recipe needs and what of it would fit here.")
     ] = None,
+    model: Annotated[str | None, typer.Option(metavar="M", help="A model that is here, for --laws.")] = None,
+    laws: Annotated[
+        bool,
+        typer.Option(
+            "--laws", help="Load --model and ask whether it keeps what training and attacks rest on: a line a law."
+        ),
+    ] = False,
 ) -> None:
     """Say what this machine can run: versions, extras, GPU, memory, disk, models and data sets that are here."""
-    from mm_cb.doctor import print_findings
+    from mm_cb.core.errors import UserError
+    from mm_cb.doctor import print_findings, print_laws
 
+    if laws != (model is not None):
+        raise UserError("`--laws` and `--model M` belong together: `mm-cb doctor --model M --laws`.")
+    if model is not None:
+        print_laws(model)
+        return
     if not print_findings(recipe):
         raise typer.Exit(2)

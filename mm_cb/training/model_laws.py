@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mm_cb.core.errors import one_line
-from mm_cb.models import ModelInputs, VisionModel
+from mm_cb.core.errors import UserError, one_line
+from mm_cb.models import ModelInputs, VisionModel, load_model
 from mm_cb.models.chat import Message, chat
 from mm_cb.training.hidden_states import lay_out, reference_states, use_row_attention
 
@@ -35,6 +35,19 @@ class Kept(NamedTuple):
     law: str
     ok: bool
     detail: str
+
+
+def ask(name: str) -> list[Kept]:
+    """Load a model, on a GPU in bfloat16 if there is one, and ask every law of it.
+
+    Raises:
+        UserError: If it cannot be loaded here, or sees nothing.
+    """
+    device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
+    model = load_model(name, device=device, dtype=dtype)
+    if not isinstance(model, VisionModel):
+        raise UserError(f"`{name}` must be a model that sees, it is one of text alone: the laws are about pictures.")
+    return check_model(model)
 
 
 def check_model(model: VisionModel) -> list[Kept]:
