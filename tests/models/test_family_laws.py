@@ -19,6 +19,12 @@ from tests.models import laws
 from tests.models.tiny import KINDS, tiny
 
 
+@pytest.fixture(autouse=True)
+def trusted_templates(monkeypatch):
+    """Ours are not a stranger's: to run each in a process of its own first is tested elsewhere, and costs seconds."""
+    monkeypatch.setattr("mm_cb.models.templates._run_apart", lambda told: None)
+
+
 @pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("kind", KINDS)
 def test_law(kind, law, tmp_path):

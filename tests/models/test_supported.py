@@ -8,7 +8,7 @@ from mm_cb.models.registry import _FAMILIES
 from mm_cb.training.recipes.recipe import load_recipe, recipe_names
 
 PAGE = Path(__file__).parents[2] / "docs" / "supported_models.md"
-HEAD = "| `model_type` | class | train | attack, universal | 4-bit: what stays full | recipes |\n|---|---|---|---|---|---|\n"
+HEAD = "| `model_type` | class | train | attack, universal | 4-bit: what stays full | recipes |\n" + "|---" * 6 + "|\n"
 
 
 def table() -> str:
