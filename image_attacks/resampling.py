@@ -21,7 +21,7 @@ LANCZOS, BILINEAR, BICUBIC = 1, 2, 3
 """Filters by the numbers that Pillow gives them."""
 
 _PILLOW_BITS = 22
-_BAND, _WHOLE = 32, 2**16
+_BAND, _WHOLE = 16, 2**16
 """Rows of a band, and entries of a matrix that is not cut into bands."""
 _CUBIC_A = -0.5
 
