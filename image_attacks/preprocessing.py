@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .png import to_levels
 from .resampling import trial_images
-from .views import Chain, Plan
+from .views import Plan, Views
 
 SURROGATE_TOLERANCE = 1.2
 """Largest accepted distance between the surrogate and the real processor, in 8-bit levels for each resize."""
@@ -47,7 +47,7 @@ class ExactPreprocessing:
         self.image_size = _whole_pair(image_size)
         self._processor, self._plan = image_processor, plan
         backend = getattr(image_processor, "backend", "pil")
-        self._chains = [Chain(view, self.image_size, backend) for view in plan.views]
+        self._views = Views(plan.views, self.image_size, backend)
         self._table = level_table(image_processor)
         self._emulated = True
         self._check()
@@ -82,20 +82,19 @@ class ExactPreprocessing:
     def _emulate(self, pixels: Tensor) -> Tensor:
         self._to(pixels.device)
         levels = _StraightThrough.apply(pixels * 255, to_levels(pixels.detach()))
-        return self._plan.arrange([_Lookup.apply(chain.exact(levels), self._table) for chain in self._chains])
+        return self._plan.arrange([_Lookup.apply(view, self._table) for view in self._views.exact(levels)])
 
     def surrogate(self, pixels: Tensor) -> Tensor:
         """Compute the same without rounding: smooth, within 1.2 levels a resize of the real thing on 8-bit images."""
         self._to(pixels.device)
         low, high = self._table.to(pixels)[:, [0, 255]].view(3, 2, 1, 1).unbind(dim=1)
-        return self._plan.arrange([torch.addcmul(low, c.smooth(pixels), high - low) for c in self._chains])
+        return self._plan.arrange([torch.addcmul(low, view, high - low) for view in self._views.smooth(pixels)])
 
     def _to(self, device: torch.device) -> None:
         """Keep the constants where the pixels are, instead of copying them at every step."""
         if self._table.device != device:
             self._table = self._table.to(device)
-            for chain in self._chains:
-                chain.to(device)
+            self._views.to(device)
 
     def _check(self) -> None:
         """Compare with the processor on test images, one after another: no more memory than an attack takes."""
@@ -125,7 +124,7 @@ class ExactPreprocessing:
     def _level_sizes(self) -> Tensor:
         """How much one level is, for every entry of what the model takes of one image; 0 where nothing is shown."""
         level = (self._table[:, 255] - self._table[:, 0]).view(1, 3, 1, 1).abs() / 255
-        return self._plan.arrange([level.expand(1, 3, *chain.size) for chain in self._chains])
+        return self._plan.arrange([level.expand(1, 3, *size) for size in self._views.sizes])
 
     def _call_processor(self, levels: Tensor) -> Tensor:
         """Run the real processor on whole levels ``(B, 3, H, W)``."""

@@ -5,9 +5,9 @@ smooth version clamps in between as they do and only leaves the rounding out, wh
 (without that clamp it would be off by up to 28).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ LANCZOS, BILINEAR, BICUBIC = 1, 2, 3
 """Filters by the numbers that Pillow gives them."""
 
 _PILLOW_BITS = 22
+_BAND, _WHOLE = 16, 2**16
+"""Rows of a band, and entries of a matrix that is not cut into bands."""
 _CUBIC_A = -0.5
 
 
@@ -61,19 +63,17 @@ class Resize:
         }
         order: list[Axis] = ["horizontal", "vertical"] if recipe.first == "horizontal" else ["vertical", "horizontal"]
         changed = [axis for axis in order if lengths[axis][0] != lengths[axis][1]]
-        matrices = {axis: filter_matrix(*lengths[axis], resample) for axis in changed}
-        self._smooth = [(axis, torch.from_numpy(matrix).float()) for axis, matrix in matrices.items()]
-        self._exact = [(axis, torch.from_numpy(quantised(matrix, recipe.weights))) for axis, matrix in matrices.items()]
+        self._passes = [_Pass(axis, filter_matrix(*lengths[axis], resample), recipe.weights) for axis in changed]
 
     def to(self, device: torch.device) -> None:
         """Move the weights to a device."""
-        self._smooth = [(axis, matrix.to(device)) for axis, matrix in self._smooth]
-        self._exact = [(axis, matrix.to(device)) for axis, matrix in self._exact]
+        for one in self._passes:
+            one.to(device)
 
     def smooth(self, pixels: Tensor) -> Tensor:
         """Resize pixels in [0, 1], shape ``(..., H, W)``, differentiably, with a clamp to [0, 1] after each pass."""
-        for axis, matrix in self._smooth:
-            pixels = _apply(pixels, matrix.to(pixels.dtype), axis).clamp(0, 1)
+        for one in self._passes:
+            pixels = _SmoothPass.apply(pixels, one).clamp(0, 1)
         return pixels
 
     def exact(self, levels: Tensor) -> Tensor:
@@ -81,33 +81,95 @@ class Resize:
 
         The gradient is that of :meth:`smooth`: straight through the rounding, blocked where the clamp acted.
         """
-        for (axis, matrix), (_, fixed_point) in zip(self._smooth, self._exact, strict=True):
-            levels = _RoundedPass.apply(levels, fixed_point, matrix, axis)
+        for one in self._passes:
+            levels = _RoundedPass.apply(levels, one)
         return levels
+
+
+class _Band(NamedTuple):
+    """Some rows of a matrix, without the columns in which all of them are 0."""
+
+    columns: slice
+    weights: Tensor
+
+
+class _Pass:
+    """A resize of one axis. A filter reaches a few pixels far, so that next to all of a large matrix is 0."""
+
+    def __init__(self, axis: Axis, matrix: np.ndarray, weights: Weights) -> None:
+        self.axis = axis
+        self._smooth = torch.from_numpy(matrix).float()
+        self._exact = torch.from_numpy(quantised(matrix, weights))
+        self.to(torch.device("cpu"))
+
+    def to(self, device: torch.device) -> None:
+        self._smooth, self._exact = self._smooth.to(device), self._exact.to(device)
+        self.smooth, self.back, self.exact = map(_bands, (self._smooth, self._smooth.T, self._exact))
+
+    def along(self, values: Tensor, bands: Sequence[_Band], kind: torch.dtype) -> Iterator[Tensor]:
+        """What each band makes of values ``(..., H, W)``, computed in a type."""
+        for columns, weights in bands:
+            if self.axis == "horizontal":
+                yield values[..., columns].to(kind) @ weights.to(kind).T
+            else:
+                yield weights.to(kind) @ values[..., columns, :].to(kind)
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """The parts of all bands as one."""
+        return torch.cat(list(parts), dim=-1 if self.axis == "horizontal" else -2) if len(parts) > 1 else parts[0]
+
+
+def _bands(matrix: Tensor) -> list[_Band]:
+    """A matrix in bands of `_BAND` rows; whole if it is small, or on an accelerator, to which few large steps are less.
+
+    The sums are the same: a band leaves out nothing but zeros.
+    """
+    if matrix.device.type != "cpu" or matrix.numel() <= _WHOLE:
+        return [_Band(slice(None), matrix)]
+    bands = []
+    for rows in matrix.split(_BAND):
+        there = rows.any(dim=0).nonzero()
+        first, last = (int(there[0]), int(there[-1])) if len(there) else (0, 0)
+        bands.append(_Band(slice(first, last + 1), rows[:, first : last + 1].contiguous()))
+    return bands
+
+
+class _SmoothPass(torch.autograd.Function):
+    """One pass without rounding."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, one: _Pass) -> Tensor:
+        ctx.one = one
+        return one.joined(list(one.along(values, one.smooth, values.dtype)))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.one.joined(list(ctx.one.along(gradients[0], ctx.one.back, gradients[0].dtype))), None
 
 
 class _RoundedPass(torch.autograd.Function):
     """One pass of a library's resize on whole levels, with the gradient of the pass without rounding."""
 
     @staticmethod
-    def forward(ctx: Any, levels: Tensor, fixed_point: Tensor, matrix: Tensor, axis: Axis) -> Tensor:
+    def forward(ctx: Any, levels: Tensor, one: _Pass) -> Tensor:
         # The weights are multiples of a power of two, so that the float64 sums are exact, and floor(sum + 1/2) is the
         # library's shift with rounding.
-        sums = _apply(levels.double(), fixed_point, axis)
-        clamped = sums.clamp(0, 255)
-        ctx.axis = axis
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(clamped == sums, matrix)
-        return clamped.add_(0.5).floor_().float()
+        rounded, inside = list[Tensor](), list[Tensor]()
+        for sums in one.along(levels, one.exact, torch.float64):
+            clamped = sums.clamp(0, 255)
+            if ctx.needs_input_grad[0]:
+                inside.append(clamped == sums)
+            rounded.append(clamped.add_(0.5).floor_().float())
+        if inside:
+            ctx.one = one
+            ctx.save_for_backward(one.joined(inside))
+        return one.joined(rounded)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        inside, matrix = ctx.saved_tensors
-        return _apply(gradients[0] * inside, matrix.T, ctx.axis), None, None, None
-
-
-def _apply(values: Tensor, matrix: Tensor, axis: Axis) -> Tensor:
-    return values @ matrix.T if axis == "horizontal" else matrix @ values
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
+        slopes = gradients[0] * inside
+        return ctx.one.joined(list(ctx.one.along(slopes, ctx.one.back, slopes.dtype))), None
 
 
 def fitting_resize(source: tuple[int, int], target: tuple[int, int], resample: int, backend: str) -> Resize:
@@ -124,13 +186,15 @@ def fitting_resize(source: tuple[int, int], target: tuple[int, int], resample: i
     trials = [Resize(source, target, recipe, resample) for recipe in RECIPES.get(backend, RECIPES["pil"])]
     if len(trials) == 1 or source[0] == target[0] or source[1] == target[1]:
         return trials[0]
-    unlike, errors = [False] * len(trials), [0.0] * len(trials)
-    for levels in trial_images(source):
-        real = _by_pillow(levels, target, resample)
-        for number, trial in enumerate(trials):
-            unlike[number] |= not torch.equal(trial.exact(levels.float()), real)
-            errors[number] = max(errors[number], float((trial.smooth(levels / 255) * 255 - real).abs().max()))
-    return trials[min(zip(unlike, errors, range(len(trials)), strict=True))[2]]
+    shown = [(levels, _by_pillow(levels, target, resample)) for levels in trial_images(source)]
+    alike = [one for one in trials if all(torch.equal(one.exact(levels.float()), real) for levels, real in shown)]
+    if len(alike) == 1:
+        return alike[0]
+
+    def error(one: Resize) -> float:
+        return max(float((one.smooth(levels / 255) * 255 - real).abs().max()) for levels, real in shown)
+
+    return min(alike or trials, key=error)
 
 
 def trial_images(image_size: tuple[int, int]) -> Iterator[Tensor]:

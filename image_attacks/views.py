@@ -76,45 +76,57 @@ def tiles(view: Tensor, height: int, width: int) -> Tensor:
     return grid.permute(0, 2, 4, 1, 3, 5).reshape(len(view), -1, 3, height, width)
 
 
-class Chain:
-    """The steps of one view for pictures of one size: exact on levels, smooth on pixels."""
+class Views:
+    """The views of pictures of one size: exact on levels, smooth on pixels; steps that several begin with run once."""
 
-    def __init__(self, steps: Sequence[Step], image_size: tuple[int, int], backend: str) -> None:
+    def __init__(self, views: Sequence[Sequence[Step]], image_size: tuple[int, int], backend: str) -> None:
         """Prepare every resize, each as the library does it between these two sizes.
 
         Raises:
-            ValueError: If a crop or a pad does not fit the size it meets.
+            ValueError: If a crop or a pad does not fit the size it meets, or a resize leaves no pixel.
         """
-        self._steps: list[tuple[Step, Resize | None]] = []
-        size = image_size
-        for step in steps:
-            _check(step, size)
-            made = fitting_resize(size, step.size, step.resample, backend) if step.kind == "resize" else None
-            self._steps.append((step, made))
-            size = step.size
-        self.size = size
+        self._views = [tuple(view) for view in views]
+        self._resizes: dict[tuple[Step, ...], Resize] = {}
+        self.sizes = list[tuple[int, int]]()
+        """Height and width of each view."""
+        for view in self._views:
+            size = image_size
+            for number, step in enumerate(view, 1):
+                _check(step, size)
+                if step.kind == "resize" and view[:number] not in self._resizes:
+                    self._resizes[view[:number]] = fitting_resize(size, step.size, step.resample, backend)
+                size = step.size
+            self.sizes.append(size)
 
     def to(self, device: torch.device) -> None:
         """Move the weights to a device."""
-        for _, made in self._steps:
-            if made is not None:
-                made.to(device)
+        for made in self._resizes.values():
+            made.to(device)
 
-    def exact(self, levels: Tensor) -> Tensor:
-        """Whole levels 0..255 ``(B, 3, H, W)`` to whole levels equal to the library's."""
-        for step, made in self._steps:
-            levels = _moved(levels, step, step.level) if made is None else made.exact(levels)
-        return levels
+    def exact(self, levels: Tensor) -> list[Tensor]:
+        """Whole levels 0..255 ``(B, 3, H, W)`` to whole levels equal to the library's, for each view."""
+        return self._walked(levels, Resize.exact, 1)
 
-    def smooth(self, pixels: Tensor) -> Tensor:
+    def smooth(self, pixels: Tensor) -> list[Tensor]:
         """The same on pixels in [0, 1], without rounding."""
-        for step, made in self._steps:
-            pixels = _moved(pixels, step, step.level / 255) if made is None else made.smooth(pixels)
-        return pixels
+        return self._walked(pixels, Resize.smooth, 255)
+
+    def _walked(self, start: Tensor, run: Callable[[Resize, Tensor], Tensor], unit: int) -> list[Tensor]:
+        """Every view of ``start``, in which a level is ``1 / unit``."""
+        made: dict[tuple[Step, ...], Tensor] = {(): start}
+        for view in self._views:
+            for number, step in enumerate(view):
+                before, after = made[view[:number]], view[: number + 1]
+                if after not in made:
+                    library = self._resizes.get(after)
+                    made[after] = run(library, before) if library else _moved(before, step, step.level / unit)
+        return [made[view] for view in self._views]
 
 
 def _check(step: Step, size: tuple[int, int]) -> None:
-    """Make sure that a crop lies inside the picture, and the picture inside a pad."""
+    """Make sure that a crop lies inside the picture, and the picture inside a pad, and that something is left."""
+    if min(step.size) < 1:
+        raise ValueError(f"`{step.kind}` must leave at least one pixel, got {step.size[0]} x {step.size[1]} of {size}.")
     inner, outer = (size, step.size) if step.kind == "pad" else (step.size, size)
     fits = all(0 <= at and at + a <= b for at, a, b in zip(step.corner, inner, outer, strict=True))
     if step.kind != "resize" and not fits:

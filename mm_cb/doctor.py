@@ -76,6 +76,23 @@ def print_findings(recipe: str | None = None, model: str | None = None) -> bool:
     return all(finding.ok is not False for finding in findings)
 
 
+def print_laws(model: str) -> None:
+    """Load a model that sees and print a line for each law that training and attacks rest on.
+
+    Raises:
+        UserError: If it is not here, sees nothing, or breaks a law: no claim of an attack on it would mean anything.
+    """
+    from mm_cb.training.model_laws import ask
+
+    kept = ask(model)
+    print_table([Finding(*one) for one in kept])
+    if broken := [one for one in kept if not one.ok]:
+        raise UserError(
+            f"`{model}` breaks {len(broken)} of {len(kept)} laws, so that no number of training or attacks on it "
+            "can be relied on; take its files from the published folder, or see docs/add_a_model.md."
+        )
+
+
 def print_table(findings: Sequence[Finding], states: Mapping[bool | None, str] = _STATES) -> None:
     """Print rows that fit the terminal and break no word; addresses and commands have lines of their own."""
     from mm_cb.core.closing import shell, wrapped

@@ -6,6 +6,7 @@ import pytest
 
 from mm_cb import cli
 from mm_cb.models import load_model
+from mm_cb.training.placement import linear_names
 from tests.models import laws
 from tests.models.conftest import save_text_model
 from tests.models.tiny import tiny
@@ -47,7 +48,7 @@ def rows(folder):
                 yield {"id": example.id, "messages": example.messages, "images": images, "set": name, "source": "made"}
 
 
-LONG = ("gemma3", "gemma4", "internvl", "llava_onevision", "qwen3_vl")
+LONG = ("gemma3", "gemma4", "internvl", "llava_onevision", "mistral3", "qwen3_5", "qwen3_vl", "smolvlm")
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl", *(pytest.param(k, marks=pytest.mark.long) for k in LONG)])
@@ -55,10 +56,12 @@ def test_plan_train_attack_evaluate_merge(kind, tmp_path, capsys):
     laws.saved(tiny(kind), tmp_path / "model")
     model = ["--model", tmp_path / "model"]
     data = write_lines(tmp_path / "rows.jsonl", rows(tmp_path))
-    settings = [f"{k}={v}" for k, v in {**SETTINGS, "model": tmp_path / "model", "data": [str(data)]}.items()]
+    chosen = {"model": tmp_path / "model", "data": [str(data)], "lora.modules": linear_names(tiny(kind), (1, 2))}
+    settings = [f"{k}={v}" for k, v in {**SETTINGS, **chosen}.items()]
     run("train", "miniature", "--dry-run", *settings)
     plan = capsys.readouterr().out
-    assert f"# loaded: decoder blocks 0..2 of {len(tiny(kind).decoder_blocks)}, no head" in plan and "<image x " in plan
+    assert f"# loaded: decoder blocks 0..2 of {len(tiny(kind).decoder_blocks)}, no head" in plan
+    assert "<image x " in plan
     assert f"(longest row {tiny(kind).largest_picture() + 64})" in plan
     run("train", "miniature", "--out", tmp_path / "rr", *settings)
 

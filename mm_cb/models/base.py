@@ -1,6 +1,6 @@
 """What every model family shares: chats to tokens, forward, generation, the adapter's switch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,7 +34,8 @@ class ChatModel(LanguageTower):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
-    """The ``model_type`` of the configurations that the family's class is for."""
+    """The ``model_type`` of the configurations that the family's class is for; with ``+`` and that of the image tower
+    where it is for models with this tower alone."""
     loads: ClassVar[Any] = AutoModelForCausalLM
     """The transformers class that reads the whole model, head included."""
     full_precision: ClassVar[tuple[str, ...]] = ("lm_head",)
@@ -43,6 +44,10 @@ class ChatModel(LanguageTower):
     """The token that ends an answer, where it is not the tokenizer's end-of-sequence token."""
     stop_tokens: ClassVar[tuple[str, ...]] = ()
     """Tokens beside these two at which generation stops."""
+    thinking_switch: ClassVar[str | None] = None
+    """The variable by which the chat template leaves a thinking block in front of an answer open or empty, if any."""
+    thinking: bool = False
+    """Whether prompts leave that block open, and targets and prefills stand in it; else it is empty, they behind it."""
 
     def __init__(self, model: nn.Module, processor: Any, name: str = "", *, max_length: int | None = None) -> None:
         """Wrap a loaded model, whose state is left as it is."""
@@ -108,7 +113,16 @@ class ChatModel(LanguageTower):
     def dialect(self) -> Dialect:
         """What the chats are made of beside texts."""
         end = self.end_of_turn or self.processor.tokenizer.eos_token
-        return Dialect(self.processor.image_token, self.soft_token, end)
+        return Dialect(self.processor.image_token, self.soft_token, end, self.template_settings, self._thinks)
+
+    @property
+    def _thinks(self) -> bool:
+        return self.thinking and self.thinking_switch is not None
+
+    @property
+    def template_settings(self) -> Mapping[str, object]:
+        """What the chat template is called with beside the chat."""
+        return {} if self.thinking_switch is None else {self.thinking_switch: self.thinking}
 
     def positions(self, inputs: ModelInputs) -> Tensor:
         """Place of every token in its row: ``(B, T)``, or ``(3, B, T)`` in a family with places in space."""

@@ -1,8 +1,8 @@
 """Chats as text and as tokens: the processor's own template, and what every token of the result is."""
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -67,6 +67,11 @@ class Dialect:
     """The token, repeated, whose embeddings a picture's features replace; often the same."""
     end_of_turn: str | None
     """What ends an answer."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """What the chat template is called with beside the chat."""
+    prompts_open: bool = False
+    """Whether prompts end in a block that the template would write another way in front of a last answer: this is then
+    written behind the prompt."""
 
 
 def dialect_of(processor: Any) -> Dialect:
@@ -117,11 +122,11 @@ def render_chat(
     texts: list[tuple[str, str]] = []
     stand_ins = [_with_stand_ins(message, texts, dialect) for message in messages]
     try:
-        template = processor.apply_chat_template(
-            stand_ins, tokenize=False, add_generation_prompt=messages[-1]["role"] == "user"
-        )
-        if not close_turn and messages[-1]["role"] == "assistant" and len(messages) > 1:
-            asked = processor.apply_chat_template(stand_ins[:-1], tokenize=False, add_generation_prompt=True)
+        template = _by_template(processor, stand_ins, dialect)
+        if not close_turn and messages[-1]["role"] == "assistant" and len(messages) > 1 and not dialect.prompts_open:
+            asked = processor.apply_chat_template(
+                stand_ins[:-1], tokenize=False, add_generation_prompt=True, **dialect.settings
+            )
             before = sum(part["type"] == "text" for turn in stand_ins[:-1] for part in turn["content"])
             template = _behind(asked, template, before)
     except Exception as error:
@@ -170,6 +175,19 @@ def render_chat(
         elif ended and joined[last:].isspace():  # a template may go on with a blank or a new line
             joined = joined[:last]
     return RenderedChat(joined, tuple(spans))
+
+
+def _by_template(processor: Any, messages: Sequence[Message], dialect: Dialect) -> str:
+    """The chat as the template writes it."""
+    asked = messages[-1]["role"] == "user"
+    behind = dialect.prompts_open and not asked
+    chat = list(messages[:-1] if behind else messages)
+    text: str = processor.apply_chat_template(
+        chat, tokenize=False, add_generation_prompt=asked or behind, **dialect.settings
+    )
+    if not behind:
+        return text
+    return text + "".join(part["text"] for part in messages[-1]["content"]) + (dialect.end_of_turn or "")
 
 
 def _behind(asked: str, template: str, answer: int) -> str:

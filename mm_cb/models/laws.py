@@ -75,7 +75,7 @@ def _sections(value: Any, numbers: _Numbers) -> str | None:
     if not isinstance(value, list) or len(value) != 3 or not all(_whole(one) and one >= 0 for one in value):
         return "three whole numbers, of angles for time, row and column"
     if numbers.angles is not None and sum(value) != numbers.angles:
-        return f"three numbers that make {numbers.angles}, half of a head's size"
+        return f"three numbers that make {numbers.angles}, half of what is turned of a head"
     return None
 
 
@@ -97,7 +97,9 @@ _LAWS: Mapping[str, _Law] = {
     **dict.fromkeys(("num_hidden_layers", "num_key_value_heads", "max_position_embeddings"), _size),
     **dict.fromkeys(("depth", "num_heads", "embed_dim", "image_size", "patch_size", "num_channels"), _size),
     **dict.fromkeys(("in_channels", "out_hidden_size", "spatial_merge_size", "temporal_patch_size"), _size),
-    **dict.fromkeys(("window_size", "num_position_embeddings", "sliding_window"), _size),
+    **dict.fromkeys(("window_size", "num_position_embeddings", "sliding_window", "scale_factor"), _size),
+    **dict.fromkeys(("linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim"), _size),
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), _size),
     **dict.fromkeys(("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"), _token),
     **dict.fromkeys(("bos_token_id", "eos_token_id"), _tokens),
     "pad_token_id": _padding,
@@ -147,8 +149,10 @@ def check_config(config: Any, name: str) -> None:
         if part is None:
             continue
         names = getattr(type(part), "attribute_map", {})
-        fields = {names.get(field, field): _value(part, field) for field in _LAWS}
-        _hold(where, fields, numbers, name, {names.get(field, field): law for field, law in _LAWS.items()})
+        laws = {names.get(field, field): law for field, law in _LAWS.items()}
+        if part is config is not text:
+            laws.pop("pad_token_id")  # the language tower's own is read; SmolVLM's is that of another tokenizer
+        _hold(where, {field: _value(part, field) for field in laws}, numbers, name, laws)
         if isinstance(rope := getattr(part, "rope_parameters", None), dict):
             _hold(f"{where}rope_parameters.", rope, numbers, name)
     windows, patch = getattr(vision, "window_size", None), getattr(vision, "patch_size", 1)
@@ -243,6 +247,17 @@ def check_tile_limits(images: Any, folder: Path) -> None:
         )
 
 
+def check_longest(images: Any, folder: Path) -> None:
+    """Refuse an image processor that does not fit the longer side of a picture to a number of pixels.
+
+    Raises:
+        UserError: Naming the file.
+    """
+    came = getattr(images.size, "longest_edge", None)
+    if not (_whole(came) and came >= 1):
+        raise UserError(f"{_images_file(folder)} must have `size` with a `longest_edge` in pixels, got {came!r:.40}.")
+
+
 def check_patches(images: Any, folder: Path) -> None:
     """Refuse limits of a picture's pixels that leave it none, or that make every picture a huge one.
 
@@ -292,7 +307,8 @@ def _angles(text: Any) -> int | None:
     size, heads, head = (_value(text, f) for f in ("hidden_size", "num_attention_heads", "head_dim"))
     if head is None and _whole(size) and _whole(heads) and heads > 0:
         head = size // heads
-    return head // 2 if _whole(head) else None
+    share = (getattr(text, "rope_parameters", None) or {}).get("partial_rotary_factor", 1)
+    return int(head * share) // 2 if _whole(head) and _real(share) else None
 
 
 def _within(value: Any, least: int | None, end: int | None, of: str) -> str | None:

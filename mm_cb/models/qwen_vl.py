@@ -9,7 +9,7 @@ adversary moves the embeddings of a picture and leaves those as they are.
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ _MOST_TOKENS = 16384
 class QwenVLModel(VisionModel):
     """A ``Qwen2VL``-, ``Qwen2_5_VL``- or ``Qwen3VLForConditionalGeneration`` with its processor."""
 
-    model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
     full_precision = ("visual", "lm_head")
     beside = ("image_grid_thw",)
     end_of_turn = "<|im_end|>"

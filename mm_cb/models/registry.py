@@ -15,7 +15,11 @@ from mm_cb.models.internvl import InternVLModel
 from mm_cb.models.llava import LlavaModel
 from mm_cb.models.llava_next import LlavaNextModel
 from mm_cb.models.llava_onevision import LlavaOnevisionModel
+from mm_cb.models.mistral3 import Mistral3Model
+from mm_cb.models.qwen3_5 import Qwen35Model
 from mm_cb.models.qwen_vl import QwenVLModel
+from mm_cb.models.refusals import why_refused
+from mm_cb.models.smolvlm import SmolVLMModel
 from mm_cb.models.text import TextModel
 
 _Family = TypeVar("_Family", bound=type[ChatModel])
@@ -42,7 +46,10 @@ for _family in (
     LlavaModel,
     LlavaNextModel,
     LlavaOnevisionModel,
+    Mistral3Model,
+    Qwen35Model,
     QwenVLModel,
+    SmolVLMModel,
 ):
     register_family(_family)
 
@@ -56,15 +63,17 @@ def family_of(config: Any, name: str = "") -> type[ChatModel]:
     """The family of a configuration: a registered one, or that of models of text alone.
 
     Raises:
-        UserError: If the model sees and its family is not here, or it is no causal language model.
+        UserError: If the model sees and its family is not here, saying why, or it is no causal language model.
     """
     kind = config.model_type
-    if kind in _FAMILIES:
-        return _FAMILIES[kind]
+    tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+    for one in (f"{kind}+{tower}", kind):
+        if one in _FAMILIES:
+            return _FAMILIES[one]
     sees = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or hasattr(config, "vision_config")
     if sees or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(
             f"`{name}` must be a causal language model or one of the families {', '.join(family_types())}, got {kind}; "
-            "docs/add_a_model.md says how a family is added."
+            "docs/add_a_model.md says how a family is added." + (f" Of {kind}: {why_refused(config)}." if sees else "")
         )
     return TextModel

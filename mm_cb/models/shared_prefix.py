@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from image_attacks import predicted_nll
 from mm_cb.models.base import ChatModel
@@ -70,7 +69,7 @@ class SharedPrefixTargets:
             )
         base = self._model.base
         # A new cache at every call: a cache that is handed over twice grows.
-        cache = DynamicCache(config=self._model.tower.config)
+        cache = self._model.cache()
         begun = self._model.embed(self._context, pixel_values)
         del begun["attention_mask"]  # one row without padding
         with only_last_positions(base, 0):

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -26,7 +25,7 @@ _FOUND: WeakKeyDictionary[nn.Module, _Parts] = WeakKeyDictionary()
 
 
 @contextmanager
-def adapter_off(model: PeftModel) -> Iterator[None]:
+def adapter_off(model: nn.Module) -> Iterator[None]:
     """Run as if the model had no adapter; restored at the end, and which parameters are trainable is left alone."""
     layers = _parts(model).switches
     before = [layer._disable_adapters for layer in layers]
@@ -39,7 +38,7 @@ def adapter_off(model: PeftModel) -> Iterator[None]:
             layer._disable_adapters = value
 
 
-def only_dropout_of_adapter(model: PeftModel, on: bool) -> None:
+def only_dropout_of_adapter(model: nn.Module, on: bool) -> None:
     """Leave the model in evaluation mode, but for the dropout of its adapters, which is active if ``on``."""
     if model.training:
         model.eval()
@@ -47,9 +46,9 @@ def only_dropout_of_adapter(model: PeftModel, on: bool) -> None:
         module.training = on
 
 
-def _parts(model: PeftModel) -> _Parts:
+def _parts(model: nn.Module) -> _Parts:
     """Searched once for each set of adapters that a model carries."""
-    names = tuple(model.peft_config)
+    names = tuple(getattr(model, "peft_config", ()))
     if model not in _FOUND or _FOUND[model].adapters != names:
         kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
         switches = [module for module in model.modules() if isinstance(module, kinds)]

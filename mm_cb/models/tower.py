@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 _BLOCK_PATHS = (
     "model.language_model.layers",
@@ -148,6 +149,10 @@ class LanguageTower:
     def next_state(self, index: int, state: Tensor, rows: Rows) -> Tensor:
         """What block ``index + 1`` starts from: the output of the one before, and what its family adds there."""
         return state + rows.extras[index] if index < len(rows.extras) else state
+
+    def cache(self) -> DynamicCache:
+        """An empty cache of what the blocks made of earlier tokens, through which gradients go back to them."""
+        return DynamicCache(config=self.tower.config)
 
     @classmethod
     def blocks_read(cls, config: Any, blocks: int) -> int:

@@ -64,8 +64,12 @@ class VisionModel(ChatModel):
         """Settings that the processor calls its image processor with; without them that would do something else."""
         return {}
 
-    def pixel_rows(self, made: Mapping[str, Tensor]) -> Tensor | None:
-        """Rows of ``pixel_values`` of every picture in the image processor's output; None = one each."""
+    def pixels(self, made: Mapping[str, Any]) -> Tensor:
+        """``pixel_values`` of all pictures in the image processor's output, along the first axis."""
+        return made["pixel_values"]
+
+    def pixel_rows(self, made: Mapping[str, Any]) -> Tensor | None:
+        """Rows of ``pixels`` of every picture; None = one each."""
         return None
 
     def token_arguments(self, inputs: ModelInputs) -> dict[str, Tensor]:
@@ -99,7 +103,7 @@ class VisionModel(ChatModel):
                 "`image_std`, `image_mean` and `rescale_factor` of its configuration."
             )
         beside = {name: made[name] for name in self.beside}
-        return Pictures(made["pixel_values"], beside, self.pixel_rows(made)), stands
+        return Pictures(self.pixels(made), beside, self.pixel_rows(made)), stands
 
     def picture_arguments(self, inputs: ModelInputs, pixel_values: Tensor | None = None) -> dict[str, Tensor]:
         """The pictures in the model's dtype; `generate` runs the image tower for every key it is given, None too."""

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from image_attacks import ExactPreprocessing, Linf, Plan, crop, load_image, load_png, pad, pgd, resize, save_png, tiles
-from image_attacks.resampling import Recipe, Resize
-from image_attacks.views import Chain
+from image_attacks.resampling import Recipe, Resize, fitting_resize
+from image_attacks.views import Views
 
 from .helpers import any_resolution, build_processor, eight_bit
 
@@ -339,13 +339,36 @@ def _clip(backend):
 def test_every_resize_of_a_chain_is_pillows_and_the_surrogate_stays_near(size, resample, generator):
     """Three resizes in a row, as some processors have; Pillow orders the passes of each by its own sizes."""
     chain, levels = [(224, 448), (112, 112), (60, 90)], (pictures(size, generator)[:3] * 255).round()
-    steps = Chain([resize(*target, resample) for target in chain], size, "pil")
+    views = Views([[resize(*target, resample) for target in chain]], size, "pil")
     images = [Image.fromarray(one.to(torch.uint8).permute(1, 2, 0).numpy()) for one in levels]
     for height, width in chain:
         images = [image.resize((width, height), resample) for image in images]
     expected = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1).float() for image in images])
-    assert torch.equal(steps.exact(levels), expected)
-    assert (steps.smooth(levels / 255) * 255 - expected).abs().max() <= 1.2 * len(chain)
+    assert torch.equal(*views.exact(levels), expected)
+    assert (views.smooth(levels / 255)[0] * 255 - expected).abs().max() <= 1.2 * len(chain)
+
+
+def test_a_large_resize_multiplies_next_to_no_zeros_and_is_pillows(generator):
+    levels = torch.randint(0, 256, (1, 3, 480, 640), generator=generator, dtype=torch.uint8)
+    made = fitting_resize((480, 640), (1152, 1536), 1, "pil")
+    image = Image.fromarray(levels[0].permute(1, 2, 0).numpy()).resize((1536, 1152), 1)
+    assert torch.equal(made.exact(levels.float())[0], torch.from_numpy(np.array(image)).permute(2, 0, 1).float())
+    for one in made._passes:
+        target, source = one._exact.shape
+        assert sum(weights.numel() for _, weights in one.exact) < target * source / 10
+        whole = torch.cat(
+            [torch.zeros(len(w), source).index_copy(1, torch.arange(source)[c], w) for c, w in one.smooth]
+        )
+        assert torch.equal(whole, one._smooth)
+
+
+def test_views_that_begin_alike_share_their_steps(monkeypatch):
+    calls: list[tuple] = []
+    exact = Resize.exact
+    monkeypatch.setattr(Resize, "exact", lambda one, levels: calls.append(levels.shape) or exact(one, levels))
+    views = Views([[resize(20, 20)], [resize(20, 20), resize(10, 10)], []], (30, 30), "torchvision")
+    assert [tuple(view.shape[2:]) for view in views.exact(torch.zeros(1, 3, 30, 30))] == [(20, 20), (10, 10), (30, 30)]
+    assert len(calls) == 2
 
 
 def test_a_crop_or_a_pad_that_does_not_fit_is_refused(pil_processor):

@@ -25,12 +25,12 @@ from mm_cb.models.vision import detached, joined
 from mm_cb.training.adapter import add_adapter, save_adapter
 from mm_cb.training.hidden_states import hidden_states, lay_out, use_row_attention
 from mm_cb.training.lending import lent
-from mm_cb.training.placement import check_targets, lora_paths
+from mm_cb.training.placement import check_targets, linear_names, lora_paths
 from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
 from tests.tiny_llava import picture
 
-SIZES = [(84, 42), (42, 84), (61, 137), (150, 31), (20, 20), (300, 41), (56, 56), (33, 250)]
+SIZES = [(84, 42), (42, 84), (61, 137), (150, 31), (20, 30), (300, 41), (56, 56), (33, 250)]
 """Width and height; both orders of Pillow's passes, larger and smaller than the model's own, extreme aspects."""
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -61,8 +61,11 @@ def pictures_of(chat, seed=0):
 
 
 def by_the_processor(model, chat, pictures):
-    """The processor's own inputs for one chat, which ends where the model goes on unless it ends in an answer."""
-    text = model.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=chat[-1]["role"] == "user")
+    """The processor's own inputs for one chat, which ends where the model goes on, or where its last answer does."""
+    asked = {"tokenize": False, "add_generation_prompt": chat[-1]["role"] == "user", **model.template_settings}
+    text = model.processor.apply_chat_template(chat, **asked)
+    if chat[-1]["role"] != "user" and text.rstrip().endswith(model.dialect.end_of_turn):
+        text = text.rstrip()  # blanks that a template writes behind the end are no part of a training row
     bos = model.processor.tokenizer.bos_token
     given = ([pictures] if model.nested else pictures) if pictures else None
     return model.processor(
@@ -83,17 +86,28 @@ def ids_and_pixels_are_the_processors(make, folder):
         ours, own = model.encode_chats([chat], [pictures]), by_the_processor(model, chat, pictures)
         assert torch.equal(ours.input_ids, own["input_ids"])
         asks = chat[-1]["role"] == "user"  # blanks too, which the tiny tokenizers drop
-        written = model.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=asks)
+        written = model.processor.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=asks, **model.dialect.settings
+        )
         rendered = render_chat(model.processor, chat, dialect=model.dialect).text
         assert written.startswith(rendered) and not written[len(rendered) :].strip()
-        if pictures:
-            assert torch.equal(ours.pixel_values, own["pixel_values"])
-            assert all(torch.equal(value, own[name]) for name, value in ours.beside.items())
+        given = model.picture_arguments(ours)
+        assert ("pixel_values" in given) == bool(pictures)
+        assert all(torch.equal(value, own[name].to(value.dtype)) for name, value in given.items())
     if int(ours.input_ids[0, -1]) in model.processor.tokenizer.get_added_vocab().values():  # what ends the turn
         assert ours.roles[0, -1] == TokenRole.COMPLETION
     completion = (ours.roles == TokenRole.COMPLETION)[0]
     said = model.processor.tokenizer.decode(ours.input_ids[0, completion])
-    assert said.split()[0] == "it" and "no" in said.split()
+    assert said.startswith("it") and "no" in said
+
+
+def a_target_stands_where_the_model_goes_on(make, folder):
+    """A prompt and its continuation are the chat with that answer, but for blanks: no block is between them."""
+    model = make()
+    for image in (False, True):
+        asked = model.prompt("what is", has_image=image)
+        answered = model.prompt("what is", has_image=image, completion="it", close_turn=False)
+        assert answered.startswith(asked) and answered[len(asked) :].strip() == "it"
 
 
 def logits_are_those_of_the_processors_own_inputs(make, folder):
@@ -198,7 +212,7 @@ def with_adapter(model, kept=None):
     """The model with a random LoRA behind its first block, and the paths of it."""
     blocks = len(model.decoder_blocks)
     kept = kept or check_targets((TARGET,), range(FIRST, blocks), blocks, "all")
-    paths = lora_paths(model, range(FIRST, blocks), PROJECTIONS)
+    paths = lora_paths(model, range(FIRST, blocks), linear_names(model, range(FIRST, blocks)))
     head = model.base.lm_head
     model = add_adapter(model, paths, kept, r=4, lora_alpha=4, dropout=0.0)
     model.base.lm_head = head
@@ -214,7 +228,7 @@ def the_adapter_sits_in_the_language_tower_and_off_is_the_base(make, folder):
     plain = make()
     model, paths = with_adapter(make())
     assert paths and all(path.startswith(f"{plain.language_path}.") for path in paths)
-    assert {path.rpartition(".")[2] for path in paths} == set(PROJECTIONS)
+    assert {path.rpartition(".")[2] for path in paths} >= set(PROJECTIONS)
     adapted = {name.partition(".lora_")[0] for name, _ in model.base.named_parameters() if ".lora_" in name}
     assert adapted == set(paths)
     inputs = plain.encode_chats(CHATS, [pictures_of(chat) for chat in CHATS])
@@ -295,9 +309,14 @@ def lean_passes_are_the_whole_model(make, folder):
         with only_last_positions(model.base, 4):
             lean = model.forward(inputs, logits_to_keep=4).logits
         torch.testing.assert_close(lean, logits[:, -4:], **CLOSE)
-        torch.testing.assert_close(SharedPrefixTargets(model, inputs)(one), target_nll(logits, inputs.labels), **CLOSE)
         with model.adapter(False):
             expected = model.forward(inputs, hidden_states=True).hidden_states
+    pixels = one.clone().requires_grad_()
+    whole = target_nll(model.forward(inputs, pixel_values=torch.cat([pixels] * 2)).logits, inputs.labels)
+    shared = SharedPrefixTargets(model, inputs)(pixels)
+    torch.testing.assert_close(shared, whole, **CLOSE)
+    slopes = [torch.autograd.grad(losses.sum(), pixels)[0] for losses in (shared, whole)]
+    torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-3 * float(slopes[1].abs().max()))
     matching = MatchingObjective(subject, BEHAVIORS, SHOWN, max_new_tokens=2)
     pixels = torch.stack([as_pixels(one) for one in SHOWN]).requires_grad_()
     embeds = matching.passes.student_embeds(matching.preprocess(pixels))
@@ -367,6 +386,7 @@ def training_reroutes(make, folder):
         "model": folder / "model",
         "image_backend": backend,
         "lora.layers_to_transform": [1, 2],
+        "lora.modules": linear_names(model, (1, 2)),
         "circuit_breaker.target_layers": [2],
         "circuit_breaker.adversary.steps": 1,
         "circuit_breaker.keep_length": 0,
@@ -403,6 +423,7 @@ def example(number, set_name, image):
 
 LAWS = [
     ids_and_pixels_are_the_processors,
+    a_target_stands_where_the_model_goes_on,
     logits_are_those_of_the_processors_own_inputs,
     an_open_answer_begins_where_the_model_goes_on,
     attacked_pixels_are_the_processors,

@@ -56,7 +56,8 @@ def variants(folder, path, file, places):
 SIZES = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "depth"}
 SIZES |= {"vocab_size", "num_heads", "embed_dim", "image_size", "patch_size", "num_channels", "in_channels"}
 SIZES |= {"spatial_merge_size", "temporal_patch_size", "out_hidden_size", "window_size", "num_position_embeddings"}
-SIZES |= {"sliding_window"}
+SIZES |= {"sliding_window", "scale_factor", "linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim"}
+SIZES |= {"linear_num_key_heads", "linear_num_value_heads"}
 TOKENS = {"image_token_id", "image_token_index", "video_token_id", "vision_start_token_id", "vision_end_token_id"}
 TOKENS |= {"bos_token_id", "eos_token_id", "pad_token_id"}
 BLOCKS = {"vision_feature_layer", "fullatt_block_indexes", "deepstack_visual_indexes"}
@@ -91,6 +92,7 @@ UNLIKE += [("rescale_factor", "x"), ("image_std", [0, 1, 1]), ("image_std", [1, 
 UNLIKE += [("resample", 0), ("resample", 4)]
 SQUARE = [("crop_size", 0), ("crop_size", {"height": 14, "width": 14}), ("size", {"shortest_edge": 56})]
 TILE = [("size", {"height": 14, "width": 14}), ("size", {"shortest_edge": 28})]
+LONGEST = [("size", {"longest_edge": 0}), ("size", {"shortest_edge": 28}), ("size", {"longest_edge": "x"})]
 OWN = {
     "gemma3": [*TILE, ("do_pan_and_scan", True)],
     "gemma4": [("patch_size", 7), ("pooling_kernel_size", 2)],
@@ -98,8 +100,10 @@ OWN = {
     "llava": [*SQUARE, ("do_center_crop", False)],
     "llava_next": [*SQUARE, *(("image_grid_pinpoints", one) for one in ([], [[42, 84]], [[43, 43]], "x", None))],
     "llava_onevision": [*TILE, *(("image_grid_pinpoints", one) for one in ([], [[28, 84]], "x", None))],
+    "mistral3": LONGEST,
+    "smolvlm": [*LONGEST, *(("max_image_size", one) for one in ({"longest_edge": 28}, {}, "x"))],
     **dict.fromkeys(
-        ("qwen2_5_vl", "qwen2_vl", "qwen3_vl"),
+        ("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_vl"),
         [
             *(("patch_size", 7), ("merge_size", 1), ("temporal_patch_size", 1)),
             ("size", {"shortest_edge": 0, "longest_edge": 9}),
@@ -140,11 +144,9 @@ def test_canvases_are_whole_tiles_in_both_files(canvases, described, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pictures_stand_at_the_token_of_the_configuration(kind, described, tmp_path):
-    field = "image_token_index" if kind.startswith("llava") else "image_token_id"
+    (field,) = {"image_token_index", "image_token_id"} & json.loads((described[kind] / CONFIG).read_text()).keys()
     bad = changed(described[kind], tmp_path / "bad", CONFIG, **{field: 0})
-    with pytest.raises(
-        UserError, match=r"`image_token_i\w+` must be \d, the tokenizer's id of `<.*(image|IMG).*>`, got 0"
-    ):
+    with pytest.raises(UserError, match=rf"`{field}` must be \d+, the tokenizer's id of `\S*(image|IMG)\S*`, got 0"):
         read(bad)
 
 

@@ -179,10 +179,10 @@ def test_a_text_model_is_loaded_whole_or_cut_and_takes_no_picture(text_folder):
 
 
 def test_a_model_that_sees_and_whose_family_is_not_here_is_refused_by_name(folder, tmp_path):
-    for kind in ("idefics3", "t5"):
+    for kind in ("idefics2", "t5"):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
         with pytest.raises(
-            UserError, match=f"one of the families .*llava, llava_next, .*, got {kind}; docs/add_a_model.md"
+            UserError, match=f"one of the families .*llava, .*llava_next, .*, got {kind}; docs/add_a_model.md"
         ):
             load_model(tmp_path)
 

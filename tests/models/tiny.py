@@ -1,10 +1,12 @@
 """Random models of every family, below half a million parameters, built in code with their real processors."""
 
+import json
 from functools import partial
 from importlib import import_module
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+from tokenizers.trainers import BpeTrainer
 from transformers import (
     AutoModelForImageTextToText,
     CLIPVisionConfig,
@@ -12,6 +14,8 @@ from transformers import (
     Gemma3Processor,
     Gemma4Config,
     Gemma4Processor,
+    Idefics3Config,
+    Idefics3Processor,
     InternVLConfig,
     InternVLProcessor,
     LlamaConfig,
@@ -19,16 +23,26 @@ from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionProcessor,
     LlavaProcessor,
+    Mistral3Config,
+    MistralConfig,
+    PixtralProcessor,
+    PixtralVisionConfig,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2Config,
     Qwen2VLConfig,
+    Qwen3_5Config,
     Qwen3VLConfig,
+    Qwen3VLProcessor,
     SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMProcessor,
 )
+from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
 
 from mm_cb.models import VisionModel
 from mm_cb.models.registry import family_of
+from mm_cb.models.smolvlm import read_no_films
 from tests.tiny_llava import PINPOINTS, WORDS, tiny_llava
 
 KINDS = (
@@ -38,10 +52,14 @@ KINDS = (
     "llava",
     "llava_next",
     "llava_onevision",
+    "mistral3",
     "qwen2_5_vl",
     "qwen2_vl",
+    "qwen3_5",
     "qwen3_vl",
+    "smolvlm",
 )
+BACKENDS = ("pil", "torchvision")
 BLOCKS = 3
 _ROLES = ("user", "assistant", "system", "you", "are", "to", "help")
 _TEXT = {
@@ -71,8 +89,13 @@ def tiny(kind: str, backend: str = "pil", seed: int = 0, **text) -> VisionModel:
         "gemma3": gemma3,
         "gemma4": gemma4,
         "internvl": internvl,
-        "llava": llava,
         "llava_onevision": onevision,
+        "idefics3": idefics3,
+        "llava": llava,
+        "mistral3": mistral3,
+        "pixtral": pixtral,
+        "qwen3_5": qwen3_5,
+        "smolvlm": smolvlm,
     }
     processor, config = makers.get(kind, partial(qwen, kind))(backend, **text)
     return wrapped(config, processor, seed)
@@ -111,6 +134,18 @@ def tokenizer(special: list[str], *, eos: str, pad: str, bos: str | None = None,
         pad_token=pad,
         extra_special_tokens=named or None,
     )
+
+
+def byte_tokenizer(kind, special: list[str], **settings):
+    """A byte-level BPE tokenizer of one of transformers' classes, which some model types are always read with."""
+    learnt = Tokenizer(models.BPE())
+    learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    learnt.train_from_iterator([" ".join([*WORDS, *_ROLES])], trainer)
+    held = json.loads(learnt.to_str())["model"]
+    made = kind(vocab=held["vocab"], merges=[tuple(pair) for pair in held["merges"]], **settings)
+    made.add_special_tokens({"additional_special_tokens": special})
+    return made
 
 
 def token_ids(made) -> dict:
@@ -410,15 +445,6 @@ def qwen(kind: str, backend: str, **text):
         video_processor=getattr(videos, f"{names[folder]}VideoProcessor")(patch_size=side),
         chat_template=_QWEN_TURNS if third else _QWEN_SYSTEM + _QWEN_TURNS,
     )
-    ids = {
-        f"{name}_id": words.convert_tokens_to_ids(token)
-        for name, token in [
-            ("image_token", "<|image_pad|>"),
-            ("video_token", "<|video_pad|>"),
-            ("vision_start_token", "<|vision_start|>"),
-            ("vision_end_token", "<|vision_end|>"),
-        ]
-    }
     rope = {"rope_type": "default", "rope_theta": 1e4}
     rope |= {"mrope_section": [2, 1, 1], "mrope_interleaved": True} if third else {"mrope_section": [1, 1, 2]}
     tower = {"depth": 3, "hidden_size": 32, "num_heads": 2, "patch_size": side}
@@ -444,9 +470,159 @@ def qwen(kind: str, backend: str, **text):
         text_config={**language, "rope_parameters": rope},
         vision_config=tower | further[kind],
         tie_word_embeddings=False,
-        **ids,
+        **_qwen_ids(words),
     )
     return processor, config
+
+
+_QWEN3_5_TURNS = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}"
+    "{% else %}{{ '<think>\n' }}{% endif %}{% endif %}"
+)
+"""As published: a thinking block in front of the last answer, open where the model is to think, and texts trimmed."""
+
+
+def qwen3_5(backend: str, **text):
+    """Qwen3.5: recurrent blocks and one of attention between them, and between two more."""
+    ends = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    words = byte_tokenizer(Qwen3_5Tokenizer, [*_QWEN_TOKENS, "<think>", "</think>"], **ends)
+    limits = {"shortest_edge": 32**2, "longest_edge": 24 * 32**2}
+    centred = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    images = image_processor("qwen2_vl", "Qwen2VLImageProcessor", backend, patch_size=16, size=limits, **centred)
+    videos = import_module("transformers.models.qwen3_vl.video_processing_qwen3_vl").Qwen3VLVideoProcessor(
+        patch_size=16
+    )
+    processor = Qwen3VLProcessor(images, words, videos, chat_template=_QWEN3_5_TURNS)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    language = {
+        "num_hidden_layers": 4,
+        "initializer_range": 0.15,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "head_dim": 32,
+        **{
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+        },
+        "rope_parameters": {**rope, "partial_rotary_factor": 0.25},
+    }
+    config = Qwen3_5Config(
+        text_config=_TEXT | token_ids(words) | language | text,
+        vision_config={
+            **{"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 16, "intermediate_size": 48},
+            **{"out_hidden_size": 32, "num_position_embeddings": 16, "initializer_range": 0.2},
+        },
+        tie_word_embeddings=False,
+        **_qwen_ids(words),
+    )
+    return processor, config
+
+
+def smolvlm(backend: str, **text):
+    """SmolVLM: tiles of 56 pixels, at most 2 x 2 and the whole; the chat template that transformers brings."""
+    read_no_films()
+    module = import_module("transformers.models.smolvlm.processing_smolvlm")
+    videos = import_module("transformers.models.smolvlm.video_processing_smolvlm").SmolVLMVideoProcessor()
+    return _idefics3(
+        "smolvlm",
+        SmolVLMConfig,
+        lambda images, words, **more: SmolVLMProcessor(images, words, videos, **more),
+        module.DEFAULT_CHAT_TEMPLATE,
+        backend,
+        **text,
+    )
+
+
+def idefics3(backend: str, **text):
+    """Idefics3, and SmolVLM's first checkpoints, which are read as such."""
+    template = import_module("transformers.models.smolvlm.processing_smolvlm").DEFAULT_CHAT_TEMPLATE
+    return _idefics3("idefics3", Idefics3Config, Idefics3Processor, template, backend, **text)
+
+
+def _idefics3(kind, config, processor, template, backend, **text):
+    marks = [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
+    around = {"fake_image_token": "<fake_token_around_image>", "global_image_token": "<global-img>"}
+    around |= {"image_token": "<image>", "end_of_utterance_token": "<end_of_utterance>"}
+    words = tokenizer(
+        ["<|im_start|>", "<|im_end|>", *around.values(), "User:", "Assistant:", *marks],
+        bos="<|im_start|>",
+        eos="<end_of_utterance>",
+        pad="<|im_end|>",
+        **around,
+    )
+    name = {"smolvlm": "SmolVLMImageProcessor", "idefics3": "Idefics3ImageProcessor"}[kind]
+    images = image_processor(kind, name, backend, size={"longest_edge": 112}, max_image_size={"longest_edge": 56})
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    made = config(
+        text_config=LlamaConfig(**(_TEXT | text), **token_ids(words)),
+        vision_config={**tower, "image_size": 56, "patch_size": 14},
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        tie_word_embeddings=False,
+    )
+    return processor(images, words, image_seq_len=4, chat_template=template), made
+
+
+_MISTRAL_TURNS = (
+    "{{ bos_token }}{{ '[SYSTEM_PROMPT]you are here to help[/SYSTEM_PROMPT]' }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '[INST]' }}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '[IMG]' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}{{ '[/INST]' }}"
+    "{% else %}{{ message['content'][0]['text'] + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def mistral3(backend: str, **text):
+    """Mistral 3: patches of 14 pixels, 2 x 2 of them a token, at most 4 x 4 tokens; a default system turn."""
+    words, language, tower = _mistral(**text)
+    config = Mistral3Config(
+        text_config=language,
+        vision_config=tower,
+        image_token_index=words.convert_tokens_to_ids("[IMG]"),
+        spatial_merge_size=2,
+        vision_feature_layer=-1,
+    )
+    return _pixtral(words, backend, 2), config
+
+
+def pixtral(backend: str, **text):
+    """Pixtral: a LLaVA by its classes, with an image tower of its own and each patch a token."""
+    words, language, tower = _mistral(**text)
+    config = LlavaConfig(
+        text_config=language,
+        vision_config=tower,
+        image_token_index=words.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    return _pixtral(words, backend, 1), config
+
+
+def _mistral(**text):
+    marks = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
+    turns = ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
+    words = tokenizer(["<s>", "</s>", "<pad>", *marks.values(), *turns], bos="<s>", eos="</s>", pad="<pad>", **marks)
+    language = MistralConfig(**(_TEXT | {"head_dim": 8, "sliding_window": None} | text), **token_ids(words))
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return words, language, PixtralVisionConfig(**tower, head_dim=16, image_size=112, patch_size=14)
+
+
+def _pixtral(words, backend: str, merged: int):
+    images = image_processor(
+        "pixtral", "PixtralImageProcessor", backend, size={"longest_edge": 112}, patch_size={"height": 14, "width": 14}
+    )
+    return PixtralProcessor(images, words, patch_size=14, spatial_merge_size=merged, chat_template=_MISTRAL_TURNS)
+
+
+def _qwen_ids(words) -> dict[str, int]:
+    tokens = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    return {f"{name}_token_id": words.convert_tokens_to_ids(f"<|{token}|>") for name, token in tokens.items()}
 
 
 def _with_backend(model: VisionModel, backend: str) -> VisionModel:

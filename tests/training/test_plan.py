@@ -95,6 +95,8 @@ def test_every_shipped_recipe_can_be_planned_before_its_model_is_here(name):
         ("llava-1.5-7b", 7.063e9, 576),
         ("llava-onevision-7b", 8.031e9, 729 + 7938 + 162),
         ("qwen2.5-vl-7b", 8.292e9, 16384),
+        ("qwen3-vl-8b", 8.767e9, 16384),
+        ("smolvlm-2b", 2.247e9, 1377),
     ],
 )
 def test_the_published_shapes_of_other_families(name, parameters, picture):

@@ -12,7 +12,8 @@ from mm_cb.training.recipes.recipe import load_recipe, recipe_keys
 def test_the_miniature_recipe():
     assert set(recipe_names()) == {
         "gemma-3-12b-it", "gpt2", "internvl3-8b", "llama-3-8b-instruct", "llava-1.5-7b", "llava-next-mistral-7b",
-        "llava-onevision-7b", "miniature", "miniature-paper", "mistral-7b-instruct", "qwen2.5-vl-7b",
+        "llava-onevision-7b", "miniature", "miniature-paper", "mistral-7b-instruct", "qwen2.5-vl-7b", "qwen3-vl-8b",
+        "smolvlm-2b",
     }  # fmt: skip
     recipe = load_recipe("miniature")
     assert recipe.circuit_breaker.alpha == 5 and recipe.circuit_breaker.target_layers == [2, 4]
@@ -65,6 +66,8 @@ OTHER_FAMILIES = {
     "llava-1.5-7b": (16, 32),
     "llava-onevision-7b": (14, 28),
     "qwen2.5-vl-7b": (14, 28),
+    "qwen3-vl-8b": (18, 36),
+    "smolvlm-2b": (12, 24),
 }
 
 

@@ -1,0 +1,51 @@
+"""The laws on a user's weights: a tick each for a model that keeps them, and a cross for one that does not."""
+
+import pytest
+
+from mm_cb import cli
+from mm_cb.models import VisionModel
+from mm_cb.models.qwen3_5 import Qwen35Model
+from mm_cb.models.qwen_vl import QwenVLModel
+from mm_cb.models.tower import LanguageTower
+from mm_cb.training.model_laws import check_model
+from tests.models import laws
+from tests.models.tiny import tiny
+
+
+@pytest.mark.parametrize("kind", ["llava", "mistral3", "qwen3_5", "smolvlm"])
+def test_every_law_is_kept(kind):
+    found = check_model(tiny(kind))
+    assert len(found) == 5 and all(one.ok for one in found), found
+
+
+FAULTS = {
+    "ids": (QwenVLModel, "end_of_turn", "<|vision_end|>", 4),
+    "token types": (QwenVLModel, "token_arguments", lambda model, inputs: {}, 2),
+    "positions": (QwenVLModel, "positions", lambda model, inputs: inputs.text_positions, 2),
+    "pixels": (VisionModel, "options", {"do_normalize": False}, 0),
+    "recurrence": (Qwen35Model, "run_block", LanguageTower.run_block, 3),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_law_is_named(fault, monkeypatch):
+    family, name, wrong, place = FAULTS[fault]
+    monkeypatch.setattr(family, name, wrong)
+    found = check_model(tiny("qwen3_5"))
+    assert not found[place].ok, found
+
+
+def test_the_command_ticks_every_law_and_ends_with_2_where_one_breaks(monkeypatch, capsys, tmp_path):
+    laws.saved(tiny("llava"), tmp_path / "model")
+    asked = ["doctor", "--model", str(tmp_path / "model"), "--laws"]
+    assert cli.run(asked) == 0 and "PROBLEM" not in capsys.readouterr().out
+    monkeypatch.setattr(VisionModel, "options", {"do_normalize": False})
+    assert cli.run(asked) == 2
+    said = capsys.readouterr()
+    assert "PROBLEM" in said.out and "of 5 laws, so that no number" in said.err and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("asked", [["--laws"], ["--model", "x"]])
+def test_laws_are_asked_of_a_model(asked, capsys):
+    assert cli.run(["doctor", *asked]) == 2
+    assert "belong together" in capsys.readouterr().err
