@@ -22,12 +22,13 @@ from tests.tiny_llava import TEMPLATE
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory):
-    """Folders of all families that see, without weights."""
+    """Folders of all families that see, whose weights are never read."""
     folders = {kind: tmp_path_factory.mktemp("described") / kind for kind in KINDS}
     for kind, folder in folders.items():
         model = tiny(kind)
         model.base.config.save_pretrained(folder)
         model.processor.save_pretrained(folder)
+        (folder / "model.safetensors").touch()
     return folders
 
 

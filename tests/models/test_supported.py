@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mm_cb.models import VisionModel
 from mm_cb.models.registry import _FAMILIES
-from mm_cb.training.recipes.recipe import load_recipe, recipe_names
+from mm_cb.core.recipe_files import recipe_names
+from mm_cb.training.recipes.recipe import load_recipe
 
 PAGE = Path(__file__).parents[2] / "docs" / "supported_models.md"
 HEAD = "| `model_type` | class | train | attack, universal | 4-bit: what stays full | recipes |\n" + "|---" * 6 + "|\n"
