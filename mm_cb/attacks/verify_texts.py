@@ -47,6 +47,11 @@ def texts_again(
     """Answer texts of one attack again; all of ``group`` are of one of its runs."""
     number, behaviors = group[0].tried.restart, [one.behavior for one in group]
     asked = texts.ask(subject, behaviors, prompts if config.entry.imported else None, number)
+    if config.entry.search == "suffix":
+        asked = replace(
+            asked,
+            prompts=[replace(b, prompt=one.tried.sent or b.prompt) for b, one in zip(behaviors, group, strict=True)],
+        )
     judged = texts.judge(asked, replace(config, samples=0), lambda *_: "not_judged", (), lambda _: None)
     plain = texts.target_losses(replace(asked, prompts=behaviors)).tolist()
     rows = []

@@ -254,6 +254,7 @@ def attack(
     eot_quality: Annotated[
         int, number("eot_quality", "pgd_eot: JPEG from this quality up to 95; 0 = none.", _SINGLE, metavar="Q")
     ] = _DEFAULT.eot_quality,
+    candidates: Annotated[int, number("candidates", "gcg: suffixes weighed a step.", _SINGLE)] = _DEFAULT.candidates,
     max_new_tokens: Annotated[
         int, number("max_new_tokens", "Longest answer, and forced response.", _JUDGED)
     ] = _DEFAULT.max_new_tokens,
@@ -334,6 +335,7 @@ def attack(
             eot_samples=eot_samples,
             eot_scale=eot_scale,
             eot_quality=eot_quality,
+            candidates=candidates,
             control=control,
             check_convergence=checked_by_default(attack) if check_convergence is None else check_convergence,
             chain=chain,
