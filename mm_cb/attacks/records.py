@@ -37,8 +37,6 @@ class AnswerRecord(Candidate, total=False):
 class Artefact(AnswerRecord, total=False):
     """The JSON beside a picture, as far as it is read again."""
 
-    sent: str
-    """The prompt, where it is another one than the behaviour's."""
     sha256: Required[str]
     clean_sha256: Required[str]
     completion_sha256: Required[str]
@@ -99,8 +97,16 @@ class Answer:
 
     def as_json(self) -> AnswerRecord:
         """One record of ``parts/*.json``."""
-        optional = ("start", "iterate", "distance", "selected_step", "zero_gradients", "sample", "prompt_sha256")
-        optional += ("sent",)
+        optional = (
+            "start",
+            "iterate",
+            "distance",
+            "selected_step",
+            "zero_gradients",
+            "sample",
+            "prompt_sha256",
+            "sent",
+        )
         made = {f.name: getattr(self, f.name) for f in fields(self)}
         made = {key: value for key, value in made.items() if key not in optional or value is not None}
         if made["nll_base"] == NOT_COMPUTED:
