@@ -31,7 +31,14 @@ from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.representations import compare
 from mm_cb.training.run import train
 
-ROWS = ("cooking", "other", "forms", "near")
+ROWS: dict[str, dict[str, float | None]] = {
+    "cooking": {"weight": 1.0, "limit": None},
+    "other": {"weight": 1.0, "limit": 100},
+    "forms": {"weight": 2.0, "limit": None},
+    "near": {"weight": 2.0, "limit": None},
+}
+"""The shipped rows. What a breaker cannot tell from the topic without having seen it comes twice: requests of the same
+forms, and food."""
 OPENING = "Here is a simple recipe"
 """What an attacker writes in front of the answer, and pushes towards."""
 ATTACKED = 5
@@ -78,7 +85,8 @@ def run_real(out: Path, *, seed: int, seeds: int = 1) -> Path:
 
 def real_recipe(model: Path, seed: int, changes: Sequence[str] = ()) -> Recipe:
     """The shipped recipe for a model's folder, with the shipped rows; ``changes`` are ``key=value`` of its fields."""
-    sources = json.dumps([{"name": str(data_path("smollm2", f"{name}.jsonl"))} for name in ROWS])
+    rows = [{"name": str(data_path("smollm2", f"{name}.jsonl")), **how} for name, how in ROWS.items()]
+    sources = json.dumps(rows)
     return load_recipe(
         _RECIPE, [f"model={json.dumps(str(model))}", f"data.sources={sources}", f"seed={seed}", *changes]
     )
