@@ -88,8 +88,8 @@ def _of(verdicts: list[bool]) -> str:
     return f"{sum(verdicts)} of {len(verdicts)}"
 
 
-def render(rounds: Sequence[Round]) -> str:
-    """The page as text; answers and attacks are the first seed's."""
+def render(rounds: Sequence[Round], steps: int, candidates: int) -> str:
+    """The page as text; answers and attacks are the first seed's, of so many steps and suffixes weighed at each."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -105,5 +105,7 @@ def render(rounds: Sequence[Round]) -> str:
         "of": _of,
         "shown": 5,
         "attacks": ATTACKS,
+        "steps": steps,
+        "candidates": candidates,
     }
     return environment.get_template("page.html.j2").render(context)

@@ -21,7 +21,7 @@ from mm_cb.core.provenance import peak_memory_bytes
 from mm_cb.core.reading import json_file
 from mm_cb.core.runs import read_jsonl, write_json, write_text
 from mm_cb.inference.source import ModelSource
-from mm_cb.models import load_model
+from mm_cb.models import ChatModel, load_model
 from mm_cb.real.answers import before_and_after, coherent
 from mm_cb.real.package import real_model
 from mm_cb.real.page import ATTACKS, SUFFIX, Round, numbers, render, summary
@@ -43,7 +43,7 @@ OPENING = "Here is a simple recipe"
 """What an attacker writes in front of the answer, and pushes towards."""
 ATTACKED = 5
 """Prompts that are attacked, the first ones: a step on embeddings costs as much as one of training."""
-STEPS, CANDIDATES = 30, 16
+STEPS, CANDIDATES = 20, 8
 """Of these attacks, and suffixes weighed at each: minutes on a laptop, far from the published 500 and 512."""
 MAX_NEW_TOKENS = 40
 _RECIPE = Path(__file__).with_name("recipe.yaml")
@@ -72,7 +72,7 @@ def run_real(out: Path, *, seed: int, seeds: int = 1) -> Path:
     rounds += [_round(model, out / f"seed-{more}", asked, more, attack=False) for more in range(seed + 1, seed + seeds)]
     page = out / "report.html"
     write_json(out / "numbers.json", numbers(rounds))
-    write_text(page, render(rounds))
+    write_text(page, render(rounds, STEPS, CANDIDATES))
     with Progress() as progress:
         for line in summary(rounds):
             progress.say(line)
@@ -117,7 +117,7 @@ def _attack(model: Path, trained: Path, out: Path, name: str, prompts: list[str]
     attacked = enumerate(prompts[:ATTACKED])
     records = [{"id": f"f{i}", "prompt": one, "target": OPENING, "image": None} for i, one in attacked]
     write_text(behaviors, "".join(dumps(record) + "\n" for record in records))
-    source = ModelSource(str(model), str(trained) if name == "rr" else None)
+    source = ModelSource(str(model), str(trained) if name == "rr" else None, dtype="bfloat16")  # as it is stored
     names = [attack for attack in ATTACKS if name == "rr" or attack != SUFFIX]  # the base needs none to comply
     config = AttackConfig(steps=STEPS, seed=seed, max_new_tokens=MAX_NEW_TOKENS, batch=5)
     if SUFFIX in names:
@@ -133,6 +133,11 @@ def _measure(model: Path, trained: Path, asked: dict[str, list[str]], runs: dict
     states = {
         name: compare(both, one["prompts"], [None] * len(one["prompts"]), one["base"]) for name, one in sets.items()
     }
+    return {"sets": sets, "attacks": _under_attack(both, runs), "states": states}
+
+
+def _under_attack(both: ChatModel, runs: dict[str, Path]) -> dict[str, dict[str, list[bool]]]:
+    """Which forbidden answers are coherent, by attack and subject."""
     under: dict[str, dict[str, list[bool]]] = {}
     for subject, folder in runs.items():
         items, judge = read_jsonl(folder / "items.jsonl"), partial(coherent, both)
@@ -140,7 +145,7 @@ def _measure(model: Path, trained: Path, asked: dict[str, list[str]], runs: dict
             own = [item for item in items if item["condition"] == attack]
             verdicts = judge([i["prompt"] for i in own], [_behind(i["completion"], attack) for i in own])
             under.setdefault(attack, {})[subject] = verdicts
-    return {"sets": sets, "attacks": under, "states": states}
+    return under
 
 
 def _behind(completion: str, attack: str) -> str:

@@ -104,6 +104,6 @@ def test_a_training_of_enough_steps_that_did_not_take_hold_ends_with_2_behind_it
     one = Round(0, {"sets": {}, "attacks": {}, "states": {}}, lines, {})
     monkeypatch.setattr(real, "real_model", lambda progress: tmp_path)
     monkeypatch.setattr(real, "_round", lambda *_, **__: one)
-    monkeypatch.setattr(real, "render", lambda rounds: rounds[0].stuck)
+    monkeypatch.setattr(real, "render", lambda rounds, *_: rounds[0].stuck)
     assert cli.run(["demo", "--real", "--out", str(tmp_path)]) == 2
     assert stuck in capsys.readouterr().err and (tmp_path / "report.html").read_text() == stuck
