@@ -22,13 +22,13 @@ VARIED = ("picture", "text", "both")
 IMAGE_BACKENDS = ("pil", "torchvision")
 OWN = (
     *("universal_train", "draws", "strength", "vary", "corpus", "minibatch", "surrogate", "surrogate_scale"),
-    *("eot_samples", "eot_scale", "eot_quality"),
+    *("eot_samples", "eot_scale", "eot_quality", "candidates"),
 )
 """What single attacks read, by their rows' ``reads``; files hold it where such an attack was asked for."""
 _NUMBERS = (
     *("steps", "restarts", "seed", "batch", "max_new_tokens", "term_weight", "iterates", "samples", "temperature"),
     *("universal_train", "draws", "strength", "minibatch", "surrogate_scale", "eot_samples", "eot_scale"),
-    *("eot_quality", "control", "check_convergence"),
+    *("eot_quality", "candidates", "control", "check_convergence"),
 )
 
 
@@ -90,6 +90,8 @@ class AttackConfig:
     """The smallest to which a picture is shrunk on the way, as a share of its size. 1 = never."""
     eot_quality: int = 75
     """The lowest quality of JPEG on the way, up to 95. 0 = no JPEG."""
+    candidates: int = 64
+    """Suffixes that a search by tokens weighs at each step; published: 512."""
     control: int = 12
     """Behaviours on which every attack with a supplied text is given that of another one, beside the run; 0 = none."""
     check_convergence: int = 0

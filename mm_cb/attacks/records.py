@@ -13,6 +13,7 @@ from torch import Tensor
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.saved import SavedPicture, clean_name
 from mm_cb.attacks.search import Found
+from mm_cb.attacks.suffix import Sent
 from mm_cb.core.checked import checked
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import Candidate, Item, Recipe
@@ -36,8 +37,6 @@ class AnswerRecord(Candidate, total=False):
 class Artefact(AnswerRecord, total=False):
     """The JSON beside a picture, as far as it is read again."""
 
-    sent: str
-    """The prompt, where it is another one than the behaviour's."""
     sha256: Required[str]
     clean_sha256: Required[str]
     completion_sha256: Required[str]
@@ -93,10 +92,21 @@ class Answer:
     """Which answer drawn at random this is; None = the greedy one."""
     prompt_sha256: str | None = None
     """Of the imported messages that were sent, as prompts.jsonl beside holds them."""
+    sent: str | None = None
+    """The prompt, where the attack made another one of the behaviour's."""
 
     def as_json(self) -> AnswerRecord:
         """One record of ``parts/*.json``."""
-        optional = ("start", "iterate", "distance", "selected_step", "zero_gradients", "sample", "prompt_sha256")
+        optional = (
+            "start",
+            "iterate",
+            "distance",
+            "selected_step",
+            "zero_gradients",
+            "sample",
+            "prompt_sha256",
+            "sent",
+        )
         made = {f.name: getattr(self, f.name) for f in fields(self)}
         made = {key: value for key, value in made.items() if key not in optional or value is not None}
         if made["nll_base"] == NOT_COMPUTED:
@@ -170,8 +180,15 @@ def logged(answer: Answer, found: Found | None, step: int | None, row: int) -> A
     )
 
 
+def with_suffix(answer: Answer, found: Sent) -> Answer:
+    """An answer to a prompt with a suffix, with that prompt and what the search said of it."""
+    curve = [round(value, 4) for value in found.curve]
+    loss = round(min(found.curve), 5)
+    return replace(answer, sent=found.prompt, objective_logged=loss, selected_step=found.step, curve=curve)
+
+
 _SHOWN = ("restart", "image", "epsilon", "loss", "objective_file", "objective_logged", "completion", "outcome")
-_FURTHER = ("iterate", "sample", "nll_base", "selected_step", "zero_gradients", "distance", "prompt_sha256")
+_FURTHER = ("iterate", "sample", "nll_base", "selected_step", "zero_gradients", "distance", "prompt_sha256", "sent")
 
 
 def make_item(

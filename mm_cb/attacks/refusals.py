@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.target import encode
-from mm_cb.attacks.registry import refuse_blind
+from mm_cb.attacks.registry import attack_entry, refuse_blind
 from mm_cb.attacks.texts import ask
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior, grey_canvas, refuse_too_large
@@ -30,6 +30,10 @@ def refuse_unseen(model: str, names: Sequence[str], behaviors: Sequence[Behavior
         UserError: If an attack or a behaviour needs a picture.
     """
     if sees(model):
+        if blind := [name for name in names if attack_entry(name).search == "suffix"]:
+            raise UserError(
+                f"`--attack {blind[0]}` is for models of text alone, `{model}` sees pictures; leave it out."
+            )
         return
     refuse_blind(model, names)
     if pictured := [b.id for b in behaviors if b.image is not None]:

@@ -13,9 +13,10 @@ from typing import Any, Literal
 from mm_cb.core.errors import UserError
 from mm_cb.core.user_code import entry_of
 
-Search = Literal["clean", "noise", "pgd", "apgd", "embedding", "draw", "vary"]
+Search = Literal["clean", "noise", "pgd", "apgd", "embedding", "draw", "vary", "suffix"]
 """Where an attack's pictures come from: the clean ones, random noise, gradient steps on pixels (by ``--optimizer``, or
-APGD's), gradient steps on image embeddings, a drawing, or many random variations of the chat (both black box)."""
+APGD's), gradient steps on image embeddings, a drawing, or many random variations of the chat (both black box). Of
+``suffix`` there is none: tokens behind the prompt are searched."""
 
 Anneal = Literal["none", "steps", "loss"]
 """How the adapter's scale changes on the way: not at all, from 0 to 1 by the steps, or by each behaviour's loss."""
@@ -280,6 +281,16 @@ _ENTRIES = (
         f"{_OBJECTIVES}.embedding:embedding_objective",
         needs_picture=False,
         in_worst_case=False,
+        in_all=False,
+    ),
+    AttackEntry(
+        "gcg",
+        "a suffix behind the prompt, searched token by token; for models of text alone",
+        "suffix search (GCG)",
+        "suffix",
+        _TARGET,
+        reads=("candidates",),
+        needs_picture=False,
         in_all=False,
     ),
     AttackEntry(

@@ -21,11 +21,21 @@ from mm_cb.attacks.judged_files import Asked, Drawn, Judge, judge_files, judge_s
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, Relaxed, TargetObjective
 from mm_cb.attacks.objectives.universal import UniversalObjective, made_for, seen
-from mm_cb.attacks.records import Answer, AnswerRecord, JudgedPicture, Sampled, logged, make_item, seen_before
+from mm_cb.attacks.records import (
+    Answer,
+    AnswerRecord,
+    JudgedPicture,
+    Sampled,
+    logged,
+    make_item,
+    seen_before,
+    with_suffix,
+)
 from mm_cb.attacks.registry import resolved
 from mm_cb.attacks.saved import SavedPicture, attacked_name, clean_name, to_pixels
 from mm_cb.attacks.search import Found, make_objective
-from mm_cb.core.progress import Progress
+from mm_cb.attacks.suffix import Sent, find_suffix
+from mm_cb.core.progress import Progress, clock
 from mm_cb.core.records import Item
 from mm_cb.data.behaviors_file import Behavior, grey_canvas
 from mm_cb.data.pictures import open_picture
@@ -249,7 +259,11 @@ def _attack_texts(job: Job, batch: Sequence[Behavior], restart: int, path: Path)
     """Attack one batch once without making a picture, and judge what the model says to the texts."""
     asked = texts.ask(job.subject, batch, job.prompts, restart)
     objective, found = None, None
-    if job.config.entry.optimises:
+    sent: list[Sent] = []
+    if job.config.entry.search == "suffix":
+        sent = [_suffix(job, behavior, restart) for behavior in batch]
+        asked = replace(asked, prompts=[replace(b, prompt=one.prompt) for b, one in zip(batch, sent, strict=True)])
+    if job.config.entry.optimises and not sent:
         objective = make_objective(job.subject, asked.prompts, asked.pictures, job.config)
         assert isinstance(objective, Relaxed)
         found = search_batch(job, asked, objective, objective.start(), restart, path.with_suffix(".text.safetensors"))
@@ -260,9 +274,24 @@ def _attack_texts(job: Job, batch: Sequence[Behavior], restart: int, path: Path)
         drawn = Drawn(job.task, len(batch), total, time.monotonic())
         judged = {None: texts.judge(asked, job.config, job.judge, draws, drawn.show)}
     plain = texts.target_losses(replace(asked, prompts=batch))
-    return _answers(
-        job, asked, judged, plain, objective, restart, lambda answer, step, row: logged(answer, found, step, row)
-    )
+
+    def log(answer: Answer, step: int | None, row: int) -> Answer:
+        return with_suffix(answer, sent[row]) if sent else logged(answer, found, step, row)
+
+    return _answers(job, asked, judged, plain, objective, restart, log)
+
+
+def _suffix(job: Job, behavior: Behavior, restart: int) -> Sent:
+    """Search a behaviour's suffix, and show how far it is."""
+    steps, begun = job.config.steps, time.monotonic()
+
+    def show(step: int, loss: float) -> None:
+        left = clock((time.monotonic() - begun) / (step + 1) * (steps - step - 1))
+        job.task.advance(0, note=f"step {step + 1} of {steps} of `{behavior.id}`, {left} left in it, loss {loss:.2f}")
+
+    draws = stream(behavior, job.config.seed, restart)
+    candidates = job.config.candidates
+    return find_suffix(job.subject, behavior, steps=steps, candidates=candidates, generator=draws, show=show)
 
 
 def _answers(

@@ -90,6 +90,10 @@ def texts_again(
     """Answers to texts again; all of ``group`` are of one run of one attack."""
     config, behaviors = group[0].config, [one.behavior for one in group]
     asked = texts.ask(subject, behaviors, prompts if config.entry.imported else None, group[0].answer.restart)
+    if config.entry.search == "suffix":
+        asked = replace(
+            asked, prompts=[replace(one.behavior, prompt=one.answer.sent or one.behavior.prompt) for one in group]
+        )
     judged = texts.judge(asked, replace(config, samples=0), lambda *_: "not_judged", (), lambda _: None)
     plain = texts.target_losses(replace(asked, prompts=behaviors)).tolist()
     found = [replace(judged[i].greedy, loss_clean=round(loss, 5)) for i, loss in enumerate(plain)]

@@ -188,6 +188,7 @@ def attack(
     eot_quality: Annotated[
         int, number("eot_quality", "pgd_eot: JPEG from this quality up to 95; 0 = none.", _SINGLE, metavar="Q")
     ] = _DEFAULT.eot_quality,
+    candidates: Annotated[int, number("candidates", "gcg: suffixes weighed a step.", _SINGLE)] = _DEFAULT.candidates,
     max_new_tokens: Annotated[
         int, number("max_new_tokens", "Longest answer, and forced response.", _JUDGED)
     ] = _DEFAULT.max_new_tokens,

@@ -23,7 +23,9 @@ def demo(
         ),
     ] = False,
     seed: Seed = 0,
-    rr_seeds: Annotated[int, number("rr_seeds", "Circuit breakers to train, each from its own seed.")] = 1,
+    rr_seeds: Annotated[
+        int, number("rr_seeds", "Circuit breakers to train, each from its own seed.", also="--seeds")
+    ] = 1,
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
@@ -35,7 +37,6 @@ def demo(
     if real:
         given = {
             "--full": full,
-            "--rr-seeds": rr_seeds != 1,
             "--device": device != "cpu",
             "--dtype": dtype != "float32",
         }
@@ -43,7 +44,7 @@ def demo(
             raise UserError(f"`{read[0]}` is for the demo of the miniature; `--real` does not read it: leave it out.")
         from mm_cb.real.run import run_real
 
-        run_real(Path("mm-cb-real") if out == _OUT else out, seed=seed)
+        run_real(Path("mm-cb-real") if out == _OUT else out, seed=seed, seeds=rr_seeds)
         what_next(
             Step("whether your own model is supported, and its memory", ["doctor", "--model", "MODEL"]),
             Step("the recipes; then docs/quickstart.md", ["train", "--list"]),

@@ -48,7 +48,9 @@ Behaviors = Annotated[
 ]
 
 
-def number(setting: str, about: str, panel: str | None = None, *, metavar: str = "N", flag: str = "") -> Any:
+def number(
+    setting: str, about: str, panel: str | None = None, *, metavar: str = "N", flag: str = "", also: str = ""
+) -> Any:
     """A flag whose value is a number within its `LIMITS`.
 
     Args:
@@ -57,6 +59,7 @@ def number(setting: str, about: str, panel: str | None = None, *, metavar: str =
         panel: The heading that it stands under.
         metavar: What stands behind the flag in ``--help``.
         flag: The flag, where it is called otherwise.
+        also: Another spelling of it.
     """
     flag, limit = flag or f"--{setting.replace('_', '-')}", LIMITS[setting]
 
@@ -67,7 +70,7 @@ def number(setting: str, about: str, panel: str | None = None, *, metavar: str =
             raise UserError(str(error)) from error
 
     return typer.Option(
-        flag,
+        *([flag, also] if also else [flag]),
         parser=read,
         metavar=metavar,
         help=f"{about}  [{limit.range}]",

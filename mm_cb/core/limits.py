@@ -101,6 +101,7 @@ LIMITS = {
     "eot_samples": Limit(1, 1_000, _PASSES),
     "eot_scale": Limit(0.01, 1, "1 leaves a picture as it is", whole=False),
     "eot_quality": Limit(0, 100, "JPEG has no better one"),
+    "candidates": Limit(1, 65_536, _MEMORY),
     "control": Limit(0, 1_000_000, "no file holds more behaviours"),
     "check_convergence": Limit(0, 1_000_000, "no file holds more behaviours"),
     "checkpoint_seconds": Limit(0, 86_400, _DAY, whole=False),

@@ -90,6 +90,12 @@ def available_memory_bytes() -> int:
     return max(0, left if free is None else min(left, free * 1024))
 
 
+def peak_memory_bytes() -> int | None:
+    """The most that this process has held at once, as Linux says it; None elsewhere."""
+    held = _entry(Path("/proc/self/status"), "VmHWM:")
+    return None if held is None else held * 1024
+
+
 def _entry(file: Path, name: str) -> int | None:
     """The number behind a name in one of Linux's tables; None where it is not."""
     try:

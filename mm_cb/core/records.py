@@ -53,6 +53,8 @@ class Candidate(TypedDict, total=False):
     judge_score: float | None
     prompt_sha256: str | None
     """Of the imported messages that were sent."""
+    sent: str
+    """The prompt, where it is another one than the behaviour's."""
 
 
 class Scored(Candidate, total=False):

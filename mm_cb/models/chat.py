@@ -191,9 +191,15 @@ def _by_template(processor: Any, messages: Sequence[Message], dialect: Dialect) 
 
 
 def _behind(asked: str, template: str, answer: int) -> str:
-    """A rendered chat with its last answer, from text ``answer`` on, behind all that the prompt ``asked`` says."""
-    before = template.partition(f"\ue000{answer}\ue001")[0].removesuffix(_BLANK)
-    return asked + template[len(before) :] if asked.startswith(before) else template
+    """A rendered chat with its last answer, from text ``answer`` on, behind all that the prompt ``asked`` says.
+
+    Also where the template leaves other blanks in front of an answer than at the end of a prompt.
+    """
+    before = template.partition(f"\ue000{answer}\ue001")[0].removesuffix(_BLANK).rstrip()
+    if not "".join(asked.split()).startswith("".join(before.split())):
+        return template
+    rest = template[len(before) :]
+    return asked + (rest.lstrip(" \n") if asked[-1:].isspace() else rest)
 
 
 def refuse_unwritable(text: str) -> None:

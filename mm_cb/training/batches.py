@@ -12,6 +12,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.data.examples import SETS, Example, Modality, OnUnreadable, SetName, kinds_of, opened, rows_of
 from mm_cb.models import ChatModel, ModelInputs
 from mm_cb.training.masks import MaskName, loss_mask
+from mm_cb.training.openings import Openings
 
 if TYPE_CHECKING:
     from mm_cb.training.rr_config import RRConfig
@@ -165,12 +166,23 @@ class Batch(TypedDict, total=False):
 
 
 class PairCollator:
-    """Collator of pairs, for the trainer's loss."""
+    """Collator of pairs, for the trainer's loss.
 
-    def __init__(self, model: ChatModel, masks: Mapping[Modality, MaskName]) -> None:
-        """Encode for ``model``, counting the tokens that ``masks`` names for each modality."""
+    Attributes:
+        openings: How retain rows begin, if that is left out of what is rerouted.
+    """
+
+    def __init__(self, model: ChatModel, masks: Mapping[Modality, MaskName], openings: Openings | None = None) -> None:
+        """Encode for a model.
+
+        Args:
+            model: The model.
+            masks: Which tokens count in rows of each modality.
+            openings: How retain rows begin, which is not to be rerouted; None = it is (paper).
+        """
         self._model = model
         self._masks = masks
+        self.openings = openings
 
     def __call__(self, pairs: Sequence[Pair]) -> Batch:
         """Encode the pairs of one (micro-)batch.
@@ -187,10 +199,13 @@ class PairCollator:
         ids = [example.id for example in examples]
         try:
             inputs = self._model.encode_chats([example.messages for example in examples], images, padding_side="right")
-            return {"inputs": inputs, "mask": loss_mask(inputs, self._masks[modality]), "ids": ids}
+            mask = loss_mask(inputs, self._masks[modality])
         except (UserError, ValueError) as error:
             places = ", ".join(str(example.place or example.id) for example in examples)
             raise UserError(f"cannot train on the {name} examples at {places}: {error}") from error
+        if name == "circuit_breaker" and self.openings is not None:
+            mask = self.openings.leave_out(inputs, mask)
+        return {"inputs": inputs, "mask": mask, "ids": ids}
 
 
 def split_batch(batch: Batch, tokens_per_pass: int) -> list[Batch]:

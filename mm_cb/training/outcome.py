@@ -18,13 +18,15 @@ class DidNotTakeHold(UserWarning):
 
 
 class Levers(NamedTuple):
-    """The settings that decide whether rerouting gets away from its start."""
+    """The settings that decide whether rerouting gets away from its start, and what it takes along."""
 
     retain_scale: str
     start_distance: float
     schedule_steps: int
     max_steps: int
     learning_rate: float
+    openings_rerouted: bool = False
+    """Whether tokens that rows of both sets begin with are rerouted."""
 
 
 def not_rerouted(loss: LossEntry, record: Mapping[str, float | str], levers: Levers) -> str | None:
@@ -38,6 +40,8 @@ def not_kept(record: Mapping[str, float | str], levers: Levers) -> str | None:
     found = _miss("retain", KEPT, record)
     if found is None:
         return None
+    if levers.openings_rerouted:
+        return f"retain states were not kept: {found}; set circuit_breaker.shared_openings=left_out"
     return f"retain states were not kept: {found}; set training.learning_rate={levers.learning_rate / 2:g} or lower"
 
 

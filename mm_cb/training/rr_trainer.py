@@ -28,6 +28,7 @@ from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint, step_o
 from mm_cb.training.lending import language_tower, lent
 from mm_cb.training.lora import placed, recipe_lora
 from mm_cb.training.objective import Rerouting
+from mm_cb.training.openings import Openings
 from mm_cb.training.outcome import DidNotTakeHold
 from mm_cb.training.placement import check_targets
 from mm_cb.training.recipes.config import Lora
@@ -101,7 +102,11 @@ class RRTrainer(ReroutingTrainer):
             _arguments(args),
             _rerouting(args),
             rows,
-            PairCollator(base, {"text": args.masks.text, "multimodal": args.masks.multimodal}),
+            PairCollator(
+                base,
+                {"text": args.masks.text, "multimodal": args.masks.multimodal},
+                Openings.of(base, rows.drawn()) if args.shared_openings == "left_out" else None,
+            ),
             tokens_per_pass=args.tokens_per_pass,
             metrics=args.output_dir / "metrics.jsonl",
             held_out=held_out,

@@ -242,6 +242,7 @@ class ReroutingTrainer(Trainer):
             self._schedule_steps(),
             self.state.max_steps,
             self.args.learning_rate,
+            self._collator.openings is None,
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

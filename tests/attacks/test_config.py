@@ -108,14 +108,14 @@ FULL = AttackConfig(
 
 OWN = AttackConfig(
     **{"draws": 5, "strength": 0.2, "vary": "both", "corpus": Path("c.txt"), "minibatch": 3, "eot_samples": 2},
-    **{"surrogate": Path("elsewhere"), "surrogate_scale": 0.5, "eot_scale": 0.9, "eot_quality": 0},
+    **{"surrogate": Path("elsewhere"), "surrogate_scale": 0.5, "eot_scale": 0.9, "eot_quality": 0, "candidates": 9},
 )
 """What single attacks read."""
 
 
 @pytest.mark.parametrize("config", [OWN, AttackConfig()])
 def test_settings_of_single_attacks_are_read_back_from_runs_that_have_them(config):
-    names = ["best_of_n", "pgd_transfer", "pgd_eot", "universal_corpus"]
+    names = ["best_of_n", "pgd_transfer", "pgd_eot", "universal_corpus", "gcg"]
     stored = json.loads(json.dumps(as_recipe(config, names)))
     assert from_recipe(stored, config.seed) == {name: replace(config, name=name) for name in names}
     for one in (config, *config.named(names)):

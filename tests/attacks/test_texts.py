@@ -67,8 +67,8 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(place):
     """Base and breaker under everything that a model of text alone is attacked by."""
-    names = "no_attack,prefill_only,embedding,imported"
-    given = {"model": str(place / "model"), "prompts": place / "prompts.jsonl", "batch": 2, "steps": 4}
+    names = "no_attack,prefill_only,embedding,imported,gcg"
+    given = {"model": str(place / "model"), "prompts": place / "prompts.jsonl", "batch": 2, "steps": 4, "candidates": 4}
     base = attack(place / "base", place / "behaviors.jsonl", names, **given)
     return base, attack(place / "rr", place / "behaviors.jsonl", names, adapter=str(place / "adapter"), **given)
 
@@ -98,6 +98,10 @@ def test_answers_are_what_the_model_says_to_the_texts(runs, base):
         assert prefilled["completion"] == f"{asked['target']} {more}".strip() and prefilled["prefilled"]
         moved = items["embedding", asked["id"]]
         assert moved["relaxation"] and moved["loss"] < moved["loss_clean"] == item["loss"]
+        searched = items["gcg", asked["id"]]
+        (tried,) = searched["candidates"]
+        assert tried["sent"].startswith(asked["prompt"] + " ") and searched["worst_case"]
+        assert searched["completion"] == model.generate(model.encode([tried["sent"]], [None]), 8)[0]
 
 
 def test_every_imported_prompt_is_a_try_that_is_sent_as_it_stands(runs, base):
@@ -148,12 +152,12 @@ def test_the_prompts_embeddings_start_where_they_are_and_move_its_tokens_alone(b
 
 def test_a_run_is_verified_judged_and_paired_like_one_with_pictures(runs, tmp_path, capsys):
     rows = verify_run(runs[1])
-    assert len(rows) == 2 + 2 + 3 and not any(row.disagreements for row in rows)
+    assert len(rows) == 2 + 2 + 3 + 2 and not any(row.disagreements for row in rows)
     for folder in runs:
         with Progress() as progress:
             rejudge(folder, open_judge(JudgeOptions("refusal-strings")), progress=progress)
     data = write_report(list(runs), tmp_path / "page.html")
-    for condition in ("no_attack", "prefill_only", "embedding", "imported"):
+    for condition in ("no_attack", "prefill_only", "embedding", "imported", "gcg"):
         assert find(data.measurements, "rr", "compliance", condition).counts["pairs"] == 2
     page = (tmp_path / "page.html").read_text()
     assert "No picture was attacked" in page and "pixels of one real image" not in page and "32/255" not in page
@@ -209,7 +213,7 @@ def test_a_model_that_sees_takes_imported_prompts_with_the_behaviours_own_pictur
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--attack", "pgd"], "`--attack pgd` needs a model that sees.*--attack no_attack,prefill_only,embedding`"),
+        (["--attack", "pgd"], "`--attack pgd` needs a model that sees.*--attack no_attack,prefill_only,embedding,gcg`"),
         (["--attack", "no_attack,prefill"], "`--attack prefill` needs a model that sees"),
         (["--attack", "all"], "needs a model that sees"),
         (["--attack", "imported"], "`--attack imported` needs `--prompts FILE`"),

@@ -67,6 +67,31 @@ def test_xstest_takes_the_safe_prompts_only(tmp_path):
     assert [r.id for r in read_requests(file)] == ["1"]
 
 
+CHAT = {"conversation_hash": "a1", "language": "English", "toxic": False, "redacted": False, "turn": 2}
+CHAT |= {"conversation": [{"role": "user", "content": "kill a process?"}, {"role": "assistant", "content": "kill -9"}]}
+
+
+def test_of_a_wildchat_row_the_first_request_is_asked_unless_it_is_marked(tmp_path):
+    marked = [CHAT | {"conversation_hash": key, key: True} for key in ("toxic", "redacted")]
+    (request,) = read_requests(own(tmp_path, [CHAT, *marked]))
+    assert (request.id, request.prompt, request.category) == ("a1", "kill a process?", "English")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"conversation": []}, ":2: `conversation` must begin with a turn of the user"),
+        ({"conversation": CHAT["conversation"][1:]}, ":2: `conversation` must begin"),
+        ({"conversation": [{"role": "user", "content": " "}]}, ":2 must have non-empty texts"),
+        ({"toxic": "no"}, ":2: `toxic` and `redacted` must be true or false"),
+        ({}, ":2: every request must have its own id"),
+    ],
+)
+def test_a_wildchat_row_that_is_otherwise_is_named(change, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        read_requests(own(tmp_path, [CHAT, CHAT | change]))
+
+
 def test_labels_and_columns_are_read_without_case_and_blanks(tmp_path):
     table = "ID, Prompt ,TYPE,Label\n1,one,homonyms,Safe\n2,two,homonyms, UNSAFE\n3,three, Contrast_homonyms,safe\n"
     (tmp_path / "r.csv").write_text("\ufeff" + table, encoding="utf-8")

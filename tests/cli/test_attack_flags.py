@@ -112,7 +112,7 @@ def test_every_flag_reaches_the_configuration(called):
     flags += ["--draws", "7", "--strength", "0.2", "--vary", "both", "--corpus", "c.txt", "--minibatch", "6"]
     flags += ["--surrogate", "other", "--surrogate-scale", "2", "--eot-samples", "3", "--eot-scale", "0.5"]
     flags += ["--control", "6", "--check-convergence", "13", "--anneal", "steps", "--base", "b"]
-    flags += ["--eot-quality", "60", "--seed", "11", "--device", "cuda", "--dtype", "bfloat16"]
+    flags += ["--eot-quality", "60", "--candidates", "9", "--seed", "11", "--device", "cuda", "--dtype", "bfloat16"]
     given = {flag for flag in flags if flag.startswith("--")} | {"--model", "--behaviors", "--out"}
     assert given | {"--patch-size", "--list"} == {option.opts[-1] for option in shown_options("attack")}
     assert cli.run(["attack", *ASKED, *flags]) == 0
@@ -127,7 +127,7 @@ def test_every_flag_reaches_the_configuration(called):
         **{"prompts": Path("prompts.jsonl")},
         **{"image_backend": "torchvision", "checkpoint_seconds": 0.0, "draws": 7, "strength": 0.2, "vary": "both"},
         **{"corpus": Path("c.txt"), "minibatch": 6, "surrogate": Path("other"), "surrogate_scale": 2.0},
-        **{"eot_samples": 3, "eot_scale": 0.5, "eot_quality": 60},
+        **{"eot_samples": 3, "eot_scale": 0.5, "eot_quality": 60, "candidates": 9},
         **{"control": 6, "check_convergence": 13, "anneal": "steps"},
     )
 

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
+from mm_cb.core.recipe_files import recipe_names
 from mm_cb.models import VisionModel
 from mm_cb.models.registry import _FAMILIES
-from mm_cb.core.recipe_files import recipe_names
 from mm_cb.training.recipes.recipe import load_recipe
 
 PAGE = Path(__file__).parents[2] / "docs" / "supported_models.md"

@@ -1,6 +1,7 @@
 """``mm-cb demo --real`` with a tiny Llama in the place of the real model."""
 
 import json
+from html import unescape
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ from peft import LoraConfig, get_peft_model
 
 from mm_cb import cli
 from mm_cb.core.paths import data_path
+from mm_cb.core.runs import read_jsonl
 from mm_cb.data.mixture import load_examples
 from mm_cb.data.sources import Source
 from mm_cb.models import TextModel, load_model
 from mm_cb.real import run as real
 from mm_cb.real.answers import before_and_after
+from mm_cb.real.page import ATTACKS, Round
 from mm_cb.training.recipes.recipe import load_recipe
 from tests.models.conftest import save_text_model
 
@@ -44,22 +47,30 @@ def stand_in(model, monkeypatch):
 
 def test_it_ends_with_a_page_and_repeats_nothing(stand_in, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
-    assert cli.run(["demo", "--real", "--out", str(out)]) == 0
+    assert cli.run(["demo", "--real", "--seeds", "2", "--out", str(out)]) == 0
     page = (out / "report.html").read_text()
     found = json.loads((out / "answers.json").read_text())
-    assert found["sets"].keys() == ASKED.keys() and found["attacks"].keys() == set(real.ATTACKS)
+    assert found["sets"].keys() == ASKED.keys()
     assert all(prompt in page for prompt in ASKED["forbidden"]) and "Does the recipe come back?" in page
-    (last,) = [json.loads(line) for line in (out / "train" / "metrics.jsonl").read_text().splitlines()][-1:]
-    assert ("Nothing was rerouted" in page) == (last["held_out_circuit_breaker_cosine"] > real.STUCK)
+    assert page.count("<svg") == 2 and all(name in page for name in ("Direction", "Length"))
+    (last,) = read_jsonl(out / "train" / "metrics.jsonl")[-1:]
+    told = json.loads((out / "numbers.json").read_text())["seeds"]
+    assert (
+        [one["seed"] for one in told] == [0, 1]
+        and told[0]["stuck"] == last["stuck"]
+        and last["stuck"] in unescape(page)
+    )
+    assert told[0]["attacks"].keys() == set(ATTACKS) and not told[1]["attacks"]
+    assert told[0]["attacks"]["gcg"].keys() == {"rr"} and set(told[0]["states"]) == set(ASKED)
     before = {path: path.read_bytes() for path in out.rglob("*.json*")}
     monkeypatch.setattr(real, "load_model", lambda *_, **__: pytest.fail("asked again"))
-    assert cli.run(["demo", "--real", "--out", str(out)]) == 0
+    assert cli.run(["demo", "--real", "--seeds", "2", "--out", str(out)]) == 0
     assert {path: path.read_bytes() for path in before if path.name != "run.json"} == {
         path: content for path, content in before.items() if path.name != "run.json"
     }
 
 
-@pytest.mark.parametrize("words", [["--full"], ["--rr-seeds", "2"], ["--dtype", "bfloat16"]])
+@pytest.mark.parametrize("words", [["--full"], ["--dtype", "bfloat16"]])
 def test_what_real_does_not_read_is_refused(words, capsys):
     assert cli.run(["demo", "--real", *words]) == 2
     assert f"`{words[0]}` is for the demo of the miniature" in capsys.readouterr().err
@@ -84,3 +95,15 @@ def test_the_shipped_rows_and_recipe_are_sound():
     asked = json.loads(data_path("smollm2", "asked.json").read_text())
     trained = {row.messages[0]["content"] for row in rows}
     assert all(len(prompts) == 10 and not trained & set(prompts) for prompts in asked.values())
+
+
+def test_a_training_of_enough_steps_that_did_not_take_hold_ends_with_2_behind_its_page(monkeypatch, tmp_path, capsys):
+    stuck = "nothing was rerouted: set circuit_breaker.schedule_steps=800"
+    lines = [{"step": step} for step in range(50)]
+    lines[-1] |= {"held_out_circuit_breaker_cosine": 0.2, "held_out_retain_cosine": 0.5, "stuck": stuck}
+    one = Round(0, {"sets": {}, "attacks": {}, "states": {}}, lines, {})
+    monkeypatch.setattr(real, "real_model", lambda progress: tmp_path)
+    monkeypatch.setattr(real, "_round", lambda *_, **__: one)
+    monkeypatch.setattr(real, "render", lambda rounds, *_: rounds[0].stuck)
+    assert cli.run(["demo", "--real", "--out", str(tmp_path)]) == 2
+    assert stuck in capsys.readouterr().err and (tmp_path / "report.html").read_text() == stuck

@@ -46,6 +46,8 @@ def test_retain_states_that_went_are_named_beside_and_alone():
     gone = FAR | {"held_out_retain_cosine": 0.62}
     found = outcome(loss_entry("rr"), gone, OURS)
     assert found.startswith("retain states were not kept") and "0.62" in found and "learning_rate=5e-05" in found
+    told = outcome(loss_entry("rr"), gone, OURS._replace(openings_rerouted=True))
+    assert told.endswith("set circuit_breaker.shared_openings=left_out")
     both = outcome(loss_entry("rr"), gone | {"held_out_circuit_breaker_cosine": float("nan")}, OURS)
     assert "nothing was rerouted" in both and "retain states were not kept" in both
 

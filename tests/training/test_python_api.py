@@ -20,7 +20,7 @@ from tests.tiny_llava import picture
 from tests.training.test_run import Stop, adapter_bytes
 
 LORA = LoraConfig(r=4, lora_alpha=4, lora_dropout=0.05, layers_to_transform=[0, 1, 2, 3])
-PAPERS = {"retain_scale": "absolute", "start_distance": 0}
+PAPERS = {"retain_scale": "absolute", "start_distance": 0, "shared_openings": "rerouted"}
 SMALL = {"target_layers": [2, 4], "max_steps": 2, "batch_size": 4, "learning_rate": 5e-3, "held_out": 1}
 
 

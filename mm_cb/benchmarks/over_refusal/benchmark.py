@@ -68,11 +68,13 @@ class OverRefusal(Benchmark):
     name = "over-refusal"
     title = "over-refusal"
     about = "how often benign requests are refused, wholly or partly, answered, or answered incoherently"
-    needs = "benign requests: MOSSBench (AIcell/MOSSBench), XSTest's prompts, or a JSONL of your own"
+    needs = "benign requests: MOSSBench (AIcell/MOSSBench), XSTest's prompts, WildChat's rows, or a JSONL of your own"
     metrics = (metric("over_refusal"),)
     settings = OverRefusalSettings
     stored = None
-    data_help = "Our .jsonl, MOSSBench's information .json, XSTest's prompts .csv, or AIcell/MOSSBench."
+    data_help = (
+        "Our .jsonl, WildChat's as .jsonl, MOSSBench's information .json, XSTest's prompts .csv, or AIcell/MOSSBench."
+    )
     example = "--data requests.jsonl --beside runs/attack"
     timed = False
 

@@ -48,9 +48,10 @@ def requests_file(data: str) -> Path:
 
 
 def read_requests(path: Path) -> list[BenignRequest]:
-    """Read MOSSBench's information file (.json) or its hub's table, XSTest's prompts (.csv; safe ones) or our JSONL.
+    """Read MOSSBench's information file (.json) or its hub's table, XSTest's prompts (.csv; safe ones) or JSON lines.
 
-    Ours: ``{"id", "prompt", "image": path inside the file's folder | null, "category"}``.
+    JSON lines are rows of WildChat, whose first request is asked, or ours:
+    ``{"id", "prompt", "image": path inside the file's folder | null, "category"}``.
 
     Raises:
         UserError: If the file or a picture cannot be read, a record is not as expected, or an id comes twice.
@@ -58,8 +59,8 @@ def read_requests(path: Path) -> list[BenignRequest]:
     readers = {".json": _mossbench, ".csv": _table, ".tsv": _table, ".jsonl": _own}
     if path.suffix not in readers:
         raise UserError(
-            "`--data` must be our .jsonl, MOSSBench's information .json, XSTest's prompts .csv or AIcell/MOSSBench, "
-            f"got `{path}`."
+            "`--data` must be our .jsonl, WildChat's rows as .jsonl, MOSSBench's information .json, XSTest's prompts "
+            f".csv or AIcell/MOSSBench, got `{path}`."
         )
     requests: dict[str, BenignRequest] = {}
     for line in readers[path.suffix](path):
@@ -82,8 +83,27 @@ def distinct(requests: Iterable[BenignRequest]) -> list[BenignRequest]:
 
 def _own(path: Path) -> Iterable[Line]:
     for line in json_lines(path, "requests"):
+        if "conversation" in line.values:
+            yield from _wildchat(line)
+            continue
         refuse_typos(line.values, _OPTIONAL, line.where)
         yield line
+
+
+def _wildchat(line: Line) -> Iterable[Line]:
+    """The first request of a chat of WildChat; none of one that is marked as toxic, or as changed for privacy."""
+    where, row = line
+    turns, name = row["conversation"], row.get("conversation_hash", row.get("conversation_id"))
+    first = turns[0] if isinstance(turns, list) and turns else None
+    if not isinstance(first, dict) or first.get("role") != "user":
+        raise UserError(
+            f"{where}: `conversation` must begin with a turn of the user, as in WildChat, got {shown(turns)}."
+        )
+    marks = [row.get("toxic"), row.get("redacted"), first.get("toxic"), first.get("redacted")]
+    if not all(mark in (True, False, None) for mark in marks):
+        raise UserError(f"{where}: `toxic` and `redacted` must be true or false, as in WildChat, got {shown(marks)}.")
+    if not any(marks):
+        yield Line(where, {"id": name, "prompt": first.get("content"), "category": row.get("language")})
 
 
 def _mossbench(path: Path) -> Iterable[Line]:

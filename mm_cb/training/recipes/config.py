@@ -108,6 +108,8 @@ class CircuitBreaker(_Section):
     More of them keep the retain loss light for longer.
     """
     masks: Masks = Masks()
+    shared_openings: Literal["left_out", "rerouted"] = "left_out"
+    """First tokens of a circuit-breaker row that a retain row has, too: not rerouted, or pulled both ways (paper)."""
     keep_length: Annotated[float, Within("keep_length")] = 0.0
     """Weight, in the reroute loss, of a term that keeps rerouted states as long as they were; 0 = none (paper)."""
     adversary: LatentAdversary = LatentAdversary()

@@ -1,0 +1,211 @@
+"""A suffix behind the prompt, searched token by token with the gradient's help: GCG, for models of text alone.
+
+Source:
+    Zou et al. 2023 (arXiv:2307.15043), Algorithm 1: a suffix of 20 tokens, candidates drawn from the 256 likeliest
+    replacements of every place, the best one taken. Deviations: fewer candidates a step than its 512
+    (``--candidates``); the best suffix of all steps is sent, not the last; one prompt at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from image_attacks import target_nll
+from mm_cb.attacks.objectives.target import encode
+from mm_cb.core.errors import UserError
+from mm_cb.data.behaviors_file import Behavior
+from mm_cb.inference.subjects import Subject
+from mm_cb.models import ModelInputs
+from mm_cb.models.last_positions import only_last_positions
+
+LENGTH, LIKELIEST = 20, 256
+"""Tokens of the suffix, and replacements of each of which candidates are drawn (paper)."""
+_START = " ".join(["!"] * LENGTH)
+
+
+class Searched(NamedTuple):
+    """What a search found."""
+
+    ids: Tensor
+    """``(K,)``: the best suffix of all steps."""
+    curve: list[float]
+    """Its loss and, after every step, that of the suffix taken."""
+
+
+def search(
+    start: Tensor,
+    slope: Callable[[Tensor], Tensor],
+    losses: Callable[[Tensor], Tensor],
+    usable: Callable[[Tensor], Tensor],
+    *,
+    steps: int,
+    candidates: int,
+    generator: torch.Generator,
+    likeliest: int = LIKELIEST,
+    show: Callable[[int, float], None] = lambda step, loss: None,
+) -> Searched:
+    """Minimise a loss over K tokens of V, one of which changes at each step.
+
+    Args:
+        start: ``(K,)`` token ids.
+        slope: Ids to ``(K, V)``: how the loss would change, to first order, with each token at each place; infinity
+            where one must not stand.
+        losses: ``(C, K)`` ids to losses ``(C,)``.
+        usable: ``(C, K)`` ids to ``(C,)``: whether these tokens can be sent as text.
+        steps: Steps.
+        candidates: Drawn at each of them.
+        generator: Draws them; on the CPU.
+        likeliest: Of how many of the best replacements of a place.
+        show: Told the step and its loss.
+    """
+    taken = best = start
+    curve = losses(start[None]).tolist()
+    for step in range(steps):
+        table = slope(taken).float().cpu()
+        replacements = table.topk(min(likeliest, table.shape[1]), largest=False).indices
+        places = torch.randint(len(taken), (candidates,), generator=generator)
+        picks = torch.randint(replacements.shape[1], (candidates,), generator=generator)
+        drawn = taken.repeat(candidates, 1)
+        drawn[range(candidates), places] = replacements[places, picks].to(drawn)
+        allowed = torch.isfinite(table[places, replacements[places, picks]]) & usable(drawn)
+        if bool(allowed.any()):
+            drawn = drawn[allowed.to(drawn.device)]
+            found = losses(drawn)
+            taken = drawn[int(found.argmin())]
+            curve.append(float(found.min()))
+            if curve[-1] < min(curve[:-1]):
+                best = taken
+        else:
+            curve.append(curve[-1])
+        show(step, curve[-1])
+    return Searched(best, curve)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A prompt with the suffix found for it."""
+
+    prompt: str
+    curve: list[float]
+
+    @property
+    def step(self) -> int:
+        """After how many steps it was found."""
+        return self.curve.index(min(self.curve))
+
+
+def find_suffix(
+    subject: Subject,
+    behavior: Behavior,
+    *,
+    steps: int,
+    candidates: int,
+    generator: torch.Generator,
+    show: Callable[[int, float], None] = lambda step, loss: None,
+) -> Sent:
+    """The behaviour's prompt with a suffix behind which its target is likelier.
+
+    Raises:
+        UserError: If the model's tokenizer cannot write a suffix of its own tokens.
+    """
+    row = _Row(subject, behavior)
+    found = search(
+        row.start,
+        row.slope,
+        row.losses,
+        row.usable,
+        steps=steps,
+        candidates=candidates,
+        generator=generator,
+        show=show,
+    )
+    return Sent(row.prompt(found.ids), found.curve)
+
+
+class _Row:
+    """One chat whose suffix changes: prompt, suffix, template and target as one row of tokens."""
+
+    def __init__(self, subject: Subject, behavior: Behavior) -> None:
+        self._subject, self._behavior = subject, behavior
+        self._tokenizer = subject.model.processor.tokenizer
+        plain, self._inputs = self._encode(behavior.prompt), self._encode(f"{behavior.prompt} {_START}")
+        before, ids = (inputs.input_ids[0].tolist() for inputs in (plain, self._inputs))
+        self._begin = _alike(before, ids)
+        self._end = len(ids) - min(_alike(before[::-1], ids[::-1]), len(before) - self._begin)
+        self.start = self._inputs.input_ids[0, self._begin : self._end]
+        self._keep = int(self._inputs.completion_mask.sum()) + 1
+        self._forbidden = self._unwritable()
+        if not bool(self.usable(self.start[None])[0]):
+            raise UserError(
+                f"`--attack gcg` cannot write a suffix for `{subject.model.name}`: its tokenizer reads the text of "
+                "tokens as other tokens; search with another tool and give what it finds to `--attack imported`."
+            )
+
+    def prompt(self, suffix: Tensor) -> str:
+        """What is sent."""
+        return f"{self._behavior.prompt} {self._tokenizer.decode(suffix.tolist()).strip()}"
+
+    def usable(self, suffixes: Tensor) -> Tensor:
+        """Whether a suffix, sent as text, is read as the same tokens."""
+        rows = self._rows(suffixes).input_ids.tolist()
+        return torch.tensor(
+            [
+                self._encode(self.prompt(one)).input_ids[0].tolist() == ids
+                for one, ids in zip(suffixes, rows, strict=True)
+            ]
+        )
+
+    @torch.no_grad()
+    def losses(self, suffixes: Tensor) -> Tensor:
+        """The target's loss behind each suffix; what stands in front of it runs once."""
+        inputs, begin = self._rows(suffixes), self._begin
+        with self._subject.active() as model:
+            cache = DynamicCache(config=model.tower.config)
+            model.model(input_ids=inputs.input_ids[:1, :begin], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache.batch_repeat_interleave(len(suffixes))
+            behind = {"input_ids": inputs.input_ids[:, begin:], "past_key_values": cache, "use_cache": True}
+            logits = model.model(**behind, logits_to_keep=self._keep).logits
+        return target_nll(logits, inputs.labels[:, -self._keep :])
+
+    def slope(self, suffix: Tensor) -> Tensor:
+        """The gradient with respect to one-hot tokens, ``(K, V)``."""
+        inputs = self._rows(suffix[None])
+        with self._subject.active() as model, only_last_positions(model.base, self._keep):
+            table = model.base.get_input_embeddings()
+            embeds = table(inputs.input_ids).detach().requires_grad_()
+            output = model.model(**model.start_from(inputs, embeds), logits_to_keep=self._keep, use_cache=False)
+            loss = target_nll(output.logits, inputs.labels[:, -self._keep :]).sum()
+        (gradient,) = torch.autograd.grad(loss, embeds)
+        slope = gradient[0, self._begin : self._end] @ table.weight.detach().T
+        slope[:, self._forbidden] = torch.inf
+        return slope
+
+    def _encode(self, prompt: str) -> ModelInputs:
+        return encode(self._subject, [replace(self._behavior, prompt=prompt)], [None], [self._behavior.target])
+
+    def _rows(self, suffixes: Tensor) -> ModelInputs:
+        count, inputs = len(suffixes), self._inputs
+        ids = inputs.input_ids.repeat(count, 1)
+        ids[:, self._begin : self._end] = suffixes
+        return ModelInputs(ids, inputs.attention_mask.repeat(count, 1), inputs.roles.repeat(count, 1))
+
+    def _unwritable(self) -> Tensor:
+        """Ids of special tokens and of those that are no printable ASCII."""
+        size = self._subject.model.base.get_input_embeddings().weight.shape[0]
+        texts = self._tokenizer.batch_decode([[i] for i in range(len(self._tokenizer))])
+        added = set(self._tokenizer.get_added_vocab().values()) | set(self._tokenizer.all_special_ids)
+        good = {i for i, text in enumerate(texts) if i not in added and text.isascii() and text.strip().isprintable()}
+        good = {i for i in good if texts[i].strip()}
+        return torch.tensor(sorted(set(range(size)) - good))
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many entries both begin with."""
+    differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differ, min(len(one), len(other)))
