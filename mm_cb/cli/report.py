@@ -1,5 +1,6 @@
 """``mm-cb report``."""
 
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ def report(
     show_completions: Annotated[
         bool, typer.Option("--show-completions", help="Show completions judged harmful, or not judged, as well.")
     ] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Make one self-contained HTML page from runs: base, safety prompt and circuit breaker paired by item.
 
@@ -52,3 +54,5 @@ def report(
     for hole in (hole for run in data.runs for hole in run.holes):
         typer.echo(clean_text(hole))
     typer.echo(f"\n{clean_text(verdict.sentence)}\n\n{target}")
+    if open_page:
+        webbrowser.open(target.resolve().as_uri())
