@@ -224,7 +224,7 @@ def _svg(draw: Any, salt: str, size: tuple[float, float] = _SIZE) -> str:
     style: Any = {**_STYLE, "svg.hashsalt": salt}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size)
-        left, bottom = (0.53 / size[0], 0.5 / size[1])
+        left, bottom = (0.53 if size == _SIZE else 0.75) / size[0], 0.5 / size[1]
         figure.subplots_adjust(left=left, right=0.99, top=0.97, bottom=bottom)
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
