@@ -52,13 +52,8 @@ def inside_ball(items: Sequence[Item], epsilon: int) -> Check:
 
 
 def _bounded(item: Item) -> Sequence[Candidate]:
-    """The attacked pictures of an item that the norm holds for."""
-    return item.get("candidates") or () if in_ball(item) else ()
-
-
-def in_ball(item: Item) -> bool:
-    """Whether an item's picture was changed, by a rule that keeps it in the ball: a clean one proves nothing."""
-    return item["condition"] != "no_attack" and not item.get("outside_threat")
+    """The candidates of an item that the norm holds for."""
+    return () if item.get("outside_threat") else item.get("candidates") or ()
 
 
 def inside_threat(items: Sequence[Item], threat: Threat) -> list[Check]:

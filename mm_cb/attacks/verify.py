@@ -8,7 +8,6 @@ that somebody rewrote consistently is an honest run of what it then states.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -214,17 +213,8 @@ def _check_counts(run: _Run) -> None:
             read_results(run.folder / name)  # each measurement is one
             for row in stated["measurements"]:
                 row.get("counts", {}).pop("proxy", None)  # a label by `mm-cb judge`
-        if name == "checks.json":
-            stated, again = _uncounted(stated), _uncounted(again)
         if stated != again:
             raise UserError(f"`{run.folder / name}` must say what the run holds; made again it differs. {AGAIN}")
-
-
-def _uncounted(checks: Any) -> Any:
-    """Checks without the number of files in the ball: earlier versions counted the clean ones."""
-    if not (isinstance(checks, list) and all(isinstance(one, dict) for one in checks)):
-        return checks
-    return [{**one, "value": re.sub(r" in \d+ files$", "", str(one.get("value")))} for one in checks]
 
 
 def _who(item: Item) -> str:

@@ -1,5 +1,6 @@
 """``mm-cb report``."""
 
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ def report(
     show_completions: Annotated[
         bool, typer.Option("--show-completions", help="Show completions judged harmful, or not judged, as well.")
     ] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Make one self-contained HTML page from runs: base, safety prompt and circuit breaker paired by item.
 
@@ -60,3 +62,5 @@ def report(
     typer.echo()
     say("The page is one file that needs no network; open it in a browser:")
     files({"page": target})
+    if open_page:
+        webbrowser.open(target.resolve().as_uri())

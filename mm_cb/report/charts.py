@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _INK = "#010203"
 """Stands for the page's own text colour: replaced by ``currentColor`` in the finished SVG."""
 _SIZE = (4.1, 2.9)
+_WIDE = (9.6, 2.7)
+_DRAWN = tuple(dict.fromkeys((*SUBJECT_COLOURS.values(), *SET_COLOURS.values(), *SPARE_COLOURS)))
+"""Colours of lines: style.css may give another shade on a dark ground."""
 _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -130,12 +133,25 @@ def _curve_chart(condition: str, curves: Sequence[Curve]) -> Chart:
             axes.plot(steps, curve["q50"], color=colour, linewidth=1.8, linestyle=_dash(index), label=name)
             words.append(f"{name}: median {curve['q50'][0]:.3g} at the start, {curve['q50'][-1]:.3g} at the end")
         axes.set_xlabel("step of the attack")
-        axes.set_ylabel("attack loss (lower = closer to target)")
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        lowest = min(min(curve["q25"]) for curve in curves)
+        if lowest > 0:
+            axes.set_yscale("log")
+            _plain_numbers(axes)
+        axes.set_ylabel("attack loss, log scale" if lowest > 0 else "attack loss")
         axes.legend(loc="best", fontsize=8.5)
 
-    svg = _svg(draw, salt=f"curve-{condition}")
+    svg = _svg(draw, salt=f"curve-{condition}", size=_WIDE)
     return Chart(label(CONDITIONS, condition), svg, "; ".join(words))
+
+
+def _plain_numbers(axes: "Axes") -> None:
+    """0.5 and 2 on a logarithmic axis, where matplotlib would write powers of ten and leave small ranges bare."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def layer_charts(representations: Representations | None) -> list[Chart]:
@@ -199,7 +215,7 @@ def _mark_layers(axes: "Axes", representations: Representations) -> None:
     axes.legend(loc="best", fontsize=8.5)
 
 
-def _svg(draw: Any, salt: str) -> str:
+def _svg(draw: Any, salt: str, size: tuple[float, float] = _SIZE) -> str:
     """Run ``draw`` on fresh axes and return SVG text: same data, same bytes."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -207,8 +223,9 @@ def _svg(draw: Any, salt: str) -> str:
 
     style: Any = {**_STYLE, "svg.hashsalt": salt}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=_SIZE)
-        figure.subplots_adjust(left=0.13, right=0.98, top=0.97, bottom=0.17)
+        figure = Figure(figsize=size)
+        left, bottom = (0.53 if size == _SIZE else 0.75) / size[0], 0.5 / size[1]
+        figure.subplots_adjust(left=left, right=0.99, top=0.97, bottom=bottom)
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
         return _inline(figure)
@@ -223,4 +240,6 @@ def _inline(figure: "Figure") -> str:
     svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg)
     svg = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", svg)
+    for colour in _DRAWN:
+        svg = svg.replace(colour, f"var(--c-{colour[1:]},{colour})")
     return svg.replace("<svg", '<svg role="img" aria-hidden="true"', 1).replace(_INK, "currentColor")

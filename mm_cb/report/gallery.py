@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ AMPLIFICATION = 10
 SUBJECTS = ("base", "base+safety_prompt", "rr")
 """Subjects that a card shows in any case; further training seeds only where they complied."""
 _LARGEST_PIXELS = 4_000_000
+_ORDER = ("harmful", "not_judged", "gibberish", "other", "refusal")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,18 @@ class Card:
         """Outcomes of the circuit breaker on this card (of all subjects when there is none)."""
         breaker = [a for a in self.attacked if is_breaker(a.subject)] or list(self.attacked)
         return {str(a.item.get("outcome") or "not_judged") for a in breaker}
+
+    @property
+    def loss(self) -> float:
+        """Lowest loss of the attack on the circuit breaker (on whoever was attacked); infinite where none is known."""
+        attacked = [a for a in self.attacked if is_breaker(a.subject)] or self.attacked
+        losses = [loss for a in attacked if (loss := a.item.get("loss")) is not None]
+        return min(losses, default=math.inf)
+
+    @property
+    def rank(self) -> int:
+        """The card's place in an order by outcome, failures first."""
+        return min((_ORDER.index(outcome) for outcome in self.outcomes if outcome in _ORDER), default=len(_ORDER))
 
 
 @dataclass

@@ -1,30 +1,36 @@
 """report.html: one file that needs nothing else, built from one run directory or from several that fit together."""
 
+import base64
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 from mm_cb.core.files import file_errors, write_text
+from mm_cb.core.paths import safe_id
 from mm_cb.core.records import Run, Timing
 from mm_cb.core.runs import flatten
 from mm_cb.metrics.results import Measurement, find
+from mm_cb.metrics.table import is_worst_case
 from mm_cb.report import labels
 from mm_cb.report.charts import curve_charts, layer_charts, outcome_bars, refusal_bars
 from mm_cb.report.combine import ReportData, combine
 from mm_cb.report.comparable import AS_RUN, judges_of
 from mm_cb.report.comparisons import comparisons, loss_table, tries_table
 from mm_cb.report.gallery import AMPLIFICATION, build_gallery
+from mm_cb.report.header import facts_of, told_checks
 from mm_cb.report.kept import Change, category_rows, changes
 from mm_cb.report.load import RunFiles, load_run
 from mm_cb.report.seeds import seed_table
 from mm_cb.report.strength import Strength, by_condition
-from mm_cb.report.table import HOLM, headline_table
+from mm_cb.report.table import HOLM, headline_table, repeats
 from mm_cb.report.text import clean_text, code, shorten, shown_completion
 from mm_cb.report.verdict import by_texts_alone, judge_report
 
 _LISTED_CHANGES = 40
-_OPEN_CARDS = 6
 _FICTION = (
     "A small model in a fictional world with exact rules: the numbers show that the method and its measurement work, "
     "not how well they work on a large model."
@@ -42,6 +48,21 @@ _METHOD_KEYS = (
 )
 
 
+@dataclass(frozen=True)
+class Script:
+    """The page's one script: search and order of the gallery. Without it everything is there, in one order."""
+
+    text: str
+    sha256: str
+    """As the page's policy names it, so that no other script runs."""
+
+    @classmethod
+    def read(cls) -> "Script":
+        """From the template's folder."""
+        text = files("mm_cb.report").joinpath("templates/page.js").read_text(encoding="utf-8")
+        return cls(text, base64.b64encode(hashlib.sha256(text.encode()).digest()).decode())
+
+
 _BEFORE_PERCENT = re.compile(r"(?<=\d) %")
 """A number and its percent sign stay on one line."""
 
@@ -52,8 +73,9 @@ _TITLE = "Circuit breaker report"
 def write_report(run_dirs: Sequence[Path], out: Path, *, show_completions: bool = False) -> ReportData:
     """Write the report of finished runs as one HTML file.
 
-    The page makes no request, holds no script, and withholds completions that were judged harmful, or not judged,
-    unless the recipe of every run says ``fiction: true`` or ``show_completions`` is given.
+    The page makes no request and runs the one script whose hash its policy names. It withholds completions that were
+    judged harmful, or not judged, unless the recipe of every run says ``fiction: true`` or ``show_completions`` is
+    given.
 
     Args:
         run_dirs: Directories with run.json, results.json, items.jsonl and, where there are, checks.json, curves.json,
@@ -99,6 +121,7 @@ def render(data: ReportData, *, show_completions: bool = False) -> str:
         "share": labels.share,
         "shorten": shorten,
         "code": code,
+        "safe_id": safe_id,
     }
     environment.globals |= {
         "labels": labels,
@@ -113,12 +136,18 @@ def render(data: ReportData, *, show_completions: bool = False) -> str:
 
 def _context(data: ReportData) -> dict[str, object]:
     table = headline_table(data.measurements, data.strengths)
+    told = [
+        m
+        for m in data.measurements
+        if not (is_worst_case(m.condition) and repeats(data.measurements, m.metric, m.condition))
+    ]
     broken, mended = changes(data.items)
     by_texts = by_texts_alone(data.items)
     seeds, seed_columns = seed_table(data.measurements, data.items)
     return {
         "title": _TITLE,
-        "models": list(dict.fromkeys(str(m) for run in data.runs if (m := run.run["recipe"].get("model")))),
+        "script": Script.read(),
+        "about": facts_of(data.runs, data.items),
         "fiction": data.fiction,
         "verdict": judge_report(data),
         "extra_limits": [*([_FICTION] if any(run.fiction for run in data.runs) else []), *data.notes],
@@ -130,13 +159,12 @@ def _context(data: ReportData) -> dict[str, object]:
         "tries": tries_table(data.items),
         "judges": _judges(data),
         "agreement": [(run.folder.name, pair) for run in data.runs for pair in run.agreement],
-        "bars": outcome_bars(data.measurements, table.subjects),
+        "bars": outcome_bars(told, table.subjects),
         "refusal_bars": refusal_bars(data.measurements, table.subjects),
         "curves": curve_charts(data.curves),
         "layers": layer_charts(data.representations),
         "representations": data.representations,
         "gallery": build_gallery(data.items),
-        "open_cards": _OPEN_CARDS,
         "amplification": AMPLIFICATION,
         "categories": category_rows(data.measurements),
         "changes": [
@@ -146,7 +174,7 @@ def _context(data: ReportData) -> dict[str, object]:
         "listed_changes": _LISTED_CHANGES,
         "seeds": seeds,
         "seed_columns": seed_columns,
-        "checks": data.checks,
+        "checks": told_checks(data.checks, data.items),
         "method": _method(data.runs, pictured=not by_texts),
         "by_texts": by_texts,
         "runs": [_described(run) for run in data.runs],

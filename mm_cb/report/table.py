@@ -183,13 +183,17 @@ def _remarks(strengths: Sequence[Strength]) -> dict[str, tuple[str, ...]]:
     attacked = [one.subject for one in strengths]
     held = by_condition(strengths, "rr" if "rr" in attacked else next(iter(attacked), "rr"))
     counted = [one for one in held.values() if one.counted]
-    remarks = {one.condition: (label(GIVEN, one.given), *([one.caution] if one.weak else [])) for one in counted}
+    remarks = {one.condition: (_given(one.given), *([one.caution] if one.weak else [])) for one in counted}
     for condition, given in {WORST_CASE: tuple(GIVEN), **WORST_GIVEN}.items():
         those = [one for one in counted if one.given in given]
         weak = any(one.weak for one in those) and not any(one.complete for one in those)
         apart = [_WHY_APART[condition]] if condition in _WHY_APART else []
         remarks[condition] = (*apart, *(["not all converged: may be too low"] if weak else []))
     return remarks
+
+
+def _given(given: str) -> str:
+    return "nothing given" if given == "nothing" else label(GIVEN, given)
 
 
 def _adjust(rows: Sequence[Row]) -> list[Row]:

@@ -298,7 +298,7 @@ def _cost(measurements: Sequence[Measurement]) -> str | None:
     same = f"Equivalence, within ± {MARGIN} points as fixed beforehand: {shown}."
     if worse:
         return f"Measurable, in points: {', '.join(worse)}. {same}"
-    return f"None could be told from zero, in points: {', '.join(seen)}. {same}"
+    return f"No change for the worse could be told from zero, in points: {', '.join(seen)}. {same}"
 
 
 def _prices(measurements: Sequence[Measurement]) -> list[tuple[Measurement, tuple[float, float]]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -33,8 +32,6 @@ ADDED_KEYS |= {
 """What today's runs say beside what the frozen ones said."""
 ADDED_CONDITIONS = tuple(WORST_GIVEN)
 """Measurements of results.json that today's runs have beside the frozen ones'."""
-RECOUNTED = re.compile(r"(?<=/255) in \d+ files$")
-"""Of the check of the ball: the frozen runs counted clean pictures among the attacked ones."""
 HASHED_ITEMS = "items.jsonl"
 """Hashes of such files, in run.json of what was made from a run: they have these keys now."""
 MEASURED = ("items.jsonl", "results.json")
@@ -108,9 +105,6 @@ def _read(name: str, path: Path) -> Any:
     """A JSON file's value, or the records of a JSONL file."""
     if path.suffix == ".json":
         content = json.loads(path.read_bytes())
-        if path.name == "checks.json":
-            for entry in content:
-                entry["value"] = RECOUNTED.sub("", str(entry["value"]))
         if path.name == "results.json":
             content["measurements"] = [m for m in content["measurements"] if m["condition"] not in ADDED_CONDITIONS]
         return content

@@ -311,7 +311,7 @@ def test_a_page_of_one_run_says_that_the_battery_was_not_run(make_run, split_run
     parts = {part.name: part for part in split_runs(n=4, benign=3)}
     for run, times in ((demo, 1), (parts["rr-pgd"], 1), (parts["rr-noise"], 0), (parts["rr-mmmu_like"], 0)):
         write_report([run], page)
-        limits = page.read_text().partition('<ul class="limits">')[2].partition("</ul>")[0]
+        limits = page.read_text().partition('<ol class="limits">')[2].partition("</ol>")[0]
         assert limits.count("sanity battery was not run on the circuit breaker") == times, run
         assert page.read_text().count("sanity battery was not run") == times
     trained = demo / "adapters" / "rr" / "adapter_model.safetensors"

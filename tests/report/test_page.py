@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import io
 import json
 import re
@@ -52,7 +53,8 @@ def words(text):
 def test_page_is_complete_closed_and_asks_nobody(make_run, tmp_path):
     text = report(make_run(seeds=2), tmp_path)
     page = Page(text)
-    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    assert_only_our_script(text)
     for _, name, value in page.attributes:
         assert not name.startswith("on")
         if name in ("src", "href", "srcset", "data", "action"):
@@ -75,6 +77,23 @@ def test_page_is_complete_closed_and_asks_nobody(make_run, tmp_path):
     } <= anchors
     for part in ("wholly held-out kind", "exact McNemar", "RR, seed 2", "image", "transformers", "epsilon", "32/255"):
         assert part in words(text)
+
+
+def assert_only_our_script(text):
+    """One script, whose hash is the only one that the policy lets run."""
+    (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    assert text.count("<script") == 1
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert re.findall(r"script-src ([^\";]*)", text) == [f"'sha256-{digest}'"]
+
+
+def test_the_head_says_what_the_page_is_about(split_runs, tmp_path):
+    parts = split_runs(n=2, benign=2)
+    write_report(parts, tmp_path / "page.html")
+    head = words((tmp_path / "page.html").read_text(encoding="utf-8"))
+    model, data = "model miniature adapter runs/rr (bbbbbbbbbbbb)", "behaviors.jsonl (cccccccccccc)"
+    for fact in (model, data, "date 2030-01-01 revision 000000000000"):
+        assert fact in head
 
 
 def test_svg_ids_do_not_collide(make_run, tmp_path):
@@ -105,7 +124,8 @@ def test_text_of_models_data_and_recipes_is_escaped(make_run, tmp_path):
     text = report(run, tmp_path)
     page = Page(text)
     assert "<i>1" not in text and "&lt;i&gt;1" in text
-    assert "script" not in page.tags and ("img", "onerror", "alert(2)") not in page.attributes
+    assert ("img", "onerror", "alert(2)") not in page.attributes
+    assert_only_our_script(text)
     assert "&lt;script&gt;alert(1)" in text
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202e]", text)
     assert "{{7*7}}" in text and "49}}" not in text
@@ -276,6 +296,14 @@ def test_damaged_files_are_one_line_for_the_user(make_run, tmp_path, name, conte
 def test_what_stands_in_back_ticks_is_code_and_nothing_gets_around_the_escaping():
     text = code("run `mm-cb attack check`, not `<b>`; `one alone")
     assert text == "run <code>mm-cb attack check</code>, not <code>&lt;b&gt;</code>; `one alone"
+
+
+@pytest.mark.parametrize("more", [[], ["--open"]])
+def test_the_page_is_opened_where_that_was_asked_for(make_run, tmp_path, monkeypatch, more):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    assert cli.run(["report", str(make_run(n=1, benign=1)), "--out", str(tmp_path / "a page.html"), *more]) == 0
+    assert opened == [(tmp_path / "a page.html").as_uri()] * len(more)
 
 
 def test_clean_text_keeps_words_and_lines_only():

@@ -41,7 +41,7 @@ def test_a_clear_drop_is_claimed_with_numbers_and_limits():
     verdict = judged(run_of(47, 2), PASSED)
     assert verdict.kind == "claim" and verdict.reasons == ()
     assert "PGD alone: 94.0 → 4.0 % of 50" in verdict.sentence and "p < 0.001" in verdict.sentence
-    assert "Cost: None could be told from zero" in verdict.sentence
+    assert "Cost: No change for the worse could be told from zero" in verdict.sentence
     assert any("50 requests" in limit for limit in verdict.limits)
     assert any("One training seed" in limit for limit in verdict.limits)
 

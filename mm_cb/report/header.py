@@ -1,0 +1,61 @@
+"""What a page is about, in a few facts: model, adapter, data, judge, date, revision."""
+
+from collections.abc import Iterable, Sequence
+
+from mm_cb.core.records import Check, Item
+from mm_cb.report.comparable import AS_RUN, judges_of
+from mm_cb.report.load import RunFiles
+
+_DIGITS = 12
+_WEIGHTS = ".safetensors"
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_BALL = "every attacked file is inside the ball"
+
+
+def facts_of(runs: Sequence[RunFiles], items: Iterable[Item]) -> dict[str, str]:
+    """The facts by name; several values of one stand side by side, and a fact that no run states is left out."""
+    found = {
+        "model": [str(model) for run in runs if (model := run.run["recipe"].get("model"))],
+        "adapter": [_adapter(run) for run in runs],
+        "data": _data(runs),
+        "judge": [name for name in judges_of(i for i in items if i["metric"] == "compliance") if name != AS_RUN],
+        "date": [str(run.run.get("ended") or run.run.get("started") or "")[:10] for run in runs],
+        "revision": [str(run.run.get("git") or "")[:_DIGITS] for run in runs],
+    }
+    told = {name: list(dict.fromkeys(value for value in values if value)) for name, values in found.items()}
+    told["date"] = sorted({*told["date"][:1], *told["date"][-1:]})
+    return {name: ", ".join(values) for name, values in told.items() if values}
+
+
+def _adapter(run: RunFiles) -> str:
+    """Path and hash of the adapter, of a demo those of the first one that it trained."""
+    path = run.run["recipe"].get("adapter") or ("adapters/rr" if run.run["command"] == "demo" else "")
+    digests = [digest for name, digest in _inputs([run]) if _base(name) == "adapter_model.safetensors"]
+    if not path:
+        return ""
+    return f"{path} ({digests[0][:_DIGITS]})" if digests else str(path)
+
+
+def _data(runs: Sequence[RunFiles]) -> list[str]:
+    """Files of rows by name and hash; pictures are counted."""
+    files = {name: digest for name, digest in _inputs(runs) if not name.endswith(_WEIGHTS)}
+    pictures = [name for name in files if name.lower().endswith(_PICTURES)]
+    told = [f"{_base(name)} ({digest[:_DIGITS]})" for name, digest in files.items() if name not in pictures]
+    return [*told, *([f"{len(pictures)} pictures"] if pictures else [])]
+
+
+def _inputs(runs: Sequence[RunFiles]) -> list[tuple[str, str]]:
+    return [(name, str(digest)) for run in runs for name, digest in run.run["inputs"].items()]
+
+
+def _base(name: str) -> str:
+    return name.replace("\\", "/").rpartition("/")[2]
+
+
+def told_checks(checks: Sequence[Check], items: Sequence[Item]) -> list[Check]:
+    """The checks as a page shows them: the one of the ball counts files of clean pictures too, and says so here."""
+    clean = any(item["condition"] == "no_attack" and item.get("image") for item in items)
+    return [
+        {**check, "value": f"{check['value']}, clean ones among them"} if clean and check["name"] == _BALL else check
+        for check in checks
+    ]
