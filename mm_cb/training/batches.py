@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from mm_cb.core.errors import UserError
 from mm_cb.data.examples import SETS, Example, Modality, OnUnreadable, SetName, kinds_of, opened, rows_of
 from mm_cb.models import ChatModel, ModelInputs
-from mm_cb.training.masks import MaskName, loss_mask
+from mm_cb.training.masks import MaskName, loss_mask, without_ends
 
 if TYPE_CHECKING:
     from mm_cb.training.rr_config import RRConfig
@@ -158,10 +158,14 @@ class Batch(TypedDict, total=False):
 class PairCollator:
     """Collator of pairs, for the trainer's loss."""
 
-    def __init__(self, model: ChatModel, masks: Mapping[Modality, MaskName]) -> None:
-        """Encode for ``model``, counting the tokens that ``masks`` names for each modality."""
+    def __init__(self, model: ChatModel, masks: Mapping[Modality, MaskName], *, count_ends: bool = True) -> None:
+        """Encode for ``model``, counting the tokens that ``masks`` names for each modality.
+
+        Without ``count_ends``, the tokens that end answers do not count in circuit-breaker rows.
+        """
         self._model = model
         self._masks = masks
+        self._count_ends = count_ends
 
     def __call__(self, pairs: Sequence[Pair]) -> Batch:
         """Encode the pairs of one (micro-)batch.
@@ -171,6 +175,14 @@ class PairCollator:
         """
         modality = pairs[0].circuit_breaker.modality
         sets = {name: self._rows(name, [getattr(pair, name) for pair in pairs], modality) for name in SETS}
+        if not self._count_ends and (end := self._model.dialect.end_of_turn) is not None:
+            rerouted, token = sets["circuit_breaker"], self._model.processor.tokenizer.convert_tokens_to_ids(end)
+            rerouted["mask"] = without_ends(rerouted["inputs"], rerouted["mask"], token)
+            if empty := [id_ for id_, row in zip(rerouted["ids"], rerouted["mask"], strict=True) if not row.any()]:
+                raise UserError(
+                    f"of the circuit_breaker example {empty[0]} nothing but the end of an answer would count; give it "
+                    "an answer, or set `circuit_breaker.answer_ends` to counted."
+                )
         return {"modality": modality, "circuit_breaker": sets["circuit_breaker"], "retain": sets["retain"]}
 
     def _rows(self, name: SetName, examples: Sequence[Example], modality: Modality) -> SetRows:

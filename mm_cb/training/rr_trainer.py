@@ -33,7 +33,7 @@ from mm_cb.training.recipes.config import Lora
 from mm_cb.training.rr_config import RRConfig
 from mm_cb.training.trainer import ReroutingTrainer
 
-_OF_A_NAME = ("dtype", "attention", "quantize", "image_backend")
+_OF_A_NAME = ("dtype", "quantize", "image_backend")
 
 
 class RRTrainer(ReroutingTrainer):
@@ -99,7 +99,11 @@ class RRTrainer(ReroutingTrainer):
             _arguments(args),
             _rerouting(args),
             rows,
-            PairCollator(base, {"text": args.masks.text, "multimodal": args.masks.multimodal}),
+            PairCollator(
+                base,
+                {"text": args.masks.text, "multimodal": args.masks.multimodal},
+                count_ends=args.answer_ends == "counted",
+            ),
             tokens_per_pass=args.tokens_per_pass,
             metrics=args.output_dir / "metrics.jsonl",
             held_out=held_out,
@@ -180,7 +184,6 @@ class RRTrainer(ReroutingTrainer):
             device=_device(args),
             dtype=args.dtype,
             image_backend=args.image_backend,
-            attention=args.attention,
             quantize=args.quantize,
             max_length=args.max_length,
         )
