@@ -54,7 +54,13 @@ def with_attack_flags(item: Item) -> Item:
 
 _ADDED: Mapping[str, Recipe] = {
     "train": {
-        "circuit_breaker": {"loss": "rr", "loss_settings": {}, "retain_scale": "absolute", "schedule_steps": None},
+        "circuit_breaker": {
+            "loss": "rr",
+            "loss_settings": {},
+            "retain_scale": "absolute",
+            "schedule_steps": None,
+            "answer_ends": "counted",
+        },
         "training": {"start_distance": 0.0, "stop_at_cosine": None},
     }
 }

@@ -88,7 +88,7 @@ class CircuitBreaker(_Section):
     """The losses and their schedule."""
 
     loss: str = "rr"
-    """What is done to circuit-breaker states: rr (paper), rand_p, rand_c, rmu (its ablation), or one of your own."""
+    """What is done to circuit-breaker states: rr (paper), rand_p, rand_c, rmu (ablation), triplet, repbend, yours."""
     loss_settings: Annotated[dict[str, Any], Field(validate_default=True)] = {}
     """Settings of the loss, by name; those of the losses we ship are listed below."""
     alpha: Annotated[float, Within("alpha")] = 5.0
