@@ -145,6 +145,8 @@ class SetRows(TypedDict):
     """1 for tokens that count in the loss, ``(B, T)``."""
     ids: list[str]
     """Of the examples."""
+    lengths: list[int]
+    """Real tokens of each row."""
 
 
 class Batch(TypedDict, total=False):
@@ -190,7 +192,8 @@ class PairCollator:
         ids = [example.id for example in examples]
         try:
             inputs = self._model.encode_chats([example.messages for example in examples], images, padding_side="right")
-            return {"inputs": inputs, "mask": loss_mask(inputs, self._masks[modality]), "ids": ids}
+            lengths = inputs.attention_mask.sum(-1).tolist()
+            return {"inputs": inputs, "mask": loss_mask(inputs, self._masks[modality]), "ids": ids, "lengths": lengths}
         except (UserError, ValueError) as error:
             places = ", ".join(str(example.place or example.id) for example in examples)
             raise UserError(f"cannot train on the {name} examples at {places}: {error}") from error
@@ -201,7 +204,7 @@ def split_batch(batch: Batch, tokens_per_pass: int) -> list[Batch]:
     parts: list[Batch] = []
     for name in SETS:
         rows = batch[name]
-        lengths = rows["inputs"].attention_mask.sum(-1).tolist()
+        lengths = rows["lengths"]
         start = 0
         while start < len(lengths):
             stop = start + 1
@@ -209,7 +212,7 @@ def split_batch(batch: Batch, tokens_per_pass: int) -> list[Batch]:
                 stop += 1
             inputs, mask, ids = rows["inputs"].rows(start, stop), rows["mask"][start:stop], rows["ids"][start:stop]
             part: Batch = {}
-            part[name] = {"inputs": inputs, "mask": mask, "ids": ids}
+            part[name] = {"inputs": inputs, "mask": mask, "ids": ids, "lengths": lengths[start:stop]}
             parts.append(part)
             start = stop
     return parts
