@@ -9,7 +9,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.models import load_model, merging
 from mm_cb.models.merging import merge
 from tests.models.shapes import PUBLISHED, published, tensors
-from tests.models.tiny import KINDS, tiny
+from tests.models.tiny import tiny
 from tests.tiny_llava import picture, tiny_llava
 
 
@@ -47,7 +47,7 @@ def test_plain_transformers_opens_the_merged_model_with_the_adapters_logits(fold
 
 
 @pytest.mark.parametrize(
-    ("kind", "converted"), [(kind, False) for kind in KINDS] + [("llava_next", True), ("llava", True)]
+    ("kind", "converted"), [(kind, False) for kind in PUBLISHED] + [("llava_next", True), ("llava", True)]
 )
 def test_a_merged_model_has_the_published_names_whatever_those_of_its_base(kind, converted, tmp_path):
     base = tmp_path / "base"
