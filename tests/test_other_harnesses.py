@@ -1,5 +1,7 @@
 """docs/other_harnesses.md: what it says about our files and commands is so."""
 
+import ast
+import importlib.util
 import json
 import re
 import shlex
@@ -87,6 +89,27 @@ def test_the_adapters_names_map_onto_vllms():
         ours = re.fullmatch(r"base_model\.model\.(.*)\.lora_[AB]\.weight", name)[1]
         theirs = ours.replace("model.language_model.", "language_model.model.", 1)
         assert re.fullmatch(r"language_model\.model\.layers\.1\.(self_attn\.q_proj|mlp\.down_proj)", theirs)
+
+
+def test_vllms_class_declares_lora_and_the_names_that_the_page_says():
+    spec = importlib.util.find_spec("vllm")
+    if spec is None:
+        pytest.skip("vllm is not installed here")
+    file = Path(spec.submodule_search_locations[0]) / "model_executor" / "models" / "llava_next.py"  # needs no GPU
+    (declared,) = [
+        node
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == "LlavaNextForConditionalGeneration"
+    ]
+    assert "SupportsLoRA" in [base.id for base in declared.bases if isinstance(base, ast.Name)]
+    pairs = [
+        pair
+        for node in ast.walk(declared)
+        if isinstance(node, ast.Dict)
+        for pair in zip(node.keys, node.values, strict=True)
+    ]
+    named = {key.value: value.value for key, value in pairs if isinstance(value, ast.Constant)}
+    assert named["model.language_model."] == "language_model.model."
 
 
 def test_the_two_lines_for_lm_eval_differ_in_the_model_and_the_output_alone():

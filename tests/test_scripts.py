@@ -1,6 +1,8 @@
 """What ``scripts/_env.sh`` does on a fresh clone, with an interpreter that only pretends to install."""
 
+import argparse
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -144,3 +146,24 @@ def test_a_folder_that_cannot_be_written_is_one_line(clone, tmp_path):
 def test_every_script_is_valid_shell():
     for script in (*sorted((ROOT / "scripts").rglob("*.sh")), ROOT / ".ci" / "run"):
         assert subprocess.run(["/bin/bash", "-n", str(script)], env=os.environ).returncode == 0, script
+
+
+class Parsed(Exception):
+    """Raised in place of a benchmark's work."""
+
+
+@pytest.mark.parametrize("name", ["rr", "strength"])
+def test_a_benchmark_writes_over_tracked_results_only_when_asked(name, monkeypatch):
+    real = argparse.ArgumentParser.parse_args
+
+    def stop(parser):
+        given = [vars(real(parser, words)) for words in ([], ["--write"])]
+        raise Parsed([next((v for k, v in one.items() if k in ("json", "out")), "absent") for one in given])
+
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "benchmarks"))
+    main = runpy.run_path(str(ROOT / "scripts" / "benchmarks" / f"{name}.py"), run_name="read")["main"]
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(Parsed) as found:
+        main()
+    unasked, asked = found.value.args[0]
+    assert unasked is None and asked.parent == ROOT / "results" and asked.is_file()

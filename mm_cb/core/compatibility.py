@@ -60,6 +60,7 @@ _ADDED: Mapping[str, Recipe] = {
             "retain_scale": "absolute",
             "schedule_steps": None,
             "shared_openings": "rerouted",
+            "answer_ends": "counted",
         },
         "training": {"start_distance": 0.0, "stop_at_cosine": None},
     }

@@ -117,6 +117,10 @@ def render_chat(
     Raises:
         UserError: If a text holds the image placeholder or cannot be encoded, or the template fails or does not write
             every text as it is.
+
+    Source:
+        Deviations from the released trainer of circuit breakers, which tokenises request and answer apart: a blank
+        opens an answer only where the template writes one, and every answer is ended where the template ends it.
     """
     dialect = dialect or dialect_of(processor)
     texts: list[tuple[str, str]] = []

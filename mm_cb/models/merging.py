@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_errors
@@ -17,6 +18,8 @@ from mm_cb.models.cache import model_folder
 from mm_cb.models.decoding import FILE
 from mm_cb.models.families import load_processor
 from mm_cb.models.loading import load_plain, quiet_libraries
+from mm_cb.models.registry import family_of
+from mm_cb.models.vision import VisionModel
 
 
 def merge(model: str | Path, adapter: Path, out: Path, *, dtype: str | None = None) -> Path:
@@ -62,7 +65,7 @@ def merge(model: str | Path, adapter: Path, out: Path, *, dtype: str | None = No
             shutil.rmtree(part, ignore_errors=True)
             try:
                 part.mkdir(parents=True)
-                merged.save_pretrained(part)
+                _write_published_names(merged, part)
                 processor.save_pretrained(part)
                 if (decoding := model_folder(model) / FILE).is_file():  # of which we read the end tokens alone
                     shutil.copyfile(decoding, part / FILE)
@@ -90,6 +93,16 @@ def fold(model: Any) -> tuple[Any, int]:
         changed += not torch.equal(merged, weight)
         weight.copy_(merged)
     return model.unload(), changed
+
+
+def _write_published_names(model: Any, folder: Path) -> None:
+    """Save a model; one that sees, with all renamings of its type turned back, and not only those that its file needed.
+
+    Of text models transformers' table also holds names of larger models that they are parts of, which nobody publishes.
+    """
+    if issubclass(family_of(model.config), VisionModel):
+        model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)
+    model.save_pretrained(folder)
 
 
 def _sync(folder: Path) -> None:

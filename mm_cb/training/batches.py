@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from mm_cb.core.errors import UserError
 from mm_cb.data.examples import SETS, Example, Modality, OnUnreadable, SetName, kinds_of, opened, rows_of
 from mm_cb.models import ChatModel, ModelInputs
-from mm_cb.training.masks import MaskName, loss_mask
+from mm_cb.training.masks import MaskName, loss_mask, without_ends
 from mm_cb.training.openings import Openings
 
 if TYPE_CHECKING:
@@ -155,6 +155,8 @@ class SetRows(TypedDict):
     """1 for tokens that count in the loss, ``(B, T)``."""
     ids: list[str]
     """Of the examples."""
+    lengths: list[int]
+    """Real tokens of each row."""
 
 
 class Batch(TypedDict, total=False):
@@ -172,17 +174,26 @@ class PairCollator:
         openings: How retain rows begin, if that is left out of what is rerouted.
     """
 
-    def __init__(self, model: ChatModel, masks: Mapping[Modality, MaskName], openings: Openings | None = None) -> None:
+    def __init__(
+        self,
+        model: ChatModel,
+        masks: Mapping[Modality, MaskName],
+        openings: Openings | None = None,
+        *,
+        count_ends: bool = True,
+    ) -> None:
         """Encode for a model.
 
         Args:
             model: The model.
             masks: Which tokens count in rows of each modality.
             openings: How retain rows begin, which is not to be rerouted; None = it is (paper).
+            count_ends: Whether the tokens that end answers count in circuit-breaker rows.
         """
         self._model = model
         self._masks = masks
         self.openings = openings
+        self._count_ends = count_ends
 
     def __call__(self, pairs: Sequence[Pair]) -> Batch:
         """Encode the pairs of one (micro-)batch.
@@ -192,6 +203,14 @@ class PairCollator:
         """
         modality = pairs[0].circuit_breaker.modality
         sets = {name: self._rows(name, [getattr(pair, name) for pair in pairs], modality) for name in SETS}
+        if not self._count_ends and (end := self._model.dialect.end_of_turn) is not None:
+            rerouted, token = sets["circuit_breaker"], self._model.processor.tokenizer.convert_tokens_to_ids(end)
+            rerouted["mask"] = without_ends(rerouted["inputs"], rerouted["mask"], token)
+            if empty := [id_ for id_, row in zip(rerouted["ids"], rerouted["mask"], strict=True) if not row.any()]:
+                raise UserError(
+                    f"of the circuit_breaker example {empty[0]} nothing but the end of an answer would count; give it "
+                    "an answer, or set `circuit_breaker.answer_ends` to counted."
+                )
         return {"modality": modality, "circuit_breaker": sets["circuit_breaker"], "retain": sets["retain"]}
 
     def _rows(self, name: SetName, examples: Sequence[Example], modality: Modality) -> SetRows:
@@ -199,13 +218,13 @@ class PairCollator:
         ids = [example.id for example in examples]
         try:
             inputs = self._model.encode_chats([example.messages for example in examples], images, padding_side="right")
-            mask = loss_mask(inputs, self._masks[modality])
+            mask, lengths = loss_mask(inputs, self._masks[modality]), inputs.attention_mask.sum(-1).tolist()
         except (UserError, ValueError) as error:
             places = ", ".join(str(example.place or example.id) for example in examples)
             raise UserError(f"cannot train on the {name} examples at {places}: {error}") from error
         if name == "circuit_breaker" and self.openings is not None:
             mask = self.openings.leave_out(inputs, mask)
-        return {"inputs": inputs, "mask": mask, "ids": ids}
+        return {"inputs": inputs, "mask": mask, "ids": ids, "lengths": lengths}
 
 
 def split_batch(batch: Batch, tokens_per_pass: int) -> list[Batch]:
@@ -213,7 +232,7 @@ def split_batch(batch: Batch, tokens_per_pass: int) -> list[Batch]:
     parts: list[Batch] = []
     for name in SETS:
         rows = batch[name]
-        lengths = rows["inputs"].attention_mask.sum(-1).tolist()
+        lengths = rows["lengths"]
         start = 0
         while start < len(lengths):
             stop = start + 1
@@ -221,7 +240,7 @@ def split_batch(batch: Batch, tokens_per_pass: int) -> list[Batch]:
                 stop += 1
             inputs, mask, ids = rows["inputs"].rows(start, stop), rows["mask"][start:stop], rows["ids"][start:stop]
             part: Batch = {}
-            part[name] = {"inputs": inputs, "mask": mask, "ids": ids}
+            part[name] = {"inputs": inputs, "mask": mask, "ids": ids, "lengths": lengths[start:stop]}
             parts.append(part)
             start = stop
     return parts

@@ -30,18 +30,24 @@ class States(NamedTuple):
     adapted: list[Tensor]
 
 
-def lay_out(model: ChatModel, inputs: ModelInputs, mask: Tensor) -> Rows:
+def lay_out(model: ChatModel, inputs: ModelInputs, mask: Tensor, lengths: Sequence[int] | None = None) -> Rows:
     """Embed a padded batch (its pictures once, for both passes) and leave the padding out.
 
     Embeddings are constants, whatever a hook says (those of gradient checkpointing make them require gradients): a
     backward pass through all blocks below the adapter, for nothing, would cost more than everything else.
+
+    Args:
+        model: The model.
+        inputs: The batch.
+        mask: 1 for tokens that count in the loss, ``(B, T)``.
+        lengths: Real tokens of each row, which a batch of the collator knows: nothing then waits for the device.
     """
-    real = inputs.attention_mask.bool()
-    lengths = tuple(real.sum(-1).tolist())
+    counts = tuple(inputs.attention_mask.sum(-1).tolist() if lengths is None else lengths)
+    real = torch.nonzero_static(inputs.attention_mask.flatten(), size=sum(counts))[:, 0]
     start, positions = model.tower_inputs(inputs), model.positions(inputs)
-    extras = tuple(extra.detach()[real] for extra in start.extras)
-    embeds, images = start.embeds.detach()[real], inputs.image_mask[real]
-    return Rows(embeds, positions[..., real], lengths, mask[real], extras, images)
+    extras = tuple(extra.detach().flatten(0, 1)[real] for extra in start.extras)
+    embeds, images = start.embeds.detach().flatten(0, 1)[real], inputs.image_mask.flatten()[real]
+    return Rows(embeds, positions.flatten(-2)[..., real], counts, mask.flatten()[real], extras, images)
 
 
 def hidden_states(model: ChatModel, rows: Rows, first: int, last: int) -> States:

@@ -73,10 +73,10 @@ def reroute_loss(adapted: Tensor, reference: Tensor, mask: Tensor, *, count: Ten
     Source:
         Zou et al. 2024 (arXiv:2406.04313), Algorithm 1, L_s. Deviation: none.
     """
-    _check(adapted, reference, mask)
+    check_states(adapted, reference, mask)
     counted = mask.bool()
     cosine = torch.cosine_similarity(adapted[:, counted].float(), reference[:, counted].float(), dim=-1)
-    return _mean(cosine.relu(), mask, count)
+    return mean_of_tokens(cosine.relu(), mask, count)
 
 
 def rand_p_loss(
@@ -155,9 +155,11 @@ def rmu_loss(
         arXiv:2403.03218): the length of the difference, where they take its mean square. As in their code, r is uniform
         in [0, 1) and of length 1, so that alpha is the length of the state.
     """
-    _check(adapted, reference, mask)
+    check_states(adapted, reference, mask)
     counted = adapted[:, mask.bool()].float()
-    return _mean(torch.linalg.vector_norm(counted - scale * draw_directions(adapted, generator), dim=-1), mask, count)
+    return mean_of_tokens(
+        torch.linalg.vector_norm(counted - scale * draw_directions(adapted, generator), dim=-1), mask, count
+    )
 
 
 def draw_directions(states: Tensor, generator: torch.Generator, *, centred: bool = False) -> Tensor:
@@ -196,10 +198,10 @@ def length_loss(adapted: Tensor, reference: Tensor, mask: Tensor, *, count: Tens
     Source:
         Ours, not in Zou et al. 2024.
     """
-    _check(adapted, reference, mask)
+    check_states(adapted, reference, mask)
     counted = mask.bool()
     ratio = adapted[:, counted].float().norm(dim=-1).log() - reference[:, counted].float().norm(dim=-1).log()
-    return _mean(ratio.square(), mask, count)
+    return mean_of_tokens(ratio.square(), mask, count)
 
 
 def retain_loss(
@@ -235,13 +237,13 @@ def retain_loss(
         Zou et al. 2024 (arXiv:2406.04313), Algorithm 1, L_r. Deviation: none with ``tokens`` and ``absolute``;
         ``relative`` is ours.
     """
-    _check(adapted, reference, mask)
+    check_states(adapted, reference, mask)
     counted = mask.bool()
     distance = torch.linalg.vector_norm((adapted[:, counted] - reference[:, counted]).float(), dim=-1)
     if scale == "relative":
         lengths = torch.linalg.vector_norm(reference[:, counted].float(), dim=-1)
         distance = RELATIVE_LENGTH * distance / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
-    return _mean(distance, mask, retain_positions(mask, average) if count is None else count)
+    return mean_of_tokens(distance, mask, retain_positions(mask, average) if count is None else count)
 
 
 def retain_positions(mask: Tensor, average: RetainAverage) -> Tensor:
@@ -270,21 +272,30 @@ def _distance_to_draw(
     adapted: Tensor, reference: Tensor, mask: Tensor, count: Tensor | None, direction: Tensor
 ) -> Tensor:
     """Mean distance of the states' directions to one direction of each layer."""
-    _check(adapted, reference, mask)
+    check_states(adapted, reference, mask)
     pointed = functional.normalize(adapted[:, mask.bool()].float(), dim=-1)
-    return _mean(torch.linalg.vector_norm(pointed - direction, dim=-1), mask, count)
+    return mean_of_tokens(torch.linalg.vector_norm(pointed - direction, dim=-1), mask, count)
 
 
-def _mean(values: Tensor, mask: Tensor, count: Tensor | None) -> Tensor:
-    """Sum of ``(L, counted tokens)`` over layers times ``count``, which is that of ``mask`` if left out."""
+def mean_of_tokens(values: Tensor, mask: Tensor, count: Tensor | None) -> Tensor:
+    """Sum of ``(L, counted tokens)`` over layers times ``count``, which is that of ``mask`` if left out.
+
+    Raises:
+        ValueError: If there is no token: told by the shape, for which nobody waits for the device.
+    """
+    if not values.shape[-1]:
+        raise ValueError("`mask` must select at least one token, it selects none.")
     return values.sum() / (len(values) * (mask.bool().sum() if count is None else count))
 
 
-def _check(adapted: Tensor, reference: Tensor, mask: Tensor) -> None:
+def check_states(adapted: Tensor, reference: Tensor, mask: Tensor) -> None:
+    """Make sure that shapes agree.
+
+    Raises:
+        ValueError: If not.
+    """
     if adapted.dim() < 3 or adapted.shape != reference.shape or adapted.shape[1:-1] != mask.shape:
         raise ValueError(
             "`adapted` and `reference` must both be (L, ..., H) and `mask` (...), got "
             f"{tuple(adapted.shape)}, {tuple(reference.shape)} and {tuple(mask.shape)}."
         )
-    if not bool(mask.any()):
-        raise ValueError("`mask` must select at least one token, it selects none.")

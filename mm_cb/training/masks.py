@@ -51,3 +51,21 @@ def loss_mask(inputs: ModelInputs, name: MaskName) -> Tensor:
         empty = (~mask.any(-1)).nonzero()[:, 0].tolist()
         raise ValueError(f"The mask `{name}` must select a token in every row, it selects none in rows {empty}.")
     return mask.long()
+
+
+def without_ends(inputs: ModelInputs, mask: Tensor, end: int) -> Tensor:
+    """The mask without the tokens that end answers, shape ``(B, T)``.
+
+    What attention lets a token see lies before it: of a row of one exchange, the loss is what it would be of a row that
+    stops with the answer's last word.
+
+    Args:
+        inputs: The batch.
+        mask: What counts.
+        end: Id of the token.
+
+    Source:
+        The released trainer's circuit-breaker rows stop there; its retain rows from UltraChat are ended, as ours.
+    """
+    ends = (inputs.roles == TokenRole.COMPLETION) & (inputs.input_ids == end)
+    return mask.masked_fill(ends, 0)

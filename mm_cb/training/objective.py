@@ -71,7 +71,7 @@ class Objective:
 
     def rows(self, given: SetRows) -> Rows:
         """The real tokens of one set of a collated batch."""
-        return lay_out(self.model, given["inputs"], given["mask"])
+        return lay_out(self.model, given["inputs"], given["mask"], given["lengths"])
 
     def reroute(self, given: SetRows, count: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """L_s and the length loss (0 where it has no weight); circuit-breaker rows stop at the top target."""

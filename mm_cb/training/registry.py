@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mm_cb.core.errors import unknown
 from mm_cb.core.limits import LIMITS
+from mm_cb.training.contrast import repbend_loss, triplet_loss
 from mm_cb.training.losses import cosine_to_draw, rand_c_loss, rand_p_loss, reroute_loss, rmu_loss
 
 
@@ -217,6 +218,30 @@ for _entry in (
         random="run",
         measure=("cosine_to_draw", cosine_to_draw),
         hold=Hold("cosine_to_draw", above=0.5),
+    ),
+    LossEntry(
+        "triplet",
+        triplet_loss,
+        "mean ReLU(d(h, mean h) - d(h, h_base) + margin), d = 1 - cos (the harmful triplet of Simko et al.)",
+        "Simko et al. 2025 (arXiv:2506.11938), read in a re-implementation. Deviations: the retain loss stands for the "
+        "benign triplet and the KL term; the mean is over the tokens of one pass.",
+        "held-out circuit-breaker cosine falls below 0",
+        settings={"margin": Setting(3.0, "How much nearer the mean must be (published: 3); above 2 never enough.")},
+        with_length=True,
+        with_adversary=True,
+    ),
+    LossEntry(
+        "repbend",
+        repbend_loss,
+        "mean of -away * |h - h_base| + alike * (1 - cosine between tokens) (RepBend); without a lower bound",
+        "RepBend (arXiv:2504.01550), its terms on unsafe rows. Deviations: the retain loss stands for the distance and "
+        "the KL term on safe rows; cosines are between the tokens of one pass.",
+        "held-out circuit-breaker cosine falls, the norm rises for as long as training goes on",
+        settings={
+            "away": Setting(0.5, "Weight of the distance to the reference (published: 0.5)."),
+            "alike": Setting(0.1, "Weight of 1 - cosine between tokens (published: 0.1)."),
+        },
+        with_adversary=True,
     ),
 ):
     register_loss(_entry)

@@ -13,8 +13,8 @@ from mm_cb.training.recipes.recipe import first_problem
 class RRConfig(Machine, CircuitBreaker, Training):
     """What `RRTrainer` does: loss, schedule, batches, optimiser; every field as in a recipe, checked at construction.
 
-    ``mm-cb train --fields`` lists them with range and default. ``dtype``, ``attention``, ``quantize`` and
-    ``image_backend`` are for a model that is given by name; one that is loaded already is taken as it is.
+    ``mm-cb train --fields`` lists them with range and default. ``dtype``, ``quantize`` and ``image_backend``
+    are for a model that is given by name; one that is loaded already is taken as it is.
 
     Raises:
         TypeError: If there is no such field; names the nearest one.

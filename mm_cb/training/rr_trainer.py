@@ -35,7 +35,7 @@ from mm_cb.training.recipes.config import Lora
 from mm_cb.training.rr_config import RRConfig
 from mm_cb.training.trainer import ReroutingTrainer
 
-_OF_A_NAME = ("dtype", "attention", "quantize", "image_backend")
+_OF_A_NAME = ("dtype", "quantize", "image_backend")
 
 
 class RRTrainer(ReroutingTrainer):
@@ -106,6 +106,7 @@ class RRTrainer(ReroutingTrainer):
                 base,
                 {"text": args.masks.text, "multimodal": args.masks.multimodal},
                 Openings.of(base, rows.drawn()) if args.shared_openings == "left_out" else None,
+                count_ends=args.answer_ends == "counted",
             ),
             tokens_per_pass=args.tokens_per_pass,
             metrics=args.output_dir / "metrics.jsonl",
@@ -187,7 +188,6 @@ class RRTrainer(ReroutingTrainer):
             device=_device(args),
             dtype=args.dtype,
             image_backend=args.image_backend,
-            attention=args.attention,
             quantize=args.quantize,
             max_length=args.max_length,
         )

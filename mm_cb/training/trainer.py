@@ -157,7 +157,7 @@ class ReroutingTrainer(Trainer):
                     losses += torch.stack([loss, *parts.values()]).detach()
                 break
             except torch.OutOfMemoryError:
-                longest = max(int(inputs[name]["inputs"].attention_mask.sum(-1).max()) for name in SETS)
+                longest = max(max(inputs[name]["lengths"]) for name in SETS)
                 if self._tokens_per_pass <= longest:
                     raise
                 self._tokens_per_pass = max(self._tokens_per_pass // 2, longest)

@@ -152,7 +152,8 @@ def batch(model: LlavaNextModel, shape: Shape, rows: int, image: tuple[int, int]
             }
         inputs = ModelInputs(ids, mask, roles * mask, **pictures).to(model.device)
         numbers = [str(number) for number in range(rows)]
-        made[name] = {"inputs": inputs, "mask": inputs.attention_mask, "ids": numbers}
+        real = inputs.attention_mask.sum(-1).tolist()
+        made[name] = {"inputs": inputs, "mask": inputs.attention_mask, "ids": numbers, "lengths": real}
     return made
 
 

@@ -1,6 +1,6 @@
 """A training step in the shape of the released trainer against ours: FLOPs at 7B shapes, CPU time, equality.
 
-    python scripts/benchmarks/rr.py [--json FILE] [--full]
+    python scripts/benchmarks/rr.py [--json FILE] [--write] [--full]
 
 Counts come from meta tensors at the true shapes of LLaVA-NeXT-Mistral-7B (16 + 16 rows, fills 0.52 and 0.29 of 1024
 text tokens). Times are CPU seconds of one thread on a small model of the same layout, variants taking turns; they
@@ -63,7 +63,8 @@ def main() -> int:
     """Measure, print, and say whether every goal is met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     results = Path(__file__).resolve().parents[2] / "results" / "benchmark_rr.json"
-    parser.add_argument("--json", type=Path, nargs="?", const=results, metavar="FILE", help="also write the results")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.add_argument("--write", action="store_const", const=results, dest="json", help="there: results/, tracked")
     parser.add_argument("--full", action="store_true", help="also time the released text recipe and a strong baseline")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps of each variant")
     options = parser.parse_args()

@@ -1,9 +1,8 @@
 """Are our attacks, at their defaults, as strong as independent ones at equal steps and restarts?
 
-``python scripts/benchmarks/strength.py [--out results/attack_strength.json]`` trains small classifiers on
-scikit-learn's digits (standard and adversarial, three seeds fixed in advance), attacks the same held-out digits with
-our defaults and
-with foolbox and the Adversarial Robustness Toolbox (ART, with its own Auto-PGD) and writes one cell per model, norm,
+``python scripts/benchmarks/strength.py [--out FILE] [--write]`` trains small classifiers on scikit-learn's digits
+(standard and adversarial, three seeds fixed in advance), attacks the same held-out digits with our defaults and with
+foolbox and the Adversarial Robustness Toolbox (ART, with its own Auto-PGD) and measures one cell per model, norm,
 radius and budget. Both sides get the same number of steps and restarts, and per image the best restart counts. The
 default of `image_attacks` is `pgd`, by the gradient's sign; `mm-cb attack` steps by Adam, `adam_pgd`, which refuses l-2
 balls and is in the l-inf cells alone. Our first run starts at the image by default, ART's Auto-PGD never does: ours are
@@ -56,7 +55,9 @@ Runs = Callable[[int], Tensor]
 def main() -> int:
     """Run the sweep and return 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "attack_strength.json")
+    results = ROOT / "results" / "attack_strength.json"
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write every cell there")
+    parser.add_argument("--write", action="store_const", const=results, dest="out", help="there: results/, tracked")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cells = []
@@ -77,12 +78,13 @@ def main() -> int:
     summary = summarise(cells)
     versions = {"torch": torch.__version__, "foolbox": "3.3.4", "adversarial-robustness-toolbox": "1.20.1"}
     record = {
-        "command": "python scripts/benchmarks/strength.py",
+        "command": "python scripts/benchmarks/strength.py --write",
         "versions": versions,
         "summary": summary,
         "cells": cells,
     }
-    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if options.out is not None:
+        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(summary, indent=1))
     return 0 if all(summary[name]["goal_met"] for name, (_, random) in OURS.items() if not random) else 1
 

@@ -18,7 +18,7 @@ from mm_cb.core.compat import stay_offline_without_network
 from mm_cb.core.errors import UserError
 from mm_cb.models import LlavaNextModel, TextModel, load_model, load_tower
 from mm_cb.models.families import load_processor, read_config
-from tests.models.shapes import LLAVA_TEMPLATE, relayout, tensors
+from tests.models.shapes import LLAVA_TEMPLATE, new, old, relayout, tensors
 from tests.tiny_llava import picture, tiny_llava
 
 BLOCKS = 6
@@ -77,18 +77,6 @@ def read_tensors(monkeypatch):
 
     monkeypatch.setattr(transformers.modeling_utils, "safe_open", File)
     return read
-
-
-def old(key):
-    """transformers < 4.52, which version 5 still writes, with the tower one level deeper, as those versions had it."""
-    return key.replace("vision_tower.", "vision_tower.vision_model.")
-
-
-def new(key):
-    """The layout of the modules in memory: transformers 4.52 to 4.57."""
-    if key.startswith("language_model.lm_head"):
-        return key.removeprefix("language_model.")
-    return f"model.{old(key)}".replace("language_model.model.", "language_model.")
 
 
 @pytest.mark.parametrize("rename", [old, new])

@@ -8,6 +8,8 @@ from transformers import AutoModelForCausalLM, LlavaNextForConditionalGeneration
 from mm_cb.core.errors import UserError
 from mm_cb.models import load_model, merging
 from mm_cb.models.merging import merge
+from tests.models.shapes import PUBLISHED, published, tensors
+from tests.models.tiny import tiny
 from tests.tiny_llava import picture, tiny_llava
 
 
@@ -42,6 +44,20 @@ def test_plain_transformers_opens_the_merged_model_with_the_adapters_logits(fold
     with adapted.adapter(enabled=False):
         assert (adapted.model(**inputs).logits - expected).abs().max() > 1e-2
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "converted"), [(kind, False) for kind in PUBLISHED] + [("llava_next", True), ("llava", True)]
+)
+def test_a_merged_model_has_the_published_names_whatever_those_of_its_base(kind, converted, tmp_path):
+    base = tmp_path / "base"
+    model = tiny(kind)
+    model.base.save_pretrained(base, save_original_format=converted)  # True: transformers 5; False: as in memory
+    model.processor.save_pretrained(base)
+    adapter = random_adapter(model.base, [f"{model.language_path}.1.mlp.up_proj"], tmp_path / "adapter", base)
+    assert published(tensors(base), kind) != PUBLISHED[kind] or kind == "qwen3_vl"
+    merge(base, adapter, tmp_path / "merged")
+    assert published(tensors(tmp_path / "merged"), kind) == PUBLISHED[kind]
 
 
 def test_gpt2s_transposed_layers_merge_too(gpt2_folder, tmp_path):

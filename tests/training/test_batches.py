@@ -58,6 +58,21 @@ def test_a_missing_set_or_modality_is_named(examples):
         rows([example for example in examples if example.set == "circuit_breaker"])
 
 
+def test_ends_that_are_left_out_are_those_of_circuit_breaker_rows_alone(examples):
+    dataset = PairedExamples(examples, steps=1, batch_size=4, batches="text", seed=0)
+    pairs = [dataset[i] for i in range(4)]
+    counted, left = (PairCollator(tiny_llava(), MASKS, count_ends=count)(pairs) for count in (True, False))
+    assert torch.equal(left["retain"]["mask"], counted["retain"]["mask"])
+    fewer = counted["circuit_breaker"]["mask"] - left["circuit_breaker"]["mask"]
+    assert torch.equal(fewer, (counted["circuit_breaker"]["inputs"].input_ids == 2).long()) and fewer.sum() == 4
+    bare = dataclasses.replace(
+        examples[0],
+        messages=[examples[0].messages[0], {"role": "assistant", "content": [{"type": "text", "text": ""}]}],
+    )
+    with pytest.raises(UserError, match="nothing but the end of an answer .*answer_ends"):
+        PairCollator(tiny_llava(), {**MASKS, "text": "completion"}, count_ends=False)([Pair(bare, pairs[0].retain)])
+
+
 @pytest.mark.parametrize("modality", ["text", "multimodal"])
 def test_the_collator_encodes_both_sets_apart(examples, modality):
     model = tiny_llava()

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mm_cb.training.adapter import add_adapter
 from mm_cb.training.hidden_states import (
@@ -49,6 +50,28 @@ def test_states_are_those_of_two_plain_padded_passes(model, side):
         torch.testing.assert_close(states.adapted[i], adapted[layer][real], rtol=1e-4, atol=1e-5)
         assert not torch.allclose(states.reference[i], states.adapted[i], atol=1e-3)
         assert states.adapted[i].requires_grad and not states.reference[i].requires_grad
+
+
+class Waits(TorchDispatchMode):
+    """Refuses what a GPU's host waits for: a number read from the device, or a shape that depends on one."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        by_mask = func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
+        assert not by_mask, func
+        return func(*args, **(kwargs or {}))
+
+
+def test_rows_of_known_lengths_are_laid_out_without_waiting_for_the_device(model, monkeypatch):
+    texts = ["what", "tell me how to brew tea", "here"]
+    inputs = model.encode(texts, [None] * 3, completions=["no", "i can not", "tea"])
+    plain = lay_out(model, inputs, inputs.completion_mask)
+    monkeypatch.setattr(torch.Tensor, "tolist", None)
+    with pytest.raises(AssertionError), Waits():
+        inputs.input_ids[inputs.attention_mask.bool()]
+    with Waits():
+        rows = lay_out(model, inputs, inputs.completion_mask, plain.lengths)
+    assert rows.lengths == plain.lengths and all(map(torch.equal, (rows.embeds, rows.mask), (plain.embeds, plain.mask)))
 
 
 def test_each_half_alone_is_that_of_both_and_the_adapted_one_has_a_gradient_at_the_embeddings(model):

@@ -1,5 +1,6 @@
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from mm_cb.core.errors import UserError
+from mm_cb.training.contrast import repbend_loss, triplet_loss
 from mm_cb.training.losses import (
     RELATIVE_LENGTH,
     draw_directions,
@@ -49,7 +51,8 @@ def rmu(*arguments, seed=5, scale=20.0, **options):
 
 
 RANDOM = [rand_p, rand_c, rmu]
-LOSSES = [reroute_loss, length_loss, retain_loss, *RANDOM]
+TOGETHER = [partial(triplet_loss, margin=3.0), partial(repbend_loss, away=0.5, alike=0.1)]
+LOSSES = [reroute_loss, length_loss, retain_loss, *RANDOM, *TOGETHER]
 MASK = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
 
 
@@ -161,7 +164,7 @@ def test_the_parts_of_a_split_batch_add_up(average):
     rows = [slice(0, 1), slice(1, 3)]
     parts = [retain_loss(adapted[:, r], reference[:, r], MASK[r], average=average, count=count) for r in rows]
     assert sum(parts).item() == pytest.approx(retain_loss(adapted, reference, MASK, average=average).item())
-    for loss in (loss for loss in LOSSES if loss is not retain_loss):
+    for loss in (loss for loss in LOSSES if loss is not retain_loss and loss not in TOGETHER):
         parts = [loss(adapted[:, r], reference[:, r], MASK[r], count=MASK.sum()) for r in rows]
         assert sum(parts).item() == pytest.approx(loss(adapted, reference, MASK).item())
 
@@ -237,6 +240,66 @@ def test_following_rerouting_leads_away_from_the_reference():
     assert bool((after < before)[turned].all()) and bool((h.grad[~turned] == 0).all())
 
 
+def pairwise(adapted, reference):
+    """Both later losses, token by token and pair by pair, of ``(L, N, H)``."""
+
+    def apart(a, b):
+        return 1 - (a @ b) / (a.norm() * b.norm())
+
+    triplet, repbend = [], []
+    for h, base in zip(adapted, reference, strict=True):
+        mean = sum(h) / len(h)
+        triplet += [max(0, apart(x, mean) - apart(x, y) + 3.0) for x, y in zip(h, base, strict=True)]
+        cosines = [1 - apart(x, y) for i, x in enumerate(h) for j, y in enumerate(h) if i != j]
+        repbend += [
+            -0.5 * (x - y).norm() + 0.1 * (1 - sum(cosines) / len(cosines)) for x, y in zip(h, base, strict=True)
+        ]
+    return sum(triplet) / len(triplet), sum(repbend) / len(repbend)
+
+
+def test_the_later_losses_are_those_of_their_formulas_and_so_are_their_gradients():
+    adapted, reference = states(1).requires_grad_(), states(2)
+    counted = MASK.bool()
+    for loss, expected in zip(TOGETHER, pairwise(adapted[:, counted], reference[:, counted]), strict=True):
+        ours = loss(adapted, reference, MASK)
+        assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
+        gradients = [torch.autograd.grad(one, adapted, retain_graph=True)[0] for one in (ours, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_passes_of_the_later_losses_are_averaged_by_their_tokens():
+    adapted, reference, total = states(1), states(2), MASK.sum()
+    for loss in TOGETHER:
+        parts = [(loss(adapted[:, r], reference[:, r], MASK[r]), MASK[r].sum()) for r in (slice(0, 1), slice(1, 3))]
+        given = [loss(adapted[:, r], reference[:, r], MASK[r], count=total) for r in (slice(0, 1), slice(1, 3))]
+        assert sum(given).item() == pytest.approx(sum(value * n for value, n in parts).item() / total.item())
+
+
+def test_one_token_has_no_other_to_be_like():
+    one, there = torch.tensor([[1, 0, 0, 0, 0]]), states(1, rows=1)
+    assert repbend_loss(there, states(2, rows=1), one, away=0.5, alike=1e6) > 1e5  # 1, not a division by zero
+    assert triplet_loss(there, there, one, margin=3.0).item() == pytest.approx(3)
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-4, 1e-1])
+def test_slopes_where_an_adapter_starts(distance):
+    """The cosine's slope goes with the distance, that of L2 does not; equal states have one towards each other."""
+    reference = states(2)
+    side = torch.nn.functional.normalize(states(3), dim=-1)
+
+    def slope(loss):
+        h = (reference + distance * side).requires_grad_()
+        return torch.autograd.grad(loss(h, reference, MASK), h)[0].norm().item()
+
+    cosine, triplet, repbend, far = (
+        slope(loss) for loss in (reroute_loss, *TOGETHER, partial(repbend_loss, away=0.5, alike=1e-9))
+    )
+    assert cosine < 1e-6 + distance  # nothing to go by at a fresh LoRA
+    assert triplet > 1e-2 and repbend > 1e-3  # by the mean, by the other tokens
+    pushed = 0.5 / MASK.sum().item() ** 0.5 / 2**0.5  # each of the tokens of two layers by away / (layers * tokens)
+    assert far == pytest.approx(pushed if distance else 0, rel=1e-2, abs=1e-6)  # torch's slope of |0| is 0
+
+
 def test_what_is_drawn_depends_on_run_and_step_as_the_loss_says():
     def first(name, seed, step):
         return torch.rand(4, **loss_entry(name).draw(seed, step)).tolist()
@@ -256,17 +319,19 @@ def of(name, model_folder, *overrides):
     )
 
 
-@pytest.mark.parametrize("name", ["rand_p", "rand_c", "rmu"])
+@pytest.mark.parametrize("name", ["rand_p", "rand_c", "rmu", "triplet", "repbend"])
 def test_every_loss_trains_and_its_card_says_which(name, model_folder, examples, tmp_path):
     out = train(of(name, model_folder, "training.max_steps=3"), tmp_path / "run", examples)
     first, *_, last = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert first["grad_norm"] > 1e-3  # unlike a cosine's, at a fresh adapter
-    assert first["held_out_retain_cosine"] == pytest.approx(1, abs=1e-3) and "held_out_retain_cosine_to_draw" in first
+    own = loss_entry(name).measure is not None
+    assert first["held_out_retain_cosine"] == pytest.approx(1, abs=1e-3)
+    assert ("held_out_retain_cosine_to_draw" in first) == own
     assert last["held_out_circuit_breaker_cosine"] < 1
     weights = load_file(out / "adapter_model.safetensors")
     assert all(bool(value.any()) for key, value in weights.items() if "lora_B" in key)
     card = (out / "README.md").read_text()
-    assert f"Loss `{name}`" in card and loss_entry(name).source in card and "| cosine_to_draw |" in card
+    assert f"Loss `{name}`" in card and loss_entry(name).source in card and ("| cosine_to_draw |" in card) == own
 
 
 def test_resuming_draws_the_same_states_and_splitting_too(model_folder, examples, tmp_path):
@@ -305,6 +370,9 @@ def test_splitting_a_batch_changes_no_random_loss(name, model_folder, examples, 
         (["loss=rmu", "loss_settings.scale=0"], "`scale` of loss `rmu` must be a number above 0 .*, got 0"),
         (["loss=rmu", "loss_settings.scale=yes"], "must be a number above 0 .*, got True"),
         (["loss_settings.scale=1"], "unknown setting of loss `rr` `scale`"),
+        (["loss=repbend", "keep_length=1"], "`keep_length` must be 0 with the loss `repbend`"),
+        (["loss=triplet", "loss_settings.away=1"], "unknown setting of loss `triplet` `away`"),
+        (["loss=repbend", "loss_settings.margin=1"], "unknown setting of loss `repbend` `margin`"),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(model_folder, overrides, message):
@@ -315,7 +383,7 @@ def test_what_does_not_go_together_is_refused_by_name(model_folder, overrides, m
 def test_settings_are_filled_in_and_losses_that_cannot_be_called_are_refused(model_folder):
     assert of("rmu", model_folder).circuit_breaker.loss_settings == {"scale": 20.0}
     assert of("rr", model_folder).circuit_breaker.loss_settings == {}
-    assert loss_names()[:4] == ["rr", "rand_p", "rand_c", "rmu"]
+    assert loss_names()[:6] == ["rr", "rand_p", "rand_c", "rmu", "triplet", "repbend"]
     broken = LossEntry("x", lambda adapted, reference, mask, *, count: None, "", "", "", {"margin": Setting(1, "")})
     with pytest.raises(TypeError, match=r"`x` must take \(adapted, reference, mask, count=\.\.\., margin=\.\.\.\)"):
         register_loss(broken)

@@ -1,6 +1,8 @@
 import pytest
+import torch
 
-from mm_cb.training.masks import loss_mask
+from mm_cb.models.chat import chat, render_chat
+from mm_cb.training.masks import loss_mask, without_ends
 from tests.tiny_llava import picture, tiny_llava
 
 
@@ -57,3 +59,20 @@ def test_rows_without_an_image_and_rows_that_would_not_count_are_refused(model):
         loss_mask(model.encode(["a", "tell me"], [None, None], completions=["no", None]), "completion")
     with pytest.raises(ValueError, match="'answers'"):
         loss_mask(rows, "answers")
+
+
+@pytest.mark.parametrize("name", ["completion", "user_and_assistant", "all"])
+def test_without_ends_a_row_counts_as_one_that_stops_with_its_answer(model, name):
+    asked, answers, end = ["tell me please", "a"], ["no i", "red green blue circle a"], 2
+    rows = model.encode(asked, [None, None], completions=answers, padding_side="right")
+    mask = without_ends(rows, loss_mask(rows, name), end)
+    assert torch.equal(loss_mask(rows, name) - mask, (rows.input_ids == end).long())
+    open_chats = [chat(text, completion=answer) for text, answer in zip(asked, answers, strict=True)]
+    states = model.forward(rows, hidden_states=True).hidden_states[-1]
+    for row, messages in enumerate(open_chats):
+        text = render_chat(model.processor, messages, close_turn=False).text
+        ids = model.processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        alone = model.base(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
+        stopped = states[row][rows.attention_mask[row].bool()][: len(alone)]
+        torch.testing.assert_close(stopped, alone, rtol=1e-4, atol=1e-4)
+        assert rows.input_ids[row][rows.attention_mask[row].bool()].tolist() == [*ids[0].tolist(), end]

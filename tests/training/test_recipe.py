@@ -156,7 +156,7 @@ def test_a_resolved_recipe_can_be_run_again(tmp_path):
         ("data={sources: [{name: x, set: harmful}]}", "`data.sources.0.set`"),
         ("data={source: []}", "did you mean `sources`|`data.sources`: Field required"),
         ("quantize=8bit", "`quantize`.*4bit"),
-        ("attention=flash", "`attention`"),
+        ("attention=eager", "`attention`: must be sdpa, which training runs .*; got 'eager'"),
     ],
 )
 def test_bad_overrides_are_one_line(override, message):

@@ -4,9 +4,10 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.nn import functional
 from transformers import TrainingArguments
 
-from mm_cb.training import losses
+from mm_cb.models import TokenRole
 from mm_cb.training.adapter import add_adapter
 from mm_cb.training.batches import PairCollator, PairedExamples
 from mm_cb.training.hidden_states import hidden_states
@@ -16,6 +17,7 @@ from tests.reference.released_trainer import cut_language_model, released_loss
 from tests.tiny_llava import tiny_llava
 
 MASKS = {"text": "user_and_assistant", "multimodal": "after_image"}
+TOKENWISE = ("input_ids", "attention_mask", "position_ids")
 ALL_TOKENS = {"text": "all", "multimodal": "all"}
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -84,16 +86,29 @@ def model_kwargs(inputs):
     }
 
 
-@pytest.mark.parametrize("modality", ["text", "multimodal"])
-@pytest.mark.parametrize(("blocks", "targets"), [((0, 1, 2), (2,)), ((0, 1), (1,)), ((1, 2), (2,))])
-def test_the_loss_and_its_gradients_are_the_released_trainers(
-    build, randomise_b, modality, blocks, targets, monkeypatch
+def padded_as_released(batch, name):
+    """Rows of 1024: retain rows padded on the left; of the others a request of 512 so, and an answer on the right."""
+    inputs = batch[name]["inputs"]
+    kwargs, rows = model_kwargs(inputs), []
+    for row, real in enumerate(inputs.attention_mask.bool()):
+        answer = int((inputs.roles[row, real] == TokenRole.COMPLETION).sum())
+        right = 512 - answer if name == "circuit_breaker" else 0
+        sides = (1024 - int(real.sum()) - right, right)
+        rows.append([functional.pad(kwargs[key][row, real], sides) for key in TOKENWISE])
+    return kwargs | dict(zip(TOKENWISE, map(torch.stack, zip(*rows, strict=True)), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("modality", "blocks", "targets"),
+    [("text", (0, 1, 2), (2,)), ("multimodal", (0, 1), (1,)), ("multimodal", (1, 2), (2,))],
+)
+def test_the_loss_and_its_gradients_are_the_released_trainers_at_its_own_padding(
+    build, randomise_b, modality, blocks, targets
 ):
     ours = build(
         blocks=blocks, targets=targets, masks=ALL_TOKENS, batches=modality, at=(2, 5), retain_average="official"
     )
-    batch = batch_of(ours, range(4))
-    monkeypatch.setattr(losses, "OFFICIAL_WIDTH", batch["retain"]["mask"].shape[1])  # it pads to 1024, this batch not
+    batch = batch_of(ours, range(2))
     loss = ours.compute_loss(ours.model, batch)
     loss.backward()
 
@@ -104,8 +119,8 @@ def test_the_loss_and_its_gradients_are_the_released_trainers(
     randomise_b(peft_model)
     expected = released_loss(
         peft_model,
-        model_kwargs(batch["circuit_breaker"]["inputs"]),
-        model_kwargs(batch["retain"]["inputs"]),
+        padded_as_released(batch, "circuit_breaker"),
+        padded_as_released(batch, "retain"),
         targets,
         5 * (1 - 2 / 10),
         5 * 2 / 10,

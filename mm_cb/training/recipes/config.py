@@ -88,7 +88,7 @@ class CircuitBreaker(_Section):
     """The losses and their schedule."""
 
     loss: str = "rr"
-    """What is done to circuit-breaker states: rr (paper), rand_p, rand_c, rmu (its ablation), or one of your own."""
+    """What is done to circuit-breaker states: rr (paper), rand_p, rand_c, rmu (ablation), triplet, repbend, yours."""
     loss_settings: Annotated[dict[str, Any], Field(validate_default=True)] = {}
     """Settings of the loss, by name; those of the losses we ship are listed below."""
     alpha: Annotated[float, Within("alpha")] = 5.0
@@ -110,6 +110,8 @@ class CircuitBreaker(_Section):
     masks: Masks = Masks()
     shared_openings: Literal["left_out", "rerouted"] = "left_out"
     """First tokens of a circuit-breaker row that a retain row has, too: not rerouted, or pulled both ways (paper)."""
+    answer_ends: Literal["counted", "left_out"] = "counted"
+    """The token that ends an answer of a circuit-breaker row; left out, it is as if it were not there (trainer)."""
     keep_length: Annotated[float, Within("keep_length")] = 0.0
     """Weight, in the reroute loss, of a term that keeps rerouted states as long as they were; 0 = none (paper)."""
     adversary: LatentAdversary = LatentAdversary()
@@ -294,12 +296,19 @@ class Machine(_Section):
     """Torch device; ``auto`` spreads the model over all."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Numbers of the model."""
-    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
-    """How attention is computed."""
+    attention: Literal["sdpa"] = "sdpa"
+    """How attention is computed: there is one way in training, within each row and without padding."""
     quantize: Literal["4bit"] | None = None
     """Weights of the decoder blocks in NF4 (bitsandbytes); image tower and projector stay as they are."""
     image_backend: Literal["pil", "torchvision"] = "pil"
     """Which image processor resizes the pictures."""
+
+    @field_validator("attention", mode="before")
+    @classmethod
+    def _is_the_one_of_training(cls, given: Any) -> Any:
+        if given != "sdpa":
+            raise ValueError(f"must be sdpa, which training runs on each row alone, without padding; got {given!r}")
+        return given
 
 
 class Recipe(Machine, _Named):
