@@ -54,7 +54,7 @@ def _read_hermes(text: str) -> Said:
     calls, around, place = [], [], 0
     while tag := _HERMES.search(text, place):
         around.append(text[place : tag.start()])
-        value, end = _json_at(text, tag.end())
+        value, end = json_at(text, tag.end())
         closed = _HERMES_END.match(text, end)
         if closed is None:
             raise NotCalls("behind a call's JSON stands neither `</tool_call>` nor the end")
@@ -69,7 +69,7 @@ def _read_llama(text: str) -> Said:
     calls, around, place = [], [], 0
     while begun := _LLAMA.search(text, place):
         around.append(text[place : begun.start()])
-        value, place = _json_at(text, begun.start())
+        value, place = json_at(text, begun.start())
         calls.append(_call(value, "parameters"))
     return Said(calls, _joined([part.strip().strip(";") for part in [*around, text[place:]]]))
 
@@ -78,7 +78,7 @@ def _read_mistral(text: str) -> Said:
     """``[TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...]``; decoding may have taken the tag, a special token."""
     if (tag := _MISTRAL.search(text)) is None:
         return Said([], text.strip())
-    value, end = _json_at(text, tag.end())
+    value, end = json_at(text, tag.end())
     if not isinstance(value, list) or not value:
         raise NotCalls("behind `[TOOL_CALLS]` must stand a list of calls")
     return Said([_call(one, "arguments") for one in value], _joined([text[: tag.start()], text[end:]]))
@@ -108,7 +108,7 @@ FORMATS = {
 """By name."""
 
 
-def _json_at(text: str, place: int) -> tuple[Any, int]:
+def json_at(text: str, place: int) -> tuple[Any, int]:
     """The JSON value that begins at a place, and where it ends: no key twice, nothing that is not finite."""
     begin = _BLANK.match(text, place)
     assert begin is not None

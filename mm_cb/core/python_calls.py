@@ -65,7 +65,9 @@ def read(text: str, *, version: int = 4) -> list[Call]:
 
 def write(calls: Sequence[Call]) -> str:
     """Calls as Python; `read` gives them back where every name is one in Python."""
-    written = (f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.arguments.items())})" for call in calls)
+    written = (
+        f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.arguments.items())})" for call in calls
+    )
     return f"[{', '.join(written)}]"
 
 

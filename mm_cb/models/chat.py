@@ -1,24 +1,35 @@
 """Chats as text and as tokens: the processor's own template, and what every token of the result is."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from mm_cb.core.calls import Call, CallFormat, NotCalls
 from mm_cb.core.errors import UserError
-from mm_cb.core.records import Message
+from mm_cb.core.records import JsonObject, Message
+from mm_cb.models.tools import call_id, call_message, call_place, tool_format
 
 _PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
 
 
 class TokenRole(IntEnum):
-    """What a token is; everything that is not one of the last three is the template's own (or padding)."""
+    """What a token is; everything that is none of the others is the template's own, an operator's, or padding."""
 
     TEMPLATE = 0
     USER = 1
     COMPLETION = 2
     IMAGE = 3
+    CALL = 4
+    """Of the assistant's too: a tool call, with the tags around it and the token that ends the turn."""
+
+
+SAID = (TokenRole.COMPLETION, TokenRole.CALL)
+"""What the assistant says."""
+_ROLES = {"assistant": TokenRole.COMPLETION, "call": TokenRole.CALL, "system": TokenRole.TEMPLATE}
+"""Whose a text is; all others are what the assistant is told: the user's, and tools' results."""
 
 
 class Span(NamedTuple):
@@ -90,6 +101,7 @@ def render_chat(
     pictures: Sequence[str] = (),
     close_turn: bool = True,
     dialect: Dialect | None = None,
+    tools: Sequence[JsonObject] = (),
 ) -> RenderedChat:
     """Write a chat with the processor's template and record which characters are whose.
 
@@ -102,26 +114,33 @@ def render_chat(
         pictures: The tokens that stand for each image, in order; without it one placeholder stands for each.
         close_turn: Whether a final assistant turn is ended. False leaves it open, as a prefix.
         dialect: The family's; None = that of most families.
+        tools: JSON schemas of functions that the template shows the model. Calls are `Call`s in ``tool_calls`` of an
+            assistant's turn.
 
     Returns:
         The text and its spans. A completion's span includes the token that ends the turn, if the template writes one.
 
     Raises:
-        UserError: If a text holds the image placeholder or cannot be encoded, or the template fails or does not write
-            every text as it is.
+        UserError: If a text holds the image placeholder or cannot be encoded, or the template fails, does not write
+            every text and call as it is, or leaves out tools.
     """
     dialect = dialect or dialect_of(processor)
     texts: list[tuple[str, str]] = []
-    stand_ins = [_with_stand_ins(message, texts, dialect) for message in messages]
+    format = tool_format(processor) if tools or any("tool_calls" in message for message in messages) else None
+    turns = _Turns(texts, dialect)
+    stand_ins = [turns.stand_in(message) for message in messages]
+    shown = {"tools": list(tools)} if tools else {}
     try:
         template = processor.apply_chat_template(
-            stand_ins, tokenize=False, add_generation_prompt=messages[-1]["role"] == "user"
+            stand_ins, tokenize=False, add_generation_prompt=messages[-1]["role"] in ("user", "tool"), **shown
         )
     except Exception as error:
         if not (isinstance(error, TypeError | ArithmeticError) or type(error).__module__.startswith("jinja2")):
             raise  # jinja2's are told by their module: whoever never renders a chat needs no jinja2
         roles = ", ".join(message["role"] for message in messages)
         raise UserError(f"the model's chat template cannot write a chat of {roles}: {error}") from error
+    if format is not None:
+        template = turns.filled(template, format)
     to_come = iter(pictures) if pictures else None
     end = dialect.end_of_turn or ""
     pieces: list[str] = []
@@ -132,13 +151,11 @@ def render_chat(
         if index % 2:
             role, text = texts[int(literal)]
             found.append(int(literal))
-            spans.append(
-                Span(TokenRole.COMPLETION if role == "assistant" else TokenRole.USER, length, length + len(text))
-            )
+            spans.append(Span(_ROLES.get(role, TokenRole.USER), length, length + len(text)))
             pieces.append(text)
             length += len(text)
             continue
-        if spans and spans[-1].role == TokenRole.COMPLETION and end and literal.startswith(end):
+        if spans and spans[-1].role in SAID and end and literal.startswith(end):
             spans[-1] = spans[-1]._replace(end=length + len(end))
         for part, is_picture in _image_parts(literal, dialect, to_come):
             if is_picture:
@@ -153,7 +170,7 @@ def render_chat(
         )
     joined = "".join(pieces)
     if messages[-1]["role"] == "assistant":
-        last = max(span.end for span in spans if span.role == TokenRole.COMPLETION)
+        last = max(span.end for span in spans if span.role in SAID)
         ended = bool(end) and joined[:last].endswith(end)
         if not close_turn:
             joined = joined[: last - len(end) if ended else last]
@@ -177,25 +194,74 @@ def refuse_unwritable(text: str) -> None:
         ) from error
 
 
-def _with_stand_ins(message: Message, texts: list[tuple[str, str]], dialect: Dialect) -> Message:
-    """The message with every text replaced by a numbered placeholder; the texts are appended to ``texts``."""
-    content = message["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    replaced = []
-    for part in parts:
-        if part["type"] != "text":
-            replaced.append(part)
-            continue
-        for token in (dialect.image_token, dialect.soft_token):
-            if token is not None and token in part["text"]:
+class _Turns:
+    """A chat's turns with numbered placeholders for texts and calls, which are appended to ``texts``."""
+
+    def __init__(self, texts: list[tuple[str, str]], dialect: Dialect) -> None:
+        self._texts, self._dialect = texts, dialect
+        self._calls: dict[int, Sequence[Call]] = {}
+        self._called = self._answered = 0
+
+    def stand_in(self, message: Message) -> Message:
+        """The message with every text replaced, and the name of its first call."""
+        content = message.get("content") or []
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        replaced = [self._part(message["role"], part) for part in parts]
+        if message["role"] == "tool":
+            self._answered += 1
+            return {"role": "tool", "content": replaced, "tool_call_id": call_id(self._answered - 1)}
+        if not (calls := message.get("tool_calls")):
+            return {"role": message["role"], "content": replaced}
+        for call in calls:
+            self._refuse(str(call))
+        place = self._number("call", calls[0].name)
+        self._calls[len(self._texts) - 1] = calls
+        self._called += len(calls)
+        return call_message(replaced, [calls[0]._replace(name=place), *calls[1:]], self._called - len(calls))
+
+    def filled(self, template: str, format: CallFormat) -> str:
+        """The written chat with one placeholder for each turn's calls, and none between quotation marks.
+
+        Raises:
+            UserError: If calls are not written as they are.
+        """
+        for number, calls in self._calls.items():
+            place = f"\ue000{number}\ue001"
+            try:
+                start, end = call_place(template, template.find(place), len(calls), format)
+                written = template[start:end].replace(place, calls[0].name)
+                if format.read(written).calls != list(calls):
+                    raise NotCalls("other calls")
+            except NotCalls as error:
                 raise UserError(
-                    f"a message text must not hold the image placeholder `{token}`, got {part['text'][:80]!r}. "
+                    f"the model's chat template must write calls as they are ({format.about}), it does not write "
+                    f"{len(calls)} of `{calls[0].name[:40]}` so: {error}."
+                ) from error
+            self._texts[number] = ("call", written)
+            template = template[:start] + place + template[end:]
+        for number, (role, text) in enumerate(self._texts):
+            if role == "tool" and f'"\ue000{number}\ue001"' in template:  # a string of JSON
+                self._texts[number] = (role, json.dumps(text, ensure_ascii=False)[1:-1])
+        return template
+
+    def _part(self, role: str, part: Message) -> Message:
+        if part["type"] != "text":
+            return part
+        self._refuse(part["text"])
+        return {"type": "text", "text": self._number(role, part["text"])}
+
+    def _number(self, role: str, text: str) -> str:
+        self._texts.append((role, text))
+        return f"\ue000{len(self._texts) - 1}\ue001"
+
+    def _refuse(self, text: str) -> None:
+        for token in (self._dialect.image_token, self._dialect.soft_token):
+            if token is not None and token in text:
+                raise UserError(
+                    f"a message text must not hold the image placeholder `{token}`, got {text[:80]!r}. "
                     'Give images as parts: {"type": "image"}.'
                 )
-        refuse_unwritable(part["text"])
-        replaced.append({"type": "text", "text": f"\ue000{len(texts)}\ue001"})
-        texts.append((message["role"], part["text"]))
-    return {"role": message["role"], "content": replaced}
+        refuse_unwritable(text)
 
 
 def _image_parts(literal: str, dialect: Dialect, pictures: Iterator[str] | None) -> Iterator[tuple[str, bool]]:

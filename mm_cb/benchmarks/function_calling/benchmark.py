@@ -33,7 +33,7 @@ class CallSettings(AskSettings):
     max_new_tokens: int = setting_within(LIMITS["max_new_tokens"], 512, "Longest answer, in tokens.")
     ask: str = setting(
         "auto",
-        "prompt is BFCL's prompt mode, template the model's own way of tools; auto takes the template where it has one.",
+        "BFCL's own prompt, or the tools of the model's template; auto takes the template where it takes tools.",
         choices=("auto", "prompt", "template"),
         metavar="WAY",
     )
@@ -61,7 +61,9 @@ def _pairs(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _part(name: str, label: str, rule: str, columns: Sequence[str], statistic: Any) -> Metric:
-    return Metric(name, label, rule, part_of=AST, columns=tuple(columns), statistic=statistic, seeded=False, shipped=True)
+    return Metric(
+        name, label, rule, part_of=AST, columns=tuple(columns), statistic=statistic, seeded=False, shipped=True
+    )
 
 
 class FunctionCalling(Benchmark):
@@ -253,18 +255,18 @@ def template_format(source: ModelSource, *, needed: bool) -> str | None:
     """
     if source.endpoint is not None:
         if needed:
-            raise UserError("`--ask template` renders tools in this process; a served model is asked with `--ask prompt`.")
+            raise UserError("`--ask template` shows tools in this process; a served model is asked by `--ask prompt`.")
         return None
     from mm_cb.models.families import load_processor, read_config
     from mm_cb.models.tools import tool_format
 
-    found = tool_format(load_processor(source.model, read_config(source.model)))
-    if found is None and needed:
-        raise UserError(
-            f"the chat template of `{source.model}` leaves out the tools that it is given, in silence; ask it in BFCL's "
-            "own words: `--ask prompt`."
-        )
-    return found
+    processor = load_processor(source.model, read_config(source.model))
+    try:
+        return tool_format(processor).name
+    except UserError:
+        if needed:
+            raise
+        return None
 
 
 def answer_files(path: Path) -> list[Path]:
@@ -300,8 +302,8 @@ def read_answers(files: Sequence[Path]) -> dict[str, str]:
             said = row.values.get("result", row.values.get("completion"))
             if not isinstance(said, str):
                 raise UserError(
-                    f"{row.where}: `result` must be the model's text, got {type(said).__name__}; answers of a server's own "
-                    "function calling are not read."
+                    f"{row.where}: `result` must be the model's text, got {type(said).__name__}; answers of a server's "
+                    "own function calling are not read."
                 )
             if id in found:
                 raise UserError(f"{row.where}: every question must be answered once, `{id[:80]}` comes more than once.")

@@ -64,9 +64,10 @@ def read_asked(data: str) -> list[Asked]:
     path = Path(data)
     files = [path] if path.is_file() else sorted(f for f in path.glob("*") if f.suffix in (".json", ".jsonl"))
     if not files:
+        there = "it holds none" if path.is_dir() else "there is none"
         raise UserError(
-            f"`{data}` must be a file of BFCL's questions or a folder of such, {'it holds none' if path.is_dir() else 'there is none'}; "
-            f"the right calls lie beside it in `{ANSWERS}/`."
+            f"`{data}` must be a file of BFCL's questions or a folder of such, {there}; the right calls lie beside it "
+            f"in `{ANSWERS}/`."
         )
     found = [asked for file in files for asked in _read_file(file)]
     if not found:
@@ -90,7 +91,9 @@ def kind_of(id: str) -> tuple[int, str] | None:
         return 4, _V4[kind]
     if _OTHERS.match(id):
         return None
-    raise ValueError(f"an id must begin with its category and go on with a number, such as `simple_python_0`, got {shown(id)}")
+    raise ValueError(
+        f"an id must begin with its category and go on with a number, such as `simple_python_0`, got {shown(id)}"
+    )
 
 
 def prompt(asked: Asked) -> str:
@@ -157,7 +160,9 @@ def _read_file(file: Path) -> Iterator[Asked]:
             raise UserError(f"{row.where}: {error}.") from error
         answers = _answers(file) if answers is None else answers
         if asked[0] not in answers:
-            raise UserError(f"`{file.parent / ANSWERS / file.name}` must hold the right calls of `{asked[0][:80]}`, it has none.")
+            raise UserError(
+                f"`{file.parent / ANSWERS / file.name}` must hold the right calls of `{asked[0][:80]}`, it has none."
+            )
         answer = answers[asked[0]]
         try:
             yield Asked(*asked, functions, _expected(answer.values.get("ground_truth"), functions, version, category))
@@ -204,7 +209,9 @@ def _functions(value: Any, *, none: bool) -> list[JsonObject]:
         parameters = one.get("parameters")
         properties = parameters.get("properties") if isinstance(parameters, dict) else None
         if not isinstance(properties, dict) or not all(isinstance(held, dict) for held in properties.values()):
-            raise ValueError(f"`{name}` must have a JSON schema with `properties` as its parameters, got {shown(parameters)}")
+            raise ValueError(
+                f"`{name}` must have a JSON schema with `properties` as its parameters, got {shown(parameters)}"
+            )
         required = parameters.get("required", [])
         if not isinstance(required, list) or not all(isinstance(key, str) and key in properties for key in required):
             raise ValueError(f"`required` of `{name}` must name its parameters, got {shown(required)}")

@@ -96,7 +96,7 @@ def _argument_fault(value: Any, schema: Mapping[str, Any], possible: Sequence[An
     return None if right else "wrong_value"
 
 
-def _variable(value: Any, kind: type, inner: type | None, possible: Sequence[Any]) -> bool | None:
+def _variable(value: Any, kind: Any, inner: type | None, possible: Sequence[Any]) -> bool | None:
     """Whether a value is to be compared raw, as the name of a variable is; None if its type is wrong."""
     answered = _type_of(possible)
     if type(value) is kind:
@@ -128,7 +128,7 @@ def _matches(value: Any, kind: type, inner: type | None, possible: Sequence[Any]
 
 
 def plain(value: Any) -> Any:
-    r"""A text as it is compared: without ``[ ,./\-_*^]``, in small letters, ``'`` as ``"``; other values as they are."""
+    r"""A text as it is compared: without ``[ ,./\-_*^]``, small, ``'`` as ``"``; other values as they are."""
     return _IGNORED.sub("", value).lower().replace("'", '"') if type(value) is str else value
 
 
