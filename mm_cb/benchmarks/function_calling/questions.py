@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +99,7 @@ def kind_of(id: str) -> tuple[int, str] | None:
 
 def prompt(asked: Asked) -> str:
     """The request in BFCL's prompt mode, system text first."""
-    protocol, version = protocol_file("bfcl"), f"v{asked.version}"
+    protocol, version = _protocol(), f"v{asked.version}"
     hint, question = protocol["hints"][version], asked.question
     if asked.version == 1:
         written, question = str(list(asked.functions)), question + hint
@@ -127,6 +128,11 @@ def tools(asked: Asked, *, underscores: bool) -> tuple[JsonObject, ...]:
 def called(name: str, *, underscores: bool) -> str:
     """A function's name as a model says it that knows no dots in names."""
     return name.replace(".", "_") if underscores else name
+
+
+@cache
+def _protocol() -> JsonObject:
+    return protocol_file("bfcl")
 
 
 def _schema(value: Any) -> Any:
