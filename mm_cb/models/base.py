@@ -181,7 +181,10 @@ class ChatModel(LanguageTower):
         rows: list[tuple[list[int], list[int]]] = []
         for messages, row_images, row_tools in zip(chats, images, tools or [()] * len(chats), strict=True):
             named = sum(
-                p["type"] == "image" for m in messages if not isinstance(m["content"], str) for p in m["content"]
+                p["type"] == "image"
+                for m in messages
+                if not isinstance(m.get("content", ""), str)
+                for p in m["content"]
             )
             if named != len(row_images):
                 raise ValueError(f"A chat with {len(row_images)} pictures must have as many image parts, got {named}.")

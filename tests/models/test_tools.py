@@ -43,7 +43,7 @@ LLAMA = (
 )
 MISTRAL = (
     "{{- '<s>' }}{%- for message in messages %}{%- if message.role == 'user' %}"
-    "{%- if tools and loop.last or tools and loop.first %}{{- '[AVAILABLE_TOOLS] ' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}"
+    "{%- if tools and loop.last or tools and loop.first %}{{- '[AVAILABLE_TOOLS] ' + (tools | tojson) }}"
     "{%- endif %}{{- '[INST] ' + message.content + '[/INST]' }}"
     "{%- elif message.tool_calls is defined %}{{- '[TOOL_CALLS] [' }}{%- for call in message.tool_calls %}"
     "{%- set out = call.function | tojson %}{{- out[:-1] }}{%- if call.id|length != 9 %}"
