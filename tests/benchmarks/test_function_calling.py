@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import mm_cb
 from mm_cb import cli
 from mm_cb.benchmarks.function_calling.benchmark import (
     CallSettings,
@@ -21,6 +22,8 @@ from mm_cb.core.python_calls import read
 from mm_cb.core.runs import read_jsonl
 from mm_cb.inference.source import ModelSource
 from mm_cb.metrics.results import find, read_results
+from tests.models.conftest import save_text_model
+from tests.models.test_tools import QWEN
 
 CALLS = Path(__file__).parents[2] / "data" / "examples" / "calls"
 ANSWERS = CALLS.parent / "call_answers.jsonl"
@@ -264,4 +267,29 @@ def test_a_served_model_is_asked_in_the_benchmarks_own_words():
     task = FunctionCalling().task(str(CALLS), CallSettings(), source)
     assert not any(q.tools for q in task.questions) and "Here is a list of functions" in task.questions[0].prompt
     with pytest.raises(UserError, match="--ask prompt"):
+        FunctionCalling().task(str(CALLS), CallSettings(ask="template"), source)
+
+
+@pytest.fixture(scope="module")
+def with_tools(tmp_path_factory):
+    """A tiny model of text whose template takes tools."""
+    folder = save_text_model(tmp_path_factory.mktemp("tools") / "model", "mistral")
+    (folder / "chat_template.jinja").write_text(QWEN)
+    return folder
+
+
+def test_a_model_is_asked_by_its_own_template_where_that_takes_tools(with_tools, tmp_path):
+    run = mm_cb.evaluate("function-calling", str(with_tools), data=CALLS, out=tmp_path / "run", max_new_tokens=2)
+    items = read_jsonl(run.folder / "items.jsonl")
+    assert items[0]["prompt"].startswith("Brew me green tea") and items[0]["reference"]["format"] == "hermes"
+    assert run.find("function_calling_undecoded").value == 100.0
+
+
+def test_a_template_that_leaves_tools_out_is_refused_or_gone_round(tmp_path):
+    folder = str(save_text_model(tmp_path / "model", "mistral"))
+    source = ModelSource(folder)
+    assert (
+        "Here is a list of functions" in FunctionCalling().task(str(CALLS), CallSettings(), source).questions[0].prompt
+    )
+    with pytest.raises(UserError, match="leaves out the tools"):
         FunctionCalling().task(str(CALLS), CallSettings(ask="template"), source)

@@ -136,7 +136,13 @@ def test_the_judge_of_the_page_judges_a_run(capsys):
 def test_lists_say_one_line_each(capsys):
     assert cli.run(["eval", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["mmmu", "llava-wild", "pope", "over-refusal"]
+    assert [line.partition(":")[0] for line in lines] == [
+        "mmmu",
+        "llava-wild",
+        "pope",
+        "function-calling",
+        "over-refusal",
+    ]
     assert all("; needs " in line for line in lines)
     assert cli.run(["judge", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
