@@ -134,6 +134,8 @@ def check_messages(messages: Any) -> int:
     _check_roles(messages)
     pictures = 0
     for number, message in enumerate(messages, start=1):
+        if lost := [key for key in message if "call" in key.lower() and key not in ("tool_calls", "tool_call_id")]:
+            raise ValueError(f"calls of turn {number} must stand in `tool_calls`, got the key {shown(lost[0])}")
         content = message.get("content", "" if "tool_calls" in message else None)
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not parts or not all(map(_is_part, parts)):

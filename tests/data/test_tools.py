@@ -103,6 +103,8 @@ def schema(**parameters):
         (changed(call={"id": "x"}), "a call must be an object"),
         (changed(turn=(2, {"tool_calls": []})), "list of calls that is not empty"),
         (changed(turn=(4, {"tool_calls": 3})), "list of calls that is not empty"),
+        (changed(turn=(4, {"tool_call": [{}]})), "must stand in `tool_calls`, got the key 'tool_call'"),
+        (changed(turn=(4, {"function_call": {}})), "must stand in `tool_calls`"),
         (changed(turn=(1, {"tool_calls": []})), "only the assistant's turns can hold `tool_calls`"),
         (changed(turn=(3, {"role": "user"})), "behind a turn with calls one of role tool"),
         (changed(messages=ROW["messages"][:4]), "end with the assistant"),
