@@ -56,16 +56,6 @@ def _mean_of_four(*counts: Any) -> Any:
     return sum(right / asked for asked, right in zip(counts[::2], counts[1::2], strict=True)) / len(_FOUR)
 
 
-def _pairs(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(column for name in names for column in (name, f"{name}_right"))
-
-
-def _part(name: str, label: str, rule: str, columns: Sequence[str], statistic: Any) -> Metric:
-    return Metric(
-        name, label, rule, part_of=AST, columns=tuple(columns), statistic=statistic, seeded=False, shipped=True
-    )
-
-
 class FunctionCalling(Benchmark):
     """Function calling."""
 
@@ -75,19 +65,23 @@ class FunctionCalling(Benchmark):
     needs = "BFCL's questions, v4 or v1, with possible_answer/ beside them, or rows of your own in v4's layout"
     metrics = (
         Metric(AST, "function calling, all items", "share of right calls", DETAIL, seeded=False, shipped=True),
-        _part(
+        Metric(
             "function_calling_mean",
             "function calling (AST)",
             "mean of simple, multiple, parallel and parallel_multiple, Python alone: v1's AST, v4's non-live",
-            _pairs(_FOUR),
-            _mean_of_four,
+            part_of=AST,
+            columns=tuple(column for name in _FOUR for column in (name, f"{name}_right")),
+            statistic=_mean_of_four,
+            seeded=False,
+            shipped=True,
         ),
-        _part(
+        Metric(
             "function_calling_live",
             "function calling, live",
             "share of right calls among the live questions: v4's live",
-            ("live", "live_right"),
-            lambda asked, right: right / asked,
+            flag_of=(AST, "live_right"),
+            seeded=False,
+            shipped=True,
         ),
         Metric(
             "function_calling_undecoded",
@@ -151,13 +145,17 @@ class FunctionCalling(Benchmark):
 
     def items(self, session: Session) -> list[Item]:
         """Irrelevance and relevance apart: no number of calls is mixed with one of their absence."""
-        items = super().items(session)
-        for item in items:
+        kept = []
+        for item in super().items(session):
             item["metric"] = metric_of(str(item.get("category")))
             if item["metric"] == AST:
                 lost = item["score"] is None
-                item["undecoded"] = None if lost else item["parsed"] is None  # type: ignore[typeddict-unknown-key]
-        return items
+                item["undecoded"] = None if lost else item["parsed"] is None
+                if str(item["category"]).startswith("live_"):
+                    item["live_right"] = None if lost else bool(item["score"])
+            if item["metric"] == IRRELEVANT or item["condition"] == "strict":  # else both rules say the same
+                kept.append(item)
+        return kept
 
     def score_stored(self, stored: StoredCalls, out: Path, *, data: str | None, subject: str, seed: int) -> None:
         """Score what BFCL's program, or another one, has stored."""
@@ -224,8 +222,7 @@ def scored(reference: JsonObject, category: str, completion: str) -> Score:
     expected = [Expected(**one) for one in reference["expected"]]
     parallel, version = "parallel" in category, reference["version"]
     wrong = "undecoded" if calls is None else fault(calls, expected, parallel=parallel, version=version)
-    group = "live" if category.startswith("live_") else category
-    counts = {group: 1, f"{group}_right": int(wrong is None)}
+    counts = {category: 1, f"{category}_right": int(wrong is None)}
     counts |= {name: int(name == wrong) for name in ("undecoded", *FAULTS)}
     return Score(float(wrong is None), parsed, counts=counts)
 

@@ -254,7 +254,7 @@ def _one_expected(name: str, possible: Any, functions: Sequence[JsonObject], ver
     fits = (one for one in functions if (one["name"] in name if version == 1 else one["name"] == name))
     function = functions[0] if version == 1 and len(functions) == 1 else next(fits, None)
     if function is None:
-        if version == 1:  # a slip of one of the original's rows, which no answer gets right
+        if version == 1 and not isinstance(possible, dict):  # a slip of the original, which no answer gets right
             return Expected("", (), {}, {})
         known = ", ".join(str(one["name"]) for one in functions)
         raise ValueError(f"a right call must be of one of the question's functions ({known}), got `{name}`")
