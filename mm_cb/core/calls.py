@@ -18,6 +18,7 @@ _HERMES = re.compile(r"<tool_call>\s*")
 _HERMES_END = re.compile(r"\s*(</tool_call>|\Z)")
 _LLAMA = re.compile(r'\{\s*"(?:name|parameters)"\s*:')
 _LLAMA_TAGS = re.compile(r"<\|(?:python_tag|eom_id|eot_id)\|>")
+_BETWEEN = re.compile(r"[\s;,\[\]]*")
 _MISTRAL = re.compile(r'\[TOOL_CALLS\]\s*|(?=\[\s*\{\s*"(?:name|arguments|id)"\s*:)')
 _BLANK = re.compile(r"\s*")
 
@@ -64,14 +65,14 @@ def _read_hermes(text: str) -> Said:
 
 
 def _read_llama(text: str) -> Said:
-    """``{"name": ..., "parameters": {...}}``, several with semicolons between them."""
+    """``{"name": ..., "parameters": {...}}``, several with semicolons between them, or as a list."""
     text = _LLAMA_TAGS.sub("", text)
     calls, around, place = [], [], 0
     while begun := _LLAMA.search(text, place):
         around.append(text[place : begun.start()])
         value, place = json_at(text, begun.start())
         calls.append(_call(value, "parameters"))
-    return Said(calls, _joined([part.strip().strip(";") for part in [*around, text[place:]]]))
+    return Said(calls, _joined([part for part in [*around, text[place:]] if not (calls and _BETWEEN.fullmatch(part))]))
 
 
 def _read_mistral(text: str) -> Said:

@@ -66,6 +66,8 @@ def test_tags_that_decoding_takes_away_are_not_needed():
         call,
         "",
     )
+    listed = '[{"name": "a", "parameters": {}}, {"name": "b", "parameters": {"n": 1}}]'
+    assert FORMATS["llama"].read(listed) == ([Call("a", {}), Call("b", {"n": 1})], "")
     assert FORMATS["hermes"].read('<tool_call>\n{"arguments": {"times": 3}, "name": "ring_bell"}').calls == call
 
 
