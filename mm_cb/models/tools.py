@@ -11,7 +11,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.records import JsonObject, Message
 
 _TOOL, _ASKED = "ring_the_bell", "question"
-_PROBE: JsonObject = {
+PROBE: JsonObject = {
     "type": "function",
     "function": {
         "name": _TOOL,
@@ -23,6 +23,7 @@ _PROBE: JsonObject = {
         },
     },
 }
+"""A tool to see what a template makes of tools."""
 _PROBE_CALL = Call(_TOOL, {"times": 3})
 _OPENS = {"hermes": "<tool_call>", "mistral": "[TOOL_CALLS]", "llama": "{"}
 """What stands in front of a turn's first name."""
@@ -107,7 +108,7 @@ def _written(processor: Any, messages: Sequence[Message], name: str) -> str:
     try:
         return str(
             processor.apply_chat_template(
-                list(messages), tools=[_PROBE], tokenize=False, add_generation_prompt=messages[-1]["role"] == "user"
+                list(messages), tools=[PROBE], tokenize=False, add_generation_prompt=messages[-1]["role"] == "user"
             )
         )
     except Exception as error:  # a template may raise whatever it likes

@@ -17,9 +17,12 @@ from mm_cb.benchmarks.function_calling.benchmark import (
 )
 from mm_cb.benchmarks.function_calling.questions import read_asked, tools
 from mm_cb.benchmarks.function_calling.rules import Expected, call_fault, fault
+from mm_cb.core.endpoint import Endpoint
 from mm_cb.core.errors import UserError
 from mm_cb.core.python_calls import read
 from mm_cb.core.runs import read_jsonl
+from mm_cb.inference.generation import Request
+from mm_cb.inference.served import EndpointEngine
 from mm_cb.inference.source import ModelSource
 from mm_cb.metrics.results import find, read_results
 from tests.models.conftest import save_text_model
@@ -280,9 +283,15 @@ def with_tools(tmp_path_factory):
 
 def test_a_model_is_asked_by_its_own_template_where_that_takes_tools(with_tools, tmp_path):
     run = mm_cb.evaluate("function-calling", str(with_tools), data=CALLS, out=tmp_path / "run", max_new_tokens=2)
-    items = read_jsonl(run.folder / "items.jsonl")
-    assert items[0]["prompt"].startswith("Brew me green tea") and items[0]["reference"]["format"] == "hermes"
+    item = {item["id"]: item for item in read_jsonl(run.folder / "items.jsonl")}["simple_python_0"]
+    assert item["prompt"].startswith("Brew me green tea") and item["reference"]["format"] == "hermes"
     assert run.find("function_calling_undecoded").value == 100.0
+
+
+def test_a_served_model_is_shown_no_tools_in_silence():
+    engine = EndpointEngine(Endpoint("http://127.0.0.1:1/v1", "served"))
+    with pytest.raises(UserError, match="without tools"):
+        engine.complete([Request("a", "ring", tools=({"type": "function"},))], 4)
 
 
 def test_a_template_that_leaves_tools_out_is_refused_or_gone_round(tmp_path):
