@@ -39,6 +39,8 @@ class Question:
     """Every category has a row of its own in results.json."""
     split: str = "all"
     """As the category; for a second way to divide the questions."""
+    tools: tuple[JsonObject, ...] = ()
+    """JSON schemas of functions that the model's own chat template shows it."""
 
 
 @dataclass(frozen=True)

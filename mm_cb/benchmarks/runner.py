@@ -83,7 +83,7 @@ class Session:
     def requests(self) -> list[Request]:
         """What the model is sent, in the order of the questions."""
         questions = self.task.questions
-        return [Request(q.id, q.prompt, shown) for q, shown in zip(questions, ready(questions), strict=True)]
+        return [Request(q.id, q.prompt, shown, q.tools) for q, shown in zip(questions, ready(questions), strict=True)]
 
     def likelihood(self) -> dict[str, Likelihood]:
         """By question id ``nll_base`` and ``incoherent``; nothing for a model that is served or was not asked."""

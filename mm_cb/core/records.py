@@ -113,6 +113,10 @@ class Item(Scored, total=False):
     benign_target: bool
     adapter_changes_nothing: bool
     """Whether its subject's adapter does nothing."""
+    undecoded: bool | None
+    """Of a question with a right call: whether the answer could not be read as calls."""
+    live_right: bool | None
+    """Of BFCL's live questions: whether the call is right."""
     same_as: str
     """Attack whose results stand for this one's."""
     made_by: str

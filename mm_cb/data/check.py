@@ -212,7 +212,7 @@ class _Examiner:
     def _compare_with_behaviors(self, example: Example, where: Where) -> None:
         if self._contamination is None:
             return
-        for message in example.messages[::2]:
+        for message in (turn for turn in example.messages if turn["role"] == "user"):
             text = " ".join(message_texts(message))
             digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
             if digest not in self._compared:

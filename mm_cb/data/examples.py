@@ -8,8 +8,9 @@ from typing import Any, Literal
 from PIL import Image
 
 from mm_cb.core.reading import shown, unfit
-from mm_cb.core.records import Message
+from mm_cb.core.records import JsonObject, Message
 from mm_cb.data.pictures import PictureError, open_picture, path_inside
+from mm_cb.data.tools import read_calls, read_tools
 
 SetName = Literal["circuit_breaker", "retain"]
 Modality = Literal["text", "multimodal"]
@@ -18,7 +19,8 @@ OnUnreadable = Callable[["Example", "PictureError"], None]
 """Told of every example that is left out because its picture cannot be read."""
 
 SETS: tuple[SetName, ...] = ("circuit_breaker", "retain")
-_KEYS = {"id", "messages", "images", "set", "source"}
+_KEYS = {"id", "messages", "images", "set", "source", "tools"}
+_OPTIONAL = {"source", "tools"}
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,14 @@ class Example:
     Attributes:
         id: Unique name.
         messages: Turns ``{"role": "user" | "assistant", "content": text or list of typed parts}``; the last is the
-            assistant's. Parts are ``{"type": "image"}`` and ``{"type": "text", "text": ...}``.
+            assistant's. Parts are ``{"type": "image"}`` and ``{"type": "text", "text": ...}``. With tools an
+            assistant's turn may hold ``tool_calls``, `Call`s, and turns of ``tool`` hold their results; ``system`` may
+            stand in front.
         images: Pictures, the paths of their files, or the bytes of such, for the image parts in order.
         set: ``circuit_breaker`` (to reroute) or ``retain`` (to keep).
         source: Where it comes from.
         place: As text, file and line; worked out only when a message needs it.
+        tools: JSON schemas of the functions that may be called.
     """
 
     id: str
@@ -41,6 +46,7 @@ class Example:
     set: SetName
     source: str = ""
     place: object = field(default=None, compare=False, repr=False)
+    tools: Sequence[JsonObject] = ()
 
     @property
     def modality(self) -> Modality:
@@ -89,7 +95,7 @@ def rows_of(examples: Sequence[Example]) -> list[Hashable]:
 
 def parse_example(record: Any, folder: Path) -> Example:
     """One example from one JSON object; ValueError says what is wrong with it."""
-    if not isinstance(record, dict) or not _KEYS - {"source"} <= record.keys() <= _KEYS:
+    if not isinstance(record, dict) or not _KEYS - _OPTIONAL <= record.keys() <= _KEYS:
         got = shown(sorted(record)) if isinstance(record, dict) else type(record).__name__
         raise ValueError(f"expected an object with the keys {sorted(_KEYS)}, got {got}")
     if record["set"] not in SETS:
@@ -97,28 +103,40 @@ def parse_example(record: Any, folder: Path) -> Example:
     if not isinstance(record["id"], str) or not record["id"] or not isinstance(record.get("source", ""), str):
         raise ValueError("`id` must be a text that is not empty, and `source` a text")
     pictures = check_messages(record["messages"])
+    messages, tools = with_tools(record["messages"], record.get("tools"))
     images = record["images"]
     if not isinstance(images, list) or len(images) != pictures:
         raise ValueError(f"`images` must be a list of {pictures} paths, one for each image part, got {shown(images)}")
     return Example(
         record["id"],
-        record["messages"],
+        messages,
         [_inside(folder, image) for image in images],
         record["set"],
         record.get("source", ""),
+        tools=tools,
     )
+
+
+def with_tools(messages: Sequence[Message], tools: Any) -> tuple[list[Message], list[JsonObject]]:
+    """Checked turns with their calls read, and the row's tools; ValueError says what is wrong with them."""
+    known = [] if tools is None else read_tools(tools)
+    read = [
+        {**turn, "tool_calls": read_calls(turn["tool_calls"], known)} if "tool_calls" in turn else turn
+        for turn in messages
+    ]
+    return read, known
 
 
 def check_messages(messages: Any) -> int:
     """The number of image parts in well-formed messages."""
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise ValueError("`messages` must be a list of turns that is not empty")
-    roles = [message.get("role") for message in messages]
-    if roles != ["user", "assistant"] * (len(roles) // 2) or not roles:
-        raise ValueError(f"the roles must alternate user, assistant and end with the assistant, got {shown(roles)}")
+    _check_roles(messages)
     pictures = 0
     for number, message in enumerate(messages, start=1):
-        content = message.get("content")
+        if lost := [key for key in message if "call" in key.lower() and key not in ("tool_calls", "tool_call_id")]:
+            raise ValueError(f"calls of turn {number} must stand in `tool_calls`, got the key {shown(lost[0])}")
+        content = message.get("content", "" if "tool_calls" in message else None)
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not parts or not all(map(_is_part, parts)):
             raise ValueError(
@@ -126,15 +144,44 @@ def check_messages(messages: Any) -> int:
                 f"{'null or none' if content is None else shown(content)}"
             )
         named = sum(part["type"] == "image" for part in parts)
-        if named and message["role"] == "assistant":
+        if named and message["role"] != "user":
             raise ValueError("only the user's turns can hold image parts")
         for part in parts:
             if part["type"] == "text" and (reason := unfit(part["text"])):
                 raise ValueError(f"a text cannot be used: {reason}")
-        if not any(part["type"] == "text" and part["text"].strip() for part in parts):
+        if "tool_calls" not in message and not any(part["type"] == "text" and part["text"].strip() for part in parts):
             raise ValueError("every turn must hold some text")
         pictures += named
     return pictures
+
+
+def _check_roles(messages: Sequence[Message]) -> None:
+    """System perhaps in front; then user and assistant in turn; behind calls as many results, and the assistant."""
+    roles = [message.get("role") for message in messages]
+    if strange := [m for m in messages if "tool_calls" in m and m.get("role") != "assistant"]:
+        raise ValueError(
+            f"only the assistant's turns can hold `tool_calls`, got one of {shown(strange[0].get('role'))}"
+        )
+    if strange := [m["tool_calls"] for m in messages if "tool_calls" in m and not _is_list(m["tool_calls"])]:
+        raise ValueError(f"`tool_calls` must be a list of calls that is not empty, got {shown(strange[0])}")
+    wanted, waiting = ("user",), 0
+    for role, message in zip(
+        roles[1:] if roles[0] == "system" else roles, messages[roles[0] == "system" :], strict=True
+    ):
+        if role not in wanted:
+            raise ValueError(
+                "the roles must alternate user, assistant and end with the assistant (perhaps system in front, and "
+                f"behind a turn with calls one of role tool for each, then the assistant), got {shown(roles)}"
+            )
+        waiting = waiting - 1 if role == "tool" else len(message.get("tool_calls") or ())
+        told = ("assistant",) if role in ("user", "tool") else ("user",)
+        wanted = ("tool",) if waiting else told
+    if roles[-1] != "assistant":
+        raise ValueError(f"the roles must alternate user, assistant and end with the assistant, got {shown(roles)}")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value)
 
 
 def _is_part(part: Any) -> bool:

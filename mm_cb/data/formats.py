@@ -99,6 +99,11 @@ def _completions(record: Record, context: Context) -> Example | Skip:
 
 def _messages(record: Record, context: Context) -> Example | Skip:
     """Chats of ``role`` and ``content``; a last turn of the user, which nothing answers, is cut off."""
+    if record.get("tools") or any(turn.get("tool_calls") for turn in record["messages"]):
+        raise ValueError(
+            "a chat with tools must be a row of our own (id, messages, images, set, tools), or its calls would be "
+            "left out"
+        )
     turns = [{"role": turn["role"], "content": turn["content"]} for turn in record["messages"]]
     pictures = _pictures(record, context)
     return _chat(turns, pictures, context, split=bool(pictures))

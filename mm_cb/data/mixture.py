@@ -165,8 +165,11 @@ def without_request(example: Example) -> Example:
 
     Source:
         Released trainer, whose Llama-3 template is filled with an empty instruction for half of the rows. Pictures
-        stay (our choice); a chat that shows one later than in its first turn is left as it is.
+        stay (our choice); a chat that shows one later than in its first turn is left as it is, and so is one with an
+        operator's text or tools.
     """
+    if example.tools or example.messages[0]["role"] != "user":
+        return example
     user, assistant = example.messages[0], example.messages[1]
     parts = [] if isinstance(user["content"], str) else user["content"]
     pictures = [part for part in parts if part["type"] == "image"]

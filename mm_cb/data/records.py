@@ -9,7 +9,7 @@ from PIL import Image
 from mm_cb.core.errors import nearest
 from mm_cb.core.reading import shown
 from mm_cb.core.records import JsonObject
-from mm_cb.data.examples import SETS, Example, Modality, SetName, check_messages
+from mm_cb.data.examples import SETS, Example, Modality, SetName, check_messages, with_tools
 from mm_cb.data.pictures import encoded
 from mm_cb.data.rows import undecoded
 
@@ -38,6 +38,11 @@ class Records(Sequence[Example]):
         columns = list(rows.column_names) if columnar else sorted({key for row in rows for key in row})
         _check_columns(columns)
         counts = _picture_counts(self._rows, columns, columnar)
+        if columnar and "tools" in columns:
+            raise ValueError(
+                "rows with `tools` must come as a list of dictionaries, as they were written: a datasets.Dataset gives "
+                "every call the arguments of all others."
+            )
         texts = self._rows.select_columns(list(_NEEDED)) if columnar else self._rows
         self._kinds = [_kind(index, row, count) for index, (row, count) in enumerate(zip(texts, counts, strict=True))]
 
@@ -54,8 +59,9 @@ class Records(Sequence[Example]):
         row = self._rows[index]
         pictures = [_picture(index, one) for one in row.get("images") or []]
         name = str(row.get("id") or f"row-{index}")
-        messages = _with_parts(row["messages"], len(pictures))
-        return Example(name, messages, pictures, row["set"], str(row.get("source") or ""), place=f"row {index}")
+        messages, tools = with_tools(_with_parts(row["messages"], len(pictures)), row.get("tools"))
+        source, place = str(row.get("source") or ""), f"row {index}"
+        return Example(name, messages, pictures, row["set"], source, place=place, tools=tools)
 
     def kinds(self) -> Iterator[tuple[SetName, Modality]]:
         """Set and modality of every row, known without reading any again."""
@@ -125,7 +131,9 @@ def _kind(index: int, row: JsonObject, pictures: int) -> tuple[SetName, Modality
     if row.get("set") not in SETS:
         raise ValueError(f"row {index}: `set` must be circuit_breaker or retain, got {shown(row.get('set'))}.")
     try:
-        named = check_messages(_with_parts(row.get("messages"), pictures))
+        turns = _with_parts(row.get("messages"), pictures)
+        named = check_messages(turns)
+        with_tools(turns, row.get("tools"))
     except ValueError as error:
         raise ValueError(f"row {index}: {error}.") from error
     if named != pictures:
@@ -139,15 +147,21 @@ def _with_parts(messages: Any, pictures: int) -> Any:
     """Messages without the empty columns that Arrow adds to parts, and with image parts if none says where they are."""
     if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
         return messages
-    turns = [{"role": turn.get("role"), "content": _parts(turn.get("content"))} for turn in messages]
+    turns = [_turn(turn) for turn in messages]
     parts = [part for turn in turns if isinstance(turn["content"], list) for part in turn["content"]]
     if not pictures or not turns or any(isinstance(part, dict) and part.get("type") == "image" for part in parts):
         return turns
-    first = turns[0]["content"]
-    texts = [{"type": "text", "text": first}] if isinstance(first, str) else first
+    first = next((turn for turn in turns if turn["role"] == "user"), turns[0])
+    texts = [{"type": "text", "text": first["content"]}] if isinstance(first["content"], str) else first["content"]
     if isinstance(texts, list):
-        turns[0]["content"] = [{"type": "image"}] * pictures + texts
+        first["content"] = [{"type": "image"}] * pictures + texts
     return turns
+
+
+def _turn(turn: JsonObject) -> JsonObject:
+    calls = {} if turn.get("tool_calls") is None else {"tool_calls": turn["tool_calls"]}
+    content = _parts(turn.get("content"))
+    return {"role": turn.get("role"), "content": "" if content is None and calls else content, **calls}
 
 
 def _parts(content: Any) -> Any:

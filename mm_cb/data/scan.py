@@ -1,6 +1,7 @@
 """The one judgement of rows: what `mm-cb data check` refuses, training refuses, and nothing else."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -14,6 +15,7 @@ from mm_cb.data.examples import Example
 from mm_cb.data.formats import Skip
 from mm_cb.data.pictures import PictureError, open_picture
 from mm_cb.data.sources import Fault, OpenSource, Rules
+from mm_cb.data.tools import call_text
 
 Read = Callable[[], Example]
 
@@ -81,18 +83,22 @@ def judged(examples: Sequence[Example], name: str, scan: Scan, rules: Rules) -> 
 
 
 def texts_of(example: Example) -> Iterator[str]:
-    """Every text of an example, in order."""
+    """Every text of an example, in order, its tools first."""
+    if example.tools:
+        yield json.dumps(example.tools, ensure_ascii=False, sort_keys=True)
     for message in example.messages:
         yield from message_texts(message)
 
 
 def message_texts(message: Message) -> Iterator[str]:
-    """Every text of a turn, in order."""
-    content = message["content"]
+    """Every text of a turn, in order, its calls behind them."""
+    content = message.get("content", "")
     if isinstance(content, str):
         yield content
     else:
         yield from (part["text"] for part in content if part["type"] == "text")
+    if calls := call_text(message):
+        yield calls
 
 
 def _content(example: Example) -> tuple[str, ...]:

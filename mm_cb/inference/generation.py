@@ -12,7 +12,7 @@ from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import EndpointError
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Task
-from mm_cb.core.records import Completion
+from mm_cb.core.records import Completion, JsonObject
 from mm_cb.core.runs import append_jsonl
 from mm_cb.data.pictures import Picture, shown
 from mm_cb.inference.cached_chunks import chunks
@@ -30,6 +30,8 @@ class Request:
     """Unique among the requests of a run."""
     text: str
     pictures: tuple[Picture, ...] = ()
+    tools: tuple[JsonObject, ...] = ()
+    """JSON schemas of functions; for a model in this process whose template takes them."""
 
 
 class Failure(Protocol):
@@ -110,7 +112,7 @@ def complete_batch(subject: Subject, requests: Sequence[Request], max_new_tokens
     ]
     pictures = [[shown(picture) for picture in request.pictures] for request in requests]
     with subject.active() as model:
-        inputs = model.encode_chats(chats, pictures)
+        inputs = model.encode_chats(chats, pictures, tools=[request.tools for request in requests])
         if found := model.overlong(inputs):
             row, told = found
             raise UserError(f"request `{requests[row].key}` is {told} Shorten it, or leave it out.")

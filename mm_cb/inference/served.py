@@ -20,7 +20,15 @@ class EndpointEngine:
         self._endpoint = endpoint
 
     def complete(self, requests: Sequence[Request], max_new_tokens: int) -> Iterator[tuple[str, str | Failure]]:
-        """Greedy completions in the order in which they come; pictures are decoded when their turn comes."""
+        """Greedy completions in the order in which they come; pictures are decoded when their turn comes.
+
+        Raises:
+            UserError: If a request has tools, which are shown by a chat template in this process alone.
+        """
+        if any(request.tools for request in requests):
+            raise UserError(
+                "a served model is asked without tools; write them into the questions, or drop `--endpoint`."
+            )
         asked = (
             (request.key, [user_message(request.text, [shown(picture) for picture in request.pictures])])
             for request in requests

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
+from mm_cb.core.records import JsonObject
 from mm_cb.models.chat import ANSWER, Dialect, Message, RenderedChat, TokenRole, chat, end_written, render_chat
 from mm_cb.models.decoding import decode, end_tokens, positions_of
 from mm_cb.models.dial import Scale, WeightDifference, lora_layers, lora_turned, read_scale
@@ -180,8 +181,11 @@ class ChatModel(LanguageTower):
         *,
         padding_side: str = "left",
         close_turn: bool = True,
+        tools: Sequence[Sequence[JsonObject]] = (),
     ) -> ModelInputs:
         """Encode whole chats, each with the pictures that its parts ``{"type": "image"}`` stand for, in order.
+
+        Each chat's ``tools``, JSON schemas, are shown by the template; none given = no chat has any.
 
         Raises:
             ValueError: If a chat has another number of image parts than of pictures, or ``max_length`` would cut off
@@ -189,14 +193,19 @@ class ChatModel(LanguageTower):
         """
         pictures, stands = self._pictures(images)
         rows: list[tuple[list[int], list[int]]] = []
-        for messages, row_images in zip(chats, images, strict=True):
+        for messages, row_images, row_tools in zip(chats, images, tools or [()] * len(chats), strict=True):
             named = sum(
-                p["type"] == "image" for m in messages if not isinstance(m["content"], str) for p in m["content"]
+                p["type"] == "image"
+                for m in messages
+                if not isinstance(m.get("content", ""), str)
+                for p in m["content"]
             )
             if named != len(row_images):
                 raise ValueError(f"A chat with {len(row_images)} pictures must have as many image parts, got {named}.")
             own, stands = stands[:named], stands[named:]
-            rendered = render_chat(self.processor, messages, pictures=own, close_turn=close_turn, dialect=self.dialect)
+            rendered = render_chat(
+                self.processor, messages, pictures=own, close_turn=close_turn, dialect=self.dialect, tools=row_tools
+            )
             rows.append(self._tokenise(rendered))
         tokens = pad_rows(rows, self.processor.tokenizer.pad_token_id, padding_side)
         if pictures is None:

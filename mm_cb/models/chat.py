@@ -1,13 +1,16 @@
 """Chats as text and as tokens: the processor's own template, and what every token of the result is."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from mm_cb.core.calls import Call, CallFormat, NotCalls
 from mm_cb.core.errors import UserError
-from mm_cb.core.records import Message
+from mm_cb.core.records import JsonObject, Message
+from mm_cb.models.tools import call_id, call_message, call_place, tool_format
 
 _BLANK = "\x1f"
 """Put around stand-ins for texts: blank to a template that trims, and in no template or text."""
@@ -15,12 +18,22 @@ _PLACEHOLDER = re.compile(f"({_BLANK}?\ue000\\d+\ue001{_BLANK}?)")
 
 
 class TokenRole(IntEnum):
-    """What a token is; everything that is not one of the last three is the template's own (or padding)."""
+    """What a token is; everything that is none of the others is the template's own, an operator's, or padding."""
 
     TEMPLATE = 0
     USER = 1
     COMPLETION = 2
     IMAGE = 3
+    CALL = 4
+    """Of the assistant's too: a tool call, with the tags around it and the token that ends the turn."""
+
+
+SAID = (TokenRole.COMPLETION, TokenRole.CALL)
+"""What the assistant says."""
+_AS_WRITTEN = ("call", "tool")
+"""Whose texts stand in quotation marks of JSON in some templates, which write a blank's stand-in as another one."""
+_ROLES = {"assistant": TokenRole.COMPLETION, "call": TokenRole.CALL, "system": TokenRole.TEMPLATE}
+"""Whose a text is; all others are what the assistant is told: the user's, and tools' results."""
 
 
 class Span(NamedTuple):
@@ -97,6 +110,7 @@ def render_chat(
     pictures: Sequence[str] = (),
     close_turn: bool = True,
     dialect: Dialect | None = None,
+    tools: Sequence[JsonObject] = (),
 ) -> RenderedChat:
     """Write a chat with the processor's template and record which characters are whose.
 
@@ -110,13 +124,15 @@ def render_chat(
         close_turn: Whether a final assistant turn is ended. False leaves it open, as a prefix, where the model goes on:
             also behind an empty thinking block, if the template ends prompts with one and leaves it out of full chats.
         dialect: The family's; None = that of most families.
+        tools: JSON schemas of functions that the template shows the model. Calls are `Call`s in ``tool_calls`` of an
+            assistant's turn.
 
     Returns:
         The text and its spans. A completion's span includes the token that ends the turn, if the template writes one.
 
     Raises:
-        UserError: If a text holds the image placeholder or cannot be encoded, or the template fails or does not write
-            every text as it is.
+        UserError: If a text holds the image placeholder or cannot be encoded, or the template fails, does not write
+            every text and call as it is, or leaves out tools.
 
     Source:
         Deviations from the released trainer of circuit breakers, which tokenises request and answer apart: a blank
@@ -124,20 +140,26 @@ def render_chat(
     """
     dialect = dialect or dialect_of(processor)
     texts: list[tuple[str, str]] = []
-    stand_ins = [_with_stand_ins(message, texts, dialect) for message in messages]
+    format = tool_format(processor) if tools or any("tool_calls" in message for message in messages) else None
+    turns = _Turns(texts, dialect)
+    stand_ins = [turns.stand_in(message) for message in messages[:-1]]
+    answer = len(texts)
+    stand_ins.append(turns.stand_in(messages[-1]))
+    shown = {"tools": list(tools)} if tools else {}
     try:
-        template = _by_template(processor, stand_ins, dialect)
+        template = _by_template(processor, stand_ins, dialect, shown)
         if not close_turn and messages[-1]["role"] == "assistant" and len(messages) > 1 and not dialect.prompts_open:
             asked = processor.apply_chat_template(
-                stand_ins[:-1], tokenize=False, add_generation_prompt=True, **dialect.settings
+                stand_ins[:-1], tokenize=False, add_generation_prompt=True, **dialect.settings, **shown
             )
-            before = sum(part["type"] == "text" for turn in stand_ins[:-1] for part in turn["content"])
-            template = _behind(asked, template, before)
+            template = _behind(asked, template, answer)
     except Exception as error:
         if not (isinstance(error, TypeError | ArithmeticError) or type(error).__module__.startswith("jinja2")):
             raise  # jinja2's are told by their module: whoever never renders a chat needs no jinja2
         roles = ", ".join(message["role"] for message in messages)
         raise UserError(f"the model's chat template cannot write a chat of {roles}: {error}") from error
+    if format is not None:
+        template = turns.filled(template, format)
     to_come = iter(pictures) if pictures else None
     end = dialect.end_of_turn or ""
     pieces: list[str] = []
@@ -148,16 +170,15 @@ def render_chat(
         if index % 2:
             number = int(literal.strip(f"{_BLANK}\ue000\ue001"))
             role, text = texts[number]
-            text = text if literal.startswith(_BLANK) else text.lstrip()
-            text = text if literal.endswith(_BLANK) else text.rstrip()
+            if role not in _AS_WRITTEN:
+                text = text if literal.startswith(_BLANK) else text.lstrip()
+                text = text if literal.endswith(_BLANK) else text.rstrip()
             found.append(number)
-            spans.append(
-                Span(TokenRole.COMPLETION if role == "assistant" else TokenRole.USER, length, length + len(text))
-            )
+            spans.append(Span(_ROLES.get(role, TokenRole.USER), length, length + len(text)))
             pieces.append(text)
             length += len(text)
             continue
-        if spans and spans[-1].role == TokenRole.COMPLETION and end and literal.startswith(end):
+        if spans and spans[-1].role in SAID and end and literal.startswith(end):
             spans[-1] = spans[-1]._replace(end=length + len(end))
         for part, is_picture in _image_parts(literal, dialect, to_come):
             if is_picture:
@@ -172,7 +193,7 @@ def render_chat(
         )
     joined = "".join(pieces)
     if messages[-1]["role"] == "assistant":
-        last = max(span.end for span in spans if span.role == TokenRole.COMPLETION)
+        last = max(span.end for span in spans if span.role in SAID)
         ended = bool(end) and joined[:last].endswith(end)
         if not close_turn:
             joined = joined[: last - len(end) if ended else last]
@@ -181,13 +202,13 @@ def render_chat(
     return RenderedChat(joined, tuple(spans))
 
 
-def _by_template(processor: Any, messages: Sequence[Message], dialect: Dialect) -> str:
+def _by_template(processor: Any, messages: Sequence[Message], dialect: Dialect, shown: Mapping[str, Any]) -> str:
     """The chat as the template writes it."""
-    asked = messages[-1]["role"] == "user"
-    behind = dialect.prompts_open and not asked
+    asked = messages[-1]["role"] in ("user", "tool")
+    behind = dialect.prompts_open and not asked and "tool_calls" not in messages[-1]
     chat = list(messages[:-1] if behind else messages)
     text: str = processor.apply_chat_template(
-        chat, tokenize=False, add_generation_prompt=asked or behind, **dialect.settings
+        chat, tokenize=False, add_generation_prompt=asked or behind, **dialect.settings, **shown
     )
     if not behind:
         return text
@@ -221,25 +242,75 @@ def refuse_unwritable(text: str) -> None:
         ) from error
 
 
-def _with_stand_ins(message: Message, texts: list[tuple[str, str]], dialect: Dialect) -> Message:
-    """The message with every text replaced by a numbered placeholder; the texts are appended to ``texts``."""
-    content = message["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    replaced = []
-    for part in parts:
-        if part["type"] != "text":
-            replaced.append(part)
-            continue
-        for token in (dialect.image_token, dialect.soft_token):
-            if token is not None and token in part["text"]:
+class _Turns:
+    """A chat's turns with numbered placeholders for texts and calls, which are appended to ``texts``."""
+
+    def __init__(self, texts: list[tuple[str, str]], dialect: Dialect) -> None:
+        self._texts, self._dialect = texts, dialect
+        self._calls: dict[int, Sequence[Call]] = {}
+        self._called = self._answered = 0
+
+    def stand_in(self, message: Message) -> Message:
+        """The message with every text replaced, and the name of its first call."""
+        content = message.get("content") or []
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        replaced = [self._part(message["role"], part) for part in parts]
+        if message["role"] == "tool":
+            self._answered += 1
+            return {"role": "tool", "content": replaced, "tool_call_id": call_id(self._answered - 1)}
+        if not (calls := message.get("tool_calls")):
+            return {"role": message["role"], "content": replaced}
+        for call in calls:
+            self._refuse(str(call))
+        place = self._number("call", calls[0].name)
+        self._calls[len(self._texts) - 1] = calls
+        self._called += len(calls)
+        return call_message(replaced, [calls[0]._replace(name=place), *calls[1:]], self._called - len(calls))
+
+    def filled(self, template: str, format: CallFormat) -> str:
+        """The written chat with one placeholder for each turn's calls, and none between quotation marks.
+
+        Raises:
+            UserError: If calls are not written as they are.
+        """
+        for number, calls in self._calls.items():
+            place = f"\ue000{number}\ue001"
+            try:
+                start, end = call_place(template, template.find(place), len(calls), format)
+                written = template[start:end].replace(place, calls[0].name)
+                if format.read(written).calls != list(calls):
+                    raise NotCalls("other calls")
+            except NotCalls as error:
                 raise UserError(
-                    f"a message text must not hold the image placeholder `{token}`, got {part['text'][:80]!r}. "
+                    f"the model's chat template must write calls as they are ({format.about}), it does not write "
+                    f"{len(calls)} of `{calls[0].name[:40]}` so: {error}."
+                ) from error
+            self._texts[number] = ("call", written)
+            template = template[:start] + place + template[end:]
+        for number, (role, text) in enumerate(self._texts):
+            if role == "tool" and f'"\ue000{number}\ue001"' in template:  # a string of JSON
+                self._texts[number] = (role, json.dumps(text, ensure_ascii=False)[1:-1])
+        return template
+
+    def _part(self, role: str, part: Message) -> Message:
+        if part["type"] != "text":
+            return part
+        self._refuse(part["text"])
+        number = self._number(role, part["text"])
+        return {"type": "text", "text": number if role in _AS_WRITTEN else f"{_BLANK}{number}{_BLANK}"}
+
+    def _number(self, role: str, text: str) -> str:
+        self._texts.append((role, text))
+        return f"\ue000{len(self._texts) - 1}\ue001"
+
+    def _refuse(self, text: str) -> None:
+        for token in (self._dialect.image_token, self._dialect.soft_token):
+            if token is not None and token in text:
+                raise UserError(
+                    f"a message text must not hold the image placeholder `{token}`, got {text[:80]!r}. "
                     'Give images as parts: {"type": "image"}.'
                 )
-        refuse_unwritable(part["text"])
-        replaced.append({"type": "text", "text": f"{_BLANK}\ue000{len(texts)}\ue001{_BLANK}"})
-        texts.append((message["role"], part["text"]))
-    return {"role": message["role"], "content": replaced}
+        refuse_unwritable(text)
 
 
 def _image_parts(literal: str, dialect: Dialect, pictures: Iterator[str] | None) -> Iterator[tuple[str, bool]]:

@@ -50,14 +50,19 @@ class ModelInputs:
     pixel_rows: Tensor | None = None
 
     @property
+    def said(self) -> Tensor:
+        """``(B, T)``: True for what the assistant says, its calls of tools too."""
+        return (self.roles == TokenRole.COMPLETION) | (self.roles == TokenRole.CALL)
+
+    @property
     def completion_mask(self) -> Tensor:
         """``(B, T)``: 1 = token of the completion, the one that ends the turn included."""
-        return (self.roles == TokenRole.COMPLETION).long()
+        return self.said.long()
 
     @property
     def labels(self) -> Tensor:
         """``(B, T)``: ``input_ids`` where the completion is, -100 elsewhere; not shifted."""
-        return self.input_ids.masked_fill(self.roles != TokenRole.COMPLETION, -100)
+        return self.input_ids.masked_fill(~self.said, -100)
 
     @property
     def image_mask(self) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 from mm_cb.core.errors import UserError
 from mm_cb.models.base import ChatModel
 from mm_cb.models.chat import ANSWER, Message, chat
+from mm_cb.models.tools import PROBE
 
 SECONDS, CHARACTERS = 10, 1_000_000
 """What a template may take for a few short chats: seconds of a processor, and characters for each."""
@@ -45,6 +46,15 @@ try:
             sys.exit("it writes the same chat in two ways")
         if address := re.search("0x[0-9a-f]{6,}", texts[0]):
             sys.exit("it writes an address in memory (" + address[0] + "), another one each time")
+    try:
+        shown = {"tools": told["tools"], "add_generation_prompt": True, **told["tokens"]}
+        texts, _ = render_jinja_template(conversations=told["chats"][:1], chat_template=told["template"], **shown)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:
+        texts = [""]  # whoever gives it tools is told
+    if len(texts[0]) > most:
+        sys.exit("it writes " + format(len(texts[0]), ",") + " characters for a chat of one word and a tool")
     written = _compile_jinja_template(told["template"]).environment.parse(told["template"])
     drawn = [node.name for node in written.find_all(nodes.Filter) if node.name == "random"]
     drawn += [node.name for node in written.find_all(nodes.Name) if node.name == "lipsum"]
@@ -107,7 +117,9 @@ def refuse_endless(template: str, chats: Sequence[Any], tokenizer: Any, folder: 
         UserError: If it fails there or takes more.
     """
     tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    if fault := _run_apart(json.dumps({"chats": list(chats), "tokens": tokens, "template": template})):
+    if fault := _run_apart(
+        json.dumps({"chats": list(chats), "tools": [PROBE], "tokens": tokens, "template": template})
+    ):
         raise _unusable(folder, fault)
 
 

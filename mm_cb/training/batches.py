@@ -217,7 +217,8 @@ class PairCollator:
         images = [example.open_images() for example in examples]
         ids = [example.id for example in examples]
         try:
-            inputs = self._model.encode_chats([example.messages for example in examples], images, padding_side="right")
+            chats, tools = ([getattr(example, name) for example in examples] for name in ("messages", "tools"))
+            inputs = self._model.encode_chats(chats, images, padding_side="right", tools=tools)
             mask, lengths = loss_mask(inputs, self._masks[modality]), inputs.attention_mask.sum(-1).tolist()
         except (UserError, ValueError) as error:
             places = ", ".join(str(example.place or example.id) for example in examples)

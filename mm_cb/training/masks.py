@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mm_cb.models import ModelInputs, TokenRole
 
-MaskName = Literal["after_image", "user_and_assistant", "completion", "all"]
+MaskName = Literal["after_image", "user_and_assistant", "completion", "tool_call", "all"]
 
 
 def loss_mask(inputs: ModelInputs, name: MaskName) -> Tensor:
@@ -15,7 +15,8 @@ def loss_mask(inputs: ModelInputs, name: MaskName) -> Tensor:
     * ``after_image``: every token after the row's last image token, the template's included.
     * ``user_and_assistant``: the texts of the user and of the assistant, with the token that ends the assistant's turn,
       without the rest of the template.
-    * ``completion``: the assistant's texts, each with the token that ends it.
+    * ``completion``: the assistant's texts and tool calls, each with the token that ends it.
+    * ``tool_call``: its tool calls alone.
     * ``all``: every real token, image tokens and template included.
 
     Args:
@@ -40,13 +41,15 @@ def loss_mask(inputs: ModelInputs, name: MaskName) -> Tensor:
         still_to_come = image.flip(-1).cumsum(-1).flip(-1)
         mask = (still_to_come == 0) & inputs.attention_mask.bool()
     elif name == "user_and_assistant":
-        mask = (roles == TokenRole.USER) | (roles == TokenRole.COMPLETION)
+        mask = (roles == TokenRole.USER) | inputs.said
     elif name == "completion":
-        mask = roles == TokenRole.COMPLETION
+        mask = inputs.said
+    elif name == "tool_call":
+        mask = roles == TokenRole.CALL
     elif name == "all":
         mask = inputs.attention_mask.bool()
     else:
-        raise ValueError(f"`name` must be after_image, user_and_assistant, completion or all, got {name!r}.")
+        raise ValueError(f"`name` must be after_image, user_and_assistant, completion, tool_call or all, got {name!r}.")
     if not bool(mask.any(-1).all()):
         empty = (~mask.any(-1)).nonzero()[:, 0].tolist()
         raise ValueError(f"The mask `{name}` must select a token in every row, it selects none in rows {empty}.")

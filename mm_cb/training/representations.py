@@ -60,7 +60,7 @@ def _measure(model: ChatModel, inputs: ModelInputs) -> Tensor:
 
 def _masks(inputs: ModelInputs) -> dict[str, Tensor]:
     """1 for the tokens of each type, ``(B, T)``; the template's own count as prompt."""
-    image, completion = inputs.roles == TokenRole.IMAGE, inputs.roles == TokenRole.COMPLETION
+    image, completion = inputs.roles == TokenRole.IMAGE, inputs.said
     prompt = inputs.attention_mask.bool() & ~image & ~completion
     return {name: mask.float() for name, mask in zip(TOKEN_TYPES, (image, prompt, completion), strict=True)}
 

@@ -24,7 +24,7 @@ READERS = {
     "Benign requests": read_requests,
 }
 OPTIONAL = {
-    "Training rows": {"source"},
+    "Training rows": {"source", "tools"},
     "Behaviours": {"image", "category", "split"},
     "Prompts": {"hash"},
     "Benign requests": {"image", "category"},

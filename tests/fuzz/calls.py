@@ -142,12 +142,16 @@ def answers(folder: Path) -> None:
     from mm_cb.benchmarks.llava_wild.reviews import parse_scores
     from mm_cb.benchmarks.mmmu.parse import parse_multiple_choice, parse_open
     from mm_cb.benchmarks.pope import strict_answer
+    from mm_cb.core.calls import FORMATS, NotCalls
     from mm_cb.data.generated import parse_pair
     from mm_cb.metrics.degenerate import degenerate
 
     text = (folder / "a.txt").read_bytes().decode("utf-8", "replace")
     for read in (parse_pair, parse_scores, parse_open, strict_answer, degenerate):
         read(text)
+    for format in FORMATS.values():
+        with suppress(NotCalls):
+            format.read(text)
     parse_multiple_choice(text, ["A", "B"], {"A": "red", "B": "blue"})
 
 
@@ -163,6 +167,18 @@ def pope(folder: Path) -> None:
         plain([question.id, question.prompt, question.reference])
     if (stored := folder / "answers.jsonl").is_file():
         plain(Pope().stored_answers(PopeAnswers(answers=str(stored)), questions))
+
+
+def function_calling(folder: Path) -> None:
+    from mm_cb.benchmarks.base import complete
+    from mm_cb.benchmarks.function_calling.benchmark import CallSettings, FunctionCalling, answer_files, read_answers
+
+    benchmark = FunctionCalling()
+    questions = benchmark.questions(str(folder / "q.json"), CallSettings())
+    said = complete(read_answers(answer_files(folder / "said")), questions, "said")
+    for question in questions:
+        plain([question.id, question.prompt, question.reference])
+        benchmark.score(question, said[question.id])
 
 
 def wild(folder: Path) -> None:

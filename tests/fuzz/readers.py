@@ -69,6 +69,7 @@ BENCHMARKS = (
     Reader("requests, table", with_picture("requests.csv", samples.TABLE), calls.requests),
     Reader("POPE, Parquet", samples.pope_parquet, calls.pope),
     Reader("POPE, lines and answers", samples.pope_lines, calls.pope),
+    Reader("BFCL", samples.function_calling, calls.function_calling),
     Reader("LLaVA-Wild", inputs("wild"), calls.wild),
     Reader("LLaVA-Wild, Parquet", samples.wild_parquet, calls.wild),
     Reader("LLaVA-Wild, reviews", frozen_file("llava-wild/reviews/run-1-reference_first.jsonl"), calls.reviews),

@@ -118,6 +118,16 @@ def pope_lines() -> Files:
     return {"pope.json": lines(asked), "answers.jsonl": lines(given), "a.png": png()}
 
 
+def function_calling() -> Files:
+    """BFCL's questions, right calls and answers."""
+    bell = {"name": "bell", "parameters": {"type": "dict", "properties": {"n": {"type": "integer"}}, "required": ["n"]}}
+    turns = [[{"role": "user", "content": "ring"}]]
+    asked = [{"id": f"{kind}_0", "question": turns, "function": [bell]} for kind in ("simple_python", "irrelevance")]
+    right = [{"id": "simple_python_0", "ground_truth": [{"bell": {"n": [1]}}]}]
+    given = [{"id": one["id"], "result": "[bell(n=1)]"} for one in asked]
+    return {"q.json": lines(asked), "possible_answer/q.json": lines(right), "said/a.jsonl": lines(given)}
+
+
 def harmbench() -> Files:
     root, rows = "data/", range(2)
     table = "BehaviorID,Behavior,FunctionalCategory,SemanticCategory,ImageFileName,RedactedImageDescription\n"

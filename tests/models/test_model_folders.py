@@ -48,6 +48,8 @@ BROKEN = {
     "{{ raise_exception('system role must be given') }}": "TemplateError: system role must be given",
     "{% for i in range(10000) %}{{ 'a' * 1000 }}{% endfor %}"
     + TEMPLATE: "10,000,0.. characters for a chat of two words",
+    "{% if tools %}{% for i in range(10000) %}{{ 'a' * 1000 }}{% endfor %}{% endif %}"
+    + TEMPLATE: "characters for a chat of one word and a tool",
     "{{ 'a' * 100000000000 }}": "more memory than there is",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "without end",
 }

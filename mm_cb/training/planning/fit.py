@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.records import JsonObject
 from mm_cb.data.examples import Example, Modality
 from mm_cb.data.sources import Fault
 from mm_cb.models import ChatModel, ModelInputs
@@ -60,14 +61,15 @@ class Fit:
     def __call__(self, example: Example) -> Fault | None:
         """What is wrong with an example; None if the model can take it."""
         mask = self._masks.get(example.modality)
-        if mask is None or (self._positions is None and self._surely(example.messages, mask)):
+        sure = self._positions is None and not example.tools
+        if mask is None or (sure and self._surely(example.messages, mask)):
             return None
         try:
-            self._encode(example.messages, mask, None)
+            self._encode(example.messages, mask, None, example.tools)
         except (UserError, ValueError) as error:
             return Fault("broken row", f"`{self._model.name}` cannot take it: {str(error).rstrip('.')}")
         try:
-            tokens = self._encode(example.messages, mask, self._max_length)
+            tokens = self._encode(example.messages, mask, self._max_length, example.tools)
         except (UserError, ValueError) as error:
             return Fault("too long", f"`max_length` is {self._max_length}: {str(error).rstrip('.')}")
         if self._positions is not None and tokens > self._positions:
@@ -75,10 +77,12 @@ class Fit:
             return Fault("broken row", f"{told}; set `training.max_length={self._positions}`")
         return None
 
-    def _encode(self, messages: Sequence[Message], mask: MaskName, max_length: int | None) -> int:
+    def _encode(
+        self, messages: Sequence[Message], mask: MaskName, max_length: int | None, tools: Sequence[JsonObject] = ()
+    ) -> int:
         """Encode as the collator does; returns the tokens of the row."""
         self._model.max_length = max_length
-        rendered = render_chat(self._model.processor, messages, dialect=self._model.dialect)
+        rendered = render_chat(self._model.processor, messages, dialect=self._model.dialect, tools=tools)
         inputs = ModelInputs(*pad_rows([self._model._tokenise(rendered)], 0, "right"))
         loss_mask(inputs, mask)
         return inputs.input_ids.shape[1]

@@ -32,7 +32,8 @@ def marked(model: ChatModel, example: Example, masks: Mapping[Modality, MaskName
     Raises:
         ValueError: If the example cannot be encoded, or none of its tokens would count.
     """
-    inputs = model.encode_chats([example.messages], [example.open_images()], padding_side="right")
+    pictures, tools = [example.open_images()], [example.tools]
+    inputs = model.encode_chats([example.messages], pictures, padding_side="right", tools=tools)
     counted = loss_mask(inputs, masks[example.modality])[0].tolist()
     roles = inputs.roles[0].tolist()
     pieces = []

@@ -22,7 +22,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.limits import LIMITS
 from mm_cb.training.registry import check_combination, full_settings, loss_entry
 
-Mask = Literal["after_image", "user_and_assistant", "completion", "all"]
+Mask = Literal["after_image", "user_and_assistant", "completion", "tool_call", "all"]
 
 
 class Within(GroupedMetadata):

@@ -1,0 +1,152 @@
+"""Tool calls as text, and back: one format for each way in which model families write them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from mm_cb.core import python_calls
+from mm_cb.core.python_calls import Call, NotCalls
+
+__all__ = ["FORMATS", "Call", "CallFormat", "NotCalls", "Said"]
+
+_HERMES = re.compile(r"<tool_call>\s*")
+_HERMES_END = re.compile(r"\s*(</tool_call>|\Z)")
+_LLAMA = re.compile(r'\{\s*"(?:name|parameters)"\s*:')
+_LLAMA_TAGS = re.compile(r"<\|(?:python_tag|eom_id|eot_id)\|>")
+_BETWEEN = re.compile(r"[\s;,\[\]]*")
+_MISTRAL = re.compile(r'\[TOOL_CALLS\]\s*|(?=\[\s*\{\s*"(?:name|arguments|id)"\s*:)')
+_BLANK = re.compile(r"\s*")
+
+
+class Said(NamedTuple):
+    """What an answer holds."""
+
+    calls: list[Call]
+    """In order; none where the answer is text alone."""
+    text: str = ""
+    """What stands around them, stripped."""
+
+
+@dataclass(frozen=True)
+class CallFormat:
+    """How a family writes calls."""
+
+    name: str
+    about: str
+    mark: str
+    """What a text with calls in it holds, and no other text."""
+    read: Callable[[str], Said]
+    """An answer's calls; `NotCalls` where it begins one that is malformed."""
+    write: Callable[[Sequence[Call]], str]
+    """Calls as the model would say them; `read` gives them back."""
+
+
+def _read_python(text: str) -> Said:
+    return Said(python_calls.read(text))
+
+
+def _read_hermes(text: str) -> Said:
+    """``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, any number; the last may lack its end."""
+    calls, around, place = [], [], 0
+    while tag := _HERMES.search(text, place):
+        around.append(text[place : tag.start()])
+        value, end = json_at(text, tag.end())
+        closed = _HERMES_END.match(text, end)
+        if closed is None:
+            raise NotCalls("behind a call's JSON stands neither `</tool_call>` nor the end")
+        calls.append(_call(value, "arguments"))
+        place = closed.end()
+    return Said(calls, _joined([*around, text[place:]]))
+
+
+def _read_llama(text: str) -> Said:
+    """``{"name": ..., "parameters": {...}}``, several with semicolons between them, or as a list."""
+    text = _LLAMA_TAGS.sub("", text)
+    calls, around, place = [], [], 0
+    while begun := _LLAMA.search(text, place):
+        around.append(text[place : begun.start()])
+        value, place = json_at(text, begun.start())
+        calls.append(_call(value, "parameters"))
+    return Said(calls, _joined([part for part in [*around, text[place:]] if not (calls and _BETWEEN.fullmatch(part))]))
+
+
+def _read_mistral(text: str) -> Said:
+    """``[TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...]``; decoding may have taken the tag, a special token."""
+    if (tag := _MISTRAL.search(text)) is None:
+        return Said([], text.strip())
+    value, end = json_at(text, tag.end())
+    if not isinstance(value, list) or not value:
+        raise NotCalls("behind `[TOOL_CALLS]` must stand a list of calls")
+    return Said([_call(one, "arguments") for one in value], _joined([text[: tag.start()], text[end:]]))
+
+
+def _write_hermes(calls: Sequence[Call]) -> str:
+    return "\n".join(f"<tool_call>\n{_json(_object(call, 'arguments'))}\n</tool_call>" for call in calls)
+
+
+def _write_llama(calls: Sequence[Call]) -> str:
+    return "; ".join(_json(_object(call, "parameters")) for call in calls)
+
+
+def _write_mistral(calls: Sequence[Call]) -> str:
+    return f"[TOOL_CALLS] {_json([_object(call, 'arguments') for call in calls])}" if calls else ""
+
+
+FORMATS = {
+    one.name: one
+    for one in (
+        CallFormat("python", "[name(key=value), ...], BFCL's prompt mode", "", _read_python, python_calls.write),
+        CallFormat("hermes", "<tool_call>, Hermes and Qwen", "<tool_call>", _read_hermes, _write_hermes),
+        CallFormat("mistral", "[TOOL_CALLS], Mistral v3", "[TOOL_CALLS]", _read_mistral, _write_mistral),
+        CallFormat("llama", '{"name", "parameters"}, Llama 3.1', '"parameters"', _read_llama, _write_llama),
+    )
+}
+"""By name."""
+
+
+def json_at(text: str, place: int) -> tuple[Any, int]:
+    """The JSON value that begins at a place, and where it ends: no key twice, nothing that is not finite."""
+    begin = _BLANK.match(text, place)
+    assert begin is not None
+    try:
+        return _DECODER.raw_decode(text, begin.end())
+    except (ValueError, RecursionError) as error:
+        raise NotCalls(f"a call's JSON is broken: {str(error)[:80]}") from error
+
+
+def _call(value: Any, key: str) -> Call:
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not isinstance(value.get(key), dict):
+        raise NotCalls(f"a call must be an object with the text `name` and the object `{key}`")
+    return Call(value["name"], value[key])
+
+
+def _object(call: Call, key: str) -> dict[str, Any]:
+    return {"name": call.name, key: call.arguments}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return " ".join(part.strip() for part in parts if part.strip())
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key comes twice")
+    return found
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no number in JSON")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_number, parse_float=_number)

@@ -1,0 +1,142 @@
+"""Calls written as Python, as BFCL asks models without a tool template for them: ``[name(key=value), ...]``."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+_STRIPPED = "`\n "
+_LONGEST = 10_000
+"""Bits of a power, and elements of a text or list, that a product in an answer may come to."""
+_SUMS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+
+
+class Call(NamedTuple):
+    """One call of a tool."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class NotCalls(ValueError):
+    """An answer that is no call and should be one; says why in a few words."""
+
+
+def read(text: str, *, version: int = 4) -> list[Call]:
+    """The calls of an answer. Arguments without a name are passed over, names that stand for values are texts.
+
+    Args:
+        text: The whole answer.
+        version: BFCL's; 1 strips new lines alone, and takes a call without named arguments for none.
+
+    Raises:
+        NotCalls: If it is not that, and nothing but that.
+
+    Source:
+        gorilla, ``model_handler/utils.py`` (``ast_parse``; v1: ``llama_handler.py``). Deviation: sums and products are
+        worked out of plain values alone and to a bounded size, the original runs ``eval`` on them; any sign in front
+        of a number is a minus there and here.
+    """
+    body = text.replace("\n", "") if version == 1 else text.strip(_STRIPPED)
+    body = body if body.startswith("[") else f"[{body}"
+    body = body if body.endswith("]") else f"{body}]"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the answer's escapes
+            top: Any = ast.parse(body if version == 1 else body.strip(), mode="eval").body
+        calls = [top] if isinstance(top, ast.Call) else list(top.elts)
+        return [_call(one, version) for one in calls]
+    except NotCalls:
+        raise
+    except Exception as error:  # whatever a model may write: no Python, nested too deep, keys that cannot be keys
+        raise NotCalls(f"no list of calls: {type(error).__name__}") from error
+
+
+def write(calls: Sequence[Call]) -> str:
+    """Calls as Python; `read` gives them back where every name is one in Python."""
+    written = (
+        f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.arguments.items())})" for call in calls
+    )
+    return f"[{', '.join(written)}]"
+
+
+def _call(node: Any, version: int) -> Call:
+    if not isinstance(node, ast.Call) or (version == 1 and not node.keywords):
+        raise NotCalls("not every element is a call")
+    parts, callee = [], node.func
+    while isinstance(callee, ast.Attribute):
+        parts.append(callee.attr)
+        callee = callee.value
+    if isinstance(callee, ast.Name):
+        parts.append(callee.id)
+    return Call(".".join(reversed(parts)), {k.arg or "**": _value(k.value) for k in node.keywords})
+
+
+def _value(node: Any) -> Any:
+    match node:
+        case ast.Constant():
+            return "..." if node.value is Ellipsis else node.value
+        case ast.UnaryOp():
+            return -_number(node.operand)
+        case ast.List():
+            return [_value(one) for one in node.elts]
+        case ast.Tuple():
+            return tuple(_value(one) for one in node.elts)
+        case ast.Dict():
+            return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True)}
+        case ast.BinOp():
+            return _worked_out(node)
+        case ast.Name():
+            return node.id
+        case ast.Subscript():
+            return f"{ast.unparse(node.value)}[{ast.unparse(node.slice)}]"
+        case ast.Call() if not node.keywords:
+            return ast.unparse(node)
+        case ast.Call():
+            inner = _call(node, 4)
+            return {inner.name: inner.arguments}
+    raise NotCalls(f"a value that is no value: {type(node).__name__}")
+
+
+def _number(node: Any) -> Any:
+    if not isinstance(node, ast.Constant):
+        raise NotCalls("a sign in front of no number")
+    return node.value
+
+
+def _worked_out(node: Any) -> Any:
+    """A sum or product of plain values."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        inside = _worked_out(node.operand)
+        return -inside if isinstance(node.op, ast.USub) else +inside
+    if not isinstance(node, ast.BinOp):
+        if isinstance(node, ast.Constant | ast.List | ast.Tuple):
+            return ast.literal_eval(node)
+        raise NotCalls("a sum or product of what is not a plain value")
+    left, right = _worked_out(node.left), _worked_out(node.right)
+    if _too_large(node.op, left, right):
+        raise NotCalls("a product too large")
+    if (act := _SUMS.get(type(node.op))) is None:
+        raise NotCalls("a sum or product of another kind")
+    return act(left, right)
+
+
+def _too_large(act: ast.operator, left: Any, right: Any) -> bool:
+    """Whether a result would outgrow `_LONGEST`, or nobody knows: a text's ``%`` may ask for any width."""
+    if isinstance(act, ast.Pow) and isinstance(left, int) and isinstance(right, int):
+        return left.bit_length() * abs(right) > _LONGEST
+    if isinstance(act, ast.Mult):
+        pairs = (left, right), (right, left)
+        return any(hasattr(a, "__len__") and isinstance(n, int) and len(a) * n > _LONGEST for a, n in pairs)
+    return isinstance(act, ast.Mod) and hasattr(left, "__len__")

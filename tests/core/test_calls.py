@@ -1,0 +1,118 @@
+"""Calls as text: what is written is read back, text around them changes nothing, what is malformed is no call."""
+
+import pytest
+
+from mm_cb.core import python_calls
+from mm_cb.core.calls import FORMATS, Call, NotCalls
+
+CALLS = (
+    [Call("ring_bell", {"times": 3})],
+    [Call("kettle.brew", {"leaf": 'it\'s "green"', "minutes": -2.5, "milk": True, "cup": None})],
+    [
+        Call("plan", {"beds": [["peas", "beans"], []], "size": {"length": 2.0, "in": {"m": 1}}}),
+        Call("stop", {"now": 1}),
+    ],
+    [Call("ring_bell", {"times": n}) for n in range(4)],
+    [Call("say", {"text": '}] </tool_call> [TOOL_CALLS] {"name": "x", "parameters": {}} ; \n\\ é 茶'})],
+)
+JSON = [name for name in FORMATS if name != "python"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("calls", CALLS, ids=range(len(CALLS)))
+def test_what_is_written_is_read_back(format, calls):
+    assert FORMATS[format].read(FORMATS[format].write(calls)).calls == calls
+
+
+@pytest.mark.parametrize("format", JSON)
+@pytest.mark.parametrize("calls", CALLS, ids=range(len(CALLS)))
+def test_text_around_calls_is_kept_apart(format, calls):
+    said = FORMATS[format].read(f"I will do that.\n{FORMATS[format].write(calls)}\n Done.")
+    assert said == (calls, "I will do that. Done.")
+
+
+@pytest.mark.parametrize("format", JSON)
+@pytest.mark.parametrize("text", ["", "No tool helps.", "a [list] and a {set}", "1 < 2; b"])
+def test_text_alone_holds_no_call(format, text):
+    assert FORMATS[format].read(text) == ([], text)
+
+
+@pytest.mark.parametrize("format", JSON)
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda text: text[: text.rindex("}") - 1],  # cut off
+        lambda text: text.replace("3", "03"),
+        lambda text: text.replace("3", "NaN"),
+        lambda text: text.replace('"times": 3', '"times": 3, "times": 4'),
+        lambda text: text.replace('{"times": 3}', '"{}"'),
+        lambda text: text.replace('"ring_bell"', "7"),
+        lambda text: text.replace("3", "[" * 5000),
+    ],
+    ids=["cut", "number", "nan", "twice", "string", "name", "deep"],
+)
+def test_what_begins_a_call_and_is_none_is_told(format, broken):
+    with pytest.raises(NotCalls):
+        FORMATS[format].read(broken(FORMATS[format].write([Call("ring_bell", {"times": 3})])))
+
+
+def test_tags_that_decoding_takes_away_are_not_needed():
+    """Mistral's and Llama's tags are special tokens; the end tag behind the last call may lie behind the cut."""
+    call = [Call("ring_bell", {"times": 3})]
+    assert (
+        FORMATS["mistral"].read('[{"name": "ring_bell", "arguments": {"times": 3}, "id": "call00000"}]').calls == call
+    )
+    assert FORMATS["llama"].read('<|python_tag|>{"name": "ring_bell", "parameters": {"times": 3}}<|eom_id|>') == (
+        call,
+        "",
+    )
+    listed = '[{"name": "a", "parameters": {}}, {"name": "b", "parameters": {"n": 1}}]'
+    assert FORMATS["llama"].read(listed) == ([Call("a", {}), Call("b", {"n": 1})], "")
+    assert FORMATS["hermes"].read('<tool_call>\n{"arguments": {"times": 3}, "name": "ring_bell"}').calls == call
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ("[f(a=1)]", [("f", {"a": 1})]),
+        ("f(a=1), g.h(b='x')", [("f", {"a": 1}), ("g.h", {"b": "x"})]),
+        ("```\n[f(a=1)]\n```", [("f", {"a": 1})]),
+        (
+            "[f(a=true, b=-2, c=(1, 2), d={'k': [1.5]})]",
+            [("f", {"a": "true", "b": -2, "c": (1, 2), "d": {"k": [1.5]}})],
+        ),
+        ("[f(1, a=2)]", [("f", {"a": 2})]),
+        ("[f(a=g(b=1), c=h(2), d=x[0], e=2*3+1)]", [("f", {"a": {"g": {"b": 1}}, "c": "h(2)", "d": "x[0]", "e": 7})]),
+        ("[f()]", [("f", {})]),
+        ("[]", []),
+        ("Sure: [f(a=1)]", None),
+        ("[f(a=1)", [("f", {"a": 1})]),
+        ("f(a=1) and more", None),
+        ("[f(a=x.y)]", None),
+        ("[f(a=f'{1}')]", None),
+        ("[1, 2]", None),
+        ("[f(a=1, a=2)]", [("f", {"a": 2})]),
+        ("[f(a=2 ** 99999999)]", None),
+        ("[f(a='a' * 99999999)]", None),
+        ("[f(a='%99999999d' % 1)]", None),
+        ("[f(a=__import__('os').getcwd() + 'x')]", None),
+        ("[f(a={[]: 1})]", None),
+        ("[f(a=" + "(" * 5000 + ")]", None),
+        ("", []),
+        ("\0", None),
+    ],
+)
+def test_calls_in_python(text, calls):
+    if calls is None:
+        with pytest.raises(NotCalls):
+            python_calls.read(text)
+    else:
+        assert python_calls.read(text) == calls
+
+
+def test_the_first_version_takes_a_call_without_named_arguments_for_none_and_keeps_backticks():
+    assert python_calls.read("\n\n[f(a=1,\nb=2)]", version=1) == [("f", {"a": 1, "b": 2})]
+    for text in ("[f({'a': 1})]", "`[f(a=1)]`"):
+        assert python_calls.read(text)
+        with pytest.raises(NotCalls):
+            python_calls.read(text, version=1)
