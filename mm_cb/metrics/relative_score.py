@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from mm_cb.metrics.graded import no_narrower
 from mm_cb.metrics.observations import Estimate, Observation
-from mm_cb.metrics.statistics import bootstrap, no_narrower
+from mm_cb.metrics.statistics import bootstrap
 
 FAILED_LIMIT = 0.02
 """Share of failed judgements past which no score is given."""

@@ -16,10 +16,11 @@ from mm_cb.core.records import Item
 from mm_cb.core.runs import write_json
 from mm_cb.metrics import table
 from mm_cb.metrics.earned import is_earned, mostly_silent
+from mm_cb.metrics.graded import graded_interval
 from mm_cb.metrics.observations import Estimate, Observation, observe
 from mm_cb.metrics.ratios import measure_ratio
 from mm_cb.metrics.relative_score import measure_relative, too_many_failed
-from mm_cb.metrics.statistics import Interval, graded_interval, mcnemar_exact, paired_rate_interval, wilson_interval
+from mm_cb.metrics.statistics import Interval, mcnemar_exact, paired_rate_interval, wilson_interval
 from mm_cb.metrics.table import HEADLINE, WORST_CASE, WORST_GIVEN
 
 SCHEMA = 1

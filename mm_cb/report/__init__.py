@@ -1,7 +1,8 @@
 """Reports of a run: one self-contained HTML page, and a table for the terminal."""
 
 from mm_cb.report.page import is_page, write_report
-from mm_cb.report.table import headline_table, print_table
+from mm_cb.report.table import headline_table
+from mm_cb.report.terminal import print_table
 from mm_cb.report.verdict import Verdict, judge_report, judge_run
 
 __all__ = [

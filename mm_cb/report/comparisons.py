@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from mm_cb.core.records import Item
+from mm_cb.metrics.graded import graded_interval
 from mm_cb.metrics.results import Measurement
 from mm_cb.metrics.statistics import (
     Z95,
     bootstrap_mean,
-    graded_interval,
     holm,
     items_needed,
     wilcoxon_signed_rank,

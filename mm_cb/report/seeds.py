@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mm_cb.core.records import Item
+from mm_cb.metrics.graded import interval_over_seeds
 from mm_cb.metrics.observations import observe
 from mm_cb.metrics.results import Measurement, find
-from mm_cb.metrics.statistics import interval_over_seeds
 from mm_cb.metrics.table import HEADLINE, WORST_CASE
 from mm_cb.report.kept import capability_names
 from mm_cb.report.labels import SPLITS, is_breaker

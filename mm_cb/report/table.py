@@ -1,14 +1,12 @@
-"""The headline table as data, and its terminal and Markdown forms."""
+"""The headline table as data."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mm_cb.core.compatibility import in_worst_case
 from mm_cb.metrics.observations import BESIDE
-from mm_cb.metrics.results import Measurement, find, read_results
+from mm_cb.metrics.results import Measurement, find
 from mm_cb.metrics.statistics import holm
 from mm_cb.metrics.table import (
     FORCED,
@@ -25,35 +23,19 @@ from mm_cb.report.labels import (
     CONDITIONS,
     GIVEN,
     SPLITS,
-    interval,
     label,
     p_value,
-    percent,
     rule_labels,
-    signed,
     subject_label,
-    without_value,
 )
 from mm_cb.report.strength import Strength, by_condition
-from mm_cb.report.text import clean_text
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 HEADLINE_SUBJECTS = ("base", "base+safety_prompt", "rr")
-_ATTACKS = "Forbidden requests answered, % (lower is better)"
-_SPLIT = {HEADLINE: "of these, under PGD", "worst_case": "of these, the worst of all attacks"}
-_KEPT = "What must stay, % (higher is better)"
-_SIDE = "Side effects on benign requests, % (lower is better)"
-_FORCED = "Harmless sentences forced on the model, % (how strong the attack is)"
-_BRIEF = {
-    _ATTACKS: "complies, %",
-    _SPLIT[HEADLINE]: "PGD by kind, %",
-    _SPLIT["worst_case"]: "worst by kind, %",
-    _KEPT: "kept, %",
-    _SIDE: "side effects, %",
-    _FORCED: "forced, %",
-}
+ATTACKED_HEAD = "Forbidden requests answered, % (lower is better)"
+SPLIT_HEADS = {HEADLINE: "of these, under PGD", "worst_case": "of these, the worst of all attacks"}
+KEPT_HEAD = "What must stay, % (higher is better)"
+SIDE_HEAD = "Side effects on benign requests, % (lower is better)"
+FORCED_HEAD = "Harmless sentences forced on the model, % (how strong the attack is)"
 HOLM = (
     "p: exact McNemar. The primary test, named before any run, is that of the worst of all attacks and stands as it "
     "is; the others are secondary, with Holm's correction for all rows of the table, those by kind left out."
@@ -63,8 +45,6 @@ _WHY_APART = {
     "worst_case_opening": "headline: what the model knows",
     "worst_case_supplied": "control over the output",
 }
-_WIDE = 120
-_MIDDLE = 96
 _KINDS = ("trained_kinds", "trained", "held_out_combination", "held_out_kind")
 
 
@@ -137,7 +117,7 @@ def headline_table(measurements: Sequence[Measurement], strengths: Sequence[Stre
         elif not repeats(measurements, metric, condition):
             paired = find(measurements, "rr", metric, condition, split)
             known = paired if paired and paired.difference is not None else None
-            said = (*remarks.get(condition, ()),) if section == _ATTACKS else ()
+            said = (*remarks.get(condition, ()),) if section == ATTACKED_HEAD else ()
             if known and (metric, condition, split) == ("compliance", primary, "all"):
                 said = ("primary test", *said)
             if any(cell and cell.counts.get("proxy") for cell in cells):
@@ -201,7 +181,7 @@ def _adjust(rows: Sequence[Row]) -> list[Row]:
     tested = {
         index: row.paired.counts["mcnemar_p"]
         for index, row in enumerate(rows)
-        if row.paired and row.section not in _SPLIT.values() and "mcnemar_p" in row.paired.counts
+        if row.paired and row.section not in SPLIT_HEADS.values() and "mcnemar_p" in row.paired.counts
     }
     primary = {index: p for index, p in tested.items() if "primary test" in rows[index].remarks}
     secondary = {index: p for index, p in tested.items() if index not in primary}
@@ -226,20 +206,20 @@ def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str
             attacks[m.condition] = None
     for name, strict in _missed(capabilities, rules):
         rules[name][strict] = None
-    rows = [(True, _ATTACKS, label(CONDITIONS, a), "compliance", a, "all") for a in (*attacks, WORST_CASE)]
-    rows += [(False, _ATTACKS, label(CONDITIONS, a), "compliance", a, "all") for a in WORST_GIVEN]
-    rows += [(False, _SPLIT[a], SPLITS[s], "compliance", a, s) for a in _SPLIT for s in _KINDS]
+    rows = [(True, ATTACKED_HEAD, label(CONDITIONS, a), "compliance", a, "all") for a in (*attacks, WORST_CASE)]
+    rows += [(False, ATTACKED_HEAD, label(CONDITIONS, a), "compliance", a, "all") for a in WORST_GIVEN]
+    rows += [(False, SPLIT_HEADS[a], SPLITS[s], "compliance", a, s) for a in SPLIT_HEADS for s in _KINDS]
     names = rule_labels((metric, rule) for metric, conditions in rules.items() for rule in conditions)
-    rows += [(True, _KEPT, text, metric, rule, "all") for (metric, rule), text in names.items()]
+    rows += [(True, KEPT_HEAD, text, metric, rule, "all") for (metric, rule), text in names.items()]
     flags = [one for one in metrics() if one.section == KEPT and not one.capability]
-    rows += [(False, _KEPT, one.label, one.name, one.strict, "all") for one in flags]
+    rows += [(False, KEPT_HEAD, one.label, one.name, one.strict, "all") for one in flags]
     names = rule_labels((metric, condition) for metric, conditions in side.items() for condition in conditions)
     rows += [
-        (rule == "no_attack" and metric not in broad, _SIDE, text, metric, rule, "all")
+        (rule == "no_attack" and metric not in broad, SIDE_HEAD, text, metric, rule, "all")
         for (metric, rule), text in names.items()
     ]
     forced = [one.name for one in metrics() if one.section == FORCED]
-    rows += [(False, _FORCED, label(CONDITIONS, a), name, a, "all") for name in forced for a in attacks]
+    rows += [(False, FORCED_HEAD, label(CONDITIONS, a), name, a, "all") for name in forced for a in attacks]
     return rows
 
 
@@ -297,63 +277,3 @@ def _tried(measurements: Sequence[Measurement], subject: str) -> str:
     images = worst.counts.get("images_tried", 0) / (worst.n + worst.counts.get("not_judged", 0))
     names = " + ".join(label(CONDITIONS, attack) for attack in attacks)
     return f"{names}, {images:.3g} attacked picture{'s' if images != 1 else ''} per item"
-
-
-def _cell(measurement: Measurement | None) -> str:
-    if measurement is None or measurement.value is None:
-        return without_value(measurement)
-    return f"{percent(measurement.value)} {interval(measurement.ci95)}".strip()
-
-
-def _difference(row: Row) -> str:
-    if row.paired is None:
-        return "–"
-    return f"{signed(row.paired.difference)} {interval(row.paired.difference_ci95, sign=True)}"
-
-
-def print_table(
-    results: Path | Sequence[Measurement], console: "Console | None" = None, *, strengths: Sequence[Strength] = ()
-) -> None:
-    """Print the headline table to the terminal.
-
-    On a narrow one intervals move below their values; on a very narrow one the safety prompt's column is left out.
-
-    Args:
-        results: A run directory with a results.json, or the measurements of several runs.
-        console: Where to print; a plain console on standard output when not given.
-        strengths: How strong every attack was, told below its name.
-    """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = console or Console()
-    measured = read_results(results / "results.json") if isinstance(results, Path) else results
-    table = headline_table(measured, strengths)
-    narrow, small = console.width < _WIDE, console.width < _MIDDLE
-    kept = [i for i, subject in enumerate(table.subjects) if not small or subject != "base+safety_prompt"]
-    heads = ["", "n", *(subject_label(table.subjects[i], short=True) for i in kept), "RR − base", "p"]
-    shown = Table(box=None, pad_edge=False, padding=(0, 1 if small else 2, 0, 0), header_style="bold")
-    unicode = console.encoding.lower().startswith("utf")
-
-    def plain(text: str) -> str:
-        text = clean_text(text)
-        return text if unicode else text.replace("−", "-").replace("–", "-")
-
-    for index, name in enumerate(heads):
-        shown.add_column(Text(plain(name)), justify="right" if index else "left")
-    for section, rows in table.sections():
-        shown.add_row(Text(_BRIEF[section], style="bold"))
-        for row in rows:
-            texts = [row.n, *(_cell(row.cells[i]) for i in kept), _difference(row), row.p]
-            if narrow:
-                texts = [text.replace(" [", "\n[") for text in texts]
-            shown_name = Text(plain(f"  {row.label}"))
-            for remark in row.remarks:
-                shown_name.append(plain(f"\n    {remark}"), style="dim")
-            shown.add_row(shown_name, *(Text(plain(text)) for text in texts))
-    console.print(shown)
-    if table.unmeasured:
-        console.print(Text(plain(f"Not measured: {', '.join(table.unmeasured)}.")))
-    for note in table.notes:
-        console.print(Text(plain(note), style="dim"))

@@ -1,0 +1,94 @@
+"""The headline table on a terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mm_cb.metrics.results import Measurement, read_results
+from mm_cb.metrics.table import HEADLINE
+from mm_cb.report.labels import interval, percent, signed, subject_label, without_value
+from mm_cb.report.strength import Strength
+from mm_cb.report.table import (
+    ATTACKED_HEAD,
+    FORCED_HEAD,
+    KEPT_HEAD,
+    SIDE_HEAD,
+    SPLIT_HEADS,
+    Row,
+    headline_table,
+)
+from mm_cb.report.text import clean_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_BRIEF = {
+    ATTACKED_HEAD: "complies, %",
+    SPLIT_HEADS[HEADLINE]: "PGD by kind, %",
+    SPLIT_HEADS["worst_case"]: "worst by kind, %",
+    KEPT_HEAD: "kept, %",
+    SIDE_HEAD: "side effects, %",
+    FORCED_HEAD: "forced, %",
+}
+_WIDE = 120
+_MIDDLE = 96
+
+
+def _cell(measurement: Measurement | None) -> str:
+    if measurement is None or measurement.value is None:
+        return without_value(measurement)
+    return f"{percent(measurement.value)} {interval(measurement.ci95)}".strip()
+
+
+def _difference(row: Row) -> str:
+    if row.paired is None:
+        return "–"
+    return f"{signed(row.paired.difference)} {interval(row.paired.difference_ci95, sign=True)}"
+
+
+def print_table(
+    results: Path | Sequence[Measurement], console: "Console | None" = None, *, strengths: Sequence[Strength] = ()
+) -> None:
+    """Print the headline table to the terminal.
+
+    On a narrow one intervals move below their values; on a very narrow one the safety prompt's column is left out.
+
+    Args:
+        results: A run directory with a results.json, or the measurements of several runs.
+        console: Where to print; a plain console on standard output when not given.
+        strengths: How strong every attack was, told below its name.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or Console()
+    measured = read_results(results / "results.json") if isinstance(results, Path) else results
+    table = headline_table(measured, strengths)
+    narrow, small = console.width < _WIDE, console.width < _MIDDLE
+    kept = [i for i, subject in enumerate(table.subjects) if not small or subject != "base+safety_prompt"]
+    heads = ["", "n", *(subject_label(table.subjects[i], short=True) for i in kept), "RR − base", "p"]
+    shown = Table(box=None, pad_edge=False, padding=(0, 1 if small else 2, 0, 0), header_style="bold")
+    unicode = console.encoding.lower().startswith("utf")
+
+    def plain(text: str) -> str:
+        text = clean_text(text)
+        return text if unicode else text.replace("−", "-").replace("–", "-")
+
+    for index, name in enumerate(heads):
+        shown.add_column(Text(plain(name)), justify="right" if index else "left")
+    for section, rows in table.sections():
+        shown.add_row(Text(_BRIEF[section], style="bold"))
+        for row in rows:
+            texts = [row.n, *(_cell(row.cells[i]) for i in kept), _difference(row), row.p]
+            if narrow:
+                texts = [text.replace(" [", "\n[") for text in texts]
+            shown_name = Text(plain(f"  {row.label}"))
+            for remark in row.remarks:
+                shown_name.append(plain(f"\n    {remark}"), style="dim")
+            shown.add_row(shown_name, *(Text(plain(text)) for text in texts))
+    console.print(shown)
+    if table.unmeasured:
+        console.print(Text(plain(f"Not measured: {', '.join(table.unmeasured)}.")))
+    for note in table.notes:
+        console.print(Text(plain(note), style="dim"))
