@@ -171,7 +171,8 @@ def pope(folder: Path) -> None:
 
 def function_calling(folder: Path) -> None:
     from mm_cb.benchmarks.base import complete
-    from mm_cb.benchmarks.function_calling.benchmark import CallSettings, FunctionCalling, answer_files, read_answers
+    from mm_cb.benchmarks.function_calling.benchmark import CallSettings, FunctionCalling
+    from mm_cb.benchmarks.function_calling.stored import answer_files, read_answers
 
     benchmark = FunctionCalling()
     questions = benchmark.questions(str(folder / "q.json"), CallSettings())

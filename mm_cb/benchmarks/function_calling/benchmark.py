@@ -159,11 +159,14 @@ class FunctionCalling(Benchmark):
 
     def score_stored(self, stored: StoredCalls, out: Path, *, data: str | None, subject: str, seed: int) -> None:
         """Score what BFCL's program, or another one, has stored."""
+        from mm_cb.benchmarks.function_calling.stored import answer_files, read_answers
         from mm_cb.benchmarks.pictures import fingerprint
         from mm_cb.benchmarks.runner import finish_stored
 
-        if not data or not stored.answers:
-            raise UserError(f"`mm-cb score {self.name}` needs `--data`: {self.needs}; and `--answers`: what was said.")
+        if not data:
+            raise UserError(f"`mm-cb score {self.name}` needs `--data`: {self.needs}.")
+        if not stored.answers:
+            raise UserError(f"`mm-cb score {self.name}` needs `--answers`: the stored answers.")
         questions = made_questions(data, stored.format, template=False, underscores=stored.underscores)
         refuse_repeated(questions, data)
         files = answer_files(Path(stored.answers))
@@ -260,49 +263,7 @@ def template_format(source: ModelSource, *, needed: bool) -> str | None:
     processor = load_processor(source.model, read_config(source.model))
     try:
         return tool_format(processor).name
-    except UserError:
+    except UserError as error:
         if needed:
-            raise
+            raise UserError(f"{str(error).rstrip('.')}; or ask in BFCL's own words: `--ask prompt`.") from error
         return None
-
-
-def answer_files(path: Path) -> list[Path]:
-    """The files of stored answers: the file itself, or all of a folder.
-
-    Raises:
-        UserError: If there is none.
-    """
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix in (".json", ".jsonl"))
-    if not files:
-        raise UserError(f"`{path}` must be a file of stored answers or a folder of such, there is none.")
-    return files
-
-
-def read_answers(files: Sequence[Path]) -> dict[str, str]:
-    """The answers by question id; those to categories that are left out are passed over.
-
-    Raises:
-        UserError: If a question is answered twice, or an answer is no text.
-    """
-    from mm_cb.benchmarks.function_calling.questions import kind_of
-    from mm_cb.benchmarks.rows import json_lines
-
-    found: dict[str, str] = {}
-    for file in files:
-        for row in json_lines(file):
-            id = str(row.values.get("id"))
-            try:
-                if kind_of(id) is None:
-                    continue
-            except ValueError as error:
-                raise UserError(f"{row.where}: {error}.") from error
-            said = row.values.get("result", row.values.get("completion"))
-            if not isinstance(said, str):
-                raise UserError(
-                    f"{row.where}: `result` must be the model's text, got {type(said).__name__}; answers of a server's "
-                    "own function calling are not read."
-                )
-            if id in found:
-                raise UserError(f"{row.where}: every question must be answered once, `{id[:80]}` comes more than once.")
-            found[id] = said
-    return found
