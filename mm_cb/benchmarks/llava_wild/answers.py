@@ -47,5 +47,6 @@ def _asked(content: Run, weights: Sequence[str]) -> dict[str, object]:
     """What decides a run's answers."""
     recipe, inputs = content["recipe"], content["inputs"]
     found = {key: recipe.get(key) for key in _ASKED}
-    found["max_new_tokens"] = (recipe.get("settings") or {}).get("max_new_tokens")
+    settings = recipe.get("settings")
+    found["max_new_tokens"] = settings.get("max_new_tokens") if isinstance(settings, dict) else None
     return found | {f"weights {name}": inputs.get(name) for name in weights}
