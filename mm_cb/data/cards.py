@@ -47,7 +47,8 @@ class Card:
     @property
     def how(self) -> tuple[str, ...]:
         """Commands that get it."""
-        of_hub = () if self.hub is None else (f"hf download --repo-type dataset {self.hub}",)
+        part = f" --include '*/{self.split}-*.parquet'" if self.used_for == "training" else ""
+        of_hub = () if self.hub is None else (f"hf download --repo-type dataset {self.hub}{part}",)
         return self.commands or of_hub
 
 

@@ -59,7 +59,7 @@ def test_twice_the_steps_is_for_attacks_that_step_and_enter_the_worst_case_on_en
 
 @pytest.mark.parametrize("count", [1, 11, -1])
 def test_fewer_behaviours_than_the_rule_asks_for_are_refused(count):
-    with pytest.raises(ValueError, match="check_convergence"):
+    with pytest.raises(ValueError, match="check.convergence"):
         AttackConfig(check_convergence=count)
 
 

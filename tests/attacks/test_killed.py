@@ -105,6 +105,8 @@ def test_verdicts_are_paid_once(tmp_path):
     write_json(tmp_path / "run.json", {"command": "attack", "recipe": {}, "seed": 0, "ended": "now", "inputs": {}})
     write_jsonl(tmp_path / "items.jsonl", items)
     write_results(tmp_path / "results.json", measure(items, pairs=[]))
+    for name in ("checks.json", "curves.json"):
+        write_json(tmp_path / name, [])
     (tmp_path / "p.txt").write_text("{behavior} {completion}")
     with StubServer(slowly("no")) as server:
         command = ["judge", str(tmp_path), "--judge", "endpoint", "--judge-model", "j", "--endpoint", server.url]

@@ -186,7 +186,9 @@ def test_what_is_no_whole_attack_run_is_refused(tmp_path):
             read_attacked(folder)
 
 
-@pytest.mark.parametrize(("count", "setting", "message"), [(0, "run", "all 1 have one of their own"), (1, "", "empty")])
+@pytest.mark.parametrize(
+    ("count", "setting", "message"), [(0, "run", "all 1 have one of their own"), (1, "", "got nothing")]
+)
 def test_nothing_to_ask_is_said(count, setting, message, tmp_path, capsys, monkeypatch):
     attack_run(tmp_path / "run")
     monkeypatch.chdir(tmp_path)

@@ -151,8 +151,7 @@ def test_predictions_say_nothing_about_broken_text_which_nobody_saw(tmp_path, ca
     assert "few broken completions" not in {check["name"] for check in checks}
     assert capsys.readouterr().out.splitlines()[1].split()[-1] == "–"
     rows = headline_table(combine([load_run(folder) for folder in runs]).measurements).rows
-    (broken,) = (row for row in rows if row.label == "broken text")
-    assert not any(broken.cells)
+    assert "broken text" not in {row.label for row in rows if any(row.cells)}
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,8 @@ def attack_run(folder):
     write_json(folder / "run.json", {"command": "attack", "recipe": {}, "seed": 0, "ended": "now", "inputs": {}})
     write_jsonl(folder / "items.jsonl", items)
     write_results(folder / "results.json", measure(items, pairs=[]))
+    for name in ("checks.json", "curves.json"):
+        write_json(folder / name, [])
     return folder
 
 
@@ -134,7 +136,8 @@ def test_the_judge_of_the_page_judges_a_run(capsys):
 
 
 @pytest.mark.parametrize(
-    ("verb", "names"), [("eval", ["mmmu", "llava-wild", "pope", "over-refusal"]), ("judge", judges.judge_names())]
+    ("verb", "names"),
+    [("eval", ["mmmu", "llava-wild", "pope", "function-calling", "over-refusal"]), ("judge", judges.judge_names())],
 )
 def test_lists_say_what_each_is_and_needs(verb, names, capsys):
     assert cli.run([verb, "--list"]) == 0

@@ -382,7 +382,7 @@ def test_every_recipe_field_is_listed_with_type_range_default_and_meaning(capsys
     ]
     assert fields["lora.dropout"][:2] == ["number >= 0 < 1", "0.05"]
     assert fields["circuit_breaker.loss_settings.scale"][:2] == ["number > 0", "20"]
-    assert fields["circuit_breaker.masks.text"][0] == "after_image | user_and_assistant | completion | all"
+    assert fields["circuit_breaker.masks.text"][0] == "after_image | user_and_assistant | completion | tool_call | all"
     assert fields["data.sources.N.weight"][:2] == ["number > 0 <= 10000", "1.0"]
 
 

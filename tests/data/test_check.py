@@ -158,5 +158,6 @@ def test_the_list_names_every_card_with_licence_and_source(folder, capsys):
     assert cli.run(["data", "list"]) == 0
     out = capsys.readouterr().out
     for name in ("circuit-breakers-train", "llava-instruct-150k", "harmbench-multimodal", "mossbench", "mmmu"):
-        assert f"{name}: for" in out
-    assert "miniature: for demo, here" in out and "xstest: for training, not here, licence CC-BY-4.0" in out
+        assert f"\n{name} (" in out
+    assert "\nminiature (here; for demo)" in out and "\nxstest (not here; for training)" in out
+    assert "licence: CC-BY-4.0" in out

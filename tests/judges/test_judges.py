@@ -100,7 +100,7 @@ def test_blanks_at_the_end_of_a_prompt_file_stay(tmp_path):
     [
         (b"{behavior}", "must hold {completion}"),
         (b"{x} {completion}", "unknown field {x}"),
-        (b"\xff", "cannot be read"),
+        (b"\xff", "must be UTF-8"),
     ],
 )
 def test_bad_prompt_files(content, expected, tmp_path):
@@ -195,7 +195,7 @@ def test_guard_sees_the_exchange_and_the_picture(tmp_path):
 
     def template(messages, **options):
         seen.append((messages, options))
-        return Inputs(input_ids=torch.tensor([[1, 2]]))
+        return Inputs(input_ids=torch.tensor([[1, 2]]), attention_mask=torch.ones(1, 2))
 
     tokenizer = SimpleNamespace(
         batch_decode=lambda rows, skip_special_tokens: ["\n\nunsafe\nS1" if row == [7] else "?" for row in rows],
@@ -207,6 +207,7 @@ def test_guard_sees_the_exchange_and_the_picture(tmp_path):
     model.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=10))
     model.generate = lambda **_: torch.tensor([[1, 2, 7, 9]])
     model.eval = lambda: model
+    model.get_decoder = lambda: SimpleNamespace(rotary_emb=None)
     judge = LlamaGuard("llama-guard-4", model, processor, {})
     assert outcomes(judge, [ESSAY], image=tmp_path / "a.png") == ["harmful"]
     ((messages, options),) = seen
