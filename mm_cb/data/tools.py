@@ -107,6 +107,10 @@ def _check_types(who: str, schema: Any) -> None:
     """Refuse what is no JSON schema, at every depth that properties and items reach."""
     if not isinstance(schema, dict):
         raise ValueError(f"{who} must be a JSON schema, an object, got {shown(schema)}")
+    if "$ref" in schema:
+        raise ValueError(
+            f"{who} must say its schema itself, got the reference {shown(schema['$ref'])}: put it in place"
+        )
     for word in _types(schema):
         if not isinstance(word, str) or word not in TYPES:
             meant = _OTHER_WORDS.get(word) if isinstance(word, str) else None

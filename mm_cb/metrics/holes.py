@@ -12,7 +12,10 @@ from mm_cb.core.files import file_sha256
 from mm_cb.core.records import Candidate, Curve, Item, JsonObject, Run
 from mm_cb.data.pictures import file_inside, open_picture
 
-_WRITTEN = {"attack": ("checks.json", "curves.json"), "demo": ("checks.json", "curves.json", "representations.json")}
+_WRITTEN = {
+    "attack": ("checks.json", "curves.json", "protocol.json"),
+    "demo": ("checks.json", "curves.json", "representations.json"),
+}
 """What a finished run of a command holds beside items and results."""
 
 

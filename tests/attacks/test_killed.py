@@ -107,6 +107,7 @@ def test_verdicts_are_paid_once(tmp_path):
     write_results(tmp_path / "results.json", measure(items, pairs=[]))
     for name in ("checks.json", "curves.json"):
         write_json(tmp_path / name, [])
+    write_json(tmp_path / "protocol.json", {})
     (tmp_path / "p.txt").write_text("{behavior} {completion}")
     with StubServer(slowly("no")) as server:
         command = ["judge", str(tmp_path), "--judge", "endpoint", "--judge-model", "j", "--endpoint", server.url]

@@ -253,6 +253,7 @@ def test_files_that_lack_their_answers_or_are_of_another_version(tmp_path):
         ([{"id": "simple_python_0", "result": [{"bell": "{}"}]}], "must be the model's text, got list"),
         ([{"id": "simple_python_0", "result": "a"}] * 2, "answered once"),
         ([{"id": "x", "result": "a"}], "must begin with its category"),
+        ([{"id": "simple_python_0", "result": "a", "completion": "b"}], "must be one text, they differ"),
     ],
 )
 def test_broken_stored_answers_end_in_one_line(tmp_path, capsys, lines, message):

@@ -118,6 +118,7 @@ def attack_run(folder):
     write_results(folder / "results.json", measure(items, pairs=[]))
     for name in ("checks.json", "curves.json"):
         write_json(folder / name, [])
+    write_json(folder / "protocol.json", {})
     return folder
 
 

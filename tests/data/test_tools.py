@@ -122,6 +122,7 @@ def schema(**parameters):
         (changed(tools=["brew"]), "tool 1 must be an object with a `name`"),
         (changed(tool=schema(properties={"leaf": {"type": "dict"}})), "got 'dict'; JSON schemas say `object`"),
         (changed(tool=schema(properties={"leaf": "string"})), "must be a JSON schema, an object"),
+        (changed(tool=schema(properties={"leaf": {"$ref": "#"}})), "must say its schema itself, got the reference '#'"),
         (changed(tool=schema(properties={"leaf": {"type": "array", "items": {"type": "int"}}})), "the items of `leaf`"),
         (changed(tool=schema(properties={}, required=["leaf"])), "must name its properties"),
         (changed(tool={"parameters": {"type": "dict", "properties": {}}}), "JSON schema of type `object`"),

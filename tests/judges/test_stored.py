@@ -56,6 +56,7 @@ def run(tmp_path):
     write_results(folder / "results.json", measure(items, pairs=[]))
     for name in ("checks.json", "curves.json"):
         write_json(folder / name, [])
+    write_json(folder / "protocol.json", {})
     return folder
 
 

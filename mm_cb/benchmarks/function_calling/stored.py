@@ -38,6 +38,8 @@ def read_answers(files: Sequence[Path]) -> dict[str, str]:
             except ValueError as error:
                 raise UserError(f"{row.where}: {error}.") from error
             said = row.values.get("result", row.values.get("completion"))
+            if row.values.get("completion", said) != said:
+                raise UserError(f"{row.where}: `result` and `completion` must be one text, they differ; keep one.")
             if not isinstance(said, str):
                 raise UserError(
                     f"{row.where}: `result` must be the model's text, got {type(said).__name__}; answers of a server's "
