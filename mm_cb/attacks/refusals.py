@@ -11,6 +11,7 @@ from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.target import encode
 from mm_cb.attacks.registry import attack_entry, refuse_blind
 from mm_cb.attacks.texts import ask
+from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior, grey_canvas, refuse_too_large
 from mm_cb.data.corpus import read_corpus
@@ -21,6 +22,7 @@ from mm_cb.metrics.observations import starts_with
 from mm_cb.models import ChatModel, VisionModel
 from mm_cb.models.families import sees
 from mm_cb.models.low_rank import changes_of
+from mm_cb.training.model_laws import refuse_broken
 
 
 def refuse_unseen(model: str, names: Sequence[str], behaviors: Sequence[Behavior], file: Path) -> None:
@@ -48,7 +50,7 @@ def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: Attack
 
     Raises:
         UserError: If a text holds the image placeholder, a harmless target cannot be written, a picture is too large
-            for memory or for the norm, or a chat is too long.
+            for memory or for the norm, a chat is too long, or the model breaks a law of its family.
     """
     corpus = [] if config.corpus is None else read_corpus(config.corpus)
     if config.surrogate is not None:
@@ -59,6 +61,8 @@ def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: Attack
         for b in behaviors:
             encode(subject, [b], [None], [b.target])
         return
+    if embedded(subject.model.name) is None:
+        refuse_broken(subject.model)
     canvas = subject.model.canvas
     refuse_too_large(behaviors, config.batch)
     for b in behaviors:

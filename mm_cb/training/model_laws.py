@@ -59,6 +59,20 @@ def check_model(model: VisionModel) -> list[Kept]:
     return [_asked(law, model) for law in _LAWS]
 
 
+def refuse_broken(model: VisionModel) -> None:
+    """Ask the laws that rest on files alone and take no tolerance: tokens, pixels, the end of a turn.
+
+    Raises:
+        UserError: If one is broken.
+    """
+    for kept in (_asked(law, model) for law in (_token_ids, _end_of_turn)):
+        if not kept.ok:
+            raise UserError(
+                f"`{model.name}` breaks a law of its family ({kept.law[0].lower()}{kept.law[1:]}): {kept.detail}; no "
+                f"number of an attack on it would mean anything. See `mm-cb doctor --model {model.name} --laws`."
+            )
+
+
 def _asked(law: Callable[[VisionModel], tuple[bool, str]], model: VisionModel) -> Kept:
     says = " ".join((law.__doc__ or "").split()).rstrip(".")
     try:

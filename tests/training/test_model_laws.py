@@ -45,6 +45,17 @@ def test_the_command_ticks_every_law_and_ends_with_2_where_one_breaks(monkeypatc
     assert "PROBLEM" in said.out and "of 5 laws, so that no number" in said.err and said.err.count("\n") == 1
 
 
+def test_a_model_that_breaks_a_law_is_not_attacked(monkeypatch, capsys, tmp_path):
+    laws.saved(tiny("qwen2_5_vl"), tmp_path / "model")
+    (tmp_path / "b.jsonl").write_text('{"id": "a", "prompt": "what", "target": "it is", "image": null}\n')
+    asked = ["attack", "--model", str(tmp_path / "model"), "--behaviors", str(tmp_path / "b.jsonl"), "--steps", "1"]
+    monkeypatch.setattr(QwenVLModel, "end_of_turn", "<|vision_end|>")
+    assert cli.run([*asked, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "breaks a law of its family (an answer ends in a token at which generation stops" in said
+    assert "doctor --model" in said and not list((tmp_path / "out").rglob("*.png"))
+
+
 def test_laws_are_asked_of_a_model(capsys):
     assert cli.run(["doctor", "--laws"]) == 2
     assert "`--laws` asks a model" in capsys.readouterr().err
