@@ -182,10 +182,12 @@ class ChatModel(LanguageTower):
         padding_side: str = "left",
         close_turn: bool = True,
         tools: Sequence[Sequence[JsonObject]] = (),
+        device: torch.device | str | None = None,
     ) -> ModelInputs:
         """Encode whole chats, each with the pictures that its parts ``{"type": "image"}`` stand for, in order.
 
-        Each chat's ``tools``, JSON schemas, are shown by the template; none given = no chat has any.
+        Each chat's ``tools``, JSON schemas, are shown by the template; none given = no chat has any. The batch is put
+        on ``device``; None = the model's.
 
         Raises:
             ValueError: If a chat has another number of image parts than of pictures, or ``max_length`` would cut off
@@ -208,11 +210,12 @@ class ChatModel(LanguageTower):
             )
             rows.append(self._tokenise(rendered))
         tokens = pad_rows(rows, self.processor.tokenizer.pad_token_id, padding_side)
+        place = self.device if device is None else device
         if pictures is None:
-            return ModelInputs(*tokens).to(self.device)
+            return ModelInputs(*tokens).to(place)
         per_row = torch.tensor([len(row) for row in images])
         made = ModelInputs(*tokens, pictures.pixel_values, per_row, pictures.beside, pictures.pixel_rows)
-        return made.to(self.device)
+        return made.to(place)
 
     def _pictures(self, rows: Sequence[Sequence[Image]]) -> tuple[Pictures | None, list[str]]:
         """All pictures of a batch of chats as the model takes them, and the tokens that stand for each."""

@@ -180,6 +180,11 @@ def test_memory_grows_with_what_it_should():
     assert total(dtype="bfloat16") < total() and total(quantize="4bit") < total()
     assert total(recompute=True) == total()  # of one adapted block, nothing can be saved
     assert total() < total(adversary=True, recompute=True) < total(adversary=True)  # it goes through block 0, too
+    with_head = estimate(model, paths, KeptBlocks(4, True, head=True), r=4, dtype="float32", tokens=100)
+    without = estimate(model, paths, KeptBlocks(4, True), r=4, dtype="float32", tokens=100)
+    assert with_head.weights - without.weights == 4 * model.base.lm_head.weight.numel()
+    assert with_head.activations > without.activations  # of blocks 2 and 3, through which the gradient comes
+    assert with_head.working > without.working
     paths = lora_paths(model, [0, 1], ALL)
     assert total(recompute=True) < total() == total(adversary=True)
     assert "GiB: weights" in str(estimate(model, paths, KeptBlocks(2, True), r=4, dtype="float32", tokens=9))
