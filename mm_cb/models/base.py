@@ -15,9 +15,10 @@ from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import JsonObject
 from mm_cb.models.chat import ANSWER, Dialect, Message, RenderedChat, TokenRole, chat, end_written, render_chat
-from mm_cb.models.decoding import decode, end_tokens, positions_of
+from mm_cb.models.decoding import decode_ids, end_tokens, positions_of
 from mm_cb.models.dial import Scale, WeightDifference, lora_layers, lora_turned, read_scale
 from mm_cb.models.inputs import Arguments, ModelInputs, Pictures, pad_rows
+from mm_cb.models.probe import Probe
 from mm_cb.models.switch import adapter_off
 from mm_cb.models.tower import LanguageTower, TowerInputs
 
@@ -31,6 +32,7 @@ class ChatModel(LanguageTower):
         name: What it was loaded from.
         max_length: Rows are cut to so many tokens, image tokens not counted; None = never.
         guest: What the package brings along with this model, if it lies inside the package.
+        probe: What withholds answers that it generates; None = nothing does.
         difference: Its weights beside its base's, where it is a breaker without adapter and the base was given.
     """
 
@@ -58,6 +60,7 @@ class ChatModel(LanguageTower):
         self.max_length = max_length
         self.guest = embedded(name)
         self.difference: WeightDifference | None = None
+        self.probe: Probe | None = None
 
     @classmethod
     def read_processor(cls, folder: str, image_backend: str) -> Any:
@@ -318,7 +321,13 @@ class ChatModel(LanguageTower):
             raise ValueError('Rows must be padded on the left to generate, use `encode(..., padding_side="left")`.')
         given = {"input_ids": inputs.input_ids, "attention_mask": inputs.attention_mask}
         given |= self.picture_arguments(inputs)
-        return decode(self.model, self.processor.tokenizer, given, max_new_tokens, self.stops(), temperature)
+        tokenizer = self.processor.tokenizer
+        said = decode_ids(self.model, tokenizer, given, max_new_tokens, self.stops(), temperature)
+        texts: list[str] = tokenizer.batch_decode(said, skip_special_tokens=True)
+        if self.probe is None:
+            return texts
+        withheld = self.probe.withheld(self, inputs, said)
+        return [self.probe.refusal if hit else text for hit, text in zip(withheld, texts, strict=True)]
 
     def stops(self) -> list[int]:
         """Ids of the tokens at which generation stops: the family's, the tokenizer's, the model's, the template's."""
