@@ -15,6 +15,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.runs import RunDirectory
 from mm_cb.data.examples import SETS, Example, SetName, kinds_of, rows_of
 from mm_cb.models import ChatModel, load_model
+from mm_cb.models.adapters import read_settings
 from mm_cb.models.fingerprint import fingerprint
 from mm_cb.models.probe import Flagged, Kind, ProbeFile, ProbeNetwork, adapter_sha256, save_probe, states_of
 from mm_cb.training.inputs import input_files, load_examples
@@ -73,6 +74,8 @@ def train_probe(
         UserError: If there are too few rows, or model, adapter or layer do not fit.
     """
     hub.keep_to(out)
+    if adapter is not None:
+        read_settings(Path(adapter))
     layer = settings.layer or max(recipe.circuit_breaker.target_layers)
     guest = embedded(recipe.model)
     own = REFUSAL if guest is None or guest.refusal is None else guest.refusal()
