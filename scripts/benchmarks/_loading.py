@@ -39,14 +39,17 @@ def picture_rows(size: tuple[int, int], words: dict[str, Sequence[int]]) -> list
 def loaded_steps(
     trainer: ReroutingTrainer, model: ChatModel, rows: list[Example], steps: int, workers: int
 ) -> dict[str, Any]:
-    """Median seconds of steps that take all ``rows``, and of those how long the next batch was waited for."""
+    """Medians over steps that take all ``rows``: seconds, of those waiting for the batch, and this process's own.
+
+    Own processor time leaves out workers, and whatever else runs on the machine.
+    """
     cuda = model.device.type == "cuda"
     half = len(rows) // 2
     order = PairedExamples(rows, steps=steps + 2, batch_size=half, batches="multimodal", seed=0)
     collator = PairCollator(model, {"text": "all", "multimodal": "all"})
     optimizer = torch.optim.AdamW([p for p in model.model.parameters() if p.requires_grad], lr=0.0)
-    times, waits = list[float](), list[float]()
-    started = time.perf_counter()
+    times, waits, own = list[float](), list[float](), list[float]()
+    started, spent = time.perf_counter(), time.process_time()
     for prepared in batches_ahead(order, collator, half, workers=workers, pin=cuda):
         if prepared.error is not None:
             raise prepared.error
@@ -57,5 +60,7 @@ def loaded_steps(
         if cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
-        started = time.perf_counter()
-    return {"workers": workers, "seconds": statistics.median(times[2:]), "waited": statistics.median(waits[2:])}
+        own.append(time.process_time() - spent)
+        started, spent = time.perf_counter(), time.process_time()
+    found = {"seconds": times, "waited": waits, "own_cpu_seconds": own}
+    return {"workers": workers, **{name: statistics.median(each[2:]) for name, each in found.items()}}

@@ -2,8 +2,9 @@
 
     python scripts/benchmarks/loading.py [--size 1600x1200] [--rows 4] [--steps 8] [--workers 0,1,2] [--json FILE]
 
-Prints milliseconds of a step, how much of them was waiting for its batch, and the ratio to no workers. One thread of
-torch, so that a worker has a core of its own where there are two.
+Prints milliseconds of a step, how much of them was waiting for its batch, the run's own processor time, which does not
+depend on what else runs on the machine, and both ratios to no workers. One thread of torch, so that a worker has a core
+of its own where there are two.
 """
 
 import argparse
@@ -46,11 +47,13 @@ def main() -> None:
         for workers in map(int, options.workers.split(",")):
             timed = loaded_steps(trainer, trainer._encoder, rows, options.steps, workers)
             found[workers] = min(found.get(workers, timed), timed, key=lambda one: one["seconds"])
-    first = next(iter(found.values()))["seconds"]
+    first = next(iter(found.values()))
     print(f"{options.rows} + {options.rows} pictures of {options.size}, {os.cpu_count()} cores, load {os.getloadavg()}")
     for workers, timed in found.items():
-        times = f"{1000 * timed['seconds']:.0f} ms a step, {1000 * timed['waited']:.0f} of them waiting"
-        print(f"{workers} workers: {times}, x {timed['seconds'] / first:.2f}")
+        step, waited, own = (1000 * timed[name] for name in ("seconds", "waited", "own_cpu_seconds"))
+        ratios = [f"x {timed[name] / first[name]:.2f}" for name in ("seconds", "own_cpu_seconds")]
+        times = f"{step:.0f} ms a step ({ratios[0]}), {waited:.0f} of them waiting"
+        print(f"{workers} workers: {times}; {own:.0f} ms of its own processor time ({ratios[1]})")
     if options.json:
         write_json(options.json, {"size": options.size, "rows": options.rows, "cores": os.cpu_count(), "found": found})
 
