@@ -35,7 +35,7 @@ from mm_cb.miniature.making.sanity import judges_tell_apart, opening_is_said
 from mm_cb.miniature.scoring import judge_behavior, score_question
 from mm_cb.models import ChatModel, load_model
 from mm_cb.training.recipes.config import Recipe
-from mm_cb.training.recipes.recipe import load_recipe
+from mm_cb.training.recipes.recipe import deciding, load_recipe
 from mm_cb.training.representations import compare
 from mm_cb.training.run import train
 
@@ -88,7 +88,7 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "
     rerouting = load_recipe(NAME, [f"device={device}", f"dtype={dtype}"])
     recipe = {"full": full, "rr_seeds": rr_seeds, "fiction": True, "model": NAME, **dataclasses.asdict(plan)}
     recipe |= {"attacks": list(CONDITIONS), "attack": _budget(plan, seed, "pgd_adaptive")}
-    recipe |= {"safety_prompt": language.SAFETY_PROMPT, "rerouting": rerouting.model_dump(mode="json")}
+    recipe |= {"safety_prompt": language.SAFETY_PROMPT, "rerouting": deciding(rerouting)}
     torch.set_num_threads(THREADS)
     started = time.monotonic()
     weights = MINIATURE.weights / "model.safetensors"

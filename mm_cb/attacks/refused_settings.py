@@ -19,7 +19,7 @@ def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
         UserError: If there is one, or a setting is missing that an attack cannot do without.
     """
     entries = [attack_entry(name) for name in names]
-    own_term = any(entry.needs_adapter for entry in entries)
+    own_term = any(entry.aimed for entry in entries)
     drawn = any(entry.changes_picture for entry in entries)
     plain, asked = AttackConfig(), ",".join(names)
     for key, flag, read, needed in (
@@ -28,9 +28,9 @@ def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
             "balance",
             "--balance",
             own_term,
-            "an attack with a term beside the target's loss (one that needs an adapter)",
+            "an attack with a term beside the target's loss (one that needs an adapter or a probe)",
         ),
-        ("term_weight", "--term-weight", own_term, "an attack with such a term (one that needs an adapter)"),
+        ("term_weight", "--term-weight", own_term, "an attack with such a term (one that needs an adapter or a probe)"),
         ("optimizer", "--optimizer", any(e.search in ("pgd", "embedding") for e in entries), "an attack by PGD"),
         ("anneal", "--anneal", any(e.can_anneal for e in entries), "an attack by PGD on pixels"),
         ("hijacks", "--hijacks", any(e.forces_response for e in entries), "an attack that forces a long response"),

@@ -56,6 +56,8 @@ class AttackEntry:
     ``restart`` too."""
     needs_adapter: bool = False
     """It is aimed at what an adapter changed."""
+    needs_probe: bool = False
+    """It is aimed at a probe that withholds answers."""
     given: Given = "opening"
     """What it was given; success with supplied text alone shows control over the output, not knowledge."""
     forces_response: bool = False
@@ -90,6 +92,11 @@ class AttackEntry:
     def optimises(self) -> bool:
         """Whether it minimises anything."""
         return self.objective is not None
+
+    @property
+    def aimed(self) -> bool:
+        """Whether it has a term against what defends the model, an adapter or a probe."""
+        return self.needs_adapter or self.needs_probe
 
     @property
     def searches_pixels(self) -> bool:
@@ -193,6 +200,13 @@ _ENTRIES = (
         "adaptive:FluentObjective",
         needs_adapter=True,
         in_all=False,
+    ),
+    _forcing(
+        "pgd_probe",
+        "a long answer whose states a harmfulness probe does not flag",
+        "probe-aware PGD",
+        "probe:ProbeObjective",
+        needs_probe=True,
     ),
     AttackEntry("apgd", "Auto-PGD's steps on the target's loss", "APGD", "apgd", _TARGET),
     AttackEntry(
@@ -349,16 +363,17 @@ def refuse_blind(model: str, names: Sequence[str]) -> None:
     )
 
 
-def chosen_attacks(text: str, *, adapted: bool) -> list[str]:
+def chosen_attacks(text: str, *, adapted: bool, probed: bool = False) -> list[str]:
     """The attacks that ``--attack`` names, in order: a name or a Python file, several with commas between, or ``all``.
 
-    ``all`` are those of the table that say so; without an adapter the ones that aim at it are left out.
+    ``all`` are those of the table that say so; those that aim at an adapter or a probe are left out without one.
 
     Raises:
-        UserError: If a name is unknown, comes twice, or needs an adapter that is not there.
+        UserError: If a name is unknown, comes twice, needs what is not there, or gives answers that no probe sees.
     """
     if text == "all":
-        return [e.name for e in attacks() if e.in_all and (adapted or not e.needs_adapter)]
+        aimed = ((e, (adapted or not e.needs_adapter) and (probed or not e.needs_probe)) for e in attacks())
+        return [e.name for e, fits in aimed if fits and e.in_all]
     entries = [attack_entry(name.strip()) for name in text.split(",")]
     for entry in entries:
         if entry.needs_adapter and not adapted:
@@ -366,6 +381,10 @@ def chosen_attacks(text: str, *, adapted: bool) -> list[str]:
                 f"`--attack {entry.name}` aims at what an adapter changed: give the `--adapter`, or the "
                 "`--base` of a breaker without one."
             )
+        if entry.needs_probe and not probed:
+            raise UserError(f"`--attack {entry.name}` aims at a harmfulness probe: give the `--probe`.")
+        if entry.relaxation and probed:
+            raise UserError(f"`--attack {entry.name}` makes answers that no probe watches: leave out `--probe`, or it.")
         if entry.universal and len(entries) > 1:
             raise UserError(
                 f"`--attack {entry.name}` must be alone in its run: its picture is not the one that a behaviour comes "

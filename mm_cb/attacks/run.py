@@ -62,6 +62,7 @@ def attack(
     attacks: str = "pgd",
     adapter: str | Path | None = None,
     base: str | Path | None = None,
+    probe: str | Path | None = None,
     system: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
@@ -77,6 +78,7 @@ def attack(
         attacks: One name, several with commas between, or ``all``.
         adapter: Folder of a PEFT adapter.
         base: What a breaker without adapter was made from, for attacks that aim at what sets it apart.
+        probe: Folder of a harmfulness probe that withholds answers.
         system: Text in front of every request.
         device: Torch device.
         dtype: Of the model: float32, bfloat16 or float16.
@@ -91,9 +93,9 @@ def attack(
     Example:
         >>> attack("ORG/NAME", "behaviors.jsonl", "runs/attack", attacks="pgd", steps=100)  # doctest: +SKIP
     """
-    adapter, base = (None if one is None else str(one) for one in (adapter, base))
-    source = ModelSource(model, adapter, device, dtype, system=system, base=base)
-    names = chosen_attacks(attacks, adapted=source.breaker)
+    adapter, base, probe = (None if one is None else str(one) for one in (adapter, base, probe))
+    source = ModelSource(model, adapter, device, dtype, system=system, base=base, probe=probe)
+    names = chosen_attacks(attacks, adapted=source.breaker, probed=probe is not None)
     whole = config or AttackConfig(check_convergence=checked_by_default(attacks))
     run_attack(source, behaviors_path(Path(behaviors)), Path(out), names, replace(whole, **settings))
     return AttackRun(Path(out), read_results(Path(out) / "results.json"))
@@ -132,6 +134,7 @@ def run_attack(
         config = replace(config, prompts_each=max(map(len, prompts.values())))
     recipe = {"model": source.model, "adapter": source.adapter, "system": source.system, **as_recipe(config, names)}
     recipe |= {} if source.base is None else {"base": source.base}
+    recipe |= {} if source.probe is None else {"probe": source.probe}
     recipe |= {"device": source.device.partition(":")[0], "dtype": source.dtype, "fiction": source.fiction}
     files = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
     files += [file for file in (config.prompts, config.corpus) if file is not None]
@@ -222,7 +225,9 @@ class _Job:
     def subject(self) -> Subject:
         """The model, loaded once."""
         source = self.source
-        return load_subject(source, subject_name(source.breaker, source.system), self.configs[0].image_backend)
+        return load_subject(
+            source, subject_name(source.breaker, source.system, source.probe), self.configs[0].image_backend
+        )
 
     def attack(self, folder: Path, chosen: Sequence[Behavior]) -> None:
         """Load the model and run every attack on these behaviours."""
@@ -323,7 +328,7 @@ def hijacked_responses(run: Path | None, behaviors: Sequence[Behavior]) -> dict[
     held = read_run(run)
     if held["command"] != "attack" or not held.get("ended"):
         raise UserError(f"`--hijacks` must be a finished run of `mm-cb attack`, `{run}` is none.")
-    if any(held["recipe"].get(part) is not None for part in ("adapter", "base")):
+    if any(held["recipe"].get(part) is not None for part in ("adapter", "base", "probe")):
         raise UserError(f"`--hijacks` must be an attack run on the base model, but `{run}` attacked a breaker.")
     items, asked = whole_items(run, held), {b.id for b in behaviors}
     said = {

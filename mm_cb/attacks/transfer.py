@@ -58,8 +58,8 @@ class Made:
 
     @property
     def budget(self) -> dict[str, object]:
-        """What the other run must share: its attacks, but not those that aim at an adapter, and what only they read."""
-        plain = {name: one for name, one in self.configs.items() if not one.entry.needs_adapter}
+        """What the other run must share: its attacks, but not those aimed at a defence, and what only they read."""
+        plain = {name: one for name, one in self.configs.items() if not one.entry.aimed}
         alike = [
             replace(one, batch=1, hijacks=None, anneal=None, term_weight=1.0, balance=False) for one in plain.values()
         ]

@@ -102,6 +102,7 @@ def evaluate(
     endpoint: str | None = None,
     subject: str | None = None,
     system: str | None = None,
+    probe: str | Path | None = None,
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "float32",
@@ -118,6 +119,7 @@ def evaluate(
         endpoint: OpenAI-compatible address that serves the model.
         subject: What the model is called in results.json; ``base``, with an adapter ``rr``.
         system: Text in front of every request.
+        probe: Folder of a harmfulness probe that withholds answers.
         seed: Seed of everything random in the run.
         device: ``cpu``, ``cuda``, ``cuda:1``.
         dtype: ``float32``, ``bfloat16``, ``float16``.
@@ -132,8 +134,9 @@ def evaluate(
     chosen = get_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
     if not isinstance(benchmark, str):
         register_benchmark(benchmark)
-    source = ModelSource(model, None if adapter is None else str(adapter), device, dtype, endpoint, system)
-    name = subject or subject_name(source.breaker, system)
+    adapter, probe = (None if one is None else str(one) for one in (adapter, probe))
+    source = ModelSource(model, adapter, device, dtype, endpoint, system, probe=probe)
+    name = subject or subject_name(source.breaker, system, probe)
     read = _settings(chosen.settings, settings)
     return run_benchmark(chosen, source, read, Path(out), data=data, subject=name, seed=seed)
 

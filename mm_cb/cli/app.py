@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import mm_cb
-from mm_cb.cli import attack, data, demo, doctor, evaluate, judge, merge, report, score, train
+from mm_cb.cli import attack, data, demo, doctor, evaluate, judge, merge, probe, report, score, train
 from mm_cb.cli.groups import Command, Group
 from mm_cb.cli.options import refuse_unset
 from mm_cb.core.errors import one_line
@@ -49,7 +49,7 @@ def _root(
     pass
 
 
-COMMANDS = (demo, train, attack, judge, report, merge, doctor)
+COMMANDS = (demo, train, probe, attack, judge, report, merge, doctor)
 for _module in COMMANDS:
     _name = _module.__name__.rpartition(".")[2]
     app.command(_name, cls=Command, epilog=_module.EXAMPLE)(getattr(_module, _name))

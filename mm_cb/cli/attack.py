@@ -25,6 +25,7 @@ from mm_cb.cli.options import (
     Model,
     OldSettings,
     Out,
+    Probe,
     Seed,
     System,
     number,
@@ -88,7 +89,8 @@ def _listed(wanted: bool) -> None:
 def _needs(entry: AttackEntry) -> str:
     """What an attack needs, what it is given, and what it counts for."""
     needs = ["a model that sees"] if entry.needs_picture else ["no picture"]
-    needs += ["an adapter (or --base)"] * entry.needs_adapter + ["--prompts"] * entry.imported
+    needs += ["an adapter (or --base)"] * entry.needs_adapter + ["--probe"] * entry.needs_probe
+    needs += ["--prompts"] * entry.imported
     needs += ["--corpus"] * ("corpus" in entry.reads)
     marks = ["in `all`" if entry.in_all else "by name only"] + [f"anneal: {entry.anneal}"] * (entry.anneal != "none")
     marks += ["not in the worst case"] * (not entry.in_worst_case)
@@ -111,6 +113,7 @@ def attack(
     old: OldSettings = None,
     adapter: Adapter = None,
     base: Base = None,
+    probe: Probe = None,
     system: System = None,
     attack: Annotated[
         str, option("NAMES", "Attacks or Python files of yours, with commas between, or `all`; see --list.", _SEARCH)
@@ -226,7 +229,7 @@ def attack(
     """Attack a model by pictures, judged from the saved files, or by texts."""
     flags = dict(locals())
     refuse_old_settings(old, _OLD)
-    names = chosen_attacks(attack, adapted=adapter is not None or base is not None)
+    names = chosen_attacks(attack, adapted=adapter is not None or base is not None, probed=probe is not None)
     entries = [attack_entry(name) for name in names]  # controls alone may share the budget of other runs
     if (
         epsilon is not None
@@ -249,7 +252,7 @@ def attack(
     from mm_cb.inference.source import ModelSource
 
     place = launched_device(device) if shard == "auto" else device
-    source = ModelSource(model, adapter, place, dtype, system=text, base=base)
+    source = ModelSource(model, adapter, place, dtype, system=text, base=base, probe=probe)
     run_attack(source, behaviors, out, names, config, shard=None if shard is None else Shard.parse(shard))
     if shard is None:
         show_attacked(out)

@@ -13,7 +13,7 @@ import typer
 from mm_cb.benchmarks.base import Benchmark
 from mm_cb.benchmarks.registry import get_benchmark
 from mm_cb.benchmarks.settings import Settings, StoredAnswers
-from mm_cb.cli.options import Adapter, Device, Dtype, Out, Seed, System, read_system, refuse_old_settings
+from mm_cb.cli.options import Adapter, Device, Dtype, Out, Probe, Seed, System, read_system, refuse_old_settings
 from mm_cb.core.closing import Step, say, what_next
 from mm_cb.core.errors import UserError
 
@@ -45,9 +45,15 @@ def eval_command(benchmark: Benchmark) -> Callable[..., None]:
         from mm_cb.inference.source import ModelSource, subject_name
 
         source = ModelSource(
-            common["model"], common["adapter"], common["device"], common["dtype"], common["endpoint"], text
+            common["model"],
+            common["adapter"],
+            common["device"],
+            common["dtype"],
+            common["endpoint"],
+            text,
+            probe=common["probe"],
         )
-        subject = common["subject"] or subject_name(source.breaker, text)
+        subject = common["subject"] or subject_name(source.breaker, text, source.probe)
         out: Path = common["out"]
         run_benchmark(benchmark, source, settings, out, data=common["data"], subject=subject, seed=common["seed"])
         show_measured(out, benchmark.name, subject)
@@ -107,13 +113,14 @@ def show_measured(folder: Path, benchmark: str, subject: str) -> None:
     what_next(page)
 
 
-_COMMON = ("out", "model", "adapter", "endpoint", "data", "subject", "seed", "device", "dtype")
+_COMMON = ("out", "model", "adapter", "probe", "endpoint", "data", "subject", "seed", "device", "dtype")
 
 
 def _model_options() -> list[Parameter]:
     return [
         _option("model", str | None, "M", "Hub id, local directory, or `miniature`.", MODEL),
         _shared("adapter", Adapter, None, MODEL),
+        _shared("probe", Probe, None, MODEL),
         _option("endpoint", str | None, "URL", "Ask the model of this name at an OpenAI-compatible address.", MODEL),
         _shared("system", System, None, MODEL),
         _shared("device", Device, "cpu", MODEL),

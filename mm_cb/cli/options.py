@@ -30,6 +30,11 @@ Model = Annotated[str, option("M", "Hub id, local directory, or `miniature`.", _
 Adapter = Annotated[str | None, option("A", "Directory of a PEFT adapter.", _MODEL)]
 
 
+Probe = Annotated[
+    str | None, option("DIR", "A harmfulness probe (mm-cb probe) that withholds answers it flags.", _MODEL)
+]
+
+
 def behaviors_file(named: Path | None) -> Path | None:
     """What is meant by ``--behaviors``: a file, or an embedded model's own by its name."""
     from mm_cb.data.behaviors_file import behaviors_path

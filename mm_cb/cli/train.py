@@ -196,14 +196,15 @@ def _plan_lines(plan: "TrainingPlan") -> Iterator[str]:
         yield f"the configuration of {recipe.model} is not on this machine; its published shape is used"
     yield f"loss {loss.name}{settings}: {loss.about}"
     yield f"  {loss.source}"
-    yield f"  alpha {breaker.alpha:g}, at hidden states {breaker.target_layers}"
+    yield f"  alpha {breaker.alpha:g}, at hidden states {breaker.target_layers}, retain loss {breaker.retain}"
     if breaker.keep_length:
         yield f"  beside it, not in the paper: states keep their length (keep_length {breaker.keep_length:g})"
     if breaker.adversary.steps:
         yield f"  not in the paper: an adversary moves pictures' embeddings, {breaker.adversary.steps} steps"
     yield f"trained: LoRA on {len(plan.paths)} modules of the language tower, {plan.parameters:,} parameters"
     yield f"  {folded(plan.model, plan.paths)}"
-    yield f"loaded: decoder blocks 0..{plan.kept.blocks - 1} of {len(plan.model.decoder_blocks)}, no head"
+    head = "the head" if plan.kept.head else "no head"
+    yield f"loaded: decoder blocks 0..{plan.kept.blocks - 1} of {len(plan.model.decoder_blocks)}, {head}"
     tokens = max(options.tokens_per_pass, plan.longest_row)
     yield f"memory, estimated for passes of {tokens} tokens (longest row {plan.longest_row}): {plan.memory()}"
 

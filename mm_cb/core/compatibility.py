@@ -57,6 +57,7 @@ _ADDED: Mapping[str, Recipe] = {
         "circuit_breaker": {
             "loss": "rr",
             "loss_settings": {},
+            "retain": "l2",
             "retain_scale": "absolute",
             "schedule_steps": None,
             "shared_openings": "rerouted",

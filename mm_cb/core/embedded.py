@@ -31,6 +31,8 @@ class Embedded:
     """Its behaviours file, which its name stands for where one is asked for."""
     canvas: tuple[int, int] | None = None
     """Height and width of the picture of behaviours that have none; None = as the model's family has it."""
+    refusal: Callable[[], str] | None = None
+    """How it refuses, in its own words."""
     fiction: bool = False
     """Its texts are about a made-up world, so that pages show them whatever they say."""
 

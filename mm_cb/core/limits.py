@@ -138,6 +138,8 @@ LIMITS = {
     "weight_decay": Limit(0, 10, "AdamW takes so many times the learning rate off every weight", whole=False),
     "max_grad_norm": Limit(0, 1e6, "no gradient that is finite in training is longer", whole=False),
     "start_distance": Limit(0, 1, "beyond it states no longer start near the base's", whole=False),
+    "false_positives": Limit(0, 1, "there are no more than all", whole=False),
+    "workers": Limit(0, 1_000, "no machine has cores for more"),
     "held_out": Limit(0, 1_000_000, "each is measured again and again"),
 }
 """By the setting's name, in all commands alike."""

@@ -150,7 +150,7 @@ class RunDirectory:
     def close(self) -> None:
         """Release the lock; safe to call twice."""
         if self._lock is not None:
-            os.close(self._lock)
+            _release(self._lock)
             self._lock = None
             written_here.discard(os.path.realpath(self.path))
 
@@ -274,7 +274,26 @@ def held(path: Path) -> Iterator[Run]:
     try:
         yield content
     finally:
-        os.close(lock)
+        _release(lock)
+
+
+_locks: set[int] = set()
+"""Descriptors of this process's locks."""
+
+
+def _hold_no_lock() -> None:
+    """A process that was forked off must not keep a run locked that outlives it."""
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_hold_no_lock)
+
+
+def _release(descriptor: int) -> None:
+    _locks.discard(descriptor)
+    os.close(descriptor)
 
 
 def _take_lock(path: Path) -> int:
@@ -288,6 +307,7 @@ def _take_lock(path: Path) -> int:
         ) from e
     except OSError as e:
         warnings.warn(f"`{path}` cannot be locked ({e.strerror}); start only one run there.", stacklevel=5)
+    _locks.add(descriptor)
     return descriptor
 
 

@@ -46,6 +46,8 @@ def open_engine(source: ModelSource, name: str, batch: int) -> Engine:
         return LocalEngine(load_subject(source, name), batch)
     if source.adapter is not None:
         raise UserError("`--adapter` is put on a model in this process: serve the merged model, or drop `--endpoint`.")
+    if source.probe is not None:
+        raise UserError("`--probe` looks into a model in this process: drop it, or `--endpoint`.")
     if source.system is not None:
         raise UserError("`--system` is put in front of requests to a model in this process; drop it or `--endpoint`.")
     return EndpointEngine(Endpoint(source.endpoint, source.model, concurrency=batch))

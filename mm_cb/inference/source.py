@@ -31,11 +31,13 @@ class ModelSource:
     """Text in front of every request."""
     base: str | None = None
     """What a breaker without adapter was made from."""
+    probe: str | None = None
+    """Folder of a harmfulness probe."""
 
     def identity(self) -> dict[str, str | None]:
         """What belongs to a run's identity: that the model is served, not the address it is served at today."""
         held = {**asdict(self), "endpoint": "served" if self.endpoint else None}
-        return {key: value for key, value in held.items() if key != "base" or value is not None}
+        return {key: value for key, value in held.items() if key not in ("base", "probe") or value is not None}
 
     @property
     def breaker(self) -> bool:
@@ -59,7 +61,8 @@ class ModelSource:
 
         base = model_inputs(self.base) if self.base else []
         adapter = sorted(Path(self.adapter).glob("*.safetensors")) if self.adapter else []
-        return [*model_inputs(self.model), *base, *adapter]
+        probe = sorted(Path(self.probe).glob("*.safetensors")) if self.probe else []
+        return [*model_inputs(self.model), *base, *adapter, *probe]
 
 
 def source_again(
@@ -100,9 +103,12 @@ def source_again(
             given[part] = found_again(folder, held, inputs, remedy.format(part))
     dtype = recipe.get("dtype", "float32")
     model, adapter, base = str(given["model"]), given["adapter"], given["base"]
-    return ModelSource(model, adapter, device, dtype, system=recipe["system"], base=base)
+    probe = recipe.get("probe")
+    probe = probe and found_again(folder, probe, inputs, "train it again: `mm-cb probe`")
+    return ModelSource(model, adapter, device, dtype, system=recipe["system"], base=base, probe=probe)
 
 
-def subject_name(breaker: bool, system: str | None) -> str:
-    """What a model is called in results.json: ``base`` or ``rr``, with ``+safety_prompt`` behind it."""
-    return ("rr" if breaker else "base") + ("+safety_prompt" if system is not None else "")
+def subject_name(breaker: bool, system: str | None, probe: str | None = None) -> str:
+    """What a model is called in results.json: ``base`` or ``rr``, then ``+probe`` and ``+safety_prompt``."""
+    name = ("rr" if breaker else "base") + ("+probe" if probe is not None else "")
+    return name + ("+safety_prompt" if system is not None else "")

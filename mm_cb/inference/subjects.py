@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -12,6 +13,7 @@ from PIL import Image
 from mm_cb.core.errors import UserError
 from mm_cb.inference.source import ModelSource
 from mm_cb.models import ChatModel, VisionModel, load_model
+from mm_cb.models.probe import Probe, load_probe
 
 _ASKED = "What is to be seen here?"
 
@@ -26,12 +28,18 @@ class Subject:
     """Whether the adapter is on."""
     system: str | None = None
     """Text in front of every request."""
+    probe: Probe | None = None
+    """What withholds its answers."""
 
     @contextmanager
     def active(self) -> Iterator[ChatModel]:
         """The model in this subject's state."""
-        with self.model.adapter(self.adapted):
-            yield self.model
+        held, self.model.probe = self.model.probe, self.probe
+        try:
+            with self.model.adapter(self.adapted):
+                yield self.model
+        finally:
+            self.model.probe = held
 
     def systems(self, rows: int) -> list[str | None]:
         """The operator's text for each of ``rows`` chats."""
@@ -86,4 +94,5 @@ def load_subject(source: ModelSource, name: str, image_backend: str = "pil") -> 
         dtype=source.dtype,
         image_backend=image_backend,
     )
-    return Subject(name, model, adapted=source.breaker, system=source.system)
+    probe = None if source.probe is None else load_probe(Path(source.probe), model, source.adapter)
+    return Subject(name, model, adapted=source.breaker, system=source.system, probe=probe)

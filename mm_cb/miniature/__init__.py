@@ -24,6 +24,12 @@ def _training_examples(seed: int) -> Sequence[Any]:
     return training_examples(seed=seed)
 
 
+def _refusal() -> str:
+    from mm_cb.miniature.language import REFUSAL
+
+    return REFUSAL
+
+
 def _judge(_: Any) -> Any:
     from mm_cb.miniature.scoring import MiniatureJudge
 
@@ -39,6 +45,7 @@ MINIATURE = Embedded(
     card=data_path("miniature", "card.yaml"),
     behaviors=data_path("miniature", "behaviors.jsonl"),
     canvas=(42, 84),
+    refusal=_refusal,
     fiction=True,
 )
 register(MINIATURE)

@@ -15,9 +15,10 @@ from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import JsonObject
 from mm_cb.models.chat import ANSWER, Dialect, Message, RenderedChat, TokenRole, chat, end_written, render_chat
-from mm_cb.models.decoding import decode, end_tokens, positions_of
+from mm_cb.models.decoding import decode_ids, end_tokens, positions_of
 from mm_cb.models.dial import Scale, WeightDifference, lora_layers, lora_turned, read_scale
 from mm_cb.models.inputs import Arguments, ModelInputs, Pictures, pad_rows
+from mm_cb.models.probe import Probe
 from mm_cb.models.switch import adapter_off
 from mm_cb.models.tower import LanguageTower, TowerInputs
 
@@ -31,6 +32,7 @@ class ChatModel(LanguageTower):
         name: What it was loaded from.
         max_length: Rows are cut to so many tokens, image tokens not counted; None = never.
         guest: What the package brings along with this model, if it lies inside the package.
+        probe: What withholds answers that it generates; None = nothing does.
         difference: Its weights beside its base's, where it is a breaker without adapter and the base was given.
     """
 
@@ -58,6 +60,7 @@ class ChatModel(LanguageTower):
         self.max_length = max_length
         self.guest = embedded(name)
         self.difference: WeightDifference | None = None
+        self.probe: Probe | None = None
 
     @classmethod
     def read_processor(cls, folder: str, image_backend: str) -> Any:
@@ -182,10 +185,12 @@ class ChatModel(LanguageTower):
         padding_side: str = "left",
         close_turn: bool = True,
         tools: Sequence[Sequence[JsonObject]] = (),
+        device: torch.device | str | None = None,
     ) -> ModelInputs:
         """Encode whole chats, each with the pictures that its parts ``{"type": "image"}`` stand for, in order.
 
-        Each chat's ``tools``, JSON schemas, are shown by the template; none given = no chat has any.
+        Each chat's ``tools``, JSON schemas, are shown by the template; none given = no chat has any. The batch is put
+        on ``device``; None = the model's.
 
         Raises:
             ValueError: If a chat has another number of image parts than of pictures, or ``max_length`` would cut off
@@ -208,11 +213,12 @@ class ChatModel(LanguageTower):
             )
             rows.append(self._tokenise(rendered))
         tokens = pad_rows(rows, self.processor.tokenizer.pad_token_id, padding_side)
+        place = self.device if device is None else device
         if pictures is None:
-            return ModelInputs(*tokens).to(self.device)
+            return ModelInputs(*tokens).to(place)
         per_row = torch.tensor([len(row) for row in images])
         made = ModelInputs(*tokens, pictures.pixel_values, per_row, pictures.beside, pictures.pixel_rows)
-        return made.to(self.device)
+        return made.to(place)
 
     def _pictures(self, rows: Sequence[Sequence[Image]]) -> tuple[Pictures | None, list[str]]:
         """All pictures of a batch of chats as the model takes them, and the tokens that stand for each."""
@@ -315,7 +321,13 @@ class ChatModel(LanguageTower):
             raise ValueError('Rows must be padded on the left to generate, use `encode(..., padding_side="left")`.')
         given = {"input_ids": inputs.input_ids, "attention_mask": inputs.attention_mask}
         given |= self.picture_arguments(inputs)
-        return decode(self.model, self.processor.tokenizer, given, max_new_tokens, self.stops(), temperature)
+        tokenizer = self.processor.tokenizer
+        said = decode_ids(self.model, tokenizer, given, max_new_tokens, self.stops(), temperature)
+        texts: list[str] = tokenizer.batch_decode(said, skip_special_tokens=True)
+        if self.probe is None:
+            return texts
+        withheld = self.probe.withheld(self, inputs, said)
+        return [self.probe.refusal if hit else text for hit, text in zip(withheld, texts, strict=True)]
 
     def stops(self) -> list[int]:
         """Ids of the tokens at which generation stops: the family's, the tokenizer's, the model's, the template's."""

@@ -73,7 +73,6 @@ def end_tokens(model: Any, tokenizer: Any, more: Iterable[int | None] = ()) -> l
     return sorted({*ids, tokenizer.eos_token_id, *more} - {None})
 
 
-@torch.no_grad()
 def decode(
     model: Any,
     tokenizer: Any,
@@ -82,6 +81,20 @@ def decode(
     ends: Collection[int],
     temperature: float | None = None,
 ) -> list[str]:
+    """As `decode_ids`, as one text a row, without special tokens."""
+    said = decode_ids(model, tokenizer, inputs, max_new_tokens, ends, temperature)
+    return tokenizer.batch_decode(said, skip_special_tokens=True)
+
+
+@torch.no_grad()
+def decode_ids(
+    model: Any,
+    tokenizer: Any,
+    inputs: Mapping[str, Any],
+    max_new_tokens: int,
+    ends: Collection[int],
+    temperature: float | None = None,
+) -> list[list[int]]:
     """Completions of a batch by these settings alone: the model's own are out of the way meanwhile.
 
     Args:
@@ -94,7 +107,7 @@ def decode(
             state; None = greedy.
 
     Returns:
-        One text a row, without special tokens.
+        Token ids of every row, without the one that ends it.
 
     Raises:
         UserError: If the model's positions are learned, and a row with its longest answer needs more of them.
@@ -115,8 +128,7 @@ def decode(
         base.generation_config = held
     asked = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
     rows = tokens[:, asked:].tolist()
-    said = [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
-    return tokenizer.batch_decode(said, skip_special_tokens=True)
+    return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
 
 
 def positions_of(model: Any) -> int | None:

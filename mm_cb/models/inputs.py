@@ -1,6 +1,6 @@
 """A batch of chats as the tensors that a model takes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -100,11 +100,19 @@ class ModelInputs:
             pixels = slice(*(int(self.pixel_rows[:end].sum()) for end in (images.start, images.stop)))
         return ModelInputs(*tokens, self.pixel_values[pixels], self.images_per_row[part], beside, own)
 
-    def to(self, device: torch.device | str) -> "ModelInputs":
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ModelInputs":
         """The same batch on another device."""
+        return self.each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "ModelInputs":
+        """The same batch where a GPU copies it from while it works; torch's loader asks for it by this name."""
+        return self.each(Tensor.pin_memory)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "ModelInputs":
+        """The same batch with every tensor changed."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **moved, beside={name: value.to(device) for name, value in self.beside.items()})
+        changed = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **changed, beside={name: change(value) for name, value in self.beside.items()})
 
 
 def pad_rows(rows: Sequence[tuple[list[int], list[int]]], pad_id: int, side: str) -> tuple[Tensor, Tensor, Tensor]:

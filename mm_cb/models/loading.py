@@ -110,7 +110,6 @@ def load_tower(
     image_backend: str = "pil",
     attention: str = "sdpa",
     quantize: str | None = None,
-    max_length: int | None = None,
 ) -> ChatModel:
     """Load what training on hidden states needs: decoder blocks 0 to ``blocks - 1`` and no head.
 
@@ -124,7 +123,6 @@ def load_tower(
         image_backend: As for `load_model`.
         attention: As for `load_model`.
         quantize: As for `load_model`.
-        max_length: Rows are cut to so many tokens, image tokens not counted.
 
     Returns:
         The model in evaluation mode; its ``logits`` are the last hidden state.
@@ -146,7 +144,7 @@ def load_tower(
             if hasattr(tower, name):
                 setattr(shell, name, getattr(tower, name))
         processor = load_processor(name_or_path, config, image_backend)
-    model = family(shell.eval(), processor, str(name_or_path), max_length=max_length)
+    model = family(shell.eval(), processor, str(name_or_path))
     if len(model.decoder_blocks) > blocks:  # a family that can only be read whole
         model.keep_blocks(blocks, final_norm=True)
     check_template(model, model_folder(name_or_path))

@@ -7,6 +7,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from mm_cb.core.errors import UserError
+
 _BLOCK_PATHS = (
     "model.language_model.layers",
     "model.text_model.layers",
@@ -167,19 +169,34 @@ class LanguageTower:
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[:blocks]
 
-    def keep_blocks(self, blocks: int, *, final_norm: bool) -> None:
+    def logits(self, states: Tensor) -> Tensor:
+        """What the head makes of last hidden states, those behind the final norm: ``(..., H)`` -> ``(..., V)``.
+
+        Raises:
+            UserError: If the model scales its logits in a way that is not known here.
+        """
+        config = self.base.config.get_text_config()
+        for name in ("logit_scale", "logits_scaling"):
+            if getattr(config, name, None) not in (None, 1, 1.0):
+                raise UserError(f"logits of a {config.model_type} are scaled by `{name}`, which is not supported here.")
+        logits, cap = self.base.lm_head(states), getattr(config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def keep_blocks(self, blocks: int, *, final_norm: bool, head: bool = False) -> None:
         """Drop what training on hidden states does not need: the decoder blocks from ``blocks`` on and the head.
 
-        Call it before an adapter is put on. Paths of what is left stay the same; the ``logits`` of the model are then
-        its last hidden state.
+        Call it before an adapter is put on. Paths of what is left stay the same; without head the ``logits`` of the
+        model are then its last hidden state.
 
         Args:
             blocks: How many decoder blocks stay; ``hidden_states`` then has ``blocks + 1`` entries.
             final_norm: Whether the last entry still goes through the final norm.
+            head: Whether the head stays.
         """
         tower = self.tower
         setattr(tower, self.language_path.rpartition(".")[2], self.decoder_blocks[:blocks])
         self.cut_config(tower.config, blocks)
         if not final_norm:
             setattr(tower, self._norm_name(), nn.Identity())
-        self.base.lm_head = nn.Identity()
+        if not head:
+            self.base.lm_head = nn.Identity()

@@ -11,6 +11,7 @@ from mm_cb.metrics.results import Measurement
 from mm_cb.metrics.table import metric
 
 SUBJECTS = {"base": "base", "base+safety_prompt": "base + safety prompt", "rr": "circuit breaker (RR)"}
+SUBJECTS |= {"base+probe": "base + probe", "rr+probe": "RR + probe"}
 SHORT_SUBJECTS = {"base": "base", "base+safety_prompt": "base + prompt", "rr": "RR"}
 CONDITIONS = {**{entry.name: entry.label for entry in attacks()}, "worst_case": "worst of all attacks"}
 CONDITIONS |= {
@@ -78,6 +79,7 @@ OUTCOME_COLOURS = {
     "not_judged": "#e6e6e6",
 }
 SUBJECT_COLOURS = {"base": "#d55e00", "base+safety_prompt": "#cc79a7", "rr": "#0072b2"}
+SUBJECT_COLOURS |= {"base+probe": "#e69f00", "rr+probe": "#009e73"}
 SET_COLOURS = {
     "circuit_breaker": "#d55e00",
     "held_out_combination": "#cc79a7",
@@ -94,7 +96,7 @@ def subject_label(subject: str, *, short: bool = False) -> str:
     """How a subject is called on the page: ``rr-seed2`` -> ``RR, seed 2``; unknown names stay as they are."""
     if match := _SEED.fullmatch(subject):
         return f"RR, seed {match[1]}"
-    return (SHORT_SUBJECTS if short else SUBJECTS).get(subject, subject)
+    return (SHORT_SUBJECTS if short else {}).get(subject, SUBJECTS.get(subject, subject))
 
 
 def is_breaker(subject: str) -> bool:

@@ -30,7 +30,8 @@ from mm_cb.report.labels import (
 )
 from mm_cb.report.strength import Strength, by_condition
 
-HEADLINE_SUBJECTS = ("base", "base+safety_prompt", "rr")
+PROMISED_SUBJECTS = ("base", "base+safety_prompt", "rr")
+HEADLINE_SUBJECTS = ("base", "base+safety_prompt", "base+probe", "rr", "rr+probe")
 ATTACKED_HEAD = "Forbidden requests answered, % (lower is better)"
 SPLIT_HEADS = {HEADLINE: "of these, under PGD", "worst_case": "of these, the worst of all attacks"}
 KEPT_HEAD = "What must stay, % (higher is better)"
@@ -109,7 +110,7 @@ def headline_table(measurements: Sequence[Measurement], strengths: Sequence[Stre
     subjects = tuple(s for s in HEADLINE_SUBJECTS if s in present) or tuple(sorted(present))
     remarks = _remarks(strengths)
     primary = only_attack(measurements) or WORST_CASE
-    rows, missing = [], [subject_label(s) for s in HEADLINE_SUBJECTS if present and s not in subjects]
+    rows, missing = [], [subject_label(s) for s in PROMISED_SUBJECTS if present and s not in subjects]
     for promised, section, text, metric, condition, split in _addresses(measurements):
         cells = tuple(find(measurements, subject, metric, condition, split) for subject in subjects)
         if not any(cells):

@@ -26,7 +26,7 @@ def add_adapter(
     model: Family, paths: Sequence[str], kept: KeptBlocks, *, r: int, lora_alpha: int, dropout: float
 ) -> Family:
     """Cut the model to what training needs and put a fresh LoRA (B = 0) on exactly ``paths``, see `put_lora`."""
-    model.keep_blocks(kept.blocks, final_norm=kept.final_norm)
+    model.keep_blocks(kept.blocks, final_norm=kept.final_norm, head=kept.head)
     return put_lora(model, paths, LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=dropout))
 
 

@@ -39,6 +39,9 @@ class PairedExamples(Dataset[Pair]):
     With ``alternate``, even steps are text and odd steps multimodal. The examples of each set and modality are shuffled
     by the seed, and again whenever they have all been used. Read in order, a run can stop and go on anywhere: row i
     depends on nothing but i.
+
+    Attributes:
+        on_unreadable: Told of examples that others stand in for; None = such an example is an error when it is encoded.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class PairedExamples(Dataset[Pair]):
                     "to the kind that both sets have."
                 )
         self._length = steps * batch_size
-        self._on_unreadable = on_unreadable
+        self.on_unreadable = on_unreadable
 
     def drawn(self) -> Iterator[Example]:
         """Every example of the order, once."""
@@ -112,10 +115,10 @@ class PairedExamples(Dataset[Pair]):
 
     def _readable(self, drawn: Sequence[int], row: int) -> Example:
         """The example at a place of an order, or the next one whose pictures can be read."""
-        if self._on_unreadable is None:
+        if self.on_unreadable is None:
             return self._examples[drawn[row]]
         for index in dict.fromkeys([*drawn[row:], *drawn[:row]]):
-            example = opened(self._examples[index], self._on_unreadable)
+            example = opened(self._examples[index], self.on_unreadable)
             if example is not None:
                 return example
         raise UserError("not one picture of the rows to train on can be read; `mm-cb data check` names them.")
@@ -196,7 +199,7 @@ class PairCollator:
         self._count_ends = count_ends
 
     def __call__(self, pairs: Sequence[Pair]) -> Batch:
-        """Encode the pairs of one (micro-)batch.
+        """Encode the pairs of one (micro-)batch, on the CPU.
 
         Raises:
             UserError: If an example cannot be encoded, or none of its tokens would count.
@@ -218,7 +221,7 @@ class PairCollator:
         ids = [example.id for example in examples]
         try:
             chats, tools = ([getattr(example, name) for example in examples] for name in ("messages", "tools"))
-            inputs = self._model.encode_chats(chats, images, padding_side="right", tools=tools)
+            inputs = self._model.encode_chats(chats, images, padding_side="right", tools=tools, device="cpu")
             mask, lengths = loss_mask(inputs, self._masks[modality]), inputs.attention_mask.sum(-1).tolist()
         except (UserError, ValueError) as error:
             places = ", ".join(str(example.place or example.id) for example in examples)

@@ -1,4 +1,4 @@
-"""A model lent to a training run: without head and upper blocks while it lasts, and afterwards as it was."""
+"""A model lent to a training run: without what no loss reads while it lasts, and afterwards as it was."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ def lent(model: ChatModel, kept: KeptBlocks, *, recompute: bool) -> Iterator[Non
     held = {name: getattr(config, name) for name in _CHANGED if hasattr(config, name)}
     forwards = [(block, vars(block).get("forward")) for block in model.decoder_blocks]
     try:
-        model.keep_blocks(kept.blocks, final_norm=kept.final_norm)
+        model.keep_blocks(kept.blocks, final_norm=kept.final_norm, head=kept.head)
         use_row_attention(model)
         if recompute:
             recompute_blocks(model)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+Retain = Literal["l2", "kl"]
 RetainAverage = Literal["tokens", "official"]
 RetainLayers = Literal["all", "targets"]
 RetainScale = Literal["absolute", "relative"]
@@ -244,6 +245,34 @@ def retain_loss(
         lengths = torch.linalg.vector_norm(reference[:, counted].float(), dim=-1)
         distance = RELATIVE_LENGTH * distance / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
     return mean_of_tokens(distance, mask, retain_positions(mask, average) if count is None else count)
+
+
+def kl_retain_loss(adapted: Tensor, reference: Tensor, mask: Tensor, *, count: Tensor | None = None) -> Tensor:
+    """Penalise an adapted model that says other things than the reference one.
+
+    Mean of KL(p_reference || p_adapted) over the positions with ``mask == 1``, of the token that follows each of them.
+    Unlike `retain_loss` it lets states move where the head does not look.
+
+    Args:
+        adapted: Logits with the adapter on, shape ``(..., V)``.
+        reference: Logits with the adapter off, same shape, no gradient.
+        mask: 1 for tokens that count, shape ``(...)``.
+        count: Positions of the whole optimiser step; those of ``mask`` if left out.
+
+    Returns:
+        Scalar >= 0, float32, in nats. Equals 0, with zero gradient, when both inputs are the same.
+
+    Raises:
+        ValueError: If the shapes disagree or ``mask`` selects no token.
+
+    Source:
+        The KL term that Simko et al. 2025 (arXiv:2506.11938) and RepBend (arXiv:2504.01550) have on benign rows.
+        Deviation: at temperature 1 (RepBend: 2, times its square), and weighted by the schedule of Zou et al. 2024.
+    """
+    check_states(adapted[None], reference[None], mask)
+    counted = mask.bool()
+    ours, theirs = (logits[counted].float().log_softmax(-1) for logits in (adapted, reference))
+    return mean_of_tokens((theirs.exp() * (theirs - ours)).sum(-1)[None], mask, count)
 
 
 def retain_positions(mask: Tensor, average: RetainAverage) -> Tensor:

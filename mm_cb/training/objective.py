@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mm_cb.data.examples import SETS, SetName
 from mm_cb.models import ChatModel, TokenRole
@@ -19,9 +20,20 @@ from mm_cb.training.hidden_states import (
     reference_states,
     target_states,
 )
-from mm_cb.training.losses import RetainAverage, RetainLayers, RetainScale, length_loss, retain_loss
+from mm_cb.training.losses import (
+    Retain,
+    RetainAverage,
+    RetainLayers,
+    RetainScale,
+    kl_retain_loss,
+    length_loss,
+    retain_loss,
+)
 from mm_cb.training.placement import first_adapted_block
 from mm_cb.training.registry import loss_entry
+
+LOGITS_OF = 256
+"""Tokens whose logits are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ class Rerouting:
         settings: All of its settings.
         retain_scale: ``absolute`` or ``relative``, see `mm_cb.training.losses.retain_loss`.
         schedule_steps: Steps T of the schedule; None for those of the run (paper).
+        retain: ``l2``, of hidden states (paper), or ``kl``, of what the head makes of the last ones.
     """
 
     alpha: float
@@ -51,6 +64,7 @@ class Rerouting:
     settings: Mapping[str, float] = field(default_factory=dict)
     retain_scale: RetainScale = "absolute"
     schedule_steps: int | None = None
+    retain: Retain = "l2"
 
 
 class Objective:
@@ -86,7 +100,24 @@ class Objective:
         return rerouted, length_loss(adapted, reference, rows.mask, count=count)
 
     def retain(self, given: SetRows, count: Tensor) -> Tensor:
-        """L_r, one hidden state at a time; those below the adapter count, and are exact zeros."""
+        """L_r, between hidden states or between logits."""
+        return self._divergence(given, count) if self.options.retain == "kl" else self._distance(given, count)
+
+    def _divergence(self, given: SetRows, count: Tensor) -> Tensor:
+        """L_r of logits, of some tokens at a time: those of all would take more memory than the model."""
+        rows = self.rows(given)
+        states = hidden_states(self.model, rows, self.first_block, len(self.model.decoder_blocks))
+        sides = [side[-1][rows.mask.bool()].split(LOGITS_OF) for side in (states.adapted, states.reference)]
+
+        def part(adapted: Tensor, reference: Tensor) -> Tensor:
+            logits, mask = self.model.logits(adapted), torch.ones(len(adapted), device=adapted.device)
+            return kl_retain_loss(logits, self.model.logits(reference), mask, count=count)
+
+        options = {"use_reentrant": False, "preserve_rng_state": False}
+        return torch.stack([checkpoint(part, *some, **options) for some in zip(*sides, strict=True)]).sum()
+
+    def _distance(self, given: SetRows, count: Tensor) -> Tensor:
+        """L_r of one hidden state at a time; those below the adapter count, and are exact zeros."""
         options, first = self.options, self.first_block
         chosen = range(len(self.model.decoder_blocks) + 1) if options.retain_layers == "all" else options.target_layers
         rows = self.rows(given)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mm_cb.models import ChatModel
-from mm_cb.training.losses import RetainLayers
+from mm_cb.training.losses import Retain, RetainLayers
 
 
 class KeptBlocks(NamedTuple):
@@ -22,10 +22,12 @@ class KeptBlocks(NamedTuple):
         blocks: Decoder blocks 0..blocks-1.
         final_norm: Whether the last hidden state goes through the final norm. It does where it does in the whole model
             (all blocks kept) and, as in the released trainer, where it is no target layer.
+        head: Whether a loss reads logits.
     """
 
     blocks: int
     final_norm: bool
+    head: bool = False
 
 
 def lora_paths(model: ChatModel, blocks: Sequence[int], projections: Sequence[str]) -> list[str]:
@@ -98,7 +100,11 @@ def adapter_size(model: ChatModel, paths: Sequence[str], r: int) -> int:
 
 
 def check_targets(
-    target_layers: Sequence[int], blocks: Sequence[int], model_blocks: int, retain_layers: RetainLayers
+    target_layers: Sequence[int],
+    blocks: Sequence[int],
+    model_blocks: int,
+    retain_layers: RetainLayers,
+    retain: Retain = "l2",
 ) -> KeptBlocks:
     """Check that every target can change and every adapted block is reached by a loss.
 
@@ -107,9 +113,10 @@ def check_targets(
         blocks: 0-based blocks with LoRA.
         model_blocks: Decoder blocks of the model.
         retain_layers: Whether the retain loss sees all kept hidden states or the targets only.
+        retain: The retain loss; ``kl`` sees the logits.
 
     Returns:
-        What has to be kept of the language tower: up to the top target and the top LoRA block.
+        What has to be kept of the language tower: up to the top target and the top LoRA block, or all and the head.
 
     Raises:
         ValueError: If a target is out of range or not above the first LoRA block (its cosine would stay 1), or if a
@@ -127,6 +134,8 @@ def check_targets(
             f"`target_layers` {unfed} cannot change: target k is the output of block k - 1, and the first block with "
             f"LoRA is {min(blocks)}; use targets from {min(blocks) + 1} on."
         )
+    if retain == "kl":
+        return KeptBlocks(model_blocks, final_norm=True, head=True)
     top = max(target_layers)
     unreached = [block for block in blocks if block >= top]
     if unreached and retain_layers == "targets":

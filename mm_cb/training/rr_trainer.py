@@ -15,7 +15,7 @@ from mm_cb.core.environment import launched
 from mm_cb.core.runs import read_jsonl, write_jsonl
 from mm_cb.data.examples import OnUnreadable
 from mm_cb.data.records import as_examples
-from mm_cb.models import ChatModel, TextModel, TokenRole, load_tower
+from mm_cb.models import ChatModel, TextModel, TokenRole, load_model, load_tower
 from mm_cb.models.adapters import check_places, read_tensors
 from mm_cb.models.chat import chat, render_chat
 from mm_cb.models.families import load_processor, read_config, skeleton
@@ -26,6 +26,7 @@ from mm_cb.training.adversary import Adversary
 from mm_cb.training.batches import HELD_OUT, Pair, PairCollator, drawn
 from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint, step_of
 from mm_cb.training.lending import language_tower, lent
+from mm_cb.training.loading import number_of_workers
 from mm_cb.training.lora import placed, recipe_lora
 from mm_cb.training.objective import Rerouting
 from mm_cb.training.openings import Openings
@@ -179,18 +180,13 @@ class RRTrainer(ReroutingTrainer):
         named = isinstance(model, str | Path)
         whole = skeleton(read_config(model), str(model)) if named else _wrapped(model, processing_class, args)
         self.paths, blocks = placed(whole, config, args.target_layers)
-        self._kept = check_targets(args.target_layers, blocks, len(whole.decoder_blocks), args.retain_layers)
+        all_blocks = len(whole.decoder_blocks)
+        self._kept = check_targets(args.target_layers, blocks, all_blocks, args.retain_layers, args.retain)
         if not named:
             return put_lora(whole, self.paths, config)
-        tower = load_tower(
-            model,
-            self._kept.blocks,
-            device=_device(args),
-            dtype=args.dtype,
-            image_backend=args.image_backend,
-            quantize=args.quantize,
-            max_length=args.max_length,
-        )
+        how = {name: getattr(args, name) for name in _OF_A_NAME} | {"device": _device(args)}
+        tower = load_model(model, **how) if self._kept.head else load_tower(model, self._kept.blocks, **how)
+        tower.max_length = args.max_length
         if processing_class is not None:
             tower.processor = _processor(tower, processing_class)
         return put_lora(tower, self.paths, config)
@@ -275,11 +271,13 @@ def _rerouting(args: RRConfig) -> Rerouting:
         args.loss_settings,
         args.retain_scale,
         args.schedule_steps,
+        args.retain,
     )
 
 
 def _arguments(args: RRConfig) -> TrainingArguments:
     """The settings in transformers' words."""
+    device = _device(args)
     return TrainingArguments(
         output_dir=str(_checkpoints(args)),
         max_steps=args.max_steps,
@@ -295,8 +293,10 @@ def _arguments(args: RRConfig) -> TrainingArguments:
         logging_nan_inf_filter=False,
         save_steps=args.save_steps,
         remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        use_cpu=_device(args) == "cpu",
+        dataloader_num_workers=number_of_workers(args.dataloader_num_workers, device),
+        dataloader_pin_memory=device.startswith("cuda"),
+        accelerator_config={"non_blocking": device.startswith("cuda")},
+        use_cpu=device == "cpu",
         report_to=args.report_to or "none",
         disable_tqdm=True,
     )

@@ -23,10 +23,12 @@ from mm_cb.training.batches import MissingRows
 from mm_cb.training.card import model_card
 from mm_cb.training.inputs import SKIPPING, input_files, load_examples
 from mm_cb.training.launch import warn_of_missing_processes
+from mm_cb.training.loading import worker_lost
 from mm_cb.training.lora import recipe_lora
 from mm_cb.training.planning.left_out import note_unreadable, reasons
 from mm_cb.training.planning.plan import TrainingPlan, check_device, make_plan
 from mm_cb.training.planning.preflight import open_drawn
+from mm_cb.training.recipes.recipe import deciding
 from mm_cb.training.rr_config import RRConfig, config_of
 from mm_cb.training.rr_trainer import RRTrainer
 
@@ -65,7 +67,7 @@ def train(
         if examples is None and not isinstance(recipe.data, str):
             examples = load_examples(recipe)  # now, because the run's record names the files
         inputs = [*getattr(examples, "inputs", []), *input_files(recipe)]
-        run = RunDirectory(out, "train", recipe.model_dump(mode="json"), recipe.seed, inputs=inputs)
+        run = RunDirectory(out, "train", deciding(recipe), recipe.seed, inputs=inputs)
         if main:
             run.open()
         finished = run.finished if main else bool(read_run(out).get("ended"))
@@ -130,9 +132,13 @@ def _train(plan: TrainingPlan, out: Path, examples: Sequence[Example], progress:
         raise UserError(
             f"training diverged; lower `training.learning_rate`, or use bfloat16 in place of float16. {error}"
         ) from error
+    except RuntimeError as error:
+        if (lost := worker_lost(error)) is None:
+            raise
+        raise lost from error
     if main:
         trainer.save_model(out)
-        fields, metrics = recipe.model_dump(mode="json"), read_jsonl(out / "metrics.jsonl")
+        fields, metrics = deciding(recipe), read_jsonl(out / "metrics.jsonl")
         write_text(out / "README.md", model_card(fields, examples, trainer.paths, metrics, reasons(examples, out)))
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from mm_cb.core.files import append_jsonl
@@ -17,6 +18,7 @@ from mm_cb.data.examples import SETS
 from mm_cb.models import ChatModel
 from mm_cb.training.batches import Batch, Pair, PairCollator, PairedExamples, split_batch
 from mm_cb.training.hidden_states import use_row_attention
+from mm_cb.training.loading import Prepared, batches_ahead
 from mm_cb.training.losses import reroute_coeff, retain_coeff, retain_positions
 from mm_cb.training.objective import Objective, Rerouting
 from mm_cb.training.outcome import STUCK, Levers, not_rerouted, outcome
@@ -75,7 +77,7 @@ class ReroutingTrainer(Trainer):
         super().__init__(model=model.model, args=args, train_dataset=dataset, data_collator=made, **options)
         self._encoder = model
         self._collator = collator
-        self._order = SequentialSampler(dataset)
+        self._rows = dataset
         self._rerouting = rerouting
         self._tokens_per_pass = tokens_per_pass
         self._metrics = metrics
@@ -96,10 +98,9 @@ class ReroutingTrainer(Trainer):
         Returns:
             See `mm_cb.training.start.Start.measure`.
         """
-        rows: Any = self.train_dataset
-        firsts = rows.first_of_each_modality(min(START_ROWS, self.args.per_device_train_batch_size))
+        firsts = self._rows.first_of_each_modality(min(START_ROWS, self.args.per_device_train_batch_size))
         start = Start(
-            self._objective, [self._collator(pairs) for pairs in firsts], self._tokens_per_pass, self.args.seed
+            self._objective, [self._encoded(pairs) for pairs in firsts], self._tokens_per_pass, self.args.seed
         )
         self._start = start.measure(self._start_distance, self.args.learning_rate, self._agreed)
         return self._start
@@ -126,9 +127,37 @@ class ReroutingTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
-        """The micro-batches of one optimiser step, and what its two losses are divided by."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        """The micro-batches of one optimiser step, and what its two losses are divided by.
+
+        Raises:
+            UserError: If one of them could not be made.
+        """
+        made: list[Prepared] = super().get_batch_samples(epoch_iterator, num_batches, device)[0]
+        batches = list[Batch]()
+        for one in made:
+            for example, error in one.unreadable:
+                assert self._rows.on_unreadable is not None
+                self._rows.on_unreadable(example, error)
+            if one.batch is None:
+                raise one.error or AssertionError
+            batches.append(one.batch)
         return batches, self.counts(batches)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The run's batches in its order, prepared by ``args.dataloader_num_workers`` processes."""
+        args = self.args
+        loader = batches_ahead(
+            self._rows,
+            self._collator,
+            args.per_device_train_batch_size,
+            workers=args.dataloader_num_workers,
+            pin=args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def _encoded(self, pairs: Sequence[Pair]) -> Batch:
+        """Pairs as a batch on the model's device."""
+        return send_to_device(self._collator(pairs), self._encoder.device)
 
     def counts(self, batches: Sequence[Batch]) -> Tensor:
         """Counted positions (circuit breaker, retain) of all micro-batches and processes, shape ``(2,)``."""
@@ -215,7 +244,7 @@ class ReroutingTrainer(Trainer):
         """What `Objective.measure` finds over the counted tokens of held-out rows."""
         size = self.args.per_device_train_batch_size
         pairs = [[p for p in self._held_out if p.circuit_breaker.modality == kind] for kind in ("text", "multimodal")]
-        batches = (self._collator(some[at : at + size]) for some in pairs for at in range(0, len(some), size))
+        batches = (self._encoded(some[at : at + size]) for some in pairs for at in range(0, len(some), size))
         parts = (part for batch in batches for part in split_batch(batch, self._tokens_per_pass))
         return self._objective.measure(parts, step)
 
@@ -279,7 +308,3 @@ class ReroutingTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated: transformers' formula counts one pass of a whole model."""
         return 0
-
-    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
-        """In order: the dataset is the run."""
-        return self._order

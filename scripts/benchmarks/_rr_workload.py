@@ -59,7 +59,7 @@ class Shape:
 
 SEVEN_B = Shape(4096, 14336, 32, 8, 32064, 1024, 4096, 24, 336, PADDED)
 MINI = Shape(256, 896, 8, 2, 2048, 128, 512, 6, 112, 120)  # same shares of head, tower and image tokens within 20 %
-TINY = Shape(32, 64, 4, 2, 64, 32, 64, 2, 42, 16)
+TINY = Shape(32, 64, 4, 2, 4096, 32, 64, 2, 42, 16)
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,19 @@ def build(shape: Shape, recipe: Recipe, device: str, dtype: torch.dtype = torch.
             if "lora_B" in name:
                 parameter.normal_(std=0.02)
     use_row_attention(model)  # padded passes go through transformers' sdpa as before
+    return model
+
+
+def seeing(model: LlavaNextModel, shape: Shape) -> LlavaNextModel:
+    """The model with a processor: the published one for pictures at the shape's tiles, the miniature's words."""
+    from mm_cb.miniature.making.build import build_processor
+
+    config, processor = model.base.config, build_processor()
+    images = processor.image_processor
+    images.size, images.crop_size = {"shortest_edge": shape.tile}, {"height": shape.tile, "width": shape.tile}
+    images.image_grid_pinpoints = config.image_grid_pinpoints
+    config.image_token_id = processor.image_token_id
+    model.processor = processor
     return model
 
 

@@ -1,9 +1,11 @@
 """Training steps at the true shapes of LLaVA-NeXT-Mistral-7B with random weights, official shape against ours.
 
-    python scripts/benchmarks/gpu.py [--steps 150] [--rows 16] [--image 336x336] [--json FILE] [--tiny]
+    python scripts/benchmarks/gpu.py [--steps 150] [--rows 16] [--image 336x336] [--workers 0,4] [--json FILE] [--tiny]
 
-Text and image steps alternate. Needs torch, transformers, peft and accelerate. Prints time of a step, tokens a second,
-peak memory, and MFU: FLOPs of useful tokens over time, as a share of what a large matrix product reaches in this run.
+Text and image steps alternate, on batches made beforehand. Then image steps that read their rows: JPEG files of the
+same size, prepared in this process (0) and by workers; `waited` is how long such a step stood still for them. Needs
+torch, transformers, peft and accelerate. Prints time of a step, tokens a second, peak memory, and MFU: FLOPs of useful
+tokens over time, as a share of what a large matrix product reaches in this run.
 ``--tiny`` is for trying the script on a CPU.
 """
 
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _loading import loaded_steps, picture_rows
 from _rr_workload import (
     LLAVA_RECIPE,
     SEVEN_B,
@@ -23,13 +26,16 @@ from _rr_workload import (
     Shape,
     batch,
     build,
+    lengths,
     meta_passes,
     official_step,
     our_step,
     our_trainer,
+    seeing,
 )
 
 from mm_cb.core.files import write_json
+from mm_cb.training import losses
 from mm_cb.training.planning.flops import FlopCount
 
 
@@ -40,6 +46,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="rows of each set")
     parser.add_argument("--image", default="336x336", help="height x width")
     parser.add_argument("--tokens-per-pass", type=int, default=4096)
+    parser.add_argument("--workers", default="0,4", help="processes that prepare the pictures of the steps that read")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tiny", action="store_true", help="a tiny model")
     options = parser.parse_args()
@@ -63,9 +70,19 @@ def main() -> None:
             lambda i: official_step(model, batches[0][i], LLAVA_RECIPE), max(options.steps // 10, 2), optimizer, device
         ),
     }
+    reading = seeing(model, shape)
+    words = {name: lengths(name, shape, options.rows) for name in ("circuit_breaker", "retain")}
+    rows = picture_rows((image[1], image[0]), words)
+    losses.OFFICIAL_WIDTH = shape.padded
+    for workers in map(int, options.workers.split(",")):
+        results[f"reading, {workers} workers"] = timed = loaded_steps(
+            trainer, reading, rows, max(options.steps // 4, 2), workers
+        )
+        if "seconds" in results["ours"]:
+            timed["x_prebuilt"] = timed["seconds"] / results["ours"]["seconds"][1]
     tokens = [sum(int(made[name]["mask"].sum()) for name in ("circuit_breaker", "retain")) for made in batches[1]]
     for name, result in results.items():
-        if "seconds" in result:
+        if isinstance(result.get("seconds"), list):
             text, picture = result["seconds"]
             result["tokens_per_second"] = sum(tokens) / (text + picture)
             result["mfu"] = sum(useful) / (text + picture) / rate

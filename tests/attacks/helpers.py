@@ -27,14 +27,24 @@ def first_behaviors(folder, count, start=0):
 
 
 def attack(
-    out, behaviors, attacks="pgd", *, model="miniature", adapter=None, base=None, system=None, shard=None, **settings
+    out,
+    behaviors,
+    attacks="pgd",
+    *,
+    model="miniature",
+    adapter=None,
+    base=None,
+    probe=None,
+    system=None,
+    shard=None,
+    **settings,
 ):
     """A run of few steps in a small ball, without the control beside it unless asked for.
 
     ``settings`` are fields of `AttackConfig`, or the dtype.
     """
-    source = ModelSource(model, adapter, "cpu", settings.pop("dtype", "float32"), system=system, base=base)
-    names = chosen_attacks(attacks, adapted=source.breaker)
+    source = ModelSource(model, adapter, "cpu", settings.pop("dtype", "float32"), system=system, base=base, probe=probe)
+    names = chosen_attacks(attacks, adapted=source.breaker, probed=probe is not None)
     if any(attack_entry(name).forces_response for name in names):
         settings.setdefault("control", 0)
     config = AttackConfig(**{"threat": Threat(levels=8), "steps": 2, "batch": 1, "max_new_tokens": 8} | settings)

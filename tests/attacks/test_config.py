@@ -13,14 +13,15 @@ from mm_cb.attacks.registry import attack_entry, attack_names, attacks, chosen_a
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError
 
-IN_ALL = ["no_attack", "noise", "pgd", "pgd_long", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "apgd"]
-IN_ALL += ["typographic"]
+IN_ALL = ["no_attack", "noise", "pgd", "pgd_long", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "pgd_probe"]
+IN_ALL += ["apgd", "typographic"]
 ADAPTIVE = {"pgd_homotopy", "pgd_adaptive", "pgd_clean_teacher", "pgd_distill", "pgd_fluent"}
 
 
 def test_all_names_what_the_table_says():
-    assert chosen_attacks("all", adapted=True) == IN_ALL
-    assert chosen_attacks("all", adapted=False) == [name for name in IN_ALL if name not in ADAPTIVE]
+    assert chosen_attacks("all", adapted=True, probed=True) == IN_ALL
+    assert chosen_attacks("all", adapted=True) == [name for name in IN_ALL if name != "pgd_probe"]
+    assert chosen_attacks("all", adapted=False) == [name for name in IN_ALL if name not in ADAPTIVE | {"pgd_probe"}]
     assert [entry.name for entry in attacks() if entry.in_all] == IN_ALL
     assert {entry.name for entry in attacks() if entry.needs_adapter} == ADAPTIVE
 
@@ -46,11 +47,14 @@ def test_every_row_of_the_table_names_what_is_there(entry):
         ("pgd,pgd", "each attack once"),
         ("pgd_adaptive", "`--adapter`"),
         ("pgd,universal", "alone in its run"),
+        ("pgd_probe", "give the `--probe`"),
     ],
 )
 def test_names_that_cannot_be_attacked_by_are_refused(text, match):
     with pytest.raises(UserError, match=match):
         chosen_attacks(text, adapted=False)
+    with pytest.raises(UserError, match="no probe watches"):
+        chosen_attacks("embedding", adapted=False, probed=True)
 
 
 @pytest.mark.parametrize(

@@ -344,7 +344,9 @@ def a_cut_tower_has_the_whole_models_states(make, folder):
     assert len(tower.decoder_blocks) == TARGET < len(model.decoder_blocks)
     tower.keep_blocks(TARGET, final_norm=False)
     with torch.no_grad():
-        whole = model.forward(inputs, hidden_states=True).hidden_states
+        seen = model.forward(inputs, hidden_states=True)
+        whole = seen.hidden_states
+        torch.testing.assert_close(model.logits(whole[-1]), seen.logits, **CLOSE)
         assert all(map(torch.equal, tower.forward(inputs, hidden_states=True).hidden_states[:TARGET], whole))
         use_row_attention(tower)
         states = hidden_states(tower, lay_out(tower, inputs, inputs.attention_mask), 0, TARGET).reference

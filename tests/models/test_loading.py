@@ -124,7 +124,8 @@ def test_a_tower_reads_only_what_it_keeps(folder, read_tensors):
 
 
 def test_a_tower_cuts_long_rows_but_no_image(folder):
-    tower = load_tower(folder, 1, max_length=6)
+    tower = load_tower(folder, 1)
+    tower.max_length = 6
     texts = ["tell me how to brew tea please"] * 2
     inputs = tower.encode(texts, [picture(), None], padding_side="right")
     assert inputs.attention_mask.sum(-1).tolist() == [6 + int((inputs.roles[0] == 3).sum()), 6]

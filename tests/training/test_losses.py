@@ -13,6 +13,7 @@ from mm_cb.training.contrast import repbend_loss, triplet_loss
 from mm_cb.training.losses import (
     RELATIVE_LENGTH,
     draw_directions,
+    kl_retain_loss,
     length_loss,
     rand_c_loss,
     rand_p_loss,
@@ -53,6 +54,36 @@ def rmu(*arguments, seed=5, scale=20.0, **options):
 RANDOM = [rand_p, rand_c, rmu]
 TOGETHER = [partial(triplet_loss, margin=3.0), partial(repbend_loss, away=0.5, alike=0.1)]
 LOSSES = [reroute_loss, length_loss, retain_loss, *RANDOM, *TOGETHER]
+
+
+def kl_reference(adapted, reference, mask):
+    """Position by position, in float64, by torch's own distributions."""
+    total = 0.0
+    for row, column in mask.nonzero().tolist():
+        p, q = (torch.distributions.Categorical(logits=side[row, column].double()) for side in (reference, adapted))
+        total += torch.distributions.kl_divergence(p, q).item()
+    return total / int(mask.sum())
+
+
+def test_the_kl_of_logits_is_the_reference_positions_are_split_as_one_likes_and_equals_are_0():
+    adapted, reference = (3 * states(seed, 1, 3, 5, 11)[0] for seed in (1, 2))
+    whole = kl_retain_loss(adapted, reference, MASK)
+    assert whole.item() == pytest.approx(kl_reference(adapted, reference, MASK), rel=1e-5)
+    assert whole.item() != pytest.approx(kl_reference(reference, adapted, MASK), rel=1e-2)  # base first
+    parts = [kl_retain_loss(adapted[i], reference[i], MASK[i], count=MASK.sum()) for i in range(3)]
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-5)
+    same = adapted.clone().requires_grad_(True)
+    kl_retain_loss(same, adapted, MASK).backward()
+    assert kl_retain_loss(same, adapted, MASK).item() == 0 and same.grad.abs().max() < 1e-7
+    pad = torch.nn.functional.pad
+    padded = pad(adapted, (0, 0, 0, 4), value=7.0), pad(reference, (0, 0, 0, 4)), pad(MASK, (0, 4))
+    assert kl_retain_loss(*padded).item() == pytest.approx(whole.item(), rel=1e-6)
+    with pytest.raises(ValueError, match="must both be"):
+        kl_retain_loss(adapted, reference[:2], MASK)
+    with pytest.raises(ValueError, match="at least one token"):
+        kl_retain_loss(adapted, reference, torch.zeros_like(MASK))
+
+
 MASK = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
 
 

@@ -1,5 +1,7 @@
 """Plans at the true 7B shapes; nothing here has a weight."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -38,6 +40,14 @@ def test_the_papers_placement_at_7b(plan):
     ]
     assert plan.parameters == 3 * 16 * 81920  # r x (in + out) of the seven layers of three blocks
     assert all(parameter.is_meta for parameter in plan.model.base.parameters())
+
+
+def test_the_page_says_what_the_kl_of_logits_takes_at_7b(plan):
+    fields = [f"model={plan.recipe.model}", "circuit_breaker.retain=kl", "circuit_breaker.retain_scale=relative"]
+    kl = make_plan(load_recipe("llava-next-mistral-7b", fields))
+    assert kl.kept == KeptBlocks(32, True, head=True)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "train_7b.md").read_text()
+    assert f"run: {kl.memory().total / 1e9:.1f} GB in place of {plan.memory().total / 1e9:.1f}, estimated" in page
 
 
 def test_the_weights_of_7b_are_those_of_17_blocks_without_head(plan):
@@ -180,6 +190,11 @@ def test_memory_grows_with_what_it_should():
     assert total(dtype="bfloat16") < total() and total(quantize="4bit") < total()
     assert total(recompute=True) == total()  # of one adapted block, nothing can be saved
     assert total() < total(adversary=True, recompute=True) < total(adversary=True)  # it goes through block 0, too
+    with_head = estimate(model, paths, KeptBlocks(4, True, head=True), r=4, dtype="float32", tokens=100)
+    without = estimate(model, paths, KeptBlocks(4, True), r=4, dtype="float32", tokens=100)
+    assert with_head.weights - without.weights == 4 * model.base.lm_head.weight.numel()
+    assert with_head.activations > without.activations  # of blocks 2 and 3, through which the gradient comes
+    assert with_head.working > without.working
     paths = lora_paths(model, [0, 1], ALL)
     assert total(recompute=True) < total() == total(adversary=True)
     assert "GiB: weights" in str(estimate(model, paths, KeptBlocks(2, True), r=4, dtype="float32", tokens=9))

@@ -441,3 +441,23 @@ def test_a_checkpoint_whose_adapter_is_not_whole_is_not_gone_on_from(
     with pytest.raises(UserError, match=f"checkpoint-4.*{expected}"):
         train(recipe(), out, examples)
     assert not (out / "adapter_model.safetensors").exists() and (out / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_keeps_what_is_said_goes_on_to_the_same_adapter_and_moves_a_block_no_state_loss_sees(
+    recipe, examples, tmp_path
+):
+    """The KL of logits reaches block 3, above the only target; without it that block has no gradient."""
+    kl = recipe("circuit_breaker.retain=kl", "circuit_breaker.retain_scale=relative", "lora.layers_to_transform=[1,3]")
+    whole = train(kl, tmp_path / "whole", examples)
+    with pytest.raises(Stop):
+        train(kl, tmp_path / "run", examples, StoppingProgress(at=3))
+    assert adapter_bytes(train(kl, tmp_path / "run", examples)) == adapter_bytes(whole)
+    moved = {name: w for name, w in load_file(whole / "adapter_model.safetensors").items() if "lora_B" in name}
+    assert all(weight.abs().max() > 0 for weight in moved.values()) and any(".layers.3." in name for name in moved)
+
+
+@pytest.mark.parametrize("unread", ["retain_scale=absolute", "retain_layers=targets"])
+def test_what_the_kl_does_not_read_is_refused(recipe, unread):
+    given = ["circuit_breaker.retain=kl", "circuit_breaker.retain_scale=relative", f"circuit_breaker.{unread}"]
+    with pytest.raises(UserError, match=f"does not read `{unread.partition('=')[0]}`: set it to"):
+        recipe(*given)

@@ -160,6 +160,34 @@ def test_averaging_over_frozen_states_weakens_the_retain_loss(build):
     assert parts["all"]["retain_loss"].item() == pytest.approx(sum(distances).item() / 4, rel=1e-5)
 
 
+@pytest.mark.parametrize("modality", ["text", "multimodal"])
+def test_the_kl_of_logits_is_that_of_the_plain_model_on_padded_rows(build, modality, monkeypatch):
+    """Ours: rows laid end to end, some tokens' logits at a time. The reference: two whole forward passes."""
+    monkeypatch.setattr("mm_cb.training.objective.LOGITS_OF", 5)
+    kept = check_targets((2,), (1, 2), 4, "all", "kl")
+    trainer = build(kept=kept, batches=modality, at=(2, 5), retain="kl")
+    rows = batch_of(trainer, range(3))["retain"]
+    ours = trainer._objective.retain(rows, rows["mask"].sum())
+    ours.backward()
+    got = {name: gradient.clone() for name, gradient in gradients(trainer).items()}
+
+    model = trainer._encoder
+    kwargs = {k: v for k, v in model_kwargs(rows["inputs"]).items() if k != "position_ids"}
+    trainer.model.zero_grad()
+    adapted = trainer.model(**kwargs).logits
+    with torch.no_grad(), trainer.model.disable_adapter():
+        reference = trainer.model(**kwargs).logits
+    counted = rows["mask"].bool()
+    expected = functional.kl_div(
+        adapted[counted].log_softmax(-1), reference[counted].softmax(-1), reduction="batchmean"
+    )
+    expected.backward()
+    assert adapted.shape[-1] == len(model.processor.tokenizer)
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-4) and ours.item() > 1e-3
+    for name, gradient in gradients(trainer).items():
+        assert torch.linalg.vector_norm(gradient - got[name]) <= 1e-3 * torch.linalg.vector_norm(gradient), name
+
+
 def test_a_fresh_adapter_starts_at_reroute_one_and_retain_zero_without_nan(build):
     trainer = build(scale=0, at=(3, 6))
     loss, parts = trainer.compute_loss(trainer.model, batch_of(trainer, range(4)), return_outputs=True)

@@ -4,10 +4,12 @@
     adapter      LoRA parameters x 20 bytes: float32 value, gradient, Adam's two moments, a copy of the gradient that an
                  out-of-memory retry starts from
     activations  tokens of one pass x LoRA blocks (one, where they are recomputed) x what a block saves for its backward
-                 pass (`block_bytes`); with an adversary, of the blocks below as well
+                 pass (`block_bytes`); with an adversary, of the blocks below as well, with the KL of logits, of those
+                 above
     states       tokens x hidden states that can change x hidden size x (reference and adapted in the run's dtype, and
                  8 bytes that the losses save in float32), and those below the adapter once with an adversary
-    working      tokens x (3 x inner width + 4 x hidden size) in the run's dtype: one block at work, and the image tower
+    working      tokens x (3 x inner width + 4 x hidden size) in the run's dtype: one block at work, and the image
+                 tower; where logits are read, those of 256 tokens, six times in float32
     overhead     1 GiB: the device's own context and kernels' workspaces, and fragmentation
 
 It is an estimate: measured peaks belong beside it (``scripts/benchmarks/gpu.py``). Sizes are in bytes and shown in GiB
@@ -22,6 +24,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mm_cb.models import ChatModel
+from mm_cb.training.objective import LOGITS_OF
 from mm_cb.training.placement import KeptBlocks, adapter_size, features
 
 FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -85,24 +88,27 @@ def estimate(
     blocks = {path.removeprefix(f"{model.language_path}.").partition(".")[0] for path in paths}
     first = min(map(int, blocks))
     changing, below = kept.blocks - first, range(first if adversary else 0)
-    saved = [block_bytes(model, f"{model.language_path}.{i}.", paths, r, size) for i in [*blocks, *below]]
+    above = range(max(map(int, blocks)) + 1, kept.blocks if kept.head else 0)
+    saved = [block_bytes(model, f"{model.language_path}.{i}.", paths, r, size) for i in [*blocks, *below, *above]]
     inner = max(features(layer)[1] for layer in model.decoder_blocks[0].modules() if isinstance(layer, _LINEAR))
     return Memory(
         weights=kept_weights(model, kept, size, quantize),
         adapter=20 * adapter_size(model, paths, r),
         activations=tokens * (max(saved) if recompute else sum(saved)),
         states=tokens * config.hidden_size * (changing * (2 * size + 8) + len(below) * size),
-        working=tokens * (3 * inner + 4 * config.hidden_size) * size,
+        working=tokens * (3 * inner + 4 * config.hidden_size) * size
+        + (24 * min(tokens, LOGITS_OF) * config.vocab_size if kept.head else 0),
     )
 
 
 def kept_weights(model: ChatModel, kept: KeptBlocks, size: int, quantize: str | None = None) -> float:
-    """Bytes of the parameters that a run loads: all but the head and the blocks that need not be read."""
+    """Bytes of the parameters that a run loads: all but the blocks, and the head, that need not be read."""
     total, path = 0.0, model.language_path
     read = model.blocks_read(model.base.config, kept.blocks)
-    dropped = tuple(f"{path}.{i}." for i in range(read, len(model.decoder_blocks)))
+    dropped = [f"{path}.{i}." for i in range(read, len(model.decoder_blocks))]
+    dropped += [] if kept.head else ["lm_head."]
     for name, parameter in model.base.named_parameters():
-        if name.startswith(("lm_head.", *dropped)):
+        if name.startswith(tuple(dropped)):
             continue
         four_bit = quantize == "4bit" and name.startswith(f"{path}.") and parameter.dim() == 2
         total += parameter.numel() * (FOUR_BIT if four_bit else size)

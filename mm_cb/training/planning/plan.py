@@ -110,7 +110,8 @@ def make_plan(recipe: "Recipe") -> TrainingPlan:
     blocks, breaker = recipe.lora.layers_to_transform, recipe.circuit_breaker
     try:
         paths = lora_paths(model, blocks, recipe.lora.modules)
-        kept = check_targets(breaker.target_layers, blocks, len(model.decoder_blocks), breaker.retain_layers)
+        all_blocks = len(model.decoder_blocks)
+        kept = check_targets(breaker.target_layers, blocks, all_blocks, breaker.retain_layers, breaker.retain)
     except ValueError as error:
         raise UserError(f"recipe `{recipe.name}`: {error}") from error
     parameters = adapter_size(model, paths, recipe.lora.r)

@@ -95,6 +95,11 @@ class CircuitBreaker(_Section):
     """Sum of both loss weights (paper: 5 for LLaVA-NeXT-Mistral-7B)."""
     target_layers: Annotated[list[Layer], Field(min_length=1)] = [16]
     """Hidden states to reroute: 0 = embeddings, k = output of 0-based block k - 1 (paper: 16)."""
+    retain: Literal["l2", "kl"] = "l2"
+    """What is kept of retain rows: hidden states (paper: l2), or what is said after each token (kl).
+
+    kl reads the logits: the whole model is loaded and run, and retain_layers and retain_scale are not read.
+    """
     retain_layers: Literal["all", "targets"] = "all"
     """Hidden states that the retain loss averages over: all kept ones, embeddings included, or the targets."""
     retain_average: Literal["tokens", "official"] = "tokens"
@@ -137,6 +142,12 @@ class CircuitBreaker(_Section):
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
         check_combination(self.loss, keep_length=self.keep_length, adversary_steps=self.adversary.steps)
+        for name in ("retain_layers", "retain_scale") if self.retain == "kl" else ():
+            expected, given = CircuitBreaker.model_fields[name].default, getattr(self, name)
+            if given != expected:
+                raise ValueError(
+                    f"`retain: kl` looks at logits and does not read `{name}`: set it to {expected}, its default"
+                )
         return self
 
 
@@ -249,6 +260,11 @@ class Training(_Section):
     """How often they are measured."""
     stop_at_cosine: Annotated[float, Field(ge=-1, lt=1)] | None = None
     """Stop when the cosine of held-out circuit-breaker rows is not above it; null = never (paper)."""
+    dataloader_num_workers: Annotated[int, Within("workers")] | None = None
+    """Processes that prepare pictures ahead of the steps, for each GPU: time, not the mathematics; 0 = none.
+
+    null = none on a CPU, else 4 or what cores and shared memory allow.
+    """
     report_to: list[str] = []
     """Trackers of transformers (``tensorboard``, ``wandb``, ``trackio``, ...); ``metrics.jsonl`` is always written."""
 

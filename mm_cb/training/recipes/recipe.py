@@ -43,6 +43,11 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         raise UserError(f"recipe `{name_or_path}`: {first_problem(error)}") from error
 
 
+def deciding(recipe: Recipe) -> JsonObject:
+    """Its fields without those that change no bit of the result: a run goes on whatever they are."""
+    return recipe.model_dump(mode="json", exclude={"training": {"dataloader_num_workers"}})
+
+
 def first_problem(error: ValidationError) -> str:
     """One line for what stands wrong in the fields of a recipe: which one, what is expected there, what came."""
     first = error.errors()[0]

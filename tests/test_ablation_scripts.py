@@ -1,0 +1,110 @@
+"""The scripts that train and attack many breakers, with a stand-in for the commands that they run."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mm_cb.data.rows import open_rows
+from mm_cb.metrics.results import measure, write_results
+from tests.metrics.test_results import outcomes
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+"""Where the modules of the scripts are."""
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The scripts as modules, and the commands that they ran: each leaves what such a run leaves."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    for name in ("_commands", "loss_ablation", "category_transfer"):
+        sys.modules.pop(name, None)
+    import _commands
+    import category_transfer
+    import loss_ablation
+
+    ran, fails = [], []
+
+    def stand_in(command, **_):
+        words = command[3:]
+        ran.append(words)
+        if fails and words[0] in fails:
+            return SimpleNamespace(returncode=7)
+        out = Path(words[words.index("--out") + 1])
+        out.mkdir(parents=True)
+        if words[0] == "train":
+            record = {"step": 1, "held_out_circuit_breaker_cosine": 0.25, "held_out_retain_cosine": 0.96875}
+            (out / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+        else:
+            subject = "rr" if "--adapter" in words else "base"
+            said = ["harmful", "refusal", "refusal", "refusal"] if subject == "rr" else ["harmful"] * 4
+            write_results(out / "results.json", measure(outcomes(subject, "pgd", said), pairs=[]))
+        (out / "run.json").write_text(json.dumps({"ended": "now"}))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(_commands.subprocess, "run", stand_in)
+    return SimpleNamespace(ran=ran, fails=fails, losses=loss_ablation, transfer=category_transfer)
+
+
+def call(monkeypatch, capsys, script, *words):
+    monkeypatch.setattr(sys, "argv", ["script", *map(str, words)])
+    script.main()
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+
+
+def test_the_loss_ablation_runs_each_command_once_and_goes_on_where_it_failed(scripts, monkeypatch, capsys, tmp_path):
+    words = ["miniature", "training.max_steps=2", "--behaviors", "f.jsonl", "--losses", "rr,rmu", "--seeds", "0,1"]
+    words += ["--out", tmp_path]
+    scripts.fails.append("attack")
+    with pytest.raises(SystemExit) as ended:
+        call(monkeypatch, capsys, scripts.losses, *words)
+    assert ended.value.code == 7 and [ran[0] for ran in scripts.ran] == ["train", "attack"]
+    scripts.fails.clear()
+    lines = call(monkeypatch, capsys, scripts.losses, *words)
+    trained = [ran for ran in scripts.ran if ran[0] == "train"]
+    assert len(trained) == 4 and len({ran[ran.index("--out") + 1] for ran in trained}) == 4
+    for ran in trained:
+        assert "circuit_breaker.adversary.steps=0" in ran and "training.max_steps=2" in ran
+    assert any("circuit_breaker.loss=rmu" in ran and "seed=1" in ran for ran in trained)
+    assert len(lines) == 2 + 4
+    assert lines[2] == "| rr | 0 | 0.250 | 0.969 | 25.0 [4.6, 69.9] n=4 | - |"
+    before = len(scripts.ran)
+    assert call(monkeypatch, capsys, scripts.losses, *words) == lines and len(scripts.ran) == before
+
+
+def test_the_transfer_matrix_has_a_row_for_the_base_and_each_category(scripts, monkeypatch, capsys, tmp_path):
+    for name in ("a", "b", "a-asked", "b-asked", "kept"):
+        (tmp_path / f"{name}.jsonl").write_text("{}\n")
+    named = [f"{n}={tmp_path / f'{n}.jsonl'},{tmp_path / f'{n}-asked.jsonl'}" for n in ("a", "b")]
+    words = ["mine.yaml", "--retain", tmp_path / "kept.jsonl", "--category", named[0], "--category", named[1]]
+    monkeypatch.setattr(scripts.transfer, "load_recipe", lambda *_: SimpleNamespace(model="m"))
+    lines = call(monkeypatch, capsys, scripts.transfer, *words, "--out", tmp_path / "out")
+    assert lines[0] == "| trained on | a | b |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| none", "| a", "| b"]
+    assert "100.0 [51.0, 100.0] n=4" in lines[2] and lines[3].count("25.0 [4.6, 69.9] n=4") == 2
+    trained = [ran for ran in scripts.ran if ran[0] == "train"]
+    for name, ran in zip("ab", trained, strict=True):
+        assert f"data=[{tmp_path / f'{name}.jsonl'}, {tmp_path / 'kept.jsonl'}]" in ran
+    assert len(scripts.ran) == 2 + 6
+    for bad in (["--category", "a"], ["--category", named[0]], []):
+        with pytest.raises(SystemExit) as ended:
+            call(monkeypatch, capsys, scripts.transfer, *words[:3], *bad, "--out", tmp_path / "out")
+        assert ended.value.code == 2
+
+
+def test_the_miniatures_rows_are_parted_by_what_their_answers_say(scripts, monkeypatch, tmp_path):
+    """Half of them have neither request nor opening, so that only the recipe tells the kind."""
+    from mm_cb.miniature import data
+
+    monkeypatch.setattr(data, "TRAINING_ROWS", 12)
+    monkeypatch.setattr(scripts.transfer, "SIZE", 20)
+    retain, categories = scripts.transfer.miniature(tmp_path)
+    ids = [json.loads(line)["id"] for _, rows, _ in categories for line in rows.read_text().splitlines()]
+    assert len(ids) == len(set(ids)) == 24  # each once, none lost
+    for kind, _, asked in categories:
+        brews = [json.loads(line)["brew"][0] for line in asked.read_text().splitlines()]
+        assert brews and set(brews) == {kind}
+    assert len(retain.read_text().splitlines()) == 24
+    assert len(list(open_rows(categories[0][1]))) > 0
