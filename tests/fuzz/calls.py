@@ -182,6 +182,20 @@ def function_calling(folder: Path) -> None:
         benchmark.score(question, said[question.id])
 
 
+def harmful_calls(folder: Path) -> None:
+    from mm_cb.benchmarks.harmful_calls.rows import read_rows
+
+    for row in read_rows(str(folder / "h.jsonl"), str(folder / "tools.json"), split="test_public", accepted=False):
+        plain([row.id, row.prompt, row.tools, row.targets, row.category])
+
+
+def agentharm(folder: Path) -> None:
+    from mm_cb.benchmarks.harmful_calls.rows import read_rows
+
+    for row in read_rows(str(folder), str(folder / "tools.json"), split="validation", accepted=True):
+        plain([row.id, row.prompt, row.tools, row.targets, row.category])
+
+
 def wild(folder: Path) -> None:
     from mm_cb.benchmarks.llava_wild.questions import fingerprint, read_questions
 

@@ -70,6 +70,8 @@ BENCHMARKS = (
     Reader("POPE, Parquet", samples.pope_parquet, calls.pope),
     Reader("POPE, lines and answers", samples.pope_lines, calls.pope),
     Reader("BFCL", samples.function_calling, calls.function_calling),
+    Reader("harmful calls", samples.harmful_calls, calls.harmful_calls),
+    Reader("AgentHarm", samples.agentharm, calls.agentharm),
     Reader("LLaVA-Wild", inputs("wild"), calls.wild),
     Reader("LLaVA-Wild, Parquet", samples.wild_parquet, calls.wild),
     Reader("LLaVA-Wild, reviews", frozen_file("llava-wild/reviews/run-1-reference_first.jsonl"), calls.reviews),
