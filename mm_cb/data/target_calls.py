@@ -53,7 +53,8 @@ def read_target_call(value: Any, tools: Sequence[JsonObject] = ()) -> TargetCall
         raise ValueError(f"`{CALL}` must have a text as `name` and an object as `arguments`, got {shown(value)}")
     if tools:
         read_calls([{"name": name, "arguments": arguments}], tools)
-    if match is not None and not (isinstance(match, list) and match and all(one in arguments for one in match)):
+    known = [*map(str, arguments)]
+    if match is not None and not (isinstance(match, list) and match and all(one in known for one in match)):
         raise ValueError(f"`match` of `{CALL}` must be a list of names of its arguments, got {shown(match)}")
     return TargetCall(Call(name, arguments), None if match is None else tuple(match))
 

@@ -118,6 +118,14 @@ def test_a_target_beside_a_call_that_says_something_else_is_refused(file, agent,
         spoken(read_behaviors(tmp_path / "b.jsonl"), agent)
 
 
+def test_a_file_has_calls_or_texts(file, agent, tmp_path):
+    shutil.copy(file.parent / "red_disc.png", tmp_path)
+    text = {"id": "t", "prompt": "p", "target": "sure"}
+    (tmp_path / "b.jsonl").write_text(f"{json.dumps(ROW)}\n{json.dumps(text)}\n")
+    with pytest.raises(UserError, match="all behaviours must have `target_call`, or none: .* `t` and 0 more"):
+        spoken(read_behaviors(tmp_path / "b.jsonl"), agent)
+
+
 @pytest.mark.parametrize(
     ("call", "more", "message"),
     [
@@ -127,6 +135,7 @@ def test_a_target_beside_a_call_that_says_something_else_is_refused(file, agent,
         ({"name": "brew", "arguments": []}, {}, "an object as `arguments`"),
         ({**WANTED, "match": ["x"]}, {}, "must be a list of names of its arguments"),
         ({**WANTED, "match": []}, {}, "must be a list of names of its arguments"),
+        ({**WANTED, "match": [["leaf"]]}, {}, "must be a list of names of its arguments"),
         ({"name": "fly", "arguments": {}}, {}, "one of the row's tools"),
         ({"name": "brew", "arguments": {"leaf": 3}}, {}, "must be of type string"),
         (WANTED, {"tools": [{"name": "brew"}]}, "must be a JSON schema"),

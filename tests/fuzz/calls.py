@@ -189,6 +189,19 @@ def harmful_calls(folder: Path) -> None:
         plain([row.id, row.prompt, row.tools, row.targets, row.category])
 
 
+def functions(folder: Path) -> None:
+    from mm_cb.data.built_calls import read_functions
+
+    plain(read_functions(folder / "f.jsonl"))
+
+
+def target_calls(folder: Path) -> None:
+    from mm_cb.data.behaviors_file import read_behaviors
+
+    for behavior in read_behaviors(folder / "behaviors.jsonl"):
+        plain([behavior.id, behavior.prompt, behavior.call and behavior.call.call, behavior.tools])
+
+
 def agentharm(folder: Path) -> None:
     from mm_cb.benchmarks.harmful_calls.rows import read_rows
 

@@ -72,6 +72,8 @@ BENCHMARKS = (
     Reader("BFCL", samples.function_calling, calls.function_calling),
     Reader("harmful calls", samples.harmful_calls, calls.harmful_calls),
     Reader("AgentHarm", samples.agentharm, calls.agentharm),
+    Reader("behaviours, calls", samples.target_calls, calls.target_calls),
+    Reader("functions", samples.functions, calls.functions),
     Reader("LLaVA-Wild", inputs("wild"), calls.wild),
     Reader("LLaVA-Wild, Parquet", samples.wild_parquet, calls.wild),
     Reader("LLaVA-Wild, reviews", frozen_file("llava-wild/reviews/run-1-reference_first.jsonl"), calls.reviews),

@@ -140,6 +140,18 @@ def harmful_calls() -> Files:
     return {"h.jsonl": lines([own, other]), "tools.json": json.dumps([_bell()]).encode(), "a.png": png()}
 
 
+def target_calls() -> Files:
+    """Behaviours whose target is a call."""
+    call = {"name": "bell", "arguments": {"n": 2}, "match": ["n"]}
+    row = {"id": "a", "prompt": "ring", "target_call": call, "tools": [_bell()], "image": "a.png"}
+    return {"behaviors.jsonl": lines([row]), "a.png": png()}
+
+
+def functions() -> Files:
+    """Lists of functions to build calls over."""
+    return {"f.jsonl": lines([{"tools": [_bell()]}])}
+
+
 def agentharm() -> Files:
     """AgentHarm's layout."""
     row = {"id": "1-1", "name": "n", "prompt": "ring", "target_functions": ["bell"], "category": "c"}
