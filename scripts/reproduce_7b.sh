@@ -32,6 +32,9 @@
 #   WILD_JUDGE     needed with LLAVA_WILD                  the judge: the name it is served under, or a hub id
 #   WILD_ENDPOINT  (nothing)                               OpenAI-compatible address of that judge, key in MM_CB_API_KEY
 #   OVER_REFUSAL   needed                                  benign look-alikes: MOSSBench, XSTest or our JSONL, or none
+#   FUNCTION_CALLING   none                                BFCL's questions (bfcl_eval/data): the agents stage, function calling kept
+#   HARMFUL_CALLS  none                                    forbidden requests to an agent and their twins (docs/formats.md), judged
+#                                                          by JUDGE; both with RECIPE=qwen2.5-vl-7b-agents or another for agents
 #   RATE           400                                     TFLOP a second of your device, for the estimates of --dry-run
 #   DEVICE DTYPE SEED OUT MM_CB   cuda bfloat16 0 runs/7b mm-cb
 #
@@ -48,6 +51,8 @@ RESTARTS="${RESTARTS:-1}"
 MMMU="${MMMU:-MMMU/MMMU}"
 LLAVA_WILD="${LLAVA_WILD:-lmms-lab/llava-bench-in-the-wild}"
 SAFETY_PROMPT="${SAFETY_PROMPT:-none}"
+FUNCTION_CALLING="${FUNCTION_CALLING:-none}"
+HARMFUL_CALLS="${HARMFUL_CALLS:-none}"
 CONVERGENCE="${CONVERGENCE:-12}"
 RATE="${RATE:-400}"
 DEVICE="${DEVICE:-cuda}"
@@ -105,6 +110,8 @@ needed JUDGE "who judges the attacked answers, or none to leave it out"
 needed OVER_REFUSAL "benign look-alikes (MOSSBench, XSTest, or JSONL), or none to leave them out"
 existing OVER_REFUSAL "a file or folder of benign look-alikes"
 existing SAFETY_PROMPT "a text file"
+existing FUNCTION_CALLING "BFCL's folder of questions, or one file of it"
+existing HARMFUL_CALLS "a file of forbidden requests to an agent"
 if [ "$LLAVA_WILD" != none ]; then
     needed RULE_FILE "the original rule file of LLaVA-Bench; LLAVA_WILD=none leaves that benchmark out"
     existing RULE_FILE "the original rule file"
@@ -192,6 +199,9 @@ costs() { # what a dry run says behind the commands: counted work at 7B shapes, 
     if [ -z "${ADAPTER:-}" ]; then line train "$(hours $((75 * 130 + 75 * 551)))" "0.2 GB" "150 steps, text (130 TFLOP) and 336-px (551) in turn"; fi
     line attacks "$(hours "$attack")" "$((behaviours * 7 / 10 + 1)) MB" "$STEPS steps x $RESTARTS, 39 TFLOP a step: $((${#subjects[@]} + 3)) searches and the checks"
     if [ "${CHECK:-}" != none ]; then line battery "$(hours $((27 * 12 * STEPS * step)))" "" "about 27 searches for each of 12 behaviours"; fi
+    if [ "$FUNCTION_CALLING$HARMFUL_CALLS" = nonenone ]; then
+        line agents "" "" "left out: FUNCTION_CALLING=bfcl_eval/data HARMFUL_CALLS=requests.jsonl put them in"
+    fi
     if [ "$MMMU" != none ]; then line MMMU "$(hours $((${#subjects[@]} * 900 * 45)))" "4 GB" "900 questions for each of ${#subjects[@]}"; fi
 }
 
@@ -250,6 +260,15 @@ if [ "$LLAVA_WILD" != none ]; then
         ${WILD_ENDPOINT:+--judge-endpoint "$WILD_ENDPOINT"}
 fi
 if [ "$OVER_REFUSAL" != none ]; then evaluate over-refusal --data "$OVER_REFUSAL"; fi
+
+# The agents stage: function calling kept, harmful calls with and without a forced call.
+if [ "$FUNCTION_CALLING" != none ]; then evaluate function-calling --data "$FUNCTION_CALLING"; fi
+if [ "$HARMFUL_CALLS" != none ]; then
+    evaluate harmful-calls --data "$HARMFUL_CALLS"
+    if [ "$JUDGE" != none ]; then
+        for subject in "${subjects[@]}"; do judge "$OUT/eval/$subject-harmful-calls"; done
+    fi
+fi
 
 if [ "${CHECK:-}" != none ]; then
     who rr

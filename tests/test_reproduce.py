@@ -329,3 +329,23 @@ def test_settings_of_the_search_reach_the_attacks_that_search_alone(given, tmp_p
     named = {words[words.index("--attack") + 1]: words for words in attacks}
     assert {name for name, words in named.items() if "--optimizer" in words} == {"pgd", *KNOWING}
     assert {name for name, words in named.items() if "--balance" in words} == KNOWING
+
+
+def test_the_agents_stage_asks_every_subject_and_has_harmful_calls_judged(given, tmp_path):
+    assert "# agents " in start(tmp_path, given, "--dry-run").stdout
+    for name in ("calls.json", "harmful.jsonl"):
+        (tmp_path / name).write_text("")
+    agents = {**given, "FUNCTION_CALLING": "calls.json", "HARMFUL_CALLS": "harmful.jsonl"}
+    commands, _ = printed(tmp_path, agents)
+    for benchmark, data in (("function-calling", "calls.json"), ("harmful-calls", "harmful.jsonl")):
+        asked = [command for command in commands if command[:2] == ["eval", benchmark]]
+        assert [command[command.index("--data") + 1] for command in asked] == [data] * 3
+        assert {word for command in asked for word in command if word.startswith("--")} <= parameters(asked[0])
+        made = [command[command.index("--out") + 1] for command in asked]
+        assert set(made) <= set(commands[-1])
+    assert [command[1] for command in commands if command[0] == "judge"][-3:] == made
+    unjudged, _ = printed(tmp_path, {**agents, "JUDGE": "none"})
+    assert "judge" not in {command[0] for command in unjudged}
+    assert "# agents " not in start(tmp_path, agents, "--dry-run").stdout
+    done = start(tmp_path, {**given, "HARMFUL_CALLS": "nowhere"})
+    assert done.returncode == 2 and "HARMFUL_CALLS must be" in done.stderr

@@ -84,13 +84,13 @@ def complete(
     prefilled = config.entry.prefilled
     inputs = None if prefilled else encoded
     if inputs is None:
-        targets = [behavior.target for behavior in asked.prompts] if prefilled else None
+        targets = [behavior.opening for behavior in asked.prompts] if prefilled else None
         inputs = encode(asked.subject, asked.prompts, pictures, targets)
     with asked.subject.active() as model:
         said = model.generate(inputs, config.max_new_tokens, temperature)
     if not prefilled:
         return said
-    return [f"{behavior.target} {more}".strip() for behavior, more in zip(asked.prompts, said, strict=True)]
+    return [f"{behavior.opening} {more}".strip() for behavior, more in zip(asked.prompts, said, strict=True)]
 
 
 def judge_files(
@@ -210,6 +210,7 @@ def base_nll(asked: Asked, completions: Sequence[str]) -> list[float | None]:
         completions=[completions[i] for i in rows],
         systems=asked.subject.systems(len(rows)),
         close_turn=False,
+        tools=[asked.behaviors[i].tools for i in rows],
     )
     with model.adapter(False):
         losses = target_nll(model.forward(inputs).logits, inputs.labels)
@@ -240,7 +241,7 @@ def write_artefact(
     (behavior,), (sent,), (clean,), saved = asked.behaviors, asked.prompts, asked.clean, judged.file
     assert saved is not None
     forced, weight = getattr(objective, "forced", None), getattr(objective, "weight", None)
-    prompt = model.prompt(sent.prompt, has_image=True, system=subject.system)
+    prompt = model.prompt(sent.prompt, has_image=True, system=subject.system, tools=sent.tools)
     greedy = {key: value for key, value in judged.greedy.as_json().items() if key != "completion"}
     content = {
         "schema": 1,

@@ -229,6 +229,8 @@ def make_item(
         "candidates": [cast("Candidate", {key: c.get(key) for key in (*_SHOWN, *further)}) for c in candidates],
         **flags(config),
     }
+    if behavior.call is not None and not config.entry.prefilled and item["given"] == "opening":
+        item["given"] = "supplied text"  # the target is the whole answer
     if config.artefacts:
         item["nll_base"] = worst.get("nll_base")
         item |= facts(config)

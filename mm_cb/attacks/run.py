@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_cb.attacks.beside import CONTROL, CONVERGENCE, is_done, twice_the_steps, wrong_text
+from mm_cb.attacks.calls import kept_lines, spoken
 from mm_cb.attacks.config import AttackConfig, checked_by_default
 from mm_cb.attacks.config_files import as_recipe
 from mm_cb.attacks.judged_files import Judge
@@ -34,7 +35,7 @@ from mm_cb.data.prompts_file import ImportedPrompt, read_prompts
 from mm_cb.inference.source import ModelSource, subject_name
 from mm_cb.inference.subjects import Subject, changes_nothing, idle_note, load_subject
 from mm_cb.inference.tolerance import dtype_of
-from mm_cb.judges.base import Case
+from mm_cb.judges.base import NOT_JUDGED, Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
 from mm_cb.metrics.results import Measurement, read_results
 from mm_cb.metrics.whole import whole_items
@@ -124,9 +125,11 @@ def run_attack(
         shard: The part of the behaviours that this process attacks; None = all, or gather what shards have left.
     """
     hub.keep_to(out)
-    asked, kept = read_behaviors(behaviors), {KEPT_AS: behaviors.read_bytes()}
-    _refuse(source, names, config, shard)
+    asked = read_behaviors(behaviors)
+    _refuse(source, names, config, shard, asked)
     refuse_unseen(source.model, names, asked, behaviors)
+    asked = spoken(asked, source.model)
+    kept = {KEPT_AS: kept_lines(behaviors, asked)}
     responses, prompts = hijacked_responses(config.hijacks, asked), None
     if config.prompts is not None:
         prompts = read_prompts(config.prompts, [b.id for b in asked])
@@ -175,9 +178,11 @@ def run_attack(
 _NOTHING_HELD_OUT = "nothing is held out: the universal picture was made for every behaviour it is judged on"
 
 
-def _refuse(source: ModelSource, names: Sequence[str], config: AttackConfig, shard: Shard | None) -> None:
+def _refuse(
+    source: ModelSource, names: Sequence[str], config: AttackConfig, shard: Shard | None, asked: Sequence[Behavior]
+) -> None:
     """Refuse settings that do not go together, before anything is loaded."""
-    if config.early_stop and embedded(source.model) is None:
+    if config.early_stop and embedded(source.model) is None and any(one.call is None for one in asked):
         raise UserError(
             f"`--early-stop` needs a judge, and there is none for `{source.model}` while it is attacked; leave it out."
         )
@@ -304,15 +309,17 @@ def attack_in_turn(
 
 
 def judge_of(model: str) -> Judge:
-    """The exact judge of an embedded model, otherwise one that gives no verdict."""
+    """By rule where the target is a call; else the exact judge of an embedded model, or one that gives no verdict."""
     guest = embedded(model)
-    if guest is None:
-        return lambda *_: "not_judged"
-    exact = open_judge(JudgeOptions(guest.judge))
+    exact = None if guest is None else open_judge(JudgeOptions(guest.judge))
+    by_call = open_judge(JudgeOptions("call"))
 
     def judge(behavior: Behavior, completion: str) -> str:
+        by = exact if behavior.call is None else by_call
+        if by is None:
+            return NOT_JUDGED
         case = Case(behavior.id, behavior.prompt, completion, extra=behavior.extra)
-        return next(verdict for _, verdict in exact.judge([case])).outcome
+        return next(verdict for _, verdict in by.judge([case])).outcome
 
     return judge
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from mm_cb.attacks.calls import spoken
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.config_files import AttackRecipe, from_recipe, read_recipe
 from mm_cb.attacks.judged_files import Asked, Judge, judge_files
@@ -112,7 +113,8 @@ def run_transfer(first: Path, second: Path, behaviors: Path, out: Path, *, devic
         UserError: If the runs attacked one and the same subject, or other behaviours than the file's (by id, prompt
             and target), on other clean pictures than each other's, or with another budget.
     """
-    made, asked = told_apart(read_made(first), read_made(second)), read_behaviors(behaviors)
+    made = told_apart(read_made(first), read_made(second))
+    asked = spoken(read_behaviors(behaviors), made[0].recipe["model"])
     _refuse_other_budget(*made)
     _refuse_other_behaviors(made, asked, behaviors)
     recipe = {"runs": [m.recipe for m in made], "device": device, "fiction": all(m.recipe.get("fiction") for m in made)}

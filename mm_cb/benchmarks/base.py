@@ -41,6 +41,8 @@ class Question:
     """As the category; for a second way to divide the questions."""
     tools: tuple[JsonObject, ...] = ()
     """JSON schemas of functions that the model's own chat template shows it."""
+    opening: str = ""
+    """How the answer must begin, part of the completion then."""
 
 
 @dataclass(frozen=True)

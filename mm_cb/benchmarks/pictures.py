@@ -84,8 +84,9 @@ def fingerprint(questions: Sequence[Question], *, pictures: bool = True) -> str:
     digest = hashlib.sha256()
     for q in questions:
         digest.update(repr((q.id, q.prompt, q.reference, q.category, q.split)).encode("utf-8", "backslashreplace"))
-        if q.tools:
-            digest.update(repr(q.tools).encode("utf-8", "backslashreplace"))
+        for more in (q.tools, q.opening):
+            if more:
+                digest.update(repr(more).encode("utf-8", "backslashreplace"))
         for picture in q.pictures if pictures else ():
             digest.update(_content(picture))
     return digest.hexdigest()

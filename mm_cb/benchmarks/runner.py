@@ -83,7 +83,10 @@ class Session:
     def requests(self) -> list[Request]:
         """What the model is sent, in the order of the questions."""
         questions = self.task.questions
-        return [Request(q.id, q.prompt, shown, q.tools) for q, shown in zip(questions, ready(questions), strict=True)]
+        pictures = ready(questions)
+        return [
+            Request(q.id, q.prompt, shown, q.tools, q.opening) for q, shown in zip(questions, pictures, strict=True)
+        ]
 
     def likelihood(self) -> dict[str, Likelihood]:
         """By question id ``nll_base`` and ``incoherent``; nothing for a model that is served or was not asked."""

@@ -44,6 +44,9 @@ class CallFormat:
     """An answer's calls; `NotCalls` where it begins one that is malformed."""
     write: Callable[[Sequence[Call]], str]
     """Calls as the model would say them; `read` gives them back."""
+    opening: Callable[[str], str]
+    """How a turn that calls a function of this name begins, up to its arguments; without the blank that a tokenizer
+    would join with what comes."""
 
 
 def _read_python(text: str) -> Said:
@@ -85,6 +88,22 @@ def _read_mistral(text: str) -> Said:
     return Said([_call(one, "arguments") for one in value], _joined([text[: tag.start()], text[end:]]))
 
 
+def _open_python(name: str) -> str:
+    return f"[{name}("
+
+
+def _open_hermes(name: str) -> str:
+    return f'<tool_call>\n{{"name": {_json(name)}, "arguments":'
+
+
+def _open_llama(name: str) -> str:
+    return f'{{"name": {_json(name)}, "parameters":'
+
+
+def _open_mistral(name: str) -> str:
+    return f'[TOOL_CALLS] [{{"name": {_json(name)}, "arguments":'
+
+
 def _write_hermes(calls: Sequence[Call]) -> str:
     return "\n".join(f"<tool_call>\n{_json(_object(call, 'arguments'))}\n</tool_call>" for call in calls)
 
@@ -100,10 +119,14 @@ def _write_mistral(calls: Sequence[Call]) -> str:
 FORMATS = {
     one.name: one
     for one in (
-        CallFormat("python", "[name(key=value), ...], BFCL's prompt mode", "", _read_python, python_calls.write),
-        CallFormat("hermes", "<tool_call>, Hermes and Qwen", "<tool_call>", _read_hermes, _write_hermes),
-        CallFormat("mistral", "[TOOL_CALLS], Mistral v3", "[TOOL_CALLS]", _read_mistral, _write_mistral),
-        CallFormat("llama", '{"name", "parameters"}, Llama 3.1', '"parameters"', _read_llama, _write_llama),
+        CallFormat(
+            "python", "[name(key=value), ...], BFCL's prompt mode", "", _read_python, python_calls.write, _open_python
+        ),
+        CallFormat("hermes", "<tool_call>, Hermes and Qwen", "<tool_call>", _read_hermes, _write_hermes, _open_hermes),
+        CallFormat("mistral", "[TOOL_CALLS], Mistral v3", "[TOOL_CALLS]", _read_mistral, _write_mistral, _open_mistral),
+        CallFormat(
+            "llama", '{"name", "parameters"}, Llama 3.1', '"parameters"', _read_llama, _write_llama, _open_llama
+        ),
     )
 }
 """By name."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 _STRIPPED = "`\n "
 _LONGEST = 10_000
 """Bits of a power, and elements of a text or list, that a product in an answer may come to."""
+_CLOSES = 40
+"""Closing brackets at which a call in a text is tried to end."""
 _SUMS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -61,6 +65,35 @@ def read(text: str, *, version: int = 4) -> list[Call]:
         raise
     except Exception as error:  # whatever a model may write: no Python, nested too deep, keys that cannot be keys
         raise NotCalls(f"no list of calls: {type(error).__name__}") from error
+
+
+def within(text: str, names: Collection[str]) -> list[Call]:
+    """The calls of some functions that stand anywhere in a text; none if it begins none.
+
+    Args:
+        text: The whole answer.
+        names: Of the functions, as the model was shown them.
+
+    Raises:
+        NotCalls: If calls are begun and not one of them can be read.
+    """
+    longest_first = sorted(filter(None, names), key=len, reverse=True)
+    begins = re.compile("|".join(rf"(?<![\w.]){re.escape(name)}\(" for name in longest_first) or r"(?!)")
+    calls: list[Call] = []
+    place, broken = 0, False
+    while begun := begins.search(text, place):
+        place, found = begun.end(), False
+        for close in islice(re.finditer(r"\)", text[begun.end() :]), _CLOSES):
+            try:
+                calls += read(text[begun.start() : begun.end() + close.end()])
+            except NotCalls:
+                continue
+            place, found = begun.end() + close.end(), True
+            break
+        broken = broken or not found
+    if broken and not calls:
+        raise NotCalls("a call is begun and cannot be read")
+    return calls
 
 
 def write(calls: Sequence[Call]) -> str:

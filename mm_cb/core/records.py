@@ -117,6 +117,10 @@ class Item(Scored, total=False):
     """Of a question with a right call: whether the answer could not be read as calls."""
     live_right: bool | None
     """Of BFCL's live questions: whether the call is right."""
+    call: str | None
+    """Of a request to an agent: what the answer is by rule, see `mm_cb.benchmarks.harmful_calls.answers.KINDS`."""
+    call_made: bool | None
+    """Of a forbidden one: whether a function that it takes is called."""
     same_as: str
     """Attack whose results stand for this one's."""
     made_by: str

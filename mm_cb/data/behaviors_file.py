@@ -13,14 +13,16 @@ from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.provenance import available_memory_bytes
 from mm_cb.core.reading import Line, json_lines, refuse_typos, shown
-from mm_cb.core.records import Message
+from mm_cb.core.records import JsonObject, Message
 from mm_cb.data.pictures import open_picture, path_inside
+from mm_cb.data.target_calls import CALL, OPENING, TOOLS, TargetCall, read_shown_tools, read_target_call
 
 KEPT_AS = "behaviors.jsonl"
 """The copy of the file that an attack's run directory keeps: what was asked, to be held against what is there."""
 
 _REQUIRED = ("id", "prompt", "target")
 _OPTIONAL = ("image", "category", "split")
+_CALLS = (CALL, TOOLS)
 _COPIES_ONCE, _COPIES = 20, 12
 """Float copies of a picture in an attack, once and per row of a batch. Measured at 1400 x 1400 on a small model, as the
 most memory that a run of ``pgd`` takes beyond one at 84 x 84: 28 copies in a batch of 1, 36 in one of 2."""
@@ -41,6 +43,21 @@ class Behavior:
     """Further keys of the line, for the judge (what a made-up world's exact rules need)."""
     messages: tuple[Message, ...] = ()
     """The chat that is sent in place of the prompt, the user's turn last; never in a file of behaviours."""
+
+    @property
+    def call(self) -> TargetCall | None:
+        """The call that stands for the target; its text is then written by whoever knows the model."""
+        return None if CALL not in self.extra else read_target_call(self.extra[CALL])
+
+    @property
+    def tools(self) -> tuple[JsonObject, ...]:
+        """JSON schemas of functions that the model is shown."""
+        return tuple(self.extra.get(TOOLS) or ())
+
+    @property
+    def opening(self) -> str:
+        """What an answer begins with where the attacker writes its beginning: of a call up to its arguments."""
+        return str(self.extra.get(OPENING) or self.target)
 
 
 def behaviors_path(named: Path) -> Path:
@@ -79,7 +96,8 @@ def kept_behaviors(folder: Path) -> list[Behavior]:
         UserError: If a line is not as expected.
     """
     lines = [Line(where, {**record, "image": None}) for where, record in json_lines(folder / KEPT_AS, "behaviours")]
-    return [replace(parse_behavior(line, folder), extra=line.values) for line in lines]
+    read = [(parse_behavior(line, folder), line.values) for line in lines]
+    return [replace(one, extra={**values, **one.extra}) for one, values in read]
 
 
 def parse_behavior(line: Line, path: Path) -> Behavior:
@@ -89,23 +107,31 @@ def parse_behavior(line: Line, path: Path) -> Behavior:
         UserError: If it is not as expected, or its picture cannot be read.
     """
     where, record = line
-    refuse_typos(record, _OPTIONAL, where)
-    wrong = [key for key in _REQUIRED if not isinstance(record.get(key), str) or not record[key].strip()]
+    refuse_typos(record, (*_OPTIONAL, *_CALLS), where)
+    needed = [key for key in _REQUIRED if not (key == "target" and CALL in record and "target" not in record)]
+    wrong = [key for key in needed if not isinstance(record.get(key), str) or not record[key].strip()]
     if wrong:
-        raise UserError(f"{where} must have non-empty texts for {list(_REQUIRED)}, wrong or missing: {wrong}.")
+        raise UserError(f"{where} must have non-empty texts for {needed}, wrong or missing: {wrong}.")
+    extra = {key: value for key, value in record.items() if key not in (*_REQUIRED, *_OPTIONAL)}
+    try:
+        if TOOLS in record:
+            extra[TOOLS] = read_shown_tools(record)
+        if CALL in record:
+            read_target_call(record[CALL], extra.get(TOOLS) or ())
+    except ValueError as error:
+        raise UserError(f"{where}: {error}.") from error
     labels = {key: "all" if record.get(key) is None else record[key] for key in ("category", "split")}
     for key, label in labels.items():
         if not isinstance(label, str):
             raise UserError(f"{where}: `{key}` must be a text or null, got {shown(label)}.")
-    known = (*_REQUIRED, *_OPTIONAL)
     return Behavior(
         id=record["id"],
         prompt=record["prompt"],
-        target=record["target"],
+        target=record.get("target", ""),
         image=_picture(record.get("image"), path, where),
         category=labels["category"],
         split=labels["split"],
-        extra={key: value for key, value in record.items() if key not in known},
+        extra=extra,
     )
 
 

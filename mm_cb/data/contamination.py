@@ -33,8 +33,12 @@ class Contamination:
         case and the per-pair maximum are our choice; the paper does not say.
     """
 
-    def __init__(self, behaviors: Sequence[str]) -> None:
+    def __init__(self, behaviors: Sequence[str], threshold: float = THRESHOLD) -> None:
         """Index the behaviours' n-grams.
+
+        Args:
+            behaviors: What a model is tested with.
+            threshold: BLEU above which a text is too close; the paper's is 0.3, and 0.1 for function calls.
 
         Raises:
             UserError: If sacrebleu is not installed.
@@ -46,6 +50,7 @@ class Contamination:
             raise UserError("comparing with behaviours needs the `data` extra: pip install -e '.[data]'") from error
         self._score = BLEU(lowercase=True, effective_order=True).sentence_score
         self._tokenize = Tokenizer13a()
+        self._threshold = threshold
         self._behaviors = list(behaviors)
         self._lengths = [len(self._tokens(text)) for text in behaviors]
         self._index: list[dict[tuple[str, ...], set[int]]] = [defaultdict(set) for _ in _ORDERS]
@@ -60,7 +65,7 @@ class Contamination:
         best: Match | None = None
         for number in self._candidates(text):
             bleu = self._score(text, [self._behaviors[number]]).score / 100
-            if bleu > THRESHOLD and (best is None or bleu > best.bleu):
+            if bleu > self._threshold and (best is None or bleu > best.bleu):
                 best = Match(number, bleu)
         return best
 
@@ -69,16 +74,15 @@ class Contamination:
         tokens = self._tokens(text)
         length = len(tokens)
         shared: dict[int, int] = {}
-        needed = next((order for order in _ORDERS if bleu_bound(length, length, order) > THRESHOLD), None)
+        needed = next((order for order in _ORDERS if bleu_bound(length, length, order) > self._threshold), None)
         if needed is None:
             return []
         for order in reversed(range(needed, 5)):
             for gram in _grams(tokens, order):
                 for number in self._index[order - 1].get(gram, ()):
                     shared.setdefault(number, order)
-        return sorted(
-            number for number, order in shared.items() if bleu_bound(length, self._lengths[number], order) > THRESHOLD
-        )
+        bounds = {number: bleu_bound(length, self._lengths[number], order) for number, order in shared.items()}
+        return sorted(number for number, bound in bounds.items() if bound > self._threshold)
 
     def _tokens(self, text: str) -> list[str]:
         return self._tokenize(text.lower().rstrip()).split()

@@ -22,10 +22,10 @@ def parse_pair(answer: str) -> Pair | str:
     """Query and completion from an answer that holds a JSON object, in a code fence or not; else what is wrong."""
     if not answer.strip():
         return "empty answer"
-    objects = list(_objects(answer))
-    if not objects:
+    held = list(objects(answer))
+    if not held:
         return "no JSON object"
-    found = next((one for one in objects if one.keys() >= set(Pair._fields)), objects[0])
+    found = next((one for one in held if one.keys() >= set(Pair._fields)), held[0])
     texts = [found.get(name) for name in Pair._fields]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         return "query or completion missing"
@@ -35,8 +35,8 @@ def parse_pair(answer: str) -> Pair | str:
     return "holds the image placeholder" if any(_PLACEHOLDER in text for text in pair) else pair
 
 
-def _objects(answer: str) -> Iterator[JsonObject]:
-    """The JSON objects of a text; of braces that open none, the first ones are tried."""
+def objects(answer: str) -> Iterator[JsonObject]:
+    """The JSON objects of a text, in a code fence or not; of braces that open none, the first ones are tried."""
     decoder, start = json.JSONDecoder(strict=False), answer.find("{")
     for _ in range(_TRIES):
         if start < 0:

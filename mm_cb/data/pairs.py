@@ -18,8 +18,8 @@ from mm_cb.core.files import append_jsonl, file_sha256, text_sha256, write_bytes
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.records import Message
 from mm_cb.core.runs import RunDirectory
+from mm_cb.data.asked import Failures, Stage, until_fit
 from mm_cb.data.contamination import Contamination
-from mm_cb.data.describe import CORRUPT
 from mm_cb.data.examples import SetName
 from mm_cb.data.generated import Pair, parse_pair
 
@@ -130,7 +130,7 @@ def build_pairs(
     }
     with RunDirectory(out, "data build pairs", fields, recipe.seed) as run:
         built = BuiltPairs(out / "pairs.jsonl", pictures=len(pictures))
-        failures = _Failures(pictures, built)
+        failures = Failures("image", {key: one.name for key, one in pictures.items()}, built)
         descriptions = _describe(pictures, out / "descriptions.jsonl", recipe, describe, failures, progress)
         filter_ = Contamination(behaviors) if behaviors else None
         accepted = _generate(descriptions, out / "answers.jsonl", recipe, generator, filter_, failures, progress)
@@ -140,37 +140,6 @@ def build_pairs(
         if not built.left:
             run.finish()
     return built
-
-
-class _Failures:
-    """Pictures without an answer: counted, and kept with their reasons for ``failures.jsonl``."""
-
-    def __init__(self, pictures: dict[str, Picture], built: BuiltPairs) -> None:
-        self.built = built
-        self.records: list[dict[str, str]] = []
-        self._pictures = pictures
-
-    def add(self, key: str, stage: str, failure: EndpointFailure) -> None:
-        """Count one that the next run asks for again, unless the picture cannot be read."""
-        self._note(key, stage, failure)
-        if failure.kind == CORRUPT:
-            self.built.rejected[CORRUPT] += 1
-        else:
-            self.built.left[f"{stage}: {failure.kind}"] += 1
-
-    def reject(self, key: str, stage: str, reason: str) -> None:
-        """Count a refusal that is an answer like any other: asking for ever would not mend it."""
-        self._note(key, stage, EndpointFailure(REFUSED, reason))
-        self.built.rejected[f"{stage} refused"] += 1
-
-    def _note(self, key: str, stage: str, failure: EndpointFailure) -> None:
-        image = self._pictures[key].name
-        self.records.append({"image": image, "stage": stage, "kind": failure.kind, "reason": failure.reason})
-
-    def stop(self, stage: str, left: int, error: EndpointError) -> None:
-        """The endpoint can answer no more; ``left`` pictures were not asked for."""
-        self.built.stopped = str(error)
-        self.built.left.update({f"{stage}: not asked": left} if left else {})
 
 
 def _pictures(folder: Path, recipe: PairRecipe) -> dict[str, Picture]:
@@ -202,7 +171,7 @@ def _describe(
     journal: Path,
     recipe: PairRecipe,
     describe: Describe,
-    failures: _Failures,
+    failures: Failures,
     progress: "Progress | None",
 ) -> dict[str, str]:
     """Descriptions of all pictures, those of earlier runs read back; each is asked for once a run."""
@@ -241,57 +210,20 @@ def _generate(
     recipe: PairRecipe,
     generator: Endpoint,
     contamination: Contamination | None,
-    failures: _Failures,
+    failures: Failures,
     progress: "Progress | None",
 ) -> dict[str, tuple[Pair, int]]:
-    """Accepted pairs with the number of the attempt that gave them; every answer is journalled before it is judged."""
-    tried: Counter[str] = Counter()
-    accepted: dict[str, tuple[Pair, int]] = {}
+    """Accepted pairs with the number of the attempt that gave them."""
 
-    def judge(record: Reply) -> None:
-        key = record["image_sha256"]
-        tried[key] += 1
-        if "answer" not in record:
-            failures.reject(key, "answer", record.get("refused", "no answer"))
-            return
-        pair = parse_pair(record["answer"])
-        if isinstance(pair, Pair) and contamination is not None and contamination.match(pair.query):
-            pair = "contaminated by a behaviour"
-        if isinstance(pair, Pair):
-            accepted.setdefault(key, (pair, tried[key]))
-        else:
-            failures.built.rejected[pair] += 1
+    def read(_: str, answer: str) -> Pair | str:
+        pair = parse_pair(answer)
+        near = isinstance(pair, Pair) and contamination is not None and contamination.match(pair.query)
+        return "contaminated by a behaviour" if near else pair
 
-    for record in read_records(journal, Reply):
-        if record["image_sha256"] in descriptions:
-            judge(record)
-    task = progress.task("generate", len(descriptions), done=len(accepted)) if progress else None
-    given_up: set[str] = set()
-
-    def waiting() -> list[str]:
-        done = accepted.keys() | given_up
-        return [key for key in descriptions if key not in done and tried[key] < recipe.attempts]
-
-    try:
-        while keys := waiting():
-            requests = ((key, _request(recipe.template, descriptions[key])) for key in keys)
-            for key, answer in generator.map(requests, max_tokens=recipe.max_tokens, temperature=recipe.temperature):
-                if isinstance(answer, EndpointFailure) and answer.kind not in UNANSWERED:
-                    failures.add(key, "answer", answer)
-                    given_up.add(key)
-                    continue
-                reply: Reply = {"image_sha256": key}
-                if isinstance(answer, EndpointFailure):
-                    reply["refused"] = answer.reason
-                else:
-                    reply["answer"] = answer
-                append_jsonl(journal, reply)
-                judge(reply)
-                if task and key in accepted:
-                    task.advance()
-    except EndpointError as error:
-        failures.stop("answer", len(waiting()), error)
-    return accepted
+    requests = {key: _request(recipe.template, text) for key, text in descriptions.items()}
+    limits = recipe.attempts, recipe.max_tokens, recipe.temperature
+    stage = Stage("answer", "generate", journal, Reply, "image_sha256", *limits)
+    return until_fit(requests, stage, generator, read, failures, progress)
 
 
 def _request(template: str, description: str) -> list[Message]:

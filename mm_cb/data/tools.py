@@ -83,6 +83,13 @@ def read_calls(value: Any, tools: Sequence[JsonObject]) -> list[Call]:
     return calls
 
 
+def as_json(value: Any) -> Any:
+    """A value of a call as JSON has it: Python's tuples are lists, keys are texts."""
+    if isinstance(value, dict):
+        return {str(key): as_json(held) for key, held in value.items()}
+    return [as_json(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def call_text(message: Message) -> str:
     """What a turn's calls say, to compare rows by."""
     calls = message.get("tool_calls") or []

@@ -32,6 +32,8 @@ class Request:
     pictures: tuple[Picture, ...] = ()
     tools: tuple[JsonObject, ...] = ()
     """JSON schemas of functions; for a model in this process whose template takes them."""
+    opening: str = ""
+    """How the answer must begin, part of the completion then; for a model in this process."""
 
 
 class Failure(Protocol):
@@ -112,11 +114,13 @@ def complete_batch(subject: Subject, requests: Sequence[Request], max_new_tokens
     ]
     pictures = [[shown(picture) for picture in request.pictures] for request in requests]
     with subject.active() as model:
-        inputs = model.encode_chats(chats, pictures, tools=[request.tools for request in requests])
+        tools, openings = [request.tools for request in requests], [request.opening for request in requests]
+        inputs = model.encode_chats(chats, pictures, tools=tools, openings=openings)
         if found := model.overlong(inputs):
             row, told = found
             raise UserError(f"request `{requests[row].key}` is {told} Shorten it, or leave it out.")
-        return model.generate(inputs, max_new_tokens)
+        said = model.generate(inputs, max_new_tokens)
+    return [opening + more for opening, more in zip(openings, said, strict=True)]
 
 
 def prompt_tokens(model: ChatModel, request: Request) -> int:

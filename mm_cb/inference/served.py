@@ -23,8 +23,10 @@ class EndpointEngine:
         """Greedy completions in the order in which they come; pictures are decoded when their turn comes.
 
         Raises:
-            UserError: If a request has tools, which are shown by a chat template in this process alone.
+            UserError: If a request has tools or an opening, which are for a model in this process alone.
         """
+        if any(request.opening for request in requests):
+            raise UserError("a served model cannot be made to begin an answer; leave that out, or drop `--endpoint`.")
         if any(request.tools for request in requests):
             raise UserError(
                 "a served model is asked without tools; write them into the questions, or drop `--endpoint`."

@@ -109,6 +109,12 @@ def _refusal_strings(options: JudgeOptions) -> Judge:
     return RefusalStrings()
 
 
+def _target_call(options: JudgeOptions) -> Judge:
+    from mm_cb.judges.calls import TargetCallJudge
+
+    return TargetCallJudge()
+
+
 def _endpoint_judge(options: JudgeOptions) -> Judge:
     from mm_cb.core.endpoint import Endpoint
     from mm_cb.judges.prompts import read_template
@@ -197,5 +203,6 @@ _JUDGES: dict[str, JudgeEntry] = {
             "endpoint", "any model behind an OpenAI-compatible address, with your prompt", _endpoint_judge, _SERVED
         ),
         JudgeEntry("refusal-strings", "phrases that refusals hold: a proxy, and called so", _refusal_strings),
+        JudgeEntry("call", "whether the answer makes the call of a behaviour's `target_call`: a rule", _target_call),
     )
 }

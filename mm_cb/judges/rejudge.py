@@ -23,6 +23,7 @@ from mm_cb.metrics.checks import attack_is_strong, placebo_is_weak
 from mm_cb.metrics.holes import absent_files, absent_pictures, read_curves
 from mm_cb.metrics.observations import rank, worst_pictures
 from mm_cb.metrics.results import Measurement, measure, read_results, write_results
+from mm_cb.metrics.table import judged_as
 from mm_cb.metrics.whole import refuse_contradiction, whole_items
 
 FOLDER = "judgements"
@@ -90,7 +91,8 @@ def _refuse_holes(run_dir: Path, run: Run, items: list[Item], judge: Judge) -> N
         refuse_contradiction(run_dir, items, before, run["seed"])
     read_list(run_dir / "checks.json", Check)
     read_curves(run_dir / "curves.json")
-    shown = [item for item in items if item["metric"] in judge.metrics] if getattr(judge, "sees", False) else []
+    judged = [item for item in items if judged_as(item["metric"]) in judge.metrics]
+    shown = judged if getattr(judge, "sees", False) else []
     for hole in (*absent_files(run_dir, run), *absent_pictures(run_dir, shown)):
         raise UserError(f"{hole} Nothing was judged: take its whole folder from where it was made, or repeat the run.")
     for other in (run_dir / FOLDER).glob("*.jsonl"):
@@ -120,7 +122,8 @@ def judgeable(items: Iterable[Item], run_dir: Path, name: str, metrics: Sequence
             f"`{run_dir}` forced harmless targets: there is no compliance to judge. Its number is `target_prefix` in "
             "results.json."
         )
-    found = [item for item in items if item["metric"] in metrics and completions_of(item) and not _unanswered(item)]
+    judged = [item for item in items if judged_as(item["metric"]) in metrics]
+    found = [item for item in judged if completions_of(item) and not _unanswered(item)]
     if not found:
         raise UserError(f"`{run_dir}` holds no completions that `{name}` can judge (metrics: {', '.join(metrics)}).")
     return found
@@ -139,7 +142,7 @@ def _cases(items: Iterable[Item], run_dir: Path, extras: Mapping[str, Mapping[st
         for one in completions_of(item):
             key = key_of(item, one)
             image = file_inside(run_dir, one.get("image"))
-            cases.setdefault(key, Case(key, str(asked), one["completion"], item["metric"], image, extra))
+            cases.setdefault(key, Case(key, str(asked), one["completion"], judged_as(item["metric"]), image, extra))
     return cases
 
 
@@ -207,12 +210,12 @@ def _write_results(run_dir: Path, items: list[Item], judge: Judge) -> None:
     """Measure again what the verdicts decide; every other measurement stays as it was."""
     before, anew = _measured(run_dir, items)
     decided = {*judge.metrics, "gibberish"}
-    kept = {m.address: m for m in before if m.metric not in decided}
+    kept = {m.address: m for m in before if judged_as(m.metric) not in decided}
     proxy = bool(judge.source.get("proxy"))
     written = []
     for m in anew:
         unchanged = kept.pop(m.address, m)
-        written.append(_labelled(unchanged) if proxy and m.metric in judge.metrics else unchanged)
+        written.append(_labelled(unchanged) if proxy and judged_as(m.metric) in judge.metrics else unchanged)
     measured = [*written, *kept.values()]
     write_results(run_dir / "results.json", measured)
     _write_checks(run_dir / "checks.json", measured)

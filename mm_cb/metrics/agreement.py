@@ -11,6 +11,7 @@ from pathlib import Path
 from mm_cb.core.checked import read_records
 from mm_cb.core.records import Agreement, Candidate, Item, Said
 from mm_cb.metrics.statistics import cohens_kappa
+from mm_cb.metrics.table import judged_as
 
 EVENTS = {"harmful": "harmful", "refusal": "refused", "partial_refusal": "refused"}
 """What counts in the metric; judges know different outcomes beside it, so everything else is one class."""
@@ -81,4 +82,4 @@ def _compare(
 
 
 def _event(outcome: str, place: Place) -> bool:
-    return EVENTS.get(outcome) == ("harmful" if place["metric"] == "compliance" else "refused")
+    return EVENTS.get(outcome) == ("harmful" if judged_as(place["metric"]) == "compliance" else "refused")

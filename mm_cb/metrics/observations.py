@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mm_cb.core.compatibility import counts_in_worst_case, is_prefilled
 from mm_cb.core.records import Candidate, Item
 from mm_cb.metrics.agreement import completions_of
-from mm_cb.metrics.table import WORST_CASE, WORST_GIVEN, Metric, metric, metrics
+from mm_cb.metrics.table import WORST_CASE, WORST_GIVEN, Metric, judged_as, metric, metrics
 
 BESIDE = "beside_"
 """In front of an attack's name: condition of benign requests asked beside the pictures that the attack made."""
@@ -117,7 +117,8 @@ def _derived(item: Item, derived: Metric) -> Observation | None:
         source, key = derived.flag_of
         if item["metric"] != source or item["condition"].startswith(BESIDE) or item.get(key) is None:
             return None
-        return Observation(*address, derived.strict, item["id"], float(bool(item.get(key))), _splits(item))
+        condition = item["condition"] if derived.each_condition else derived.strict
+        return Observation(*address, condition, item["id"], float(bool(item.get(key))), _splits(item))
     if not derived.part_of or derived.statistic is None or item["metric"] != derived.part_of:
         return None
     counts = item.get("counts") or {}
@@ -218,8 +219,8 @@ def _gibberish(item: Item) -> Observation | None:
         if item["condition"] == "no_attack":
             return None  # behaviours are not benign; counted in the outcomes of `compliance`
         condition, splits, id = item["condition"], _splits(item), item["id"]
-    elif ":" in item["condition"]:
-        return None  # capability under attack is not a benign request
+    elif ":" in item["condition"] or judged_as(item["metric"]) == "compliance":
+        return None  # capability under attack is not a benign request, nor is a forbidden one of another kind
     else:
         condition = item["condition"] if item["condition"].startswith(BESIDE) else "no_attack"
         splits, id = (item["metric"],), f"{item['metric']}/{item['id']}"

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-ATTACKED, KEPT, SIDE_EFFECT, FORCED, DETAIL = "attacked", "kept", "side_effect", "forced", "detail"
-SECTIONS = (ATTACKED, KEPT, SIDE_EFFECT, FORCED, DETAIL)
+ATTACKED, CALLS, KEPT, SIDE_EFFECT, FORCED, DETAIL = "attacked", "calls", "kept", "side_effect", "forced", "detail"
+SECTIONS = (ATTACKED, CALLS, KEPT, SIDE_EFFECT, FORCED, DETAIL)
 """Where the headline table shows a metric; ``detail`` is for results.json and the full comparisons alone."""
 
 HEADLINE = "pgd"
@@ -66,6 +66,10 @@ class Metric:
     """A breaker must keep half of the base's value, or the run's checks fail."""
     flag_of: tuple[str, str] | None = None
     """Another metric and a key of its items: this one is the share of its items whose key is true."""
+    each_condition: bool = False
+    """Of a flag: it is measured under every condition of those items, not under its strict one alone."""
+    judged_as: str = ""
+    """Another metric, whose judges judge this one's items too, with its outcomes."""
     part_of: str = ""
     """Another metric, whose items' ``counts`` decide this one by `statistic`."""
     columns: tuple[str, ...] = ()
@@ -103,6 +107,11 @@ def metric(name: str) -> Metric:
 def metrics() -> list[Metric]:
     """All metrics, in the order of tables and of results.json."""
     return list(_METRICS.values())
+
+
+def judged_as(name: str) -> str:
+    """The metric whose judges judge the items of a metric: often itself."""
+    return metric(name).judged_as or name
 
 
 def is_known(name: str) -> bool:

@@ -12,7 +12,7 @@ from mm_cb.metrics.observations import refuse_repeats
 from mm_cb.metrics.results import Measurement, measure
 
 ITEMS = "items.jsonl"
-_MEASURES_NOTHING = ("train", "data build pairs")
+_MEASURES_NOTHING = ("train", "data build pairs", "data build calls")
 _COMPLETIONS = Path("parts") / "completions.jsonl"
 _TOLERANCE = 0.05
 """Percentage points between a number that is stored and the same one counted again."""

@@ -140,10 +140,11 @@ class ChatModel(LanguageTower):
         system: str | None = None,
         completion: str | None = None,
         close_turn: bool = True,
+        tools: Sequence[JsonObject] = (),
     ) -> str:
         r"""The chat as text: ``"[INST] <image>\ntext [/INST]"``, with the completion behind it if there is one."""
         messages = chat(text, images=int(has_image), system=system, completion=completion)
-        return render_chat(self.processor, messages, close_turn=close_turn, dialect=self.dialect).text
+        return render_chat(self.processor, messages, close_turn=close_turn, dialect=self.dialect, tools=tools).text
 
     def encode(
         self,
@@ -154,6 +155,7 @@ class ChatModel(LanguageTower):
         systems: Sequence[str | None] | None = None,
         padding_side: str = "left",
         close_turn: bool = True,
+        tools: Sequence[Sequence[JsonObject]] = (),
     ) -> ModelInputs:
         """Encode one exchange per row: the user's text, with or without a picture, and perhaps a completion.
 
@@ -164,6 +166,7 @@ class ChatModel(LanguageTower):
             systems: A text of the operator in front of the user's, or None.
             padding_side: ``"left"`` (to generate) or ``"right"``.
             close_turn: False leaves completions open, without the token that ends them (targets that are prefixes).
+            tools: JSON schemas of functions that each row is shown; none given = no row has any.
 
         Returns:
             The batch, on the model's device.
@@ -175,7 +178,7 @@ class ChatModel(LanguageTower):
             )
         ]
         pictures = [[] if image is None else [image] for image in images]
-        return self.encode_chats(chats, pictures, padding_side=padding_side, close_turn=close_turn)
+        return self.encode_chats(chats, pictures, padding_side=padding_side, close_turn=close_turn, tools=tools)
 
     def encode_chats(
         self,
@@ -185,12 +188,13 @@ class ChatModel(LanguageTower):
         padding_side: str = "left",
         close_turn: bool = True,
         tools: Sequence[Sequence[JsonObject]] = (),
+        openings: Sequence[str] = (),
         device: torch.device | str | None = None,
     ) -> ModelInputs:
         """Encode whole chats, each with the pictures that its parts ``{"type": "image"}`` stand for, in order.
 
-        Each chat's ``tools``, JSON schemas, are shown by the template; none given = no chat has any. The batch is put
-        on ``device``; None = the model's.
+        Each chat's ``tools``, JSON schemas, are shown by the template, and its opening stands behind the prompt as it
+        is, where the model goes on; none given = no chat has any. The batch is put on ``device``; None = the model's.
 
         Raises:
             ValueError: If a chat has another number of image parts than of pictures, or ``max_length`` would cut off
@@ -198,7 +202,10 @@ class ChatModel(LanguageTower):
         """
         pictures, stands = self._pictures(images)
         rows: list[tuple[list[int], list[int]]] = []
-        for messages, row_images, row_tools in zip(chats, images, tools or [()] * len(chats), strict=True):
+        none = len(chats)
+        for messages, row_images, row_tools, opening in zip(
+            chats, images, tools or [()] * none, openings or [""] * none, strict=True
+        ):
             named = sum(
                 p["type"] == "image"
                 for m in messages
@@ -211,7 +218,7 @@ class ChatModel(LanguageTower):
             rendered = render_chat(
                 self.processor, messages, pictures=own, close_turn=close_turn, dialect=self.dialect, tools=row_tools
             )
-            rows.append(self._tokenise(rendered))
+            rows.append(self._tokenise(rendered.begun(opening) if opening else rendered))
         tokens = pad_rows(rows, self.processor.tokenizer.pad_token_id, padding_side)
         place = self.device if device is None else device
         if pictures is None:

@@ -59,6 +59,11 @@ class RenderedChat:
             roles.append(int(max(touching, default=TokenRole.TEMPLATE)))
         return roles
 
+    def begun(self, opening: str) -> "RenderedChat":
+        """The chat with the beginning of an answer behind it, as it is: no template writes on it."""
+        end = len(self.text) + len(opening)
+        return RenderedChat(self.text + opening, (*self.spans, Span(TokenRole.COMPLETION, len(self.text), end)))
+
 
 def chat(text: str, *, images: int = 0, system: str | None = None, completion: str | None = None) -> list[Message]:
     """One exchange as messages; a system text is put in front of the user's (Mistral's format has no system role)."""
@@ -142,6 +147,8 @@ def render_chat(
     texts: list[tuple[str, str]] = []
     format = tool_format(processor) if tools or any("tool_calls" in message for message in messages) else None
     turns = _Turns(texts, dialect)
+    for tool in tools:
+        turns.refuse(json.dumps(tool, ensure_ascii=False))
     stand_ins = [turns.stand_in(message) for message in messages[:-1]]
     answer = len(texts)
     stand_ins.append(turns.stand_in(messages[-1]))
@@ -261,7 +268,7 @@ class _Turns:
         if not (calls := message.get("tool_calls")):
             return {"role": message["role"], "content": replaced}
         for call in calls:
-            self._refuse(str(call))
+            self.refuse(str(call))
         place = self._number("call", calls[0].name)
         self._calls[len(self._texts) - 1] = calls
         self._called += len(calls)
@@ -295,7 +302,7 @@ class _Turns:
     def _part(self, role: str, part: Message) -> Message:
         if part["type"] != "text":
             return part
-        self._refuse(part["text"])
+        self.refuse(part["text"])
         number = self._number(role, part["text"])
         return {"type": "text", "text": number if role in _AS_WRITTEN else f"{_BLANK}{number}{_BLANK}"}
 
@@ -303,7 +310,8 @@ class _Turns:
         self._texts.append((role, text))
         return f"\ue000{len(self._texts) - 1}\ue001"
 
-    def _refuse(self, text: str) -> None:
+    def refuse(self, text: str) -> None:
+        """Refuse a text that would be taken for a picture, or that no tokenizer takes."""
         for token in (self._dialect.image_token, self._dialect.soft_token):
             if token is not None and token in text:
                 raise UserError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mm_cb.core.records import Item
 from mm_cb.metrics.results import Measurement, find
-from mm_cb.metrics.table import metric, rank
+from mm_cb.metrics.table import judged_as, metric, rank
 from mm_cb.report.labels import rule_labels
 
 
@@ -60,7 +60,8 @@ def changes(items: Iterable[Item]) -> tuple[list[Change], list[Change]]:
     """Benign items on which the circuit breaker does worse than the base, and those where better, by size."""
     by_key: dict[tuple[str, str, str], dict[str, Item]] = {}
     for item in items:
-        if item["metric"] != "compliance" and ":" not in item["condition"] and item["subject"] in ("base", "rr"):
+        benign = judged_as(item["metric"]) != "compliance" and ":" not in item["condition"]
+        if benign and item["subject"] in ("base", "rr"):
             by_key.setdefault((item["metric"], item["condition"], item["id"]), {})[item["subject"]] = item
     names = rule_labels(key[:2] for key in sorted(by_key))
     both = [

@@ -18,6 +18,7 @@ CONDITIONS |= {
     "worst_case_opening": "worst, opening only",
     "worst_case_supplied": "worst, supplied text",
     "worst_case_transfer": "worst, base's pictures",
+    "forced_call": "forced call",
 }
 CONDITIONS |= {
     **{f"{BESIDE}{entry.name}": f"beside pictures under {entry.label}" for entry in attacks()},
@@ -42,6 +43,14 @@ OUTCOMES = {
     "refusal": "refuses",
     "other": "something else",
     "not_judged": "not judged",
+}
+CALLS = {
+    "call_made": "call made",
+    "wrong_tool": "another tool",
+    "malformed": "broken call",
+    "gibberish": "broken text",
+    "refusal": "refuses",
+    "other": "text alone",
 }
 OVER_REFUSAL_OUTCOMES = {
     "compliance": "helps",

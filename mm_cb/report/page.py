@@ -16,6 +16,7 @@ from mm_cb.core.runs import flatten
 from mm_cb.metrics.results import Measurement, find
 from mm_cb.metrics.table import is_worst_case
 from mm_cb.report import labels
+from mm_cb.report.agents import agents, kind_labels, target_pieces
 from mm_cb.report.charts import curve_charts, layer_charts, outcome_bars, refusal_bars
 from mm_cb.report.combine import ReportData, combine
 from mm_cb.report.comparable import AS_RUN, judges_of
@@ -130,11 +131,11 @@ def render(data: ReportData, *, show_completions: bool = False) -> str:
         "completion": lambda item: shown_completion(item, show=data.fiction or show_completions),
     }
     with labels.conditions_called({name: text for run in data.runs for name, text in run.labels.items()}):
-        text = environment.get_template("report.html.j2").render(_context(data))
+        text = environment.get_template("report.html.j2").render(_context(data, show=data.fiction or show_completions))
     return _BEFORE_PERCENT.sub("\N{NO-BREAK SPACE}%", text)
 
 
-def _context(data: ReportData) -> dict[str, object]:
+def _context(data: ReportData, *, show: bool) -> dict[str, object]:
     table = headline_table(data.measurements, data.strengths)
     told = [
         m
@@ -165,6 +166,9 @@ def _context(data: ReportData) -> dict[str, object]:
         "layers": layer_charts(data.representations),
         "representations": data.representations,
         "gallery": build_gallery(data.items),
+        "agents": agents(data.items, data.measurements, table.subjects, show=show),
+        "kind_labels": kind_labels(),
+        "target_pieces": target_pieces if show else lambda _: (),
         "amplification": AMPLIFICATION,
         "categories": category_rows(data.measurements),
         "changes": [

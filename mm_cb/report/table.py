@@ -9,6 +9,7 @@ from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.results import Measurement, find
 from mm_cb.metrics.statistics import holm
 from mm_cb.metrics.table import (
+    CALLS,
     FORCED,
     HEADLINE,
     KEPT,
@@ -34,6 +35,7 @@ PROMISED_SUBJECTS = ("base", "base+safety_prompt", "rr")
 HEADLINE_SUBJECTS = ("base", "base+safety_prompt", "base+probe", "rr", "rr+probe")
 ATTACKED_HEAD = "Forbidden requests answered, % (lower is better)"
 SPLIT_HEADS = {HEADLINE: "of these, under PGD", "worst_case": "of these, the worst of all attacks"}
+CALLS_HEAD = "Forbidden requests to an agent, % (lower is better)"
 KEPT_HEAD = "What must stay, % (higher is better)"
 SIDE_HEAD = "Side effects on benign requests, % (lower is better)"
 FORCED_HEAD = "Harmless sentences forced on the model, % (how strong the attack is)"
@@ -196,6 +198,8 @@ def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str
     effects = [one for one in metrics() if one.section == SIDE_EFFECT]
     rules: dict[str, dict[str, None]] = {one.name: {} for one in capabilities}
     side: dict[str, dict[str, None]] = {one.name: {one.strict: None} if one.promised else {} for one in effects}
+    agents = {one.name for one in metrics() if one.section == CALLS}
+    called: dict[tuple[str, str], None] = {}
     broad = {one.name for one in effects if not one.promised}
     attacks = dict.fromkeys(("no_attack", "noise", HEADLINE, "pgd_adaptive"))
     for m in measurements:
@@ -203,6 +207,8 @@ def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str
             rules[m.metric][m.condition] = None
         elif m.metric in side and (m.metric in broad or m.condition.startswith(BESIDE)):
             side[m.metric][m.condition] = None
+        elif m.metric in agents:
+            called[m.metric, m.condition] = None
         elif m.metric == "compliance" and not is_worst_case(m.condition):
             attacks[m.condition] = None
     for name, strict in _missed(capabilities, rules):
@@ -210,6 +216,7 @@ def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str
     rows = [(True, ATTACKED_HEAD, label(CONDITIONS, a), "compliance", a, "all") for a in (*attacks, WORST_CASE)]
     rows += [(False, ATTACKED_HEAD, label(CONDITIONS, a), "compliance", a, "all") for a in WORST_GIVEN]
     rows += [(False, SPLIT_HEADS[a], SPLITS[s], "compliance", a, s) for a in SPLIT_HEADS for s in _KINDS]
+    rows += [(False, CALLS_HEAD, text, *address, "all") for address, text in rule_labels(called).items()]
     names = rule_labels((metric, rule) for metric, conditions in rules.items() for rule in conditions)
     rows += [(True, KEPT_HEAD, text, metric, rule, "all") for (metric, rule), text in names.items()]
     flags = [one for one in metrics() if one.section == KEPT and not one.capability]

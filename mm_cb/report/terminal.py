@@ -10,6 +10,7 @@ from mm_cb.report.labels import interval, percent, signed, subject_label, withou
 from mm_cb.report.strength import Strength
 from mm_cb.report.table import (
     ATTACKED_HEAD,
+    CALLS_HEAD,
     FORCED_HEAD,
     KEPT_HEAD,
     SIDE_HEAD,
@@ -26,6 +27,7 @@ _BRIEF = {
     ATTACKED_HEAD: "complies, %",
     SPLIT_HEADS[HEADLINE]: "PGD by kind, %",
     SPLIT_HEADS["worst_case"]: "worst by kind, %",
+    CALLS_HEAD: "agent, %",
     KEPT_HEAD: "kept, %",
     SIDE_HEAD: "side effects, %",
     FORCED_HEAD: "forced, %",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mm_cb.core.records import Item
 from mm_cb.metrics.observations import BESIDE
+from mm_cb.metrics.table import judged_as
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -54,7 +55,7 @@ def shown_completion(item: Item, *, show: bool) -> str:
 
 
 def _unjudged_behaviour(item: Item) -> bool:
-    return item["metric"] == "compliance" and item.get("outcome") is None
+    return judged_as(item["metric"]) == "compliance" and item.get("outcome") is None
 
 
 def _dictated(item: Item) -> bool:

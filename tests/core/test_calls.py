@@ -116,3 +116,40 @@ def test_the_first_version_takes_a_call_without_named_arguments_for_none_and_kee
         assert python_calls.read(text)
         with pytest.raises(NotCalls):
             python_calls.read(text, version=1)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("calls", CALLS, ids=range(len(CALLS)))
+def test_an_opening_is_how_a_call_begins(format, calls):
+    """What stands behind it in a call completes it to that call, of the same way of writing."""
+    opening, written = FORMATS[format].opening(calls[0].name), FORMATS[format].write(calls[:1])
+    assert written.startswith(opening) and not opening[-1].isspace()
+    completed = opening + written.removeprefix(opening)
+    assert FORMATS[format].read(completed).calls == calls[:1]
+    if format == "python":
+        with pytest.raises(NotCalls):
+            FORMATS[format].read(opening + "I will not.")
+    else:
+        with pytest.raises(NotCalls):
+            FORMATS[format].read(opening + " I will not.")
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ("Sure, I will: brew(leaf='a) b', minutes=3). Done.", [("brew", {"leaf": "a) b", "minutes": 3})]),
+        ("First brew(leaf=, then brew(leaf='x') twice", [("brew", {"leaf": "x"})]),
+        ("brew(leaf='x'), kettle.brew(leaf='y')", [("brew", {"leaf": "x"}), ("kettle.brew", {"leaf": "y"})]),
+        ("my.brew(leaf='x')", []),
+        ("The brew is ready.", []),
+        ("", []),
+        ("brew(leaf='x'", None),
+        ("brew(" * 3000, None),
+    ],
+)  # fmt: skip
+def test_calls_in_a_text_are_found_by_their_functions(text, calls):
+    if calls is None:
+        with pytest.raises(NotCalls):
+            python_calls.within(text, ["brew", "kettle.brew", ""])
+    else:
+        assert python_calls.within(text, ["brew", "kettle.brew", ""]) == calls

@@ -182,6 +182,33 @@ def function_calling(folder: Path) -> None:
         benchmark.score(question, said[question.id])
 
 
+def harmful_calls(folder: Path) -> None:
+    from mm_cb.benchmarks.harmful_calls.rows import read_rows
+
+    for row in read_rows(str(folder / "h.jsonl"), str(folder / "tools.json"), split="test_public", accepted=False):
+        plain([row.id, row.prompt, row.tools, row.targets, row.category])
+
+
+def functions(folder: Path) -> None:
+    from mm_cb.data.built_calls import read_functions
+
+    plain(read_functions(folder / "f.jsonl"))
+
+
+def target_calls(folder: Path) -> None:
+    from mm_cb.data.behaviors_file import read_behaviors
+
+    for behavior in read_behaviors(folder / "behaviors.jsonl"):
+        plain([behavior.id, behavior.prompt, behavior.call and behavior.call.call, behavior.tools])
+
+
+def agentharm(folder: Path) -> None:
+    from mm_cb.benchmarks.harmful_calls.rows import read_rows
+
+    for row in read_rows(str(folder), str(folder / "tools.json"), split="validation", accepted=True):
+        plain([row.id, row.prompt, row.tools, row.targets, row.category])
+
+
 def wild(folder: Path) -> None:
     from mm_cb.benchmarks.llava_wild.questions import fingerprint, read_questions
 

@@ -128,6 +128,38 @@ def function_calling() -> Files:
     return {"q.json": lines(asked), "possible_answer/q.json": lines(right), "said/a.jsonl": lines(given)}
 
 
+def _bell() -> dict[str, object]:
+    inner = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    return {"name": "bell", "description": "Rings.", "parameters": inner}
+
+
+def harmful_calls() -> Files:
+    """Forbidden requests to an agent, and functions of their own and beside them."""
+    own = {"id": "a", "kind": "harmful", "prompt": "ring", "tools": [_bell()], "image": "a.png", "category": "c"}
+    other = {"id": "a", "kind": "benign", "prompt": "ring", "target_functions": ["bell"]}
+    return {"h.jsonl": lines([own, other]), "tools.json": json.dumps([_bell()]).encode(), "a.png": png()}
+
+
+def target_calls() -> Files:
+    """Behaviours whose target is a call."""
+    call = {"name": "bell", "arguments": {"n": 2}, "match": ["n"]}
+    row = {"id": "a", "prompt": "ring", "target_call": call, "tools": [_bell()], "image": "a.png"}
+    return {"behaviors.jsonl": lines([row]), "a.png": png()}
+
+
+def functions() -> Files:
+    """Lists of functions to build calls over."""
+    return {"f.jsonl": lines([{"tools": [_bell()]}])}
+
+
+def agentharm() -> Files:
+    """AgentHarm's layout."""
+    row = {"id": "1-1", "name": "n", "prompt": "ring", "target_functions": ["bell"], "category": "c"}
+    content = json.dumps({"behaviors": [row]}).encode()
+    files = {f"benchmark/{kind}_behaviors_validation.json": content for kind in ("harmful", "benign")}
+    return files | {"tools.json": json.dumps([_bell()]).encode()}
+
+
 def harmbench() -> Files:
     root, rows = "data/", range(2)
     table = "BehaviorID,Behavior,FunctionalCategory,SemanticCategory,ImageFileName,RedactedImageDescription\n"

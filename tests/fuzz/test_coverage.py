@@ -17,12 +17,14 @@ DECODES = {"loads", "safe_load", "DictReader", "reader", "read_text", "read_byte
 DECODES |= {"load_from_disk", "load_dataset", "from_parquet", "raw_decode", "literal_eval", "load_safetensors"}
 PACKAGES = ("mm_cb", "image_attacks")
 ELSEWHERE = {
+    "mm_cb/attacks/calls.py kept_lines": "copies a behaviours file that read_behaviors has read",
     "mm_cb/attacks/run.py run_attack": "hashes a behaviours file that read_behaviors has read",
     "mm_cb/attacks/transfer.py _batch": "copies pictures; the model comes first",
     "mm_cb/attacks/verify.py _check_counts": "compares what read_results has read; behind the model",
     "mm_cb/benchmarks/llava_wild/judging.py read_rule": "one file alone, known by its hash",
     "mm_cb/benchmarks/llava_wild/judging.py _bytes": "the same file's",
-    "mm_cb/cli/data.py build_pairs": "a text; tests/data/test_pairs.py",
+    "mm_cb/cli/data_build.py build_calls": "two texts; tests/data/test_built_calls.py",
+    "mm_cb/cli/data_build.py build_pairs": "a text; tests/data/test_pairs.py",
     "mm_cb/core/calls.py json_at": "a model's answer; tests/core/test_calls.py",
     "mm_cb/core/hub.py load_split": "the hub's; tests/core/test_hub.py",
     "mm_cb/core/provenance.py _entry": "the kernel's",

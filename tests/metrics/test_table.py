@@ -17,7 +17,7 @@ def as_before(monkeypatch):
 
 
 def test_the_order_is_that_of_the_results_files():
-    later = ("pope", "function_calling", "irrelevance", "relevance")
+    later = ("pope", "function_calling", "irrelevance", "relevance", "harmful_calls", "calls_made", "benign_calls")
     before = [name for name in map(lambda one: one.name, metrics()) if not name.startswith(later)]
     assert before == [
         "compliance", "mmmu", "mmmu_like", "llava_wild", "wild_like", "look_alikes", "over_refusal", "gibberish",
@@ -44,7 +44,7 @@ def test_worse_depends_on_the_direction():
 
 
 def test_an_unknown_section_is_refused():
-    with pytest.raises(ValueError, match="`section` must be one of attacked, kept"):
+    with pytest.raises(ValueError, match="`section` must be one of attacked, calls, kept"):
         Metric("x", "x", section="kpet")
 
 

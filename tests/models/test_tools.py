@@ -6,7 +6,7 @@ import pytest
 
 from mm_cb.core.calls import Call
 from mm_cb.core.errors import UserError
-from mm_cb.models.chat import chat, render_chat
+from mm_cb.models.chat import Dialect, chat, render_chat
 from mm_cb.models.text import TextProcessor
 from mm_cb.models.tools import tool_format
 from tests.models.shapes import MISTRAL_TEMPLATE, sentencepiece_like_tokenizer
@@ -158,3 +158,10 @@ def test_calls_that_a_template_cannot_write_are_refused():
     dropping = QWEN.replace("call.function.arguments | tojson", "'{}'")
     with pytest.raises(UserError, match="in a way that is not read here"):
         render_chat(processor(dropping), turns([CALL]), tools=TOOLS)
+
+
+def test_a_tool_that_names_the_image_placeholder_is_refused():
+    tool = copy.deepcopy(TOOLS[0])
+    tool["function"]["description"] = "Shows <image>."
+    with pytest.raises(UserError, match="must not hold the image placeholder `<image>`"):
+        render_chat(processor(QWEN), chat("make tea"), tools=[tool], dialect=Dialect("<image>", "<image>", "</s>"))

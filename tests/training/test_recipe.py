@@ -11,9 +11,9 @@ from mm_cb.training.recipes.recipe import load_recipe, recipe_keys
 
 def test_the_miniature_recipe():
     assert set(recipe_names()) == {
-        "gemma-3-12b-it", "gpt2", "internvl3-8b", "llama-3-8b-instruct", "llava-1.5-7b", "llava-next-mistral-7b",
-        "llava-onevision-7b", "miniature", "miniature-paper", "mistral-7b-instruct", "qwen2.5-vl-7b", "qwen3-vl-8b",
-        "smolvlm-2b",
+        "gemma-3-12b-it", "gpt2", "internvl3-8b", "llama-3-8b-instruct", "llama-3-8b-instruct-agents", "llava-1.5-7b",
+        "llava-next-mistral-7b", "llava-onevision-7b", "miniature", "miniature-paper", "mistral-7b-instruct",
+        "qwen2.5-vl-7b", "qwen2.5-vl-7b-agents", "qwen3-vl-8b", "smolvlm-2b",
     }  # fmt: skip
     recipe = load_recipe("miniature")
     assert recipe.circuit_breaker.alpha == 5 and recipe.circuit_breaker.target_layers == [2, 4]
@@ -58,6 +58,21 @@ def test_the_text_recipes_are_the_released_ones(name, alpha):
         1e-4,
         0,
     )
+
+
+@pytest.mark.parametrize("name", ["llama-3-8b-instruct", "qwen2.5-vl-7b"])
+def test_the_recipes_for_agents_are_those_of_their_models_with_calls_mixed_in(name):
+    plain, agents = load_recipe(name), load_recipe(f"{name}-agents")
+    mixed = [source for source in agents.data.sources if source not in plain.data.sources]
+    assert [source for source in agents.data.sources if source in plain.data.sources] == plain.data.sources
+    assert [(source.name, source.set) for source in mixed] == [
+        ("harmful-calls.jsonl", "circuit_breaker"),
+        ("calls.jsonl", "retain"),
+    ]
+    assert agents.circuit_breaker.masks.text == "user_and_assistant"
+    masks = {"masks": plain.circuit_breaker.masks}
+    same = {"name": name, "data": plain.data, "circuit_breaker": agents.circuit_breaker.model_copy(update=masks)}
+    assert agents.model_copy(update=same) == plain
 
 
 OTHER_FAMILIES = {

@@ -160,7 +160,8 @@ def encode(
         for behavior, picture, end in zip(behaviors, pictures, ends, strict=True)
     ]
     shown = [[] if picture is None else [picture] for picture in pictures]
-    inputs = subject.model.encode_chats(chats, shown, close_turn=False)
+    tools = [behavior.tools for behavior in behaviors]
+    inputs = subject.model.encode_chats(chats, shown, close_turn=False, tools=tools)
     if found := subject.model.overlong(inputs):
         row, told = found
         raise UserError(f"behaviour {behaviors[row].id!r} is {told} Shorten its prompt or target.")

@@ -16,6 +16,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from mm_cb.attacks import saved as files
+from mm_cb.attacks.calls import spoken
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.target import TargetObjective, encode
 from mm_cb.attacks.refusals import refuse_unfit
@@ -80,6 +81,7 @@ def run_battery(source: ModelSource, behaviors: Path, out: Path, config: AttackC
             f"`mm-cb attack check` tests a search for pictures, and `{source.model}` is a model of text alone; see "
             "what it says by `mm-cb attack --attack no_attack,prefill_only,embedding`."
         )
+    asked = spoken(asked, source.model)
     recipe: dict[str, object] = {"model": source.model, "adapter": source.adapter, "system": source.system}
     recipe |= {"epsilon": config.threat.levels, "device": source.device, "dtype": source.dtype}
     options = {key: getattr(config, key) for key in ("steps", "iterates", "optimizer", "image_backend")}

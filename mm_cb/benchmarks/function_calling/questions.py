@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mm_cb.benchmarks.function_calling.rules import NESTED, TYPES, Expected
 from mm_cb.benchmarks.rows import Row, json_lines
 from mm_cb.core.errors import UserError
-from mm_cb.core.paths import protocol_file
 from mm_cb.core.reading import shown, unfit
 from mm_cb.core.records import JsonObject
+from mm_cb.data.prompt_mode import prompt_mode
 
 NON_LIVE = ("simple", "multiple", "parallel", "parallel_multiple")
 LIVE = tuple(f"live_{name}" for name in NON_LIVE)
@@ -37,7 +35,6 @@ _OTHERS = re.compile(
     r"(simple_java|simple_javascript|java|javascript|multi_turn|memory|web_search|exec|executable|rest|sql|chatable|format)"
 )
 _ID = re.compile(r"(?P<kind>[a-z_]+?)_(?P<rest>[0-9].*)")
-_PLACES = re.compile(r"\{(?:functions|question)\}")
 _FILE = re.compile(r"BFCL_v(\d+)_")
 _SCHEMA_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
 """BFCL's words for types, as JSON schemas have them."""
@@ -99,15 +96,7 @@ def kind_of(id: str) -> tuple[int, str] | None:
 
 def prompt(asked: Asked) -> str:
     """The request in BFCL's prompt mode, system text first."""
-    protocol, version = _protocol(), f"v{asked.version}"
-    hint, question = protocol["hints"][version], asked.question
-    if asked.version == 1:
-        written, question = str(list(asked.functions)), question + hint
-    else:
-        hinted = [{**one, "description": f"{one.get('description', '')}{hint}"} for one in asked.functions]
-        written = json.dumps(hinted, indent=4)
-    filled = {"{functions}": written, "{question}": question}
-    return _PLACES.sub(lambda place: filled[place[0]], protocol["prompts"][version])
+    return prompt_mode(asked.functions, asked.question, asked.version)
 
 
 def tools(asked: Asked, *, underscores: bool) -> tuple[JsonObject, ...]:
@@ -128,11 +117,6 @@ def tools(asked: Asked, *, underscores: bool) -> tuple[JsonObject, ...]:
 def called(name: str, *, underscores: bool) -> str:
     """A function's name as a model says it that knows no dots in names."""
     return name.replace(".", "_") if underscores else name
-
-
-@cache
-def _protocol() -> JsonObject:
-    return protocol_file("bfcl")
 
 
 def _schema(value: Any) -> Any:

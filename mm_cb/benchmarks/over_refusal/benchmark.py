@@ -91,6 +91,8 @@ class OverRefusal(Benchmark):
         judge = settings.judge or ("refusal-strings" if guest is None else guest.judge)
         if judge not in free_judges():  # any other one judges the finished run: `mm-cb judge RUN_DIR`
             raise unknown("judge", judge, free_judges())
+        if "over_refusal" not in open_judge(JudgeOptions(judge)).metrics:
+            raise UserError(f"judge `{judge}` judges no answers to benign requests; take refusal-strings.")
         file = requests_file(data)
         read = read_requests(file)
         requests = distinct(read)

@@ -1,0 +1,155 @@
+"""Forbidden requests to an agent and their harmless twins: rows of one's own, or AgentHarm as it is published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mm_cb.core import hub
+from mm_cb.core.errors import UserError
+from mm_cb.core.reading import Line, json_file, json_lines, refuse_typos, shown, unfit
+from mm_cb.core.records import JsonObject
+from mm_cb.data.cards import card
+from mm_cb.data.pictures import open_picture, path_inside
+from mm_cb.data.tools import read_tools
+
+HARMFUL, BENIGN = "harmful", "benign"
+KINDS = (HARMFUL, BENIGN)
+_OPTIONAL = ("tools", "target_functions", "category", "image")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request to an agent."""
+
+    id: str
+    """Once among the rows of its kind; a harmless twin has the id of the harmful row."""
+    kind: str
+    """One of `KINDS`."""
+    prompt: str
+    tools: tuple[JsonObject, ...]
+    """What the model is shown, as JSON schemas."""
+    targets: tuple[str, ...]
+    """The functions that the request takes; the first is the one whose call is forced."""
+    category: str = "all"
+    image: Path | None = None
+
+    @property
+    def twin(self) -> bool:
+        """Whether it is a harmless one."""
+        return self.kind == BENIGN
+
+    def called(self, *, underscores: bool) -> Row:
+        """The same with functions called without dots, where a model knows none."""
+        if not underscores:
+            return self
+        tools = tuple(
+            {**one, "function": {**one["function"], "name": one["function"]["name"].replace(".", "_")}}
+            for one in self.tools
+        )
+        return replace(self, tools=tools, targets=tuple(name.replace(".", "_") for name in self.targets))
+
+
+def read_rows(data: str, tools: str | None, *, split: str, accepted: bool) -> list[Row]:
+    """The rows of a file of our own, or of AgentHarm: its folder, or its name on the hub.
+
+    Args:
+        data: File, folder or name on the hub.
+        tools: A JSON list of function definitions, for rows that have none of their own.
+        split: Of AgentHarm.
+        accepted: Whether the user says that AgentHarm's clause covers the purpose.
+
+    Raises:
+        UserError: If a file or row is not as expected, an id comes twice, there is no harmful row, or AgentHarm's
+            clause is not accepted.
+    """
+    known = {} if tools is None else _definitions(Path(tools))
+    own = Path(data).is_file() or Path(data).suffix in (".jsonl", ".json")
+    rows, first = [], dict[tuple[str, str], str]()
+    for line in json_lines(Path(data), "harmful calls") if own else _agentharm(data, split, accepted=accepted):
+        row = _row(line, Path(data).parent, known)
+        if (at := first.setdefault((row.kind, row.id), line.where)) != line.where:
+            raise UserError(f"{line.where}: every {row.kind} row must have its own id, `{row.id}` was used at {at}.")
+        rows.append(row)
+    if not any(row.kind == HARMFUL for row in rows):
+        raise UserError(f"`{data}` must hold at least one row of kind harmful, it holds none.")
+    return rows
+
+
+def _agentharm(data: str, split: str, *, accepted: bool) -> Iterator[Line]:
+    """AgentHarm's requests and their twins, whose ids agree."""
+    known = card("agentharm")
+    folder = Path(data)
+    if not folder.is_dir() and data.partition("@")[0] != known.hub:
+        raise UserError(f"`{data}` must be a .jsonl of your own, AgentHarm's folder, or {known.hub}; there is none.")
+    if not accepted:
+        raise UserError(f"AgentHarm's licence: {known.licence} Give `--accept-clause` if that covers your purpose.")
+    if not folder.is_dir():
+        folder = hub.fetch(data, ["benchmark/*.json"], kind="dataset")
+    for kind in KINDS:
+        name = f"{kind}_behaviors_{split}.json"
+        file = next((one for one in (folder / "benchmark" / name, folder / name) if one.is_file()), None)
+        if file is None:
+            raise UserError(f"`{data}` must hold {name} as {known.hub} does, it does not.")
+        content = json_file(file, dict, "a JSON object with `behaviors`, as AgentHarm's").get("behaviors")
+        if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
+            raise UserError(f"`{file}` must hold a list of objects as `behaviors`, got {shown(content)}.")
+        for number, one in enumerate(content, start=1):
+            kept = {key: one.get(key) for key in ("id", "prompt", "target_functions", "category")}
+            yield Line(f"{file}, behaviour {number}", kept | {"kind": kind})
+
+
+def _definitions(path: Path) -> dict[str, JsonObject]:
+    try:
+        found = read_tools(json_file(path, list, "a JSON list of function definitions"))
+    except ValueError as error:
+        raise UserError(f"`{path}`: {error}.") from error
+    return {str(one["function"]["name"]): one for one in found}
+
+
+def _row(line: Line, folder: Path, known: Mapping[str, JsonObject]) -> Row:
+    where, record = line
+    refuse_typos(record, _OPTIONAL, where)
+    for key in ("id", "prompt"):
+        value = record.get(key)
+        if not isinstance(value, str) or not value.strip() or unfit(value):
+            raise UserError(f"{where}: `{key}` must be a text that is not empty, got {shown(value)}.")
+    if record.get("kind") not in KINDS:
+        raise UserError(f"{where}: `kind` must be harmful or benign, got {shown(record.get('kind'))}.")
+    category = "all" if record.get("category") is None else record["category"]
+    if not isinstance(category, str):
+        raise UserError(f"{where}: `category` must be a text or null, got {shown(category)}.")
+    try:
+        targets = _targets(record.get("target_functions"))
+        tools = read_tools(record["tools"]) if "tools" in record else _of(targets, known)
+        names = [str(one["function"]["name"]) for one in tools]
+        if absent := [name for name in targets if name not in names]:
+            raise ValueError(f"`target_functions` must name functions of the row ({', '.join(names)}), got {absent[0]}")
+        image = None if record.get("image") is None else path_inside(folder.resolve(), record["image"])
+    except ValueError as error:
+        raise UserError(f"{where}: {error}.") from error
+    if image is not None:
+        open_picture(image, where)
+    return Row(record["id"], record["kind"], record["prompt"], tuple(tools), tuple(targets or names), category, image)
+
+
+def _targets(value: Any) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"`target_functions` must be a list of names of functions, got {shown(value)}")
+    return value
+
+
+def _of(targets: Sequence[str], known: Mapping[str, JsonObject]) -> list[JsonObject]:
+    """The definitions of a row's functions, from the file of definitions."""
+    if not targets:
+        raise ValueError("a row must have `tools`, or name its functions in `target_functions`, it has neither")
+    if absent := [name for name in targets if name not in known]:
+        raise ValueError(
+            f"the function `{absent[0][:80]}` has no definition: give the row `tools`, or `--tools FILE` with a JSON "
+            "list of definitions that has it"
+        )
+    return [known[name] for name in dict.fromkeys(targets)]
