@@ -87,6 +87,19 @@ def test_a_torn_line_is_dropped_and_then_cut_off(tmp_path, cut):
     assert read_jsonl(path) == [{"id": "d"}]
 
 
+@pytest.mark.parametrize("damage", [b"\x89PNG\r", b"\xff\xfe{", b"{\0\0\0", b'{"id": "\xff', b"gone"])
+@pytest.mark.parametrize("before", [b"", b'{"id": "a"}\n'])
+def test_an_end_that_is_no_torn_line_is_named(tmp_path, damage, before):
+    (tmp_path / "x.jsonl").write_bytes(before + damage)
+    with pytest.raises(UserError, match=rf"x\.jsonl:{1 + bool(before)} must be one JSON object, .* damaged"):
+        read_jsonl(tmp_path / "x.jsonl")
+
+
+def test_a_line_torn_inside_a_character_is_dropped(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes('{"id": "é'.encode()[:-1])
+    assert read_jsonl(tmp_path / "x.jsonl") == []
+
+
 def test_a_failed_append_leaves_no_half_line(tmp_path, monkeypatch):
     path = tmp_path / "x.jsonl"
     append_jsonl(path, {"id": "a"})

@@ -128,6 +128,9 @@ SETTINGS = {
     "rank 0": ({"r": 0}, "`r` must be a whole number from 1 on, got 0"),
     "half a rank": ({"r": 0.5}, "`r` must be a whole number"),
     "another rank": ({"r": 2}, "6 tensors have another shape"),
+    "a rank of many digits": ({"r": 10**30}, "its rank, 10000000000000000000, is more than any side of its tensors"),
+    "a rank beyond its tensors": ({"rank_pattern": {"q_proj": 10**9}}, "its rank, 1000000000, is more than any side"),
+    "a scale of many digits": ({"lora_alpha": 10**400}, "`lora_alpha` must be a finite number"),
     "no number": ({"lora_alpha": "8"}, "`lora_alpha` must be a finite number, got '8'"),
     "NaN": ({"lora_alpha": float("nan")}, "NaN, which is no number in JSON"),
     "a module that is not there": (
