@@ -61,6 +61,7 @@ def put_adapter(model: Any, folder: Path, name: str | None, *, trainable: bool =
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*missing adapter keys")  # said below
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # PEFT takes what the module's kind wants
             wrapped = PeftModel.from_pretrained(
                 model, str(folder), config=config, is_trainable=trainable, torch_device=str(model.device)
             )

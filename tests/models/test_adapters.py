@@ -159,6 +159,7 @@ def test_settings_that_are_not_understood_are_refused_by_name(case, folder, whol
         {},
         {"task_type": "CAUSAL_LM", "megatron_config": None, "a_newer_field": None, "another": False},
         {"init_lora_weights": "gaussian", "lora_dropout": 0.1},
+        {"fan_in_fan_out": True},
         {"target_modules": r".*language_model.*\.1\.(self_attn\.q_proj|mlp\.up_proj)|.*\.2\.mlp\.down_proj"},
         {"alpha_pattern": {"mlp.up_proj": 8, "down_proj": 8}, "rank_pattern": {"q_proj": 4}},
     ],
