@@ -188,6 +188,14 @@ def test_foreign_folders_files_and_damaged_runs_are_refused(out):
         RunDirectory(out, "demo", {}, 0).open()
 
 
+def test_what_is_no_run_directory_is_told_as_what_it_is(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for name, came in (("none", "there is none"), ("file", "it is a file"), ("folder", r"it holds no run\.json")):
+        with pytest.raises(UserError, match=f"{name}` must be a run directory, but {came}; give"):
+            read_run(tmp_path / name)
+
+
 def test_a_missing_input_is_named_and_leaves_nothing_that_blocks_the_next_try(out, tmp_path):
     with pytest.raises(UserError, match=r"none\.jsonl` must be a readable file"):
         RunDirectory(out, "attack", {}, 0, inputs=[tmp_path / "none.jsonl"]).open()
