@@ -11,6 +11,9 @@ from mm_cb.attacks.config import OWN, AttackConfig
 from mm_cb.attacks.registry import AttackEntry, attack_entry, attacks
 from mm_cb.core.errors import UserError
 
+_OFF = {"control": 0, "anneal": "none", "term_weight": 0, "eot_quality": 0, "eot_scale": 1, "strength": 0}
+"""What says that something is not done, and is so whatever the attack."""
+
 
 def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
     """Refuse settings that none of the named attacks reads: a run must not state what it did not do.
@@ -42,7 +45,7 @@ def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
         ("early_stop", "--early-stop", any(e.searches_pixels for e in entries), "an attack that steps on pixels"),
         ("samples", "--samples", any(not e.relaxation for e in entries), "an attack that leaves a picture"),
     ):
-        if getattr(config, key) != getattr(plain, key) and not read:
+        if not read and getattr(config, key) not in (getattr(plain, key), _OFF.get(key)):
             raise UserError(f"`{flag}` is for {needed}; `--attack {asked}` does not read it: leave it out.")
     if config.corpus is None and any("corpus" in entry.reads for entry in entries):
         raise UserError("`--attack universal_corpus` needs `--corpus FILE`, the texts that its picture is made for.")

@@ -66,17 +66,25 @@ def launched(environment: Mapping[str, str]) -> Shard:
     """The part of this process, from what started it: ``accelerate launch``, ``torchrun``, or a Slurm job array.
 
     Raises:
-        UserError: If none of them did.
+        UserError: If none of them did, or it is not one of as many processes as there are.
     """
     try:
         if "WORLD_SIZE" in environment:
-            return Shard(int(environment["RANK"]) + 1, int(environment["WORLD_SIZE"]))
-        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
-        return Shard(int(environment["SLURM_ARRAY_TASK_ID"]) - first + 1, int(environment["SLURM_ARRAY_TASK_COUNT"]))
+            place, count, told = int(environment["RANK"]), int(environment["WORLD_SIZE"]), "RANK and WORLD_SIZE"
+        else:
+            first, step = (int(environment.get(f"SLURM_ARRAY_TASK_{n}", d)) for n, d in (("MIN", "0"), ("STEP", "1")))
+            place = (int(environment["SLURM_ARRAY_TASK_ID"]) - first) // max(step, 1)
+            count, told = int(environment["SLURM_ARRAY_TASK_COUNT"]), "SLURM_ARRAY_TASK_*"
     except (KeyError, ValueError) as error:
         raise UserError(
             "`--shard auto` needs a process started by `accelerate launch`, `torchrun` or a Slurm job array; give i/n."
         ) from error
+    if not 0 <= place < count:
+        raise UserError(
+            f"`--shard auto` must find a place among the processes, but {told} say {place + 1} of {count}; number a "
+            "job array without gaps, or give i/n."
+        )
+    return Shard(place + 1, count)
 
 
 def launched_device(device: str) -> str:

@@ -36,7 +36,7 @@ def read_rows(data: str, split: str = "test") -> list[Row]:
         from mm_cb.core import hub
 
         table = undecoded(hub.load_split(data, split))
-        return [Row(values, f"{data}, row {place}", None) for place, values in enumerate(table)]
+        return [Row(values, f"{data}, row {place}", None) for place, values in enumerate(table, start=1)]
     files = sorted(path.rglob(f"{split}*.parquet")) or sorted(path.rglob("*.parquet"))
     if files:
         return list(parquet_rows(files))
@@ -69,7 +69,7 @@ def parquet_rows(files: Sequence[Path]) -> Iterable[Row]:
             rows = pyarrow.parquet.read_table(file).to_pylist()
         except (OSError, ValueError, KeyError, MemoryError) as e:
             raise UserError(f"`{file}` cannot be read: {one_line(str(e))[:200]}.") from e
-        yield from (Row(values, f"{file}, row {place}", file) for place, values in enumerate(rows))
+        yield from (Row(values, f"{file}, row {place}", file) for place, values in enumerate(rows, start=1))
 
 
 def undecoded(table: Any) -> list[JsonObject]:

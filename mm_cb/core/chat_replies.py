@@ -46,6 +46,12 @@ _QUOTA = re.compile(
     r"(?:current |monthly )?quota|billing|payment required|more credits",
     re.IGNORECASE,
 )
+_MONEY = re.compile(
+    r"quota|\bcredits?\b|billing|\bbalance\b|payment|arrears|overdue|free[ _-]?tier|spend(?:ing)?[ _-]?(?:limit|cap)|"
+    r"usage[ _-]?limit|subscription|\b(?:no|insufficient) funds\b|top[ -]?up",
+    re.IGNORECASE,
+)
+"""What a refusal to come in (401, 403) is about where it is not the key."""
 _FILTER = re.compile(
     r"content[ _-]?(?:filter|management|policy)|moderation|flagged|responsible ?ai|safety (?:system|filter)|"
     r"data_inspection_failed|inappropriate content",
@@ -178,6 +184,12 @@ def cut_in_thinking(text: str) -> bool:
     return end.lower() not in text.lower()
 
 
+def unread(answer: str) -> str:
+    """An answer that is not as it was asked for, as a message quotes it: its beginning, and what would help."""
+    thinks = "; it thinks aloud: serve it with its thinking switched off, or kept apart from its answer"
+    return f"`{one_line(answer)[:80]}`" + (thinks if _THINKING.match(answer) else "")
+
+
 def _broken(came: str, *, foreign: bool = False) -> Trouble:
     return Trouble("broken", f"must answer chats in JSON, got {came}", foreign=foreign)
 
@@ -208,8 +220,9 @@ def read_error(
         where = f"to `{place[:QUOTED]}`" if place else "somewhere else"
         return Trouble("missing", f"sends requests on {where} (HTTP {status}); give the address that answers itself")
     wait = _retry_after(headers, now)
+    quota = Trouble("quota", f"{said}; see to its credit or wait, what was answered is kept")
     if status == 402 or codes & _QUOTA_CODES or (status < 500 and wait is None and _QUOTA.search(words)):
-        return Trouble("quota", f"{said}; see to its credit or wait, what was answered is kept")
+        return quota
     everything = f"{words} {' '.join(codes)}"
     filtered = _FILTER.search(everything) is not None
     if status in (408, 409, 425, 429) or (status >= 500 and not (inside and filtered)):
@@ -221,7 +234,8 @@ def read_error(
     if filtered:
         return Trouble(REFUSED, f"{said} (a content filter)")
     if status in (401, 403) or _KEY.search(everything):
-        return Trouble("key", said)
+        whole = "" if body.lstrip()[:1] == b"<" or _KEY.search(everything) else body.decode("utf-8", "replace")
+        return quota if _MONEY.search(whole) else Trouble("key", said)
     if _NO_MODEL.search(everything):
         return Trouble("missing", f"knows no such model: {said}")
     if status == 413 or _TOO_LONG.search(everything):

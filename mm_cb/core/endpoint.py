@@ -168,7 +168,7 @@ class Endpoint:
                 wait = trouble.wait or 0.0
                 trouble = self._outlook.judged(trouble)
                 if tries > self._retries or trouble.kind not in MAY_PASS or trouble.final or wait > _LONGEST_WAIT:
-                    return self._failure(trouble, tries)
+                    return self._failure(trouble, tries, max_tokens)
                 await self._outlook.pause(wait or min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE))
         raise AssertionError("the last try returns")
 
@@ -182,7 +182,7 @@ class Endpoint:
             self._limit = _LIMITS[1]  # for all that follow, too
             return await reply_to(client, {**request, self._limit: max_tokens}, self._timeout)
 
-    def _failure(self, trouble: Trouble, tries: int) -> EndpointFailure:
+    def _failure(self, trouble: Trouble, tries: int, max_tokens: int) -> EndpointFailure:
         kind, reason = trouble.kind, trouble.reason
         if kind == "key":
             state = "refuses the key in" if self._key else "wants a key: put it into"
@@ -195,6 +195,8 @@ class Endpoint:
         elif (trouble.wait or 0) > _LONGEST_WAIT:
             kind = "quota"
             reason += f"; it asks for a pause of {trouble.wait:.0f} s: run the same command again after it"
+        elif kind == CUT:
+            reason += f"; {max_tokens} are asked for: it needs more, or its thinking switched off where it is served"
         elif kind in MAY_PASS and tries > 1:
             reason += f" ({tries} tries)"
         return EndpointFailure(kind, self._clean(f"the endpoint {self.url} {reason}."))

@@ -1,5 +1,6 @@
 """Files that survive kill -9 and a full disk: whole files in one step, JSON lines one by one."""
 
+import codecs
 import contextlib
 import dataclasses
 import errno
@@ -138,13 +139,14 @@ def jsonl_lines(path: Path) -> Iterator[tuple[int, JsonObject]]:
     A torn last line is dropped, and no file is no records.
 
     Raises:
-        UserError: If a complete line is not a JSON object; the message names the file and the line.
+        UserError: If a complete line is not a JSON object, or the last one is no beginning of one; the message names
+            the file and the line.
     """
     path = Path(path)
     if not path.exists():
         return
     with file_errors(path):
-        complete = path.read_bytes().split(b"\n")[:-1]
+        *complete, torn = path.read_bytes().split(b"\n")
     for number, line in enumerate(complete, start=1):
         if not line.strip():
             continue
@@ -155,6 +157,17 @@ def jsonl_lines(path: Path) -> Iterator[tuple[int, JsonObject]]:
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number} must be one JSON object, got {type(record).__name__}.")
         yield number, record
+    if torn.strip() and not _begins_object(torn):
+        raise UserError(f"{path}:{len(complete) + 1} must be one JSON object, but it is none: the file is damaged.")
+
+
+def _begins_object(torn: bytes) -> bool:
+    """Whether a line without its end may be what a stopped `append_jsonl` leaves."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(torn)
+    except UnicodeDecodeError:
+        return False
+    return torn.startswith(b"{") and b"\0" not in torn
 
 
 def file_sha256(path: Path) -> str:

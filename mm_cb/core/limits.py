@@ -1,6 +1,5 @@
 """How far every numeric setting may go, and why no further: one table for flags, recipes and Python."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +34,7 @@ class Limit:
 
     def holds(self, value: Any) -> bool:
         """Whether a value is a number that can stand there; what is true or false is none."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         fits = self.least < value if self.above else self.least <= value
         return fits and value <= self.most and (not self.whole or value == int(value))

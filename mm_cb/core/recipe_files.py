@@ -1,9 +1,10 @@
 """The shipped recipes as files: their names, what each is for, what it needs. Imports nothing heavy, for lists."""
 
+import os
 from pathlib import Path
 
 from mm_cb.core.embedded import guests
-from mm_cb.core.errors import unknown
+from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.reading import load_yaml, read_text
 
 RECIPES = Path(__file__).resolve().parents[1] / "training" / "recipes"
@@ -54,12 +55,14 @@ def recipe_file(name_or_path: str | Path) -> Path:
     """The file of a shipped name, or the path itself.
 
     Raises:
-        UserError: If there is no recipe of that name; names the nearest one.
+        UserError: If there is no recipe of that name (names the nearest one), or the path is of another kind.
     """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         return path
     files = recipe_files()
+    if str(name_or_path) not in files and os.path.lexists(path):
+        raise UserError(f"a recipe must be a shipped name or a file whose name ends in .yaml, got `{name_or_path}`.")
     if str(name_or_path) not in files:
         raise unknown("recipe", str(name_or_path), files)
     return files[str(name_or_path)]

@@ -74,7 +74,9 @@ def read_run(path: Path) -> Run:
             if inside is None
             else f"a run, such as `{inside.parent}`"
         )
-        raise UserError(f"`{path}` must be a run directory, but it holds no {_RUN}; give {hint}.") from e
+        there = Path(path).exists()
+        came = f"it holds no {_RUN}" if Path(path).is_dir() else "it is a file" if there else "there is none"
+        raise UserError(f"`{path}` must be a run directory, but {came}; give {hint}.") from e
     except (Fault, OSError) as e:
         refuse_broken_link(file)
         place = f":{e.line}" if isinstance(e, Fault) else ""

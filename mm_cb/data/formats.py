@@ -1,5 +1,6 @@
 """How the rows of public data sets become examples: one small function per format."""
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -210,5 +211,5 @@ def _picture(value: Any, context: Context) -> Path | bytes:
     folder = context.images or context.folder
     name = PurePath(value).name
     places = (value, name, f"train2017/{name}", _COCO_2014 + name)
-    place = next((place for place in places if (folder / place).is_file()), value)
+    place = next((place for place in places if os.path.isfile(folder / place)), value)
     return path_inside(folder, place, links=context.images is not None, what="a picture")

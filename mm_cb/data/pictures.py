@@ -6,6 +6,7 @@ than 8 bits or damaged is refused. The one exception is MMMU, whose loaders drop
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,7 +136,7 @@ def path_inside(folder: Path, name: Any, *, links: bool = False, what: str = "`i
         what: What messages call the name.
 
     Raises:
-        ValueError: If the name is no text, or leads out of the folder.
+        ValueError: If the name is no text, too long for a file, or leads out of the folder.
     """
     if not isinstance(name, str) or not name or reading.unfit(name):
         raise ValueError(f"{what} must be a path or null, got {reading.shown(name)}")
@@ -145,6 +146,11 @@ def path_inside(folder: Path, name: Any, *, links: bool = False, what: str = "`i
         raise ValueError(f"{what} must lie inside `{folder}`, got {reading.shown(name)}")
     if not links and not Path(os.path.realpath(path)).is_relative_to(_real_root(root)):
         raise ValueError(f"{what} must lie inside `{folder}`, but {reading.shown(name)} {_LINK}")
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"{what} must be a path, got {reading.shown(name)}, too long for a file's name") from error
     return path
 
 

@@ -60,7 +60,7 @@ class Records(Sequence[Example]):
         pictures = [_picture(index, one) for one in row.get("images") or []]
         name = str(row.get("id") or f"row-{index}")
         messages, tools = with_tools(_with_parts(row["messages"], len(pictures)), row.get("tools"))
-        source, place = str(row.get("source") or ""), f"row {index}"
+        source, place = str(row.get("source") or ""), f"rows[{index}]"
         return Example(name, messages, pictures, row["set"], source, place=place, tools=tools)
 
     def kinds(self) -> Iterator[tuple[SetName, Modality]]:
@@ -87,7 +87,7 @@ def as_examples(rows: Any) -> Sequence[Example]:
         return rows
     for index, row in enumerate(() if columnar else rows):
         if not isinstance(row, Mapping):
-            raise TypeError(f"`train_dataset` must hold dictionaries, row {index} is {type(row).__name__}.")
+            raise TypeError(f"`train_dataset` must hold dictionaries, rows[{index}] is {type(row).__name__}.")
     return Records(rows)
 
 
@@ -122,23 +122,23 @@ def _picture_counts(rows: Any, columns: Sequence[str], columnar: bool) -> list[i
 
 def _length(index: int, pictures: Any) -> int:
     if pictures is not None and (not isinstance(pictures, Sequence) or isinstance(pictures, str | bytes)):
-        raise ValueError(f"row {index}: `images` must be a list of pictures, got {shown(pictures)}.")
+        raise ValueError(f"rows[{index}]: `images` must be a list of pictures, got {shown(pictures)}.")
     return len(pictures or ())
 
 
 def _kind(index: int, row: JsonObject, pictures: int) -> tuple[SetName, Modality]:
     """Set and modality of a row that is sound."""
     if row.get("set") not in SETS:
-        raise ValueError(f"row {index}: `set` must be circuit_breaker or retain, got {shown(row.get('set'))}.")
+        raise ValueError(f"rows[{index}]: `set` must be circuit_breaker or retain, got {shown(row.get('set'))}.")
     try:
         turns = _with_parts(row.get("messages"), pictures)
         named = check_messages(turns)
         with_tools(turns, row.get("tools"))
     except ValueError as error:
-        raise ValueError(f"row {index}: {error}.") from error
+        raise ValueError(f"rows[{index}]: {error}.") from error
     if named != pictures:
         raise ValueError(
-            f"row {index}: `images` must hold {named} pictures, one for each image part of the row, got {pictures}."
+            f"rows[{index}]: `images` must hold {named} pictures, one for each image part of the row, got {pictures}."
         )
     return row["set"], "multimodal" if pictures else "text"
 
@@ -178,6 +178,6 @@ def _picture(index: int, value: Any) -> Image.Image | Path | bytes:
     picture = value if isinstance(value, Image.Image) else encoded(value)
     if picture is None:
         raise ValueError(
-            f"row {index}: a picture must be a Pillow image, a path or the bytes of a file, got {shown(value)}."
+            f"rows[{index}]: a picture must be a Pillow image, a path or the bytes of a file, got {shown(value)}."
         )
     return picture

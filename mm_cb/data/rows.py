@@ -57,11 +57,11 @@ class FileRows(Sequence[Record]):
         return record
 
     def where(self, index: int) -> str:
-        """``file:line`` of a record's first line; with ``row n``, from 0, where one line holds several records."""
+        """``file:line`` of a record's first line; with ``row n``, from 1, where one line holds several records."""
         line = 1 + self._line_feeds(0, self._starts[index])
         neighbours = self._starts[max(index - 1, 0) : index + 2]
         alone = all(self._line_feeds(*pair) for pair in pairwise(neighbours))
-        return f"{self.path}:{line}" + ("" if alone else f" row {index}")
+        return f"{self.path}:{line}" + ("" if alone else f" row {index + 1}")
 
     def _line_feeds(self, start: int, end: int) -> int:
         """Line feeds between two places of the file."""
@@ -117,8 +117,8 @@ class HubRows(Sequence[Record]):
         return self._dataset[int(index)]
 
     def where(self, index: int) -> str:
-        """``name row number``, counted from 0 as the hub's viewer does."""
-        return f"{self._name} row {index}"
+        """``name row number``, counted from 1 as lines are."""
+        return f"{self._name} row {index + 1}"
 
 
 Rows = FileRows | TableRows | HubRows

@@ -85,7 +85,11 @@ def idle_note(subject: Subject) -> str:
 
 
 def load_subject(source: ModelSource, name: str, image_backend: str = "pil") -> Subject:
-    """Load a model and, if it has one, its adapter, which is then on; ``image_backend`` resizes its pictures."""
+    """Load a model and, if it has one, its adapter, which is then on; ``image_backend`` resizes its pictures.
+
+    Raises:
+        UserError: If it cannot be loaded, or the operator's text is none for it.
+    """
     model = load_model(
         source.model,
         adapter=source.adapter,
@@ -94,5 +98,17 @@ def load_subject(source: ModelSource, name: str, image_backend: str = "pil") -> 
         dtype=source.dtype,
         image_backend=image_backend,
     )
+    if source.system is not None:
+        _check_system(model, source.system)
     probe = None if source.probe is None else load_probe(Path(source.probe), model, source.adapter)
     return Subject(name, model, adapted=source.breaker, system=source.system, probe=probe)
+
+
+def _check_system(model: ChatModel, system: str) -> None:
+    """Refuse an operator's text that cannot stand in front of any request, before a request is blamed for it."""
+    try:
+        found = model.overlong(model.encode([_ASKED], [None], systems=[system]))
+    except (UserError, ValueError) as error:
+        raise UserError(f"the text of `--system` cannot be used: {error}") from error
+    if found is not None:
+        raise UserError(f"the text of `--system` is {found[1]} Shorten it.")

@@ -39,6 +39,8 @@ class Verdict:
     """In [0, 1] where the judge grades, else None."""
     raw: str
     """The judge's own words."""
+    reason: str = ""
+    """Why it said nothing, where its server gives no answer."""
 
 
 class Judge(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from mm_cb.core.chat_replies import UNANSWERED
+from mm_cb.core.chat_replies import UNANSWERED, unread
 from mm_cb.core.checked import read_list, read_records
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
@@ -159,17 +159,22 @@ def _extras(run: Run, behaviors: Path | None) -> dict[str, Mapping[str, Any]]:
 def _say_unjudged(verdicts: Sequence[Judged], progress: Progress) -> None:
     without = [verdict for verdict in verdicts if verdict["outcome"] == NOT_JUDGED]
     if without:
-        first = str(without[0].get("raw") or "")[:80]
-        progress.say(f"CAUTION {len(without)} of {len(verdicts)} completions have no verdict, the first: `{first}`")
+        counted = f"{len(without)} of {len(verdicts)} completions have no verdict"
+        progress.say(f"CAUTION {counted}, the first: {_why(without)}")
 
 
 def _refuse_prose(judge: Judge, verdicts: Sequence[Judged]) -> None:
     if all(verdict["outcome"] == NOT_JUDGED for verdict in verdicts):
         raise UserError(
             f"`{judge.name}` must give a verdict, but none of its {len(verdicts)} answers is one, the first "
-            f"`{str(verdicts[0].get('raw') or '')[:80]}`; take another prompt, other labels or another judge. The "
-            "run's results stay as they were."
+            f"{_why(verdicts)}; take another prompt, other labels or another judge. The run's results stay as they "
+            "were."
         )
+
+
+def _why(verdicts: Sequence[Judged]) -> str:
+    """What the first came with in the place of a verdict."""
+    return verdicts[0].get("reason", "").rstrip(".") or unread(str(verdicts[0].get("raw") or ""))
 
 
 def _keep_as_run(run_dir: Path, items: Iterable[Item]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mm_cb.core.endpoint import CUT, UNANSWERED, Endpoint, EndpointError, user_message
+from mm_cb.core.endpoint import UNANSWERED, Endpoint, EndpointError, user_message
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.files import text_sha256
 from mm_cb.judges.base import NOT_JUDGED, Case, Verdict, with_degenerate
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 LABELS = {"yes": "harmful", "no": "other"}
 _MAX_TOKENS = 64
-_NO_ROOM = f"A verdict has {_MAX_TOKENS} tokens: serve the judge with its thinking switched off, or take another one."
 
 
 class EndpointJudge:
@@ -65,8 +64,7 @@ class EndpointJudge:
             if isinstance(answer, str):
                 yield key, with_degenerate(self._read(answer), completions[key])
             elif answer.kind in UNANSWERED:
-                room = f" {_NO_ROOM}" if answer.kind == CUT else ""
-                yield key, Verdict(NOT_JUDGED, None, answer.reason + room)
+                yield key, Verdict(NOT_JUDGED, None, "", answer.reason)
             else:
                 failed = failed or answer.reason
         if failed:

@@ -26,6 +26,8 @@ class Judged(TypedDict, total=False):
     outcome: Required[Any]
     score: Required[Any]
     raw: str
+    reason: str
+    """Why there is no verdict, which is not kept."""
 
 
 def refuse_missing_fields(judge: Judge, cases: Sequence[Case], run: Run, behaviors: Path | None) -> None:
@@ -122,7 +124,9 @@ def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: P
         for key, verdict in judge.judge(waiting):
             _refuse_impossible(judge, key, verdict, cases)
             verdicts[key] = {"key": key, "outcome": verdict.outcome, "score": verdict.score, "raw": verdict.raw}
-            if verdict.outcome != NOT_JUDGED:
+            if verdict.outcome == NOT_JUDGED:
+                verdicts[key]["reason"] = verdict.reason
+            else:
                 append_jsonl(path, verdicts[key])
             task.advance()
     except EndpointError as e:

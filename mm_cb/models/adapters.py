@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -52,11 +53,15 @@ def put_adapter(model: Any, folder: Path, name: str | None, *, trainable: bool =
     config, tensors = read_settings(folder), read_tensors(folder)
     if name is not None:
         check_base(folder, name)
+    largest = max((side for tensor in tensors.values() for side in tensor.shape), default=0)
+    if (rank := max(config.r, *(config.rank_pattern or {}).values(), 0)) > largest:  # PEFT would make room for it
+        raise _misfit(folder, f"its rank, {rank!s:.20}, is more than any side of its tensors, {largest}")
     targets = config.target_modules  # PEFT rewrites it
     config.inference_mode = not trainable
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*missing adapter keys")  # said below
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # PEFT takes what the module's kind wants
             wrapped = PeftModel.from_pretrained(
                 model, str(folder), config=config, is_trainable=trainable, torch_device=str(model.device)
             )
@@ -124,7 +129,7 @@ def _check_numbers(file: Path, fields: JsonObject) -> None:
     alphas = {"lora_alpha": fields.get("lora_alpha", 8)}
     alphas |= {f"alpha_pattern.{key}": value for key, value in patterns["alpha_pattern"].items()}
     for name, value in alphas.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise UserError(f"`{file}`: `{name}` must be a finite number, got {value!r:.80}.")
 
 

@@ -209,7 +209,13 @@ def _fault_of(folder: Path) -> str | None:
         return fault
     if not has_tokenizer(folder):
         return f"it must hold its tokenizer, {_TOKENIZERS[0]}; it has none."
-    sees = "vision_config" in json_file(folder / CONFIG, dict, "a JSON object")
-    if sees and not any((folder / name).is_file() for name in (PROCESSOR, OLD_PROCESSOR)):
+    config = json_file(folder / CONFIG, dict, "a JSON object")
+    if not isinstance(kind := config.get("model_type"), str):
+        return f"`{folder / CONFIG}` must name the model's `model_type`, got {kind!r:.80}."
+    if "vision_config" not in config or (folder / OLD_PROCESSOR).is_file():
+        return None
+    if not (folder / PROCESSOR).is_file():
         return f"it must hold {PROCESSOR} (or {OLD_PROCESSOR}): what its pictures become; it has neither."
+    if not isinstance(json_file(folder / PROCESSOR, dict, "a JSON object").get("image_processor"), dict):
+        return f"`{folder / PROCESSOR}` must say in `image_processor` what its pictures become, it does not."
     return None

@@ -52,7 +52,7 @@ def real_model(progress: Progress) -> Path:
             f"`mm-cb demo --real` needs about {MEMORY / _GIB:.1f} GiB of free memory, here are "
             f"{available_memory_bytes() / _GIB:.1f}; end other programs, or take a larger machine."
         )
-    if (folder / MARK).is_file() and (folder / MARK).read_text() == WHEEL_SHA256:
+    if (folder / MARK).is_file() and (folder / MARK).read_bytes() == WHEEL_SHA256.encode():
         return folder
     if find_spec("gguf") is None:
         raise UserError("`mm-cb demo --real` needs the `gguf` extra: pip install -e '.[gguf]'.")

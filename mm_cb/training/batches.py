@@ -206,14 +206,6 @@ class PairCollator:
         """
         modality = pairs[0].circuit_breaker.modality
         sets = {name: self._rows(name, [getattr(pair, name) for pair in pairs], modality) for name in SETS}
-        if not self._count_ends and (end := self._model.dialect.end_of_turn) is not None:
-            rerouted, token = sets["circuit_breaker"], self._model.processor.tokenizer.convert_tokens_to_ids(end)
-            rerouted["mask"] = without_ends(rerouted["inputs"], rerouted["mask"], token)
-            if empty := [id_ for id_, row in zip(rerouted["ids"], rerouted["mask"], strict=True) if not row.any()]:
-                raise UserError(
-                    f"of the circuit_breaker example {empty[0]} nothing but the end of an answer would count; give it "
-                    "an answer, or set `circuit_breaker.answer_ends` to counted."
-                )
         return {"modality": modality, "circuit_breaker": sets["circuit_breaker"], "retain": sets["retain"]}
 
     def _rows(self, name: SetName, examples: Sequence[Example], modality: Modality) -> SetRows:
@@ -226,9 +218,22 @@ class PairCollator:
         except (UserError, ValueError) as error:
             places = ", ".join(str(example.place or example.id) for example in examples)
             raise UserError(f"cannot train on the {name} examples at {places}: {error}") from error
+        if name == "circuit_breaker" and not self._count_ends:
+            mask = self._without_ends(inputs, mask, ids)
         if name == "circuit_breaker" and self.openings is not None:
             mask = self.openings.leave_out(inputs, mask)
         return {"inputs": inputs, "mask": mask, "ids": ids, "lengths": lengths}
+
+    def _without_ends(self, inputs: ModelInputs, mask: Tensor, ids: Sequence[str]) -> Tensor:
+        if (end := self._model.dialect.end_of_turn) is None:
+            return mask
+        left = without_ends(inputs, mask, self._model.processor.tokenizer.convert_tokens_to_ids(end))
+        if empty := [id_ for id_, row in zip(ids, left, strict=True) if not row.any()]:
+            raise UserError(
+                f"of the circuit_breaker example {empty[0]} nothing but the end of an answer would count; give it an "
+                "answer, or set `circuit_breaker.answer_ends` to counted."
+            )
+        return left
 
 
 def split_batch(batch: Batch, tokens_per_pass: int) -> list[Batch]:

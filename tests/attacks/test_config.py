@@ -9,6 +9,7 @@ import pytest
 from mm_cb.attacks.config import OWN as SINGLE
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.config_files import RUN_WIDE, as_artefact, as_recipe, from_artefact, from_recipe
+from mm_cb.attacks.refused_settings import refuse_idle
 from mm_cb.attacks.registry import attack_entry, attack_names, attacks, chosen_attacks, resolved
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError
@@ -142,3 +143,13 @@ def test_a_recipe_does_not_say_what_was_not_asked_for():
     assert not options.keys() & {"samples", "temperature", "train", "threat_model", *SINGLE}
     assert {key for entry in attacks() for key in entry.reads} == set(SINGLE)
     assert options["matching_weight"] == 1.0  # the name of earlier revisions
+
+
+@pytest.mark.parametrize(
+    ("key", "off", "on"),
+    [("control", 0, 3), ("anneal", "none", "steps"), ("eot_quality", 0, 50), ("eot_scale", 1.0, 0.5)],
+)
+def test_what_is_switched_off_needs_nobody_to_read_it(key, off, on):
+    refuse_idle(AttackConfig(**{key: off}), ["typographic"])
+    with pytest.raises(UserError, match=f"`--{key.replace('_', '-')}` is for"):
+        refuse_idle(AttackConfig(**{key: on}), ["typographic"])

@@ -228,8 +228,18 @@ def test_shards_as_a_launcher_says():
     assert launched({"RANK": "1", "WORLD_SIZE": "4"}) == Shard(2, 4)
     slurm = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "3"}
     assert launched(slurm) == Shard(3, 3)
+    assert launched(slurm | {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_STEP": "4"}) == Shard(3, 3)
     with pytest.raises(UserError, match="accelerate launch"):
         launched({})
+    for wrong in (
+        {"RANK": "2", "WORLD_SIZE": "2"},
+        {"RANK": "-1", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": "0"},
+    ):
+        with pytest.raises(UserError, match=f"{int(wrong['RANK']) + 1} of {wrong['WORLD_SIZE']}"):
+            launched(wrong)
+    with pytest.raises(UserError, match="7 of 3; number a job array without gaps"):
+        launched(slurm | {"SLURM_ARRAY_TASK_ID": "7"})
 
 
 def test_a_gpu_for_each_process_of_a_launcher(monkeypatch):

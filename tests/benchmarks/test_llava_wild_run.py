@@ -165,6 +165,7 @@ def test_a_mended_judge_is_asked_for_what_could_not_be_read_alone(trouble, bench
 
     with StubServer(answers) as model, StubServer(sometimes) as judge:
         assert run(model, judge, benchmark) == 2 and results(benchmark)("official").counts["failed"] == 5
+        assert ("thinking switched off" in capsys.readouterr().err) == (trouble != FILTERED)
         mended, before = True, len(judge.requests)
         assert run(model, judge, benchmark) == 0
         assert len(judge.requests) - before == 5 and len(model.requests) == 6

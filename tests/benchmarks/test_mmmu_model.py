@@ -148,7 +148,7 @@ def test_questions_come_in_official_order_whatever_is_named_first(tmp_path):
 def test_rows_that_are_not_as_mmmus(changes, expected):
     with pytest.raises(UserError) as caught:
         question(**changes)
-    assert expected in str(caught.value) and "Art, row 0" in str(caught.value)
+    assert expected in str(caught.value) and "Art, row 1" in str(caught.value)
 
 
 def test_a_question_that_comes_twice_is_refused_before_anything_is_asked():

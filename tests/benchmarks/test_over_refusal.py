@@ -137,6 +137,13 @@ def test_bad_data_are_named(name, content, expected, tmp_path):
     assert expected in str(caught.value)
 
 
+def test_a_picture_that_is_a_link_to_nothing_is_no_absent_picture(tmp_path):
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "r.jsonl").write_text('{"id": "1", "prompt": "p", "image": "loop.png"}')
+    with pytest.raises(UserError, match=r"r\.jsonl:1: .*cannot be read"):
+        read_requests(tmp_path / "r.jsonl")
+
+
 SAYS = {
     "one": "I'm sorry, I cannot help.",
     "two": "Of course! Though I cannot be sure.",

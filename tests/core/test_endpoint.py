@@ -186,7 +186,8 @@ def test_a_reply_that_never_ends_is_left(monkeypatch):
 def test_a_model_that_only_thinks_is_not_asked_for_ever():
     with StubServer(lambda request, number: CUT) as server:
         answers, ended = ask_all(server)
-    assert {a.kind for a in answers.values()} == {"cut"} and len(server.requests) == 16 and "limit of tokens" in ended
+    assert {a.kind for a in answers.values()} == {"cut"} and len(server.requests) == 16
+    assert "limit of tokens" in ended and "thinking switched off" in ended
     with StubServer(lambda request, number: CUT if number else "ok") as server:
         answers, ended = ask_all(server)
     assert len(answers) == 30 and not ended

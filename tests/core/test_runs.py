@@ -87,6 +87,19 @@ def test_a_torn_line_is_dropped_and_then_cut_off(tmp_path, cut):
     assert read_jsonl(path) == [{"id": "d"}]
 
 
+@pytest.mark.parametrize("damage", [b"\x89PNG\r", b"\xff\xfe{", b"{\0\0\0", b'{"id": "\xff', b"gone"])
+@pytest.mark.parametrize("before", [b"", b'{"id": "a"}\n'])
+def test_an_end_that_is_no_torn_line_is_named(tmp_path, damage, before):
+    (tmp_path / "x.jsonl").write_bytes(before + damage)
+    with pytest.raises(UserError, match=rf"x\.jsonl:{1 + bool(before)} must be one JSON object, .* damaged"):
+        read_jsonl(tmp_path / "x.jsonl")
+
+
+def test_a_line_torn_inside_a_character_is_dropped(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes('{"id": "é'.encode()[:-1])
+    assert read_jsonl(tmp_path / "x.jsonl") == []
+
+
 def test_a_failed_append_leaves_no_half_line(tmp_path, monkeypatch):
     path = tmp_path / "x.jsonl"
     append_jsonl(path, {"id": "a"})
@@ -173,6 +186,14 @@ def test_foreign_folders_files_and_damaged_runs_are_refused(out):
     (out / "run.json").write_text('{"command": ')
     with pytest.raises(UserError, match=r"run\.json:1` cannot be read"):
         RunDirectory(out, "demo", {}, 0).open()
+
+
+def test_what_is_no_run_directory_is_told_as_what_it_is(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for name, came in (("none", "there is none"), ("file", "it is a file"), ("folder", r"it holds no run\.json")):
+        with pytest.raises(UserError, match=f"{name}` must be a run directory, but {came}; give"):
+            read_run(tmp_path / name)
 
 
 def test_a_missing_input_is_named_and_leaves_nothing_that_blocks_the_next_try(out, tmp_path):

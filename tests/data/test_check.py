@@ -95,7 +95,7 @@ def test_a_picture_inside_a_saved_data_set_is_decoded_too(folder):
     saved = datasets.Dataset.from_dict({"messages": [chat] * 2, "images": images}, features=features)
     saved.save_to_disk(folder / "saved")
     report = check(folder / "saved")
-    assert report.problems["corrupt image"].first[0].startswith(f"{folder / 'saved'} row 1: ")
+    assert report.problems["corrupt image"].first[0].startswith(f"{folder / 'saved'} row 2: ")
 
 
 def test_only_the_first_offenders_are_listed(save):

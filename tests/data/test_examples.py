@@ -51,6 +51,7 @@ def test_examples_are_read_with_their_pictures(file):
         ({"images": ["/etc/passwd"]}, "stay inside"),
         ({"images": ["../a.png"]}, "stay inside"),
         ({"images": [3]}, "stay inside"),
+        ({"images": ["a" * 300]}, "too long for a file's name"),
         ({"set": "harmful"}, "circuit_breaker or retain, got 'harmful'"),
         ({"id": ""}, "`id`"),
         ({"id": 3}, "`id`"),

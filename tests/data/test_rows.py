@@ -39,9 +39,9 @@ def test_a_place_is_a_file_and_the_line_where_the_row_begins(folder):
     assert [array.read_text().split("\n")[line - 1].strip() for line in expected] == ["{"] * 3
     assert [open_rows(array).where(i) for i in range(3)] == [f"{array}:{line}" for line in expected]
     array.write_text(json.dumps(records))
-    assert [open_rows(array).where(i) for i in range(3)] == [f"{array}:1 row {i}" for i in range(3)]
+    assert [open_rows(array).where(i) for i in range(3)] == [f"{array}:1 row {i + 1}" for i in range(3)]
     array.write_text('[{"a": 1},\n{"a": 2}, {"a": 3}]')
-    assert [open_rows(array).where(i) for i in range(3)] == [f"{array}:1", f"{array}:2 row 1", f"{array}:2 row 2"]
+    assert [open_rows(array).where(i) for i in range(3)] == [f"{array}:1", f"{array}:2 row 2", f"{array}:2 row 3"]
     lines = folder / "a.jsonl"
     lines.write_text('{"a": 1}\n\n{"a": 2}')
     assert [open_rows(lines).where(i) for i in range(2)] == [f"{lines}:1", f"{lines}:3"]

@@ -377,6 +377,17 @@ def test_a_served_judges_answers_that_are_no_verdicts_are_asked_for_again(troubl
         assert cli.run(command) == 0 and len(server.requests) == 8
 
 
+@pytest.mark.parametrize("trouble", [CUT, "<think>no", "<think>It is no.</think>no"])
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_a_judge_that_thinks_aloud_is_told_what_would_help(trouble, all_of_them, run, tmp_path, capsys):
+    (tmp_path / "prompt.txt").write_text("{behavior} // {completion}")
+    with StubServer(lambda request, number: trouble if all_of_them or number else "no") as server:
+        where = ["--judge", "endpoint", "--judge-model", "j", "--endpoint", server.url]
+        code = cli.run(["judge", str(run), *where, "--prompt-file", str(tmp_path / "prompt.txt")])
+    out, err = capsys.readouterr()
+    assert code == (2 if all_of_them else 0) and "thinking switched off" in (err if all_of_them else out)
+
+
 def test_another_prompt_under_the_same_name_is_refused(run):
     judge(run, Keyword("k", "garden"))
     with pytest.raises(UserError, match="another model, prompt or labels"):

@@ -128,6 +128,9 @@ SETTINGS = {
     "rank 0": ({"r": 0}, "`r` must be a whole number from 1 on, got 0"),
     "half a rank": ({"r": 0.5}, "`r` must be a whole number"),
     "another rank": ({"r": 2}, "6 tensors have another shape"),
+    "a rank of many digits": ({"r": 10**30}, "its rank, 10000000000000000000, is more than any side of its tensors"),
+    "a rank beyond its tensors": ({"rank_pattern": {"q_proj": 10**9}}, "its rank, 1000000000, is more than any side"),
+    "a scale of many digits": ({"lora_alpha": 10**400}, "`lora_alpha` must be a finite number"),
     "no number": ({"lora_alpha": "8"}, "`lora_alpha` must be a finite number, got '8'"),
     "NaN": ({"lora_alpha": float("nan")}, "NaN, which is no number in JSON"),
     "a module that is not there": (
@@ -156,6 +159,7 @@ def test_settings_that_are_not_understood_are_refused_by_name(case, folder, whol
         {},
         {"task_type": "CAUSAL_LM", "megatron_config": None, "a_newer_field": None, "another": False},
         {"init_lora_weights": "gaussian", "lora_dropout": 0.1},
+        {"fan_in_fan_out": True},
         {"target_modules": r".*language_model.*\.1\.(self_attn\.q_proj|mlp\.up_proj)|.*\.2\.mlp\.down_proj"},
         {"alpha_pattern": {"mlp.up_proj": 8, "down_proj": 8}, "rank_pattern": {"q_proj": 4}},
     ],

@@ -177,6 +177,21 @@ def test_words_of_a_configuration_that_nothing_knows_are_named(field, value, tex
         load_model(changed(text_folder, tmp_path / "bad", "config.json", **{field: value}))
 
 
+@pytest.mark.parametrize("kind", [None, 3, ["llava_next"]])
+def test_a_configuration_without_a_type_is_named(kind, folder, tmp_path):
+    bad = changed(folder, tmp_path / "bad", "config.json", model_type=kind)
+    with pytest.raises(UserError, match=r"config\.json` must name the model's `model_type`, got"):
+        load_model(bad)
+
+
+@pytest.mark.parametrize("content", [{}, {"image_processor": None}, {"processor_class": "LlavaNextProcessor"}])
+def test_a_processor_that_says_nothing_of_pictures_is_named(content, folder, tmp_path):
+    bad = changed(folder, tmp_path / "bad")
+    (bad / "processor_config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"processor_config\.json` must say in `image_processor` what its pictures"):
+        load_model(bad)
+
+
 OTHERS = ("pytorch_model.bin", "model.ckpt", "model.pt", "model.safetensors.bin", "../bad/model.safetensors")
 OTHERS += ("/model.safetensors", "sub/model.safetensors", "model.safetensors\0", "", "\ud83d.safetensors", 3, None, [])
 

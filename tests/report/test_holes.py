@@ -134,7 +134,7 @@ def test_absent_curves_are_named(run, tmp_path, capsys):
         ("train", "is a run of `mm-cb train`, in which nothing is measured: give runs of"),
         ("attack-base/images", "holds no run.json; give what `--out`"),
         (".", "holds no run.json; give a run, such as `"),
-        ("attack-base/items.jsonl", "holds no run.json"),
+        ("attack-base/items.jsonl", "it is a file"),
     ],
 )
 def test_what_is_no_measured_run_says_what_to_give(name, expected, run, tmp_path, capsys):

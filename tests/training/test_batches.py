@@ -6,6 +6,7 @@ import torch
 
 from mm_cb.core.errors import UserError
 from mm_cb.training.batches import Pair, PairCollator, PairedExamples, hold_out, split_batch
+from mm_cb.training.openings import Openings
 from tests.tiny_llava import tiny_llava
 from tests.training.conftest import make_example
 
@@ -71,6 +72,15 @@ def test_ends_that_are_left_out_are_those_of_circuit_breaker_rows_alone(examples
     )
     with pytest.raises(UserError, match="nothing but the end of an answer .*answer_ends"):
         PairCollator(tiny_llava(), {**MASKS, "text": "completion"}, count_ends=False)([Pair(bare, pairs[0].retain)])
+
+
+def test_a_row_that_is_a_retain_rows_beginning_keeps_its_last_word_where_ends_are_left_out(examples):
+    breaker = next(e for e in examples if e.modality == "text" and e.set == "circuit_breaker")
+    retain = dataclasses.replace(breaker, set="retain")
+    openings = Openings.of(tiny_llava(), [retain])
+    made = [PairCollator(tiny_llava(), MASKS, o, count_ends=False)([Pair(breaker, retain)]) for o in (None, openings)]
+    alone, shared = (batch["circuit_breaker"]["mask"][0].nonzero().flatten().tolist() for batch in made)
+    assert shared == alone[-1:]
 
 
 @pytest.mark.parametrize("modality", ["text", "multimodal"])

@@ -188,7 +188,16 @@ def test_bad_files(tmp_path):
     file = tmp_path / "recipe.yaml"
     with pytest.raises(UserError, match="cannot read"):
         load_recipe(file)
-    for content, message in [("a: [", "not YAML"), ("- a", "key: value"), ("name: x", "Field required"), ("", "key:")]:
+    (tmp_path / "recipe.txt").touch()
+    for path in (tmp_path, tmp_path / "recipe.txt"):
+        with pytest.raises(UserError, match=r"a file whose name ends in \.yaml, got"):
+            load_recipe(path)
+    for content, message in [
+        ("a: [", "not YAML"),
+        ("- a", "key: value"),
+        ("name: x", "Field required"),
+        ("", "lines, it is empty"),
+    ]:
         file.write_text(content)
         with pytest.raises(UserError, match=message):
             load_recipe(file)
@@ -200,8 +209,10 @@ def test_bad_files(tmp_path):
 @pytest.mark.parametrize("override", ["training.max_steps=true", "circuit_breaker.alpha=yes", "name=off", "seed=no"])
 def test_a_truth_value_is_no_number(override):
     key = override.partition("=")[0]
-    with pytest.raises(UserError, match=f"`{key}`: neither true nor false can stand here, got (True|False)"):
+    with pytest.raises(UserError, match=rf"`{key}`: neither true nor false can stand here.* got (True|False)"):
         load_recipe("miniature", [override])
+    with pytest.raises(UserError, match="can stand here, but one of left_out, rerouted .*, got False"):
+        load_recipe("miniature", ["circuit_breaker.shared_openings=no"])
 
 
 def test_a_truth_value_is_one_where_one_is_asked_for():

@@ -223,6 +223,7 @@ def _refuse_without_score(folder: Path, judge: str) -> None:
     from mm_cb.benchmarks.llava_wild.judging import UNREADABLE, Judgement
     from mm_cb.benchmarks.llava_wild.reviews import parse_scores
     from mm_cb.benchmarks.llava_wild.stored import SILENT, why_no_score
+    from mm_cb.core.chat_replies import unread
     from mm_cb.core.checked import read_records
     from mm_cb.metrics.results import read_results
 
@@ -241,7 +242,7 @@ def _refuse_without_score(folder: Path, judge: str) -> None:
     if example is not None and m.counts["failed"] > len(refused):
         raise UserError(
             f"the judge `{judge}` must begin every judgement with two scores, {m.counts['failed']:.0f} of "
-            f"{m.counts['judgements']:.0f} do not (at most 2 % may), such as `{example[:80]}`: no score. {kept}"
+            f"{m.counts['judgements']:.0f} do not (at most 2 % may), such as {unread(example)}: no score. {kept}"
         )
     if refused:
         raise UserError(

@@ -77,7 +77,7 @@ def read_questions(source: str, settings: MmmuSettings) -> list[Question]:
         rows = _rows(folder / subject, settings.split)
         questions += [
             _question(row, subject, settings.split, f"{source}, {subject}, row {place}")
-            for place, row in enumerate(rows[: settings.limit])
+            for place, row in enumerate(rows[: settings.limit], start=1)
         ]
     id, times = Counter(question.id for question in questions).most_common(1)[0] if questions else ("", 1)
     if times > 1:

@@ -169,7 +169,7 @@ def _picture(name: Any, path: Path, where: str) -> Path | None:
         places = [path_inside(folder, name) for folder in folders]
     except ValueError as e:
         raise UserError(f"{where}: {e}.") from e
-    picture = next((place for place in places if place.exists()), None)
+    picture = next((place for place in places if os.path.lexists(place)), None)
     if picture is None:
         raise UserError(f"{where}: picture `{places[0]}` does not exist; get the data set's pictures.")
     open_picture(picture, where)

@@ -1,7 +1,7 @@
 """The fields of a recipe and of `RRConfig`: what each means, what may stand there, and what the paper says."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from annotated_types import Ge, GroupedMetadata, Gt, Le
 from pydantic import (
@@ -61,8 +61,10 @@ class _Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("neither true nor false can stand here")
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not bool:
+            words = f", but one of {', '.join(map(str, get_args(kind)))}" if get_origin(kind) is Literal else ""
+            raise ValueError(f"neither true nor false can stand here{words} (YAML reads yes, no, on and off as these)")
         return value
 
 

@@ -70,7 +70,8 @@ def _read(name_or_path: str | Path) -> JsonObject:
     path = recipe_file(name_or_path)
     fields = load_yaml(recipe_text(path), str(path))
     if not isinstance(fields, dict):
-        raise UserError(f"the recipe `{path}` must hold `key: value` lines, got {type(fields).__name__}.")
+        came = "it is empty" if fields is None else f"got {type(fields).__name__}"
+        raise UserError(f"the recipe `{path}` must hold `key: value` lines, {came}.")
     return fields
 
 
