@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.target import encode
-from mm_cb.attacks.registry import attack_entry, refuse_blind
+from mm_cb.attacks.registry import attack_entry, attacks, refuse_blind
 from mm_cb.attacks.texts import ask
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior, grey_canvas, refuse_too_large
@@ -21,6 +21,13 @@ from mm_cb.metrics.observations import starts_with
 from mm_cb.models import ChatModel, VisionModel
 from mm_cb.models.families import sees
 from mm_cb.models.low_rank import changes_of
+
+
+def fitting(model: str, names: Sequence[str]) -> list[str]:
+    """What ``all`` comes to on a model: on one of text alone, every attack that needs neither picture nor a file."""
+    if sees(model):
+        return list(names)
+    return [entry.name for entry in attacks() if not entry.needs_picture and not entry.imported]
 
 
 def refuse_unseen(model: str, names: Sequence[str], behaviors: Sequence[Behavior], file: Path) -> None:

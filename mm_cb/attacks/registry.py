@@ -352,7 +352,8 @@ def refuse_blind(model: str, names: Sequence[str]) -> None:
 def chosen_attacks(text: str, *, adapted: bool) -> list[str]:
     """The attacks that ``--attack`` names, in order: a name or a Python file, several with commas between, or ``all``.
 
-    ``all`` are those of the table that say so; without an adapter the ones that aim at it are left out.
+    ``all`` are those of the table that say so; without an adapter the ones that aim at it are left out. On a model of
+    text alone it comes to others, see `mm_cb.attacks.refusals.fitting`.
 
     Raises:
         UserError: If a name is unknown, comes twice, or needs an adapter that is not there.
