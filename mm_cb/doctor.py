@@ -63,17 +63,30 @@ def print_findings(recipe: str | None = None, model: str | None = None) -> bool:
     Raises:
         UserError: If there is no such recipe or model, or they do not fit one another, or are not supported.
     """
-    findings = [] if model is not None and recipe is None else examine()
+    from mm_cb.core.closing import Step, what_next
+
+    findings, steps = [], []
     if recipe is not None:
         from mm_cb.training.recipes.recipe import load_recipe
 
-        findings += examine_recipe(load_recipe(recipe))
+        findings = machine() + examine_recipe(load_recipe(recipe))
+        steps = [Step("what would be trained, and how", ["train", recipe, "--dry-run"])]
+    elif model is None:
+        findings = examine()
+        steps = [
+            Step("a breaker of the embedded miniature, attacked, on one page; minutes", ["demo"]),
+            Step("a quick look at a model of yours", ["doctor", "--model", "M"]),
+        ]
     if model is not None:
         from mm_cb.attacks.quick_look import look
 
-        print_table([Finding(name, ok, detail) for name, ok, detail in look(model)], _POSSIBLE)
+        seen = look(model)
+        print_table([Finding(*row) for row in seen.rows], _POSSIBLE)
+        steps = steps or [Step("a breaker for it; rows.jsonl stands for your rows, see docs/formats.md", seen.train)]
     print_table(findings)
-    return all(finding.ok is not False for finding in findings)
+    fine = all(finding.ok is not False for finding in findings)
+    what_next(*(steps if fine else [Step("mend each PROBLEM, then the same command again", [])]))
+    return fine
 
 
 def print_laws(model: str) -> None:
@@ -115,19 +128,14 @@ def print_table(findings: Sequence[Finding], states: Mapping[bool | None, str] =
             put(shell(printable(command), "    "))
 
 
+def machine() -> list[Finding]:
+    """Look at packages, extras, image backend, GPU, memory and disk."""
+    return [*_packages(), *_extras(), _torchvision(), _gpu(), _memory(), _disk()]
+
+
 def examine() -> list[Finding]:
-    """Look at packages, extras, image backend, GPU, memory, disk, embedded models, models and data sets."""
-    return [
-        *_packages(),
-        *_extras(),
-        _torchvision(),
-        _gpu(),
-        _memory(),
-        _disk(),
-        *(_embedded(guest.name) for guest in guests()),
-        *_models(),
-        *_data(),
-    ]
+    """Look at the machine, and at embedded models, models of recipes and data sets."""
+    return [*machine(), *(_embedded(guest.name) for guest in guests()), *_models(), *_data()]
 
 
 def examine_recipe(recipe: "Recipe") -> list[Finding]:
@@ -247,7 +255,7 @@ def _data() -> list[Finding]:
     found = []
     for name, card in cards().items():
         here, detail = whereabouts(card)
-        brief = detail if here else detail.removesuffix(f"; {card.get}")
+        brief = detail if here or not card.how else detail.removesuffix(f"; {card.get}")  # the commands say it
         at_first_use = "" if here or card.hub is None else ", fetched at first use"
         found.append(_data_finding(name, name, here or None, one_line(brief + at_first_use)))
     return found

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from mm_cb import doctor
 from mm_cb.models import cache
 from mm_cb.training.recipes.recipe import load_recipe
+from tests.models.tiny import qwen
 from tests.tiny_llava import tiny_llava
 
 GIB = 2**30
@@ -101,7 +103,7 @@ def test_what_is_absent_and_not_asked_for_is_said_but_no_problem(monkeypatch, ca
     monkeypatch.setenv("COLUMNS", "80")
     assert doctor.print_findings()
     out = capsys.readouterr().out
-    assert out.count("absent") == 2 and "PROBLEM" not in out and "ok" not in out.replace("token", "")
+    assert out.count("absent") == 2 and "PROBLEM" not in out and not re.search(r"\bok\b", out)
     assert file in out.splitlines()[2]  # whole
 
 
@@ -136,17 +138,58 @@ def test_a_model_that_sees_is_looked_at_without_its_weights(tmp_path):
     from mm_cb.attacks.quick_look import look
 
     tiny_llava().model.config.save_pretrained(tmp_path)
-    rows = {name: (ok, detail) for name, ok, detail in look(str(tmp_path))}
+    rows = {name: (ok, detail) for name, ok, detail in look(str(tmp_path)).rows}
     assert "LlavaNext (llava_next), sees pictures" in rows["family"][1] and rows["weights"][0] is None
     assert rows["attack"] == (True, "by pictures and texts") and "GiB in float32" in rows["memory to attack"][1]
-    assert "no recipe ships for it" in rows["train"][1] and rows["memory to train"][0]
+    assert rows["train"][1].endswith("recipe llava-next-mistral-7b, with layers of its own")
+    assert rows["memory to train"][0]
+
+
+@pytest.mark.parametrize(
+    ("model", "blocks", "recipe", "layers"),
+    [
+        ("miniature", None, "miniature", None),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", None, "qwen2.5-vl-7b", None),
+        ("qwen2_5_vl", 28, "qwen2.5-vl-7b", None),  # a tuned copy, in a folder
+        ("qwen2_5_vl", 36, "qwen2.5-vl-7b", ([18], [16, 17, 18])),
+        ("qwen2_vl", 28, "llava-next-mistral-7b", ([14], [12, 13, 14])),
+        ("llama", 30, "llama-3-8b-instruct", ([9, 18], list(range(19)))),
+    ],
+)
+def test_a_quick_look_ends_with_a_command_that_trains_this_model(model, blocks, recipe, layers, tmp_path, monkeypatch):
+    from mm_cb.attacks.quick_look import look
+    from mm_cb.training.planning.plan import make_plan
+
+    if blocks is not None:
+        if model == "llama":
+            LlamaConfig(num_hidden_layers=blocks, hidden_size=32, intermediate_size=64).save_pretrained(tmp_path)
+        else:
+            qwen(model, "pil", num_hidden_layers=blocks)[1].save_pretrained(tmp_path)
+        model = str(tmp_path)
+    command, named, *fields, flag, out = look(model).train
+    assert (command, named, flag, out) == ("train", recipe, "--out", "runs/rr")
+    line = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "images": []}
+    rows = [json.dumps({"id": s, **line, "set": s}) for s in ("circuit_breaker", "retain")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    planned = load_recipe(named, fields)
+    make_plan(planned)  # refuses layers and modules that the model has not
+    assert planned.model == model
+    if layers is not None:
+        assert (planned.circuit_breaker.target_layers, planned.lora.layers_to_transform) == layers
+    assert any("target_layers" in field for field in fields) == (layers is not None)
+
+
+def test_a_recipe_is_asked_for_what_it_needs_and_for_no_other_model_or_data(capsys):
+    assert doctor.print_findings("miniature")
+    out = capsys.readouterr().out
+    assert "hf download" not in out and out.rstrip().endswith("mm-cb train miniature --dry-run")
 
 
 def test_a_published_shape_has_its_recipes_memory(seven):
     from mm_cb.attacks.quick_look import look
     from mm_cb.training.planning.plan import make_plan
 
-    rows = {name: detail for name, _, detail in look("llava-hf/llava-v1.6-mistral-7b-hf")}
+    rows = {name: detail for name, _, detail in look("llava-hf/llava-v1.6-mistral-7b-hf").rows}
     assert "recipe llava-next-mistral-7b" in rows["train"]
     assert f"about {make_plan(seven).memory().total / GIB:.1f} GiB in bfloat16" in rows["memory to train"]
 
@@ -154,7 +197,7 @@ def test_a_published_shape_has_its_recipes_memory(seven):
 def test_a_text_model_is_attacked_by_texts_alone():
     from mm_cb.attacks.quick_look import look
 
-    rows = {name: detail for name, _, detail in look("openai-community/gpt2")}
+    rows = {name: detail for name, _, detail in look("openai-community/gpt2").rows}
     assert "text alone" in rows["family"] and "by texts alone: no_attack" in rows["attack"]
     assert "memory to attack" not in rows
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from mm_cb.attacks.memory import estimate_attack
 from mm_cb.attacks.registry import attacks
 from mm_cb.core import provenance
+from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.recipe_files import recipe_model, recipe_names
 from mm_cb.models.cache import absent_files, model_folder
@@ -37,13 +38,26 @@ class Place(NamedTuple):
     free: float
 
 
-def look(name: str) -> Iterator[tuple[str, bool | None, str]]:
-    """What was looked at, whether it is fine (None = it is not here, or not for this model), and what was seen.
+class Look(NamedTuple):
+    """What a quick look gives."""
+
+    rows: list[tuple[str, bool | None, str]]
+    """What was looked at, whether it is fine (None = it is not here, or not for this model), and what was seen."""
+    train: list[str]
+    """The command that trains a breaker for it, behind ``mm-cb``; ``rows.jsonl`` are the user's rows."""
+
+
+def look(name: str) -> Look:
+    """Look at a model's configuration.
 
     Raises:
         UserError: If the configuration is not to be had, or no family here has models of its type; names it.
     """
     model, published = shape_of(name)
+    return Look(list(_rows(model, name, published)), _training_words(model, name))
+
+
+def _rows(model: ChatModel, name: str, published: bool) -> Iterator[tuple[str, bool | None, str]]:
     place = _place()
     sees, blocks = isinstance(model, VisionModel), len(model.decoder_blocks)
     count = sum(parameter.numel() for parameter in model.base.parameters())
@@ -53,11 +67,12 @@ def look(name: str) -> Iterator[tuple[str, bool | None, str]]:
     absent = absent_files(name)
     where = "the published shape is used, its configuration is not here" if published else "configuration is here"
     yield "weights", None if absent else True, f"not here: {', '.join(absent[:3])}; {where}" if absent else "here"
-    own = _recipe_for(name)
-    by = (
-        f"recipe {own}" if own else "no recipe ships for it: copy one (mm-cb train --show RECIPE), set model and layers"
+    recipe, fits = _recipe_for(model, name)
+    yield (
+        "train",
+        True,
+        f"LoRA in the {blocks} decoder blocks; recipe {recipe}{'' if fits else ', with layers of its own'}",
     )
-    yield "train", True, f"LoRA in the {blocks} decoder blocks; {by}"
     possible = [entry.name for entry in attacks() if not entry.needs_picture]
     yield "attack", True, "by pictures and texts" if sees else f"by texts alone: {', '.join(possible)}"
     yield "eval", True, "all benchmarks" if sees else "benchmarks without pictures: over-refusal of texts"
@@ -101,25 +116,62 @@ def _place() -> Place:
 
 def _training(model: ChatModel, name: str, place: Place) -> tuple[bool, str]:
     """By the shipped recipe for the model; else as those place adapter and targets, by depth."""
-    if own := _recipe_for(name):
-        needed = [make_plan(load_recipe(own, [f"dtype={dtype}"])).memory().total for dtype in (place.dtype, "bfloat16")]
+    recipe = next((one for one in recipe_names() if recipe_model(one) == name), None)
+    if recipe:
+        needed = [make_plan(load_recipe(recipe, [f"dtype={t}"])).memory().total for t in (place.dtype, "bfloat16")]
     else:
         needed = [_generic(model, dtype) for dtype in (place.dtype, "bfloat16")]
     return _verdict(needed[0], place, _in_bfloat16(needed[1], place))
 
 
 def _generic(model: ChatModel, dtype: str) -> float:
-    """Bytes with an adapter around the middle of a model that sees, and up to two thirds of one of text."""
-    n, sees = len(model.decoder_blocks), isinstance(model, VisionModel)
-    blocks = range(max(0, n // 2 - 2), min(n, n // 2 + 1)) if sees else range(max(1, 21 * n // 32))
+    """Bytes with adapter and targets as deep as in the shipped recipes."""
+    n = len(model.decoder_blocks)
+    targets, blocks = _layers(model)
     paths = lora_paths(model, blocks, linear_names(model, blocks))
-    kept = check_targets([max(1, n // 2)] if sees else [max(blocks) + 1], blocks, n, "all")
+    kept = check_targets(targets, blocks, n, "all")
     tokens = max(_TOKENS, _LONGEST + model.largest_picture())
     return estimate(model, paths, kept, r=_RANK, dtype=dtype, tokens=tokens).total
 
 
-def _recipe_for(model: str) -> str | None:
-    return next((name for name in recipe_names() if recipe_model(name) == model), None)
+def _layers(model: ChatModel) -> tuple[list[int], list[int]]:
+    """Targets and blocks with LoRA: the middle of a model that sees, a third and two thirds of one of text."""
+    n = len(model.decoder_blocks)
+    if isinstance(model, VisionModel):
+        return [max(1, n // 2)], list(range(max(0, n // 2 - 2), min(n, n // 2 + 1)))
+    targets = sorted({max(1, 10 * n // 32), max(1, 20 * n // 32)})
+    return targets, list(range(min(n, max(targets) + 1)))
+
+
+def _recipe_for(model: ChatModel, name: str) -> tuple[str, bool]:
+    """The shipped recipe of the model, else of its type, else of a model like it; and whether its layers fit."""
+    named = {recipe: recipe_model(recipe) for recipe in recipe_names()}
+    if own := next((recipe for recipe, its in named.items() if its == name), None):
+        return own, True
+    shapes = {recipe: known_config(its) for recipe, its in named.items()}
+    kind, blocks = model.base.config.model_type, len(model.decoder_blocks)
+    same = {recipe: _depth(shape) == blocks for recipe, shape in shapes.items() if shape and shape.model_type == kind}
+    if same:
+        return max(same.items(), key=lambda one: one[1])
+    return ("llava-next-mistral-7b" if isinstance(model, VisionModel) else "mistral-7b-instruct"), False
+
+
+def _depth(config: Any) -> int:
+    return config.get_text_config().num_hidden_layers
+
+
+def _training_words(model: ChatModel, name: str) -> list[str]:
+    """The recipe with this model, rows of the user, and what differs here from the recipe's own machine."""
+    if embedded(name):
+        return ["train", next(recipe for recipe in recipe_names() if recipe_model(recipe) == name), "--out", "runs/rr"]
+    recipe, fits = _recipe_for(model, name)
+    words = ["train", recipe, f"model={name}", "data=[rows.jsonl]"]
+    if not fits:
+        targets, blocks = (",".join(map(str, numbers)) for numbers in _layers(model))
+        words += [f"circuit_breaker.target_layers=[{targets}]", f"lora.layers_to_transform=[{blocks}]"]
+    if not torch.cuda.is_available():
+        words += ["device=cpu", "dtype=float32"]
+    return [*words, "--out", "runs/rr"]
 
 
 def _attacking(model: ChatModel, place: Place) -> tuple[bool, str]:

@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.target import encode
-from mm_cb.attacks.registry import attack_entry, refuse_blind
+from mm_cb.attacks.registry import attack_entry, attacks, refuse_blind
 from mm_cb.attacks.texts import ask
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
@@ -23,6 +23,14 @@ from mm_cb.models import ChatModel, VisionModel
 from mm_cb.models.families import sees
 from mm_cb.models.low_rank import changes_of
 from mm_cb.training.model_laws import refuse_broken
+
+
+def fitting(model: str, names: Sequence[str], *, probed: bool) -> list[str]:
+    """What ``all`` comes to on a model: on one of text alone, every attack that needs neither picture nor a file."""
+    if sees(model):
+        return list(names)
+    texts = [entry for entry in attacks() if not entry.needs_picture and not entry.imported]
+    return [entry.name for entry in texts if not (probed and entry.relaxation)]
 
 
 def refuse_unseen(model: str, names: Sequence[str], behaviors: Sequence[Behavior], file: Path) -> None:

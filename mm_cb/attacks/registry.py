@@ -366,7 +366,8 @@ def refuse_blind(model: str, names: Sequence[str]) -> None:
 def chosen_attacks(text: str, *, adapted: bool, probed: bool = False) -> list[str]:
     """The attacks that ``--attack`` names, in order: a name or a Python file, several with commas between, or ``all``.
 
-    ``all`` are those of the table that say so; those that aim at an adapter or a probe are left out without one.
+    ``all`` are those of the table that say so; those that aim at an adapter or a probe are left out without one. On a
+    model of text alone it comes to others, see `mm_cb.attacks.refusals.fitting`.
 
     Raises:
         UserError: If a name is unknown, comes twice, needs what is not there, or gives answers that no probe sees.

@@ -16,7 +16,7 @@ from mm_cb.attacks.config_files import as_recipe
 from mm_cb.attacks.judged_files import Judge
 from mm_cb.attacks.objectives.universal import seen
 from mm_cb.attacks.outputs import best_pictures, parts_of, summaries, write_outputs
-from mm_cb.attacks.refusals import refuse_unfit, refuse_unseen, refuse_unsendable
+from mm_cb.attacks.refusals import fitting, refuse_unfit, refuse_unseen, refuse_unsendable
 from mm_cb.attacks.refused_settings import refuse_idle, refuse_mismatch
 from mm_cb.attacks.registry import chosen_attacks
 from mm_cb.attacks.runner import attack_behaviors
@@ -97,6 +97,8 @@ def attack(
     adapter, base, probe = (None if one is None else str(one) for one in (adapter, base, probe))
     source = ModelSource(model, adapter, device, dtype, system=system, base=base, probe=probe)
     names = chosen_attacks(attacks, adapted=source.breaker, probed=probe is not None)
+    if attacks == "all":
+        names = fitting(source.model, names, probed=probe is not None)
     whole = config or AttackConfig(check_convergence=checked_by_default(attacks))
     run_attack(source, behaviors_path(Path(behaviors)), Path(out), names, replace(whole, **settings))
     return AttackRun(Path(out), read_results(Path(out) / "results.json"))

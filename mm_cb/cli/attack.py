@@ -246,6 +246,7 @@ def attack(
         flags["check_convergence"] = checked_by_default(attack)
     config = _config(flags)
     text = read_system(system)
+    from mm_cb.attacks.refusals import fitting
     from mm_cb.attacks.run import run_attack
     from mm_cb.attacks.shards import Shard, launched_device
     from mm_cb.cli.attacked import show_attacked
@@ -253,6 +254,8 @@ def attack(
 
     place = launched_device(device) if shard == "auto" else device
     source = ModelSource(model, adapter, place, dtype, system=text, base=base, probe=probe)
+    if attack == "all":
+        names = fitting(model, names, probed=probe is not None)
     run_attack(source, behaviors, out, names, config, shard=None if shard is None else Shard.parse(shard))
     if shard is None:
         show_attacked(out)

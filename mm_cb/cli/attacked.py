@@ -165,16 +165,23 @@ def _next(run: RunFiles) -> Iterator[Step]:
         yield Step("more steps: the same command with a larger --steps and another --out", [])
     yield Step("every number again, from the saved files and the model", ["attack", "verify", folder])
     if adapted:
-        page = "beside the base: the same command without --adapter and with another --out, then one page of both"
+        page = (
+            "beside the base: the same command with another --out and without --adapter (and without attacks that aim "
+            "at it; all leaves them out), then one page of both"
+        )
         yield Step(page, ["report", "BASE_RUN", folder, "--out", "report.html"])
         return
     yield Step(f"one page of it: {here(folder / 'report.html')}", ["report", folder])
-    train = ["train", _recipe_for(str(recipe.get("model"))), "--out", "runs/rr"]
-    yield Step("a breaker for this model; then the same attack with --adapter runs/rr and another --out", train)
+    yield _breaker_for(str(recipe.get("model")))
 
 
-def _recipe_for(model: str) -> str:
-    """The shipped recipe for a model, or the word for one of the user's."""
+def _breaker_for(model: str) -> Step:
+    """How to train a breaker for a model: by its shipped recipe, or by what a look at it says."""
     from mm_cb.core.recipe_files import recipe_model, recipe_names
 
-    return next((name for name in recipe_names() if recipe_model(name) == model), "RECIPE")
+    then = "then the same attack with --adapter runs/rr and another --out"
+    if recipe := next((name for name in recipe_names() if recipe_model(name) == model), None):
+        return Step(f"a breaker for this model; {then}", ["train", recipe, "--out", "runs/rr"])
+    return Step(
+        f"a breaker for this model is trained by the command that this ends with; {then}", ["doctor", "--model", model]
+    )

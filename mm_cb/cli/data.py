@@ -110,7 +110,11 @@ def check(
         plan = Step("what would be trained on it, and the memory", ["train", *what, "--dry-run"])
         what_next(plan, Step("train", ["train", *what]))
     else:
-        what_next(Step("put the files under `data` of a recipe, then train", ["train", "mine.yaml"]))
+        ours = [f"data=[{','.join(what)}]"]
+        what_next(
+            Step("rows of our format, with the recipe that `mm-cb doctor --model M` names", ["train", "RECIPE", *ours]),
+            Step("files of other formats stand under `data` of a recipe: mm-cb train --show RECIPE > mine.yaml", []),
+        )
 
 
 def _recipe(what: list[str]) -> "Recipe | None":

@@ -142,7 +142,7 @@ class Check(TypedDict):
 
     name: str
     passed: Any
-    """Only true is passed."""
+    """Only true is passed; None = not shown: the estimate passes, its interval reaches beyond."""
     value: Any
     expected: Any
     why: str

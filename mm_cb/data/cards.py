@@ -104,7 +104,7 @@ def whereabouts(card: Card) -> tuple[bool, str]:
     absent = [file for file in card.files if local_file(card, file) is None]
     if card.files and not absent:
         return True, str(local_file(card, card.files[0]))
-    return False, f"{', '.join(absent) or card.hub} not found; {card.get}"
+    return False, f"{', '.join(absent) or card.hub or card.name} not found; {card.get}"
 
 
 def _read(path: Path) -> Card:

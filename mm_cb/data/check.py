@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from mm_cb.data.contamination import Contamination
+from mm_cb.data.contamination import Contamination, Match
 from mm_cb.data.examples import Example
 from mm_cb.data.formats import Skip
 from mm_cb.data.mixture import Kind, Mixture, Part, nothing_left, open_sources
@@ -217,10 +218,13 @@ class _Examiner:
             digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
             if digest not in self._compared:
                 match = self._contamination.match(text)
-                found = f"BLEU {match.bleu:.2f} with behaviour {match.behavior + 1}" if match else ""
-                self._compared[digest] = found
+                self._compared[digest] = "" if match is None else self._close(match)
             if found := self._compared[digest]:
                 self._report.add("contaminated", partial(_joined, where, found))
+
+    def _close(self, match: Match) -> str:
+        behavior = shorten(self._limits.behaviors[match.behavior], 60, placeholder=" ...")
+        return f'too close to the behaviour "{behavior}" (BLEU {match.bleu:.2f}); leave one of the two out'
 
 
 def _decode(picture: Image.Image | Path | bytes) -> str | None:

@@ -122,7 +122,8 @@ def _checks(runs: Sequence[RunFiles], items: list[Item], measurements: list[Meas
     again = {check["name"] for check in made}
     recorded = [(run, check) for run in runs for check in run.checks]
     for run, check in recorded:
-        if check["passed"] is not True or check["name"] not in again:
+        held = check["passed"] is True or check["passed"] is None  # what one run does not show, all together may
+        if not held or check["name"] not in again:
             made.append({**check, "name": f"{check['name']} ({run.folder.name})"})
     return made
 

@@ -1,14 +1,13 @@
-"""What a verdict does not cover, the weightiest first: goals, attacks, how few requests, seeds, pictures."""
+"""What a verdict does not cover, the weightiest first: attacks, how few requests, seeds, pictures."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from mm_cb.core.compatibility import counts_in_worst_case
 from mm_cb.core.records import Item
-from mm_cb.metrics.checks import KEPT_SHARE, STRONG_ENOUGH
 from mm_cb.metrics.results import Measurement, find
 from mm_cb.metrics.statistics import wilson_interval
-from mm_cb.metrics.table import HEADLINE, WORST_CASE, metrics
+from mm_cb.metrics.table import HEADLINE, WORST_CASE
 from mm_cb.report.labels import interval, percent, signed
 from mm_cb.report.seeds import breakers_of, over_seeds, values_of
 from mm_cb.report.table import counted_attacks
@@ -23,7 +22,6 @@ def limits_of(measurements: Sequence[Measurement], items: Iterable[Item]) -> tup
     """
     items = list(items)
     ranked = [
-        *_goals(measurements),
         *_attacks(measurements),
         *_few(measurements),
         *_seeds(measurements, items),
@@ -32,30 +30,6 @@ def limits_of(measurements: Sequence[Measurement], items: Iterable[Item]) -> tup
         *_broken(measurements),
     ]
     return tuple(ranked)
-
-
-def _goals(measurements: Sequence[Measurement]) -> list[str]:
-    """Checks that passed by a point estimate whose interval reaches beyond what they ask for."""
-    attack, noise = (find(measurements, "base", "compliance", condition) for condition in (HEADLINE, "noise"))
-    told = []
-    if attack and attack.value is not None and attack.ci95 and attack.ci95[0] < STRONG_ENOUGH <= attack.value:
-        told.append(f"PGD breaks at least {STRONG_ENOUGH:.0f} % of the base ({_measured(attack)})")
-    if attack and noise and attack.value is not None and noise.value is not None and noise.ci95:
-        if noise.value <= attack.value / 2 < noise.ci95[1]:
-            told.append(f"noise breaks at most half of what PGD does ({_measured(noise)})")
-    for one in (one for one in metrics() if one.guarded):
-        base, kept = (find(measurements, name, one.name, one.strict) for name in ("base", "rr"))
-        if base and kept and base.value and kept.value is not None and kept.ci95:
-            least = KEPT_SHARE * base.value
-            if kept.ci95[0] < least <= kept.value:
-                told.append(f"{one.label} stays above {100 * KEPT_SHARE:.0f} % of the base's ({_measured(kept)})")
-    if not told:
-        return []
-    return [f"Not shown, though the point estimate passes the check: {'; '.join(told)}. The interval reaches beyond."]
-
-
-def _measured(m: Measurement) -> str:
-    return f"{percent(m.value)} % {interval(m.ci95)}"
 
 
 def _attacks(measurements: Sequence[Measurement]) -> list[str]:

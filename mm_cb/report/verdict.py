@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mm_cb.core.records import Check, Item
+from mm_cb.metrics.checks import ANSWERS
 from mm_cb.metrics.convergence import LEAST
 from mm_cb.metrics.results import Measurement, find
 from mm_cb.metrics.table import HEADLINE, WORST_CASE, WORST_GIVEN
@@ -114,18 +115,19 @@ def judge_run(
     """
     items = list(items)
     limits = limits_of(measurements, items)
-    cost = cost_of(measurements)
+    cost, open_cost = cost_of(measurements), _not_shown(checks, cost=True)
     lines = (
         Line("Protection", _protection(measurements), False),
-        _strength_line(strengths, tested, finish),
-        Line("Cost", (cost or "Not measured.",), cost is None),
+        _strength_line(strengths, tested, finish, _not_shown(checks, cost=False)),
+        Line("Cost", (cost or "Not measured.", *open_cost), cost is None or bool(open_cost)),
     )
-    reasons = [_failure(check) for check in checks if check["passed"] is not True]
+    failures = [check for check in checks if check["passed"] is not True and check["passed"] is not None]
+    reasons = [_failure(check) for check in failures]
     if not checks:
         reasons.append("No sanity check was recorded, so nobody knows whether the attack and the files were sound.")
     reasons += [_BY_TEXTS] if by_texts_alone(items) else _gaps(measurements)
     if reasons:
-        failed = [check["name"] for check in checks if check["passed"] is not True]
+        failed = [check["name"] for check in failures]
         why = f"the check “{failed[0]}” failed" if failed else "a part that it needs is missing"
         if len(failed) > 1:
             why = f"{len(failed)} of {len(checks)} checks failed"
@@ -181,8 +183,17 @@ def _told(measurements: Sequence[Measurement]) -> dict[str, str]:
     return told
 
 
-def _strength_line(strengths: Sequence[Strength], tested: bool, finish: str) -> Line:
-    """Which attacks knew the breaker, which had finished, and whether the battery was run."""
+def _not_shown(checks: Sequence[Check], *, cost: bool) -> list[str]:
+    """The checks, of what the breaker costs or the others, whose interval reaches beyond what they ask for."""
+    found = [one for one in checks if one["passed"] is None and one["name"].endswith(ANSWERS) == cost]
+    return [
+        f"Not shown: {one['name']} ({one['value']}; expected {one['expected']}); more requests decide it."
+        for one in found
+    ]
+
+
+def _strength_line(strengths: Sequence[Strength], tested: bool, finish: str, not_shown: Sequence[str]) -> Line:
+    """Which attacks knew the breaker, which had finished, what is not shown, and whether the battery was run."""
     found = [one for one in by_condition(strengths, "rr").values() if one.counted]
     knew = [one for one in found if one.knows_breaker]
     states: dict[str, list[str]] = {"not converged": [], "not checked": []}
@@ -195,8 +206,8 @@ def _strength_line(strengths: Sequence[Strength], tested: bool, finish: str) -> 
     told += [
         f"{state.capitalize()}, so may be too low: {', '.join(names)}." for state, names in states.items() if names
     ]
-    told.append(f"Sanity battery: {'run' if tested else 'not run'}.")
-    amber = not tested or done < len(found) or all(one.weak for one in knew)
+    told += [*not_shown, f"Sanity battery: {'run' if tested else 'not run'}."]
+    amber = bool(not_shown) or not tested or done < len(found) or all(one.weak for one in knew)
     return Line("Attack strength", (*told, *([finish] if amber and finish else [])), amber)
 
 

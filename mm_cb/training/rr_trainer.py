@@ -243,7 +243,7 @@ def _tell_fewer_held_out(args: RRConfig, held_out: Sequence[Pair]) -> None:
     if args.held_out is None and len(held_out) < usual and launched("RANK", 0) == 0:
         unknown = "" if held_out else "; how the adapter fares on rows never trained on will be unknown"
         warnings.warn(
-            f"few rows: {len(held_out) or 'no'} pairs are held out in place of {usual}{unknown} (`training.held_out`).",
+            f"few rows: pairs held out: {len(held_out)}, in place of {usual}{unknown} (`training.held_out`).",
             stacklevel=3,
         )
 

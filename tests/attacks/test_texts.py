@@ -14,6 +14,8 @@ from mm_cb import cli
 from mm_cb.attacks import texts
 from mm_cb.attacks.objectives.embedding import PromptEmbeddingObjective
 from mm_cb.attacks.objectives.target import encode
+from mm_cb.attacks.refusals import fitting
+from mm_cb.attacks.registry import chosen_attacks
 from mm_cb.attacks.shards import Shard
 from mm_cb.attacks.verify import verify_run
 from mm_cb.core.errors import UserError
@@ -215,7 +217,6 @@ def test_a_model_that_sees_takes_imported_prompts_with_the_behaviours_own_pictur
     [
         (["--attack", "pgd"], "`--attack pgd` needs a model that sees.*--attack no_attack,prefill_only,embedding,gcg`"),
         (["--attack", "no_attack,prefill"], "`--attack prefill` needs a model that sees"),
-        (["--attack", "all"], "needs a model that sees"),
         (["--attack", "imported"], "`--attack imported` needs `--prompts FILE`"),
         (["--attack", "no_attack", "--prompts", "prompts.jsonl"], "`--prompts` is for `--attack imported`"),
         (["--attack", "no_attack", "--norm", "l2", "--epsilon", "8"], "`--norm` is for an attack that changes"),
@@ -227,6 +228,13 @@ def test_what_a_text_model_cannot_be_attacked_by_is_refused_by_name(place, words
     assert cli.run(given) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert re.search(said, line) and not (place / "refused").exists()
+
+
+def test_all_is_what_a_model_can_be_attacked_by(place):
+    texts = ["no_attack", "prefill_only", "embedding", "gcg"]
+    for adapted in (False, True):
+        names = chosen_attacks("all", adapted=adapted)
+        assert set(fitting(str(place / "model"), names)) == set(texts) and fitting("miniature", names) == names
 
 
 def test_pictures_and_batteries_are_refused_for_a_text_model(place, tmp_path, capsys):

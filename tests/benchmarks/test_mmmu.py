@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mm_cb.benchmarks.mmmu import parse_multiple_choice, parse_open, score
 from mm_cb.benchmarks.mmmu.honesty import against_chance, luck_points, run_checks
-from mm_cb.benchmarks.mmmu.parse import normalise, right_open
+from mm_cb.benchmarks.mmmu.parse import normalise, parse_multiple_choice, parse_open, right_open
 from mm_cb.benchmarks.mmmu.protocol import protocol, subject_of
+from mm_cb.benchmarks.mmmu.score import score
 from mm_cb.core.errors import UserError
 from mm_cb.metrics.degenerate import degenerate
 from tests.reference import mmmu_rules
@@ -233,7 +233,7 @@ def test_nothing_outside_changes_the_random_letters():
 
 def test_python_hash_seed_has_no_effect():
     code = (
-        "from mm_cb.benchmarks.mmmu import parse_open, score\n"
+        "from mm_cb.benchmarks.mmmu.parse import parse_open\nfrom mm_cb.benchmarks.mmmu.score import score\n"
         "r = [{'id': f'validation_{s}_{n}', 'question_type': 'open', 'answer': ['a 1', '2'], 'response': t}"
         " for s in ('Math', 'Art') for n, t in enumerate(['so a 1 is 2\\nthus d', 'b', '2 3'])]\n"
         "print([(o.response.id, o.parsed, o.official) for o in score(r)])"

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mm_cb.benchmarks.base import Benchmark, Task
-from mm_cb.benchmarks.mmmu.honesty import flags, run_checks
 from mm_cb.benchmarks.mmmu.protocol import chosen_subjects, protocol
-from mm_cb.benchmarks.mmmu.score import Scored, plain, score_responses
 from mm_cb.benchmarks.settings import AskSettings, Settings, setting
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import Check, Item
 from mm_cb.metrics.table import Metric
 
 if TYPE_CHECKING:
+    from mm_cb.benchmarks.mmmu.score import Scored
     from mm_cb.benchmarks.runner import Session
     from mm_cb.inference.source import ModelSource
     from mm_cb.metrics.results import Measurement
@@ -95,6 +94,8 @@ class Mmmu(Benchmark):
 
     def _scored(self, session: Session) -> list[Scored]:
         """What was answered, scored together: which letters are drawn depends on all answers."""
+        from mm_cb.benchmarks.mmmu.score import score_responses
+
         if session.tools is None:
             answered = [q for q in session.task.more if q.id not in session.unanswered]
             session.tools = score_responses(q.answered(session.answers[q.id]) for q in answered)
@@ -103,6 +104,8 @@ class Mmmu(Benchmark):
 
     def items(self, session: Session) -> list[Item]:
         """One record per question and rule."""
+        from mm_cb.benchmarks.mmmu.score import Scored
+
         prompts = {question.id: question.prompt for question in session.task.questions}
         items = items_of(self._scored(session), session.subject, prompts, session.seed)
         if not session.unanswered:
@@ -116,6 +119,7 @@ class Mmmu(Benchmark):
 
     def measure(self, items: list[Item], session: Session) -> list[Measurement]:
         """Every number of the run; those over all questions also say how they compare with guessing."""
+        from mm_cb.benchmarks.mmmu.honesty import flags
         from mm_cb.metrics.results import measure
 
         extra = flags(self._scored(session))
@@ -126,10 +130,13 @@ class Mmmu(Benchmark):
 
     def checks(self, session: Session) -> list[Check]:
         """What could make the number lie."""
+        from mm_cb.benchmarks.mmmu.honesty import run_checks
+
         return run_checks(self._scored(session))
 
     def score_stored(self, stored: MmmuStored, out: Path, *, data: str | None, subject: str, seed: int) -> None:
         """Score outputs in the official layout, or parsed answers, of which nobody knows which letters were drawn."""
+        from mm_cb.benchmarks.mmmu.score import score_responses
         from mm_cb.benchmarks.mmmu.stored import read_predictions, read_responses, response_files
         from mm_cb.benchmarks.runner import finish_stored
 
@@ -172,6 +179,8 @@ def items_of(scored: Iterable[Scored], subject: str, prompts: Mapping[str, str],
 
 
 def _item(one: Scored, rule: str, subject: str, prompt: str | None, seed: int) -> Item:
+    from mm_cb.benchmarks.mmmu.score import plain
+
     response = one.response
     right = one.official if rule == "official" else one.strict
     counts = {"open_correct": int(response.open and one.official)}
