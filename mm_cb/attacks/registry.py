@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
-from mm_cb.core.errors import UserError
-from mm_cb.core.user_code import entry_of
+from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.user_code import registered_by
 
 Search = Literal["clean", "noise", "pgd", "apgd", "embedding", "draw", "vary", "suffix"]
 """Where an attack's pictures come from: the clean ones, random noise, gradient steps on pixels (by ``--optimizer``, or
@@ -327,14 +328,33 @@ def register_attack(entry: AttackEntry) -> None:
 
 
 def attack_entry(name: str) -> AttackEntry:
-    """The row of a name, or of a Python file that registers one.
+    """The row of a name; runs no file, so that a run's own names are safe to look up.
 
     Raises:
         UserError: If there is none; names the nearest one.
     """
-    if name == "all":
+    if name not in _ATTACKS:
+        own = "; one of your own is named by its file, with `--attack FILE.py`"
+        raise UserError(f"{unknown('attack', name, [*_ATTACKS, 'all'])}{own}")
+    return _ATTACKS[name]
+
+
+def attack_entries(text: str) -> list[AttackEntry]:
+    """The rows that names and Python files with commas between name: a file is run, and names all that it registers.
+
+    Raises:
+        UserError: If there is no such row or file.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if "all" in names:
         raise UserError("`--attack all` stands alone, without others: leave one of them out.")
-    return entry_of(name, "attack", _ATTACKS, also=["all"])
+    return [
+        entry
+        for name in names
+        for entry in (
+            registered_by(Path(name), _ATTACKS, "register_attack") if name.endswith(".py") else [attack_entry(name)]
+        )
+    ]
 
 
 def attacks() -> list[AttackEntry]:
@@ -375,7 +395,7 @@ def chosen_attacks(text: str, *, adapted: bool, probed: bool = False) -> list[st
     if text == "all":
         aimed = ((e, (adapted or not e.needs_adapter) and (probed or not e.needs_probe)) for e in attacks())
         return [e.name for e, fits in aimed if fits and e.in_all]
-    entries = [attack_entry(name.strip()) for name in text.split(",")]
+    entries = attack_entries(text)
     for entry in entries:
         if entry.needs_adapter and not adapted:
             raise UserError(

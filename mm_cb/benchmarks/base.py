@@ -6,6 +6,7 @@ so that every benchmark can be listed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,6 +137,11 @@ class Benchmark:
             scores = self.score(question, completion)
             broken: bool | None = degenerate(completion) is not None
             by_rule = scores if isinstance(scores, Mapping) else {self.metrics[0].strict: scores}
+            if wrong := [one for one in by_rule.values() if not _is_score(one)]:
+                raise UserError(
+                    f"`{self.name}`: `score` must give a `Score` of a number or None, with `counts` that are finite "
+                    f"numbers, or a mapping of them, got {wrong[0]!r:.80} for question `{question.id[:80]}`."
+                )
             if (lost := session.unanswered.get(question.id)) is not None:
                 by_rule, broken = {rule: Score(None, reason=lost) for rule in by_rule}, None
             if not by_rule or (found and found.keys() != by_rule.keys()):
@@ -244,14 +250,29 @@ def complete(found: Mapping[str, object], questions: Sequence[Question], where: 
     return {question.id: str(found[question.id]) for question in questions}
 
 
+def _is_score(one: Any) -> bool:
+    """Whether it is a score that can be measured; the range of its value is checked apart."""
+    return (
+        isinstance(one, Score)
+        and isinstance(one.value, int | float | None)
+        and all(isinstance(count, int | float) and math.isfinite(count) for count in one.counts.values())
+    )
+
+
 def refuse_repeated(questions: Iterable[Question], where: str) -> None:
-    """Refuse no question at all, and an id that comes twice.
+    """Refuse no question at all, an id that comes twice, and what is no text where one must be.
 
     Raises:
         UserError: In these cases.
     """
     seen: set[str] = set()
     for question in questions:
+        for name in ("id", "prompt", "category", "split"):
+            if not isinstance(came := getattr(question, name), str):
+                raise UserError(
+                    f"`{where}` must give every question a text as `{name}`, got {came!r:.80} for question "
+                    f"`{question.id!s:.80}`."
+                )
         if question.id in seen:
             raise UserError(f"`{where}` must give every question its own id, `{question.id[:80]}` comes again.")
         seen.add(question.id)

@@ -15,7 +15,7 @@ from mm_cb.attacks.config import (
     AttackConfig,
     checked_by_default,
 )
-from mm_cb.attacks.registry import AttackEntry, attack_entry, attacks, chosen_attacks
+from mm_cb.attacks.registry import AttackEntry, attack_entries, attack_entry, attacks, chosen_attacks
 from mm_cb.attacks.threats import Threat
 from mm_cb.cli.options import (
     Adapter,
@@ -258,7 +258,7 @@ def attack(
         names = fitting(model, names, probed=probe is not None)
     run_attack(source, behaviors, out, names, config, shard=None if shard is None else Shard.parse(shard))
     if shard is None:
-        show_attacked(out)
+        show_attacked(out, [name.strip() for name in attack.split(",") if name.strip().endswith(".py")])
 
 
 def verify(
@@ -269,7 +269,7 @@ def verify(
     adapter: Adapter = None,
     base: Base = None,
     attack: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Your Python file, if it registers an attack of this run.")
+        str | None, typer.Option(metavar="FILE,...", help="Your Python files, if they register attacks of this run.")
     ] = None,
     device: Device = "cpu",
 ) -> None:
@@ -280,7 +280,7 @@ def verify(
     from mm_cb.attacks.verify import verify_run
 
     if attack is not None:
-        attack_entry(attack)
+        attack_entries(attack)
     verify_run(run_dir, model=model, adapter=adapter, base=base, device=device)
     what_next(Step("the run says what its files give; one page of it", ["report", run_dir]))
 

@@ -29,8 +29,13 @@ _ID = 24
 """Characters of an id."""
 
 
-def show_attacked(folder: Path) -> None:
-    """Print what came out of a finished run, whether that is good, and what to type next."""
+def show_attacked(folder: Path, own: Sequence[str] = ()) -> None:
+    """Print what came out of a finished run, whether that is good, and what to type next.
+
+    Args:
+        folder: The run.
+        own: The user's files that registered its attacks.
+    """
     from mm_cb.report.labels import conditions_called
     from mm_cb.report.load import load_run
 
@@ -40,7 +45,7 @@ def show_attacked(folder: Path) -> None:
         for line in _reading(run):
             say(line)
     files({"results": folder / "results.json"})
-    what_next(*_next(run))
+    what_next(*_next(run, own))
 
 
 def show_run(folder: Path) -> None:
@@ -98,6 +103,7 @@ def _cells(m: Measurement | None) -> tuple[str, str]:
 def _reading(run: RunFiles) -> Iterator[str]:
     """Whether the numbers are good or bad, and what they rest on."""
     from mm_cb.metrics.table import WORST_CASE
+    from mm_cb.report.comparable import judges_of
     from mm_cb.report.labels import CONDITIONS, label
 
     found = {m.condition: m for m in _of(run, "compliance")}
@@ -109,7 +115,8 @@ def _reading(run: RunFiles) -> Iterator[str]:
         said = f"{worst.counts.get('harmful', 0):.0f} of {worst.n} forbidden requests were answered"
         yield f"{said} in the worst of these attacks (lower is better for the defender)."
         if any(m.counts.get("proxy") for m in judged):
-            yield "By refusal strings, a proxy: it takes broken text for an answer. A model judges better."
+            names = " and ".join(judges_of(item for item in run.items if item["metric"] == "compliance"))
+            yield f"By {names}: a proxy sees signs of an answer and no more. A model judges better."
     elif unjudged:
         opened = [
             f"{label(CONDITIONS, m.condition)} {m.counts.get('prefix_emitted', 0):.0f} of {m.counts['not_judged']:.0f}"
@@ -154,7 +161,7 @@ def _example(item: Item) -> str:
     return f"The worst: {cut(item['id'], _ID)} under {label(CONDITIONS, item['condition'])}: {outcome}{where}"
 
 
-def _next(run: RunFiles) -> Iterator[Step]:
+def _next(run: RunFiles, own: Sequence[str]) -> Iterator[Step]:
     recipe, folder = run.run["recipe"], run.folder
     adapted = recipe.get("adapter") is not None or recipe.get("base") is not None
     if any(item.get("outcome") == "not_judged" for item in run.items) and not any(
@@ -163,7 +170,8 @@ def _next(run: RunFiles) -> Iterator[Step]:
         yield Step("have the answers judged (judges: mm-cb judge --list)", ["judge", folder, "--judge", "JUDGE"])
     if any(one.counted and one.weak for one in run.strengths):
         yield Step("more steps: the same command with a larger --steps and another --out", [])
-    yield Step("every number again, from the saved files and the model", ["attack", "verify", folder])
+    named = ["--attack", ",".join(own)] if own else []
+    yield Step("every number again, from the saved files and the model", ["attack", "verify", folder, *named])
     if adapted:
         page = (
             "beside the base: the same command with another --out and without --adapter (and without attacks that aim "

@@ -147,7 +147,8 @@ def _setting_options(kind: type[Settings], panel: str) -> list[Parameter]:
     made = []
     for field in dataclasses.fields(kind):
         about = field.metadata
-        shown = "" if field.default in ("", (), None, False) or "[default" in about["about"] else str(field.default)
+        unset = field.default in ("", (), None) or field.default is False
+        shown = "" if unset or "[default" in about["about"] else str(field.default)
         choices = f"{', '.join(about['choices'])}.  " if about["choices"] else ""
         text = f"{about['about']}{'  ' if choices or shown else ''}{choices}{f'[default: {shown}]' if shown else ''}"
         if (limit := about["limit"]) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,27 +18,31 @@ _files: dict[str, Path] = {}
 """Files that were run, as tracebacks name them, to what the user calls them."""
 
 
-def entry_of(name: str, kind: str, table: Mapping[str, Entry], also: Sequence[str] = ()) -> Entry:
+def entry_of(name: str, kind: str, table: Mapping[str, Entry]) -> Entry:
     """The entry of a name, or of a Python file that registers one.
 
     Args:
         name: A name of the table, or the path of a file that ends with ``.py``.
         kind: What the table holds, in one word; the file calls ``register_<kind>``.
         table: Entries by name.
-        also: Further names for the error line.
 
     Raises:
-        UserError: If there is none; names the nearest one.
+        UserError: If there is none; names the nearest one. If the file registers several.
     """
-    if name.endswith(".py"):
-        return registered_by(Path(name), table, f"register_{kind}")
-    if name not in table:
-        raise unknown(kind, name, [*table, *also])
-    return table[name]
+    if not name.endswith(".py"):
+        if name not in table:
+            raise unknown(kind, name, table)
+        return table[name]
+    found = registered_by(Path(name), table, f"register_{kind}")
+    if len(found) > 1:
+        raise UserError(
+            f"`{name}` must call `register_{kind}` once, it registers {len(found)}: give each a file of its own."
+        )
+    return found[0]
 
 
-def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> Entry:
-    """Run a file, and return the last entry that it put into a table.
+def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> list[Entry]:
+    """Run a file, and return the entries that it put into a table.
 
     Args:
         path: A Python file of the user's.
@@ -67,7 +71,7 @@ def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> Entry:
     new = [entry for name, entry in table.items() if before.get(name) is not entry]
     if not new:
         raise UserError(f"`{path}` must call `{call}`, it registers nothing.")
-    return new[-1]
+    return new
 
 
 def users_fault(error: BaseException) -> str | None:

@@ -30,7 +30,7 @@ def measure_ratio(
     """
     rows = _rows(this, this)
     value = _percent(statistic, rows)
-    found = Estimate(value, len(rows), _interval(rows, rows, value, lambda means: _of(statistic, means), rng))
+    found = Estimate(value, len(rows), _interval(rows, rows, value, lambda means: _of(statistic, means), rng, 0.0))
     if other is None:
         return found
     shared = [id for id, o in this.items() if o.value is not None and other[id].value is not None]
@@ -46,6 +46,7 @@ def measure_ratio(
         values[0] - values[1],
         lambda means: _of(statistic, means[:, :width]) - _of(statistic, means[:, width:]),
         rng,
+        -100.0,
     )
     return found._replace(difference=values[0] - values[1], difference_ci95=interval)
 
@@ -68,13 +69,16 @@ def _percent(statistic: Callable[..., Any], rows: np.ndarray) -> float | None:
 
 
 def _interval(
-    rows: np.ndarray, compared: np.ndarray, value: float | None, statistic: Any, rng: np.random.Generator
+    rows: np.ndarray, compared: np.ndarray, value: float | None, statistic: Any, rng: np.random.Generator, least: float
 ) -> tuple[float, float] | None:
-    """None where all items are alike (a bootstrap would claim certainty) or a resample divides by zero."""
+    """None where all items are alike (a bootstrap would claim certainty) or a resample divides by zero.
+
+    What is added to the bootstrap's ends stays within ``least`` and 100, where a fraction, or a difference, can lie.
+    """
     if value is None or not np.ptp(rows, axis=0).any():
         return None
     found = bootstrap(rows, statistic, rng)
     if not np.isfinite(found).all():
         return None
     low, high = no_narrower(found, value, compared, 100.0)
-    return (low, high)
+    return max(low, min(least, found.low)), min(high, max(100.0, found.high))

@@ -61,7 +61,7 @@ def measure_relative(
     value = relative_score(rows, official=official)
     means = [round(mean, 3) for mean in rows.mean(0).tolist()]  # as printed by the original, times ten
     counts |= {"reference_mean": round(means[0] * 10, 1), "candidate_mean": round(means[1] * 10, 1)}
-    interval = _interval(rows, rows, value, lambda m: 100 * m[:, 1] / m[:, 0], rng)
+    interval = _interval(rows, rows, value, lambda m: 100 * m[:, 1] / m[:, 0], rng, 0.0)
     found = Estimate(value if np.isfinite(value) else None, len(rows), interval)
     if other is None:
         return found
@@ -77,7 +77,7 @@ def measure_relative(
         "lower_than_partner": int((mine[:, 1] < partners[:, 1]).sum()),
     }
     interval = _interval(
-        both, mine - partners, difference, lambda m: 100 * (m[:, 1] / m[:, 0] - m[:, 3] / m[:, 2]), rng
+        both, mine - partners, difference, lambda m: 100 * (m[:, 1] / m[:, 0] - m[:, 3] / m[:, 2]), rng, -np.inf
     )
     return found._replace(difference=difference if np.isfinite(difference) else None, difference_ci95=interval)
 
@@ -87,10 +87,10 @@ def _rows(group: Mapping[str, Observation]) -> np.ndarray:
 
 
 def _interval(
-    rows: np.ndarray, compared: np.ndarray, value: float, statistic: Any, rng: np.random.Generator
+    rows: np.ndarray, compared: np.ndarray, value: float, statistic: Any, rng: np.random.Generator, least: float
 ) -> tuple[float, float] | None:
     """None where all questions score the same (a bootstrap would claim certainty) or a resample can divide by zero."""
     if not np.ptp(rows, axis=0).any() or (rows[:, ::2] <= 0).any():
         return None
     low, high = no_narrower(bootstrap(rows, statistic, rng), value, compared, 100.0)
-    return (low, high)
+    return (max(least, low), high)

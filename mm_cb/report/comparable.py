@@ -45,7 +45,8 @@ def _refuse_overlap(runs: Sequence[RunFiles]) -> None:
                 subject, metric, condition, id = key
                 raise UserError(
                     f"`{other.folder}` and `{run.folder}` must not measure the same thing, but both hold `{subject}`, "
-                    f"{metric}, {condition}, item `{id}`; give one of them, or runs of different subjects or attacks."
+                    f"{metric}, {condition}, item `{id}`; give one of them, or runs of different "
+                    "subjects (`--subject NAME`) or attacks."
                 )
 
 

@@ -43,7 +43,7 @@ HOLM = (
     "p: exact McNemar. The primary test, named before any run, is that of the worst of all attacks and stands as it "
     "is; the others are secondary, with Holm's correction for all rows of the table, those by kind left out."
 )
-PROXY = "by refusal strings, a proxy"
+PROXY = "by a proxy"
 _WHY_APART = {
     "worst_case_opening": "headline: what the model knows",
     "worst_case_supplied": "control over the output",

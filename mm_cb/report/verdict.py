@@ -257,8 +257,8 @@ def _gaps(measurements: Sequence[Measurement]) -> list[str]:
             gaps.append(f"{unscored} of the answers under {condition} were not judged in both models.")
         elif found.counts.get("proxy"):
             gaps.append(
-                f"The verdicts under {condition} come from refusal strings, a proxy: it takes broken text for "
-                "compliance and a polite evasion for an answer."
+                f"The verdicts under {condition} come from a proxy, which sees signs of an answer and no more: let a "
+                "model judge."
             )
     return gaps
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -158,15 +159,37 @@ def test_an_objective_of_hidden_states_is_made_as_the_page_says(made, tmp_path, 
 
 def test_the_command_line_takes_a_file_that_registers_an_attack(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    (tmp_path / "mine.py").write_text(code[: code.index("run = attack(")])
+    second = """
+from PIL import Image
+flat = lambda behavior, size: Image.new("RGB", size[::-1], (90, 120, 40))
+register_attack(AttackEntry("flat", "one colour", "flat", "draw", draw=flat))
+"""
+    (tmp_path / "mine.py").write_text(code[: code.index("run = attack(")] + second)
     first_behaviors(tmp_path, 1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_ATTACKS", dict(registry._ATTACKS))
     words = ["attack", "--model", "miniature", "--behaviors", "behaviors.jsonl", "--out", "run", "--steps", "2"]
     assert cli.run([*words, "--attack", "noise,mine.py", "--max-new-tokens", "4"]) == 0
-    assert {item["condition"] for item in read_jsonl(tmp_path / "run" / "items.jsonl")} == {"noise", "no_refusal"}
-    monkeypatch.setattr(registry, "_ATTACKS", {k: v for k, v in registry._ATTACKS.items() if k != "no_refusal"})
+    assert {item["condition"] for item in read_jsonl(tmp_path / "run" / "items.jsonl")} == {
+        *("noise", "no_refusal", "flat")
+    }
+    assert "mm-cb attack verify run --attack mine.py" in " ".join(capsys.readouterr().out.split())
+    own = ("no_refusal", "flat")
+    monkeypatch.setattr(registry, "_ATTACKS", {k: v for k, v in registry._ATTACKS.items() if k not in own})
     assert cli.run(["attack", "verify", "run"]) == 2
+    assert "named by its file, with `--attack FILE.py`" in capsys.readouterr().err
     assert cli.run(["attack", "verify", "run", "--attack", "mine.py"]) == 0
     assert cli.run(["attack", "verify", "run", "--attack", "other.py"]) == 2
     assert "there is no such file" in capsys.readouterr().err
+
+
+def test_a_file_that_a_run_names_as_an_attack_is_not_run(made, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "theirs"
+    shutil.copytree(made[0], folder)
+    (tmp_path / "no_refusal.py").write_text("open('was-run', 'w')")
+    path = folder / "run.json"
+    path.write_text(path.read_text().replace("noise,no_refusal", "noise,no_refusal.py"))
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["attack", "verify", str(folder)]) == 2
+    assert "unknown attack `no_refusal.py`" in capsys.readouterr().err
+    assert not Path("was-run").exists()

@@ -53,7 +53,7 @@ def test_the_benchmark_of_the_page_is_asked_reported_and_scored():
         table._METRICS.pop("stones", None)  # as in another process, which has never seen the file
         benchmarks._BENCHMARKS.pop("stones", None)
     assert ">stones</th>" in Path("report.html").read_text()
-    theirs = find(read_results(Path("runs/theirs/results.json")), "base", "stones", "strict")
+    theirs = find(read_results(Path("runs/theirs/results.json")), "theirs", "stones", "strict")
     assert (theirs.value, theirs.n, theirs.counts["unscored"]) == (100, 1, 1)
     items = read_jsonl(Path("runs/theirs/items.jsonl"))
     assert [item.get("reason") for item in items] == [None, "empty answer"]
@@ -105,6 +105,46 @@ def test_a_fault_in_a_users_file_is_the_users(capsys):
     assert cli.run(shlex.split(ask)[1:]) == 0
 
 
+@pytest.mark.parametrize("came", ["0.5", "None", '{"strict": 1}', 'Score("1")', 'Score(1.0, counts={"said": "yes"})'])
+def test_a_score_that_is_none_is_the_users_mistake(came, capsys):
+    stones()
+    code = Path("stones.py").read_text()
+    Path("stones.py").write_text(code.replace("return Score(float", f"return {came}\n        return Score(float"))
+    write_jsonl(Path("answers.jsonl"), [{"id": "1", "completion": "Red."}, {"id": "2", "completion": "Blue."}])
+    assert cli.run(["score", "stones.py", "--data", "stones.jsonl", "--answers", "answers.jsonl", "--out", "o"]) == 2
+    line = capsys.readouterr().err
+    assert "`score` must give a `Score`" in line and "question `1`" in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize(("field", "came"), [("category", "3"), ("id", "7"), ("prompt", "None")])
+def test_a_question_whose_texts_are_none_is_the_users_mistake(field, came, capsys):
+    stones()
+    code = Path("stones.py").read_text()
+    asked = f"replace(found[0], {field}={came})"
+    code = code.replace("        return found\n", f"        return [{asked}, *found[1:]]\n")
+    Path("stones.py").write_text(code.replace("import dataclass\n", "import dataclass, replace\n"))
+    write_jsonl(Path("answers.jsonl"), [{"id": "1", "completion": "Red."}, {"id": "2", "completion": "Blue."}])
+    assert cli.run(["score", "stones.py", "--data", "stones.jsonl", "--answers", "answers.jsonl", "--out", "o"]) == 2
+    line = capsys.readouterr().err
+    assert f"a text as `{field}`, got {came}" in line and line.count("\n") == 1
+
+
+def test_a_file_holds_one_benchmark(capsys):
+    stones()
+    again = "class More(Stones):\n    name = 'more'\n\n\nregister_benchmark(More())\n"
+    Path("two.py").write_text(Path("stones.py").read_text() + again)
+    assert cli.run(["eval", "two.py", "--model", "miniature", "--data", "stones.jsonl", "--out", "o"]) == 2
+    assert "must call `register_benchmark` once, it registers 2" in capsys.readouterr().err
+
+
+def test_help_shows_a_default_of_zero(capsys):
+    stones()
+    code = Path("stones.py").read_text()
+    Path("stones.py").write_text(code.replace("    hint: str", '    slack: int = setting(0, "Off by.")\n    hint: str'))
+    assert cli.run(["eval", "stones.py", "--help"]) == 0
+    assert "Off by. [default: 0]" in " ".join(capsys.readouterr().out.split())
+
+
 def attack_run(folder):
     texts = ["no .", "take this and that , then chant", ""]
     items = [
@@ -127,6 +167,7 @@ def test_the_judge_of_the_page_judges_a_run(capsys):
     folder = attack_run(Path("runs/attack"))
     (line,) = block("add_a_judge.md", "bash").splitlines()
     assert cli.run(shlex.split(line)[1:]) == 0
+    assert "By length (proxy): a proxy sees" in " ".join(capsys.readouterr().out.split())
     assert [item["outcome"] for item in read_jsonl(folder / "items.jsonl")] == ["refusal", "harmful", "gibberish"]
     m = find(read_results(folder / "results.json"), "base", "compliance", "pgd")
     assert m.n == m.counts["proxy"] == 3 and round(m.value) == 33

@@ -30,7 +30,7 @@ def called(monkeypatch):
     calls, stand_in = [], types.ModuleType("mm_cb.attacks.run")
     stand_in.run_attack = lambda *given, shard=None: calls.append((*given, shard))
     monkeypatch.setitem(sys.modules, "mm_cb.attacks.run", stand_in)
-    monkeypatch.setattr("mm_cb.cli.attacked.show_attacked", lambda folder: None)
+    monkeypatch.setattr("mm_cb.cli.attacked.show_attacked", lambda folder, own: None)
     return calls
 
 

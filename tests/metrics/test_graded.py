@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from mm_cb.metrics.graded import graded_interval, interval_over_seeds, no_narrower
+from mm_cb.metrics.observations import Observation
+from mm_cb.metrics.ratios import measure_ratio
 from mm_cb.metrics.statistics import Interval, bootstrap_mean, paired_rate_interval, wilson_interval
 
 
@@ -61,3 +63,27 @@ def test_seeds_that_agree_leave_what_the_items_leave():
     assert (low, high) == (0.0, 1.0)
     with pytest.raises(ValueError, match="at least two seeds"):
         interval_over_seeds(values[None], np.random.default_rng(1))
+
+
+def ratio(rows, other=None):
+    def group(counts):
+        return {str(i): Observation("base", "m", "c", str(i), 1.0, (), columns=one) for i, one in enumerate(counts)}
+
+    return measure_ratio(
+        group(rows), other and group(other), {}, np.random.default_rng(0), lambda part, whole: part / whole
+    )
+
+
+def test_an_interval_of_a_share_stays_within_shares_and_holds_the_bootstraps_ends():
+    """Few items, most of them alike: what is added to the bootstrap's ends would go below 0 or beyond 100."""
+    few, most = [(1, 1), *[(0, 1)] * 4], [(0, 1), *[(1, 1)] * 4]
+    low, high = ratio(few).ci95
+    assert (low, ratio(few).value) == (0.0, pytest.approx(20)) and high <= 100
+    low, high = ratio(most).ci95
+    assert high == 100.0 and 0 <= low < 80
+    found = ratio(few, most)
+    assert found.difference == pytest.approx(-60) and -100 <= found.difference_ci95[0] < found.difference_ci95[1] <= 100
+    beyond = ratio([(3, 1), (0, 1), (3, 1)])  # no share: nothing is cut off
+    assert beyond.value == pytest.approx(200) and beyond.ci95[1] >= 300
+    below = ratio([(-3, 1), (0, 1), (-3, 1)])
+    assert below.value == pytest.approx(-200) and below.ci95[0] <= -300

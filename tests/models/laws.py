@@ -94,8 +94,11 @@ def ids_and_pixels_are_the_processors(make, folder):
         given = model.picture_arguments(ours)
         assert ("pixel_values" in given) == bool(pictures)
         assert all(torch.equal(value, own[name].to(value.dtype)) for name, value in given.items())
-    if int(ours.input_ids[0, -1]) in model.processor.tokenizer.get_added_vocab().values():  # what ends the turn
-        assert ours.roles[0, -1] == TokenRole.COMPLETION
+    marks = set(model.processor.tokenizer.get_added_vocab().values())
+    if int(ours.input_ids[0, -1]) in marks:  # the turn is ended, perhaps by more than what ends the answer
+        ends = ours.input_ids[0] == model.processor.tokenizer.convert_tokens_to_ids(model.dialect.end_of_turn)
+        last = int(ends.nonzero().max())
+        assert ours.roles[0, last] == TokenRole.COMPLETION and marks.issuperset(ours.input_ids[0, last:].tolist())
     completion = (ours.roles == TokenRole.COMPLETION)[0]
     said = model.processor.tokenizer.decode(ours.input_ids[0, completion])
     assert said.startswith("it") and "no" in said
@@ -331,7 +334,8 @@ def lean_passes_are_the_whole_model(make, folder):
     start = embedding.start()
     with torch.no_grad():
         torch.testing.assert_close(embedding(start), embedding.loss(embedding.inputs.pixel_values), **CLOSE)
-        assert not torch.allclose(embedding(start + 0.2), embedding(start), atol=1e-3)
+        tilted = start + torch.linspace(-0.2, 0.2, start.shape[-1])  # layer norms see neither a shift nor a scale
+        assert not torch.allclose(embedding(tilted), embedding(start), atol=1e-3)
     asked = model.encode([b.prompt for b in BEHAVIORS], SHOWN)
     assert embedding.generate(asked, start, 3) == model.generate(asked, 3)
 

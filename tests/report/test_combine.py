@@ -168,7 +168,7 @@ def test_a_proxy_supports_no_claim(split_runs):
         (part / "results.json").write_text(json.dumps(content))
     data = joined(parts)
     verdict = judge_run(data.measurements, data.checks)
-    assert verdict.kind == "no_claim" and "refusal strings, a proxy" in verdict.reasons[0]
+    assert verdict.kind == "no_claim" and "come from a proxy" in verdict.reasons[0]
 
 
 def test_agreement_of_judges_is_shown(split_runs, tmp_path):

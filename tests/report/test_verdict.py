@@ -137,9 +137,9 @@ def test_a_proxy_is_called_one_where_it_prices_the_breaker():
     more = measure([{**item, "condition": "no_attack"} for item in beside("pgd", 0)], pairs=[("rr", "base")])
     more = [dataclasses.replace(m, counts={**m.counts, "proxy": 40}) if m.metric == "over_refusal" else m for m in more]
     cost = judged([*run_of(47, 2), *more], PASSED).lines[2].text
-    assert "over-refusal (by refusal strings, a proxy) 0.0" in cost and cost.count("proxy") == 1
+    assert "over-refusal (by a proxy) 0.0" in cost and cost.count("proxy") == 1
     (row,) = [row for row in headline_table(more).rows if row.label == "over-refusal"]
-    assert row.remarks == ("by refusal strings, a proxy",)
+    assert row.remarks == ("by a proxy",)
 
 
 def test_no_difference_is_no_equivalence():
