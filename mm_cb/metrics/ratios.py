@@ -70,11 +70,11 @@ def _percent(statistic: Callable[..., Any], rows: np.ndarray) -> float | None:
 def _interval(
     rows: np.ndarray, compared: np.ndarray, value: float | None, statistic: Any, rng: np.random.Generator
 ) -> tuple[float, float] | None:
-    """None where all items are alike (a bootstrap would claim certainty) or a resample divides by zero."""
+    """None where every resample gives the same (a bootstrap would claim certainty) or one divides by zero."""
     if value is None or not np.ptp(rows, axis=0).any():
         return None
     found = bootstrap(rows, statistic, rng)
-    if not np.isfinite(found).all():
+    if not np.isfinite(found).all() or found.low == found.high:
         return None
     low, high = no_narrower(found, value, compared, 100.0)
     return (low, high)
