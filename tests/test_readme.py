@@ -296,6 +296,52 @@ def test_every_script_in_a_code_block_is_there():
                 assert (ROOT / script).is_file(), (page, script)
 
 
+# The miniature's commands: run as they are printed, or told why not. Those of data/examples/README.md run in
+# tests/test_examples.py, those of docs/add_a_benchmark.md in tests/benchmarks/test_pages.py.
+
+RUN_HERE = (
+    "mm-cb eval over-refusal --model miniature --data requests.jsonl --out runs/benign-base",
+    "mm-cb eval over-refusal --model miniature --adapter runs/rr --data requests.jsonl --out runs/benign-rr",
+)
+TOO_LONG = {
+    "bash scripts/demo.sh": "minutes; tests/test_demo.py runs a shorter one",
+    "bash scripts/test.sh": "all tests",
+    "mm-cb train miniature --out runs/rr": "minutes; tests/training/test_run.py trains shorter",
+    "mm-cb attack --model miniature --behaviors miniature --out runs/attack-base --attack all --steps 100": "minutes; "
+    "tests/attacks/test_run.py attacks shorter",
+    "mm-cb attack --model miniature --adapter runs/rr --behaviors miniature --out runs/attack-rr --attack all "
+    "--steps 100": "minutes; tests/attacks/test_run.py attacks shorter",
+}
+"""Command → why it is only parsed here, and which test runs a shorter one."""
+
+
+def of_the_miniature():
+    found = [line for page in PAGES if page.name != "add_a_benchmark.md" for line in blocks(page)]
+    return {
+        " ".join(line.split()) for line in found if re.match(r"(mm-cb .*\bminiature\b|bash scripts/(demo|test))", line)
+    }
+
+
+def test_every_command_of_the_miniature_is_run_or_told_why_not():
+    assert of_the_miniature() == {*RUN_HERE, *TOO_LONG}
+    for why in TOO_LONG.values():
+        assert all((ROOT / file).is_file() for file in re.findall(r"tests/\S+\.py", why))
+
+
+def test_the_short_ones_run_as_they_are_printed(tmp_path, monkeypatch):
+    from mm_cb import cli
+
+    monkeypatch.chdir(tmp_path)
+    (asked,) = re.findall(r"^echo '(.*)' > requests.jsonl$", text_of(ROOT / "docs/quickstart.md"), flags=re.MULTILINE)
+    (tmp_path / "requests.jsonl").write_text(asked + "\n")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "rr").symlink_to(RESULTS / "miniature_demo" / "rr")
+    for line in RUN_HERE:
+        assert cli.run(shlex.split(line)[1:]) == 0
+    assert cli.run(["report", "runs/benign-base", "runs/benign-rr", "--out", "report.html"]) == 0
+    assert (tmp_path / "report.html").is_file()
+
+
 def run_python_of(page):
     (block,) = re.findall(r"^```python\n(.*?)^```", text_of(page), flags=re.DOTALL | re.MULTILINE)
     exec(compile(re.sub(r"steps=\d+", "steps=2", block), str(page), "exec"), {"__name__": "page"})

@@ -114,6 +114,9 @@ def _reading(run: RunFiles) -> Iterator[str]:
         worst = found.get(WORST_CASE) or judged[-1]
         said = f"{worst.counts.get('harmful', 0):.0f} of {worst.n} forbidden requests were answered"
         yield f"{said} in the worst of these attacks (lower is better for the defender)."
+        aside = [one.condition for one in run.strengths if not one.counted and one.condition != "no_attack"]
+        if told := [f"{label(CONDITIONS, c)} {found[c].counts.get('harmful', 0):.0f}" for c in aside if c in found]:
+            yield f"Not counted in it, as controls and what no input reaches: {', '.join(told)} of {worst.n}."
         if any(m.counts.get("proxy") for m in judged):
             names = " and ".join(judges_of(item for item in run.items if item["metric"] == "compliance"))
             yield f"By {names}: a proxy sees signs of an answer and no more. A model judges better."

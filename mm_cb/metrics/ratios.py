@@ -71,14 +71,14 @@ def _percent(statistic: Callable[..., Any], rows: np.ndarray) -> float | None:
 def _interval(
     rows: np.ndarray, compared: np.ndarray, value: float | None, statistic: Any, rng: np.random.Generator, least: float
 ) -> tuple[float, float] | None:
-    """None where all items are alike (a bootstrap would claim certainty) or a resample divides by zero.
+    """None where every resample gives the same (a bootstrap would claim certainty) or one divides by zero.
 
     What is added to the bootstrap's ends stays within ``least`` and 100, where a fraction, or a difference, can lie.
     """
     if value is None or not np.ptp(rows, axis=0).any():
         return None
     found = bootstrap(rows, statistic, rng)
-    if not np.isfinite(found).all():
+    if not np.isfinite(found).all() or found.low == found.high:
         return None
     low, high = no_narrower(found, value, compared, 100.0)
     return max(low, min(least, found.low)), min(high, max(100.0, found.high))

@@ -133,6 +133,7 @@ def _curve_chart(condition: str, curves: Sequence[Curve]) -> Chart:
             axes.plot(steps, curve["q50"], color=colour, linewidth=1.8, linestyle=_dash(index), label=name)
             words.append(f"{name}: median {curve['q50'][0]:.3g} at the start, {curve['q50'][-1]:.3g} at the end")
         axes.set_xlabel("step of the attack")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         lowest = min(min(curve["q25"]) for curve in curves)
         if lowest > 0:
             axes.set_yscale("log")

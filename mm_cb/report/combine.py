@@ -129,11 +129,12 @@ def _checks(runs: Sequence[RunFiles], items: list[Item], measurements: list[Meas
 
 
 def _untested(runs: Sequence[RunFiles]) -> Iterable[str]:
-    """The attacked model that the page is about, where no sanity battery at its budget is among the runs."""
+    """The model of the page that was attacked by pictures, where no sanity battery at its budget is among the runs."""
+    seen = [run for run in runs if any(item.get("clean_image", "") is not None for item in run.items)]
     batteries = [run for run in runs if run.run["command"] == BATTERY]
     tested = [(who(run) | budget(run) | _searched(run), _steps(run)) for run in batteries]
     for subject in ("rr", "base"):  # a battery on the circuit breaker has the base as its control
-        attacked = [run for run in runs if run.run["command"] in ("attack", "demo") and _attacks(run, subject)]
+        attacked = [run for run in seen if run.run["command"] in ("attack", "demo") and _attacks(run, subject)]
         if not all(
             any(_as_attacked(run, subject) == like and steps <= _steps(run) for like, steps in tested)
             for run in attacked

@@ -174,7 +174,9 @@ def _context(data: ReportData, *, show: bool) -> dict[str, object]:
         "changes": [
             ("Lost: worse than before", broken, _by_metric(broken)),
             ("Mended: better than before", mended, _by_metric(mended)),
-        ],
+        ]
+        if any(m.difference is not None and m.metric != "compliance" for m in data.measurements)
+        else [],
         "listed_changes": _LISTED_CHANGES,
         "seeds": seeds,
         "seed_columns": seed_columns,

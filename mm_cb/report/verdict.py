@@ -86,7 +86,7 @@ def judge_report(data: ReportData) -> Verdict:
         data.items,
         strengths=data.strengths,
         tested=data.tested,
-        finish=_finish(data.runs),
+        finish=_finish(data.runs, pictured=not by_texts_alone(data.items)),
     )
 
 
@@ -119,7 +119,7 @@ def judge_run(
     lines = (
         Line("Protection", _protection(measurements), False),
         _strength_line(strengths, tested, finish, _not_shown(checks, cost=False)),
-        Line("Cost", (cost or "Not measured.", *open_cost), cost is None or bool(open_cost)),
+        Line("Cost", (cost or "Capability was not measured.", *open_cost), cost is None or bool(open_cost)),
     )
     failures = [check for check in checks if check["passed"] is not True and check["passed"] is not None]
     reasons = [_failure(check) for check in failures]
@@ -211,7 +211,7 @@ def _strength_line(strengths: Sequence[Strength], tested: bool, finish: str, not
     return Line("Attack strength", (*told, *([finish] if amber and finish else [])), amber)
 
 
-def _finish(runs: Sequence[RunFiles]) -> str:
+def _finish(runs: Sequence[RunFiles], *, pictured: bool) -> str:
     """Which command finishes the attacks that are open."""
     for run in runs:
         if run.run["command"] == "demo":
@@ -222,9 +222,10 @@ def _finish(runs: Sequence[RunFiles]) -> str:
             )
     if not any(run.strengths for run in runs):
         return ""
+    battery = ", and `mm-cb attack check`" if pictured else ""
     return (
         f"What finishes it: the command of an attack run again with `--check-convergence {LEAST}`, with more `--steps` "
-        "in a new folder where the loss still falls, and `mm-cb attack check`."
+        f"in a new folder where the loss still falls{battery}."
     )
 
 

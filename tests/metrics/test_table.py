@@ -87,6 +87,9 @@ def test_a_ratio_that_divides_by_zero_has_no_value_and_items_that_are_alike_no_i
     assert nothing.value is None and nothing.ci95 is None and nothing.n == 2
     alike = find(measure([item(n, "base", 1.0, tp=1) for n in "123"], pairs=[]), "base", "ratio", "strict")
     assert alike.value == 100 and alike.ci95 is None
+    register_metric(Metric("share", "share", part_of="hits", columns=("tp", "fp"), statistic=lambda tp, fp: tp))
+    never = [item("1", "base", 0.0, fp=1), item("2", "base", 1.0)]  # which differ, but not in what is counted
+    assert find(measure(never, pairs=[]), "base", "share", "strict").ci95 is None
 
 
 def test_a_registered_metric_has_its_row_under_its_section():

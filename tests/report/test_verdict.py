@@ -279,7 +279,7 @@ def test_what_no_further_step_could_raise_leaves_a_claim(harmless):
 def test_without_capability_there_is_no_claim_of_no_cost():
     attacks = [m for m in run_of(47, 2) if m.metric == "compliance"]
     verdict = judged(attacks, PASSED)
-    assert verdict.kind == "provisional" and verdict.lines[2].text == "Not measured."
+    assert verdict.kind == "provisional" and verdict.lines[2].text == "Capability was not measured."
 
 
 def test_a_verdict_without_protection_is_not_called_provisional():
