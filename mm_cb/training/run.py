@@ -127,7 +127,7 @@ def _train(plan: TrainingPlan, out: Path, examples: Sequence[Example], progress:
     except MissingRows as error:
         raise UserError(f"recipe `{recipe.name}`: {error}") from error
     except PictureError as error:
-        raise UserError(f"{error}; {SKIPPING}") from error
+        raise UserError(f"{str(error).rstrip('.')}. {SKIPPING}") from error
     except FloatingPointError as error:
         raise UserError(
             f"training diverged; lower `training.learning_rate`, or use bfloat16 in place of float16. {error}"

@@ -158,7 +158,7 @@ def test_damaged_pictures_name_their_row_or_are_left_out_and_counted(trained, re
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (tmp_path / "retain-1-1.png").write_bytes(b"damaged")
     data = f"data={{sources: [{{name: {tmp_path / 'rows.jsonl'}}}], skip_missing_images: SKIP}}"
-    damaged = r"rows\.jsonl:8: cannot read the picture `.*retain-1-1\.png`.*skip_missing"
+    damaged = r"rows\.jsonl:8: cannot read the picture `.*retain-1-1\.png`.*[^.]\. `mm-cb data check`.*skip_missing"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=damaged):
         patch.setattr("mm_cb.training.run.RRTrainer", None)  # before anything is loaded
         train(recipe(data.replace("SKIP", "false")), tmp_path / "stops")
