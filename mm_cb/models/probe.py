@@ -68,6 +68,9 @@ class ProbeFile(TypedDict):
 class ProbeNetwork(nn.Module):
     """States ``(..., H)`` to scores ``(...)``, in float32: the log odds of a token of a harmful answer."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, hidden_size: int, kind: Kind) -> None:
         """Draw weights from torch's global generator."""
         super().__init__()

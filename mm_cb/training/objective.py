@@ -113,8 +113,10 @@ class Objective:
             logits, mask = self.model.logits(adapted), torch.ones(len(adapted), device=adapted.device)
             return kl_retain_loss(logits, self.model.logits(reference), mask, count=count)
 
-        options = {"use_reentrant": False, "preserve_rng_state": False}
-        return torch.stack([checkpoint(part, *some, **options) for some in zip(*sides, strict=True)]).sum()
+        parts = [
+            checkpoint(part, *some, use_reentrant=False, preserve_rng_state=False) for some in zip(*sides, strict=True)
+        ]
+        return torch.stack(parts).sum()
 
     def _distance(self, given: SetRows, count: Tensor) -> Tensor:
         """L_r of one hidden state at a time; those below the adapter count, and are exact zeros."""
