@@ -90,3 +90,9 @@ def test_other_scripts_are_not_noise():
 )
 def test_letters_in_lists_and_in_other_scripts_are_no_noise(text):
     assert degenerate(text) is None
+
+
+@pytest.mark.parametrize(("times", "expected"), [(14, None), (18, None), (24, "repetition"), (40, "repetition")])
+def test_a_loop_is_a_repetition_from_half_of_the_text_on(times, expected):
+    told = "one two three four five six seven eight nine ten eleven then "
+    assert degenerate(told + "na " * times) == expected
