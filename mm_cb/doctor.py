@@ -38,6 +38,23 @@ _PAIRS = (
 """What makes the set of image-text pairs that the paper trains on."""
 
 
+def _calls(set_: str, folder: str, file: str) -> tuple[str, str]:
+    """What makes one of the two sets of tool calls."""
+    return (
+        "mm-cb data build calls --functions functions.jsonl --request-template ask.txt --call-template do.txt "
+        f"--requester-url URL --requester NAME --set {set_} --out {folder}",
+        f"cp {folder}/calls.jsonl {file}",
+    )
+
+
+_BUILT = {
+    NEVER_PUBLISHED: _PAIRS,
+    "harmful-calls.jsonl": _calls("circuit_breaker", "harmful", "harmful-calls.jsonl"),
+    "calls.jsonl": _calls("retain", "harmless", "calls.jsonl"),
+}
+"""Files that recipes name and nobody has published → the commands that make them."""
+
+
 class Finding(NamedTuple):
     """One row of the table."""
 
@@ -216,8 +233,8 @@ def _data_finding(name: str, source: str, ok: bool | None, detail: str) -> Findi
 
     if ok:
         return Finding(name, ok, detail)
-    if source == NEVER_PUBLISHED:
-        return Finding(name, ok, f"`{source}` was never published; this makes one, and a recipe of it:", get=_PAIRS)
+    if (built := _BUILT.get(source)) is not None:
+        return Finding(name, ok, f"`{source}` was never published; this makes one:", get=built)
     if (card := cards().get(source)) is None:
         return Finding(name, ok, detail)
     if ok is False and not whereabouts(card)[0]:

@@ -222,12 +222,14 @@ def test_an_attack_takes_half_the_memory_in_half_the_precision():
     assert half.fitting(half.fixed + 2.5 * half.each) == 2 and half.fitting(0) == 0
 
 
-@pytest.mark.parametrize("absent", ["multimodal-circuit-breakers.jsonl", "xstest", "mmmu"])
+@pytest.mark.parametrize(
+    "absent", ["multimodal-circuit-breakers.jsonl", "harmful-calls.jsonl", "calls.jsonl", "xstest", "mmmu"]
+)
 def test_what_is_missing_comes_with_the_commands_that_get_it(absent, monkeypatch, capsys):
     finding = doctor._data_finding("data", absent, False, "not found")
     monkeypatch.setenv("COLUMNS", "80")
     doctor.print_table([finding])
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80 and finding.get
-    assert re.search(r"^    (mm-cb data build pairs|git clone|hf download) ", out, flags=re.MULTILINE)
+    assert re.search(r"^    (mm-cb data build (pairs|calls)|git clone|hf download) ", out, flags=re.MULTILINE)
     assert absent.endswith(".jsonl") or finding.source.startswith("https://")

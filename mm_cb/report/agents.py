@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mm_cb.benchmarks.harmful_calls.answers import KINDS
-from mm_cb.core import python_calls
 from mm_cb.core.calls import FORMATS, Call, NotCalls
 from mm_cb.core.records import Item
 from mm_cb.metrics.results import Measurement, find
@@ -146,10 +145,10 @@ def _withheld(item: Item) -> bool:
 
 
 def _parsed(item: Item) -> list[Call]:
-    try:
-        return python_calls.read(str(item.get("parsed") or "[]"))
-    except NotCalls:  # a function whose name is none in Python
-        return []
+    """The calls that the run read in an answer; what is none of them is left out."""
+    found = item.get("parsed") if isinstance(item.get("parsed"), list) else []
+    told = [one for one in found or () if isinstance(one, dict) and isinstance(one.get("arguments"), dict)]
+    return [Call(str(one.get("name")), one["arguments"]) for one in told]
 
 
 def _read(text: str) -> list[Call]:

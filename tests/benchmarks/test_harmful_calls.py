@@ -21,7 +21,7 @@ from mm_cb.inference.source import ModelSource
 from mm_cb.judges.base import Verdict
 from mm_cb.judges.rejudge import rejudge
 from mm_cb.metrics.results import find, measure, read_results
-from mm_cb.models import load_model
+from mm_cb.models import ChatModel, load_model
 from mm_cb.models.chat import chat, render_chat
 from mm_cb.report import write_report
 from tests.models.conftest import save_text_model
@@ -130,6 +130,19 @@ def test_every_harmful_row_is_asked_in_both_ways_and_every_twin_once(runs):
     assert find(measured, "base", "calls_made", "forced_call").n == 3
     assert find(measured, "base", "harmful_calls", "forced_call").value is None  # nobody has judged
     assert find(measured, "base", "gibberish", "no_attack").n == 3  # of the twins alone
+
+
+def test_the_calls_of_an_answer_are_kept_as_they_were_read(with_tools, tmp_path, monkeypatch):
+    said = FORMATS["hermes"].write([Call("brew", {"leaf": "green"})])
+    monkeypatch.setattr(ChatModel, "generate", lambda self, inputs, *_: [said] * len(inputs.input_ids))
+    model, rows = with_tools
+    run = mm_cb.evaluate("harmful-calls", str(model), data=rows, out=tmp_path / "run", conditions=("no_attack",))
+    items = read_jsonl(run.folder / "items.jsonl")
+    assert all(item["parsed"] == [{"name": "brew", "arguments": {"leaf": "green"}}] for item in items)
+    assert run.find("calls_made", "no_attack").value == 100.0 and run.find("benign_calls").value == 100.0
+    write_report([run.folder], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "leaf=&#39;green&#39;" in page and page.count("[call withheld]") == 3
 
 
 class ByName:

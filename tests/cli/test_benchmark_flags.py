@@ -14,8 +14,12 @@ from mm_cb.benchmarks.mmmu.protocol import protocol as mmmu_protocol
 from mm_cb.benchmarks.registry import benchmark_names, get_benchmark
 from mm_cb.cli.app import app
 
-COMMANDS = [(verb, name) for verb in ("eval", "score") for name in benchmark_names()]
-COMMANDS.remove(("score", "over-refusal"))
+COMMANDS = [
+    (verb, name)
+    for verb in ("eval", "score")
+    for name in benchmark_names()
+    if verb == "eval" or get_benchmark(name).stored is not None
+]
 
 
 def command(verb, name):

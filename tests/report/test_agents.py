@@ -33,7 +33,7 @@ def test_an_attacks_call_stands_beside_what_was_said(format):
 def item(subject, way, call, kind, metric="harmful_calls", **more):
     fixed = {"id": "a", "split": "all", "category": "c", "prompt": "the <request>", "score": None, "seed": 0}
     fixed |= {"completion": "said", "image": None, "clean_image": None, "outcome": None}
-    parsed = FORMATS["python"].write([call]) if call else None
+    parsed = [call._asdict()] if call else []
     own = {"metric": metric, "subject": subject, "condition": way, "call": kind, "parsed": parsed}
     return fixed | own | more
 
@@ -80,7 +80,7 @@ def test_a_fiction_is_shown_and_a_page_without_agents_has_no_such_part(make_run,
 
 
 def test_answers_that_differ_come_first():
-    same = [{**one, "id": "z", "parsed": FORMATS["python"].write([MAKES])} for one in asked()[2:]]
+    same = [{**one, "id": "z", "parsed": [MAKES._asdict()]} for one in asked()[2:]]
     from mm_cb.metrics.results import measure
 
     items = [*same, *asked()[2:]]

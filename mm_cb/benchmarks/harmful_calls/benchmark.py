@@ -13,6 +13,7 @@ from mm_cb.benchmarks.harmful_calls.answers import KINDS, MADE, read_answer
 from mm_cb.benchmarks.settings import setting
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.records import Item
+from mm_cb.data.tools import as_json
 from mm_cb.metrics.table import CALLS, Metric
 
 if TYPE_CHECKING:
@@ -119,8 +120,6 @@ class HarmfulCalls(Benchmark):
         return [self._line(question, session) for question in session.task.questions]
 
     def _line(self, question: Question, session: Session) -> Item:
-        from mm_cb.core.calls import FORMATS
-
         row: Row = session.task.more[question.id]
         completion, lost = session.answers[question.id], session.unanswered.get(question.id)
         format, opening = question.reference["format"], question.opening
@@ -135,7 +134,7 @@ class HarmfulCalls(Benchmark):
             "category": row.category,
             "prompt": row.prompt,
             "completion": completion,
-            "parsed": FORMATS[format].write(read.calls) if read and read.calls else None,
+            "parsed": None if read is None else as_json([call._asdict() for call in read.calls]),
             "reference": question.reference,
             "call": None if read is None else read.kind,
             "outcome": None,
