@@ -12,7 +12,7 @@ from mm_cb.core.runs import flatten
 from mm_cb.metrics.table import metric as metric_of
 from mm_cb.report.load import RunFiles
 
-WHO = ("model", "adapter", "base", "system", "subject")
+WHO = ("model", "adapter", "base", "probe", "system", "subject")
 """Recipe fields that say who was measured: between subjects they differ, inside one they must not."""
 FREE = ("batch", "device", "shard", "concurrency", "timeout", "attack")
 """Fields that decide how fast and where, and the list of a run's attacks, which the conditions of its items name."""
@@ -76,7 +76,7 @@ def _refuse_mixed_subjects(runs: Sequence[RunFiles]) -> None:
 
 
 def _of_base(key: str) -> bool:
-    return key == "model" or (key.startswith("weights ") and "adapter" not in key)
+    return key == "model" or (key.startswith("weights ") and not any(part in key for part in ("adapter", "probe")))
 
 
 def who(run: RunFiles) -> dict[str, object]:
@@ -84,8 +84,9 @@ def who(run: RunFiles) -> dict[str, object]:
     recipe = run.run["recipe"]
     weights = {f"weights {name}": digest for name, digest in run.run["inputs"].items() if _is_weights(name)}
     named = {key: recipe.get(key) for key in WHO if key != "subject"}  # which is the name that they share
-    if any("adapter" in key for key in weights):
-        named["adapter"] = "hashed"  # its path may be written in several ways, its content may not
+    for part in ("adapter", "probe"):
+        if any(part in key for key in weights):
+            named[part] = "hashed"  # its path may be written in several ways, its content may not
     if any(_of_base(key) for key in weights):
         named.pop("model", None)
         named.pop("base", None)

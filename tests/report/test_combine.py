@@ -52,6 +52,36 @@ def test_separate_runs_say_what_one_run_says(split_runs, tmp_path):
     assert {m.subject for m in together} == {"base", "base+safety_prompt", "rr"}
 
 
+def watched(digest):
+    """An edit that makes a base with a harmfulness probe of every run on the breaker."""
+
+    def edit(subject, what, items, run):
+        if subject != "rr":
+            return
+        for one in items:
+            one["subject"] = "base+probe"
+        run["recipe"] |= {"adapter": None, "probe": f"runs/probe-{what}"}
+        run["inputs"] = {k: v for k, v in run["inputs"].items() if "adapter" not in k} | {
+            "probe.safetensors": digest(what)
+        }
+
+    return edit
+
+
+def test_a_model_behind_a_probe_stands_beside_the_one_without_and_is_one_probe_throughout(split_runs):
+    parts = split_runs(n=8, benign=6, edit=watched(lambda what: "d" * 64))
+    found = joined(parts).measurements
+    worst = find(found, "base+probe", "compliance", "worst_case")
+    assert worst is not None and worst.paired_with == "base"
+    assert "base+probe" in headline_table(found).subjects
+
+
+def test_another_probe_is_another_subject(split_runs):
+    parts = split_runs(n=4, benign=4, edit=watched(lambda what: ("e" if what == "pgd" else "d") * 64))
+    with pytest.raises(UserError, match=r"`base\+probe` must be one model .*probe.safetensors"):
+        joined(parts)
+
+
 def test_the_order_of_the_runs_changes_nothing(split_runs):
     parts = split_runs(n=8, benign=6)
     assert joined(parts).measurements == joined(parts[::-1]).measurements
