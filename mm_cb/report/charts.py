@@ -121,6 +121,8 @@ def curve_charts(curves: Sequence[Curve]) -> list[Chart]:
 
 
 def _curve_chart(condition: str, curves: Sequence[Curve]) -> Chart:
+    from matplotlib.ticker import MaxNLocator
+
     words = []
 
     def draw(axes: "Axes") -> None:
@@ -133,7 +135,7 @@ def _curve_chart(condition: str, curves: Sequence[Curve]) -> Chart:
             axes.plot(steps, curve["q50"], color=colour, linewidth=1.8, linestyle=_dash(index), label=name)
             words.append(f"{name}: median {curve['q50'][0]:.3g} at the start, {curve['q50'][-1]:.3g} at the end")
         axes.set_xlabel("step of the attack")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         lowest = min(min(curve["q25"]) for curve in curves)
         if lowest > 0:
             axes.set_yscale("log")
