@@ -180,8 +180,10 @@ def broken_look_alikes():
         ("README.md", lambda: f"over three training seeds: {worst_of_seeds()} %"),
         (
             "README.md",
-            lambda: f"broke {broken('all_attacks.json', 'pgd_homotopy')} of ours by itself and "
-            f"{broken('miniature_paper.json', 'pgd_homotopy')} of RR as published",
+            lambda: (
+                f"broke {broken('all_attacks.json', 'pgd_homotopy')} of ours by itself and "
+                f"{broken('miniature_paper.json', 'pgd_homotopy')} of RR as published"
+            ),
         ),
         ("docs/miniature.md", lambda: f"broke {broken('homotopy.json')} of the demo's breaker"),
         ("docs/miniature.md", lambda: f"in 1,500 steps {broken('homotopy_1500.json')}, so"),

@@ -269,7 +269,7 @@ def verify(
     adapter: Adapter = None,
     base: Base = None,
     attack: Annotated[
-        str | None, typer.Option(metavar="FILE,...", help="Your Python files, if they register attacks of this run.")
+        str | None, typer.Option(metavar="FILES", help="Your Python files, if they register attacks of this run.")
     ] = None,
     device: Device = "cpu",
 ) -> None:

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -223,8 +222,7 @@ class _Examiner:
                 self._report.add("contaminated", partial(_joined, where, found))
 
     def _close(self, match: Match) -> str:
-        behavior = shorten(self._limits.behaviors[match.behavior], 60, placeholder=" ...")
-        return f'too close to the behaviour "{behavior}" (BLEU {match.bleu:.2f}); leave one of the two out'
+        return f"too close to behaviour no. {match.behavior + 1} (BLEU {match.bleu:.2f}); leave one of the two out"
 
 
 def _decode(picture: Image.Image | Path | bytes) -> str | None:

@@ -117,7 +117,7 @@ def _attack(model: Path, trained: Path, out: Path, name: str, prompts: list[str]
     attacked = enumerate(prompts[:ATTACKED])
     records = [{"id": f"f{i}", "prompt": one, "target": OPENING, "image": None} for i, one in attacked]
     write_text(behaviors, "".join(dumps(record) + "\n" for record in records))
-    source = ModelSource(str(model), str(trained) if name == "rr" else None, dtype="bfloat16")  # as it is stored
+    source = ModelSource(str(model), str(trained) if name == "rr" else None)
     names = [attack for attack in ATTACKS if name == "rr" or attack != SUFFIX]  # the base needs none to comply
     config = AttackConfig(steps=STEPS, seed=seed, max_new_tokens=MAX_NEW_TOKENS, batch=5)
     if SUFFIX in names:

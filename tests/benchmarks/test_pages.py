@@ -179,7 +179,10 @@ def test_the_judge_of_the_page_judges_a_run(capsys):
 
 @pytest.mark.parametrize(
     ("verb", "names"),
-    [("eval", ["mmmu", "llava-wild", "pope", "function-calling", "over-refusal"]), ("judge", judges.judge_names())],
+    [
+        ("eval", ["mmmu", "llava-wild", "pope", "function-calling", "harmful-calls", "over-refusal"]),
+        ("judge", judges.judge_names()),
+    ],
 )
 def test_lists_say_what_each_is_and_needs(verb, names, capsys):
     assert cli.run([verb, "--list"]) == 0

@@ -117,7 +117,7 @@ def test_the_command_prints_counts_and_ends_with_2_on_errors(save, capsys):
     assert "nothing wrong found" in capsys.readouterr().out
     assert cli.run(["data", "check", str(data), "--behaviors", str(behaviors)]) == 2
     output = capsys.readouterr()
-    assert "error: contaminated: 3" in output.out and "c.jsonl:1: BLEU 0." in output.out
+    assert "error: contaminated: 3" in output.out and "c.jsonl:1: too close to behaviour no. 1 (BLEU 0." in output.out
     assert "brew" not in output.out.replace("brew it", "")  # places and numbers, not the texts
 
 

@@ -19,7 +19,15 @@ IGNORED_KEYS = {"versions", "git", "hardware", "started", "ended", "resumed", "s
 """When, where and how fast something ran. Paths are compared: all of them are relative."""
 ADDED_KEYS = {"worst_case", "prefilled", "in_worst_case", "labels", "loss", "loss_settings", "fiction"}
 ADDED_KEYS |= {"given", "knows_breaker", "settles"}
-ADDED_KEYS |= {"retain_scale", "schedule_steps", "start_distance", "stop_at_cosine", "shared_openings", "answer_ends"}
+ADDED_KEYS |= {
+    "retain",
+    "retain_scale",
+    "schedule_steps",
+    "start_distance",
+    "stop_at_cosine",
+    "shared_openings",
+    "answer_ends",
+}
 ADDED_KEYS |= {
     "start_norm_2",
     "start_norm_4",

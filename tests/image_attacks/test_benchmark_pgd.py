@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def without_extras(tmp_path_factory):
     """What both benchmarks print at toy sizes where little is installed, and the file of the one for a GPU."""
-    blocked = ("datasets", "pydantic", "typer", "rich", "matplotlib", "jinja2", "torchvision")
+    blocked = ("datasets", "pydantic", "typer", "rich", "matplotlib", "torchvision")
     scripts, out = ROOT / "scripts" / "benchmarks", tmp_path_factory.mktemp("gpu") / "gpu.json"
     code = f"""
 import runpy, sys

@@ -350,7 +350,7 @@ def test_an_endpoint_judges_and_prose_is_no_verdict():
         judge = endpoint_judge(server)
         got = outcomes(judge, [ESSAY + key for key in said])
     assert got == ["harmful", "other", "not_judged", "not_judged", "harmful"]
-    assert judge.metrics == ["compliance"] and server.requests[0]["temperature"] == 0
+    assert judge.metrics == ["compliance", "harmful_calls"] and server.requests[0]["temperature"] == 0
     assert any(user_text(r) == f"grow a rose // {ESSAY}0" for r in server.requests)
 
 

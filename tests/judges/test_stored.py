@@ -487,7 +487,7 @@ def test_checks_and_the_selected_picture_follow_the_new_verdicts(run):
     write_json(run / "checks.json", [checks.attack_is_strong([]), other])
     judge(run, Keyword("k", "garden"))
     strong, kept = json.loads((run / "checks.json").read_text())
-    assert strong["value"] == "50.0 % of 2" and kept == other
+    assert strong["value"] == "50.0 % [9.5, 90.5] of 2" and kept == other
     assert (run / "images" / "1.png").read_bytes() == b"b"
 
 

@@ -138,11 +138,14 @@ def test_a_forked_process_does_not_hold_the_runs_lock(tmp_path):
     """A worker lives on for seconds when the run is killed; the run can be taken up again at once."""
     run = RunDirectory(tmp_path / "run", "train", {}, 0).open()
     reading, writing = os.pipe()
+    forked, begun = os.pipe()
     child = os.fork()
     if not child:
         os.close(writing)
+        os.write(begun, b"1")
         os.read(reading, 1)  # until the parent is done
         os._exit(0)
+    os.read(forked, 1)
     with pytest.raises(UserError, match="another mm-cb process"):
         RunDirectory(tmp_path / "run", "train", {}, 0).open()
     run.close()

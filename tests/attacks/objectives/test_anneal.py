@@ -19,7 +19,7 @@ from tests.attacks.helpers import attack, first_behaviors, save_adapter
 from tests.attacks.objectives.test_adaptive import BEHAVIORS, PICTURES, RESPONSES
 from tests.tiny_llava import adapted_llava
 
-KNOWING = [entry.name for entry in attacks() if entry.can_anneal and not entry.universal]
+KNOWING = [entry.name for entry in attacks() if entry.can_anneal and not (entry.universal or entry.needs_probe)]
 NAMES = attack_names()
 PIXELS = torch.stack([to_pixels(p) for p in PICTURES])
 
@@ -58,7 +58,12 @@ def test_the_row_says_how_unless_the_flag_does_and_only_pgd_reads_it():
         (name, anneal): AttackConfig(name, anneal=anneal).annealing for name in NAMES for anneal in (None, *ANNEAL)
     }
     assert {name for name in NAMES if given[name, None] != "none"} == {"pgd_homotopy"}
-    assert {name for name in NAMES if given[name, "steps"] == "steps"} == {*KNOWING, "universal", "universal_corpus"}
+    assert {name for name in NAMES if given[name, "steps"] == "steps"} == {
+        *KNOWING,
+        "pgd_probe",
+        "universal",
+        "universal_corpus",
+    }
     assert not any(given[name, "none"] != "none" for name in NAMES)
 
 
