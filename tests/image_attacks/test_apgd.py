@@ -88,6 +88,26 @@ def test_a_checkpoint_counts_the_successes_since_the_last_one_alone(successes):
     assert seen[42] == pytest.approx(0.4 + 0.75 * 0.1 if successes < 14.25 else 0.4)
 
 
+@pytest.mark.parametrize(("raised", "stuck"), [(0, True), (-10, False)])
+def test_an_image_whose_best_is_that_of_the_last_checkpoint_is_stuck_however_many_steps_lowered_its_loss(raised, stuck):
+    """The loss falls to -22 at the first checkpoint, is raised there, and falls again, by 18 up to the second.
+
+    As above, the slope is -1 at the first checkpoint's point alone, to which a stuck image goes back.
+    """
+    seen = []
+
+    def objective(pixels):
+        step = len(seen)
+        seen.append(pixels.item())
+        slope = -1.0 if step == 22 else 1.0
+        value = -step if step <= 22 else raised - (step - 23)
+        return (slope * (pixels - pixels.detach())).flatten(1).sum(1) + value
+
+    apgd(objective, torch.full((1, 1, 1, 1), 0.5), threat_model=Linf(0.1), steps=100)
+    assert seen[22] == pytest.approx(0.4) and seen[41] == pytest.approx(0.4)
+    assert seen[42] == pytest.approx(0.4 + 0.75 * 0.1 if stuck else 0.4)
+
+
 @pytest.mark.parametrize(
     ("attack", "threat_model"),
     [
