@@ -247,4 +247,5 @@ def _steps(kept: list[dict[str, Any]], made: list[dict[str, Any]]) -> Difference
         values = kept[0].get(name), made[0].get(name)
         if None in values or not math.isclose(*values, rel_tol=TOLERANCE, abs_tol=1e-6):
             return f", step 0, {name}: {values[0]} kept, {values[1]} made"
-    return _walk(*([{"step": step["step"], "keys": sorted(step)} for step in steps] for steps in (kept, made)))
+    keys = ([{"step": one["step"], "keys": sorted(one.keys() - ADDED_KEYS)} for one in steps] for steps in (kept, made))
+    return _walk(*keys)
