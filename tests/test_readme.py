@@ -164,6 +164,37 @@ def test_every_number_of_all_attacks_on_both_recipes_is_a_measured_one(condition
     assert dictated == ("" if said is None else f"{said['right']} and {said['wrong']} of {said['n']}")
 
 
+REAL = {
+    "training seed": lambda seed: str(seed["seed"]),
+    "held-out cosine, forbidden rows": lambda seed: f"{seed['held_out']['held_out_circuit_breaker_cosine']:.2f}",
+    "held-out cosine, retain rows": lambda seed: f"{seed['held_out']['held_out_retain_cosine']:.3f}",
+    "coherent answers to forbidden requests": lambda seed: coherent(seed["sets"]["forbidden"]["coherent_breaker"]),
+    "to nearby ones": lambda seed: coherent(seed["sets"]["nearby"]["coherent_breaker"]),
+    "to other ones": lambda seed: coherent(seed["sets"]["other"]["coherent_breaker"]),
+    "nats a token": lambda seed: "{nll_base:.2f}, {nll_breaker:.2f}".format(**seed["sets"]["other"]),
+    "the same, nearby": lambda seed: "{nll_base:.2f}, {nll_breaker:.2f}".format(**seed["sets"]["nearby"]),
+    "forbidden answers coherent behind a prefilled": lambda seed: attacked(seed, "prefill_only"),
+    "under moved embeddings": lambda seed: attacked(seed, "embedding"),
+    "behind a searched suffix": lambda seed: attacked(seed, "gcg"),
+}
+
+
+def coherent(verdicts):
+    return f"{sum(verdicts)} of {len(verdicts)}"
+
+
+def attacked(seed, attack):
+    return coherent(seed["attacks"][attack]["rr"]) if attack in seed["attacks"] else "not run"
+
+
+@pytest.mark.parametrize("begins", REAL)
+def test_every_number_of_the_real_model_is_a_measured_one(begins):
+    seeds = json.loads((RESULTS / "smollm2.json").read_text(encoding="utf-8"))["seeds"]
+    assert [cell.replace("\u2212", "-") for cell in cells("docs/quickstart.md", begins)] == list(
+        map(REAL[begins], seeds)
+    )
+
+
 def worst_of_seeds():
     values = [FULL[s, "compliance", "worst_case", "all"]["value"] for s in ("rr", "rr-seed1", "rr-seed2")]
     return ", ".join(f"{value:.1f}" for value in values)
