@@ -70,7 +70,7 @@ _mm_cb_make_venv() {
 _mm_cb_pip() {
     local quiet="-q"
     if [ -t 1 ]; then quiet=""; fi
-    PIP_USER=0 "$VENV/bin/python" -m pip install $quiet -c "$ROOT/constraints.txt" "$@"
+    PIP_USER=0 "$VENV/bin/python" -m pip install $quiet --no-compile -c "$ROOT/constraints.txt" "$@"
 }
 
 _mm_cb_install() {
