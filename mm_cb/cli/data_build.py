@@ -1,7 +1,7 @@
 """``mm-cb data build``: what is not published, made from the user's copies and by the user's models."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,6 +9,9 @@ from mm_cb.cli.groups import Command, Group
 from mm_cb.cli.options import Behaviors, Seed, known_dtype, number
 from mm_cb.core.closing import Step, files, here, what_next
 from mm_cb.core.errors import UserError
+
+if TYPE_CHECKING:
+    from mm_cb.data.asked import Counts
 
 build = typer.Typer(
     help="Build what is not published: the multimodal pairs, tool calls, the behaviours, harmless targets.",
@@ -147,7 +150,7 @@ def build_pairs(
     from mm_cb.core.reading import read_text
     from mm_cb.data import describe, pairs
     from mm_cb.data.contamination import read_prompts
-    from mm_cb.data.sources import Source, count_reasons
+    from mm_cb.data.sources import Source
 
     chosen: Any = Source("pairs", set=set_).set  # type: ignore[arg-type]  # checked there
     text = read_text(template, "template")
@@ -174,13 +177,7 @@ def build_pairs(
             progress=progress,
         )
     console().print(f"pairs: {built.pairs} of {built.pictures} pictures, in {built.path}")
-    if built.rejected:
-        console().print(f"not used: {count_reasons(built.rejected)}")
-    if left := sum(built.left.values()):
-        raise UserError(
-            f"{built.stopped} {left} of {built.pictures} pictures have no answer yet ({count_reasons(built.left)}; why "
-            f"is in {out / 'failures.jsonl'}); run the same command again to ask for these alone."
-        )
+    _told(built, f"{built.pictures} pictures", out)
     what_next(
         Step("read what would be trained on", ["data", "check", built.path]),
         Step("then name the file under `data` of a recipe", ["train", "--show", "llava-next-mistral-7b"]),
@@ -248,7 +245,7 @@ def build_calls(
     from mm_cb.core.reading import read_text
     from mm_cb.data import built_calls
     from mm_cb.data.contamination import read_prompts
-    from mm_cb.data.sources import Source, count_reasons
+    from mm_cb.data.sources import Source
 
     chosen: Any = Source("calls", set=set_).set  # type: ignore[arg-type]  # checked there
     texts = read_text(request_template, "template"), read_text(call_template, "template")
@@ -269,18 +266,25 @@ def build_calls(
             progress=progress,
         )
     console().print(f"rows: {built.rows} of {built.functions} lists of functions, in {built.path}")
-    if built.rejected:
-        console().print(f"not used: {count_reasons(built.rejected)}")
-    if left := sum(built.left.values()):
-        raise UserError(
-            f"{built.stopped} {left} of {built.functions} lists of functions have no answer yet "
-            f"({count_reasons(built.left)}; why is in {out / 'failures.jsonl'}); run the same command again to ask for "
-            "these alone."
-        )
+    _told(built, f"{built.functions} lists of functions", out)
     what_next(
         Step("read what would be trained on", ["data", "check", built.path]),
         Step("then name the file under `data` of a recipe", ["train", "--show", "llama-3-8b-instruct-agents"]),
     )
+
+
+def _told(built: "Counts", of: str, out: Path) -> None:
+    """Say which answers were not used, and end with those that are missing."""
+    from mm_cb.core.progress import console
+    from mm_cb.data.sources import count_reasons
+
+    if built.rejected:
+        console().print(f"not used: {count_reasons(built.rejected)}")
+    if left := sum(built.left.values()):
+        raise UserError(
+            f"{built.stopped} {left} of {of} have no answer yet ({count_reasons(built.left)}; why is in "
+            f"{out / 'failures.jsonl'}); run the same command again to ask for these alone."
+        )
 
 
 def _attack_next(behaviors: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import REFUSED, UNANSWERED, Endpoint, EndpointError, EndpointFailure
 from mm_cb.core.files import append_jsonl
+from mm_cb.core.limits import LIMITS
 from mm_cb.core.records import Message
 from mm_cb.data.describe import CORRUPT
 
@@ -28,6 +29,42 @@ class Counts(Protocol):
     """Why there is no answer yet → how many; the same command asks for them again."""
     stopped: str
     """Why the endpoint was asked no further; empty if it was asked for all."""
+
+
+class Asking(Protocol):
+    """The numbers of a builder's recipe."""
+
+    @property
+    def limit(self) -> int | None:
+        """Use a seeded sample of so many."""
+
+    @property
+    def attempts(self) -> int:
+        """Answers to a question before it is given up."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest answer."""
+
+    @property
+    def temperature(self) -> float:
+        """Of whoever answers."""
+
+    @property
+    def seed(self) -> int:
+        """Of the sample."""
+
+
+def refuse_numbers(asking: Asking) -> None:
+    """Refuse what lies outside its limits.
+
+    Raises:
+        UserError: Naming the number.
+    """
+    numbers: dict[str, object] = {"attempts": asking.attempts, "max_tokens": asking.max_tokens, "seed": asking.seed}
+    numbers |= {"generator_temperature": asking.temperature} | ({} if asking.limit is None else {"limit": asking.limit})
+    for name, value in numbers.items():
+        LIMITS[name].refuse(name.removeprefix("generator_"), value)
 
 
 class Failures:

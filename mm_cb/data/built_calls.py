@@ -18,11 +18,10 @@ from mm_cb.core.calls import FORMATS, Call, NotCalls
 from mm_cb.core.endpoint import Endpoint
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.files import text_sha256, write_jsonl
-from mm_cb.core.limits import LIMITS
 from mm_cb.core.reading import json_lines, unfit
 from mm_cb.core.records import JsonObject, Message
 from mm_cb.core.runs import RunDirectory
-from mm_cb.data.asked import Failures, Stage, until_fit
+from mm_cb.data.asked import Failures, Stage, refuse_numbers, until_fit
 from mm_cb.data.contamination import Contamination
 from mm_cb.data.examples import SetName
 from mm_cb.data.generated import objects
@@ -67,10 +66,7 @@ class CallRecipe:
         Raises:
             UserError: If a template lacks a place, a name is unknown, or a number is out of range.
         """
-        numbers: dict[str, object] = {"attempts": self.attempts, "max_tokens": self.max_tokens, "seed": self.seed}
-        numbers |= {"generator_temperature": self.temperature} | ({} if self.limit is None else {"limit": self.limit})
-        for name, value in numbers.items():
-            LIMITS[name].refuse(name.removeprefix("generator_"), value)
+        refuse_numbers(self)
         for name, given, known in (("style", self.style, STYLES), ("format", self.format, FORMATS)):
             if given not in known:
                 raise unknown(name, given, known)

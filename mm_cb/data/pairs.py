@@ -15,10 +15,9 @@ from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import REFUSED, UNANSWERED, Endpoint, EndpointError, EndpointFailure
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import append_jsonl, file_sha256, text_sha256, write_bytes, write_jsonl
-from mm_cb.core.limits import LIMITS
 from mm_cb.core.records import Message
 from mm_cb.core.runs import RunDirectory
-from mm_cb.data.asked import Failures, Stage, until_fit
+from mm_cb.data.asked import Failures, Stage, refuse_numbers, until_fit
 from mm_cb.data.contamination import Contamination
 from mm_cb.data.examples import SetName
 from mm_cb.data.generated import Pair, parse_pair
@@ -57,10 +56,7 @@ class PairRecipe:
         Raises:
             UserError: If the template has no place for the description, or a number is out of range.
         """
-        numbers: dict[str, object] = {"attempts": self.attempts, "max_tokens": self.max_tokens, "seed": self.seed}
-        numbers |= {"generator_temperature": self.temperature} | ({} if self.limit is None else {"limit": self.limit})
-        for name, value in numbers.items():
-            LIMITS[name].refuse(name.removeprefix("generator_"), value)
+        refuse_numbers(self)
         if SLOT not in self.template:
             raise UserError(f"the template must hold {SLOT} where the description of a picture goes, it does not.")
 
