@@ -11,6 +11,9 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${MM_CB_VENV:-$ROOT/.venv}"
 case "$VENV" in /*) ;; *) VENV="$PWD/$VENV" ;; esac
 unset PYTHONPATH PYTHONHOME # another installation's packages would stand before ours
+# Packages are installed uncompiled, and what is imported is compiled once. Where an image of a container forbids to keep
+# that, every process would compile torch and transformers anew: 18 seconds instead of 8 until a command begins.
+unset PYTHONDONTWRITEBYTECODE
 
 _mm_cb_fail() {
     echo "$1" >&2
