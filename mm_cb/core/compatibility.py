@@ -63,7 +63,7 @@ _ADDED: Mapping[str, Recipe] = {
             "shared_openings": "rerouted",
             "answer_ends": "counted",
         },
-        "training": {"start_distance": 0.0, "stop_at_cosine": None},
+        "training": {"start_distance": 0.0, "stop_at_cosine": None, "lr_scheduler_type": "constant"},
     }
 }
 """Fields of a command's recipe that later versions added, by section, with what earlier ones did."""

@@ -286,7 +286,7 @@ def _arguments(args: RRConfig) -> TrainingArguments:
         learning_rate=args.learning_rate,
         weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm,
-        lr_scheduler_type="constant",
+        lr_scheduler_type=args.lr_scheduler_type,
         optim="adamw_torch",
         seed=args.seed,
         logging_steps=1,

@@ -27,6 +27,7 @@ ADDED_KEYS |= {
     "stop_at_cosine",
     "shared_openings",
     "answer_ends",
+    "lr_scheduler_type",
 }
 ADDED_KEYS |= {
     "start_norm_2",

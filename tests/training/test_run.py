@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaNextForConditionalGeneration
 
 from mm_cb.core.errors import UserError
-from mm_cb.core.runs import read_run
+from mm_cb.core.runs import read_jsonl, read_run
 from mm_cb.models import load_model
 from mm_cb.training.card import model_card
 from mm_cb.training.checkpoints import last_checkpoint
@@ -224,8 +224,11 @@ def test_an_interrupted_run_goes_on_to_the_same_adapter(trained, recipe, example
     assert (out / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
 
 
-def test_an_interrupted_run_with_accumulation_goes_on_to_the_same_adapter(recipe, examples, tmp_path):
-    accumulated = recipe("training.gradient_accumulation_steps=4", "training.max_steps=4")
+def test_an_interrupted_run_with_accumulation_and_a_falling_rate_goes_on_to_the_same_adapter(
+    recipe, examples, tmp_path
+):
+    falling = ("training.lr_scheduler_type=linear", "training.learning_rate=0.001")
+    accumulated = recipe("training.gradient_accumulation_steps=4", "training.max_steps=4", *falling)
     whole = train(accumulated, tmp_path / "whole", examples)
     with pytest.raises(Stop):
         train(accumulated, tmp_path / "run", examples, StoppingProgress(at=3))
@@ -233,6 +236,8 @@ def test_an_interrupted_run_with_accumulation_goes_on_to_the_same_adapter(recipe
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(whole)
     metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("run", "whole")]
     assert metrics[0] == metrics[1]
+    rates = [line["learning_rate"] for line in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
+    assert rates == pytest.approx([0.001, 0.00075, 0.0005, 0.00025])
 
 
 @pytest.fixture(scope="session")

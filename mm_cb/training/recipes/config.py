@@ -241,7 +241,9 @@ class Training(_Section):
     max_length: Annotated[int, Within("max_length")] = 1024
     """Longer rows are cut to so many tokens, image tokens not counted (released trainer: 1024)."""
     learning_rate: Annotated[float, Within("learning_rate")] = 1e-4
-    """Constant (released trainer: 1e-4)."""
+    """AdamW's, at the first step (released trainer: 1e-4)."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on: as it is (released trainer), or falling, to 0 behind the last step."""
     weight_decay: Annotated[float, Within("weight_decay")] = 0.0
     """AdamW's (released trainer: 0)."""
     max_grad_norm: Annotated[float, Within("max_grad_norm")] = 1.0
