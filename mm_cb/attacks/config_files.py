@@ -23,7 +23,7 @@ _OPTIONS = (
     *("batch", "max_new_tokens", "term_weight", "optimizer", "balance", "iterates", "early_stop", "samples"),
     *("temperature", "universal_train", "chain", "hijacks", "image_backend", "prompts", "prompts_each"),
 )
-RUN_WIDE = (
+_RUN_WIDE = (
     *("hijacks", "chain", "image_backend", "anneal", "checkpoint_seconds", "corpus", "surrogate"),
     *("prompts", "prompts_each"),
 )
@@ -85,24 +85,13 @@ def as_artefact(config: AttackConfig, canvas: Sequence[int]) -> dict[str, dict[s
     """What the JSON beside a picture holds of it: ``attack`` and ``protocol``."""
     attack: dict[str, object] = {"name": config.name, "epsilon": config.threat.levels}
     attack |= {_RENAMED.get(key, key): getattr(config, key) for key in _BUDGET}
-    own = [key for key in _told(config, config.entry.reads) if key not in RUN_WIDE]
+    own = [key for key in _told(config, config.entry.reads) if key not in _RUN_WIDE]
     attack |= {key: getattr(config, key) for key in own}
     attack |= {"canvas": list(canvas), "threat_model": config.threat.text}
     protocol: dict[str, object] = {key: getattr(config, key) for key in _PROTOCOL}
     if config.annealing != "none":
         protocol["anneal"] = config.annealing
     return {"attack": attack, "protocol": protocol}
-
-
-def from_artefact(attack: Recipe, protocol: Recipe) -> AttackConfig:
-    """The attack that a picture's JSON states.
-
-    Raises:
-        UserError: If it is not as `as_artefact` writes it.
-    """
-    stated = {key: value for key, value in attack.items() if key not in ("canvas", "epsilon")}
-    stated |= {key: value for key, value in protocol.items() if key in (*_PROTOCOL, "anneal")}
-    return _stated(stated, checked(attack, _Attack, "the attack of a picture's JSON")["epsilon"], "a picture's JSON")
 
 
 def read_recipe(run: Run, folder: Path) -> AttackRecipe:
@@ -142,13 +131,6 @@ class AttackRecipe(_Recipe, total=False):
     dtype: str
     fiction: bool
     shard: str
-
-
-class _Attack(TypedDict):
-    """How a picture was made, as far as it is no option."""
-
-    name: str
-    epsilon: int
 
 
 class _Options(TypedDict, total=False):
