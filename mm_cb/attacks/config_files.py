@@ -1,4 +1,4 @@
-"""An attack's configuration in files: in run.json and in the JSON beside a picture, written and read again.
+"""An attack's configuration in files: written into run.json and the JSON beside a picture, and read from the former.
 
 Imports nothing heavy.
 """
@@ -77,7 +77,7 @@ def from_recipe(recipe: Recipe | AttackRecipe, seed: int) -> dict[str, AttackCon
     """
     stated = checked(recipe, _Recipe, "the recipe of run.json")
     options = {"steps": stated["steps"], "restarts": stated["restarts"], "seed": seed, **stated.get("options", {})}
-    config = _stated(options, stated["epsilon"], "run.json")
+    config = _stated(options, stated["epsilon"])
     return {one.name: one for one in config.named(stated["attack"].split(","))}
 
 
@@ -152,16 +152,15 @@ class _Options(TypedDict, total=False):
     surrogate: str | None
 
 
-def _stated(options: Mapping[str, object], levels: int, where: str) -> AttackConfig:
+def _stated(options: Mapping[str, object], levels: int) -> AttackConfig:
     fields = {new: old for old, new in _RENAMED.items()}
-    held: JsonObject = {
-        fields.get(k, k): v for k, v in checked(options, _Options, f"what {where} says of an attack").items()
-    }
+    told = checked(options, _Options, "what run.json says of an attack")
+    held: JsonObject = {fields.get(key, key): value for key, value in told.items()}
     text = held.pop("threat_model", None)
     held |= {key: Path(held[key]) for key in ("hijacks", "prompts", "corpus", "surrogate") if held.get(key) is not None}
     if strange := held.keys() - {field.name for field in dataclasses.fields(AttackConfig)}:
-        raise UserError(f"{where} must state an attack of this version, it has the unknown setting `{min(strange)}`.")
+        raise UserError(f"run.json must state an attack of this version, it has the unknown setting `{min(strange)}`.")
     try:
         return AttackConfig(threat=Threat.read(text, levels), **held)
     except ValueError as error:
-        raise UserError(f"{where} states an attack that cannot be: {error}") from error
+        raise UserError(f"run.json states an attack that cannot be: {error}") from error

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mm_cb.attacks.config import OWN, AttackConfig
-from mm_cb.attacks.registry import AttackEntry, attack_entry, attacks
+from mm_cb.attacks.entry import AttackEntry
+from mm_cb.attacks.registry import attack_entry, attacks
 from mm_cb.core.errors import UserError
 
 _OFF = {"control": 0, "anneal": "none", "term_weight": 0, "eot_quality": 0, "eot_scale": 1, "strength": 0}

@@ -16,6 +16,7 @@ from mm_cb.attacks import saved as files
 from mm_cb.attacks import texts
 from mm_cb.attacks.best_of_n import varied
 from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.entry import resolved
 from mm_cb.attacks.job import Job, generators, objective_of, search_batch, stream
 from mm_cb.attacks.judged_files import Asked, Drawn, Judge, judge_files, judge_samples, with_verdicts, write_artefact
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
@@ -31,7 +32,6 @@ from mm_cb.attacks.records import (
     seen_before,
     with_suffix,
 )
-from mm_cb.attacks.registry import resolved
 from mm_cb.attacks.saved import SavedPicture, attacked_name, clean_name, to_pixels
 from mm_cb.attacks.search import Found, make_objective
 from mm_cb.attacks.suffix import Sent, find_suffix

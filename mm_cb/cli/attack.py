@@ -15,7 +15,8 @@ from mm_cb.attacks.config import (
     AttackConfig,
     checked_by_default,
 )
-from mm_cb.attacks.registry import AttackEntry, attack_entries, attack_entry, attacks, chosen_attacks
+from mm_cb.attacks.entry import AttackEntry
+from mm_cb.attacks.registry import attack_entries, attack_entry, attacks, chosen_attacks
 from mm_cb.attacks.threats import Threat
 from mm_cb.cli.options import (
     Adapter,
