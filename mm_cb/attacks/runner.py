@@ -18,7 +18,15 @@ from mm_cb.attacks.best_of_n import varied
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.entry import resolved
 from mm_cb.attacks.job import Job, generators, objective_of, search_batch, stream
-from mm_cb.attacks.judged_files import Asked, Drawn, Judge, judge_files, judge_samples, with_verdicts, write_artefact
+from mm_cb.attacks.judged_files import (
+    Asked,
+    Drawn,
+    OutcomeOf,
+    judge_files,
+    judge_samples,
+    with_verdicts,
+    write_artefact,
+)
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, Relaxed, TargetObjective
 from mm_cb.attacks.objectives.universal import UniversalObjective, made_for, seen
@@ -55,7 +63,7 @@ def attack_behaviors(
     behaviors: Sequence[Behavior],
     config: AttackConfig,
     folder: Path,
-    judge: Judge,
+    judge: OutcomeOf,
     progress: Progress,
     *,
     starts: Mapping[str, str] | None = None,

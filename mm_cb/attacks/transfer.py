@@ -17,7 +17,7 @@ from mm_cb.attacks.calls import spoken
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.config_files import AttackRecipe, from_recipe, read_recipe
 from mm_cb.attacks.entry import Given
-from mm_cb.attacks.judged_files import Asked, Judge, judge_files
+from mm_cb.attacks.judged_files import Asked, OutcomeOf, judge_files
 from mm_cb.attacks.objectives.target import TargetObjective
 from mm_cb.attacks.records import Answer, Artefact, attacked, make_item
 from mm_cb.attacks.run import judge_of
@@ -194,7 +194,7 @@ def _judge_on(
 
 
 def _batch(
-    subject: Subject, maker: Made, batch: Sequence[Behavior], config: AttackConfig, folder: Path, judge: Judge
+    subject: Subject, maker: Made, batch: Sequence[Behavior], config: AttackConfig, folder: Path, judge: OutcomeOf
 ) -> list[Item]:
     """Judge one batch; pictures of one size go together."""
     names = [f"images/{safe_id(b.id)}/from-{safe_id(maker.name)}.png" for b in batch]

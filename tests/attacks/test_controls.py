@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mm_cb.attacks.beside import CONTROL, CONVERGENCE, drawn, supplied, swapped, twice_the_steps
 from mm_cb.attacks.config import AttackConfig, checked_by_default
+from mm_cb.attacks.controls import CONTROL, CONVERGENCE, drawn, supplied, swapped, twice_the_steps
 from mm_cb.attacks.entry import AttackEntry
 from mm_cb.attacks.objectives.anneal import scale_after
 from mm_cb.attacks.registry import attacks
