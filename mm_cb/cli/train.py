@@ -48,7 +48,9 @@ def train(
     ] = False,
     seed: Annotated[int | None, number("seed", "Short for seed=N.")] = None,
     device: Annotated[str | None, typer.Option(metavar="D", help="Short for device=D: cpu, cuda, cuda:1.")] = None,
-    dtype: Annotated[str | None, typer.Option(metavar="T", help="Short for dtype=T: float32, bfloat16.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="T", help="Short for dtype=T: float32, bfloat16, float16.")
+    ] = None,
 ) -> None:
     """Train a circuit breaker (a LoRA adapter) from a recipe."""
     if list_ or fields or show is not None:
