@@ -53,11 +53,6 @@ def attacks() -> list[AttackEntry]:
     return list(_ATTACKS.values())
 
 
-def attack_names() -> list[str]:
-    """All names, in the order of the table."""
-    return list(_ATTACKS)
-
-
 def refuse_blind(model: str, names: Sequence[str]) -> None:
     """Refuse attacks that need a picture for a model of text alone.
 

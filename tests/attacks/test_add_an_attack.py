@@ -54,7 +54,7 @@ def test_the_example_is_searched_saved_checked_and_verified(made):
 
 def test_another_process_reports_it_and_says_that_it_cannot_verify_it(made, tmp_path, capsys):
     folder, _, _ = made
-    assert "no_refusal" not in registry.attack_names()
+    assert "no_refusal" not in registry._ATTACKS
     assert cli.run(["report", str(folder), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert "no-refusal PGD" in page and "worst of all attacks" in page
@@ -106,7 +106,7 @@ def test_a_registered_name_replaces_an_old_one_and_an_adapter_can_be_asked_for(m
     with pytest.raises(UserError, match="`--adapter`"):
         registry.chosen_attacks("own", adapted=False)
     register_attack(entry(TargetObjective, name="own"))
-    assert registry.chosen_attacks("own", adapted=False) == ["own"] and "own" in registry.attack_names()
+    assert registry.chosen_attacks("own", adapted=False) == ["own"] and "own" in registry._ATTACKS
 
 
 def test_an_objective_whose_files_have_another_loss_fails_the_check(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.config_files import as_artefact, as_recipe, from_recipe
 from mm_cb.attacks.entry import resolved
 from mm_cb.attacks.refused_settings import refuse_idle
-from mm_cb.attacks.registry import attack_entry, attack_names, attacks, chosen_attacks
+from mm_cb.attacks.registry import attack_entry, attacks, chosen_attacks
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError
 
@@ -33,7 +33,7 @@ def test_what_counts_in_the_worst_case_is_what_a_user_could_send_and_nobody_pref
     assert {entry.name for entry in attacks() if not entry.in_worst_case} == left_out
 
 
-@pytest.mark.parametrize("entry", attacks(), ids=attack_names())
+@pytest.mark.parametrize("entry", attacks(), ids=lambda entry: entry.name)
 def test_every_row_of_the_table_names_what_is_there(entry):
     for reference in (entry.objective, entry.draw, entry.ask):
         assert reference is None or callable(resolved(reference))

@@ -20,7 +20,7 @@ from mm_cb.attacks.objectives.embedding import EmbeddingObjective
 from mm_cb.attacks.objectives.target import TargetObjective, adapted_layers
 from mm_cb.attacks.outputs import curves, parts_of
 from mm_cb.attacks.records import stopped_early
-from mm_cb.attacks.registry import attack_entry, attack_names
+from mm_cb.attacks.registry import attack_entry, attacks
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.saved import as_picture, to_pixels
 from mm_cb.attacks.threats import Threat
@@ -439,7 +439,9 @@ def test_a_damaged_state_is_started_again(base, behaviors, tmp_path):
 
 def test_every_attack_leaves_judged_records(adapted, behaviors, tmp_path):
     subject = Subject("rr", adapted, adapted=True)
-    for name in sorted(set(attack_names()) - {"imported", "pgd_probe"}):  # see test_texts.py, test_probe.py
+    for name in sorted(
+        {entry.name for entry in attacks()} - {"imported", "pgd_probe"}
+    ):  # see test_texts.py, test_probe.py
         entry = attack_entry(name)
         items = run(subject, behaviors[:2], tmp_path, name=name, steps=2, max_new_tokens=3, balance=True, draws=2)
         assert [item["condition"] for item in items] == [name] * 2
