@@ -125,7 +125,8 @@ def _pictures(
 
 def _wrong(one: Recorded, found: Answer, saved: SavedPicture, clean: SavedPicture) -> list[str]:
     """In phrases, what of the files is not as the run recorded it."""
-    told: Mapping[str, Any] = one.told or {}
+    assert one.told is not None
+    told: Mapping[str, Any] = one.told
     wrong = [
         f"the {what} is another one than its JSON has (SHA-256)"
         for what, key, now in (("picture", "sha256", saved), ("clean picture", "clean_sha256", clean))
