@@ -39,6 +39,8 @@ class AttackEntry:
     objective: str | Callable[..., Any] | None = None
     """What is minimised: a class or function called as `AdaptiveObjective` is, or its ``"module:name"``; None where
     nothing is. What files are held to is the target's loss in any case."""
+    optimizer: Callable[..., Any] | None = None
+    """For search ``pgd``: how it steps, called as `image_attacks.pgd` is, in place of ``--optimizer``."""
     draw: str | Callable[..., Any] | None = None
     """For search ``draw``: ``(behavior, (height, width)) -> PIL picture``."""
     ask: str | Callable[..., Any] | None = None

@@ -140,7 +140,8 @@ def search(
         path=state,
         seconds=config.checkpoint_seconds,
     )
-    run: Callable[..., AttackResult] = apgd if config.entry.search == "apgd" else OPTIMIZERS[config.optimizer]
+    stepping = config.entry.optimizer or OPTIMIZERS[config.optimizer]
+    run: Callable[..., AttackResult] = apgd if config.entry.search == "apgd" else stepping
     if isinstance(objective, Relaxed):
         allowed, clean = Linf(0.5), objective.start()
     if config.entry.first_step is not None and config.threat.norm != "l2":  # whose steps have another unit
