@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mm_cb.core.recipe_files import recipe_names
+
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     *("core", "models", "data", "training", "inference", "metrics", "judges", "attacks", "benchmarks"),
@@ -58,6 +60,38 @@ def test_nothing_below_the_guest_names_it():
     below = ORDER[: ORDER.index("miniature")]
     files = (path for name in below for path in (ROOT / "mm_cb" / name).rglob("*.py"))
     assert not [str(path.relative_to(ROOT)) for path in files if "miniature" in path.read_text(encoding="utf-8")]
+
+
+FAMILIES = re.compile(r"llava|qwen|internvl|gemma|smolvlm|idefics|pixtral|mistral3", re.IGNORECASE)
+NAMES_FAMILIES = (
+    *("mm_cb/models/registry.py", "mm_cb/models/refusals.py"),  # the tables of what is read, and of what is refused
+    *("mm_cb/training/recipes/", "mm_cb/miniature/"),  # settings for one model; a model that is shipped
+    *("mm_cb/benchmarks/llava_wild/", "mm_cb/data/formats.py"),  # a benchmark, and layouts of rows, of that name
+)
+NO_FAMILY = (
+    r"\b[\w.-]+/[\w.-]+",  # a model on the hub
+    *map(re.escape, recipe_names()),
+    r"llava[-_]?(?:wild|bench[-\w]*)",  # the benchmark
+    r"llava_instruct\w*",  # a data set
+    r"\w+DecoderLayer",  # a class of transformers, which several families have
+)
+"""What has a family's name in it and means no family."""
+
+
+def test_a_family_is_named_in_its_own_file_alone():
+    """Beside it in tables, recipes, known.yaml, scripts, docs and tests."""
+    from mm_cb.models.registry import _FAMILIES
+
+    own = {f"{family.__module__.replace('.', '/')}.py" for family in _FAMILIES.values()}
+    wrong, named = [], set()
+    for path in sorted(path for top in ("mm_cb", "image_attacks") for path in (ROOT / top).rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if FAMILIES.search(re.sub("|".join(NO_FAMILY), "", line, flags=re.IGNORECASE)):
+                named.add(name)
+                if name not in own and not name.startswith(NAMES_FAMILIES):
+                    wrong.append(f"{name}:{number}: {line.strip()}")
+    assert not wrong and own <= named
 
 
 def test_every_part_of_the_package_has_its_place_in_the_order():

@@ -11,8 +11,6 @@ import pytest
 import torch
 from jinja2 import Environment
 
-from tests.test_reproduce import parameters
-
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "other_harnesses.md").read_text(encoding="utf-8")
 
@@ -24,25 +22,6 @@ def blocks(language):
 def commands(program):
     lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith(program)]
-
-
-def here():
-    """The commands of this version that the page names."""
-    import typer.main
-
-    from mm_cb.cli.app import app
-
-    known = typer.main.get_command(app).commands
-    return [words for words in commands("mm-cb") if words[0] in known]
-
-
-def test_the_page_names_commands():
-    assert {"eval", "report"} <= {words[0] for words in here()} <= {"merge", "eval", "report"}
-
-
-@pytest.mark.parametrize("words", here(), ids=" ".join)
-def test_every_command_is_one_of_ours(words):
-    assert {word for word in words if word.startswith("--")} <= parameters(words)
 
 
 def test_the_merged_folder_is_the_one_that_the_harnesses_read():

@@ -19,7 +19,7 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
 )
 
-from mm_cb.models import LlavaNextModel  # noqa: E402
+from mm_cb.models.llava_next import LlavaNextModel  # noqa: E402
 
 WORDS = (
     "what is in the picture a red blue green square circle please tell me how to brew tea no i can not here it".split()

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from mm_cb.attacks.registry import SETTLES, Anneal, AttackEntry, attack_entry
+from mm_cb.attacks.entry import SETTLES, Anneal, AttackEntry
+from mm_cb.attacks.registry import attack_entry
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.limits import LIMITS
 from mm_cb.metrics.convergence import LEAST

@@ -1,4 +1,4 @@
-"""An attack's configuration in files: in run.json and in the JSON beside a picture, written and read again.
+"""An attack's configuration in files: written into run.json and the JSON beside a picture, and read from the former.
 
 Imports nothing heavy.
 """
@@ -23,7 +23,7 @@ _OPTIONS = (
     *("batch", "max_new_tokens", "term_weight", "optimizer", "balance", "iterates", "early_stop", "samples"),
     *("temperature", "universal_train", "chain", "hijacks", "image_backend", "prompts", "prompts_each"),
 )
-RUN_WIDE = (
+_RUN_WIDE = (
     *("hijacks", "chain", "image_backend", "anneal", "checkpoint_seconds", "corpus", "surrogate"),
     *("prompts", "prompts_each"),
 )
@@ -77,7 +77,7 @@ def from_recipe(recipe: Recipe | AttackRecipe, seed: int) -> dict[str, AttackCon
     """
     stated = checked(recipe, _Recipe, "the recipe of run.json")
     options = {"steps": stated["steps"], "restarts": stated["restarts"], "seed": seed, **stated.get("options", {})}
-    config = _stated(options, stated["epsilon"], "run.json")
+    config = _stated(options, stated["epsilon"])
     return {one.name: one for one in config.named(stated["attack"].split(","))}
 
 
@@ -85,24 +85,13 @@ def as_artefact(config: AttackConfig, canvas: Sequence[int]) -> dict[str, dict[s
     """What the JSON beside a picture holds of it: ``attack`` and ``protocol``."""
     attack: dict[str, object] = {"name": config.name, "epsilon": config.threat.levels}
     attack |= {_RENAMED.get(key, key): getattr(config, key) for key in _BUDGET}
-    own = [key for key in _told(config, config.entry.reads) if key not in RUN_WIDE]
+    own = [key for key in _told(config, config.entry.reads) if key not in _RUN_WIDE]
     attack |= {key: getattr(config, key) for key in own}
     attack |= {"canvas": list(canvas), "threat_model": config.threat.text}
     protocol: dict[str, object] = {key: getattr(config, key) for key in _PROTOCOL}
     if config.annealing != "none":
         protocol["anneal"] = config.annealing
     return {"attack": attack, "protocol": protocol}
-
-
-def from_artefact(attack: Recipe, protocol: Recipe) -> AttackConfig:
-    """The attack that a picture's JSON states.
-
-    Raises:
-        UserError: If it is not as `as_artefact` writes it.
-    """
-    stated = {key: value for key, value in attack.items() if key not in ("canvas", "epsilon")}
-    stated |= {key: value for key, value in protocol.items() if key in (*_PROTOCOL, "anneal")}
-    return _stated(stated, checked(attack, _Attack, "the attack of a picture's JSON")["epsilon"], "a picture's JSON")
 
 
 def read_recipe(run: Run, folder: Path) -> AttackRecipe:
@@ -144,13 +133,6 @@ class AttackRecipe(_Recipe, total=False):
     shard: str
 
 
-class _Attack(TypedDict):
-    """How a picture was made, as far as it is no option."""
-
-    name: str
-    epsilon: int
-
-
 class _Options(TypedDict, total=False):
     """What else may be stated of an attack; numbers are checked by `AttackConfig`."""
 
@@ -170,16 +152,15 @@ class _Options(TypedDict, total=False):
     surrogate: str | None
 
 
-def _stated(options: Mapping[str, object], levels: int, where: str) -> AttackConfig:
+def _stated(options: Mapping[str, object], levels: int) -> AttackConfig:
     fields = {new: old for old, new in _RENAMED.items()}
-    held: JsonObject = {
-        fields.get(k, k): v for k, v in checked(options, _Options, f"what {where} says of an attack").items()
-    }
+    told = checked(options, _Options, "what run.json says of an attack")
+    held: JsonObject = {fields.get(key, key): value for key, value in told.items()}
     text = held.pop("threat_model", None)
     held |= {key: Path(held[key]) for key in ("hijacks", "prompts", "corpus", "surrogate") if held.get(key) is not None}
     if strange := held.keys() - {field.name for field in dataclasses.fields(AttackConfig)}:
-        raise UserError(f"{where} must state an attack of this version, it has the unknown setting `{min(strange)}`.")
+        raise UserError(f"run.json must state an attack of this version, it has the unknown setting `{min(strange)}`.")
     try:
         return AttackConfig(threat=Threat.read(text, levels), **held)
     except ValueError as error:
-        raise UserError(f"{where} states an attack that cannot be: {error}") from error
+        raise UserError(f"run.json states an attack that cannot be: {error}") from error

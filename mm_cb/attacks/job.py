@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mm_cb.attacks import saved as files
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.judged_files import Asked, Judge, complete
+from mm_cb.attacks.entry import resolved
+from mm_cb.attacks.judged_files import Asked, OutcomeOf, complete
 from mm_cb.attacks.objectives.target import Objective, TargetObjective, target_objective
-from mm_cb.attacks.registry import resolved
 from mm_cb.attacks.saved import as_picture
 from mm_cb.attacks.search import Found, make_objective, search
 from mm_cb.core.errors import UserError
@@ -33,7 +33,7 @@ class Job:
     subject: Subject
     config: AttackConfig
     folder: Path
-    judge: Judge
+    judge: OutcomeOf
     task: Task
     starts: Mapping[str, str] | None = None
     """Behaviour id → picture (relative to ``folder``) from which the first run starts, in a chain of attacks."""

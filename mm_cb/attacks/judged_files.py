@@ -31,7 +31,7 @@ from mm_cb.inference.tolerance import dtype_of
 from mm_cb.metrics.observations import starts_with
 from mm_cb.models import ModelInputs
 
-Judge = Callable[[Behavior, str], str]
+OutcomeOf = Callable[[Behavior, str], str]
 """Outcome of a completion: ``harmful``, ``gibberish``, ``refusal``, ``other`` or ``not_judged``."""
 
 
@@ -99,7 +99,7 @@ def judge_files(
     target: TargetObjective,
     objective: Objective,
     config: AttackConfig,
-    judge: Judge,
+    judge: OutcomeOf,
 ) -> list[Answer]:
     """Losses, completion and outcome of saved files, one greedy answer per behaviour; with artefacts its ``nll_base``.
 
@@ -125,7 +125,7 @@ def judge_files(
 
 
 def with_verdicts(
-    asked: Asked, said: Sequence[str], losses: Sequence[float] | Tensor, judge: Judge, *, weighed: bool
+    asked: Asked, said: Sequence[str], losses: Sequence[float] | Tensor, judge: OutcomeOf, *, weighed: bool
 ) -> list[Answer]:
     """Completions with their verdicts and the target's losses; ``weighed`` = with ``nll_base`` too."""
     nlls: Sequence[float | str | None] = base_nll(asked, said) if weighed else [NOT_COMPUTED] * len(said)
@@ -165,7 +165,7 @@ def judge_samples(
     asked: Asked,
     picture: Image.Image | None,
     config: AttackConfig,
-    judge: Judge,
+    judge: OutcomeOf,
     generator: torch.Generator,
     show: Callable[[int], None],
 ) -> list[Sampled]:

@@ -271,8 +271,9 @@ def attacked(items: list[Item], folder: Path) -> list[Item]:
         if not held["candidates"]:
             raise UserError(f"{where}: `candidates` must hold at least one try, it is empty.")
         try:
-            if held["image"] is not None:
-                path_inside(folder, held["image"])
+            for image in (held["image"], *(one.get("image") for one in item["candidates"])):
+                if image is not None:
+                    path_inside(folder, image)
         except ValueError as error:
             raise UserError(f"{where}: {error}.") from error
     return items

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mm_cb.attacks.config import OWN, AttackConfig
-from mm_cb.attacks.registry import AttackEntry, attack_entry, attacks
+from mm_cb.attacks.entry import AttackEntry
+from mm_cb.attacks.registry import attack_entry, attacks
 from mm_cb.core.errors import UserError
 
 _OFF = {"control": 0, "anneal": "none", "term_weight": 0, "eot_quality": 0, "eot_scale": 1, "strength": 0}
@@ -34,7 +35,11 @@ def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
             "an attack with a term beside the target's loss (one that needs an adapter or a probe)",
         ),
         ("term_weight", "--term-weight", own_term, "an attack with such a term (one that needs an adapter or a probe)"),
-        ("optimizer", "--optimizer", any(e.search in ("pgd", "embedding") for e in entries), "an attack by PGD"),
+        (
+            *("optimizer", "--optimizer"),
+            any(e.search in ("pgd", "embedding") and e.optimizer is None for e in entries),
+            "an attack by PGD that brings none of its own",
+        ),
         ("anneal", "--anneal", any(e.can_anneal for e in entries), "an attack by PGD on pixels"),
         ("hijacks", "--hijacks", any(e.forces_response for e in entries), "an attack that forces a long response"),
         ("prompts", "--prompts", any(e.imported for e in entries), "`--attack imported`"),
@@ -70,5 +75,9 @@ def refuse_mismatch(config: AttackConfig, names: Sequence[str]) -> None:
         raise UserError("`--attack imported` needs `--prompts FILE`: the chats to send, see docs/formats.md.")
     if norm != "linf" and any(entry.relaxation for entry in entries):
         raise UserError(f"`--norm {norm}` is for pictures, and `embedding` makes none: give it a run of its own.")
-    if norm == "l2" and config.optimizer == "adam" and any(entry.search == "pgd" for entry in entries):
+    if (
+        norm == "l2"
+        and config.optimizer == "adam"
+        and any(entry.search == "pgd" and entry.optimizer is None for entry in entries)
+    ):
         raise UserError("`--norm l2`: Adam steps value by value, which suits no l-2 ball; add `--optimizer momentum`.")

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mm_cb.attacks.beside import CONTROL, CONVERGENCE, is_done, twice_the_steps, wrong_text
 from mm_cb.attacks.calls import kept_lines, spoken
 from mm_cb.attacks.config import AttackConfig, checked_by_default
 from mm_cb.attacks.config_files import as_recipe
-from mm_cb.attacks.judged_files import Judge
+from mm_cb.attacks.controls import CONTROL, CONVERGENCE, is_done, twice_the_steps, wrong_text
+from mm_cb.attacks.judged_files import OutcomeOf
 from mm_cb.attacks.objectives.universal import seen
 from mm_cb.attacks.outputs import best_pictures, parts_of, summaries, write_outputs
 from mm_cb.attacks.refusals import fitting, refuse_unfit, refuse_unseen, refuse_unsendable
@@ -115,7 +115,7 @@ def run_attack(
 ) -> None:
     """Attack a model and write ``items.jsonl``, ``results.json``, ``curves.json``, ``checks.json`` and the pictures.
 
-    What stands beside the run (`mm_cb.attacks.beside`) comes after it, also to a run that had finished without it.
+    What stands beside the run (`mm_cb.attacks.controls`) comes after it, also to a run that had finished without it.
     Without a judge for the model (only embedded models have an exact one) outcomes are ``not_judged``.
 
     Args:
@@ -274,7 +274,7 @@ def attack_in_turn(
     behaviors: Sequence[Behavior],
     configs: Sequence[AttackConfig],
     folder: Path,
-    judge: Judge,
+    judge: OutcomeOf,
     progress: Progress,
     responses: Mapping[str, str] | None = None,
     prompts: Mapping[str, Sequence[ImportedPrompt]] | None = None,
@@ -310,7 +310,7 @@ def attack_in_turn(
     write_outputs(folder, items, summaries(items, parts_of(folder), configs, dtype_of(subject.model)))
 
 
-def judge_of(model: str) -> Judge:
+def judge_of(model: str) -> OutcomeOf:
     """By rule where the target is a call; else the exact judge of an embedded model, or one that gives no verdict."""
     guest = embedded(model)
     exact = None if guest is None else open_judge(JudgeOptions(guest.judge))

@@ -16,8 +16,17 @@ from mm_cb.attacks import saved as files
 from mm_cb.attacks import texts
 from mm_cb.attacks.best_of_n import varied
 from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.entry import resolved
 from mm_cb.attacks.job import Job, generators, objective_of, search_batch, stream
-from mm_cb.attacks.judged_files import Asked, Drawn, Judge, judge_files, judge_samples, with_verdicts, write_artefact
+from mm_cb.attacks.judged_files import (
+    Asked,
+    Drawn,
+    OutcomeOf,
+    judge_files,
+    judge_samples,
+    with_verdicts,
+    write_artefact,
+)
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, Relaxed, TargetObjective
 from mm_cb.attacks.objectives.universal import UniversalObjective, made_for, seen
@@ -31,7 +40,6 @@ from mm_cb.attacks.records import (
     seen_before,
     with_suffix,
 )
-from mm_cb.attacks.registry import resolved
 from mm_cb.attacks.saved import SavedPicture, attacked_name, clean_name, to_pixels
 from mm_cb.attacks.search import Found, make_objective
 from mm_cb.attacks.suffix import Sent, find_suffix
@@ -55,7 +63,7 @@ def attack_behaviors(
     behaviors: Sequence[Behavior],
     config: AttackConfig,
     folder: Path,
-    judge: Judge,
+    judge: OutcomeOf,
     progress: Progress,
     *,
     starts: Mapping[str, str] | None = None,

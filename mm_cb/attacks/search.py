@@ -15,10 +15,10 @@ from torch import Tensor
 from image_attacks import AttackError, AttackResult, Linf, ResumeError, ThreatModel, adam_pgd, apgd, pgd
 from mm_cb.attacks.checkpoint import Watch
 from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.entry import resolved
 from mm_cb.attacks.objectives.anneal import Annealed
 from mm_cb.attacks.objectives.moving import Moving, without_handicap
 from mm_cb.attacks.objectives.target import Objective, Relaxed
-from mm_cb.attacks.registry import resolved
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
@@ -140,7 +140,8 @@ def search(
         path=state,
         seconds=config.checkpoint_seconds,
     )
-    run: Callable[..., AttackResult] = apgd if config.entry.search == "apgd" else OPTIMIZERS[config.optimizer]
+    stepping = config.entry.optimizer or OPTIMIZERS[config.optimizer]
+    run: Callable[..., AttackResult] = apgd if config.entry.search == "apgd" else stepping
     if isinstance(objective, Relaxed):
         allowed, clean = Linf(0.5), objective.start()
     if config.entry.first_step is not None and config.threat.norm != "l2":  # whose steps have another unit

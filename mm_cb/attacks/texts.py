@@ -10,7 +10,7 @@ from torch import Tensor
 
 from image_attacks import target_nll
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.judged_files import Asked, Judge, complete, judge_samples, with_verdicts
+from mm_cb.attacks.judged_files import Asked, OutcomeOf, complete, judge_samples, with_verdicts
 from mm_cb.attacks.objectives.target import encode, longest
 from mm_cb.attacks.records import JudgedPicture, Sampled
 from mm_cb.data.behaviors_file import Behavior
@@ -52,7 +52,7 @@ def target_losses(asked: Asked) -> Tensor:
 def judge(
     asked: Asked,
     config: AttackConfig,
-    judge_of: Judge,
+    judge_of: OutcomeOf,
     draws: Sequence[torch.Generator],
     show: Callable[[int], None],
 ) -> dict[int, JudgedPicture]:

@@ -16,10 +16,10 @@ from typing import Any, get_args
 from mm_cb.attacks.calls import spoken
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.config_files import AttackRecipe, from_recipe, read_recipe
-from mm_cb.attacks.judged_files import Asked, Judge, judge_files
+from mm_cb.attacks.entry import Given
+from mm_cb.attacks.judged_files import Asked, OutcomeOf, judge_files
 from mm_cb.attacks.objectives.target import TargetObjective
 from mm_cb.attacks.records import Answer, Artefact, attacked, make_item
-from mm_cb.attacks.registry import Given
 from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.saved import by_size, clean_name, images, read
 from mm_cb.core.checked import read_record
@@ -35,6 +35,9 @@ from mm_cb.inference.subjects import Subject, load_subject
 from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.results import Measurement, find, measure, write_results
 from mm_cb.metrics.whole import whole_items
+
+_OWN = ("batch", "hijacks", "anneal", "term_weight", "balance")
+"""Settings that two runs with one budget need not share."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,13 @@ class Made:
     @property
     def budget(self) -> dict[str, object]:
         """What the other run must share: its attacks, but not those aimed at a defence, and what only they read."""
-        plain = {name: one for name, one in self.configs.items() if not one.entry.aimed}
-        alike = [
-            replace(one, batch=1, hijacks=None, anneal=None, term_weight=1.0, balance=False) for one in plain.values()
-        ]
-        return {"dtype": self.recipe.get("dtype", "float32"), **dict(zip(plain, alike, strict=True))}
+        found: dict[str, object] = {"dtype": self.recipe.get("dtype", "float32")}
+        for name, one in self.configs.items():
+            if not one.entry.aimed:
+                told = {key: value for key, value in vars(one).items() if key not in (*_OWN, "name", "threat")}
+                told["threat"] = f"{one.threat.text} of {one.threat.levels}/255"
+                found |= {name: "yes"} | {f"{name} {key}": value for key, value in told.items()}
+        return found
 
     @property
     def subject(self) -> tuple[Any, ...]:
@@ -150,23 +155,12 @@ def told_apart(first: Made, second: Made) -> list[Made]:
 
 def _refuse_other_budget(first: Made, second: Made) -> None:
     one, other = first.budget, second.budget
-    for name in {**one, **other}:
-        if one.get(name) != other.get(name):
-            told = _told(name, one.get(name), other.get(name)), _told(name, other.get(name), one.get(name))
-            raise UserError(
-                f"both runs must have one budget, but `{first.folder}` has {told[0]} and `{second.folder}` {told[1]}; "
-                "repeat one of them as the other was made."
-            )
-
-
-def _told(name: str, one: Any, other: Any) -> str:
-    """What one run has in place of the other's."""
-    if not isinstance(one, AttackConfig):
-        return f"no `{name}`" if one is None else str(one)
-    if other is None:
-        return f"`{name}`"
-    told = {key: value for key, value in vars(one).items() if value != vars(other)[key]}
-    return ", ".join(f"{v.text} of {v.levels}/255" if k == "threat" else f"{k}={v}" for k, v in told.items())
+    if differ := [key for key in {**one, **other} if one.get(key, "no") != other.get(key, "no")]:
+        told = [f"{differ[0]}={budget.get(differ[0], 'no')}" for budget in (one, other)]
+        raise UserError(
+            f"both runs must have one budget, but `{first.folder}` has {told[0]} and `{second.folder}` {told[1]}; "
+            "repeat one of them as the other was made."
+        )
 
 
 def _refuse_other_behaviors(made: Sequence[Made], asked: Sequence[Behavior], path: Path) -> None:
@@ -200,7 +194,7 @@ def _judge_on(
 
 
 def _batch(
-    subject: Subject, maker: Made, batch: Sequence[Behavior], config: AttackConfig, folder: Path, judge: Judge
+    subject: Subject, maker: Made, batch: Sequence[Behavior], config: AttackConfig, folder: Path, judge: OutcomeOf
 ) -> list[Item]:
     """Judge one batch; pictures of one size go together."""
     names = [f"images/{safe_id(b.id)}/from-{safe_id(maker.name)}.png" for b in batch]

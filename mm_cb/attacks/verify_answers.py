@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,15 +12,12 @@ import torch
 
 from mm_cb.attacks import texts
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.config_files import RUN_WIDE
 from mm_cb.attacks.judged_files import Asked, judge_files
 from mm_cb.attacks.objectives.adaptive import AdaptiveObjective
 from mm_cb.attacks.objectives.target import Objective, TargetObjective
 from mm_cb.attacks.records import Answer, Artefact
 from mm_cb.attacks.saved import SavedPicture, by_size, clean_name, images, read
 from mm_cb.attacks.search import make_objective
-from mm_cb.core.errors import UserError
-from mm_cb.core.files import text_sha256
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.data.prompts_file import ImportedPrompt
 from mm_cb.inference.subjects import Subject
@@ -37,22 +35,14 @@ class Recorded:
     behavior: Behavior
     answer: Answer
     """In items.jsonl."""
+    told: Artefact | None
+    """In the JSON beside its picture; None of an answer to a text."""
 
     @property
     def name(self) -> str:
         """The picture in the run's folder, or the behaviour and its attack where there is none."""
         prompt = f", prompt {self.answer.restart + 1}" if self.config.entry.imported else ""
         return self.answer.image or f"{self.behavior.id} under {self.config.name}{prompt}"
-
-
-@dataclass(frozen=True)
-class RecordedPicture(Recorded):
-    """The same of an answer to an attacked picture."""
-
-    told: Artefact
-    """In the JSON beside it."""
-    stated: AttackConfig
-    """The attack, as that JSON has it."""
 
 
 @dataclass(frozen=True)
@@ -68,52 +58,64 @@ class Row:
     """The greedy answer, generated again, is another one. A disagreement only where arithmetic is the run's."""
 
 
-def pictures_again(
-    subject: Subject, folder: Path, group: Sequence[RecordedPicture], same_arithmetic: bool
-) -> list[Row]:
-    """Answers to pictures of one attack again; those of one size go together."""
-    files = [(read(folder, one.name), read(folder, clean_name(one.behavior.id))) for one in group]
-    rows = []
-    for places in by_size([clean.image for _, clean in files]):
-        some, held = [group[i] for i in places], [files[i] for i in places]
-        for one, found, pair in zip(some, _answers(subject, folder, some, held), held, strict=True):
-            rows.append(_row(one, found, _wrong(one, found, *pair), subject, same_arithmetic))
-    return rows
-
-
-def texts_again(
+def answers_again(
     subject: Subject,
+    folder: Path,
     prompts: Mapping[str, Sequence[ImportedPrompt]] | None,
     group: Sequence[Recorded],
     same_arithmetic: bool,
 ) -> list[Row]:
-    """Answers to texts again; all of ``group`` are of one run of one attack."""
+    """Answers under one attack again, all to pictures or all to texts of one run of it.
+
+    Args:
+        subject: Who answered.
+        folder: The run.
+        prompts: Imported ones, by behaviour.
+        group: What was recorded.
+        same_arithmetic: Whether another answer than the recorded one is a disagreement.
+    """
+    if group[0].told is None:
+        return [
+            _row(*both, [], subject, same_arithmetic)
+            for both in zip(group, _texts(subject, prompts, group), strict=True)
+        ]
+    files = [(read(folder, one.name), read(folder, clean_name(one.behavior.id))) for one in group]
+    rows = []
+    for places in by_size([clean.image for _, clean in files]):
+        some, held = [group[i] for i in places], [files[i] for i in places]
+        for one, found, pair in zip(some, _pictures(subject, some, held), held, strict=True):
+            rows.append(_row(one, found, _wrong(one, found, *pair), subject, same_arithmetic))
+    return rows
+
+
+def _texts(
+    subject: Subject, prompts: Mapping[str, Sequence[ImportedPrompt]] | None, group: Sequence[Recorded]
+) -> list[Answer]:
+    """What the attack's own code says of texts of one run of one attack."""
     config, behaviors = group[0].config, [one.behavior for one in group]
     asked = texts.ask(subject, behaviors, prompts if config.entry.imported else None, group[0].answer.restart)
     if config.entry.search == "suffix":
-        asked = replace(
-            asked, prompts=[replace(one.behavior, prompt=one.answer.sent or one.behavior.prompt) for one in group]
-        )
+        sent = [replace(one.behavior, prompt=one.answer.sent or one.behavior.prompt) for one in group]
+        asked = replace(asked, prompts=sent)
     judged = texts.judge(asked, replace(config, samples=0), lambda *_: "not_judged", (), lambda _: None)
     plain = texts.target_losses(replace(asked, prompts=behaviors)).tolist()
-    found = [replace(judged[i].greedy, loss_clean=round(loss, 5)) for i, loss in enumerate(plain)]
-    return [_row(one, now, [], subject, same_arithmetic) for one, now in zip(group, found, strict=True)]
+    return [replace(judged[i].greedy, loss_clean=round(loss, 5)) for i, loss in enumerate(plain)]
 
 
-def _answers(
-    subject: Subject, folder: Path, group: Sequence[RecordedPicture], files: Sequence[tuple[SavedPicture, SavedPicture]]
+def _pictures(
+    subject: Subject, group: Sequence[Recorded], files: Sequence[tuple[SavedPicture, SavedPicture]]
 ) -> list[Answer]:
-    """What the attack's own code says of pictures of one size; files are the attacked and the clean one."""
-    behaviors, config = [one.behavior for one in group], group[0].config
+    """The same of pictures of one size; files are the attacked and the clean one."""
+    behaviors, config, told = [one.behavior for one in group], group[0].config, [one.told for one in group if one.told]
     saved, clean = [one for one, _ in files], [one for _, one in files]
-    prompts = [replace(one.behavior, prompt=one.told.get("sent", one.behavior.prompt)) for one in group]
+    prompts = [replace(b, prompt=one.get("sent", b.prompt)) for b, one in zip(behaviors, told, strict=True)]
     target = TargetObjective(subject, prompts, images(clean))
     objective: Objective = target
-    if group[0].told["objective"] != TargetObjective.__name__:
-        forced = [one.told["response"] for one in group]
-        objective = make_objective(subject, prompts, images(clean), config, forced)
+    if told[0]["objective"] != TargetObjective.__name__:
+        objective = make_objective(subject, prompts, images(clean), config, [one["response"] for one in told])
         if isinstance(objective, AdaptiveObjective):
-            objective.weight = torch.tensor([_weight(one, folder) for one in group], device=subject.model.device)
+            weights = [math.nan if one["weight"] is None else one["weight"] for one in told]
+            objective.weight = torch.tensor(weights, device=subject.model.device)
     asked = Asked(subject, behaviors, prompts, clean)
     answers = judge_files(asked, saved, target, objective, config, lambda *_: "not_judged")
     with torch.no_grad():
@@ -121,28 +123,18 @@ def _answers(
     return [replace(one, loss_clean=round(loss, 5)) for one, loss in zip(answers, losses, strict=True)]
 
 
-def _weight(one: RecordedPicture, folder: Path) -> float:
-    if (weight := one.told["weight"]) is None:
-        file = (folder / one.name).with_suffix(".json")
-        raise UserError(f"`{file}` `weight` must be a number under {one.config.name}, got null. {AGAIN}")
-    return weight
-
-
-def _wrong(one: RecordedPicture, found: Answer, saved: SavedPicture, clean: SavedPicture) -> list[str]:
+def _wrong(one: Recorded, found: Answer, saved: SavedPicture, clean: SavedPicture) -> list[str]:
     """In phrases, what of the files is not as the run recorded it."""
-    threat, answer = one.config.threat, text_sha256(one.answer.completion)
-    hashes = {"picture": ("sha256", saved.sha256), "clean picture": ("clean_sha256", clean.sha256)}
-    hashes |= {"answer": ("completion_sha256", answer)}
+    assert one.told is not None
+    told: Mapping[str, Any] = one.told
     wrong = [
         f"the {what} is another one than its JSON has (SHA-256)"
-        for what, (key, now) in hashes.items()
-        if one.told.get(key) != now
+        for what, key, now in (("picture", "sha256", saved), ("clean picture", "clean_sha256", clean))
+        if told.get(key) != now.sha256
     ]
+    threat = one.config.threat
     if one.config.entry.stays_in_threat and not (found.linf <= threat.levels and threat.holds(found.distance)):
         wrong.append(f"the picture is outside {threat.text} of {threat.levels}/255")
-    run_wide = {key: getattr(one.config, key) for key in RUN_WIDE}
-    if one.stated.annealing != one.config.annealing or replace(one.stated, **run_wide) != one.config:
-        wrong.append("its JSON states other settings than run.json")
     return wrong
 
 
@@ -150,7 +142,7 @@ def _row(one: Recorded, found: Answer, wrong: list[str], subject: Subject, same_
     """With the numbers that are not as they were recorded; of another answer the base's loss is not known."""
     dtype, other = dtype_of(subject.model), found.completion != one.answer.completion
     again: Mapping[str, Any] = found.as_json()
-    told: list[Mapping[str, Any]] = [one.answer.as_json(), *([one.told] if isinstance(one, RecordedPicture) else [])]
+    told: list[Mapping[str, Any]] = [one.answer.as_json(), *([one.told] if one.told else [])]
     wrong += [
         f"{key} {recorded.get(key)} recorded, {again.get(key)} found"
         for recorded in told

@@ -17,7 +17,6 @@ from mm_cb.metrics.table import DETAIL, Metric
 KINDS = ("random", "popular", "adversarial")
 """How the absent objects were chosen."""
 COUNTS = ("tp", "fp", "tn", "fn")
-_NO = ("No", "not", "no")
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,6 @@ class PopeAnswers(StoredAnswers):
     answers: str = setting("", "JSON lines with `answer` (or `text`), in the order of the questions.", metavar="FILE")
 
 
-def _plain(text: str) -> str:
-    """A question without what differs between files that hold it: blanks and case."""
-    return " ".join(text.split()).lower()
-
-
 def official_answer(text: str) -> str:
     """``no`` if No, not or no is a word of the first sentence, else ``yes``: silence and noise are a yes.
 
@@ -50,7 +44,7 @@ def official_answer(text: str) -> str:
         is. Deviation: none.
     """
     words = text.partition(".")[0].replace(",", "").split(" ")
-    return "no" if any(word in words for word in _NO) else "yes"
+    return "no" if any(word in words for word in ("No", "not", "no")) else "yes"
 
 
 def strict_answer(text: str) -> str | None:
@@ -113,7 +107,8 @@ class Pope(Benchmark):
             if isinstance(image, Mapping) or row.file is None:
                 picture: Any = stored_picture(image, f"{row.where}: `image`")
             else:
-                folder = _folder(settings.images, row.file)
+                beside = row.file.parent / "images"
+                folder = Path(settings.images) if settings.images else beside if beside.is_dir() else beside.parent
                 picture = picture_inside(folder, image, row.where, links=bool(settings.images))
             kind = kind if kind in KINDS else "all"
             id = number if kind == "all" else f"{kind}/{number}"
@@ -137,11 +132,9 @@ class Pope(Benchmark):
             raise UserError(f"`{stored.answers}` must hold {len(questions)} answers, one a question, got {len(rows)}.")
         answers = {}
         for row, question in zip(rows, questions, strict=True):
-            told = {row.values[key] for key in ("answer", "text") if isinstance(row.values.get(key), str)}
-            if len(told) > 1:
-                raise UserError(f"{row.where}: `answer` and `text` must be one answer, they differ; leave one of them.")
             asked = row.values.get("question", row.values.get("prompt", question.prompt))
-            if not isinstance(asked, str) or not _plain(asked).startswith(_plain(question.prompt)):
+            plain = [" ".join(str(text).split()).lower() for text in (asked, question.prompt)]  # files differ in these
+            if not plain[0].startswith(plain[1]):
                 raise UserError(
                     f"{row.where} answers {shown(asked)}, but question `{question.id}` is {shown(question.prompt)}; "
                     "give the answers to these questions, in their order."
@@ -152,8 +145,3 @@ class Pope(Benchmark):
                 raise UserError(f"{row.where} must be the answer to question `{question.id}`, as a text.")
             answers[question.id] = answer
         return answers
-
-
-def _folder(images: str, file: Path) -> Path:
-    beside = file.parent / "images"
-    return Path(images) if images else beside if beside.is_dir() else file.parent

@@ -15,7 +15,8 @@ from mm_cb.attacks.config import (
     AttackConfig,
     checked_by_default,
 )
-from mm_cb.attacks.registry import AttackEntry, attack_entries, attack_entry, attacks, chosen_attacks
+from mm_cb.attacks.entry import AttackEntry
+from mm_cb.attacks.registry import attack_entries, attack_entry, attacks, chosen_attacks
 from mm_cb.attacks.threats import Threat
 from mm_cb.cli.options import (
     Adapter,
@@ -148,7 +149,7 @@ def attack(
         float, number("term_weight", "Weight of an adaptive attack's term.", _SEARCH, metavar="W")
     ] = _DEFAULT.term_weight,
     balance: Annotated[
-        bool, switch("--balance", "Make that term's gradient as long as the target's.", _SEARCH)
+        bool, switch("--balance", "Scale that term: its gradient as long as the target's.", _SEARCH)
     ] = False,
     draws: Annotated[
         int, number("draws", "best_of_n: variations of every behaviour, N; counts in k.", _SINGLE)
@@ -193,15 +194,17 @@ def attack(
     ] = _DEFAULT.eot_quality,
     candidates: Annotated[int, number("candidates", "gcg: suffixes weighed a step.", _SINGLE)] = _DEFAULT.candidates,
     max_new_tokens: Annotated[
-        int, number("max_new_tokens", "Longest answer, and forced response.", _JUDGED)
+        int, number("max_new_tokens", "Longest answer, and forced response, in tokens.", _JUDGED)
     ] = _DEFAULT.max_new_tokens,
     iterates: Annotated[int, number("iterates", "Further pictures judged on the way.", _JUDGED)] = _DEFAULT.iterates,
-    early_stop: Annotated[bool, switch("--early-stop", "Stop when one of them is judged harmful.", _JUDGED)] = False,
+    early_stop: Annotated[
+        bool, switch("--early-stop", "Stop a search once one of them is judged harmful.", _JUDGED)
+    ] = False,
     samples: Annotated[
         int, number("samples", "Answers drawn at random per picture; count in k.", _JUDGED)
     ] = _DEFAULT.samples,
     temperature: Annotated[
-        float | None, number("temperature", "Of these answers.  [default: 1]", _JUDGED, metavar="T")
+        float | None, number("temperature", "Temperature of these answers.  [default: 1]", _JUDGED, metavar="T")
     ] = None,
     control: Annotated[
         int, number("control", "Behaviours given another one's text, beside the run; 0 = none.", _JUDGED)
@@ -216,11 +219,14 @@ def attack(
     ] = None,
     batch: Annotated[int, number("batch", "Behaviours at once.", _RUN)] = _DEFAULT.batch,
     shard: Annotated[
-        str | None, option("I/N", "Only this part; `auto` = as the launcher says. Gather without it.", _RUN)
+        str | None,
+        option(
+            "I/N", "Only the I-th of N parts; `auto` = as the launcher says. The same without it gathers them.", _RUN
+        ),
     ] = None,
     image_backend: ImageBackend = _DEFAULT.image_backend,
     checkpoint_seconds: Annotated[
-        float | None, number("checkpoint_seconds", "How often a running search is saved.", _RUN, metavar="S")
+        float | None, number("checkpoint_seconds", "Seconds between two saves of a running search.", _RUN, metavar="S")
     ] = _DEFAULT.checkpoint_seconds,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -292,7 +298,7 @@ def check(
     old: OldSettings = None,
     adapter: Adapter = None,
     system: System = None,
-    epsilon: Annotated[str, option("N/255", "Largest change of a value.", PANEL)] = "32/255",
+    epsilon: Annotated[str, option("N/255", "Largest change of a value: N from 0 to 255.", PANEL)] = "32/255",
     steps: Annotated[int, number("steps", "Steps per run.", _SEARCH)] = 100,
     optimizer: Optimizer = _DEFAULT.optimizer,
     iterates: Annotated[int, number("iterates", "Further pictures judged on the way.", _JUDGED)] = 5,

@@ -118,7 +118,7 @@ _COMMON = ("out", "model", "adapter", "probe", "endpoint", "data", "subject", "s
 
 def _model_options() -> list[Parameter]:
     return [
-        _option("model", str | None, "M", "Hub id, local directory, or `miniature`.", MODEL),
+        _option("model", str | None, "M", "Hub id, local directory, or `miniature`.  [required]", MODEL),
         _shared("adapter", Adapter, None, MODEL),
         _shared("probe", Probe, None, MODEL),
         _option("endpoint", str | None, "URL", "Ask the model of this name at an OpenAI-compatible address.", MODEL),
@@ -129,7 +129,7 @@ def _model_options() -> list[Parameter]:
 
 
 def _data_options(benchmark: Benchmark, *, settings: bool) -> list[Parameter]:
-    default = f"  [default: {benchmark.dataset}]" if benchmark.dataset else ""
+    default = f"  [default: {benchmark.dataset}]" if benchmark.dataset else "  [required]"
     data = _option("data", str | None, "D", f"{benchmark.data_help}{default}", WHAT)
     return [data, *(_setting_options(benchmark.settings, WHAT) if settings else [])]
 
@@ -148,7 +148,8 @@ def _setting_options(kind: type[Settings], panel: str) -> list[Parameter]:
     for field in dataclasses.fields(kind):
         about = field.metadata
         unset = field.default in ("", (), None) or field.default is False
-        shown = "" if unset or "[default" in about["about"] else str(field.default)
+        default = ",".join(field.default) if isinstance(field.default, tuple) else str(field.default)
+        shown = "" if unset or "[default" in about["about"] else default
         choices = f"{', '.join(about['choices'])}.  " if about["choices"] else ""
         text = f"{about['about']}{'  ' if choices or shown else ''}{choices}{f'[default: {shown}]' if shown else ''}"
         if (limit := about["limit"]) is not None:

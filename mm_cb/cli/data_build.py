@@ -124,16 +124,18 @@ def build_pairs(
     set_: Annotated[str, typer.Option("--set", metavar="S", help="circuit_breaker or retain.")] = "circuit_breaker",
     limit: Annotated[int | None, number("limit", "A seeded sample of the pictures.")] = None,
     attempts: Annotated[int, number("attempts", "Answers per picture before it is given up.")] = 3,
-    max_tokens: Annotated[int, number("max_tokens", "Longest answer.")] = 1024,
+    max_tokens: Annotated[int, number("max_tokens", "Longest answer, in tokens.")] = 1024,
     temperature: Annotated[
-        float, number("generator_temperature", "Of the generator.", metavar="T", flag="--temperature")
+        float, number("generator_temperature", "Temperature of the generator.", metavar="T", flag="--temperature")
     ] = 1.0,
     concurrency: Annotated[int, number("concurrency", "Requests at the same time.")] = 8,
     timeout: Annotated[float, number("timeout", "Longest silence of a server, in seconds.", metavar="S")] = 60,
     retries: Annotated[int, number("retries", "Further tries of a failed request.")] = 5,
-    device: Annotated[str, typer.Option(metavar="D", help="Of a describer that runs here.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(metavar="D", help="Device of a describer that runs here: cpu, cuda, cuda:1.")
+    ] = "cpu",
     dtype: Annotated[
-        str, typer.Option(metavar="T", help="Of a describer that runs here.", callback=known_dtype)
+        str, typer.Option(metavar="T", help="The same: float32, bfloat16, float16.", callback=known_dtype)
     ] = "float32",
     seed: Seed = 0,
 ) -> None:
@@ -225,8 +227,10 @@ def build_calls(
     ] = "python",
     limit: Annotated[int | None, number("limit", "A seeded sample of the lines.")] = None,
     attempts: Annotated[int, number("attempts", "Answers to a question before it is given up.")] = 3,
-    max_tokens: Annotated[int, number("max_tokens", "Longest answer.")] = 1024,
-    temperature: Annotated[float, number("generator_temperature", "Of both.", metavar="T", flag="--temperature")] = 1.0,
+    max_tokens: Annotated[int, number("max_tokens", "Longest answer, in tokens.")] = 1024,
+    temperature: Annotated[
+        float, number("generator_temperature", "Temperature of both.", metavar="T", flag="--temperature")
+    ] = 1.0,
     concurrency: Annotated[int, number("concurrency", "Requests at the same time.")] = 8,
     timeout: Annotated[float, number("timeout", "Longest silence of a server, in seconds.", metavar="S")] = 60,
     retries: Annotated[int, number("retries", "Further tries of a failed request.")] = 5,

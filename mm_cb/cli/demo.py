@@ -15,7 +15,9 @@ _OUT = Path("mm-cb-demo")
 
 def demo(
     out: Out = _OUT,
-    full: Annotated[bool, typer.Option("--full", help="All behaviours, more steps, three restarts.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="108 behaviours, not 48; 300 steps, not 100; 3 restarts.")
+    ] = False,
     real: Annotated[
         bool,
         typer.Option(

@@ -44,7 +44,10 @@ def judge(
     ] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option(metavar="ANSWER=OUTCOME", help="What an answer means.  [default: yes=harmful, no=other]"),
+        typer.Option(
+            metavar="ANSWER=OUTCOME",
+            help="What an endpoint's answer means: harmful, refusal, other.  [default: yes=harmful, no=other]",
+        ),
     ] = None,
     pictures: Annotated[bool, typer.Option("--pictures", help="Show the pictures to an endpoint's judge.")] = False,
     behaviors: Annotated[

@@ -22,14 +22,15 @@ def probe(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe fields to change, by dotted name.")
     ] = None,
     adapter: Adapter = None,
-    kind: Annotated[str, typer.Option(metavar="K", help=f"{' or '.join(KINDS)} (64, 32).")] = "linear",
+    kind: Annotated[str, typer.Option(metavar="K", help=f"{' or '.join(KINDS)} (64 and 32 hidden units).")] = "linear",
     layer: Annotated[int | None, number("layer", "Hidden state to read.  [default: the recipe's last target]")] = None,
     false_positives: Annotated[
         float, number("false_positives", "Share of benign answers that may be withheld.", metavar="R")
     ] = 0.01,
     rows: Annotated[int, number("rows", "At most so many rows of each set.")] = 512,
     refusal: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What is said in place of an answer that is withheld.")
+        str | None,
+        typer.Option(metavar="TEXT", help="What is said in place of an answer that is withheld.  [default: a refusal]"),
     ] = None,
 ) -> None:
     """Train a harmfulness probe, which withholds answers whose hidden states it flags; a baseline and a companion."""

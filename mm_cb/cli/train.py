@@ -46,9 +46,15 @@ def train(
         bool,
         typer.Option("--allow-stuck", help="End with 0 when nothing was rerouted, or retain states went (else 2)."),
     ] = False,
+    loss: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Short for circuit_breaker.loss=NAME; or a Python file that registers one."),
+    ] = None,
     seed: Annotated[int | None, number("seed", "Short for seed=N.")] = None,
     device: Annotated[str | None, typer.Option(metavar="D", help="Short for device=D: cpu, cuda, cuda:1.")] = None,
-    dtype: Annotated[str | None, typer.Option(metavar="T", help="Short for dtype=T: float32, bfloat16.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="T", help="Short for dtype=T: float32, bfloat16, float16.")
+    ] = None,
 ) -> None:
     """Train a circuit breaker (a LoRA adapter) from a recipe."""
     if list_ or fields or show is not None:
@@ -60,6 +66,10 @@ def train(
         f"{key}={value}" for key, value in (("seed", seed), ("device", device), ("dtype", dtype)) if value is not None
     ]
     recipe_file(recipe)  # a name that there is not is told before anything heavy is imported
+    if loss is not None:
+        from mm_cb.training.registry import chosen_loss
+
+        short.append(f"circuit_breaker.loss={chosen_loss(loss).name}")
     if dry_run:
         _show_plan(recipe, [*(overrides or []), *short])
     else:

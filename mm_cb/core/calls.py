@@ -122,7 +122,9 @@ FORMATS = {
         CallFormat(
             "python", "[name(key=value), ...], BFCL's prompt mode", "", _read_python, python_calls.write, _open_python
         ),
-        CallFormat("hermes", "<tool_call>, Hermes and Qwen", "<tool_call>", _read_hermes, _write_hermes, _open_hermes),
+        CallFormat(
+            "hermes", "<tool_call>, Hermes and others", "<tool_call>", _read_hermes, _write_hermes, _open_hermes
+        ),
         CallFormat("mistral", "[TOOL_CALLS], Mistral v3", "[TOOL_CALLS]", _read_mistral, _write_mistral, _open_mistral),
         CallFormat(
             "llama", '{"name", "parameters"}, Llama 3.1', '"parameters"', _read_llama, _write_llama, _open_llama

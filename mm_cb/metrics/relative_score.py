@@ -26,7 +26,7 @@ def relative_score(rows: np.ndarray, *, official: bool) -> float:
         Percent; a ratio of means, not a mean of ratios. NaN if the reference has nothing.
 
     Source:
-        LLaVA repository, ``summarize_gpt_review.py``. Deviation: none with ``official``, no rounding without.
+        LLaVA-Bench, ``summarize_gpt_review.py``. Deviation: none with ``official``, no rounding without.
     """
     reference, candidate = np.asarray(rows, dtype=np.float64).mean(0).tolist()
     if official:

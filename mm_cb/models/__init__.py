@@ -7,7 +7,6 @@ prepare_torchvision()
 from mm_cb.models.base import ChatModel  # noqa: E402
 from mm_cb.models.chat import TokenRole  # noqa: E402  (transformers may only be imported after the line above)
 from mm_cb.models.inputs import ModelInputs  # noqa: E402
-from mm_cb.models.llava_next import LlavaNextModel  # noqa: E402
 from mm_cb.models.loading import load_model, load_tower  # noqa: E402
 from mm_cb.models.registry import register_family  # noqa: E402
 from mm_cb.models.text import TextModel  # noqa: E402
@@ -15,7 +14,6 @@ from mm_cb.models.vision import VisionModel  # noqa: E402
 
 __all__ = [
     "ChatModel",
-    "LlavaNextModel",
     "ModelInputs",
     "TextModel",
     "TokenRole",

@@ -21,7 +21,7 @@ def only_last_positions(model: Any, count: int) -> Iterator[None]:
     of the image tower behind the one that is used do nothing. Rows are padded on the left, if at all. With ``count=0``
     the last block only fills the cache that is passed in. Saves about 3 % of a forward and backward pass at 7B.
 
-    A last block that is not Llama's, Mistral's or Qwen2's, or whose attention is neither "sdpa" nor "eager", runs
+    A last block that is none of `PLAIN_BLOCKS`, or whose attention is neither "sdpa" nor "eager", runs
     whole, and so does an image tower that is neither CLIP's nor built like it.
 
     Args:

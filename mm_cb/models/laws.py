@@ -151,7 +151,7 @@ def check_config(config: Any, name: str) -> None:
         names = getattr(type(part), "attribute_map", {})
         laws = {names.get(field, field): law for field, law in _LAWS.items()}
         if part is config is not text:
-            laws.pop("pad_token_id")  # the language tower's own is read; SmolVLM's is that of another tokenizer
+            laws.pop("pad_token_id")  # the language tower's own is read; here it may be that of another tokenizer
         _hold(where, {field: _value(part, field) for field in laws}, numbers, name, laws)
         if isinstance(rope := getattr(part, "rope_parameters", None), dict):
             _hold(f"{where}rope_parameters.", rope, numbers, name)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mm_cb.attacks.beside import CONTROL, CONVERGENCE, first_try, is_done, supplied
+from mm_cb.attacks.controls import CONTROL, CONVERGENCE, first_try, is_done, supplied
 from mm_cb.attacks.outputs import curves, parts_of
 from mm_cb.attacks.registry import attacks
 from mm_cb.core.checked import read_records

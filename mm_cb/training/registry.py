@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mm_cb.core.errors import unknown
 from mm_cb.core.limits import LIMITS
+from mm_cb.core.user_code import entry_of
 from mm_cb.training.contrast import repbend_loss, triplet_loss
 from mm_cb.training.losses import cosine_to_draw, rand_c_loss, rand_p_loss, reroute_loss, rmu_loss
 
@@ -114,6 +115,15 @@ def loss_entry(name: str) -> LossEntry:
     if name not in _LOSSES:
         raise unknown("loss", name, _LOSSES)
     return _LOSSES[name]
+
+
+def chosen_loss(text: str) -> LossEntry:
+    """The entry of a name, or of a Python file that registers one: the file is run.
+
+    Raises:
+        UserError: If there is none, or the file fails.
+    """
+    return entry_of(text, "loss", _LOSSES)
 
 
 def register_loss(entry: LossEntry) -> None:

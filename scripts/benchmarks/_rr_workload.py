@@ -22,7 +22,8 @@ from transformers import (  # noqa: E402
 )
 from transformers.image_processing_utils import select_best_resolution  # noqa: E402
 
-from mm_cb.models import LlavaNextModel, ModelInputs, TokenRole  # noqa: E402
+from mm_cb.models import ModelInputs, TokenRole  # noqa: E402
+from mm_cb.models.llava_next import LlavaNextModel  # noqa: E402
 from mm_cb.training import losses  # noqa: E402
 from mm_cb.training.adapter import add_adapter  # noqa: E402
 from mm_cb.training.hidden_states import Rows, hidden_states, use_row_attention  # noqa: E402

@@ -33,8 +33,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from image_attacks import predicted_nll, target_nll  # noqa: E402
-from mm_cb.models import LlavaNextModel, ModelInputs, TokenRole  # noqa: E402
+from mm_cb.models import ModelInputs, TokenRole  # noqa: E402
 from mm_cb.models.last_positions import only_last_positions  # noqa: E402
+from mm_cb.models.llava_next import LlavaNextModel  # noqa: E402
 from mm_cb.models.shared_prefix import SharedPrefixTargets  # noqa: E402
 
 MOST_FLOPS, LEAST_SHARING = 0.92, 6.0

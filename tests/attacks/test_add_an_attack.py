@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from image_attacks import pgd
 from mm_cb import cli
 from mm_cb.attacks import registry
+from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.target import TargetObjective, encode, preprocessing
+from mm_cb.attacks.refused_settings import refuse_idle
 from mm_cb.attacks.registry import AttackEntry, register_attack
 from mm_cb.attacks.run import attack
 from mm_cb.attacks.verify import verify_run
@@ -54,7 +57,7 @@ def test_the_example_is_searched_saved_checked_and_verified(made):
 
 def test_another_process_reports_it_and_says_that_it_cannot_verify_it(made, tmp_path, capsys):
     folder, _, _ = made
-    assert "no_refusal" not in registry.attack_names()
+    assert "no_refusal" not in registry._ATTACKS
     assert cli.run(["report", str(folder), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert "no-refusal PGD" in page and "worst of all attacks" in page
@@ -106,7 +109,22 @@ def test_a_registered_name_replaces_an_old_one_and_an_adapter_can_be_asked_for(m
     with pytest.raises(UserError, match="`--adapter`"):
         registry.chosen_attacks("own", adapted=False)
     register_attack(entry(TargetObjective, name="own"))
-    assert registry.chosen_attacks("own", adapted=False) == ["own"] and "own" in registry.attack_names()
+    assert registry.chosen_attacks("own", adapted=False) == ["own"] and "own" in registry._ATTACKS
+
+
+def test_a_row_brings_its_own_optimiser(tmp_path, monkeypatch):
+    seen = []
+
+    def halved(*given, **told):
+        seen.append(told["steps"])
+        return pgd(*given, momentum=0.5, **told)
+
+    monkeypatch.setattr(registry, "_ATTACKS", dict(registry._ATTACKS))
+    register_attack(entry("mm_cb.attacks.objectives.target:target_objective", name="own", optimizer=halved))
+    attack("miniature", first_behaviors(tmp_path, 1), tmp_path / "run", attacks="own", steps=2, max_new_tokens=2)
+    assert seen == [2]
+    with pytest.raises(UserError, match="`--optimizer` is for an attack by PGD that brings none"):
+        refuse_idle(AttackConfig("own", optimizer="sign"), ["own"])
 
 
 def test_an_objective_whose_files_have_another_loss_fails_the_check(tmp_path, monkeypatch):

@@ -8,9 +8,10 @@ import pytest
 
 from mm_cb.attacks.config import OWN as SINGLE
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.config_files import RUN_WIDE, as_artefact, as_recipe, from_artefact, from_recipe
+from mm_cb.attacks.config_files import as_artefact, as_recipe, from_recipe
+from mm_cb.attacks.entry import resolved
 from mm_cb.attacks.refused_settings import refuse_idle
-from mm_cb.attacks.registry import attack_entry, attack_names, attacks, chosen_attacks, resolved
+from mm_cb.attacks.registry import attack_entry, attacks, chosen_attacks
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError
 
@@ -32,7 +33,7 @@ def test_what_counts_in_the_worst_case_is_what_a_user_could_send_and_nobody_pref
     assert {entry.name for entry in attacks() if not entry.in_worst_case} == left_out
 
 
-@pytest.mark.parametrize("entry", attacks(), ids=attack_names())
+@pytest.mark.parametrize("entry", attacks(), ids=lambda entry: entry.name)
 def test_every_row_of_the_table_names_what_is_there(entry):
     for reference in (entry.objective, entry.draw, entry.ask):
         assert reference is None or callable(resolved(reference))
@@ -123,9 +124,6 @@ def test_settings_of_single_attacks_are_read_back_from_runs_that_have_them(confi
     names = ["best_of_n", "pgd_transfer", "pgd_eot", "universal_corpus", "gcg"]
     stored = json.loads(json.dumps(as_recipe(config, names)))
     assert from_recipe(stored, config.seed) == {name: replace(config, name=name) for name in names}
-    for one in (config, *config.named(names)):
-        run_wide = {key: getattr(one, key) for key in RUN_WIDE}
-        assert replace(from_artefact(**json.loads(json.dumps(as_artefact(one, (42, 84))))), **run_wide) == one
 
 
 @pytest.mark.parametrize("config", [AttackConfig(), FULL, replace(FULL, samples=0, temperature=1.0)])
@@ -133,9 +131,7 @@ def test_settings_are_read_back_from_what_files_hold(config):
     stored = json.loads(json.dumps(as_recipe(config, ["pgd", "apgd"])))
     assert from_recipe(stored, config.seed) == {name: replace(config, name=name) for name in ("pgd", "apgd")}
     artefact = json.loads(json.dumps(as_artefact(config, (42, 84))))
-    run_wide = {key: getattr(config, key) for key in ("hijacks", "chain", "image_backend")}
-    assert replace(from_artefact(**artefact), **run_wide) == config
-    assert artefact["attack"]["canvas"] == [42, 84]
+    assert artefact["attack"]["canvas"] == [42, 84] and artefact["attack"]["steps"] == config.steps
 
 
 def test_a_recipe_does_not_say_what_was_not_asked_for():

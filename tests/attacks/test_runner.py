@@ -1,6 +1,7 @@
 import io
 import json
 import re
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from image_attacks import linf_255, target_nll
-from mm_cb.attacks import job, runner
+from mm_cb.attacks import job, runner, saved
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.judged_files import Drawn
 from mm_cb.attacks.objectives.adaptive import MatchingObjective
@@ -19,7 +20,7 @@ from mm_cb.attacks.objectives.embedding import EmbeddingObjective
 from mm_cb.attacks.objectives.target import TargetObjective, adapted_layers
 from mm_cb.attacks.outputs import curves, parts_of
 from mm_cb.attacks.records import stopped_early
-from mm_cb.attacks.registry import attack_entry, attack_names
+from mm_cb.attacks.registry import attack_entry, attacks
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.saved import as_picture, to_pixels
 from mm_cb.attacks.threats import Threat
@@ -28,6 +29,7 @@ from mm_cb.core.progress import Progress
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.results import find, measure
+from mm_cb.models import ChatModel
 from tests.tiny_llava import adapted_llava, picture, tiny_llava
 
 
@@ -83,6 +85,23 @@ def test_completion_is_what_generate_says_to_the_saved_file(base, behaviors, tmp
     for item, behavior in zip(run(subject, behaviors, tmp_path / "out"), behaviors, strict=True):
         saved = Image.open(tmp_path / "out" / item["image"]).convert("RGB")
         assert base.generate(base.encode([behavior.prompt], [saved]), 4) == [item["completion"]]
+
+
+def test_a_batch_is_encoded_once_and_each_of_its_pictures_decoded_once(base, behaviors, tmp_path, monkeypatch):
+    """However many pictures are judged: two behaviours, their selected pictures and one iterate each."""
+    chats, files = Counter(), Counter()
+
+    def noted(owner, name, note):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, **told: note(*given) or real(*given, **told))
+
+    noted(ChatModel, "encode_chats", lambda model, asked, *_: chats.update([repr(asked)]))
+    noted(runner, "open_picture", lambda path: files.update([path.name]))
+    noted(saved, "png_levels", lambda data, where: files.update([where.removeprefix(str(tmp_path))]))
+    items = run(Subject("base", base), behaviors[:2], tmp_path / "out", iterates=1, artefacts=False)
+    assert sorted(chats.values()) == [1, 2]  # with the targets; and open, beside the pictures of either moment
+    judged = sum(len(item["candidates"]) for item in items)
+    assert judged == 4 and len(files) == 2 + 2 + judged and set(files.values()) == {1}
 
 
 def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(base, behaviors, tmp_path, monkeypatch):
@@ -420,7 +439,9 @@ def test_a_damaged_state_is_started_again(base, behaviors, tmp_path):
 
 def test_every_attack_leaves_judged_records(adapted, behaviors, tmp_path):
     subject = Subject("rr", adapted, adapted=True)
-    for name in sorted(set(attack_names()) - {"imported", "pgd_probe"}):  # see test_texts.py, test_probe.py
+    for name in sorted(
+        {entry.name for entry in attacks()} - {"imported", "pgd_probe"}
+    ):  # see test_texts.py, test_probe.py
         entry = attack_entry(name)
         items = run(subject, behaviors[:2], tmp_path, name=name, steps=2, max_new_tokens=3, balance=True, draws=2)
         assert [item["condition"] for item in items] == [name] * 2

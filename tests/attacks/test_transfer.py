@@ -77,11 +77,11 @@ OTHER_BUDGETS = {
     ("key", "value", "told"),
     [
         *((key, value, f"{key}=.* and .* {key}={value}") for key, value in OTHER_BUDGETS.items()),
-        ("attack", "noise,pgd", "no `noise` and .* `noise`"),
-        ("epsilon", 9, "linf of 8/255 and .* linf of 9/255"),
-        ("threat_model", "patch:3", "linf of 8/255 and .* patch:3 of 8/255"),
+        ("attack", "noise,pgd", "noise=no and .* noise=yes"),
+        ("epsilon", 9, "threat=linf of 8/255 and .*linf of 9/255"),
+        ("threat_model", "patch:3", "threat=linf of 8/255 and .*patch:3 of 8/255"),
         ("train", 2, "universal_train=0 and .* universal_train=2"),
-        ("dtype", "bfloat16", "float32 and .* bfloat16"),
+        ("dtype", "bfloat16", "dtype=float32 and .* dtype=bfloat16"),
     ],
 )
 def test_another_budget_is_refused_by_the_first_setting_that_differs(runs, tmp_path, key, value, told):
@@ -106,7 +106,7 @@ def test_adaptive_attacks_stand_beside_the_attacks_that_both_runs_share(runs, tm
     made_by = {(i["condition"], i["made_by"]) for i in read_jsonl(tmp_path / "out" / "items.jsonl")}
     assert made_by == {("from_base", "pgd"), ("from_rr", "pgd,pgd_adaptive")}
     edited(strongest / "run.json", lambda run: run["recipe"].update(attack="apgd,pgd_adaptive"))
-    with pytest.raises(UserError, match="one budget, but .*base` has `pgd` and .*strongest` no `pgd`"):
+    with pytest.raises(UserError, match="one budget, but .*base` has pgd=yes and .*strongest` pgd=no"):
         run_transfer(runs / "base", strongest, runs / "behaviors.jsonl", tmp_path / "out")
 
 

@@ -218,7 +218,6 @@ def test_a_picture_that_is_missing_is_known_before_anything_is_asked(tmp_path, c
         ([{"answer": "yes"}, {"answer": 3}], "must be the answer to question `2`, as a text"),
         ([{"answer": "yes", "question_id": 2}, {"answer": "no", "question_id": 1}], "the answer to question `1`"),
         ([{"answer": "yes", "question": "Is there a dog?"}] * 2, "a.jsonl:1 answers 'Is there a dog?', but question"),
-        ([{"answer": "yes", "text": "no"}] * 2, "a.jsonl:1: `answer` and `text` must be one answer"),
     ],
 )
 def test_stored_answers_that_do_not_fit(answers, expected, tmp_path, capsys):

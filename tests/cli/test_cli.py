@@ -45,13 +45,6 @@ def one_line_of(capsys):
 # help
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_every_command_has_help_with_an_example(command, flag, capsys):
-    assert cli.run([command, flag]) == 0
-    assert f"Example: mm-cb {command}" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_the_overview_lists_every_command(arguments, capsys):
     assert cli.run(arguments) == 0

@@ -14,7 +14,8 @@ from mm_cb.inference.base_nll import likelihood_fields, nll_under_base
 from mm_cb.inference.generation import LocalEngine, Request
 from mm_cb.inference.subjects import Subject
 from mm_cb.miniature.data import look_alikes
-from mm_cb.models import LlavaNextModel, load_model
+from mm_cb.models import load_model
+from mm_cb.models.llava_next import LlavaNextModel
 from tests.tiny_llava import picture, tiny_llava
 
 

@@ -16,15 +16,6 @@ def as_before(monkeypatch):
     monkeypatch.setattr(table, "_METRICS", dict(table._METRICS))
 
 
-def test_the_order_is_that_of_the_results_files():
-    later = ("pope", "function_calling", "irrelevance", "relevance", "harmful_calls", "calls_made", "benign_calls")
-    before = [name for name in map(lambda one: one.name, metrics()) if not name.startswith(later)]
-    assert before == [
-        "compliance", "mmmu", "mmmu_like", "llava_wild", "wild_like", "look_alikes", "over_refusal", "gibberish",
-        "target_prefix",
-    ]  # fmt: skip
-
-
 def test_a_new_metric_stands_behind_those_of_its_section_or_where_it_says():
     register_metric(Metric("mine", "mine"))
     register_metric(Metric("side", "side", section="side_effect"))

@@ -1,8 +1,8 @@
 import pytest
 
 from mm_cb.core.errors import UserError
-from mm_cb.models import LlavaNextModel
 from mm_cb.models.chat import TokenRole, chat, render_chat
+from mm_cb.models.llava_next import LlavaNextModel
 from tests.models.shapes import LLAVA_TEMPLATE, sentencepiece_like_tokenizer
 from tests.tiny_llava import picture, tiny_llava, tiny_processor
 

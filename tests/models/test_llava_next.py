@@ -6,7 +6,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from mm_cb.core.errors import UserError
-from mm_cb.models import LlavaNextModel, TokenRole, load_model
+from mm_cb.models import TokenRole, load_model
+from mm_cb.models.llava_next import LlavaNextModel
 from tests.tiny_llava import picture, tiny_llava
 
 

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from mm_cb.core.compat import stay_offline_without_network
 from mm_cb.core.errors import UserError
-from mm_cb.models import LlavaNextModel, TextModel, load_model, load_tower
+from mm_cb.models import TextModel, load_model, load_tower
 from mm_cb.models.families import load_processor, read_config
+from mm_cb.models.llava_next import LlavaNextModel
 from tests.models.shapes import LLAVA_TEMPLATE, new, old, relayout, tensors
 from tests.tiny_llava import picture, tiny_llava
 

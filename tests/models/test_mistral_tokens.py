@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from mm_cb.models import LlavaNextModel, TextModel, TokenRole
+from mm_cb.models import TextModel, TokenRole
 from mm_cb.models.chat import chat
+from mm_cb.models.llava_next import LlavaNextModel
 from mm_cb.models.text import TextProcessor
 from tests.image_attacks.oracles import oracle
 from tests.models.shapes import LLAVA_TEMPLATE, MISTRAL_TEMPLATE

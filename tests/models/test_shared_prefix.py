@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from image_attacks import Linf, load_png, pgd, save_png, target_nll, universal
-from mm_cb.models import LlavaNextModel
+from mm_cb.models.llava_next import LlavaNextModel
 from mm_cb.models.shared_prefix import SharedPrefixTargets
 from tests.models.test_last_positions import PROMPTS, TARGETS, with_gradient
 from tests.tiny_llava import picture, tiny_llava

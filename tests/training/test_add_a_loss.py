@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mm_cb import cli
 from mm_cb.training import registry
 from mm_cb.training.losses import reroute_loss
 from mm_cb.training.recipes.recipe import load_recipe
@@ -44,6 +45,18 @@ def test_a_recipe_takes_it_in_python(page):
     small = '"training.max_steps=1", "training.batch_size=2", "circuit_breaker.adversary.steps=0"]'
     exec(line.replace('"]', f'", {small}'), {"train": train, "load_recipe": load_recipe})
     assert "Loss `cosine_margin`, margin 0.2: mean ReLU(cos(h, h_base) - margin)" in Path("rr-2/README.md").read_text()
+
+
+def test_the_command_takes_it_from_a_file(page, tmp_path, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    file = tmp_path / "cosine_margin.py"
+    file.write_text(code.partition("settings = {")[0])
+    asked = ["--loss", str(file), "circuit_breaker.loss_settings.margin=0.1", "--dry-run"]
+    assert cli.run(["train", "miniature", *asked]) == 0
+    assert "cosine_margin" in capsys.readouterr().out
+    file.write_text("")
+    assert cli.run(["train", "miniature", *asked]) == 2
+    assert f"`{file}` must call `register_loss`, it registers nothing." in capsys.readouterr().err
 
 
 def test_the_page_is_short():

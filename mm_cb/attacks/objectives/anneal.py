@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mm_cb.attacks.entry import SETTLES, Anneal
 from mm_cb.attacks.objectives.moving import HANDICAP, Moving
 from mm_cb.attacks.objectives.target import Objective
-from mm_cb.attacks.registry import SETTLES, Anneal
 from mm_cb.models import ChatModel
 
 RAISED = SETTLES["steps"]

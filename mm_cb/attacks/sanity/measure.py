@@ -1,6 +1,6 @@
 """The sanity battery: is a low success rate the model's strength, or is the attack broken?
 
-Works on any differentiable objective. `measure_bed` runs every arm once; `mm_cb.attacks.sanity.checks` turns the
+Works on any differentiable objective. `measure_arms` runs every arm once; `mm_cb.attacks.sanity.checks` turns the
 numbers into pass or fail. Nothing here is a rate of harm: success is "the answer begins with the target", which needs
 no judge. Losses, answers and distances are those of files read back; what an attack computed in memory is only held
 against them.
@@ -63,7 +63,7 @@ def any_of(arms: Sequence[Filed]) -> Filed:
 
 
 @dataclass(frozen=True)
-class Bed:
+class Setup:
     """One model with its behaviours, as the battery sees it. B behaviours."""
 
     objective: Loss
@@ -106,28 +106,32 @@ class Measured:
     """Why the arms that follow a gradient could not run."""
 
 
-def measure_bed(bed: Bed, config: AttackConfig, say: Callable[[str], None] = lambda text: None) -> Measured:
+def measure_arms(setup: Setup, config: AttackConfig, say: Callable[[str], None] = lambda text: None) -> Measured:
     """Run every arm; an objective that cannot be attacked leaves its reason in ``error``."""
     with torch.no_grad():
-        clean, again = bed.objective(bed.clean), bed.objective(bed.clean)
-    found = Measured(about=bed.about, repeat_gap=float((clean - again).abs().max()))
-    arms = _Arms(bed, config, found)
-    arms.judge("clean", bed.clean)
+        clean, again = setup.objective(setup.clean), setup.objective(setup.clean)
+    found = Measured(about=setup.about, repeat_gap=float((clean - again).abs().max()))
+    arms = _Arms(setup, config, found)
+    arms.judge("clean", setup.clean)
     try:
         say("placebo")  # as many noisy pictures as the attack has pictures judged; success = any of them
         random, epsilon = arms.generator(), config.threat.epsilon
         draws = range(1 + config.iterates)
-        noisy = [arms.judge(f"noise {draw}", sign_noise(bed.clean, epsilon, random)) for draw in draws]
+        noisy = [arms.judge(f"noise {draw}", sign_noise(setup.clean, epsilon, random)) for draw in draws]
         found.arms["noise"] = any_of(noisy)
         say("gradient-free search")
         random, threat = arms.generator(), arms.ball
-        searched = random_search(bed.objective, bed.clean, threat_model=threat, steps=config.steps, generator=random)
+        searched = random_search(
+            setup.objective, setup.clean, threat_model=threat, steps=config.steps, generator=random
+        )
         arms.judge("random_search", searched.images)
         say("gradients")
         random = arms.generator()
-        health = gradient_health(bed.smooth, bed.clean, step=DIFFERENCE_STEP, directions=DIRECTIONS, generator=random)
+        health = gradient_health(
+            setup.smooth, setup.clean, step=DIFFERENCE_STEP, directions=DIRECTIONS, generator=random
+        )
         found.zero_share, found.ratios, found.suspicious = health.zero_share, health.ratios, health.suspicious()
-        found.unsteady = _unsteady(bed, clean, random)
+        found.unsteady = _unsteady(setup, clean, random)
         say("white box")
         arms.follow_gradients()
     except AttackError as error:
@@ -137,9 +141,9 @@ def measure_bed(bed: Bed, config: AttackConfig, say: Callable[[str], None] = lam
 
 @dataclass(frozen=True)
 class _Arms:
-    """What runs the arms of a bed, and notes what they found."""
+    """What runs the arms of a setup, and notes what they found."""
 
-    bed: Bed
+    setup: Setup
     config: AttackConfig
     found: Measured
 
@@ -154,12 +158,12 @@ class _Arms:
 
     def judge(self, arm: str, images: Tensor) -> Filed:
         """Save and judge the pictures of an arm."""
-        return _judge(self.found, self.bed, arm, images)
+        return _judge(self.found, self.setup, arm, images)
 
     def pgd(self, loss: Loss, **settings: Any) -> AttackResult:
         """PGD with these steps in this ball, where the settings name no others."""
         settings = {"threat_model": self.ball, "steps": self.config.steps} | settings
-        return OPTIMIZERS[self.config.optimizer](loss, self.bed.clean, **settings)
+        return OPTIMIZERS[self.config.optimizer](loss, self.setup.clean, **settings)
 
     def search(self, arm: str, loss: Loss, **settings: Any) -> Filed:
         """An arm of which the losses and gradients on the way are kept, too."""
@@ -169,7 +173,7 @@ class _Arms:
 
     def follow_gradients(self) -> None:
         """One step; the attack with its iterates; twice its steps, twice its runs; APGD; adaptive; no bound."""
-        found, config, loss, clean = self.found, self.config, self.bed.objective, self.bed.clean
+        found, config, loss, clean = self.found, self.config, self.setup.objective, self.setup.clean
         single = pgd(loss, clean, threat_model=self.ball, steps=1, step_size=self.ball.epsilon, keep="last")
         self.judge("single_step", single.images)
         watch = Watch(config.moments)
@@ -180,23 +184,23 @@ class _Arms:
         second = self.pgd(loss, random_start=True, generator=self.generator())
         found.arms["double_runs"] = any_of([white, self.judge("second_run", second.images)])
         self.judge("apgd", apgd(loss, clean, threat_model=self.ball, steps=config.steps).images)
-        for name, adaptive in self.bed.adaptive.items():
+        for name, adaptive in self.setup.adaptive.items():
             self.search(name, adaptive)
         grey = Started(Linf(1.0), torch.full_like(clean, 0.5))
         self.judge("unbounded", self.pgd(loss, threat_model=grey).images)
 
 
-def add_transfer(found: Measured, bed: Bed, images: Tensor) -> None:
+def add_transfer(found: Measured, setup: Setup, images: Tensor) -> None:
     """Pictures made on another model, judged on this one."""
-    _judge(found, bed, "transfer", images.to(bed.clean))
+    _judge(found, setup, "transfer", images.to(setup.clean))
 
 
 @torch.no_grad()
-def _judge(found: Measured, bed: Bed, arm: str, images: Tensor) -> Filed:
+def _judge(found: Measured, setup: Setup, arm: str, images: Tensor) -> Filed:
     """Save and judge the pictures of an arm, and note how far the losses that the attack had lie from the files'."""
-    filed = found.arms[arm] = bed.judge(arm, images)
-    gaps = (bed.objective((images.detach() * 255).round() / 255).cpu() - filed.losses).abs()
-    allowed = torch.tensor([tolerance(loss, bed.dtype) for loss in filed.losses.tolist()]).to(gaps)
+    filed = found.arms[arm] = setup.judge(arm, images)
+    gaps = (setup.objective((images.detach() * 255).round() / 255).cpu() - filed.losses).abs()
+    allowed = torch.tensor([tolerance(loss, setup.dtype) for loss in filed.losses.tolist()]).to(gaps)
     worst = int((gaps / allowed).argmax())
     gap, limit = float(gaps[worst]), float(allowed[worst])
     if math.isnan(gap) or gap / limit > found.path_gap / found.path_allowed:  # none is further off than a NaN
@@ -205,7 +209,7 @@ def _judge(found: Measured, bed: Bed, arm: str, images: Tensor) -> Filed:
 
 
 @torch.no_grad()
-def _unsteady(bed: Bed, clean: Tensor, generator: torch.Generator) -> Tensor:
+def _unsteady(setup: Setup, clean: Tensor, generator: torch.Generator) -> Tensor:
     """Relative changes ``(B,)`` of the loss when every value moves at random by up to `NUDGE` levels.
 
     Source:
@@ -213,7 +217,7 @@ def _unsteady(bed: Bed, clean: Tensor, generator: torch.Generator) -> Tensor:
         an attack's worth of passes.
     """
     near = Linf(NUDGE / 255)
-    changes = [(bed.objective(near.random_start(bed.clean, generator)) - clean).abs() for _ in range(NUDGES)]
+    changes = [(setup.objective(near.random_start(setup.clean, generator)) - clean).abs() for _ in range(NUDGES)]
     return torch.stack(changes).mean(dim=0) / clean.abs().clamp(min=torch.finfo(clean.dtype).tiny)
 
 

@@ -23,12 +23,12 @@ from mm_cb.attacks.refusals import refuse_unfit
 from mm_cb.attacks.sanity.checks import checks_of, notes_of
 from mm_cb.attacks.sanity.measure import (
     ADAPTIVE,
-    Bed,
     Filed,
     Measured,
+    Setup,
     add_transfer,
     as_json,
-    measure_bed,
+    measure_arms,
     measured_once,
 )
 from mm_cb.attacks.search import make_objective
@@ -98,12 +98,12 @@ def run_battery(source: ModelSource, behaviors: Path, out: Path, config: AttackC
             subjects = [replace(subject, name="base", adapted=False), *([subject] if subject.adapted else [])]
             task, measured = progress.task("sanity battery", 5 * len(subjects), shorter=_SHORTER), dict[str, Measured]()
             for one in subjects:
-                bed = make_bed(one, group, pictures, run.path)
+                setup = make_setup(one, group, pictures, run.path)
                 say = partial(_say, task, one.name)
-                found = measured_once(stored / f"{one.name}.json", partial(measure_bed, bed, config, say))
+                found = measured_once(stored / f"{one.name}.json", partial(measure_arms, setup, config, say))
                 if one.adapted and "pgd" in measured["base"].arms:  # it is shown the base's pictures, too
                     made = [files.read(run.path, name).pixels for name in measured["base"].arms["pgd"].names]
-                    add_transfer(found, bed, torch.stack(made))
+                    add_transfer(found, setup, torch.stack(made))
                 measured[one.name] = found
             _write(run.path, measured, config, group)
             run.finish()
@@ -111,7 +111,7 @@ def run_battery(source: ModelSource, behaviors: Path, out: Path, config: AttackC
     return _show(out)
 
 
-def make_bed(subject: Subject, group: Sequence[Behavior], pictures: Sequence[Image], folder: Path) -> Bed:
+def make_setup(subject: Subject, group: Sequence[Behavior], pictures: Sequence[Image], folder: Path) -> Setup:
     """Target losses through the deployed path and greedy answers, of files that lie in ``folder/images``."""
     objective = TargetObjective(subject, group, pictures)
     smooth = copy.copy(objective)  # the attack's own pass, so that S8 checks the gradient that is followed
@@ -143,7 +143,7 @@ def make_bed(subject: Subject, group: Sequence[Behavior], pictures: Sequence[Ima
     adaptive = {
         name: make_objective(subject, group, pictures, AttackConfig(name)) for name in ADAPTIVE if subject.adapted
     }
-    return Bed(objective, smooth, clean, judge, about, adaptive, dtype_of(subject.model))
+    return Setup(objective, smooth, clean, judge, about, adaptive, dtype_of(subject.model))
 
 
 def _say(task: Task, name: str, text: str) -> None:

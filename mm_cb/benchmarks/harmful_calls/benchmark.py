@@ -35,7 +35,7 @@ class HarmfulCallSettings(CallSettings):
         "no_attack: the request as it is; forced_call: answers begin with the call, up to its arguments.",
     )
     tools: str | None = setting(None, "JSON list of function definitions, for rows without `tools`.", metavar="FILE")
-    split: str = setting("test_public", "Of AgentHarm.", choices=("test_public", "validation"), metavar="NAME")
+    split: str = setting("test_public", "AgentHarm's split:", choices=("test_public", "validation"), metavar="NAME")
     accept_clause: bool = setting(False, "AgentHarm's clause covers your purpose (mm-cb data list).", identity=False)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mm_cb.attacks.config import ANNEAL, AttackConfig
 from mm_cb.attacks.objectives.anneal import ALLOWED, FORCED, RAISED, Annealed, scale_after
-from mm_cb.attacks.registry import attack_names, attacks
+from mm_cb.attacks.registry import attacks
 from mm_cb.attacks.saved import to_pixels
 from mm_cb.attacks.search import make_objective
 from mm_cb.attacks.verify import verify_run
@@ -20,7 +20,7 @@ from tests.attacks.objectives.test_adaptive import BEHAVIORS, PICTURES, RESPONSE
 from tests.tiny_llava import adapted_llava
 
 KNOWING = [entry.name for entry in attacks() if entry.can_anneal and not (entry.universal or entry.needs_probe)]
-NAMES = attack_names()
+NAMES = [entry.name for entry in attacks()]
 PIXELS = torch.stack([to_pixels(p) for p in PICTURES])
 
 

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mm_cb.attacks.config import AttackConfig
-from mm_cb.attacks.sanity.measure import Bed, Filed
+from mm_cb.attacks.sanity.measure import Filed, Setup
 from mm_cb.attacks.threats import Threat
 
 CONFIG = AttackConfig(threat=Threat(levels=48), steps=12, iterates=2)
 _ROWS, _SIDE, _CLASSES = 3, 8, 4
 
 
-def bed(transform: Callable[[Tensor], Tensor], deployed: Callable[[Tensor], Tensor] | None = None) -> Bed:
+def setup(transform: Callable[[Tensor], Tensor], deployed: Callable[[Tensor], Tensor] | None = None) -> Setup:
     """A small smooth classifier that looks at ``transform(pixels)``; targets are classes it does not see at first.
 
     Users' pictures go through ``deployed`` instead, if that is another function.
@@ -43,10 +43,10 @@ def bed(transform: Callable[[Tensor], Tensor], deployed: Callable[[Tensor], Tens
         distances = ((saved - clean) * 255).round().abs().flatten(1).amax(dim=1).int()
         return Filed([arm] * _ROWS, losses, emitted, distances)
 
-    return Bed(loss, loss, clean, judge, "white box; goal: a class; a toy on 8 x 8 pixels")
+    return Setup(loss, loss, clean, judge, "white box; goal: a class; a toy on 8 x 8 pixels")
 
 
-def planted() -> dict[str, Bed]:
+def planted() -> dict[str, Setup]:
     """The broken models, by what is wrong with them; ``sound`` is the one with nothing wrong."""
     noise = torch.Generator().manual_seed(1)
 
@@ -54,11 +54,11 @@ def planted() -> dict[str, Bed]:
         return pixels + 0.2 * torch.randn(pixels.shape, generator=noise)
 
     return {
-        "sound": bed(lambda pixels: pixels),
-        "detached gradient": bed(lambda pixels: pixels.detach() + 0 * pixels),
-        "no gradient": bed(lambda pixels: pixels.detach()),
-        "quantised input": bed(lambda pixels: (pixels * 8).round() / 8),
-        "wrong gradient": bed(lambda pixels: (2 * pixels).detach() - pixels),
-        "noise in the model": bed(noisy),
-        "another path for users": bed(lambda pixels: pixels, deployed=lambda pixels: pixels.roll(1, dims=3)),
+        "sound": setup(lambda pixels: pixels),
+        "detached gradient": setup(lambda pixels: pixels.detach() + 0 * pixels),
+        "no gradient": setup(lambda pixels: pixels.detach()),
+        "quantised input": setup(lambda pixels: (pixels * 8).round() / 8),
+        "wrong gradient": setup(lambda pixels: (2 * pixels).detach() - pixels),
+        "noise in the model": setup(noisy),
+        "another path for users": setup(lambda pixels: pixels, deployed=lambda pixels: pixels.roll(1, dims=3)),
     }

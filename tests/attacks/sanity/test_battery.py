@@ -18,10 +18,10 @@ from mm_cb.attacks.sanity.measure import (
     add_transfer,
     any_of,
     as_json,
-    measure_bed,
+    measure_arms,
     measured_once,
 )
-from mm_cb.attacks.sanity.run import make_bed
+from mm_cb.attacks.sanity.run import make_setup
 from mm_cb.attacks.search import OPTIMIZERS
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import dumps
@@ -35,7 +35,7 @@ from mm_cb.report.verdict import judge_run
 from tests.attacks.helpers import save_adapter
 from tests.attacks.sanity.planted import CONFIG, planted
 
-BEDS = planted()
+SETUPS = planted()
 ASKED = [b for b in read_behaviors(data_path("miniature", "behaviors.jsonl")) if b.image][:2]
 
 
@@ -45,7 +45,7 @@ def failed(checks):
 
 @pytest.fixture(scope="module")
 def sound():
-    return measure_bed(BEDS["sound"], CONFIG)
+    return measure_arms(SETUPS["sound"], CONFIG)
 
 
 def test_a_sound_model_and_attack_pass(sound):
@@ -64,7 +64,7 @@ def test_a_sound_model_and_attack_pass(sound):
     ],
 )
 def test_planted_broken_models_are_flagged(what, by):
-    assert by <= failed(checks_of(measure_bed(BEDS[what], CONFIG), CONFIG))
+    assert by <= failed(checks_of(measure_arms(SETUPS[what], CONFIG), CONFIG))
 
 
 def test_stored_measurements_are_those_that_were_made(sound, tmp_path):
@@ -157,8 +157,8 @@ def test_every_search_steps_as_the_settings_say(monkeypatch):
 
     monkeypatch.setitem(OPTIMIZERS, "sign", search)
     monkeypatch.setitem(OPTIMIZERS, "adam", None)
-    bed = dataclasses.replace(BEDS["sound"], adaptive={"pgd_adaptive": BEDS["sound"].objective})
-    found = measure_bed(bed, dataclasses.replace(CONFIG, optimizer="sign"))
+    setup = dataclasses.replace(SETUPS["sound"], adaptive={"pgd_adaptive": SETUPS["sound"].objective})
+    found = measure_arms(setup, dataclasses.replace(CONFIG, optimizer="sign"))
     # white box, twice its steps, its second run, the adaptive one, without bound
     assert asked == [12, 24, 12, 12, 12] and found.error is None
     assert torch.equal(found.arms["pgd_adaptive"].losses, found.arms["pgd"].losses)
@@ -173,8 +173,8 @@ def test_pictures_that_break_by_themselves_make_no_attack(sound):
 
 def test_what_is_no_number_is_written_as_none(tmp_path):
     """A model that overflows must end in failed checks, not in a file that cannot be written."""
-    true = BEDS["sound"]
-    found = measure_bed(dataclasses.replace(true, objective=lambda pixels: true.objective(pixels) * torch.nan), CONFIG)
+    true = SETUPS["sound"]
+    found = measure_arms(dataclasses.replace(true, objective=lambda pixels: true.objective(pixels) * torch.nan), CONFIG)
     found = dataclasses.replace(found, unsteady=torch.tensor([torch.nan, torch.inf, 0.5]))
     written = json.loads(dumps({"base": as_json(found), "checks": checks_of(found, CONFIG)}))["base"]
     assert written["repeat_gap"] is None and written["path_gap"] is None
@@ -184,14 +184,14 @@ def test_what_is_no_number_is_written_as_none(tmp_path):
 
 
 def test_transfer_is_measured_on_the_other_model(sound):
-    found = measure_bed(BEDS["sound"], CONFIG)
-    add_transfer(found, BEDS["sound"], BEDS["sound"].clean)
+    found = measure_arms(SETUPS["sound"], CONFIG)
+    add_transfer(found, SETUPS["sound"], SETUPS["sound"].clean)
     assert torch.allclose(found.arms["transfer"].losses, sound.arms["clean"].losses, atol=1e-5)
     assert "S7" not in failed(checks_of(found, CONFIG, sound))
 
 
 def test_a_failed_check_makes_the_report_claim_nothing():
-    checks = checks_of(measure_bed(BEDS["quantised input"], CONFIG), CONFIG)
+    checks = checks_of(measure_arms(SETUPS["quantised input"], CONFIG), CONFIG)
     verdict = judge_run([], checks)
     assert verdict.kind == "no_claim" and any("S8" in reason for reason in verdict.reasons)
 
@@ -203,40 +203,40 @@ def with_losses(filed, of):
 @pytest.mark.parametrize(("off", "flagged"), [(0.01, False), (0.05, True)])
 def test_files_agree_as_exactly_as_the_dtype_holds_their_losses(off, flagged):
     """Four roundings of bfloat16 are 3.1 %; in float32 both are too far off."""
-    true = BEDS["sound"]
+    true = SETUPS["sound"]
     exact = dataclasses.replace(
         true,
         objective=lambda pixels: 1 + true.objective(pixels),
         judge=lambda *given: with_losses(true.judge(*given), lambda losses: (1 + off) * (1 + losses)),
     )
-    for bed, expected in ((exact, True), (dataclasses.replace(exact, dtype="bfloat16"), flagged)):
-        assert ("S1" in failed(checks_of(measure_bed(bed, CONFIG), CONFIG))) == expected
+    for setup, expected in ((exact, True), (dataclasses.replace(exact, dtype="bfloat16"), flagged)):
+        assert ("S1" in failed(checks_of(measure_arms(setup, CONFIG), CONFIG))) == expected
 
 
 def test_one_loss_that_is_no_number_among_the_files_is_not_forgotten():
-    true, asked = BEDS["sound"], []
+    true, asked = SETUPS["sound"], []
 
     def judge(*given):
         asked.append(given)
         return with_losses(true.judge(*given), lambda losses: losses * (float("nan") if len(asked) == 2 else 1))
 
-    assert "S1" in failed(checks_of(measure_bed(dataclasses.replace(true, judge=judge), CONFIG), CONFIG))
+    assert "S1" in failed(checks_of(measure_arms(dataclasses.replace(true, judge=judge), CONFIG), CONFIG))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("bed")
+    return tmp_path_factory.mktemp("setup")
 
 
 @pytest.fixture(scope="module")
-def bed(folder):
+def setup(folder):
     """The battery's view of the miniature, the first two behaviours that have a picture."""
     pictures = [open_picture(b.image) for b in ASKED]
-    return make_bed(Subject("base", load_model("miniature")), ASKED, pictures, folder)
+    return make_setup(Subject("base", load_model("miniature")), ASKED, pictures, folder)
 
 
 @pytest.mark.parametrize("levels", [3, 60])
-def test_what_is_judged_is_what_was_saved(bed, folder, monkeypatch, levels):
+def test_what_is_judged_is_what_was_saved(setup, folder, monkeypatch, levels):
     """A saver that darkens: too little to leave the ball, it shows in the losses alone."""
     save = files.save
 
@@ -247,38 +247,38 @@ def test_what_is_judged_is_what_was_saved(bed, folder, monkeypatch, levels):
     half = Linf(16 / 255)  # in place of the longest search, and far from the bound
     monkeypatch.setattr("mm_cb.attacks.sanity.measure.apgd", lambda *a, **kw: pgd(*a, threat_model=half, steps=1))
     config = AttackConfig(steps=1, iterates=1)
-    found = measure_bed(bed, config)
+    found = measure_arms(setup, config)
     (said,) = [entry for entry in checks_of(found, config) if entry["name"].startswith("S1 ")]
     assert not said["passed"] and ("further than allowed: apgd" in said["value"]) == (levels == 60)
     saved = [files.read(folder, name) for name in found.arms["apgd"].names]
-    inputs = encode(bed.objective.subject, ASKED, files.images(saved), None)
+    inputs = encode(setup.objective.subject, ASKED, files.images(saved), None)
     with torch.no_grad():
-        assert torch.equal(found.arms["apgd"].losses, bed.objective.loss(inputs.pixel_values))
-    told = [starts_with(text, b.target) for text, b in zip(said_to(bed, inputs), ASKED, strict=True)]
+        assert torch.equal(found.arms["apgd"].losses, setup.objective.loss(inputs.pixel_values))
+    told = [starts_with(text, b.target) for text, b in zip(said_to(setup, inputs), ASKED, strict=True)]
     assert found.arms["apgd"].emitted.tolist() == told
 
 
-def said_to(bed, inputs):
-    return bed.objective.subject.model.generate(inputs, 40)
+def said_to(setup, inputs):
+    return setup.objective.subject.model.generate(inputs, 40)
 
 
-def off(bed):
-    health = gradient_health(bed.smooth, bed.clean, step=DIFFERENCE_STEP, directions=DIRECTIONS)
+def off(setup):
+    health = gradient_health(setup.smooth, setup.clean, step=DIFFERENCE_STEP, directions=DIRECTIONS)
     return health.suspicious().tolist()
 
 
-def test_the_checked_gradient_is_the_one_that_the_attack_follows(bed, monkeypatch):
+def test_the_checked_gradient_is_the_one_that_the_attack_follows(setup, monkeypatch):
     """The attack's pass computes less than the whole model: what goes wrong there alone must show too."""
-    assert off(bed) == [False, False]
+    assert off(setup) == [False, False]
     keys, last = last_positions._keys_and_values, last_positions._last_positions
     with monkeypatch.context() as patched:
         patched.setattr(
             last_positions, "_keys_and_values", lambda *given: tuple(part.detach() for part in keys(*given))
         )
-        assert any(off(bed))
+        assert any(off(setup))
     with monkeypatch.context() as patched:
         patched.setattr(last_positions, "_last_positions", lambda *a, **kw: turned_round(last(*a, **kw)))
-        assert off(bed) == [True, True]
+        assert off(setup) == [True, True]
 
 
 def turned_round(values):
@@ -295,7 +295,7 @@ def test_the_models_are_attacked_behind_the_system_text_and_through_the_backend_
         seen.append((subject.system, type(subject.model.processor.image_processor).__name__))
         raise UserError("seen")
 
-    monkeypatch.setattr("mm_cb.attacks.sanity.run.make_bed", stop)
+    monkeypatch.setattr("mm_cb.attacks.sanity.run.make_setup", stop)
     command = ["attack", "check", "--model", "miniature", "--behaviors", str(data_path("miniature", "behaviors.jsonl"))]
     (tmp_path / "system.txt").write_text("be brief .")
     assert cli.run([*command, "--out", str(tmp_path / "a"), "--system", str(tmp_path / "system.txt")]) == 2
@@ -319,7 +319,7 @@ def test_the_command_leaves_a_run_directory_with_checks_and_every_judged_picture
         patched.setattr("mm_cb.attacks.sanity.run.checks_of", stopped)
         assert cli.run([*arguments, "--out", str(out), *sizes]) == 2
     with monkeypatch.context() as patched:  # what was measured before the stop is not measured again
-        patched.setattr("mm_cb.attacks.sanity.run.measure_bed", measures)
+        patched.setattr("mm_cb.attacks.sanity.run.measure_arms", measures)
         assert cli.run([*arguments, "--out", str(out), *sizes]) == 0
     assert not (out / "parts").exists()
     battery = json.loads((out / "battery.json").read_text())
@@ -332,7 +332,7 @@ def test_the_command_leaves_a_run_directory_with_checks_and_every_judged_picture
         assert base[arm]["distances"] == [distance] and (distance > 0 or arm == "clean")
     assert len(list((out / "images").rglob("*.png"))) == len(arms)
     subject, asked = Subject("base", load_model("miniature")), read_behaviors(tmp_path / "behaviors.jsonl")
-    again = make_bed(subject, asked, [Image.open(out / base["clean"]["names"][0])], tmp_path)
+    again = make_setup(subject, asked, [Image.open(out / base["clean"]["names"][0])], tmp_path)
     found = again.judge("unbounded", load_png(out / base["unbounded"]["names"][0]).unsqueeze(0))
     assert found.losses.tolist() == pytest.approx(base["unbounded"]["losses"], rel=1e-4)
     assert found.emitted.tolist() == base["unbounded"]["emitted"]
@@ -358,7 +358,7 @@ def test_the_command_leaves_a_run_directory_with_checks_and_every_judged_picture
     unsayable = json.loads(line_of_the_file) | {"target": "Ça va", "benign_target": True}
     (tmp_path / "behaviors.jsonl").write_text(json.dumps(unsayable) + "\n")
     with monkeypatch.context() as patched:
-        patched.setattr("mm_cb.attacks.sanity.run.measure_bed", measures)
+        patched.setattr("mm_cb.attacks.sanity.run.measure_arms", measures)
         assert cli.run([*arguments, "--out", str(tmp_path / "third"), "--steps", "2"]) == 2
     assert "cannot write its target" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""What runs beside an attack run, in folders of its own: the same at twice the steps, and with the wrong text supplied.
+"""Control runs beside an attack run, in folders of its own: at twice the steps, and with the wrong text supplied.
 
 Neither enters a rate. Both are attack runs themselves, so that `mm-cb judge`, `mm-cb attack verify` and resuming know
 them.
@@ -27,8 +27,8 @@ CONVERGENCE, CONTROL = "convergence", "control"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One run beside another."""
+class ControlRun:
+    """A control run beside an attack run."""
 
     folder: str
     about: str
@@ -59,7 +59,7 @@ def is_done(folder: Path) -> bool:
 
 def twice_the_steps(
     configs: Sequence[AttackConfig], behaviors: Sequence[Behavior], responses: Mapping[str, str] | None
-) -> Plan | None:
+) -> ControlRun | None:
     """The attacks that step and enter the worst case, each with twice the steps; None where the rule asks for more.
 
     Args:
@@ -72,10 +72,10 @@ def twice_the_steps(
     if not again or not first.check_convergence or len(behaviors) < LEAST:
         return None
     chosen = drawn(behaviors, first.check_convergence, first.seed)
-    return Plan(CONVERGENCE, f"{2 * first.steps} steps", again, chosen, responses)
+    return ControlRun(CONVERGENCE, f"{2 * first.steps} steps", again, chosen, responses)
 
 
-def wrong_text(configs: Sequence[AttackConfig], behaviors: Sequence[Behavior], folder: Path) -> Plan | None:
+def wrong_text(configs: Sequence[AttackConfig], behaviors: Sequence[Behavior], folder: Path) -> ControlRun | None:
     """The attacks that were given a text, each with that of another behaviour; None where there are not two texts.
 
     Args:
@@ -98,7 +98,9 @@ def wrong_text(configs: Sequence[AttackConfig], behaviors: Sequence[Behavior], f
     if not pairs:
         return None
     asked = [replace(own, target=other.target) for own, other in pairs]
-    return Plan(CONTROL, "the text of another behaviour", forced, asked, {own.id: texts[o.id] for own, o in pairs})
+    return ControlRun(
+        CONTROL, "the text of another behaviour", forced, asked, {own.id: texts[o.id] for own, o in pairs}
+    )
 
 
 def drawn(behaviors: Sequence[Behavior], count: int, seed: int) -> list[Behavior]:

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mm_cb.attacks.beside import CONTROL, CONVERGENCE, drawn, supplied, swapped, twice_the_steps
 from mm_cb.attacks.config import AttackConfig, checked_by_default
+from mm_cb.attacks.controls import CONTROL, CONVERGENCE, drawn, supplied, swapped, twice_the_steps
+from mm_cb.attacks.entry import AttackEntry
 from mm_cb.attacks.objectives.anneal import scale_after
-from mm_cb.attacks.registry import AttackEntry, attacks
+from mm_cb.attacks.registry import attacks
 from mm_cb.core.checked import read_records
 from mm_cb.core.compatibility import with_attack_flags
 from mm_cb.core.records import Item
