@@ -11,6 +11,7 @@ import pytest
 from mm_cb.core import files
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import write_text
+from mm_cb.core.hub import fetch
 from mm_cb.core.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes, write_json, write_jsonl
 
 RECIPE = {"attack": {"steps": 100, "epsilon": 32}, "items": ["a", "b"]}
@@ -360,3 +361,11 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path, link):
     if "/" not in link:
         with pytest.raises(UserError, match=named):
             RunDirectory(tmp_path / link, "attack", {}, 0).open()
+
+
+def test_a_link_that_leads_nowhere_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("model").symlink_to("gone")
+    for kind in ("model", "dataset"):
+        with pytest.raises(UserError, match="`model` is a link to `gone`, which leads nowhere or in a circle"):
+            fetch("model", ["*"], kind=kind)

@@ -50,11 +50,19 @@ def with_another_id(path):
     write_jsonl(path, [{**record, "id": f"x-{record['id']}"} for record in records])
 
 
+def without_an_answer(path):
+    records = read_jsonl(path)
+    for one in (records[0], *(records[0].get("candidates") or ())):
+        del one["completion"]
+    write_jsonl(path, records)
+
+
 DAMAGES = [
     lambda path: path.unlink(),
     lambda path: path.write_bytes(b""),
     lambda path: path.write_bytes(b"\x00\x80\xff" * 50 + b"\n"),
     *(cut_in_the_middle, without_its_end, without_a_record, with_a_record_twice, with_another_id),
+    without_an_answer,
 ]
 
 
