@@ -58,9 +58,7 @@ def read_text(path: Path, what: str = "text") -> str:
         UserError: If it cannot be read or is not UTF-8; names the line and the byte.
     """
     try:
-        if stat.S_IFMT(mode := os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
-            kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
-            raise UserError(f"the {what} `{path}` must be a file, which is read more than once, it is {kind}.")
+        refuse_pipe(path, what)
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -69,6 +67,18 @@ def read_text(path: Path, what: str = "text") -> str:
         return decode(content)
     except Fault as fault:
         raise UserError(f"{path}:{fault.line}: {fault}") from fault
+
+
+def refuse_pipe(path: Path, what: str = "input") -> None:
+    """Refuse what is neither file nor folder: opening a pipe may wait for ever, and reading a device need not end.
+
+    Raises:
+        UserError: If it is a pipe or a device.
+        OSError: If nothing is there.
+    """
+    if stat.S_IFMT(mode := os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
+        raise UserError(f"the {what} `{path}` must be a file, which is read more than once, it is {kind}.")
 
 
 def decode(content: bytes) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from mm_cb.core import files
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import write_text
+from mm_cb.core.files import file_sha256, write_text
 from mm_cb.core.hub import fetch
 from mm_cb.core.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes, write_json, write_jsonl
 
@@ -369,3 +369,12 @@ def test_a_link_that_leads_nowhere_is_no_name_on_the_hub(tmp_path, monkeypatch):
     for kind in ("model", "dataset"):
         with pytest.raises(UserError, match="`model` is a link to `gone`, which leads nowhere or in a circle"):
             fetch("model", ["*"], kind=kind)
+
+
+def test_a_pipe_is_named_and_not_waited_for(tmp_path):
+    for name in ("run.json", "model.safetensors"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=r"run\.json` must be a file, .* it is a pipe"):
+        read_run(tmp_path)
+    with pytest.raises(UserError, match=r"model\.safetensors` must be a file, .* it is a pipe"):
+        file_sha256(tmp_path / "model.safetensors")

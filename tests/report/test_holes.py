@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mm_cb import cli
+from mm_cb.attacks.records import attacked
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl, write_json, write_jsonl
 from mm_cb.report import write_report
@@ -163,3 +164,12 @@ def test_evaluations_of_a_made_up_world_say_so_whatever_wrote_them(name, run, tm
     content["recipe"]["endpoint"] = "served"
     write_json(folder / "run.json", content)
     assert not load_run(folder).fiction
+
+
+@pytest.mark.parametrize("key", ["restart", "epsilon", "loss", "objective_logged", "completion"])
+def test_a_try_that_lacks_what_every_try_holds_is_named(key, run):
+    folder = run()
+    (item, *_) = read_jsonl(folder / "items.jsonl")
+    del item["candidates"][0][key]
+    with pytest.raises(UserError, match=rf"record 1: `candidates\[0\]` must hold .*; it lacks {key}"):
+        attacked([item], folder)
