@@ -242,8 +242,14 @@ def make_item(
 
 
 class _Tried(TypedDict):
-    """What every candidate of an attack holds."""
+    """What every candidate of an attack holds, see `_SHOWN`."""
 
+    restart: int
+    image: str | None
+    epsilon: int
+    loss: float | None
+    objective_file: float | None
+    objective_logged: float | None
     completion: str
     outcome: str | None
 

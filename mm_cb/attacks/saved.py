@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from image_attacks import ImageFileError, png_levels, save_png
+from image_attacks.image_files import read_bytes
 from mm_cb.core.paths import safe_id
 
 
@@ -80,10 +81,7 @@ def read(folder: Path, name: str) -> SavedPicture:
     Raises:
         ImageFileError: If the file is missing, or is no 8-bit RGB PNG, which is what `save` writes.
     """
-    try:
-        data = (folder / name).read_bytes()
-    except (OSError, ValueError) as error:
-        raise ImageFileError(f"{folder / name}: expected a PNG, but it cannot be read ({error}).") from error
+    data = read_bytes(folder / name)
     return SavedPicture(name, Image.fromarray(png_levels(data, str(folder / name))), hashlib.sha256(data).hexdigest())
 
 

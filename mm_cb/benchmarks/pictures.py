@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mm_cb.benchmarks.base import Question
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import file_sha256
 from mm_cb.core.reading import shown
-from mm_cb.data.pictures import EncodedPicture, Picture, open_picture, path_inside
+from mm_cb.data.pictures import EncodedPicture, Picture, open_picture, path_inside, picture_bytes
 
 
 def stored_picture(stored: Any, where: str, *, drop_alpha: bool = False) -> EncodedPicture:
@@ -79,7 +79,7 @@ def fingerprint(questions: Sequence[Question], *, pictures: bool = True) -> str:
         pictures: Whether the pictures' content belongs to it.
 
     Raises:
-        UserError: If a picture does not exist.
+        UserError: If a picture does not exist or cannot be read; names the row where a row names it.
     """
     digest = hashlib.sha256()
     for q in questions:
@@ -93,12 +93,12 @@ def fingerprint(questions: Sequence[Question], *, pictures: bool = True) -> str:
 
 
 def _content(picture: Path | Picture) -> bytes:
-    source = picture.source if isinstance(picture, EncodedPicture) else picture
+    source, where = (picture.source, picture.where) if isinstance(picture, EncodedPicture) else (picture, "")
     if isinstance(source, bytes):
         return source
     if not isinstance(source, Path):
         return open_picture(source).tobytes()
-    try:
-        return file_sha256(source).encode()
-    except OSError as e:
-        raise UserError(f"picture `{source}` does not exist; get the data set's pictures.") from e
+    if not os.path.lexists(source):
+        place = f"{where}: " if where else ""
+        raise UserError(f"{place}picture `{source}` does not exist; get the data set's pictures.")
+    return hashlib.sha256(picture_bytes(source, where)).hexdigest().encode()

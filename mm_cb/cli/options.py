@@ -9,7 +9,7 @@ import typer
 from mm_cb.attacks.config import DTYPES
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.limits import LIMITS, OutOfRange
-from mm_cb.core.reading import read_text
+from mm_cb.core.reading import read_text, unfit
 
 _MODEL, _RUN = "Model and data", "Run"
 """Headings of --help."""
@@ -146,6 +146,12 @@ def refuse_old_settings(words: Sequence[str] | None, flags: Mapping[str, str]) -
 
 
 _MAY_BE_EMPTY = ("--suffix", "--judge-system", "--target")
+_WORDS = (
+    *(*_MAY_BE_EMPTY, "--subject", "--refusal", "--label", "--judge-model", "--endpoint", "--judge-endpoint"),
+    *("--generator", "--generator-url", "--describer-url"),
+    *("--requester", "--requester-url", "--executor", "--executor-url"),
+)
+"""Options whose values are sent or written as text, and are no paths: these may be any bytes."""
 
 
 def refuse_unset(arguments: Sequence[str]) -> None:
@@ -159,6 +165,8 @@ def refuse_unset(arguments: Sequence[str]) -> None:
         told = f"`{name}`" if name.startswith("--") else "every argument"
         if equals and not value and name not in _MAY_BE_EMPTY:
             raise UserError(f"{told} must be a text or number, got nothing (is a variable of the shell not set?).")
+        if name in _WORDS and (reason := unfit(value)):
+            raise UserError(f"{told} cannot be used: {reason}; write it in the encoding of this terminal.")
         if value.startswith("~/"):
             raise UserError(f"{told} must be a path, but no shell expanded `{value}`; leave out the quotes or the `=`.")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mm_cb.core.errors import UserError
-from mm_cb.core.reading import Fault, decode, loads
+from mm_cb.core.reading import Fault, decode, loads, refuse_pipe
 from mm_cb.core.records import JsonObject
 
 TEMPORARY_SUFFIX = ".mm-cb-tmp"
@@ -171,7 +171,8 @@ def _begins_object(torn: bytes) -> bool:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """SHA-256 of a file's bytes, in hex; a pipe or a device is refused (UserError)."""
+    refuse_pipe(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from mm_cb.core.compat import stay_offline_without_network
 from mm_cb.core.errors import UserError, one_line
-from mm_cb.core.files import disk_is_full
+from mm_cb.core.files import disk_is_full, refuse_broken_link
 
 Kind = Literal["model", "dataset"]
 
@@ -49,10 +49,11 @@ def fetch(name: str, patterns: Sequence[str], *, kind: Kind = "model", flat: boo
 
     Raises:
         UserError: If there is no such repository or revision, it is behind a gate, or it is neither in the cache nor
-            can the hub be reached.
+            can the hub be reached; also if the name is that of a link here which leads nowhere.
     """
     from huggingface_hub import snapshot_download
 
+    refuse_broken_link(Path(name))
     stay_offline_without_network()
     repository, _, revision = name.partition("@")
     key = f"{kind}s/{name}"

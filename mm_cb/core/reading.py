@@ -58,9 +58,7 @@ def read_text(path: Path, what: str = "text") -> str:
         UserError: If it cannot be read or is not UTF-8; names the line and the byte.
     """
     try:
-        if stat.S_IFMT(mode := os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
-            kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
-            raise UserError(f"the {what} `{path}` must be a file, which is read more than once, it is {kind}.")
+        refuse_pipe(path, what)
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -71,14 +69,30 @@ def read_text(path: Path, what: str = "text") -> str:
         raise UserError(f"{path}:{fault.line}: {fault}") from fault
 
 
+def refuse_pipe(path: Path, what: str = "input") -> None:
+    """Refuse what is neither file nor folder: opening a pipe may wait for ever, and reading a device need not end.
+
+    Raises:
+        UserError: If it is a pipe or a device.
+        OSError: If nothing is there.
+    """
+    if stat.S_IFMT(mode := os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
+        raise UserError(f"the {what} `{path}` must be a file, which is read more than once, it is {kind}.")
+
+
 def decode(content: bytes) -> str:
     """UTF-8 bytes as text, without a byte-order mark.
 
     Raises:
-        Fault: If they are not UTF-8.
+        Fault: If they are not UTF-8, or hold a NUL.
     """
     if kind := other_kind(content):
         raise Fault(kind, 1)
+    if (nul := content.find(b"\0")) >= 0:
+        line = content.count(b"\n", 0, nul) + 1
+        place = nul - content.rfind(b"\n", 0, nul)
+        raise Fault(f"a NUL, a control character, is byte {place} of the line; save the file as text.", line)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -183,7 +197,7 @@ def load_yaml(text: str, where: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses keys that come twice, which YAML forbids and its readers take the last of, and what is no text."""
+        """Refuses keys that come twice, which YAML forbids and its readers take the last of, and what JSON has not."""
 
         def construct_scalar(self, node: Any) -> Any:
             value = super().construct_scalar(node)
@@ -200,6 +214,14 @@ def load_yaml(text: str, where: str) -> Any:
                 )
             return super().construct_yaml_int(node)
 
+        def construct_yaml_float(self, node: Any) -> Any:
+            if "_" in node.value or ":" in node.value:
+                place, value = f"{where}:{node.start_mark.line + 1}", super().construct_yaml_float(node)
+                raise UserError(
+                    f"{place}: a number must be written in digits alone, got `{node.value}` (YAML reads it as {value})."
+                )
+            return super().construct_yaml_float(node)
+
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen: list[Any] = []
             for key_node, _ in node.value:
@@ -210,7 +232,17 @@ def load_yaml(text: str, where: str) -> Any:
                 seen.append(key)
             return super().construct_mapping(node, deep)
 
+        def refuse(self, node: Any) -> Any:
+            place, kind = f"{where}:{node.start_mark.line + 1}", node.tag.rpartition(":")[2]
+            raise UserError(
+                f"{place} is not YAML of texts, numbers, lists and `key: value` fields alone: it holds a {kind}; put a "
+                "text in quotes."
+            )
+
     Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+    Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
+    for kind in ("binary", "timestamp", "set", "omap", "pairs"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.refuse)
     try:
         return yaml.load(text, Loader)  # noqa: S506  # a safe loader
     except RecursionError as error:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -40,14 +43,39 @@ def open_picture(picture: Path | bytes | Image.Image, where: str = "", *, drop_a
         PictureError: If it is missing, empty, damaged, animated, larger than an honest picture, no picture, or in a
             mode of which 8-bit RGB would be another picture than the one a user sees.
     """
-    from image_attacks import ImageFileError, as_rgb, decode_image, open_image
+    from image_attacks import as_rgb, decode_image, open_image
 
-    try:
+    with _named(picture, where):
         if isinstance(picture, PurePath):
             return open_image(picture, drop_alpha=drop_alpha)
         if isinstance(picture, bytes):
             return decode_image(picture, where or "picture", drop_alpha=drop_alpha)
         return as_rgb(picture, where or "picture", drop_alpha=drop_alpha)
+
+
+def picture_bytes(picture: Path, where: str = "") -> bytes:
+    """What a picture's file holds.
+
+    Args:
+        picture: The file.
+        where: File and line that name it.
+
+    Raises:
+        PictureError: If it is missing, may not be read, or is no file: a pipe would be waited for.
+    """
+    from image_attacks.image_files import read_bytes
+
+    with _named(picture, where):
+        return read_bytes(picture)
+
+
+@contextmanager
+def _named(picture: object, where: str) -> Iterator[None]:
+    """Errors of `image_attacks` as ours, which name the row too."""
+    from image_attacks import ImageFileError
+
+    try:
+        yield
     except ImageFileError as error:
         place = f"{where}: " if where else ""
         raise PictureError(f"{place}picture {error}" if isinstance(picture, PurePath) else str(error)) from error
@@ -114,6 +142,16 @@ def encoded(value: Any) -> bytes | Path | None:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value) or None
     return Path(value) if isinstance(value, str | PurePath) and str(value) and not reading.unfit(str(value)) else None
+
+
+def absent(path: Path) -> str | None:
+    """What a path is that leads to no file, for messages; None where it leads to one."""
+    try:
+        return None if stat.S_ISREG(os.stat(path).st_mode) else "no file"
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return "not there"
+    except OSError as error:
+        return f"out of reach ({error.strerror})"
 
 
 def file_inside(folder: Path, name: Any) -> Path | None:

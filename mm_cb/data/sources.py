@@ -13,6 +13,7 @@ from mm_cb.core.records import JsonObject
 from mm_cb.data.cards import Card, card, cards, data_home, local_file
 from mm_cb.data.examples import Example, SetName
 from mm_cb.data.formats import FORMATS, Context, Format, Skip, recognise
+from mm_cb.data.pictures import absent
 from mm_cb.data.rows import HubRows, Rows, load_hub, open_rows
 
 HUB_PREFIX = "hub:"
@@ -169,8 +170,7 @@ class OpenSource:
         if isinstance(outcome, Skip):
             return outcome
         for image in outcome.images:
-            if isinstance(image, Path) and not image.is_file():
-                what = "no file" if image.exists() else "not there"
+            if isinstance(image, Path) and (what := absent(image)):
                 return Fault("missing image", f"the picture `{image}` is {what}")
         return (rules.fit(outcome) if rules.fit else None) or outcome
 

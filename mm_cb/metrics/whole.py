@@ -8,6 +8,7 @@ from mm_cb.core.checked import read_records
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import Completion, Item, Run
 from mm_cb.data.behaviors_file import KEPT_AS, kept_behaviors
+from mm_cb.metrics.agreement import completions_of
 from mm_cb.metrics.observations import refuse_repeats
 from mm_cb.metrics.results import Measurement, measure
 
@@ -56,6 +57,9 @@ def whole_items(folder: Path, run: Run) -> list[Item]:
         refuse_repeats(items)
     except ValueError as error:
         raise UserError(f"`{path}`: {error} {_AGAIN}") from error
+    for number, item in enumerate(items, start=1):
+        if not run["command"].startswith("score") and not completions_of(item):
+            raise UserError(f"{path}:{number} must hold an answer, `completion`; it lacks it. {_AGAIN}")
     for what, wanted, found in (_asked(folder, run, items), _answered(folder, run, items)):
         absent, strange = sorted(wanted - found), sorted(found - wanted)
         if wanted and (absent or strange):

@@ -121,7 +121,7 @@ def pieces(call: Call, others: Iterable[Call]) -> tuple[Piece, ...]:
 def target_pieces(item: Item) -> tuple[tuple[Piece, ...], ...]:
     """The call that an attack wanted, each argument marked that the answer's call has not; nothing of other targets."""
     wanted = _read(str(item.get("target") or ""))
-    said = _read(item["completion"])
+    said = _read(item.get("completion") or "")
     return tuple(pieces(call, said) for call in wanted)
 
 

@@ -84,6 +84,7 @@ def test_version(capsys):
         ([*ATTACK[:-2], "--out="], "`--out` must be a text or number, got nothing"),
         (["report", ""], "every argument must be a text or number, got nothing"),
         ([*ATTACK[:-2], "--out=~/x"], "no shell expanded `~/x`"),
+        ([*ATTACK, "--subject=x\udce9"], "`--subject` cannot be used: it holds half of a surrogate pair"),
         ([*ATTACK, "--steps", "0"], "`--steps` must be a whole number from 1"),
         (["train"], "`RECIPE` is missing"),
         (["train", "miniatur"], "unknown recipe `miniatur`, did you mean `miniature`?"),

@@ -105,6 +105,7 @@ def test_a_file_of_one_value_names_the_record_that_is_wrong(tmp_path, fault):
         ("text".encode("utf-16-be"), r"a\.txt:1: .*UTF-16"),
         ("text".encode("utf-32"), r"a\.txt:1: .*UTF-16"),
         (b"\xed\xa0\xbd", r"a\.txt:1: .*byte 1"),  # half of a surrogate pair, encoded
+        (b"one\ntwo\0", r"a\.txt:2: .*a NUL, .* byte 4 of the line"),
     ],
 )
 def test_another_encoding_is_named_with_line_and_byte(tmp_path, content, match):
@@ -223,3 +224,19 @@ def test_a_fault_carries_its_line():
 def test_yaml_holds_no_half_characters_and_no_nul(text):
     with pytest.raises(UserError, match=r"r.yaml:1: a text cannot be used"):
         load_yaml(text, "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [("!!binary aGk=", "binary"), ("!!set {b}", "set"), ("!!omap [b: 1]", "omap"), ("2024-01-01", "timestamp")],
+)
+def test_yaml_holds_what_json_holds(value, kind):
+    with pytest.raises(UserError, match=f"r.yaml:1 is not YAML of texts, .* holds a {kind}"):
+        load_yaml(f"a: {value}", "r.yaml")
+
+
+@pytest.mark.parametrize("number", ["1_0.5", "1:30.5"])
+def test_a_yaml_number_with_a_point_is_the_one_that_it_looks(number):
+    with pytest.raises(UserError, match=f"r.yaml:1: a number must be .* got `{number}`"):
+        load_yaml(f"a: {number}", "r.yaml")
+    assert load_yaml("a: 1.5e-3", "r.yaml") == {"a": 0.0015}

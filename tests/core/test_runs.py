@@ -10,7 +10,8 @@ import pytest
 
 from mm_cb.core import files
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import write_text
+from mm_cb.core.files import file_sha256, write_text
+from mm_cb.core.hub import fetch
 from mm_cb.core.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes, write_json, write_jsonl
 
 RECIPE = {"attack": {"steps": 100, "epsilon": 32}, "items": ["a", "b"]}
@@ -360,3 +361,20 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path, link):
     if "/" not in link:
         with pytest.raises(UserError, match=named):
             RunDirectory(tmp_path / link, "attack", {}, 0).open()
+
+
+def test_a_link_that_leads_nowhere_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("model").symlink_to("gone")
+    for kind in ("model", "dataset"):
+        with pytest.raises(UserError, match="`model` is a link to `gone`, which leads nowhere or in a circle"):
+            fetch("model", ["*"], kind=kind)
+
+
+def test_a_pipe_is_named_and_not_waited_for(tmp_path):
+    for name in ("run.json", "model.safetensors"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=r"run\.json` must be a file, .* it is a pipe"):
+        read_run(tmp_path)
+    with pytest.raises(UserError, match=r"model\.safetensors` must be a file, .* it is a pipe"):
+        file_sha256(tmp_path / "model.safetensors")

@@ -22,7 +22,7 @@ from mm_cb.benchmarks.llava_wild.questions import read_questions as wild_questio
 from mm_cb.benchmarks.mmmu.benchmark import MmmuSettings
 from mm_cb.benchmarks.mmmu.questions import read_questions as mmmu_questions
 from mm_cb.benchmarks.over_refusal.data import read_requests
-from mm_cb.benchmarks.pictures import ready
+from mm_cb.benchmarks.pictures import fingerprint, ready
 from mm_cb.benchmarks.pope import Pope, PopeSettings
 from mm_cb.benchmarks.rows import Row
 from mm_cb.core.endpoint import user_message
@@ -31,7 +31,7 @@ from mm_cb.data import describe
 from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.data.check import Limits, check_sources
 from mm_cb.data.mixture import load_examples
-from mm_cb.data.pictures import EncodedPicture, open_picture, path_inside, shown
+from mm_cb.data.pictures import EncodedPicture, absent, open_picture, path_inside, shown
 from mm_cb.data.records import Records
 from mm_cb.data.sources import Source
 from mm_cb.judges.base import Case
@@ -371,6 +371,19 @@ def test_files_that_are_none_are_named_and_none_is_waited_for(tmp_path):
     for name, reason in cases.items():
         with pytest.raises(UserError, match=reason):
             open_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize(("make", "reason"), [(os.mkfifo, "a pipe"), (os.mkdir, "Is a directory")])
+def test_what_is_no_file_is_not_said_to_be_missing(make, reason, tmp_path):
+    make(tmp_path / "p.png")
+    with pytest.raises(UserError, match=rf"^rows:7: picture .*p\.png.*{reason}"):
+        fingerprint([Question("1", "Asked?", (EncodedPicture(tmp_path / "p.png", "rows:7"),))])
+    assert absent(tmp_path / "p.png") == "no file" and absent(tmp_path / "q.png") == "not there"
+
+
+def test_a_picture_behind_links_in_a_circle_is_out_of_reach(tmp_path):
+    (tmp_path / "p.png").symlink_to("p.png")
+    assert "out of reach" in str(absent(tmp_path / "p.png"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read all")

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mm_cb import cli
+from mm_cb.attacks.records import attacked
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl, write_json, write_jsonl
 from mm_cb.report import write_report
@@ -50,11 +51,19 @@ def with_another_id(path):
     write_jsonl(path, [{**record, "id": f"x-{record['id']}"} for record in records])
 
 
+def without_an_answer(path):
+    records = read_jsonl(path)
+    for one in (records[0], *(records[0].get("candidates") or ())):
+        del one["completion"]
+    write_jsonl(path, records)
+
+
 DAMAGES = [
     lambda path: path.unlink(),
     lambda path: path.write_bytes(b""),
     lambda path: path.write_bytes(b"\x00\x80\xff" * 50 + b"\n"),
     *(cut_in_the_middle, without_its_end, without_a_record, with_a_record_twice, with_another_id),
+    without_an_answer,
 ]
 
 
@@ -155,3 +164,12 @@ def test_evaluations_of_a_made_up_world_say_so_whatever_wrote_them(name, run, tm
     content["recipe"]["endpoint"] = "served"
     write_json(folder / "run.json", content)
     assert not load_run(folder).fiction
+
+
+@pytest.mark.parametrize("key", ["restart", "epsilon", "loss", "objective_logged", "completion"])
+def test_a_try_that_lacks_what_every_try_holds_is_named(key, run):
+    folder = run()
+    (item, *_) = read_jsonl(folder / "items.jsonl")
+    del item["candidates"][0][key]
+    with pytest.raises(UserError, match=rf"record 1: `candidates\[0\]` must hold .*; it lacks {key}"):
+        attacked([item], folder)

@@ -222,3 +222,30 @@ def test_a_truth_value_is_one_where_one_is_asked_for():
 def test_a_section_that_is_no_section_is_said_in_the_words_of_a_recipe():
     with pytest.raises(UserError, match="`lora`: `key: value` fields are expected, got 5"):
         load_recipe("miniature", ["lora=5"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.learning_rate=null", "a number above 0 up to 10 is expected .*, got None"),
+        ("training.max_steps=[2]", "a whole number from 1 to .* is expected .*, got \\[2\\]"),
+        ('training.max_steps="1_000"', "a whole number from 1 .*, got '1_000'"),
+        ('circuit_breaker.alpha="٣"', "a number above 0 .*, got '٣'"),
+        ('lora.dropout="0_1"', "a number is expected, got '0_1'"),
+        ("lora.dropout=null", "a number is expected, got None"),
+        ("lora.modules=[1]", "a text is expected, got 1"),
+        ("lora.layers_to_transform=3", "a list is expected, got 3"),
+        ("training.recompute=perhaps", "true or false is expected, got 'perhaps'"),
+        ("dtype=null", "`float32`, `bfloat16` or `float16` is expected, got None"),
+        ('model=""', "a text is expected, got ''"),
+    ],
+)
+def test_what_is_expected_is_said_in_the_words_of_a_recipe(override, said):
+    key = override.partition("=")[0]
+    with pytest.raises(UserError, match=rf"`{key}(\.0)?`: {said}\.$"):
+        load_recipe("miniature", [override])
+
+
+def test_a_number_that_yaml_takes_for_a_text_is_one():
+    assert load_recipe("miniature", ["training.learning_rate=1e-4"]).training.learning_rate == 1e-4
+    assert load_recipe("miniature", ['lora.r="8"', "lora.dropout=1e-1"]).lora.r == 8

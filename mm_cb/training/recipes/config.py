@@ -1,6 +1,7 @@
 """The fields of a recipe and of `RRConfig`: what each means, what may stand there, and what the paper says."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sized
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from annotated_types import Ge, GroupedMetadata, Gt, Le
@@ -22,6 +23,8 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.limits import LIMITS
 from mm_cb.training.registry import check_combination, full_settings, loss_entry
 
+_WHOLE = re.compile("[-+]?[0-9]{1,99}")
+_NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 Mask = Literal["after_image", "user_and_assistant", "completion", "tool_call", "all"]
 
 
@@ -39,16 +42,29 @@ class Within(GroupedMetadata):
         yield BeforeValidator(self._refuse)
 
     def _refuse(self, value: Any) -> Any:
-        """Other things than numbers are pydantic's to read or to refuse."""
-        number = value
-        if isinstance(value, str):  # YAML takes 1e30 for a text
-            try:
-                number = float(value)
-            except ValueError:
-                return value
-        if isinstance(number, int | float) and not self._limit.holds(number):
+        """What another library has as a number is pydantic's to read or to refuse."""
+        number = plain_number(value, whole=self._limit.whole)
+        known = number is None or isinstance(number, int | float | Sized)
+        if known and not self._limit.holds(number):
             raise ValueError(f"a {self._limit.text} is expected ({self._limit.why})")
+        return number
+
+
+def plain_number(value: Any, *, whole: bool = False) -> Any:
+    """The number in a text that YAML takes for none, such as ``1e30``; other values as they are, to be checked next.
+
+    Texts that only Python or pydantic takes for numbers (``1_0``, digits of other scripts) are none.
+    """
+    if not isinstance(value, str) or not (_WHOLE if whole else _NUMBER).fullmatch(value):
         return value
+    return int(value) if whole else float(value)
+
+
+def _number(value: Any) -> Any:
+    number = plain_number(value)
+    if isinstance(number, str | bytes):
+        raise ValueError("a number is expected")
+    return number
 
 
 Block = Annotated[int, Within("block")]
@@ -172,7 +188,7 @@ class Lora(_Section):
     """Rank (released trainer: 16)."""
     lora_alpha: Annotated[int, Within("lora_alpha")] = 16
     """The adapter's output is scaled by lora_alpha / r (released trainer: 16)."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    dropout: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)] = 0.05
     """Dropout on the adapter's input (released trainer: 0.05)."""
 
 
@@ -189,7 +205,7 @@ class DataSource(_Section):
     """Folder of the pictures, for data that only names them."""
     limit: Annotated[int, Within("rows")] | None = None
     """Use a seeded sample of so many rows."""
-    remove_request: Annotated[float, Field(ge=0, le=1)] = 0.0
+    remove_request: Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)] = 0.0
     """Share of the rows whose request is emptied (released Llama-3 recipe: 0.5)."""
     refusals: bool = False
     """Also keep refusals, for models that already refuse (XSTest)."""
@@ -262,7 +278,7 @@ class Training(_Section):
     """
     held_out_steps: Annotated[int, Within("max_steps")] = 10
     """How often they are measured."""
-    stop_at_cosine: Annotated[float, Field(ge=-1, lt=1)] | None = None
+    stop_at_cosine: Annotated[float, Field(ge=-1, lt=1), BeforeValidator(_number)] | None = None
     """Stop when the cosine of held-out circuit-breaker rows is not above it; null = never (paper)."""
     dataloader_num_workers: Annotated[int, Within("workers")] | None = None
     """Processes that prepare pictures ahead of the steps, for each GPU: time, not the mathematics; 0 = none.
@@ -297,9 +313,9 @@ def check_schedule(schedule_steps: int | None, max_steps: int) -> None:
 
 
 class _Named(_Section):
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     """What the run is called in the model card."""
-    model: str
+    model: Annotated[str, Field(min_length=1)]
     """An embedded model's name, a local folder, or a hub id, perhaps ``ORG/NAME@REVISION`` (branch, tag, commit)."""
     data: Data
     """An embedded model's name for its own data, JSONL files of training examples, or a mixture of data sets."""
@@ -312,7 +328,7 @@ class Machine(_Section):
     """Text and multimodal batches in turn, step by step (paper), or one of them only."""
     seed: Annotated[int, Within("seed")] = 0
     """Decides the order of rows, the adapter's start, its dropout and what a loss draws."""
-    device: str = "cpu"
+    device: Annotated[str, Field(min_length=1)] = "cpu"
     """Torch device; ``auto`` spreads the model over all."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Numbers of the model."""

@@ -15,6 +15,20 @@ from mm_cb.training.recipes.config import DataSource, Mixture, Recipe
 _FREE = ("data.", "circuit_breaker.loss_settings.")
 """Below these, the fields' own checks say which keys there are."""
 
+_EXPECTED = {
+    "model_": "`key: value` fields are",
+    "dict_": "`key: value` fields are",
+    "list_": "a list is",
+    "string_type": "a text is",
+    "string_too_short": "a text is",
+    "too_short": "one at least is",
+    "bool_": "true or false is",
+    "int_": "a whole number is",
+    "float_": "a number is",
+    "finite_": "a finite number is",
+}
+"""How the names of pydantic's errors begin, and what they mean."""
+
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply overrides.
@@ -58,11 +72,15 @@ def first_problem(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         valid = (Mixture if len(parts) == 2 else DataSource).model_fields if parts[0] == "data" else recipe_keys()
         return str(unknown(f"key of `{'.'.join(parts[:-1])}`", parts[-1], valid))
-    expected = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "model_type":
-        expected = "`key: value` fields are expected"
-    got = "" if isinstance(first["input"], Mapping) else f", got {first['input']!r:.80}"  # a whole section says less
-    return f"{f'`{key}`: ' if key else ''}{expected}{got}."
+    named = next((words for kind, words in _EXPECTED.items() if first["type"].startswith(kind)), None)
+    said = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    expected = f"{named} expected" if named else said
+    if first["type"] == "literal_error":
+        expected = f"{first['ctx']['expected']} is expected".replace("'", "`")
+    got = f"got {first['input']!r:.80}"
+    if not isinstance(first["input"], Mapping) and not expected.endswith(got):  # a whole section says less
+        expected = f"{expected}, {got}"
+    return f"{f'`{key}`: ' if key else ''}{expected}."
 
 
 def _read(name_or_path: str | Path) -> JsonObject:
