@@ -30,6 +30,21 @@ class Turns:
     pads: str
 
 
+@dataclass(frozen=True)
+class PretrainingSize:
+    """Lengths and rates of the stages; all values are our choice."""
+
+    sight_steps: int = 600
+    sight_batch: int = 64
+    sight_rate: float = 2e-3
+    knowledge_steps: int = 1300
+    picture_rows: int = 28
+    text_rows: int = 12
+    knowledge_rate: float = 2e-3
+    refusal_rate: float = 1e-3
+    weight_decay: float = 0.01
+
+
 class Architecture(ABC):
     """A family's real architecture and processor, small."""
 
@@ -38,6 +53,8 @@ class Architecture(ABC):
     turns: ClassVar[Turns]
     seen_in: ClassVar[dict[str, tuple[int, ...]]]
     """What the sight stage asks for → the views of a picture in which it can be seen."""
+    size: ClassVar[PretrainingSize] = PretrainingSize()
+    """How long its training takes, if nothing else is asked for."""
 
     @abstractmethod
     def processor(self) -> Any:

@@ -25,9 +25,9 @@ from mm_cb.inference.questions import complete
 from mm_cb.inference.subjects import Subject
 from mm_cb.miniature import data, judge, language
 from mm_cb.miniature.data import Question
-from mm_cb.miniature.making.architecture import Architecture
+from mm_cb.miniature.making.architecture import Architecture, PretrainingSize
 from mm_cb.miniature.making.build import LlavaNext
-from mm_cb.miniature.making.pretrain import Learner, PretrainingSize, train_knowledge, train_sight
+from mm_cb.miniature.making.pretrain import Learner, train_knowledge, train_sight
 from mm_cb.miniature.making.qwen2_5_vl import Qwen25VL
 from mm_cb.miniature.scoring import refusal_outcome, score_question
 from mm_cb.models import ChatModel, load_model
@@ -136,7 +136,7 @@ def make(
     Args:
         seed: Of everything random.
         out: Folder; ``out/stages`` holds the state after each stage and each length of refusal training tried.
-        plan: Lengths and rates.
+        plan: Lengths and rates; None = the architecture's own.
         architecture: One of `ARCHITECTURES`.
         threads: Torch threads.
 
@@ -146,7 +146,8 @@ def make(
     Raises:
         UserError: If ``out`` holds the training of another seed or plan.
     """
-    plan, raised = plan or PretrainingSize(), ARCHITECTURES[architecture]
+    raised = ARCHITECTURES[architecture]
+    plan = plan or raised.size
     torch.set_num_threads(threads)
     recipe = {"architecture": architecture, "plan": asdict(plan), "lengths": list(REFUSAL_LENGTHS)}
     with RunDirectory(out, "make", recipe, seed) as run:

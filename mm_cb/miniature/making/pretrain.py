@@ -19,25 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from mm_cb.miniature.language import words
-from mm_cb.miniature.making.architecture import Architecture
+from mm_cb.miniature.making.architecture import Architecture, PretrainingSize
 from mm_cb.miniature.making.documents import TURNS, Document, document
 from mm_cb.miniature.pictures import PANEL, random_scene, render_array
 from mm_cb.miniature.world import COLOURS, KINDS, SHAPES
-
-
-@dataclass(frozen=True)
-class PretrainingSize:
-    """Lengths and rates of the stages; all values are our choice."""
-
-    sight_steps: int = 600
-    sight_batch: int = 64
-    sight_rate: float = 2e-3
-    knowledge_steps: int = 1300
-    picture_rows: int = 28
-    text_rows: int = 12
-    knowledge_rate: float = 2e-3
-    refusal_rate: float = 1e-3
-    weight_decay: float = 0.01
 
 
 class Batcher:
