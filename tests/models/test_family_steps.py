@@ -24,8 +24,8 @@ SHARES = {
     "smolvlm": (0.82, 2.15),
 }
 """FLOPs of a step on hidden states (two of the tiny models' blocks, the upper one adapted) and of an attack's, as
-shares of the whole model's forward pass on the same rows. A linear layer's backward pass counts once, attention's 2.5 times:
-most of the tiny Gemma 4 is the attention of 2520 padded patches."""
+shares of the whole model's forward pass on the same rows. A linear layer's backward pass counts once, attention's 2.5
+times: most of the tiny Gemma 4 is the attention of 2520 padded patches."""
 
 
 class Counted:
