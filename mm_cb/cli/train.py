@@ -38,9 +38,7 @@ def train(
             help="Print what would be trained, how it would start where weights and data are here, and the recipe.",
         ),
     ] = False,
-    list_: Annotated[
-        bool, typer.Option("--list", help="List the shipped recipes by kind.")
-    ] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes by kind.")] = False,
     show: Annotated[str | None, typer.Option(metavar="RECIPE", help="Print a recipe as it is written.")] = None,
     fields: Annotated[
         bool, typer.Option("--fields", help="List every recipe field: type, range, default, meaning.")
