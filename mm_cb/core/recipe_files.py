@@ -1,4 +1,4 @@
-"""The shipped recipes as files: their names, what each is for, what it needs. Imports nothing heavy, for lists."""
+"""The shipped recipes as files: their names, kinds, models and data. Imports nothing heavy, for lists."""
 
 import os
 from functools import cache
@@ -66,14 +66,14 @@ def recipe_groups() -> list[RecipeGroup]:
     return groups
 
 
-_KINDS = ("miniature", "vision-language", "text", "agents")
+_KINDS = ("packaged", "vision-language", "text", "agents")
 _CALLS = "calls.jsonl"
 """How the files of calls are named, which agents are trained on."""
 
 
 def _kind(name: str, data: list[str]) -> str:
     if not data:
-        return "miniature"
+        return "packaged"
     if any(one.endswith(_CALLS) for one in data):
         return "agents"
     return "text" if _shipped(name)["batches"] == "text" else "vision-language"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from mm_cb.core.compat import prepare_torchvision
@@ -55,6 +56,8 @@ class Architecture(ABC):
     """What the sight stage asks for → the views of a picture in which it can be seen."""
     size: ClassVar[PretrainingSize] = PretrainingSize()
     """How long its training takes, if nothing else is asked for."""
+    kept_as: ClassVar[torch.dtype] = torch.float32
+    """What the weights are rounded to before they are measured and kept."""
 
     @abstractmethod
     def processor(self) -> Any:

@@ -159,8 +159,9 @@ def make(
             if min(validated.values()) >= STOP:
                 break
         model = load_model(str(folder))
+        model.model.to(raised.kept_as).float()
         measured = measure_gates(model)
-        model.model.save_pretrained(out)
+        model.model.to(raised.kept_as).save_pretrained(out)
         model.processor.save_pretrained(out)
         report = {
             "architecture": architecture,

@@ -54,6 +54,7 @@ class Qwen25VL(Architecture):
         pads="<|endoftext|>",
     )
     size: ClassVar = PretrainingSize(sight_steps=150, knowledge_steps=400, knowledge_rate=1e-3)
+    kept_as = torch.float16
     seen_in: ClassVar = {name: (0,) for name in ("colour", "shape", "seal_colour", "kind")}
 
     def processor(self) -> Any:
