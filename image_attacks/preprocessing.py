@@ -81,7 +81,7 @@ class ExactPreprocessing:
 
     def _emulate(self, pixels: Tensor) -> Tensor:
         self._to(pixels.device)
-        levels = _StraightThrough.apply(pixels * 255, to_levels(pixels.detach()))
+        levels = _Levels.apply(pixels)
         return self._plan.arrange([_Lookup.apply(view, self._table) for view in self._views.exact(levels)])
 
     def surrogate(self, pixels: Tensor) -> Tensor:
@@ -159,6 +159,18 @@ def level_table(processor: Any) -> Tensor:
 def _fixed(values: Any) -> Any:
     """A list as a tuple, because the processor remembers results by its arguments."""
     return tuple(values) if isinstance(values, list) else values
+
+
+class _Levels(torch.autograd.Function):
+    """Pixels as whole levels; backward as if they were not rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor) -> Tensor:
+        return to_levels(pixels)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * 255
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -20,6 +20,7 @@ Weights = Literal["pillow", "torchvision"]
 LANCZOS, BILINEAR, BICUBIC = 1, 2, 3
 """Filters by the numbers that Pillow gives them."""
 
+_TORCH_FILTERS = {BILINEAR: "bilinear", BICUBIC: "bicubic"}
 _PILLOW_BITS = 22
 _BAND, _WHOLE = 16, 2**16
 """Rows of a band, and entries of a matrix that is not cut into bands."""
@@ -63,7 +64,7 @@ class Resize:
         }
         order: list[Axis] = ["horizontal", "vertical"] if recipe.first == "horizontal" else ["vertical", "horizontal"]
         changed = [axis for axis in order if lengths[axis][0] != lengths[axis][1]]
-        self._passes = [_Pass(axis, filter_matrix(*lengths[axis], resample), recipe.weights) for axis in changed]
+        self._passes = [_Pass(axis, *lengths[axis], recipe.weights, resample) for axis in changed]
 
     def to(self, device: torch.device) -> None:
         """Move the weights to a device."""
@@ -96,15 +97,33 @@ class _Band(NamedTuple):
 class _Pass:
     """A resize of one axis. A filter reaches a few pixels far, so that next to all of a large matrix is 0."""
 
-    def __init__(self, axis: Axis, matrix: np.ndarray, weights: Weights) -> None:
-        self.axis = axis
+    def __init__(self, axis: Axis, source: int, target: int, weights: Weights, resample: int) -> None:
+        self.axis, self._target = axis, target
+        matrix = filter_matrix(source, target, resample)
         self._smooth = torch.from_numpy(matrix).float()
         self._exact = torch.from_numpy(quantised(matrix, weights))
+        self._library = _TORCH_FILTERS.get(resample) if weights == "torchvision" else None
+        self._narrow = _fits_float32(matrix, weights)
         self.to(torch.device("cpu"))
 
     def to(self, device: torch.device) -> None:
         self._smooth, self._exact = self._smooth.to(device), self._exact.to(device)
         self.smooth, self.back, self.exact = map(_bands, (self._smooth, self._smooth.T, self._exact))
+
+    def by_library(self, levels: Tensor) -> Tensor | None:
+        """What the library itself makes of whole levels, where it is torch on the CPU; None = it is not."""
+        if self._library is None or levels.device.type != "cpu":
+            return None
+        height, width = levels.shape[-2:]
+        size = (height, self._target) if self.axis == "horizontal" else (self._target, width)
+        shown = levels.to(torch.uint8).view(-1, 1, height, width)
+        resized = torch.nn.functional.interpolate(shown, size, mode=self._library, antialias=True)
+        return resized.view(*levels.shape[:-2], *size).float()
+
+    def sums(self, levels: Tensor) -> Iterator[Tensor]:
+        """The library's sums before it rounds and clamps, exactly."""
+        narrow = self._narrow and levels.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+        return self.along(levels, self.exact, torch.float32 if narrow else torch.float64)
 
     def along(self, values: Tensor, bands: Sequence[_Band], kind: torch.dtype) -> Iterator[Tensor]:
         """What each band makes of values ``(..., H, W)``, computed in a type."""
@@ -152,22 +171,26 @@ class _RoundedPass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, levels: Tensor, one: _Pass) -> Tensor:
-        # The weights are multiples of a power of two, so that the float64 sums are exact, and floor(sum + 1/2) is the
-        # library's shift with rounding.
-        rounded, inside = list[Tensor](), list[Tensor]()
-        for sums in one.along(levels, one.exact, torch.float64):
+        # The weights are multiples of a power of two, so that the sums are exact, and floor(sum + 1/2) is the library's
+        # shift with rounding.
+        ctx.one = one
+        if (rounded := one.by_library(levels)) is not None:
+            ctx.save_for_backward(levels, None)
+            return rounded
+        parts, inside = list[Tensor](), list[Tensor]()
+        for sums in one.sums(levels):
             clamped = sums.clamp(0, 255)
             if ctx.needs_input_grad[0]:
                 inside.append(clamped == sums)
-            rounded.append(clamped.add_(0.5).floor_().float())
-        if inside:
-            ctx.one = one
-            ctx.save_for_backward(one.joined(inside))
-        return one.joined(rounded)
+            parts.append(clamped.add_(0.5).floor_().float())
+        ctx.save_for_backward(None, one.joined(inside) if inside else None)
+        return one.joined(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (inside,) = ctx.saved_tensors
+        levels, inside = ctx.saved_tensors
+        if inside is None:
+            inside = ctx.one.joined([sums.clamp(0, 255) == sums for sums in ctx.one.sums(levels)])
         slopes = gradients[0] * inside
         return ctx.one.joined(list(ctx.one.along(slopes, ctx.one.back, slopes.dtype))), None
 
@@ -253,9 +276,23 @@ _KERNELS: dict[int, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
 
 def quantised(matrix: np.ndarray, weights: Weights) -> np.ndarray:
     """Round weights to the library's fixed-point grid: 22 bits in Pillow, as many as fit in int16 in torchvision."""
-    bits = _PILLOW_BITS if weights == "pillow" else _int16_bits(float(matrix.max()))
+    bits = _bits(matrix, weights)
     scaled = matrix * (1 << bits)
     return np.trunc(scaled + np.copysign(0.5, scaled)) / (1 << bits)
+
+
+def _bits(matrix: np.ndarray, weights: Weights) -> int:
+    """Fractional bits of a library's weights."""
+    return _PILLOW_BITS if weights == "pillow" else _int16_bits(float(matrix.max()))
+
+
+def _fits_float32(matrix: np.ndarray, weights: Weights) -> bool:
+    """Whether sums of weighted levels are exact in float32, in whatever order they are added up.
+
+    In units of the weights' last bit all partial sums are whole numbers, and so is the half that rounds.
+    """
+    largest = 255 * np.abs(quantised(matrix, weights)).sum(axis=1).max() + 0.5
+    return bool(largest * (1 << _bits(matrix, weights)) <= 2**24)
 
 
 def _int16_bits(largest: float) -> int:

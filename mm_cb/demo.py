@@ -20,6 +20,8 @@ from mm_cb.attacks.registry import attack_entry
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.closing import Step, files, say, what_next
+from mm_cb.core.embedded import is_fiction
+from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Check, Curve, Item, Representations
 from mm_cb.core.runs import RunDirectory, append_jsonl, keep_pictures, write_json, write_jsonl
@@ -29,11 +31,12 @@ from mm_cb.inference.questions import ask
 from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.results import Measurement, measure, write_results
-from mm_cb.miniature import MINIATURE, NAME, data, language
+from mm_cb.miniature import NAME, data, language
 from mm_cb.miniature.data import Question
 from mm_cb.miniature.making.sanity import judges_tell_apart, opening_is_said
 from mm_cb.miniature.scoring import judge_behavior, score_question
 from mm_cb.models import ChatModel, load_model
+from mm_cb.models.cache import model_inputs
 from mm_cb.training.recipes.config import Recipe
 from mm_cb.training.recipes.recipe import deciding, load_recipe
 from mm_cb.training.representations import compare
@@ -70,7 +73,16 @@ QUICK = DemoSize(behaviors=(24, 12, 12), steps=100, restarts=1, multiple_choice=
 FULL = DemoSize(behaviors=(60, 24, 24), steps=300, restarts=3, multiple_choice=150, open_questions=100, look_alikes=240)
 
 
-def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "cpu", dtype: str = "float32") -> None:
+def run_demo(
+    out: Path,
+    *,
+    full: bool,
+    seed: int,
+    rr_seeds: int,
+    model: str = NAME,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> None:
     """Run the experiment into ``out``, or go on with the one that is there; prints the table and the report's path.
 
     Args:
@@ -78,21 +90,28 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "
         full: The whole size instead of the quick one.
         seed: Of behaviours, attacks and the first breaker's training.
         rr_seeds: Circuit breakers to train, from ``seed`` on; attacks on the base are shared.
+        model: The miniature, or the folder of another model of its world.
         device: Torch device of every model.
         dtype: Of every model, in training and under attack.
+
+    Raises:
+        UserError: If the model is of no such world.
     """
+    if not is_fiction(model):
+        raise UserError(
+            f"`--model` must be a model of the miniature's world, made by scripts/train_miniature.py, got `{model}`."
+        )
     from mm_cb.report import judge_report, print_table, write_report
     from mm_cb.report.text import clean_text
 
     plan = FULL if full else QUICK
-    rerouting = load_recipe(NAME, [f"device={device}", f"dtype={dtype}"])
-    recipe = {"full": full, "rr_seeds": rr_seeds, "fiction": True, "model": NAME, **dataclasses.asdict(plan)}
+    rerouting = load_recipe(NAME, [f"model={model}", f"device={device}", f"dtype={dtype}"])
+    recipe = {"full": full, "rr_seeds": rr_seeds, "fiction": True, "model": model, **dataclasses.asdict(plan)}
     recipe |= {"attacks": list(CONDITIONS), "attack": _budget(plan, seed, "pgd_adaptive")}
     recipe |= {"safety_prompt": language.SAFETY_PROMPT, "rerouting": deciding(rerouting)}
     torch.set_num_threads(THREADS)
     started = time.monotonic()
-    weights = MINIATURE.weights / "model.safetensors"
-    with RunDirectory(out, "demo", recipe, seed, inputs=[weights]) as run, Progress() as progress:
+    with RunDirectory(out, "demo", recipe, seed, inputs=model_inputs(model)) as run, Progress() as progress:
         if not run.finished:
             progress.say(_announce(plan, rr_seeds, run.path))
             _run(run.path, plan, rerouting, seed, rr_seeds, progress)
@@ -105,7 +124,7 @@ def run_demo(out: Path, *, full: bool, seed: int, rr_seeds: int, device: str = "
     files({"report": run.path / "report.html", "results": run.path / "results.json"})
     say(f"{(time.monotonic() - started) / 60:.1f} minutes")
     what_next(
-        Step(f"`{_DIALLED}` does not finish in so few steps, with more it does:", _finishing(run.path)),
+        Step(f"`{_DIALLED}` does not finish in so few steps, with more it does:", _finishing(model, run.path)),
         Step("whether your own model is supported; then docs/quickstart.md", ["doctor", "--model", "MODEL"]),
     )
 
@@ -117,7 +136,7 @@ _SHORT = (
 """Said behind the quick run: a short attack flatters."""
 
 
-def _finishing(out: Path) -> list[str | Path]:
+def _finishing(model: str, out: Path) -> list[str | Path]:
     """What to type to give the attack the steps that there is no time for."""
     given: list[str | Path] = [
         "--adapter",
@@ -135,7 +154,7 @@ def _finishing(out: Path) -> list[str | Path]:
         "--out",
         Path(f"{out}-{_DIALLED}"),
     ]
-    return ["attack", "--model", NAME, *given, *budget]
+    return ["attack", "--model", model, *given, *budget]
 
 
 def _announce(plan: DemoSize, rr_seeds: int, out: Path) -> str:
@@ -231,7 +250,7 @@ def _subjects(out: Path, rerouting: Recipe, seed: int, rr_seeds: int, progress: 
     """Base, base behind the safety prompt, and the breakers, which are trained here."""
 
     def load(adapter: Path | None = None) -> ChatModel:
-        return load_model(NAME, adapter=adapter, device=rerouting.device, dtype=rerouting.dtype)
+        return load_model(rerouting.model, adapter=adapter, device=rerouting.device, dtype=rerouting.dtype)
 
     base = load()
     subjects = [Subject("base", base), Subject("base+safety_prompt", base, system=language.SAFETY_PROMPT)]

@@ -65,6 +65,7 @@ def attack(
     base: str | Path | None = None,
     probe: str | Path | None = None,
     system: str | None = None,
+    thinking: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
     config: AttackConfig | None = None,
@@ -81,6 +82,7 @@ def attack(
         base: What a breaker without adapter was made from, for attacks that aim at what sets it apart.
         probe: Folder of a harmfulness probe that withholds answers.
         system: Text in front of every request.
+        thinking: Whether the model thinks first, where its chat template can leave that open.
         device: Torch device.
         dtype: Of the model: float32, bfloat16 or float16.
         config: Everything else; its attack's name is not read. None = the defaults, for ``all`` with
@@ -95,7 +97,7 @@ def attack(
         >>> attack("ORG/NAME", "behaviors.jsonl", "runs/attack", attacks="pgd", steps=100)  # doctest: +SKIP
     """
     adapter, base, probe = (None if one is None else str(one) for one in (adapter, base, probe))
-    source = ModelSource(model, adapter, device, dtype, system=system, base=base, probe=probe)
+    source = ModelSource(model, adapter, device, dtype, system=system, base=base, probe=probe, thinking=thinking)
     names = chosen_attacks(attacks, adapted=source.breaker, probed=probe is not None)
     if attacks == "all":
         names = fitting(source.model, names, probed=probe is not None)
@@ -140,6 +142,7 @@ def run_attack(
     recipe = {"model": source.model, "adapter": source.adapter, "system": source.system, **as_recipe(config, names)}
     recipe |= {} if source.base is None else {"base": source.base}
     recipe |= {} if source.probe is None else {"probe": source.probe}
+    recipe |= {"thinking": True} if source.thinking else {}
     recipe |= {"device": source.device.partition(":")[0], "dtype": source.dtype, "fiction": source.fiction}
     files = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
     files += [file for file in (config.prompts, config.corpus) if file is not None]

@@ -106,6 +106,7 @@ def evaluate(
     subject: str | None = None,
     system: str | None = None,
     probe: str | Path | None = None,
+    thinking: bool = False,
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "float32",
@@ -123,6 +124,7 @@ def evaluate(
         subject: What the model is called in results.json; ``base``, with an adapter ``rr``.
         system: Text in front of every request.
         probe: Folder of a harmfulness probe that withholds answers.
+        thinking: Whether the model thinks first, where its chat template can leave that open.
         seed: Seed of everything random in the run.
         device: ``cpu``, ``cuda``, ``cuda:1``.
         dtype: ``float32``, ``bfloat16``, ``float16``.
@@ -138,7 +140,7 @@ def evaluate(
     if not isinstance(benchmark, str):
         register_benchmark(benchmark)
     adapter, probe = (None if one is None else str(one) for one in (adapter, probe))
-    source = ModelSource(model, adapter, device, dtype, endpoint, system, probe=probe)
+    source = ModelSource(model, adapter, device, dtype, endpoint, system, probe=probe, thinking=thinking)
     name = subject or subject_name(source.breaker, system, probe)
     read = _settings(chosen.settings, settings)
     return run_benchmark(chosen, source, read, Path(out), data=data, subject=name, seed=seed)

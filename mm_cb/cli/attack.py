@@ -29,6 +29,7 @@ from mm_cb.cli.options import (
     Probe,
     Seed,
     System,
+    Thinking,
     number,
     option,
     read_system,
@@ -116,6 +117,7 @@ def attack(
     base: Base = None,
     probe: Probe = None,
     system: System = None,
+    thinking: Thinking = False,
     attack: Annotated[
         str, option("NAMES", "Attacks or Python files of yours, with commas between, or `all`; see --list.", _SEARCH)
     ] = "pgd",
@@ -259,7 +261,7 @@ def attack(
     from mm_cb.inference.source import ModelSource
 
     place = launched_device(device) if shard == "auto" else device
-    source = ModelSource(model, adapter, place, dtype, system=text, base=base, probe=probe)
+    source = ModelSource(model, adapter, place, dtype, system=text, base=base, probe=probe, thinking=thinking)
     if attack == "all":
         names = fitting(model, names, probed=probe is not None)
     run_attack(source, behaviors, out, names, config, shard=None if shard is None else Shard.parse(shard))

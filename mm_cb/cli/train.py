@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mm_cb.cli.options import number
-from mm_cb.core.closing import Step, files, here, listing, say, what_next
+from mm_cb.core.closing import Step, files, here, say, what_next
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.paths import safe_id
 from mm_cb.core.recipe_files import recipe_file
+from mm_cb.core.terminal import put
 
 if TYPE_CHECKING:
     from mm_cb.core.records import JsonObject
@@ -37,7 +38,7 @@ def train(
             help="Print what would be trained, how it would start where weights and data are here, and the recipe.",
         ),
     ] = False,
-    list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes and what each is for.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes by kind.")] = False,
     show: Annotated[str | None, typer.Option(metavar="RECIPE", help="Print a recipe as it is written.")] = None,
     fields: Annotated[
         bool, typer.Option("--fields", help="List every recipe field: type, range, default, meaning.")
@@ -78,10 +79,10 @@ def train(
 
 def _print(list_: bool, fields: bool, show: str | None) -> None:
     """Print what recipes there are, what fields one has, or one as it is written."""
-    from mm_cb.core.recipe_files import recipe_names, recipe_needs, recipe_summary, recipe_text
+    from mm_cb.core.recipe_files import recipe_text
 
     if list_:
-        listing((name, recipe_summary(name), recipe_needs(name)) for name in recipe_names())
+        _list_recipes()
     if fields:
         from mm_cb.training.recipes.fields import recipe_fields
 
@@ -89,6 +90,22 @@ def _print(list_: bool, fields: bool, show: str | None) -> None:
             typer.echo(f"{field.name}: {field.kind}  [{field.default}]\n    {field.about}")
     if show is not None:
         typer.echo(recipe_text(show), nl=False)
+
+
+def _list_recipes() -> None:
+    """Print the shipped recipes by kind, a line each: its model, and where it runs if not on a GPU."""
+    from mm_cb.core.recipe_files import recipe_device, recipe_groups, recipe_model
+
+    groups = recipe_groups()
+    longest = max(len(name) for group in groups for name in group.names)
+    for group in groups:
+        say(f"{group.kind}: {', '.join(group.data) or 'model and data come with the package'}", "  ")
+        for name in group.names:
+            cpu = " (CPU)" if recipe_device(name) == "a CPU" else ""
+            put(f"  {name:{longest}}  {recipe_model(name)}{cpu}")
+        for name, more in group.further.items():
+            say(f"  {name} also: {', '.join(more)}", "    ")
+    say("What one is for, and where each value is from: mm-cb train --show RECIPE")
 
 
 def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None, allow_stuck: bool) -> None:

@@ -53,7 +53,8 @@ def embedded(name: str | Path) -> Embedded | None:
 def is_fiction(name: str | Path) -> bool:
     """Whether a name stands for a model of a made-up world: a guest, or a folder that knows a guest's words alone.
 
-    A merged breaker and a copy are models of that world too: they can say nothing else, whatever their weights are.
+    A merged breaker, a copy and a model of another family raised in that world are models of it too: they can say
+    nothing else, whatever their weights are.
     """
     guest = embedded(name)
     if guest is not None:
@@ -63,12 +64,14 @@ def is_fiction(name: str | Path) -> bool:
 
 
 def _words(folder: Path) -> frozenset[str]:
-    """All that a model with a whole-word vocabulary can say; nothing for any other folder."""
+    """All that a model with a whole-word vocabulary can say, its template's tokens left out; nothing for any other."""
     try:
         content = json.loads((folder / "tokenizer.json").read_bytes())
         if content["model"]["type"] != "WordLevel":
             return frozenset()
-        return frozenset([*content["model"]["vocab"], *(token["content"] for token in content["added_tokens"])])
+        added = content["added_tokens"]
+        special = {token["content"] for token in added if token["special"]}
+        return frozenset([*content["model"]["vocab"], *(token["content"] for token in added)]) - special
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return frozenset()
 

@@ -1,8 +1,9 @@
-"""The shipped recipes as files: their names, what each is for, what it needs. Imports nothing heavy, for lists."""
+"""The shipped recipes as files: their names, kinds, models and data. Imports nothing heavy, for lists."""
 
 import os
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mm_cb.core.embedded import guests
 from mm_cb.core.errors import UserError, unknown
@@ -42,16 +43,53 @@ def recipe_model(name: str) -> str:
     return str(_shipped(name)["model"])
 
 
-def recipe_needs(name: str) -> str:
-    """What one must have for a shipped recipe: its model, its data, its device."""
-    fields = _shipped(name)
-    if isinstance(fields["data"], str):
-        return "nothing: model and data come with the package"
-    data = [source["name"] for source in fields["data"]["sources"]]
-    device = "a GPU" if str(fields.get("device", "cpu")).startswith("cuda") else "a CPU"
-    return f"{device}, the model {fields['model']}, and the data {', '.join(data)}"
+class RecipeGroup(NamedTuple):
+    """Recipes of one kind."""
+
+    kind: str
+    names: list[str]
+    data: list[str]
+    """What all of them are trained on; for those of the package nothing that one must have."""
+    further: dict[str, list[str]]
+    """What some are trained on besides, by recipe."""
 
 
+def recipe_groups() -> list[RecipeGroup]:
+    """The shipped recipes by kind: what comes with the package, pictures and texts, texts alone, agents."""
+    data = {name: _data(fields) for name in recipe_names() for fields in [_shipped(name)]}
+    groups = []
+    for kind in _KINDS:
+        names = [name for name in data if _kind(name, data[name]) == kind]
+        common = [one for one in data[names[0]] if all(one in data[name] for name in names)]
+        further = {name: [one for one in data[name] if one not in common] for name in names}
+        groups.append(RecipeGroup(kind, names, common, {name: more for name, more in further.items() if more}))
+    return groups
+
+
+_KINDS = ("packaged", "vision-language", "text", "agents")
+_CALLS = "calls.jsonl"
+"""How the files of calls are named, which agents are trained on."""
+
+
+def _kind(name: str, data: list[str]) -> str:
+    if not data:
+        return "packaged"
+    if any(one.endswith(_CALLS) for one in data):
+        return "agents"
+    return "text" if _shipped(name)["batches"] == "text" else "vision-language"
+
+
+def _data(fields: Any) -> list[str]:
+    """Names of the data sets that a shipped recipe mixes; none where they come with the package."""
+    return [] if isinstance(fields["data"], str) else [source["name"] for source in fields["data"]["sources"]]
+
+
+def recipe_device(name: str) -> str:
+    """What a shipped recipe computes on: "a GPU" or "a CPU"."""
+    return "a GPU" if str(_shipped(name).get("device", "cpu")).startswith("cuda") else "a CPU"
+
+
+@cache
 def _shipped(name: str) -> Any:
     """A shipped recipe's fields, quickly: files of ours need no strict reader, which takes ten times as long."""
     import yaml

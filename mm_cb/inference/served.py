@@ -52,4 +52,6 @@ def open_engine(source: ModelSource, name: str, batch: int) -> Engine:
         raise UserError("`--probe` looks into a model in this process: drop it, or `--endpoint`.")
     if source.system is not None:
         raise UserError("`--system` is put in front of requests to a model in this process; drop it or `--endpoint`.")
+    if source.thinking:
+        raise UserError("`--thinking` opens a chat template in this process: switch it on where the model is served.")
     return EndpointEngine(Endpoint(source.endpoint, source.model, concurrency=batch))

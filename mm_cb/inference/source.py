@@ -33,11 +33,13 @@ class ModelSource:
     """What a breaker without adapter was made from."""
     probe: str | None = None
     """Folder of a harmfulness probe."""
+    thinking: bool = False
+    """Whether it thinks before it answers, where its chat template leaves that open: targets stand in its thoughts."""
 
-    def identity(self) -> dict[str, str | None]:
+    def identity(self) -> dict[str, str | bool | None]:
         """What belongs to a run's identity: that the model is served, not the address it is served at today."""
         held = {**asdict(self), "endpoint": "served" if self.endpoint else None}
-        return {key: value for key, value in held.items() if key not in ("base", "probe") or value is not None}
+        return {key: value for key, value in held.items() if key not in ("base", "probe", "thinking") or value}
 
     @property
     def breaker(self) -> bool:
@@ -105,7 +107,10 @@ def source_again(
     model, adapter, base = str(given["model"]), given["adapter"], given["base"]
     probe = recipe.get("probe")
     probe = probe and found_again(folder, probe, inputs, "train it again: `mm-cb probe`")
-    return ModelSource(model, adapter, device, dtype, system=recipe["system"], base=base, probe=probe)
+    thinking = bool(recipe.get("thinking", False))
+    return ModelSource(
+        model, adapter, device, dtype, system=recipe["system"], base=base, probe=probe, thinking=thinking
+    )
 
 
 def subject_name(breaker: bool, system: str | None, probe: str | None = None) -> str:

@@ -98,6 +98,13 @@ def load_subject(source: ModelSource, name: str, image_backend: str = "pil") -> 
         dtype=source.dtype,
         image_backend=image_backend,
     )
+    if source.thinking:
+        if model.thinking_switch is None:
+            raise UserError(
+                "`--thinking` must be given a model whose chat template can leave a thinking block open, as Qwen3.5's "
+                f"does, got `{source.model}`; leave it out."
+            )
+        model.thinking = True
     if source.system is not None:
         _check_system(model, source.system)
     probe = None if source.probe is None else load_probe(Path(source.probe), model, source.adapter)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from image_attacks import Plan
 from mm_cb.core.errors import UserError
+from mm_cb.models.any_resolution import any_resolution
 from mm_cb.models.inputs import ModelInputs
 from mm_cb.models.laws import check_fields, check_pictures, check_tiles
-from mm_cb.models.llava_next import any_resolution
 from mm_cb.models.vision import VisionModel
 
 _TOLERATED = 1.1**2

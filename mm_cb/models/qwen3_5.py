@@ -5,7 +5,7 @@ that began with another's state would have other hidden states, and nothing woul
 
 The chat template puts a thinking block in front of an answer, empty in a chat that has one. Here it is empty in prompts
 too, ``enable_thinking=False``: what the model goes on with, and every target and prefill, stands behind the block. With
-``model.thinking = True`` prompts leave it open, and all three stand in it.
+``--thinking`` (``model.thinking = True``) prompts leave it open, and all three stand in it.
 """
 
 from typing import ClassVar

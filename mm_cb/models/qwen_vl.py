@@ -6,6 +6,7 @@ Qwen3-VL adds features of the image tower's lower blocks behind its first decode
 adversary moves the embeddings of a picture and leaves those as they are.
 """
 
+import math
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -45,8 +46,11 @@ class QwenVLModel(VisionModel):
         check_patches(processor.image_processor, folder)
 
     def _canvas(self) -> tuple[int, int]:
-        """448 x 448, which no resize changes."""
-        return _CANVAS, _CANVAS
+        """448 x 448, or the largest square below that the image processor leaves as it is."""
+        images = self.processor.image_processor
+        token = images.patch_size * images.merge_size
+        side = min(_CANVAS, math.isqrt(images.size["longest_edge"])) // token * token
+        return side, side
 
     def largest_picture(self) -> int:
         """Tokens of a picture at the image processor's upper limit; the published one's where there is none here."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from image_attacks import ExactPreprocessing, Linf, Plan, crop, load_image, load_png, pad, pgd, resize, save_png, tiles
-from image_attacks.resampling import Recipe, Resize, fitting_resize
+from image_attacks.resampling import RECIPES, Recipe, Resize, fitting_resize
 from image_attacks.views import Views
 
 from .helpers import any_resolution, build_processor, eight_bit
@@ -360,6 +360,38 @@ def test_a_large_resize_multiplies_next_to_no_zeros_and_is_pillows(generator):
             [torch.zeros(len(w), source).index_copy(1, torch.arange(source)[c], w) for c, w in one.smooth]
         )
         assert torch.equal(whole, one._smooth)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    source=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    target=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    resample=st.sampled_from([2, 3]),
+    seed=st.integers(0, 10**6),
+)
+def test_torchs_own_resize_and_narrow_sums_are_the_exact_ones_forward_and_backward(source, target, resample, seed):
+    generator = torch.Generator().manual_seed(seed)
+    levels = (eight_bit((2, 3, *source), generator) * 255).round()
+    levels = torch.cat([levels, (levels > 127) * 255.0]).requires_grad_()
+    weights, found = torch.randn(4, 3, *target, generator=generator), []
+    for quick in (True, False):
+        made = Resize(source, target, RECIPES["torchvision"][0], resample)
+        for one in made._passes if not quick else ():
+            one._library, one._narrow = None, False
+        out = made.exact(levels)
+        found.append((out, torch.autograd.grad((out * weights).sum(), levels)[0]))
+    assert all(map(torch.equal, *found))
+
+
+def test_sums_are_narrow_where_they_fit_and_the_matrix_precision_is_whole(generator):
+    kinds, precision = [], torch.get_float32_matmul_precision()
+    levels = torch.randint(0, 256, (1, 3, 60, 90), generator=generator).float()
+    for target, setting in (((60, 95), "highest"), ((60, 95), "medium"), ((60, 20), "highest")):
+        (one,) = Resize((60, 90), target, RECIPES["torchvision"][0], 3)._passes
+        torch.set_float32_matmul_precision(setting)
+        kinds.append(next(one.sums(levels)).dtype)
+        torch.set_float32_matmul_precision(precision)
+    assert kinds == [torch.float32, torch.float64, torch.float64]
 
 
 def test_views_that_begin_alike_share_their_steps(monkeypatch):

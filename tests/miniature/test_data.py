@@ -3,14 +3,18 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.miniature import data, language, pictures
-from mm_cb.miniature.making.build import build_processor, build_tokenizer
+from mm_cb.miniature.making.build import build_processor, build_tokenizer, views
 from mm_cb.miniature.making.documents import document
-from mm_cb.miniature.making.pretrain import Batcher, views
+from mm_cb.miniature.making.make import ARCHITECTURES
+from mm_cb.miniature.making.pretrain import Batcher, answer_loss, forward
 from mm_cb.miniature.scoring import judge_behavior, refusal_outcome, score_question
 from mm_cb.miniature.world import FORBIDDEN_KINDS, HELD_OUT_KIND, Brew, brews, split
+from mm_cb.models import load_model
 
 
 @pytest.fixture(scope="module")
@@ -178,11 +182,11 @@ def test_every_text_of_the_world_is_in_the_vocabulary():
             assert tokenizer.unk_token_id not in ids
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("pictured", [True, False])
-def test_training_rows_have_the_ids_of_the_chat_template_and_the_real_processor(pictured):
-    from PIL import Image
-
-    processor, batcher, rng = build_processor(), Batcher(), np.random.default_rng(1)
+def test_training_rows_have_the_ids_of_the_chat_template_and_the_real_processor(pictured, architecture):
+    raised, rng = ARCHITECTURES[architecture], np.random.default_rng(1)
+    processor, batcher = raised.processor(), Batcher(raised)
     for _ in range(5):
         doc = document(rng, pictured=pictured, refuses=True)
         messages = []
@@ -198,22 +202,33 @@ def test_training_rows_have_the_ids_of_the_chat_template_and_the_real_processor(
         assert encoded["input_ids"][0] == ids
         assert len(weights) == len(ids)
         learnt = [i for i, w in zip(ids, weights, strict=True) if w]
-        wanted = [
-            t for said in doc.turns for t in [*(batcher.ids[w] for w in language.words(said.answer)), batcher.eos]
-        ]
-        assert learnt == wanted
+        assert learnt == batcher.ids(t for said in doc.turns for t in (*language.words(said.answer), raised.turns.ends))
 
 
 def test_training_views_are_the_processors_up_to_resampling():
-    import torch
-    from PIL import Image
-
     scene = pictures.Scene("red", "star", "gold", "hex")
     picture = pictures.render_array(scene, np.random.default_rng(0))
     real = build_processor().image_processor(Image.fromarray(picture), return_tensors="pt")["pixel_values"][0]
     ours = views(picture[None])[0]
     assert torch.allclose(real[1:], ours[1:], atol=1e-5)
     assert (real[0] - ours[0]).abs().mean() < 0.02
+
+
+def test_training_patches_of_qwen_are_the_processors_and_its_language_begins_as_the_miniatures():
+    raised = ARCHITECTURES["qwen2_5_vl"]
+    picture = pictures.render_array(pictures.Scene("red", "star", "gold", "hex"), np.random.default_rng(0))
+    processor = raised.processor()
+    real, ours = processor.image_processor(Image.fromarray(picture), return_tensors="pt"), raised.shown(picture[None])
+    assert real.keys() == ours.keys() and all(torch.equal(real[name], ours[name]) for name in ours)
+
+    rng, losses = np.random.default_rng(0), []
+    docs = [document(rng, pictured=False, refuses=True, turns=1) for _ in range(16)]
+    for name in ARCHITECTURES:
+        batch = Batcher(ARCHITECTURES[name])(docs)
+        model = load_model("miniature").base if name == "llava_next" else raised.model(len(processor.tokenizer))
+        with torch.no_grad():
+            losses.append(float(answer_loss(forward(model, batch), batch)))
+    assert losses[0] < 0.05 and losses[1] < 0.3  # by chance: ln(193) = 5.3
 
 
 def test_pictures_show_what_the_scene_says():

@@ -1,11 +1,18 @@
 """Processors that are not the model's, and pictures that a family cannot show, are refused in one line."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from mm_cb import cli
 from mm_cb.core.errors import UserError
+from mm_cb.core.runs import read_run
+from mm_cb.inference.served import open_engine
+from mm_cb.inference.source import ModelSource, source_again
+from mm_cb.inference.subjects import load_subject
+from tests.models import laws
 from tests.models.tiny import tiny
 from tests.tiny_llava import picture
 
@@ -66,7 +73,6 @@ def test_heads_that_predict_several_tokens_are_left_unread(tmp_path):
     from safetensors.torch import load_file, save_file
 
     from mm_cb.models import load_tower
-    from tests.models import laws
 
     folder = tmp_path / "model"
     laws.saved(tiny("qwen3_5"), folder)
@@ -87,3 +93,25 @@ def test_a_target_stands_behind_an_empty_thinking_block_or_in_an_open_one():
         assert target == f"{asked}it"
     inputs = model.encode(["what is"], [None], completions=["it"])
     assert model.processor.tokenizer.decode(inputs.input_ids[inputs.completion_mask.bool()]) == "it<|im_end|>"
+
+
+def test_thinking_is_asked_for_by_a_flag_that_the_run_records(tmp_path):
+    laws.saved(tiny("qwen3_5"), tmp_path / "model")
+    line = {"id": "a", "prompt": "what is", "target": "it", "image": None}
+    (tmp_path / "behaviors.jsonl").write_text(json.dumps(line) + "\n")
+    given = ["attack", "--model", tmp_path / "model", "--behaviors", tmp_path / "behaviors.jsonl"]
+    given += ["--attack", "prefill_only", "--max-new-tokens", 2]
+    held = []
+    for name, flags in {"off": [], "on": ["--thinking"]}.items():
+        assert cli.run([str(word) for word in [*given, *flags, "--out", tmp_path / name]]) == 0
+        held.append(json.loads((tmp_path / name / "run.json").read_text())["recipe"])
+    assert held[1] == held[0] | {"thinking": True}
+    source = source_again(tmp_path / "on", read_run(tmp_path / "on"), "{}", "cpu")
+    assert load_subject(source, "base").model.prompt("what is", has_image=False).endswith("assistant\n<think>\n")
+
+
+def test_thinking_is_refused_where_no_block_can_be_left_open(tmp_path):
+    with pytest.raises(UserError, match="`--thinking` must be given a model whose chat template"):
+        load_subject(ModelSource("miniature", thinking=True), "base")
+    with pytest.raises(UserError, match="where the model is served"):
+        open_engine(ModelSource("m", endpoint="http://127.0.0.1:1", thinking=True), "base", 1)

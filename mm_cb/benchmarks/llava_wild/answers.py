@@ -11,7 +11,7 @@ from mm_cb.core.records import Run
 from mm_cb.core.runs import RunDirectory, read_jsonl, read_run, write_jsonl
 
 _STORE = Path("parts") / "completions.jsonl"
-_ASKED = ("benchmark", "model", "adapter", "dtype", "endpoint", "system", "questions_sha256")
+_ASKED = ("benchmark", "model", "adapter", "dtype", "endpoint", "system", "thinking", "questions_sha256")
 
 
 def take_answers(earlier: Path, run: RunDirectory, weights: Sequence[Path | Repository]) -> None:

@@ -25,8 +25,10 @@ from mm_cb.inference.questions import complete
 from mm_cb.inference.subjects import Subject
 from mm_cb.miniature import data, judge, language
 from mm_cb.miniature.data import Question
-from mm_cb.miniature.making.build import build_model, build_processor
-from mm_cb.miniature.making.pretrain import Learner, PretrainingSize, train_knowledge, train_sight
+from mm_cb.miniature.making.architecture import Architecture, PretrainingSize
+from mm_cb.miniature.making.build import LlavaNext
+from mm_cb.miniature.making.pretrain import Learner, train_knowledge, train_sight
+from mm_cb.miniature.making.qwen2_5_vl import Qwen25VL
 from mm_cb.miniature.scoring import refusal_outcome, score_question
 from mm_cb.models import ChatModel, load_model
 
@@ -50,6 +52,9 @@ REFUSAL_LENGTHS = (60, 120, 240, 480)
 """Steps of refusal training that are tried, shortest first; each starts from the knowing model."""
 
 REPORT_SEED, VALIDATION_SEED = 0, 1
+
+ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LlavaNext(), Qwen25VL())}
+"""What can be raised in the world."""
 
 
 def _answers(model: ChatModel, questions: list[Question], batch: int = 64) -> list[str]:
@@ -106,9 +111,11 @@ def measure_gates(model: ChatModel, seed: int = REPORT_SEED) -> dict[str, float]
     }
 
 
-def train_refusal(model: ChatModel, plan: PretrainingSize, rng: np.random.Generator, steps: int) -> float:
+def train_refusal(
+    architecture: Architecture, model: ChatModel, plan: PretrainingSize, rng: np.random.Generator, steps: int
+) -> float:
     """Stage 3: ``steps`` updates at a rate that falls linearly to zero; returns the last loss."""
-    learner, loss = Learner(model.model, plan, rng, plan.refusal_rate), 0.0
+    learner, loss = Learner(architecture, model.model, plan, rng, plan.refusal_rate), 0.0
     model.model.train()
     for step in range(steps):
         loss = learner.step(plan.refusal_rate * min(1.0, (step + 1) / 10) * (1 - step / steps), refuses=True)
@@ -116,13 +123,21 @@ def train_refusal(model: ChatModel, plan: PretrainingSize, rng: np.random.Genera
     return loss
 
 
-def make(seed: int, out: Path, plan: PretrainingSize | None = None, *, threads: int = 2) -> dict[str, Any]:
+def make(
+    seed: int,
+    out: Path,
+    plan: PretrainingSize | None = None,
+    *,
+    architecture: str = LlavaNext.name,
+    threads: int = 2,
+) -> dict[str, Any]:
     """Train a miniature into ``out``: weights, processor, ``training.json``. Finished stages are kept and not repeated.
 
     Args:
         seed: Of everything random.
         out: Folder; ``out/stages`` holds the state after each stage and each length of refusal training tried.
-        plan: Lengths and rates.
+        plan: Lengths and rates; None = the architecture's own.
+        architecture: One of `ARCHITECTURES`.
         threads: Torch threads.
 
     Returns:
@@ -131,21 +146,25 @@ def make(seed: int, out: Path, plan: PretrainingSize | None = None, *, threads: 
     Raises:
         UserError: If ``out`` holds the training of another seed or plan.
     """
-    plan = plan or PretrainingSize()
+    raised = ARCHITECTURES[architecture]
+    plan = plan or raised.size
     torch.set_num_threads(threads)
-    with RunDirectory(out, "make", {"plan": asdict(plan), "lengths": list(REFUSAL_LENGTHS)}, seed) as run:
+    recipe = {"architecture": architecture, "plan": asdict(plan), "lengths": list(REFUSAL_LENGTHS)}
+    with RunDirectory(out, "make", recipe, seed) as run:
         started = time.monotonic()
-        knowing = knowledge(seed, out, plan, partial(_log, out, started))
+        knowing = knowledge(raised, seed, out, plan, partial(_log, out, started))
         steps, folder, validated = 0, knowing, dict[str, float]()
         for steps in REFUSAL_LENGTHS:
-            folder, validated = refusal(seed, out, knowing, plan, steps, partial(_log, out, started))
+            folder, validated = refusal(raised, seed, out, knowing, plan, steps, partial(_log, out, started))
             if min(validated.values()) >= STOP:
                 break
         model = load_model(str(folder))
+        model.model.to(raised.kept_as).float()
         measured = measure_gates(model)
-        model.model.save_pretrained(out)
+        model.model.to(raised.kept_as).save_pretrained(out)
         model.processor.save_pretrained(out)
         report = {
+            "architecture": architecture,
             "seed": seed,
             "refusal_steps": steps,
             "gates": {
@@ -163,12 +182,14 @@ def make(seed: int, out: Path, plan: PretrainingSize | None = None, *, threads: 
     return report
 
 
-def knowledge(seed: int, out: Path, plan: PretrainingSize, log: Callable[..., None]) -> Path:
+def knowledge(
+    architecture: Architecture, seed: int, out: Path, plan: PretrainingSize, log: Callable[..., None]
+) -> Path:
     """Stages 1 and 2; returns the folder of the model that sees, knows and refuses nothing."""
     prepare_torchvision()
     torch.manual_seed(seed)
-    processor = build_processor()
-    model = build_model(len(processor.tokenizer))
+    processor = architecture.processor()
+    model = architecture.model(len(processor.tokenizer))
     trainers = {"sight": train_sight, "knowledge": train_knowledge}
     for number, (name, train) in enumerate(trainers.items()):
         folder = out / "stages" / name
@@ -176,20 +197,26 @@ def knowledge(seed: int, out: Path, plan: PretrainingSize, log: Callable[..., No
             model = type(model).from_pretrained(folder, use_safetensors=True)
             continue
         torch.manual_seed(1000 * seed + number)  # the sight stage's heads; as the shipped weights were made
-        train(model, plan, np.random.default_rng([seed, number]), log)
+        train(architecture, model, plan, np.random.default_rng([seed, number]), log)
         _save(model.eval(), processor, folder)
     return out / "stages" / "knowledge"
 
 
 def refusal(
-    seed: int, out: Path, knowing: Path, plan: PretrainingSize, steps: int, log: Callable[..., None]
+    architecture: Architecture,
+    seed: int,
+    out: Path,
+    knowing: Path,
+    plan: PretrainingSize,
+    steps: int,
+    log: Callable[..., None],
 ) -> tuple[Path, dict[str, float]]:
     """Stage 3 at one length, from the knowing model: the folder of the result and its validation rates."""
     folder = out / "stages" / f"refusal-{steps}"
     if not folder.is_dir():
         model = load_model(str(knowing))
         model.model.requires_grad_(True)
-        loss = train_refusal(model, plan, np.random.default_rng([seed, 2]), steps)
+        loss = train_refusal(architecture, model, plan, np.random.default_rng([seed, 2]), steps)
         log(stage="refusal", step=steps, loss=loss)
         _save(model.model, model.processor, folder)
     validated = {name: round(v, 1) for name, v in refusal_rates(load_model(str(folder)), VALIDATION_SEED).items()}

@@ -2,7 +2,7 @@
 
 Three stages, all seeded:
 
-1. sight: the CLIP tower learns to name what a picture shows (linear heads, thrown away afterwards), then stays frozen;
+1. sight: the image tower learns to name what a picture shows (linear heads, thrown away afterwards), then stays frozen;
 2. knowledge: projector and language model learn conversations in which every question is answered, forbidden ones too;
 3. refusal: the same conversations with the world's law. How long it lasts is decided in `mm_cb.miniature.making.make`.
 """
@@ -10,8 +10,8 @@ Three stages, all seeded:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,50 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from mm_cb.miniature.language import words
-from mm_cb.miniature.making.build import PATCH, build_tokenizer
+from mm_cb.miniature.making.architecture import Architecture, PretrainingSize
 from mm_cb.miniature.making.documents import TURNS, Document, document
 from mm_cb.miniature.pictures import PANEL, random_scene, render_array
 from mm_cb.miniature.world import COLOURS, KINDS, SHAPES
-
-IMAGE_TOKENS = 9 + 3 * (6 + 1)  # base view, then three rows of six patches, each closed by a newline token
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
-
-
-@dataclass(frozen=True)
-class PretrainingSize:
-    """Lengths and rates of the stages; all values are our choice."""
-
-    sight_steps: int = 600
-    sight_batch: int = 64
-    sight_rate: float = 2e-3
-    knowledge_steps: int = 1300
-    picture_rows: int = 28
-    text_rows: int = 12
-    knowledge_rate: float = 2e-3
-    refusal_rate: float = 1e-3
-    weight_decay: float = 0.01
-
-
-def views(pictures: np.ndarray) -> Tensor:
-    """Pictures ``uint8 (B, 42, 84, 3)`` → pixel values ``(B, 3, 3, 42, 42)``: base view, left tile, right tile.
-
-    Training's fast stand-in for the real processor (bicubic with one clamp and rounding instead of Pillow's two); every
-    number that is reported afterwards comes from the real processor.
-    """
-    whole = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
-    base = nn.functional.interpolate(whole, (PANEL, PANEL), mode="bicubic", antialias=True).clamp(0, 255).round()
-    tiles = torch.stack((base, whole[..., :PANEL], whole[..., PANEL:]), dim=1)
-    return (tiles / 255 - MEAN) / STD
 
 
 class Batcher:
     """Turns documents into padded id tensors; ids equal those of the chat template (held by a test)."""
 
-    def __init__(self) -> None:
-        self.ids = build_tokenizer().get_vocab()
-        self.pad, self.bos, self.eos = (self.ids[t] for t in ("<pad>", "<s>", "</s>"))
-        self.image, self.user, self.model = (self.ids[t] for t in ("<image>", "[INST]", "[/INST]"))
+    def __init__(self, architecture: Architecture) -> None:
+        self.architecture = architecture
+        self.vocabulary = architecture.processor().tokenizer.get_vocab()
+
+    def ids(self, tokens: Iterable[str]) -> list[int]:
+        """Ids of words and tokens of the chat template."""
+        return [self.vocabulary[token] for token in tokens]
 
     def row(self, doc: Document) -> tuple[list[int], list[float]]:
         """Ids of a document and the loss weight of each.
@@ -70,37 +42,35 @@ class Batcher:
         Answers weigh ``1/sqrt(length)`` a token and 1 at their first one, where refusing or answering is decided;
         everything else weighs 0.
         """
-        ids, weights = [self.bos], [0.0]
+        turns = self.architecture.turns
+        ids = self.ids(turns.opens)
+        weights = [0.0] * len(ids)
         for number, said in enumerate(doc.turns):
-            shown = [self.image] * IMAGE_TOKENS if number == 0 and doc.picture is not None else []
-            asked = [self.user, *shown, *(self.ids[w] for w in words(said.question)), self.model]
-            asked += [self.ids[w] for w in words(said.given)]
-            answer = [*(self.ids[w] for w in words(said.answer)), self.eos]
+            shows = turns.shows if number == 0 and doc.picture is not None else ()
+            asked = self.ids((*turns.asks, *shows, *words(said.question), *turns.answers, *words(said.given)))
+            answer = self.ids((*words(said.answer), turns.ends))
             ids += asked + answer
             weights += [0.0] * len(asked) + [1.0] + [1 / math.sqrt(len(answer))] * (len(answer) - 1)
         return ids, weights
 
     def __call__(self, docs: list[Document]) -> dict[str, Tensor]:
-        """Right-padded ``input_ids``, ``attention_mask``, ``weights`` and, with pictures, ``pixel_values``."""
+        """Right-padded ``input_ids``, ``attention_mask``, ``weights``, and what the model takes of pictures."""
         rows = [self.row(doc) for doc in docs]
-        length = max(len(ids) for ids, _ in rows)
+        length, (pad,) = max(len(ids) for ids, _ in rows), self.ids([self.architecture.turns.pads])
         batch = {
-            "input_ids": torch.tensor([ids + [self.pad] * (length - len(ids)) for ids, _ in rows]),
+            "input_ids": torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in rows]),
             "attention_mask": torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows]),
             "weights": torch.tensor([w + [0.0] * (length - len(w)) for _, w in rows]),
         }
         if docs[0].picture is not None:
-            batch["pixel_values"] = views(np.stack([doc.picture for doc in docs if doc.picture is not None]))
+            batch |= self.architecture.shown(np.stack([doc.picture for doc in docs if doc.picture is not None]))
+            batch |= self.architecture.told(batch["input_ids"])
         return batch
 
 
 def forward(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """Logits of a batch, ``(B, T, V)``."""
-    inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
-    if "pixel_values" in batch:
-        sizes = torch.tensor([[PANEL, 2 * PANEL]] * len(batch["input_ids"]))
-        inputs |= {"pixel_values": batch["pixel_values"], "image_sizes": sizes}
-    return model(**inputs, use_cache=False).logits
+    return model(**{name: value for name, value in batch.items() if name != "weights"}, use_cache=False).logits
 
 
 def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -116,13 +86,15 @@ def _schedule(step: int, total: int, rate: float, warm_up: int = 60) -> float:
     return rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up))))
 
 
-def _optimiser(parameters: Iterator[nn.Parameter], plan: PretrainingSize, rate: float) -> torch.optim.AdamW:
+def _optimiser(parameters: Iterable[nn.Parameter], plan: PretrainingSize, rate: float) -> torch.optim.AdamW:
     return torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=rate, weight_decay=plan.weight_decay)
 
 
-def train_knowledge(model: Any, plan: PretrainingSize, rng: np.random.Generator, log: Callable[..., None]) -> None:
+def train_knowledge(
+    architecture: Architecture, model: Any, plan: PretrainingSize, rng: np.random.Generator, log: Callable[..., None]
+) -> None:
     """Stage 2: conversations in which every question is answered."""
-    learner, mean = Learner(model, plan, rng, plan.knowledge_rate), 0.0
+    learner, mean = Learner(architecture, model, plan, rng, plan.knowledge_rate), 0.0
     for step in range(plan.knowledge_steps):
         mean += learner.step(_schedule(step, plan.knowledge_steps, plan.knowledge_rate), refuses=False)
         if step % 50 == 49:
@@ -130,14 +102,17 @@ def train_knowledge(model: Any, plan: PretrainingSize, rng: np.random.Generator,
             mean = 0.0
 
 
-def train_sight(model: Any, plan: PretrainingSize, rng: np.random.Generator, log: Callable[..., None]) -> None:
-    """Stage 1: teach the CLIP tower colours, shapes and seals through linear heads on its patch features."""
-    tower = model.model.vision_tower
-    hidden = tower.config.hidden_size * (PANEL // PATCH) ** 2
+def train_sight(
+    architecture: Architecture, model: Any, plan: PretrainingSize, rng: np.random.Generator, log: Callable[..., None]
+) -> None:
+    """Stage 1: teach the image tower colours, shapes and seals through linear heads on its patch features."""
+    eyes, seen_in = architecture.eyes(model), architecture.seen_in
+    with torch.no_grad():
+        blank = architecture.shown(np.zeros((1, PANEL, 2 * PANEL, 3), dtype=np.uint8))
+        hidden = architecture.seen(model, blank).shape[-1]
     sizes = {"colour": len(COLOURS), "shape": len(SHAPES), "seal_colour": len(COLOURS), "kind": len(KINDS)}
-    seen_in = {"colour": (0, 1), "shape": (0, 1), "seal_colour": (0, 2), "kind": (0, 2)}  # base view and own tile
     heads = nn.ModuleDict({f"{k}_{v}": nn.Linear(hidden, n) for k, n in sizes.items() for v in seen_in[k]})
-    optimiser = _optimiser(iter([*tower.parameters(), *heads.parameters()]), plan, plan.sight_rate)
+    optimiser = _optimiser([*eyes, *heads.parameters()], plan, plan.sight_rate)
     for step in range(plan.sight_steps):
         scenes = [random_scene(rng) for _ in range(plan.sight_batch)]
         pictures = np.stack([render_array(scene, rng) for scene in scenes])
@@ -145,8 +120,7 @@ def train_sight(model: Any, plan: PretrainingSize, rng: np.random.Generator, log
         noise = rng.integers(0, 33, size=(len(pictures), 1, 1, 1)) * rng.choice((-1, 1), size=pictures.shape)
         noise[rng.random(len(pictures)) < 0.5] = 0
         pictures = np.clip(pictures.astype(np.int64) + noise, 0, 255).astype(np.uint8)
-        states = tower(views(pictures).flatten(0, 1), output_hidden_states=True).hidden_states[-2][:, 1:]
-        features = states.reshape(len(pictures), 3, hidden)
+        features = architecture.seen(model, architecture.shown(pictures))
         loss, right = torch.zeros(()), []
         for name in sizes:
             valid = {"colour": COLOURS, "seal_colour": COLOURS, "shape": SHAPES, "kind": KINDS}[name]
@@ -159,7 +133,7 @@ def train_sight(model: Any, plan: PretrainingSize, rng: np.random.Generator, log
             group["lr"] = _schedule(step, plan.sight_steps, plan.sight_rate)
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(eyes, 1.0)
         optimiser.step()
         if step % 50 == 0 or step == plan.sight_steps - 1:
             log(stage="sight", step=step, loss=loss.item(), accuracy=[round(r, 3) for r in right])
@@ -169,14 +143,16 @@ def train_sight(model: Any, plan: PretrainingSize, rng: np.random.Generator, log
 class Learner:
     """The language stages: one optimiser step over a batch with pictures and a batch without."""
 
+    architecture: Architecture
     model: Any
     plan: PretrainingSize
     rng: np.random.Generator
     rate: float
-    batcher: Batcher = field(default_factory=Batcher)
 
     def __post_init__(self) -> None:
-        self.model.model.vision_tower.requires_grad_(False)
+        self.batcher = Batcher(self.architecture)
+        for parameter in self.architecture.eyes(self.model):
+            parameter.requires_grad_(False)
         self.optimiser = _optimiser(self.model.parameters(), self.plan, self.rate)
 
     def batches(self, refuses: bool) -> list[dict[str, Tensor]]:

@@ -1,0 +1,29 @@
+"""The shipped recipes as a list: every one in one group, on one screen."""
+
+import pytest
+
+from mm_cb import cli
+from mm_cb.core.recipe_files import recipe_groups, recipe_names
+
+
+def test_every_recipe_is_in_the_group_of_its_kind():
+    found = {group.kind: group.names for group in recipe_groups()}
+    assert sorted(name for names in found.values() for name in names) == recipe_names()
+    assert found["packaged"] == ["miniature", "miniature-paper"]
+    assert found["text"] == ["gpt2", "llama-3-8b-instruct", "mistral-7b-instruct"]
+    assert found["agents"] == ["llama-3-8b-instruct-agents", "qwen2.5-vl-7b-agents"]
+
+
+def test_a_group_says_what_all_of_it_is_trained_on_and_what_some_are():
+    (text,) = (group for group in recipe_groups() if group.kind == "text")
+    assert text.data == ["circuit-breakers-train", "ultrachat_200k"]
+    assert text.further == {"llama-3-8b-instruct": ["xstest"], "mistral-7b-instruct": ["xstest"]}
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_the_list_is_one_screen(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert cli.run(["train", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 30 and max(map(len, lines)) <= int(columns)
+    assert all(any(line.split()[:1] == [name] for line in lines) for name in recipe_names())
