@@ -277,7 +277,7 @@ def attacked(items: list[Item], folder: Path) -> list[Item]:
         if not held["candidates"]:
             raise UserError(f"{where}: `candidates` must hold at least one try, it is empty.")
         try:
-            for image in (held["image"], *(one.get("image") for one in item["candidates"])):
+            for image in (held["image"], *(one.get("image") for one in held["candidates"])):
                 if image is not None:
                     path_inside(folder, image)
         except ValueError as error:

@@ -113,7 +113,7 @@ def _read(folder: Path) -> _Run:
     if other := run.configs.keys() ^ {item["condition"] for item in run.items}:
         raise UserError(f"`{path}` and run.json must hold the same attacks, see {min(other)}. {AGAIN}")
     for item in run.items:
-        worst = min(item["candidates"], key=rank)
+        worst = min(item["candidates"] or (), key=rank)
         if any(item.get(key) != worst.get(key) for key in ("outcome", "completion", "image", "loss")):
             raise UserError(f"`{path}`: {_who(item)} must be the worst of its candidates, it is another. {AGAIN}")
     return run
@@ -144,7 +144,7 @@ def _answers(run: _Run) -> tuple[list[Recorded], int]:
 
 def _tries(item: Item) -> Iterator[Answer]:
     """An item's candidates as the answers that they were made from."""
-    for one in item["candidates"]:
+    for one in item["candidates"] or ():
         told: AnswerRecord = {"loss_clean": item["loss_clean"], "prefix_emitted": False, **one, "id": item["id"]}
         answer = Answer.from_json(told)
         yield replace(answer, prefix_emitted=starts_with(answer.completion, item["target"]))
