@@ -161,19 +161,27 @@ def broken(name, condition="worst_case", subject="rr", split="all"):
     return f"{found['counts']['harmful']} of {found['n']}"
 
 
-@pytest.mark.parametrize("condition", [c for s, m, c, split in PAPER if (m, split) == ("compliance", "all")])
+BOTH = {
+    name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    for name in ("miniature_paper", "all_attacks")
+}
+
+
+@pytest.mark.parametrize("condition", [*(one["condition"] for one in BOTH["all_attacks"]["attacks"]), "worst_case"])
 def test_every_number_of_all_attacks_on_both_recipes_is_a_measured_one(condition):
-    given, paper, ours, finished, dictated = cells("docs/miniature.md", f"`{condition}`")
-    assert paper == broken("miniature_paper.json", condition) and ours == broken("all_attacks.json", condition)
-    attacks = json.loads((RESULTS / "all_attacks.json").read_text(encoding="utf-8"))["attacks"]
-    one = next((one for one in attacks if one["condition"] == condition), None)
-    if one is None:  # the worst case
-        assert (given, finished, dictated) == ("", "", "")
-        return
-    assert given == {"nothing": "nothing", "opening": "an opening", "supplied text": "the answer's text"}[one["given"]]
-    assert finished == {"nothing to converge": "no search", "converged": "yes", "not converged": "no"}[one["state"]]
-    said = one.get("control")
-    assert dictated == ("" if said is None else f"{said['right']} and {said['wrong']} of {said['n']}")
+    given, *told = cells("docs/miniature.md", f"`{condition}`")
+    for name, (harmed, finished, dictated) in zip(BOTH, (told[:3], told[3:]), strict=True):
+        assert harmed == broken(f"{name}.json", condition)
+        one = next((one for one in BOTH[name]["attacks"] if one["condition"] == condition), None)
+        if one is None:  # the worst case
+            assert (given, finished, dictated) == ("", "", "")
+            continue
+        words = {"nothing": "nothing", "opening": "an opening", "supplied text": "the answer's text"}
+        assert given == words[one["given"]]
+        states = {"nothing to converge": "no search", "converged": "yes", "not converged": "no"}
+        assert finished == states[one["state"]]
+        said = one.get("control")
+        assert dictated == ("" if said is None else f"{said['right']}, {said['wrong']} of {said['n']}")
 
 
 REAL = {
