@@ -107,6 +107,13 @@ def test_what_is_absent_and_not_asked_for_is_said_but_no_problem(monkeypatch, ca
     assert file in out.splitlines()[2]  # whole
 
 
+def test_a_terminal_of_one_column_is_written_to(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "examine", lambda: [doctor.Finding("a longer name of a finding", False, "why " * 9)])
+    monkeypatch.setenv("COLUMNS", "1")
+    doctor.print_findings()
+    assert "why" in capsys.readouterr().out
+
+
 def test_every_extra_that_a_command_reads_is_named():
     assert {f.name for f in doctor._extras()} == {f"extra `{name}`" for name in ("quant", "gguf", "data", "judge")}
 

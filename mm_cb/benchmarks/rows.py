@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from mm_cb.core import reading
 from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.paths import refuse_missing_parts
 from mm_cb.core.records import JsonObject
 
 
@@ -39,8 +40,10 @@ def read_rows(data: str, split: str = "test") -> list[Row]:
         return [Row(values, f"{data}, row {place}", None) for place, values in enumerate(table, start=1)]
     files = sorted(path.rglob(f"{split}*.parquet")) or sorted(path.rglob("*.parquet"))
     if files:
+        refuse_missing_parts(files)
         return list(parquet_rows(files))
     files = sorted(file for file in path.iterdir() if file.suffix in (".jsonl", ".json"))
+    refuse_missing_parts(files)
     if not files:
         raise UserError(f"`{data}` must hold .jsonl, .json or .parquet files, it holds none.")
     return [row for file in files for row in json_lines(file)]

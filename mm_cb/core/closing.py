@@ -52,7 +52,12 @@ def say(text: str, indent: str = "") -> None:
 def wrapped(text: str, width: int, first: str = "", further: str = "") -> list[str]:
     """Lines of at most so many columns, broken between words alone; one at least."""
     found = textwrap.wrap(
-        text, width, initial_indent=first, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
+        text,
+        max(1, width),
+        initial_indent=first,
+        subsequent_indent=further,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
     return found or [first.rstrip()]
 

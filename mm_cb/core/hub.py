@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from mm_cb.core.compat import stay_offline_without_network
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.files import disk_is_full, refuse_broken_link
+from mm_cb.core.paths import refuse_missing_parts
 
 Kind = Literal["model", "dataset"]
 
@@ -122,8 +123,10 @@ def load_split(name: str, split: str, config: str | None = None) -> Any:
     try:
         with _quiet(False), _no_bars_of(datasets):
             if files := sorted(folder.glob(usual)):
+                refuse_missing_parts(files)
                 return datasets.Dataset.from_parquet([str(file) for file in files])
             folder = fetch(name, _DATA, kind="dataset", bars=True)
+            refuse_missing_parts(sorted(folder.rglob("*-of-*")))
             return datasets.load_dataset(str(folder), config, split=split)
     except UserError:
         raise

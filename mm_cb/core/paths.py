@@ -2,11 +2,15 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mm_cb.core.errors import UserError
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 _STEM_LENGTH = 80
+_PART = re.compile(r"(.*-)([0-9]{1,9})-of-([0-9]{1,9})(\..*)")
 
 
 def data_path(*parts: str) -> Path:
@@ -21,6 +25,24 @@ def protocol_file(name: str) -> Any:
     import yaml
 
     return yaml.safe_load(data_path("protocols", f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def refuse_missing_parts(files: Iterable[Path]) -> None:
+    """Refuse numbered parts (``train-00000-of-00002.parquet``) of which some are not there, as of half a download.
+
+    Raises:
+        UserError: Naming how many are missing.
+    """
+    found: dict[tuple[Path, str, int, str], set[int]] = {}
+    for file in files:
+        if part := _PART.fullmatch(file.name):
+            found.setdefault((file.parent, part[1], int(part[3]), part[4]), set()).add(int(part[2]))
+    for (folder, begins, count, ends), numbers in found.items():
+        if len(numbers) < count:
+            raise UserError(
+                f"`{folder}` must hold {count} parts `{begins}*-of-*{ends}`, as their names say, it holds "
+                f"{len(numbers)}; get the missing ones."
+            )
 
 
 def safe_id(id: str) -> str:

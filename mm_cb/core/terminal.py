@@ -5,12 +5,12 @@ import shutil
 import sys
 from typing import Any, TextIO
 
-_WIDEST = 100
+_NARROWEST, _WIDEST = 20, 100
 
 
 def columns() -> int:
-    """Columns that prose may have: the terminal's, or 80 where there is none; never more than 100."""
-    return min(shutil.get_terminal_size((80, 24)).columns, _WIDEST)
+    """Columns that prose may have: the terminal's, or 80 where there is none; never more than 100 or less than 20."""
+    return max(_NARROWEST, min(shutil.get_terminal_size((80, 24)).columns, _WIDEST))
 
 
 def put(text: str) -> None:

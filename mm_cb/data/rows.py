@@ -14,6 +14,7 @@ from typing import Any
 
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
+from mm_cb.core.paths import refuse_missing_parts
 from mm_cb.core.reading import BOM, Fault, decode, loads, other_kind
 from mm_cb.core.records import JsonObject
 from mm_cb.core.tables import is_table, read_table
@@ -174,6 +175,7 @@ def _load_folder(path: Path) -> Any:
     import datasets
 
     saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    refuse_missing_parts(sorted(path.rglob("*-of-*")))
     try:
         loaded = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
     except Exception as error:  # whatever the reader of that file type raises

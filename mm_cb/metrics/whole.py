@@ -13,7 +13,7 @@ from mm_cb.metrics.observations import refuse_repeats
 from mm_cb.metrics.results import Measurement, measure
 
 ITEMS = "items.jsonl"
-_MEASURES_NOTHING = ("train", "data build pairs", "data build calls")
+_MEASURES_NOTHING = ("train", "probe", "data build pairs", "data build calls")
 _COMPLETIONS = Path("parts") / "completions.jsonl"
 _TOLERANCE = 0.05
 """Percentage points between a number that is stored and the same one counted again."""
@@ -57,8 +57,9 @@ def whole_items(folder: Path, run: Run) -> list[Item]:
         refuse_repeats(items)
     except ValueError as error:
         raise UserError(f"`{path}`: {error} {_AGAIN}") from error
+    stored = run["command"] == "eval" and "model" not in run["recipe"]  # of `mm-cb score`: perhaps verdicts alone
     for number, item in enumerate(items, start=1):
-        if not run["command"].startswith("score") and not completions_of(item):
+        if not stored and not completions_of(item):
             raise UserError(f"{path}:{number} must hold an answer, `completion`; it lacks it. {_AGAIN}")
     for what, wanted, found in (_asked(folder, run, items), _answered(folder, run, items)):
         absent, strange = sorted(wanted - found), sorted(found - wanted)

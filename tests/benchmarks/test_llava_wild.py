@@ -9,6 +9,7 @@ from mm_cb.benchmarks.llava_wild.reviews import items_of, parse_scores, read_rev
 from mm_cb.benchmarks.llava_wild.stored import run_reviews, show
 from mm_cb.core.errors import UserError
 from mm_cb.metrics.results import find, measure, read_results
+from mm_cb.report.load import load_run
 
 PUBLISHED = json.loads((Path(__file__).parent / "fixtures" / "llava_reviews.json").read_text())["files"]
 
@@ -249,3 +250,9 @@ def test_line_ends_of_other_kinds_and_a_byte_order_mark_are_no_trouble(tmp_path)
 def test_content_is_parsed_where_no_tuple_is_stored(tmp_path):
     (tmp_path / "r.jsonl").write_text('{"question_id": 0, "category": "llava_bench_conv", "content": "8 7\\nx"}')
     assert read_reviews(tmp_path / "r.jsonl")[0].scores == (8.0, 7.0)
+
+
+def test_stored_judgements_without_answers_make_a_page(tmp_path):
+    file = write_reviews(tmp_path / "r.jsonl", [(1, "conv", 8, 7)])
+    run_reviews([file], tmp_path / "run", official_failures=False, seed=0)
+    assert len(load_run(tmp_path / "run").items) == 2

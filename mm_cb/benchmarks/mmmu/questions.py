@@ -19,6 +19,7 @@ from mm_cb.benchmarks.pictures import stored_picture
 from mm_cb.benchmarks.rows import parquet_rows, undecoded
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.paths import refuse_missing_parts
 from mm_cb.core.records import JsonObject
 from mm_cb.data.pictures import EncodedPicture
 
@@ -138,6 +139,7 @@ def _rows(folder: Path, split: str) -> list[JsonObject]:
     """The rows of one subject's folder."""
     try:
         if files := sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"{split}.parquet")]):
+            refuse_missing_parts(files)
             return [row.values for row in parquet_rows(files)]
         for saved in (folder / split, folder):
             if (saved / "state.json").is_file():
