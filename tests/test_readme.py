@@ -199,6 +199,9 @@ REAL = {
 }
 
 
+LONGER = json.loads((RESULTS / "smollm2.json").read_text(encoding="utf-8"))["longer"]
+
+
 def coherent(verdicts):
     return f"{sum(verdicts)} of {len(verdicts)}"
 
@@ -238,6 +241,12 @@ def broken_look_alikes():
         ),
         ("README.md", lambda: f"({broken('one_thread.json')}) and that answered {broken_look_alikes()} benign"),
         ("README.md", lambda: f"its worst case is {broken('miniature_demo.json')}."),
+        (
+            "docs/quickstart.md",
+            lambda: "give the opening {openings} of {n} times at a loss of {loss:.2f}, and".format(**LONGER),
+        ),
+        ("docs/quickstart.md", lambda: "moved for {steps} steps".format(**LONGER)),
+        ("docs/quickstart.md", lambda: "a coherent answer {coherent} of {n} times".format(**LONGER)),
         ("docs/miniature.md", lambda: f"(`results/miniature_demo.json`) | {broken('miniature_demo.json')} |"),
         ("docs/miniature.md", lambda: f"(`results/one_thread.json`) | {broken('one_thread.json')} |"),
         ("docs/miniature.md", lambda: f"answered {broken_look_alikes()} benign look-alikes with broken text"),
