@@ -105,6 +105,11 @@ def test_adaptive_attacks_stand_beside_the_attacks_that_both_runs_share(runs, tm
     assert rows[0].endswith("; made by pgd") and rows[1].endswith("; made by pgd,pgd_adaptive")
     made_by = {(i["condition"], i["made_by"]) for i in read_jsonl(tmp_path / "out" / "items.jsonl")}
     assert made_by == {("from_base", "pgd"), ("from_rr", "pgd,pgd_adaptive")}
+    given = {(i["condition"], i["subject"]): i["given"] for i in read_jsonl(tmp_path / "out" / "items.jsonl")}
+    assert given == {  # a model's own pictures were given what the best informed of their attacks was
+        **{("from_base", "base"): "opening", ("from_rr", "rr"): "supplied text"},
+        **{("from_base", "rr"): "base's pictures", ("from_rr", "base"): "base's pictures"},
+    }
     edited(strongest / "run.json", lambda run: run["recipe"].update(attack="apgd,pgd_adaptive"))
     with pytest.raises(UserError, match="one budget, but .*base` has pgd=yes and .*strongest` pgd=no"):
         run_transfer(runs / "base", strongest, runs / "behaviors.jsonl", tmp_path / "out")
