@@ -175,7 +175,7 @@ def test_a_swapped_clean_picture_is_noticed_even_if_the_distance_stays(few):
 def test_a_picture_that_is_gone_is_named(few):
     path = picture_of(few)
     path.unlink()
-    with pytest.raises(ImageFileError, match=f"{path.name}: expected a PNG"):
+    with pytest.raises(ImageFileError, match=f"{path.name}: expected an image file, but it cannot be read"):
         verify_run(few)
 
 
