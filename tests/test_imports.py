@@ -34,6 +34,8 @@ def imported_modules(path: Path) -> set[str]:
             names |= {f"{module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NAMED.fullmatch(node.value):
             names.add(node.value.partition(":")[0])  # imported by its name, later
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mm_cb":
+            names |= {f"mm_cb.{node.attr}"} - {"mm_cb.__version__", "mm_cb.__file__"}
     return names
 
 
@@ -51,9 +53,21 @@ def test_every_layer_imports_only_what_stands_below_it():
         for name in imported_modules(path):
             if name.startswith("image_attacks") and own in WITHOUT_IMAGE_ATTACKS:
                 wrong.append(f"{path.relative_to(ROOT)}: {name}")
-            if name.startswith("mm_cb.") and layer(name) in ORDER and ORDER.index(layer(name)) > ORDER.index(own):
+            if name.startswith("mm_cb.") and layer(name) not in ORDER[: ORDER.index(own) + 1]:
                 wrong.append(f"{path.relative_to(ROOT)}: {name}")
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    "line", ["from mm_cb import attack", "import mm_cb\nmm_cb.attack", "from mm_cb.attacks.run import attack"]
+)
+def test_what_the_package_hands_out_is_an_import_of_its_layer(tmp_path, monkeypatch, line):
+    """``from mm_cb import attack`` reaches the attacks, though no layer is called so."""
+    (tmp_path / "mm_cb" / "core").mkdir(parents=True)
+    (tmp_path / "mm_cb" / "core" / "low.py").write_text(line)
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    with pytest.raises(AssertionError):
+        test_every_layer_imports_only_what_stands_below_it()
 
 
 def test_nothing_below_the_guest_names_it():

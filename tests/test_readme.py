@@ -108,6 +108,8 @@ def test_every_number_of_the_readmes_table_is_a_measured_one(begins, metric, con
     paper = PAPER.get(("rr", metric, condition, "all"))
     told = "not measured" if paper is None else [round(value, 1) for value in (paper["value"], *paper["ci95"])]
     assert (published if paper is None else numbers(published)) == told
+    if paper is not None and numbers(n) != [paper["n"]]:
+        assert published.endswith(" ¹") and f"¹ {paper['n']} requests, 900 steps, 1 restart" in said("README.md")
     for subject, cell in (("base", base), ("rr", ours)):
         found = FULL[subject, metric, condition, "all"]
         assert numbers(n) == [found["n"]]
@@ -120,7 +122,8 @@ def test_every_number_of_the_readmes_table_is_a_measured_one(begins, metric, con
 )
 def test_the_readmes_worst_cases_are_those_of_the_longest_attacks(begins, condition):
     n, *told = cells("README.md", begins)
-    columns = (measured("miniature_demo.json"), "base", "worst_case"), (PAPER, "rr", condition), (ALL, "rr", condition)
+    columns = (measured("miniature_demo.json"), "base", "pgd"), (PAPER, "rr", condition), (ALL, "rr", condition)
+    assert told[0].endswith(" ²") and "² By PGD alone, 100 steps" in said("README.md")
     for cell, (found, subject, of) in zip(told, columns, strict=True):
         one = found.get((subject, "compliance", of, "all"))
         if one is None:

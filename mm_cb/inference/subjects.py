@@ -101,8 +101,8 @@ def load_subject(source: ModelSource, name: str, image_backend: str = "pil") -> 
     if source.thinking:
         if model.thinking_switch is None:
             raise UserError(
-                "`--thinking` must be given a model whose chat template can leave a thinking block open, as Qwen3.5's "
-                f"does, got `{source.model}`; leave it out."
+                "`--thinking` must be given a model whose chat template can leave a thinking block open, got "
+                f"`{source.model}`; leave it out."
             )
         model.thinking = True
     if source.system is not None:

@@ -1,4 +1,4 @@
-"""Tiles of a padded canvas and a view of the whole: how LLaVA-NeXT and LLaVA-OneVision see a picture of any shape."""
+"""Tiles of a padded canvas and a view of the whole: how several families see a picture of any shape."""
 
 import math
 from collections.abc import Sequence

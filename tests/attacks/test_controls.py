@@ -6,8 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mm_cb.attacks import controls
 from mm_cb.attacks.config import AttackConfig, checked_by_default
-from mm_cb.attacks.controls import CONTROL, CONVERGENCE, drawn, supplied, swapped, twice_the_steps
+from mm_cb.attacks.controls import (
+    CONTROL,
+    CONVERGENCE,
+    drawn,
+    first_try,
+    supplied,
+    swapped,
+    twice_the_steps,
+    wrong_text,
+)
 from mm_cb.attacks.entry import AttackEntry
 from mm_cb.attacks.objectives.anneal import scale_after
 from mm_cb.attacks.registry import attacks
@@ -46,6 +56,30 @@ def test_every_behaviour_gets_anothers_text_once_of_another_category_where_that_
 
 def test_a_text_is_never_swapped_for_the_same_and_one_behaviour_has_no_other():
     assert swapped(behaviors("ab", ["sure", "sure"]), 0) == [] and swapped(behaviors("a"), 0) == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_another_text_goes_before_another_category(seed):
+    assert len(swapped(behaviors("aabb", ["sure", "of course", "sure", "of course"]), seed)) == 4
+
+
+def test_the_control_is_one_plain_try_of_each_attack_that_was_given_a_text(monkeypatch, tmp_path):
+    monkeypatch.setattr(controls, "supplied", lambda folder, attack: {f"b{i}": f"text {i}" for i in range(4)})
+    tried = AttackConfig("pgd", restarts=3, iterates=2, samples=4, temperature=0.5, early_stop=True, chain=True)
+    plan = wrong_text(tried.named(["pgd", "pgd_long"]), behaviors("abab"), tmp_path)
+    assert plan.configs == [AttackConfig("pgd_long")]
+    assert len(plan.responses) == 4 and all(text != f"text {id[1]}" for id, text in plan.responses.items())
+
+
+def test_no_behaviour_is_given_the_text_that_it_had_though_another_had_it_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(controls, "supplied", lambda folder, attack: {"b0": "first . then", "b1": "first . then"})
+    assert wrong_text([AttackConfig("pgd_long")], behaviors("ab"), tmp_path) is None
+
+
+@pytest.mark.parametrize("other", [{"restart": 1}, {"iterate": 3}, {"sample": 1}])
+def test_the_first_try_is_the_greedy_answer_to_the_selected_picture_of_the_first_run(other):
+    first = {"restart": 0, "completion": "sure"}
+    assert first_try({"candidates": [{**first, **other}, first]}) is first and first_try({"candidates": None}) is None
 
 
 def test_twice_the_steps_is_for_attacks_that_step_and_enter_the_worst_case_on_enough_behaviours():

@@ -1,10 +1,12 @@
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from mm_cb import cli
-from mm_cb.attacks.transfer import run_transfer
+from mm_cb.attacks.transfer import Made, read_made, run_transfer, told_apart
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.runs import read_jsonl
@@ -105,9 +107,28 @@ def test_adaptive_attacks_stand_beside_the_attacks_that_both_runs_share(runs, tm
     assert rows[0].endswith("; made by pgd") and rows[1].endswith("; made by pgd,pgd_adaptive")
     made_by = {(i["condition"], i["made_by"]) for i in read_jsonl(tmp_path / "out" / "items.jsonl")}
     assert made_by == {("from_base", "pgd"), ("from_rr", "pgd,pgd_adaptive")}
+    given = {(i["condition"], i["subject"]): i["given"] for i in read_jsonl(tmp_path / "out" / "items.jsonl")}
+    assert given == {  # a model's own pictures were given what the best informed of their attacks was
+        **{("from_base", "base"): "opening", ("from_rr", "rr"): "supplied text"},
+        **{("from_base", "rr"): "base's pictures", ("from_rr", "base"): "base's pictures"},
+    }
     edited(strongest / "run.json", lambda run: run["recipe"].update(attack="apgd,pgd_adaptive"))
     with pytest.raises(UserError, match="one budget, but .*base` has pgd=yes and .*strongest` pgd=no"):
         run_transfer(runs / "base", strongest, runs / "behaviors.jsonl", tmp_path / "out")
+
+
+@pytest.mark.parametrize("aimed", ["pgd_adaptive", "pgd_probe"])
+def test_attacks_aimed_at_what_defends_one_model_are_no_part_of_the_shared_budget(runs, aimed):
+    plain = read_made(runs / "base")
+    assert replace(plain, recipe={**plain.recipe, "attack": f"pgd,{aimed}"}).budget == plain.budget
+
+
+def test_one_model_with_and_without_a_safety_prompt_is_two_subjects():
+    def made(system, name):
+        return Made(Path(name), {"inputs": {}}, {"model": "m", "adapter": None, "system": system}, {}, {}, name)
+
+    both = made(None, "base"), made("be kind", "base+safety_prompt")
+    assert [one.name for one in told_apart(*both)] == ["base", "base+safety_prompt"]
 
 
 def test_another_clean_picture_of_one_behaviour_is_refused_by_its_id(runs, tmp_path):

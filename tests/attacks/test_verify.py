@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,8 +8,11 @@ from PIL import Image
 
 from image_attacks import ImageFileError
 from mm_cb import cli
+from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.shards import Shard
+from mm_cb.attacks.threats import Threat
 from mm_cb.attacks.verify import verify_run
+from mm_cb.attacks.verify_answers import _wrong
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl, write_jsonl
 from mm_cb.metrics.observations import rank
@@ -175,8 +179,17 @@ def test_a_swapped_clean_picture_is_noticed_even_if_the_distance_stays(few):
 def test_a_picture_that_is_gone_is_named(few):
     path = picture_of(few)
     path.unlink()
-    with pytest.raises(ImageFileError, match=f"{path.name}: expected a PNG"):
+    with pytest.raises(ImageFileError, match=f"{path.name}: expected an image file, but it cannot be read"):
         verify_run(few)
+
+
+@pytest.mark.parametrize(("distance", "outside"), [(7.9, 0), (8.1, 1)])
+def test_a_picture_is_held_to_the_euclidean_ball_too(distance, outside):
+    config = AttackConfig("pgd", threat=Threat("l2", 255, 8.0))
+    recorded = SimpleNamespace(config=config, told={"sha256": "a", "clean_sha256": "b"})
+    found = SimpleNamespace(linf=200, distance=distance)
+    wrong = _wrong(recorded, found, SimpleNamespace(sha256="a"), SimpleNamespace(sha256="b"))
+    assert len(wrong) == outside and all("outside l2" in one for one in wrong)
 
 
 def test_a_picture_outside_the_run_is_refused(few):
