@@ -62,6 +62,7 @@ _ADDED: Mapping[str, Recipe] = {
             "schedule_steps": None,
             "shared_openings": "rerouted",
             "answer_ends": "counted",
+            "dial_from": 1.0,
         },
         "training": {"start_distance": 0.0, "stop_at_cosine": None, "lr_scheduler_type": "constant"},
     }

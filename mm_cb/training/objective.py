@@ -1,5 +1,6 @@
 """What a run minimises, on a part of a batch: the losses between hidden states with the adapter on and off."""
 
+import random
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mm_cb.data.examples import SETS, SetName
 from mm_cb.models import ChatModel, TokenRole
+from mm_cb.models.dial import lora_turned
 from mm_cb.training.adversary import Adversary, perturb_pictures
 from mm_cb.training.batches import Batch, SetRows
 from mm_cb.training.hidden_states import (
@@ -52,6 +54,7 @@ class Rerouting:
         retain_scale: ``absolute`` or ``relative``, see `mm_cb.training.losses.retain_loss`.
         schedule_steps: Steps T of the schedule; None for those of the run (paper).
         retain: ``l2``, of hidden states (paper), or ``kl``, of what the head makes of the last ones.
+        dial_from: The smallest share of the adapter at which rows are rerouted, see `share_of_adapter`; 1 (paper).
     """
 
     alpha: float
@@ -65,6 +68,26 @@ class Rerouting:
     retain_scale: RetainScale = "absolute"
     schedule_steps: int | None = None
     retain: Retain = "l2"
+    dial_from: float = 1.0
+
+
+def share_of_adapter(dial_from: float, seed: int, step: int) -> float:
+    """At which share of the adapter a step reroutes: all of it in two steps, one drawn from ``dial_from`` to 1 in two.
+
+    An attack that dials the adapter up from zero (`pgd_homotopy`) follows a path on which little changes at a time.
+    Where less of the adapter reroutes as all of it does, that path has a cliff. Two steps: one of each modality.
+
+    Args:
+        dial_from: The smallest share; 1 = always all of it (paper).
+        seed: Of the run.
+        step: Finished optimiser steps.
+
+    Source:
+        Ours, not in Zou et al. 2024; results/dial_training.json.
+    """
+    if dial_from == 1 or step // 2 % 2 == 0:
+        return 1.0
+    return random.Random(f"{seed} {step}").uniform(dial_from, 1.0)
 
 
 class Objective:
@@ -92,7 +115,8 @@ class Objective:
         rows = self.rows(given)
         if self.options.adversary is not None and given["inputs"].pixel_values is not None:
             rows = rows._replace(embeds=self._attack(given, rows, step, self.options.adversary))
-        adapted, reference = target_states(self.model, rows, *self.layers)
+        with lora_turned(self.model.model, share_of_adapter(self.options.dial_from, self._seed, step)):
+            adapted, reference = target_states(self.model, rows, *self.layers)
         drawn = self.loss.draw(self._seed, step)
         rerouted = self.loss.function(adapted, reference, rows.mask, count=count, **drawn, **self.options.settings)
         if not self.options.keep_length:

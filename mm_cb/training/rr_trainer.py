@@ -272,6 +272,7 @@ def _rerouting(args: RRConfig) -> Rerouting:
         args.retain_scale,
         args.schedule_steps,
         args.retain,
+        args.dial_from,
     )
 
 

@@ -24,11 +24,16 @@ def test_an_items_own_flag_decides_whatever_its_condition_is_called(said):
 def test_a_recipe_of_before_losses_had_names_is_that_of_rerouting():
     old = {"circuit_breaker": {"alpha": 5.0}, "training": {}, "seed": 0}
     added = {"loss": "rr", "loss_settings": {}, "retain": "l2", "retain_scale": "absolute", "schedule_steps": None}
-    added |= {"shared_openings": "rerouted", "answer_ends": "counted"}
+    added |= {"shared_openings": "rerouted", "answer_ends": "counted", "dial_from": 1.0}
     start = {"start_distance": 0.0, "stop_at_cosine": None, "lr_scheduler_type": "constant"}
     made = with_added_fields("train", old)
     assert made == {"circuit_breaker": {**added, "alpha": 5.0}, "training": start, "seed": 0}
     told = {"circuit_breaker": {"loss": "rmu", "loss_settings": {}, "retain_scale": "relative", "schedule_steps": 9}}
-    told["circuit_breaker"] |= {"retain": "kl", "shared_openings": "left_out", "answer_ends": "left_out"}
+    told["circuit_breaker"] |= {
+        "retain": "kl",
+        "shared_openings": "left_out",
+        "answer_ends": "left_out",
+        "dial_from": 0.5,
+    }
     assert with_added_fields("train", told) == told
     assert with_added_fields("attack", old) == old

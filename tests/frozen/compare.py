@@ -28,6 +28,7 @@ ADDED_KEYS |= {
     "shared_openings",
     "answer_ends",
     "lr_scheduler_type",
+    "dial_from",
 }
 ADDED_KEYS |= {
     "start_norm_2",

@@ -137,6 +137,11 @@ class CircuitBreaker(_Section):
     """The token that ends an answer of a circuit-breaker row; left out, it is as if it were not there (trainer)."""
     keep_length: Annotated[float, Within("keep_length")] = 0.0
     """Weight, in the reroute loss, of a term that keeps rerouted states as long as they were; 0 = none (paper)."""
+    dial_from: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Two steps in four reroute with the adapter at a share drawn from this to 1, against attacks that dial it up.
+
+    1 = never (paper). Ours.
+    """
     adversary: LatentAdversary = LatentAdversary()
 
     @field_validator("loss")
@@ -300,6 +305,16 @@ class Training(_Section):
         return self
 
 
+def check_dial(dial_from: float, recompute: bool) -> None:
+    """Make sure that a pass is computed as it was.
+
+    Raises:
+        ValueError: If blocks would be run again with another share of the adapter than they were run with.
+    """
+    if dial_from < 1 and recompute:
+        raise ValueError(f"`dial_from` must be 1 where `recompute` is true, got {dial_from}")
+
+
 def check_schedule(schedule_steps: int | None, max_steps: int) -> None:
     """Make sure that the run ends before its schedule.
 
@@ -357,4 +372,5 @@ class Recipe(Machine, _Named):
     @model_validator(mode="after")
     def _schedule_holds(self) -> Self:
         check_schedule(self.circuit_breaker.schedule_steps, self.training.max_steps)
+        check_dial(self.circuit_breaker.dial_from, self.training.recompute)
         return self
