@@ -32,12 +32,6 @@ def recipe_text(name_or_path: str | Path) -> str:
     return read_text(recipe_file(name_or_path), "recipe")
 
 
-def recipe_summary(name_or_path: str | Path) -> str:
-    """What a recipe is for: the comment in its first line."""
-    first = recipe_text(name_or_path).partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
-
-
 def recipe_model(name: str) -> str:
     """The model that a shipped recipe names."""
     return str(_shipped(name)["model"])

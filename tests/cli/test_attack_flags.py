@@ -98,13 +98,14 @@ def test_every_flag_reaches_the_configuration(called):
     flags += ["--draws", "7", "--strength", "0.2", "--vary", "both", "--corpus", "c.txt", "--minibatch", "6"]
     flags += ["--surrogate", "other", "--surrogate-scale", "2", "--eot-samples", "3", "--eot-scale", "0.5"]
     flags += ["--control", "6", "--check-convergence", "13", "--anneal", "steps", "--base", "b", "--probe", "p"]
+    flags += ["--thinking"]
     flags += ["--eot-quality", "60", "--candidates", "9", "--seed", "11", "--device", "cuda", "--dtype", "bfloat16"]
     given = {flag for flag in flags if flag.startswith("--")} | {"--model", "--behaviors", "--out"}
     assert given | {"--patch-size", "--list"} == {option.opts[-1] for option in shown_options("attack")}
     assert cli.run(["attack", *ASKED, *flags]) == 0
     source, _, _, names, config, shard = called[0]
     assert (source.adapter, source.device, source.dtype, source.system) == ("rr", "cuda", "bfloat16", "be brief .")
-    assert (source.base, source.probe) == ("b", "p")
+    assert (source.base, source.probe, source.thinking) == ("b", "p", True)
     assert names == ["pgd_adaptive", "apgd"] and shard == Shard(2, 3)
     assert config == AttackConfig(
         **{"threat": Threat("border", 64, 3), "steps": 7, "restarts": 3, "seed": 11, "batch": 5, "max_new_tokens": 9},

@@ -213,12 +213,18 @@ def test_demo_passes_its_options_on(monkeypatch):
     calls = []
     replace(monkeypatch, "mm_cb.demo", "run_demo", lambda out, **options: calls.append((str(out), options)))
     assert cli.run(["demo"]) == 0
-    chosen = ["--full", "--seed", "4", "--rr-seeds", "3", "--device", "cuda", "--dtype", "bfloat16"]
+    chosen = ["--full", "--seed", "4", "--rr-seeds", "3", "--device", "cuda", "--dtype", "bfloat16", "--model", "m"]
     assert cli.run(["demo", "--out", "d", *chosen]) == 0
-    assert calls == [
-        ("mm-cb-demo", {"full": False, "seed": 0, "rr_seeds": 1, "device": "cpu", "dtype": "float32"}),
-        ("d", {"full": True, "seed": 4, "rr_seeds": 3, "device": "cuda", "dtype": "bfloat16"}),
-    ]
+    plain = {"full": False, "seed": 0, "rr_seeds": 1, "model": "miniature", "device": "cpu", "dtype": "float32"}
+    asked = {"full": True, "seed": 4, "rr_seeds": 3, "model": "m", "device": "cuda", "dtype": "bfloat16"}
+    assert calls == [("mm-cb-demo", plain), ("d", asked)]
+
+
+def test_the_demo_refuses_a_model_of_another_world(tmp_path, capsys):
+    assert cli.run(["demo", "--model", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "`--model` must be a model of the miniature's world" in one_line_of(capsys)
+    assert cli.run(["demo", "--real", "--model", str(tmp_path)]) == 2
+    assert "`--model` is for the demo of the miniature" in one_line_of(capsys)
 
 
 @pytest.mark.parametrize(
@@ -347,13 +353,9 @@ def test_a_dry_run_refuses_what_a_run_would_refuse(recipe_file, override, expect
     assert expected in one_line_of(capsys)
 
 
-def test_recipes_are_listed_with_what_they_are_for_and_shown(capsys):
-    from mm_cb.core.recipe_files import recipe_files, recipe_names
+def test_recipes_are_shown_as_they_are_written(capsys):
+    from mm_cb.core.recipe_files import recipe_files
 
-    assert cli.run(["train", "--list"]) == 0
-    shown = capsys.readouterr().out
-    assert [line for line in shown.splitlines() if line[0] != " "] == recipe_names()
-    assert shown.count("\n    needs ") == len(recipe_names()) and "the model openai-community/gpt2" in shown
     assert cli.run(["train", "--show", "gpt2"]) == 0
     assert capsys.readouterr().out == recipe_files()["gpt2"].read_text()
     assert cli.run(["train", "--show", "gpt3"]) == 2

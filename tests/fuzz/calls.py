@@ -114,10 +114,10 @@ def cards(folder: Path) -> None:
 
 
 def recipe(folder: Path) -> None:
-    from mm_cb.core.recipe_files import recipe_summary
+    from mm_cb.core.recipe_files import recipe_text
     from mm_cb.training.recipes.recipe import load_recipe
 
-    recipe_summary(folder / "r.yaml")
+    recipe_text(folder / "r.yaml")
     plain(load_recipe(folder / "r.yaml", ["training.max_steps=3"]).model_dump(mode="json"))
 
 

@@ -58,7 +58,7 @@ ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LlavaNext(),
 
 
 def _answers(model: ChatModel, questions: list[Question], batch: int = 64) -> list[str]:
-    subject = Subject("base", model)
+    subject = Subject("measured", model, adapted=hasattr(model.model, "peft_config"))
     return [
         text
         for start in range(0, len(questions), batch)
