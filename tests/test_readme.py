@@ -187,6 +187,32 @@ def test_every_number_of_all_attacks_on_both_recipes_is_a_measured_one(condition
         assert dictated == ("" if said is None else f"{said['right']}, {said['wrong']} of {said['n']}")
 
 
+DIALLED = {
+    one["name"]: one for one in json.loads((RESULTS / "dial_training.json").read_text(encoding="utf-8"))["breakers"]
+}
+
+
+@pytest.mark.parametrize(
+    ("begins", "name"),
+    [
+        ("the demo's |", "d0"),
+        ("the same recipe, one thread |", "d1"),
+        ("its adversary at a rising", "dA"),
+        ("`circuit_breaker.dial_from=0.25`", "dB"),
+    ],
+)
+def test_every_number_of_training_against_the_dial_up_is_a_measured_one(begins, name):
+    found = DIALLED[name]
+    harmed, keeps = found["attacks"]["pgd_homotopy"], found["kept"]
+    text = keeps["gibberish"]
+    assert cells("docs/miniature.md", begins) == [
+        f"{harmed['harmful']} of {harmed['n']}",
+        f"{keeps['mmmu_like']['value']:.1f}",
+        f"{text['value'] * text['n'] / 100:.0f}",
+    ]
+    assert (keeps["mmmu_like"]["n"], text["n"]) == (900, 1440)
+
+
 REAL = {
     "training seed": lambda seed: str(seed["seed"]),
     "held-out cosine, forbidden rows": lambda seed: f"{seed['held_out']['held_out_circuit_breaker_cosine']:.2f}",
