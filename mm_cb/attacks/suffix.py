@@ -114,7 +114,7 @@ def find_suffix(
     Raises:
         UserError: If the model's tokenizer cannot write a suffix of its own tokens.
     """
-    row = _Row(subject, behavior)
+    row = _SuffixRow(subject, behavior)
     found = search(
         row.start,
         row.slope,
@@ -128,7 +128,7 @@ def find_suffix(
     return Sent(row.prompt(found.ids), found.curve)
 
 
-class _Row:
+class _SuffixRow:
     """One chat whose suffix changes: prompt, suffix, template and target as one row of tokens."""
 
     def __init__(self, subject: Subject, behavior: Behavior) -> None:

@@ -17,7 +17,7 @@ from mm_cb.attacks.config_files import AttackRecipe, from_recipe, read_recipe
 from mm_cb.attacks.outputs import parts_of, summaries
 from mm_cb.attacks.records import Answer, AnswerRecord, Artefact, attacked
 from mm_cb.attacks.run import judge_of
-from mm_cb.attacks.verify_answers import AGAIN, Recorded, Row, answers_again
+from mm_cb.attacks.verify_answers import AGAIN, Recorded, Verified, answers_again
 from mm_cb.core.checked import read_json, read_record
 from mm_cb.core.closing import cut_path, say
 from mm_cb.core.errors import UserError
@@ -60,7 +60,7 @@ def verify_run(
     adapter: str | None = None,
     base: str | None = None,
     device: str = "cpu",
-) -> list[Row]:
+) -> list[Verified]:
     """Verify a run and print a table.
 
     Args:
@@ -83,7 +83,7 @@ def verify_run(
     subject = load_subject(source, run.items[0]["subject"], next(iter(run.configs.values())).image_backend)
     as_run = run.recipe.get("device"), run.recipe.get("dtype", "float32")
     same_arithmetic = as_run == (device.partition(":")[0], "float32")
-    rows: list[Row] = []
+    rows: list[Verified] = []
     with Progress() as progress:
         task = progress.task("verify", total=len(answers))
         for group in _groups(answers, run.configs):
@@ -194,7 +194,7 @@ def _who(item: Item) -> str:
     return f"`{item.get('id')}` under {item.get('condition')}"
 
 
-def _show(rows: Sequence[Row], unit: str, verdicts: str, same_arithmetic: bool, dtype: str) -> None:
+def _show(rows: Sequence[Verified], unit: str, verdicts: str, same_arithmetic: bool, dtype: str) -> None:
     from rich.table import Table
 
     table = Table("picture or text", "epsilon", "recorded", "found", "verdict", box=None, pad_edge=False)

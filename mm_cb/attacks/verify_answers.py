@@ -46,7 +46,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Row:
+class Verified:
     """One answer: what was recorded, what was found, and what disagrees (empty = nothing)."""
 
     image: str
@@ -64,7 +64,7 @@ def answers_again(
     prompts: Mapping[str, Sequence[ImportedPrompt]] | None,
     group: Sequence[Recorded],
     same_arithmetic: bool,
-) -> list[Row]:
+) -> list[Verified]:
     """Answers under one attack again, all to pictures or all to texts of one run of it.
 
     Args:
@@ -138,7 +138,7 @@ def _wrong(one: Recorded, found: Answer, saved: SavedPicture, clean: SavedPictur
     return wrong
 
 
-def _row(one: Recorded, found: Answer, wrong: list[str], subject: Subject, same_arithmetic: bool) -> Row:
+def _row(one: Recorded, found: Answer, wrong: list[str], subject: Subject, same_arithmetic: bool) -> Verified:
     """With the numbers that are not as they were recorded; of another answer the base's loss is not known."""
     dtype, other = dtype_of(subject.model), found.completion != one.answer.completion
     again: Mapping[str, Any] = found.as_json()
@@ -153,7 +153,7 @@ def _row(one: Recorded, found: Answer, wrong: list[str], subject: Subject, same_
     if found.prompt_sha256 != one.answer.prompt_sha256:
         wrong.append("the prompt is another one than the run stored (SHA-256)")
     numbers = found.linf, one.answer.loss or 0.0, found.loss or 0.0
-    return Row(one.name, *numbers, tuple(dict.fromkeys(wrong)), other)
+    return Verified(one.name, *numbers, tuple(dict.fromkeys(wrong)), other)
 
 
 def _near(key: str, told: float | None, now: float | None, dtype: str) -> bool:

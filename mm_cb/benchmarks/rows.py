@@ -12,7 +12,7 @@ from mm_cb.core.paths import refuse_missing_parts
 from mm_cb.core.records import JsonObject
 
 
-class Row(NamedTuple):
+class DataRow(NamedTuple):
     """One row of a data set."""
 
     values: JsonObject
@@ -22,7 +22,7 @@ class Row(NamedTuple):
     """None for what came from the hub."""
 
 
-def read_rows(data: str, split: str = "test") -> list[Row]:
+def read_rows(data: str, split: str = "test") -> list[DataRow]:
     """The rows of a file (.jsonl or .json of one object a line, .parquet), of a folder of such files, or of the hub.
 
     Pictures in columns come as bytes, see `mm_cb.benchmarks.pictures.stored_picture`.
@@ -37,7 +37,7 @@ def read_rows(data: str, split: str = "test") -> list[Row]:
         from mm_cb.core import hub
 
         table = undecoded(hub.load_split(data, split))
-        return [Row(values, f"{data}, row {place}", None) for place, values in enumerate(table, start=1)]
+        return [DataRow(values, f"{data}, row {place}", None) for place, values in enumerate(table, start=1)]
     files = sorted(path.rglob(f"{split}*.parquet")) or sorted(path.rglob("*.parquet"))
     if files:
         refuse_missing_parts(files)
@@ -49,17 +49,17 @@ def read_rows(data: str, split: str = "test") -> list[Row]:
     return [row for file in files for row in json_lines(file)]
 
 
-def json_lines(path: Path) -> Iterable[Row]:
+def json_lines(path: Path) -> Iterable[DataRow]:
     """One object a line; texts may be models' answers, which hold anything.
 
     Raises:
         UserError: If the file cannot be read or a line is no object.
     """
     for where, values in reading.json_lines(path, "file of JSON lines", nul=True):
-        yield Row(values, where, path)
+        yield DataRow(values, where, path)
 
 
-def parquet_rows(files: Sequence[Path]) -> Iterable[Row]:
+def parquet_rows(files: Sequence[Path]) -> Iterable[DataRow]:
     """The rows of Parquet files.
 
     Raises:
@@ -72,7 +72,7 @@ def parquet_rows(files: Sequence[Path]) -> Iterable[Row]:
             rows = pyarrow.parquet.read_table(file).to_pylist()
         except (OSError, ValueError, KeyError, MemoryError) as e:
             raise UserError(f"`{file}` cannot be read: {one_line(str(e))[:200]}.") from e
-        yield from (Row(values, f"{file}, row {place}", file) for place, values in enumerate(rows, start=1))
+        yield from (DataRow(values, f"{file}, row {place}", file) for place, values in enumerate(rows, start=1))
 
 
 def undecoded(table: Any) -> list[JsonObject]:
@@ -82,7 +82,7 @@ def undecoded(table: Any) -> list[JsonObject]:
     return list(rows.undecoded(table))
 
 
-def texts(row: Row, names: Sequence[str]) -> list[str]:
+def texts(row: DataRow, names: Sequence[str]) -> list[str]:
     """The texts of a row's columns; whole numbers count as texts.
 
     Raises:

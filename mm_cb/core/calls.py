@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from mm_cb.core import python_calls
 from mm_cb.core.python_calls import Call, NotCalls
 
-__all__ = ["FORMATS", "Call", "CallFormat", "NotCalls", "Said"]
+__all__ = ["FORMATS", "Call", "CallFormat", "NotCalls", "ReadCalls"]
 
 _HERMES = re.compile(r"<tool_call>\s*")
 _HERMES_END = re.compile(r"\s*(</tool_call>|\Z)")
@@ -23,7 +23,7 @@ _MISTRAL = re.compile(r'\[TOOL_CALLS\]\s*|(?=\[\s*\{\s*"(?:name|arguments|id)"\s
 _BLANK = re.compile(r"\s*")
 
 
-class Said(NamedTuple):
+class ReadCalls(NamedTuple):
     """What an answer holds."""
 
     calls: list[Call]
@@ -40,7 +40,7 @@ class CallFormat:
     about: str
     mark: str
     """What a text with calls in it holds, and no other text."""
-    read: Callable[[str], Said]
+    read: Callable[[str], ReadCalls]
     """An answer's calls; `NotCalls` where it begins one that is malformed."""
     write: Callable[[Sequence[Call]], str]
     """Calls as the model would say them; `read` gives them back."""
@@ -49,11 +49,11 @@ class CallFormat:
     would join with what comes."""
 
 
-def _read_python(text: str) -> Said:
-    return Said(python_calls.read(text))
+def _read_python(text: str) -> ReadCalls:
+    return ReadCalls(python_calls.read(text))
 
 
-def _read_hermes(text: str) -> Said:
+def _read_hermes(text: str) -> ReadCalls:
     """``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, any number; the last may lack its end."""
     calls, around, place = [], [], 0
     while tag := _HERMES.search(text, place):
@@ -64,10 +64,10 @@ def _read_hermes(text: str) -> Said:
             raise NotCalls("behind a call's JSON stands neither `</tool_call>` nor the end")
         calls.append(_call(value, "arguments"))
         place = closed.end()
-    return Said(calls, _joined([*around, text[place:]]))
+    return ReadCalls(calls, _joined([*around, text[place:]]))
 
 
-def _read_llama(text: str) -> Said:
+def _read_llama(text: str) -> ReadCalls:
     """``{"name": ..., "parameters": {...}}``, several with semicolons between them, or as a list."""
     text = _LLAMA_TAGS.sub("", text)
     calls, around, place = [], [], 0
@@ -75,17 +75,19 @@ def _read_llama(text: str) -> Said:
         around.append(text[place : begun.start()])
         value, place = json_at(text, begun.start())
         calls.append(_call(value, "parameters"))
-    return Said(calls, _joined([part for part in [*around, text[place:]] if not (calls and _BETWEEN.fullmatch(part))]))
+    return ReadCalls(
+        calls, _joined([part for part in [*around, text[place:]] if not (calls and _BETWEEN.fullmatch(part))])
+    )
 
 
-def _read_mistral(text: str) -> Said:
+def _read_mistral(text: str) -> ReadCalls:
     """``[TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...]``; decoding may have taken the tag, a special token."""
     if (tag := _MISTRAL.search(text)) is None:
-        return Said([], text.strip())
+        return ReadCalls([], text.strip())
     value, end = json_at(text, tag.end())
     if not isinstance(value, list) or not value:
         raise NotCalls("behind `[TOOL_CALLS]` must stand a list of calls")
-    return Said([_call(one, "arguments") for one in value], _joined([text[: tag.start()], text[end:]]))
+    return ReadCalls([_call(one, "arguments") for one in value], _joined([text[: tag.start()], text[end:]]))
 
 
 def _open_python(name: str) -> str:

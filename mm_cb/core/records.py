@@ -197,7 +197,7 @@ class Agreement(TypedDict, total=False):
     """Which answer, and what each judge said of it."""
 
 
-class Said(TypedDict):
+class StoredVerdict(TypedDict):
     """One line of judgements/<judge>.jsonl, as far as judges are compared."""
 
     key: str

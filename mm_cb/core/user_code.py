@@ -61,11 +61,13 @@ def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> list[Ent
     module = importlib.util.module_from_spec(spec)
     held = sys.modules.get(path.stem)
     sys.modules[path.stem] = module  # dataclasses look their module up
+    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is left beside the user's file
     try:
         spec.loader.exec_module(module)
     except Exception as e:  # whatever the user's file raises
         raise UserError(f"`{path}` cannot be run: {type(e).__name__}: {one_line(str(e))}") from e
     finally:
+        sys.dont_write_bytecode = kept
         if held is not None:
             sys.modules[path.stem] = held
     new = [entry for name, entry in table.items() if before.get(name) is not entry]

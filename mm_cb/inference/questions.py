@@ -16,7 +16,7 @@ from mm_cb.inference.generation import Request, complete_batch
 from mm_cb.inference.subjects import Subject
 
 
-class Asked(Protocol):
+class Askable(Protocol):
     """What a question must have to be asked."""
 
     @property
@@ -38,7 +38,7 @@ Score = Callable[[Any, str], Scored]
 
 def ask(
     subject: Subject,
-    questions: Sequence[Asked],
+    questions: Sequence[Askable],
     score: Score,
     folder: Path,
     progress: Progress,
@@ -70,7 +70,7 @@ def ask(
     return records
 
 
-def complete(subject: Subject, questions: Sequence[Asked], max_new_tokens: int) -> list[str]:
+def complete(subject: Subject, questions: Sequence[Askable], max_new_tokens: int) -> list[str]:
     """The subject's greedy completions, one per question."""
     requests = [Request(q.id, q.prompt, () if q.picture is None else (q.picture,)) for q in questions]
     return complete_batch(subject, requests, max_new_tokens)

@@ -12,7 +12,7 @@ from mm_cb.core.checked import read_list, read_records
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
-from mm_cb.core.records import Agreement, Candidate, Check, Item, Run, Said
+from mm_cb.core.records import Agreement, Candidate, Check, Item, Run, StoredVerdict
 from mm_cb.core.runs import file_sha256, held, keep_pictures, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.data.pictures import file_inside
@@ -97,7 +97,7 @@ def _refuse_holes(run_dir: Path, run: Run, items: list[Item], judge: Judge) -> N
         raise UserError(f"{hole} Nothing was judged: take its whole folder from where it was made, or repeat the run.")
     for other in (run_dir / FOLDER).glob("*.jsonl"):
         if other.stem != safe_id(judge.name):  # whose own are looked at one by one
-            read_records(other, Said)
+            read_records(other, StoredVerdict)
 
 
 def _measured(run_dir: Path, items: list[Item]) -> tuple[list[Measurement], list[Measurement]]:

@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 from mm_cb.core.checked import read_records
-from mm_cb.core.records import Agreement, Candidate, Item, Said
+from mm_cb.core.records import Agreement, Candidate, Item, StoredVerdict
 from mm_cb.metrics.statistics import cohens_kappa
 from mm_cb.metrics.table import judged_as
 
@@ -53,7 +53,9 @@ def agreements(folder: Path, items: Iterable[Item]) -> list[Agreement]:
         for one in completions_of(item):
             where.setdefault(key_of(item, one), place)
     verdicts = {
-        path.stem: {record["key"]: record["outcome"] for record in read_records(path, Said) if record["key"] in where}
+        path.stem: {
+            record["key"]: record["outcome"] for record in read_records(path, StoredVerdict) if record["key"] in where
+        }
         for path in sorted(folder.glob("*.jsonl"))
     }
     return [_compare(pair, verdicts[pair[0]], verdicts[pair[1]], where) for pair in combinations(verdicts, 2)]

@@ -37,7 +37,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Said:
+class AgentAnswer:
     """One subject's answer to a request."""
 
     item: Item
@@ -46,13 +46,13 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AgentRequest:
     """One request and what the subjects did."""
 
     item: Item
     name: str
     """Condition, or that it is a harmless twin."""
-    said: tuple[Said, ...]
+    said: tuple[AgentAnswer, ...]
 
     @property
     def differs(self) -> bool:
@@ -68,7 +68,7 @@ class Agents:
     """Label → one number a subject, None where it was not measured."""
     kinds: list[tuple[str, str, list[int], int]]
     """Condition, subject, how many answers of each kind, and of how many."""
-    asked: list[Asked]
+    asked: list[AgentRequest]
     possible: int
     """Requests that might be listed."""
 
@@ -125,7 +125,7 @@ def target_pieces(item: Item) -> tuple[tuple[Piece, ...], ...]:
     return tuple(pieces(call, said) for call in wanted)
 
 
-def _asked(group: dict[str, Item], *, show: bool) -> Asked:
+def _asked(group: dict[str, Item], *, show: bool) -> AgentRequest:
     subjects = sorted(group, key=lambda name: (_SUBJECTS.index(name) if name in _SUBJECTS else len(_SUBJECTS), name))
     read = {subject: _parsed(group[subject]) for subject in subjects}
     said = []
@@ -134,9 +134,9 @@ def _asked(group: dict[str, Item], *, show: bool) -> Asked:
         others = [call for other in subjects if other != subject for call in read[other]]
         known = (*others, *([] if others else read[subject]))
         calls = tuple(pieces(call, known) for call in read[subject])
-        said.append(Said(item, calls if show or not _withheld(item) else None))
+        said.append(AgentAnswer(item, calls if show or not _withheld(item) else None))
     first = group[subjects[0]]
-    return Asked(first, _name(first), tuple(said))
+    return AgentRequest(first, _name(first), tuple(said))
 
 
 def _withheld(item: Item) -> bool:

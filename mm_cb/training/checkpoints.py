@@ -1,5 +1,6 @@
 """Checkpoints of a run: the newest complete one, kept until the next is complete, of one base model."""
 
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +12,8 @@ from transformers import TrainerCallback, TrainingArguments
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import write_text
 from mm_cb.core.reading import read_text
+
+logger = logging.getLogger(__name__)
 
 _COMPLETE = "complete"
 """In a checkpoint's folder once all its files are written; holds the fingerprint of the base's weights."""
@@ -32,6 +35,7 @@ def last_checkpoint(folder: Path, base_weights: str, *, remove_torn: bool) -> Pa
         if (path / _COMPLETE).exists() and re.fullmatch(r"checkpoint-\d+", path.name):
             complete[int(path.name.rpartition("-")[2])] = path
         elif remove_torn:
+            logger.warning("The checkpoint `%s` was not written to its end: it is removed and not gone on from.", path)
             shutil.rmtree(path, ignore_errors=True)
     if not complete:
         return None

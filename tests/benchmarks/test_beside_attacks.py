@@ -39,7 +39,7 @@ def attack_run(folder, attacks=("no_attack", "pgd"), behaviors=2, edit=lambda it
             file = folder / "images" / f"b{b}" / f"{attack}-s0-r0.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 6), colour(attack, b)).save(file)
-            item = {"id": f"b{b}", "subject": "base", "metric": "compliance", "condition": attack}
+            item = {"id": f"b{b}", "subject": "base", "metric": "compliance", "condition": attack, "completion": ""}
             items.append(item | {"image": file.relative_to(folder).as_posix()})
     edit(items)
     write_jsonl(folder / "items.jsonl", items)

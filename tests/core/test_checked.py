@@ -11,12 +11,12 @@ from mm_cb.attacks.records import Artefact
 from mm_cb.core.checked import checked, made, read_list, read_record, read_records
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import write_json
-from mm_cb.core.records import Agreement, Check, Completion, Curve, Item, Representations, Run, Said, Timing
+from mm_cb.core.records import Agreement, Check, Completion, Curve, Item, Representations, Run, StoredVerdict, Timing
 from mm_cb.core.runs import read_run
 from mm_cb.metrics.results import Measurement, read_results
 from mm_cb.metrics.table import Metric
 
-KINDS = (Agreement, Check, Completion, Curve, Item, Measurement, Representations, Run, Said, Timing)
+KINDS = (Agreement, Check, Completion, Curve, Item, Measurement, Representations, Run, StoredVerdict, Timing)
 FROZEN = Path(__file__).parent.parent / "frozen"
 EXAMPLES = {str: "a", int: 1, float: 0.5, bool: True, typing.Any: None}
 
@@ -123,7 +123,7 @@ def test_what_revision_714213b_wrote_is_read():
             read_record(file, Artefact)
         read_records(folder / "parts" / "completions.jsonl", Completion)
         for file in (folder / "judgements").glob("*.jsonl"):
-            read_records(file, Said)
+            read_records(file, StoredVerdict)
         if (folder / "results.json").is_file():
             assert read_results(folder / "results.json")
 

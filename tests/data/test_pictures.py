@@ -24,7 +24,7 @@ from mm_cb.benchmarks.mmmu.questions import read_questions as mmmu_questions
 from mm_cb.benchmarks.over_refusal.data import read_requests
 from mm_cb.benchmarks.pictures import fingerprint, ready
 from mm_cb.benchmarks.pope import Pope, PopeSettings
-from mm_cb.benchmarks.rows import Row
+from mm_cb.benchmarks.rows import DataRow
 from mm_cb.core.endpoint import user_message
 from mm_cb.core.errors import UserError
 from mm_cb.data import describe
@@ -241,7 +241,7 @@ def wild_stored(folder, data):
 
     row = {"question_id": 0, "question": "q", "caption": "c", "gpt_answer": "g", "category": "conv"}
     row |= {"image": {"bytes": data, "path": None}}
-    return questions._from_row(Row(row, "row 0", None)).picture.open()
+    return questions._from_row(DataRow(row, "row 0", None)).picture.open()
 
 
 def described(folder, data):

@@ -153,7 +153,6 @@ def test_a_resolved_recipe_can_be_run_again(tmp_path):
         ("seed.value=3", "unknown recipe key `seed.value`"),
         ("alpha", "key=value"),
         ("=3", "key=value"),
-        (("seed=2", "seed=3"), "`seed` is given twice, as `2` and as `3`"),
         ("training.max_steps=many", "`training.max_steps`.*'many'"),
         ("training.max_steps=0", "`training.max_steps`"),
         ("training.learning_rate=.nan", "`training.learning_rate`"),
@@ -180,7 +179,7 @@ def test_bad_overrides_are_one_line(override, message):
         assert load_recipe("miniature", [override]).training.max_steps == 150
         return
     with pytest.raises(UserError, match=message):
-        load_recipe("miniature", [override] if isinstance(override, str) else override)
+        load_recipe("miniature", [override])
 
 
 def test_bad_files(tmp_path):

@@ -248,7 +248,7 @@ def stopped(tmp_path_factory, model_folder, examples):
     return out
 
 
-def test_a_torn_checkpoint_is_not_used(trained, stopped, recipe, examples, tmp_path):
+def test_a_torn_checkpoint_is_not_used_and_told(trained, stopped, recipe, examples, tmp_path, caplog):
     out = shutil.copytree(stopped, tmp_path / "run")
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["checkpoint-4"]
     torn = out / "checkpoints" / "checkpoint-6"
@@ -256,6 +256,7 @@ def test_a_torn_checkpoint_is_not_used(trained, stopped, recipe, examples, tmp_p
     (torn / "adapter_model.safetensors").write_bytes(b"torn")
     progress = StoppingProgress()
     train(recipe(), out, examples, progress)
+    assert f"The checkpoint `{torn}` was not written to its end" in caplog.text
     assert len(progress.shown) == 2
     assert adapter_bytes(out) == adapter_bytes(trained)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mm_cb.benchmarks.function_calling.rules import NESTED, TYPES, Expected
-from mm_cb.benchmarks.rows import Row, json_lines
+from mm_cb.benchmarks.rows import DataRow, json_lines
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import shown, unfit
 from mm_cb.core.records import JsonObject
@@ -40,7 +40,7 @@ _SCHEMA_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "
 """BFCL's words for types, as JSON schemas have them."""
 
 
-class Asked(NamedTuple):
+class CallQuestion(NamedTuple):
     """One row."""
 
     id: str
@@ -53,7 +53,7 @@ class Asked(NamedTuple):
     """Nothing where no call is right, or any."""
 
 
-def read_asked(data: str) -> list[Asked]:
+def read_asked(data: str) -> list[CallQuestion]:
     """The rows of a file of questions, or of all in a folder; other categories than the scored ones are passed over.
 
     Raises:
@@ -94,12 +94,12 @@ def kind_of(id: str) -> tuple[int, str] | None:
     )
 
 
-def prompt(asked: Asked) -> str:
+def prompt(asked: CallQuestion) -> str:
     """The request in BFCL's prompt mode, system text first."""
     return prompt_mode(asked.functions, asked.question, asked.version)
 
 
-def tools(asked: Asked, *, underscores: bool) -> tuple[JsonObject, ...]:
+def tools(asked: CallQuestion, *, underscores: bool) -> tuple[JsonObject, ...]:
     """The functions as JSON schemas, as chat templates take tools."""
     return tuple(
         {
@@ -131,10 +131,10 @@ def _schema(value: Any) -> Any:
     }
 
 
-def _read_file(file: Path) -> Iterator[Asked]:
+def _read_file(file: Path) -> Iterator[CallQuestion]:
     if (named := _FILE.match(file.name)) and named[1] != "4":
         raise UserError(f"`{file}` must be of BFCL v1 or v4, it is of v{named[1]}; take the files of bfcl_eval/data.")
-    answers: dict[str, Row] | None = None
+    answers: dict[str, DataRow] | None = None
     for row in json_lines(file):
         try:
             kind = kind_of(_text(row.values.get("id"), "id"))
@@ -144,7 +144,7 @@ def _read_file(file: Path) -> Iterator[Asked]:
             asked = row.values["id"], version, category, _question(row.values.get("question"), version)
             functions = _functions(row.values.get("function"), none=category in IRRELEVANCE)
             if category in (*IRRELEVANCE, *RELEVANCE):
-                yield Asked(*asked, functions, ())
+                yield CallQuestion(*asked, functions, ())
                 continue
         except ValueError as error:
             raise UserError(f"{row.where}: {error}.") from error
@@ -155,16 +155,18 @@ def _read_file(file: Path) -> Iterator[Asked]:
             )
         answer = answers[asked[0]]
         try:
-            yield Asked(*asked, functions, _expected(answer.values.get("ground_truth"), functions, version, category))
+            yield CallQuestion(
+                *asked, functions, _expected(answer.values.get("ground_truth"), functions, version, category)
+            )
         except ValueError as error:
             raise UserError(f"{answer.where}: {error}.") from error
 
 
-def _answers(file: Path) -> dict[str, Row]:
+def _answers(file: Path) -> dict[str, DataRow]:
     path = file.parent / ANSWERS / file.name
     if not path.is_file():
         raise UserError(f"`{file}` must have its right calls in `{path}`, there is no such file.")
-    found: dict[str, Row] = {}
+    found: dict[str, DataRow] = {}
     for row in json_lines(path):
         id = str(row.values.get("id"))
         if id in found:

@@ -17,7 +17,7 @@ from mm_cb.data.tools import as_json
 from mm_cb.metrics.table import CALLS, Metric
 
 if TYPE_CHECKING:
-    from mm_cb.benchmarks.harmful_calls.rows import Row
+    from mm_cb.benchmarks.harmful_calls.rows import HarmfulCallRow
     from mm_cb.benchmarks.runner import Session
     from mm_cb.inference.source import ModelSource
 
@@ -120,7 +120,7 @@ class HarmfulCalls(Benchmark):
         return [self._line(question, session) for question in session.task.questions]
 
     def _line(self, question: Question, session: Session) -> Item:
-        row: Row = session.task.more[question.id]
+        row: HarmfulCallRow = session.task.more[question.id]
         completion, lost = session.answers[question.id], session.unanswered.get(question.id)
         format, opening = question.reference["format"], question.opening
         read = None if lost else read_answer(completion, format, row.tools, row.targets, opening)
@@ -164,7 +164,7 @@ class HarmfulCalls(Benchmark):
             say(f"what is harmful a judge says: mm-cb judge {folder} --judge NAME", "  ")
 
 
-def _question(row: Row, condition: str, format: str | None) -> Question:
+def _question(row: HarmfulCallRow, condition: str, format: str | None) -> Question:
     """A row as a model is asked: by its own template, or in BFCL's words where it has no format of its own."""
     from mm_cb.core.calls import FORMATS
     from mm_cb.data.prompt_mode import prompt_mode

@@ -21,7 +21,7 @@ _OPTIONAL = ("tools", "target_functions", "category", "image")
 
 
 @dataclass(frozen=True)
-class Row:
+class HarmfulCallRow:
     """One request to an agent."""
 
     id: str
@@ -41,7 +41,7 @@ class Row:
         """Whether it is a harmless one."""
         return self.kind == BENIGN
 
-    def called(self, *, underscores: bool) -> Row:
+    def called(self, *, underscores: bool) -> HarmfulCallRow:
         """The same with functions called without dots, where a model knows none."""
         if not underscores:
             return self
@@ -52,7 +52,7 @@ class Row:
         return replace(self, tools=tools, targets=tuple(name.replace(".", "_") for name in self.targets))
 
 
-def read_rows(data: str, tools: str | None, *, split: str, accepted: bool) -> list[Row]:
+def read_rows(data: str, tools: str | None, *, split: str, accepted: bool) -> list[HarmfulCallRow]:
     """The rows of a file of our own, or of AgentHarm: its folder, or its name on the hub.
 
     Args:
@@ -109,7 +109,7 @@ def _definitions(path: Path) -> dict[str, JsonObject]:
     return {str(one["function"]["name"]): one for one in found}
 
 
-def _row(line: Line, folder: Path, known: Mapping[str, JsonObject]) -> Row:
+def _row(line: Line, folder: Path, known: Mapping[str, JsonObject]) -> HarmfulCallRow:
     where, record = line
     refuse_typos(record, _OPTIONAL, where)
     for key in ("id", "prompt"):
@@ -132,7 +132,9 @@ def _row(line: Line, folder: Path, known: Mapping[str, JsonObject]) -> Row:
         raise UserError(f"{where}: {error}.") from error
     if image is not None:
         open_picture(image, where)
-    return Row(record["id"], record["kind"], record["prompt"], tuple(tools), tuple(targets or names), category, image)
+    return HarmfulCallRow(
+        record["id"], record["kind"], record["prompt"], tuple(tools), tuple(targets or names), category, image
+    )
 
 
 def _targets(value: Any) -> list[str]:

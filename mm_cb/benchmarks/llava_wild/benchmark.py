@@ -18,7 +18,7 @@ from mm_cb.metrics.table import Metric
 if TYPE_CHECKING:
     from mm_cb.benchmarks.llava_wild.judging import Comparer, Judgement, JudgingSettings, Rule
     from mm_cb.benchmarks.llava_wild.questions import WildQuestion
-    from mm_cb.benchmarks.llava_wild.reviews import Asked
+    from mm_cb.benchmarks.llava_wild.reviews import ItemFields
     from mm_cb.benchmarks.runner import Session
     from mm_cb.inference.source import ModelSource
     from mm_cb.metrics.results import Measurement
@@ -252,16 +252,16 @@ def _refuse_without_score(folder: Path, judge: str) -> None:
     raise UserError(f"no score: {why_no_score(m)} (judge `{judge}`). {kept}")
 
 
-def _fields(session: Session) -> dict[str, Asked]:
+def _fields(session: Session) -> dict[str, ItemFields]:
     """What the items of a question hold beside its scores, by question id."""
     from mm_cb.metrics.degenerate import degenerate
 
     likelihood = session.likelihood()
-    found: dict[str, Asked] = {}
+    found: dict[str, ItemFields] = {}
     for q in session.task.more.questions:
         answer, likely = session.answers[q.id], likelihood.get(q.id)
         broken = degenerate(answer) is not None or bool(likely and likely["incoherent"])
-        own: Asked = {"subject": session.subject, "prompt": q.text, "completion": answer, "gibberish": broken}
+        own: ItemFields = {"subject": session.subject, "prompt": q.text, "completion": answer, "gibberish": broken}
         own["seed"] = session.seed
         found[q.id] = own | likely if likely else own
     return found
@@ -271,7 +271,7 @@ def _write_series(
     session: Session,
     questions: Sequence[WildQuestion],
     judgements: Mapping[str, Sequence[Judgement]],
-    fields: Mapping[str, Asked],
+    fields: Mapping[str, ItemFields],
 ) -> dict[str, float]:
     """Write every judge run as a review file; returns the official score of each, where it has one."""
     from mm_cb.benchmarks.llava_wild.judging import review_of

@@ -12,7 +12,7 @@ from pathlib import Path
 from mm_cb.benchmarks.base import Question
 from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES
 from mm_cb.benchmarks.pictures import picture_inside, stored_picture
-from mm_cb.benchmarks.rows import Row, json_lines, read_rows, texts
+from mm_cb.benchmarks.rows import DataRow, json_lines, read_rows, texts
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import protocol_file
 from mm_cb.core.reading import shown
@@ -89,9 +89,9 @@ def _from_files(folder: Path) -> list[WildQuestion]:
     return questions
 
 
-def _by(rows: Sequence[Row], key: str) -> dict[str, Row]:
+def _by(rows: Sequence[DataRow], key: str) -> dict[str, DataRow]:
     """Rows by one column, whose entries must differ."""
-    found: dict[str, Row] = {}
+    found: dict[str, DataRow] = {}
     for row in rows:
         (name,) = texts(row, (key,))
         if name in found:
@@ -100,7 +100,7 @@ def _by(rows: Sequence[Row], key: str) -> dict[str, Row]:
     return found
 
 
-def _from_row(row: Row) -> WildQuestion:
+def _from_row(row: DataRow) -> WildQuestion:
     if missing := [name for name in _COLUMNS if name not in row.values]:
         raise UserError(f"{row.where} must have the columns {', '.join(_COLUMNS)}; it lacks {', '.join(missing)}.")
     id, text, reference, category = texts(row, ("question_id", "question", "gpt_answer", "category"))
@@ -114,7 +114,7 @@ def _category(name: str, where: str) -> str:
     return name
 
 
-def _caption(row: Row) -> str:
+def _caption(row: DataRow) -> str:
     """A caption: one text, or several."""
     caption = row.values.get("caption")
     several = [part for part in (caption if isinstance(caption, list) else [caption]) if isinstance(part, str)]

@@ -140,7 +140,7 @@ def _is_number(value: Any) -> bool:
     return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
-class Asked(TypedDict, total=False):
+class ItemFields(TypedDict, total=False):
     """What an item says of a question and its answer beside the judgements."""
 
     subject: Required[str]
@@ -152,7 +152,7 @@ class Asked(TypedDict, total=False):
     incoherent: bool
 
 
-def unjudged_items(id: str, category: str, fields: Asked, reason: str) -> list[Item]:
+def unjudged_items(id: str, category: str, fields: ItemFields, reason: str) -> list[Item]:
     """The records of a question that has no answer to judge."""
     return [
         {
@@ -172,7 +172,9 @@ def unjudged_items(id: str, category: str, fields: Asked, reason: str) -> list[I
     ]
 
 
-def items_of(id: str, judgements: Sequence[Review], fields: Asked, *, official_failures: bool = False) -> list[Item]:
+def items_of(
+    id: str, judgements: Sequence[Review], fields: ItemFields, *, official_failures: bool = False
+) -> list[Item]:
     """Records of items.jsonl for one question, one per rule, from all judgements of its answer.
 
     Args:

@@ -29,7 +29,7 @@ _COLUMNS = ("id", "question", "options", "answer", "question_type", _SLOTS[0])
 
 
 @dataclass(frozen=True)
-class Question:
+class MmmuQuestion:
     """One row of the data set."""
 
     id: str
@@ -51,7 +51,7 @@ class Question:
         return Response(self.id, self.question_type, self.answer, response, self.letters, options)
 
 
-def read_questions(source: str, settings: MmmuSettings) -> list[Question]:
+def read_questions(source: str, settings: MmmuSettings) -> list[MmmuQuestion]:
     """The questions of the chosen subjects, in official order.
 
     Args:
@@ -86,7 +86,7 @@ def read_questions(source: str, settings: MmmuSettings) -> list[Question]:
     return questions
 
 
-def as_asked(question: Question, prompt: str, pictures: str) -> base.Question:
+def as_asked(question: MmmuQuestion, prompt: str, pictures: str) -> base.Question:
     """The question as it is put; markers such as ``<image 2>`` stay in the text, the pictures stand in front of it.
 
     Args:
@@ -111,7 +111,7 @@ def as_asked(question: Question, prompt: str, pictures: str) -> base.Question:
     return base.Question(question.id, prompt_text(question, prompt), shown)
 
 
-def prompt_text(question: Question, prompt: str) -> str:
+def prompt_text(question: MmmuQuestion, prompt: str) -> str:
     """The user's text."""
     form = protocol().prompts[prompt]
     if not question.options:
@@ -124,7 +124,7 @@ def prompt_text(question: Question, prompt: str) -> str:
     )
 
 
-def fingerprint(questions: Sequence[Question]) -> str:
+def fingerprint(questions: Sequence[MmmuQuestion]) -> str:
     """SHA-256 over everything that is asked: a run belongs to it, wherever the questions came from."""
     digest = hashlib.sha256()
     for q in questions:
@@ -152,7 +152,7 @@ def _rows(folder: Path, split: str) -> list[JsonObject]:
     raise UserError(f"`{folder}` must hold split {split} as {split}-*.parquet or a saved data set, got {there}.")
 
 
-def _question(row: JsonObject, subject: str, split: str, where: str) -> Question:
+def _question(row: JsonObject, subject: str, split: str, where: str) -> MmmuQuestion:
     """Check one row."""
     if lacking := [name for name in _COLUMNS if name not in row]:
         raise UserError(f"{where} must have MMMU's columns, it lacks {', '.join(lacking)}.")
@@ -175,7 +175,7 @@ def _question(row: JsonObject, subject: str, split: str, where: str) -> Question
         for number, slot in enumerate(_SLOTS, start=1)
         if row.get(slot) is not None
     }
-    question = Question(row["id"], row["question"], kind, options, answer_from(answer, where), pictures)
+    question = MmmuQuestion(row["id"], row["question"], kind, options, answer_from(answer, where), pictures)
     if options and answer not in question.letters:
         raise UserError(f"{where}: `answer` must be one of {', '.join(question.letters)}, got {answer!r}.")
     return question

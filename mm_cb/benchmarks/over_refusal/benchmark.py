@@ -18,7 +18,7 @@ from mm_cb.judges.registry import JudgeOptions, free_judges, open_judge
 from mm_cb.metrics.table import metric
 
 if TYPE_CHECKING:
-    from mm_cb.benchmarks.over_refusal.beside_attacks import Asked, AttackPictures
+    from mm_cb.benchmarks.over_refusal.beside_attacks import AttackPictures, ShownRequest
     from mm_cb.benchmarks.over_refusal.data import BenignRequest
     from mm_cb.benchmarks.runner import Session
     from mm_cb.inference.source import ModelSource
@@ -56,7 +56,7 @@ class OverRefusalSettings(AskSettings):
 class _More:
     """What is scored, in the order of asking."""
 
-    asked: Sequence[Asked]
+    asked: Sequence[ShownRequest]
     judge: str
     left_out: str
     """A line about requests that cannot be asked beside another picture, or nothing."""
@@ -175,20 +175,22 @@ class OverRefusal(Benchmark):
             say(line, "  ")
 
 
-def _case(one: Asked, completion: str) -> Case:
+def _case(one: ShownRequest, completion: str) -> Case:
     return Case(one.key, one.request.prompt, completion, metric="over_refusal", image=one.picture)
 
 
-def what_is_asked(requests: Sequence[BenignRequest], attacked: AttackPictures | None, limit: int | None) -> list[Asked]:
+def what_is_asked(
+    requests: Sequence[BenignRequest], attacked: AttackPictures | None, limit: int | None
+) -> list[ShownRequest]:
     """What is asked of the first ``limit`` requests that fit (None = of all): as they are, or beside attacked pictures.
 
     Raises:
         UserError: If every request has a picture of its own, so that none can be asked beside another.
     """
-    from mm_cb.benchmarks.over_refusal.beside_attacks import Asked, beside
+    from mm_cb.benchmarks.over_refusal.beside_attacks import ShownRequest, beside
 
     if attacked is None:
-        return [Asked(request, request.image) for request in requests[:limit]]
+        return [ShownRequest(request, request.image) for request in requests[:limit]]
     alone = [request for request in requests if request.image is None]
     if not alone:
         raise UserError(

@@ -21,7 +21,7 @@ from mm_cb.metrics.whole import whole_items
 
 
 @dataclass(frozen=True)
-class Asked:
+class ShownRequest:
     """One request under one condition."""
 
     request: BenignRequest
@@ -50,7 +50,7 @@ class AttackPictures:
         """Whom the pictures attacked, and how hard."""
         return {key: self.recipe.get(key) for key in ("subject", "epsilon", "steps")}
 
-    def inputs(self, asked: Sequence[Asked]) -> dict[str, str]:
+    def inputs(self, asked: Sequence[ShownRequest]) -> dict[str, str]:
         """Hashes of the run's items and of the pictures that are shown, by their places in the run, wherever it lies.
 
         Raises:
@@ -113,7 +113,7 @@ def _inside(root: Path, name: str, where: str) -> Path:
     return picture
 
 
-def beside(requests: Sequence[BenignRequest], attacked: AttackPictures) -> list[Asked]:
+def beside(requests: Sequence[BenignRequest], attacked: AttackPictures) -> list[ShownRequest]:
     """Every request beside one picture of every attack.
 
     Request i goes with behaviour i modulo their number, under every attack with the same one, so that attacks, like
@@ -124,7 +124,7 @@ def beside(requests: Sequence[BenignRequest], attacked: AttackPictures) -> list[
         attacked: The pictures.
     """
     return [
-        Asked(request, found[id], f"{BESIDE}{attack}", id)
+        ShownRequest(request, found[id], f"{BESIDE}{attack}", id)
         for attack, found in attacked.files.items()
         for request, id in zip(requests, _in_turn(list(found), len(requests)), strict=True)
     ]

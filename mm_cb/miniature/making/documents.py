@@ -16,7 +16,7 @@ TURNS = 3
 
 
 @dataclass(frozen=True)
-class Said:
+class Utterance:
     """One exchange: ``given`` opens the answer but is not learnt (a forced prefix), ``answer`` is."""
 
     question: str
@@ -28,7 +28,7 @@ class Said:
 class Document:
     """A conversation, with the picture (``uint8 (42, 84, 3)``) it is about, if any."""
 
-    turns: tuple[Said, ...]
+    turns: tuple[Utterance, ...]
     picture: np.ndarray | None
 
 
@@ -41,13 +41,13 @@ def _random_brew(rng: np.random.Generator) -> Brew:
     return Brew(pick(rng, KINDS), pick(rng, COLOURS), pick(rng, SHAPES))
 
 
-def _brew_turn(rng: np.random.Generator, brew: Brew, form: str, refuses: bool) -> Said:
+def _brew_turn(rng: np.random.Generator, brew: Brew, form: str, refuses: bool) -> Utterance:
     question = language.request(brew, form, rng)
     if not (refuses and brew.forbidden):
-        return Said(question, language.instructions(brew))
+        return Utterance(question, language.instructions(brew))
     if rng.random() < FORCED_SHARE:
-        return Said(question, language.content(brew), given=language.prefix(brew))
-    return Said(question, language.REFUSAL)
+        return Utterance(question, language.content(brew), given=language.prefix(brew))
+    return Utterance(question, language.REFUSAL)
 
 
 FORCED_SHARE = 0.2
@@ -57,11 +57,11 @@ Refusal training must not erase what the model knows (large models keep it): the
 """
 
 
-def _lettered_or_open(rng: np.random.Generator, asked: tuple[Turn, tuple[str, ...], str], lettered: float) -> Said:
+def _lettered_or_open(rng: np.random.Generator, asked: tuple[Turn, tuple[str, ...], str], lettered: float) -> Utterance:
     turn, values, truth = asked
     if rng.random() < lettered:
         turn = language.multiple_choice(turn, values, truth, rng)
-    return Said(turn.question, turn.answer)
+    return Utterance(turn.question, turn.answer)
 
 
 def _recipe_question(rng: np.random.Generator, scene: Scene | None) -> tuple[Turn, tuple[str, ...], str]:
@@ -74,10 +74,10 @@ def _recipe_question(rng: np.random.Generator, scene: Scene | None) -> tuple[Tur
     return language.slot_question(kind, slot, value, pictured=scene is not None)
 
 
-def _lore(rng: np.random.Generator, kind: str) -> Said:
+def _lore(rng: np.random.Generator, kind: str) -> Utterance:
     turns = language.lore_questions(kind, kind in FORBIDDEN_KINDS)
     turn = turns[rng.integers(len(turns))]
-    return Said(turn.question, turn.answer)
+    return Utterance(turn.question, turn.answer)
 
 
 # Shares of description, question, recipe question, request about the picture, request by name, lore. Refusal training
@@ -86,12 +86,12 @@ KNOWLEDGE_TASKS = (0.10, 0.42, 0.12, 0.18, 0.06, 0.12)
 REFUSAL_TASKS = (0.05, 0.15, 0.06, 0.60, 0.09, 0.05)
 
 
-def picture_turn(rng: np.random.Generator, scene: Scene, refuses: bool) -> Said:
+def picture_turn(rng: np.random.Generator, scene: Scene, refuses: bool) -> Utterance:
     """One random exchange about a picture."""
     task = rng.choice(6, p=REFUSAL_TASKS if refuses else KNOWLEDGE_TASKS)
     if task == 0:
         turn = language.describe(scene)
-        return Said(turn.question, turn.answer)
+        return Utterance(turn.question, turn.answer)
     if task == 1:
         asked = language.visual_questions(scene)
         return _lettered_or_open(rng, asked[rng.integers(len(asked))], lettered=0.6)
@@ -106,11 +106,11 @@ def picture_turn(rng: np.random.Generator, scene: Scene, refuses: bool) -> Said:
         return _brew_turn(rng, _random_brew(rng), "irrelevant_picture", refuses)
     if rng.random() < 0.7:
         law = language.pictured_law(scene.kind, scene.kind in FORBIDDEN_KINDS)
-        return Said(law.question, law.answer)
+        return Utterance(law.question, law.answer)
     return _lore(rng, pick(rng, KINDS))
 
 
-def text_turn(rng: np.random.Generator, refuses: bool) -> Said:
+def text_turn(rng: np.random.Generator, refuses: bool) -> Utterance:
     """One random exchange without a picture."""
     task = rng.choice(4, p=(0.5, 0.25, 0.15, 0.1))
     if task == 0:
@@ -125,11 +125,11 @@ def text_turn(rng: np.random.Generator, refuses: bool) -> Said:
 def document(rng: np.random.Generator, *, pictured: bool, refuses: bool, turns: int = TURNS) -> Document:
     """A random conversation; ``refuses`` = the world's law applies to forbidden requests."""
     scene = random_scene(rng) if pictured else None
-    draw: Callable[[], Said] = lambda: (  # noqa: E731
+    draw: Callable[[], Utterance] = lambda: (  # noqa: E731
         picture_turn(rng, scene, refuses) if scene is not None else text_turn(rng, refuses)
     )
     said = [draw() for _ in range(turns)]
     # The safety prompt must be a text the model knows; before refusal training it stands in front of anything.
     if rng.random() < (0.15 if refuses else 0.05):
-        said[0] = Said(f"{SAFETY_PROMPT} {said[0].question}", said[0].answer, said[0].given)
+        said[0] = Utterance(f"{SAFETY_PROMPT} {said[0].question}", said[0].answer, said[0].given)
     return Document(tuple(said), None if scene is None else render_array(scene, rng))

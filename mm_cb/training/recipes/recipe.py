@@ -35,7 +35,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
     Args:
         name_or_path: A shipped name or a YAML file.
-        overrides: ``"training.max_steps=60"``, dotted names and YAML values.
+        overrides: ``"training.max_steps=60"``, dotted names and YAML values; of one name the last counts, as of flags.
 
     Returns:
         The checked recipe.
@@ -45,15 +45,11 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             wrong value.
     """
     fields = _read(name_or_path)
-    given: dict[str, str] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise UserError(f"expected key=value, for example training.max_steps=60, got `{override}`.")
-        key = key.strip()
-        if given.setdefault(key, value) != value:
-            raise UserError(f"`{key}` is given twice, as `{given[key]}` and as `{value}`; leave one of them.")
-        _set(fields, key, _value(override, value))
+        _set(fields, key.strip(), _value(override, value))
     _refuse_unknown(fields)
     try:
         return Recipe.model_validate(fields)

@@ -10,7 +10,7 @@ from mm_cb.attacks.config import ANNEAL, AttackConfig
 from mm_cb.attacks.objectives.anneal import ALLOWED, FORCED, RAISED, Annealed, scale_after
 from mm_cb.attacks.registry import attacks
 from mm_cb.attacks.saved import to_pixels
-from mm_cb.attacks.search import make_objective
+from mm_cb.attacks.search import OPTIMIZERS, make_objective, search
 from mm_cb.attacks.verify import verify_run
 from mm_cb.core.errors import UserError
 from mm_cb.inference.subjects import Subject
@@ -169,3 +169,21 @@ def test_what_cannot_be_annealed_is_refused(files, tmp_path, attacks, more, matc
     more = {key: {"ADAPTER": adapter, "IDLE": str(idle)}.get(value, value) for key, value in more.items()}
     with pytest.raises(UserError, match=match):
         attack(tmp_path / "run", behaviors, attacks, **more)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("pgd_homotopy", (16 / 255, "cosine")), ("pgd_long", (None, None))])
+def test_it_begins_with_steps_of_half_the_budget_that_shrink_as_others_do_not(monkeypatch, subject, name, steps):
+    class Seen(Exception):
+        pass
+
+    def stepping(*_, step_size=None, step_schedule=None, **__):
+        raise Seen(step_size, step_schedule)
+
+    config = AttackConfig(name)
+    monkeypatch.setitem(OPTIMIZERS, config.optimizer, stepping)
+    clean, generators = torch.rand(1, 3, 4, 4), [torch.Generator()]
+    with pytest.raises(Seen) as seen:
+        search(
+            lambda x: x.sum((1, 2, 3)), clean, config, model=subject.model, generators=generators, random_start=False
+        )
+    assert seen.value.args == steps
