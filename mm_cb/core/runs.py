@@ -50,6 +50,8 @@ __all__ = [
     "write_text",
 ]
 
+SCHEMA = 1
+"""Of run.json, by every version so far."""
 _LOCK = ".lock"
 _RUN = "run.json"
 _SHOWN_DIFFERENCES = 6
@@ -82,7 +84,12 @@ def read_run(path: Path) -> Run:
         refuse_broken_link(file)
         place = f":{e.line}" if isinstance(e, Fault) else ""
         raise UserError(f"`{file}{place}` cannot be read ({e}); delete it and start the run in a new directory.") from e
-    return checked(content, Run, f"`{file}`")
+    run = checked(content, Run, f"`{file}`")
+    if (schema := run.get("schema", SCHEMA)) != SCHEMA:
+        raise UserError(
+            f"`{file}` must have schema {SCHEMA}, got {schema!s:.20}: open it with the version of mm-cb that made it."
+        )
+    return run
 
 
 class RunDirectory:
@@ -224,7 +231,14 @@ class RunDirectory:
             from mm_cb.core.provenance import git_revision, hardware, package_versions
 
             code: Code = {"versions": package_versions(), "git": git_revision()}
-            begun: Run = {"schema": 1, **identity, **code, "hardware": hardware(), "started": _now(), "ended": None}
+            begun: Run = {
+                "schema": SCHEMA,
+                **identity,
+                **code,
+                "hardware": hardware(),
+                "started": _now(),
+                "ended": None,
+            }
             self._content = begun
             write_json(self.path / _RUN, self._content)
             return
