@@ -154,6 +154,7 @@ def test_a_resolved_recipe_can_be_run_again(tmp_path):
         ("alpha", "key=value"),
         ("=3", "key=value"),
         ("training.max_steps=many", "`training.max_steps`.*'many'"),
+        ("circuit_breaker.dial_from='1_0'", "`circuit_breaker.dial_from`: a number is expected, got '1_0'"),
         ("training.max_steps=0", "`training.max_steps`"),
         ("training.learning_rate=.nan", "`training.learning_rate`"),
         ("circuit_breaker.alpha=-1", "`circuit_breaker.alpha`"),

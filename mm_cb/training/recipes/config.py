@@ -137,7 +137,7 @@ class CircuitBreaker(_Section):
     """The token that ends an answer of a circuit-breaker row; left out, it is as if it were not there (trainer)."""
     keep_length: Annotated[float, Within("keep_length")] = 0.0
     """Weight, in the reroute loss, of a term that keeps rerouted states as long as they were; 0 = none (paper)."""
-    dial_from: Annotated[float, Field(ge=0, le=1)] = 1.0
+    dial_from: Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)] = 1.0
     """Two steps in four reroute with the adapter at a share drawn from this to 1, against attacks that dial it up.
 
     1 = never (paper). Ours.
