@@ -101,9 +101,10 @@ class _Pass:
         self.axis, self._target = axis, target
         matrix = filter_matrix(source, target, resample)
         self._smooth = torch.from_numpy(matrix).float()
-        self._exact = torch.from_numpy(quantised(matrix, weights))
+        exact = quantised(matrix, weights)
+        self._exact = torch.from_numpy(exact)
         self._library = _TORCH_FILTERS.get(resample) if weights == "torchvision" else None
-        self._narrow = _fits_float32(matrix, weights)
+        self._narrow = _fits_float32(exact, _bits(matrix, weights))
         self.to(torch.device("cpu"))
 
     def to(self, device: torch.device) -> None:
@@ -286,13 +287,13 @@ def _bits(matrix: np.ndarray, weights: Weights) -> int:
     return _PILLOW_BITS if weights == "pillow" else _int16_bits(float(matrix.max()))
 
 
-def _fits_float32(matrix: np.ndarray, weights: Weights) -> bool:
-    """Whether sums of weighted levels are exact in float32, in whatever order they are added up.
+def _fits_float32(exact: np.ndarray, bits: int) -> bool:
+    """Whether sums of levels under weights of so many fractional bits are exact in float32, in whatever order.
 
     In units of the weights' last bit all partial sums are whole numbers, and so is the half that rounds.
     """
-    largest = 255 * np.abs(quantised(matrix, weights)).sum(axis=1).max() + 0.5
-    return bool(largest * (1 << _bits(matrix, weights)) <= 2**24)
+    largest = 255 * np.abs(exact).sum(axis=1).max() + 0.5
+    return bool(largest * (1 << bits) <= 2**24)
 
 
 def _int16_bits(largest: float) -> int:
