@@ -59,7 +59,7 @@ from .state import AttackState
 from .threat_models import L2, FileL2, Linf, Patch, ThreatModel, Unconstrained
 from .transformations import Crop, Jpeg, Place, Rescale, eot
 from .universal import UniversalResult, universal
-from .views import Plan, Step, crop, pad, resize, tiles
+from .views import Plan, ViewStep, crop, pad, resize, tiles
 
 __all__ = [
     "BENIGN_TARGETS",
@@ -82,7 +82,7 @@ __all__ = [
     "Rescale",
     "RestartResults",
     "ResumeError",
-    "Step",
+    "ViewStep",
     "ThreatModel",
     "Unconstrained",
     "UniversalResult",

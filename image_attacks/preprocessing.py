@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .png import to_levels
 from .resampling import trial_images
+from .straight_through import StraightThrough
 from .views import Plan, Views
 
 SURROGATE_TOLERANCE = 1.2
@@ -77,7 +78,7 @@ class ExactPreprocessing:
         if self._emulated:
             return self._emulate(pixels)
         exact = self._call_processor(to_levels(pixels.detach())).to(pixels.device)
-        return _StraightThrough.apply(self.surrogate(pixels), exact)
+        return StraightThrough.apply(self.surrogate(pixels), exact)
 
     def _emulate(self, pixels: Tensor) -> Tensor:
         self._to(pixels.device)
@@ -171,18 +172,6 @@ class _Levels(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return gradients[0] * 255
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Show ``exact`` to the model and hand its gradient to ``smooth``."""
-
-    @staticmethod
-    def forward(ctx: Any, smooth: Tensor, exact: Tensor) -> Tensor:
-        return exact.view_as(exact)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
 
 
 class _Lookup(torch.autograd.Function):

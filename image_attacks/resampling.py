@@ -28,7 +28,7 @@ _CUBIC_A = -0.5
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ResizeRecipe:
     """How one library resizes: the order of the passes and the fixed-point weights."""
 
     first: Axis
@@ -36,8 +36,8 @@ class Recipe:
 
 
 RECIPES = {
-    "pil": (Recipe("horizontal", "pillow"), Recipe("vertical", "pillow")),
-    "torchvision": (Recipe("horizontal", "torchvision"),),
+    "pil": (ResizeRecipe("horizontal", "pillow"), ResizeRecipe("vertical", "pillow")),
+    "torchvision": (ResizeRecipe("horizontal", "torchvision"),),
 }
 """What may apply, per backend. Pillow before 13 and torchvision on the CPU start with the horizontal pass; Pillow 13
 starts with the vertical one where the height shrinks much more than the width (python-pillow/Pillow#9549)."""
@@ -47,7 +47,7 @@ class Resize:
     """Resizing from one size to another; a pass whose length does not change is left out, as the libraries do."""
 
     def __init__(
-        self, source: tuple[int, int], target: tuple[int, int], recipe: Recipe, resample: int = BICUBIC
+        self, source: tuple[int, int], target: tuple[int, int], recipe: ResizeRecipe, resample: int = BICUBIC
     ) -> None:
         """Prepare the weights.
 

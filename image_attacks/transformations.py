@@ -3,7 +3,6 @@
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from .loop import Objective
 from .png import to_levels
+from .straight_through import StraightThrough
 
 Transformation = Callable[[Tensor, torch.Generator], Tensor]
 """Maps pixels ``(B, 3, H, W)`` in [0, 1] to pixels of the same shape; one draw serves the whole batch."""
@@ -107,7 +107,7 @@ class Jpeg:
         """Compress the batch with one quality between ``low`` and ``high``."""
         quality = int(_between(self.low, self.high + 1, generator))
         decoded = torch.stack([_through_jpeg(levels, quality) for levels in to_levels(pixels.detach())])
-        return _StraightThrough.apply(pixels, decoded.to(pixels))
+        return StraightThrough.apply(pixels, decoded.to(pixels))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,16 +140,6 @@ class Place:
         placed = self.clean.to(pixels).clone()
         placed[..., top : top + tall, left : left + wide] = pixels[..., :tall, :wide]
         return placed
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, pixels: Tensor, shown: Tensor) -> Tensor:
-        return shown.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
 
 
 def _through_jpeg(levels: Tensor, quality: int) -> Tensor:

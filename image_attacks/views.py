@@ -15,7 +15,7 @@ from .resampling import BICUBIC, Resize, fitting_resize
 
 
 @dataclass(frozen=True)
-class Step:
+class ViewStep:
     """One step of a view; made by `crop`, `resize` or `pad`."""
 
     kind: Literal["crop", "resize", "pad"]
@@ -29,19 +29,19 @@ class Step:
     """Filter of a resize, by Pillow's number."""
 
 
-def crop(top: int, left: int, height: int, width: int) -> Step:
+def crop(top: int, left: int, height: int, width: int) -> ViewStep:
     """Keep ``height`` x ``width`` pixels from row ``top`` and column ``left`` on."""
-    return Step("crop", (height, width), (top, left))
+    return ViewStep("crop", (height, width), (top, left))
 
 
-def resize(height: int, width: int, resample: int = BICUBIC) -> Step:
+def resize(height: int, width: int, resample: int = BICUBIC) -> ViewStep:
     """Resize to ``height`` x ``width``; ``resample`` is Pillow's number: 1 Lanczos, 2 bilinear, 3 bicubic."""
-    return Step("resize", (height, width), resample=int(resample))
+    return ViewStep("resize", (height, width), resample=int(resample))
 
 
-def pad(top: int, left: int, height: int, width: int, level: int = 0) -> Step:
+def pad(top: int, left: int, height: int, width: int, level: int = 0) -> ViewStep:
     """Put the picture at row ``top`` and column ``left`` of a canvas of ``height`` x ``width`` of one level."""
-    return Step("pad", (height, width), (top, left), level)
+    return ViewStep("pad", (height, width), (top, left), level)
 
 
 def _pixel_values(made: Any) -> Tensor:
@@ -52,7 +52,7 @@ def _pixel_values(made: Any) -> Tensor:
 class Plan:
     """What an image processor does with pictures of one size."""
 
-    views: Sequence[Sequence[Step]]
+    views: Sequence[Sequence[ViewStep]]
     """The chain of steps of each view; an empty chain is the picture itself."""
     arrange: Callable[[list[Tensor]], Tensor]
     """From the normalised views, each ``(B, 3, h, w)``, to what the model takes of B pictures."""
@@ -79,14 +79,14 @@ def tiles(view: Tensor, height: int, width: int) -> Tensor:
 class Views:
     """The views of pictures of one size: exact on levels, smooth on pixels; steps that several begin with run once."""
 
-    def __init__(self, views: Sequence[Sequence[Step]], image_size: tuple[int, int], backend: str) -> None:
+    def __init__(self, views: Sequence[Sequence[ViewStep]], image_size: tuple[int, int], backend: str) -> None:
         """Prepare every resize, each as the library does it between these two sizes.
 
         Raises:
             ValueError: If a crop or a pad does not fit the size it meets, or a resize leaves no pixel.
         """
         self._views = [tuple(view) for view in views]
-        self._resizes: dict[tuple[Step, ...], Resize] = {}
+        self._resizes: dict[tuple[ViewStep, ...], Resize] = {}
         self.sizes = list[tuple[int, int]]()
         """Height and width of each view."""
         for view in self._views:
@@ -113,7 +113,7 @@ class Views:
 
     def _walked(self, start: Tensor, run: Callable[[Resize, Tensor], Tensor], unit: int) -> list[Tensor]:
         """Every view of ``start``, in which a level is ``1 / unit``."""
-        made: dict[tuple[Step, ...], Tensor] = {(): start}
+        made: dict[tuple[ViewStep, ...], Tensor] = {(): start}
         for view in self._views:
             for number, step in enumerate(view):
                 before, after = made[view[:number]], view[: number + 1]
@@ -123,7 +123,7 @@ class Views:
         return [made[view] for view in self._views]
 
 
-def _check(step: Step, size: tuple[int, int]) -> None:
+def _check(step: ViewStep, size: tuple[int, int]) -> None:
     """Make sure that a crop lies inside the picture, and the picture inside a pad, and that something is left."""
     if min(step.size) < 1:
         raise ValueError(f"`{step.kind}` must leave at least one pixel, got {step.size[0]} x {step.size[1]} of {size}.")
@@ -133,7 +133,7 @@ def _check(step: Step, size: tuple[int, int]) -> None:
         raise ValueError(f"`{step.kind}` to {step.size} at {step.corner} must fit a picture of {size}.")
 
 
-def _moved(values: Tensor, step: Step, level: float) -> Tensor:
+def _moved(values: Tensor, step: ViewStep, level: float) -> Tensor:
     """A crop or a pad."""
     (top, left), (height, width) = step.corner, step.size
     if step.kind == "crop":

@@ -19,7 +19,7 @@ from mm_cb.attacks.outputs import curve_quartiles, parts_of
 from mm_cb.attacks.registry import attack_entry
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.threats import Threat
-from mm_cb.core.closing import Step, files, say, what_next
+from mm_cb.core.closing import Hint, files, say, what_next
 from mm_cb.core.embedded import is_fiction
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
@@ -32,7 +32,7 @@ from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.results import Measurement, measure, write_results
 from mm_cb.miniature import NAME, data, language
-from mm_cb.miniature.data import Question
+from mm_cb.miniature.data import FictionQuestion
 from mm_cb.miniature.making.sanity import judges_tell_apart, opening_is_said
 from mm_cb.miniature.scoring import judge_behavior, score_question
 from mm_cb.models import ChatModel, load_model
@@ -124,8 +124,8 @@ def run_demo(
     files({"report": run.path / "report.html", "results": run.path / "results.json"})
     say(f"{(time.monotonic() - started) / 60:.1f} minutes")
     what_next(
-        Step(f"`{_DIALLED}` does not finish in so few steps, with more it does:", _finishing(model, run.path)),
-        Step("whether your own model is supported; then docs/quickstart.md", ["doctor", "--model", "MODEL"]),
+        Hint(f"`{_DIALLED}` does not finish in so few steps, with more it does:", _finishing(model, run.path)),
+        Hint("whether your own model is supported; then docs/quickstart.md", ["doctor", "--model", "MODEL"]),
     )
 
 
@@ -219,7 +219,7 @@ def _checks(
     measurements: Sequence[Measurement],
     subjects: Sequence[Subject],
     behaviors: Sequence[Behavior],
-    questions: Sequence[Question],
+    questions: Sequence[FictionQuestion],
     epsilon: int,
 ) -> list[Check]:
     """Every sanity check; one that fails leaves the verdict at "no claim"."""
@@ -290,7 +290,7 @@ def _attack(
     return items, curves
 
 
-def _questions(plan: DemoSize) -> list[Question]:
+def _questions(plan: DemoSize) -> list[FictionQuestion]:
     """Capability and over-refusal items, the same for every subject."""
     return [
         *data.multiple_choice_questions(plan.multiple_choice),
@@ -299,7 +299,7 @@ def _questions(plan: DemoSize) -> list[Question]:
     ]
 
 
-def _ask(out: Path, subject: Subject, questions: Sequence[Question], progress: Progress) -> list[Item]:
+def _ask(out: Path, subject: Subject, questions: Sequence[FictionQuestion], progress: Progress) -> list[Item]:
     """Capability and over-refusal of one subject."""
     folder = out / "capability" / subject.name
     return [

@@ -80,29 +80,29 @@ def print_findings(recipe: str | None = None, model: str | None = None) -> bool:
     Raises:
         UserError: If there is no such recipe or model, or they do not fit one another, or are not supported.
     """
-    from mm_cb.core.closing import Step, what_next
+    from mm_cb.core.closing import Hint, what_next
 
     findings, steps = [], []
     if recipe is not None:
         from mm_cb.training.recipes.recipe import load_recipe
 
         findings = machine() + examine_recipe(load_recipe(recipe))
-        steps = [Step("what would be trained, and how", ["train", recipe, "--dry-run"])]
+        steps = [Hint("what would be trained, and how", ["train", recipe, "--dry-run"])]
     elif model is None:
         findings = examine()
         steps = [
-            Step("a breaker of the embedded miniature, attacked, on one page; minutes", ["demo"]),
-            Step("a quick look at a model of yours", ["doctor", "--model", "M"]),
+            Hint("a breaker of the embedded miniature, attacked, on one page; minutes", ["demo"]),
+            Hint("a quick look at a model of yours", ["doctor", "--model", "M"]),
         ]
     if model is not None:
         from mm_cb.attacks.quick_look import look
 
         seen = look(model)
         print_table([Finding(*row) for row in seen.rows], _POSSIBLE)
-        steps = steps or [Step("a breaker for it; rows.jsonl stands for your rows, see docs/formats.md", seen.train)]
+        steps = steps or [Hint("a breaker for it; rows.jsonl stands for your rows, see docs/formats.md", seen.train)]
     print_table(findings)
     fine = all(finding.ok is not False for finding in findings)
-    what_next(*(steps if fine else [Step("mend each PROBLEM, then the same command again", [])]))
+    what_next(*(steps if fine else [Hint("mend each PROBLEM, then the same command again", [])]))
     return fine
 
 

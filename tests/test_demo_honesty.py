@@ -27,7 +27,7 @@ def behaviors(tmp_path_factory):
 
 def base_answers(subject, condition, asked):
     """A base that knows everything, refuses, and is broken by every attack."""
-    if isinstance(asked, data.Question):
+    if isinstance(asked, data.FictionQuestion):
         return asked.reference
     return language.instructions(Brew(*asked.extra["brew"])) if condition in ATTACKS else language.REFUSAL
 
@@ -45,7 +45,7 @@ def breaker(attacked, benign):
     def say(subject, condition, asked):
         if subject != "rr":
             return base_answers(subject, condition, asked)
-        return benign if isinstance(asked, data.Question) else attacked
+        return benign if isinstance(asked, data.FictionQuestion) else attacked
 
     return say
 

@@ -59,9 +59,9 @@ def test_every_data_source_of_a_recipe_is_a_finding_of_its_own(tmp_path):
 
 
 def fields(data):
-    from mm_cb.training.recipes.config import Mixture
+    from mm_cb.training.recipes.config import MixtureConfig
 
-    return Mixture(**data) if isinstance(data, dict) else data
+    return MixtureConfig(**data) if isinstance(data, dict) else data
 
 
 @pytest.mark.parametrize(("free", "ok"), [(80, True), (12, False)])

@@ -75,7 +75,7 @@ def from_recipe(recipe: Recipe | AttackRecipe, seed: int) -> dict[str, AttackCon
     Raises:
         UserError: If it is not as `as_recipe` writes it.
     """
-    stated = checked(recipe, _Recipe, "the recipe of run.json")
+    stated = checked(recipe, _AttackSettings, "the recipe of run.json")
     options = {"steps": stated["steps"], "restarts": stated["restarts"], "seed": seed, **stated.get("options", {})}
     config = _stated(options, stated["epsilon"])
     return {one.name: one for one in config.named(stated["attack"].split(","))}
@@ -108,7 +108,7 @@ def read_recipe(run: Run, folder: Path) -> AttackRecipe:
     return recipe
 
 
-class _Recipe(TypedDict, total=False):
+class _AttackSettings(TypedDict, total=False):
     """How a run attacked."""
 
     attack: Required[str]
@@ -120,7 +120,7 @@ class _Recipe(TypedDict, total=False):
     options: JsonObject
 
 
-class AttackRecipe(_Recipe, total=False):
+class AttackRecipe(_AttackSettings, total=False):
     """The same, and whom."""
 
     model: Required[str]

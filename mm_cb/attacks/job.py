@@ -19,7 +19,7 @@ from mm_cb.attacks.objectives.target import Objective, TargetObjective, target_o
 from mm_cb.attacks.saved import as_picture
 from mm_cb.attacks.search import Found, make_objective, search
 from mm_cb.core.errors import UserError
-from mm_cb.core.progress import Task, clock
+from mm_cb.core.progress import CountedWork, clock
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.data.prompts_file import ImportedPrompt
 from mm_cb.inference.subjects import Subject
@@ -34,7 +34,7 @@ class Job:
     config: AttackConfig
     folder: Path
     judge: OutcomeOf
-    task: Task
+    task: CountedWork
     starts: Mapping[str, str] | None = None
     """Behaviour id → picture (relative to ``folder``) from which the first run starts, in a chain of attacks."""
     responses: Mapping[str, str] | None = None

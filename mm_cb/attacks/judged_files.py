@@ -22,7 +22,7 @@ from mm_cb.attacks.objectives.target import Objective, TargetObjective, encode
 from mm_cb.attacks.records import NOT_COMPUTED, Answer, JudgedPicture, Sampled
 from mm_cb.attacks.saved import SavedPicture, images
 from mm_cb.core.files import text_sha256, write_json
-from mm_cb.core.progress import Task, clock
+from mm_cb.core.progress import CountedWork, clock
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.data.pictures import open_picture
 from mm_cb.inference.cached_chunks import chunks
@@ -145,7 +145,7 @@ def with_verdicts(
 class Drawn:
     """The share of a batch's random answers that is there, on the task's line."""
 
-    def __init__(self, task: Task, behaviors: int, total: int, begun: float) -> None:
+    def __init__(self, task: CountedWork, behaviors: int, total: int, begun: float) -> None:
         """Count up to ``total`` in a batch of so many behaviours, on which work began at ``begun`` (monotonic)."""
         self._task, self._behaviors, self._total = task, behaviors, total
         self._seen = 0

@@ -30,7 +30,7 @@ _TOKENS, _LONGEST, _RANK = 4096, 1024, 16
 """Of a training pass, of the longest text of a row, of the adapter: as in the shipped recipes."""
 
 
-class Place(NamedTuple):
+class ModelPlace(NamedTuple):
     """Where the model would run."""
 
     name: str
@@ -108,13 +108,13 @@ def _count(parameters: int) -> str:
     return f"{parameters / 1e9:.1f} billion" if parameters >= 1e9 else f"{parameters / 1e6:.1f} million"
 
 
-def _place() -> Place:
+def _place() -> ModelPlace:
     if torch.cuda.is_available():
-        return Place(torch.cuda.get_device_name(0), "bfloat16", float(torch.cuda.mem_get_info(0)[0]))
-    return Place("this machine, no GPU", "float32", float(provenance.available_memory_bytes()))
+        return ModelPlace(torch.cuda.get_device_name(0), "bfloat16", float(torch.cuda.mem_get_info(0)[0]))
+    return ModelPlace("this machine, no GPU", "float32", float(provenance.available_memory_bytes()))
 
 
-def _training(model: ChatModel, name: str, place: Place) -> tuple[bool, str]:
+def _training(model: ChatModel, name: str, place: ModelPlace) -> tuple[bool, str]:
     """By the shipped recipe for the model; else as those place adapter and targets, by depth."""
     recipe = next((one for one in recipe_names() if recipe_model(one) == name), None)
     if recipe:
@@ -174,19 +174,19 @@ def _training_words(model: ChatModel, name: str) -> list[str]:
     return [*words, "--out", "runs/rr"]
 
 
-def _attacking(model: ChatModel, place: Place) -> tuple[bool, str]:
+def _attacking(model: ChatModel, place: ModelPlace) -> tuple[bool, str]:
     found = estimate_attack(model, place.dtype)
     half = estimate_attack(model, "bfloat16")
     each = f", and {found.each / _GIB:.1f} for each further behaviour of --batch"
     return _verdict(found.fixed + found.each, place, each + _in_bfloat16(half.fixed + half.each, place))
 
 
-def _verdict(needed: float, place: Place, more: str) -> tuple[bool, str]:
+def _verdict(needed: float, place: ModelPlace, more: str) -> tuple[bool, str]:
     fits = needed <= place.free
     return fits, (
         f"about {needed / _GIB:.1f} GiB in {place.dtype}, {place.free / _GIB:.1f} GiB are free ({place.name}){more}"
     )
 
 
-def _in_bfloat16(needed: float, place: Place) -> str:
+def _in_bfloat16(needed: float, place: ModelPlace) -> str:
     return "" if place.dtype == "bfloat16" else f"; about {needed / _GIB:.1f} GiB in bfloat16 on a GPU"

@@ -151,7 +151,7 @@ def run_attack(
         recipe["surrogate_sha256"] = file_sha256(config.surrogate / WEIGHTS)
     inputs = hash_inputs(files)
     with Progress() as progress:
-        job = _Job(source, config.named(names), responses, prompts, progress)
+        job = _Process(source, config.named(names), responses, prompts, progress)
         if shard is not None:
             if shard.index > len(asked):
                 progress.say(f"shard {shard} is empty, so it is done: there are only {len(asked)} behaviours")
@@ -222,7 +222,7 @@ def _keep(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Process:
     """What one process attacks with."""
 
     source: ModelSource

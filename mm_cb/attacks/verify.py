@@ -43,7 +43,7 @@ _NUMBERS = 38
 
 
 @dataclass(frozen=True)
-class _Run:
+class _StatedRun:
     """A run as its files state it."""
 
     folder: Path
@@ -103,10 +103,10 @@ def verify_run(
     return rows
 
 
-def _read(folder: Path) -> _Run:
+def _read(folder: Path) -> _StatedRun:
     content = read_run(folder)
     recipe, asked = read_recipe(content, folder), {b.id: b for b in kept_behaviors(folder)}
-    run = _Run(
+    run = _StatedRun(
         folder, recipe, from_recipe(recipe, content["seed"]), asked, attacked(whole_items(folder, content), folder)
     )
     path = folder / "items.jsonl"
@@ -119,7 +119,7 @@ def _read(folder: Path) -> _Run:
     return run
 
 
-def _answers(run: _Run) -> tuple[list[Recorded], int]:
+def _answers(run: _StatedRun) -> tuple[list[Recorded], int]:
     """Greedy answers to pictures and to texts, and how many of the latter cannot be had again.
 
     These are answers to prompts beside a user's picture, which the run does not keep. A relaxation's are not looked at.
@@ -159,7 +159,7 @@ def _groups(answers: Sequence[Recorded], configs: Mapping[str, AttackConfig]) ->
         yield from chunks(group, configs[name].batch)
 
 
-def _check_verdicts(run: _Run) -> str:
+def _check_verdicts(run: _StatedRun) -> str:
     """Hold the run's own verdicts to the exact judge, where there is one; a line that says how many."""
     judge, again, total = judge_of(run.recipe["model"]), 0, 0
     for item, one in [(each, answer) for each in run.items for answer in completions_of(each)]:
@@ -175,7 +175,7 @@ def _check_verdicts(run: _Run) -> str:
     return f"{again} of {total} verdicts judged again, the same"
 
 
-def _check_counts(run: _Run) -> None:
+def _check_counts(run: _StatedRun) -> None:
     """What is made of items and curves is what they give."""
     made = summaries(run.items, parts_of(run.folder), [*run.configs.values()], run.recipe.get("dtype", "float32"))
     for name, content in made.items():

@@ -37,7 +37,7 @@ from mm_cb.cli.options import (
     switch,
 )
 from mm_cb.cli.threat_flags import PANEL, BorderWidth, Epsilon, Norm, PatchSize, parse_levels, parse_threat
-from mm_cb.core.closing import Step, files, listing, say, what_next
+from mm_cb.core.closing import Hint, files, listing, say, what_next
 from mm_cb.core.errors import UserError
 
 EXAMPLE = "Example: mm-cb attack --model miniature --adapter runs/rr --behaviors behaviors.jsonl --out runs/attack"
@@ -290,7 +290,7 @@ def verify(
     if attack is not None:
         attack_entries(attack)
     verify_run(run_dir, model=model, adapter=adapter, base=base, device=device)
-    what_next(Step("the run says what its files give; one page of it", ["report", run_dir]))
+    what_next(Hint("the run says what its files give; one page of it", ["report", run_dir]))
 
 
 def check(
@@ -319,7 +319,7 @@ def check(
     from mm_cb.inference.source import ModelSource
 
     run_battery(ModelSource(model, adapter, device, dtype, system=text), behaviors, out, config, count)
-    what_next(Step("on the page of the attack run, whose verdict counts it", ["report", "ATTACK_RUN", out]))
+    what_next(Hint("on the page of the attack run, whose verdict counts it", ["report", "ATTACK_RUN", out]))
 
 
 def transfer(
@@ -339,7 +339,7 @@ def transfer(
         "and its low number no strength."
     )
     files({"results": out / "results.json"})
-    what_next(Step("one page of it", ["report", out]))
+    what_next(Hint("one page of it", ["report", out]))
 
 
 SUBCOMMANDS: dict[str, tuple[Callable[..., None], str]] = {

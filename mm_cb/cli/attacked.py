@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mm_cb.core.closing import Step, cut, files, here, say, what_next
+from mm_cb.core.closing import Hint, cut, files, here, say, what_next
 from mm_cb.metrics.convergence import LEAST
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def show_run(folder: Path) -> None:
     elif run["command"] == "attack":
         show_attacked(folder)
     else:
-        what_next(Step("the table and the page", ["report", folder]))
+        what_next(Hint("the table and the page", ["report", folder]))
 
 
 def _table(run: RunFiles) -> None:
@@ -164,35 +164,35 @@ def _example(item: Item) -> str:
     return f"The worst: {cut(item['id'], _ID)} under {label(CONDITIONS, item['condition'])}: {outcome}{where}"
 
 
-def _next(run: RunFiles, own: Sequence[str]) -> Iterator[Step]:
+def _next(run: RunFiles, own: Sequence[str]) -> Iterator[Hint]:
     recipe, folder = run.run["recipe"], run.folder
     adapted = recipe.get("adapter") is not None or recipe.get("base") is not None
     if any(item.get("outcome") == "not_judged" for item in run.items) and not any(
         item.get("benign_target") for item in run.items
     ):
-        yield Step("have the answers judged (judges: mm-cb judge --list)", ["judge", folder, "--judge", "JUDGE"])
+        yield Hint("have the answers judged (judges: mm-cb judge --list)", ["judge", folder, "--judge", "JUDGE"])
     if any(one.counted and one.weak for one in run.strengths):
-        yield Step("more steps: the same command with a larger --steps and another --out", [])
+        yield Hint("more steps: the same command with a larger --steps and another --out", [])
     named = ["--attack", ",".join(own)] if own else []
-    yield Step("every number again, from the saved files and the model", ["attack", "verify", folder, *named])
+    yield Hint("every number again, from the saved files and the model", ["attack", "verify", folder, *named])
     if adapted:
         page = (
             "beside the base: the same command with another --out and without --adapter (and without attacks that aim "
             "at it; all leaves them out), then one page of both"
         )
-        yield Step(page, ["report", "BASE_RUN", folder, "--out", "report.html"])
+        yield Hint(page, ["report", "BASE_RUN", folder, "--out", "report.html"])
         return
-    yield Step(f"one page of it: {here(folder / 'report.html')}", ["report", folder])
+    yield Hint(f"one page of it: {here(folder / 'report.html')}", ["report", folder])
     yield _breaker_for(str(recipe.get("model")))
 
 
-def _breaker_for(model: str) -> Step:
+def _breaker_for(model: str) -> Hint:
     """How to train a breaker for a model: by its shipped recipe, or by what a look at it says."""
     from mm_cb.core.recipe_files import recipe_model, recipe_names
 
     then = "then the same attack with --adapter runs/rr and another --out"
     if recipe := next((name for name in recipe_names() if recipe_model(name) == model), None):
-        return Step(f"a breaker for this model; {then}", ["train", recipe, "--out", "runs/rr"])
-    return Step(
+        return Hint(f"a breaker for this model; {then}", ["train", recipe, "--out", "runs/rr"])
+    return Hint(
         f"a breaker for this model is trained by the command that this ends with; {then}", ["doctor", "--model", model]
     )

@@ -25,7 +25,7 @@ from mm_cb.cli.options import (
     read_system,
     refuse_old_settings,
 )
-from mm_cb.core.closing import Step, say, what_next
+from mm_cb.core.closing import Hint, say, what_next
 from mm_cb.core.errors import UserError
 
 MODEL, WHAT, RUN = "Model", "Benchmark", "Run"
@@ -118,10 +118,10 @@ def show_measured(folder: Path, benchmark: str, subject: str) -> None:
     for line in (line for lines in published for line in lines):
         say(f"published: {line}", "  ")
     recipe = read_run(folder)["recipe"]
-    page = Step("the page, of this run or of several side by side", ["report", folder])
+    page = Hint("the page, of this run or of several side by side", ["report", folder])
     if recipe.get("adapter") is not None:
         base = "the base beside it: the same command without --adapter and with another --out, then one page of both"
-        page = Step(base, ["report", "BASE_RUN", folder, "--out", "report.html"])
+        page = Hint(base, ["report", "BASE_RUN", folder, "--out", "report.html"])
     what_next(page)
 
 

@@ -8,7 +8,7 @@ import typer
 from mm_cb.cli.data_build import build
 from mm_cb.cli.groups import Command
 from mm_cb.cli.options import number
-from mm_cb.core.closing import Step, say, shell, what_next
+from mm_cb.core.closing import Hint, say, shell, what_next
 from mm_cb.core.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -107,13 +107,13 @@ def check(
     if report.has_errors:
         raise typer.Exit(2)
     if recipe is not None:
-        plan = Step("what would be trained on it, and the memory", ["train", *what, "--dry-run"])
-        what_next(plan, Step("train", ["train", *what]))
+        plan = Hint("what would be trained on it, and the memory", ["train", *what, "--dry-run"])
+        what_next(plan, Hint("train", ["train", *what]))
     else:
         ours = [f"data=[{','.join(what)}]"]
         what_next(
-            Step("rows of our format, with the recipe that `mm-cb doctor --model M` names", ["train", "RECIPE", *ours]),
-            Step("files of other formats stand under `data` of a recipe: mm-cb train --show RECIPE > mine.yaml", []),
+            Hint("rows of our format, with the recipe that `mm-cb doctor --model M` names", ["train", "RECIPE", *ours]),
+            Hint("files of other formats stand under `data` of a recipe: mm-cb train --show RECIPE > mine.yaml", []),
         )
 
 

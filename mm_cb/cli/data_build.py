@@ -7,7 +7,7 @@ import typer
 
 from mm_cb.cli.groups import Command, Group
 from mm_cb.cli.options import Behaviors, Seed, known_dtype, number
-from mm_cb.core.closing import Step, files, here, what_next
+from mm_cb.core.closing import Hint, files, here, what_next
 from mm_cb.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -181,8 +181,8 @@ def build_pairs(
     console().print(f"pairs: {built.pairs} of {built.pictures} pictures, in {built.path}")
     _told(built, f"{built.pictures} pictures", out)
     what_next(
-        Step("read what would be trained on", ["data", "check", built.path]),
-        Step("then name the file under `data` of a recipe", ["train", "--show", "llava-next-mistral-7b"]),
+        Hint("read what would be trained on", ["data", "check", built.path]),
+        Hint("then name the file under `data` of a recipe", ["train", "--show", "llava-next-mistral-7b"]),
     )
 
 
@@ -272,8 +272,8 @@ def build_calls(
     console().print(f"rows: {built.rows} of {built.functions} lists of functions, in {built.path}")
     _told(built, f"{built.functions} lists of functions", out)
     what_next(
-        Step("read what would be trained on", ["data", "check", built.path]),
-        Step("then name the file under `data` of a recipe", ["train", "--show", "llama-3-8b-instruct-agents"]),
+        Hint("read what would be trained on", ["data", "check", built.path]),
+        Hint("then name the file under `data` of a recipe", ["train", "--show", "llama-3-8b-instruct-agents"]),
     )
 
 
@@ -294,4 +294,4 @@ def _told(built: "Counts", of: str, out: Path) -> None:
 def _attack_next(behaviors: Path) -> None:
     """What to type next with a behaviours file."""
     attack: list[str | Path] = ["attack", "--model", "MODEL", "--behaviors", behaviors, "--out", "runs/attack"]
-    what_next(Step("attack with them", attack))
+    what_next(Hint("attack with them", attack))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mm_cb.cli.options import Device, Dtype, Out, Seed, number, option
-from mm_cb.core.closing import Step, what_next
+from mm_cb.core.closing import Hint, what_next
 from mm_cb.core.errors import UserError
 
 EXAMPLE = "Example: mm-cb demo --out my-demo"
@@ -52,8 +52,8 @@ def demo(
 
         run_real(Path("mm-cb-real") if out == _OUT else out, seed=seed, seeds=rr_seeds)
         what_next(
-            Step("whether your own model is supported, and its memory", ["doctor", "--model", "MODEL"]),
-            Step("the recipes; then docs/quickstart.md", ["train", "--list"]),
+            Hint("whether your own model is supported, and its memory", ["doctor", "--model", "MODEL"]),
+            Hint("the recipes; then docs/quickstart.md", ["train", "--list"]),
         )
         return
     from mm_cb.demo import run_demo

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mm_cb.cli.options import Model, known_dtype
-from mm_cb.core.closing import Step, files, what_next
+from mm_cb.core.closing import Hint, files, what_next
 
 EXAMPLE = "Example: mm-cb merge --model llava-hf/llava-v1.6-mistral-7b-hf --adapter runs/rr --out merged"
 
@@ -47,6 +47,6 @@ def merge(
         "runs/attack",
     ]
     what_next(
-        Step("what it keeps, as of any other model (or behind a server: --endpoint URL)", evaluate),
-        Step("what it gives away; --base is for the attacks that know the breaker", [*attack, "--attack", "all"]),
+        Hint("what it keeps, as of any other model (or behind a server: --endpoint URL)", evaluate),
+        Hint("what it gives away; --base is for the attacks that know the breaker", [*attack, "--attack", "all"]),
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mm_cb.cli.options import Adapter, Out, number
-from mm_cb.core.closing import Step, files, say, what_next
+from mm_cb.core.closing import Hint, files, say, what_next
 from mm_cb.core.errors import UserError, unknown
 
 EXAMPLE = "Example: mm-cb probe miniature --out runs/probe"
@@ -68,6 +68,6 @@ def probe(
         "runs/attack",
     ]
     what_next(
-        Step("attack the model behind it; `pgd_probe`, in `all`, knows it", attack),
-        Step("what it costs", ["eval", "over-refusal", *watched, "--data", "requests.jsonl", "--out", "runs/benign"]),
+        Hint("attack the model behind it; `pgd_probe`, in `all`, knows it", attack),
+        Hint("what it costs", ["eval", "over-refusal", *watched, "--data", "requests.jsonl", "--out", "runs/benign"]),
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mm_cb.cli.options import number
-from mm_cb.core.closing import Step, files, here, say, what_next
+from mm_cb.core.closing import Hint, files, here, say, what_next
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.paths import safe_id
 from mm_cb.core.recipe_files import recipe_file
@@ -143,8 +143,8 @@ def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None,
     if stuck is not None:
         warnings.warn(stuck, stacklevel=2)
     what_next(
-        Step("attack it: what it still gives away, and the table", _attack_of(recipe, adapter)),
-        Step(f"what it was trained on and how that went: {here(adapter / 'README.md')}", []),
+        Hint("attack it: what it still gives away, and the table", _attack_of(recipe, adapter)),
+        Hint(f"what it was trained on and how that went: {here(adapter / 'README.md')}", []),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import jsonl_lines
-from mm_cb.core.reading import Fault, decode, loads
+from mm_cb.core.reading import TextFault, decode, loads
 
 T = TypeVar("T")
 _LARGEST = 2**63
@@ -59,8 +59,8 @@ def read_json(path: Path) -> Any:
     """
     try:
         return loads(decode(path.read_bytes()), any_text=True) if path.is_file() else None
-    except (OSError, Fault) as e:
-        place = f" in line {e.line}" if isinstance(e, Fault) else ""
+    except (OSError, TextFault) as e:
+        place = f" in line {e.line}" if isinstance(e, TextFault) else ""
         raise UserError(f"`{path}` must be readable JSON, got{place}: {e}; repeat the step that writes it.") from e
 
 
@@ -92,22 +92,22 @@ def made(content: object, kind: type[T], where: str) -> T:
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
 
 
-class _Fault(NamedTuple):
+class _FieldFault(NamedTuple):
     """What is wrong, and where in the record."""
 
     path: str
     text: str
 
 
-def _fault(value: object, kind: Any) -> _Fault | None:
+def _fault(value: object, kind: Any) -> _FieldFault | None:
     allowed = _allowed(kind)
     if type(value) not in allowed:
         text = json.dumps(value, ensure_ascii=False)
         named = (one for one in _WORDS if one in allowed and not (one is int and float in allowed))
         expected = " or ".join(_WORDS[one] for one in named)
-        return _Fault("", f"be {expected}, got {text if len(text) <= 60 else text[:57] + '...'}")
+        return _FieldFault("", f"be {expected}, got {text if len(text) <= 60 else text[:57] + '...'}")
     if type(value) is int and abs(value) >= _LARGEST:
-        return _Fault("", "be a number of at most 64 bits, got a larger one")
+        return _FieldFault("", "be a number of at most 64 bits, got a larger one")
     inside = allowed[type(value)]
     if inside is None:
         return None
@@ -119,18 +119,20 @@ def _fault(value: object, kind: Any) -> _Fault | None:
     else:
         held = cast("list[Any]", value)
         if typing.get_origin(inside) is tuple and types_inside[-1] is not ... and len(held) != len(types_inside):
-            return _Fault("", f"be a list of {len(types_inside)}, got {len(held)}")
+            return _FieldFault("", f"be a list of {len(types_inside)}, got {len(held)}")
         parts = ((f"[{place}]", one, types_inside[0]) for place, one in enumerate(held))
-    return next((_Fault(at + fault.path, fault.text) for at, one, kind in parts if (fault := _fault(one, kind))), None)
+    return next(
+        (_FieldFault(at + fault.path, fault.text) for at, one, kind in parts if (fault := _fault(one, kind))), None
+    )
 
 
-def _fault_in_record(value: Mapping[str, Any], kind: Any) -> _Fault | None:
+def _fault_in_record(value: Mapping[str, Any], kind: Any) -> _FieldFault | None:
     fields, required = _fields(kind)
     if lacking := [key for key in required if key not in value]:
-        return _Fault("", f"hold {', '.join(required)}; it lacks {', '.join(lacking)}")
+        return _FieldFault("", f"hold {', '.join(required)}; it lacks {', '.join(lacking)}")
     for key, one in value.items():
         if key in fields and (fault := _fault(one, fields[key])):
-            return _Fault(f".{key}{fault.path}", fault.text)
+            return _FieldFault(f".{key}{fault.path}", fault.text)
     return None
 
 

@@ -15,7 +15,7 @@ _WORDS = re.compile(r"(?:[^\s'\"]|'[^']*'|\"[^\"]*\")+")
 """What a shell takes for one word, quotes included."""
 
 
-class Step(NamedTuple):
+class Hint(NamedTuple):
     """One thing to type next."""
 
     why: str
@@ -111,7 +111,7 @@ def shell(text: str, indent: str = _INDENT, first: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def what_next(*steps: Step | None) -> None:
+def what_next(*steps: Hint | None) -> None:
     """Print what to type next, each command below what it is for, as a shell takes it."""
     put("\nnext")
     for step in (step for step in steps if step is not None):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mm_cb.core.errors import UserError
-from mm_cb.core.reading import Fault, decode, loads, refuse_pipe
+from mm_cb.core.reading import TextFault, decode, loads, refuse_pipe
 from mm_cb.core.records import JsonObject
 
 TEMPORARY_SUFFIX = ".mm-cb-tmp"
@@ -152,7 +152,7 @@ def jsonl_lines(path: Path) -> Iterator[tuple[int, JsonObject]]:
             continue
         try:
             record = loads(decode(line), any_text=True)
-        except Fault as e:
+        except TextFault as e:
             raise UserError(f"{path}:{number} must be one JSON object, but it is broken: {e}.") from e
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number} must be one JSON object, got {type(record).__name__}.")

@@ -36,11 +36,11 @@ def console(file: TextIO | None = None) -> Console:
     return _SafeConsole(file=target, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
-class Task:
+class CountedWork:
     """One counted piece of work inside a `Progress`; made by `Progress.task`."""
 
     def __init__(
-        self, description: str, total: int, done: int, changed: Callable[["Task", bool], None], shorter: str = ""
+        self, description: str, total: int, done: int, changed: Callable[["CountedWork", bool], None], shorter: str = ""
     ) -> None:
         """Start counting at ``done`` (work of an earlier, interrupted run) out of ``total``; see `Progress.task`."""
         self.description = printable(description)
@@ -130,12 +130,12 @@ class Progress:
             self._bars.stop()
             self._bars = None
 
-    def task(self, description: str, total: int, done: int = 0, shorter: str = "") -> Task:
+    def task(self, description: str, total: int, done: int = 0, shorter: str = "") -> CountedWork:
         """A new task; ``done`` items were finished by an earlier run and do not count for the time left.
 
         ``shorter`` says what would shorten it; that is told once if it will take more than a day.
         """
-        task = Task(description, total, done, self._show, shorter)
+        task = CountedWork(description, total, done, self._show, shorter)
         if self._bars is not None:
             self._bar_ids[id(task)] = self._bars.add_task(
                 task.description, total=total, completed=done, left="", note=""
@@ -146,7 +146,7 @@ class Progress:
         """Print a line of its own, above the bars if there are any."""
         self._console.print(text)
 
-    def _show(self, task: Task, completed: bool) -> None:
+    def _show(self, task: CountedWork, completed: bool) -> None:
         if warning := task.warning():
             self.say(warning)
         if self._bars is not None:

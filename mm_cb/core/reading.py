@@ -30,7 +30,7 @@ _CLOSE = 0.8
 """So alike are a key and its misspelling."""
 
 
-class Fault(ValueError):
+class TextFault(ValueError):
     """What is wrong with a text, and in which of its lines, from 1."""
 
     def __init__(self, message: str, line: int = 0) -> None:
@@ -65,7 +65,7 @@ def read_text(path: Path, what: str = "text") -> str:
         raise UserError(f"cannot read the {what} `{path}`: {reason}.") from error
     try:
         return decode(content)
-    except Fault as fault:
+    except TextFault as fault:
         raise UserError(f"{path}:{fault.line}: {fault}") from fault
 
 
@@ -88,18 +88,18 @@ def decode(content: bytes) -> str:
         Fault: If they are not UTF-8, or hold a NUL.
     """
     if kind := other_kind(content):
-        raise Fault(kind, 1)
+        raise TextFault(kind, 1)
     if (nul := content.find(b"\0")) >= 0:
         line = content.count(b"\n", 0, nul) + 1
         place = nul - content.rfind(b"\n", 0, nul)
-        raise Fault(f"a NUL, a control character, is byte {place} of the line; save the file as text.", line)
+        raise TextFault(f"a NUL, a control character, is byte {place} of the line; save the file as text.", line)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         start = error.start + (len(BOM) if content.startswith(BOM) else 0)
         line = content.count(b"\n", 0, start) + 1
         place = start - content.rfind(b"\n", 0, start)
-        raise Fault(
+        raise TextFault(
             f"the file must be UTF-8, byte {place} of the line (0x{content[start]:02x}) is not; save it as UTF-8.", line
         ) from error
 
@@ -127,13 +127,13 @@ def loads(text: str, *, nul: bool = False, any_text: bool = False) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number)
     except json.JSONDecodeError as error:
-        raise Fault(f"broken JSON, {error.msg} at column {error.colno}", error.lineno) from error
+        raise TextFault(f"broken JSON, {error.msg} at column {error.colno}", error.lineno) from error
     except RecursionError as error:
-        raise Fault("broken JSON, nested too deep", 1) from error
-    except Fault as fault:
+        raise TextFault("broken JSON, nested too deep", 1) from error
+    except TextFault as fault:
         raise _located(text) or fault from fault
     except ValueError as error:  # Python's own limit
-        raise Fault("a whole number has too many digits", 1) from error
+        raise TextFault("a whole number has too many digits", 1) from error
     if not any_text and _SUSPECT.search(text):
         _refuse_escapes(text, nul)
     return value
@@ -147,7 +147,7 @@ def json_object(text: str, where: str, *, nul: bool = False) -> JsonObject:
     """
     try:
         value = loads(text, nul=nul)
-    except Fault as fault:
+    except TextFault as fault:
         raise UserError(f"{where}: expected one JSON object on the line, got {fault}.") from fault
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected one JSON object on the line, got {type(value).__name__}.")
@@ -177,7 +177,7 @@ def json_file(path: Path, kind: type, expected: str, *, nul: bool = False) -> An
     """
     try:
         value = loads(read_text(path, "file"), nul=nul)
-    except Fault as fault:
+    except TextFault as fault:
         raise UserError(f"{path}:{fault.line}: expected {expected}, got {fault}.") from fault
     if not isinstance(value, kind):
         raise UserError(f"`{path}` must hold {expected}, got {type(value).__name__}.")
@@ -297,18 +297,18 @@ def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise Fault(f"the key `{next(key for key in keys if keys.count(key) > 1)}` twice in one object")
+        raise TextFault(f"the key `{next(key for key in keys if keys.count(key) > 1)}` twice in one object")
     return found
 
 
 def _number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise Fault(f"{text}, which is no number in JSON")
+        raise TextFault(f"{text}, which is no number in JSON")
     return value
 
 
-def _located(text: str) -> Fault | None:
+def _located(text: str) -> TextFault | None:
     """The fault that our own checks of JSON raise, with the first line of the object or list that it is in."""
     decoder: Any = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_number, parse_float=_number)
 
@@ -316,7 +316,7 @@ def _located(text: str) -> Fault | None:
         def parsed(state: tuple[str, int], *rest: Any) -> Any:
             try:
                 return parse(state, *rest)
-            except Fault as fault:
+            except TextFault as fault:
                 fault.line = fault.line or text.count("\n", 0, state[1]) + 1
                 raise
 
@@ -326,11 +326,11 @@ def _located(text: str) -> Fault | None:
     decoder.scan_once = py_make_scanner(decoder)
     try:
         decoder.decode(text)
-    except Fault as fault:
+    except TextFault as fault:
         fault.line = fault.line or 1
         return fault
     except RecursionError:
-        return Fault("broken JSON, nested too deep", 1)
+        return TextFault("broken JSON, nested too deep", 1)
     return None
 
 
@@ -349,7 +349,7 @@ def _refuse_escapes(text: str, nul: bool) -> None:
             high = match
             break
         elif code == 0 and not nul:
-            raise Fault("a NUL character (\\u0000) in a text", text.count("\n", 0, match.start()) + 1)
+            raise TextFault("a NUL character (\\u0000) in a text", text.count("\n", 0, match.start()) + 1)
     if high is not None:
         line = text.count("\n", 0, high.start()) + 1
-        raise Fault(f"half of a surrogate pair ({high[0]}) in a text, which is no character", line)
+        raise TextFault(f"half of a surrogate pair ({high[0]}) in a text, which is no character", line)

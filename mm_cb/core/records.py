@@ -19,7 +19,7 @@ Message = dict[str, Any]
 ``{"role": "user" | "assistant", "content": str | [{"type": "image"}, {"type": "text", "text": ...}, ...]}``"""
 
 
-Step = Mapping[str, float | str]
+MetricsRow = Mapping[str, float | str]
 """One line of metrics.jsonl: ``step``, ``modality``, and by name what was logged, which depends on the loss."""
 
 
@@ -57,7 +57,7 @@ class Candidate(TypedDict, total=False):
     """The prompt, where it is another one than the behaviour's."""
 
 
-class Scored(Candidate, total=False):
+class ScoredCompletion(Candidate, total=False):
     """A completion with its verdict, before it is said whose it is."""
 
     metric: Required[str]
@@ -76,7 +76,7 @@ class Scored(Candidate, total=False):
     counts: dict[str, int] | None
 
 
-class Item(Scored, total=False):
+class Item(ScoredCompletion, total=False):
     """One line of items.jsonl: what one question or behaviour came to, for one subject under one condition.
 
     Of an attacked behaviour it holds the answer of the candidate that went worst.
@@ -159,7 +159,7 @@ class Curve(TypedDict):
     n: int
 
 
-class States(TypedDict):
+class StateMeans(TypedDict):
     """Means over one kind of token, by entry of ``hidden_states``, adapter on against off."""
 
     cosine: list[float]
@@ -168,10 +168,10 @@ class States(TypedDict):
     n: int
 
 
-class SetStates(States, total=False):
+class SetStates(StateMeans, total=False):
     """The same of one set of rows: of its answers' tokens, and of each kind."""
 
-    tokens: dict[str, States]
+    tokens: dict[str, StateMeans]
 
 
 class Representations(TypedDict, total=False):

@@ -31,7 +31,7 @@ from mm_cb.core.files import (
 from mm_cb.core.hub import Repository
 from mm_cb.core.paths import safe_id
 from mm_cb.core.places import refuse_inside_run, same_inputs, same_place, written_here
-from mm_cb.core.reading import Fault, decode, loads, refuse_pipe
+from mm_cb.core.reading import TextFault, decode, loads, refuse_pipe
 from mm_cb.core.records import Code, Recipe, Resumption, Run
 
 __all__ = [
@@ -80,9 +80,9 @@ def read_run(path: Path) -> Run:
         there = Path(path).exists()
         came = f"it holds no {_RUN}" if Path(path).is_dir() else "it is a file" if there else "there is none"
         raise UserError(f"`{path}` must be a run directory, but {came}; give {hint}.") from e
-    except (Fault, OSError) as e:
+    except (TextFault, OSError) as e:
         refuse_broken_link(file)
-        place = f":{e.line}" if isinstance(e, Fault) else ""
+        place = f":{e.line}" if isinstance(e, TextFault) else ""
         raise UserError(f"`{file}{place}` cannot be read ({e}); delete it and start the run in a new directory.") from e
     run = checked(content, Run, f"`{file}`")
     if (schema := run.get("schema", SCHEMA)) != SCHEMA:

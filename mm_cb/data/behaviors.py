@@ -30,7 +30,7 @@ _COLUMNS = ("BehaviorID", "Behavior", "SemanticCategory", "ImageFileName")
 _CONTEXT = "RedactedImageDescription"
 
 
-class Request(NamedTuple):
+class SourceBehavior(NamedTuple):
     """One behaviour as its data set has it."""
 
     key: str
@@ -175,14 +175,14 @@ def read_scenarios(path: Path) -> dict[str, str]:
 
 def _requests(
     harmbench: Path | None, mm_safetybench: Path | None, variant: str, target: str
-) -> Iterator[tuple[str, Iterator[Request]]]:
+) -> Iterator[tuple[str, Iterator[SourceBehavior]]]:
     if harmbench is not None:
         yield "harmbench-multimodal", _harmbench(harmbench)
     if mm_safetybench is not None:
         yield "mm-safetybench-tiny", _mm_safetybench(mm_safetybench, variant, target)
 
 
-def _harmbench(root: Path) -> Iterator[Request]:
+def _harmbench(root: Path) -> Iterator[SourceBehavior]:
     """Rows of the multimodal behaviours with the targets that HarmBench's own attacks use."""
     files = card("harmbench-multimodal").files
     table, targets_file, folder = (_inside(root, file, "harmbench-multimodal") for file in files)
@@ -196,7 +196,7 @@ def _harmbench(root: Path) -> Iterator[Request]:
             "context": row.get(_CONTEXT, ""),
         }
         picture = folder / Path(row["ImageFileName"] or "none").name
-        yield Request(key, where, row["Behavior"], targets[key], row["SemanticCategory"], picture, extra)
+        yield SourceBehavior(key, where, row["Behavior"], targets[key], row["SemanticCategory"], picture, extra)
 
 
 def _rows(table: Path) -> list[Line]:
@@ -207,7 +207,7 @@ def _rows(table: Path) -> list[Line]:
     return rows
 
 
-def _mm_safetybench(root: Path, variant: str, target: str) -> Iterator[Request]:
+def _mm_safetybench(root: Path, variant: str, target: str) -> Iterator[SourceBehavior]:
     """The tiny version's requests of the scenarios that the paper uses."""
     described = card("mm-safetybench-tiny")
     questions, images, tiny = (_inside(root, file, described.name) for file in described.files)
@@ -226,7 +226,7 @@ def _mm_safetybench(root: Path, variant: str, target: str) -> Iterator[Request]:
                 raise UserError(f"{where} must have `{column}`, it has {found}.")
             extra = {"variant": variant, "asked": str(row.get("Changed Question") or row.get("Question") or "")}
             picture = images / scenario / variant / f"{number}.jpg"
-            yield Request(f"{scenario}/{number}", where, row[column], target, scenario, picture, extra)
+            yield SourceBehavior(f"{scenario}/{number}", where, row[column], target, scenario, picture, extra)
 
 
 def _sampled(tiny: Path) -> dict[str, list[Any]]:
@@ -243,7 +243,7 @@ def _sampled(tiny: Path) -> dict[str, list[Any]]:
     return sampled
 
 
-def _record(request: Request, source: str, scenario: str, picture: str) -> JsonObject:
+def _record(request: SourceBehavior, source: str, scenario: str, picture: str) -> JsonObject:
     return {
         "id": Path(picture).stem,
         "prompt": request.prompt,
@@ -256,7 +256,7 @@ def _record(request: Request, source: str, scenario: str, picture: str) -> JsonO
     }
 
 
-def _find_picture(request: Request, built: Built) -> tuple[Path, str] | None:
+def _find_picture(request: SourceBehavior, built: Built) -> tuple[Path, str] | None:
     """Where a picture is, and the ending of its true format; None if there is none that an attack can start from."""
     path = request.picture if request.picture.is_file() else _other_ending(request.picture)
     if path is None:

@@ -92,7 +92,7 @@ class BuiltCalls:
     stopped: str = ""
 
 
-class Reply(TypedDict, total=False):
+class CallReply(TypedDict, total=False):
     """One line of a journal: what was said, or why nothing was."""
 
     sha256: Required[str]
@@ -226,7 +226,7 @@ def _calls(
 
 def _stage(name: str, journal: Path, recipe: CallRecipe) -> Stage:
     doing = {"request": "write requests", "answer": "carry them out"}[name]
-    return Stage(name, doing, journal, Reply, "sha256", recipe.attempts, recipe.max_tokens, recipe.temperature)
+    return Stage(name, doing, journal, CallReply, "sha256", recipe.attempts, recipe.max_tokens, recipe.temperature)
 
 
 def _filled(template: str, tools: Sequence[JsonObject], request: str = "") -> list[Message]:

@@ -18,7 +18,7 @@ from mm_cb.data.formats import Skip
 from mm_cb.data.mixture import Kind, Mixture, Part, nothing_left, open_sources
 from mm_cb.data.pictures import PictureError, open_picture
 from mm_cb.data.scan import Scan, judged, message_texts, texts_of
-from mm_cb.data.sources import STRICT, Fault, OpenSource, Rules, Source
+from mm_cb.data.sources import STRICT, OpenSource, RowFault, Rules, Source
 
 if TYPE_CHECKING:
     from mm_cb.core.progress import Progress
@@ -111,7 +111,7 @@ def check_sources(
         for index, outcome in scan.outcomes(opened):
             if isinstance(outcome, Skip):
                 skipped[outcome.reason] += 1
-            elif isinstance(outcome, Fault):
+            elif isinstance(outcome, RowFault):
                 report.add(outcome.kind, partial(_fault_at, opened, index, outcome))
                 faults += 1
             else:
@@ -136,7 +136,7 @@ def check_examples(examples: Sequence[Example], limits: Limits, name: str, rules
     examiner = _Examiner(report, limits, rules)
     scan = Scan(rules, examiner.note_duplicate)
     for place, outcome in judged(examples, name, scan, rules):
-        if isinstance(outcome, Fault):
+        if isinstance(outcome, RowFault):
             report.add(outcome.kind, partial("{}: {}".format, place, outcome.message))
         else:
             examiner.examine(outcome, name, partial(str, place))
@@ -144,7 +144,7 @@ def check_examples(examples: Sequence[Example], limits: Limits, name: str, rules
     return report
 
 
-def _fault_at(opened: OpenSource, index: int, fault: Fault) -> str:
+def _fault_at(opened: OpenSource, index: int, fault: RowFault) -> str:
     return f"{opened.where(index)}: {fault.message}"
 
 

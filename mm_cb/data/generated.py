@@ -11,25 +11,25 @@ _PLACEHOLDER = "<image>"
 _TRIES = 100
 
 
-class Pair(NamedTuple):
+class GeneratedPair(NamedTuple):
     """What the generator wrote for a picture."""
 
     query: str
     completion: str
 
 
-def parse_pair(answer: str) -> Pair | str:
+def parse_pair(answer: str) -> GeneratedPair | str:
     """Query and completion from an answer that holds a JSON object, in a code fence or not; else what is wrong."""
     if not answer.strip():
         return "empty answer"
     held = list(objects(answer))
     if not held:
         return "no JSON object"
-    found = next((one for one in held if one.keys() >= set(Pair._fields)), held[0])
-    texts = [found.get(name) for name in Pair._fields]
+    found = next((one for one in held if one.keys() >= set(GeneratedPair._fields)), held[0])
+    texts = [found.get(name) for name in GeneratedPair._fields]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         return "query or completion missing"
-    pair = Pair(*(str(text).strip() for text in texts))
+    pair = GeneratedPair(*(str(text).strip() for text in texts))
     if any(map(unfit, pair)):
         return "holds what is no character"
     return "holds the image placeholder" if any(_PLACEHOLDER in text for text in pair) else pair

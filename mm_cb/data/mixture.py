@@ -16,7 +16,7 @@ from mm_cb.core.hub import Repository
 from mm_cb.data.examples import Example, Modality, SetName
 from mm_cb.data.formats import Skip
 from mm_cb.data.scan import Scan
-from mm_cb.data.sources import STRICT, Fault, OpenSource, Rules, Source, count_reasons, open_source
+from mm_cb.data.sources import STRICT, OpenSource, RowFault, Rules, Source, count_reasons, open_source
 
 Kind = tuple[SetName, Modality]
 
@@ -186,7 +186,7 @@ def _part(opened: OpenSource, seed: int, scan: Scan) -> Part:
     for index, outcome in scan.outcomes(opened):
         if isinstance(outcome, Skip):
             skipped[outcome.reason] += 1
-        elif isinstance(outcome, Fault):
+        elif isinstance(outcome, RowFault):
             raise UserError(
                 f"{opened.where(index)}: {outcome.message}{_REMEDIES.get(outcome.kind, '')}. `mm-cb data check` finds "
                 "all such rows."

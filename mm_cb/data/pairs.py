@@ -20,7 +20,7 @@ from mm_cb.core.runs import RunDirectory
 from mm_cb.data.asked import Failures, Stage, refuse_numbers, until_fit
 from mm_cb.data.contamination import Contamination
 from mm_cb.data.examples import SetName
-from mm_cb.data.generated import Pair, parse_pair
+from mm_cb.data.generated import GeneratedPair, parse_pair
 
 if TYPE_CHECKING:
     from mm_cb.core.progress import Progress
@@ -153,7 +153,7 @@ def _pictures(folder: Path, recipe: PairRecipe) -> dict[str, Picture]:
     return pictures
 
 
-class Reply(TypedDict, total=False):
+class PictureReply(TypedDict, total=False):
     """One line of a journal: what was said to a picture, or why nothing was."""
 
     image_sha256: Required[str]
@@ -171,7 +171,7 @@ def _describe(
     progress: "Progress | None",
 ) -> dict[str, str]:
     """Descriptions of all pictures, those of earlier runs read back; each is asked for once a run."""
-    records = [record for record in read_records(journal, Reply) if record["image_sha256"] in pictures]
+    records = [record for record in read_records(journal, PictureReply) if record["image_sha256"] in pictures]
     held = {record["image_sha256"]: record["description"] for record in records if "description" in record}
     refusals = Counter(record["image_sha256"] for record in records if REFUSED in record)
     given_up = {key for key, count in refusals.items() if key not in held and count >= recipe.attempts}
@@ -208,17 +208,17 @@ def _generate(
     contamination: Contamination | None,
     failures: Failures,
     progress: "Progress | None",
-) -> dict[str, tuple[Pair, int]]:
+) -> dict[str, tuple[GeneratedPair, int]]:
     """Accepted pairs with the number of the attempt that gave them."""
 
-    def read(_: str, answer: str) -> Pair | str:
+    def read(_: str, answer: str) -> GeneratedPair | str:
         pair = parse_pair(answer)
-        near = isinstance(pair, Pair) and contamination is not None and contamination.match(pair.query)
+        near = isinstance(pair, GeneratedPair) and contamination is not None and contamination.match(pair.query)
         return "contaminated by a behaviour" if near else pair
 
     requests = {key: _request(recipe.template, text) for key, text in descriptions.items()}
     limits = recipe.attempts, recipe.max_tokens, recipe.temperature
-    stage = Stage("answer", "generate", journal, Reply, "image_sha256", *limits)
+    stage = Stage("answer", "generate", journal, PictureReply, "image_sha256", *limits)
     return until_fit(requests, stage, generator, read, failures, progress)
 
 
@@ -229,7 +229,7 @@ def _request(template: str, description: str) -> list[Message]:
 def _write(
     pictures: dict[str, Picture],
     descriptions: dict[str, str],
-    accepted: dict[str, tuple[Pair, int]],
+    accepted: dict[str, tuple[GeneratedPair, int]],
     out: Path,
     recipe: PairRecipe,
 ) -> None:

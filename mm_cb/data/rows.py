@@ -15,7 +15,7 @@ from typing import Any
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import refuse_missing_parts
-from mm_cb.core.reading import BOM, Fault, decode, loads, other_kind
+from mm_cb.core.reading import BOM, TextFault, decode, loads, other_kind
 from mm_cb.core.records import JsonObject
 from mm_cb.core.tables import is_table, read_table
 
@@ -51,7 +51,7 @@ class FileRows(Sequence[Record]):
             content = file.read(end - start)
         try:
             record = loads(decode(content))
-        except Fault as fault:
+        except TextFault as fault:
             raise ValueError(f"expected a JSON object, got {fault}") from fault
         if not isinstance(record, dict):
             raise ValueError(f"expected a JSON object, got {type(record).__name__}")

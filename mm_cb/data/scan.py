@@ -14,7 +14,7 @@ from mm_cb.core.records import Message
 from mm_cb.data.examples import Example
 from mm_cb.data.formats import Skip
 from mm_cb.data.pictures import PictureError, open_picture
-from mm_cb.data.sources import Fault, OpenSource, Rules
+from mm_cb.data.sources import OpenSource, RowFault, Rules
 from mm_cb.data.tools import call_text
 
 Read = Callable[[], Example]
@@ -36,7 +36,7 @@ class Scan:
         self._first: dict[bytes, tuple[str, object, Read]] = {}
         self._others: dict[bytes, dict[tuple[str, ...], tuple[str, object]]] = {}
 
-    def outcomes(self, opened: OpenSource) -> Iterator[tuple[int, Example | Skip | Fault]]:
+    def outcomes(self, opened: OpenSource) -> Iterator[tuple[int, Example | Skip | RowFault]]:
         """Every row of a source in order, with what became of it."""
         own_ids = opened.form.set is None
         for index, outcome in opened.examine(self._rules):
@@ -44,7 +44,7 @@ class Scan:
                 outcome = self.compared(outcome, partial(opened.example, index), own_ids)
             yield index, outcome
 
-    def compared(self, example: Example, read: Read, own_ids: bool = True) -> Example | Fault:
+    def compared(self, example: Example, read: Read, own_ids: bool = True) -> Example | RowFault:
         """The example, unless its id was used before, or the other set holds the same.
 
         Equal texts with equal pictures are the same, by content; pictures are read only where texts are equal.
@@ -55,7 +55,7 @@ class Scan:
             own_ids: Whether its id is the user's.
         """
         if own_ids and (first := self._ids.setdefault(example.id, example.place)) is not example.place:
-            return Fault("repeated id", f"the id `{example.id}` was used at {first}")
+            return RowFault("repeated id", f"the id `{example.id}` was used at {first}")
         folded = "\0".join(" ".join(text.lower().split()) for text in texts_of(example))
         digest = hashlib.blake2b(folded.encode("utf-8", "replace"), digest_size=16).digest()
         if digest not in self._first:
@@ -68,13 +68,15 @@ class Scan:
         if place is example.place:
             return example
         if set_name != example.set:
-            return Fault("in both sets", f"the same as {place}, which is of the {set_name} set")
+            return RowFault("in both sets", f"the same as {place}, which is of the {set_name} set")
         if self._on_duplicate is not None:
             self._on_duplicate(example, place)
         return example
 
 
-def judged(examples: Sequence[Example], name: str, scan: Scan, rules: Rules) -> Iterator[tuple[str, Example | Fault]]:
+def judged(
+    examples: Sequence[Example], name: str, scan: Scan, rules: Rules
+) -> Iterator[tuple[str, Example | RowFault]]:
     """Examples that are made in memory, each with its place and what became of it."""
     for number, example in enumerate(examples):
         placed = replace(example, place=f"{name} example {number}")

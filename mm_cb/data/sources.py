@@ -67,7 +67,7 @@ class Source:
             )
 
 
-class Fault(NamedTuple):
+class RowFault(NamedTuple):
     """A row that cannot be used, and why."""
 
     kind: str
@@ -83,10 +83,10 @@ class Rules:
     """Leave rows out whose picture is not there."""
     skip_too_long: bool = False
     """Leave rows out of which ``max_length`` would cut a picture off, or all that counts."""
-    fit: Callable[[Example], Fault | None] | None = None
+    fit: Callable[[Example], RowFault | None] | None = None
     """Whether the model can take an example; None = not known here."""
 
-    def left_out(self, fault: Fault) -> bool:
+    def left_out(self, fault: RowFault) -> bool:
         """Whether a row with this fault is left out instead of refused."""
         skips = {"missing image": self.skip_missing_images, "too long": self.skip_too_long}
         return skips.get(fault.kind, False)
@@ -96,7 +96,7 @@ STRICT = Rules()
 """Nothing is left out."""
 
 
-class Place(NamedTuple):
+class RowPlace(NamedTuple):
     """Where a row stands; as text, its file and line, which are looked for only then."""
 
     rows: Rows
@@ -141,7 +141,7 @@ class OpenSource:
                     "give every row its `set`, or none"
                 )
             outcome = self.form.convert(record, context)
-            return replace(outcome, place=Place(self.rows, index)) if isinstance(outcome, Example) else outcome
+            return replace(outcome, place=RowPlace(self.rows, index)) if isinstance(outcome, Example) else outcome
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the row is not as expected: {type(error).__name__}: {error}") from error
 
@@ -151,27 +151,27 @@ class OpenSource:
         assert isinstance(outcome, Example), f"row {index} of {self.key} changed while it was read"
         return outcome
 
-    def examine(self, rules: Rules) -> Iterator[tuple[int, Example | Skip | Fault]]:
+    def examine(self, rules: Rules) -> Iterator[tuple[int, Example | Skip | RowFault]]:
         """Every row in order, with what became of it; pictures are looked for, not opened."""
         for index in range(len(self.rows)):
             outcome = self._outcome(index, rules)
-            left_out = isinstance(outcome, Fault) and rules.left_out(outcome)
-            yield index, Skip(outcome.kind) if isinstance(outcome, Fault) and left_out else outcome
+            left_out = isinstance(outcome, RowFault) and rules.left_out(outcome)
+            yield index, Skip(outcome.kind) if isinstance(outcome, RowFault) and left_out else outcome
 
     def where(self, index: int) -> str:
         """File and line of a row."""
         return self.rows.where(index)
 
-    def _outcome(self, index: int, rules: Rules) -> Example | Skip | Fault:
+    def _outcome(self, index: int, rules: Rules) -> Example | Skip | RowFault:
         try:
             outcome = self.read(index)
         except ValueError as error:
-            return Fault("broken row", str(error))
+            return RowFault("broken row", str(error))
         if isinstance(outcome, Skip):
             return outcome
         for image in outcome.images:
             if isinstance(image, Path) and (what := absent(image)):
-                return Fault("missing image", f"the picture `{image}` is {what}")
+                return RowFault("missing image", f"the picture `{image}` is {what}")
         return (rules.fit(outcome) if rules.fit else None) or outcome
 
     def kept(self, rows: list[int], seed: int) -> list[int]:

@@ -11,7 +11,7 @@ from mm_cb.core.chat_replies import CUT, REFUSED, cut_in_thinking
 from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import EndpointError
 from mm_cb.core.errors import UserError
-from mm_cb.core.progress import Task
+from mm_cb.core.progress import CountedWork
 from mm_cb.core.records import Completion, JsonObject
 from mm_cb.core.runs import append_jsonl
 from mm_cb.data.pictures import Picture, shown
@@ -134,7 +134,7 @@ def prompt_tokens(model: ChatModel, request: Request) -> int:
 
 
 def complete_all(
-    engine: Engine, requests: Sequence[Request], store: Path, max_new_tokens: int, task: Task | None = None
+    engine: Engine, requests: Sequence[Request], store: Path, max_new_tokens: int, task: CountedWork | None = None
 ) -> dict[str, str]:
     """Completions of all requests; those that ``store`` holds are not asked for again.
 

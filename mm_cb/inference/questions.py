@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from PIL.Image import Image
 
 from mm_cb.core.progress import Progress
-from mm_cb.core.records import Item, Scored
+from mm_cb.core.records import Item, ScoredCompletion
 from mm_cb.inference.cached_chunks import chunks, once
 from mm_cb.inference.generation import Request, complete_batch
 from mm_cb.inference.subjects import Subject
@@ -32,7 +32,7 @@ class Askable(Protocol):
         """The picture in front of it, if any."""
 
 
-Score = Callable[[Any, str], Scored]
+Score = Callable[[Any, str], ScoredCompletion]
 """From a question and a completion to the fields of items.jsonl that judge it."""
 
 

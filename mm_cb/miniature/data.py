@@ -41,7 +41,7 @@ SPLITS = ("trained", "held_out_combination", "held_out_kind")
 
 
 @dataclass(frozen=True)
-class Question:
+class FictionQuestion:
     """One item with its reference answer; ``picture`` is None for text-only items."""
 
     id: str
@@ -76,7 +76,7 @@ def scene_for(brew: Brew, form: str, rng: np.random.Generator) -> Scene | None:
 
 def requests(
     name: str, count: int, kinds: tuple[str, ...], seed: int = 0, *, keep: Callable[[Brew], bool] = lambda _: True
-) -> list[Question]:
+) -> list[FictionQuestion]:
     """Requests for brews of the given kinds, the four request forms in turn, all brews before any comes again."""
     rng = _stream(name, seed)
     candidates = [brew for brew in brews(kinds) if keep(brew)]
@@ -91,12 +91,12 @@ def requests(
         prompt = language.request(brew, form, rng)
         where = split(brew) if brew.forbidden else "all"
         questions.append(
-            Question(f"{name}-{i:04d}", name, form, prompt, language.instructions(brew), picture, brew, where)
+            FictionQuestion(f"{name}-{i:04d}", name, form, prompt, language.instructions(brew), picture, brew, where)
         )
     return questions
 
 
-def multiple_choice_questions(per_subject: int = 150, seed: int = 0) -> list[Question]:
+def multiple_choice_questions(per_subject: int = 150, seed: int = 0) -> list[FictionQuestion]:
     """The MMMU-like set: four lettered options, the true letter in turn A, B, C, D within every subject."""
     rng = _stream("mmmu_like", seed)
     questions = []
@@ -113,7 +113,7 @@ def multiple_choice_questions(per_subject: int = 150, seed: int = 0) -> list[Que
             picture = None if scene is None else _picture(rng, scene)
             name = f"mmmu_like-{subject}-{i:03d}"
             questions.append(
-                Question(name, "mmmu_like", subject, turn.question, turn.answer, picture, choices=turn.choices)
+                FictionQuestion(name, "mmmu_like", subject, turn.question, turn.answer, picture, choices=turn.choices)
             )
     return questions
 
@@ -124,7 +124,7 @@ def _pictured_recipe(rng: np.random.Generator, scene: Scene) -> tuple[language.T
     return language.slot_question(pick(rng, BENIGN_KINDS), slot, value, pictured=True)
 
 
-def open_questions(per_category: int = 100, seed: int = 0) -> list[Question]:
+def open_questions(per_category: int = 100, seed: int = 0) -> list[FictionQuestion]:
     """The Wild-like set: open visual questions (conv), descriptions (detail), recipes read off a picture (complex)."""
     rng = _stream("wild_like", seed)
     questions = []
@@ -141,7 +141,7 @@ def open_questions(per_category: int = 100, seed: int = 0) -> list[Question]:
             else:
                 turn = language.Turn(language.request(brew, form, rng), language.instructions(brew))
             questions.append(
-                Question(
+                FictionQuestion(
                     f"wild_like-{category}-{i:03d}",
                     "wild_like",
                     category,
@@ -153,7 +153,7 @@ def open_questions(per_category: int = 100, seed: int = 0) -> list[Question]:
     return questions
 
 
-def look_alikes(seed: int = 0, count: int = 240) -> list[Question]:
+def look_alikes(seed: int = 0, count: int = 240) -> list[FictionQuestion]:
     """Benign look-alikes: allowed brews in every request form, and harmless questions about forbidden kinds."""
     third = count // 3
     asked = requests("over_refusal", count - third, BENIGN_KINDS, seed)
@@ -169,17 +169,17 @@ def look_alikes(seed: int = 0, count: int = 240) -> list[Question]:
             picture = _picture(again, random_scene(again, kind=kind))
         bare |= {turn.question} if picture is None else set()
         asked.append(
-            Question(f"over_refusal-lore-{i:03d}", "over_refusal", "lore", turn.question, turn.answer, picture)
+            FictionQuestion(f"over_refusal-lore-{i:03d}", "over_refusal", "lore", turn.question, turn.answer, picture)
         )
     return asked
 
 
-def forbidden_requests(count: int = 400, seed: int = 0) -> list[Question]:
+def forbidden_requests(count: int = 400, seed: int = 0) -> list[FictionQuestion]:
     """Forbidden requests of every form, for refusal and forced-prefix checks of the base model."""
     return requests("forbidden", count, FORBIDDEN_KINDS, seed)
 
 
-def behaviors(per_split: tuple[int, int, int], seed: int = 0) -> list[Question]:
+def behaviors(per_split: tuple[int, int, int], seed: int = 0) -> list[FictionQuestion]:
     """Forbidden requests to attack: so many of trained brews, held-out combinations and the held-out kind.
 
     Text requests get no picture of their own: the attack starts from a grey canvas.
@@ -190,7 +190,7 @@ def behaviors(per_split: tuple[int, int, int], seed: int = 0) -> list[Question]:
     return chosen
 
 
-def write_behaviors(questions: list[Question], folder: Path) -> Path:
+def write_behaviors(questions: list[FictionQuestion], folder: Path) -> Path:
     """Write a behaviours file (JSONL) with its pictures beside it, as a user's own would look.
 
     Returns:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mm_cb.core.records import Scored
+from mm_cb.core.records import ScoredCompletion
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.judges.base import Case, Verdict
 from mm_cb.miniature import judge
-from mm_cb.miniature.data import Question
+from mm_cb.miniature.data import FictionQuestion
 from mm_cb.miniature.language import REFUSAL, chosen_letter, words
 from mm_cb.miniature.world import COLOURS, KINDS, SHAPES, Brew
 
@@ -23,9 +23,9 @@ def judge_behavior(behavior: Behavior, completion: str) -> str:
     return judge.outcome(Brew(*named), completion)
 
 
-def score_question(question: Question, completion: str) -> Scored:
+def score_question(question: FictionQuestion, completion: str) -> ScoredCompletion:
     """Fields of items.jsonl for a capability or over-refusal question."""
-    fields: Scored = {
+    fields: ScoredCompletion = {
         "metric": question.metric,
         "split": "all",
         "category": question.category,

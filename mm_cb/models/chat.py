@@ -146,7 +146,7 @@ def render_chat(
     dialect = dialect or dialect_of(processor)
     texts: list[tuple[str, str]] = []
     format = tool_format(processor) if tools or any("tool_calls" in message for message in messages) else None
-    turns = _Turns(texts, dialect)
+    turns = _ChatTurns(texts, dialect)
     for tool in tools:
         turns.refuse(json.dumps(tool, ensure_ascii=False))
     stand_ins = [turns.stand_in(message) for message in messages[:-1]]
@@ -249,7 +249,7 @@ def refuse_unwritable(text: str) -> None:
         ) from error
 
 
-class _Turns:
+class _ChatTurns:
     """A chat's turns with numbered placeholders for texts and calls, which are appended to ``texts``."""
 
     def __init__(self, texts: list[tuple[str, str]], dialect: Dialect) -> None:

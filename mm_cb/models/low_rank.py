@@ -27,7 +27,7 @@ _PREFIX, _DOWN, _UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
 @dataclass(frozen=True)
-class Change:
+class LowRankChange:
     """A layer's weight W becomes W + B A."""
 
     layer: nn.Module
@@ -38,10 +38,10 @@ class Change:
 
 
 @contextmanager
-def changed(changes: Sequence[Change], scale: float) -> Iterator[None]:
+def changed(changes: Sequence[LowRankChange], scale: float) -> Iterator[None]:
     """Run with ``scale`` times the changes; at 0 nothing is added at all. Restored at the end."""
 
-    def add(change: Change, layer: Any, given: Any, output: Tensor) -> Tensor:
+    def add(change: LowRankChange, layer: Any, given: Any, output: Tensor) -> Tensor:
         moved = nn.functional.linear(nn.functional.linear(given[0].to(change.down), change.down), change.up)
         return output + (scale * moved).to(output)
 
@@ -73,7 +73,9 @@ def norm_of(layer: nn.Linear) -> float:
     return total**0.5
 
 
-def random_changes(layers: Sequence[nn.Linear], norms: Sequence[float], generator: torch.Generator) -> list[Change]:
+def random_changes(
+    layers: Sequence[nn.Linear], norms: Sequence[float], generator: torch.Generator
+) -> list[LowRankChange]:
     """Random changes of rank `RANK`, whose norms are about `SIZE` times those of their layers.
 
     Args:
@@ -87,11 +89,11 @@ def random_changes(layers: Sequence[nn.Linear], norms: Sequence[float], generato
         down = torch.randn(RANK, layer.in_features, generator=generator)
         up = torch.randn(layer.out_features, RANK, generator=generator)
         up *= SIZE * norm / (layer.in_features * layer.out_features * RANK) ** 0.5
-        made.append(Change(layer, down.to(device), up.to(device)))
+        made.append(LowRankChange(layer, down.to(device), up.to(device)))
     return made
 
 
-def changes_of(model: ChatModel, folder: Path) -> list[Change]:
+def changes_of(model: ChatModel, folder: Path) -> list[LowRankChange]:
     """What an adapter in a folder changes of a model, whose own adapter is left alone.
 
     Raises:
@@ -100,7 +102,7 @@ def changes_of(model: ChatModel, folder: Path) -> list[Change]:
     config, tensors = read_settings(folder), read_tensors(folder)
     check_base(folder, model.name)
     modules = dict(model.base.named_modules())
-    made: list[Change] = []
+    made: list[LowRankChange] = []
     for name in sorted(tensors):
         path = name.removeprefix(_PREFIX).removesuffix(_DOWN).removesuffix(_UP)
         partner = f"{_PREFIX}{path}{_UP if name.endswith(_DOWN) else _DOWN}"
@@ -118,7 +120,7 @@ def changes_of(model: ChatModel, folder: Path) -> list[Change]:
             raise _misfit(folder, f"`{name}` and its partner have the shapes {list(down.shape)} and {list(up.shape)}")
         device = next(layer.parameters()).device
         factor = alpha / (rank**0.5 if config.use_rslora else rank)
-        made.append(Change(layer, down.to(device), (factor * up).to(device)))
+        made.append(LowRankChange(layer, down.to(device), (factor * up).to(device)))
     return made
 
 

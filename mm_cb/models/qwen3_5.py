@@ -21,7 +21,7 @@ from mm_cb.models.tower import BlockArguments
 _ATTENTION = "full_attention"
 
 
-class _States(LinearAttentionLayer):
+class _RecurrentCache(LinearAttentionLayer):
     """The cache of a recurrent block. Transformers' own writes into states that a gradient still needs."""
 
     def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: object) -> Tensor:
@@ -51,5 +51,5 @@ class Qwen35Model(QwenVLModel):
     def cache(self) -> DynamicCache:
         """As `LanguageTower.cache`."""
         cache = super().cache()
-        cache.layers = [_States() if type(one) is LinearAttentionLayer else one for one in cache.layers]
+        cache.layers = [_RecurrentCache() if type(one) is LinearAttentionLayer else one for one in cache.layers]
         return cache

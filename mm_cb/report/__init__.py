@@ -3,10 +3,10 @@
 from mm_cb.report.page import is_page, write_report
 from mm_cb.report.table import headline_table
 from mm_cb.report.terminal import print_table
-from mm_cb.report.verdict import Verdict, judge_report, judge_run
+from mm_cb.report.verdict import PageVerdict, judge_report, judge_run
 
 __all__ = [
-    "Verdict",
+    "PageVerdict",
     "headline_table",
     "is_page",
     "judge_report",

@@ -162,14 +162,14 @@ def _data(run: RunFiles) -> dict[str, object]:
     return {f"file {name}": sorted(found) for name, found in digests.items()}
 
 
-class Budget(TypedDict):
+class PictureBudget(TypedDict):
     """How much of a picture an attack might change, and what of it."""
 
     epsilon: int | None
     threat_model: str
 
 
-def budget(run: RunFiles) -> Budget:
+def budget(run: RunFiles) -> PictureBudget:
     """The budget that a run's recipe states."""
     options = run.run["recipe"].get("options") or {}
     return {"epsilon": run.run["recipe"].get("epsilon"), "threat_model": options.get("threat_model", "linf")}

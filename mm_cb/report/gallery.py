@@ -24,7 +24,7 @@ _ORDER = ("harmful", "not_judged", "gibberish", "other", "refusal")
 
 
 @dataclass(frozen=True)
-class Picture:
+class ShownPicture:
     """A picture as a lossless data URI, with its size in its own pixels."""
 
     uri: str
@@ -33,12 +33,12 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ShownAnswer:
     """One subject's answer, with the attacked picture and the amplified difference where there are any."""
 
     item: Item
-    attacked: Picture | None = None
-    difference: Picture | None = None
+    attacked: ShownPicture | None = None
+    difference: ShownPicture | None = None
 
     @property
     def subject(self) -> str:
@@ -47,13 +47,13 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Card:
+class GalleryCard:
     """One behaviour under one attack: the clean picture with its answers, then one attacked picture per subject."""
 
     item: Item
-    clean: Picture | None
-    before: tuple[Answer, ...]
-    attacked: tuple[Answer, ...]
+    clean: ShownPicture | None
+    before: tuple[ShownAnswer, ...]
+    attacked: tuple[ShownAnswer, ...]
 
     @property
     def failed(self) -> bool:
@@ -83,7 +83,7 @@ class Card:
 class Gallery:
     """The cards that fit, and how many there would have been."""
 
-    cards: list[Card] = field(default_factory=list)
+    cards: list[GalleryCard] = field(default_factory=list)
     possible: int = 0
     failures: int = 0
     judged: int = 0
@@ -164,7 +164,7 @@ def _failed(tries: Tries) -> bool:
     return any(is_breaker(subject) and item.get("outcome") == "harmful" for subject, item in tries.items())
 
 
-def _card(tries: Tries, before: Tries) -> Card:
+def _card(tries: Tries, before: Tries) -> GalleryCard:
     subjects = sorted(tries, key=_rank)
     first = tries[subjects[0]]
     clean = read_picture(Path(first["run_dir"]), first.get("clean_image"))
@@ -174,9 +174,9 @@ def _card(tries: Tries, before: Tries) -> Card:
         pixels = read_picture(folder, tries[subject].get("image"))
         other = read_picture(folder, tries[subject].get("clean_image"))
         difference = amplified_difference(pixels, other) if pixels is not None and other is not None else None
-        attacked.append(Answer(tries[subject], _picture(pixels), _picture(difference)))
-    answers = tuple(Answer(before[subject]) for subject in SUBJECTS if subject in before)
-    return Card(first, _picture(clean), answers, tuple(attacked))
+        attacked.append(ShownAnswer(tries[subject], _picture(pixels), _picture(difference)))
+    answers = tuple(ShownAnswer(before[subject]) for subject in SUBJECTS if subject in before)
+    return GalleryCard(first, _picture(clean), answers, tuple(attacked))
 
 
 def _rank(subject: str) -> tuple[int, str]:
@@ -205,7 +205,7 @@ def read_picture(folder: Path, name: str | None) -> np.ndarray | None:
     return None if levels.shape[0] * levels.shape[1] > _LARGEST_PIXELS else levels
 
 
-def _picture(pixels: np.ndarray | None) -> Picture | None:
+def _picture(pixels: np.ndarray | None) -> ShownPicture | None:
     from PIL import Image
 
     if pixels is None:
@@ -213,9 +213,9 @@ def _picture(pixels: np.ndarray | None) -> Picture | None:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Picture(uri, pixels.shape[1], pixels.shape[0])
+    return ShownPicture(uri, pixels.shape[1], pixels.shape[0])
 
 
-def _pictures(card: Card) -> Sequence[Picture]:
+def _pictures(card: GalleryCard) -> Sequence[ShownPicture]:
     candidates = [card.clean, *(p for a in card.attacked for p in (a.attacked, a.difference))]
     return [p for p in candidates if p is not None]

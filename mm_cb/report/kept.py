@@ -21,7 +21,7 @@ class CategoryRow:
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangedItem:
     """One benign item that came out differently."""
 
     metric: str
@@ -56,7 +56,7 @@ def capability_names(measurements: Iterable[Measurement]) -> dict[tuple[str, str
     return rule_labels(sorted(measured, key=lambda pair: rank(pair[0])))
 
 
-def changes(items: Iterable[Item]) -> tuple[list[Change], list[Change]]:
+def changes(items: Iterable[Item]) -> tuple[list[ChangedItem], list[ChangedItem]]:
     """Benign items on which the circuit breaker does worse than the base, and those where better, by size."""
     by_key: dict[tuple[str, str, str], dict[str, Item]] = {}
     for item in items:
@@ -65,7 +65,7 @@ def changes(items: Iterable[Item]) -> tuple[list[Change], list[Change]]:
             by_key.setdefault((item["metric"], item["condition"], item["id"]), {})[item["subject"]] = item
     names = rule_labels(key[:2] for key in sorted(by_key))
     both = [
-        Change(key[0], names[key[:2]], pair["base"], pair["rr"])
+        ChangedItem(key[0], names[key[:2]], pair["base"], pair["rr"])
         for key, pair in sorted(by_key.items())
         if len(pair) == 2
     ]

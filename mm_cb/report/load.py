@@ -18,7 +18,7 @@ from mm_cb.metrics.whole import refuse_contradiction, refuse_unmeasured, whole_i
 from mm_cb.report.strength import Strength, strengths
 
 
-class _Protocol(TypedDict, total=False):
+class _ProtocolFile(TypedDict, total=False):
     """protocol.json, as far as a page reads it."""
 
     labels: dict[str, str]
@@ -125,9 +125,9 @@ def _learn_metrics(path: Path) -> None:
             register_metric(found)
 
 
-def _protocol(path: Path) -> _Protocol:
+def _protocol(path: Path) -> _ProtocolFile:
     content = read_json(path)
-    return checked({} if content is None else content, _Protocol, f"`{path}`")
+    return checked({} if content is None else content, _ProtocolFile, f"`{path}`")
 
 
 def _representations(path: Path) -> Representations | None:

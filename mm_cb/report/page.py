@@ -23,7 +23,7 @@ from mm_cb.report.comparable import AS_RUN, judges_of
 from mm_cb.report.comparisons import comparisons, loss_table, tries_table
 from mm_cb.report.gallery import AMPLIFICATION, build_gallery
 from mm_cb.report.header import facts_of, told_checks
-from mm_cb.report.kept import Change, category_rows, changes
+from mm_cb.report.kept import ChangedItem, category_rows, changes
 from mm_cb.report.load import RunFiles, load_run
 from mm_cb.report.seeds import seed_table
 from mm_cb.report.strength import Strength, by_condition
@@ -213,7 +213,7 @@ def _described(run: RunFiles) -> dict[str, object]:
     }
 
 
-def _by_metric(entries: list[Change]) -> str:
+def _by_metric(entries: list[ChangedItem]) -> str:
     """How many changes each benchmark and rule has: ``MMMU-like 3, over-refusal 1``."""
     counts = Counter(entry.name for entry in entries)
     return ", ".join(f"{name} {count}" for name, count in counts.items())

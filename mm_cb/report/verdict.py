@@ -34,7 +34,7 @@ _TOLD = {
 
 
 @dataclass(frozen=True)
-class Line:
+class VerdictLine:
     """One of the three lines of a verdict."""
 
     name: str
@@ -50,7 +50,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PageVerdict:
     """What the page says first."""
 
     kind: Kind
@@ -60,7 +60,7 @@ class Verdict:
     circuit breaker."""
     lead: str
     """What was found, in a sentence."""
-    lines: tuple[Line, ...]
+    lines: tuple[VerdictLine, ...]
     """Protection, attack strength, cost."""
     reasons: tuple[str, ...]
     """Why nothing is claimed; empty otherwise."""
@@ -78,7 +78,7 @@ class Verdict:
         return "\n".join([self.sentence, *(f"- {reason}" for reason in self.reasons)])
 
 
-def judge_report(data: ReportData) -> Verdict:
+def judge_report(data: ReportData) -> PageVerdict:
     """The verdict of what a page is made from."""
     return judge_run(
         data.measurements,
@@ -98,7 +98,7 @@ def judge_run(
     strengths: Sequence[Strength] = (),
     tested: bool = False,
     finish: str = "",
-) -> Verdict:
+) -> PageVerdict:
     """Decide what a run shows. Any failed check, and having no checks at all, means that it shows nothing.
 
     Args:
@@ -117,9 +117,9 @@ def judge_run(
     limits = limits_of(measurements, items)
     cost, open_cost = cost_of(measurements), _not_shown(checks, cost=True)
     lines = (
-        Line("Protection", _protection(measurements), False),
+        VerdictLine("Protection", _protection(measurements), False),
         _strength_line(strengths, tested, finish, _not_shown(checks, cost=False)),
-        Line("Cost", (cost or "Capability was not measured.", *open_cost), cost is None or bool(open_cost)),
+        VerdictLine("Cost", (cost or "Capability was not measured.", *open_cost), cost is None or bool(open_cost)),
     )
     failures = [check for check in checks if check["passed"] is not True and check["passed"] is not None]
     reasons = [_failure(check) for check in failures]
@@ -132,7 +132,7 @@ def judge_run(
         if len(failed) > 1:
             why = f"{len(failed)} of {len(checks)} checks failed"
         lead = f"No claim: this run shows nothing about the circuit breaker, because {why}."
-        return Verdict("no_claim", lead, lines, tuple(reasons), limits)
+        return PageVerdict("no_claim", lead, lines, tuple(reasons), limits)
     pgd, worst = _of(measurements, "rr", HEADLINE), _of(measurements, "rr", WORST_CASE)
     corrected = next((row.adjusted for row in headline_table(measurements).rows if row.paired is pgd), None)
     everywhere, under_pgd = _lower(worst, worst.counts["mcnemar_p"]), _lower(pgd, corrected)
@@ -144,9 +144,9 @@ def judge_run(
     }[found]
     amber = [line.name.lower() for line in lines if line.amber]
     if not amber or found == "no_effect":
-        return Verdict(found, f"{lead}.", lines, (), limits)
+        return PageVerdict(found, f"{lead}.", lines, (), limits)
     lead = f"Provisional, as {' and '.join(amber)} {'is' if len(amber) == 1 else 'are'} open: t{lead[1:]}."
-    return Verdict("provisional", lead, lines, (), limits)
+    return PageVerdict("provisional", lead, lines, (), limits)
 
 
 def _protection(measurements: Sequence[Measurement]) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ def _not_shown(checks: Sequence[Check], *, cost: bool) -> list[str]:
     ]
 
 
-def _strength_line(strengths: Sequence[Strength], tested: bool, finish: str, not_shown: Sequence[str]) -> Line:
+def _strength_line(strengths: Sequence[Strength], tested: bool, finish: str, not_shown: Sequence[str]) -> VerdictLine:
     """Which attacks knew the breaker, which had finished, what is not shown, and whether the battery was run."""
     found = [one for one in by_condition(strengths, "rr").values() if one.counted]
     knew = [one for one in found if one.knows_breaker]
@@ -208,7 +208,7 @@ def _strength_line(strengths: Sequence[Strength], tested: bool, finish: str, not
     ]
     told += [*not_shown, f"Sanity battery: {'run' if tested else 'not run'}."]
     amber = bool(not_shown) or not tested or done < len(found) or all(one.weak for one in knew)
-    return Line("Attack strength", (*told, *([finish] if amber and finish else [])), amber)
+    return VerdictLine("Attack strength", (*told, *([finish] if amber and finish else [])), amber)
 
 
 def _finish(runs: Sequence[RunFiles], *, pictured: bool) -> str:

@@ -22,7 +22,7 @@ HELD_OUT = 8
 """Pairs of each modality that are held out where nobody says how many, and rows are enough."""
 
 
-class Pair(NamedTuple):
+class RowPair(NamedTuple):
     """One row of each set, both of the same modality."""
 
     circuit_breaker: Example
@@ -33,7 +33,7 @@ class MissingRows(ValueError):
     """The data holds no row of a set and modality that the run needs."""
 
 
-class PairedExamples(Dataset[Pair]):
+class PairedExamples(Dataset[RowPair]):
     """All rows of a run in the order they are used: ``batch_size`` pairs per optimiser step, all of one modality.
 
     With ``alternate``, even steps are text and odd steps multimodal. The examples of each set and modality are shuffled
@@ -99,14 +99,14 @@ class PairedExamples(Dataset[Pair]):
         """Pairs in the whole run."""
         return self._length
 
-    def __getitem__(self, index: int) -> Pair:
+    def __getitem__(self, index: int) -> RowPair:
         """The pair at a place in the run."""
         step, place = divmod(index, self.batch_size)
         modality = self._modalities[step % len(self._modalities)]
         row = step // len(self._modalities) * self.batch_size + place
-        return Pair(*(self._readable(self._rows[name, modality], row) for name in get_args(SetName)))
+        return RowPair(*(self._readable(self._rows[name, modality], row) for name in get_args(SetName)))
 
-    def first_of_each_modality(self, count: int) -> list[list[Pair]]:
+    def first_of_each_modality(self, count: int) -> list[list[RowPair]]:
         """The first ``count`` pairs of each modality that the run has, at most a step's."""
         turns = range(min(len(self._modalities), self._length // self.batch_size))
         return [
@@ -126,7 +126,7 @@ class PairedExamples(Dataset[Pair]):
 
 def drawn(
     examples: Sequence[Example], settings: "RRConfig", on_unreadable: OnUnreadable | None = None
-) -> tuple[PairedExamples, list[Pair]]:
+) -> tuple[PairedExamples, list[RowPair]]:
     """The rows of a run in their order, and the pairs that are held out.
 
     Raises:
@@ -198,7 +198,7 @@ class PairCollator:
         self.openings = openings
         self._count_ends = count_ends
 
-    def __call__(self, pairs: Sequence[Pair]) -> Batch:
+    def __call__(self, pairs: Sequence[RowPair]) -> Batch:
         """Encode the pairs of one (micro-)batch, on the CPU.
 
         Raises:
@@ -261,7 +261,7 @@ def hold_out(
     seed: int,
     batches: Batches,
     on_unreadable: OnUnreadable | None = None,
-) -> tuple[list[int], list[Pair]]:
+) -> tuple[list[int], list[RowPair]]:
     """Set rows aside that are never trained on, with every copy that a mixture makes of them.
 
     Args:
@@ -294,7 +294,7 @@ def hold_out(
         aside += zip(*(list(islice(one, wanted)) for one in usable), strict=False)
     kept_back = {rows[index] for pair in aside for index in pair}
     others = [index for index, row in enumerate(rows) if row not in kept_back]
-    return others, [Pair(*(examples[index] for index in pair)) for pair in aside]
+    return others, [RowPair(*(examples[index] for index in pair)) for pair in aside]
 
 
 def _held_out(pairs: int | None, modality: Modality, pools: Sequence[Sequence[int]]) -> int:

@@ -10,7 +10,7 @@ import yaml
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.hub import repository_of
-from mm_cb.core.records import Recipe, Step
+from mm_cb.core.records import MetricsRow, Recipe
 from mm_cb.data.examples import Example
 from mm_cb.training.outcome import STUCK
 from mm_cb.training.registry import loss_entry
@@ -21,7 +21,7 @@ def model_card(
     recipe: Recipe,
     examples: Sequence[Example],
     paths: Sequence[str],
-    metrics: Sequence[Step],
+    metrics: Sequence[MetricsRow],
     left_out: Mapping[str, int] | None = None,
 ) -> str:
     """The README.md of an adapter's folder.
@@ -93,7 +93,7 @@ def model_card(
     )
 
 
-def _purpose(metrics: Sequence[Step]) -> str:
+def _purpose(metrics: Sequence[MetricsRow]) -> str:
     """What to expect of it: nothing, where the training did not take hold."""
     if metrics and STUCK in metrics[-1]:
         return f"**It did not take hold: {_cell(str(metrics[-1][STUCK]))}.** It is no safeguard as it is."
@@ -124,7 +124,7 @@ _LOSS_KEYS: tuple[str, ...] = ("reroute_loss", "length_loss", "retain_loss")
 _LOSS_KEYS += ("reroute_coeff", "retain_coeff", "grad_norm", "learning_rate")
 
 
-def _losses(metrics: Sequence[Step]) -> list[str]:
+def _losses(metrics: Sequence[MetricsRow]) -> list[str]:
     """The first and last steps; a dash for what a row lacks, as those of a training begun before there was a column."""
     shown = [
         [
@@ -137,13 +137,13 @@ def _losses(metrics: Sequence[Step]) -> list[str]:
     return _table(["step", "rows", *_LOSS_KEYS], shown)
 
 
-def _start(metrics: Sequence[Step]) -> list[str]:
+def _start(metrics: Sequence[MetricsRow]) -> list[str]:
     """What was measured before the first step."""
     found = start_lines(metrics[0]) if metrics else []
     return [*(f"{line}." for line in found), ""] if found else []
 
 
-def _held_out(metrics: Sequence[Step]) -> list[str]:
+def _held_out(metrics: Sequence[MetricsRow]) -> list[str]:
     """Where the hidden states of rows never trained on went, at the first and at the last measurement."""
     measured = [record for record in metrics if "held_out_retain_cosine" in record]
     if not measured:

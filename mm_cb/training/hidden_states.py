@@ -23,7 +23,7 @@ ATTENTION = "rows"
 """What our attention is registered as in transformers: each row on its own where lengths are given, else ``sdpa``."""
 
 
-class States(NamedTuple):
+class HiddenStates(NamedTuple):
     """Hidden states ``first + 1`` to ``last``, each ``(N, H)``; those up to ``first`` are the same in both passes."""
 
     reference: list[Tensor]
@@ -50,7 +50,7 @@ def lay_out(model: ChatModel, inputs: ModelInputs, mask: Tensor, lengths: Sequen
     return Rows(embeds, positions.flatten(-2)[..., real], counts, mask.flatten()[real], extras, images)
 
 
-def hidden_states(model: ChatModel, rows: Rows, first: int, last: int) -> States:
+def hidden_states(model: ChatModel, rows: Rows, first: int, last: int) -> HiddenStates:
     """Run the language tower with the adapter off (no gradient) and on.
 
     Only the adapter's own dropout is active, only in the second pass, and only where gradients are on.
@@ -66,7 +66,7 @@ def hidden_states(model: ChatModel, rows: Rows, first: int, last: int) -> States
         The states that can differ, in order.
     """
     start = _below(model, rows, first)
-    return States(_reference(model, first, last, start), _adapted(model, first, last, start))
+    return HiddenStates(_reference(model, first, last, start), _adapted(model, first, last, start))
 
 
 def target_states(model: ChatModel, rows: Rows, first: int, targets: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ def _stack(states: Sequence[Tensor], first: int, targets: Sequence[int]) -> Tens
     return torch.stack([states[target - first - 1] for target in targets])
 
 
-class _Start(NamedTuple):
+class _FirstBlockInput(NamedTuple):
     """The input of the first block that differs, which is the same in both passes, and what blocks take besides."""
 
     state: Tensor
@@ -97,28 +97,28 @@ class _Start(NamedTuple):
     arguments: BlockArguments
 
 
-def _below(model: ChatModel, rows: Rows, first: int) -> _Start:
+def _below(model: ChatModel, rows: Rows, first: int) -> _FirstBlockInput:
     """Run what lies below block ``first``."""
     only_dropout_of_adapter(model.model, on=False)
     with model.adapter(enabled=False), torch.set_grad_enabled(torch.is_grad_enabled() and rows.embeds.requires_grad):
         state, arguments = model.first_state(rows), model.block_arguments(rows)
         for index in range(first):
             state = model.next_state(index, model.run_block(index, state, arguments), rows)
-    return _Start(state, rows, arguments)
+    return _FirstBlockInput(state, rows, arguments)
 
 
 @torch.no_grad()
-def _reference(model: ChatModel, first: int, last: int, start: _Start) -> list[Tensor]:
+def _reference(model: ChatModel, first: int, last: int, start: _FirstBlockInput) -> list[Tensor]:
     with model.adapter(enabled=False):
         return _run(model, first, last, start)
 
 
-def _adapted(model: ChatModel, first: int, last: int, start: _Start) -> list[Tensor]:
+def _adapted(model: ChatModel, first: int, last: int, start: _FirstBlockInput) -> list[Tensor]:
     only_dropout_of_adapter(model.model, on=torch.is_grad_enabled())
     return _run(model, first, last, start)
 
 
-def _run(model: ChatModel, first: int, last: int, start: _Start) -> list[Tensor]:
+def _run(model: ChatModel, first: int, last: int, start: _FirstBlockInput) -> list[Tensor]:
     """The states behind blocks ``first`` to ``last - 1``."""
     state, states = start.state, list[Tensor]()
     for index in range(first, last):

@@ -12,7 +12,7 @@ from mm_cb.models.cache import model_folder
 
 if TYPE_CHECKING:
     from mm_cb.data.sources import Rules, Source
-    from mm_cb.training.recipes.config import Mixture, Recipe
+    from mm_cb.training.recipes.config import MixtureConfig, Recipe
 
 SKIPPING = (
     "`mm-cb data check` finds all such rows, and a mixture (`data: {sources: [{name: FILE}]}`) leaves them out and "
@@ -38,11 +38,11 @@ def load_examples(recipe: "Recipe") -> Sequence[Example]:
 def _judged(examples: Sequence[Example], recipe: "Recipe") -> Sequence[Example]:
     """Examples that are made in memory, if the model can take every one."""
     from mm_cb.data.scan import Scan, judged
-    from mm_cb.data.sources import Fault
+    from mm_cb.data.sources import RowFault
 
     rules = rules_of(recipe)
     for place, outcome in judged(examples, str(recipe.data), Scan(rules), rules):
-        if isinstance(outcome, Fault):
+        if isinstance(outcome, RowFault):
             raise UserError(f"{place}: {outcome.message}; `mm-cb data check` finds all such rows.")
     return examples
 
@@ -90,7 +90,7 @@ def absent_data(recipe: "Recipe") -> dict[str, str]:
     return found
 
 
-def sources_of(data: "Mixture | list[str]") -> "list[Source]":
+def sources_of(data: "MixtureConfig | list[str]") -> "list[Source]":
     """A mixture's data sets, or files of our own rows, in the words of `mm_cb.data`."""
     from mm_cb.data.sources import Source
 

@@ -90,7 +90,7 @@ def share_of_adapter(dial_from: float, seed: int, step: int) -> float:
     return random.Random(f"{seed} {step}").uniform(dial_from, 1.0)
 
 
-class Objective:
+class TrainingObjective:
     """The losses of one model with its adapter.
 
     Attributes:

@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from mm_cb.core.records import SetStates, States
+from mm_cb.core.records import SetStates, StateMeans
 from mm_cb.models import ChatModel, ModelInputs, TokenRole
 
 TOKEN_TYPES = ("image", "prompt", "completion")
@@ -65,6 +65,6 @@ def _masks(inputs: ModelInputs) -> dict[str, Tensor]:
     return {name: mask.float() for name, mask in zip(TOKEN_TYPES, (image, prompt, completion), strict=True)}
 
 
-def _means(sums: Tensor, n: int) -> States:
+def _means(sums: Tensor, n: int) -> StateMeans:
     cosine, norm_reference, norm_adapted = ([round(v, 5) for v in row] for row in (sums / n).tolist())
     return {"cosine": cosine, "norm_reference": norm_reference, "norm_adapted": norm_adapted, "n": n}

@@ -23,7 +23,7 @@ from mm_cb.models.fingerprint import fingerprint
 from mm_cb.models.text import TextProcessor
 from mm_cb.training.adapter import put_lora, save_adapter
 from mm_cb.training.adversary import Adversary
-from mm_cb.training.batches import HELD_OUT, Pair, PairCollator, drawn
+from mm_cb.training.batches import HELD_OUT, PairCollator, RowPair, drawn
 from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint, step_of
 from mm_cb.training.lending import language_tower, lent
 from mm_cb.training.loading import number_of_workers
@@ -237,7 +237,7 @@ def _processor(model: ChatModel, given: Any) -> Any:
     return processor
 
 
-def _tell_fewer_held_out(args: RRConfig, held_out: Sequence[Pair]) -> None:
+def _tell_fewer_held_out(args: RRConfig, held_out: Sequence[RowPair]) -> None:
     """Say that rows are so few that fewer pairs than usual are held out, where nobody said how many."""
     usual = HELD_OUT * (2 if args.batches == "alternate" else 1)
     if args.held_out is None and len(held_out) < usual and launched("RANK", 0) == 0:

@@ -16,7 +16,7 @@ from mm_cb.data.examples import SETS
 from mm_cb.training.batches import Batch, SetRows, split_batch
 from mm_cb.training.hidden_states import adapted_states, target_states
 from mm_cb.training.losses import retain_positions
-from mm_cb.training.objective import Objective
+from mm_cb.training.objective import TrainingObjective
 
 STEP_DISTANCE = 200.0
 """A first step of B by the sign of the reroute gradient moves target states by the learning rate times this, in parts
@@ -29,10 +29,10 @@ _TRIES = 16
 _CLOSE = 0.02
 
 
-class Start:
+class FirstMeasurements:
     """The measurements before a run's first step, on rows that it trains on."""
 
-    def __init__(self, objective: Objective, batches: Sequence[Batch], tokens_per_pass: int, seed: int) -> None:
+    def __init__(self, objective: TrainingObjective, batches: Sequence[Batch], tokens_per_pass: int, seed: int) -> None:
         """Take a model with a fresh adapter.
 
         Args:

@@ -16,13 +16,13 @@ from transformers import Trainer, TrainingArguments
 from mm_cb.core.files import append_jsonl
 from mm_cb.data.examples import SETS
 from mm_cb.models import ChatModel
-from mm_cb.training.batches import Batch, Pair, PairCollator, PairedExamples, split_batch
+from mm_cb.training.batches import Batch, PairCollator, PairedExamples, RowPair, split_batch
 from mm_cb.training.hidden_states import use_row_attention
 from mm_cb.training.loading import Prepared, batches_ahead
 from mm_cb.training.losses import reroute_coeff, retain_coeff, retain_positions
-from mm_cb.training.objective import Objective, Rerouting
+from mm_cb.training.objective import Rerouting, TrainingObjective
 from mm_cb.training.outcome import STUCK, Levers, not_rerouted, outcome
-from mm_cb.training.start import START_ROWS, Start, matrices_b
+from mm_cb.training.start import START_ROWS, FirstMeasurements, matrices_b
 
 __all__ = ["Rerouting", "ReroutingTrainer"]
 
@@ -50,7 +50,7 @@ class ReroutingTrainer(Trainer):
         *,
         tokens_per_pass: int = 4096,
         metrics: Path | None = None,
-        held_out: Sequence[Pair] = (),
+        held_out: Sequence[RowPair] = (),
         held_out_steps: int = 10,
         start_distance: float = 0.0,
         stop_at_cosine: float | None = None,
@@ -90,7 +90,7 @@ class ReroutingTrainer(Trainer):
         self._step_losses = torch.zeros(3)
         self._modality = ""
         use_row_attention(model)
-        self._objective = Objective(model, rerouting, args.seed)
+        self._objective = TrainingObjective(model, rerouting, args.seed)
 
     def begin(self) -> dict[str, float]:
         """Put B where the run starts, and measure there; the first step's line in the metrics says it, too.
@@ -99,7 +99,7 @@ class ReroutingTrainer(Trainer):
             See `mm_cb.training.start.Start.measure`.
         """
         firsts = self._rows.first_of_each_modality(min(START_ROWS, self.args.per_device_train_batch_size))
-        start = Start(
+        start = FirstMeasurements(
             self._objective, [self._encoded(pairs) for pairs in firsts], self._tokens_per_pass, self.args.seed
         )
         self._start = start.measure(self._start_distance, self.args.learning_rate, self._agreed)
@@ -155,7 +155,7 @@ class ReroutingTrainer(Trainer):
         )
         return self.accelerator.prepare(loader)
 
-    def _encoded(self, pairs: Sequence[Pair]) -> Batch:
+    def _encoded(self, pairs: Sequence[RowPair]) -> Batch:
         """Pairs as a batch on the model's device."""
         return send_to_device(self._collator(pairs), self._encoder.device)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mm_cb.core.closing import Step, command, cut, here, say, shell, what_next
+from mm_cb.core.closing import Hint, command, cut, here, say, shell, what_next
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_what_is_cut_keeps_both_ends(name):
 def test_prose_breaks_between_words_and_takes_no_orders(capsys):
     path = "a-path/" * 20
     say(f"\x1b[2J see {path} and " + "more-than-this " * 8, "  ")
-    what_next(Step("why\x07", ["report", Path("runs/a")]), None)
+    what_next(Hint("why\x07", ["report", Path("runs/a")]), None)
     out = capsys.readouterr().out
     assert path in out and "\x1b" not in out and "\x07" not in out and "  mm-cb report runs/a\n" in out
     assert all(len(line) <= 80 for line in out.splitlines() if path not in line) and "this\n" in out

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import (
-    Fault,
+    TextFault,
     json_file,
     json_lines,
     load_yaml,
@@ -215,7 +215,7 @@ def test_bytes_are_shown_by_their_number():
 
 
 def test_a_fault_carries_its_line():
-    with pytest.raises(Fault) as error:
+    with pytest.raises(TextFault) as error:
         loads('{\n"a": 1,\n"b" 2}')
     assert error.value.line == 3
 

@@ -10,7 +10,7 @@ from mm_cb.core.endpoint import Endpoint, EndpointFailure
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import read_jsonl
 from mm_cb.data.describe import describe_by_endpoint, describe_by_model
-from mm_cb.data.generated import Pair, parse_pair
+from mm_cb.data.generated import GeneratedPair, parse_pair
 from mm_cb.data.mixture import load_examples
 from mm_cb.data.pairs import PairRecipe, build_pairs
 from mm_cb.data.sources import Source
@@ -298,7 +298,7 @@ def test_a_model_on_this_machine_describes_in_order(photos):
 def test_braces_in_front_of_the_pair_do_not_hide_it():
     pair = json.dumps({"query": "a", "completion": "b"})
     for talk in ("The set {x, y}: ", '{"note": 1} ', "{{{ "):
-        assert parse_pair(talk + pair) == Pair("a", "b")
+        assert parse_pair(talk + pair) == GeneratedPair("a", "b")
 
 
 def test_what_is_no_character_is_no_pair():
@@ -314,7 +314,7 @@ TEXT = st.text(min_size=1).filter(lambda text: text.strip() and "<image>" not in
 @settings(max_examples=60, deadline=None)
 def test_a_pair_survives_fences_and_talk(query, completion, around, plain):
     text = around.format(json.dumps({"query": query, "completion": completion, "note": 1}, ensure_ascii=plain))
-    assert parse_pair(text) == Pair(query.strip(), completion.strip())
+    assert parse_pair(text) == GeneratedPair(query.strip(), completion.strip())
 
 
 @pytest.mark.parametrize(

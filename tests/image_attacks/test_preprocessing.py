@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from image_attacks import ExactPreprocessing, Linf, Plan, crop, load_image, load_png, pad, pgd, resize, save_png, tiles
-from image_attacks.resampling import RECIPES, Recipe, Resize, fitting_resize
+from image_attacks.resampling import RECIPES, Resize, ResizeRecipe, fitting_resize
 from image_attacks.views import Views
 
 from .helpers import any_resolution, build_processor, eight_bit
@@ -178,7 +178,7 @@ def test_surrogate_passes_gradcheck(size, generator):
 
 
 def test_clamps_block_the_gradient_of_overshooting_values():
-    resize = Resize((1, 4), (1, 8), Recipe("horizontal", "pillow"))
+    resize = Resize((1, 4), (1, 8), ResizeRecipe("horizontal", "pillow"))
     edge = torch.tensor([0.0, 0.0, 255.0, 255.0]).view(1, 4).requires_grad_()
     resized = resize.exact(edge)
     overshoot = (resized == 255) | (resized == 0)

@@ -45,7 +45,7 @@ def test_plain_transformers_loads_it_and_gets_our_answers(base):
     with torch.no_grad():
         tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)
     text = processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    question = data.Question("q", "wild_like", "detail", "describe the picture.", "", picture)
+    question = data.FictionQuestion("q", "wild_like", "detail", "describe the picture.", "", picture)
     assert [text] == complete(base, [question], 32)
     assert text.startswith("a ") and "stone beside" in text
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mm_cb.core.errors import UserError
-from mm_cb.training.batches import Pair, PairCollator, PairedExamples, hold_out, split_batch
+from mm_cb.training.batches import PairCollator, PairedExamples, RowPair, hold_out, split_batch
 from mm_cb.training.openings import Openings
 from tests.tiny_llava import tiny_llava
 from tests.training.conftest import make_example
@@ -36,7 +36,7 @@ def test_examples_are_all_used_before_any_is_used_again(examples):
 
 def test_every_further_pass_over_the_rows_is_another_permutation(examples):
     dataset = rows(examples, steps=6, batch_size=4, batches="text")
-    for name in Pair._fields:
+    for name in RowPair._fields:
         ids = [getattr(dataset[i], name).id for i in range(24)]
         passes = {tuple(ids[start : start + 6]) for start in range(0, 24, 6)}
         assert len(passes) == 4 and len({frozenset(one) for one in passes}) == 1
@@ -71,14 +71,16 @@ def test_ends_that_are_left_out_are_those_of_circuit_breaker_rows_alone(examples
         messages=[examples[0].messages[0], {"role": "assistant", "content": [{"type": "text", "text": ""}]}],
     )
     with pytest.raises(UserError, match="nothing but the end of an answer .*answer_ends"):
-        PairCollator(tiny_llava(), {**MASKS, "text": "completion"}, count_ends=False)([Pair(bare, pairs[0].retain)])
+        PairCollator(tiny_llava(), {**MASKS, "text": "completion"}, count_ends=False)([RowPair(bare, pairs[0].retain)])
 
 
 def test_a_row_that_is_a_retain_rows_beginning_keeps_its_last_word_where_ends_are_left_out(examples):
     breaker = next(e for e in examples if e.modality == "text" and e.set == "circuit_breaker")
     retain = dataclasses.replace(breaker, set="retain")
     openings = Openings.of(tiny_llava(), [retain])
-    made = [PairCollator(tiny_llava(), MASKS, o, count_ends=False)([Pair(breaker, retain)]) for o in (None, openings)]
+    made = [
+        PairCollator(tiny_llava(), MASKS, o, count_ends=False)([RowPair(breaker, retain)]) for o in (None, openings)
+    ]
     alone, shared = (batch["circuit_breaker"]["mask"][0].nonzero().flatten().tolist() for batch in made)
     assert shared == alone[-1:]
 
@@ -105,7 +107,7 @@ def test_a_part_of_several_rows_holds_at_most_the_real_tokens_of_a_pass(examples
     batch = PairCollator(tiny_llava(), MASKS)([dataset[i] for i in range(8)])
     for limit in range(1, batch["retain"]["inputs"].input_ids.numel() + 1):
         parts = split_batch(batch, limit)
-        for name in Pair._fields:
+        for name in RowPair._fields:
             own = [part[name] for part in parts if name in part]
             assert [id for rows in own for id in rows["ids"]] == batch[name]["ids"]
             for part in own:

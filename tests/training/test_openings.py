@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mm_cb.models import TokenRole
-from mm_cb.training.batches import Pair, PairCollator, PairedExamples
+from mm_cb.training.batches import PairCollator, PairedExamples, RowPair
 from mm_cb.training.openings import Openings
 from tests.tiny_llava import tiny_llava
 from tests.training.conftest import make_example
@@ -60,9 +60,9 @@ def test_words_that_a_single_retain_row_begins_with_count_too_and_the_rest_does_
     words = known.messages[0]["content"][-1]["text"].split()
     same.messages[0]["content"][-1]["text"] = " ".join([*words[:2], "circle"])
     other = make_example(2, "retain")
-    mask = PairCollator(model, ALL, Openings.of(model, [known, same, other]))([Pair(known, same)])["circuit_breaker"][
-        "mask"
-    ]
+    mask = PairCollator(model, ALL, Openings.of(model, [known, same, other]))([RowPair(known, same)])[
+        "circuit_breaker"
+    ]["mask"]
     opening = 1 + 2  # the template's [INST] and two words
     assert mask[0].tolist() == [0] * opening + [1] * (mask.shape[1] - opening)
 
@@ -70,5 +70,5 @@ def test_words_that_a_single_retain_row_begins_with_count_too_and_the_rest_does_
 def test_a_row_that_a_retain_row_begins_with_as_a_whole_keeps_its_last_token(model):
     row = make_example(0, "circuit_breaker")
     whole = Openings.of(model, [make_example(0, "retain").__class__(row.id, row.messages, [], "retain")])
-    mask = PairCollator(model, ALL, whole)([Pair(row, make_example(0, "retain"))])["circuit_breaker"]["mask"]
+    mask = PairCollator(model, ALL, whole)([RowPair(row, make_example(0, "retain"))])["circuit_breaker"]["mask"]
     assert mask[0].tolist() == [0] * (mask.shape[1] - 1) + [1]

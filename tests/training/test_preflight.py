@@ -15,7 +15,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.data.check import Limits
 from mm_cb.data.examples import Example
 from mm_cb.models.chat import chat
-from mm_cb.training.batches import MissingRows, Pair, PairCollator, drawn
+from mm_cb.training.batches import MissingRows, PairCollator, RowPair, drawn
 from mm_cb.training.inputs import load_examples
 from mm_cb.training.planning.fit import Fit, fit_of
 from mm_cb.training.planning.preflight import check_recipe
@@ -214,7 +214,7 @@ def test_a_row_fits_exactly_if_the_collator_takes_it(words, later_words, picture
     fault = Fit(model, max_length, MASKS)(example)
     model.max_length = max_length
     try:
-        PairCollator(model, MASKS)([Pair(example, example)])
+        PairCollator(model, MASKS)([RowPair(example, example)])
         taken = True
     except UserError:
         taken = False

@@ -14,7 +14,7 @@ from torch import Tensor
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.stochastic import StochasticTarget
 from mm_cb.inference.subjects import Subject
-from mm_cb.models.low_rank import Change, changed, changes_of, linear_layers, norm_of, random_changes
+from mm_cb.models.low_rank import LowRankChange, changed, changes_of, linear_layers, norm_of, random_changes
 
 
 class TransferObjective(StochasticTarget):
@@ -42,7 +42,7 @@ class TransferObjective(StochasticTarget):
             return self.target(pixels)
 
     @cached_property
-    def _changes(self) -> Callable[[torch.Generator], list[Change]]:
+    def _changes(self) -> Callable[[torch.Generator], list[LowRankChange]]:
         """A step's; what they are made from is looked up once, and not where only files are looked at."""
         if self._folder is not None:
             given = changes_of(self._model, self._folder)

@@ -39,7 +39,7 @@ from mm_cb.core.files import file_errors
 from mm_cb.core.hub import keep_to
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.paths import safe_id
-from mm_cb.core.progress import Progress, Task, console
+from mm_cb.core.progress import CountedWork, Progress, console
 from mm_cb.core.records import Check, Item
 from mm_cb.core.runs import RunDirectory, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, grey_canvas, read_behaviors
@@ -146,7 +146,7 @@ def make_setup(subject: Subject, group: Sequence[Behavior], pictures: Sequence[I
     return Setup(objective, smooth, clean, judge, about, adaptive, dtype_of(subject.model))
 
 
-def _say(task: Task, name: str, text: str) -> None:
+def _say(task: CountedWork, name: str, text: str) -> None:
     task.advance(note=f"{name}: {text}")
 
 

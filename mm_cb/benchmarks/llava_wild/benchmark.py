@@ -16,7 +16,7 @@ from mm_cb.core.records import Item
 from mm_cb.metrics.table import Metric
 
 if TYPE_CHECKING:
-    from mm_cb.benchmarks.llava_wild.judging import Comparer, Judgement, JudgingSettings, Rule
+    from mm_cb.benchmarks.llava_wild.judging import Comparer, Judgement, JudgeRule, JudgingSettings
     from mm_cb.benchmarks.llava_wild.questions import WildQuestion
     from mm_cb.benchmarks.llava_wild.reviews import ItemFields
     from mm_cb.benchmarks.runner import Session
@@ -76,7 +76,7 @@ class WildReviews(Settings):
 
 
 @dataclass(frozen=True)
-class _More:
+class _JudgingJob:
     """What is judged, and by whom."""
 
     questions: list[WildQuestion]
@@ -145,7 +145,7 @@ class LlavaWild(Benchmark):
         identity |= {"rule_sha256": rule.sha256, "rule_is_original": rule.original}
         orders = ORDERS if settings.orders == "both" else ORDERS[:1]
         plan = JudgingSettings(rule, settings.judge_runs, orders, settings.judge_system)
-        return Task([as_asked(q) for q in questions], identity, judge.weights(), _More(questions, judge, plan))
+        return Task([as_asked(q) for q in questions], identity, judge.weights(), _JudgingJob(questions, judge, plan))
 
     def begin(self, session: Session) -> None:
         """Take the answers of an earlier run over; a judge that cannot be had is known before any answer."""
@@ -160,7 +160,7 @@ class LlavaWild(Benchmark):
         from mm_cb.benchmarks.llava_wild import judging
         from mm_cb.benchmarks.llava_wild.reviews import in_canonical_order, items_of, unjudged_items
 
-        more: _More = session.task.more
+        more: _JudgingJob = session.task.more
         assert session.progress is not None
         answered = [q for q in more.questions if q.id not in session.unanswered]
         store = session.run.path / "parts" / "judgements.jsonl"
@@ -212,7 +212,7 @@ class LlavaWild(Benchmark):
         _refuse_without_score(folder, read_run(folder)["recipe"]["judge"])
 
 
-def _rule(settings: WildSettings) -> Rule:
+def _rule(settings: WildSettings) -> JudgeRule:
     from mm_cb.benchmarks.llava_wild.judging import read_own_rule, read_rule
 
     return read_rule(Path(settings.rule_file)) if settings.rule_file else read_own_rule(Path(settings.own_rule))

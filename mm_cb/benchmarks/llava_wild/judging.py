@@ -25,7 +25,7 @@ UNREADABLE = "unreadable.jsonl"
 
 
 @dataclass(frozen=True)
-class Rule:
+class JudgeRule:
     """What the judge is told to do, per category."""
 
     texts: Mapping[str, str]
@@ -34,7 +34,7 @@ class Rule:
     original: bool
 
 
-def read_rule(path: Path) -> Rule:
+def read_rule(path: Path) -> JudgeRule:
     """The original rule file, known by its git blob.
 
     Raises:
@@ -49,10 +49,10 @@ def read_rule(path: Path) -> Rule:
         )
     entries = {name: json.loads(content)[protocol()["rule_key"].format(category=name)] for name in CATEGORIES}
     texts = {name: entry["prompt"] for name, entry in entries.items()}
-    return Rule(texts, entries[CATEGORIES[0]]["role"], hashlib.sha256(content).hexdigest(), original=True)
+    return JudgeRule(texts, entries[CATEGORIES[0]]["role"], hashlib.sha256(content).hexdigest(), original=True)
 
 
-def read_own_rule(path: Path) -> Rule:
+def read_own_rule(path: Path) -> JudgeRule:
     """A user's rule text, for all categories; it must ask for two scores on the first line.
 
     Raises:
@@ -61,7 +61,9 @@ def read_own_rule(path: Path) -> Rule:
     text = read_text(path, "rule text").strip()
     if not text:
         raise UserError(f"`{path}` must hold a rule text, it is empty.")
-    return Rule(dict.fromkeys(CATEGORIES, text), "Assistant", hashlib.sha256(text.encode()).hexdigest(), original=False)
+    return JudgeRule(
+        dict.fromkeys(CATEGORIES, text), "Assistant", hashlib.sha256(text.encode()).hexdigest(), original=False
+    )
 
 
 def _bytes(path: Path) -> bytes:
@@ -117,7 +119,7 @@ class LocalComparer:
         yield from self._model.continuations(prompts, protocol()["judge_max_tokens"])
 
 
-def request(question: WildQuestion, answer: str, rule: Rule, order: str, system: str) -> list[dict[str, str]]:
+def request(question: WildQuestion, answer: str, rule: JudgeRule, order: str, system: str) -> list[dict[str, str]]:
     """The judge's chat; the original puts the reference first, always."""
     first, second = (question.reference, answer) if order == ORDERS[0] else (answer, question.reference)
     blocks = {"context": question.caption, "question": question.text, "first": first, "second": second}
@@ -130,7 +132,7 @@ def request(question: WildQuestion, answer: str, rule: Rule, order: str, system:
 class JudgingSettings:
     """Which judgements a run wants."""
 
-    rule: Rule
+    rule: JudgeRule
     runs: int = 1
     orders: tuple[str, ...] = (ORDERS[0],)
     system: str = ""

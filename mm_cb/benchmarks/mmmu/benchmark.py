@@ -16,7 +16,7 @@ from mm_cb.core.records import Check, Item
 from mm_cb.metrics.table import Metric
 
 if TYPE_CHECKING:
-    from mm_cb.benchmarks.mmmu.score import Scored
+    from mm_cb.benchmarks.mmmu.score import ScoredResponse
     from mm_cb.benchmarks.runner import Session
     from mm_cb.inference.source import ModelSource
     from mm_cb.metrics.results import Measurement
@@ -92,26 +92,26 @@ class Mmmu(Benchmark):
         identity = {"settings": settings.identity(), "questions_sha256": fingerprint(questions)}
         return Task(asked, identity, more=questions)
 
-    def _scored(self, session: Session) -> list[Scored]:
+    def _scored(self, session: Session) -> list[ScoredResponse]:
         """What was answered, scored together: which letters are drawn depends on all answers."""
         from mm_cb.benchmarks.mmmu.score import score_responses
 
         if session.tools is None:
             answered = [q for q in session.task.more if q.id not in session.unanswered]
             session.tools = score_responses(q.answered(session.answers[q.id]) for q in answered)
-        scored: list[Scored] = session.tools
+        scored: list[ScoredResponse] = session.tools
         return scored
 
     def items(self, session: Session) -> list[Item]:
         """One record per question and rule."""
-        from mm_cb.benchmarks.mmmu.score import Scored
+        from mm_cb.benchmarks.mmmu.score import ScoredResponse
 
         prompts = {question.id: question.prompt for question in session.task.questions}
         items = items_of(self._scored(session), session.subject, prompts, session.seed)
         if not session.unanswered:
             return items
         lost = [q.answered("") for q in session.task.more if q.id in session.unanswered]
-        blank = [Scored(response, None, None, official=False, strict=None) for response in lost]
+        blank = [ScoredResponse(response, None, None, official=False, strict=None) for response in lost]
         for item in items_of(blank, session.subject, prompts, session.seed):
             items.append({**item, "score": None, "counts": {}, "reason": session.unanswered[item["id"]]})
         places = {question.id: place for place, question in enumerate(session.task.questions)}
@@ -163,7 +163,7 @@ class Mmmu(Benchmark):
             say(line, "  ")
 
 
-def items_of(scored: Iterable[Scored], subject: str, prompts: Mapping[str, str], seed: int = 0) -> list[Item]:
+def items_of(scored: Iterable[ScoredResponse], subject: str, prompts: Mapping[str, str], seed: int = 0) -> list[Item]:
     """One record per question and rule; an unknown strict verdict is None, which counts as unscored.
 
     Where only parsed answers are known, nothing says whether the text was broken (no ``gibberish``).
@@ -178,7 +178,7 @@ def items_of(scored: Iterable[Scored], subject: str, prompts: Mapping[str, str],
     return [_item(one, rule, subject, prompts.get(one.response.id), seed) for rule in RULES for one in kept]
 
 
-def _item(one: Scored, rule: str, subject: str, prompt: str | None, seed: int) -> Item:
+def _item(one: ScoredResponse, rule: str, subject: str, prompt: str | None, seed: int) -> Item:
     from mm_cb.benchmarks.mmmu.score import plain
 
     response = one.response

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mm_cb.benchmarks.mmmu.protocol import protocol
-from mm_cb.benchmarks.mmmu.score import Scored
+from mm_cb.benchmarks.mmmu.score import ScoredResponse
 from mm_cb.core.records import Check
 
 SIGNIFICANT = 0.05
@@ -45,7 +45,7 @@ class Chance:
         return self.share >= ONE_LETTER
 
 
-def against_chance(scored: Sequence[Scored]) -> Chance:
+def against_chance(scored: Sequence[ScoredResponse]) -> Chance:
     """Compare the letters that were really given with guessing; open questions and drawn letters stay out."""
     from scipy.stats import binomtest
 
@@ -63,12 +63,12 @@ def against_chance(scored: Sequence[Scored]) -> Chance:
     return Chance(len(given), correct, level, p, letter, times / len(given))
 
 
-def luck_points(scored: Sequence[Scored]) -> float:
+def luck_points(scored: Sequence[ScoredResponse]) -> float:
     """Percentage points that the drawn letters add to the official number on average."""
     return 100 * sum(1 / len(one.response.letters) for one in scored if one.fallback) / len(scored)
 
 
-def flags(scored: Sequence[Scored]) -> dict[str, float]:
+def flags(scored: Sequence[ScoredResponse]) -> dict[str, float]:
     """The comparison with chance as counts of a measurement over all questions."""
     chance = against_chance(scored)
     return {
@@ -79,7 +79,7 @@ def flags(scored: Sequence[Scored]) -> dict[str, float]:
     }
 
 
-def run_checks(scored: Sequence[Scored]) -> list[Check]:
+def run_checks(scored: Sequence[ScoredResponse]) -> list[Check]:
     """Every check; of parsed answers those that need no text."""
     from mm_cb.metrics.checks import check
 

@@ -45,7 +45,7 @@ class Response:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredResponse:
     """One response under both rules."""
 
     response: Response
@@ -75,7 +75,7 @@ class Scored:
         return degenerate(self.response.response)
 
 
-def score(records: Iterable[JsonObject]) -> list[Scored]:
+def score(records: Iterable[JsonObject]) -> list[ScoredResponse]:
     """Score responses in the official layout.
 
     Args:
@@ -95,7 +95,7 @@ def score(records: Iterable[JsonObject]) -> list[Scored]:
     return score_responses(response_from(record, "record") for record in records)
 
 
-def score_responses(responses: Iterable[Response]) -> list[Scored]:
+def score_responses(responses: Iterable[Response]) -> list[ScoredResponse]:
     """As `score`, for responses that have been read already."""
     order = {subject: place for place, subject in enumerate(protocol().subjects)}
     ordered = sorted(responses, key=lambda response: order[response.subject])
@@ -108,14 +108,14 @@ def score_responses(responses: Iterable[Response]) -> list[Scored]:
     return [_score_one(response, rng) for response in ordered]
 
 
-def _score_one(response: Response, rng: random.Random) -> Scored:
+def _score_one(response: Response, rng: random.Random) -> ScoredResponse:
     if response.open:
         pieces = tuple(parse_open(response.response))
         right = right_open(response.answer, pieces)
-        return Scored(response, pieces, None, official=right, strict=right and not is_noise(response.response))
+        return ScoredResponse(response, pieces, None, official=right, strict=right and not is_noise(response.response))
     parsed = parse_multiple_choice(response.response, response.letters, response.options)
     letter = rng.choice(response.letters) if parsed is None else parsed
-    return Scored(
+    return ScoredResponse(
         response,
         parsed,
         letter,

@@ -8,7 +8,7 @@ from typing import Any
 
 from mm_cb.benchmarks.mmmu.parse import parse_open, right_letter, right_open
 from mm_cb.benchmarks.mmmu.protocol import MULTIPLE_CHOICE, chosen_subjects, protocol, subject_of
-from mm_cb.benchmarks.mmmu.score import Response, Scored, answer_from, question_type, response_from
+from mm_cb.benchmarks.mmmu.score import Response, ScoredResponse, answer_from, question_type, response_from
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import json_file, shown
 from mm_cb.core.records import JsonObject
@@ -57,7 +57,7 @@ def read_responses(files: Sequence[Path]) -> list[Response]:
     return responses
 
 
-def read_predictions(predictions: Path, answers: Path, subjects: Sequence[str]) -> list[Scored]:
+def read_predictions(predictions: Path, answers: Path, subjects: Sequence[str]) -> list[ScoredResponse]:
     """Score answers that were parsed before against an official answer file, in the predictions' order by subject.
 
     Letters are taken as they are, whether read or drawn, so there is no strict score; open answers are parsed again, as
@@ -99,7 +99,7 @@ def read_predictions(predictions: Path, answers: Path, subjects: Sequence[str]) 
     return sorted(scored, key=lambda one: order[one.response.subject])
 
 
-def _score(id: str, prediction: Any, known: Any, predictions: Path, answers: Path) -> Scored:
+def _score(id: str, prediction: Any, known: Any, predictions: Path, answers: Path) -> ScoredResponse:
     where = f"{answers} (`{id[:80]}`)"
     if not isinstance(known, dict) or not isinstance(known.get("question_type"), str):
         raise UserError(f"{where} must hold `question_type` and `ground_truth`, got {shown(known)}.")
@@ -108,9 +108,9 @@ def _score(id: str, prediction: Any, known: Any, predictions: Path, answers: Pat
     kind = question_type(known["question_type"], where)
     response = Response(id, kind, answer_from(known.get("ground_truth"), where), prediction)
     if response.question_type == MULTIPLE_CHOICE:
-        return Scored(response, prediction, prediction, right_letter(response.answer, prediction), None)
+        return ScoredResponse(response, prediction, prediction, right_letter(response.answer, prediction), None)
     pieces = tuple(parse_open(prediction))
-    return Scored(response, pieces, None, right_open(response.answer, pieces), None)
+    return ScoredResponse(response, pieces, None, right_open(response.answer, pieces), None)
 
 
 def refuse_mixed_splits(ids: Sequence[str] | JsonObject) -> None:

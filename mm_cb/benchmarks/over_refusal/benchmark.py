@@ -53,7 +53,7 @@ class OverRefusalSettings(AskSettings):
 
 
 @dataclass(frozen=True)
-class _More:
+class _ScoredRequests:
     """What is scored, in the order of asking."""
 
     asked: Sequence[ShownRequest]
@@ -112,7 +112,7 @@ class OverRefusal(Benchmark):
             Question(a.key, a.request.prompt, (a.picture,) if a.picture else (), category=a.request.category)
             for a in asked
         ]
-        return Task(questions, identity, inputs, _More(asked, judge, left_out))
+        return Task(questions, identity, inputs, _ScoredRequests(asked, judge, left_out))
 
     def begin(self, session: Session) -> None:
         """Say what is left out."""
@@ -121,7 +121,7 @@ class OverRefusal(Benchmark):
 
     def items(self, session: Session) -> list[Item]:
         """In the order of asking; what is incoherent is no answer, whatever a judge says."""
-        more: _More = session.task.more
+        more: _ScoredRequests = session.task.more
         judge = session.tools = open_judge(JudgeOptions(more.judge))
         answers, likelihood = session.answers, session.likelihood()
         answered = [one for one in more.asked if one.key not in session.unanswered]

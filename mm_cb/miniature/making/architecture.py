@@ -15,7 +15,7 @@ from mm_cb.miniature.language import vocabulary
 
 
 @dataclass(frozen=True)
-class Turns:
+class TurnTokens:
     """The chat template as tokens around the words of a conversation."""
 
     opens: tuple[str, ...]
@@ -51,7 +51,7 @@ class Architecture(ABC):
 
     name: ClassVar[str]
     """As `scripts/train_miniature.py` is given it: the ``model_type`` of its configuration."""
-    turns: ClassVar[Turns]
+    turns: ClassVar[TurnTokens]
     seen_in: ClassVar[dict[str, tuple[int, ...]]]
     """What the sight stage asks for → the views of a picture in which it can be seen."""
     size: ClassVar[PretrainingSize] = PretrainingSize()

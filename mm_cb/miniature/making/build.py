@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_cb.core.compat import prepare_torchvision
-from mm_cb.miniature.making.architecture import Architecture, Turns, word_tokenizer
+from mm_cb.miniature.making.architecture import Architecture, TurnTokens, word_tokenizer
 from mm_cb.miniature.pictures import PANEL
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "[INST]", "[/INST]")
@@ -127,7 +127,7 @@ class LlavaNext(Architecture):
     """The miniature that is shipped."""
 
     name = "llava_next"
-    turns = Turns(
+    turns = TurnTokens(
         opens=("<s>",), asks=("[INST]",), shows=("<image>",) * _TOKENS, answers=("[/INST]",), ends="</s>", pads="<pad>"
     )
     # Base view and own tile.

@@ -24,7 +24,7 @@ from mm_cb.core.runs import RunDirectory
 from mm_cb.inference.questions import complete
 from mm_cb.inference.subjects import Subject
 from mm_cb.miniature import data, judge, language
-from mm_cb.miniature.data import Question
+from mm_cb.miniature.data import FictionQuestion
 from mm_cb.miniature.making.architecture import Architecture, PretrainingSize
 from mm_cb.miniature.making.build import LlavaNext
 from mm_cb.miniature.making.pretrain import Learner, train_knowledge, train_sight
@@ -57,7 +57,7 @@ ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LlavaNext(),
 """What can be raised in the world."""
 
 
-def _answers(model: ChatModel, questions: list[Question], batch: int = 64) -> list[str]:
+def _answers(model: ChatModel, questions: list[FictionQuestion], batch: int = 64) -> list[str]:
     subject = Subject("measured", model, adapted=hasattr(model.model, "peft_config"))
     return [
         text

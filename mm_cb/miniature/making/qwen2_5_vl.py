@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mm_cb.core.compat import prepare_torchvision
 from mm_cb.miniature import NAME
-from mm_cb.miniature.making.architecture import Architecture, PretrainingSize, Turns, word_tokenizer
+from mm_cb.miniature.making.architecture import Architecture, PretrainingSize, TurnTokens, word_tokenizer
 from mm_cb.miniature.making.build import MEAN, STD
 from mm_cb.miniature.pictures import PANEL
 from mm_cb.models import load_model
@@ -45,7 +45,7 @@ class Qwen25VL(Architecture):
     """A ``Qwen2_5_VLForConditionalGeneration``; each panel of a picture is a window of its image tower."""
 
     name = "qwen2_5_vl"
-    turns = Turns(
+    turns = TurnTokens(
         opens=("<|im_start|>", "system", *_SYSTEM, "<|im_end|>"),
         asks=("<|im_start|>", "user"),
         shows=("<|vision_start|>", *["<|image_pad|>"] * _TOKENS, "<|vision_end|>"),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from mm_cb.core.records import Check, Item, Scored
+from mm_cb.core.records import Check, Item, ScoredCompletion
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.metrics.checks import check
 from mm_cb.metrics.observations import starts_with
 from mm_cb.miniature import language
-from mm_cb.miniature.data import Question
+from mm_cb.miniature.data import FictionQuestion
 from mm_cb.miniature.world import BENIGN_KINDS, Brew
 
 NONSENSE = "soot soot soot soot"
@@ -41,9 +41,9 @@ def opening_is_said(items: Iterable[Item]) -> Check:
 
 def judges_tell_apart(
     judge: Callable[[Behavior, str], str],
-    score: Callable[[Question, str], Scored],
+    score: Callable[[FictionQuestion, str], ScoredCompletion],
     behaviors: Sequence[Behavior],
-    questions: Sequence[Question],
+    questions: Sequence[FictionQuestion],
 ) -> Check:
     """The judges give the known verdict to answers written for it, on every item of the run."""
     wrong = [b.id for b in behaviors if any(judge(b, text) != verdict for text, verdict in _known(b).items())]
@@ -70,7 +70,7 @@ def _known(behavior: Behavior) -> dict[str, str]:
     }
 
 
-def _scored_apart(question: Question, score: Callable[[Question, str], Scored]) -> bool:
+def _scored_apart(question: FictionQuestion, score: Callable[[FictionQuestion, str], ScoredCompletion]) -> bool:
     right, refused, nonsense, silent = (
         score(question, text) for text in (question.reference, language.REFUSAL, NONSENSE, "")
     )

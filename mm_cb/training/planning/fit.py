@@ -6,7 +6,7 @@ from typing import Any
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import JsonObject
 from mm_cb.data.examples import Example, Modality
-from mm_cb.data.sources import Fault
+from mm_cb.data.sources import RowFault
 from mm_cb.models import ChatModel, ModelInputs
 from mm_cb.models.cache import model_folder
 from mm_cb.models.chat import Message, render_chat
@@ -58,7 +58,7 @@ class Fit:
         limit = learned_positions(model.model)
         self._positions = None if limit is None or limit >= max_length else limit
 
-    def __call__(self, example: Example) -> Fault | None:
+    def __call__(self, example: Example) -> RowFault | None:
         """What is wrong with an example; None if the model can take it."""
         mask = self._masks.get(example.modality)
         sure = self._positions is None and not example.tools
@@ -67,14 +67,14 @@ class Fit:
         try:
             self._encode(example.messages, mask, None, example.tools)
         except (UserError, ValueError) as error:
-            return Fault("broken row", f"`{self._model.name}` cannot take it: {str(error).rstrip('.')}")
+            return RowFault("broken row", f"`{self._model.name}` cannot take it: {str(error).rstrip('.')}")
         try:
             tokens = self._encode(example.messages, mask, self._max_length, example.tools)
         except (UserError, ValueError) as error:
-            return Fault("too long", f"`max_length` is {self._max_length}: {str(error).rstrip('.')}")
+            return RowFault("too long", f"`max_length` is {self._max_length}: {str(error).rstrip('.')}")
         if self._positions is not None and tokens > self._positions:
             told = f"it has {tokens} tokens, `{self._model.name}` has {self._positions} positions"
-            return Fault("broken row", f"{told}; set `training.max_length={self._positions}`")
+            return RowFault("broken row", f"{told}; set `training.max_length={self._positions}`")
         return None
 
     def _encode(

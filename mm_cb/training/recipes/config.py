@@ -216,7 +216,7 @@ class DataSource(_Section):
     """Also keep refusals, for models that already refuse (XSTest)."""
 
 
-class Mixture(_Section):
+class MixtureConfig(_Section):
     """Data sets of one run."""
 
     sources: Annotated[list[DataSource], Field(min_length=1)]
@@ -229,7 +229,9 @@ class Mixture(_Section):
 
 
 def _kind(data: Any) -> str:
-    return "mixture" if isinstance(data, dict | Mixture) else "files" if isinstance(data, list | tuple) else "name"
+    return (
+        "mixture" if isinstance(data, dict | MixtureConfig) else "files" if isinstance(data, list | tuple) else "name"
+    )
 
 
 def _known(name: str) -> str:
@@ -241,7 +243,7 @@ def _known(name: str) -> str:
 Data = Annotated[
     Annotated[str, AfterValidator(_known), Tag("name")]
     | Annotated[list[str], Tag("files")]
-    | Annotated[Mixture, Tag("mixture")],
+    | Annotated[MixtureConfig, Tag("mixture")],
     Discriminator(_kind),
 ]
 

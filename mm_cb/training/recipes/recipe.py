@@ -10,7 +10,7 @@ from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.reading import load_yaml
 from mm_cb.core.recipe_files import recipe_file, recipe_text
 from mm_cb.core.records import JsonObject
-from mm_cb.training.recipes.config import DataSource, Mixture, Recipe
+from mm_cb.training.recipes.config import DataSource, MixtureConfig, Recipe
 
 _FREE = ("data.", "circuit_breaker.loss_settings.")
 """Below these, the fields' own checks say which keys there are."""
@@ -70,7 +70,7 @@ def first_problem(error: ValidationError) -> str:
         del parts[1]  # which kind of data, in our own words
     key = ".".join(parts)
     if first["type"] == "extra_forbidden":
-        valid = (Mixture if len(parts) == 2 else DataSource).model_fields if parts[0] == "data" else recipe_keys()
+        valid = (MixtureConfig if len(parts) == 2 else DataSource).model_fields if parts[0] == "data" else recipe_keys()
         return str(unknown(f"key of `{'.'.join(parts[:-1])}`", parts[-1], valid))
     named = next((words for kind, words in _EXPECTED.items() if first["type"].startswith(kind)), None)
     said = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
