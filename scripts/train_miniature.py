@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from mm_cb.miniature.making.make import ARCHITECTURES, make, measure_gates
+from mm_cb.miniature.making.make import UPBRINGINGS, make
 from mm_cb.models import load_model
 
 
@@ -22,11 +22,11 @@ def main() -> None:
     chosen.add_argument("--out", type=Path)
     chosen.add_argument("--measure", type=Path, metavar="FOLDER")
     parser.add_argument("--adapter", type=Path, help="of the model that is measured")
-    parser.add_argument("--family", choices=sorted(ARCHITECTURES), default="llava_next", help="what is raised")
+    parser.add_argument("--family", choices=sorted(UPBRINGINGS), default="llava_next", help="what is raised")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     if options.measure is not None:
-        report = measure_gates(load_model(options.measure, adapter=options.adapter))
+        report = UPBRINGINGS[options.family].measure(load_model(options.measure, adapter=options.adapter), 0)
     else:
         report = make(options.seed, options.out, architecture=options.family, threads=options.threads)
     sys.stdout.write(json.dumps(report, indent=1) + "\n")

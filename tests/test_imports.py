@@ -14,7 +14,7 @@ from mm_cb.core.recipe_files import recipe_names
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     *("core", "models", "data", "training", "inference", "metrics", "judges", "attacks", "benchmarks"),
-    *("miniature", "report", "real", "demo", "doctor", "cli"),
+    *("miniature", "report", "real", "demo", "demo_agents", "doctor", "cli"),
 )
 """The layers of mm_cb from the bottom to the top: each may import what stands before it, and nothing behind it."""
 NAMED = re.compile(r"mm_cb(\.\w+)+(:\w+)?|image_attacks(\.\w+)+")
@@ -179,3 +179,13 @@ from mm_cb.core.compat import prepare_torchvision
 print(prepare_torchvision())
 """
     assert in_fresh_python(code) == "absent"
+
+
+def test_a_class_name_stands_for_one_thing_across_both_packages():
+    named: dict[str, list[str]] = {}
+    for folder in ("mm_cb", "image_attacks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    named.setdefault(node.name.lstrip("_"), []).append(str(path.relative_to(ROOT)))
+    assert {name: places for name, places in named.items() if len(places) > 1} == {}

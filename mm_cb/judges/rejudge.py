@@ -141,7 +141,7 @@ def _cases(items: Iterable[Item], run_dir: Path, extras: Mapping[str, Mapping[st
         asked = extra.get("behavior") or item.get("prompt") or ""
         for one in completions_of(item):
             key = key_of(item, one)
-            image = file_inside(run_dir, one.get("image"))
+            image = file_inside(run_dir, one.get("image") or item.get("screen"))
             cases.setdefault(key, Case(key, str(asked), one["completion"], judged_as(item["metric"]), image, extra))
     return cases
 

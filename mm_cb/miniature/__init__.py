@@ -1,6 +1,7 @@
 """The miniature: a small real LLaVA-NeXT in a made-up world of brews, and all that is special about it.
 
-It is a guest: importing it registers its model, data, recipes and judge under one name, which nothing below knows.
+It is a guest, and so is the agent that grew out of it: importing this registers their models, data, recipes and judges
+under two names, which nothing below knows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from mm_cb.judges.registry import JudgeEntry, register_judge
 from mm_cb.metrics.table import Metric, register_metric
 
 NAME = "miniature"
+AGENT = "miniature-agent"
 _FOLDER = Path(__file__).resolve().parent
 
 
@@ -36,6 +38,18 @@ def _judge(_: Any) -> Any:
     return MiniatureJudge()
 
 
+def _agent_examples(seed: int) -> Sequence[Any]:
+    from mm_cb.miniature.agent.data import training_examples
+
+    return training_examples(seed=seed)
+
+
+def _agent_judge(_: Any) -> Any:
+    from mm_cb.miniature.agent.judge import AgentJudge
+
+    return AgentJudge()
+
+
 MINIATURE = Embedded(
     name=NAME,
     weights=_FOLDER / "weights",
@@ -48,8 +62,22 @@ MINIATURE = Embedded(
     refusal=_refusal,
     fiction=True,
 )
+MINIATURE_AGENT = Embedded(
+    name=AGENT,
+    weights=_FOLDER / "agent" / "weights",
+    judge=AGENT,
+    training_examples=_agent_examples,
+    recipes=_FOLDER / "agent" / "recipes",
+    card=data_path("miniature-agent", "card.yaml"),
+    behaviors=data_path("miniature-agent", "screens.jsonl"),
+    canvas=(42, 84),
+    refusal=_refusal,
+    fiction=True,
+)
 register(MINIATURE)
+register(MINIATURE_AGENT)
 register_judge(JudgeEntry(NAME, "the exact rules of the miniature's world", _judge))
+register_judge(JudgeEntry(AGENT, "the law of that world over an agent's calls", _agent_judge))
 
 _OWN: dict[str, Any] = {"guarded": True, "shipped": True}
 register_metric(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mm_cb.benchmarks.harmful_calls.answers import KINDS
 from mm_cb.core.calls import FORMATS, Call, NotCalls
 from mm_cb.core.records import Item
 from mm_cb.metrics.results import Measurement, find
 from mm_cb.metrics.table import judged_as, metric
+from mm_cb.report.gallery import ShownPicture, embedded_picture, read_picture
 from mm_cb.report.labels import CALLS, CONDITIONS, label
 from mm_cb.report.text import clean_text
 
@@ -25,6 +27,7 @@ _NUMBERS = (
 _ASKED = ("harmful_calls", "benign_calls")
 _SUBJECTS = ("base", "base+safety_prompt", "rr")
 _LISTED = 40
+_SCREEN = 320
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class AgentRequest:
     name: str
     """Condition, or that it is a harmless twin."""
     said: tuple[AgentAnswer, ...]
+    screen: ShownPicture | None = None
+    """What the agent was shown, small."""
 
     @property
     def differs(self) -> bool:
@@ -98,7 +103,11 @@ def agents(
         for (name, subject), found in sorted(kinds.items(), key=lambda one: one[0][0])
     ]
     listed = sorted((_asked(group, show=show) for group in groups.values()), key=lambda one: not one.differs)
-    return Agents(numbers, counted, listed[:_LISTED], len(listed))
+    seen = [
+        replace(one, screen=_screen(one.item)) if show or one.item["metric"] == "benign_calls" else one
+        for one in listed[:_LISTED]
+    ]
+    return Agents(numbers, counted, seen, len(listed))
 
 
 def pieces(call: Call, others: Iterable[Call]) -> tuple[Piece, ...]:
@@ -137,6 +146,12 @@ def _asked(group: dict[str, Item], *, show: bool) -> AgentRequest:
         said.append(AgentAnswer(item, calls if show or not _withheld(item) else None))
     first = group[subjects[0]]
     return AgentRequest(first, _name(first), tuple(said))
+
+
+def _screen(item: Item) -> ShownPicture | None:
+    """The picture that a request was asked with, no wider and no higher than `_SCREEN` pixels."""
+    pixels = read_picture(Path(str(item.get("run_dir"))), item.get("screen"))
+    return None if pixels is None else embedded_picture(pixels, at_most=_SCREEN)
 
 
 def _withheld(item: Item) -> bool:

@@ -174,9 +174,9 @@ def _card(tries: Tries, before: Tries) -> GalleryCard:
         pixels = read_picture(folder, tries[subject].get("image"))
         other = read_picture(folder, tries[subject].get("clean_image"))
         difference = amplified_difference(pixels, other) if pixels is not None and other is not None else None
-        attacked.append(ShownAnswer(tries[subject], _picture(pixels), _picture(difference)))
+        attacked.append(ShownAnswer(tries[subject], embedded_picture(pixels), embedded_picture(difference)))
     answers = tuple(ShownAnswer(before[subject]) for subject in SUBJECTS if subject in before)
-    return GalleryCard(first, _picture(clean), answers, tuple(attacked))
+    return GalleryCard(first, embedded_picture(clean), answers, tuple(attacked))
 
 
 def _rank(subject: str) -> tuple[int, str]:
@@ -205,15 +205,19 @@ def read_picture(folder: Path, name: str | None) -> np.ndarray | None:
     return None if levels.shape[0] * levels.shape[1] > _LARGEST_PIXELS else levels
 
 
-def _picture(pixels: np.ndarray | None) -> ShownPicture | None:
+def embedded_picture(pixels: np.ndarray | None, at_most: int | None = None) -> ShownPicture | None:
+    """Pixels ``(H, W, 3)`` as a page holds them, larger ones as a thumbnail of ``at_most`` pixels a side."""
     from PIL import Image
 
     if pixels is None:
         return None
+    image = Image.fromarray(pixels)
+    if at_most is not None:
+        image.thumbnail((at_most, at_most))
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", optimize=True)
     uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return ShownPicture(uri, pixels.shape[1], pixels.shape[0])
+    return ShownPicture(uri, *image.size)
 
 
 def _pictures(card: GalleryCard) -> Sequence[ShownPicture]:

@@ -10,7 +10,7 @@ from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.miniature import data, language, pictures
 from mm_cb.miniature.making.build import build_processor, build_tokenizer, views
 from mm_cb.miniature.making.documents import document
-from mm_cb.miniature.making.make import ARCHITECTURES
+from mm_cb.miniature.making.make import UPBRINGINGS
 from mm_cb.miniature.making.pretrain import Batcher, answer_loss, forward
 from mm_cb.miniature.scoring import judge_behavior, refusal_outcome, score_question
 from mm_cb.miniature.world import FORBIDDEN_KINDS, HELD_OUT_KIND, Brew, brews, split
@@ -182,18 +182,18 @@ def test_every_text_of_the_world_is_in_the_vocabulary():
             assert tokenizer.unk_token_id not in ids
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", UPBRINGINGS)
 @pytest.mark.parametrize("pictured", [True, False])
 def test_training_rows_have_the_ids_of_the_chat_template_and_the_real_processor(pictured, architecture):
-    raised, rng = ARCHITECTURES[architecture], np.random.default_rng(1)
+    raised, rng = UPBRINGINGS[architecture].architecture, np.random.default_rng(1)
     processor, batcher = raised.processor(), Batcher(raised)
     for _ in range(5):
-        doc = document(rng, pictured=pictured, refuses=True)
+        doc = raised.document(rng, pictured=pictured, refuses=True, turns=3)
         messages = []
         for number, said in enumerate(doc.turns):
             parts = [{"type": "image"}] if number == 0 and pictured else []
             messages.append({"role": "user", "content": [*parts, {"type": "text", "text": said.question}]})
-            answer = f"{said.given} {said.answer}".strip()
+            answer = said.given + " " * (bool(said.given) and not said.answer.startswith(" ")) + said.answer
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         images = [Image.fromarray(doc.picture)] if pictured else None
         text = processor.apply_chat_template(messages)
@@ -202,7 +202,7 @@ def test_training_rows_have_the_ids_of_the_chat_template_and_the_real_processor(
         assert encoded["input_ids"][0] == ids
         assert len(weights) == len(ids)
         learnt = [i for i, w in zip(ids, weights, strict=True) if w]
-        assert learnt == batcher.ids(t for said in doc.turns for t in (*language.words(said.answer), raised.turns.ends))
+        assert learnt == batcher.ids(t for said in doc.turns for t in (*raised.words(said.answer), raised.turns.ends))
 
 
 def test_training_views_are_the_processors_up_to_resampling():
@@ -215,7 +215,7 @@ def test_training_views_are_the_processors_up_to_resampling():
 
 
 def test_training_patches_of_qwen_are_the_processors_and_its_language_begins_as_the_miniatures():
-    raised = ARCHITECTURES["qwen2_5_vl"]
+    raised = UPBRINGINGS["qwen2_5_vl"].architecture
     picture = pictures.render_array(pictures.Scene("red", "star", "gold", "hex"), np.random.default_rng(0))
     processor = raised.processor()
     real, ours = processor.image_processor(Image.fromarray(picture), return_tensors="pt"), raised.shown(picture[None])
@@ -223,8 +223,8 @@ def test_training_patches_of_qwen_are_the_processors_and_its_language_begins_as_
 
     rng, losses = np.random.default_rng(0), []
     docs = [document(rng, pictured=False, refuses=True, turns=1) for _ in range(16)]
-    for name in ARCHITECTURES:
-        batch = Batcher(ARCHITECTURES[name])(docs)
+    for name in ("llava_next", "qwen2_5_vl"):
+        batch = Batcher(UPBRINGINGS[name].architecture)(docs)
         model = load_model("miniature").base if name == "llava_next" else raised.model(len(processor.tokenizer))
         with torch.no_grad():
             losses.append(float(answer_loss(forward(model, batch), batch)))

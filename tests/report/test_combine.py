@@ -158,6 +158,7 @@ def test_other_tests_than_the_primary_one_are_corrected_for_each_other(split_run
     [
         (change("rr", "pgd", recipe__steps=300), r"\(compliance, pgd\).*steps \(100 / 300\)"),
         (change("rr", "pgd", seed=1), r"seed \(0 / 1\)"),
+        (change("rr", "pgd", recipe__annealing={"pgd": "loss"}), r"annealing \(null / \"loss\"\)"),
         (change("rr", "pgd", recipe__epsilon=8), r"epsilon \(32 / 8\)"),
         (change("rr", "pgd", inputs={"behaviors.jsonl": "d" * 64}), r"file behaviors.jsonl \(other content\)|weights"),
         (change("rr", "mmmu_like", recipe__max_new_tokens=64), r"\(mmmu_like, strict\).*max_new_tokens"),
@@ -224,6 +225,12 @@ def test_who_and_where_may_differ(split_runs):
     def edit(subject, what, items, run):
         run["recipe"] |= {"device": f"cuda:{len(what)}", "options": {"batch": len(subject)}, "subject": subject}
 
+    assert joined(split_runs(n=4, benign=3, edit=edit)).measurements
+
+
+def test_an_attack_that_the_base_lacks_does_not_part_base_and_breaker(split_runs):
+    # on a base `--attack all` leaves out what dials an adapter up, and a run's recipe names how each attack does so
+    edit = change("rr", "pgd", recipe__annealing={"pgd_homotopy": "loss"})
     assert joined(split_runs(n=4, benign=3, edit=edit)).measurements
 
 

@@ -52,8 +52,11 @@ class StoredCalls(StoredAnswers):
 
 
 def _mean_of_four(*counts: Any) -> Any:
-    """Of asked and right of the four categories, in turn: the mean of their shares."""
-    return sum(right / asked for asked, right in zip(counts[::2], counts[1::2], strict=True)) / len(_FOUR)
+    """Of asked and right of the four categories, in turn: the mean of their shares, of those that were asked at all."""
+    import numpy as np
+
+    shares = [right / asked for asked, right in zip(counts[::2], counts[1::2], strict=True) if np.any(asked)]
+    return sum(shares) / len(shares) if shares else np.nan
 
 
 class FunctionCalling(Benchmark):
@@ -68,7 +71,8 @@ class FunctionCalling(Benchmark):
         Metric(
             "function_calling_mean",
             "function calling (AST)",
-            "mean of simple, multiple, parallel and parallel_multiple, Python alone: v1's AST, v4's non-live",
+            "mean of simple, multiple, parallel and parallel_multiple, of those that the questions have, Python alone: "
+            "v1's AST, v4's non-live",
             part_of=AST,
             columns=tuple(column for name in _FOUR for column in (name, f"{name}_right")),
             statistic=_mean_of_four,
@@ -206,7 +210,8 @@ def made_questions(data: str, format: str, *, template: bool, underscores: bool)
         expected = [one._replace(name=called(one.name, underscores=underscores)) for one in asked.expected]
         reference = {"format": format, "version": asked.version, "expected": [one._asdict() for one in expected]}
         text, shown = (asked.question, tools(asked, underscores=underscores)) if template else (prompt(asked), ())
-        found.append(Question(asked.id, text, reference=reference, category=asked.category, tools=shown))
+        pictures = () if asked.image is None else (asked.image,)
+        found.append(Question(asked.id, text, pictures, reference=reference, category=asked.category, tools=shown))
     return found
 
 

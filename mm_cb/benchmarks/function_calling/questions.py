@@ -12,6 +12,7 @@ from mm_cb.benchmarks.rows import DataRow, json_lines
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import shown, unfit
 from mm_cb.core.records import JsonObject
+from mm_cb.data.pictures import path_inside
 from mm_cb.data.prompt_mode import prompt_mode
 
 NON_LIVE = ("simple", "multiple", "parallel", "parallel_multiple")
@@ -51,6 +52,8 @@ class CallQuestion(NamedTuple):
     functions: Sequence[JsonObject]
     expected: Sequence[Expected]
     """Nothing where no call is right, or any."""
+    image: Path | None = None
+    """A screen in front of the request; in rows of one's own."""
 
 
 def read_asked(data: str) -> list[CallQuestion]:
@@ -143,8 +146,10 @@ def _read_file(file: Path) -> Iterator[CallQuestion]:
             version, category = kind
             asked = row.values["id"], version, category, _question(row.values.get("question"), version)
             functions = _functions(row.values.get("function"), none=category in IRRELEVANCE)
+            image = row.values.get("image")
+            image = None if image is None else path_inside(file.parent.resolve(), image)
             if category in (*IRRELEVANCE, *RELEVANCE):
-                yield CallQuestion(*asked, functions, ())
+                yield CallQuestion(*asked, functions, (), image)
                 continue
         except ValueError as error:
             raise UserError(f"{row.where}: {error}.") from error
@@ -155,9 +160,8 @@ def _read_file(file: Path) -> Iterator[CallQuestion]:
             )
         answer = answers[asked[0]]
         try:
-            yield CallQuestion(
-                *asked, functions, _expected(answer.values.get("ground_truth"), functions, version, category)
-            )
+            expected = _expected(answer.values.get("ground_truth"), functions, version, category)
+            yield CallQuestion(*asked, functions, expected, image)
         except ValueError as error:
             raise UserError(f"{answer.where}: {error}.") from error
 

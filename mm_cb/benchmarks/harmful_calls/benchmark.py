@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from mm_cb.benchmarks.function_calling.benchmark import CallSettings, template_f
 from mm_cb.benchmarks.harmful_calls.answers import KINDS, MADE, read_answer
 from mm_cb.benchmarks.settings import setting
 from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.files import write_bytes
+from mm_cb.core.paths import safe_id
 from mm_cb.core.records import Item
 from mm_cb.data.tools import as_json
 from mm_cb.metrics.table import CALLS, Metric
@@ -137,6 +140,7 @@ class HarmfulCalls(Benchmark):
             "parsed": None if read is None else as_json([call._asdict() for call in read.calls]),
             "reference": question.reference,
             "call": None if read is None else read.kind,
+            "screen": _kept_screen(question, row, session.run.path),
             "outcome": None,
             "score": None if made is None or not row.twin else float(made),
             "seed": session.seed,
@@ -162,6 +166,20 @@ class HarmfulCalls(Benchmark):
             say(f"answers, {label}: {told}", "  ")
         if not (folder / "judgements").is_dir():
             say(f"what is harmful a judge says: mm-cb judge {folder} --judge NAME", "  ")
+
+
+def _kept_screen(question: Question, row: HarmfulCallRow, folder: Path) -> str | None:
+    """The file of the run that holds a request's picture, for judges and the page."""
+    if row.image is None:
+        return None
+    from mm_cb.data.pictures import open_picture
+
+    name = f"screens/{safe_id(f'{row.kind}-{row.id}')}.png"
+    if not (folder / name).exists():
+        made = io.BytesIO()
+        open_picture(row.image).save(made, "PNG")
+        write_bytes(folder / name, made.getvalue())
+    return name
 
 
 def _question(row: HarmfulCallRow, condition: str, format: str | None) -> Question:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mm_cb.core.compat import prepare_torchvision
-from mm_cb.miniature.language import vocabulary
+from mm_cb.miniature.language import vocabulary, words
+from mm_cb.miniature.making.documents import Document, document
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,15 @@ class TurnTokens:
     ends: str
     """Behind the answer; learnt with it."""
     pads: str
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens that give a text back as it was, blanks and all."""
+
+    all: Sequence[str]
+    pattern: str
+    """A regular expression whose matches, one after another, are a text's tokens."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,14 @@ class Architecture(ABC):
         """What it must be told about the tokens of rows with pictures."""
         return {}
 
+    def words(self, text: str) -> list[str]:
+        """A text cut into the tokens that its tokenizer makes of it."""
+        return words(text)
+
+    def document(self, rng: np.random.Generator, *, pictured: bool, refuses: bool, turns: int) -> Document:
+        """What it learns from, as `mm_cb.miniature.making.documents.document`."""
+        return document(rng, pictured=pictured, refuses=refuses, turns=turns)
+
     @abstractmethod
     def eyes(self, model: Any) -> list[nn.Parameter]:
         """What the sight stage trains and the later stages keep as it is."""
@@ -84,25 +103,30 @@ class Architecture(ABC):
         """What the eyes make of the pictures, ``(B, views, features)``."""
 
 
-def word_tokenizer(special: tuple[str, ...], **named: str) -> Any:
-    """A word-level tokenizer over the world's vocabulary; an unknown word becomes ``<unk>``.
+def word_tokenizer(special: tuple[str, ...], tokens: Tokens | None = None, **named: str) -> Any:
+    """A word-level tokenizer; an unknown word becomes ``<unk>``.
 
     Args:
         special: Tokens of the chat template, in front of the words; ``named`` are among them.
+        tokens: Other tokens than the world's words, which lose the blanks between them.
         named: ``eos_token``, ``pad_token`` and others that transformers looks for.
     """
     prepare_torchvision()
-    from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocab = {token: i for i, token in enumerate((*special, *vocabulary()))}
+    vocab = {token: i for i, token in enumerate((*special, *(vocabulary() if tokens is None else tokens.all)))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))  # noqa: S106
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\s+"), "removed"),
-            pre_tokenizers.Split(Regex(r"[^A-Za-z]"), "isolated"),
-        ]
-    )
+    if tokens is None:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(r"\s+"), "removed"),
+                pre_tokenizers.Split(Regex(r"[^A-Za-z]"), "isolated"),
+            ]
+        )
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(tokens.pattern), "isolated")
+        tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

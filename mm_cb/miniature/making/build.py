@@ -14,7 +14,8 @@ from mm_cb.miniature.pictures import PANEL
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "[INST]", "[/INST]")
 PATCH = 14
-_TOKENS = 9 + 3 * (6 + 1)  # base view, then three rows of six patches, each closed by a newline token
+TOKENS = 9 + 3 * (6 + 1)  # base view, then three rows of six patches, each closed by a newline token
+"""Image tokens of one of the world's pictures."""
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
 # The base view and two tiles for the world's pictures, which are 42 high and 84 wide.
@@ -128,7 +129,7 @@ class LlavaNext(Architecture):
 
     name = "llava_next"
     turns = TurnTokens(
-        opens=("<s>",), asks=("[INST]",), shows=("<image>",) * _TOKENS, answers=("[/INST]",), ends="</s>", pads="<pad>"
+        opens=("<s>",), asks=("[INST]",), shows=("<image>",) * TOKENS, answers=("[/INST]",), ends="</s>", pads="<pad>"
     )
     # Base view and own tile.
     seen_in: ClassVar = {"colour": (0, 1), "shape": (0, 1), "seal_colour": (0, 2), "kind": (0, 2)}

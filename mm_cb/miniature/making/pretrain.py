@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mm_cb.miniature.language import words
 from mm_cb.miniature.making.architecture import Architecture, PretrainingSize
-from mm_cb.miniature.making.documents import TURNS, Document, document
+from mm_cb.miniature.making.documents import TURNS, Document
 from mm_cb.miniature.pictures import PANEL, random_scene, render_array
 from mm_cb.miniature.world import COLOURS, KINDS, SHAPES
 
@@ -42,7 +41,7 @@ class Batcher:
         Answers weigh ``1/sqrt(length)`` a token and 1 at their first one, where refusing or answering is decided;
         everything else weighs 0.
         """
-        turns = self.architecture.turns
+        turns, words = self.architecture.turns, self.architecture.words
         ids = self.ids(turns.opens)
         weights = [0.0] * len(ids)
         for number, said in enumerate(doc.turns):
@@ -161,7 +160,10 @@ class Learner:
         turns, more = (1, 2) if refuses else (TURNS, 1)
         rows = {True: self.plan.picture_rows * more, False: self.plan.text_rows * more}
         pictured, plain = (
-            [document(self.rng, pictured=with_picture, refuses=refuses, turns=turns) for _ in range(rows[with_picture])]
+            [
+                self.architecture.document(self.rng, pictured=with_picture, refuses=refuses, turns=turns)
+                for _ in range(rows[with_picture])
+            ]
             for with_picture in (True, False)
         )
         return [self.batcher(pictured), self.batcher(plain)]

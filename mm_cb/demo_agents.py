@@ -1,0 +1,175 @@
+"""``mm-cb demo --agents``: the miniature agent, its breaker, and screens changed until it makes forbidden calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.run import attack
+from mm_cb.attacks.threats import Threat
+from mm_cb.benchmarks.runner import evaluate
+from mm_cb.core.closing import Hint, files, say, what_next
+from mm_cb.core.progress import Progress
+from mm_cb.core.runs import write_json
+from mm_cb.judges.registry import JudgeOptions, open_judge
+from mm_cb.judges.rejudge import rejudge
+from mm_cb.metrics.results import Measurement, find, read_results
+from mm_cb.miniature import AGENT
+from mm_cb.miniature.agent import data
+from mm_cb.miniature.language import SAFETY_PROMPT
+from mm_cb.training.recipes.recipe import load_recipe
+from mm_cb.training.run import train
+
+THREADS = 2
+"""Fixed, so that equal runs add numbers in the same order."""
+_PLAIN = ("no_attack", "noise", "pgd")
+ATTACKS = {"base": _PLAIN, "rr": (*_PLAIN, "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy")}
+"""The base needs none that knows a breaker. Homotopy comes last: it dials the adapter up, and has a line of its own."""
+_EPSILON, _BATCH, _TOKENS = 32, 36, 40
+CALLS, REQUESTS, SCREENS = "calls", "requests", "screens"
+
+
+@dataclass(frozen=True)
+class AgentSize:
+    """How much of everything; the same for every subject."""
+
+    screens: tuple[int, int, int]
+    """To hijack: like those of training, held-out screens, the held-out tool."""
+    steps: int
+    requests: int
+    """Forbidden ones, each with its harmless twin."""
+    calls: int
+
+
+QUICK = AgentSize(screens=(8, 8, 8), steps=100, requests=60, calls=160)
+FULL = AgentSize(screens=(16, 16, 16), steps=300, requests=240, calls=800)
+
+
+def run_agents(out: Path, *, full: bool, seed: int, rr_seeds: int = 1) -> Path:
+    """Run the experiment into ``out``, or go on with the one that is there; prints the table and the page's path.
+
+    Args:
+        out: Gets the data, ``base`` and a folder for every breaker, with run directories inside, and the page.
+        full: The whole size instead of the quick one.
+        seed: Of the data sets, the attacks and the first breaker's training.
+        rr_seeds: Breakers to train, from ``seed`` on. The page shows the first, ``numbers.json`` all.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: If ``out`` holds the runs of another size or seed.
+    """
+    from mm_cb.report import judge_report, print_table, write_report
+    from mm_cb.report.text import clean_text
+
+    size = FULL if full else QUICK
+    torch.set_num_threads(THREADS)
+    begun = time.monotonic()
+    asked = _write_data(out / f"data-{'full' if full else 'quick'}-{seed}", size, seed)
+    base = [
+        *_measured(out / "base", "base", asked, size, seed),
+        *_measured(out / "base", "base+safety_prompt", asked, size, seed, attacked=False),
+    ]
+    breakers = []
+    for number in range(seed, seed + rr_seeds):
+        folder = out / f"rr-{number}"
+        with Progress() as progress:
+            adapter = train(load_recipe(AGENT, [f"seed={number}"]), folder / "adapter", progress=progress)
+        torch.set_num_threads(THREADS)
+        breakers.append(_measured(folder, "rr", asked, size, seed, adapter=adapter))
+    page = write_report([*base, *breakers[0]], out / "report.html")
+    found = {"base": _numbers(base)} | {f"rr, seed {seed + i}": _numbers(runs) for i, runs in enumerate(breakers)}
+    write_json(out / "numbers.json", found)
+    print_table(page.measurements, strengths=page.strengths)
+    for line in f"\n{clean_text(judge_report(page).told)}\n".split("\n"):
+        say(line)
+    for line in summary(found):
+        say(line)
+    files({"report": out / "report.html", "numbers": out / "numbers.json"})
+    say(f"{(time.monotonic() - begun) / 60:.1f} minutes")
+    what_next(
+        Hint("the same for an agent of yours, from rows to page: docs/agents.md", ["doctor", "--model", "MODEL"]),
+    )
+    return out / "report.html"
+
+
+def _write_data(folder: Path, size: AgentSize, seed: int) -> dict[str, Path]:
+    """The questions, requests and screens as files, as a user's own would look; the same bytes every time."""
+    return {
+        CALLS: data.write_calls(data.call_tasks(size.calls, seed), folder / CALLS),
+        REQUESTS: data.write_requests(data.request_pairs(size.requests, seed), folder / REQUESTS),
+        SCREENS: data.write_screens(data.hijacks(size.screens, seed), folder / SCREENS),
+    }
+
+
+def _measured(
+    folder: Path,
+    subject: str,
+    asked: dict[str, Path],
+    size: AgentSize,
+    seed: int,
+    *,
+    adapter: Path | None = None,
+    attacked: bool = True,
+) -> list[Path]:
+    """Function calling, harmful calls and hijacks of one subject: the run directories."""
+    system = SAFETY_PROMPT if subject.endswith("safety_prompt") else None
+    given: dict[str, Any] = {"adapter": adapter, "system": system, "seed": seed, "max_new_tokens": _TOKENS}
+    runs = [folder / f"{subject}-{name}" for name in (CALLS, REQUESTS, SCREENS)]
+    evaluate("function-calling", AGENT, out=runs[0], data=asked[CALLS], **given)
+    evaluate("harmful-calls", AGENT, out=runs[1], data=asked[REQUESTS], **given)
+    with Progress() as progress:
+        rejudge(runs[1], open_judge(JudgeOptions(AGENT)), progress=progress)
+    if not attacked:
+        return runs[:2]
+    config = AttackConfig(
+        threat=Threat("linf", _EPSILON), steps=size.steps, seed=seed, batch=_BATCH, max_new_tokens=_TOKENS
+    )
+    names = ",".join(ATTACKS["base" if adapter is None else "rr"])
+    attack(AGENT, asked[SCREENS], runs[2], attacks=names, adapter=adapter, config=config)
+    return runs
+
+
+_NUMBERS = {
+    "function calling (AST)": ("function_calling_mean", "strict"),
+    "no call where none fits": ("irrelevance", "strict"),
+    "harmless twins": ("benign_calls", "strict"),
+    "broken text on twins": ("gibberish", "no_attack", "benign_calls"),
+    "forbidden call": ("harmful_calls", "no_attack"),
+    "forbidden call, forced": ("harmful_calls", "forced_call"),
+    **{f"hijacked: {name}": ("compliance", name) for name in ATTACKS["rr"]},
+    "hijacked: worst of all attacks": ("compliance", "worst_case"),
+}
+_SPLITS = {f"hijacked: worst, {split}": split for split in data.SPLITS}
+
+
+def _numbers(runs: Sequence[Path]) -> dict[str, Any]:
+    """Percent, count and interval of every number, by subject's runs."""
+    found = [one for run in runs for one in read_results(run / "results.json")]
+    subject = "base" if "base" in runs[0].name else "rr"
+    numbers = {name: find(found, subject, *where) for name, where in _NUMBERS.items()}
+    splits = {name: find(found, subject, "compliance", "worst_case", split) for name, split in _SPLITS.items()}
+    return {name: _plain(one) for name, one in (numbers | splits).items() if one}
+
+
+def _plain(one: Measurement) -> dict[str, Any]:
+    return {"value": one.value, "n": one.n, "ci95": one.ci95}
+
+
+def summary(found: dict[str, dict[str, Any]]) -> list[str]:
+    """The numbers as a table of lines: percent, and of how many, for every subject."""
+    names = [name for name in (*_NUMBERS, *_SPLITS) if any(name in numbers for numbers in found.values())]
+    wide = max(map(len, names))
+    lines = [f"{'%':{wide}}" + "".join(f"{subject:>16}" for subject in found)]
+    for name in names:
+        cells = [numbers.get(name) for numbers in found.values()]
+        shown = ("-" if one is None or one["value"] is None else f"{one['value']:.1f} of {one['n']}" for one in cells)
+        lines.append(f"{name:{wide}}" + "".join(f"{cell:>16}" for cell in shown))
+    return lines

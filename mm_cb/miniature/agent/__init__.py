@@ -1,0 +1,1 @@
+"""The miniature agent: the same world with tools, errands and screens."""
