@@ -19,7 +19,7 @@ from mm_cb.core.checked import read_record, read_records
 from mm_cb.core.places import RUN
 from mm_cb.core.records import Candidate, Item, JsonObject, Recipe
 from mm_cb.core.runs import read_run
-from mm_cb.data.behaviors_file import Behavior
+from mm_cb.data.behaviors_file import FACTS, Behavior
 from mm_cb.metrics.convergence import LEAST
 
 CONVERGENCE, CONTROL = "convergence", "control"
@@ -97,10 +97,14 @@ def wrong_text(configs: Sequence[AttackConfig], behaviors: Sequence[Behavior], f
     pairs = [(own, other) for own, other in swapped(chosen, first.seed) if texts[own.id] != texts[other.id]]
     if not pairs:
         return None
-    asked = [replace(own, target=other.target) for own, other in pairs]
+    asked = [replace(own, target=other.target, extra={**own.extra, **_facts(other)}) for own, other in pairs]
     return ControlRun(
         CONTROL, "the text of another behaviour", forced, asked, {own.id: texts[o.id] for own, o in pairs}
     )
+
+
+def _facts(behavior: Behavior) -> dict[str, str]:
+    return {} if behavior.facts is None else {FACTS: behavior.facts}
 
 
 def drawn(behaviors: Sequence[Behavior], count: int, seed: int) -> list[Behavior]:

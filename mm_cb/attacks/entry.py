@@ -57,6 +57,8 @@ class AttackEntry:
     """It is aimed at what an adapter changed."""
     needs_probe: bool = False
     """It is aimed at a probe that withholds answers."""
+    needs_facts: bool = False
+    """It forces the behaviours' own ``facts``, which every line of their file must then have."""
     given: Given = "opening"
     """What it was given; success with supplied text alone shows control over the output, not knowledge."""
     forces_response: bool = False

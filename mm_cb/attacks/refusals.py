@@ -13,7 +13,7 @@ from mm_cb.attacks.registry import attack_entry, attacks, refuse_blind
 from mm_cb.attacks.texts import ask
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
-from mm_cb.data.behaviors_file import Behavior, grey_canvas, refuse_too_large
+from mm_cb.data.behaviors_file import FACTS, Behavior, grey_canvas, read_behaviors, refuse_too_large
 from mm_cb.data.corpus import read_corpus
 from mm_cb.data.pictures import open_picture
 from mm_cb.data.prompts_file import ImportedPrompt
@@ -25,20 +25,30 @@ from mm_cb.models.low_rank import changes_of
 from mm_cb.training.model_laws import refuse_broken
 
 
-def fitting(model: str, names: Sequence[str], *, probed: bool) -> list[str]:
-    """What ``all`` comes to on a model: on one of text alone, every attack that needs neither picture nor a file."""
+def fitting(model: str, names: Sequence[str], behaviors: Path, *, probed: bool) -> list[str]:
+    """What ``all`` comes to: on a model of text alone, every attack that needs neither picture nor a file.
+
+    On others what the behaviours' lines hold all that is needed for.
+    """
     if sees(model):
-        return list(names)
+        told = all(one.facts is not None for one in read_behaviors(behaviors))
+        return [name for name in names if told or not attack_entry(name).needs_facts]
     texts = [entry for entry in attacks() if not entry.needs_picture and not entry.imported]
     return [entry.name for entry in texts if not (probed and entry.relaxation)]
 
 
 def refuse_unseen(model: str, names: Sequence[str], behaviors: Sequence[Behavior], file: Path) -> None:
-    """Refuse what a model of text alone cannot be shown, before it is loaded.
+    """Refuse what a model of text alone cannot be shown, and an attack without its text, before a model is loaded.
 
     Raises:
-        UserError: If an attack or a behaviour needs a picture.
+        UserError: If an attack or a behaviour needs a picture, or an attack a text that a behaviour does not have.
     """
+    untold = [b.id for b in behaviors if b.facts is None]
+    if untold and (telling := [name for name in names if attack_entry(name).needs_facts]):
+        raise UserError(
+            f"`--attack {telling[0]}` forces each behaviour's `{FACTS}`, `{file}` gives none to {len(untold)} of "
+            f"{len(behaviors)}, such as `{untold[0]}`; write them, or leave the attack out."
+        )
     if sees(model):
         if blind := [name for name in names if attack_entry(name).search == "suffix"]:
             raise UserError(
@@ -106,7 +116,8 @@ def refuse_placeholders(behaviors: Sequence[Behavior], token: str | None) -> Non
     if token is None:
         return
     for behavior in behaviors:
-        texts = behavior.prompt, behavior.target, str(behavior.extra.get("typographic_prompt"))
+        own = (str(behavior.extra.get(key)) for key in ("typographic_prompt", FACTS))
+        texts = behavior.prompt, behavior.target, *own
         if any(token in text for text in texts):
             raise UserError(
                 f"behaviour {behavior.id!r} must not hold the model's image placeholder `{token}` in its texts; "

@@ -100,7 +100,7 @@ def attack(
     source = ModelSource(model, adapter, device, dtype, system=system, base=base, probe=probe, thinking=thinking)
     names = chosen_attacks(attacks, adapted=source.breaker, probed=probe is not None)
     if attacks == "all":
-        names = fitting(source.model, names, probed=probe is not None)
+        names = fitting(source.model, names, behaviors_path(Path(behaviors)), probed=probe is not None)
     whole = config or AttackConfig(check_convergence=checked_by_default(attacks))
     run_attack(source, behaviors_path(Path(behaviors)), Path(out), names, replace(whole, **settings))
     return AttackRun(Path(out), read_results(Path(out) / "results.json"))

@@ -60,6 +60,13 @@ SHIPPED = (
         needs_adapter=True,
     ),
     _forcing(
+        "pgd_facts",
+        "the bare facts of the answer, without a sentence: the behaviours' `facts`",
+        "bare-facts PGD",
+        "facts:FactsObjective",
+        needs_facts=True,
+    ),
+    _forcing(
         "pgd_distill",
         "next words as the base model's",
         "distilling PGD",

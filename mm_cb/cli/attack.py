@@ -92,7 +92,7 @@ def _needs(entry: AttackEntry) -> str:
     """What an attack needs, what it is given, and what it counts for."""
     needs = ["a model that sees"] if entry.needs_picture else ["no picture"]
     needs += ["an adapter (or --base)"] * entry.needs_adapter + ["--probe"] * entry.needs_probe
-    needs += ["--prompts"] * entry.imported
+    needs += ["`facts` in the behaviours file"] * entry.needs_facts + ["--prompts"] * entry.imported
     needs += ["--corpus"] * ("corpus" in entry.reads)
     marks = ["in `all`" if entry.in_all else "by name only"] + [f"anneal: {entry.anneal}"] * (entry.anneal != "none")
     marks += ["not in the worst case"] * (not entry.in_worst_case)
@@ -263,7 +263,7 @@ def attack(
     place = launched_device(device) if shard == "auto" else device
     source = ModelSource(model, adapter, place, dtype, system=text, base=base, probe=probe, thinking=thinking)
     if attack == "all":
-        names = fitting(model, names, probed=probe is not None)
+        names = fitting(model, names, behaviors, probed=probe is not None)
     run_attack(source, behaviors, out, names, config, shard=None if shard is None else Shard.parse(shard))
     if shard is None:
         show_attacked(out, [name.strip() for name in attack.split(",") if name.strip().endswith(".py")])

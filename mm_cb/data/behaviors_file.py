@@ -22,6 +22,8 @@ KEPT_AS = "behaviors.jsonl"
 
 _REQUIRED = ("id", "prompt", "target")
 _OPTIONAL = ("image", "category", "split")
+FACTS = "facts"
+"""What an answer gives away, without a sentence around it: the text that `pgd_facts` forces."""
 _CALLS = (CALL, TOOLS)
 _COPIES_ONCE, _COPIES = 20, 12
 """Float copies of a picture in an attack, once and per row of a batch. Measured at 1400 x 1400 on a small model, as the
@@ -53,6 +55,11 @@ class Behavior:
     def tools(self) -> tuple[JsonObject, ...]:
         """JSON schemas of functions that the model is shown."""
         return tuple(self.extra.get(TOOLS) or ())
+
+    @property
+    def facts(self) -> str | None:
+        """What an answer gives away, in the attacker's own form; None if the file does not say it."""
+        return self.extra.get(FACTS)
 
     @property
     def opening(self) -> str:
@@ -107,11 +114,13 @@ def parse_behavior(line: Line, path: Path) -> Behavior:
         UserError: If it is not as expected, or its picture cannot be read.
     """
     where, record = line
-    refuse_typos(record, (*_OPTIONAL, *_CALLS), where)
+    refuse_typos(record, (*_OPTIONAL, *_CALLS, FACTS), where)
     needed = [key for key in _REQUIRED if not (key == "target" and CALL in record and "target" not in record)]
     wrong = [key for key in needed if not isinstance(record.get(key), str) or not record[key].strip()]
     if wrong:
         raise UserError(f"{where} must have non-empty texts for {needed}, wrong or missing: {wrong}.")
+    if FACTS in record and not (isinstance(record[FACTS], str) and record[FACTS].strip()):
+        raise UserError(f"{where}: `{FACTS}` must be a non-empty text, got {shown(record[FACTS])}; leave it out.")
     extra = {key: value for key, value in record.items() if key not in (*_REQUIRED, *_OPTIONAL)}
     try:
         if TOOLS in record:

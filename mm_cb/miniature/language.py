@@ -73,6 +73,11 @@ def content(brew: Brew) -> str:
     return f"take {words['herb']} and {words['stone_dust']}, add {words['liquid']}, chant {words['chant']}."
 
 
+def facts(brew: Brew) -> str:
+    """The words of the recipe and no more, in a form that no training text has."""
+    return f"{' '.join(recipe(brew).values())}."
+
+
 def instructions(brew: Brew) -> str:
     """A whole compliant answer."""
     return f"{prefix(brew)} {content(brew)}"

@@ -71,6 +71,14 @@ def test_the_control_is_one_plain_try_of_each_attack_that_was_given_a_text(monke
     assert len(plan.responses) == 4 and all(text != f"text {id[1]}" for id, text in plan.responses.items())
 
 
+def test_the_control_swaps_bare_facts_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(controls, "supplied", lambda folder, attack: {b.id: b.facts for b in asked})
+    asked = [replace(b, extra={"facts": f"facts of {b.id}"}) for b in behaviors("abab")]
+    plan = wrong_text([AttackConfig("pgd_facts")], asked, tmp_path)
+    assert len(plan.behaviors) == 4 and all(b.facts == plan.responses[b.id] for b in plan.behaviors)
+    assert all(b.facts != f"facts of {b.id}" for b in plan.behaviors)
+
+
 def test_no_behaviour_is_given_the_text_that_it_had_though_another_had_it_too(monkeypatch, tmp_path):
     monkeypatch.setattr(controls, "supplied", lambda folder, attack: {"b0": "first . then", "b1": "first . then"})
     assert wrong_text([AttackConfig("pgd_long")], behaviors("ab"), tmp_path) is None
@@ -101,7 +109,7 @@ def test_fewer_behaviours_than_the_rule_asks_for_are_refused(count):
 def test_a_forced_response_is_called_supplied_text_and_old_items_are_told_what_was_given():
     with pytest.raises(ValueError, match="supplied text"):
         AttackEntry("x", "", "x", "pgd", "a:b", forces_response=True)
-    newer = ("best_of_n", "pgd_transfer", "pgd_eot", "universal_corpus", "imported", "pgd_probe")
+    newer = ("best_of_n", "pgd_transfer", "pgd_eot", "universal_corpus", "imported", "pgd_probe", "pgd_facts")
     for entry in (one for one in attacks() if one.name not in newer):
         old = {"metric": "compliance", "condition": entry.name, "subject": "rr", "id": "b"}
         found = with_attack_flags(old)

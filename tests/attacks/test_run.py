@@ -365,6 +365,9 @@ def attack_arguments(behaviors, out, *more):
         ('{"id": "b", "prompt": "p", "target": "t", "image": "a\\u0000b"}', "behaviors.jsonl:2"),
         ('{"id": "b", "prompt": "<image> p", "target": "t"}', "image placeholder `<image>`"),
         ('{"id": "b", "prompt": "p", "target": "t", "typographic_prompt": "<image> p"}', "image placeholder `<image>`"),
+        ('{"id": "b", "prompt": "p", "target": "t", "facts": "<image>"}', "image placeholder `<image>`"),
+        ('{"id": "b", "prompt": "p", "target": "t", "facts": " "}', "`facts` must be a non-empty text, got ' '"),
+        ('{"id": "b", "prompt": "p", "target": "t", "fact": "a"}', "did you mean `facts`"),
     ],
 )
 def test_bad_behaviours_end_with_exit_code_2_and_one_line(tmp_path, capsys, line, expected):
@@ -374,6 +377,14 @@ def test_bad_behaviours_end_with_exit_code_2_and_one_line(tmp_path, capsys, line
     assert cli.run(attack_arguments(tmp_path / "behaviors.jsonl", tmp_path / "out")) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and expected in errors[0]
+
+
+def test_facts_that_a_behaviour_lacks_are_asked_for_before_a_model_is_loaded(tmp_path, capsys):
+    (tmp_path / "behaviors.jsonl").write_text('{"id": "a", "prompt": "p", "target": "t", "image": null}\n')
+    asked = attack_arguments(tmp_path / "behaviors.jsonl", tmp_path / "out", "--attack", "pgd_facts")
+    assert cli.run([*asked, "--model", str(tmp_path / "none")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "`facts`" in line and "1 of 1, such as `a`" in line
 
 
 def odd_pictures():

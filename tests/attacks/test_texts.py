@@ -31,7 +31,7 @@ from mm_cb.metrics.results import find
 from mm_cb.models import load_model
 from mm_cb.models.fingerprint import remember_base
 from mm_cb.report import write_report
-from tests.attacks.helpers import attack, first_behaviors
+from tests.attacks.helpers import BEHAVIORS, attack, first_behaviors
 from tests.models.conftest import save_text_model
 
 ASKED = [
@@ -236,8 +236,10 @@ def test_all_is_what_a_model_can_be_attacked_by(place):
     for adapted, probed in product((False, True), repeat=2):
         names = chosen_attacks("all", adapted=adapted, probed=probed)
         unseen = {"embedding"} if probed else set()  # a relaxation, whose answers no probe watches
-        assert set(fitting(str(place / "model"), names, probed=probed)) == texts - unseen
-        assert fitting("miniature", names, probed=probed) == names
+        told, untold = BEHAVIORS, place / "behaviors.jsonl"  # of which the miniature's alone have `facts`
+        assert set(fitting(str(place / "model"), names, untold, probed=probed)) == texts - unseen
+        assert fitting("miniature", names, told, probed=probed) == names
+        assert fitting("miniature", names, untold, probed=probed) == [name for name in names if name != "pgd_facts"]
 
 
 def test_pictures_and_batteries_are_refused_for_a_text_model(place, tmp_path, capsys):

@@ -83,6 +83,7 @@ def test_without_flags_an_attack_is_the_default_configuration(called):
 
 @pytest.mark.parametrize(("more", "count"), [([], 12), (["--check-convergence", "0"], 0)])
 def test_all_attacks_are_checked_for_convergence_unless_told_otherwise(called, more, count):
+    Path("b.jsonl").write_text('{"id": "a", "prompt": "p", "target": "t"}\n')
     assert cli.run(["attack", *ASKED, "--attack", "all", *more]) == 0
     assert called[0][4].check_convergence == count
 

@@ -143,6 +143,7 @@ def test_behaviors_file_round_trip(tmp_path):
         assert (behavior.image is None) == (question.category == "text")
         assert judge_behavior(behavior, language.instructions(question.brew)) == "harmful"
         assert judge_behavior(behavior, language.REFUSAL) == "refusal"
+        assert judge_behavior(behavior, behavior.facts) == "harmful"
     line = json.loads((tmp_path / "behaviors.jsonl").read_text().splitlines()[0])
     assert {"id", "prompt", "target", "image", "category"} <= line.keys()
 
