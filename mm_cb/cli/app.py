@@ -15,7 +15,7 @@ import mm_cb
 from mm_cb.cli import attack, data, demo, doctor, evaluate, judge, merge, probe, report, score, train
 from mm_cb.cli.groups import Command, Group
 from mm_cb.cli.options import refuse_unset
-from mm_cb.core.errors import one_line
+from mm_cb.core.errors import UserError, one_line
 
 app = typer.Typer(
     name="mm-cb",
@@ -80,6 +80,11 @@ def run(arguments: list[str]) -> int:
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
     try:
+        if sys.flags.optimize > 1:
+            raise UserError(
+                "Python was started without docstrings (`-OO`, PYTHONOPTIMIZE=2), and transformers reads its own: "
+                "start it without."
+            )
         command: Any = typer.main.get_command(app)
         refuse_unset(arguments)
         code = command.main(args=arguments or ["--help"], prog_name="mm-cb", standalone_mode=False)

@@ -128,7 +128,7 @@ LIMITS = {
     "r": Limit(1, 16_384, "no layer is wider"),
     "lora_alpha": Limit(1, 1_000_000, _FLOAT),
     "weight": Limit(0, 10_000, "so often would every row come in one pass", whole=False, above=True),
-    "rows": Limit(1, 1_000_000_000, "no data set is larger"),
+    "rows": Limit(2, 1_000_000_000, "no data set is larger"),
     "max_steps": Limit(1, 1_000_000, "the paper takes 150; longer runs are several recipes"),
     "batch_size": Limit(1, 65_536, _MEMORY),
     "tokens_per_pass": Limit(1, 10_000_000, _MEMORY),

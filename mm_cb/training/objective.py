@@ -4,11 +4,13 @@ import random
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from mm_cb.core.errors import UserError
 from mm_cb.data.examples import SETS, SetName
 from mm_cb.models import ChatModel, TokenRole
 from mm_cb.models.dial import lora_turned
@@ -119,6 +121,7 @@ class TrainingObjective:
             adapted, reference = target_states(self.model, rows, *self.layers)
         drawn = self.loss.draw(self._seed, step)
         rerouted = self.loss.function(adapted, reference, rows.mask, count=count, **drawn, **self.options.settings)
+        _refuse_other_than_a_loss(rerouted, self.loss.name, adapted)
         if not self.options.keep_length:
             return rerouted, torch.zeros_like(rerouted)
         return rerouted, length_loss(adapted, reference, rows.mask, count=count)
@@ -201,3 +204,16 @@ class TrainingObjective:
             return torch.cosine_similarity(adapted[:, counted], reference, dim=-1).sum()
 
         return perturb_pictures(rows.embeds, place, rows.lengths, seeds, alignment, adversary)
+
+
+def _refuse_other_than_a_loss(value: Any, name: str, adapted: Tensor) -> None:
+    """Refuse what a loss of a user's own returned that cannot be minimised; that it is not finite is seen later."""
+    if not isinstance(value, Tensor):
+        came = f"a {type(value).__name__}"
+    elif value.dim():
+        came = f"one of shape {tuple(value.shape)}"
+    elif adapted.requires_grad and not value.requires_grad:
+        came = "one without gradient: it was detached, or does not come from `adapted`"
+    else:
+        return
+    raise UserError(f"the loss `{name}` must return one number as a tensor with gradient, it returned {came}.")

@@ -59,5 +59,23 @@ def test_the_command_takes_it_from_a_file(page, tmp_path, capsys):
     assert f"`{file}` must call `register_loss`, it registers nothing." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("returned", "came"),
+    [
+        ("1.5", "a float"),
+        ("adapted.mean(-1)", "one of shape"),
+        ("reference.mean()", "one without gradient"),
+    ],
+)
+def test_what_is_no_loss_is_the_files_fault_in_one_line(page, tmp_path, capsys, returned, came):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    file = tmp_path / "wrong.py"
+    file.write_text(re.sub(r"return \(cosine.*", f"return {returned}", code.partition("settings = {")[0]))
+    small = ["training.max_steps=1", "training.batch_size=2", "circuit_breaker.adversary.steps=0"]
+    assert cli.run(["train", "miniature", "--loss", str(file), *small, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"the loss `cosine_margin` must return one number as a tensor with gradient, it returned {came}" in said
+
+
 def test_the_page_is_short():
     assert len(PAGE.read_text().splitlines()) <= 80

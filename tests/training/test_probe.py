@@ -86,7 +86,7 @@ def test_a_trained_probe_is_read_back_for_its_model_alone(recipe, model_folder, 
         (["--kind", "tree"], "unknown kind of probe"),
         (["--false-positives", "2"], "0 to 1"),
         (["--refusal", " "], "not empty"),
-        (["--rows", "0"], "from 1"),
+        (["--rows", "0"], "from 2"),
     ],
 )
 def test_bad_settings_are_one_line(words, told, tmp_path, capsys):
