@@ -25,9 +25,9 @@ def commands(program):
 
 
 def test_the_merged_folder_is_the_one_that_the_harnesses_read():
-    merged, text = [words[words.index("--out") + 1] for words in commands("mm-cb") if words[0] == "merge"]
+    merged, text, agent = [words[words.index("--out") + 1] for words in commands("mm-cb") if words[0] == "merge"]
     assert f"pretrained={text}," in PAGE
-    assert f"pretrained={merged}," in PAGE and f"vllm serve {merged}" in PAGE
+    assert f"pretrained={merged}," in PAGE and f"vllm serve {merged}" in PAGE and f"vllm serve {agent} " in PAGE
     assert json.loads(blocks("json")[0])["model"]["rr"]["model_path"] == merged
     assert "34b" not in merged and "interleave" not in merged
 
@@ -126,3 +126,51 @@ def test_a_merged_text_model_is_what_lm_eval_opens(tmp_path):
     plain, peft = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval(), adapted.eval()
     with torch.no_grad():
         assert torch.allclose(plain(ids).logits, peft(ids).logits, atol=1e-5)
+
+
+def inspect_line():
+    """The line for inspect, its own options and the task's arguments."""
+    ((_, task, *words),) = commands("  inspect")
+    options, values = words[::2], words[1::2]
+    given = [value.split("=", 1) for option, value in zip(options, values, strict=True) if option == "-T"]
+    return task, dict(zip(options, values, strict=True)), dict(given)
+
+
+def test_base_and_breaker_are_served_and_asked_alike_by_inspect():
+    task, options, given = inspect_line()
+    text = " ".join(blocks("bash"))
+    assert task == "inspect_evals/$task" and "for task in agentharm agentharm_benign;" in text
+    assert options["--model"] == "openai-api/$model/$model" and "for model in base rr;" in text
+    assert given["refusal_judge"] == given["semantic_judge"]
+    services = {"base", "rr", given["refusal_judge"].split("/")[1]}
+    for setting in ("BASE_URL", "API_KEY"):
+        assert {name.lower() for name in re.findall(rf"\b([A-Z]+)_{setting}=", text)} == services
+    servers = [words for words in commands("vllm serve") if "--served-model-name" in words]
+    names, ports = ([words[words.index(o) + 1] for words in servers] for o in ("--served-model-name", "--port"))
+    assert names == ["base", "rr"]
+    for name, port in zip(names, ports, strict=True):
+        assert f"{name.upper()}_BASE_URL=http://localhost:{port}/v1" in text
+    assert servers[0][6:] == servers[1][6:] and "--enable-auto-tool-choice" in servers[0]
+
+
+def test_every_option_for_inspect_is_one_that_it_has():
+    found = {name: importlib.util.find_spec(name) for name in ("inspect_ai", "inspect_evals")}
+    if None in found.values():
+        pytest.skip("the extra `inspect` is not installed here")
+    ai, evals = (Path(spec.submodule_search_locations[0]) for spec in found.values())
+    task, options, given = inspect_line()
+    agentharm = evals / "agentharm"
+    tasks = {
+        node.name: {argument.arg for argument in node.args.args}
+        for node in ast.parse((agentharm / "agentharm.py").read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    for name in ("agentharm", "agentharm_benign"):
+        assert given.keys() <= tasks[name]
+    cli = (ai / "_cli" / "eval.py").read_text(encoding="utf-8") + (ai / "_cli" / "common.py").read_text(
+        encoding="utf-8"
+    )
+    assert [option for option in options if f'"{option}"' not in cli] == []
+    agent = (agentharm / "agents" / "default_agent.py").read_text(encoding="utf-8")
+    assert 'Literal["forced_first", "auto", "none"]' in agent and "tool_choice" in given["agent_kwargs"]
+    assert "for choice in auto forced_first;" in PAGE
