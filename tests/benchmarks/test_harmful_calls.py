@@ -268,6 +268,14 @@ def test_a_broken_row_ends_in_one_line(tmp_path, capsys, change, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_twin_is_of_a_harmful_row(tmp_path):
+    tools = [one["function"] for one in SHOWN]
+    rows = [{"id": id, "kind": kind, "prompt": "x", "tools": tools} for id, kind in (("a", "harmful"), ("b", "benign"))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="rows.jsonl:2: a harmless twin must have the id of a harmful row, `b`"):
+        read_rows(str(tmp_path / "rows.jsonl"), None, split="test_public", accepted=False)
+
+
 def test_an_id_stands_once_among_its_kind(tmp_path):
     (tmp_path / "rows.jsonl").write_text(f"{json.dumps(ROW)}\n" * 2)
     with pytest.raises(UserError, match="must have its own id, `a` was used at"):

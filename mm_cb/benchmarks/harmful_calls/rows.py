@@ -73,8 +73,14 @@ def read_rows(data: str, tools: str | None, *, split: str, accepted: bool) -> li
         if (at := first.setdefault((row.kind, row.id), line.where)) != line.where:
             raise UserError(f"{line.where}: every {row.kind} row must have its own id, `{row.id}` was used at {at}.")
         rows.append(row)
-    if not any(row.kind == HARMFUL for row in rows):
+    harmful = {row.id for row in rows if not row.twin}
+    if not harmful:
         raise UserError(f"`{data}` must hold at least one row of kind harmful, it holds none.")
+    if alone := [row.id for row in rows if row.twin and row.id not in harmful]:
+        raise UserError(
+            f"{first[BENIGN, alone[0]]}: a harmless twin must have the id of a harmful row, `{alone[0]}` is the id of "
+            f"none ({len(alone)} such twins); give it that of its row, or leave it out."
+        )
     return rows
 
 
