@@ -112,7 +112,9 @@ def _refuse_other_settings(runs: Sequence[RunFiles]) -> None:
             for run in found
         ]
         for run, judge in zip(found[1:], judged[1:], strict=True):
-            first, second = _settings(found[0], metric) | judged[0], _settings(run, metric) | judge
+            first, second = (
+                _settings(one, metric, condition) | by for one, by in ((found[0], judged[0]), (run, judge))
+            )
             _refuse(f"{metric}, {condition}", found[0], run, first, second)
     for run in attacks[1:]:
         _refuse("compliance", attacks[0], run, _data(attacks[0]), _data(run))
@@ -136,9 +138,10 @@ def _refuse(
         )
 
 
-def _settings(run: RunFiles, metric: str) -> dict[str, object]:
-    """Everything that decides a metric's number beside who is measured."""
+def _settings(run: RunFiles, metric: str, condition: str) -> dict[str, object]:
+    """Everything that decides a metric's number under a condition beside who is measured."""
     recipe = dict(run.run["recipe"])
+    recipe["annealing"] = (recipe.get("annealing") or {}).get(condition)  # that of other attacks decides nothing here
     recipe["endpoint"] = bool(recipe.get("endpoint"))  # the address says who, whether there is one says how
     flat = flatten({key: value for key, value in recipe.items() if key not in (*WHO, *STORED)})
     kept = {key: value for key, value in flat.items() if key.rpartition(".")[2] not in FREE}

@@ -82,6 +82,17 @@ def test_another_probe_is_another_subject(split_runs):
         joined(parts)
 
 
+def test_runs_with_other_attacks_are_compared_though_those_dial_the_adapter_up(split_runs):
+    dialled = change("rr", "pgd", recipe__annealing={"pgd_homotopy": "loss"})
+    assert joined(split_runs(n=4, benign=4, edit=dialled)).measurements
+
+
+def test_one_attack_that_dialled_the_adapter_up_in_one_run_alone_is_refused(split_runs):
+    dialled = change("rr", "pgd", recipe__annealing={"pgd": "loss"})
+    with pytest.raises(UserError, match=r'compliance, pgd.* differ in annealing \(.*"loss"\)'):
+        joined(split_runs(n=4, benign=4, edit=dialled))
+
+
 def test_the_order_of_the_runs_changes_nothing(split_runs):
     parts = split_runs(n=8, benign=6)
     assert joined(parts).measurements == joined(parts[::-1]).measurements
