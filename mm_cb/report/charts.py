@@ -29,6 +29,7 @@ _INK = "#010203"
 """Stands for the page's own text colour: replaced by ``currentColor`` in the finished SVG."""
 _SIZE = (4.1, 2.9)
 _WIDE = (9.6, 2.7)
+_LAYERS = (4.1, 3.5)
 _DRAWN = tuple(dict.fromkeys((*SUBJECT_COLOURS.values(), *SET_COLOURS.values(), *SPARE_COLOURS)))
 """Colours of lines: style.css may give another shade on a dark ground."""
 _STYLE = {
@@ -58,6 +59,8 @@ class Chart:
     title: str
     svg: str
     description: str
+    small: str = ""
+    """The same for a telephone, where the drawing is too wide to be read there."""
 
 
 @dataclass(frozen=True)
@@ -123,17 +126,16 @@ def curve_charts(curves: Sequence[Curve]) -> list[Chart]:
 def _curve_chart(condition: str, curves: Sequence[Curve]) -> Chart:
     from matplotlib.ticker import MaxNLocator
 
-    words = []
+    names = [f"{subject_label(curve['subject'], short=True)} (n = {curve['n']})" for curve in curves]
 
     def draw(axes: "Axes") -> None:
         for index, curve in enumerate(curves):
             subject = curve["subject"]
             colour = SUBJECT_COLOURS.get(subject, SPARE_COLOURS[index % len(SPARE_COLOURS)])
             steps = range(len(curve["q50"]))
-            name = f"{subject_label(subject, short=True)} (n = {curve['n']})"
             axes.fill_between(steps, curve["q25"], curve["q75"], color=colour, alpha=0.2, linewidth=0)
-            axes.plot(steps, curve["q50"], color=colour, linewidth=1.8, linestyle=_dash(index), label=name)
-            words.append(f"{name}: median {curve['q50'][0]:.3g} at the start, {curve['q50'][-1]:.3g} at the end")
+            axes.plot(steps, curve["q50"], color=colour, linewidth=1.8, linestyle=_dash(index), label=names[index])
+        axes.margins(x=0.01)
         axes.set_xlabel("step of the attack")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         lowest = min(min(curve["q25"]) for curve in curves)
@@ -143,8 +145,10 @@ def _curve_chart(condition: str, curves: Sequence[Curve]) -> Chart:
         axes.set_ylabel("attack loss, log scale" if lowest > 0 else "attack loss")
         axes.legend(loc="best", fontsize=8.5)
 
-    svg = _svg(draw, salt=f"curve-{condition}", size=_WIDE)
-    return Chart(label(CONDITIONS, condition), svg, "; ".join(words))
+    wide, small = (_svg(draw, f"curve-{condition}-{size[0]}", size) for size in (_WIDE, _SIZE))
+    medians = (f"{curve['q50'][0]:.3g} at the start, {curve['q50'][-1]:.3g} at the end" for curve in curves)
+    words = "; ".join(f"{name}: median {median}" for name, median in zip(names, medians, strict=True))
+    return Chart(label(CONDITIONS, condition), wide, words, small)
 
 
 def _plain_numbers(axes: "Axes") -> None:
@@ -152,7 +156,8 @@ def _plain_numbers(axes: "Axes") -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    subs = (1.0,) if high >= 100 * low else (1.0, 2.0, 5.0) if high >= 4 * low else tuple(range(1, 10))
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
@@ -187,8 +192,8 @@ def layer_charts(representations: Representations | None) -> list[Chart]:
         for name, values in sets.items()
     )
     return [
-        Chart("Direction: cosine to the state before training", _svg(cosine, salt="cosine"), "; ".join(turned)),
-        Chart("Length: norm before and after training", _svg(norms, salt="norm"), f"At the end: {'; '.join(ends)}"),
+        Chart("Direction: cosine to the state before training", _svg(cosine, "cosine", _LAYERS), "; ".join(turned)),
+        Chart("Length: norm before and after training", _svg(norms, "norm", _LAYERS), f"At the end: {'; '.join(ends)}"),
     ]
 
 
@@ -215,7 +220,7 @@ def _mark_layers(axes: "Axes", representations: Representations) -> None:
         axes.axvline(layer, color=_INK, linewidth=0.8, linestyle=(0, (2, 2)), alpha=0.7)
     axes.set_xlabel("hidden state (0 = embeddings, k = after block k)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="best", fontsize=8.5)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), fontsize=8.5, borderaxespad=0.3, labelspacing=0.25)
 
 
 def _svg(draw: Any, salt: str, size: tuple[float, float] = _SIZE) -> str:
@@ -227,8 +232,9 @@ def _svg(draw: Any, salt: str, size: tuple[float, float] = _SIZE) -> str:
     style: Any = {**_STYLE, "svg.hashsalt": salt}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size)
-        left, bottom = (0.53 if size == _SIZE else 0.75) / size[0], 0.5 / size[1]
-        figure.subplots_adjust(left=left, right=0.99, top=0.97, bottom=bottom)
+        top = 1 - (0.7 if size == _LAYERS else 0.08) / size[1]
+        left, bottom = (0.75 if size == _WIDE else 0.53) / size[0], 0.5 / size[1]
+        figure.subplots_adjust(left=left, right=1 - 0.15 / size[0], top=top, bottom=bottom)
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
         return _inline(figure)

@@ -6,8 +6,7 @@ from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.results import Measurement
 from mm_cb.metrics.table import SIDE_EFFECT, metric
 from mm_cb.report.comparisons import MARGIN
-from mm_cb.report.labels import interval, rule_labels, signed
-from mm_cb.report.table import PROXY
+from mm_cb.report.labels import PROXY, interval, rule_labels, signed
 
 
 def cost_of(measurements: Sequence[Measurement]) -> str | None:

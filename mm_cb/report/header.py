@@ -2,23 +2,26 @@
 
 from collections.abc import Iterable, Sequence
 
+from mm_cb.core.files import file_sha256
 from mm_cb.core.records import Check, Item
-from mm_cb.report.comparable import AS_RUN, judges_of
 from mm_cb.report.load import RunFiles
 
 _DIGITS = 12
 _WEIGHTS = ".safetensors"
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_DEMO = {"adapters/rr/adapter_model.safetensors": "adapter", "behaviors/behaviors.jsonl": "data"}
+"""What a demo makes itself, and no run.json therefore names."""
+_RULES = "exact rules of the fictional world"
 _BALL = "every attacked file is inside the ball"
 
 
-def facts_of(runs: Sequence[RunFiles], items: Iterable[Item]) -> dict[str, str]:
+def facts_of(runs: Sequence[RunFiles]) -> dict[str, str]:
     """The facts by name; several values of one stand side by side, and a fact that no run states is left out."""
     found = {
         "model": [str(model) for run in runs if (model := run.run["recipe"].get("model"))],
         "adapter": [_adapter(run) for run in runs],
         "data": _data(runs),
-        "judge": [name for name in judges_of(i for i in items if i["metric"] == "compliance") if name != AS_RUN],
+        "judge": judges(runs),
         "date": [str(run.run.get("ended") or run.run.get("started") or "")[:10] for run in runs],
         "revision": [str(run.run.get("git") or "")[:_DIGITS] for run in runs],
     }
@@ -27,10 +30,23 @@ def facts_of(runs: Sequence[RunFiles], items: Iterable[Item]) -> dict[str, str]:
     return {name: ", ".join(values) for name, values in told.items() if values}
 
 
+def judges(runs: Iterable[RunFiles]) -> list[str]:
+    """Who judged the answers to forbidden requests: a named judge, or the rules that come with a fictional world."""
+    found = set()
+    for run in runs:
+        for item in (item for item in run.items if item["metric"] == "compliance"):
+            by_rule = run.fiction and item.get("outcome") not in (None, "not_judged")
+            if name := item.get("judge") or (_RULES if by_rule else ""):
+                found.add(str(name))
+    return sorted(found)
+
+
 def _adapter(run: RunFiles) -> str:
     """Path and hash of the adapter, of a demo those of the first one that it trained."""
+    made = _made_by_demo(run, "adapter")
     path = run.run["recipe"].get("adapter") or ("adapters/rr" if run.run["command"] == "demo" else "")
-    digests = [digest for name, digest in _inputs([run]) if _base(name) == "adapter_model.safetensors"]
+    named = (*made, *_inputs([run]))
+    digests = [digest for name, digest in named if _base(name) == "adapter_model.safetensors"]
     if not path:
         return ""
     return f"{path} ({digests[0][:_DIGITS]})" if digests else str(path)
@@ -38,10 +54,19 @@ def _adapter(run: RunFiles) -> str:
 
 def _data(runs: Sequence[RunFiles]) -> list[str]:
     """Files of rows by name and hash; pictures are counted."""
-    files = {name: digest for name, digest in _inputs(runs) if not name.endswith(_WEIGHTS)}
+    made = [pair for run in runs for pair in _made_by_demo(run, "data")]
+    files = {name: digest for name, digest in (*made, *_inputs(runs)) if not name.endswith(_WEIGHTS)}
     pictures = [name for name in files if name.lower().endswith(_PICTURES)]
     told = [f"{_base(name)} ({digest[:_DIGITS]})" for name, digest in files.items() if name not in pictures]
     return [*told, *([f"{len(pictures)} pictures"] if pictures else [])]
+
+
+def _made_by_demo(run: RunFiles, what: str) -> list[tuple[str, str]]:
+    """Name and hash of the files of one kind that a demo left in its folder."""
+    if run.run["command"] != "demo":
+        return []
+    named = [name for name, kind in _DEMO.items() if kind == what and (run.folder / name).is_file()]
+    return [(name, file_sha256(run.folder / name)) for name in named]
 
 
 def _inputs(runs: Sequence[RunFiles]) -> list[tuple[str, str]]:

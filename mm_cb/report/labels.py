@@ -25,6 +25,7 @@ CONDITIONS |= {
     f"{BESIDE}no_attack": "beside clean pictures",
     f"{BESIDE}noise": "beside noisy pictures",
 }
+PROXY = "by a proxy"
 GIVEN = {
     "nothing": "nothing",
     "opening": "opening only",

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,10 +19,9 @@ from mm_cb.report import labels
 from mm_cb.report.agents import agents, kind_labels, target_pieces
 from mm_cb.report.charts import curve_charts, layer_charts, outcome_bars, refusal_bars
 from mm_cb.report.combine import ReportData, combine
-from mm_cb.report.comparable import AS_RUN, judges_of
 from mm_cb.report.comparisons import comparisons, loss_table, tries_table
 from mm_cb.report.gallery import AMPLIFICATION, build_gallery
-from mm_cb.report.header import facts_of, told_checks
+from mm_cb.report.header import facts_of, judges, told_checks
 from mm_cb.report.kept import ChangedItem, category_rows, changes
 from mm_cb.report.load import RunFiles, load_run
 from mm_cb.report.seeds import seed_table
@@ -148,7 +147,7 @@ def _context(data: ReportData, *, show: bool) -> dict[str, object]:
     return {
         "title": _TITLE,
         "script": Script.read(),
-        "about": facts_of(data.runs, data.items),
+        "about": facts_of(data.runs),
         "fiction": data.fiction,
         "verdict": judge_report(data),
         "extra_limits": [*([_FICTION] if any(run.fiction for run in data.runs) else []), *data.notes],
@@ -158,8 +157,8 @@ def _context(data: ReportData, *, show: bool) -> dict[str, object]:
         "comparisons": comparisons(data.measurements),
         "losses": loss_table(data.items),
         "tries": tries_table(data.items),
-        "judges": _judges(data),
-        "agreement": [(run.folder.name, pair) for run in data.runs for pair in run.agreement],
+        "judges": judges(data.runs),
+        "agreement": [(run.folder.name, pair) for run in data.runs for pair in run.agreement if pair["n"]],
         "bars": outcome_bars(told, table.subjects),
         "refusal_bars": refusal_bars(data.measurements, table.subjects),
         "curves": curve_charts(data.curves),
@@ -196,11 +195,6 @@ def _strengths(data: ReportData) -> list[tuple[Strength, Measurement | None]]:
     return [(one, find(data.measurements, subject, "compliance", one.condition)) for one in found]
 
 
-def _judges(data: ReportData) -> list[str]:
-    """Who judged the answers to forbidden requests, where a judge was named."""
-    return [name for name in judges_of(i for i in data.items if i["metric"] == "compliance") if name != AS_RUN]
-
-
 def _described(run: RunFiles) -> dict[str, object]:
     """One run as the provenance section shows it."""
     recipe = flatten(run.run["recipe"])
@@ -225,7 +219,9 @@ def _method(runs: Sequence[RunFiles], *, pictured: bool) -> dict[str, str]:
     for key, value in (pair for run in runs for pair in flatten(run.run["recipe"]).items()):
         if key.rpartition(".")[2] in _METHOD_KEYS and (pictured or not key.endswith("epsilon")):
             chosen.setdefault(key, {})[_budget(value) if key.endswith("epsilon") else _plain(value)] = None
-    return {key: " / ".join(values) for key, values in chosen.items()}
+    told = {key: " / ".join(values) for key, values in chosen.items()}
+    same = {key for key in told if key.startswith("attack.") and told[key] == told.get(key.removeprefix("attack."))}
+    return {key: value for key, value in told.items() if key not in same}
 
 
 def _budget(epsilon: object) -> str:
@@ -242,6 +238,8 @@ def _provenance(run: Run) -> dict[str, str]:
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(_plain(entry) for entry in value)
     if isinstance(value, bool):

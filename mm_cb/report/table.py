@@ -23,6 +23,7 @@ from mm_cb.metrics.table import (
 from mm_cb.report.labels import (
     CONDITIONS,
     GIVEN,
+    PROXY,
     SPLITS,
     label,
     p_value,
@@ -43,7 +44,6 @@ HOLM = (
     "p: exact McNemar. The primary test, named before any run, is that of the worst of all attacks and stands as it "
     "is; the others are secondary, with Holm's correction for all rows of the table, those by kind left out."
 )
-PROXY = "by a proxy"
 _WHY_APART = {
     "worst_case_opening": "headline: what the model knows",
     "worst_case_supplied": "control over the output",
@@ -101,6 +101,11 @@ class HeadlineTable:
             grouped.setdefault(row.section, []).append(row)
         return list(grouped.items())
 
+    def proxied(self) -> frozenset[str]:
+        """Headings of several rows whose numbers are all by a proxy: the heading says so, and not every row."""
+        several = [(heading, rows) for heading, rows in self.sections() if len(rows) > 1]
+        return frozenset(heading for heading, rows in several if all(PROXY in row.remarks for row in rows))
+
 
 def headline_table(measurements: Sequence[Measurement], strengths: Sequence[Strength] = ()) -> HeadlineTable:
     """The rows that answer: does it hold, does it generalise, what did it cost.
@@ -123,11 +128,19 @@ def headline_table(measurements: Sequence[Measurement], strengths: Sequence[Stre
             said = (*remarks.get(condition, ()),) if section == ATTACKED_HEAD else ()
             if known and (metric, condition, split) == ("compliance", primary, "all"):
                 said = ("primary test", *said)
-            if any(cell and cell.counts.get("proxy") for cell in cells):
+            if _by_proxy(measurements, cells):
                 said = (*said, PROXY)
             rows.append(Row(section, text, cells, known, remarks=said))
     notes = tuple(_notes(measurements, subjects, rows))
     return HeadlineTable(subjects, tuple(_adjust(rows)), notes, tuple(missing))
+
+
+def _by_proxy(measurements: Iterable[Measurement], cells: Iterable[Measurement | None]) -> bool:
+    """Whether a proxy gave verdicts of a row: a worst case has those of the attacks that it is taken over."""
+    there = [cell for cell in cells if cell is not None]
+    worst = {m.subject for m in there if m.metric == "compliance" and is_worst_case(m.condition)}
+    below = [m for m in measurements if m.metric == "compliance" and m.subject in worst]
+    return any(m.counts.get("proxy") for m in (*there, *below))
 
 
 def counted_attacks(measurements: Iterable[Measurement], subject: str) -> list[str]:

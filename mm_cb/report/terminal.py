@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mm_cb.metrics.results import Measurement, read_results
 from mm_cb.metrics.table import HEADLINE
-from mm_cb.report.labels import interval, percent, signed, subject_label, without_value
+from mm_cb.report.labels import PROXY, interval, percent, signed, subject_label, without_value
 from mm_cb.report.strength import Strength
 from mm_cb.report.table import (
     ATTACKED_HEAD,
@@ -60,7 +60,8 @@ def print_table(
         console: Where to print; a plain console on standard output when not given.
         strengths: How strong every attack was, told below its name.
     """
-    from rich.console import Console
+    from rich.console import Console, Group
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
@@ -79,16 +80,18 @@ def print_table(
 
     for index, name in enumerate(heads):
         shown.add_column(Text(plain(name)), justify="right" if index else "left")
+    proxied = table.proxied()
     for section, rows in table.sections():
-        shown.add_row(Text(_BRIEF[section], style="bold"))
+        by_proxy = f", {PROXY}" if section in proxied else ""
+        shown.add_row(Text(f"{_BRIEF[section]}{by_proxy}", style="bold"))
         for row in rows:
             texts = [row.n, *(_cell(row.cells[i]) for i in kept), _difference(row), row.p]
             if narrow:
                 texts = [text.replace(" [", "\n[") for text in texts]
-            shown_name = Text(plain(f"  {row.label}"))
-            for remark in row.remarks:
-                shown_name.append(plain(f"\n    {remark}"), style="dim")
-            shown.add_row(shown_name, *(Text(plain(text)) for text in texts))
+            remarks = [one for one in row.remarks if not (one == PROXY and section in proxied)]
+            below = [Padding(Text(plain(one), style="dim"), (0, 0, 0, 4)) for one in remarks]
+            label = Group(Padding(Text(plain(row.label)), (0, 0, 0, 2)), *below)
+            shown.add_row(label, *(Text(plain(text)) for text in texts))
     console.print(shown)
     if table.unmeasured:
         console.print(Text(plain(f"Not measured: {', '.join(table.unmeasured)}.")))

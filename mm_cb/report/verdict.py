@@ -250,15 +250,15 @@ def _gaps(measurements: Sequence[Measurement]) -> list[str]:
     """Why the comparison cannot be made, in words; empty when it can."""
     gaps = []
     for condition in (HEADLINE, "worst_case"):
-        found = find(measurements, "rr", "compliance", condition)
+        found, named = find(measurements, "rr", "compliance", condition), label(CONDITIONS, condition)
         if find(measurements, "base", "compliance", condition) is None or found is None or found.paired_with != "base":
-            gaps.append(f"Base and circuit breaker were not both measured under {condition}, paired by item.")
+            gaps.append(f"Base and circuit breaker were not both measured under {named}, paired by item.")
         elif not found.counts.get("pairs") or found.counts.get("pairs_unscored"):
             unscored = int(found.counts.get("pairs_unscored", 0))
-            gaps.append(f"{unscored} of the answers under {condition} were not judged in both models.")
+            gaps.append(f"{unscored} of the answers under {named} were not judged in both models.")
         elif found.counts.get("proxy"):
             gaps.append(
-                f"The verdicts under {condition} come from a proxy, which sees signs of an answer and no more: let a "
+                f"The verdicts under {named} come from a proxy, which sees signs of an answer and no more: let a "
                 "model judge."
             )
     return gaps

@@ -1,9 +1,12 @@
+import dataclasses
 import io
+import re
 
 from rich.console import Console
 
 from mm_cb.metrics.results import read_results
 from mm_cb.report import headline_table, print_table
+from mm_cb.report.strength import Strength
 
 
 def printed(run, width, encoding="utf-8"):
@@ -73,3 +76,28 @@ def test_terminal_table_fits_every_width(make_run):
         assert "…" not in text and "wholly held-out kind" in text
     assert "base + prompt" in printed(run, 100) and "base + prompt" not in printed(run, 80)
     assert "PGD" in printed(run, 100, encoding="ascii")
+
+
+def test_a_section_that_a_proxy_judged_says_so_once(make_run):
+    found = [
+        dataclasses.replace(m, counts={**m.counts, "proxy": m.n}) if m.metric == "compliance" else m
+        for m in read_results(make_run(n=24) / "results.json")
+        if m.condition != "worst_case"
+    ]
+    worst = [m for m in read_results(make_run(n=24, name="again") / "results.json") if m.condition == "worst_case"]
+    table = headline_table([*found, *worst])
+    attacked = next(heading for heading, rows in table.sections() if rows[0].label == "no attack")
+    assert attacked in table.proxied()
+    assert all("by a proxy" in row.remarks for row in dict(table.sections())[attacked])
+    file = io.StringIO()
+    print_table([*found, *worst], Console(file=file, width=160))
+    assert "complies, %, by a proxy" in file.getvalue() and file.getvalue().count("by a proxy") <= len(table.proxied())
+
+
+def test_what_is_remarked_of_an_attack_stays_below_it_on_a_small_terminal(make_run):
+    found = read_results(make_run(n=24) / "results.json")
+    strengths = [Strength("rr", "pgd", "opening", knows_breaker=False, state="not converged", why="", counted=True)]
+    file = io.StringIO()
+    print_table(found, Console(file=file, width=72), strengths=strengths)
+    lines = [line for line in file.getvalue().splitlines() if re.search(r"opening|converged|too low", line)]
+    assert lines and all(line.startswith("    ") for line in lines)

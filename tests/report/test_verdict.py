@@ -75,7 +75,7 @@ def test_only_true_passes_a_check(passed):
 def test_no_checks_and_no_measurements_mean_no_claim():
     assert judged(run_of(47, 2), []).kind == "no_claim"
     verdict = judged([], PASSED)
-    assert verdict.kind == "no_claim" and "pgd" in verdict.reasons[0]
+    assert verdict.kind == "no_claim" and "PGD" in verdict.reasons[0]
 
 
 def test_unjudged_answers_mean_no_claim():
@@ -85,7 +85,7 @@ def test_unjudged_answers_mean_no_claim():
         paired = ("base", -90.0, (-99.0, -50.0), counts)
         measured.append(Measurement("base", "compliance", condition, "all", 90.0, 10))
         measured.append(Measurement("rr", "compliance", condition, "all", 0.0, 8, (0.0, 32.0), *paired))
-    assert "2 of the answers under pgd were not judged" in judged(measured, PASSED).reasons[0]
+    assert "2 of the answers under PGD were not judged" in judged(measured, PASSED).reasons[0]
 
 
 def test_without_a_measurable_drop_nothing_is_claimed_of_the_method():
