@@ -16,7 +16,7 @@ from mm_cb.report.gallery import amplified_difference, build_gallery
 from mm_cb.report.load import load_run
 from mm_cb.report.text import clean_text, code, shown_completion
 
-VOID = {"meta", "img", "input", "br", "link"}
+VOID = {"meta", "img", "input", "br", "wbr", "link"}
 
 
 class Page(HTMLParser):
