@@ -167,9 +167,9 @@ def summary(found: dict[str, dict[str, Any]]) -> list[str]:
     """The numbers as a table of lines: percent, and of how many, for every subject."""
     names = [name for name in (*_NUMBERS, *_SPLITS) if any(name in numbers for numbers in found.values())]
     wide = max(map(len, names))
-    lines = [f"{'%':{wide}}" + "".join(f"{subject:>16}" for subject in found)]
+    lines = [f"{'%':{wide}}" + "".join(f"{subject:>12}" for subject in found)]
     for name in names:
         cells = [numbers.get(name) for numbers in found.values()]
         shown = ("-" if one is None or one["value"] is None else f"{one['value']:.1f} of {one['n']}" for one in cells)
-        lines.append(f"{name:{wide}}" + "".join(f"{cell:>16}" for cell in shown))
+        lines.append(f"{name:{wide}}" + "".join(f"{cell:>12}" for cell in shown))
     return lines

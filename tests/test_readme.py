@@ -77,6 +77,29 @@ def test_every_result_has_its_row_and_no_row_is_empty():
 # Numbers
 
 
+AGENT = json.loads((RESULTS / "miniature_agent.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", [name for name in AGENT["numbers"]["rr, seed 0"] if "worst" not in name])
+def test_every_number_of_the_agents_table_is_a_measured_one(name):
+    if name in ("hijacked: no_attack", "hijacked: noise"):  # 0 everywhere, and not in the table
+        assert {one[name]["value"] for one in AGENT["numbers"].values()} == {0.0}
+        return
+    (n,) = {one[name]["n"] for one in AGENT["numbers"].values() if name in one}
+    _, *told = cells("docs/agents.md", f"{name} | {n} |")
+    for cell, found in zip(told, AGENT["numbers"].values(), strict=True):
+        assert cell == ("–" if name not in found else f"{found[name]['value']:.1f}")
+
+
+def test_the_agents_page_says_what_more_steps_do():
+    longer = AGENT["longer"]
+    wrong = longer["another behaviour's call"]
+    told = f"broke {round(longer['value'] * longer['n'] / 100)} of {longer['n']} of seed 0 ({longer['value']:.1f} % ["
+    assert told + f"{longer['ci95'][0]:.1f}, {longer['ci95'][1]:.1f}]" in said("docs/agents.md")
+    dictated = round(wrong["value"] * wrong["n"] / 100)
+    assert f"another behaviour {dictated} of {wrong['n']} times" in said("docs/agents.md")
+
+
 def measured(name):
     content = json.loads((RESULTS / name).read_text(encoding="utf-8"))["measurements"]
     return {(m["subject"], m["metric"], m["condition"], m["split"]): m for m in content}
