@@ -87,6 +87,15 @@ def test_runs_with_other_attacks_are_compared_though_those_dial_the_adapter_up(s
     assert joined(split_runs(n=4, benign=4, edit=dialled)).measurements
 
 
+def test_prompts_made_elsewhere_do_not_keep_other_attacks_apart(split_runs):
+    def sent(subject, what, items, run):
+        if (subject, what) == ("rr", "pgd"):
+            run["recipe"]["options"] = {"prompts": "there/mine.jsonl", "prompts_each": 1}
+            run["inputs"] = {**run["inputs"], "there/mine.jsonl": "c" * 64}
+
+    assert joined(split_runs(n=4, benign=4, edit=sent)).measurements
+
+
 def test_one_attack_that_dialled_the_adapter_up_in_one_run_alone_is_refused(split_runs):
     dialled = change("rr", "pgd", recipe__annealing={"pgd": "loss"})
     with pytest.raises(UserError, match=r'compliance, pgd.* differ in annealing \(.*"loss"\)'):
