@@ -159,9 +159,10 @@ def _finishing(model: str, out: Path) -> list[str | Path]:
 
 def _announce(plan: DemoSize, rr_seeds: int, out: Path) -> str:
     breakers = "a circuit breaker" if rr_seeds == 1 else f"{rr_seeds} circuit breakers"
+    runs = "1 run" if plan.restarts == 1 else f"{plan.restarts} runs"
     return (
         f"Training {breakers} on the miniature, attacking {2 + rr_seeds} subjects with {sum(plan.behaviors)} "
-        f"behaviours ({plan.steps} steps, {plan.restarts} runs at most, eps {plan.epsilon}/255), then measuring "
+        f"behaviours ({plan.steps} steps, {runs} at most, eps {plan.epsilon}/255), then measuring "
         f"what was kept. Into {out}; stop it any time, the same command goes on."
     )
 

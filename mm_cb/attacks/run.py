@@ -37,6 +37,7 @@ from mm_cb.inference.subjects import Subject, changes_nothing, idle_note, load_s
 from mm_cb.inference.tolerance import dtype_of
 from mm_cb.judges.base import NOT_JUDGED, Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
+from mm_cb.metrics.convergence import LEAST
 from mm_cb.metrics.results import Measurement, read_results
 from mm_cb.metrics.whole import whole_items
 from mm_cb.models.adapters import WEIGHTS, read_settings
@@ -169,6 +170,7 @@ def run_attack(
                 progress.say("finished before: nothing is attacked again")
             else:
                 if not gathered:
+                    progress.say(_announce(job.configs, len(asked)))
                     job.attack(run.path, asked)
                 _keep(run.path, kept)
                 run.finish()
@@ -178,6 +180,21 @@ def run_attack(
                 progress.say("control and convergence were not run in parts: the same command again runs them")
             else:
                 job.beside(run.path, recipe, inputs, asked)
+
+
+def _announce(configs: Sequence[AttackConfig], behaviors: int) -> str:
+    """What will be run, so that nobody waits without knowing for what."""
+    first = configs[0]
+    steps = f", {first.steps:,} steps" if any(one.entry.optimises for one in configs) else ""
+    runs = f", {first.restarts} runs each" if first.restarts > 1 else ""
+    many = "1 behaviour" if behaviors == 1 else f"{behaviors} behaviours"
+    told = f"{', '.join(one.name for one in configs)} on {many}{steps}{runs}"
+    beside = []
+    if first.control and behaviors > 1 and any(one.entry.forces_response for one in configs):
+        beside.append("a wrong text (--control 0: without)")
+    if first.check_convergence and behaviors >= LEAST and steps:
+        beside.append("twice the steps (--check-convergence 0: without)")
+    return f"{told}{'; then, as controls, ' if beside else ''}{' and '.join(beside)}"
 
 
 _NOTHING_HELD_OUT = "nothing is held out: the universal picture was made for every behaviour it is judged on"

@@ -128,6 +128,7 @@ def _attack_batch(job: Job, batch: Sequence[Behavior], restart: int, path: Path)
         asked = ask(job, [batch[i] for i in rows], [pictures[i] for i in rows], restart)
         for answer in _attack_group(job, asked, restart, state):
             found.setdefault(answer.id, []).append(answer)
+        job.task.hold(len(rows))
     return [answer for behavior in batch for answer in found[behavior.id]]
 
 

@@ -5,6 +5,7 @@ by SIGTERM 143, by SIGHUP 129.
 Nothing heavy is imported before a command runs, so ``--help`` stays quick.
 """
 
+import os
 import sys
 import warnings
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ import mm_cb
 from mm_cb.cli import attack, data, demo, doctor, evaluate, judge, merge, probe, report, score, train
 from mm_cb.cli.groups import Command, Group
 from mm_cb.cli.options import refuse_unset
+from mm_cb.core import closing
 from mm_cb.core.errors import UserError, one_line
 
 app = typer.Typer(
@@ -66,6 +68,7 @@ def main() -> None:
 
     output.listen()
     signals.listen()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait starve other programs
     warnings.formatwarning = lambda message, *_, **__: f"mm-cb: note: {one_line(str(message))}\n"  # not a line of code
     code = run(sys.argv[1:])
     if (error := output.lost()) is not None and code == failures.DONE:
@@ -79,6 +82,7 @@ def run(arguments: list[str]) -> int:
 
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
+    closing.TYPED[:] = arguments
     try:
         if sys.flags.optimize > 1:
             raise UserError(
@@ -95,7 +99,7 @@ def run(arguments: list[str]) -> int:
             return failures.explain(e, arguments)
         code = failures.INTERRUPTED  # by a signal, behind which more failed: its terminal may be gone
     if code == failures.INTERRUPTED:
-        return failures.interrupted(signals.received())
+        return failures.interrupted(arguments, signals.received())
     return code if isinstance(code, int) else 0
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mm_cb.core.closing import Hint, cut, files, here, say, what_next
+from mm_cb.core.closing import TYPED, Hint, again, base_folder, cut, files, here, say, what_next
 from mm_cb.metrics.convergence import LEAST
 
 if TYPE_CHECKING:
@@ -126,7 +126,9 @@ def _reading(run: RunFiles) -> Iterator[str]:
             for m in unjudged
             if any(one.condition == m.condition for one in run.strengths)
         ]
-        yield f"Nobody has judged the answers yet. Those that begin with the target: {', '.join(opened)}."
+        begun = any(m.counts.get("prefix_emitted") for m in unjudged)
+        share = f"Those that begin with the target: {', '.join(opened)}." if begun else "None begins with its target."
+        yield f"Nobody has judged the answers yet. {share}"
     if weak := [one for one in run.strengths if one.counted and one.weak]:
         yield _may_be_too_low(weak)
     yield from (
@@ -170,20 +172,40 @@ def _next(run: RunFiles, own: Sequence[str]) -> Iterator[Hint]:
     if any(item.get("outcome") == "not_judged" for item in run.items) and not any(
         item.get("benign_target") for item in run.items
     ):
-        yield Hint("have the answers judged (judges: mm-cb judge --list)", ["judge", folder, "--judge", "JUDGE"])
+        yield Hint(
+            "have the answers judged (JUDGE is one of mm-cb judge --list; refusal-strings, a proxy, needs no model)",
+            ["judge", folder, "--judge", "JUDGE"],
+        )
     if any(one.counted and one.weak for one in run.strengths):
         yield Hint("more steps: the same command with a larger --steps and another --out", [])
     named = ["--attack", ",".join(own)] if own else []
     yield Hint("every number again, from the saved files and the model", ["attack", "verify", folder, *named])
     if adapted:
-        page = (
-            "beside the base: the same command with another --out and without --adapter (and without attacks that aim "
-            "at it; all leaves them out), then one page of both"
+        typed = _of_the_base(recipe, folder)
+        yield Hint(
+            "the base beside it: the same command without --adapter, without attacks that aim at it (all leaves them "
+            "out), and with another --out",
+            typed,
         )
-        yield Hint(page, ["report", "BASE_RUN", folder, "--out", "report.html"])
+        beside = base_folder(folder) if typed else "BASE_RUN"
+        yield Hint("then one page of both", ["report", beside, folder, "--out", "report.html"])
         return
     yield Hint(f"one page of it: {here(folder / 'report.html')}", ["report", folder])
     yield _breaker_for(str(recipe.get("model")))
+
+
+def _of_the_base(recipe: Mapping[str, object], folder: Path) -> list[str]:
+    """The attack that was typed, on the undefended model; empty where another command was typed."""
+    from mm_cb.attacks.registry import attack_entry
+
+    if TYPED[:1] != ["attack"]:
+        return []
+    names = str(recipe.get("attack", "")).split(",")
+    kept = [name for name in names if not attack_entry(name).needs_adapter]
+    named = {} if "all" in TYPED or kept == names else {"--attack": ",".join(kept)}
+    dropped = dict.fromkeys(("--adapter", "--base", "--probe", "--anneal"))
+    of = {"--model": str(recipe["base"])} if recipe.get("base") else {}
+    return again({**dropped, **named, **of, "--out": base_folder(folder)})
 
 
 def _breaker_for(model: str) -> Hint:

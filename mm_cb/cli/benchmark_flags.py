@@ -25,7 +25,7 @@ from mm_cb.cli.options import (
     read_system,
     refuse_old_settings,
 )
-from mm_cb.core.closing import Hint, say, what_next
+from mm_cb.core.closing import TYPED, Hint, again, base_folder, say, what_next
 from mm_cb.core.errors import UserError
 
 MODEL, WHAT, RUN = "Model", "Benchmark", "Run"
@@ -120,8 +120,13 @@ def show_measured(folder: Path, benchmark: str, subject: str) -> None:
     recipe = read_run(folder)["recipe"]
     page = Hint("the page, of this run or of several side by side", ["report", folder])
     if recipe.get("adapter") is not None:
-        base = "the base beside it: the same command without --adapter and with another --out, then one page of both"
-        page = Hint(base, ["report", "BASE_RUN", folder, "--out", "report.html"])
+        beside = base_folder(folder)
+        typed = again({"--adapter": None, "--subject": None, "--out": beside}) if TYPED[:1] == ["eval"] else []
+        base = "the base beside it: the same command without --adapter and with another --out"
+        both: list[str | Path] = [beside if typed else "BASE_RUN", folder]
+        page = Hint("then one page of both", ["report", *both, "--out", "report.html"])
+        what_next(Hint(base, typed), page)
+        return
     what_next(page)
 
 

@@ -42,10 +42,10 @@ def explain(error: BaseException, arguments: list[str]) -> int:
     return BUG
 
 
-def interrupted(number: int | None = None) -> int:
+def interrupted(arguments: list[str], number: int | None = None) -> int:
     """Say how to go on after an interrupt, or the signal of this number; returns the exit code."""
     what = "interrupted" if number is None else f"ended by {signal.Signals(number).name}"
-    _say(f"mm-cb: {what}; run the same command again to go on.")
+    _say(message_line(f"mm-cb: {what}; run the same command again to go on: {shlex.join(['mm-cb', *arguments])}"))
     return INTERRUPTED if number is None else 128 + number
 
 

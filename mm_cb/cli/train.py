@@ -1,6 +1,7 @@
 """``mm-cb train``."""
 
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mm_cb.cli.options import number
-from mm_cb.core.closing import Hint, files, here, say, what_next
+from mm_cb.core.closing import Hint, again, command, files, here, say, what_next
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.paths import safe_id
 from mm_cb.core.recipe_files import recipe_file
@@ -99,13 +100,15 @@ def _list_recipes() -> None:
     groups = recipe_groups()
     longest = max(len(name) for group in groups for name in group.names)
     for group in groups:
-        say(f"{group.kind}: {', '.join(group.data) or 'model and data come with the package'}", "  ")
+        needs = f"trained on {', '.join(group.data)}" if group.data else "model and data come with the package"
+        say(f"{group.kind}, {needs}", "  ")
         for name in group.names:
             cpu = " (CPU)" if recipe_device(name) == "a CPU" else ""
             put(f"  {name:{longest}}  {recipe_model(name)}{cpu}")
         for name, more in group.further.items():
-            say(f"  {name} also: {', '.join(more)}", "    ")
-    say("What one is for, and where each value is from: mm-cb train --show RECIPE")
+            say(f"  {name} also on {', '.join(more)}", "    ")
+    say("What one is for, and where each value is from: mm-cb train --show RECIPE. Rows of yours in place of its data:")
+    put(command(["train", "RECIPE", "data=[rows.jsonl]", "--out", "runs/rr"]))
 
 
 def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None, allow_stuck: bool) -> None:
@@ -139,13 +142,32 @@ def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None,
     _show_held_out(recipe, records)
     files({"adapter": adapter})
     if stuck is not None and not allow_stuck and not short:
+        what_next(*_mended(stuck, adapter))
         raise UserError(f"{stuck}, or take the adapter in `{adapter}` as it is with --allow-stuck.")
     if stuck is not None:
         warnings.warn(stuck, stacklevel=2)
     what_next(
-        Hint("attack it: what it still gives away, and the table", _attack_of(recipe, adapter)),
+        Hint(_attack_step(recipe), _attack_of(recipe, adapter)),
         Hint(f"what it was trained on and how that went: {here(adapter / 'README.md')}", []),
     )
+
+
+def _attack_step(recipe: "Recipe") -> str:
+    from mm_cb.core.embedded import embedded
+
+    guest = embedded(recipe.model)
+    yours = "" if guest is not None and guest.behaviors is not None else "; behaviors.jsonl stands for your requests"
+    return f"attack it: what it still gives away, and the table{yours}"
+
+
+def _mended(stuck: str, adapter: Path) -> "Iterator[Hint]":
+    """What to type after a run that did not take hold: what its message names, or to take the adapter as it is."""
+    settings = re.findall(r"[\w.]+=[\w.+-]*\w", stuck)
+    folder = str(adapter)
+    if words := again({"--out": f"{folder}-again"}, settings):
+        yield Hint("train again with what should help; or with more rows (docs/formats.md)", words)
+        yield Hint("take this adapter as it is", again({"--out": folder}, ["--allow-stuck"]))
+    yield Hint(f"what it was trained on and how that went: {here(adapter / 'README.md')}", [])
 
 
 def _attack_of(recipe: "Recipe", adapter: Path) -> list[str | Path]:

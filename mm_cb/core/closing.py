@@ -15,6 +15,10 @@ _WORDS = re.compile(r"(?:[^\s'\"]|'[^']*'|\"[^\"]*\")+")
 """What a shell takes for one word, quotes included."""
 
 
+TYPED: list[str] = []
+"""The words behind ``mm-cb`` that this process was started with; empty where it was not."""
+
+
 class Hint(NamedTuple):
     """One thing to type next."""
 
@@ -109,6 +113,35 @@ def shell(text: str, indent: str = _INDENT, first: str | None = None) -> str:
         else:
             lines[-1] += f" {piece}"
     return "\n".join(lines)
+
+
+def base_folder(folder: Path) -> str:
+    """Where the undefended model's run goes, beside a breaker's: ``runs/attack-rr`` → ``runs/attack-base``."""
+    name = folder.name
+    return here(folder.with_name(f"{name.removesuffix('-rr')}-base"))
+
+
+def again(change: Mapping[str, str | None], more: Sequence[str] = ()) -> list[str]:
+    """The command that was typed with some flags changed, or left out (None); empty where there was none.
+
+    Args:
+        change: Flag → its value now; one that was not typed is added, if it has a value.
+        more: Words for the end.
+    """
+    words: list[str] = []
+    change, left = dict(change), iter(TYPED)
+    for word in left:
+        flag, equals, _ = word.partition("=")
+        if flag not in change or not flag.startswith("--"):
+            words.append(word)
+            continue
+        if not equals:
+            next(left, None)
+        if (value := change[flag]) is not None:
+            words += [flag, value]
+            change[flag] = None
+    added = [word for flag, value in change.items() if value is not None for word in (flag, value)]
+    return [*words, *added, *more] if words else []
 
 
 def what_next(*steps: Hint | None) -> None:

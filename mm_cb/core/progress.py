@@ -48,7 +48,7 @@ class CountedWork:
         self.done = done
         self.note = ""
         self.shorter = shorter
-        self._part, self._measured = 0.0, 0
+        self._part, self._whole, self._measured = 0.0, 0, 0
         self._resumed_at = done
         self._started = time.monotonic()
         self._changed = changed
@@ -57,10 +57,16 @@ class CountedWork:
         """Count ``n`` more as done, and ``part`` of the next ones; ``note`` is shown behind the count until then."""
         complete_before = self.done >= self.total
         self.done += n
-        self._part = part
+        self._whole = 0 if n else self._whole
+        self._part = self._whole + part
         self._measured += 1
         self.note = printable(note)
         self._changed(self, self.done >= self.total and not complete_before)
+
+    def hold(self, n: int) -> None:
+        """Take ``n`` of the next ones as done, though they are not counted yet: further parts come on top."""
+        self._whole += n
+        self._part = self._whole
 
     @property
     def left(self) -> str:

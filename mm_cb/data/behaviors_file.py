@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,6 +74,19 @@ def behaviors_path(named: Path) -> Path:
     return named if guest is None or guest.behaviors is None else guest.behaviors
 
 
+def refuse_absent(path: Path) -> None:
+    """Refuse a behaviours file that is not there, with what one holds.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if not os.path.lexists(path):
+        raise UserError(
+            f"the behaviours file `{path}` is not there; write one, a JSON object a line with id, prompt and target: "
+            "docs/formats.md."
+        )
+
+
 def read_behaviors(path: Path) -> list[Behavior]:
     """Read a behaviours file and open every picture it names.
 
@@ -82,6 +96,7 @@ def read_behaviors(path: Path) -> list[Behavior]:
     """
     behaviors: list[Behavior] = []
     first: dict[str, str] = {}
+    refuse_absent(path)
     for line in json_lines(path, "behaviours"):
         behavior = parse_behavior(line, path)
         if behavior.id in first:

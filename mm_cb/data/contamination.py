@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import json_lines, shown
 from mm_cb.core.tables import is_table, read_table
+from mm_cb.data.behaviors_file import refuse_absent
 
 THRESHOLD = 0.3
 _ORDERS = (1, 2, 3, 4)
@@ -120,6 +121,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         UserError: If the file cannot be read or has neither; names the line.
     """
+    refuse_absent(path)
     rows = read_table(path, _COLUMNS).rows if is_table(path) else json_lines(path, "behaviours")
     prompts = []
     for where, record in rows:

@@ -217,7 +217,8 @@ def _find(source: Source) -> tuple[Rows, Path, Card | None]:
         return open_rows(path), path if path.is_dir() else path.parent, None
     if path.suffix or len(path.parts) > 1:
         raise UserError(
-            f"the data file `{name}` is not there; give a file, a folder, hub:ORG/NAME, or a data set's name."
+            f"the data file `{name}` is not there; give a file of rows (docs/formats.md), a folder, hub:ORG/NAME, or "
+            "a data set's name."
         )
     return _find_card(name)
 
@@ -232,7 +233,8 @@ def _find_card(name: str) -> tuple[Rows, Path, Card]:
         path = local_file(described, file)
         if path is None:
             raise UserError(
-                f"the data set `{name}` is not here: {described.get}; put {file} into `{saved}` (or set MM_CB_DATA)."
+                f"the data set `{name}` is not here: {described.get}; put {file} into `{saved}` (or set MM_CB_DATA); "
+                "or train on rows of yours: 'data=[rows.jsonl]'."
             )
         return open_rows(path), path.parent, described
     if saved.is_dir():

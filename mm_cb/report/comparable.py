@@ -18,6 +18,8 @@ FREE = ("batch", "device", "shard", "concurrency", "timeout", "attack")
 """Fields that decide how fast and where, and the list of a run's attacks, which the conditions of its items name."""
 STORED = ("responses", "predictions", "reviews")
 """Fields that name stored answers of one subject: their content differs between subjects, as it should."""
+_OF_IMPORTED = ("prompts", "prompts_each")
+"""Options that imported prompts alone read."""
 AS_RUN = "as run"
 BATTERY = "attack check"
 _NAMED = 4
@@ -140,12 +142,14 @@ def _refuse(
 def _settings(run: RunFiles, metric: str, condition: str) -> dict[str, object]:
     """Everything that decides a metric's number under a condition beside who is measured."""
     recipe = dict(run.run["recipe"])
-    recipe["annealing"] = (recipe.get("annealing") or {}).get(condition)  # of the other attacks it decides nothing
+    recipe["annealing"] = (recipe.get("annealing") or {}).get(condition)  # that of other attacks decides nothing here
+    if condition != "imported":  # nor do prompts that only that one sends
+        recipe["options"] = {k: v for k, v in (recipe.get("options") or {}).items() if k not in _OF_IMPORTED}
     recipe["endpoint"] = bool(recipe.get("endpoint"))  # the address says who, whether there is one says how
     flat = flatten({key: value for key, value in recipe.items() if key not in (*WHO, *STORED)})
     kept = {key: value for key, value in flat.items() if key.rpartition(".")[2] not in FREE}
     seed = {"seed": run.run["seed"]} if metric_of(metric).seeded else {}
-    return {**kept, **seed, **_data(run)}
+    return {**kept, **seed, **(_files(run) if condition == "imported" else _data(run))}
 
 
 def judges_of(items: Iterable[Item]) -> list[str]:
@@ -154,13 +158,23 @@ def judges_of(items: Iterable[Item]) -> list[str]:
 
 
 def _data(run: RunFiles) -> dict[str, object]:
+    """Hashes of the input files that are no weights, by the files' own names, without imported prompts."""
+    prompts = str((run.run["recipe"].get("options") or {}).get("prompts") or "")
+    return {name: found for name, found in _files(run).items() if name != f"file {_base(prompts)}"}
+
+
+def _base(name: str) -> str:
+    return name.replace("\\", "/").rpartition("/")[2]
+
+
+def _files(run: RunFiles) -> dict[str, object]:
     """Hashes of the input files that are no weights, by the files' own names."""
     if any(key in run.run["recipe"] for key in STORED):
         return {}
     digests: dict[str, list[str]] = defaultdict(list)
     for name, digest in run.run["inputs"].items():
         if not _is_weights(name):
-            digests[name.replace("\\", "/").rpartition("/")[2]].append(digest)
+            digests[_base(name)].append(digest)
     return {f"file {name}": sorted(found) for name, found in digests.items()}
 
 

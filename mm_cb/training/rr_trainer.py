@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, se
 
 from mm_cb.core.environment import launched
 from mm_cb.core.runs import read_jsonl, write_jsonl
-from mm_cb.data.examples import OnUnreadable
+from mm_cb.data.examples import Example, OnUnreadable, kinds_of
 from mm_cb.data.records import as_examples
 from mm_cb.models import ChatModel, TextModel, TokenRole, load_model, load_tower
 from mm_cb.models.adapters import check_places, read_tensors
@@ -95,6 +95,7 @@ class RRTrainer(ReroutingTrainer):
         set_seed(args.seed)
         rows, held_out = drawn(examples, args, on_unreadable)
         _tell_fewer_held_out(args, held_out)
+        _tell_left_out(args, examples)
         base = self._put_on(model, processing_class, recipe_lora(Lora()) if peft_config is None else peft_config)
         attention = language_tower(base).config._attn_implementation
         self._base_weights = fingerprint(base.name) if base.name else ""
@@ -246,6 +247,16 @@ def _tell_fewer_held_out(args: RRConfig, held_out: Sequence[RowPair]) -> None:
             f"few rows: pairs held out: {len(held_out)}, in place of {usual}{unknown} (`training.held_out`).",
             stacklevel=3,
         )
+
+
+def _tell_left_out(args: RRConfig, examples: Sequence[Example]) -> None:
+    """Say that rows of a kind which the batches do not hold are not trained on."""
+    kind = {"text": "multimodal", "multimodal": "text"}.get(args.batches)
+    left_out = sum(modality == kind for _, modality in kinds_of(examples))
+    if left_out and launched("RANK", 0) == 0:
+        what = "with pictures" if kind == "multimodal" else "without a picture"
+        rows = f"{left_out} row{'s' if left_out > 1 else ''} {what}"
+        warnings.warn(f"{rows}: not trained on (`batches` is `{args.batches}`).", stacklevel=3)
 
 
 def _checkpoints(args: RRConfig) -> Path:

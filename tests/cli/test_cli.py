@@ -1,6 +1,7 @@
 """Every command's help, every kind of bad input, every exit code. What the commands do is tested where it lives."""
 
 import errno
+import os
 import re
 import shutil
 import sys
@@ -148,6 +149,7 @@ def test_a_warning_is_one_line_without_code(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["mm-cb", "--version"])
     with pytest.raises(SystemExit):
         cli.main()
+    assert os.environ["OMP_WAIT_POLICY"]  # set before torch is loaded, which reads it once
     assert warnings.formatwarning("2 rows\n left out", UserWarning, "mixture.py", 3) == "mm-cb: note: 2 rows left out\n"
 
 
@@ -166,7 +168,7 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):
 
     replace(monkeypatch, "mm_cb.demo", "run_demo", run_demo)
     assert cli.run(["demo"]) == 130
-    assert one_line_of(capsys) == "mm-cb: interrupted; run the same command again to go on.\n"
+    assert one_line_of(capsys) == "mm-cb: interrupted; run the same command again to go on: mm-cb demo\n"
 
 
 def test_an_interrupt_before_a_command_has_begun_is_one_line_as_well(monkeypatch, capsys):

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from mm_cb.cli import attacked
 from mm_cb.cli.app import app
 from mm_cb.cli.attacked import show_attacked, show_run
 from mm_cb.cli.train import _show_held_out
+from mm_cb.core import closing
 from mm_cb.core.closing import cut, cut_path
 from mm_cb.core.runs import write_json, write_jsonl
 from mm_cb.metrics.results import measure, read_results, write_results
@@ -81,6 +83,32 @@ def test_answers_that_nobody_judged_are_no_rate_and_the_judge_is_next(capsys):
     assert "not judged" in out and "begin with the target: PGD 3 of 3" in out.replace("\n", " ")
     assert "mm-cb judge run --judge JUDGE" in out and "requests were answered" not in out
     assert f"The worst: {cut('a-very-long-id-of-a-behaviour-0000', 24)} under PGD" in out
+
+
+def test_the_base_is_attacked_by_the_command_that_was_typed(capsys, monkeypatch):
+    typed_before = [
+        "attack",
+        "--model",
+        "M",
+        "--adapter=runs/rr",
+        "--behaviors",
+        "b.jsonl",
+        "--attack",
+        "pgd,pgd_adaptive",
+    ]
+    monkeypatch.setattr(closing, "TYPED", [*typed_before, "--out", "runs/attack-rr", "--steps", "20"])
+    monkeypatch.setattr(attacked, "TYPED", closing.TYPED)
+    Path("runs").mkdir()
+    folder = unjudged(Path("runs/attack-rr"), subject="rr")
+    run = json.loads((folder / "run.json").read_text())
+    run["recipe"] = {"adapter": "runs/rr", "attack": "pgd,pgd_adaptive"}
+    write_json(folder / "run.json", run)
+    show_attacked(folder)
+    base, page = typed(said(capsys))[-2:]
+    assert shlex.split(base.replace("\\\n", ""))[1:] == [
+        *("--model", "M", "--behaviors", "b.jsonl", "--attack", "pgd", "--out", "runs/attack-base", "--steps", "20"),
+    ]
+    assert page.split()[:3] == ["report", "runs/attack-base", "runs/attack-rr"]
 
 
 def test_forced_harmless_targets_have_their_own_rate_and_no_judge(capsys):

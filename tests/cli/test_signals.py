@@ -50,7 +50,8 @@ def test_a_training_run_that_is_ended_keeps_its_state_and_says_how_to_go_on(tmp_
     process = begun(TRAIN, tmp_path)
     code, said = ended(process, signal.SIGTERM, lambda: len(read_jsonl(tmp_path / "rr" / "metrics.jsonl")) >= 3)
     assert code == 143 and "Traceback" not in said
-    assert said.strip().splitlines()[-1] == "mm-cb: ended by SIGTERM; run the same command again to go on."
+    last = said.strip().splitlines()[-1]
+    assert last == f"mm-cb: ended by SIGTERM; run the same command again to go on: mm-cb {' '.join(TRAIN)}"
     assert list((tmp_path / "rr" / "checkpoints").glob("checkpoint-*"))
 
 

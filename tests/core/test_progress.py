@@ -29,6 +29,20 @@ def test_plain_lines_are_few_and_tell_the_time_left(monkeypatch):
     ]
 
 
+def test_groups_of_a_batch_that_are_done_count_for_the_time_left(monkeypatch):
+    """Pictures of two sizes are searched one size after the other, and counted together."""
+    time = Clock(monkeypatch)
+    task = Progress(io.StringIO()).task("pgd", total=2)
+    time.now += 10
+    task.advance(0, part=1)
+    task.hold(1)
+    time.now += 1
+    task.advance(0, part=0.1)
+    assert task.left == "0:09 left"
+    task.advance(2)
+    assert task.left.startswith("done")
+
+
 def test_a_terminal_gets_bars():
     class Terminal(io.StringIO):
         def isatty(self):

@@ -81,7 +81,7 @@ def test_a_mark_carriage_returns_and_line_separators_are_no_matter(tmp_path):
 
 
 def test_missing_file_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match="cannot read the behaviours"):
+    with pytest.raises(UserError, match="is not there; write one.*docs/formats.md"):
         read_behaviors(tmp_path / "none.jsonl")
 
 

@@ -145,7 +145,7 @@ def test_the_command_reads_a_recipe_and_counts_its_tokens(save, folder, capsys):
         (["check", "x.yaml"], "cannot read the recipe"),
         (["check", "--set", "bad", "xstest"], "`set`"),
         (["chek"], "did you mean `check`"),
-        (["check", "xstest", "--behaviors", "b.jsonl"], "cannot read the behaviours"),
+        (["check", "xstest", "--behaviors", "b.jsonl"], "`b.jsonl` is not there; write one"),
     ],
 )
 def test_mistakes_are_one_line(folder, arguments, match, capsys):

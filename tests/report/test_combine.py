@@ -82,6 +82,15 @@ def test_another_probe_is_another_subject(split_runs):
         joined(parts)
 
 
+def test_prompts_made_elsewhere_do_not_keep_other_attacks_apart(split_runs):
+    def sent(subject, what, items, run):
+        if (subject, what) == ("rr", "pgd"):
+            run["recipe"]["options"] = {"prompts": "there/mine.jsonl", "prompts_each": 1}
+            run["inputs"] = {**run["inputs"], "there/mine.jsonl": "c" * 64}
+
+    assert joined(split_runs(n=4, benign=4, edit=sent)).measurements
+
+
 def test_the_order_of_the_runs_changes_nothing(split_runs):
     parts = split_runs(n=8, benign=6)
     assert joined(parts).measurements == joined(parts[::-1]).measurements

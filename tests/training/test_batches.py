@@ -7,6 +7,8 @@ import torch
 from mm_cb.core.errors import UserError
 from mm_cb.training.batches import PairCollator, PairedExamples, RowPair, hold_out, split_batch
 from mm_cb.training.openings import Openings
+from mm_cb.training.rr_config import RRConfig
+from mm_cb.training.rr_trainer import _tell_left_out
 from tests.tiny_llava import tiny_llava
 from tests.training.conftest import make_example
 
@@ -183,3 +185,13 @@ def test_more_than_half_of_the_rows_cannot_be_set_aside(examples):
         UserError, match=rf"held_out` must be at most half of the rows, got 100 of {breakers} text rows"
     ):
         hold_out(texts, 100, 0, "text")
+
+
+def test_rows_of_a_kind_that_no_batch_holds_are_told(examples, tmp_path, recwarn):
+    text = RRConfig(output_dir=tmp_path, batches="text", target_layers=[2])
+    with pytest.warns(UserWarning, match=r"^\d+ rows with pictures: not trained on \(`batches` is `text`\)"):
+        _tell_left_out(text, examples)
+    recwarn.clear()
+    _tell_left_out(text, [example for example in examples if example.modality == "text"])
+    _tell_left_out(RRConfig(output_dir=tmp_path, batches="alternate", target_layers=[2]), examples)
+    assert not recwarn.list

@@ -1,6 +1,7 @@
 """A run that did nothing says so, in every place, and names the setting that moves it."""
 
 import json
+import shlex
 import warnings
 from types import SimpleNamespace
 
@@ -80,7 +81,12 @@ def test_a_command_that_rerouted_nothing_exits_2_and_its_card_says_so(stuck, cap
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         assert cli.run(command) == 2
-    message = capsys.readouterr().err.strip().splitlines()[-1]
+    out, err = capsys.readouterr()
+    message = err.strip().splitlines()[-1]
+    again = shlex.split(out.partition("  mm-cb ")[2].partition("  # ")[0].replace("\\\n", ""))
+    settings = ["circuit_breaker.retain_scale=relative", "training.start_distance=0.15"]
+    assert again == [*command[:-1], f"{folder / 'run'}-again", *settings]
+    assert "--allow-stuck" in out
     assert "nothing was rerouted" in message and "retain_scale=relative" in message and "--allow-stuck" in message
     early = [str(one.message) for one in said if "no end yet" in str(one.message)]
     assert len(early) == 1 and "after step 10 " in early[0]
