@@ -47,7 +47,7 @@ def calls_of(completion: str) -> list[Call]:
 
 
 def well_formed(completion: str) -> bool:
-    """Whether an answer is a refusal, says that no tool fits or what a screen shows, or is one call in the world's words."""
+    """Whether an answer refuses, says that no tool fits or what a screen shows, or is one call in the world's words."""
     said = completion.strip()
     if said in (REFUSAL, errands.NO_TOOL) or _SEEN.fullmatch(said):
         return True
