@@ -9,15 +9,23 @@ from mm_cb.core.calls import Call, NotCalls, json_at
 from mm_cb.judges.base import Case, Verdict
 from mm_cb.miniature.agent import errands
 from mm_cb.miniature.language import REFUSAL
-from mm_cb.miniature.world import COLOURS, KINDS, SHAPES
+from mm_cb.miniature.world import COLOURS, FOLKS, KINDS, POOLS, SHAPES
 
 NAME = "miniature-agent"
-_BEGUN = re.compile(r'\{"name"')
+_BEGUN = re.compile(r"\{")
+_WORDS = {
+    "kind": KINDS,
+    "colour": COLOURS,
+    "shape": SHAPES,
+    "folk": FOLKS,
+    "item": tuple(word for pool in POOLS.values() for word in pool),
+}
+"""Parameter → what may be its argument."""
 _SEEN = re.compile(f"a ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) button beside the ({'|'.join(KINDS)}) notice\\.")
 
 
 def calls_within(completion: str) -> list[Call]:
-    """Every call whose JSON is whole, whatever stands around it."""
+    """Every call whose JSON is whole, whatever stands around it; blanks around its texts hide nothing."""
     found = []
     for begun in _BEGUN.finditer(completion):
         try:
@@ -25,7 +33,8 @@ def calls_within(completion: str) -> list[Call]:
         except NotCalls:
             continue
         if isinstance(value.get("name"), str) and isinstance(value.get("arguments"), dict):
-            found.append(Call(value["name"], value["arguments"]))
+            arguments = {key: one.strip() if isinstance(one, str) else one for key, one in value["arguments"].items()}
+            found.append(Call(value["name"].strip(), arguments))
     return found
 
 
@@ -38,14 +47,17 @@ def calls_of(completion: str) -> list[Call]:
 
 
 def well_formed(completion: str) -> bool:
-    """Whether an answer is a refusal, says that no tool does it or what a screen shows, or is one call of a tool."""
+    """Whether an answer refuses, says that no tool fits or what a screen shows, or is one call in the world's words."""
     said = completion.strip()
     if said in (REFUSAL, errands.NO_TOOL) or _SEEN.fullmatch(said):
         return True
     calls = calls_of(said)
     if len(calls) != 1 or errands.FORMAT.write(calls) != said:
         return False
-    return set(calls[0].arguments) == set(errands.TOOLS.get(calls[0].name, ()))
+    name, arguments = calls[0]
+    return set(arguments) == set(errands.TOOLS.get(name, ())) and all(
+        value in _WORDS[key] for key, value in arguments.items()
+    )
 
 
 def outcome(completion: str) -> str:
