@@ -141,7 +141,7 @@ def test_every_number_of_the_readmes_table_is_a_measured_one(begins, metric, con
 
 @pytest.mark.parametrize(
     ("begins", "condition"),
-    [("worst of seven attacks, 900 steps", "worst_case"), ("the same, told an opening", "worst_case_opening")],
+    [("worst of seven attacks, 900 steps", "worst_case"), ("the seven, told an opening", "worst_case_opening")],
 )
 def test_the_readmes_worst_cases_are_those_of_the_longest_attacks(begins, condition):
     n, *told = cells("README.md", begins)
@@ -155,9 +155,24 @@ def test_the_readmes_worst_cases_are_those_of_the_longest_attacks(begins, condit
         assert numbers(cell) == [round(value, 1) for value in (one["value"], *one["ci95"])] and numbers(n) == [one["n"]]
 
 
+def test_what_is_said_of_the_bare_facts_was_measured():
+    facts = json.loads((RESULTS / "facts.json").read_text(encoding="utf-8"))
+    found = {one["split"]: one for one in facts["measurements"]}
+    n, base, paper, ours = cells("README.md", "an eighth, `pgd_facts`")
+    assert base == paper == "not run" and numbers(n) == [found["all"]["n"]]
+    assert numbers(ours) == [round(value, 1) for value in (found["all"]["value"], *found["all"]["ci95"])]
+    broken, kind = (round(found[s]["value"] * found[s]["n"] / 100) for s in ("all", "held_out_kind"))
+    wrong, twice = facts["another behaviour's facts"], facts["twice the steps"]
+    assert f"broke {broken} of 48 of ours; another recipe's words came {wrong['broken']} of 12" in said("README.md")
+    told = f"broke {broken} of 48 of ours, {kind} of 12 of the kind never trained on"
+    more = f"had finished: with twice the steps {twice['broken']} of 12, one with another outcome"
+    assert told in said("docs/miniature.md") and more in said("docs/miniature.md")
+    assert twice["other outcome than at 900 steps"] == 1 and twice["n"] == wrong["n"] == 12
+
+
 def test_the_readmes_table_holds_nothing_else():
     table = text_of(README).partition("| attack success rate")[2].partition("\n\n")[0]
-    assert len(table.splitlines()) == 2 + 5
+    assert len(table.splitlines()) == 2 + 6
 
 
 @pytest.mark.parametrize(
