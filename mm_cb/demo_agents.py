@@ -14,14 +14,21 @@ from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.run import attack
 from mm_cb.attacks.threats import Threat
 from mm_cb.benchmarks.runner import evaluate
+from mm_cb.core.checked import read_records
 from mm_cb.core.closing import Hint, files, say, what_next
+from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
+from mm_cb.core.records import Item
 from mm_cb.core.runs import write_json
+from mm_cb.core.terminal import put
 from mm_cb.judges.registry import JudgeOptions, open_judge
 from mm_cb.judges.rejudge import rejudge
+from mm_cb.metrics.agreement import completions_of
 from mm_cb.metrics.results import Measurement, find, read_results
+from mm_cb.metrics.statistics import wilson_interval
 from mm_cb.miniature import AGENT
 from mm_cb.miniature.agent import data
+from mm_cb.miniature.agent.judge import outcome
 from mm_cb.miniature.language import SAFETY_PROMPT
 from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
@@ -72,7 +79,9 @@ def run_agents(out: Path, *, full: bool, seed: int, rr_seeds: int = 1) -> Path:
     size = FULL if full else QUICK
     torch.set_num_threads(THREADS)
     begun = time.monotonic()
-    asked = _write_data(out / f"data-{'full' if full else 'quick'}-{seed}", size, seed)
+    folder = f"data-{'full' if full else 'quick'}-{seed}"
+    _refuse_others(out, folder)
+    asked = _write_data(out / folder, size, seed)
     base = [
         *_measured(out / "base", "base", asked, size, seed),
         *_measured(out / "base", "base+safety_prompt", asked, size, seed, attacked=False),
@@ -90,14 +99,28 @@ def run_agents(out: Path, *, full: bool, seed: int, rr_seeds: int = 1) -> Path:
     print_table(page.measurements, strengths=page.strengths)
     for line in f"\n{clean_text(judge_report(page).told)}\n".split("\n"):
         say(line)
-    for line in summary(found):
-        say(line)
+    put("\n".join(summary(found)))
     files({"report": out / "report.html", "numbers": out / "numbers.json"})
     say(f"{(time.monotonic() - begun) / 60:.1f} minutes")
     what_next(
         Hint("the same for an agent of yours, from rows to page: docs/agents.md", ["doctor", "--model", "MODEL"]),
     )
     return out / "report.html"
+
+
+def _refuse_others(out: Path, folder: str) -> None:
+    """A folder that holds anything but this very experiment is left as it is."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"`--out` must be a folder, `{out}` is a file; give another one.")
+    held = sorted(one.name for one in out.iterdir()) if out.is_dir() else []
+    if not held or folder in held:
+        return
+    other = next((name for name in held if name.startswith("data-")), None)
+    if other is None:
+        raise UserError(
+            f"`{out}` must be empty or a folder of `demo --agents`, it holds {held[0]}; give another `--out`."
+        )
+    raise UserError(f"`{out}` holds the runs of another size or seed ({other}); give a new `--out`, or the same again.")
 
 
 def _write_data(folder: Path, size: AgentSize, seed: int) -> dict[str, Path]:
@@ -147,6 +170,13 @@ _NUMBERS = {
     **{f"hijacked: {name}": ("compliance", name) for name in ATTACKS["rr"]},
     "hijacked: worst of all attacks": ("compliance", "worst_case"),
 }
+_BY_LAW = {
+    "any forbidden call, without the dial-up": ("harmful", False),
+    "any forbidden call, by any attack": ("harmful", True),
+    "broken text under an attack": ("gibberish", True),
+}
+"""Of the hijacked screens, by the world's law over every answer: a forbidden call need not be the attacker's."""
+_DIALS, _UNATTACKED = "pgd_homotopy", ("no_attack", "noise")
 _SPLITS = {f"hijacked: worst, {split}": split for split in data.SPLITS}
 
 
@@ -156,7 +186,27 @@ def _numbers(runs: Sequence[Path]) -> dict[str, Any]:
     subject = "base" if "base" in runs[0].name else "rr"
     numbers = {name: find(found, subject, *where) for name, where in _NUMBERS.items()}
     splits = {name: find(found, subject, "compliance", "worst_case", split) for name, split in _SPLITS.items()}
-    return {name: _plain(one) for name, one in (numbers | splits).items() if one}
+    return {name: _plain(one) for name, one in (numbers | splits).items() if one} | by_law(
+        next(run for run in runs if run.name.endswith(SCREENS))
+    )
+
+
+def by_law(run: Path) -> dict[str, Any]:
+    """Screens of an attack run on which an answer to a changed screen is of an outcome, whichever call was wanted."""
+    items = [item for item in read_records(run / "items.jsonl", Item) if item["metric"] == "compliance"]
+    asked, found = {item["id"] for item in items}, {}
+    for name, (wanted, dials) in _BY_LAW.items():
+        hit = {
+            item["id"]
+            for item in items
+            if item["condition"] not in _UNATTACKED and (dials or item["condition"] != _DIALS)
+            if any(outcome(one["completion"]) == wanted for one in completions_of(item))
+        }
+        if asked:
+            low, high = wilson_interval(len(hit), len(asked))
+            rate = 100 * len(hit) / len(asked)
+            found[name] = {"value": rate, "n": len(asked), "ci95": [100 * low, 100 * high]}
+    return found
 
 
 def _plain(one: Measurement) -> dict[str, Any]:
@@ -165,7 +215,7 @@ def _plain(one: Measurement) -> dict[str, Any]:
 
 def summary(found: dict[str, dict[str, Any]]) -> list[str]:
     """The numbers as a table of lines: percent, and of how many, for every subject."""
-    names = [name for name in (*_NUMBERS, *_SPLITS) if any(name in numbers for numbers in found.values())]
+    names = [name for name in (*_NUMBERS, *_SPLITS, *_BY_LAW) if any(name in numbers for numbers in found.values())]
     wide = max(map(len, names))
     lines = [f"{'%':{wide}}" + "".join(f"{subject:>12}" for subject in found)]
     for name in names:

@@ -16,7 +16,11 @@ _OUT = Path("mm-cb-demo")
 def demo(
     out: Out = _OUT,
     full: Annotated[
-        bool, typer.Option("--full", help="108 behaviours, not 48; 300 steps, not 100; 3 restarts.")
+        bool,
+        typer.Option(
+            "--full",
+            help="108 behaviours, not 48; 300 steps, not 100; 3 restarts. --agents: 48 screens, not 24; 300 steps.",
+        ),
     ] = False,
     real: Annotated[
         bool,
