@@ -15,7 +15,7 @@ from .threat_models import ThreatModel
 Objective = Callable[[Tensor], Tensor]
 Stop = Callable[[Tensor, Tensor], Tensor]
 Checkpoint = Callable[[AttackState], None]
-Report = Callable[[int, Tensor, Tensor], None]
+Callback = Callable[[int, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Running(TypedDict, total=False):
     """Arguments that every attack hands over as they are; :func:`~image_attacks.pgd` says what they mean."""
 
     generator: Generators | None
-    callback: Report | None
+    callback: Callback | None
     stop: Stop | None
     checkpoint: Checkpoint | None
     resume: dict[str, Tensor] | None

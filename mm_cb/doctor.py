@@ -98,9 +98,9 @@ def print_findings(recipe: str | None = None, model: str | None = None) -> bool:
         from mm_cb.attacks.quick_look import look
 
         seen = look(model)
-        print_table([Finding(*row) for row in seen.rows], _POSSIBLE)
+        print_rows([Finding(*row) for row in seen.rows], _POSSIBLE)
         steps = steps or [Hint("a breaker for it; rows.jsonl stands for your rows, see docs/formats.md", seen.train)]
-    print_table(findings)
+    print_rows(findings)
     fine = all(finding.ok is not False for finding in findings)
     what_next(*(steps if fine else [Hint("mend each PROBLEM, then the same command again", [])]))
     return fine
@@ -115,7 +115,7 @@ def print_laws(model: str) -> None:
     from mm_cb.training.model_laws import ask
 
     kept = ask(model)
-    print_table([Finding(*one) for one in kept])
+    print_rows([Finding(*one) for one in kept])
     if broken := [one for one in kept if not one.ok]:
         raise UserError(
             f"`{model}` breaks {len(broken)} of {len(kept)} laws, so that no number of training or attacks on it "
@@ -123,7 +123,7 @@ def print_laws(model: str) -> None:
         )
 
 
-def print_table(findings: Sequence[Finding], states: Mapping[bool | None, str] = _STATES) -> None:
+def print_rows(findings: Sequence[Finding], states: Mapping[bool | None, str] = _STATES) -> None:
     """Print rows that fit the terminal and break no word; addresses and commands have lines of their own."""
     from mm_cb.core.closing import shell, wrapped
     from mm_cb.core.terminal import columns, printable, put

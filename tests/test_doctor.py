@@ -235,7 +235,7 @@ def test_an_attack_takes_half_the_memory_in_half_the_precision():
 def test_what_is_missing_comes_with_the_commands_that_get_it(absent, monkeypatch, capsys):
     finding = doctor._data_finding("data", absent, False, "not found")
     monkeypatch.setenv("COLUMNS", "80")
-    doctor.print_table([finding])
+    doctor.print_rows([finding])
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80 and finding.get
     assert re.search(r"^    (mm-cb data build (pairs|calls)|git clone|hf download) ", out, flags=re.MULTILINE)

@@ -181,11 +181,19 @@ print(prepare_torchvision())
     assert in_fresh_python(code) == "absent"
 
 
-def test_a_class_name_stands_for_one_thing_across_both_packages():
+def types_named(tree: ast.Module) -> list[str]:
+    """Classes of a module, and its names for other types (``Kind = Literal[...]``)."""
+    aliases = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    return [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)] + [
+        name.id for name in aliases if isinstance(name, ast.Name) and re.fullmatch(r"[A-Z][a-z]\w*", name.id)
+    ]
+
+
+def test_the_name_of_a_type_stands_for_one_thing_across_both_packages():
     named: dict[str, list[str]] = {}
     for folder in ("mm_cb", "image_attacks"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ClassDef):
-                    named.setdefault(node.name.lstrip("_"), []).append(str(path.relative_to(ROOT)))
+            for name in types_named(ast.parse(path.read_text(encoding="utf-8"))):
+                named.setdefault(name.lstrip("_"), []).append(str(path.relative_to(ROOT)))
+    named.pop("Objective")  # what an attack minimises: from pixels to losses, in the language of either package
     assert {name: places for name, places in named.items() if len(places) > 1} == {}

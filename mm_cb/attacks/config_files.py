@@ -15,7 +15,7 @@ from mm_cb.attacks.registry import attack_entry
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.checked import checked
 from mm_cb.core.errors import UserError
-from mm_cb.core.records import JsonObject, Recipe, Run
+from mm_cb.core.records import JsonObject, RecipeFields, Run
 
 _RENAMED = {"term_weight": "matching_weight", "universal_train": "train"}
 """Field → its name in run.json and in a picture's JSON."""
@@ -69,7 +69,7 @@ def _plain(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-def from_recipe(recipe: Recipe | AttackRecipe, seed: int) -> dict[str, AttackConfig]:
+def from_recipe(recipe: RecipeFields | AttackRecipe, seed: int) -> dict[str, AttackConfig]:
     """The attacks that a run.json states, by name.
 
     Raises:

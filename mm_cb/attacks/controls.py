@@ -17,7 +17,7 @@ from mm_cb.attacks.config_files import as_recipe
 from mm_cb.attacks.records import Artefact
 from mm_cb.core.checked import read_record, read_records
 from mm_cb.core.places import RUN
-from mm_cb.core.records import Candidate, Item, JsonObject, Recipe
+from mm_cb.core.records import Candidate, Item, JsonObject, RecipeFields
 from mm_cb.core.runs import read_run
 from mm_cb.data.behaviors_file import FACTS, Behavior
 from mm_cb.metrics.convergence import LEAST
@@ -36,7 +36,7 @@ class ControlRun:
     behaviors: Sequence[Behavior]
     responses: Mapping[str, str] | None
 
-    def recipe(self, beside: Recipe) -> JsonObject:
+    def recipe(self, beside: RecipeFields) -> JsonObject:
         """Its recipe, from that of the run that it stands beside."""
         own = as_recipe(self.configs[0], [config.name for config in self.configs])
         return {**beside, **own, "beside": {"what": self.folder, "behaviors": len(self.behaviors)}}

@@ -16,7 +16,7 @@ from mm_cb.attacks.search import Found
 from mm_cb.attacks.suffix import Sent
 from mm_cb.core.checked import checked
 from mm_cb.core.errors import UserError
-from mm_cb.core.records import Candidate, Item, Recipe
+from mm_cb.core.records import Candidate, Item, RecipeFields
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.data.pictures import path_inside
 from mm_cb.metrics.observations import rank
@@ -40,8 +40,8 @@ class Artefact(AnswerRecord, total=False):
     sha256: Required[str]
     clean_sha256: Required[str]
     completion_sha256: Required[str]
-    attack: Required[Recipe]
-    protocol: Recipe
+    attack: Required[RecipeFields]
+    protocol: RecipeFields
     objective: Required[str]
     """Class of the attack's loss."""
     response: Required[str | None]

@@ -54,7 +54,7 @@ from mm_cb.inference.subjects import Subject
 Left = Mapping[int | None, Tensor]
 """What a search leaves: None → the selected picture of every row, step → the iterate there; pixels ``(B, 3, H, W)``."""
 
-Judged = Mapping[int | None, Mapping[int, JudgedPicture]]
+JudgedPictures = Mapping[int | None, Mapping[int, JudgedPicture]]
 """Step (None = the selected picture) → row → what was judged."""
 
 
@@ -171,7 +171,7 @@ def _attack_group(job: Job, asked: Asked, restart: int, state: Path) -> list[Ans
         found = search_batch(job, asked, objective, clean, restart, state)
     if isinstance(objective, Relaxed):
         assert found is not None
-        judged: Judged = {None: _judge_relaxed(job, asked, objective, found)}
+        judged: JudgedPictures = {None: _judge_relaxed(job, asked, objective, found)}
     else:
         left: Left = {None: _without_search(job, asked, clean, restart)} if found is None else found.pictures
         judged = _judge_pictures(job, asked, left, target, objective, restart, begun)
@@ -235,7 +235,7 @@ def _attack_universal(job: Job, behaviors: Sequence[Behavior], restart: int, pat
 
 def _judge_pictures(
     job: Job, asked: Asked, left: Left, target: TargetObjective, objective: Objective, restart: int, begun: float
-) -> Judged:
+) -> JudgedPictures:
     """Save, read back and judge the selected pictures and the kept iterates: step → row → what was judged.
 
     A behaviour that stands still leaves no second file and no second record. Losses are computed for whole batches, as
@@ -276,7 +276,7 @@ def _attack_texts(job: Job, batch: Sequence[Behavior], restart: int, path: Path)
         objective = make_objective(job.subject, asked.prompts, asked.pictures, job.config)
         assert isinstance(objective, Relaxed)
         found = search_batch(job, asked, objective, objective.start(), restart, path.with_suffix(".text.safetensors"))
-        judged: Judged = {None: _judge_relaxed(job, asked, objective, found)}
+        judged: JudgedPictures = {None: _judge_relaxed(job, asked, objective, found)}
     else:
         draws = [stream(behavior, job.config.seed, restart) for behavior in batch]
         total = len(batch) * job.config.samples * (2 if job.config.artefacts else 1)
@@ -306,7 +306,7 @@ def _suffix(job: Job, behavior: Behavior, restart: int) -> Sent:
 def _answers(
     job: Job,
     asked: Asked,
-    judged: Judged,
+    judged: JudgedPictures,
     loss_clean: Tensor,
     objective: Objective | None,
     restart: int,

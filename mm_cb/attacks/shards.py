@@ -16,7 +16,7 @@ from mm_cb.attacks.config_files import from_recipe, read_recipe
 from mm_cb.attacks.outputs import summaries, write_outputs
 from mm_cb.attacks.records import attacked
 from mm_cb.core.errors import UserError
-from mm_cb.core.records import Item, Recipe
+from mm_cb.core.records import Item, RecipeFields
 from mm_cb.core.runs import RunDirectory, read_run, write_bytes
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.metrics.whole import whole_items
@@ -94,7 +94,9 @@ def launched_device(device: str) -> str:
 
 
 @contextmanager
-def shard_runs(out: Path, recipe: Recipe, seed: int, inputs: Mapping[str, str], shard: Shard) -> Iterator[RunDirectory]:
+def shard_runs(
+    out: Path, recipe: RecipeFields, seed: int, inputs: Mapping[str, str], shard: Shard
+) -> Iterator[RunDirectory]:
     """A run directory of its own for a shard, inside the whole run's, which is claimed for this recipe first.
 
     Shards start at the same moment: one that finds the whole run locked by another waits for it.

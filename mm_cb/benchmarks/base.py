@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mm_cb.benchmarks.settings import AskSettings, Settings, StoredAnswers
 from mm_cb.core.errors import UserError
-from mm_cb.core.records import Check, Item, JsonObject, Recipe
+from mm_cb.core.records import Check, Item, JsonObject, RecipeFields
 from mm_cb.metrics.table import Metric
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Task:
     """What is to be asked in one run."""
 
     questions: Sequence[Question]
-    identity: Recipe
+    identity: RecipeFields
     """What belongs to the run's recipe beside model, subject and benchmark."""
     inputs: Sequence[Path | Repository] | Mapping[str, str] = ()
     """Files and repositories beside the model's whose content decides the results."""
@@ -115,7 +115,7 @@ class Benchmark:
         from mm_cb.benchmarks.pictures import fingerprint
 
         questions = list(self.questions(data, settings))[: settings.limit]
-        refuse_repeated(questions, data)
+        check_questions(questions, data)
         identity = {"settings": settings.identity(), "questions_sha256": fingerprint(questions)}
         return Task(questions, identity)
 
@@ -205,7 +205,7 @@ class Benchmark:
             if id in found:
                 raise UserError(f"{row.where}: every question must be answered once, `{id[:80]}` comes more than once.")
             found[id] = row.values.get("completion")
-        return complete(found, questions, stored.answers)
+        return all_answers(found, questions, stored.answers)
 
     def score_stored(self, stored: Any, out: Path, *, data: str | None, subject: str, seed: int) -> None:
         """Score stored outputs.
@@ -235,7 +235,7 @@ class Benchmark:
         """
 
 
-def complete(found: Mapping[str, object], questions: Sequence[Question], where: str) -> dict[str, str]:
+def all_answers(found: Mapping[str, object], questions: Sequence[Question], where: str) -> dict[str, str]:
     """The answers to all questions, which must be there as texts.
 
     Raises:
@@ -259,7 +259,7 @@ def _is_score(one: Any) -> bool:
     )
 
 
-def refuse_repeated(questions: Iterable[Question], where: str) -> None:
+def check_questions(questions: Iterable[Question], where: str) -> None:
     """Refuse no question at all, an id that comes twice, and what is no text where one must be.
 
     Raises:

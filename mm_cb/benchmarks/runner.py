@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mm_cb.benchmarks.base import Benchmark, Task, refuse_repeated
+from mm_cb.benchmarks.base import Benchmark, Task, check_questions
 from mm_cb.benchmarks.pictures import fingerprint, ready
 from mm_cb.benchmarks.registry import get_benchmark, register_benchmark
 from mm_cb.core import hub
@@ -17,7 +17,7 @@ from mm_cb.core.compatibility import with_added_fields
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.places import enclosing_run
 from mm_cb.core.progress import Progress
-from mm_cb.core.records import Recipe
+from mm_cb.core.records import RecipeFields
 from mm_cb.core.runs import RunDirectory, append_jsonl, hash_inputs, read_run, write_json, write_jsonl
 from mm_cb.inference.base_nll import Likelihood, likelihood_fields
 from mm_cb.inference.generation import Engine, LocalEngine, Request, complete_all
@@ -226,7 +226,7 @@ def score_answers(
         raise UserError(f"`mm-cb score {benchmark.name}` needs `--answers`: the stored answers.")
     file, where = Path(stored.answers), _where(benchmark, data)
     questions = benchmark.questions(where, benchmark.settings())
-    refuse_repeated(questions, where)
+    check_questions(questions, where)
     answers = benchmark.stored_answers(stored, questions)
     identity = {"questions_sha256": fingerprint(questions, pictures=False)}
     recipe = {"benchmark": benchmark.name, "responses": str(file), "subject": subject, **identity}
@@ -236,7 +236,7 @@ def score_answers(
 
 def finish_stored(
     benchmark: Benchmark,
-    recipe: Recipe,
+    recipe: RecipeFields,
     files: Sequence[Path],
     out: Path,
     *,

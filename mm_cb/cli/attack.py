@@ -26,7 +26,7 @@ from mm_cb.cli.options import (
     Model,
     OldSettings,
     Out,
-    Probe,
+    ProbeFolder,
     Seed,
     System,
     Thinking,
@@ -115,7 +115,7 @@ def attack(
     old: OldSettings = None,
     adapter: Adapter = None,
     base: Base = None,
-    probe: Probe = None,
+    probe: ProbeFolder = None,
     system: System = None,
     thinking: Thinking = False,
     attack: Annotated[

@@ -18,7 +18,7 @@ from mm_cb.cli.options import (
     Device,
     Dtype,
     Out,
-    Probe,
+    ProbeFolder,
     Seed,
     System,
     Thinking,
@@ -137,7 +137,7 @@ def _model_options() -> list[Parameter]:
     return [
         _option("model", str | None, "M", "Hub id, local directory, or `miniature`.  [required]", MODEL),
         _shared("adapter", Adapter, None, MODEL),
-        _shared("probe", Probe, None, MODEL),
+        _shared("probe", ProbeFolder, None, MODEL),
         _option("endpoint", str | None, "URL", "Ask the model of this name at an OpenAI-compatible address.", MODEL),
         _shared("system", System, None, MODEL),
         _shared("thinking", Thinking, False, MODEL),

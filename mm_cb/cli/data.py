@@ -77,11 +77,11 @@ def check(
     """
     from mm_cb.core.progress import Progress
     from mm_cb.data.check import check_sources
-    from mm_cb.data.contamination import read_prompts
+    from mm_cb.data.contamination import read_tested_prompts
     from mm_cb.data.sources import STRICT, Source
 
     recipe = _recipe(what)
-    prompts = [prompt for file in behaviors or [] for prompt in read_prompts(file)]
+    prompts = [prompt for file in behaviors or [] for prompt in read_tested_prompts(file)]
     if recipe is not None:
         if images is not None or set_ is not None:
             raise UserError("`--images` and `--set` are for data files; a recipe names both for each data source.")

@@ -30,7 +30,7 @@ Model = Annotated[str, option("M", "Hub id, local directory, or `miniature`.", _
 Adapter = Annotated[str | None, option("A", "Directory of a PEFT adapter.", _MODEL)]
 
 
-Probe = Annotated[
+ProbeFolder = Annotated[
     str | None, option("DIR", "A harmfulness probe (mm-cb probe) that withholds answers it flags.", _MODEL)
 ]
 

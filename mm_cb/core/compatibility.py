@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from mm_cb.core.embedded import is_fiction
-from mm_cb.core.records import Item, Recipe
+from mm_cb.core.records import Item, RecipeFields
 
 _NEVER_IN_WORST_CASE = ("no_attack", "noise", "prefill_only", "prefill", "embedding", "universal")
 """Revision 714213b: conditions of ``compliance`` that were left out of ``worst_case``."""
@@ -52,7 +52,7 @@ def with_attack_flags(item: Item) -> Item:
     return {**item, "given": given, "knows_breaker": condition in _KNOWS_BREAKER}
 
 
-_ADDED: Mapping[str, Recipe] = {
+_ADDED: Mapping[str, RecipeFields] = {
     "train": {
         "circuit_breaker": {
             "loss": "rr",
@@ -70,7 +70,7 @@ _ADDED: Mapping[str, Recipe] = {
 """Fields of a command's recipe that later versions added, by section, with what earlier ones did."""
 
 
-def with_added_fields(command: str, recipe: Recipe) -> Recipe:
+def with_added_fields(command: str, recipe: RecipeFields) -> RecipeFields:
     """A held recipe with the fields that it was written without."""
     added: dict[str, object] = {
         section: {**fields, **recipe[section]}

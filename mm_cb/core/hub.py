@@ -19,7 +19,7 @@ from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.files import disk_is_full, refuse_broken_link
 from mm_cb.core.paths import refuse_missing_parts
 
-Kind = Literal["model", "dataset"]
+RepositoryKind = Literal["model", "dataset"]
 
 _SHOWN = 300
 _PAUSES = (2.0, 8.0)
@@ -36,7 +36,9 @@ class Repository(NamedTuple):
     commit: str
 
 
-def fetch(name: str, patterns: Sequence[str], *, kind: Kind = "model", flat: bool = False, bars: bool = False) -> Path:
+def fetch(
+    name: str, patterns: Sequence[str], *, kind: RepositoryKind = "model", flat: bool = False, bars: bool = False
+) -> Path:
     """Files of a repository that match, downloaded once, in a folder of the hub's cache that is called by its commit.
 
     The first call of a process decides which commit that is; what `keep_to` took from a run goes before.
@@ -94,7 +96,7 @@ def _patiently(download: Callable[..., str], *arguments: Any, **options: Any) ->
     return download(*arguments, **options)
 
 
-def cached(name: str, pattern: str, *, kind: Kind = "model") -> list[Path]:
+def cached(name: str, pattern: str, *, kind: RepositoryKind = "model") -> list[Path]:
     """Files that match in the cache, asking nobody; of the commit that would be read if nobody answered."""
     from huggingface_hub import constants
 
@@ -144,7 +146,7 @@ def repository_of(name: str) -> tuple[str, str | None]:
     return (name, None) if Path(name).exists() else (repository, revision or None)
 
 
-def used(*names: str, kind: Kind = "model") -> list[Repository]:
+def used(*names: str, kind: RepositoryKind = "model") -> list[Repository]:
     """Those of the names that this process has fetched from the hub, each with its commit."""
     keys = (f"{kind}s/{name}" for name in names)
     return [Repository(key, _commits[key]) for key in keys if key in _commits]
@@ -157,7 +159,7 @@ def keep_to(run: Path) -> None:
         _commits.update({k: v for k, v in inputs.items() if k.startswith(("models/", "datasets/"))})
 
 
-def refused(name: str, error: Exception, kind: Kind, patterns: Sequence[str] = ()) -> UserError:
+def refused(name: str, error: Exception, kind: RepositoryKind, patterns: Sequence[str] = ()) -> UserError:
     """The user's error for a repository that was not to be had, with what to do about it."""
     from huggingface_hub import constants, errors, get_token
 

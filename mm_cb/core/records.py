@@ -6,7 +6,7 @@ The records are the JSON objects themselves: keys may be absent, and what nobody
 from collections.abc import Mapping
 from typing import Any, Required, TypedDict
 
-Recipe = Mapping[str, Any]
+RecipeFields = Mapping[str, Any]
 """What a command was asked for, as its run.json holds it: open, each command has fields of its own."""
 
 
@@ -258,7 +258,7 @@ class Run(Code, total=False):
 
     schema: int
     command: Required[str]
-    recipe: Required[Recipe]
+    recipe: Required[RecipeFields]
     seed: Required[int]
     inputs: Required[dict[str, str]]
     """File or repository → hash of its content, or commit."""

@@ -32,7 +32,7 @@ from mm_cb.core.hub import Repository
 from mm_cb.core.paths import safe_id
 from mm_cb.core.places import refuse_inside_run, same_inputs, same_place, written_here
 from mm_cb.core.reading import TextFault, decode, loads, refuse_pipe
-from mm_cb.core.records import Code, Recipe, Resumption, Run
+from mm_cb.core.records import Code, RecipeFields, Resumption, Run
 
 __all__ = [
     "RunDirectory",
@@ -110,7 +110,7 @@ class RunDirectory:
         self,
         path: Path,
         command: str,
-        recipe: Recipe,
+        recipe: RecipeFields,
         seed: int,
         *,
         inputs: Iterable[Path | Repository] | Mapping[str, str] = (),

@@ -17,7 +17,7 @@ from mm_cb.data.describe import CORRUPT
 if TYPE_CHECKING:
     from mm_cb.core.progress import Progress
 
-Fit = TypeVar("Fit")
+Accepted = TypeVar("Fit")
 
 
 class Counts(Protocol):
@@ -127,10 +127,10 @@ def until_fit(
     requests: Mapping[str, Sequence[Message]],
     stage: Stage,
     endpoint: Endpoint,
-    read: Callable[[str, str], Fit | str],
+    read: Callable[[str, str], Accepted | str],
     failures: Failures,
     progress: Progress | None,
-) -> dict[str, tuple[Fit, int]]:
+) -> dict[str, tuple[Accepted, int]]:
     """Fit answers with the number of the attempt that gave them; each is journalled before it is looked at.
 
     Args:
@@ -142,7 +142,7 @@ def until_fit(
         progress: Shows counts.
     """
     tried: Counter[str] = Counter()
-    accepted: dict[str, tuple[Fit, int]] = {}
+    accepted: dict[str, tuple[Accepted, int]] = {}
 
     def judge(record: Mapping[str, Any]) -> None:
         key = record[stage.key]

@@ -15,7 +15,7 @@ from PIL import Image
 from mm_cb.data.contamination import Contamination, Match
 from mm_cb.data.examples import Example
 from mm_cb.data.formats import Skip
-from mm_cb.data.mixture import Kind, Mixture, Part, nothing_left, open_sources
+from mm_cb.data.mixture import Mixture, Part, RowKind, nothing_left, open_sources
 from mm_cb.data.pictures import PictureError, open_picture
 from mm_cb.data.scan import Scan, judged, message_texts, texts_of
 from mm_cb.data.sources import STRICT, OpenSource, RowFault, Rules, Source
@@ -106,7 +106,7 @@ def check_sources(
     for opened in open_sources(sources):
         task = progress.task(opened.key, len(opened.rows)) if progress else None
         skipped = report.skipped.setdefault(opened.key, Counter())
-        usable: dict[int, Kind] = {}
+        usable: dict[int, RowKind] = {}
         faults = 0
         for index, outcome in scan.outcomes(opened):
             if isinstance(outcome, Skip):

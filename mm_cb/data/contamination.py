@@ -115,7 +115,7 @@ def bleu_bound(length: int, reference: int, shared: int) -> float:
     return brevity * math.exp(log / orders) * (1 + 1e-9)
 
 
-def read_prompts(path: Path) -> list[str]:
+def read_tested_prompts(path: Path) -> list[str]:
     """What behaviours ask for: a behaviours file (JSONL, ``prompt``) or HarmBench's CSV (``Behavior``).
 
     Raises:

@@ -18,7 +18,7 @@ from mm_cb.data.formats import Skip
 from mm_cb.data.scan import Scan
 from mm_cb.data.sources import STRICT, OpenSource, RowFault, Rules, Source, count_reasons, open_source
 
-Kind = tuple[SetName, Modality]
+RowKind = tuple[SetName, Modality]
 
 _WARNED = ("missing image", "empty turn", "too long")
 _REMEDIES = {
@@ -57,7 +57,7 @@ class Mixture(Sequence[Example]):
         number = bisect_right(self._ends, index)
         return self._parts[number].example(index - (self._ends[number - 1] if number else 0), self._seed)
 
-    def kinds(self) -> Iterator[Kind]:
+    def kinds(self) -> Iterator[RowKind]:
         """Set and modality of every example in order, known without reading any again."""
         for part in self._parts:
             yield from part.kinds()
@@ -71,7 +71,7 @@ class Mixture(Sequence[Example]):
 class Part:
     """One source's share of a mixture."""
 
-    def __init__(self, opened: OpenSource, usable: Mapping[int, Kind], skipped: Counter[str], seed: int) -> None:
+    def __init__(self, opened: OpenSource, usable: Mapping[int, RowKind], skipped: Counter[str], seed: int) -> None:
         """Take every usable row, or a sample, ``weight`` times; of a fraction, a seeded sample."""
         self.opened = opened
         self.skipped = skipped
@@ -87,7 +87,7 @@ class Part:
         """Examples of this source in one pass over the mixture."""
         return self._whole + len(self._rest)
 
-    def kinds(self) -> Iterator[Kind]:
+    def kinds(self) -> Iterator[RowKind]:
         """Set and modality of every example of this part."""
         for place in range(len(self)):
             yield self._kinds[self._number(place)]
@@ -181,7 +181,7 @@ def without_request(example: Example) -> Example:
 
 def _part(opened: OpenSource, seed: int, scan: Scan) -> Part:
     """The rows of a source that can be used; the first that must not be there is an error."""
-    usable: dict[int, Kind] = {}
+    usable: dict[int, RowKind] = {}
     skipped: Counter[str] = Counter()
     for index, outcome in scan.outcomes(opened):
         if isinstance(outcome, Skip):

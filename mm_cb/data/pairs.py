@@ -66,7 +66,7 @@ class PairRecipe:
         return text_sha256(self.template)
 
 
-class Picture(NamedTuple):
+class PictureFile(NamedTuple):
     """One picture; journals know it by the hash of its bytes, so a changed or moved file is never mistaken."""
 
     name: str
@@ -138,7 +138,7 @@ def build_pairs(
     return built
 
 
-def _pictures(folder: Path, recipe: PairRecipe) -> dict[str, Picture]:
+def _pictures(folder: Path, recipe: PairRecipe) -> dict[str, PictureFile]:
     """SHA-256 → picture, in the order of names, each content once; a seeded sample if the recipe limits them."""
     if not folder.is_dir():
         raise UserError(f"`--images` must be a folder of pictures, got `{folder}`.")
@@ -147,9 +147,9 @@ def _pictures(folder: Path, recipe: PairRecipe) -> dict[str, Picture]:
         files = sorted(random.Random(f"pictures {recipe.seed}").sample(files, recipe.limit))
     if not files:
         raise UserError(f"`{folder}` must hold pictures ({', '.join(sorted(_ENDINGS))}), it holds none.")
-    pictures: dict[str, Picture] = {}
+    pictures: dict[str, PictureFile] = {}
     for file in files:
-        pictures.setdefault(file_sha256(file), Picture(file.relative_to(folder).as_posix(), file))
+        pictures.setdefault(file_sha256(file), PictureFile(file.relative_to(folder).as_posix(), file))
     return pictures
 
 
@@ -163,7 +163,7 @@ class PictureReply(TypedDict, total=False):
 
 
 def _describe(
-    pictures: dict[str, Picture],
+    pictures: dict[str, PictureFile],
     journal: Path,
     recipe: PairRecipe,
     describe: Describe,
@@ -227,7 +227,7 @@ def _request(template: str, description: str) -> list[Message]:
 
 
 def _write(
-    pictures: dict[str, Picture],
+    pictures: dict[str, PictureFile],
     descriptions: dict[str, str],
     accepted: dict[str, tuple[GeneratedPair, int]],
     out: Path,

@@ -122,7 +122,7 @@ class HubRows(Sequence[Record]):
         return f"{self._name} row {index + 1}"
 
 
-Rows = FileRows | TableRows | HubRows
+DataRows = FileRows | TableRows | HubRows
 
 
 def undecoded(dataset: Any) -> Any:
@@ -137,7 +137,7 @@ def undecoded(dataset: Any) -> Any:
     return dataset
 
 
-def open_rows(path: Path) -> Rows:
+def open_rows(path: Path) -> DataRows:
     """The rows of a JSONL file, a JSON array, a CSV or TSV table, or a folder of a saved or plain hub data set.
 
     Raises:

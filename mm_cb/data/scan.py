@@ -17,7 +17,7 @@ from mm_cb.data.pictures import PictureError, open_picture
 from mm_cb.data.sources import OpenSource, RowFault, Rules
 from mm_cb.data.tools import call_text
 
-Read = Callable[[], Example]
+ReadExample = Callable[[], Example]
 
 
 class Scan:
@@ -33,7 +33,7 @@ class Scan:
         self._rules = rules
         self._on_duplicate = on_duplicate
         self._ids: dict[str, object] = {}
-        self._first: dict[bytes, tuple[str, object, Read]] = {}
+        self._first: dict[bytes, tuple[str, object, ReadExample]] = {}
         self._others: dict[bytes, dict[tuple[str, ...], tuple[str, object]]] = {}
 
     def outcomes(self, opened: OpenSource) -> Iterator[tuple[int, Example | Skip | RowFault]]:
@@ -44,7 +44,7 @@ class Scan:
                 outcome = self.compared(outcome, partial(opened.example, index), own_ids)
             yield index, outcome
 
-    def compared(self, example: Example, read: Read, own_ids: bool = True) -> Example | RowFault:
+    def compared(self, example: Example, read: ReadExample, own_ids: bool = True) -> Example | RowFault:
         """The example, unless its id was used before, or the other set holds the same.
 
         Equal texts with equal pictures are the same, by content; pictures are read only where texts are equal.

@@ -14,7 +14,7 @@ from mm_cb.data.cards import Card, card, cards, data_home, local_file
 from mm_cb.data.examples import Example, SetName
 from mm_cb.data.formats import FORMATS, Context, Format, Skip, recognise
 from mm_cb.data.pictures import absent
-from mm_cb.data.rows import HubRows, Rows, load_hub, open_rows
+from mm_cb.data.rows import DataRows, HubRows, load_hub, open_rows
 
 HUB_PREFIX = "hub:"
 
@@ -99,7 +99,7 @@ STRICT = Rules()
 class RowPlace(NamedTuple):
     """Where a row stands; as text, its file and line, which are looked for only then."""
 
-    rows: Rows
+    rows: DataRows
     number: int
 
     def __str__(self) -> str:
@@ -118,7 +118,7 @@ class OpenSource:
 
     source: Source
     key: str
-    rows: Rows
+    rows: DataRows
     form: Format
     folder: Path
     inputs: list[Path | Repository] = field(default_factory=list)
@@ -206,7 +206,7 @@ def open_source(source: Source) -> OpenSource:
     return OpenSource(source, key, rows, form, folder, [*inputs])
 
 
-def _find(source: Source) -> tuple[Rows, Path, Card | None]:
+def _find(source: Source) -> tuple[DataRows, Path, Card | None]:
     """The rows of a source, the folder that relative paths start from, and its card if it has one."""
     name = source.name
     if name.startswith(HUB_PREFIX):
@@ -223,7 +223,7 @@ def _find(source: Source) -> tuple[Rows, Path, Card | None]:
     return _find_card(name)
 
 
-def _find_card(name: str) -> tuple[Rows, Path, Card]:
+def _find_card(name: str) -> tuple[DataRows, Path, Card]:
     usable = {key: value for key, value in cards().items() if value.used_for == "training"}
     if name not in usable:
         raise unknown("data set", name, usable)
@@ -243,7 +243,7 @@ def _find_card(name: str) -> tuple[Rows, Path, Card]:
     return load_hub(described.hub, described.split, described.config), Path(), described
 
 
-def _columns(rows: Rows) -> list[str]:
+def _columns(rows: DataRows) -> list[str]:
     try:
         first: JsonObject = rows[0]
     except ValueError as error:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from mm_cb.core.runs import write_json
 
-Item = TypeVar("Item")
+T = TypeVar("Item")
 
 
 def once(path: Path, compute: Callable[[], Any]) -> Any:
@@ -28,6 +28,6 @@ def once(path: Path, compute: Callable[[], Any]) -> Any:
     return json.loads(path.read_bytes())
 
 
-def chunks(items: Sequence[Item], size: int) -> list[list[Item]]:
+def chunks(items: Sequence[T], size: int) -> list[list[T]]:
     """Consecutive pieces of at most ``size`` items."""
     return [list(items[start : start + size]) for start in range(0, len(items), size)]

@@ -32,14 +32,14 @@ class Askable(Protocol):
         """The picture in front of it, if any."""
 
 
-Score = Callable[[Any, str], ScoredCompletion]
+Scorer = Callable[[Any, str], ScoredCompletion]
 """From a question and a completion to the fields of items.jsonl that judge it."""
 
 
 def ask(
     subject: Subject,
     questions: Sequence[Askable],
-    score: Score,
+    score: Scorer,
     folder: Path,
     progress: Progress,
     *,

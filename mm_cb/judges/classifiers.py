@@ -10,7 +10,7 @@ from mm_cb.core.files import text_sha256
 from mm_cb.core.records import Message
 from mm_cb.judges.base import NOT_JUDGED, Case, Verdict, with_degenerate
 from mm_cb.judges.local import LanguageModel
-from mm_cb.judges.prompts import card_prompts, check_template, fill, read_card
+from mm_cb.judges.prompts import card_prompts, check_judge_template, fill, read_card
 from mm_cb.judges.registry import JUDGED
 
 COMPLETION_TOKENS = 512
@@ -37,7 +37,7 @@ class HarmBench:
         """Judge by templates ``prompt``, ``prompt_contextual``, ``prompt_multimodal``; not all need be there."""
         self.name = name
         self._model = model
-        self._prompts = {key: check_template(text, name) for key, text in prompts.items()}
+        self._prompts = {key: check_judge_template(text, name) for key, text in prompts.items()}
         self.source = {**source, "prompts_sha256": {key: text_sha256(text) for key, text in self._prompts.items()}}
 
     def judge(self, cases: Sequence[Case]) -> Iterator[tuple[str, Verdict]]:
@@ -92,7 +92,7 @@ class StrongReject:
     def __init__(self, model: LanguageModel, prompt: str, source: Mapping[str, object]) -> None:
         """Judge by one template with the forbidden prompt and the response."""
         self._model = model
-        self._prompt = check_template(prompt, self.name)
+        self._prompt = check_judge_template(prompt, self.name)
         self._tokens = [self._score_token(score) for score in _SCORES]
         self.source = {**source, "prompts_sha256": {"prompt": text_sha256(prompt)}, "harmful_from": _HARMFUL_FROM}
 

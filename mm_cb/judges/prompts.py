@@ -81,10 +81,10 @@ def read_template(path: Path) -> str:
     Raises:
         UserError: If the file cannot be read, or names a field that does not exist or no completion.
     """
-    return check_template(read_text(path, "prompt template"), str(path))
+    return check_judge_template(read_text(path, "prompt template"), str(path))
 
 
-def check_template(template: str, where: str) -> str:
+def check_judge_template(template: str, where: str) -> str:
     """The template, if its fields can be filled.
 
     Raises:

@@ -20,7 +20,7 @@ from mm_cb.judges.base import NOT_JUDGED, Case, Judge
 from mm_cb.judges.stored_verdicts import Judged, judge_all, refuse_missing_fields, refuse_other_source
 from mm_cb.metrics.agreement import agreements, completions_of, key_of
 from mm_cb.metrics.checks import attack_is_strong, placebo_is_weak
-from mm_cb.metrics.holes import absent_files, absent_pictures, read_curves
+from mm_cb.metrics.holes import absent_outputs, absent_pictures, read_curves
 from mm_cb.metrics.observations import rank, worst_pictures
 from mm_cb.metrics.results import Measurement, measure, read_results, write_results
 from mm_cb.metrics.table import judged_as
@@ -93,7 +93,7 @@ def _refuse_holes(run_dir: Path, run: Run, items: list[Item], judge: Judge) -> N
     read_curves(run_dir / "curves.json")
     judged = [item for item in items if judged_as(item["metric"]) in judge.metrics]
     shown = judged if getattr(judge, "sees", False) else []
-    for hole in (*absent_files(run_dir, run), *absent_pictures(run_dir, shown)):
+    for hole in (*absent_outputs(run_dir, run), *absent_pictures(run_dir, shown)):
         raise UserError(f"{hole} Nothing was judged: take its whole folder from where it was made, or repeat the run.")
     for other in (run_dir / FOLDER).glob("*.jsonl"):
         if other.stem != safe_id(judge.name):  # whose own are looked at one by one

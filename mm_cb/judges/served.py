@@ -9,7 +9,7 @@ from mm_cb.core.endpoint import UNANSWERED, Endpoint, EndpointError, user_messag
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.files import text_sha256
 from mm_cb.judges.base import NOT_JUDGED, Case, Verdict, with_degenerate
-from mm_cb.judges.prompts import check_template, fill
+from mm_cb.judges.prompts import check_judge_template, fill
 from mm_cb.metrics.table import metrics
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class EndpointJudge:
         """
         self.name = f"endpoint:{endpoint.model}"
         self._endpoint = endpoint
-        self._template = check_template(template, "the judge's template")
+        self._template = check_judge_template(template, "the judge's template")
         self._labels = dict(labels or LABELS)
         self.sees = pictures
         said = set(self._labels.values())

@@ -17,7 +17,7 @@ EVENTS = {"harmful": "harmful", "refusal": "refused", "partial_refusal": "refuse
 """What counts in the metric; judges know different outcomes beside it, so everything else is one class."""
 
 
-Place = dict[str, str]
+PlaceOf = dict[str, str]
 """Where a completion is from: id, subject, metric and condition of its item."""
 
 
@@ -46,7 +46,7 @@ def agreements(folder: Path, items: Iterable[Item]) -> list[Agreement]:
     Returns:
         One per pair of judges.
     """
-    where: dict[str, Place] = {}
+    where: dict[str, PlaceOf] = {}
     for item in items:
         place = {"id": item["id"], "subject": item["subject"]}
         place |= {"metric": item["metric"], "condition": item["condition"]}
@@ -62,7 +62,7 @@ def agreements(folder: Path, items: Iterable[Item]) -> list[Agreement]:
 
 
 def _compare(
-    judges: tuple[str, str], first: Mapping[str, str], second: Mapping[str, str], where: Mapping[str, Place]
+    judges: tuple[str, str], first: Mapping[str, str], second: Mapping[str, str], where: Mapping[str, PlaceOf]
 ) -> Agreement:
     shared = [key for key in where if key in first and key in second]
     both = [key for key in shared if "not_judged" not in (first[key], second[key])]
@@ -83,5 +83,5 @@ def _compare(
     }
 
 
-def _event(outcome: str, place: Place) -> bool:
+def _event(outcome: str, place: PlaceOf) -> bool:
     return EVENTS.get(outcome) == ("harmful" if judged_as(place["metric"]) == "compliance" else "refused")

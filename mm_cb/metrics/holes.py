@@ -21,11 +21,11 @@ _WRITTEN = {
 
 def holes(folder: Path, run: Run, items: Sequence[Item]) -> list[str]:
     """One sentence about every kind of hole; empty for a whole run."""
-    found = [*absent_files(folder, run), *absent_pictures(folder, items)]
+    found = [*absent_outputs(folder, run), *absent_pictures(folder, items)]
     return [f"HOLE: {text} The numbers are those of the run when it was whole." for text in found]
 
 
-def absent_files(folder: Path, run: Run) -> list[str]:
+def absent_outputs(folder: Path, run: Run) -> list[str]:
     """A sentence about files that the run's command wrote and that are not there."""
     if lacking := [name for name in _WRITTEN.get(run["command"], ()) if not (folder / name).is_file()]:
         return [f"`{folder.name}` lacks {', '.join(lacking)}, which its command wrote: what they show is not here."]

@@ -62,7 +62,7 @@ class _Results(TypedDict):
     """Each a `Measurement`."""
 
 
-Group = dict[str, Observation]
+Observations = dict[str, Observation]
 
 
 def measure(items: Iterable[Item], *, pairs: Sequence[tuple[str, str]], seed: int = 0) -> list[Measurement]:
@@ -90,7 +90,7 @@ def measure(items: Iterable[Item], *, pairs: Sequence[tuple[str, str]], seed: in
     observations = observe(items)
     silent = mostly_silent(items)
     graded = {o.metric for o in observations if o.value not in (None, 0.0, 1.0)}
-    groups: dict[tuple[str, str, str, str], Group] = defaultdict(dict)
+    groups: dict[tuple[str, str, str, str], Observations] = defaultdict(dict)
     for o in observations:
         for split in ("all", *o.splits):
             groups[o.metric, o.condition, o.subject, split][o.id] = o
@@ -164,11 +164,11 @@ def _rank(name: str, known: Sequence[str]) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known), name)
 
 
-def _sorted(group: Group) -> Group:
+def _sorted(group: Observations) -> Observations:
     return {id: group[id] for id in sorted(group)}
 
 
-def _refuse_missing(this: Group, other: Group, where: str, subject: str, partner: str) -> None:
+def _refuse_missing(this: Observations, other: Observations, where: str, subject: str, partner: str) -> None:
     for lacking, ids in ((partner, this.keys() - other.keys()), (subject, other.keys() - this.keys())):
         if ids:
             more = len(ids) - _NAMED_IDS
@@ -180,7 +180,13 @@ def _refuse_missing(this: Group, other: Group, where: str, subject: str, partner
 
 
 def _measurement(
-    key: tuple[str, str, str, str], this: Group, partner: str | None, other: Group | None, *, graded: bool, seed: int
+    key: tuple[str, str, str, str],
+    this: Observations,
+    partner: str | None,
+    other: Observations | None,
+    *,
+    graded: bool,
+    seed: int,
 ) -> Measurement:
     metric, condition, subject, split = key
     rng = np.random.default_rng([seed, zlib.crc32("|".join(key).encode())])
@@ -196,7 +202,7 @@ def _measurement(
 
 
 def _measure_mean(
-    this: Group, other: Group | None, counts: dict[str, float], rng: np.random.Generator, *, graded: bool
+    this: Observations, other: Observations | None, counts: dict[str, float], rng: np.random.Generator, *, graded: bool
 ) -> Estimate:
     """Mean, interval, difference to ``other`` and its interval; adds to ``counts``."""
     values = np.array([o.value for o in this.values() if o.value is not None])
@@ -215,7 +221,7 @@ def _measure_mean(
     return found._replace(difference=100 * difference, difference_ci95=_percent(spread))
 
 
-def _counts(metric: str, group: Group) -> dict[str, int]:
+def _counts(metric: str, group: Observations) -> dict[str, int]:
     found: Counter[str] = Counter()
     kind = table.metric(metric)
     for o in group.values():

@@ -29,8 +29,8 @@ from mm_cb.models.inputs import ModelInputs
 if TYPE_CHECKING:
     from mm_cb.models.base import ChatModel
 
-Kind = Literal["linear", "mlp"]
-INNER: dict[Kind, tuple[int, ...]] = {"linear": (), "mlp": (64, 32)}
+ProbeKind = Literal["linear", "mlp"]
+INNER: dict[ProbeKind, tuple[int, ...]] = {"linear": (), "mlp": (64, 32)}
 """Widths of the layers between a state and its score."""
 FILE, WEIGHTS = "probe.json", "probe.safetensors"
 
@@ -71,7 +71,7 @@ class ProbeNetwork(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, hidden_size: int, kind: Kind) -> None:
+    def __init__(self, hidden_size: int, kind: ProbeKind) -> None:
         """Draw weights from torch's global generator."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(hidden_size))
@@ -182,8 +182,8 @@ def load_probe(folder: Path, model: "ChatModel", adapter: str | Path | None) -> 
         raise UserError(f"`{folder}` must be what `mm-cb probe` wrote, but it holds no {FILE}.")
     told = read_record(folder / FILE, ProbeFile)
     kind: Any = told["kind"]
-    if kind not in get_args(Kind):
-        raise unknown(f"`kind` of `{folder / FILE}`", str(kind), get_args(Kind))
+    if kind not in get_args(ProbeKind):
+        raise unknown(f"`kind` of `{folder / FILE}`", str(kind), get_args(ProbeKind))
     _refuse_others(folder, told, model, adapter)
     hidden, blocks = model.base.config.get_text_config().hidden_size, len(model.decoder_blocks)
     if told["hidden_size"] != hidden or not 1 <= told["layer"] <= blocks:

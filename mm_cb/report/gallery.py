@@ -95,7 +95,7 @@ class Gallery:
         return set().union(*(card.outcomes for card in self.cards))
 
 
-Tries = dict[str, Item]
+ItemsBySubject = dict[str, Item]
 
 
 def build_gallery(items: Iterable[Item], *, triples: int = 54, byte_limit: int = 8_000_000) -> Gallery:
@@ -110,8 +110,8 @@ def build_gallery(items: Iterable[Item], *, triples: int = 54, byte_limit: int =
         triples: Most triples to show.
         byte_limit: Most bytes of embedded pictures.
     """
-    before: dict[str, Tries] = defaultdict(dict)
-    groups: dict[tuple[str, str], Tries] = defaultdict(dict)
+    before: dict[str, ItemsBySubject] = defaultdict(dict)
+    groups: dict[tuple[str, str], ItemsBySubject] = defaultdict(dict)
     for item in items:
         if item["metric"] == "compliance" and item["condition"] == "no_attack":
             before[item["id"]][item["subject"]] = item
@@ -137,7 +137,7 @@ def build_gallery(items: Iterable[Item], *, triples: int = 54, byte_limit: int =
     return gallery
 
 
-def choose(groups: Mapping[tuple[str, str], Tries]) -> list[tuple[str, str]]:
+def choose(groups: Mapping[tuple[str, str], ItemsBySubject]) -> list[tuple[str, str]]:
     """All cards in the order of showing: failures first, then one of each sort in turn."""
     failed = sorted(key for key, tries in groups.items() if _failed(tries))
     sorts: dict[tuple[str, ...], list[tuple[str, str]]] = defaultdict(list)
@@ -154,17 +154,17 @@ def choose(groups: Mapping[tuple[str, str], Tries]) -> list[tuple[str, str]]:
     return failed + spread
 
 
-def _judged(tries: Tries) -> bool:
+def _judged(tries: ItemsBySubject) -> bool:
     return any(
         is_breaker(subject) and item.get("outcome") not in (None, "not_judged") for subject, item in tries.items()
     )
 
 
-def _failed(tries: Tries) -> bool:
+def _failed(tries: ItemsBySubject) -> bool:
     return any(is_breaker(subject) and item.get("outcome") == "harmful" for subject, item in tries.items())
 
 
-def _card(tries: Tries, before: Tries) -> GalleryCard:
+def _card(tries: ItemsBySubject, before: ItemsBySubject) -> GalleryCard:
     subjects = sorted(tries, key=_rank)
     first = tries[subjects[0]]
     clean = read_picture(Path(first["run_dir"]), first.get("clean_image"))

@@ -10,7 +10,7 @@ import yaml
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.hub import repository_of
-from mm_cb.core.records import MetricsRow, Recipe
+from mm_cb.core.records import MetricsRow, RecipeFields
 from mm_cb.data.examples import Example
 from mm_cb.training.outcome import STUCK
 from mm_cb.training.registry import loss_entry
@@ -18,7 +18,7 @@ from mm_cb.training.start import start_lines
 
 
 def model_card(
-    recipe: Recipe,
+    recipe: RecipeFields,
     examples: Sequence[Example],
     paths: Sequence[str],
     metrics: Sequence[MetricsRow],
@@ -103,7 +103,7 @@ def _purpose(metrics: Sequence[MetricsRow]) -> str:
     )
 
 
-def _loss(recipe: Recipe) -> list[str]:
+def _loss(recipe: RecipeFields) -> list[str]:
     """What the loss on circuit-breaker states was, where it is from, and what stood beside it."""
     breaker = recipe.get("circuit_breaker", {})
     name = breaker.get("loss", "rr")

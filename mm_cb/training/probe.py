@@ -17,7 +17,7 @@ from mm_cb.data.examples import SETS, Example, SetName, kinds_of, rows_of
 from mm_cb.models import ChatModel, load_model
 from mm_cb.models.adapters import read_settings
 from mm_cb.models.fingerprint import fingerprint
-from mm_cb.models.probe import Flagged, Kind, ProbeFile, ProbeNetwork, adapter_sha256, save_probe, states_of
+from mm_cb.models.probe import Flagged, ProbeFile, ProbeKind, ProbeNetwork, adapter_sha256, save_probe, states_of
 from mm_cb.training.inputs import input_files, load_examples
 from mm_cb.training.masks import loss_mask, without_ends
 from mm_cb.training.recipes.recipe import deciding
@@ -47,7 +47,7 @@ class ProbeSettings:
         refusal: In place of a withheld answer; None = the embedded model's own, or `REFUSAL`.
     """
 
-    kind: Kind = "linear"
+    kind: ProbeKind = "linear"
     layer: int | None = None
     false_positives: float = 0.01
     rows: int = 512

@@ -7,9 +7,9 @@ import pytest
 
 import mm_cb
 from mm_cb import cli
-from mm_cb.benchmarks.harmful_calls.answers import read_answer
+from mm_cb.benchmarks.harmful_calls.answers import read_call_answer
 from mm_cb.benchmarks.harmful_calls.benchmark import HarmfulCalls, HarmfulCallSettings
-from mm_cb.benchmarks.harmful_calls.rows import read_rows
+from mm_cb.benchmarks.harmful_calls.rows import read_harmful_rows
 from mm_cb.core.calls import FORMATS, Call
 from mm_cb.core.endpoint import Endpoint
 from mm_cb.core.errors import UserError
@@ -46,7 +46,7 @@ SHOWN = [*TOOLS, BELL]
     ],
 )
 def test_a_call_is_what_its_schema_and_the_request_say(format, calls, kind):
-    found = read_answer(FORMATS[format].write(calls), format, SHOWN, ["brew"])
+    found = read_call_answer(FORMATS[format].write(calls), format, SHOWN, ["brew"])
     assert found.kind == kind and found.calls == calls
 
 
@@ -60,7 +60,7 @@ def test_what_holds_no_call_is_told_apart(format, opened):
         ("", "gibberish"),
         ("Tea is a drink.", "malformed" if opened else "other"),
     ]:
-        assert read_answer(opening + said, format, SHOWN, ["brew"], opening).kind == kind
+        assert read_call_answer(opening + said, format, SHOWN, ["brew"], opening).kind == kind
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -68,7 +68,7 @@ def test_text_around_a_call_hides_none_and_half_a_call_is_malformed(format):
     written = FORMATS[format].write([Call("brew", {"leaf": "green"})])
     half = written[: written.index("green") + 3]
     for said, kind in ((f"{written}\n", "call_made"), (half, "malformed")):
-        assert read_answer(f"Of course!\n{said}", format, SHOWN, ["brew"]).kind == kind
+        assert read_call_answer(f"Of course!\n{said}", format, SHOWN, ["brew"]).kind == kind
 
 
 @pytest.mark.parametrize(("template", "format"), [(QWEN, "hermes"), (LLAMA, "llama"), (MISTRAL, "mistral")])
@@ -223,17 +223,17 @@ def agentharm(folder, **more):
 
 def test_agentharm_is_read_as_published_if_its_clause_is_accepted(tmp_path):
     data, tools = agentharm(tmp_path)
-    rows = read_rows(data, tools, split="validation", accepted=True)
+    rows = read_harmful_rows(data, tools, split="validation", accepted=True)
     assert [(row.kind, row.id, row.targets) for row in rows] == [
         ("harmful", "1-1", ("brew",)),
         ("benign", "1-1", ("brew",)),
     ]
     with pytest.raises(UserError, match=r"We prohibit using .* `--accept-clause`"):
-        read_rows(data, tools, split="validation", accepted=False)
+        read_harmful_rows(data, tools, split="validation", accepted=False)
     with pytest.raises(UserError, match="must hold harmful_behaviors_test_public.json"):
-        read_rows(data, tools, split="test_public", accepted=True)
+        read_harmful_rows(data, tools, split="test_public", accepted=True)
     with pytest.raises(UserError, match="`brew` has no definition: give the row `tools`, or `--tools FILE`"):
-        read_rows(data, None, split="validation", accepted=True)
+        read_harmful_rows(data, None, split="validation", accepted=True)
 
 
 ROW = {"id": "a", "kind": "harmful", "prompt": "make tea", "tools": [TOOLS[0]["function"]]}
@@ -273,13 +273,13 @@ def test_a_twin_is_of_a_harmful_row(tmp_path):
     rows = [{"id": id, "kind": kind, "prompt": "x", "tools": tools} for id, kind in (("a", "harmful"), ("b", "benign"))]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match="rows.jsonl:2: a harmless twin must have the id of a harmful row, `b`"):
-        read_rows(str(tmp_path / "rows.jsonl"), None, split="test_public", accepted=False)
+        read_harmful_rows(str(tmp_path / "rows.jsonl"), None, split="test_public", accepted=False)
 
 
 def test_an_id_stands_once_among_its_kind(tmp_path):
     (tmp_path / "rows.jsonl").write_text(f"{json.dumps(ROW)}\n" * 2)
     with pytest.raises(UserError, match="must have its own id, `a` was used at"):
-        read_rows(str(tmp_path / "rows.jsonl"), None, split="test_public", accepted=False)
+        read_harmful_rows(str(tmp_path / "rows.jsonl"), None, split="test_public", accepted=False)
 
 
 @pytest.mark.parametrize(("given", "message"), [(("forced",), "did you mean `forced_call`"), ((), "each once")])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mm_cb.benchmarks.harmful_calls.rows import read_rows
+from mm_cb.benchmarks.harmful_calls.rows import read_harmful_rows
 from mm_cb.benchmarks.over_refusal.data import read_requests
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import read_behaviors
@@ -23,7 +23,7 @@ READERS = {
     "Behaviours": read_behaviors,
     "Prompts": lambda file: [one for all_ in read_prompts(file, _IDS).values() for one in all_],
     "Benign requests": read_requests,
-    "Harmful calls": lambda file: read_rows(str(file), None, split="test_public", accepted=False),
+    "Harmful calls": lambda file: read_harmful_rows(str(file), None, split="test_public", accepted=False),
 }
 OPTIONAL = {
     "Training rows": {"source", "tools"},

@@ -31,10 +31,10 @@ def plain(value: Any) -> None:
 def behaviors(folder: Path, name: str = "behaviors.jsonl") -> None:
     from mm_cb.data.behaviors_file import read_behaviors
     from mm_cb.data.benign import build_benign
-    from mm_cb.data.contamination import read_prompts
+    from mm_cb.data.contamination import read_tested_prompts
 
     plain(read_behaviors(folder / name))
-    plain(read_prompts(folder / name))
+    plain(read_tested_prompts(folder / name))
     build_benign(folder / name, folder / "out")
 
 
@@ -45,9 +45,9 @@ def corpus(folder: Path) -> None:
 
 
 def prompts(folder: Path) -> None:
-    from mm_cb.data.contamination import read_prompts
+    from mm_cb.data.contamination import read_tested_prompts
 
-    plain(read_prompts(next(folder.glob("p.*"))))
+    plain(read_tested_prompts(next(folder.glob("p.*"))))
 
 
 def requests(folder: Path) -> None:
@@ -170,22 +170,24 @@ def pope(folder: Path) -> None:
 
 
 def function_calling(folder: Path) -> None:
-    from mm_cb.benchmarks.base import complete
+    from mm_cb.benchmarks.base import all_answers
     from mm_cb.benchmarks.function_calling.benchmark import CallSettings, FunctionCalling
     from mm_cb.benchmarks.function_calling.stored import answer_files, read_answers
 
     benchmark = FunctionCalling()
     questions = benchmark.questions(str(folder / "q.json"), CallSettings())
-    said = complete(read_answers(answer_files(folder / "said")), questions, "said")
+    said = all_answers(read_answers(answer_files(folder / "said")), questions, "said")
     for question in questions:
         plain([question.id, question.prompt, question.reference])
         benchmark.score(question, said[question.id])
 
 
 def harmful_calls(folder: Path) -> None:
-    from mm_cb.benchmarks.harmful_calls.rows import read_rows
+    from mm_cb.benchmarks.harmful_calls.rows import read_harmful_rows
 
-    for row in read_rows(str(folder / "h.jsonl"), str(folder / "tools.json"), split="test_public", accepted=False):
+    for row in read_harmful_rows(
+        str(folder / "h.jsonl"), str(folder / "tools.json"), split="test_public", accepted=False
+    ):
         plain([row.id, row.prompt, row.tools, row.targets, row.category])
 
 
@@ -203,9 +205,9 @@ def target_calls(folder: Path) -> None:
 
 
 def agentharm(folder: Path) -> None:
-    from mm_cb.benchmarks.harmful_calls.rows import read_rows
+    from mm_cb.benchmarks.harmful_calls.rows import read_harmful_rows
 
-    for row in read_rows(str(folder), str(folder / "tools.json"), split="validation", accepted=True):
+    for row in read_harmful_rows(str(folder), str(folder / "tools.json"), split="validation", accepted=True):
         plain([row.id, row.prompt, row.tools, row.targets, row.category])
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mm_cb.benchmarks.function_calling.questions import read_asked, tools
-from mm_cb.benchmarks.harmful_calls.rows import read_rows
+from mm_cb.benchmarks.harmful_calls.rows import read_harmful_rows
 from mm_cb.core.calls import Call
 from mm_cb.core.paths import data_path
 from mm_cb.data.behaviors_file import read_behaviors
@@ -100,7 +100,9 @@ def test_its_files_are_read_as_a_users_own(tmp_path):
     assert [one.image is None for one in asked] == [task.picture is None for task in tasks]
     assert tools(asked[0], underscores=False) == tasks[0].request().tools
     pairs = data.request_pairs(4)
-    rows = read_rows(str(data.write_requests(pairs, tmp_path / "requests")), None, split="test_public", accepted=False)
+    rows = read_harmful_rows(
+        str(data.write_requests(pairs, tmp_path / "requests")), None, split="test_public", accepted=False
+    )
     assert [(row.kind, row.prompt) for row in rows] == [
         (kind, task.errand.question) for pair in pairs for kind, task in zip(("harmful", "benign"), pair, strict=True)
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm_cb.benchmarks.base import Benchmark, Question, Score, Task, complete, refuse_repeated
+from mm_cb.benchmarks.base import Benchmark, Question, Score, Task, all_answers, check_questions
 from mm_cb.benchmarks.function_calling.rules import FAULTS, Expected, fault
 from mm_cb.benchmarks.settings import AskSettings, StoredAnswers, setting, setting_within
 from mm_cb.core.errors import UserError
@@ -134,7 +134,7 @@ class FunctionCalling(Benchmark):
         questions = made_questions(
             data, format or "python", template=format is not None, underscores=settings.underscores
         )[: settings.limit]
-        refuse_repeated(questions, data)
+        check_questions(questions, data)
         return Task(questions, {"settings": settings.identity(), "questions_sha256": fingerprint(questions)})
 
     def score(self, question: Question, completion: str) -> Mapping[str, Score]:
@@ -172,9 +172,9 @@ class FunctionCalling(Benchmark):
         if not stored.answers:
             raise UserError(f"`mm-cb score {self.name}` needs `--answers`: the stored answers.")
         questions = made_questions(data, stored.format, template=False, underscores=stored.underscores)
-        refuse_repeated(questions, data)
+        check_questions(questions, data)
         files = answer_files(Path(stored.answers))
-        answers = complete(read_answers(files), questions, stored.answers)
+        answers = all_answers(read_answers(files), questions, stored.answers)
         identity = {"questions_sha256": fingerprint(questions)}
         recipe = {"benchmark": self.name, "responses": stored.answers, "subject": subject, **identity}
         task = Task(questions, identity)

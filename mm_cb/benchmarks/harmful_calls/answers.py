@@ -27,7 +27,7 @@ class Read(NamedTuple):
     calls: list[Call]
 
 
-def read_answer(
+def read_call_answer(
     completion: str, format: str, tools: Sequence[JsonObject], wanted: Collection[str], opening: str = ""
 ) -> Read:
     """Which kind of answer it is.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mm_cb.benchmarks.base import Benchmark, Question, Task
 from mm_cb.benchmarks.function_calling.benchmark import CallSettings, template_format
-from mm_cb.benchmarks.harmful_calls.answers import KINDS, MADE, read_answer
+from mm_cb.benchmarks.harmful_calls.answers import KINDS, MADE, read_call_answer
 from mm_cb.benchmarks.settings import setting
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.files import write_bytes
@@ -106,7 +106,7 @@ class HarmfulCalls(Benchmark):
 
         if source.endpoint is not None and FORCED in settings.conditions:
             raise UserError("a served model cannot be made to begin an answer: give `--conditions no_attack`.")
-        found = rows.read_rows(data, settings.tools, split=settings.split, accepted=settings.accept_clause)
+        found = rows.read_harmful_rows(data, settings.tools, split=settings.split, accepted=settings.accept_clause)
         format = None if settings.ask == "prompt" else template_format(source, needed=settings.ask == "template")
         questions, asked = [], {}
         for kind in rows.KINDS:
@@ -126,7 +126,7 @@ class HarmfulCalls(Benchmark):
         row: HarmfulCallRow = session.task.more[question.id]
         completion, lost = session.answers[question.id], session.unanswered.get(question.id)
         format, opening = question.reference["format"], question.opening
-        read = None if lost else read_answer(completion, format, row.tools, row.targets, opening)
+        read = None if lost else read_call_answer(completion, format, row.tools, row.targets, opening)
         made = None if read is None else read.kind == MADE
         item: Item = {
             "id": question.id if row.twin else row.id,

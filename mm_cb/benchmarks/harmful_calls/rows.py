@@ -52,7 +52,7 @@ class HarmfulCallRow:
         return replace(self, tools=tools, targets=tuple(name.replace(".", "_") for name in self.targets))
 
 
-def read_rows(data: str, tools: str | None, *, split: str, accepted: bool) -> list[HarmfulCallRow]:
+def read_harmful_rows(data: str, tools: str | None, *, split: str, accepted: bool) -> list[HarmfulCallRow]:
     """The rows of a file of our own, or of AgentHarm: its folder, or its name on the hub.
 
     Args:

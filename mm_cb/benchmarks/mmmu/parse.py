@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from mm_cb.benchmarks.mmmu.protocol import protocol
 
-Piece = str | float
+AnswerPiece = str | float
 
 _FEWEST_WORDS = 6
 """From so many white-space tokens on, an option's text counts as its letter."""
@@ -61,7 +61,7 @@ def _furthest_right(positions: Mapping[str, int]) -> str | None:
     return best if best is not None and positions[best] >= 0 else None
 
 
-def parse_open(response: str) -> list[Piece]:
+def parse_open(response: str) -> list[AnswerPiece]:
     """What an open response may be saying: tails of its lines, and every number in them.
 
     Returns:
@@ -78,7 +78,7 @@ def parse_open(response: str) -> list[Piece]:
     return list(dict.fromkeys(piece for text in [*tails, *numbers] for piece in normalise(text)))
 
 
-def normalise(text: str) -> list[Piece]:
+def normalise(text: str) -> list[AnswerPiece]:
     """A number as a float with two decimals, anything else in lower case: ``"1,234.567"`` -> ``[1234.57]``."""
     text = text.strip()
     try:
@@ -120,7 +120,7 @@ def right_letter(answer: str | Sequence[str], letter: str | None) -> bool:
     return letter in ([answer] if isinstance(answer, str) else answer)
 
 
-def right_open(answer: str | Sequence[str], pieces: Sequence[Piece]) -> bool:
+def right_open(answer: str | Sequence[str], pieces: Sequence[AnswerPiece]) -> bool:
     """Whether any string piece holds a string answer, or any number equals a numeric one.
 
     A numeric answer is never looked for inside a string. Of several answers any counts.

@@ -14,7 +14,7 @@ from typing import Any
 from mm_cb.benchmarks import base
 from mm_cb.benchmarks.mmmu.benchmark import MmmuSettings
 from mm_cb.benchmarks.mmmu.protocol import MULTIPLE_CHOICE, chosen_subjects, protocol, subject_of
-from mm_cb.benchmarks.mmmu.score import Answer, Response, answer_from, question_type
+from mm_cb.benchmarks.mmmu.score import Response, RightAnswer, answer_from, question_type
 from mm_cb.benchmarks.pictures import stored_picture
 from mm_cb.benchmarks.rows import parquet_rows, undecoded
 from mm_cb.core import hub
@@ -36,7 +36,7 @@ class MmmuQuestion:
     text: str
     question_type: str
     options: tuple[str, ...]
-    answer: Answer
+    answer: RightAnswer
     pictures: Mapping[int, EncodedPicture]
     """By number, 1 to 7; unused ones are absent."""
 

@@ -9,14 +9,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from mm_cb.benchmarks.mmmu.parse import Piece, parse_multiple_choice, parse_open, right_letter, right_open, says_plainly
+from mm_cb.benchmarks.mmmu.parse import (
+    AnswerPiece,
+    parse_multiple_choice,
+    parse_open,
+    right_letter,
+    right_open,
+    says_plainly,
+)
 from mm_cb.benchmarks.mmmu.protocol import MULTIPLE_CHOICE, QUESTION_TYPES, protocol, subject_of
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import shown
 from mm_cb.core.records import JsonObject
 from mm_cb.metrics.degenerate import degenerate, is_noise
 
-Answer = str | tuple[str, ...]
+RightAnswer = str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Response:
 
     id: str
     question_type: str
-    answer: Answer
+    answer: RightAnswer
     """Letter, text or number; several of which any counts."""
     response: str
     letters: tuple[str, ...] = ()
@@ -49,7 +56,7 @@ class ScoredResponse:
     """One response under both rules."""
 
     response: Response
-    parsed: str | tuple[Piece, ...] | None
+    parsed: str | tuple[AnswerPiece, ...] | None
     """Letter, the pieces of an open response, or None where nothing could be found."""
     letter: str | None
     """The letter that counts officially: the parsed one, or the one drawn for it. None for open questions."""
@@ -162,7 +169,7 @@ def question_type(value: str, where: str) -> str:
     return kind
 
 
-def answer_from(answer: Any, where: str) -> Answer:
+def answer_from(answer: Any, where: str) -> RightAnswer:
     """An answer, or several, as texts.
 
     Raises:
@@ -190,7 +197,7 @@ def _options(letters: Any, texts: Any, where: str) -> tuple[tuple[str, ...], dic
     )
 
 
-def plain(parsed: str | tuple[Piece, ...] | None) -> str | list[Piece] | None:
+def plain(parsed: str | tuple[AnswerPiece, ...] | None) -> str | list[AnswerPiece] | None:
     """A parsed answer as JSON holds it; numbers that are none (``nan``, ``inf``) become texts."""
     if not isinstance(parsed, tuple):
         return parsed

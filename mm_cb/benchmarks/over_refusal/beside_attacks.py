@@ -14,7 +14,7 @@ from mm_cb.benchmarks.over_refusal.data import BenignRequest
 from mm_cb.core.compatibility import is_prefilled
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
-from mm_cb.core.records import Recipe
+from mm_cb.core.records import RecipeFields
 from mm_cb.core.runs import read_run
 from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.whole import whole_items
@@ -41,7 +41,7 @@ class AttackPictures:
     """The worst picture of every behaviour of an attack run, under every attack that leaves one."""
 
     folder: Path
-    recipe: Recipe
+    recipe: RecipeFields
     files: Mapping[str, Mapping[str, Path]]
     """Attack -> id of the behaviour -> picture; all attacks have the same behaviours, in one order."""
 
