@@ -287,7 +287,7 @@ def _packages() -> list[Finding]:
 
 
 def _torchvision() -> Finding:
-    from mm_cb.core.compat import prepare_torchvision
+    from mm_cb.core.packages import prepare_torchvision
 
     version = provenance.package_versions()["torchvision"]
     state = prepare_torchvision()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from mm_cb.core.compat import prepare_torchvision
+from mm_cb.core.packages import prepare_torchvision
 
 torch.set_num_threads(1)
 prepare_torchvision()  # before any test file imports transformers

@@ -17,8 +17,8 @@ from huggingface_hub import constants
 from mm_cb import cli, doctor
 from mm_cb.benchmarks.over_refusal.data import read_requests, requests_file
 from mm_cb.core import hub
-from mm_cb.core.compat import stay_offline_without_network
 from mm_cb.core.errors import UserError
+from mm_cb.core.packages import stay_offline_without_network
 from mm_cb.data.cards import card, whereabouts
 from mm_cb.data.sources import Source, open_source
 from mm_cb.judges.local import LanguageModel, version_of

@@ -150,7 +150,7 @@ blocked = dict.fromkeys(("pydantic", "typer", "rich", "datasets"))
 sys.modules |= blocked
 import mm_cb
 print("torch" in sys.modules, hasattr(mm_cb, "nothing"))
-from mm_cb.core.compat import prepare_torchvision
+from mm_cb.core.packages import prepare_torchvision
 state = prepare_torchvision()
 import transformers
 from transformers import LlamaConfig
@@ -175,7 +175,7 @@ def test_an_absent_torchvision_is_no_error():
 import importlib.util as u
 find = u.find_spec
 u.find_spec = lambda name, *rest: None if name == "torchvision" else find(name, *rest)
-from mm_cb.core.compat import prepare_torchvision
+from mm_cb.core.packages import prepare_torchvision
 print(prepare_torchvision())
 """
     assert in_fresh_python(code) == "absent"

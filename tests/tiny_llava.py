@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from mm_cb.core.compat import prepare_torchvision
+from mm_cb.core.packages import prepare_torchvision
 
 prepare_torchvision()
 

@@ -132,7 +132,7 @@ def _limits(prompts: list[str], model: str | None, max_length: int, required: bo
 
     if model is None:
         return Limits(prompts, max_length=max_length)
-    from mm_cb.core.compat import prepare_torchvision
+    from mm_cb.core.packages import prepare_torchvision
 
     prepare_torchvision()
     from transformers import AutoTokenizer

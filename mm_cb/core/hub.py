@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mm_cb.core.compat import stay_offline_without_network
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.files import disk_is_full, refuse_broken_link
+from mm_cb.core.packages import stay_offline_without_network
 from mm_cb.core.paths import refuse_missing_parts
 
 RepositoryKind = Literal["model", "dataset"]

@@ -1,6 +1,6 @@
 """Model families: load a model, find its decoder blocks, format its chats, turn pictures into inputs."""
 
-from mm_cb.core.compat import prepare_torchvision
+from mm_cb.core.packages import prepare_torchvision
 
 prepare_torchvision()
 

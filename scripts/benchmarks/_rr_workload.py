@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mm_cb.core.compat import prepare_torchvision
+from mm_cb.core.packages import prepare_torchvision
 
 prepare_torchvision()  # before transformers is imported
 

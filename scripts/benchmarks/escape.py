@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from mm_cb.core.compat import prepare_torchvision  # noqa: E402
+from mm_cb.core.packages import prepare_torchvision  # noqa: E402
 
 prepare_torchvision()
 

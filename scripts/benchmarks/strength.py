@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from image_attacks import L2, Linf, adam_pgd, apgd, cross_entropy, pgd  # noqa: E402
-from mm_cb.core.compat import prepare_torchvision  # noqa: E402
+from mm_cb.core.packages import prepare_torchvision  # noqa: E402
 
 prepare_torchvision()  # ART imports it
 

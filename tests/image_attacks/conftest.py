@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mm_cb.core.compat import prepare_torchvision
+from mm_cb.core.packages import prepare_torchvision
 
 from .helpers import build_processor
 

@@ -14,8 +14,8 @@ import transformers.modeling_utils
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
-from mm_cb.core.compat import stay_offline_without_network
 from mm_cb.core.errors import UserError
+from mm_cb.core.packages import stay_offline_without_network
 from mm_cb.models import TextModel, load_model, load_tower
 from mm_cb.models.families import load_processor, read_config
 from mm_cb.models.llava_next import LlavaNextModel

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from mm_cb.core.compat import prepare_torchvision
+from mm_cb.core.packages import prepare_torchvision
 from mm_cb.miniature import NAME
 from mm_cb.miniature.agent import errands
 from mm_cb.miniature.language import REFUSAL, SAFETY_PROMPT

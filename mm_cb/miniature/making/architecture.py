@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mm_cb.core.compat import prepare_torchvision
+from mm_cb.core.packages import prepare_torchvision
 from mm_cb.miniature.language import vocabulary, words
 from mm_cb.miniature.making.documents import Document, document
 

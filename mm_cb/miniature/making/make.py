@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mm_cb.core.compat import prepare_torchvision
 from mm_cb.core.files import append_jsonl, write_json
+from mm_cb.core.packages import prepare_torchvision
 from mm_cb.core.runs import RunDirectory
 from mm_cb.inference.questions import complete
 from mm_cb.inference.subjects import Subject

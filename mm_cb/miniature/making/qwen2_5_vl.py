@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mm_cb.core.compat import prepare_torchvision
+from mm_cb.core.packages import prepare_torchvision
 from mm_cb.miniature import NAME
 from mm_cb.miniature.making.architecture import Architecture, PretrainingSize, TurnTokens, word_tokenizer
 from mm_cb.miniature.making.build import MEAN, STD
