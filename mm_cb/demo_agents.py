@@ -79,9 +79,9 @@ def run_agents(out: Path, *, full: bool, seed: int, rr_seeds: int = 1) -> Path:
     size = FULL if full else QUICK
     torch.set_num_threads(THREADS)
     begun = time.monotonic()
-    folder = f"data-{'full' if full else 'quick'}-{seed}"
-    _refuse_others(out, folder)
-    asked = _write_data(out / folder, size, seed)
+    written = f"data-{'full' if full else 'quick'}-{seed}"
+    _refuse_others(out, written)
+    asked = _write_data(out / written, size, seed)
     base = [
         *_measured(out / "base", "base", asked, size, seed),
         *_measured(out / "base", "base+safety_prompt", asked, size, seed, attacked=False),

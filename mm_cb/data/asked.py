@@ -17,7 +17,7 @@ from mm_cb.data.describe import CORRUPT
 if TYPE_CHECKING:
     from mm_cb.core.progress import Progress
 
-Accepted = TypeVar("Fit")
+Accepted = TypeVar("Accepted")
 
 
 class Counts(Protocol):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from mm_cb.core.runs import write_json
 
-T = TypeVar("Item")
+T = TypeVar("T")
 
 
 def once(path: Path, compute: Callable[[], Any]) -> Any:
