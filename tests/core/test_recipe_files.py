@@ -9,7 +9,7 @@ from mm_cb.core.recipe_files import recipe_groups, recipe_names
 def test_every_recipe_is_in_the_group_of_its_kind():
     found = {group.kind: group.names for group in recipe_groups()}
     assert sorted(name for names in found.values() for name in names) == recipe_names()
-    assert found["packaged"] == ["miniature", "miniature-paper"]
+    assert found["packaged"] == ["miniature", "miniature-agent", "miniature-paper"]
     assert found["text"] == ["gpt2", "llama-3-8b-instruct", "mistral-7b-instruct"]
     assert found["agents"] == ["llama-3-8b-instruct-agents", "qwen2.5-vl-7b-agents"]
 

@@ -12,7 +12,8 @@ from mm_cb.training.recipes.recipe import load_recipe, recipe_keys
 def test_the_miniature_recipe():
     assert set(recipe_names()) == {
         "gemma-3-12b-it", "gpt2", "internvl3-8b", "llama-3-8b-instruct", "llama-3-8b-instruct-agents", "llava-1.5-7b",
-        "llava-next-mistral-7b", "llava-onevision-7b", "miniature", "miniature-paper", "mistral-7b-instruct",
+        "llava-next-mistral-7b", "llava-onevision-7b", "miniature", "miniature-agent", "miniature-paper",
+        "mistral-7b-instruct",
         "qwen2.5-vl-7b", "qwen2.5-vl-7b-agents", "qwen3-vl-8b", "smolvlm-2b",
     }  # fmt: skip
     recipe = load_recipe("miniature")
