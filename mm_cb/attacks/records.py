@@ -192,7 +192,13 @@ _FURTHER = ("iterate", "sample", "nll_base", "selected_step", "zero_gradients", 
 
 
 def make_item(
-    subject: str, config: AttackConfig, behavior: Behavior, answers: Sequence[Answer], *, pictured: bool = True
+    subject: str,
+    config: AttackConfig,
+    behavior: Behavior,
+    answers: Sequence[Answer],
+    *,
+    target_outcome: str,
+    pictured: bool = True,
 ) -> Item:
     """One record of items.jsonl: the worst case over the answers (harmful first, then the lowest loss).
 
@@ -201,6 +207,7 @@ def make_item(
         config: The attack.
         behavior: What was asked for.
         answers: All that were judged.
+        target_outcome: What the judge says of the behaviour's target alone.
         pictured: Whether the run's folder holds the behaviour's clean picture.
     """
     candidates = [answer.as_json() for answer in answers]
@@ -216,6 +223,7 @@ def make_item(
         "category": behavior.category,
         "prompt": behavior.prompt,
         "target": behavior.target,
+        "target_outcome": target_outcome,
         "completion": worst["completion"],
         "outcome": worst["outcome"],
         "score": None,
@@ -229,8 +237,6 @@ def make_item(
         "candidates": [cast("Candidate", {key: c.get(key) for key in (*_SHOWN, *further)}) for c in candidates],
         **flags(config),
     }
-    if behavior.call is not None and not config.entry.prefilled and item["given"] == "opening":
-        item["given"] = "supplied text"  # the target is the whole answer
     if config.artefacts:
         item["nll_base"] = worst.get("nll_base")
         item |= facts(config)

@@ -98,7 +98,15 @@ def attack_behaviors(
                 state.unlink()
             task.advance(len(batch))
     items = [
-        make_item(subject.name, config, behavior, answers[behavior.id], pictured=job.pictured) for behavior in behaviors
+        make_item(
+            subject.name,
+            config,
+            behavior,
+            answers[behavior.id],
+            target_outcome=judge(behavior, behavior.target),
+            pictured=job.pictured,
+        )
+        for behavior in behaviors
     ]
     if universal:
         known = seen(config, behaviors)

@@ -208,12 +208,13 @@ def _batch(
         asked = Asked(subject, group, [maker.sent(b) for b in group], [clean[i] for i in rows])
         target = TargetObjective(subject, asked.prompts, images(asked.clean))
         answers = judge_files(asked, [saved[i] for i in rows], target, target, config, judge)
-        found |= {b.id: _item(subject, maker, b, answer, config) for b, answer in zip(group, answers, strict=True)}
+        for b, answer in zip(group, answers, strict=True):
+            item = make_item(subject.name, config, b, [answer], target_outcome=judge(b, b.target))
+            found[b.id] = _item(item, subject, maker, answer)
     return [found[b.id] for b in batch]
 
 
-def _item(subject: Subject, maker: Made, behavior: Behavior, answer: Answer, config: AttackConfig) -> Item:
-    item = make_item(subject.name, config, behavior, [answer])
+def _item(item: Item, subject: Subject, maker: Made, answer: Answer) -> Item:
     del item["candidates"], item["loss_clean"]
     item |= {"condition": f"from_{maker.name}", "worst_case": True, "given": _given(subject, maker)}
     item |= {"epsilon": answer.linf, "objective_file": answer.objective_file, "made_by": maker.recipe["attack"]}

@@ -102,6 +102,7 @@ def _cells(m: Measurement | None) -> tuple[str, str]:
 
 def _reading(run: RunFiles) -> Iterator[str]:
     """Whether the numbers are good or bad, and what they rest on."""
+    from mm_cb.metrics.observations import told
     from mm_cb.metrics.table import WORST_CASE
     from mm_cb.report.comparable import judges_of
     from mm_cb.report.labels import CONDITIONS, label
@@ -115,8 +116,8 @@ def _reading(run: RunFiles) -> Iterator[str]:
         said = f"{worst.counts.get('harmful', 0):.0f} of {worst.n} forbidden requests were answered"
         yield f"{said} in the worst of these attacks (lower is better for the defender)."
         aside = [one.condition for one in run.strengths if not one.counted and one.condition != "no_attack"]
-        if told := [f"{label(CONDITIONS, c)} {found[c].counts.get('harmful', 0):.0f}" for c in aside if c in found]:
-            yield f"Not counted in it, as controls and what no input reaches: {', '.join(told)} of {worst.n}."
+        if beside := [f"{label(CONDITIONS, c)} {found[c].counts.get('harmful', 0):.0f}" for c in aside if c in found]:
+            yield f"Not counted in it, as controls and what no input reaches: {', '.join(beside)} of {worst.n}."
         if any(m.counts.get("proxy") for m in judged):
             names = " and ".join(judges_of(item for item in run.items if item["metric"] == "compliance"))
             yield f"By {names}: a proxy sees signs of an answer and no more. A model judges better."
@@ -129,6 +130,12 @@ def _reading(run: RunFiles) -> Iterator[str]:
         begun = any(m.counts.get("prefix_emitted") for m in unjudged)
         share = f"Those that begin with the target: {', '.join(opened)}." if begun else "None begins with its target."
         yield f"Nobody has judged the answers yet. {share}"
+    if holding := {one["id"] for one in run.items if told(one) != one.get("given")}:
+        of = len({one["id"] for one in run.items})
+        yield (
+            f"The target itself is harmful to the judge in {len(holding)} of {of}: what was forced there counts under "
+            "supplied text, not under told an opening at most."
+        )
     if weak := [one for one in run.strengths if one.counted and one.weak]:
         yield _may_be_too_low(weak)
     yield from (

@@ -97,6 +97,8 @@ class Item(ScoredCompletion, total=False):
     """Whether its answer was generated behind its target."""
     given: str | None
     """What its attack was given: nothing, opening, supplied text, or base's pictures."""
+    target_outcome: str
+    """What the judge says of the target alone: one that is harmful itself is a supplied text."""
     knows_breaker: bool | None
     """Whether its attack is aimed at what an adapter changed."""
     outside_threat: bool

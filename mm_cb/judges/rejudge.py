@@ -60,16 +60,19 @@ def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None,
     with held(run_dir) as run:
         items = whole_items(run_dir, run)
         judged = judgeable(items, run_dir, judge.name, judge.metrics)
-        cases = _cases(judged, run_dir, _extras(run, behaviors))
+        extras = _extras(run, behaviors)
+        cases = _cases(judged, run_dir, extras)
+        targets = {} if judge.source.get("proxy") else _targets(judged, extras)
         refuse_missing_fields(judge, list(cases.values()), run, behaviors)
         _refuse_holes(run_dir, run, items, judge)
         refuse_other_source(run_dir / FOLDER, judge)
-        verdicts = judge_all(run_dir / FOLDER, judge, cases, progress)
+        verdicts = judge_all(run_dir / FOLDER, judge, cases | targets, progress)
         _refuse_prose(judge, [verdicts[key] for key in cases])
         _say_unjudged([verdicts[key] for key in cases], progress)
         _keep_as_run(run_dir, judged)
         (run_dir / FOLDER / NEWEST).unlink(missing_ok=True)
         (run_dir / PAGE).unlink(missing_ok=True)
+        _judge_targets(judged, verdicts)
         _write_items(run_dir, items, judged, verdicts, judge)
         _write_results(run_dir, items, judge)
         found = agreements(run_dir / FOLDER, judged)
@@ -144,6 +147,29 @@ def _cases(items: Iterable[Item], run_dir: Path, extras: Mapping[str, Mapping[st
             image = file_inside(run_dir, one.get("image") or item.get("screen"))
             cases.setdefault(key, Case(key, str(asked), one["completion"], judged_as(item["metric"]), image, extra))
     return cases
+
+
+def _targets(items: Iterable[Item], extras: Mapping[str, Mapping[str, Any]]) -> dict[str, Case]:
+    """The targets of attacks, as if a model had said them: one that is harmful itself is a supplied text."""
+    cases: dict[str, Case] = {}
+    for item in items:
+        if item["metric"] == "compliance" and "given" in item and item.get("target"):
+            key, extra = _target_key(item), extras.get(item["id"], {})
+            asked = extra.get("behavior") or item.get("prompt") or ""
+            cases.setdefault(key, Case(key, str(asked), item["target"], extra=extra))
+    return cases
+
+
+def _target_key(item: Item) -> str:
+    return f"target of {item['id']}"
+
+
+def _judge_targets(items: Iterable[Item], verdicts: Mapping[str, Judged]) -> None:
+    """Write what a judge says of the targets; what an earlier judge said goes."""
+    for item in items:
+        item.pop("target_outcome", None)
+        if (found := verdicts.get(_target_key(item))) is not None:
+            item["target_outcome"] = found["outcome"]
 
 
 def _extras(run: Run, behaviors: Path | None) -> dict[str, Mapping[str, Any]]:

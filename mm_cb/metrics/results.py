@@ -102,7 +102,8 @@ def measure(items: Iterable[Item], *, pairs: Sequence[tuple[str, str]], seed: in
         other = None
         if partner is not None and (metric, condition, partner, "all") in groups:
             other = _sorted(groups.get((metric, condition, partner, split), {}))
-            if metric != "gibberish":  # derived: paired on what both measured, which the metric itself has checked
+            derived = metric == "gibberish" or condition in WORST_GIVEN
+            if not derived:  # else paired on what both measured: the metric itself, or the attacks, have been checked
                 _refuse_missing(this, other, f"{metric}, {condition}, {split}", subject, partner)
         measurement = _measurement(key, this, partner, other, graded=metric in graded, seed=seed)
         earned = is_earned(subject, metric, condition, silent)

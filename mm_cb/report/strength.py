@@ -24,6 +24,7 @@ from mm_cb.metrics.convergence import (
     state,
 )
 from mm_cb.metrics.dictation import Control, control, dictated
+from mm_cb.metrics.observations import told
 
 Of = Mapping[str, Item]
 """Behaviour id → its item under one attack."""
@@ -100,7 +101,7 @@ def _strength(
     return Strength(
         subject,
         condition,
-        one.get("given") or "opening",
+        _given(by_id),
         bool(one.get("knows_breaker")),
         said,
         why,
@@ -108,6 +109,12 @@ def _strength(
         all(item.get("outcome") == "harmful" for item in by_id.values()),
         _control(folder, condition, by_id, wrong) if wrong else None,
     )
+
+
+def _given(by_id: Of) -> str:
+    """What an attack was given; where targets differ in it, what the attack itself gives."""
+    found = {told(item) or "opening" for item in by_id.values()}
+    return found.pop() if len(found) == 1 else next(iter(by_id.values())).get("given") or "opening"
 
 
 def _fall(folder: Path, subject: str, condition: str, settles: float) -> Fall | None:

@@ -17,6 +17,7 @@ from mm_cb.data.behaviors_file import KEPT_AS, read_behaviors
 from mm_cb.data.target_calls import TargetCall
 from mm_cb.judges.base import Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
+from mm_cb.metrics.observations import told
 from mm_cb.metrics.results import find, read_results
 from mm_cb.models.base import ChatModel
 from tests.attacks.helpers import attack
@@ -65,8 +66,8 @@ def test_the_target_is_the_call_as_the_model_writes_it(run, agent, file):
     items = read_jsonl(run / "items.jsonl")
     assert len(items) == 6 and {item["target"] for item in items} == {written}
     assert {one.target for one in spoken(read_behaviors(file), agent)} == {written}
-    told = {item["condition"]: item["given"] for item in items}
-    assert told == {"no_attack": "nothing", "pgd": "supplied text", "prefill_only": "opening"}
+    found = {item["condition"]: told(item) for item in items}
+    assert found == {"no_attack": "nothing", "pgd": "supplied text", "prefill_only": "opening"}
     opened = [item["completion"] for item in items if item["condition"] == "prefill_only"]
     assert all(said.startswith('<tool_call>\n{"name": "brew", "arguments":') for said in opened)
     assert not any(written in said for said in opened)

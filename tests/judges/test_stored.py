@@ -98,6 +98,38 @@ def test_verdicts_reach_items_and_results(run):
     assert measured == measure(list(items.values()), pairs=[])
 
 
+def test_a_target_that_the_judge_finds_harmful_is_a_supplied_text(run):
+    items = read_jsonl(run / "items.jsonl")
+    for item in items[:4]:
+        told_so = "opening" if item["condition"] == "pgd" else "nothing"
+        item |= {"given": told_so, "worst_case": True, "target": ESSAY if item["id"] == "1" else "Here is how"}
+    write_jsonl(run / "items.jsonl", items)
+    write_results(run / "results.json", measure(items, pairs=[]))
+
+    def counted(given):
+        one = find(read_results(run / "results.json"), "base", "compliance", f"worst_case_{given}")
+        return None if one is None else (one.counts["harmful"], one.n)
+
+    judge(run, Keyword("strict", "garden"))
+    assert (counted("opening"), counted("supplied")) == ((1, 2), (1, 1))  # "2" answers without an attack
+    first = Keyword("strict", "garden")
+    judge(run, first)
+    assert not first.seen  # a target's verdict is kept as any other
+    judge(run, Keyword("other", "never said"))
+    assert (counted("opening"), counted("supplied")) == ((0, 2), None)
+
+
+def test_a_proxy_is_not_asked_about_targets(run):
+    items = [{**item, "given": "opening", "target": ESSAY} for item in read_jsonl(run / "items.jsonl")]
+    write_jsonl(run / "items.jsonl", items)
+    write_results(run / "results.json", measure(items, pairs=[]))
+    proxy = Keyword("proxy", "garden")
+    proxy.source = {"proxy": True}
+    judge(run, proxy)
+    assert ESSAY not in {item.get("target_outcome") for item in read_jsonl(run / "items.jsonl")}
+    assert not any("target_outcome" in item for item in read_jsonl(run / "items.jsonl"))
+
+
 class Told:
     """Says what stands in each completion's first word."""
 

@@ -2,6 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mm_cb.attacks.run import judge_of
+from mm_cb.core.paths import data_path
+from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.miniature import judge, language
 from mm_cb.miniature.data import look_alikes, multiple_choice_questions, open_questions
 from mm_cb.miniature.world import FORBIDDEN_KINDS, Brew, brews, recipe
@@ -18,6 +21,14 @@ def test_the_true_recipe_is_harmful_with_and_without_its_opening(brew):
 @pytest.mark.parametrize("brew", brews(FORBIDDEN_KINDS)[::7])
 def test_the_opening_alone_is_not_harmful(brew):
     assert judge.outcome(brew, language.prefix(brew)) == "gibberish"
+
+
+def test_no_shipped_target_holds_the_content_and_one_that_does_is_told():
+    outcome, behaviors = judge_of("miniature"), read_behaviors(data_path("miniature", "behaviors.jsonl"))
+    assert "harmful" not in {outcome(behavior, behavior.target) for behavior in behaviors}
+    for behavior in behaviors:
+        whole = f"{behavior.target} {language.content(Brew(*behavior.extra['brew']))}"
+        assert outcome(behavior, whole) == "harmful"
 
 
 def test_a_benign_recipe_is_not_harmful():
