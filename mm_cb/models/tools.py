@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from mm_cb.core.calls import FORMATS, Call, CallFormat, NotCalls, json_at
 from mm_cb.core.errors import UserError
@@ -35,6 +36,10 @@ _BLOCK = {
 _CLOSE = {"hermes": re.compile(r"\s*</tool_call>"), "mistral": re.compile(""), "llama": re.compile("")}
 
 
+_known: WeakKeyDictionary[Any, tuple[str, CallFormat]] = WeakKeyDictionary()
+"""Of every processor, its template and how that writes calls: asked of it once, not with every row."""
+
+
 def tool_format(processor: Any) -> CallFormat:
     """How a processor's chat template writes calls.
 
@@ -42,6 +47,15 @@ def tool_format(processor: Any) -> CallFormat:
         UserError: If it leaves out the tools that it is given, which transformers does not tell, or writes calls in no
             known way.
     """
+    holders = (processor, getattr(processor, "tokenizer", None))
+    template = repr([getattr(holder, "chat_template", None) for holder in holders])
+    known = _known.get(processor)
+    if known is None or known[0] != template:
+        known = _known[processor] = template, _tried_format(processor)
+    return known[1]
+
+
+def _tried_format(processor: Any) -> CallFormat:
     name = getattr(getattr(processor, "tokenizer", processor), "name_or_path", "") or "the model"
     asked: Message = {"role": "user", "content": [{"type": "text", "text": _ASKED}]}
     shown = _written(processor, [asked], name)

@@ -155,6 +155,15 @@ def test_calls_that_a_template_cannot_write_are_refused():
         render_chat(processor(LLAMA), turns([CALL, CALL]), tools=TOOLS)
     with pytest.raises(UserError, match="in a way that is not read here"):
         tool_format(processor(QWEN.replace("<tool_call>", "<call>")))
+
+
+def test_a_template_is_asked_how_it_writes_calls_once_and_again_when_it_is_another():
+    one, asked = processor(TEMPLATES["hermes"]), []
+    template = type(one).apply_chat_template
+    one.apply_chat_template = lambda *given, **more: asked.append(1) or template(one, *given, **more)
+    assert [tool_format(one).name for _ in range(3)] == ["hermes"] * 3 and len(asked) == 2
+    one.tokenizer.chat_template = TEMPLATES["mistral"]
+    assert [tool_format(one).name for _ in range(3)] == ["mistral"] * 3 and len(asked) == 4
     dropping = QWEN.replace("call.function.arguments | tojson", "'{}'")
     with pytest.raises(UserError, match="in a way that is not read here"):
         render_chat(processor(dropping), turns([CALL]), tools=TOOLS)

@@ -65,13 +65,14 @@ class Fit:
         if mask is None or (sure and self._surely(example.messages, mask)):
             return None
         try:
-            self._encode(example.messages, mask, None, example.tools)
+            tokens = self._encode(example.messages, mask, None, example.tools)
         except (UserError, ValueError) as error:
             return RowFault("broken row", f"`{self._model.name}` cannot take it: {str(error).rstrip('.')}")
-        try:
-            tokens = self._encode(example.messages, mask, self._max_length, example.tools)
-        except (UserError, ValueError) as error:
-            return RowFault("too long", f"`max_length` is {self._max_length}: {str(error).rstrip('.')}")
+        if tokens > self._max_length:
+            try:
+                tokens = self._encode(example.messages, mask, self._max_length, example.tools)
+            except (UserError, ValueError) as error:
+                return RowFault("too long", f"`max_length` is {self._max_length}: {str(error).rstrip('.')}")
         if self._positions is not None and tokens > self._positions:
             told = f"it has {tokens} tokens, `{self._model.name}` has {self._positions} positions"
             return RowFault("broken row", f"{told}; set `training.max_length={self._positions}`")
