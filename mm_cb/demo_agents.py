@@ -14,6 +14,7 @@ from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.run import attack
 from mm_cb.attacks.threats import Threat
 from mm_cb.benchmarks.runner import evaluate
+from mm_cb.core.beside import beside
 from mm_cb.core.checked import read_records
 from mm_cb.core.closing import Hint, files, say, what_next
 from mm_cb.core.errors import UserError
@@ -33,13 +34,15 @@ from mm_cb.miniature.language import SAFETY_PROMPT
 from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
 
-THREADS = 2
-"""Fixed, so that equal runs add numbers in the same order."""
+THREADS = 1
+"""Fixed, so that equal runs add numbers in the same order; a second core works in a process of its own."""
 _PLAIN = ("no_attack", "noise", "pgd")
 ATTACKS = {"base": _PLAIN, "rr": (*_PLAIN, "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy")}
 """The base needs none that knows a breaker. Homotopy comes last: it dials the adapter up, and has a line of its own."""
 _EPSILON, _BATCH, _TOKENS = 32, 36, 40
 CALLS, REQUESTS, SCREENS = "calls", "requests", "screens"
+PROMPTED = "base+safety_prompt"
+LOG = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -82,19 +85,18 @@ def run_agents(out: Path, *, full: bool, seed: int, rr_seeds: int = 1) -> Path:
     written = f"data-{'full' if full else 'quick'}-{seed}"
     _refuse_others(out, written)
     asked = _write_data(out / written, size, seed)
-    base = [
-        *_measured(out / "base", "base", asked, size, seed),
-        *_measured(out / "base", "base+safety_prompt", asked, size, seed, attacked=False),
-    ]
-    breakers = []
-    for number in range(seed, seed + rr_seeds):
-        folder = out / f"rr-{number}"
-        with Progress() as progress:
-            adapter = train(load_recipe(AGENT, [f"seed={number}"]), folder / "adapter", progress=progress)
-        torch.set_num_threads(THREADS)
-        breakers.append(_measured(folder, "rr", asked, size, seed, adapter=adapter))
-    page = write_report([*base, *breakers[0]], out / "report.html")
-    found = {"base": _numbers(base)} | {f"rr, seed {seed + i}": _numbers(runs) for i, runs in enumerate(breakers)}
+    base, breakers = out / "base", [out / f"rr-{number}" for number in range(seed, seed + rr_seeds)]
+    say(f"The base is measured beside the first training ({base / LOG}).")
+    with beside(_measure_base, base, asked, size, seed, log=base / LOG):
+        first = _train(breakers[0], seed)
+    for number, folder in enumerate(breakers, start=seed):
+        adapter = first if number == seed else _train(folder, number)
+        with beside(_ask, folder, "rr", asked, seed, adapter, log=folder / LOG):
+            _attack(folder, "rr", asked, size, seed, adapter)
+    of_base, of_breakers = _runs(base, "base"), [_runs(folder, "rr") for folder in breakers]
+    prompted = _runs(base, PROMPTED)[:2]
+    page = write_report([*of_base, *prompted, *of_breakers[0]], out / "report.html")
+    found = {"base": _numbers(of_base)} | {f"rr, seed {seed + i}": _numbers(runs) for i, runs in enumerate(of_breakers)}
     write_json(out / "numbers.json", found)
     print_table(page.measurements, strengths=page.strengths)
     for line in f"\n{clean_text(judge_report(page).told)}\n".split("\n"):
@@ -132,32 +134,53 @@ def _write_data(folder: Path, size: AgentSize, seed: int) -> dict[str, Path]:
     }
 
 
-def _measured(
-    folder: Path,
-    subject: str,
-    asked: dict[str, Path],
-    size: AgentSize,
-    seed: int,
-    *,
-    adapter: Path | None = None,
-    attacked: bool = True,
-) -> list[Path]:
-    """Function calling, harmful calls and hijacks of one subject: the run directories."""
-    system = SAFETY_PROMPT if subject.endswith("safety_prompt") else None
-    given: dict[str, Any] = {"adapter": adapter, "system": system, "seed": seed, "max_new_tokens": _TOKENS}
-    runs = [folder / f"{subject}-{name}" for name in (CALLS, REQUESTS, SCREENS)]
-    evaluate("function-calling", AGENT, out=runs[0], data=asked[CALLS], **given)
-    evaluate("harmful-calls", AGENT, out=runs[1], data=asked[REQUESTS], **given)
+def _train(folder: Path, seed: int) -> Path:
+    """A breaker's adapter, trained or found."""
     with Progress() as progress:
-        rejudge(runs[1], open_judge(JudgeOptions(AGENT)), progress=progress)
-    if not attacked:
-        return runs[:2]
+        adapter = train(load_recipe(AGENT, [f"seed={seed}"]), folder / "adapter", progress=progress)
+    torch.set_num_threads(THREADS)
+    return adapter
+
+
+def _runs(folder: Path, subject: str) -> list[Path]:
+    """Where a subject's runs are: function calling, harmful calls, hijacks."""
+    return [folder / f"{subject}-{name}" for name in (CALLS, REQUESTS, SCREENS)]
+
+
+def _measure_base(folder: Path, asked: dict[str, Path], size: AgentSize, seed: int) -> None:
+    _ask(folder, "base", asked, seed)
+    _ask(folder, PROMPTED, asked, seed)
+    _attack(folder, "base", asked, size, seed)
+
+
+def _ask(folder: Path, subject: str, asked: dict[str, Path], seed: int, adapter: Path | None = None) -> None:
+    """Function calling and harmful calls of one subject."""
+    torch.set_num_threads(THREADS)
+    system = SAFETY_PROMPT if subject == PROMPTED else None
+    given: dict[str, Any] = {"adapter": adapter, "system": system, "seed": seed, "max_new_tokens": _TOKENS}
+    calls, requests, _ = _runs(folder, subject)
+    evaluate("function-calling", AGENT, out=calls, data=asked[CALLS], **given)
+    evaluate("harmful-calls", AGENT, out=requests, data=asked[REQUESTS], **given)
+    with Progress() as progress:
+        rejudge(requests, open_judge(JudgeOptions(AGENT)), progress=progress)
+
+
+def _attack(
+    folder: Path, subject: str, asked: dict[str, Path], size: AgentSize, seed: int, adapter: Path | None = None
+) -> None:
+    """Hijack one subject by changed screens."""
+    torch.set_num_threads(THREADS)
     config = AttackConfig(
         threat=Threat("linf", _EPSILON), steps=size.steps, seed=seed, batch=_BATCH, max_new_tokens=_TOKENS
     )
-    names = ",".join(ATTACKS["base" if adapter is None else "rr"])
-    attack(AGENT, asked[SCREENS], runs[2], attacks=names, adapter=adapter, config=config)
-    return runs
+    attack(
+        AGENT,
+        asked[SCREENS],
+        _runs(folder, subject)[2],
+        attacks=",".join(ATTACKS[subject]),
+        adapter=adapter,
+        config=config,
+    )
 
 
 _NUMBERS = {

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mm_cb import demo_agents
+from mm_cb.core import beside
 from mm_cb.core.checked import read_records
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import Item
@@ -16,7 +17,7 @@ from mm_cb.miniature.agent.errands import NO_TOOL
 def smallest(monkeypatch):
     load = demo_agents.load_recipe
     few = ["training.max_steps=2", "training.batch_size=2"]
-    monkeypatch.setattr(demo_agents, "THREADS", 1)
+    monkeypatch.setattr(beside, "available_cores", lambda: 1)  # another process would have the whole size
     monkeypatch.setattr(demo_agents, "QUICK", demo_agents.AgentSize((1, 1, 1), 2, requests=4, calls=8))
     monkeypatch.setattr(demo_agents, "load_recipe", lambda name, changes=(): load(name, [*changes, *few]))
 
