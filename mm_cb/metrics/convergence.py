@@ -1,7 +1,8 @@
 """Whether an attack had finished: one rule for every attack, fixed beforehand.
 
 An attack has converged if (a) its loss falls by less than 1 % of its total fall within the last tenth of its steps, and
-(b) twice the steps, on at least 12 behaviours, change at most one outcome: of content, and of openings.
+(b) twice the steps, on at least 12 behaviours, change at most one outcome: of content, and of openings. One of fewer
+than ten steps has no last tenth and has not converged.
 """
 
 from __future__ import annotations
@@ -32,6 +33,13 @@ class Fall(NamedTuple):
     total: float
     late: float
     """Within the last tenth of the steps."""
+    steps: int
+    """After which it was looked at, those before ``settles`` left out."""
+
+    @property
+    def told(self) -> bool:
+        """Whether there is a last tenth."""
+        return self.steps * LATE >= 1
 
 
 def fall(curves: Sequence[Sequence[float]], settles: float = 0.0) -> Fall:
@@ -49,12 +57,12 @@ def fall(curves: Sequence[Sequence[float]], settles: float = 0.0) -> Fall:
     losses = losses[:, math.ceil(settles * (losses.shape[1] - 1)) :]
     best = np.minimum.accumulate(losses, axis=1).mean(axis=0)
     late = best[-1 - math.ceil(LATE * (len(best) - 1))]
-    return Fall(float(best[0] - best[-1]), float(late - best[-1]))
+    return Fall(float(best[0] - best[-1]), float(late - best[-1]), len(best) - 1)
 
 
 def has_settled(found: Fall) -> bool:
     """Part (a) of the rule."""
-    return found.late < max(SETTLED * found.total, RESOLUTION)
+    return found.told and found.late < max(SETTLED * found.total, RESOLUTION)
 
 
 class Doubled(NamedTuple):

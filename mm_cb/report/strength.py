@@ -128,6 +128,8 @@ def _why(found: Fall | None, more: Doubled | None, n: int) -> str:
     said = []
     if found is None:
         said.append("no loss curves are kept")
+    elif not found.told:
+        said.append(f"{found.steps} steps are too few for a last tenth")
     else:
         share = 100 * found.late / found.total if found.total > 0 else 0.0
         still = "settled" if has_settled(found) else "still falling"

@@ -14,7 +14,7 @@ def falling(late):
 @pytest.mark.parametrize(("late", "settled"), [(0.0, True), (0.09, True), (0.11, False), (5.0, False)])
 def test_a_loss_has_settled_if_less_than_a_hundredth_of_its_fall_is_late(late, settled):
     found = fall([falling(late)])
-    assert found == pytest.approx((10, late)) and has_settled(found) is settled
+    assert found[:2] == pytest.approx((10, late)) and has_settled(found) is settled
 
 
 def test_a_rise_on_the_way_is_no_fall_and_scale_does_not_matter():
@@ -36,7 +36,15 @@ def test_steps_at_which_another_model_is_attacked_are_left_out():
 
 
 def test_a_fall_that_stored_curves_cannot_hold_is_none():
-    assert has_settled(Fall(0.0, 0.0)) and has_settled(Fall(2e-4, 2e-4)) and not has_settled(Fall(0.01, 0.005))
+    assert has_settled(Fall(0.0, 0.0, 10)) and has_settled(Fall(2e-4, 2e-4, 10))
+    assert not has_settled(Fall(0.01, 0.005, 10))
+
+
+@pytest.mark.parametrize(("steps", "settled"), [(1, False), (9, False), (10, True)])
+def test_a_search_without_a_last_tenth_has_not_converged_though_its_loss_stands_still(steps, settled):
+    assert has_settled(fall([[3.0] * (steps + 1)])) is settled
+    dialled = fall([[3.0] * (2 * steps + 1)], settles=0.5)
+    assert (dialled.steps, has_settled(dialled)) == (steps, settled)
 
 
 def items(outcomes, openings=None):
@@ -68,7 +76,7 @@ def test_content_that_nobody_judged_and_too_few_behaviours_leave_it_open_unless_
     assert is_stable(Doubled(LEAST - 1, 0, 0)) is None and is_stable(Doubled(LEAST - 1, 2, 0)) is False
 
 
-SETTLED, FALLING = Fall(10.0, 0.0), Fall(10.0, 1.0)
+SETTLED, FALLING = Fall(10.0, 0.0, 100), Fall(10.0, 1.0, 100)
 SAME, OTHER, OPEN = Doubled(12, 0, 0), Doubled(12, 3, 0), Doubled(12, None, 0)
 
 
