@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mm_cb.benchmarks.mmmu.score import Response, ScoredResponse, answer_from, q
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import json_file, shown
 from mm_cb.core.records import JsonObject
+from mm_cb.core.thoughts import answer_in
 
 _NAMED = 5
 
@@ -52,7 +54,7 @@ def read_responses(files: Sequence[Path]) -> list[Response]:
             response = response_from(record, where)
             if response.subject != file.parent.name:
                 raise UserError(f"{where} must belong to subject {file.parent.name}, got `{response.id}`.")
-            responses.append(response)
+            responses.append(replace(response, response=answer_in(response.response)))
     refuse_mixed_splits([response.id for response in responses])
     return responses
 
