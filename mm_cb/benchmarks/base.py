@@ -119,6 +119,10 @@ class Benchmark:
         identity = {"settings": settings.identity(), "questions_sha256": fingerprint(questions)}
         return Task(questions, identity)
 
+    def loading(self, settings: Any) -> Sequence[str]:
+        """Which of ``--device`` and ``--dtype`` are read although the model is served: for a judge in this process."""
+        return ()
+
     def begin(self, session: Session) -> None:
         """Prepare what scoring will need, such as a judge: called before a model is loaded."""
 

@@ -105,6 +105,8 @@ class Pope(Benchmark):
             kind = str(row.values.get("category") or (row.file.stem.rpartition("_")[2] if row.file else ""))
             image = row.values.get("image")
             if isinstance(image, Mapping) or row.file is None:
+                if settings.images:
+                    raise UserError(f"{row.where} holds its picture itself: leave `--images` out.")
                 picture: Any = stored_picture(image, f"{row.where}: `image`")
             else:
                 beside = row.file.parent / "images"

@@ -24,7 +24,7 @@ from mm_cb.core.thoughts import answer_in, thought_of
 from mm_cb.inference.base_nll import Likelihood, likelihood_fields
 from mm_cb.inference.generation import Engine, LocalEngine, Request, complete_all
 from mm_cb.inference.served import open_engine
-from mm_cb.inference.source import ModelSource, subject_name
+from mm_cb.inference.source import ModelSource, chosen_name
 from mm_cb.inference.subjects import changes_nothing, idle_note
 from mm_cb.inference.unanswered import unanswered
 from mm_cb.metrics.checks import adapter_acts
@@ -144,7 +144,7 @@ def evaluate(
         register_benchmark(benchmark)
     adapter, probe = (None if one is None else str(one) for one in (adapter, probe))
     source = ModelSource(model, adapter, device, dtype, endpoint, system, probe=probe, thinking=thinking)
-    name = subject or subject_name(source.breaker, system, probe)
+    name = chosen_name(source, subject)
     read = _settings(chosen.settings, settings)
     return run_benchmark(chosen, source, read, Path(out), data=data, subject=name, seed=seed)
 

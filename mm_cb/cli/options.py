@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mm_cb.attacks.config import DTYPES
+from mm_cb.core.closing import TYPED
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.limits import LIMITS, OutOfRange
 from mm_cb.core.reading import read_text, unfit
@@ -177,6 +178,11 @@ def refuse_unset(arguments: Sequence[str]) -> None:
             raise UserError(f"{told} cannot be used: {reason}; write it in the encoding of this terminal.")
         if value.startswith("~/"):
             raise UserError(f"{told} must be a path, but no shell expanded `{value}`; leave out the quotes or the `=`.")
+
+
+def given(*flags: str) -> list[str]:
+    """Those of some flags that stand on the command line, whatever their defaults are."""
+    return [flag for flag in flags if any(word.partition("=")[0] == flag for word in TYPED)]
 
 
 def read_system(path: Path | None) -> str | None:

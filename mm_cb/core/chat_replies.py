@@ -80,8 +80,8 @@ class Trouble(Exception):
     """Seconds that the server asks to be left alone."""
     param: str | None = None
     """The parameter that the server names."""
-    final: bool = False
-    """Whether another try would cost too much to be made, although it might end better."""
+    tries: int | None = None
+    """More than so many in all would cost too much, although one might end better; None = as many as usual."""
     foreign: bool = False
     """Whether the reply is none of a chat server's, which a login page or another service gives for ever."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mm_cb.core.endpoint import UNANSWERED, Endpoint, EndpointError, user_message
-from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.errors import UserError, nearest
 from mm_cb.core.files import text_sha256
 from mm_cb.judges.base import NOT_JUDGED, Case, Verdict, with_degenerate
 from mm_cb.judges.prompts import check_judge_template, fill
@@ -40,6 +40,10 @@ class EndpointJudge:
         self.sees = pictures
         said = set(self._labels.values())
         self.metrics: Sequence[str] = [m.name for m in metrics() if m.outcomes and said <= {*m.outcomes, NOT_JUDGED}]
+        if not self.metrics:
+            raise UserError(
+                f"`--label` must give outcomes of one metric ({outcomes_told()}), got {', '.join(sorted(said))}."
+            )
         self.source: Mapping[str, object] = {
             "model": endpoint.model,
             "prompts_sha256": {"prompt": text_sha256(template)},
@@ -86,6 +90,12 @@ class EndpointJudge:
         return Verdict(self._labels.get(_label(answer), NOT_JUDGED), None, answer)
 
 
+def outcomes_told() -> str:
+    """The outcomes that a judge can give, by metric."""
+    told = {m.outcomes: m.name for m in reversed(metrics()) if m.outcomes}
+    return "; ".join(f"{name}: {', '.join(outcomes)}" for outcomes, name in reversed(told.items()))
+
+
 def _label(answer: str) -> str:
     """The first line of an answer without case, blanks and ornaments around it."""
     lines = answer.strip().splitlines()
@@ -108,7 +118,11 @@ def parse_labels(texts: Sequence[str]) -> dict[str, str]:
         if not equals or not label or len(answer.strip().splitlines()) > 1:
             raise UserError(f"`--label` must be ANSWER=OUTCOME, such as yes=harmful; got `{text}`.")
         if outcome not in valid:
-            raise unknown("outcome", outcome, valid)
+            close = nearest(outcome, valid)
+            hint = f", did you mean `{close}`?" if close else ""
+            raise UserError(
+                f"`--label` must give an answer one of these outcomes, {outcomes_told()}; got `{text}`{hint}"
+            )
         if label in labels:
             raise UserError(
                 f"`--label` must name every answer once, without regard to case and to marks around it; got "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
@@ -12,6 +12,7 @@ from mm_cb.core.endpoint import EndpointError
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
+from mm_cb.core.reading import shown
 from mm_cb.core.records import Run
 from mm_cb.core.runs import append_jsonl, read_jsonl, write_json, write_jsonl
 from mm_cb.judges.base import NOT_JUDGED, Case, Judge, Verdict
@@ -87,7 +88,7 @@ def _verdicts_in(path: Path) -> dict[str, Judged]:
 def _wrong_with(outcome: Any, score: Any, metric_name: str) -> str | None:
     """What no judge can say of a completion of this metric."""
     known = metric(metric_name).outcomes
-    if known and outcome not in (*known, NOT_JUDGED):
+    if not isinstance(outcome, str) or (known and outcome not in (*known, NOT_JUDGED)):
         return f"one of {', '.join(dict.fromkeys([*known, NOT_JUDGED]))}, got {outcome!r}"
     number = isinstance(score, int | float) and not isinstance(score, bool)
     if score is not None and not (number and 0 <= score <= 1):
@@ -95,11 +96,39 @@ def _wrong_with(outcome: Any, score: Any, metric_name: str) -> str | None:
     return None
 
 
-def _refuse_impossible(judge: Judge, key: str, verdict: Verdict, cases: Mapping[str, Case]) -> None:
-    if key not in cases:
-        raise UserError(f"judge `{judge.name}` must yield the `key` of a case that it was given, got {key!r}.")
-    if wrong := _wrong_with(verdict.outcome, verdict.score, cases[key].metric):
-        raise UserError(f"judge `{judge.name}` must say of `{cases[key].metric}` {wrong}.")
+def said_of(judge: Judge, cases: Sequence[Case]) -> Iterator[tuple[str, Verdict]]:
+    """What a judge says of cases, each verdict as it comes, if it is one.
+
+    Raises:
+        UserError: If it says something else, of something else, or twice; names the judge and the case.
+    """
+    if not cases:
+        return
+    waiting = {case.key: case for case in cases}
+    said = judge.judge(cases)
+    if not isinstance(said, Iterable) or isinstance(said, str | Mapping):
+        raise UserError(
+            f"judge `{judge.name}` must yield a case's `key` and a `Verdict`, case by case, its `judge` returns "
+            f"{shown(said)}."
+        )
+    for one in said:
+        left = f"(the first item that waits is {shown(next((case.item for case in waiting.values()), 'none'))})"
+        if not isinstance(one, tuple | list) or len(one) != 2 or not isinstance(one[1], Verdict):
+            raise UserError(
+                f"judge `{judge.name}` must yield a case's `key` and a `Verdict`, got {shown(one)} {left}."
+            )
+        key, verdict = one
+        if not isinstance(key, str) or key not in waiting:
+            raise UserError(
+                f"judge `{judge.name}` must yield the `key` of a case that it was given, each once, got {shown(key)} "
+                f"{left}."
+            )
+        case = waiting.pop(key)
+        wrong = _wrong_with(verdict.outcome, verdict.score, case.metric)
+        if wrong or not (isinstance(verdict.raw, str) and isinstance(verdict.reason, str)):
+            wrong = wrong or f"what is a text as `raw` and `reason`, got {shown(verdict.raw)}, {shown(verdict.reason)}"
+            raise UserError(f"judge `{judge.name}` must say of `{case.metric}` {wrong} (item `{case.item}`).")
+        yield key, verdict
 
 
 def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: Progress) -> dict[str, Judged]:
@@ -121,8 +150,7 @@ def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: P
     shorter = "a larger --batch, a GPU, or a judge behind an --endpoint"
     task = progress.task(f"judge {judge.name}", len(cases), done=len(cases) - len(waiting), shorter=shorter)
     try:
-        for key, verdict in judge.judge(waiting):
-            _refuse_impossible(judge, key, verdict, cases)
+        for key, verdict in said_of(judge, waiting):
             verdicts[key] = {"key": key, "outcome": verdict.outcome, "score": verdict.score, "raw": verdict.raw}
             if verdict.outcome == NOT_JUDGED:
                 verdicts[key]["reason"] = verdict.reason

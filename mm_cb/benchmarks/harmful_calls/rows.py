@@ -52,6 +52,11 @@ class HarmfulCallRow:
         return replace(self, tools=tools, targets=tuple(name.replace(".", "_") for name in self.targets))
 
 
+def is_own(data: str) -> bool:
+    """Whether rows are in a file of one's own, and none of AgentHarm's."""
+    return Path(data).is_file() or Path(data).suffix in (".jsonl", ".json")
+
+
 def read_harmful_rows(data: str, tools: str | None, *, split: str, accepted: bool) -> list[HarmfulCallRow]:
     """The rows of a file of our own, or of AgentHarm: its folder, or its name on the hub.
 
@@ -66,9 +71,8 @@ def read_harmful_rows(data: str, tools: str | None, *, split: str, accepted: boo
             clause is not accepted.
     """
     known = {} if tools is None else _definitions(Path(tools))
-    own = Path(data).is_file() or Path(data).suffix in (".jsonl", ".json")
     rows, first = [], dict[tuple[str, str], str]()
-    for line in json_lines(Path(data), "harmful calls") if own else _agentharm(data, split, accepted=accepted):
+    for line in json_lines(Path(data), "harmful calls") if is_own(data) else _agentharm(data, split, accepted=accepted):
         row = _row(line, Path(data).parent, known)
         if (at := first.setdefault((row.kind, row.id), line.where)) != line.where:
             raise UserError(f"{line.where}: every {row.kind} row must have its own id, `{row.id}` was used at {at}.")
