@@ -94,9 +94,11 @@ class Pope(Benchmark):
         """The original's lines (question_id, image, text, label), or the hub's columns (question, answer, category)."""
         from mm_cb.benchmarks.pictures import picture_inside, stored_picture
         from mm_cb.benchmarks.rows import read_rows, texts
+        from mm_cb.core.file_kinds import POPE, refuse_others
 
         found = []
         for row in read_rows(data, "test"):
+            refuse_others(row.values, (POPE,), row.where)
             hub = "question" in row.values
             number, text, label = texts(row, ("question_id", *(("question", "answer") if hub else ("text", "label"))))
             label = label.strip().lower()
@@ -128,8 +130,9 @@ class Pope(Benchmark):
     def stored_answers(self, stored: PopeAnswers, questions: Sequence[Question]) -> dict[str, str]:
         """In the order of the questions, as the original wants them; a line that names another question is refused."""
         from mm_cb.benchmarks.rows import json_lines
+        from mm_cb.core.file_kinds import ANSWERS
 
-        rows = list(json_lines(Path(stored.answers)))
+        rows = list(json_lines(Path(stored.answers), (ANSWERS,)))
         if len(rows) != len(questions):
             raise UserError(f"`{stored.answers}` must hold {len(questions)} answers, one a question, got {len(rows)}.")
         answers = {}

@@ -18,7 +18,7 @@ from mm_cb.core.compatibility import with_added_fields
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.places import enclosing_run
 from mm_cb.core.progress import Progress
-from mm_cb.core.records import RecipeFields
+from mm_cb.core.records import Item, RecipeFields
 from mm_cb.core.runs import RunDirectory, append_jsonl, hash_inputs, read_run, write_json, write_jsonl
 from mm_cb.core.thoughts import answer_in, thought_of
 from mm_cb.inference.base_nll import Likelihood, likelihood_fields
@@ -228,6 +228,8 @@ def score_answers(
     if not stored.answers:
         raise UserError(f"`mm-cb score {benchmark.name}` needs `--answers`: the stored answers.")
     file, where = Path(stored.answers), _where(benchmark, data)
+    if file.is_file() and Path(where).is_file() and file.samefile(where):
+        raise UserError(f"`--answers` must be another file than `--data`, the questions; got `{file}` twice.")
     questions = benchmark.questions(where, benchmark.settings())
     check_questions(questions, where)
     answers = benchmark.stored_answers(stored, questions)

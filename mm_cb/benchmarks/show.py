@@ -92,9 +92,7 @@ def thought_note(items: Iterable[Item]) -> list[str]:
     found = {(item["id"], item["thought"], item.get("completion")) for item in items if item.get("thought")}
     if not found:
         return []
-    return [
-        f"{len(found)} answers came with a thought in front of them, which is not scored: `thought` in items.jsonl"
-    ]
+    return [f"{len(found)} answers came with a thought in front of them, which is not scored: `thought` in items.jsonl"]
 
 
 def number(value: float | None, missing: str = "–") -> str:

@@ -70,7 +70,9 @@ class Command(_Helpful, TyperCommand):
             _, _, order = self.make_parser(ctx).parse_args(list(args))
             for option, times in Counter(order).items():
                 if times > 1 and not (option.multiple or option.count or option.is_flag):
-                    raise UserError(f"`{option.opts[0]}` takes one value and is given {times} times: leave one of them.")
+                    raise UserError(
+                        f"`{option.opts[0]}` takes one value and is given {times} times: leave one of them."
+                    )
         return list(super().parse_args(ctx, args))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:

@@ -9,6 +9,7 @@ import typer
 from mm_cb.attacks.config import DTYPES
 from mm_cb.core.closing import TYPED
 from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.file_kinds import refuse_records
 from mm_cb.core.limits import LIMITS, OutOfRange
 from mm_cb.core.reading import read_text, unfit
 
@@ -194,6 +195,7 @@ def read_system(path: Path | None) -> str | None:
     if path is None:
         return None
     text = read_text(path, "text of `--system`").strip()
+    refuse_records(text, str(path), "the text of `--system`")
     if not text:
         raise UserError(f"`--system` must hold a text, but `{path}` is empty.")
     return text

@@ -85,7 +85,9 @@ def _refuse_repeated(changes: Sequence[str]) -> None:
     keys = [change.partition("=")[0].strip() for change in changes]
     for place, key in enumerate(keys):
         if before := [one for one in keys[:place] if one == key or one.startswith(f"{key}.")]:
-            raise UserError(f"`{before[0]}` is given more than once, `{changes[place]}` the last time: leave one of them.")
+            raise UserError(
+                f"`{before[0]}` is given more than once, `{changes[place]}` the last time: leave one of them."
+            )
 
 
 def _print(list_: bool, fields: bool, show: str | None) -> None:

@@ -98,7 +98,9 @@ def _texts(value: Any) -> str:
     if isinstance(value, list):
         return "".join(map(_texts, value))
     if isinstance(value, dict):
-        return next((text for key in ("text", "thinking", "summary", "content") if (text := _texts(value.get(key)))), "")
+        return next(
+            (text for key in ("text", "thinking", "summary", "content") if (text := _texts(value.get(key)))), ""
+        )
     return ""
 
 

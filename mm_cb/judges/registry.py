@@ -56,8 +56,8 @@ class JudgeEntry:
     open: Callable[[JudgeOptions], Judge]
     """Loads the judge, or points at the server that has it."""
     reads: frozenset[str] = frozenset()
-    """Which it reads of ``--judge-model``, ``--prompt-file``, ``--endpoint``, ``--label``, ``--pictures``; of those that
-    come with the package also of ``--device``, ``--dtype``, ``--batch``."""
+    """Which it reads of ``--judge-model``, ``--prompt-file``, ``--endpoint``, ``--label``, ``--pictures``; a judge that
+    comes with the package also of ``--device``, ``--dtype``, ``--batch``."""
     checkpoint: str | None = None
     """Where its checkpoint is published; None = it needs none."""
 
@@ -138,9 +138,10 @@ def _refuse_strange(judge: Any, entry: JudgeEntry) -> None:
     fit = isinstance(there["metrics"], Sequence) and not isinstance(there["metrics"], str)
     fit = fit and isinstance(there["source"], Mapping) and callable(there["judge"])
     if not fit:
+        came = ", ".join(f"{name}={value!r:.40}" for name, value in there.items())
         raise UserError(
             f"what `{entry.name}` opens must be a judge, with `name`, `metrics` (a tuple), `source` (a mapping) and "
-            f"`judge` (a method), got {type(judge).__name__} with {', '.join(f'{k}={v!r:.40}' for k, v in there.items())}."
+            f"`judge` (a method), got {type(judge).__name__} with {came}."
         )
     if strange := [one for one in there["metrics"] if not (isinstance(one, str) and is_known(one))]:
         raise UserError(f"judge `{entry.name}` must name `metrics` that there are, got {strange[0]!r:.80}.")

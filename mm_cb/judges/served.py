@@ -58,7 +58,7 @@ class EndpointJudge:
             EndpointError: If the endpoint cannot judge any further, or, after the last verdict, if requests failed for
                 a reason that may pass: those cases have no verdict.
         """
-        completions = {case.key: case.completion for case in cases}
+        by_key = {case.key: case for case in cases}
         texts = {case.key: self._text(case) for case in cases}  # before the first is paid for
         for case in cases:
             self._shown(case)  # likewise: one that cannot be opened is told now
@@ -66,7 +66,7 @@ class EndpointJudge:
         failed = ""
         for key, answer in self._endpoint.map(asked, max_tokens=_MAX_TOKENS, temperature=0.0):
             if isinstance(answer, str):
-                yield key, with_degenerate(self._read(answer), completions[key])
+                yield key, self.reads(by_key[key], answer)
             elif answer.kind in UNANSWERED:
                 yield key, Verdict(NOT_JUDGED, None, "", answer.reason)
             else:
@@ -86,8 +86,10 @@ class EndpointJudge:
 
         return [open_picture(case.image)] if self.sees and case.image is not None else []
 
-    def _read(self, answer: str) -> Verdict:
-        return Verdict(self._labels.get(_label(answer), NOT_JUDGED), None, answer)
+    def reads(self, case: Case, raw: str) -> Verdict:
+        """The verdict in an answer."""
+        verdict = Verdict(self._labels.get(_label(raw), NOT_JUDGED), None, raw)
+        return with_degenerate(verdict, case.completion)
 
 
 def outcomes_told() -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
 from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import EndpointError
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import jsonl_lines
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
 from mm_cb.core.reading import shown
@@ -96,6 +97,32 @@ def _wrong_with(outcome: Any, score: Any, metric_name: str) -> str | None:
     return None
 
 
+def _refuse_contradictions(path: Path, judge: Judge, cases: Mapping[str, Case]) -> None:
+    """Refuse a stored verdict that its judge's own words, read again, contradict.
+
+    Whether a text is broken, which versions see differently, is left alone.
+
+    Raises:
+        UserError: Naming file and line.
+    """
+    read_again: Callable[[Case, str], Verdict] | None = getattr(judge, "reads", None)
+    if read_again is None or not path.is_file():
+        return
+    for number, line in jsonl_lines(path):
+        case, raw = cases.get(str(line.get("key"))), line.get("raw")
+        if case is None or not isinstance(raw, str) or line.get("outcome") == NOT_JUDGED:
+            continue
+        again = read_again(case, raw)
+        said = {again.outcome, line.get("outcome")}
+        same = len(said) == 1 or "gibberish" in said
+        if not same or (again.score is None) is not (line.get("score") is None):
+            raise UserError(
+                f"{path}:{number} says {shown(line.get('outcome'))}, score {shown(line.get('score'))} (item "
+                f"`{case.item}`), but the judge's own words {shown(raw)} mean {shown(again.outcome)}; one of them was "
+                "changed: delete the line to have it judged anew."
+            )
+
+
 def said_of(judge: Judge, cases: Sequence[Case]) -> Iterator[tuple[str, Verdict]]:
     """What a judge says of cases, each verdict as it comes, if it is one.
 
@@ -114,9 +141,7 @@ def said_of(judge: Judge, cases: Sequence[Case]) -> Iterator[tuple[str, Verdict]
     for one in said:
         left = f"(the first item that waits is {shown(next((case.item for case in waiting.values()), 'none'))})"
         if not isinstance(one, tuple | list) or len(one) != 2 or not isinstance(one[1], Verdict):
-            raise UserError(
-                f"judge `{judge.name}` must yield a case's `key` and a `Verdict`, got {shown(one)} {left}."
-            )
+            raise UserError(f"judge `{judge.name}` must yield a case's `key` and a `Verdict`, got {shown(one)} {left}.")
         key, verdict = one
         if not isinstance(key, str) or key not in waiting:
             raise UserError(
@@ -141,6 +166,7 @@ def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: P
         UserError: If it says something impossible, or nothing.
     """
     path = folder / f"{safe_id(judge.name)}.jsonl"
+    _refuse_contradictions(path, judge, cases)
     verdicts = {
         key: record
         for key, record in _verdicts_in(path).items()

@@ -213,7 +213,12 @@ def test_the_parameter_that_a_model_does_not_take_is_known():
         {"reasoning_content": "so B"},
         {"reasoning": "so B", "reasoning_content": "so B"},
         {"reasoning_details": [{"type": "reasoning.text", "text": "so "}, {"text": "B"}]},
-        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "so B"}]}, {"type": "text", "text": "A"}]},
+        {
+            "content": [
+                {"type": "thinking", "thinking": [{"type": "text", "text": "so B"}]},
+                {"type": "text", "text": "A"},
+            ]
+        },
     ],
 )
 def test_a_thought_beside_an_answer_is_kept_beside_it(fields):

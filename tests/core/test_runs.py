@@ -47,7 +47,10 @@ def test_a_file_that_may_be_no_larger_is_no_full_disk(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
-        for write in (lambda: write_json(tmp_path / "a", "x" * 200), lambda: append_jsonl(tmp_path / "b", {"x": "x" * 200})):
+        for write in (
+            lambda: write_json(tmp_path / "a", "x" * 200),
+            lambda: append_jsonl(tmp_path / "b", {"x": "x" * 200}),
+        ):
             with pytest.raises(UserError, match="could not be written: a file may be no larger here .*ulimit -f") as e:
                 write()
             assert "disk" not in str(e.value)

@@ -9,7 +9,9 @@ from mm_cb.inference.source import ModelSource, chosen_name, subject_name
 
 KINDS = ["base", "rr"]
 MORE = ["", "+probe", "+safety_prompt", "+probe+safety_prompt"]
-GIVEN = [dict(zip(("adapter", "probe", "system"), held, strict=True)) for held in itertools.product([None, "x"], repeat=3)]
+GIVEN = [
+    dict(zip(("adapter", "probe", "system"), held, strict=True)) for held in itertools.product([None, "x"], repeat=3)
+]
 
 
 @pytest.mark.parametrize("given", GIVEN)

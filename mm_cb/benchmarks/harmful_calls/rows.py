@@ -9,6 +9,8 @@ from typing import Any
 
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
+from mm_cb.core.file_kinds import BENIGN as BENIGN_REQUESTS
+from mm_cb.core.file_kinds import HARMFUL_CALLS, refuse_others
 from mm_cb.core.reading import Line, json_file, json_lines, refuse_typos, shown, unfit
 from mm_cb.core.records import JsonObject
 from mm_cb.data.cards import card
@@ -121,6 +123,7 @@ def _definitions(path: Path) -> dict[str, JsonObject]:
 
 def _row(line: Line, folder: Path, known: Mapping[str, JsonObject]) -> HarmfulCallRow:
     where, record = line
+    refuse_others(record, (HARMFUL_CALLS, BENIGN_REQUESTS), where)  # without its kind a row looks like one
     refuse_typos(record, _OPTIONAL, where)
     for key in ("id", "prompt"):
         value = record.get(key)
