@@ -12,7 +12,7 @@ from typing import Any
 
 from mm_cb.core.errors import one_line
 from mm_cb.core.records import Message
-from mm_cb.core.thoughts import Answer, answer_in, begins_with_thought, thought_beside
+from mm_cb.core.thoughts import AnswerText, answer_in, begins_with_thought, thought_beside
 
 REFUSED = "refused"
 """This request alone is not answered, and the server says so: filtered, too long, too large."""
@@ -90,7 +90,7 @@ class Trouble(Exception):
         self.reason = one_line(self.reason)
 
 
-def read_answer(body: bytes) -> Answer:
+def read_answer(body: bytes) -> AnswerText:
     """The text of the first choice; a choice without text (a model that ended at once) is the empty string.
 
     A thought in front of the text, or in a field of its own, is no part of it.
@@ -131,7 +131,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _CALLS = ("tool_calls", "function_call")
 
 
-def _answer(message: Message, ended: str) -> Answer:
+def _answer(message: Message, ended: str) -> AnswerText:
     if ended in _FAILED:
         raise Trouble("server", f"ended its answer with `finish_reason` {ended}")
     if ended in _FILTERED:
@@ -145,7 +145,7 @@ def _answer(message: Message, ended: str) -> Answer:
         raise Trouble(CUT, f"{how} limit of tokens, before it had begun")
     if not content.strip() and (ended in _CALLS or isinstance(message.get("content"), list)):
         raise _broken(f"no text (`finish_reason` {ended or 'none'})")
-    return Answer(_characters(answer, ended), answer.thought.encode("utf-8", "replace").decode())
+    return AnswerText(_characters(answer, ended), answer.thought.encode("utf-8", "replace").decode())
 
 
 def _characters(content: str, ended: str) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from mm_cb.core.chat_replies import Trouble, read_answer, read_error
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.records import JsonObject
-from mm_cb.core.thoughts import Answer
+from mm_cb.core.thoughts import AnswerText
 
 WHOLE = 5
 """A reply may take so many times the longest silence: some servers send blanks while they think, none may for ever.
@@ -54,7 +54,7 @@ def open_client(url: str, key: str | None, timeout: float) -> Any:
         ) from e
 
 
-async def reply_to(client: Any, request: JsonObject, timeout: float) -> Answer:
+async def reply_to(client: Any, request: JsonObject, timeout: float) -> AnswerText:
     """The answer in the reply to one request.
 
     Raises:

@@ -11,11 +11,11 @@ _TAG = r"<(?P<tag>think|thinking|thought|thoughts|reasoning|seed:think)>"
 _HEAD = r"(?:<\|start\|>assistant)?<\|channel\|>"
 _BLOCKS = (
     (_TAG, r"</(?P=tag)>"),
-    (r"\[THINK\]", r"\[/THINK\]"),  # Mistral
-    (r"<\|channel>\s*(?:thought|analysis)\b", r"<channel\|>"),  # Gemma 4
-    (_HEAD + r"analysis\b", r"<\|end\|>"),  # gpt-oss
-    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>(?:\s*<\|START_RESPONSE\|>)?"),  # Cohere
-    ("◁think▷", "◁/think▷"),  # Kimi
+    (r"\[THINK\]", r"\[/THINK\]"),
+    (r"<\|channel>\s*(?:thought|analysis)\b", r"<channel\|>"),
+    (_HEAD + r"analysis\b", r"<\|end\|>"),
+    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>(?:\s*<\|START_RESPONSE\|>)?"),
+    ("◁think▷", "◁/think▷"),
 )
 """How the families write the marks around a thought."""
 _FLAGS = re.IGNORECASE | re.DOTALL
@@ -29,7 +29,7 @@ _FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
 """Where servers put a model's thoughts beside its answer."""
 
 
-class Answer(str):
+class AnswerText(str):
     """What a model answers: a text, without the thought in front of it.
 
     Attributes:
@@ -40,7 +40,7 @@ class Answer(str):
     __slots__ = ("thought",)
     thought: str
 
-    def __new__(cls, text: str, thought: str = "") -> Answer:
+    def __new__(cls, text: str, thought: str = "") -> AnswerText:
         """Keep both."""
         made = super().__new__(cls, text)
         made.thought = thought
@@ -52,7 +52,7 @@ class Answer(str):
         return bool(self.thought.strip()) and not self.strip()
 
 
-def answer_in(text: str, *, opened: bool = False, beside: str = "") -> Answer:
+def answer_in(text: str, *, opened: bool = False, beside: str = "") -> AnswerText:
     """A model's text, as its answer and the thought in front of it.
 
     A thought is what stands between the marks of the families at the beginning; marks in the middle of an answer are
@@ -73,7 +73,7 @@ def answer_in(text: str, *, opened: bool = False, beside: str = "") -> Answer:
         start = len(text)
     if not start and not _BEGUN.search(text) and (end := _CLOSED.search(text)):
         start = end.end()
-    return Answer(text[start:], beside + text[:start])
+    return AnswerText(text[start:], beside + text[:start])
 
 
 def begins_with_thought(text: str) -> bool:
@@ -106,4 +106,4 @@ def _texts(value: Any) -> str:
 
 def thought_of(completion: Any) -> str:
     """The thought that was taken off a completion; the empty text where there was none."""
-    return completion.thought if isinstance(completion, Answer) else ""
+    return completion.thought if isinstance(completion, AnswerText) else ""

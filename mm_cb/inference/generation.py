@@ -14,7 +14,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.progress import CountedWork
 from mm_cb.core.records import Completion, JsonObject
 from mm_cb.core.runs import append_jsonl
-from mm_cb.core.thoughts import Answer, answer_in
+from mm_cb.core.thoughts import AnswerText, answer_in
 from mm_cb.data.pictures import Picture, shown
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
@@ -137,7 +137,7 @@ def prompt_tokens(model: ChatModel, request: Request) -> int:
 
 def complete_all(
     engine: Engine, requests: Sequence[Request], store: Path, max_new_tokens: int, task: CountedWork | None = None
-) -> dict[str, Answer]:
+) -> dict[str, AnswerText]:
     """Completions of all requests; those that ``store`` holds are not asked for again.
 
     Args:
@@ -155,7 +155,7 @@ def complete_all(
         UserError: If requests failed on the engine's side, or not one was answered; what was answered is kept, and the
             same command goes on.
     """
-    done: dict[str, Answer] = {
+    done: dict[str, AnswerText] = {
         record["key"]: answer_in(record["completion"], beside=record.get("thought", ""))
         for record in read_records(store, Completion)
     }
@@ -187,17 +187,18 @@ def complete_all(
         )
     for key, reason in refused.items():  # last, so that a server that refuses everything leaves nothing behind
         append_jsonl(store, {"key": key, "completion": "", REFUSED: reason})
-        done[key] = Answer("")
+        done[key] = AnswerText("")
     return {request.key: done[request.key] for request in requests}
 
 
-def _keep(store: Path, key: str, completion: str | Failure) -> Answer:
+def _keep(store: Path, key: str, completion: str | Failure) -> AnswerText:
     """Write what a request came to, its thought beside it; an answer that had not begun is none."""
     reason = "" if isinstance(completion, str) else completion.reason
-    answer = Answer("") if not isinstance(completion, str) else completion
-    answer = answer if isinstance(answer, Answer) else answer_in(answer)
+    answer = AnswerText("") if not isinstance(completion, str) else completion
+    answer = answer if isinstance(answer, AnswerText) else answer_in(answer)
     if answer.cut:
-        reason, answer = "the answer ends in the middle of a thought, or right behind one.", Answer("", answer.thought)
+        reason = "the answer ends in the middle of a thought, or right behind one."
+        answer = AnswerText("", answer.thought)
     thought = {"thought": answer.thought} if answer.thought else {}
     append_jsonl(store, {"key": key, "completion": answer} | thought | ({CUT: reason} if reason else {}))
     return answer

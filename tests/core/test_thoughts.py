@@ -2,7 +2,7 @@
 
 import pytest
 
-from mm_cb.core.thoughts import Answer, answer_in
+from mm_cb.core.thoughts import AnswerText, answer_in
 
 BLOCKS = [
     "<think>so {}</think>",
@@ -64,4 +64,4 @@ def test_a_thought_that_the_prompt_began_ends_at_its_mark_or_never():
 
 def test_an_answer_is_a_text_and_what_came_beside_it_is_a_thought():
     said = answer_in("<think>so</think>A", beside="before")
-    assert isinstance(said, str) and isinstance(said, Answer) and said.thought == "before<think>so</think>"
+    assert isinstance(said, str) and isinstance(said, AnswerText) and said.thought == "before<think>so</think>"

@@ -31,7 +31,7 @@ def refuse_other_checks(folder: Path, recipe: RecipeFields, checks: Sequence[Che
         config = AttackConfig(threat=Threat(levels=int(str(recipe["epsilon"]))))
         last = found.get("rr", found["base"])
         again = {one["name"]: one for one in checks_of(last, config, found["base"] if "rr" in found else None)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError):
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, LookupError, ArithmeticError):
         return
     for stored in checks:
         made = again.get(stored["name"])
