@@ -68,6 +68,7 @@ class Command(_Helpful, TyperCommand):
         """
         if not ctx.resilient_parsing:
             _, _, order = self.make_parser(ctx).parse_args(list(args))
+            option: Any
             for option, times in Counter(order).items():
                 if times > 1 and not (option.multiple or option.count or option.is_flag):
                     raise UserError(

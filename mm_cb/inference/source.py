@@ -146,7 +146,7 @@ def chosen_name(source: ModelSource, given: str | None) -> str:
     if what:
         raise UserError(
             f"`--subject {given}` says what this model is not, it is given {' and '.join(what)}: leave `--subject` out "
-            f"(it is `{own}` then), or take a name that neither begins with base nor with rr."
+            f"(it is `{own}` then), or take a name of your own."
         )
     return given
 

@@ -134,7 +134,7 @@ def _shipped_names() -> list[str]:
 
 def _refuse_strange(judge: Any, entry: JudgeEntry) -> None:
     """Refuse a user's judge that is none, or whose verdicts would lie where those of one that is shipped do."""
-    there = {name: getattr(judge, name, None) for name in ("name", "metrics", "source", "judge")}
+    there: dict[str, Any] = {name: getattr(judge, name, None) for name in ("name", "metrics", "source", "judge")}
     fit = isinstance(there["metrics"], Sequence) and not isinstance(there["metrics"], str)
     fit = fit and isinstance(there["source"], Mapping) and callable(there["judge"])
     if not fit:
