@@ -144,7 +144,10 @@ class Pope(Benchmark):
                     f"{row.where} answers {shown(asked)}, but question `{question.id}` is {shown(question.prompt)}; "
                     "give the answers to these questions, in their order."
                 )
-            answer = row.values.get("answer", row.values.get("text"))
+            said = [row.values[key] for key in ("answer", "text") if key in row.values]
+            if len(said) > 1 and said[0] != said[1] and " ".join(str(said[1]).split()).lower() != plain[1]:
+                raise UserError(f"{row.where}: `answer` and `text` must be one text, they differ; keep one.")
+            answer = said[0] if said else None
             named = str(row.values.get("question_id", question.id))
             if not isinstance(answer, str) or named not in (question.id, question.id.rpartition("/")[2]):
                 raise UserError(f"{row.where} must be the answer to question `{question.id}`, as a text.")

@@ -267,5 +267,8 @@ def _value(field: Any, value: Any) -> Any:
     if (limit := field.metadata.get("limit")) is not None:
         return limit.read(_flag(field.name), value)
     if isinstance(field.default, tuple):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+        parts = tuple(part.strip() for part in value.split(",") if part.strip())
+        if len(set(parts)) < len(parts):
+            raise UserError(f"`{_flag(field.name)}` must name each once, got `{value}`.")
+        return parts
     return value

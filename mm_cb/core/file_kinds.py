@@ -61,22 +61,22 @@ def kind_of(record: Mapping[str, Any]) -> FileKind | None:
     return next(fits, None)
 
 
-def refuse_others(record: Mapping[str, Any], own: Collection[str], where: str) -> None:
+def refuse_others(record: Mapping[str, Any], own: Collection[str], where: str, *, alike: Collection[str] = ()) -> None:
     """Refuse a record of another format.
 
     Args:
         record: What stands there.
         own: Names of the formats that are read here.
         where: What an error calls it: file and line.
+        alike: Formats that a record of one's own looks like where it lacks a key, which its reader then names.
 
     Raises:
         UserError: Naming the format, and who reads it.
     """
     kind = kind_of(record)
-    if kind is not None and kind.name not in own:
+    if kind is not None and kind.name not in (*own, *alike):
         raise UserError(
-            f"{where} is a record of another format, {kind.name}, which {kind.reader} reads; here go "
-            f"{' or '.join(own)}."
+            f"{where} is a record of another format, {kind.name}, read by {kind.reader}; here go {' or '.join(own)}."
         )
 
 
@@ -95,7 +95,7 @@ def refuse_records(text: str, where: str, what: str) -> None:
     records = [record for line in lines[:2] if isinstance(record := _parsed(line), dict)]
     kind = kind_of(records[0]) if records else None
     if kind is not None or (len(records) == 2 and all(isinstance(_parsed(line), dict) for line in lines)):
-        told = f"{kind.name}, which {kind.reader} reads" if kind else "JSON lines"
+        told = f"{kind.name}, read by {kind.reader}" if kind else "JSON lines"
         raise UserError(f"`{where}` must hold {what} as plain text, it holds {told}.")
 
 

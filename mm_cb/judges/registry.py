@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import dumps
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.user_code import entry_of, refuse_taken
 from mm_cb.metrics.table import is_known
@@ -143,6 +144,10 @@ def _refuse_strange(judge: Any, entry: JudgeEntry) -> None:
             f"what `{entry.name}` opens must be a judge, with `name`, `metrics` (a tuple), `source` (a mapping) and "
             f"`judge` (a method), got {type(judge).__name__} with {came}."
         )
+    try:
+        dumps(there["source"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"judge `{entry.name}` must have a `source` of plain values: {error}") from error
     if strange := [one for one in there["metrics"] if not (isinstance(one, str) and is_known(one))]:
         raise UserError(f"judge `{entry.name}` must name `metrics` that there are, got {strange[0]!r:.80}.")
     refuse_taken(judge.name, "judge", (*_shipped_names(), *_STORED))

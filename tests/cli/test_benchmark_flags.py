@@ -65,6 +65,10 @@ def test_every_setting_is_a_flag_and_every_flag_has_a_line_of_help(verb, name, c
         (["pope", "--model", "m", "--endpoint", "http://h/v1", "--device", "cpu"], "`--device` is for a model in this"),
         (["mmmu", "--model", "m", "--endpoint", "http://h/v1", "--dtype=float32"], "`--dtype` is for a model in this"),
         (["pope", "--model", "miniature", "--subject", "rr"], "`--subject rr` says what this model is not"),
+        (
+            ["mmmu", "--model", "miniature", "--subjects", "Art, Art"],
+            "`--subjects` must name each once, got `Art, ",
+        ),
         (["pop"], "unknown benchmark `pop`, did you mean `pope`?"),
     ],
 )

@@ -68,7 +68,7 @@ def test_a_file_of_another_format_is_named(reader, tmp_path):
             continue
         file = tmp_path / f"{number}.jsonl"
         file.write_text(text)
-        with pytest.raises(UserError, match=f"{name}, which .* reads"):
+        with pytest.raises(UserError, match=f"{name}, read by `mm-cb"):
             READERS[reader](file)
 
 

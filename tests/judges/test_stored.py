@@ -370,6 +370,7 @@ register_judge(JudgeEntry({entry!r}, "mine", lambda options: Mine()))
         ("mine", "mine", "compliance", "`metrics` .a tuple."),
         ("mine", "mine", ("complianse",), "must name `metrics` that there are, got 'complianse'"),
         ("mine", "mine", ("compliance",), ""),
+        ("mine", "mine", ("compliance", {1}), "must name `metrics` that there are"),
     ],
 )
 def test_a_users_judge_is_one_with_a_name_of_its_own(
@@ -426,6 +427,16 @@ def test_labels_of_other_requests_name_the_outcomes_that_there_are(run, tmp_path
         assert cli.run([*command, *label]) == 2
         said = capsys.readouterr().err
         assert expected in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("source", "fits"), [("{'a': {1}}", False), ("{'a': object()}", False), ("{'a': [1]}", True)])
+def test_a_users_judge_says_in_plain_values_what_decides_its_verdicts(source, fits, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "_JUDGES", dict(registry._JUDGES))
+    code = MINE.format(entry="mine", name="mine", metrics=("compliance",)).replace(", {}\n", f", {source}\n")
+    (tmp_path / "mine.py").write_text(code)
+    command = ["judge", str(run), "--judge", str(tmp_path / "mine.py")]
+    assert [cli.run(command), cli.run(command)] == ([0, 0] if fits else [2, 2])
+    assert fits or "must have a `source` of plain values" in capsys.readouterr().err
 
 
 class Aloud(Keyword):

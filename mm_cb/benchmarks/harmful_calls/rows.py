@@ -123,7 +123,7 @@ def _definitions(path: Path) -> dict[str, JsonObject]:
 
 def _row(line: Line, folder: Path, known: Mapping[str, JsonObject]) -> HarmfulCallRow:
     where, record = line
-    refuse_others(record, (HARMFUL_CALLS, BENIGN_REQUESTS), where)  # without its kind a row looks like one
+    refuse_others(record, (HARMFUL_CALLS,), where, alike=(BENIGN_REQUESTS,))
     refuse_typos(record, _OPTIONAL, where)
     for key in ("id", "prompt"):
         value = record.get(key)
