@@ -172,7 +172,9 @@ trap stages EXIT
 
 judge() { # run directory: have its answers judged, unless this very command made the newest verdicts in it
     local newest="$1/judgements/newest.json" by="$1/judgements/reproduce_7b.txt" command
-    command=("${mm_cb[@]}" judge "$1" --judge "$JUDGE" --device "$DEVICE" ${judge_more[@]+"${judge_more[@]}"})
+    local on=(--device "$DEVICE")
+    case "$JUDGE" in refusal-strings | endpoint | call | miniature*) on=() ;; esac # these load no model
+    command=("${mm_cb[@]}" judge "$1" --judge "$JUDGE" ${on[@]+"${on[@]}"} ${judge_more[@]+"${judge_more[@]}"})
     # A name may go on after the option's, as in `endpoint:MODEL`, but harmbench is not harmbench-multimodal.
     if [ -f "$newest" ] && [[ "$(<"$newest")" == *'"judge": "'"$JUDGE"[!A-Za-z0-9._-]* ]] &&
         [ -f "$by" ] && [ "$(<"$by")" = "$(printf '%q ' "${command[@]}")" ]; then

@@ -8,13 +8,19 @@ from pathlib import Path
 from mm_cb.attacks.entry import AttackEntry as AttackEntry  # users import it from here
 from mm_cb.attacks.table import SHIPPED
 from mm_cb.core.errors import UserError, unknown
-from mm_cb.core.user_code import registered_by
+from mm_cb.core.user_code import refuse_taken, registered_by
 
 _ATTACKS: dict[str, AttackEntry] = {entry.name: entry for entry in SHIPPED}
+_TAKEN = ("all", *_ATTACKS)
 
 
 def register_attack(entry: AttackEntry) -> None:
-    """Make an attack known under its name; a name that is there already is replaced."""
+    """Make an attack known under its name; one of yours that has it already is replaced.
+
+    Raises:
+        UserError: If it is the name of one that comes with the package.
+    """
+    refuse_taken(entry.name, "attack", _TAKEN)
     _ATTACKS[entry.name] = entry
 
 

@@ -119,6 +119,10 @@ class Benchmark:
         identity = {"settings": settings.identity(), "questions_sha256": fingerprint(questions)}
         return Task(questions, identity)
 
+    def loading(self, settings: Any) -> Sequence[str]:
+        """Which of ``--device`` and ``--dtype`` are read although the model is served: for a judge in this process."""
+        return ()
+
     def begin(self, session: Session) -> None:
         """Prepare what scoring will need, such as a judge: called before a model is loaded."""
 
@@ -198,9 +202,10 @@ class Benchmark:
             UserError: If a question has none, or the file is not as expected.
         """
         from mm_cb.benchmarks.rows import json_lines
+        from mm_cb.core.file_kinds import ANSWERS
 
         found: JsonObject = {}
-        for row in json_lines(Path(stored.answers)):
+        for row in json_lines(Path(stored.answers), (ANSWERS,)):
             id = str(row.values.get("id"))
             if id in found:
                 raise UserError(f"{row.where}: every question must be answered once, `{id[:80]}` comes more than once.")

@@ -94,9 +94,11 @@ class Pope(Benchmark):
         """The original's lines (question_id, image, text, label), or the hub's columns (question, answer, category)."""
         from mm_cb.benchmarks.pictures import picture_inside, stored_picture
         from mm_cb.benchmarks.rows import read_rows, texts
+        from mm_cb.core.file_kinds import POPE, refuse_others
 
         found = []
         for row in read_rows(data, "test"):
+            refuse_others(row.values, (POPE,), row.where)
             hub = "question" in row.values
             number, text, label = texts(row, ("question_id", *(("question", "answer") if hub else ("text", "label"))))
             label = label.strip().lower()
@@ -105,6 +107,8 @@ class Pope(Benchmark):
             kind = str(row.values.get("category") or (row.file.stem.rpartition("_")[2] if row.file else ""))
             image = row.values.get("image")
             if isinstance(image, Mapping) or row.file is None:
+                if settings.images:
+                    raise UserError(f"{row.where} holds its picture itself: leave `--images` out.")
                 picture: Any = stored_picture(image, f"{row.where}: `image`")
             else:
                 beside = row.file.parent / "images"
@@ -126,8 +130,9 @@ class Pope(Benchmark):
     def stored_answers(self, stored: PopeAnswers, questions: Sequence[Question]) -> dict[str, str]:
         """In the order of the questions, as the original wants them; a line that names another question is refused."""
         from mm_cb.benchmarks.rows import json_lines
+        from mm_cb.core.file_kinds import ANSWERS
 
-        rows = list(json_lines(Path(stored.answers)))
+        rows = list(json_lines(Path(stored.answers), (ANSWERS,)))
         if len(rows) != len(questions):
             raise UserError(f"`{stored.answers}` must hold {len(questions)} answers, one a question, got {len(rows)}.")
         answers = {}
@@ -139,7 +144,10 @@ class Pope(Benchmark):
                     f"{row.where} answers {shown(asked)}, but question `{question.id}` is {shown(question.prompt)}; "
                     "give the answers to these questions, in their order."
                 )
-            answer = row.values.get("answer", row.values.get("text"))
+            said = [row.values[key] for key in ("answer", "text") if key in row.values]
+            if len(said) > 1 and said[0] != said[1] and " ".join(str(said[1]).split()).lower() != plain[1]:
+                raise UserError(f"{row.where}: `answer` and `text` must be one text, they differ; keep one.")
+            answer = said[0] if said else None
             named = str(row.values.get("question_id", question.id))
             if not isinstance(answer, str) or named not in (question.id, question.id.rpartition("/")[2]):
                 raise UserError(f"{row.where} must be the answer to question `{question.id}`, as a text.")

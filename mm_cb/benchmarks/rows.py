@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mm_cb.core import reading
 from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.file_kinds import refuse_others
 from mm_cb.core.paths import refuse_missing_parts
 from mm_cb.core.records import JsonObject
 
@@ -49,13 +50,19 @@ def read_rows(data: str, split: str = "test") -> list[DataRow]:
     return [row for file in files for row in json_lines(file)]
 
 
-def json_lines(path: Path) -> Iterable[DataRow]:
+def json_lines(path: Path, own: Collection[str] = ()) -> Iterable[DataRow]:
     """One object a line; texts may be models' answers, which hold anything.
 
+    Args:
+        path: The file.
+        own: Formats that are read, of `mm_cb.core.file_kinds`; none named means that any may be.
+
     Raises:
-        UserError: If the file cannot be read or a line is no object.
+        UserError: If the file cannot be read, a line is no object, or one of another format.
     """
     for where, values in reading.json_lines(path, "file of JSON lines", nul=True):
+        if own:
+            refuse_others(values, own, where)
         yield DataRow(values, where, path)
 
 

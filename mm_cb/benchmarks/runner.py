@@ -13,16 +13,18 @@ from mm_cb.benchmarks.base import Benchmark, Task, check_questions
 from mm_cb.benchmarks.pictures import fingerprint, ready
 from mm_cb.benchmarks.registry import get_benchmark, register_benchmark
 from mm_cb.core import hub
+from mm_cb.core.chat_replies import CUT
 from mm_cb.core.compatibility import with_added_fields
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.places import enclosing_run
 from mm_cb.core.progress import Progress
-from mm_cb.core.records import RecipeFields
+from mm_cb.core.records import Item, RecipeFields
 from mm_cb.core.runs import RunDirectory, append_jsonl, hash_inputs, read_run, write_json, write_jsonl
+from mm_cb.core.thoughts import answer_in, thought_of
 from mm_cb.inference.base_nll import Likelihood, likelihood_fields
 from mm_cb.inference.generation import Engine, LocalEngine, Request, complete_all
 from mm_cb.inference.served import open_engine
-from mm_cb.inference.source import ModelSource, subject_name
+from mm_cb.inference.source import ModelSource, chosen_name
 from mm_cb.inference.subjects import changes_nothing, idle_note
 from mm_cb.inference.unanswered import unanswered
 from mm_cb.metrics.checks import adapter_acts
@@ -92,7 +94,8 @@ class Session:
         """By question id ``nll_base`` and ``incoherent``; nothing for a model that is served or was not asked."""
         if self.engine is None:
             return {}
-        return likelihood_fields(self.engine, self.requests, self.answers, self.settings.batch)
+        written = {key: answer and thought_of(answer) + answer for key, answer in self.answers.items()}
+        return likelihood_fields(self.engine, self.requests, written, self.settings.batch)
 
 
 def evaluate(
@@ -141,7 +144,7 @@ def evaluate(
         register_benchmark(benchmark)
     adapter, probe = (None if one is None else str(one) for one in (adapter, probe))
     source = ModelSource(model, adapter, device, dtype, endpoint, system, probe=probe, thinking=thinking)
-    name = subject or subject_name(source.breaker, system, probe)
+    name = chosen_name(source, subject)
     read = _settings(chosen.settings, settings)
     return run_benchmark(chosen, source, read, Path(out), data=data, subject=name, seed=seed)
 
@@ -225,6 +228,8 @@ def score_answers(
     if not stored.answers:
         raise UserError(f"`mm-cb score {benchmark.name}` needs `--answers`: the stored answers.")
     file, where = Path(stored.answers), _where(benchmark, data)
+    if file.is_file() and Path(where).is_file() and file.samefile(where):
+        raise UserError(f"`--answers` must be another file than `--data`, the questions; got `{file}` twice.")
     questions = benchmark.questions(where, benchmark.settings())
     check_questions(questions, where)
     answers = benchmark.stored_answers(stored, questions)
@@ -263,7 +268,9 @@ def finish_stored(
     recipe = {**recipe, **({"fiction": True} if made_up else {})}
     with RunDirectory(out, "eval", recipe, seed, inputs=files) as run:
         known = task or Task((), {})
-        session = Session(run, known, benchmark.settings(), None, subject, seed, answers=answers or {}, tools=tools)
+        said = {id: answer_in(answer) for id, answer in (answers or {}).items()}
+        session = Session(run, known, benchmark.settings(), None, subject, seed, answers=said, tools=tools)
+        session.unanswered = {id: CUT for id, answer in said.items() if answer.cut}
         if not run.finished:
             _finish(benchmark, session)
     return _evaluation(benchmark, out, subject)
@@ -278,7 +285,7 @@ def _of_fiction(file: Path) -> bool:
 
 def _finish(benchmark: Benchmark, session: Session) -> None:
     """Score, measure, and write the run's files."""
-    items = benchmark.items(session)
+    items = [_with_thought(item) for item in benchmark.items(session)]
     if session.idle:
         items = [{**item, "adapter_changes_nothing": True} for item in items]
     folder = session.run.path
@@ -290,6 +297,12 @@ def _finish(benchmark: Benchmark, session: Session) -> None:
         write_json(folder / METRICS, foreign)
     write_results(folder / "results.json", benchmark.measure(items, session))
     session.run.finish()
+
+
+def _with_thought(item: Item) -> Item:
+    """An item with the thought that was taken off its completion."""
+    thought = thought_of(item.get("completion"))
+    return {**item, "thought": thought} if thought else item
 
 
 def _evaluation(benchmark: Benchmark, out: Path, subject: str) -> Evaluation:

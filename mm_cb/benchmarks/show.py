@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mm_cb.benchmarks.base import Benchmark
@@ -80,10 +80,19 @@ def closing(folder: Path) -> list[str]:
         for check in read_list(folder / "checks.json", Check)
         if not check["passed"]
     ]
-    lines += unearned_note(read_records(folder / "items.jsonl", Item))
+    items = read_records(folder / "items.jsonl", Item)
+    lines += [*unearned_note(items), *thought_note(items)]
     lines.append(f"results {folder / 'results.json'}")
     note = unanswered_note(folder / "parts" / "completions.jsonl")
     return [*lines, note] if note else lines
+
+
+def thought_note(items: Iterable[Item]) -> list[str]:
+    """What to print where answers came behind a thought."""
+    found = {(item["id"], item["thought"], item.get("completion")) for item in items if item.get("thought")}
+    if not found:
+        return []
+    return [f"{len(found)} answers came with a thought in front of them, which is not scored: `thought` in items.jsonl"]
 
 
 def number(value: float | None, missing: str = "–") -> str:

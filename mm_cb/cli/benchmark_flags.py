@@ -25,6 +25,7 @@ from mm_cb.cli.options import (
     read_system,
     refuse_old_settings,
 )
+from mm_cb.cli.options import given as typed
 from mm_cb.core.closing import TYPED, Hint, again, base_folder, say, what_next
 from mm_cb.core.errors import UserError
 
@@ -52,8 +53,10 @@ def eval_command(benchmark: Benchmark) -> Callable[..., None]:
         if common["model"] is None:
             raise UserError(f"`mm-cb eval {benchmark.name}` needs `--model`.")
         settings = _read(benchmark.settings, given)
+        if common["endpoint"] is not None:
+            _refuse_idle(benchmark, settings)
         from mm_cb.benchmarks.runner import run_benchmark
-        from mm_cb.inference.source import ModelSource, subject_name
+        from mm_cb.inference.source import ModelSource, chosen_name
 
         source = ModelSource(
             common["model"],
@@ -65,7 +68,7 @@ def eval_command(benchmark: Benchmark) -> Callable[..., None]:
             probe=common["probe"],
             thinking=common["thinking"],
         )
-        subject = common["subject"] or subject_name(source.breaker, text, source.probe)
+        subject = chosen_name(source, common["subject"])
         out: Path = common["out"]
         run_benchmark(benchmark, source, settings, out, data=common["data"], subject=subject, seed=common["seed"])
         show_measured(out, benchmark.name, subject)
@@ -79,6 +82,18 @@ def eval_command(benchmark: Benchmark) -> Callable[..., None]:
     ]
     parameters += [_hidden(name) for name in hidden]
     return _described(command, parameters, f"{benchmark.title}: {benchmark.about}. It needs {benchmark.needs}.")
+
+
+def _refuse_idle(benchmark: Benchmark, settings: Settings) -> None:
+    """Refuse what says how a model is loaded, where it is served and nothing else is loaded.
+
+    Raises:
+        UserError: Naming the first such flag.
+    """
+    if idle := [flag for flag in typed("--device", "--dtype") if flag not in benchmark.loading(settings)]:
+        raise UserError(
+            f"`{idle[0]}` is for a model in this process, `--endpoint` asks one that is served: drop one of them."
+        )
 
 
 def score_command(benchmark: Benchmark) -> Callable[..., None]:
@@ -252,5 +267,8 @@ def _value(field: Any, value: Any) -> Any:
     if (limit := field.metadata.get("limit")) is not None:
         return limit.read(_flag(field.name), value)
     if isinstance(field.default, tuple):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+        parts = tuple(part.strip() for part in value.split(",") if part.strip())
+        if len(set(parts)) < len(parts):
+            raise UserError(f"`{_flag(field.name)}` must name each once, got `{value}`.")
+        return parts
     return value

@@ -179,7 +179,7 @@ def build_pairs(
             progress=progress,
         )
     console().print(f"pairs: {built.pairs} of {built.pictures} pictures, in {built.path}")
-    _told(built, f"{built.pictures} pictures", out)
+    _told(built, built.pairs, f"{built.pictures} pictures", out)
     what_next(
         Hint("read what would be trained on", ["data", "check", built.path]),
         Hint("then name the file under `data` of a recipe", ["train", "--show", "llava-next-mistral-7b"]),
@@ -270,15 +270,15 @@ def build_calls(
             progress=progress,
         )
     console().print(f"rows: {built.rows} of {built.functions} lists of functions, in {built.path}")
-    _told(built, f"{built.functions} lists of functions", out)
+    _told(built, built.rows, f"{built.functions} lists of functions", out)
     what_next(
         Hint("read what would be trained on", ["data", "check", built.path]),
         Hint("then name the file under `data` of a recipe", ["train", "--show", "llama-3-8b-instruct-agents"]),
     )
 
 
-def _told(built: "Counts", of: str, out: Path) -> None:
-    """Say which answers were not used, and end with those that are missing."""
+def _told(built: "Counts", made: int, of: str, out: Path) -> None:
+    """Say which answers were not used, and end with those that are missing, or where none was of use."""
     from mm_cb.core.progress import console
     from mm_cb.data.sources import count_reasons
 
@@ -288,6 +288,11 @@ def _told(built: "Counts", of: str, out: Path) -> None:
         raise UserError(
             f"{built.stopped} {left} of {of} have no answer yet ({count_reasons(built.left)}; why is in "
             f"{out / 'failures.jsonl'}); run the same command again to ask for these alone."
+        )
+    if not made:
+        raise UserError(
+            f"nothing was built of {of}: every answer was refused or of no use (the counts stand above); look at the "
+            f"answers in `{out}`, change the template or the models, and take another `--out`."
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import mm_cb
 from mm_cb.core.errors import UserError, message_line, unknown
-from mm_cb.core.files import disk_is_full
+from mm_cb.core.files import no_room
 from mm_cb.core.user_code import users_fault
 
 DONE, BUG, USER, INTERRUPTED = 0, 1, 2, 130
@@ -64,10 +64,9 @@ def _users_message(error: BaseException) -> str | None:
         return message_line(str(error))
     if hasattr(error, "format_message"):  # a usage error of the command-line parser
         return message_line(_usage_message(error))
-    if disk_is_full(error):
+    if why := no_room(error):
         place = getattr(error, "filename", None)
-        where = f" while writing `{place}`" if place else ""
-        return message_line(f"the disk is full{where}; free some space and run the same command again.")
+        return message_line(f"`{place}` could not be written: {why}" if place else why)
     if isinstance(error, OSError) and error.errno in _PATHS and error.filename:
         return message_line(
             f"`{error.filename}` cannot be used: {error.strerror}; give another path or change its rights."

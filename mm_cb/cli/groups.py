@@ -1,13 +1,14 @@
 """How commands show their help: options under headings, commands with the whole of their first line."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
 from mm_cb.core.closing import shell, wrapped
-from mm_cb.core.errors import unknown
+from mm_cb.core.errors import UserError, unknown
 
 LAST = ("Run", "Options")
 """Headings that come behind all others: where a run goes and on what, and what every command has."""
@@ -58,6 +59,22 @@ class _Helpful:
 
 class Command(_Helpful, TyperCommand):
     """A command whose help puts options under headings: those of ``rich_help_panel``, in the order they first come."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words behind a command; an option with one value may stand there once.
+
+        Raises:
+            UserError: If one is given twice: the parser would take the last.
+        """
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            option: Any
+            for option, times in Counter(order).items():
+                if times > 1 and not (option.multiple or option.count or option.is_flag):
+                    raise UserError(
+                        f"`{option.opts[0]}` takes one value and is given {times} times: leave one of them."
+                    )
+        return list(super().parse_args(ctx, args))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The line behind "Usage:", without what is only taken to be answered."""

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from mm_cb.cli.options import Device, Dtype, behaviors_file, number
+from mm_cb.cli.options import Device, Dtype, behaviors_file, given, number
 from mm_cb.core.closing import here, listing, say
 from mm_cb.core.errors import UserError
-from mm_cb.judges.registry import JUDGED, JudgeEntry, judge_entry, judge_names
+from mm_cb.judges.registry import JUDGED, JudgeEntry, judge_entry, judge_names, refuse_unread
 
 EXAMPLE = "Example: mm-cb judge runs/attack --judge refusal-strings"
 
@@ -69,6 +69,7 @@ def judge(
     results.json carry the newest ones. A report page in RUN_DIR is made again; one elsewhere is for mm-cb report.
     """
     entry = judge_entry(judge)
+    refuse_unread(entry, given("--device", "--dtype", "--batch"))
     from mm_cb.cli.attacked import show_run
     from mm_cb.core.checked import read_records
     from mm_cb.core.progress import Progress

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from mm_cb.attacks.config import DTYPES
+from mm_cb.core.closing import TYPED
 from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.file_kinds import refuse_records
 from mm_cb.core.limits import LIMITS, OutOfRange
 from mm_cb.core.reading import read_text, unfit
 
@@ -179,6 +181,11 @@ def refuse_unset(arguments: Sequence[str]) -> None:
             raise UserError(f"{told} must be a path, but no shell expanded `{value}`; leave out the quotes or the `=`.")
 
 
+def given(*flags: str) -> list[str]:
+    """Those of some flags that stand on the command line, whatever their defaults are."""
+    return [flag for flag in flags if any(word.partition("=")[0] == flag for word in TYPED)]
+
+
 def read_system(path: Path | None) -> str | None:
     """The operator's text in a file.
 
@@ -188,6 +195,7 @@ def read_system(path: Path | None) -> str | None:
     if path is None:
         return None
     text = read_text(path, "text of `--system`").strip()
+    refuse_records(text, str(path), "the text of `--system`")
     if not text:
         raise UserError(f"`--system` must hold a text, but `{path}` is empty.")
     return text

@@ -72,10 +72,22 @@ def train(
         from mm_cb.training.registry import chosen_loss
 
         short.append(f"circuit_breaker.loss={chosen_loss(loss).name}")
+    changes = [*(overrides or []), *short]
+    _refuse_repeated(changes)
     if dry_run:
-        _show_plan(recipe, [*(overrides or []), *short])
+        _show_plan(recipe, changes)
     else:
-        _train_recipe(recipe, [*(overrides or []), *short], out, allow_stuck)
+        _train_recipe(recipe, changes, out, allow_stuck)
+
+
+def _refuse_repeated(changes: Sequence[str]) -> None:
+    """Refuse two values of one field, or a field whose whole group is given behind it: the last would count."""
+    keys = [change.partition("=")[0].strip() for change in changes]
+    for place, key in enumerate(keys):
+        if before := [one for one in keys[:place] if one == key or one.startswith(f"{key}.")]:
+            raise UserError(
+                f"`{before[0]}` is given more than once, `{changes[place]}` the last time: leave one of them."
+            )
 
 
 def _print(list_: bool, fields: bool, show: str | None) -> None:

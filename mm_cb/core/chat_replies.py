@@ -12,6 +12,7 @@ from typing import Any
 
 from mm_cb.core.errors import one_line
 from mm_cb.core.records import Message
+from mm_cb.core.thoughts import AnswerText, answer_in, begins_with_thought, thought_beside
 
 REFUSED = "refused"
 """This request alone is not answered, and the server says so: filtered, too long, too large."""
@@ -27,9 +28,8 @@ MAY_PASS = ("busy", "server", "broken", "slow", "down")
 QUOTED = 200
 _HALF_AT_END = re.compile("[\ud800-\udfff]{1,3}\\Z")
 """Half of a surrogate pair, or up to three bytes of a character of four."""
-_THINKING = re.compile(r"\s*(?:<(think|thinking|thought|reasoning)>|\[(THINK)\])", re.IGNORECASE)
 _REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
-"""Where servers put a model's thoughts beside its answer."""
+"""Where servers put a model's thoughts beside its answer, perhaps sealed."""
 _FAILED = ("error", "abort", "aborted", "cancelled", "canceled", "network_error", "insufficient_system_resource")
 _FILTERED = (
     *("content_filter", "content_filtered", "sensitive", "safety", "recitation", "blocklist", "prohibited_content"),
@@ -80,8 +80,8 @@ class Trouble(Exception):
     """Seconds that the server asks to be left alone."""
     param: str | None = None
     """The parameter that the server names."""
-    final: bool = False
-    """Whether another try would cost too much to be made, although it might end better."""
+    tries: int | None = None
+    """More than so many in all would cost too much, although one might end better; None = as many as usual."""
     foreign: bool = False
     """Whether the reply is none of a chat server's, which a login page or another service gives for ever."""
 
@@ -90,8 +90,10 @@ class Trouble(Exception):
         self.reason = one_line(self.reason)
 
 
-def read_answer(body: bytes) -> str:
+def read_answer(body: bytes) -> AnswerText:
     """The text of the first choice; a choice without text (a model that ended at once) is the empty string.
+
+    A thought in front of the text, or in a field of its own, is no part of it.
 
     A character that the limit of tokens has cut in two is U+FFFD, as it is in the answer of a model in this process.
 
@@ -129,20 +131,21 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _CALLS = ("tool_calls", "function_call")
 
 
-def _answer(message: Message, ended: str) -> str:
+def _answer(message: Message, ended: str) -> AnswerText:
     if ended in _FAILED:
         raise Trouble("server", f"ended its answer with `finish_reason` {ended}")
     if ended in _FILTERED:
         raise Trouble(REFUSED, f"filtered the answer (`finish_reason` {ended})")
     content = _text(message.get("content")) or _text(message.get("refusal"))
-    thought = any(message.get(key) for key in _REASONING)
-    if cut_in_thinking(content) or (not content.strip() and (thought or ended in _AT_LIMIT)):
-        early = thought and bool(ended) and ended not in _AT_LIMIT
+    answer = answer_in(content, beside=thought_beside(message))
+    thought = answer.cut or any(message.get(key) for key in _REASONING)
+    if not answer.strip() and (thought or ended in _AT_LIMIT):
+        early = content == answer and thought and bool(ended) and ended not in _AT_LIMIT
         how = "ended in its thinking, perhaps at its own" if early else "cut the answer at its"
         raise Trouble(CUT, f"{how} limit of tokens, before it had begun")
     if not content.strip() and (ended in _CALLS or isinstance(message.get("content"), list)):
         raise _broken(f"no text (`finish_reason` {ended or 'none'})")
-    return _characters(content, ended)
+    return AnswerText(_characters(answer, ended), answer.thought.encode("utf-8", "replace").decode())
 
 
 def _characters(content: str, ended: str) -> str:
@@ -175,19 +178,10 @@ def _text(content: Any) -> str:
     return "".join(texts)
 
 
-def cut_in_thinking(text: str) -> bool:
-    """Whether a text begins with a thought that never ends, such as ``<think>`` without ``</think>``."""
-    opened = _THINKING.match(text)
-    if opened is None:
-        return False
-    end = f"</{opened[1]}>" if opened[1] else "[/THINK]"
-    return end.lower() not in text.lower()
-
-
 def unread(answer: str) -> str:
     """An answer that is not as it was asked for, as a message quotes it: its beginning, and what would help."""
     thinks = "; it thinks aloud: serve it with its thinking switched off, or kept apart from its answer"
-    return f"`{one_line(answer)[:80]}`" + (thinks if _THINKING.match(answer) else "")
+    return f"`{one_line(answer)[:80]}`" + (thinks if begins_with_thought(answer) else "")
 
 
 def _broken(came: str, *, foreign: bool = False) -> Trouble:

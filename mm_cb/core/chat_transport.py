@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import warnings
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -12,9 +13,13 @@ from urllib.parse import quote
 from mm_cb.core.chat_replies import Trouble, read_answer, read_error
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.records import JsonObject
+from mm_cb.core.thoughts import AnswerText
 
-WHOLE = 10
-"""A reply may take so many times the longest silence: some servers send blanks while they think, none may for ever."""
+WHOLE = 5
+"""A reply may take so many times the longest silence: some servers send blanks while they think, none may for ever.
+Once it has begun, the rest may take the longest silence: it is written at once."""
+SAID_AFTER = 1.5
+"""So many times the longest silence a reply may be under way in silence towards the user."""
 LARGEST = 16 * 2**20
 """Bytes of a reply."""
 _SECRET = 16
@@ -37,7 +42,7 @@ def open_client(url: str, key: str | None, timeout: float) -> Any:
     except ImportError as e:
         raise MissingExtraError("an endpoint needs the `judge` extra: pip install -e '.[judge]'") from e
     try:
-        hooks: Any = {"response": [partial(_read_within_limit, key)]}
+        hooks: Any = {"response": [partial(_read_within_limit, key, timeout)]}
         transport = openai.DefaultAsyncHttpxClient(timeout=timeout, follow_redirects=False, event_hooks=hooks)
         return openai.AsyncOpenAI(
             base_url=url, api_key=key or "none", timeout=timeout, max_retries=0, http_client=transport
@@ -49,7 +54,7 @@ def open_client(url: str, key: str | None, timeout: float) -> Any:
         ) from e
 
 
-async def reply_to(client: Any, request: JsonObject, timeout: float) -> str:
+async def reply_to(client: Any, request: JsonObject, timeout: float) -> AnswerText:
     """The answer in the reply to one request.
 
     Raises:
@@ -58,12 +63,13 @@ async def reply_to(client: Any, request: JsonObject, timeout: float) -> str:
     import openai
 
     whole = timeout * WHOLE
+    said = asyncio.get_running_loop().call_later(timeout * SAID_AFTER, _say_slow, str(client.base_url), whole)
     try:
         async with asyncio.timeout(whole):
             response = await client.chat.completions.with_raw_response.create(**request)
         return read_answer(response.http_response.content)
     except TimeoutError as e:
-        raise Trouble("slow", f"did not come to an end within {whole:g} s; ask for less", final=True) from e
+        raise _dripping(whole) from e
     except openai.APIStatusError as e:
         reply = e.response
         raise read_error(reply.status_code, reply.content, reply.headers, now=time.time()) from e
@@ -73,19 +79,35 @@ async def reply_to(client: Any, request: JsonObject, timeout: float) -> str:
         raise _no_connection(e.__cause__) from e
     except (openai.OpenAIError, UnicodeError) as e:
         raise Trouble("broken", f"cannot be asked this, or its reply cannot be read: {e}") from e
+    finally:
+        said.cancel()
 
 
-async def _read_within_limit(key: str | None, response: Any) -> None:
-    """Read a reply, whatever its status, no further than `LARGEST`: the library itself has no limit.
+def _say_slow(url: str, whole: float) -> None:
+    warnings.warn(
+        f"the endpoint {url.rstrip('/')} sends its reply in drips; a reply is given up after {whole:g} s.", stacklevel=2
+    )
+
+
+def _dripping(seconds: float) -> Trouble:
+    reason = f"sends its reply in drips, which did not come to an end within {seconds:g} s; ask another server"
+    return Trouble("slow", reason, tries=2)
+
+
+async def _read_within_limit(key: str | None, timeout: float, response: Any) -> None:
+    """Read a reply, whatever its status, no further than `LARGEST`, and not for ever: the library has no such limit.
 
     Some servers and gateways repeat the key, in an error or with the whole request. It is taken out here, before
     anything is quoted, cut or kept.
     """
-    body = bytearray()
+    body, begun, clock = bytearray(), None, asyncio.get_running_loop().time
     async for part in response.aiter_bytes():
         body += part
+        begun = clock() if begun is None and part.strip() else begun
+        if begun is not None and clock() - begun > timeout:
+            raise _dripping(timeout)
         if len(body) > LARGEST:
-            raise Trouble("broken", f"sends a reply of more than {LARGEST // 2**20} MB", final=True)
+            raise Trouble("broken", f"sends a reply of more than {LARGEST // 2**20} MB", tries=1)
     hidden = bytes(body)
     if key and (len(key) >= _SECRET or response.status_code >= 300):
         hidden = without_key(hidden, key)
@@ -111,5 +133,5 @@ def _no_connection(cause: BaseException | None) -> Trouble:
         return Trouble("broken", f"must answer chats in JSON, got what cannot be unpacked ({said})", foreign=True)
     if "SSL" in said.upper() or "CERTIFICATE" in said.upper():
         advice = "write http:// for a server without TLS, or name its certificate in SSL_CERT_FILE"
-        return Trouble("down", f"cannot be reached safely ({said}); {advice}", final=True)
+        return Trouble("down", f"cannot be reached safely ({said}); {advice}", tries=1)
     return Trouble("down", f"cannot be reached ({said}); start the server or correct the address")

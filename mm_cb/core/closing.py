@@ -126,12 +126,15 @@ def again(change: Mapping[str, str | None], more: Sequence[str] = ()) -> list[st
 
     Args:
         change: Flag → its value now; one that was not typed is added, if it has a value.
-        more: Words for the end.
+        more: Words for the end; ``key=value`` there takes the place of one that was typed.
     """
     words: list[str] = []
+    keys = {word.partition("=")[0] for word in more if "=" in word}
     change, left = dict(change), iter(TYPED)
     for word in left:
         flag, equals, _ = word.partition("=")
+        if equals and flag in keys:
+            continue
         if flag not in change or not flag.startswith("--"):
             words.append(word)
             continue

@@ -81,7 +81,7 @@ class Endpoint:
         Args:
             url: For example ``http://localhost:8000/v1``.
             model: Model name.
-            timeout: Longest silence of the server in seconds.
+            timeout: Longest silence of the server in seconds; a whole reply may take five times as long.
             retries: Further tries after a failure that may pass: silence, 408, 409, 429 (its Retry-After is kept up to
                 two minutes), 5xx, replies that are no chat completion, answers that end in an error.
             concurrency: Requests under way at the same time.
@@ -167,7 +167,8 @@ class Endpoint:
             except Trouble as trouble:
                 wait = trouble.wait or 0.0
                 trouble = self._outlook.judged(trouble)
-                if tries > self._retries or trouble.kind not in MAY_PASS or trouble.final or wait > _LONGEST_WAIT:
+                enough = tries > self._retries or tries >= (trouble.tries or tries + 1)
+                if enough or trouble.kind not in MAY_PASS or wait > _LONGEST_WAIT:
                     return self._failure(trouble, tries, max_tokens)
                 await self._outlook.pause(wait or min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE))
         raise AssertionError("the last try returns")

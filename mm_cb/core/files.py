@@ -16,11 +16,20 @@ from mm_cb.core.reading import TextFault, decode, loads, refuse_pipe
 from mm_cb.core.records import JsonObject
 
 TEMPORARY_SUFFIX = ".mm-cb-tmp"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_IN_WORDS = (
-    *("No space left on device", "File too large", "os error 28", "os error 27"),
-    *("inline_container", "iostream error"),  # torch's, at different places of a file
+_NO_ROOM = "the disk is full; free some space and run the same command again."
+_TOO_LARGE = (
+    "a file may be no larger here (a limit of the shell, see `ulimit -f`, or of the file system); raise it, or take "
+    "another place, and run the same command again."
 )
+_EITHER = (
+    "the disk is full, or a file may be no larger here (see `ulimit -f`); make room and run the same command again."
+)
+_FULL = {errno.ENOSPC: _NO_ROOM, errno.EDQUOT: _NO_ROOM, errno.EFBIG: _TOO_LARGE}
+_FULL_IN_WORDS = {
+    **{"No space left on device": _NO_ROOM, "os error 28": _NO_ROOM},
+    **{"File too large": _TOO_LARGE, "os error 27": _TOO_LARGE},
+    **dict.fromkeys(("inline_container", "iostream error"), _EITHER),  # torch's, at different places of a file
+}
 _REFUSED = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST),
     *(errno.ENOENT, errno.ELOOP, errno.EINVAL),  # folders that cannot be made, as below /proc
@@ -29,14 +38,12 @@ _REFUSED = (
 
 @contextlib.contextmanager
 def file_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a refused path inside the block into a UserError that names ``path``."""
+    """Turn a full disk, a limit of size or a refused path inside the block into a UserError that names ``path``."""
     try:
         yield
     except Exception as e:
-        if disk_is_full(e):
-            raise UserError(
-                f"`{path}` could not be written: the disk is full; free some space and run the same command again."
-            ) from e
+        if why := no_room(e):
+            raise UserError(f"`{path}` could not be written: {why}") from e
         if isinstance(e, OSError) and e.errno in _REFUSED:
             refuse_broken_link(path)
             raise UserError(
@@ -59,11 +66,14 @@ def refuse_broken_link(path: Path) -> None:
             )
 
 
-def disk_is_full(error: BaseException) -> bool:
-    """Whether an error means a full disk, whichever library met it: torch and safetensors say so in words alone."""
+def no_room(error: BaseException) -> str | None:
+    """What to say where an error means a full disk, or a file that may be no larger; None for any other error.
+
+    Whichever library met it: torch and safetensors say so in words alone.
+    """
     if isinstance(error, OSError):
-        return error.errno in _FULL
-    return any(sign in str(error) for sign in _FULL_IN_WORDS)
+        return _FULL.get(error.errno or 0)
+    return next((why for sign, why in _FULL_IN_WORDS.items() if sign in str(error)), None)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

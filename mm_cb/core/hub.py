@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mm_cb.core.errors import UserError, one_line
-from mm_cb.core.files import disk_is_full, refuse_broken_link
+from mm_cb.core.files import no_room, refuse_broken_link
 from mm_cb.core.packages import stay_offline_without_network
 from mm_cb.core.paths import refuse_missing_parts
 
@@ -71,7 +71,7 @@ def fetch(
                 ignore_patterns=["*/*"] if flat else None,
             )
     except Exception as error:  # the hub's library raises whatever its layers raise
-        if isinstance(error, OSError) and disk_is_full(error):
+        if isinstance(error, OSError) and no_room(error):
             raise
         raise refused(name, error, kind, patterns) from error
     _commits[key] = Path(folder).name

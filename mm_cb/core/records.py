@@ -134,6 +134,8 @@ class Item(ScoredCompletion, total=False):
     """Id of the behaviour whose attacked picture was shown."""
     reason: str
     """Why there is no score."""
+    thought: str
+    """What the model thought in front of its completion; neither scored nor judged."""
     answer: str | list[str]
     letter: str | None
     question_type: str
@@ -215,6 +217,8 @@ class Completion(TypedDict, total=False):
     key: Required[str]
     """Of the request."""
     completion: Required[str]
+    thought: str
+    """What stood in front of it, or came beside it: no part of the answer."""
     refused: str
     """Why there is no answer."""
     cut: str

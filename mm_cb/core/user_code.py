@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +16,23 @@ Entry = TypeVar("Entry")
 _PACKAGE = str(Path(__file__).parents[1])
 _files: dict[str, Path] = {}
 """Files that were run, as tracebacks name them, to what the user calls them."""
+
+
+def refuse_taken(name: str, kind: str, shipped: Collection[str]) -> None:
+    """Refuse a user's entry under the name of one that comes with the package: one would be taken for the other.
+
+    Args:
+        name: The user's.
+        kind: What it names, in one word.
+        shipped: Names that are taken, without regard to case.
+
+    Raises:
+        UserError: In that case, or if the name is no text.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"a {kind} must have a text as its name, got {name!r:.80}.")
+    if taken := [one for one in shipped if one.casefold() == name.strip().casefold()]:
+        raise UserError(f"the {kind} `{name}` has the name of mm-cb's own `{taken[0]}`: rename yours.")
 
 
 def entry_of(name: str, kind: str, table: Mapping[str, Entry]) -> Entry:
@@ -50,7 +67,7 @@ def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> list[Ent
         call: The function by which it does so, for the error line.
 
     Raises:
-        UserError: If there is no such file, it fails, or it registers nothing.
+        UserError: If there is no such file, it fails, it registers nothing, or something under a name that is taken.
     """
     path = Path(path)
     spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
@@ -64,6 +81,8 @@ def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> list[Ent
     kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is left beside the user's file
     try:
         spec.loader.exec_module(module)
+    except UserError as e:
+        raise UserError(f"`{path}`: {e}") from e
     except Exception as e:  # whatever the user's file raises
         raise UserError(f"`{path}` cannot be run: {type(e).__name__}: {one_line(str(e))}") from e
     finally:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from image_attacks import BENIGN_TARGETS
 from mm_cb.core.errors import UserError
+from mm_cb.core.file_kinds import refuse_records
 from mm_cb.core.files import dumps
 from mm_cb.core.paths import safe_id
 from mm_cb.core.reading import json_lines, read_text, unfit
@@ -56,7 +57,9 @@ def read_targets(path: Path) -> list[str]:
     Raises:
         UserError: If the file cannot be read or holds none.
     """
-    targets = [line.strip() for line in read_text(path, "targets").split("\n") if line.strip()]
+    text = read_text(path, "targets")
+    refuse_records(text, str(path), "a harmless target a line,")
+    targets = [line.strip() for line in text.split("\n") if line.strip()]
     for number, target in enumerate(targets, start=1):
         if reason := unfit(target):
             raise UserError(f"`{path}`: target {number} cannot be used: {reason}.")

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mm_cb.core.chat_replies import CUT, REFUSED, cut_in_thinking
+from mm_cb.core.chat_replies import CUT, REFUSED
 from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import EndpointError
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import CountedWork
 from mm_cb.core.records import Completion, JsonObject
 from mm_cb.core.runs import append_jsonl
+from mm_cb.core.thoughts import AnswerText, answer_in
 from mm_cb.data.pictures import Picture, shown
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
@@ -83,11 +84,12 @@ class LocalEngine:
 
         lengths = [prompt_tokens(self.subject.model, request) for request in requests]
         longest_first = sorted(range(len(requests)), key=lambda i: -lengths[i])
+        thinks = self.subject.model.thinking and self.subject.model.thinking_switch is not None
         hook = self.subject.model.base.register_forward_pre_hook(self._count)
         try:
             for group in chunks([requests[i] for i in longest_first], self._batch):
-                completions = complete_batch(self.subject, group, max_new_tokens)
-                yield from zip([request.key for request in group], completions, strict=True)
+                for request, said in zip(group, complete_batch(self.subject, group, max_new_tokens), strict=True):
+                    yield request.key, answer_in(said, opened=thinks)
         except torch.OutOfMemoryError as e:
             raise UserError(
                 f"the accelerator's memory does not hold {self._batch} of these requests at once; run the same command "
@@ -135,7 +137,7 @@ def prompt_tokens(model: ChatModel, request: Request) -> int:
 
 def complete_all(
     engine: Engine, requests: Sequence[Request], store: Path, max_new_tokens: int, task: CountedWork | None = None
-) -> dict[str, str]:
+) -> dict[str, AnswerText]:
     """Completions of all requests; those that ``store`` holds are not asked for again.
 
     Args:
@@ -146,26 +148,28 @@ def complete_all(
         task: Counts the requests.
 
     Returns:
-        Key -> completion; the empty string where there is none, see `unanswered`: it is not what the model said.
+        Key -> completion, without the thought in front of it, which `store` holds too; the empty string where there is
+        none, see `unanswered`: it is not what the model said.
 
     Raises:
         UserError: If requests failed on the engine's side, or not one was answered; what was answered is kept, and the
             same command goes on.
     """
-    done: dict[str, str] = {record["key"]: record["completion"] for record in read_records(store, Completion)}
+    done: dict[str, AnswerText] = {
+        record["key"]: answer_in(record["completion"], beside=record.get("thought", ""))
+        for record in read_records(store, Completion)
+    }
     waiting = [request for request in requests if request.key not in done]
     failed: list[str] = []
     refused: dict[str, str] = {}
     try:
         for key, completion in engine.complete(waiting, max_new_tokens):
-            kind, reason = _kind(completion)
-            if kind == REFUSED:
-                refused[key] = reason
-            elif kind in ("", CUT):
-                done[key] = str(completion) if not kind else ""
-                append_jsonl(store, {"key": key, "completion": done[key]} | ({CUT: reason} if kind else {}))
+            if isinstance(completion, str) or completion.kind == CUT:
+                done[key] = _keep(store, key, completion)
+            elif completion.kind == REFUSED:
+                refused[key] = completion.reason
             else:
-                failed.append(reason)
+                failed.append(completion.reason)
             if task is not None:
                 task.advance()
     except EndpointError as e:
@@ -183,12 +187,18 @@ def complete_all(
         )
     for key, reason in refused.items():  # last, so that a server that refuses everything leaves nothing behind
         append_jsonl(store, {"key": key, "completion": "", REFUSED: reason})
-        done[key] = ""
+        done[key] = AnswerText("")
     return {request.key: done[request.key] for request in requests}
 
 
-def _kind(completion: str | Failure) -> tuple[str, str]:
-    """The kind of failure and its reason; nothing for an answer."""
-    if not isinstance(completion, str):
-        return completion.kind, completion.reason
-    return (CUT, "the answer ends in the middle of a thought.") if cut_in_thinking(completion) else ("", "")
+def _keep(store: Path, key: str, completion: str | Failure) -> AnswerText:
+    """Write what a request came to, its thought beside it; an answer that had not begun is none."""
+    reason = "" if isinstance(completion, str) else completion.reason
+    answer = AnswerText("") if not isinstance(completion, str) else completion
+    answer = answer if isinstance(answer, AnswerText) else answer_in(answer)
+    if answer.cut:
+        reason = "the answer ends in the middle of a thought, or right behind one."
+        answer = AnswerText("", answer.thought)
+    thought = {"thought": answer.thought} if answer.thought else {}
+    append_jsonl(store, {"key": key, "completion": answer} | thought | ({CUT: reason} if reason else {}))
+    return answer

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mm_cb.core.embedded import is_fiction
+from mm_cb.core.embedded import embedded, is_fiction
 from mm_cb.core.errors import UserError
 from mm_cb.core.places import found_again, may_be
+from mm_cb.core.recipe_files import recipe_model, recipe_names
 from mm_cb.core.records import Run
 
 if TYPE_CHECKING:
@@ -117,3 +118,39 @@ def subject_name(breaker: bool, system: str | None, probe: str | None = None) ->
     """What a model is called in results.json: ``base`` or ``rr``, then ``+probe`` and ``+safety_prompt``."""
     name = ("rr" if breaker else "base") + ("+probe" if probe is not None else "")
     return name + ("+safety_prompt" if system is not None else "")
+
+
+def chosen_name(source: ModelSource, given: str | None) -> str:
+    """What a model is called in results.json: the name that is given, or its own, see `subject_name`.
+
+    A page takes ``base`` and ``rr`` for what they say, so that a model that is something else cannot have them. Of a
+    served one, and of a folder that may be a merged breaker, nobody knows.
+
+    Raises:
+        UserError: If the name says what the model is not.
+    """
+    own = subject_name(source.breaker, source.system, source.probe)
+    if given is None:
+        return own
+    kind, *more = given.strip().casefold().split("+")
+    if kind not in ("base", "rr") or source.endpoint is not None:
+        return given
+    what = [] if source.adapter is None else ["`--adapter`"]
+    what += [] if source.probe is None or "probe" in more else ["`--probe`"]
+    what += [] if source.system is None or "safety_prompt" in more else ["`--system`"]
+    if kind == "rr":
+        what = [one for one in what if one != "`--adapter`"]
+        what += ["a base without `--adapter`"] if not source.breaker and _is_base(source.model) else []
+    for flag, held in (("probe", source.probe), ("safety_prompt", source.system)):
+        what += [f"no `--{'system' if flag == 'safety_prompt' else flag}`"] if flag in more and held is None else []
+    if what:
+        raise UserError(
+            f"`--subject {given}` says what this model is not, it is given {' and '.join(what)}: leave `--subject` out "
+            f"(it is `{own}` then), or take a name of your own."
+        )
+    return given
+
+
+def _is_base(model: str) -> bool:
+    """Whether a name stands for a model that breakers are made from: an embedded one, or a shipped recipe's."""
+    return embedded(model) is not None or model in map(recipe_model, recipe_names())

@@ -27,6 +27,8 @@ class Case:
     """The picture that the model was shown."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of the behaviour: ``context``, ``image_description``, what an embedded model's exact judge needs."""
+    item: str = ""
+    """Id and condition of the record that it is from, for messages."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Judge(Protocol):
 
         Raises:
             EndpointError: If a case has no verdict for a reason that may pass.
+
+        A judge may also have ``reads(case, raw)``, the verdict in words of its own: stored ones are held against it.
         """
 
 

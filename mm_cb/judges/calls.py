@@ -32,6 +32,10 @@ class TargetCallJudge:
                 continue
             yield case.key, _verdict(case.completion, wanted)
 
+    def reads(self, case: Case, raw: str) -> Verdict:
+        """The verdict again, which a rule gives whatever stands there."""
+        return dict(self.judge([case]))[case.key]
+
 
 def _verdict(completion: str, wanted: TargetCall) -> Verdict:
     found = [call for calls in map(_read, FORMATS, [completion] * len(FORMATS)) for call in calls]

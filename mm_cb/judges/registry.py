@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import dumps
 from mm_cb.core.limits import LIMITS
-from mm_cb.core.user_code import entry_of
+from mm_cb.core.user_code import entry_of, refuse_taken
+from mm_cb.metrics.table import is_known
 
 if TYPE_CHECKING:
     from mm_cb.judges.base import Judge
@@ -55,7 +57,8 @@ class JudgeEntry:
     open: Callable[[JudgeOptions], Judge]
     """Loads the judge, or points at the server that has it."""
     reads: frozenset[str] = frozenset()
-    """Which it reads of ``--judge-model``, ``--prompt-file``, ``--endpoint``, ``--label``, ``--pictures``."""
+    """Which it reads of ``--judge-model``, ``--prompt-file``, ``--endpoint``, ``--label``, ``--pictures``; a judge that
+    comes with the package also of ``--device``, ``--dtype``, ``--batch``."""
     checkpoint: str | None = None
     """Where its checkpoint is published; None = it needs none."""
 
@@ -80,7 +83,13 @@ def free_judges() -> list[str]:
 
 
 def register_judge(entry: JudgeEntry) -> None:
-    """Make a judge known under its name; a name that is there already is replaced."""
+    """Make a judge known under its name; one of yours that has it already is replaced.
+
+    Raises:
+        UserError: If it is the name of one that comes with the package.
+    """
+    if not _is_shipped(entry):
+        refuse_taken(entry.name, "judge", _shipped_names())
     _JUDGES[entry.name] = entry
 
 
@@ -98,9 +107,52 @@ def open_judge(options: JudgeOptions) -> Judge:
         "--label": bool(options.labels),
         "--pictures": options.pictures,
     }
-    if useless := [option for option, there in given.items() if there and option not in entry.reads]:
+    refuse_unread(entry, [option for option, there in given.items() if there])
+    judge = entry.open(options)
+    if not _is_shipped(entry):
+        _refuse_strange(judge, entry)
+    return judge
+
+
+def refuse_unread(entry: JudgeEntry, given: Iterable[str]) -> None:
+    """Refuse options that a judge would not read.
+
+    Raises:
+        UserError: Naming the first.
+    """
+    reads = entry.reads if _is_shipped(entry) else entry.reads | _LOADING  # a user's says it of the others alone
+    if useless := [option for option in given if option not in reads]:
         raise UserError(f"judge `{entry.name}` does not read `{useless[0]}`: drop it, or take another judge.")
-    return entry.open(options)
+
+
+def _is_shipped(entry: JudgeEntry) -> bool:
+    return str(getattr(entry.open, "__module__", "")).partition(".")[0] == "mm_cb"
+
+
+def _shipped_names() -> list[str]:
+    return [name for name, entry in _JUDGES.items() if _is_shipped(entry)]
+
+
+def _refuse_strange(judge: Any, entry: JudgeEntry) -> None:
+    """Refuse a user's judge that is none, or whose verdicts would lie where those of one that is shipped do."""
+    there: dict[str, Any] = {name: getattr(judge, name, None) for name in ("name", "metrics", "source", "judge")}
+    fit = isinstance(there["metrics"], Sequence) and not isinstance(there["metrics"], str)
+    fit = fit and isinstance(there["source"], Mapping) and callable(there["judge"])
+    if not fit:
+        came = ", ".join(f"{name}={value!r:.40}" for name, value in there.items())
+        raise UserError(
+            f"what `{entry.name}` opens must be a judge, with `name`, `metrics` (a tuple), `source` (a mapping) and "
+            f"`judge` (a method), got {type(judge).__name__} with {came}."
+        )
+    try:
+        dumps(there["source"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"judge `{entry.name}` must have a `source` of plain values: {error}") from error
+    if strange := [one for one in there["metrics"] if not (isinstance(one, str) and is_known(one))]:
+        raise UserError(f"judge `{entry.name}` must name `metrics` that there are, got {strange[0]!r:.80}.")
+    refuse_taken(judge.name, "judge", (*_shipped_names(), *_STORED))
+    if judge.name.startswith("endpoint:"):
+        raise UserError(f"the judge `{judge.name}` has the name of a served model's: rename yours.")
 
 
 def _refusal_strings(options: JudgeOptions) -> Judge:
@@ -177,11 +229,15 @@ def _prompt(options: JudgeOptions, model: str) -> str:
 
 
 def _published(name: str, about: str, checkpoint: str) -> JudgeEntry:
-    reads = {"--judge-model"} | (set() if name.startswith("llama-guard") else {"--prompt-file"})
+    reads = {"--judge-model", "--device", "--dtype"}
+    reads |= set() if name.startswith("llama-guard") else {"--prompt-file", "--batch"}
     return JudgeEntry(name, about, _checkpoint_judge, frozenset(reads), checkpoint)
 
 
-_SERVED = frozenset({"--judge-model", "--prompt-file", "--endpoint", "--label", "--pictures"})
+_LOADING = frozenset({"--device", "--dtype", "--batch"})
+_SERVED = frozenset({"--judge-model", "--prompt-file", "--endpoint", "--label", "--pictures", "--batch"})
+_STORED = ("refusal-strings (proxy)", "as-run", "newest", "agreement")
+"""Names of verdicts, and of what lies beside them."""
 _JUDGES: dict[str, JudgeEntry] = {
     entry.name: entry
     for entry in (

@@ -23,7 +23,7 @@ from mm_cb.metrics.checks import attack_is_strong, placebo_is_weak
 from mm_cb.metrics.holes import absent_outputs, absent_pictures, read_curves
 from mm_cb.metrics.observations import rank, worst_pictures
 from mm_cb.metrics.results import Measurement, measure, read_results, write_results
-from mm_cb.metrics.table import judged_as
+from mm_cb.metrics.table import judged_as, metric
 from mm_cb.metrics.whole import refuse_contradiction, whole_items
 
 FOLDER = "judgements"
@@ -128,7 +128,11 @@ def judgeable(items: Iterable[Item], run_dir: Path, name: str, metrics: Sequence
     judged = [item for item in items if judged_as(item["metric"]) in metrics]
     found = [item for item in judged if completions_of(item) and not _unanswered(item)]
     if not found:
-        raise UserError(f"`{run_dir}` holds no completions that `{name}` can judge (metrics: {', '.join(metrics)}).")
+        can = f"`{run_dir}` holds no completions that `{name}` can judge (metrics: {', '.join(metrics)})"
+        there = {judged_as(item["metric"]) for item in items if completions_of(item)}
+        known = {one: metric(one).outcomes for one in sorted(there) if metric(one).outcomes and one not in metrics}
+        held = "; ".join(f"{one}, whose outcomes are {', '.join(outcomes)}" for one, outcomes in known.items())
+        raise UserError(f"{can}{f', they are of {held}' if held else ''}.")
     return found
 
 
@@ -145,7 +149,8 @@ def _cases(items: Iterable[Item], run_dir: Path, extras: Mapping[str, Mapping[st
         for one in completions_of(item):
             key = key_of(item, one)
             image = file_inside(run_dir, one.get("image") or item.get("screen"))
-            cases.setdefault(key, Case(key, str(asked), one["completion"], judged_as(item["metric"]), image, extra))
+            judged_by, place = judged_as(item["metric"]), f"{item['id']}, {item['condition']}"
+            cases.setdefault(key, Case(key, str(asked), one["completion"], judged_by, image, extra, place))
     return cases
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mm_cb.core.endpoint import UNANSWERED, Endpoint, EndpointError, user_message
-from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.errors import UserError, nearest
 from mm_cb.core.files import text_sha256
 from mm_cb.judges.base import NOT_JUDGED, Case, Verdict, with_degenerate
 from mm_cb.judges.prompts import check_judge_template, fill
@@ -40,6 +40,10 @@ class EndpointJudge:
         self.sees = pictures
         said = set(self._labels.values())
         self.metrics: Sequence[str] = [m.name for m in metrics() if m.outcomes and said <= {*m.outcomes, NOT_JUDGED}]
+        if not self.metrics:
+            raise UserError(
+                f"`--label` must give outcomes of one metric ({outcomes_told()}), got {', '.join(sorted(said))}."
+            )
         self.source: Mapping[str, object] = {
             "model": endpoint.model,
             "prompts_sha256": {"prompt": text_sha256(template)},
@@ -54,7 +58,7 @@ class EndpointJudge:
             EndpointError: If the endpoint cannot judge any further, or, after the last verdict, if requests failed for
                 a reason that may pass: those cases have no verdict.
         """
-        completions = {case.key: case.completion for case in cases}
+        by_key = {case.key: case for case in cases}
         texts = {case.key: self._text(case) for case in cases}  # before the first is paid for
         for case in cases:
             self._shown(case)  # likewise: one that cannot be opened is told now
@@ -62,7 +66,7 @@ class EndpointJudge:
         failed = ""
         for key, answer in self._endpoint.map(asked, max_tokens=_MAX_TOKENS, temperature=0.0):
             if isinstance(answer, str):
-                yield key, with_degenerate(self._read(answer), completions[key])
+                yield key, self.reads(by_key[key], answer)
             elif answer.kind in UNANSWERED:
                 yield key, Verdict(NOT_JUDGED, None, "", answer.reason)
             else:
@@ -82,8 +86,16 @@ class EndpointJudge:
 
         return [open_picture(case.image)] if self.sees and case.image is not None else []
 
-    def _read(self, answer: str) -> Verdict:
-        return Verdict(self._labels.get(_label(answer), NOT_JUDGED), None, answer)
+    def reads(self, case: Case, raw: str) -> Verdict:
+        """The verdict in an answer."""
+        verdict = Verdict(self._labels.get(_label(raw), NOT_JUDGED), None, raw)
+        return with_degenerate(verdict, case.completion)
+
+
+def outcomes_told() -> str:
+    """The outcomes that a judge can give, by metric."""
+    told = {m.outcomes: m.name for m in reversed(metrics()) if m.outcomes}
+    return "; ".join(f"{name}: {', '.join(outcomes)}" for outcomes, name in reversed(told.items()))
 
 
 def _label(answer: str) -> str:
@@ -108,7 +120,11 @@ def parse_labels(texts: Sequence[str]) -> dict[str, str]:
         if not equals or not label or len(answer.strip().splitlines()) > 1:
             raise UserError(f"`--label` must be ANSWER=OUTCOME, such as yes=harmful; got `{text}`.")
         if outcome not in valid:
-            raise unknown("outcome", outcome, valid)
+            close = nearest(outcome, valid)
+            hint = f", did you mean `{close}`?" if close else ""
+            raise UserError(
+                f"`--label` must give an answer one of these outcomes, {outcomes_told()}; got `{text}`{hint}"
+            )
         if label in labels:
             raise UserError(
                 f"`--label` must name every answer once, without regard to case and to marks around it; got "

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
 from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import EndpointError
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import jsonl_lines
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
+from mm_cb.core.reading import shown
 from mm_cb.core.records import Run
 from mm_cb.core.runs import append_jsonl, read_jsonl, write_json, write_jsonl
 from mm_cb.judges.base import NOT_JUDGED, Case, Judge, Verdict
@@ -87,7 +89,7 @@ def _verdicts_in(path: Path) -> dict[str, Judged]:
 def _wrong_with(outcome: Any, score: Any, metric_name: str) -> str | None:
     """What no judge can say of a completion of this metric."""
     known = metric(metric_name).outcomes
-    if known and outcome not in (*known, NOT_JUDGED):
+    if not isinstance(outcome, str) or (known and outcome not in (*known, NOT_JUDGED)):
         return f"one of {', '.join(dict.fromkeys([*known, NOT_JUDGED]))}, got {outcome!r}"
     number = isinstance(score, int | float) and not isinstance(score, bool)
     if score is not None and not (number and 0 <= score <= 1):
@@ -95,11 +97,63 @@ def _wrong_with(outcome: Any, score: Any, metric_name: str) -> str | None:
     return None
 
 
-def _refuse_impossible(judge: Judge, key: str, verdict: Verdict, cases: Mapping[str, Case]) -> None:
-    if key not in cases:
-        raise UserError(f"judge `{judge.name}` must yield the `key` of a case that it was given, got {key!r}.")
-    if wrong := _wrong_with(verdict.outcome, verdict.score, cases[key].metric):
-        raise UserError(f"judge `{judge.name}` must say of `{cases[key].metric}` {wrong}.")
+def _refuse_contradictions(path: Path, judge: Judge, cases: Mapping[str, Case]) -> None:
+    """Refuse a stored verdict that its judge's own words, read again, contradict.
+
+    Whether a text is broken, which versions see differently, is left alone.
+
+    Raises:
+        UserError: Naming file and line.
+    """
+    read_again: Callable[[Case, str], Verdict] | None = getattr(judge, "reads", None)
+    if read_again is None or not path.is_file():
+        return
+    for number, line in jsonl_lines(path):
+        case, raw = cases.get(str(line.get("key"))), line.get("raw")
+        if case is None or not isinstance(raw, str) or line.get("outcome") == NOT_JUDGED:
+            continue
+        again = read_again(case, raw)
+        said = {again.outcome, line.get("outcome")}
+        same = len(said) == 1 or "gibberish" in said
+        if not same or (again.score is None) is not (line.get("score") is None):
+            raise UserError(
+                f"{path}:{number} says {shown(line.get('outcome'))}, score {shown(line.get('score'))} (item "
+                f"`{case.item}`), but the judge's own words {shown(raw)} mean {shown(again.outcome)}; one of them was "
+                "changed: delete the line to have it judged anew."
+            )
+
+
+def said_of(judge: Judge, cases: Sequence[Case]) -> Iterator[tuple[str, Verdict]]:
+    """What a judge says of cases, each verdict as it comes, if it is one.
+
+    Raises:
+        UserError: If it says something else, of something else, or twice; names the judge and the case.
+    """
+    if not cases:
+        return
+    waiting = {case.key: case for case in cases}
+    said = judge.judge(cases)
+    if not isinstance(said, Iterable) or isinstance(said, str | Mapping):
+        raise UserError(
+            f"judge `{judge.name}` must yield a case's `key` and a `Verdict`, case by case, its `judge` returns "
+            f"{shown(said)}."
+        )
+    for one in said:
+        left = f"(the first item that waits is {shown(next((case.item for case in waiting.values()), 'none'))})"
+        if not isinstance(one, tuple | list) or len(one) != 2 or not isinstance(one[1], Verdict):
+            raise UserError(f"judge `{judge.name}` must yield a case's `key` and a `Verdict`, got {shown(one)} {left}.")
+        key, verdict = one
+        if not isinstance(key, str) or key not in waiting:
+            raise UserError(
+                f"judge `{judge.name}` must yield the `key` of a case that it was given, each once, got {shown(key)} "
+                f"{left}."
+            )
+        case = waiting.pop(key)
+        wrong = _wrong_with(verdict.outcome, verdict.score, case.metric)
+        if wrong or not (isinstance(verdict.raw, str) and isinstance(verdict.reason, str)):
+            wrong = wrong or f"what is a text as `raw` and `reason`, got {shown(verdict.raw)}, {shown(verdict.reason)}"
+            raise UserError(f"judge `{judge.name}` must say of `{case.metric}` {wrong} (item `{case.item}`).")
+        yield key, verdict
 
 
 def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: Progress) -> dict[str, Judged]:
@@ -112,6 +166,7 @@ def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: P
         UserError: If it says something impossible, or nothing.
     """
     path = folder / f"{safe_id(judge.name)}.jsonl"
+    _refuse_contradictions(path, judge, cases)
     verdicts = {
         key: record
         for key, record in _verdicts_in(path).items()
@@ -121,8 +176,7 @@ def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: P
     shorter = "a larger --batch, a GPU, or a judge behind an --endpoint"
     task = progress.task(f"judge {judge.name}", len(cases), done=len(cases) - len(waiting), shorter=shorter)
     try:
-        for key, verdict in judge.judge(waiting):
-            _refuse_impossible(judge, key, verdict, cases)
+        for key, verdict in said_of(judge, waiting):
             verdicts[key] = {"key": key, "outcome": verdict.outcome, "score": verdict.score, "raw": verdict.raw}
             if verdict.outcome == NOT_JUDGED:
                 verdicts[key]["reason"] = verdict.reason

@@ -83,12 +83,17 @@ def load_run(folder: Path) -> RunFiles:
     if items != unsaid:
         measurements += _worst_by_given(items, measurements)
     protocol = _protocol(folder / "protocol.json")
+    checks = read_list(folder / "checks.json", Check)
+    if command == "attack check":
+        from mm_cb.attacks.sanity.stored import refuse_other_checks
+
+        refuse_other_checks(folder, run["recipe"], checks)
     return RunFiles(
         folder=folder,
         run=run,
         measurements=measurements,
         items=[{**item, "run_dir": str(folder)} for item in items],
-        checks=read_list(folder / "checks.json", Check),
+        checks=checks,
         curves=read_curves(folder / "curves.json"),
         representations=_representations(folder / "representations.json"),
         timings=read_records(folder / "timings.jsonl", Timing),

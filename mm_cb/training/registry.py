@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mm_cb.core.errors import unknown
 from mm_cb.core.limits import LIMITS
-from mm_cb.core.user_code import entry_of
+from mm_cb.core.user_code import entry_of, refuse_taken
 from mm_cb.training.contrast import repbend_loss, triplet_loss
 from mm_cb.training.losses import cosine_to_draw, rand_c_loss, rand_p_loss, reroute_loss, rmu_loss
 
@@ -127,11 +127,13 @@ def chosen_loss(text: str) -> LossEntry:
 
 
 def register_loss(entry: LossEntry) -> None:
-    """Make a loss known under its name; a name that is there already is replaced.
+    """Make a loss known under its name; one of yours that has it already is replaced.
 
     Raises:
         TypeError: If its function does not take what it will be given.
+        UserError: If its name is that of one that comes with the package.
     """
+    refuse_taken(entry.name, "loss", _SHIPPED)
     given: dict[str, object] = {"count": None, **{name: one.default for name, one in entry.settings.items()}}
     given |= {"generator": None} if entry.random else {}
     try:
@@ -179,6 +181,7 @@ _PAPER = "Zou et al. 2024 (arXiv:2406.04313)"
 _RAND = f"{_PAPER}, Table 8. The distribution of r is not stated there: uniform in"
 _SHARED = "drawn for each step and target layer and shared by all tokens, is ours."
 _LOSSES: dict[str, LossEntry] = {}
+_SHIPPED: list[str] = []
 for _entry in (
     LossEntry(
         "rr",
@@ -255,3 +258,4 @@ for _entry in (
     ),
 ):
     register_loss(_entry)
+_SHIPPED.extend(_LOSSES)

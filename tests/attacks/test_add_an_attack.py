@@ -110,6 +110,9 @@ def test_a_registered_name_replaces_an_old_one_and_an_adapter_can_be_asked_for(m
         registry.chosen_attacks("own", adapted=False)
     register_attack(entry(TargetObjective, name="own"))
     assert registry.chosen_attacks("own", adapted=False) == ["own"] and "own" in registry._ATTACKS
+    for name in ("pgd", "PGD", "all"):
+        with pytest.raises(UserError, match=f"the attack `{name}` has the name of mm-cb's own .*: rename yours"):
+            register_attack(entry(TargetObjective, name=name))
 
 
 def test_a_row_brings_its_own_optimiser(tmp_path, monkeypatch):

@@ -303,3 +303,15 @@ def test_a_template_that_leaves_tools_out_is_refused_or_gone_round(tmp_path):
     )
     with pytest.raises(UserError, match="leaves out the tools"):
         FunctionCalling().task(str(CALLS), CallSettings(ask="template"), source)
+
+
+def test_answers_that_are_read_in_another_format_name_it(tmp_path, capsys):
+    where = ["score", "function-calling", "--data", str(CALLS), "--answers", str(ANSWERS)]
+    assert cli.run([*where, "--out", str(tmp_path / "python")]) == 0
+    assert "CAUTION" not in capsys.readouterr().err
+    with pytest.warns(UserWarning, match=r"not one of the 6 .* `--format hermes`; `--format python` reads [1-6]"):
+        assert cli.run([*where, "--format", "hermes", "--out", str(tmp_path / "hermes")]) == 0
+    nothing = tmp_path / "nothing.jsonl"
+    nothing.write_text("".join(json.dumps(one | {"result": "Hm."}) + "\n" for one in read_jsonl(ANSWERS)))
+    with pytest.warns(UserWarning, match="no other format reads one either"):
+        assert cli.run([*where[:-1], str(nothing), "--out", str(tmp_path / "nothing")]) == 0

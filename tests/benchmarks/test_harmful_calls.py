@@ -286,3 +286,10 @@ def test_an_id_stands_once_among_its_kind(tmp_path):
 def test_conditions_are_known(given, message):
     with pytest.raises(UserError, match=message):
         HarmfulCallSettings(conditions=given)
+
+
+def test_what_is_agentharms_is_not_given_with_rows_of_ones_own():
+    source = ModelSource("served", endpoint="http://127.0.0.1:1/v1")
+    for more, flag in (({"accept_clause": True}, "--accept-clause"), ({"split": "validation"}, "--split")):
+        with pytest.raises(UserError, match=f"`{flag}` is for AgentHarm, .* holds rows of your own"):
+            HarmfulCalls().task(str(EXAMPLE), HarmfulCallSettings(conditions=("no_attack",), **more), source)

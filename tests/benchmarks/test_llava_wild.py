@@ -200,7 +200,6 @@ def review(tmp_path, **fields):
     ("scores", "content", "expected"),
     [
         ([8, 7], "8 7\nwhy", (8, 7)),
-        ([7, 8], "8 7\nthe candidate came first", (7, 8)),
         ([8.5, 7], "8.5,7", (8.5, 7)),
         ([-1, -1], "I cannot say.", None),
         ([-1, -1], "150 8", None),
@@ -214,6 +213,17 @@ def test_stored_scores_are_those_of_the_judgement(tmp_path, scores, content, exp
     assert review(tmp_path, tuple=scores, content=content) == expected
 
 
+def test_scores_are_turned_in_files_of_the_other_order_alone(tmp_path):
+    row = {"question_id": 0, "category": "conv", "content": "8 7\nwhy"}
+    for name, scores in (("run-1-candidate_first.jsonl", [7, 8]), ("r.jsonl", [8, 7])):
+        for kept in ({**row, "tuple": scores}, row):
+            (tmp_path / name).write_text(json.dumps(kept))
+            assert list(read_reviews(tmp_path / name)[0].scores) == scores
+        (tmp_path / name).write_text(json.dumps({**row, "tuple": scores[::-1]}))
+        with pytest.raises(UserError, match=f"{name}:1: `tuple` must be the two scores"):
+            read_reviews(tmp_path / name)
+
+
 @pytest.mark.parametrize("scores", [[8, 10**400], [101, 5], [-1, 5], [-2, -2], [1e308, 1], [-0.5, 3]])
 def test_a_tuple_outside_every_scale_is_refused(tmp_path, scores):
     for content in (None, "", 7):
@@ -225,6 +235,7 @@ def test_a_tuple_outside_every_scale_is_refused(tmp_path, scores):
     ("scores", "content"),
     [
         ([9, 2], "2 8\nwhy"),
+        ([8, 2], "2 8\nwhy"),
         ([8, 7], "I cannot say."),
         ([8, 7], "8 7 6"),
         ([-1, -1], "8 7"),

@@ -156,7 +156,7 @@ def test_a_judge_that_answers_prose_gives_no_score(prose, benchmark, capsys):
     assert "NO SCORE" in out
 
 
-@pytest.mark.parametrize("trouble", ["<think>Both are good.</think>\n8 6", CUT, FILTERED])
+@pytest.mark.parametrize("trouble", ["<think>Both are good.\n8 6", CUT, FILTERED])
 def test_a_mended_judge_is_asked_for_what_could_not_be_read_alone(trouble, benchmark, capsys):
     mended = False
 

@@ -224,7 +224,7 @@ def test_a_stopped_run_repeats_no_question_and_the_batch_may_change(finished, tm
     [
         (["--subjects", "Art"], "subjects"),
         (["--subjects", "Art,Music", "--prompt", "lmms_eval"], "prompt"),
-        (["--subjects", "Art,Music", "--subject", "rr"], "subject"),
+        (["--subjects", "Art,Music", "--subject", "mine"], "subject"),
         (["--subjects", "Art,Music", "--limit", "1"], "questions_sha256"),
     ],
 )

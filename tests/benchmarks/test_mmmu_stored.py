@@ -292,3 +292,18 @@ def test_official_predictions_give_the_official_accuracy(model, overall, tmp_pat
     arguments = ("--predictions", predictions, "--answers", root / "answer_dict_val.json", "--out", tmp_path / "run")
     assert run(*arguments) == 0
     assert round(results(tmp_path / "run")["mmmu", "official", "all"]["value"], 1) == overall
+
+
+def test_a_thought_in_front_of_a_stored_output_is_not_scored(tmp_path, capsys):
+    exams = [record for record in records() if "_Art_" in record["id"]]
+    said = ["(A)", "The answer is B.", "C"]
+    plain = [{**one, "response": text} for one, text in zip(exams, said, strict=False)]
+    thinks = [{**one, "response": f"<think>(D) {i}</think>\n{one['response']}"} for i, one in enumerate(plain)]
+    items = []
+    for name, those in (("plain", plain), ("thinks", thinks)):
+        write_responses(tmp_path / name, those)
+        out = tmp_path / f"run-{name}"
+        assert run("--responses", tmp_path / name, "--subjects", "Art", "--out", out) == 0
+        items.append(read_jsonl(out / "items.jsonl"))
+    assert all("(D)" in item.pop("thought") for item in items[1]) and items[0] == items[1]
+    assert "3 answers came with a thought" in " ".join(capsys.readouterr().out.split())

@@ -137,6 +137,22 @@ def test_a_file_holds_one_benchmark(capsys):
     assert "must call `register_benchmark` once, it registers 2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "other", "expected"),
+    [
+        ("    name = ", "    name = 'mmmu'  # ", "the benchmark `mmmu` has the name of mm-cb's own"),
+        ('Metric("stones"', 'Metric("pope"', "the metric `pope` has the name of mm-cb's own"),
+    ],
+)
+def test_a_benchmark_and_its_metrics_have_names_of_their_own(line, other, expected, capsys):
+    stones()
+    code = Path("stones.py").read_text()
+    assert line in code
+    Path("stones.py").write_text(code.replace(line, other))
+    assert cli.run(["eval", "stones.py", "--model", "miniature", "--data", "stones.jsonl", "--out", "o"]) == 2
+    assert expected in capsys.readouterr().err
+
+
 def test_help_shows_a_default_of_zero(capsys):
     stones()
     code = Path("stones.py").read_text()

@@ -13,7 +13,7 @@ from PIL import Image
 import mm_cb
 from mm_cb import cli
 from mm_cb.benchmarks.base import Question
-from mm_cb.benchmarks.pope import Pope, PopeSettings, official_answer, strict_answer
+from mm_cb.benchmarks.pope import Pope, PopeAnswers, PopeSettings, official_answer, strict_answer
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl
 from mm_cb.metrics.results import find, read_results
@@ -217,6 +217,7 @@ def test_a_picture_that_is_missing_is_known_before_anything_is_asked(tmp_path, c
         ([{"answer": "yes"}], "must hold 2 answers, one a question, got 1"),
         ([{"answer": "yes"}, {"answer": 3}], "must be the answer to question `2`, as a text"),
         ([{"answer": "yes", "question_id": 2}, {"answer": "no", "question_id": 1}], "the answer to question `1`"),
+        ([{"answer": "yes", "text": "no"}] * 2, "a.jsonl:1: `answer` and `text` must be one text, they differ"),
         ([{"answer": "yes", "question": "Is there a dog?"}] * 2, "a.jsonl:1 answers 'Is there a dog?', but question"),
     ],
 )
@@ -226,3 +227,49 @@ def test_stored_answers_that_do_not_fit(answers, expected, tmp_path, capsys):
     where = ["--data", str(tmp_path / "p.json"), "--answers", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "o")]
     assert cli.run(["score", "pope", *where]) == 2
     assert expected in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_questions_are_no_answers_to_themselves(tmp_path, capsys):
+    lines(tmp_path / "p.json", 2)
+    (tmp_path / "copy.json").write_bytes((tmp_path / "p.json").read_bytes())
+    for name, expected in (("p.json", "must be another file than `--data`"), ("copy.json", "POPE questions, read by")):
+        where = ["--data", str(tmp_path / "p.json"), "--answers", str(tmp_path / name), "--out", str(tmp_path / "o")]
+        assert cli.run(["score", "pope", *where]) == 2
+        assert expected in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_a_thought_in_front_of_a_stored_answer_is_not_scored(tmp_path, capsys):
+    lines(tmp_path / "p.json", 4)
+    said = ["yes", "No, none.", "yes", "no"]
+    asked = [{"answer": "yes", "text": row["text"]} for row in read_jsonl(tmp_path / "p.json")]
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    questions = Pope().questions(str(tmp_path / "p.json"), PopeSettings(images=str(tmp_path)))
+    assert set(Pope().stored_answers(PopeAnswers(answers=str(tmp_path / "both.jsonl")), questions).values()) == {"yes"}
+    thoughts = ["<think>no</think>\n\n", "", "[THINK]No?[/THINK]", ""]
+    items = []
+    for name, answers in (("plain", said), ("thinks", [a + b for a, b in zip(thoughts, said, strict=True)])):
+        stored = answered(tmp_path / f"{name}.jsonl", answers)
+        where = ["--data", str(tmp_path / "p.json"), "--answers", str(stored), "--out", str(tmp_path / name)]
+        assert cli.run(["score", "pope", *where]) == 0
+        items.append(read_jsonl(tmp_path / name / "items.jsonl"))
+    assert "2 answers came with a thought" in " ".join(capsys.readouterr().out.split())
+    assert {item.pop("thought", "") for item in items[1]} == set(thoughts) and items[0] == items[1]
+    answered(tmp_path / "cut.jsonl", [*said[:3], "<think>no"])
+    where = [
+        "--data",
+        str(tmp_path / "p.json"),
+        "--answers",
+        str(tmp_path / "cut.jsonl"),
+        "--out",
+        str(tmp_path / "cut"),
+    ]
+    assert cli.run(["score", "pope", *where]) == 0
+    assert [item["reason"] for item in read_jsonl(tmp_path / "cut" / "items.jsonl") if "reason" in item] == ["cut"] * 2
+
+
+def test_a_folder_of_pictures_is_not_given_where_rows_hold_their_own(tmp_path):
+    rows = [{"question_id": "1", "question": "Is it?", "answer": "yes", "category": "random", "image": encoded(0)}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
+    assert Pope().questions(str(tmp_path / "test.parquet"), PopeSettings())
+    with pytest.raises(UserError, match="holds its picture itself: leave `--images` out"):
+        Pope().questions(str(tmp_path / "test.parquet"), PopeSettings(images=str(tmp_path)))

@@ -152,3 +152,22 @@ def test_answers_of_a_model_that_is_cut_in_its_thinking_are_asked_again_after_a_
         assert "all 6 requests are without an answer" in message and "`--max-new-tokens` more than 9" in message
         thinking = False
         assert run(benchmark, server, "--max-new-tokens", "9") == 0 and len(server.requests) == 2 * N
+
+
+def test_a_thought_is_scored_by_no_benchmark_and_kept_and_said_once(benchmark, tmp_path, capsys):
+    answers = ["A", "yes", "no, sorry", "(B)", "I cannot help", "It is C."]
+    thoughts = ["<think>(D), I cannot, no</think>\n\n", "", "[THINK]no, I cannot[/THINK]", "", "(A)\n</think>\n\n", ""]
+    items = []
+    for thinks in (False, True):
+        benchmark[benchmark.index("--out") + 1] = str(tmp_path / f"run-{thinks}")
+        with StubServer(lambda _, n, thinks=thinks: says(thinks * thoughts[n] + answers[n])) as server:
+            assert run(benchmark, server) == 0
+        items.append(read_jsonl(tmp_path / f"run-{thinks}" / "items.jsonl"))
+        out = " ".join(capsys.readouterr().out.split())
+        assert out.count("3 answers came with a thought in front of them, which is not scored") == int(thinks)
+    kept = {item.pop("thought", "") for item in items[1]}
+    assert items[0] == items[1] and kept == set(thoughts)
+    stored = read_jsonl(tmp_path / "run-True" / "parts" / "completions.jsonl")
+    assert [one.get("thought", "") + one["completion"] for one in stored] == [
+        thought + answer for thought, answer in zip(thoughts, answers, strict=True)
+    ]

@@ -62,6 +62,13 @@ def test_every_setting_is_a_flag_and_every_flag_has_a_line_of_help(verb, name, c
             ["pope", "--model", "miniature", "--max-new-tokens", "0"],
             "`--max-new-tokens` must be a whole number from 1 to 131,072 (no model answers at greater length), got 0",
         ),
+        (["pope", "--model", "m", "--endpoint", "http://h/v1", "--device", "cpu"], "`--device` is for a model in this"),
+        (["mmmu", "--model", "m", "--endpoint", "http://h/v1", "--dtype=float32"], "`--dtype` is for a model in this"),
+        (["pope", "--model", "miniature", "--subject", "rr"], "`--subject rr` says what this model is not"),
+        (
+            ["mmmu", "--model", "miniature", "--subjects", "Art, Art"],
+            "`--subjects` must name each once, got `Art, ",
+        ),
         (["pop"], "unknown benchmark `pop`, did you mean `pope`?"),
     ],
 )

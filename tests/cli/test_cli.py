@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from mm_cb import cli
 from mm_cb.cli import failures
@@ -92,6 +93,9 @@ def test_version(capsys):
         (["train", "none.yaml"], "none.yaml"),
         (["train", "miniature", "sed=1"], "did you mean `seed`?"),
         (["train", "miniature", "--dry-run", "nonsense"], "nonsense"),
+        (["train", "miniature", "seed=1", "seed=2"], "`seed` is given more than once, `seed=2` the last time"),
+        (["train", "miniature", "seed=1", "--seed", "1"], "`seed` is given more than once"),
+        (["train", "miniature", "training.max_steps=1", "training={}"], "`training.max_steps` is given more than once"),
         (["report"], "RUN_DIR"),
         (["report", "nowhere"], "`nowhere` must be a run directory"),
     ],
@@ -100,6 +104,22 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, capsys, tmp_
     assert cli.run(arguments) == 2
     assert expected in one_line_of(capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+def commands(group, path=()):
+    for name, one in group.commands.items():
+        below = (*path, *name.split())
+        yield from commands(one, below) if hasattr(one, "commands") else [(below, one)]
+
+
+@pytest.mark.parametrize(("path", "command"), list(commands(typer.main.get_command(cli.app.app))))
+def test_an_option_with_one_value_stands_once_and_one_with_several_as_often_as_one_likes(path, command, capsys):
+    options = [p for p in command.params if p.param_type_name == "option" and not p.is_flag]
+    for option in options:
+        for spelled in ([option.opts[0], "x", option.opts[-1], "x"], [f"{option.opts[0]}=x", f"{option.opts[0]}=y"]):
+            code = cli.run([*path, *spelled])
+            twice = f"`{option.opts[0]}` takes one value and is given 2 times" in capsys.readouterr().err
+            assert twice is not option.multiple and (code == 2 or not twice)
 
 
 @pytest.mark.parametrize(
@@ -119,9 +139,11 @@ def test_a_file_in_place_of_the_run_directory(arguments, capsys, tmp_path):
         (UserError("`x` must be\n y"), "mm-cb: `x` must be y\n"),
         (
             OSError(errno.ENOSPC, "No space left on device", "a/b.png"),
-            "mm-cb: the disk is full while writing `a/b.png`",
+            "mm-cb: `a/b.png` could not be written: the disk is full;",
         ),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "mm-cb: the disk is full;"),
+        (OSError(errno.EFBIG, "File too large", "a.pt"), "mm-cb: `a.pt` could not be written: a file may be no larger"),
+        (RuntimeError("I/O error: File too large (os error 27)"), "mm-cb: a file may be no larger here"),
     ],
 )
 def test_failures_of_a_command_that_the_user_can_fix(error, expected, monkeypatch, capsys):

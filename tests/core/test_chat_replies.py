@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mm_cb.core.chat_replies import CUT, MAY_PASS, REFUSED, Trouble, cut_in_thinking, read_answer, read_error
+from mm_cb.core.chat_replies import CUT, MAY_PASS, REFUSED, Trouble, read_answer, read_error
 
 
 def reply(content="hi", finish_reason="stop", **message):
@@ -28,7 +28,7 @@ def trouble(body):
         (reply("a cut answ", "length"), "a cut answ"),
         (reply("A", None), "A"),
         (reply("A", "length", reasoning_content="let me think"), "A"),
-        (reply("<think>it is B</think>A", "length"), "<think>it is B</think>A"),
+        (reply("<think>it is B</think>A", "length"), "A"),
         (reply("the tag <think> opens a thought", "length"), "the tag <think> opens a thought"),
         (
             reply(
@@ -208,19 +208,19 @@ def test_the_parameter_that_a_model_does_not_take_is_known():
 
 
 @pytest.mark.parametrize(
-    ("text", "cut"),
+    "fields",
     [
-        ("<think>so", True),
-        ("\n<THINK> so", True),
-        ("[THINK]so", True),
-        ("<reasoning>so", True),
-        ("<think>so</think>A", False),
-        ("[THINK]so[/THINK]A", False),
-        ("A", False),
-        ("", False),
-        ("so <think>", False),
-        ("<thinker>so", False),
+        {"reasoning_content": "so B"},
+        {"reasoning": "so B", "reasoning_content": "so B"},
+        {"reasoning_details": [{"type": "reasoning.text", "text": "so "}, {"text": "B"}]},
+        {
+            "content": [
+                {"type": "thinking", "thinking": [{"type": "text", "text": "so B"}]},
+                {"type": "text", "text": "A"},
+            ]
+        },
     ],
 )
-def test_a_thought_that_never_ends(text, cut):
-    assert cut_in_thinking(text) is cut
+def test_a_thought_beside_an_answer_is_kept_beside_it(fields):
+    answer = read_answer(reply(**{"content": "A", **fields}))
+    assert (answer, answer.thought, read_answer(reply("A")).thought) == ("A", "so B", "")

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from urllib.parse import quote
 
 import pytest
@@ -175,8 +176,15 @@ def test_a_redirection_is_named_and_not_followed():
 
 
 def test_a_reply_that_never_ends_is_left(monkeypatch):
-    with StubServer(lambda request, number: DRIP) as server:
-        assert "did not come to an end within 0.5 s" in failure(server, timeout=0.05) and len(server.requests) == 1
+    with StubServer(lambda request, number: DRIP) as server, pytest.warns(UserWarning, match="given up after 0.5 s"):
+        said = failure(server, timeout=0.1, retries=5)
+        assert "did not come to an end within 0.5 s" in said and "(2 tries)" in said and len(server.requests) == 2
+    begun = Reply(endless=b'{"choices": [')
+    with StubServer(lambda request, number: begun if number else says("ok")) as server, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        answers, _ = ask_all(server, count=3, timeout=0.1)
+        slow = [a for a in answers.values() if isinstance(a, EndpointFailure)]
+        assert slow and {a.kind for a in slow} == {"slow"} and "within 0.1 s" in slow[0].reason
     monkeypatch.setattr("mm_cb.core.chat_transport.LARGEST", 2**20)
     for status in (200, 500):
         with StubServer(lambda request, number, s=status: Reply(status=s, endless=b"x" * 2**16)) as server:

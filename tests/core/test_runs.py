@@ -2,6 +2,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,21 @@ def test_a_file_is_old_or_new_and_nothing_else_remains(tmp_path, monkeypatch):
         write_json(path, {"value": 2})
     assert json.loads(path.read_text()) == {"value": 1, "path": "p"}
     assert [entry.name for entry in path.parent.iterdir()] == ["x.json"]
+
+
+def test_a_file_that_may_be_no_larger_is_no_full_disk(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        for write in (
+            lambda: write_json(tmp_path / "a", "x" * 200),
+            lambda: append_jsonl(tmp_path / "b", {"x": "x" * 200}),
+        ):
+            with pytest.raises(UserError, match="could not be written: a file may be no larger here .*ulimit -f") as e:
+                write()
+            assert "disk" not in str(e.value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

@@ -364,3 +364,17 @@ def test_the_command_builds_resumes_and_says_what_is_missing(photos, folder, cap
     with StubServer(well) as server:
         assert cli.run(arguments(server)) == 0 and len(server.requests) == 2
     assert f"pairs: {COUNT}" in capsys.readouterr().out
+
+
+def test_a_build_of_nothing_is_no_success(photos, folder, capsys):
+    (folder / "t.txt").write_text(TEMPLATE)
+
+    def useless(request, number):
+        return "no pair" if "image_url" not in json.dumps(request) else well(request, number)
+
+    with StubServer(useless) as server:
+        servers = ["--describer", "d", "--describer-url", server.url, "--generator", "g", "--generator-url", server.url]
+        words = ["--images", "photos", "--template", "t.txt", "--out", "out", "--attempts", "1", *servers]
+        assert cli.run(["data", "build", "pairs", *words]) == 2
+    said = capsys.readouterr()
+    assert f"nothing was built of {COUNT} pictures" in said.err and "not used:" in said.out

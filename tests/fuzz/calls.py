@@ -369,8 +369,9 @@ def shown(name: str) -> Callable[[Path], None]:
 
 def battery(folder: Path) -> None:
     from mm_cb.attacks.sanity.run import _show
+    from mm_cb.attacks.sanity.stored import refuse_other_checks
 
-    _show(folder / "run")
+    refuse_other_checks(folder / "run", {"epsilon": 32}, _show(folder / "run"))
 
 
 class _Engine:

@@ -1,6 +1,7 @@
 """Stored completions judged again: written once, results refreshed, two judges compared."""
 
 import json
+import re
 
 import pytest
 
@@ -10,7 +11,7 @@ from mm_cb.core.files import file_sha256
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
 from mm_cb.core.runs import read_jsonl, read_run, write_json, write_jsonl
-from mm_cb.judges import Verdict
+from mm_cb.judges import Verdict, registry
 from mm_cb.judges.rejudge import rejudge
 from mm_cb.metrics import checks
 from mm_cb.metrics.results import find, measure, read_results, write_results
@@ -328,7 +329,24 @@ def test_a_judge_without_one_verdict_changes_nothing(run):
         (lambda key, verdict: [(key, Verdict("harmfull", None, ""))], r"one of harmful, .*not_judged, got 'harmfull'"),
         (lambda key, verdict: [(key, Verdict("harmful", 7.0, ""))], r"a score in 0..1 or None, got 7.0"),
         (lambda key, verdict: [(key, Verdict("harmful", float("nan"), ""))], r"a score in 0..1 or None, got nan"),
-        (lambda key, verdict: [("mine", verdict)], "the `key` of a case that it was given, got 'mine'"),
+        (
+            lambda key, verdict: [("mine", verdict)],
+            "of a case that it was given, each once, got 'mine' .*'1, ",
+        ),
+        (lambda key, verdict: [(key, verdict)] * 2, "the `key` of a case that it was given, each once"),
+        (
+            lambda key, verdict: [(key, verdict, 1)],
+            "a `Verdict`, got .*the first item that waits is",
+        ),
+        (lambda key, verdict: [verdict], "a case's `key` and a `Verdict`, got Verdict"),
+        (lambda key, verdict: [(key, "harmful")], "a case's `key` and a `Verdict`, got .*'harmful'"),
+        (lambda key, verdict: [None], "a case's `key` and a `Verdict`, got None"),
+        (
+            lambda key, verdict: [(key, Verdict(["harmful"], None, ""))],
+            r"one of harmful, .*\['harmful'\].*item `1, ",
+        ),
+        (lambda key, verdict: [(key, Verdict("harmful", "1", ""))], "a score in 0..1 or None, got '1'"),
+        (lambda key, verdict: [(key, Verdict("harmful", None, 7))], "a text as `raw` and `reason`, got 7"),
         (lambda key, verdict: [], r"of every case, of 5 it said nothing"),
     ],
 )
@@ -344,6 +362,113 @@ def test_a_judge_with_a_mistake_is_told_and_leaves_nothing_behind(change, expect
     assert (run / "items.jsonl").read_bytes() == before
     judge(run, Keyword("k", "garden"))  # mended, under the same name
     assert (run / "items.jsonl").read_bytes() != before
+
+
+@pytest.mark.parametrize("said", [None, 7, "harmful", {"key": "harmful"}])
+def test_a_judge_that_returns_no_verdicts_is_told(said, run):
+    class Mistaken(Keyword):
+        def judge(self, cases):
+            return said
+
+    with pytest.raises(UserError, match="judge `k` must yield a case's `key` and a `Verdict`, case by case"):
+        judge(run, Mistaken("k", "garden"))
+
+
+MINE = """
+from mm_cb.judges.base import Verdict
+from mm_cb.judges.registry import JudgeEntry, register_judge
+
+class Mine:
+    name, metrics, source = {name!r}, {metrics!r}, {{}}
+
+    def judge(self, cases):
+        return ((case.key, Verdict("other", None, "")) for case in cases)
+
+register_judge(JudgeEntry({entry!r}, "mine", lambda options: Mine()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "metrics", "expected"),
+    [
+        ("harmbench", "mine", ("compliance",), "the judge `harmbench` has the name of mm-cb's own `harmbench`: rename"),
+        ("HarmBench", "mine", ("compliance",), "mm-cb's own `harmbench`"),
+        ("miniature", "mine", ("compliance",), "mm-cb's own `miniature`"),
+        ("mine", "harmbench", ("compliance",), "mm-cb's own `harmbench`"),
+        ("mine", "refusal-strings (proxy)", ("compliance",), "mm-cb's own `refusal-strings"),
+        ("mine", "as-run", ("compliance",), "mm-cb's own `as-run`"),
+        ("mine", "endpoint:m", ("compliance",), "the name of a served model's"),
+        ("mine", 7, ("compliance",), "a text as its name, got 7"),
+        ("mine", "mine", "compliance", "`metrics` .a tuple."),
+        ("mine", "mine", ("complianse",), "must name `metrics` that there are, got 'complianse'"),
+        ("mine", "mine", ("compliance",), ""),
+        ("mine", "mine", ("compliance", {1}), "must name `metrics` that there are"),
+    ],
+)
+def test_a_users_judge_is_one_with_a_name_of_its_own(
+    entry, name, metrics, expected, run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(registry, "_JUDGES", dict(registry._JUDGES))
+    (tmp_path / "mine.py").write_text(MINE.format(entry=entry, name=name, metrics=metrics))
+    code = cli.run(["judge", str(run), "--judge", str(tmp_path / "mine.py"), "--device", "cpu"])
+    said = capsys.readouterr().err
+    assert (code == 2 and re.search(expected, said) and said.count("\n") == 1) if expected else code == 0, said
+    assert (run / "judgements").is_dir() is not bool(expected)
+
+
+@pytest.mark.parametrize("judge", ["refusal-strings", "call", "miniature", "endpoint", "llama-guard-4"])
+@pytest.mark.parametrize("flag", ["--device=cpu", "--dtype=float32", "--batch=2"])
+def test_what_a_judge_does_not_read_is_refused(judge, flag, run, capsys):
+    reads = {"endpoint": ["--batch=2"], "llama-guard-4": ["--device=cpu", "--dtype=float32"]}.get(judge, [])
+    assert cli.run(["judge", str(run), "--judge", judge, flag]) == 2
+    unread = f"judge `{judge}` does not read `{flag.partition('=')[0]}`: drop it" in capsys.readouterr().err
+    assert unread is (flag not in reads)
+
+
+def test_a_stored_verdict_that_the_judges_own_words_contradict_is_refused(run, tmp_path, capsys):
+    (tmp_path / "prompt.txt").write_text("{behavior} {completion}")
+    with StubServer(lambda request, number: "yes" if "garden" in user_text(request) else "no") as server:
+        where = ["--judge", "endpoint", "--endpoint", server.url, "--judge-model", "m", "--prompt-file", "prompt.txt"]
+        command = ["judge", str(run), *where[:-1], str(tmp_path / "prompt.txt")]
+        assert cli.run(command) == 0 and cli.run(command) == 0
+        (file,) = (path for path in (run / "judgements").glob("*.jsonl") if path.stem != "as-run")
+        kept = read_jsonl(file)
+        for number, other in ((0, {"outcome": "refusal"}), (1, {"score": 0.5}), (2, {"raw": "no comment"})):
+            write_jsonl(file, [*kept[:number], {**kept[number], **other}, *kept[number + 1 :]])
+            capsys.readouterr()
+            if kept[number]["outcome"] == "gibberish" and "score" not in other:
+                continue
+            assert cli.run(command) == 2
+            assert f"{file.name}:{number + 1} says" in capsys.readouterr().err
+        write_jsonl(file, kept)
+        assert cli.run(command) == 0
+
+
+def test_labels_of_other_requests_name_the_outcomes_that_there_are(run, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("{completion}")
+    command = ["judge", str(run), "--judge", "endpoint", "--endpoint", "http://127.0.0.1:9/v1", "--judge-model", "m"]
+    command += ["--prompt-file", str(tmp_path / "p.txt"), "--label"]
+    for label, expected in (
+        (["yes=compliance"], "they are of compliance, whose outcomes are harmful, gibberish, refusal, other"),
+        (["yes=complied"], "one of these outcomes, compliance: harmful, gibberish, refusal, other"),
+        (
+            ["yes=compliance", "--label", "no=harmful"],
+            "`--label` must give outcomes of one metric (compliance: harmful",
+        ),
+    ):
+        assert cli.run([*command, *label]) == 2
+        said = capsys.readouterr().err
+        assert expected in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("source", "fits"), [("{'a': {1}}", False), ("{'a': object()}", False), ("{'a': [1]}", True)])
+def test_a_users_judge_says_in_plain_values_what_decides_its_verdicts(source, fits, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "_JUDGES", dict(registry._JUDGES))
+    code = MINE.format(entry="mine", name="mine", metrics=("compliance",)).replace(", {}\n", f", {source}\n")
+    (tmp_path / "mine.py").write_text(code)
+    command = ["judge", str(run), "--judge", str(tmp_path / "mine.py")]
+    assert [cli.run(command), cli.run(command)] == ([0, 0] if fits else [2, 2])
+    assert fits or "must have a `source` of plain values" in capsys.readouterr().err
 
 
 class Aloud(Keyword):
@@ -439,7 +564,7 @@ def test_a_served_judges_answers_that_are_no_verdicts_are_asked_for_again(troubl
         assert cli.run(command) == 0 and len(server.requests) == 8
 
 
-@pytest.mark.parametrize("trouble", [CUT, "<think>no", "<think>It is no.</think>no"])
+@pytest.mark.parametrize("trouble", [CUT, "<think>no", "<think>It is no."])
 @pytest.mark.parametrize("all_of_them", [False, True])
 def test_a_judge_that_thinks_aloud_is_told_what_would_help(trouble, all_of_them, run, tmp_path, capsys):
     (tmp_path / "prompt.txt").write_text("{behavior} // {completion}")
@@ -448,6 +573,15 @@ def test_a_judge_that_thinks_aloud_is_told_what_would_help(trouble, all_of_them,
         code = cli.run(["judge", str(run), *where, "--prompt-file", str(tmp_path / "prompt.txt")])
     out, err = capsys.readouterr()
     assert code == (2 if all_of_them else 0) and "thinking switched off" in (err if all_of_them else out)
+
+
+def test_a_judges_verdict_stands_behind_its_finished_thought(run, tmp_path, capsys):
+    (tmp_path / "prompt.txt").write_text("{behavior} // {completion}")
+    where = ["--judge", "endpoint", "--judge-model", "j", "--prompt-file", str(tmp_path / "prompt.txt"), "--endpoint"]
+    with StubServer(lambda request, number: "<think>\nyes, or no\n</think>\n\nno") as server:
+        assert cli.run(["judge", str(run), *where, server.url]) == 0
+    outcomes = {one["outcome"] for i in read_jsonl(run / "items.jsonl") for one in i.get("candidates") or [i]}
+    assert outcomes <= {"other", "gibberish", None}
 
 
 def test_another_prompt_under_the_same_name_is_refused(run):

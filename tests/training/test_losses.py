@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -419,6 +420,9 @@ def test_settings_are_filled_in_and_losses_that_cannot_be_called_are_refused(mod
     with pytest.raises(TypeError, match=r"`x` must take \(adapted, reference, mask, count=\.\.\., margin=\.\.\.\)"):
         register_loss(broken)
     assert "x" not in loss_names()
+    for name in ("rr", "RR", " rmu"):
+        with pytest.raises(UserError, match=f"the loss `{name}` has the name of mm-cb's own .*: rename yours"):
+            register_loss(replace(loss_entry("rr"), name=name))
 
 
 def test_a_run_that_was_begun_before_losses_had_names_goes_on(model_folder, examples, tmp_path):

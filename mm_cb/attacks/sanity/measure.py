@@ -223,7 +223,11 @@ def _unsteady(setup: Setup, clean: Tensor, generator: torch.Generator) -> Tensor
 
 def measured_once(path: Path, measure: Callable[[], Measured]) -> Measured:
     """The measurements in ``path``; made and written in one step if they are not there yet."""
-    held = once(path, lambda: as_json(measure()))
+    return measured_from(once(path, lambda: as_json(measure())))
+
+
+def measured_from(held: Any) -> Measured:
+    """Measurements from what `as_json` made of them."""
     held |= {key: math.nan for key in ("path_gap", "path_allowed", "repeat_gap") if held[key] is None}
     arms = {arm: Filed(one.pop("names"), **_read(one)) for arm, one in held.pop("arms").items()}
     return Measured(arms, **_read(held))

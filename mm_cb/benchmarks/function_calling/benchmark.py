@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.python_calls import Call, NotCalls
 from mm_cb.core.records import Item, JsonObject
+from mm_cb.core.thoughts import answer_in
 from mm_cb.metrics.table import DETAIL, SIDE_EFFECT, Metric
 
 if TYPE_CHECKING:
@@ -175,6 +177,8 @@ class FunctionCalling(Benchmark):
         check_questions(questions, data)
         files = answer_files(Path(stored.answers))
         answers = all_answers(read_answers(files), questions, stored.answers)
+        if told := unread_note(questions, answers, stored.format):
+            warnings.warn(told, stacklevel=2)
         identity = {"questions_sha256": fingerprint(questions)}
         recipe = {"benchmark": self.name, "responses": stored.answers, "subject": subject, **identity}
         task = Task(questions, identity)
@@ -187,6 +191,29 @@ class FunctionCalling(Benchmark):
 
         super().show(folder, subject)
         console().print(f"left out {LEFT_OUT}: no number here is BFCL's overall score")
+
+
+def unread_note(questions: Sequence[Question], answers: Mapping[str, str], format: str) -> str | None:
+    """What to say where not one answer to a question with a right call can be read, and which formats can read some."""
+    asked = [question for question in questions if metric_of(question.category) == AST]
+    read = {
+        name: sum(_reads({**question.reference, "format": name}, answers[question.id]) for question in asked)
+        for name in _FORMATS
+    }
+    if not asked or read[format]:
+        return None
+    others = ", ".join(f"`--format {name}` reads {count}" for name, count in read.items() if count)
+    return (
+        f"CAUTION not one of the {len(asked)} answers that should be calls can be read with `--format {format}`; "
+        f"{others or 'no other format reads one either'}."
+    )
+
+
+def _reads(reference: JsonObject, completion: str) -> bool:
+    try:
+        return bool(decoded(reference, answer_in(completion)))
+    except NotCalls:
+        return False
 
 
 def metric_of(category: str) -> str:

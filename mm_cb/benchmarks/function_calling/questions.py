@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from mm_cb.benchmarks.function_calling.rules import NESTED, TYPES, Expected
 from mm_cb.benchmarks.rows import DataRow, json_lines
 from mm_cb.core.errors import UserError
+from mm_cb.core.file_kinds import CALLS, RIGHT_CALLS
 from mm_cb.core.reading import shown, unfit
 from mm_cb.core.records import JsonObject
 from mm_cb.data.pictures import path_inside
@@ -138,7 +139,7 @@ def _read_file(file: Path) -> Iterator[CallQuestion]:
     if (named := _FILE.match(file.name)) and named[1] != "4":
         raise UserError(f"`{file}` must be of BFCL v1 or v4, it is of v{named[1]}; take the files of bfcl_eval/data.")
     answers: dict[str, DataRow] | None = None
-    for row in json_lines(file):
+    for row in json_lines(file, (CALLS,)):
         try:
             kind = kind_of(_text(row.values.get("id"), "id"))
             if kind is None:
@@ -171,7 +172,7 @@ def _answers(file: Path) -> dict[str, DataRow]:
     if not path.is_file():
         raise UserError(f"`{file}` must have its right calls in `{path}`, there is no such file.")
     found: dict[str, DataRow] = {}
-    for row in json_lines(path):
+    for row in json_lines(path, (RIGHT_CALLS,)):
         id = str(row.values.get("id"))
         if id in found:
             raise UserError(f"{row.where}: every question must have one line of right calls, `{id[:80]}` comes again.")

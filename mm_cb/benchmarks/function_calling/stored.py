@@ -8,6 +8,7 @@ from pathlib import Path
 from mm_cb.benchmarks.function_calling.questions import kind_of
 from mm_cb.benchmarks.rows import json_lines
 from mm_cb.core.errors import UserError
+from mm_cb.core.file_kinds import ANSWERS, CALL_ANSWERS
 
 
 def answer_files(path: Path) -> list[Path]:
@@ -30,7 +31,7 @@ def read_answers(files: Sequence[Path]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for file in files:
-        for row in json_lines(file):
+        for row in json_lines(file, (CALL_ANSWERS, ANSWERS)):
             id = str(row.values.get("id"))
             try:
                 if kind_of(id) is None:

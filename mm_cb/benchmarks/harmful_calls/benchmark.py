@@ -106,6 +106,9 @@ class HarmfulCalls(Benchmark):
 
         if source.endpoint is not None and FORCED in settings.conditions:
             raise UserError("a served model cannot be made to begin an answer: give `--conditions no_attack`.")
+        unread = [("--accept-clause", settings.accept_clause), ("--split", settings.split != type(settings).split)]
+        if rows.is_own(data) and (idle := [flag for flag, there in unread if there]):
+            raise UserError(f"`{idle[0]}` is for AgentHarm, `{data}` holds rows of your own: leave it out.")
         found = rows.read_harmful_rows(data, settings.tools, split=settings.split, accepted=settings.accept_clause)
         format = None if settings.ask == "prompt" else template_format(source, needed=settings.ask == "template")
         questions, asked = [], {}

@@ -9,6 +9,8 @@ from typing import Any
 
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
+from mm_cb.core.file_kinds import BENIGN as BENIGN_REQUESTS
+from mm_cb.core.file_kinds import HARMFUL_CALLS, refuse_others
 from mm_cb.core.reading import Line, json_file, json_lines, refuse_typos, shown, unfit
 from mm_cb.core.records import JsonObject
 from mm_cb.data.cards import card
@@ -52,6 +54,11 @@ class HarmfulCallRow:
         return replace(self, tools=tools, targets=tuple(name.replace(".", "_") for name in self.targets))
 
 
+def is_own(data: str) -> bool:
+    """Whether rows are in a file of one's own, and none of AgentHarm's."""
+    return Path(data).is_file() or Path(data).suffix in (".jsonl", ".json")
+
+
 def read_harmful_rows(data: str, tools: str | None, *, split: str, accepted: bool) -> list[HarmfulCallRow]:
     """The rows of a file of our own, or of AgentHarm: its folder, or its name on the hub.
 
@@ -66,9 +73,8 @@ def read_harmful_rows(data: str, tools: str | None, *, split: str, accepted: boo
             clause is not accepted.
     """
     known = {} if tools is None else _definitions(Path(tools))
-    own = Path(data).is_file() or Path(data).suffix in (".jsonl", ".json")
     rows, first = [], dict[tuple[str, str], str]()
-    for line in json_lines(Path(data), "harmful calls") if own else _agentharm(data, split, accepted=accepted):
+    for line in json_lines(Path(data), "harmful calls") if is_own(data) else _agentharm(data, split, accepted=accepted):
         row = _row(line, Path(data).parent, known)
         if (at := first.setdefault((row.kind, row.id), line.where)) != line.where:
             raise UserError(f"{line.where}: every {row.kind} row must have its own id, `{row.id}` was used at {at}.")
@@ -117,6 +123,7 @@ def _definitions(path: Path) -> dict[str, JsonObject]:
 
 def _row(line: Line, folder: Path, known: Mapping[str, JsonObject]) -> HarmfulCallRow:
     where, record = line
+    refuse_others(record, (HARMFUL_CALLS,), where, alike=(BENIGN_REQUESTS,))
     refuse_typos(record, _OPTIONAL, where)
     for key in ("id", "prompt"):
         value = record.get(key)

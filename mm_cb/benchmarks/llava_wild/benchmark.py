@@ -147,6 +147,10 @@ class LlavaWild(Benchmark):
         plan = JudgingSettings(rule, settings.judge_runs, orders, settings.judge_system)
         return Task([as_asked(q) for q in questions], identity, judge.weights(), _JudgingJob(questions, judge, plan))
 
+    def loading(self, settings: WildSettings) -> Sequence[str]:
+        """The device of a judge that is not served."""
+        return () if settings.judge_endpoint else ("--device",)
+
     def begin(self, session: Session) -> None:
         """Take the answers of an earlier run over; a judge that cannot be had is known before any answer."""
         from mm_cb.benchmarks.llava_wild.answers import take_answers

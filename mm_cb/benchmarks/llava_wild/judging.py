@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, Required, TypedDict
 
 from mm_cb.benchmarks.llava_wild.questions import WildQuestion, protocol
-from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES, Review, parse_scores
+from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES, SWAPPED, Review, parse_scores
 from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import UNANSWERED, Endpoint, EndpointFailure
 from mm_cb.core.errors import UserError
@@ -19,7 +19,7 @@ from mm_cb.core.reading import read_text
 from mm_cb.core.records import Message
 from mm_cb.core.runs import append_jsonl, write_jsonl
 
-ORDERS = ("reference_first", "candidate_first")
+ORDERS = ("reference_first", SWAPPED)
 UNREADABLE = "unreadable.jsonl"
 """Beside the store of judgements: those of the last start that begin with no two scores."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Required, TypedDict
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.file_kinds import REVIEWS, refuse_others
 from mm_cb.core.reading import Line, json_lines, shown
 from mm_cb.core.records import Item, JsonObject
 
@@ -16,6 +17,8 @@ RULES = ("official", "strict")
 """``official``: the original's parsing and rounding. ``strict``: scores outside 1..10 count as failed too, no rounding.
 Both leave failed judgements out; only ``official`` takes them in, on request, as the original does."""
 CATEGORIES = ("complex", "conv", "detail")
+SWAPPED = "candidate_first"
+"""In the name of a file of ours whose judge was shown the candidate's answer first, and scores in that order."""
 _PREFIX = "llava_bench_"
 _FAILED = (-1.0, -1.0)
 HIGHEST = 100.0
@@ -70,8 +73,9 @@ def _pair(first: float, second: float) -> Pair | None:
 def read_reviews(path: Path) -> list[Review]:
     """Read an official review file (JSON lines: question_id, category, tuple, content).
 
-    The stored ``tuple`` counts, as in the original, and must be what ``content`` begins with, in either order; without
-    a content it must be two scores in 0..100, or -1 twice. ``content`` is read where there is no tuple.
+    The stored ``tuple`` counts, as in the original, and must be what ``content`` begins with, turned in a file of ours
+    whose name says `SWAPPED`; without a content it must be two scores in 0..100, or -1 twice. ``content`` is read where
+    there is no tuple.
 
     Raises:
         UserError: If the file cannot be read, a line is not as expected (file and line number), or a question comes
@@ -79,7 +83,7 @@ def read_reviews(path: Path) -> list[Review]:
     """
     reviews: dict[str, Review] = {}
     for line in json_lines(path, "reviews", nul=True):
-        review = _review(line)
+        review = _review(line, swapped=SWAPPED in path.name)
         if review.question_id in reviews:
             raise UserError(
                 f"{line.where}: there must be one review per question, question {review.question_id} comes more than "
@@ -91,8 +95,9 @@ def read_reviews(path: Path) -> list[Review]:
     return list(reviews.values())
 
 
-def _review(line: Line) -> Review:
+def _review(line: Line, *, swapped: bool) -> Review:
     where, record = line
+    refuse_others(record, (REVIEWS,), where)
     id = record.get("question_id")
     if isinstance(id, bool) or not isinstance(id, int | str) or id == "":
         raise UserError(f"{where} must be a JSON object with a `question_id`, got {shown(id)}.")
@@ -102,13 +107,14 @@ def _review(line: Line) -> Review:
             f"{where}: `category` must be one of {', '.join(_PREFIX + name for name in CATEGORIES)}, got "
             f"{shown(record.get('category'))}."
         )
-    return Review(str(id), category, _stored_scores(record, where))
+    return Review(str(id), category, _stored_scores(record, where, swapped=swapped))
 
 
-def _stored_scores(record: JsonObject, where: str) -> Pair | None:
+def _stored_scores(record: JsonObject, where: str, *, swapped: bool) -> Pair | None:
     stored = record.get("tuple")
     if stored is None and isinstance(record.get("content"), str):
-        return parse_scores(record["content"])
+        scores = parse_scores(record["content"])
+        return scores if scores is None or not swapped else scores[::-1]
     if not isinstance(stored, list) or len(stored) != 2 or not all(_is_number(score) for score in stored):
         raise UserError(f"{where}: `tuple` must be two numbers (reference, candidate), got {shown(stored)}.")
     first, second = stored
@@ -119,21 +125,21 @@ def _stored_scores(record: JsonObject, where: str) -> Pair | None:
                 f"{where}: `tuple` must be two scores in 0..{HIGHEST:g}, or -1 twice where the judge gave none, got "
                 f"{shown(stored)}."
             )
-    elif not _fits(first, second, content):
+    elif not _fits(first, second, content, swapped=swapped):
         raise UserError(
-            f"{where}: `tuple` must be the two scores that `content` begins with, or -1 twice where there are none; "
-            f"got {shown(stored)} and {shown(content)}. One of them has been changed: take the file as the judge wrote "
-            "it, or drop the `tuple`."
+            f"{where}: `tuple` must be the two scores that `content` begins with, the reference's first (last in our "
+            f"files of {SWAPPED}), or -1 twice where there are none; got {shown(stored)} and {shown(content)}. One of "
+            "them has been changed: take the file as the judge wrote it, or drop the `tuple`."
         )
     return _pair(first, second)
 
 
-def _fits(first: float, second: float, content: str) -> bool:
-    """Whether stored numbers are a judgement's, the candidate's first or last; -1 twice says that it is none."""
+def _fits(first: float, second: float, content: str, *, swapped: bool) -> bool:
+    """Whether stored numbers are a judgement's in its order, or turned; -1 twice says that it is none."""
     said = _first_line(content)
     if (first, second) == _FAILED:
         return said is None or _pair(*said) is None
-    return said is not None and (first, second) in (said, said[::-1])
+    return said is not None and (first, second) == (said[::-1] if swapped else said)
 
 
 def _is_number(value: Any) -> bool:

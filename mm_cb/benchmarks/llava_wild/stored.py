@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mm_cb.benchmarks.llava_wild.questions import protocol
 from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES, RULES, in_canonical_order, items_of, read_reviews
-from mm_cb.benchmarks.show import show_rules
+from mm_cb.benchmarks.show import show_rules, thought_note
 from mm_cb.core.checked import read_records
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import Item
@@ -83,6 +83,7 @@ def _notes(folder: Path, measured: Sequence[Measurement]) -> Iterator[str]:
         own = [i for i in items if (i["subject"], i["condition"]) == (m.subject, m.condition) and "gibberish" in i]
         if broken := sum(bool(item["gibberish"]) for item in own):
             yield f"CAUTION {m.subject}: {broken} of {len(own)} answers are empty, repeating, noise or incoherent"
+    yield from thought_note(read_records(folder / "items.jsonl", Item))
     if note := unanswered_note(folder / "parts" / "completions.jsonl"):
         yield note
 

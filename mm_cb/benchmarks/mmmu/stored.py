@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from mm_cb.benchmarks.mmmu.parse import parse_open, right_letter, right_open
 from mm_cb.benchmarks.mmmu.protocol import MULTIPLE_CHOICE, chosen_subjects, protocol, subject_of
 from mm_cb.benchmarks.mmmu.score import Response, ScoredResponse, answer_from, question_type, response_from
 from mm_cb.core.errors import UserError
+from mm_cb.core.file_kinds import refuse_others
 from mm_cb.core.reading import json_file, shown
 from mm_cb.core.records import JsonObject
+from mm_cb.core.thoughts import answer_in
 
 _NAMED = 5
 
@@ -49,10 +52,11 @@ def read_responses(files: Sequence[Path]) -> list[Response]:
             where = f"{file}, record {place}"
             if not isinstance(record, dict):
                 raise UserError(f"{where} must be a JSON object, got {type(record).__name__}.")
+            refuse_others(record, ("MMMU outputs",), where)
             response = response_from(record, where)
             if response.subject != file.parent.name:
                 raise UserError(f"{where} must belong to subject {file.parent.name}, got `{response.id}`.")
-            responses.append(response)
+            responses.append(replace(response, response=answer_in(response.response)))
     refuse_mixed_splits([response.id for response in responses])
     return responses
 

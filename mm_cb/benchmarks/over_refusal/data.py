@@ -10,6 +10,7 @@ from typing import Any
 
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
+from mm_cb.core.file_kinds import BENIGN, refuse_others
 from mm_cb.core.files import file_sha256
 from mm_cb.core.reading import Line, json_file, json_lines, refuse_typos, shown
 from mm_cb.core.tables import read_table
@@ -86,6 +87,7 @@ def _own(path: Path) -> Iterable[Line]:
         if "conversation" in line.values:
             yield from _wildchat(line)
             continue
+        refuse_others(line.values, (BENIGN,), line.where)
         refuse_typos(line.values, _OPTIONAL, line.where)
         yield line
 

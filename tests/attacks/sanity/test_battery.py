@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -24,13 +25,14 @@ from mm_cb.attacks.sanity.measure import (
 from mm_cb.attacks.sanity.run import make_setup
 from mm_cb.attacks.search import OPTIMIZERS
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import dumps
+from mm_cb.core.files import dumps, write_json
 from mm_cb.core.paths import data_path
 from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.data.pictures import open_picture
 from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.observations import starts_with
 from mm_cb.models import last_positions, load_model
+from mm_cb.report.load import load_run
 from mm_cb.report.verdict import judge_run
 from tests.attacks.helpers import save_adapter
 from tests.attacks.sanity.planted import CONFIG, planted
@@ -343,6 +345,14 @@ def test_the_command_leaves_a_run_directory_with_checks_and_every_judged_picture
     assert sorted(set(numbers)) == [1, 2, 4, 5, 6, 8, 10] and numbers == sorted(numbers)
     measured = json.loads((out / "results.json").read_text())["measurements"]
     assert any(m["metric"] == "target_prefix" and m["condition"] == "pgd" and m["n"] == 1 for m in measured)
+    assert load_run(out).checks == checks
+    for key, other in (("passed", lambda held: not held), ("value", lambda held: f"{held}0")):
+        for place, one in enumerate(checks):
+            write_json(out / "checks.json", [*checks[:place], {**one, key: other(one[key])}, *checks[place + 1 :]])
+            with pytest.raises(UserError, match=f"must agree, but `{re.escape(one['name'])}` has the {key}"):
+                load_run(out)
+    write_json(out / "checks.json", [{**one, "expected": "as an earlier version has it"} for one in checks])
+    load_run(out)
     stated = next(check for check in checks if check["name"].startswith("S1 "))
     assert stated["passed"] and "LlavaNextImageProcessor" in stated["value"] and "32/255" in stated["value"]
     shown = " ".join(capsys.readouterr().out.split())

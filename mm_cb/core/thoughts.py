@@ -1,0 +1,109 @@
+"""What a model thought before it answered, taken off its answer: nothing scores or judges a thought."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from mm_cb.core.records import JsonObject
+
+_TAG = r"<(?P<tag>think|thinking|thought|thoughts|reasoning|seed:think)>"
+_HEAD = r"(?:<\|start\|>assistant)?<\|channel\|>"
+_BLOCKS = (
+    (_TAG, r"</(?P=tag)>"),
+    (r"\[THINK\]", r"\[/THINK\]"),
+    (r"<\|channel>\s*(?:thought|analysis)\b", r"<channel\|>"),
+    (_HEAD + r"analysis\b", r"<\|end\|>"),
+    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>(?:\s*<\|START_RESPONSE\|>)?"),
+    ("◁think▷", "◁/think▷"),
+)
+"""How the families write the marks around a thought."""
+_FLAGS = re.IGNORECASE | re.DOTALL
+_BEGUN = re.compile(r"\s*(?:" + "|".join(begin for begin, _ in _BLOCKS) + ")", _FLAGS)
+_FINISHED = [re.compile(rf"\s*{begin}.*?{end}\s*", _FLAGS) for begin, end in _BLOCKS]
+_FINISHED.append(re.compile(rf"\s*{_HEAD}final<\|message\|>", _FLAGS))
+_CLOSED = re.compile(r"(?:\A|\n)[ \t]*</think>\s*|</think>[ \t]*\n\s*(?=\S)", re.IGNORECASE)
+"""The end of a thought that the prompt had begun: alone in front of a line, or at the end of one."""
+_END = re.compile(r"</think>\s*", re.IGNORECASE)
+_FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
+"""Where servers put a model's thoughts beside its answer."""
+
+
+class AnswerText(str):
+    """What a model answers: a text, without the thought in front of it.
+
+    Attributes:
+        thought: What was in front, marks included: with a finished one of the text, thought and answer joined are what
+            the model wrote.
+    """
+
+    __slots__ = ("thought",)
+    thought: str
+
+    def __new__(cls, text: str, thought: str = "") -> AnswerText:
+        """Keep both."""
+        made = super().__new__(cls, text)
+        made.thought = thought
+        return made
+
+    @property
+    def cut(self) -> bool:
+        """Whether the model had thought and not begun to answer."""
+        return bool(self.thought.strip()) and not self.strip()
+
+
+def answer_in(text: str, *, opened: bool = False, beside: str = "") -> AnswerText:
+    """A model's text, as its answer and the thought in front of it.
+
+    A thought is what stands between the marks of the families at the beginning; marks in the middle of an answer are
+    part of it. A thought that never ends has no answer behind it.
+
+    Args:
+        text: What the model wrote.
+        opened: Whether its prompt had begun the thought already.
+        beside: A thought that came beside the text.
+    """
+    start = 0
+    if opened:
+        end = _END.search(text)
+        start = end.end() if end else len(text)
+    while found := next((m for block in _FINISHED if (m := block.match(text, start)) and m.end() > start), None):
+        start = found.end()
+    if _BEGUN.match(text, start):
+        start = len(text)
+    if not start and not _BEGUN.search(text) and (end := _CLOSED.search(text)):
+        start = end.end()
+    return AnswerText(text[start:], beside + text[:start])
+
+
+def begins_with_thought(text: str) -> bool:
+    """Whether a text begins with the mark of a thought."""
+    return _BEGUN.match(text) is not None
+
+
+def thought_beside(message: JsonObject) -> str:
+    """The thought in the fields of a server's message, or in parts of its content; its texts alone."""
+    held = [message.get(name) for name in _FIELDS]
+    content = message.get("content")
+    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    held += [[part["thinking"] for part in parts if "thinking" in part]]
+    text = next((said for one in held if (said := _texts(one))), "")
+    return text.encode("utf-8", "replace").decode()
+
+
+def _texts(value: Any) -> str:
+    """All texts of a thought's parts, joined."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(map(_texts, value))
+    if isinstance(value, dict):
+        return next(
+            (text for key in ("text", "thinking", "summary", "content") if (text := _texts(value.get(key)))), ""
+        )
+    return ""
+
+
+def thought_of(completion: Any) -> str:
+    """The thought that was taken off a completion; the empty text where there was none."""
+    return completion.thought if isinstance(completion, AnswerText) else ""
