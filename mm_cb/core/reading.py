@@ -28,6 +28,12 @@ _SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
 _DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _CLOSE = 0.8
 """So alike are a key and its misspelling."""
+PICTURES = ("image", "images")
+"""Keys under which rows name their pictures."""
+_PICTURE = re.compile(
+    r"(?:input|path|file|url|to|of)*(?:image|img|picture|pic|photo|screenshot)s?"
+    r"(?:path|file|filename|name|url|uri|src|list|data|bytes|base64|b64)?s?\d*"
+)
 
 
 class TextFault(ValueError):
@@ -264,6 +270,26 @@ def refuse_typos(record: JsonObject, optional: Sequence[str], where: str) -> Non
     for key in record if absent else ():
         if key not in optional and (meant := nearest(key.strip(), absent, _CLOSE)):
             raise UserError(f"{where}: unknown key `{key}`, did you mean `{meant}`?")
+    if (read := [key for key in optional if key in PICTURES]) and (key := lost_picture(record, read)):
+        raise UserError(f"{where}: unknown key `{key}`, which names a picture; call it `{read[0]}`.")
+
+
+def lost_picture(record: JsonObject, read: Sequence[str]) -> str | None:
+    """The key of a picture that nobody would read, in a record that names none under the keys that are read.
+
+    Args:
+        record: What was given.
+        read: Keys of pictures that are read; beside one, what else is said of pictures is left alone.
+    """
+    if any(record.get(key) for key in read):
+        return None
+    return next((key for key, value in record.items() if value and key not in read and _names_picture(key)), None)
+
+
+def _names_picture(key: str) -> bool:
+    plain = re.sub(r"[\W_]", "", key.lower())
+    near = nearest(plain, PICTURES, _CLOSE)
+    return _PICTURE.fullmatch(plain) is not None or (near is not None and abs(len(near) - len(plain)) < 2)
 
 
 def unfit(text: str) -> str | None:

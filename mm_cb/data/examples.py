@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from mm_cb.core.reading import shown, unfit
+from mm_cb.core.reading import lost_picture, shown, unfit
 from mm_cb.core.records import JsonObject, Message
 from mm_cb.data.pictures import PictureError, open_picture, path_inside
 from mm_cb.data.tools import read_calls, read_tools
@@ -132,6 +132,7 @@ def check_messages(messages: Any) -> int:
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise ValueError("`messages` must be a list of turns that is not empty")
     _check_roles(messages)
+    refuse_in_turns(messages)
     pictures = 0
     for number, message in enumerate(messages, start=1):
         if lost := [key for key in message if "call" in key.lower() and key not in ("tool_calls", "tool_call_id")]:
@@ -153,6 +154,16 @@ def check_messages(messages: Any) -> int:
             raise ValueError("every turn must hold some text")
         pictures += named
     return pictures
+
+
+def refuse_in_turns(messages: Any) -> None:
+    """Refuse a turn with a picture of its own, which would be passed over; ValueError says where."""
+    for number, turn in enumerate(messages if isinstance(messages, list | tuple) else (), start=1):
+        if isinstance(turn, dict) and (key := lost_picture(turn, ())):
+            raise ValueError(
+                f"turn {number} names a picture in `{key}`: a row names its pictures in `images`, and the place of "
+                'each in the turn by the part {"type": "image"}'
+            )
 
 
 def _check_roles(messages: Sequence[Message]) -> None:

@@ -140,6 +140,7 @@ class OpenSource:
                     f"`set` stands in this row and not in the file's first, by which all of it is {self.form.set}; "
                     "give every row its `set`, or none"
                 )
+            self.form.refuse_lost(record)
             outcome = self.form.convert(record, context)
             return replace(outcome, place=RowPlace(self.rows, index)) if isinstance(outcome, Example) else outcome
         except (KeyError, TypeError, AttributeError) as error:

@@ -15,6 +15,7 @@ from mm_cb.core.reading import (
     json_lines,
     load_yaml,
     loads,
+    lost_picture,
     read_text,
     refuse_typos,
     shown,
@@ -207,6 +208,28 @@ def test_a_misspelt_key_is_named_and_others_are_left_alone():
     for key, meant in (("images", "image"), ("Category", "category"), (" split", "split"), ("imgae", "image")):
         with pytest.raises(UserError, match=f"w: unknown key `{key}`, did you mean `{meant}`"):
             refuse_typos({key: 1}, ("image", "category", "split"), "w")
+
+
+@pytest.mark.parametrize(
+    "key",
+    "img imgs picture Pictures photo pic images_path image_path imagePath image-file image_url imgs_paths image1 "
+    "input_image path_to_image image_b64 iamge image_bytes screenshot Images".split(),
+)
+def test_a_key_that_names_a_picture_is_not_passed_over(key):
+    assert lost_picture({"prompt": "p", key: "a.png"}, ("image", "images")) == key
+    assert lost_picture({"prompt": "p", key: None}, ("image", "images")) is None
+    assert lost_picture({"image": "b.png", key: "a.png"}, ("image", "images")) is None
+    with pytest.raises(UserError, match=f"f:1: unknown key `{key}`"):
+        refuse_typos({"prompt": "p", "image": None, key: "a.png"}, ("image", "category"), "f:1")
+
+
+@pytest.mark.parametrize(
+    "key",
+    "image_id image_size image_width image_caption image_license picture_of_the_week usage stage page pages message "
+    "imagination photographer source file path url name imageid category".split(),
+)
+def test_what_else_is_said_of_pictures_is_left_alone(key):
+    assert lost_picture({"prompt": "p", key: "a"}, ("image", "images")) is None
 
 
 def test_bytes_are_shown_by_their_number():

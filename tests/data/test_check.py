@@ -49,6 +49,33 @@ def test_faults_are_errors_and_the_rest_are_warnings(kind, stops):
     assert report.has_errors == stops
 
 
+def chat_row(**turn):
+    return {"messages": [{"role": "user", "content": "What is this?", **turn}, {"role": "assistant", "content": "A."}]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        chat_row() | {"img": "a.png"},
+        chat_row() | {"image": None, "image_path": "a.png"},
+        chat_row(images=["a.png"]),
+        {"prompt": "p", "output": "o", "image": "a.png"},
+        {"prompt": "p", "completion": "c", "final_label": "1_full_compliance", "picture": "a.png"},
+        {"conversations": llava_row(0)["conversations"][1:] * 2, "picture": "a.png"},
+        own_row(0) | {"messages": chat_row(images=["a.png"])["messages"]},
+    ],
+)
+def test_a_row_whose_picture_would_not_be_read_is_no_text_row(row, save):
+    report = check(save("rows.jsonl", [row]))
+    ((where, *_),) = [problem.first for problem in report.problems.values() if problem.count]
+    assert "rows.jsonl:1" in where and "names a picture" in where and report.has_errors
+
+
+def test_what_else_a_row_says_is_left_alone(save):
+    rows = [chat_row(images=None) | {"image": None, "image_id": 7, "source_url": "u", "pages": 3}]
+    assert not check(save("rows.jsonl", rows)).problems
+
+
 @pytest.mark.parametrize(
     ("rows", "kind"),
     [
