@@ -90,7 +90,11 @@ def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: Attack
         try:
             config.threat.allowed((picture.height, picture.width))
         except ValueError as error:
-            raise UserError(f"behaviour {b.id!r}: {error}") from error
+            flag = {"patch": "--patch-size", "border": "--border-width"}.get(config.threat.norm, "--norm")
+            raise UserError(
+                f"`{flag}` {config.threat.size:g} does not fit the picture of behaviour {b.id!r}, {picture.width} x "
+                f"{picture.height} pixels: {error}"
+            ) from error
         if not config.entry.universal:  # which encodes every behaviour before it begins
             encode(subject, [b], [picture], [b.target])
 

@@ -23,6 +23,8 @@ _WIDE = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh91AY&SY": "bzip2", b"\xfd7zXZ\0": "xz"}
 _PACKED |= {b"\x28\xb5\x2f\xfd": "zstd"}
 _OTHER = {b"PAR1": "Parquet", b"ARROW1\0\0": "Arrow", b"SQLite format 3\0": "SQLite", b"\x89PNG": "PNG"}
+LFS_POINTER = b"version https://git-lfs"
+"""What a file begins with of which Git LFS has left a pointer alone."""
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
 _SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
 _DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
@@ -64,8 +66,7 @@ def read_text(path: Path, what: str = "text") -> str:
         UserError: If it cannot be read or is not UTF-8; names the line and the byte.
     """
     try:
-        refuse_pipe(path, what)
-        content = Path(path).read_bytes()
+        content = file_bytes(path, what)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the {what} `{path}`: {reason}.") from error
@@ -73,6 +74,17 @@ def read_text(path: Path, what: str = "text") -> str:
         return decode(content)
     except TextFault as fault:
         raise UserError(f"{path}:{fault.line}: {fault}") from fault
+
+
+def file_bytes(path: Path, what: str = "input") -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        UserError: If it is a pipe or a device, see `refuse_pipe`.
+        OSError: If it is not there or cannot be read.
+    """
+    refuse_pipe(path, what)
+    return Path(path).read_bytes()
 
 
 def refuse_pipe(path: Path, what: str = "input") -> None:
@@ -112,6 +124,8 @@ def decode(content: bytes) -> str:
 
 def other_kind(content: bytes) -> str | None:
     """What the first bytes of a file tell that is no UTF-8 text, and what to do; None if they tell nothing."""
+    if content.startswith(LFS_POINTER):
+        return "the file is a Git LFS pointer, which stands for it; fetch the file itself by `git lfs pull`."
     for begins, kind in (_PACKED | _OTHER).items():
         if content.startswith(begins):
             return f"the file must be UTF-8 text, it is {kind}; {'unpack' if begins in _PACKED else 'convert'} it."

@@ -31,7 +31,7 @@ from mm_cb.core.files import (
 from mm_cb.core.hub import Repository
 from mm_cb.core.paths import safe_id
 from mm_cb.core.places import refuse_inside_run, same_inputs, same_place, written_here
-from mm_cb.core.reading import TextFault, decode, loads, refuse_pipe
+from mm_cb.core.reading import TextFault, decode, file_bytes, loads
 from mm_cb.core.records import Code, RecipeFields, Resumption, Run
 from mm_cb.core.seal import refuse_changed, sealed
 
@@ -68,8 +68,7 @@ def read_run(path: Path) -> Run:
     """
     file = Path(path) / _RUN
     try:
-        refuse_pipe(file)
-        content = loads(decode(file.read_bytes()), any_text=True)
+        content = loads(decode(file_bytes(file)), any_text=True)
     except (FileNotFoundError, NotADirectoryError) as e:
         refuse_broken_link(file)
         inside = next(iter(sorted(Path(path).glob(f"*/{_RUN}"))), None)

@@ -22,6 +22,7 @@ from mm_cb.core.checked import read_record
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.files import file_sha256, write_json
 from mm_cb.core.seal import refuse_changed, sealed
+from mm_cb.core.weights import refuse_cut
 from mm_cb.models.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from mm_cb.models.chat import TokenRole
 from mm_cb.models.fingerprint import fingerprint
@@ -197,6 +198,7 @@ def load_probe(folder: Path, model: "ChatModel", adapter: str | Path | None) -> 
         )
     network = ProbeNetwork(hidden, kind)
     try:
+        refuse_cut(folder / WEIGHTS)
         network.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"`{folder / WEIGHTS}` must hold the tensors of a {kind} probe: {error}") from error
