@@ -81,6 +81,7 @@ def test_what_else_a_row_says_is_left_alone(save):
     [
         ([own_row(0), own_row(0, text="other")], "repeated id"),
         ([own_row(0), own_row(0, "circuit_breaker") | {"id": "x"}], "in both sets"),
+        ([own_row(0, text="a b"), own_row(0, "circuit_breaker", text="\u0430\u200b b") | {"id": "x"}], "in both sets"),
     ],
 )
 def test_own_files_are_held_against_themselves(save, rows, kind):

@@ -137,7 +137,7 @@ SETTINGS = {
     "a rank below 0": ({"r": -4}, "`r` must be a whole number from 1 on, got -4"),
     "a dropout of everything": ({"lora_dropout": 1.5}, "`lora_dropout` must be a number from 0 to below 1, got 1.5"),
     "a flag that is a text": ({"use_rslora": "false"}, "`use_rslora` must be true or false, got 'false'"),
-    "no number": ({"lora_alpha": "8"}, "`lora_alpha` must be a finite number, got '8'"),
+    "no number": ({"lora_alpha": "8"}, "`lora_alpha` must be a finite number above 0, got '8'"),
     "NaN": ({"lora_alpha": float("nan")}, "NaN, which is no number in JSON"),
     "a module that is not there": (
         {"target_modules": [*MODULES, f"{BLOCKS}.9.mlp.up_proj"]},
