@@ -175,6 +175,36 @@ def test_a_table_that_is_not_what_it_seems_is_named(tmp_path, content, match):
         read_table(write(tmp_path, content, "a.csv"), ("a",))
 
 
+STRAY = [
+    'id,prompt,label\n1,how,safe\n2,"why,unsafe\n3,who",safe\n4,what,unsafe\n',
+    'id,prompt\n1,how\n2,"why\n3,who"\n4,what\n',
+    'prompt,label\nhow,safe\n"why,unsafe\nwho,safe\nwhere",unsafe\nwhat,unsafe\n',
+]
+
+
+@pytest.mark.parametrize("content", STRAY)
+def test_a_stray_quote_that_joins_rows_is_named(tmp_path, content):
+    with pytest.raises(UserError, match=r"a\.csv:3: a double quote joins \d lines that look like rows"):
+        read_table(write(tmp_path, content, "a.csv"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "warned"),
+    [
+        ("Dear John,\nhow are you?", True),
+        ("first line\nsecond line\nthird, with more, commas", False),
+        ("one\n\ntwo", False),
+        ('he said "a"\nand, b', False),
+        ("dear John, how\nare you, and yours", False),
+    ],
+)
+def test_an_honest_text_of_several_lines_is_one_field(tmp_path, recwarn, prompt, warned):
+    out = io.StringIO(newline="")
+    csv.writer(out).writerows([["prompt", "label"], ["how", "safe"], [prompt, "safe"], ["what", "unsafe"]])
+    assert read_table(write(tmp_path, out.getvalue(), "a.csv")).rows[1].values["prompt"] == prompt
+    assert bool(recwarn.list) == warned
+
+
 @pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3", "a:\n  b: 1\n  b: 2\n", "[{a: 1, a: 2}]"])
 def test_a_yaml_key_that_comes_twice_is_named_with_its_line(text):
     with pytest.raises(UserError, match=r"^r:\d: the key `[ab]` comes twice"):
