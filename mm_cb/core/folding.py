@@ -20,6 +20,11 @@ def seen(text: str) -> str:
     return "".join(one for one in drawn if not "\ufe00" <= one <= "\ufe0f").translate(_LOOKS)
 
 
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text is drawn."""
+    return not text.strip() or not seen(text).strip()
+
+
 def folded(text: str) -> str:
     """The same for comparing: one case, single blanks, no full stop or question mark at the end."""
     plain = " ".join(seen(text).casefold().split())

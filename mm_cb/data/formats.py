@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from mm_cb.core.folding import is_blank
 from mm_cb.core.reading import PICTURES, lost_picture, shown, unfit
 from mm_cb.core.records import Message
 from mm_cb.data.examples import Example, SetName, parse_example, refuse_in_turns
@@ -50,7 +51,7 @@ class Context:
         for message in messages:
             content = message["content"]
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            if not any(part["type"] == "text" and part["text"].strip() for part in parts):
+            if not any(part["type"] == "text" and not is_blank(part["text"]) for part in parts):
                 return Skip("empty turn")
             if any(part["type"] == "text" and _PLACEHOLDER in part["text"] for part in parts):
                 return Skip(f"a text that holds {_PLACEHOLDER}")

@@ -71,6 +71,13 @@ def test_a_row_whose_picture_would_not_be_read_is_no_text_row(row, save):
     assert "rows.jsonl:1" in where and "names a picture" in where and report.has_errors
 
 
+@pytest.mark.parametrize("key", ["weight", "thinking", "reasoning", "reasoning_content"])
+def test_what_a_turn_says_that_would_change_training_is_not_passed_over(key, save):
+    rows = [chat_row(**{key: 0 if key == "weight" else "hm"}), chat_row(**{key: None})]
+    (problem,) = check(save("rows.jsonl", rows)).problems.values()
+    assert problem.count == 1 and f"rows.jsonl:1: turn 1 says `{key}`, which is not read" in problem.first[0]
+
+
 def test_what_else_a_row_says_is_left_alone(save):
     rows = [chat_row(images=None) | {"image": None, "image_id": 7, "source_url": "u", "pages": 3}]
     assert not check(save("rows.jsonl", rows)).problems
