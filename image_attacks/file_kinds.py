@@ -39,6 +39,32 @@ def picture_format(data: bytes) -> str | None:
     return None if found == "WEBP" and data[8:12] != b"WEBP" else found
 
 
+def is_cut(data: bytes) -> bool:
+    """Whether a picture file lacks its end, or has zeros in its place, as half a download does.
+
+    Decoders show what they have of such a file, in part without a word. Formats without compression show no end.
+    """
+    kind = picture_format(data)
+    if kind == "PNG":
+        return b"IEND\xaeB`\x82" not in data
+    if kind == "JPEG":
+        return b"\xff\xd9" not in data[_first_scan(data) :]  # the marker that ends it; others may follow
+    if kind == "GIF":
+        return not data.rstrip(b"\0").endswith(b";")
+    return kind == "WEBP" and data.endswith(bytes(32))
+
+
+def _first_scan(data: bytes) -> int:
+    """Where the compressed levels of a JPEG begin: behind its header's segments, which may hold whole pictures."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
+        if data[place + 1 : place + 2] == b"\xff":  # padding
+            place += 1
+            continue
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return place
+
+
 def kind_of(data: bytes) -> str:
     """What ``data`` is, in words, when no picture could be made of it: ``an HTML page``, ``text``.
 

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from .errors import ImageFileError
-from .file_kinds import PICTURES, kind_of
+from .file_kinds import PICTURES, is_cut, kind_of
 
 ACCEPTED_MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")
 """8-bit modes; what they become in RGB is what image processors make of them too."""
@@ -162,6 +162,8 @@ def opened(data: bytes, name: str, formats: tuple[str, ...] = tuple(PICTURES)) -
             ) from e
         with image:
             yield image
+        if is_cut(data):
+            raise ImageFileError(f"{name}: expected a whole image, got one without its end. Fetch it again.")
 
 
 @contextmanager

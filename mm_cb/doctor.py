@@ -193,10 +193,14 @@ def _fits(plan: "TrainingPlan") -> Finding:
 
 
 def _weights(name: str, model: str) -> Finding:
-    from mm_cb.models.cache import absent_files
+    from mm_cb.models.cache import absent_files, weight_files
 
     absent = absent_files(model)
     if not absent:
+        try:
+            weight_files(model)
+        except UserError as error:  # not whole
+            return Finding(name, False, str(error))
         return Finding(name, True, f"`{model}` is here")
     lacks = Finding(name, False, f"`{model}` lacks {', '.join(absent[:3])}")
     if Path(model).is_absolute() or len(Path(model).parts) != 2:

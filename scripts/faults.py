@@ -38,7 +38,7 @@ SETTINGS = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "
 FORKS = multiprocessing.get_context("forkserver")
 IMPORTED = [f"mm_cb.{name}" for name in ("cli", "miniature", "training.run", "attacks.run", "data.pairs", "report")]
 IMPORTED += ["tests.tiny_llava", "mm_cb.benchmarks.runner", "mm_cb.judges.rejudge"]
-TIMES = ("started", "ended", "resumed", "git", "versions", "hardware")
+TIMES = ("started", "ended", "resumed", "git", "versions", "hardware", "seal")
 ANSWERS = ("completions.jsonl", "answers.jsonl", "descriptions.jsonl", "endpoint*.jsonl")
 """Files of answers in the order in which they came."""
 TRIES, QUESTIONS = 40, 40

@@ -16,6 +16,7 @@ from mm_cb.core.checked import read_list
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import Curve, Item, JsonObject
 from mm_cb.core.runs import keep_pictures, write_json, write_jsonl
+from mm_cb.core.seal import sealed
 from mm_cb.metrics.checks import adapter_acts
 from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.results import measure, results_content
@@ -59,7 +60,7 @@ def summaries(items: list[Item], parts: Mapping[str, Path], configs: Sequence[At
     protocol["settles"] = {one.name: one.settles for one in configs if one.settles}
     if dialled := {item["condition"]: item["anneal"] for item in items if "anneal" in item}:
         protocol["anneal"] = dialled
-    return {"curves.json": drawn, "checks.json": checks, "protocol.json": protocol, "results.json": results}
+    return {"curves.json": drawn, "checks.json": checks, "protocol.json": sealed(protocol), "results.json": results}
 
 
 def best_pictures(items: Sequence[Item]) -> dict[str, str]:

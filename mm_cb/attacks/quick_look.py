@@ -13,7 +13,7 @@ from mm_cb.core import provenance
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.recipe_files import recipe_model, recipe_names
-from mm_cb.models.cache import absent_files, model_folder
+from mm_cb.models.cache import absent_files, model_folder, weight_files
 from mm_cb.models.families import load_processor, read_config, skeleton
 from mm_cb.models.known import known_config
 from mm_cb.models.vision import VisionModel
@@ -66,7 +66,10 @@ def _rows(model: ChatModel, name: str, published: bool) -> Iterator[tuple[str, b
     yield "family", True, f"{family} ({model.base.config.model_type}), {kind}; {_count(count)} parameters"
     absent = absent_files(name)
     where = "the published shape is used, its configuration is not here" if published else "configuration is here"
-    yield "weights", None if absent else True, f"not here: {', '.join(absent[:3])}; {where}" if absent else "here"
+    if absent:
+        yield "weights", None, f"not here: {', '.join(absent[:3])}; {where}"
+    else:
+        yield "weights", *_whole(name)
     recipe, fits = _recipe_for(model, name)
     yield (
         "train",
@@ -80,6 +83,14 @@ def _rows(model: ChatModel, name: str, published: bool) -> Iterator[tuple[str, b
     yield "memory to train", *_training(model, name, place)
     if sees:
         yield "memory to attack", *_attacking(model, place)
+
+
+def _whole(name: str) -> tuple[bool, str]:
+    try:
+        weight_files(name)
+    except UserError as error:
+        return False, str(error)
+    return True, "here"
 
 
 def shape_of(name: str) -> tuple[ChatModel, bool]:

@@ -20,6 +20,7 @@ from mm_cb.data.prompts_file import ImportedPrompt
 from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.observations import starts_with
 from mm_cb.models import ChatModel, VisionModel
+from mm_cb.models.chat import refuse_control_tokens
 from mm_cb.models.families import sees
 from mm_cb.models.low_rank import changes_of
 from mm_cb.training.model_laws import refuse_broken
@@ -73,7 +74,7 @@ def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: Attack
     corpus = [] if config.corpus is None else read_corpus(config.corpus)
     if config.surrogate is not None:
         changes_of(subject.model, config.surrogate)
-    refuse_placeholders([*behaviors, *corpus], subject.model.processor.image_token)
+    refuse_placeholders([*behaviors, *corpus], subject.model)
     refuse_unsayable(behaviors, subject.model)
     if not isinstance(subject.model, VisionModel):
         for b in behaviors:
@@ -89,7 +90,11 @@ def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: Attack
         try:
             config.threat.allowed((picture.height, picture.width))
         except ValueError as error:
-            raise UserError(f"behaviour {b.id!r}: {error}") from error
+            flag = {"patch": "--patch-size", "border": "--border-width"}.get(config.threat.norm, "--norm")
+            raise UserError(
+                f"`{flag}` {config.threat.size:g} does not fit the picture of behaviour {b.id!r}, {picture.width} x "
+                f"{picture.height} pixels: {error}"
+            ) from error
         if not config.entry.universal:  # which encodes every behaviour before it begins
             encode(subject, [b], [picture], [b.target])
 
@@ -111,18 +116,22 @@ def refuse_unsendable(
                 raise UserError(f"prompt {number + 1} of {b.id!r} cannot be sent: {error}") from error
 
 
-def refuse_placeholders(behaviors: Sequence[Behavior], token: str | None) -> None:
-    """Refuse texts that hold the model's image placeholder, if it has one."""
-    if token is None:
-        return
+def refuse_placeholders(behaviors: Sequence[Behavior], model: ChatModel) -> None:
+    """Refuse texts that hold the model's image placeholder or another control token; targets that are calls may."""
+    picture, tokenizer = model.processor.image_token, model.processor.tokenizer
     for behavior in behaviors:
         own = (str(behavior.extra.get(key)) for key in ("typographic_prompt", FACTS))
-        texts = behavior.prompt, behavior.target, *own
-        if any(token in text for text in texts):
+        texts = behavior.prompt, *([behavior.target] if behavior.call is None else []), *own
+        if picture is not None and any(picture in text for text in texts):
             raise UserError(
-                f"behaviour {behavior.id!r} must not hold the model's image placeholder `{token}` in its texts; "
+                f"behaviour {behavior.id!r} must not hold the model's image placeholder `{picture}` in its texts; "
                 "the picture is put in front of the prompt by itself."
             )
+        for text in texts:
+            try:
+                refuse_control_tokens(text, tokenizer)
+            except UserError as error:
+                raise UserError(f"behaviour {behavior.id!r} cannot be asked: {error}") from error
 
 
 def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:

@@ -50,6 +50,7 @@ from mm_cb.data.pictures import open_picture
 from mm_cb.data.prompts_file import ImportedPrompt
 from mm_cb.inference.cached_chunks import chunks, once
 from mm_cb.inference.subjects import Subject
+from mm_cb.models.chat import control_token
 
 Left = Mapping[int | None, Tensor]
 """What a search leaves: None → the selected picture of every row, step → the iterate there; pixels ``(B, 3, H, W)``."""
@@ -156,10 +157,13 @@ def ask(job: Job, behaviors: Sequence[Behavior], pictures: Sequence[Image.Image]
 def _varied_prompts(
     job: Job, behaviors: Sequence[Behavior], pictures: Sequence[Image.Image], restart: int
 ) -> list[Behavior]:
-    """The prompts of one variation; one that has become the model's image placeholder stays as it was."""
-    token = job.subject.model.processor.image_token
+    """The prompts of one variation; one that has come to spell a control token of the model's stays as it was."""
+    tokenizer = job.subject.model.processor.tokenizer
     texts = [_vary(job.config, b, picture, restart)[1] for b, picture in zip(behaviors, pictures, strict=True)]
-    return [b if token in text else replace(b, prompt=text) for b, text in zip(behaviors, texts, strict=True)]
+    return [
+        b if control_token(text, tokenizer) else replace(b, prompt=text)
+        for b, text in zip(behaviors, texts, strict=True)
+    ]
 
 
 def _vary(config: AttackConfig, behavior: Behavior, picture: Image.Image, draw: int) -> tuple[Image.Image, str]:

@@ -22,6 +22,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import ModelInputs
+from mm_cb.models.chat import control_token
 from mm_cb.models.last_positions import only_last_positions
 
 LENGTH, LIKELIEST = 20, 256
@@ -154,12 +155,11 @@ class _SuffixRow:
     def usable(self, suffixes: Tensor) -> Tensor:
         """Whether a suffix, sent as text, is read as the same tokens."""
         rows = self._rows(suffixes).input_ids.tolist()
-        return torch.tensor(
-            [
-                self._encode(self.prompt(one)).input_ids[0].tolist() == ids
-                for one, ids in zip(suffixes, rows, strict=True)
-            ]
-        )
+        return torch.tensor([self._reads(self.prompt(one), ids) for one, ids in zip(suffixes, rows, strict=True)])
+
+    def _reads(self, prompt: str, ids: list[int]) -> bool:
+        spelt = control_token(prompt, self._tokenizer) is not None
+        return not spelt and self._encode(prompt).input_ids[0].tolist() == ids
 
     @torch.no_grad()
     def losses(self, suffixes: Tensor) -> Tensor:

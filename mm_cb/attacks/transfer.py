@@ -32,6 +32,7 @@ from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.inference.cached_chunks import chunks, once
 from mm_cb.inference.source import source_again
 from mm_cb.inference.subjects import Subject, load_subject
+from mm_cb.metrics.holes import refuse_swapped
 from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.results import Measurement, find, measure, write_results
 from mm_cb.metrics.whole import whole_items
@@ -94,6 +95,7 @@ def read_made(folder: Path) -> Made:
     if run.get("command") != "attack" or not run.get("ended"):
         raise UserError(f"`{folder}` must be a finished `mm-cb attack` run.")
     recipe, items = read_recipe(run, folder), attacked(whole_items(folder, run), folder)
+    refuse_swapped(folder, items)
     asked = {item["id"]: (item.get("prompt"), item["target"]) for item in items}
     pictures = worst_pictures(item for item in items if item.get("image") is not None)
     if lacking := [behavior for behavior in asked if not os.path.isfile(folder / pictures.get(behavior, ""))]:
@@ -202,6 +204,12 @@ def _batch(
         write_bytes(folder / name, (maker.folder / maker.pictures[b.id]).read_bytes())
         write_bytes(folder / clean_name(b.id), (maker.folder / clean_name(b.id)).read_bytes())
     saved, clean = [read(folder, name) for name in names], [read(folder, clean_name(b.id)) for b in batch]
+    for b, one, its in zip(batch, saved, clean, strict=True):
+        if one.image.size != its.image.size:
+            raise UserError(
+                f"`{maker.folder / maker.pictures[b.id]}` must be a changed copy of the clean picture of `{b.id}`, it "
+                f"has another size, {one.image.size} and not {its.image.size}; repeat that run."
+            )
     found: dict[str, Item] = {}
     for rows in by_size(images(clean)):
         group = [batch[i] for i in rows]

@@ -15,22 +15,23 @@ from pathlib import Path
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.config_files import AttackRecipe, from_recipe, read_recipe
 from mm_cb.attacks.outputs import parts_of, summaries
-from mm_cb.attacks.records import Answer, AnswerRecord, Artefact, attacked
+from mm_cb.attacks.records import Answer, AnswerRecord, Artefact, Facts, Flags, attacked, make_item
 from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.verify_answers import AGAIN, Recorded, Verified, answers_again
 from mm_cb.core.checked import read_json, read_record
 from mm_cb.core.closing import cut_path, say
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress, console
-from mm_cb.core.reading import json_lines
+from mm_cb.core.reading import json_lines, shown
 from mm_cb.core.records import Item
-from mm_cb.core.runs import read_run
+from mm_cb.core.runs import SCHEMA, read_run
+from mm_cb.core.seal import refuse_changed
 from mm_cb.core.terminal import columns
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, kept_behaviors
 from mm_cb.data.prompts_file import KEPT_AS as PROMPTS
 from mm_cb.data.prompts_file import read_prompts
 from mm_cb.inference.cached_chunks import chunks
-from mm_cb.inference.source import source_again
+from mm_cb.inference.source import source_again, subject_name
 from mm_cb.inference.subjects import load_subject
 from mm_cb.inference.tolerance import TOLERANCE, dtype_of, tolerance
 from mm_cb.metrics.agreement import completions_of
@@ -38,6 +39,11 @@ from mm_cb.metrics.observations import rank, starts_with
 from mm_cb.metrics.results import read_results
 from mm_cb.metrics.whole import whole_items
 
+_SETTLED = (
+    *("split", "category", "prompt", "target", "seed", "clean_image", "prefix_emitted", "stopped_early"),
+    *(*Flags.__annotations__, *Facts.__annotations__, "benign_target"),
+)
+"""What an item says that follows from the run's settings, its behaviour and its answers."""
 _NUMBERS = 38
 """Columns of the table beside the name of a picture."""
 
@@ -105,6 +111,8 @@ def verify_run(
 
 def _read(folder: Path) -> _StatedRun:
     content = read_run(folder)
+    whole = content.get("schema") == SCHEMA
+    refuse_changed(read_record(protocol := folder / "protocol.json", dict), f"`{protocol}`", needed=whole)
     recipe, asked = read_recipe(content, folder), {b.id: b for b in kept_behaviors(folder)}
     run = _StatedRun(
         folder, recipe, from_recipe(recipe, content["seed"]), asked, attacked(whole_items(folder, content), folder)
@@ -116,7 +124,25 @@ def _read(folder: Path) -> _StatedRun:
         worst = min(item["candidates"] or (), key=rank)
         if any(item.get(key) != worst.get(key) for key in ("outcome", "completion", "image", "loss")):
             raise UserError(f"`{path}`: {_who(item)} must be the worst of its candidates, it is another. {AGAIN}")
+        _check_settled(run, item, whole=whole)
     return run
+
+
+def _check_settled(run: _StatedRun, item: Item, *, whole: bool) -> None:
+    """Hold an item to the settings that it was made with; earlier versions lack keys (``whole`` is false)."""
+    config, behavior, told = run.configs[item["condition"]], run.asked[item["id"]], run.recipe
+    breaker = told["adapter"] is not None or told.get("base") is not None
+    subject = subject_name(breaker, told["system"], told.get("probe"))
+    again: Mapping[str, object] = make_item(
+        subject, config, behavior, list(_tries(item)), pictured=item.get("clean_image") is not None
+    )
+    for key in ("subject", *_SETTLED):
+        stated, found = item.get(key), again.get(key)
+        if stated != found and (whole or key in item) and not (key == "stopped_early" and "judge" in item):
+            raise UserError(
+                f"`{run.folder / 'items.jsonl'}`: `{key}` of {_who(item)} is {shown(stated)}, by the run's settings it "
+                f"is {shown(found)}. {AGAIN}"
+            )
 
 
 def _answers(run: _StatedRun) -> tuple[list[Recorded], int]:

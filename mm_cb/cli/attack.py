@@ -300,7 +300,7 @@ def check(
     old: OldSettings = None,
     adapter: Adapter = None,
     system: System = None,
-    epsilon: Annotated[str, option("N/255", "Largest change of a value: N from 0 to 255.", PANEL)] = "32/255",
+    epsilon: Annotated[str, option("N/255", "Largest change of a value: N from 1 to 255.", PANEL)] = "32/255",
     steps: Annotated[int, number("steps", "Steps per run.", _SEARCH)] = 100,
     optimizer: Optimizer = _DEFAULT.optimizer,
     iterates: Annotated[int, number("iterates", "Further pictures judged on the way.", _JUDGED)] = 5,

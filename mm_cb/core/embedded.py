@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mm_cb.core.reading import file_bytes
+
 
 @dataclass(frozen=True)
 class Embedded:
@@ -66,7 +68,7 @@ def is_fiction(name: str | Path) -> bool:
 def _words(folder: Path) -> frozenset[str]:
     """All that a model with a whole-word vocabulary can say, its template's tokens left out; nothing for any other."""
     try:
-        content = json.loads((folder / "tokenizer.json").read_bytes())
+        content = json.loads(file_bytes(folder / "tokenizer.json", "tokenizer"))
         if content["model"]["type"] != "WordLevel":
             return frozenset()
         added = content["added_tokens"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mm_cb.core.errors import UserError
-from mm_cb.core.reading import TextFault, decode, loads, refuse_pipe
+from mm_cb.core.reading import TextFault, decode, file_bytes, loads, refuse_pipe
 from mm_cb.core.records import JsonObject
 
 TEMPORARY_SUFFIX = ".mm-cb-tmp"
@@ -156,7 +156,7 @@ def jsonl_lines(path: Path) -> Iterator[tuple[int, JsonObject]]:
     if not path.exists():
         return
     with file_errors(path):
-        *complete, torn = path.read_bytes().split(b"\n")
+        *complete, torn = file_bytes(path).split(b"\n")
     for number, line in enumerate(complete, start=1):
         if not line.strip():
             continue

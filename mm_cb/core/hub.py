@@ -18,6 +18,7 @@ from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.files import no_room, refuse_broken_link
 from mm_cb.core.packages import stay_offline_without_network
 from mm_cb.core.paths import refuse_missing_parts
+from mm_cb.core.reading import file_bytes
 
 RepositoryKind = Literal["model", "dataset"]
 
@@ -155,7 +156,7 @@ def used(*names: str, kind: RepositoryKind = "model") -> list[Repository]:
 def keep_to(run: Path) -> None:
     """Read the commits that a run directory's earlier start read, whatever the hub shows as newest today."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        inputs = json.loads((Path(run) / "run.json").read_bytes()).get("inputs")
+        inputs = json.loads(file_bytes(Path(run) / "run.json")).get("inputs")
         _commits.update({k: v for k, v in inputs.items() if k.startswith(("models/", "datasets/"))})
 
 

@@ -23,11 +23,19 @@ _WIDE = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh91AY&SY": "bzip2", b"\xfd7zXZ\0": "xz"}
 _PACKED |= {b"\x28\xb5\x2f\xfd": "zstd"}
 _OTHER = {b"PAR1": "Parquet", b"ARROW1\0\0": "Arrow", b"SQLite format 3\0": "SQLite", b"\x89PNG": "PNG"}
+LFS_POINTER = b"version https://git-lfs"
+"""What a file begins with of which Git LFS has left a pointer alone."""
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)")
 _SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
 _DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _CLOSE = 0.8
 """So alike are a key and its misspelling."""
+PICTURES = ("image", "images")
+"""Keys under which rows name their pictures."""
+_PICTURE = re.compile(
+    r"(?:input|path|file|url|to|of)*(?:image|img|picture|pic|photo|screenshot)s?"
+    r"(?:path|file|filename|name|url|uri|src|list|data|bytes|base64|b64)?s?\d*"
+)
 
 
 class TextFault(ValueError):
@@ -58,8 +66,7 @@ def read_text(path: Path, what: str = "text") -> str:
         UserError: If it cannot be read or is not UTF-8; names the line and the byte.
     """
     try:
-        refuse_pipe(path, what)
-        content = Path(path).read_bytes()
+        content = file_bytes(path, what)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the {what} `{path}`: {reason}.") from error
@@ -67,6 +74,17 @@ def read_text(path: Path, what: str = "text") -> str:
         return decode(content)
     except TextFault as fault:
         raise UserError(f"{path}:{fault.line}: {fault}") from fault
+
+
+def file_bytes(path: Path, what: str = "input") -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        UserError: If it is a pipe or a device, see `refuse_pipe`.
+        OSError: If it is not there or cannot be read.
+    """
+    refuse_pipe(path, what)
+    return Path(path).read_bytes()
 
 
 def refuse_pipe(path: Path, what: str = "input") -> None:
@@ -106,6 +124,8 @@ def decode(content: bytes) -> str:
 
 def other_kind(content: bytes) -> str | None:
     """What the first bytes of a file tell that is no UTF-8 text, and what to do; None if they tell nothing."""
+    if content.startswith(LFS_POINTER):
+        return "the file is a Git LFS pointer, which stands for it; fetch the file itself by `git lfs pull`."
     for begins, kind in (_PACKED | _OTHER).items():
         if content.startswith(begins):
             return f"the file must be UTF-8 text, it is {kind}; {'unpack' if begins in _PACKED else 'convert'} it."
@@ -264,6 +284,26 @@ def refuse_typos(record: JsonObject, optional: Sequence[str], where: str) -> Non
     for key in record if absent else ():
         if key not in optional and (meant := nearest(key.strip(), absent, _CLOSE)):
             raise UserError(f"{where}: unknown key `{key}`, did you mean `{meant}`?")
+    if (read := [key for key in optional if key in PICTURES]) and (key := lost_picture(record, read)):
+        raise UserError(f"{where}: unknown key `{key}`, which names a picture; call it `{read[0]}`.")
+
+
+def lost_picture(record: JsonObject, read: Sequence[str]) -> str | None:
+    """The key of a picture that nobody would read, in a record that names none under the keys that are read.
+
+    Args:
+        record: What was given.
+        read: Keys of pictures that are read; beside one, what else is said of pictures is left alone.
+    """
+    if any(record.get(key) for key in read):
+        return None
+    return next((key for key, value in record.items() if value and key not in read and _names_picture(key)), None)
+
+
+def _names_picture(key: str) -> bool:
+    plain = re.sub(r"[\W_]", "", key.lower())
+    near = nearest(plain, PICTURES, _CLOSE)
+    return _PICTURE.fullmatch(plain) is not None or (near is not None and abs(len(near) - len(plain)) < 2)
 
 
 def unfit(text: str) -> str | None:

@@ -31,8 +31,9 @@ from mm_cb.core.files import (
 from mm_cb.core.hub import Repository
 from mm_cb.core.paths import safe_id
 from mm_cb.core.places import refuse_inside_run, same_inputs, same_place, written_here
-from mm_cb.core.reading import TextFault, decode, loads, refuse_pipe
+from mm_cb.core.reading import TextFault, decode, file_bytes, loads
 from mm_cb.core.records import Code, RecipeFields, Resumption, Run
+from mm_cb.core.seal import refuse_changed, sealed
 
 __all__ = [
     "RunDirectory",
@@ -50,8 +51,8 @@ __all__ = [
     "write_text",
 ]
 
-SCHEMA = 1
-"""Of run.json, by every version so far."""
+SCHEMA, UNSEALED = 2, 1
+"""Of run.json, now and before it was sealed."""
 _LOCK = ".lock"
 _RUN = "run.json"
 _SHOWN_DIFFERENCES = 6
@@ -63,12 +64,11 @@ def read_run(path: Path) -> Run:
     """The content of a run directory's run.json.
 
     Raises:
-        UserError: If there is no run.json, it is damaged, or does not hold what every run's does.
+        UserError: If there is no run.json, it is damaged, was changed by hand, or does not hold what every run's does.
     """
     file = Path(path) / _RUN
     try:
-        refuse_pipe(file)
-        content = loads(decode(file.read_bytes()), any_text=True)
+        content = loads(decode(file_bytes(file)), any_text=True)
     except (FileNotFoundError, NotADirectoryError) as e:
         refuse_broken_link(file)
         inside = next(iter(sorted(Path(path).glob(f"*/{_RUN}"))), None)
@@ -85,10 +85,12 @@ def read_run(path: Path) -> Run:
         place = f":{e.line}" if isinstance(e, TextFault) else ""
         raise UserError(f"`{file}{place}` cannot be read ({e}); delete it and start the run in a new directory.") from e
     run = checked(content, Run, f"`{file}`")
-    if (schema := run.get("schema", SCHEMA)) != SCHEMA:
+    if (schema := run.get("schema", UNSEALED)) not in (UNSEALED, SCHEMA):
         raise UserError(
             f"`{file}` must have schema {SCHEMA}, got {schema!s:.20}: open it with the version of mm-cb that made it."
         )
+    refuse_changed(run, f"`{file}`", needed=schema == SCHEMA)
+    run.pop("seal", None)
     return run
 
 
@@ -174,7 +176,7 @@ class RunDirectory:
         if left_out:
             self._content["left_out"] = dict(left_out)
         self._content["ended"] = _now()
-        write_json(self.path / _RUN, self._content)
+        write_json(self.path / _RUN, sealed(self._content))
 
     def abandon(self) -> None:
         """Give the directory up if nothing was made in it, so that a corrected command may take it."""
@@ -240,7 +242,7 @@ class RunDirectory:
                 "ended": None,
             }
             self._content = begun
-            write_json(self.path / _RUN, self._content)
+            write_json(self.path / _RUN, sealed(self._content))
             return
         there = self._content = read_run(self.path)
         recipe = with_added_fields(there["command"], there["recipe"])
@@ -273,7 +275,7 @@ class RunDirectory:
             warnings.warn(f"`{self.path}` was started with other code ({'; '.join(changed)}).", stacklevel=5)
             resumed |= code
         content["resumed"] = [*content.get("resumed", []), resumed]
-        write_json(self.path / _RUN, content)
+        write_json(self.path / _RUN, sealed(content))
 
 
 @contextlib.contextmanager

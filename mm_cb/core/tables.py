@@ -2,6 +2,7 @@
 
 import csv
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +51,43 @@ def read_table(path: Path, known: Sequence[str] = ()) -> Table:
                 "holds the separator or a line break in double quotes."
             )
         rows.append(Line(f"{path}:{number}", dict(zip(columns, fields, strict=True))))
+    _refuse_swallowed(path, text, separator, [number for number, _ in lines[1:]], rows)
     return Table(columns, rows)
+
+
+def _refuse_swallowed(path: Path, text: str, separator: str, starts: Sequence[int], rows: Sequence[Line]) -> None:
+    """Refuse a row of several lines that are rows themselves: a stray quote opens in one and closes in a later one.
+
+    Lines of an honest text may look like rows, too. They are taken for rows where they also say under some column what
+    other rows say there, or numbers where others have numbers; else they are told.
+
+    Raises:
+        UserError: Naming the first line.
+    """
+    raw = list(io.StringIO(text, newline=""))
+    ends = [*(start - 1 for start in starts[1:]), len(raw)]
+    several = {}
+    for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        lines = [line.replace('"', "").strip("\r\n").split(separator) for line in raw[start - 1 : end] if line.strip()]
+        if len(lines) > 1 and all(len(line) == len(rows[place].values) for line in lines):
+            several[place] = lines
+    others = [row for place, row in enumerate(rows) if place not in several]
+    told = []
+    for place, lines in several.items():
+        for column, known in enumerate(zip(*(row.values.values() for row in others), strict=True)):
+            said = {line[column].strip() for line in lines}
+            if "" not in said and (said <= {*known} or all(map(str.isdecimal, (*said, *known)))):
+                raise UserError(
+                    f"{rows[place].where}: a double quote joins {len(lines)} lines that look like rows of their own; "
+                    "remove it, or, where the text has these lines, put its last words on a line without the separator."
+                )
+        told.append(f"{starts[place]}-{ends[place]}")
+    if told:
+        warnings.warn(
+            f"`{path}`: {len(told)} rows are of several lines, each of which could be a row (lines "
+            f"{', '.join(told[:5])}): see that no quote is missing there.",
+            stacklevel=3,
+        )
 
 
 def _fields(text: str, path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:

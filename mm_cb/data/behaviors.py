@@ -11,7 +11,7 @@ from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.files import dumps, write_bytes, write_text
 from mm_cb.core.paths import safe_id
 from mm_cb.core.places import refuse_inside_run
-from mm_cb.core.reading import Line, json_file, json_lines, shown
+from mm_cb.core.reading import Line, file_bytes, json_file, json_lines, shown
 from mm_cb.core.records import JsonObject
 from mm_cb.core.tables import read_table
 from mm_cb.data.behaviors_file import parse_behavior, read_behaviors
@@ -142,7 +142,7 @@ def write_set(path: Path, lines: Sequence[str], copies: Mapping[Path, Path]) -> 
     """
     refuse_inside_run(path)
     content = "".join(lines)
-    if path.exists() and path.read_bytes() != content.encode() and not _is_broken_build(path):
+    if path.exists() and file_bytes(path) != content.encode() and not _is_broken_build(path):
         raise UserError(f"`{path}` is there and holds other behaviours; give another folder, or delete it.")
     for copy, original in copies.items():
         write_bytes(copy, original.read_bytes())

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
+from mm_cb.core.folding import is_blank
 from mm_cb.core.provenance import available_memory_bytes
 from mm_cb.core.reading import Line, json_lines, refuse_typos, shown
 from mm_cb.core.records import JsonObject, Message
@@ -131,10 +132,10 @@ def parse_behavior(line: Line, path: Path) -> Behavior:
     where, record = line
     refuse_typos(record, (*_OPTIONAL, *_CALLS, FACTS), where)
     needed = [key for key in _REQUIRED if not (key == "target" and CALL in record and "target" not in record)]
-    wrong = [key for key in needed if not isinstance(record.get(key), str) or not record[key].strip()]
+    wrong = [key for key in needed if not isinstance(record.get(key), str) or is_blank(record[key])]
     if wrong:
         raise UserError(f"{where} must have non-empty texts for {needed}, wrong or missing: {wrong}.")
-    if FACTS in record and not (isinstance(record[FACTS], str) and record[FACTS].strip()):
+    if FACTS in record and not (isinstance(record[FACTS], str) and not is_blank(record[FACTS])):
         raise UserError(f"{where}: `{FACTS}` must be a non-empty text, got {shown(record[FACTS])}; leave it out.")
     extra = {key: value for key, value in record.items() if key not in (*_REQUIRED, *_OPTIONAL)}
     try:

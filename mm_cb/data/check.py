@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from mm_cb.core.progress import Progress
 
 SHOWN = 5
-ERRORS: tuple[str, ...] = ("broken row", "repeated id", "missing image", "corrupt image", "in both sets", "too long")
+ERRORS: tuple[str, ...] = (
+    *("broken row", "repeated id", "missing image", "corrupt image", "in both sets", "too long", "control token"),
+)
 ERRORS += ("no example", "missing rows", "contaminated")
 WARNINGS = ("duplicate", "longer", "unreadable image", "not checked")
 Where = Callable[[], str]

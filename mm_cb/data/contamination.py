@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.folding import seen
 from mm_cb.core.reading import json_lines, shown
 from mm_cb.core.tables import is_table, read_table
 from mm_cb.data.behaviors_file import refuse_absent
@@ -31,7 +32,7 @@ class Contamination:
 
     Source:
         Zou et al. 2024 (arXiv:2406.04313), appendix: texts with BLEU > 0.3 against any behaviour are dropped. Lower
-        case and the per-pair maximum are our choice; the paper does not say.
+        case, the per-pair maximum, and letters by how they look are our choice; the paper does not say.
     """
 
     def __init__(self, behaviors: Sequence[str], threshold: float = THRESHOLD) -> None:
@@ -52,10 +53,10 @@ class Contamination:
         self._score = BLEU(lowercase=True, effective_order=True).sentence_score
         self._tokenize = Tokenizer13a()
         self._threshold = threshold
-        self._behaviors = list(behaviors)
-        self._lengths = [len(self._tokens(text)) for text in behaviors]
+        self._behaviors = list(map(seen, behaviors))
+        self._lengths = [len(self._tokens(text)) for text in self._behaviors]
         self._index: list[dict[tuple[str, ...], set[int]]] = [defaultdict(set) for _ in _ORDERS]
-        for number, text in enumerate(behaviors):
+        for number, text in enumerate(self._behaviors):
             tokens = self._tokens(text)
             for order in _ORDERS:
                 for gram in _grams(tokens, order):
@@ -64,6 +65,7 @@ class Contamination:
     def match(self, text: str) -> Match | None:
         """The closest behaviour if it is above the threshold."""
         best: Match | None = None
+        text = seen(text)
         for number in self._candidates(text):
             bleu = self._score(text, [self._behaviors[number]]).score / 100
             if bleu > self._threshold and (best is None or bleu > best.bleu):

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from mm_cb.core.reading import shown, unfit
+from mm_cb.core.folding import is_blank
+from mm_cb.core.reading import lost_picture, shown, unfit
 from mm_cb.core.records import JsonObject, Message
 from mm_cb.data.pictures import PictureError, open_picture, path_inside
 from mm_cb.data.tools import read_calls, read_tools
@@ -21,6 +22,8 @@ OnUnreadable = Callable[["Example", "PictureError"], None]
 SETS: tuple[SetName, ...] = ("circuit_breaker", "retain")
 _KEYS = {"id", "messages", "images", "set", "source", "tools"}
 _OPTIONAL = {"source", "tools"}
+_NOT_READ = ("reasoning", "reasoning_content", "thinking", "weight")
+"""Keys of turns in other projects' files that change what is trained on."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ def check_messages(messages: Any) -> int:
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise ValueError("`messages` must be a list of turns that is not empty")
     _check_roles(messages)
+    refuse_in_turns(messages)
     pictures = 0
     for number, message in enumerate(messages, start=1):
         if lost := [key for key in message if "call" in key.lower() and key not in ("tool_calls", "tool_call_id")]:
@@ -149,10 +153,25 @@ def check_messages(messages: Any) -> int:
         for part in parts:
             if part["type"] == "text" and (reason := unfit(part["text"])):
                 raise ValueError(f"a text cannot be used: {reason}")
-        if "tool_calls" not in message and not any(part["type"] == "text" and part["text"].strip() for part in parts):
+        if "tool_calls" not in message and not any(
+            part["type"] == "text" and not is_blank(part["text"]) for part in parts
+        ):
             raise ValueError("every turn must hold some text")
         pictures += named
     return pictures
+
+
+def refuse_in_turns(messages: Any) -> None:
+    """Refuse a turn with a picture, a thought or a weight of its own, which would be passed over; ValueError says."""
+    for number, turn in enumerate(messages if isinstance(messages, list | tuple) else (), start=1):
+        for key in _NOT_READ if isinstance(turn, dict) else ():
+            if turn.get(key) not in (None, "", 1):
+                raise ValueError(f"turn {number} says `{key}`, which is not read: put it into the text, or remove it")
+        if isinstance(turn, dict) and (key := lost_picture(turn, ())):
+            raise ValueError(
+                f"turn {number} names a picture in `{key}`: a row names its pictures in `images`, and the place of "
+                'each in the turn by the part {"type": "image"}'
+            )
 
 
 def _check_roles(messages: Sequence[Message]) -> None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from mm_cb.core.reading import shown, unfit
+from mm_cb.core.folding import is_blank
+from mm_cb.core.reading import PICTURES, lost_picture, shown, unfit
 from mm_cb.core.records import Message
-from mm_cb.data.examples import Example, SetName, parse_example
+from mm_cb.data.examples import Example, SetName, parse_example, refuse_in_turns
 from mm_cb.data.pictures import encoded, path_inside
 from mm_cb.data.rows import Record
 
@@ -50,7 +51,7 @@ class Context:
         for message in messages:
             content = message["content"]
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            if not any(part["type"] == "text" and part["text"].strip() for part in parts):
+            if not any(part["type"] == "text" and not is_blank(part["text"]) for part in parts):
                 return Skip("empty turn")
             if any(part["type"] == "text" and _PLACEHOLDER in part["text"] for part in parts):
                 return Skip(f"a text that holds {_PLACEHOLDER}")
@@ -66,6 +67,15 @@ class Format(NamedTuple):
     columns: frozenset[str]
     convert: Convert
     set: SetName | None
+    pictures: tuple[str, ...] = PICTURES
+    """Keys that it reads pictures from."""
+
+    def refuse_lost(self, record: Record) -> None:
+        """Refuse a row that names a picture which would not be read; ValueError says where."""
+        if key := lost_picture(record, self.pictures):
+            how = f"call it `{self.pictures[0]}`" if self.pictures else "give rows of our own (docs/formats.md)"
+            raise ValueError(f"the key `{key}` names a picture, which these rows do not have there; {how}")
+        refuse_in_turns(record.get("messages", record.get("conversations")))
 
 
 def _own(record: Record, context: Context) -> Example | Skip:
@@ -121,8 +131,8 @@ def _llava(record: Record, context: Context) -> Example | Skip:
 
 FORMATS: Mapping[str, Format] = {
     "own": Format(frozenset({"id", "messages", "images", "set"}), _own, None),
-    "circuit_breakers": Format(frozenset({"prompt", "output"}), _circuit_breakers, "circuit_breaker"),
-    "completions": Format(frozenset({"prompt", "completion", "final_label"}), _completions, "retain"),
+    "circuit_breakers": Format(frozenset({"prompt", "output"}), _circuit_breakers, "circuit_breaker", ()),
+    "completions": Format(frozenset({"prompt", "completion", "final_label"}), _completions, "retain", ()),
     "llava": Format(frozenset({"conversations"}), _llava, "retain"),
     "messages": Format(frozenset({"messages"}), _messages, "retain"),
 }

@@ -15,7 +15,7 @@ from typing import Any
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import refuse_missing_parts
-from mm_cb.core.reading import BOM, TextFault, decode, loads, other_kind
+from mm_cb.core.reading import BOM, TextFault, decode, loads, other_kind, refuse_pipe
 from mm_cb.core.records import JsonObject
 from mm_cb.core.tables import is_table, read_table
 
@@ -148,6 +148,7 @@ def open_rows(path: Path) -> DataRows:
     if is_table(path):
         return TableRows(path)
     try:
+        refuse_pipe(path, "data file")
         with open(path, "rb") as file:
             if not file.read(len(BOM) + 1).removeprefix(BOM):
                 raise UserError(f"`{path}` must hold rows (JSON lines, a JSON array or a table), it is empty.")

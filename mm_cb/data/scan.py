@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from mm_cb.core.files import file_sha256
+from mm_cb.core.folding import folded
 from mm_cb.core.records import Message
 from mm_cb.data.examples import Example
 from mm_cb.data.formats import Skip
@@ -56,8 +57,8 @@ class Scan:
         """
         if own_ids and (first := self._ids.setdefault(example.id, example.place)) is not example.place:
             return RowFault("repeated id", f"the id `{example.id}` was used at {first}")
-        folded = "\0".join(" ".join(text.lower().split()) for text in texts_of(example))
-        digest = hashlib.blake2b(folded.encode("utf-8", "replace"), digest_size=16).digest()
+        said = "\0".join(map(folded, texts_of(example)))
+        digest = hashlib.blake2b(said.encode("utf-8", "replace"), digest_size=16).digest()
         if digest not in self._first:
             self._first[digest] = example.set, example.place, read
             return example

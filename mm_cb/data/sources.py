@@ -71,7 +71,7 @@ class RowFault(NamedTuple):
     """A row that cannot be used, and why."""
 
     kind: str
-    """``broken row``, ``missing image``, ``too long``, ``repeated id`` or ``in both sets``."""
+    """``broken row``, ``missing image``, ``too long``, ``control token``, ``repeated id`` or ``in both sets``."""
     message: str
 
 
@@ -113,6 +113,8 @@ class OpenSource:
 
     Attributes:
         key: Name of the source and its set; the beginning of its examples' ids.
+        published: Whether it is a data set by its name or of the hub, whose rows nobody here can mend: one that spells
+            a control token is left out and counted.
         inputs: What was opened, for a run's record.
     """
 
@@ -122,6 +124,7 @@ class OpenSource:
     form: Format
     folder: Path
     inputs: list[Path | Repository] = field(default_factory=list)
+    published: bool = False
 
     def read(self, index: int) -> Example | Skip:
         """The example of a row.
@@ -140,6 +143,7 @@ class OpenSource:
                     f"`set` stands in this row and not in the file's first, by which all of it is {self.form.set}; "
                     "give every row its `set`, or none"
                 )
+            self.form.refuse_lost(record)
             outcome = self.form.convert(record, context)
             return replace(outcome, place=RowPlace(self.rows, index)) if isinstance(outcome, Example) else outcome
         except (KeyError, TypeError, AttributeError) as error:
@@ -155,8 +159,12 @@ class OpenSource:
         """Every row in order, with what became of it; pictures are looked for, not opened."""
         for index in range(len(self.rows)):
             outcome = self._outcome(index, rules)
-            left_out = isinstance(outcome, RowFault) and rules.left_out(outcome)
-            yield index, Skip(outcome.kind) if isinstance(outcome, RowFault) and left_out else outcome
+            if isinstance(outcome, RowFault) and (rules.left_out(outcome) or self._unmendable(outcome)):
+                outcome = Skip(outcome.kind)
+            yield index, outcome
+
+    def _unmendable(self, fault: RowFault) -> bool:
+        return self.published and fault.kind == "control token"
 
     def where(self, index: int) -> str:
         """File and line of a row."""
@@ -203,7 +211,8 @@ def open_source(source: Source) -> OpenSource:
     set_name = source.set or form.set
     key = (Path(source.name).stem if described is None else described.name) + (f":{set_name}" if set_name else "")
     inputs = rows.inputs if isinstance(rows, HubRows) else [rows.path]
-    return OpenSource(source, key, rows, form, folder, [*inputs])
+    published = described is not None or source.name.startswith(HUB_PREFIX)
+    return OpenSource(source, key, rows, form, folder, [*inputs], published)
 
 
 def _find(source: Source) -> tuple[DataRows, Path, Card | None]:

@@ -20,7 +20,7 @@ from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
 from mm_cb.inference.unanswered import go_on, unanswered
 from mm_cb.models import ChatModel
-from mm_cb.models.chat import refuse_unwritable
+from mm_cb.models.chat import refuse_control_tokens, refuse_unwritable
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,10 @@ def complete_batch(subject: Subject, requests: Sequence[Request], max_new_tokens
 def prompt_tokens(model: ChatModel, request: Request) -> int:
     """Tokens of a request's text and pictures, without the template's; to sort by."""
     refuse_unwritable(request.text)
+    try:
+        refuse_control_tokens(request.text, model.processor.tokenizer)
+    except UserError as error:
+        raise UserError(f"request `{request.key}` cannot be asked: {error}") from error
     tokens = len(model.processor.tokenizer(request.text, add_special_tokens=False)["input_ids"])
     if request.pictures:
         sizes = [(height, width) for width, height in (picture.size for picture in request.pictures)]

@@ -48,6 +48,19 @@ def absent_pictures(folder: Path, items: Sequence[Item]) -> list[str]:
     return found
 
 
+def refuse_swapped(folder: Path, items: Sequence[Item]) -> None:
+    """Refuse to show a run's pictures to a model where one is not the file that the run judged.
+
+    Raises:
+        UserError: Naming it.
+    """
+    if swapped := sorted({name for item in items for name in _swapped(folder, item)}):
+        raise UserError(
+            f"`{folder / swapped[0]}` is not the picture that the run judged ({len(swapped)} in all); take the run's "
+            "whole folder from where it was made, or repeat the run."
+        )
+
+
 def read_curves(path: Path) -> list[Curve]:
     """The loss curves of a run; none where there is no file.
 

@@ -19,6 +19,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.hub import repository_of
 from mm_cb.core.reading import json_file
 from mm_cb.core.records import JsonObject
+from mm_cb.core.weights import refuse_cut
 from mm_cb.models.fingerprint import check_weights
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -129,8 +130,14 @@ def _check_numbers(file: Path, fields: JsonObject) -> None:
     alphas = {"lora_alpha": fields.get("lora_alpha", 8)}
     alphas |= {f"alpha_pattern.{key}": value for key, value in patterns["alpha_pattern"].items()}
     for name, value in alphas.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-            raise UserError(f"`{file}`: `{name}` must be a finite number, got {value!r:.80}.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+            raise UserError(f"`{file}`: `{name}` must be a finite number above 0, got {value!r:.80}.")
+    dropout = fields.get("lora_dropout", 0)
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise UserError(f"`{file}`: `lora_dropout` must be a number from 0 to below 1, got {dropout!r:.80}.")
+    for name in ("use_rslora", "fan_in_fan_out"):
+        if not isinstance(fields.get(name, False), bool | None):
+            raise UserError(f"`{file}`: `{name}` must be true or false, got {fields[name]!r:.80}.")
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -141,6 +148,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """
     file = folder / WEIGHTS
     try:
+        refuse_cut(file)
         tensors = load_file(file)
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"`{file}` must be a safetensors file, but it cannot be read: {error}") from error

@@ -8,7 +8,8 @@ from mm_cb.core import hub
 from mm_cb.core.checked import checked, read_json
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
-from mm_cb.core.reading import shown, unfit
+from mm_cb.core.reading import refuse_pipe, shown, unfit
+from mm_cb.core.weights import refuse_cut
 
 _CONFIG, _INDEX, _SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -41,6 +42,8 @@ def model_folder(name_or_path: str | Path, *, weights: bool = False) -> Path:
     folder = _own_folder(name_or_path)
     _refuse_other_formats(folder)
     if folder.is_dir():
+        for file in (file for file in folder.iterdir() if file.exists()):
+            refuse_pipe(file, "file of a model")
         if weights and not (folder / _SINGLE).is_file() and (folder / _INDEX).is_file():
             _shards(folder / _INDEX)
         return folder
@@ -97,11 +100,18 @@ def absent_files(name_or_path: str | Path) -> list[str]:
 
 
 def weight_files(name_or_path: str | Path) -> list[Path]:
-    """The safetensors of a model on this machine; empty unless they are all here."""
+    """The safetensors of a model on this machine; empty unless they are all here.
+
+    Raises:
+        UserError: If one is not whole.
+    """
     index = _find(name_or_path, _INDEX)
     names = [_SINGLE] if index is None or _find(name_or_path, _SINGLE) else _shards(index)
     found = [_find(name_or_path, name) for name in names]
-    return [path for path in found if path is not None] if all(found) else []
+    here = [path for path in found if path is not None] if all(found) else []
+    for path in here:
+        refuse_cut(path)
+    return here
 
 
 def _own_folder(name_or_path: str | Path) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from mm_cb.core.calls import Call, CallFormat, NotCalls
 from mm_cb.core.errors import UserError
@@ -136,8 +137,8 @@ def render_chat(
         The text and its spans. A completion's span includes the token that ends the turn, if the template writes one.
 
     Raises:
-        UserError: If a text holds the image placeholder or cannot be encoded, or the template fails, does not write
-            every text and call as it is, or leaves out tools.
+        UserError: If a text holds the image placeholder, or a control token (but in an answer left open), or cannot be
+            encoded, or the template fails, does not write every text and call as it is, or leaves out tools.
 
     Source:
         Deviations from the released trainer of circuit breakers, which tokenises request and answer apart: a blank
@@ -146,11 +147,14 @@ def render_chat(
     dialect = dialect or dialect_of(processor)
     texts: list[tuple[str, str]] = []
     format = tool_format(processor) if tools or any("tool_calls" in message for message in messages) else None
-    turns = _ChatTurns(texts, dialect)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    turns = _ChatTurns(texts, dialect, tokenizer)
     for tool in tools:
         turns.refuse(json.dumps(tool, ensure_ascii=False))
     stand_ins = [turns.stand_in(message) for message in messages[:-1]]
     answer = len(texts)
+    if not close_turn and messages[-1]["role"] == "assistant":
+        turns.tokenizer = None  # what a model said, perhaps: it may spell anything
     stand_ins.append(turns.stand_in(messages[-1]))
     shown = {"tools": list(tools)} if tools else {}
     try:
@@ -249,11 +253,42 @@ def refuse_unwritable(text: str) -> None:
         ) from error
 
 
+def refuse_control_tokens(text: str, tokenizer: Any) -> None:
+    """Refuse a text in which a control token of the model is spelt out: it would become the token, and end a turn.
+
+    Raises:
+        UserError: Naming the token.
+    """
+    if token := control_token(text, tokenizer):
+        place = text.index(token)
+        raise UserError(
+            f"a text must not hold the model's control token `{token}`, got "
+            f"{text[max(0, place - 40) : place + len(token) + 20]!r}; leave it out, or write it with a blank inside."
+        )
+
+
+def control_token(text: str, tokenizer: Any) -> str | None:
+    """The first control token that a text spells out: a special token with a bracket, but that for what is unknown."""
+    if tokenizer not in _CONTROLS:
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        named = {*map(str, tokenizer.all_special_tokens), *(token.content for token in added if token.special)}
+        named.discard(str(tokenizer.unk_token))
+        tokens = sorted((t for t in named if len(t) > 2 and _BRACKET.search(t)), key=len, reverse=True)
+        _CONTROLS[tokenizer] = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+    found = _BRACKET.search(text) and _CONTROLS[tokenizer].search(text)
+    return found[0] if found else None
+
+
+_BRACKET = re.compile(r"[<\[{|]")
+_CONTROLS: WeakKeyDictionary[Any, re.Pattern[str]] = WeakKeyDictionary()
+
+
 class _ChatTurns:
     """A chat's turns with numbered placeholders for texts and calls, which are appended to ``texts``."""
 
-    def __init__(self, texts: list[tuple[str, str]], dialect: Dialect) -> None:
+    def __init__(self, texts: list[tuple[str, str]], dialect: Dialect, tokenizer: Any) -> None:
         self._texts, self._dialect = texts, dialect
+        self.tokenizer = tokenizer
         self._calls: dict[int, Sequence[Call]] = {}
         self._called = self._answered = 0
 
@@ -311,13 +346,15 @@ class _ChatTurns:
         return f"\ue000{len(self._texts) - 1}\ue001"
 
     def refuse(self, text: str) -> None:
-        """Refuse a text that would be taken for a picture, or that no tokenizer takes."""
+        """Refuse a text that would be taken for a picture or a part of the template, or that no tokenizer takes."""
         for token in (self._dialect.image_token, self._dialect.soft_token):
             if token is not None and token in text:
                 raise UserError(
                     f"a message text must not hold the image placeholder `{token}`, got {text[:80]!r}. "
                     'Give images as parts: {"type": "image"}.'
                 )
+        if self.tokenizer is not None:
+            refuse_control_tokens(text, self.tokenizer)
         refuse_unwritable(text)
 
 

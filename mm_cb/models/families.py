@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedCo
 
 from mm_cb.core.embedded import guest_names
 from mm_cb.core.errors import UserError, one_line
-from mm_cb.core.reading import json_file, read_text
+from mm_cb.core.reading import file_bytes, json_file, read_text
 from mm_cb.models.base import ChatModel
 from mm_cb.models.cache import model_folder, weights_fault
 from mm_cb.models.laws import CONFIG, OLD_PROCESSOR, PROCESSOR, check_config, check_image_token, check_kinds
@@ -162,7 +162,7 @@ def _check_tokenizer(tokenizer: Any, config: Any, folder: Path) -> None:
 def _check_length(folder: Path) -> None:
     """Refuse a longest input that is no number: transformers compares with it."""
     try:
-        most = json.loads((folder / _TOKENIZER).read_text(encoding="utf-8"))["model_max_length"]
+        most = json.loads(file_bytes(folder / _TOKENIZER))["model_max_length"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):  # whoever reads it next says so
         return
     if most is not None and (isinstance(most, bool) or not isinstance(most, int | float) or not most >= 1):

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import write_json
+from mm_cb.core.reading import file_bytes
 from mm_cb.models.cache import weight_files
 
 FILE = "base.json"
@@ -74,7 +75,7 @@ def check_weights(adapter: Path, name: str) -> None:
         UserError: If they are others.
     """
     try:
-        held = json.loads((adapter / FILE).read_text(encoding="utf-8"))["fingerprint"]
+        held = json.loads(file_bytes(adapter / FILE))["fingerprint"]
     except (OSError, ValueError, LookupError, TypeError):
         held = ""
     if not held:

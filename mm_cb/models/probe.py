@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from mm_cb.core.checked import read_record
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.files import file_sha256, write_json
+from mm_cb.core.seal import refuse_changed, sealed
+from mm_cb.core.weights import refuse_cut
 from mm_cb.models.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from mm_cb.models.chat import TokenRole
 from mm_cb.models.fingerprint import fingerprint
@@ -63,6 +65,8 @@ class ProbeFile(TypedDict):
     """Share of benign rows that the threshold may flag."""
     benign: Flagged
     harmful: Flagged
+    weights_sha256: NotRequired[str]
+    """Of probe.safetensors; files of earlier versions have neither this nor a seal."""
 
 
 class ProbeNetwork(nn.Module):
@@ -156,10 +160,10 @@ def _hooked(module: nn.Module, catch: Callable[..., None]) -> Iterator[None]:
 
 
 def save_probe(folder: Path, network: ProbeNetwork, told: ProbeFile) -> None:
-    """Write both files of a probe."""
+    """Write both files of a probe, sealed."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
-    write_json(folder / FILE, told)
+    write_json(folder / FILE, sealed({**told, "weights_sha256": file_sha256(folder / WEIGHTS)}))
 
 
 def adapter_sha256(adapter: str | Path | None) -> str | None:
@@ -181,6 +185,7 @@ def load_probe(folder: Path, model: "ChatModel", adapter: str | Path | None) -> 
     if not (folder / FILE).is_file():
         raise UserError(f"`{folder}` must be what `mm-cb probe` wrote, but it holds no {FILE}.")
     told = read_record(folder / FILE, ProbeFile)
+    refuse_changed(told, f"`{folder / FILE}`", needed="weights_sha256" in told)
     kind: Any = told["kind"]
     if kind not in get_args(ProbeKind):
         raise unknown(f"`kind` of `{folder / FILE}`", str(kind), get_args(ProbeKind))
@@ -193,9 +198,12 @@ def load_probe(folder: Path, model: "ChatModel", adapter: str | Path | None) -> 
         )
     network = ProbeNetwork(hidden, kind)
     try:
+        refuse_cut(folder / WEIGHTS)
         network.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"`{folder / WEIGHTS}` must hold the tensors of a {kind} probe: {error}") from error
+    if told.get("weights_sha256", digest := file_sha256(folder / WEIGHTS)) != digest:
+        raise UserError(f"`{folder / WEIGHTS}` was changed after it was written; train the probe again.")
     if not all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values()):
         raise UserError(f"`{folder / WEIGHTS}` must hold finite numbers; train the probe again.")
     return Probe(network.eval().requires_grad_(False), told["layer"], told["threshold"], told["refusal"])

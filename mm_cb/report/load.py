@@ -10,7 +10,8 @@ from mm_cb.core.compatibility import with_added_fields, with_attack_flags
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.records import Agreement, Check, Curve, Item, Representations, Run, Timing
-from mm_cb.core.runs import read_run
+from mm_cb.core.runs import SCHEMA, read_run
+from mm_cb.core.seal import refuse_changed
 from mm_cb.metrics.holes import holes, read_curves
 from mm_cb.metrics.results import Measurement, measure, read_results
 from mm_cb.metrics.table import WORST_GIVEN, Metric, is_known, register_metric
@@ -82,7 +83,7 @@ def load_run(folder: Path) -> RunFiles:
     items, unsaid = [with_attack_flags(item) for item in items], items
     if items != unsaid:
         measurements += _worst_by_given(items, measurements)
-    protocol = _protocol(folder / "protocol.json")
+    protocol = _protocol(folder / "protocol.json", sealed=run.get("schema") == SCHEMA)
     checks = read_list(folder / "checks.json", Check)
     if command == "attack check":
         from mm_cb.attacks.sanity.stored import refuse_other_checks
@@ -130,9 +131,11 @@ def _learn_metrics(path: Path) -> None:
             register_metric(found)
 
 
-def _protocol(path: Path) -> _ProtocolFile:
+def _protocol(path: Path, *, sealed: bool) -> _ProtocolFile:
     content = read_json(path)
-    return checked({} if content is None else content, _ProtocolFile, f"`{path}`")
+    found = checked({} if content is None else content, _ProtocolFile, f"`{path}`")
+    refuse_changed(found, f"`{path}`", needed=sealed and content is not None)
+    return found
 
 
 def _representations(path: Path) -> Representations | None:

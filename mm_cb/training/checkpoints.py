@@ -10,13 +10,14 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainingArguments
 
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import write_text
+from mm_cb.core.files import file_sha256, write_text
 from mm_cb.core.reading import read_text
 
 logger = logging.getLogger(__name__)
 
 _COMPLETE = "complete"
-"""In a checkpoint's folder once all its files are written; holds the fingerprint of the base's weights."""
+"""In a checkpoint's folder once all its files are written; its first line is the fingerprint of the base's weights,
+each further one the SHA-256 and the name of a file (there are none in checkpoints of earlier versions)."""
 
 
 def last_checkpoint(folder: Path, base_weights: str, *, remove_torn: bool) -> Path | None:
@@ -40,13 +41,34 @@ def last_checkpoint(folder: Path, base_weights: str, *, remove_torn: bool) -> Pa
     if not complete:
         return None
     newest = complete[max(complete)]
-    held = read_text(newest / _COMPLETE, "mark of a checkpoint")
+    held = _mark(newest)[0]
     if held and base_weights and held != base_weights:
         raise UserError(
             f"the checkpoint `{newest}` was trained on other weights than the model has now; give another `--out`, or "
             "the model as it was."
         )
     return newest
+
+
+def refuse_changed(checkpoint: Path) -> None:
+    """Refuse a checkpoint whose files are not as they were when it was complete.
+
+    Raises:
+        UserError: Naming the file.
+    """
+    if not (checkpoint / _COMPLETE).exists():  # of another trainer
+        return
+    for line in _mark(checkpoint)[1:]:
+        digest, _, name = line.partition("  ")
+        if not (checkpoint / name).is_file() or file_sha256(checkpoint / name) != digest:
+            raise UserError(
+                f"`{checkpoint / name}` is gone, damaged or was changed after it was written; delete the folder "
+                f"`{checkpoint}`, and training begins again, or take it whole from where it was made."
+            )
+
+
+def _mark(checkpoint: Path) -> list[str]:
+    return read_text(checkpoint / _COMPLETE, "mark of a checkpoint").split("\n")
 
 
 def step_of(checkpoint: Path) -> int:
@@ -76,7 +98,11 @@ class KeepLastComplete(TrainerCallback):
         if not state.is_world_process_zero:
             return
         newest = self._folder / f"checkpoint-{state.global_step}"
-        write_text(newest / _COMPLETE, self._base_weights)
+        files = sorted(path for path in newest.iterdir() if path.is_file())
+        write_text(
+            newest / _COMPLETE,
+            "\n".join([self._base_weights, *(f"{file_sha256(path)}  {path.name}" for path in files)]),
+        )
         for older in self._folder.glob("checkpoint-*"):
             if older != newest:
                 shutil.rmtree(older, ignore_errors=True)

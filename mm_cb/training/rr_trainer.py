@@ -24,7 +24,7 @@ from mm_cb.models.text import TextProcessor
 from mm_cb.training.adapter import put_lora, save_adapter
 from mm_cb.training.adversary import Adversary
 from mm_cb.training.batches import HELD_OUT, PairCollator, RowPair, drawn
-from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint, step_of
+from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint, refuse_changed, step_of
 from mm_cb.training.lending import language_tower, lent
 from mm_cb.training.loading import number_of_workers
 from mm_cb.training.lora import placed, recipe_lora
@@ -147,6 +147,7 @@ class RRTrainer(ReroutingTrainer):
         with lent(self._encoder, self._kept, recompute=self.settings.recompute):
             if checkpoint is not None:  # transformers would go on with what it finds of it, and warn
                 check_places(self._encoder.model, read_tensors(checkpoint), checkpoint)
+                refuse_changed(checkpoint)
             self._forget(done)
             if not done:
                 self.begin()

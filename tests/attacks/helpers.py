@@ -11,6 +11,7 @@ from mm_cb.attacks.registry import attack_entry, chosen_attacks
 from mm_cb.attacks.run import run_attack
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.paths import data_path
+from mm_cb.core.seal import SEAL, sealed
 from mm_cb.inference.source import ModelSource
 from mm_cb.models import load_model
 from mm_cb.models.fingerprint import remember_base
@@ -65,7 +66,11 @@ def save_adapter(folder, seed):
 
 
 def edited(path, edit):
-    """A JSON file, changed in place by ``edit``; what it returns is written instead, if anything."""
+    """A JSON file, changed in place by ``edit``; what it returns is written instead, if anything.
+
+    A seal is made again, as by somebody who rewrites a run consistently.
+    """
     content = json.loads(path.read_text())
     made = edit(content)
-    path.write_text(json.dumps(content if made is None else made))
+    made = content if made is None else made
+    path.write_text(json.dumps(sealed(made) if SEAL in made else made))

@@ -11,6 +11,7 @@ from mm_cb import cli
 from mm_cb.attacks.objectives.adaptive import LongTargetObjective
 from mm_cb.attacks.objectives.probe import ProbeObjective
 from mm_cb.attacks.verify import verify_run
+from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl, read_run
 from mm_cb.data.behaviors_file import grey_canvas, read_behaviors
 from mm_cb.inference.subjects import Subject
@@ -149,6 +150,14 @@ def test_a_probe_is_bound_to_its_states(probe, miniature, tmp_path):
         with pytest.raises(Exception, match=told):
             load_probe(folder, miniature, None)
         (folder / "probe.json").write_text(held)
+    (folder / "probe.json").write_text(held.replace('"threshold": 0.75', '"threshold": 7.5'))
+    with pytest.raises(UserError, match=r"probe\.json` was changed after"):
+        load_probe(folder, miniature, None)
+    (folder / "probe.json").write_text(held)
+    weights = (folder / "probe.safetensors").read_bytes()
+    (folder / "probe.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"probe\.safetensors` was changed after"):
+        load_probe(folder, miniature, None)
     (folder / "probe.safetensors").write_bytes(b"damaged")
     with pytest.raises(Exception, match="must hold the tensors"):
         load_probe(folder, miniature, None)

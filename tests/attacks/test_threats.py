@@ -158,9 +158,12 @@ def test_what_goes_together_is_not_refused():
         refuse_mismatch(AttackConfig(threat=threat, optimizer=optimizer), attacks)
 
 
-@pytest.mark.parametrize(("threat", "match"), [("patch:400", "must lie inside"), ("border:40", "must lie in 1..")])
+@pytest.mark.parametrize(
+    ("threat", "match"),
+    [("patch:400", "--patch-size` 400 .*must lie inside"), ("border:40", "--border-width` 40 .*must lie in 1..")],
+)
 def test_a_threat_model_larger_than_a_picture_is_refused_before_anything_is_attacked(made, tmp_path, threat, match):
-    with pytest.raises(UserError, match=f"behaviour .*{match}"):
+    with pytest.raises(UserError, match=match):
         attack(made, threat, "pgd", out=tmp_path / "run")
     assert not list(tmp_path.rglob("*.png"))
 

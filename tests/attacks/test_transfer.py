@@ -4,10 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mm_cb import cli
 from mm_cb.attacks.transfer import Made, read_made, run_transfer, told_apart
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import file_sha256
 from mm_cb.core.paths import safe_id
 from mm_cb.core.runs import read_jsonl
 from tests.attacks.helpers import BEHAVIORS, edited, first_behaviors, save_adapter
@@ -67,6 +69,22 @@ def test_behaviours_that_keep_their_ids_but_not_their_texts_are_refused(runs, tm
     (told,) = capsys.readouterr().err.strip().splitlines()
     assert f"`{runs / 'base'}` must have attacked the behaviours of `{behaviors}`, it attacked others" in told
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["attacked", "clean"])
+@pytest.mark.parametrize("consistent", [False, True])
+def test_a_picture_that_was_replaced_is_named_and_not_judged(runs, tmp_path, kind, consistent):
+    other = shutil.copytree(runs / "one/attack", tmp_path / "other")
+    first, second = read_jsonl(other / "items.jsonl")
+    place = "image" if kind == "attacked" else "clean_image"
+    (other / first[place]).write_bytes((other / second[place]).read_bytes())
+    if consistent and kind == "attacked":  # as a file of another size
+        Image.new("RGB", (9, 9)).save(other / first[place])
+        digest = file_sha256(other / first[place])
+        edited((other / first[place]).with_suffix(".json"), lambda told: told.update(sha256=digest))
+    told = "is not the picture that the run judged" if not consistent or kind == "clean" else "has another size"
+    with pytest.raises(UserError, match=rf"{Path(first[place]).name}` .*{told}"):
+        run_transfer(runs / "base", other, runs / "behaviors.jsonl", tmp_path / "out")
 
 
 OTHER_BUDGETS = {

@@ -271,7 +271,7 @@ def test_a_number_is_held_to_the_file_wherever_it_stands(few, key, place):
     ("stated", "match"),
     [
         ({"epsilon": 7}, "outside linf of 7/255"),
-        ({"samples": 9}, "protocol.json` must say what the run holds"),
+        ({"samples": 9}, "`k` of .* is 1, by the run's settings it is 10"),
         ({"attack": "pgd"}, "must hold the same attacks, see pgd"),
     ],
 )
@@ -299,6 +299,25 @@ def test_an_item_is_the_worst_of_its_candidates(run, key, value):
     items[0][key] = value
     write_jsonl(run / "items.jsonl", items)
     refused(run, "must be the worst of its candidates")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("knows_breaker", True), ("knows_breaker", None), ("given", "opening"), ("given", None)),
+        *(("early_stop", True), ("prompt", "another"), ("subject", "rr"), ("split", "x"), ("outside_threat", True)),
+    ],
+)
+def test_what_an_item_says_of_its_attack_is_what_the_run_states(few, key, value):
+    first, *others = read_jsonl(few / "items.jsonl")
+    write_jsonl(few / "items.jsonl", [{k: v for k, v in {**first, key: value}.items() if v is not None}, *others])
+    refused(few, f"`{key}` of `{first['id']}` under pgd_long is .*by the run's settings it is")
+
+
+def test_a_protocol_that_was_changed_is_noticed(few):
+    path = few / "protocol.json"
+    path.write_text(path.read_text().replace("supplied text", "opening"))
+    refused(few, "protocol.json` was changed after it was written")
 
 
 # answers

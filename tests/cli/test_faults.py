@@ -31,7 +31,7 @@ COMMANDS = {
 MADE = {"train": "rr", "attack": "run", "eval": "kept", "judge": "judged", "report": "page", "merge": "merged"}
 MADE["data build"] = "benign"
 NEEDS = {"judge": ["attack"], "report": ["attack"], "merge": ["train"]}
-WHEN = ("started", "ended", "resumed", "git", "versions")
+WHEN = ("started", "ended", "resumed", "git", "versions", "seal")
 EACH = [pytest.param(name, marks=pytest.mark.long if name in ("train", "merge") else ()) for name in COMMANDS]
 ENDING = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 

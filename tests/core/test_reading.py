@@ -15,6 +15,7 @@ from mm_cb.core.reading import (
     json_lines,
     load_yaml,
     loads,
+    lost_picture,
     read_text,
     refuse_typos,
     shown,
@@ -174,6 +175,36 @@ def test_a_table_that_is_not_what_it_seems_is_named(tmp_path, content, match):
         read_table(write(tmp_path, content, "a.csv"), ("a",))
 
 
+STRAY = [
+    'id,prompt,label\n1,how,safe\n2,"why,unsafe\n3,who",safe\n4,what,unsafe\n',
+    'id,prompt\n1,how\n2,"why\n3,who"\n4,what\n',
+    'prompt,label\nhow,safe\n"why,unsafe\nwho,safe\nwhere",unsafe\nwhat,unsafe\n',
+]
+
+
+@pytest.mark.parametrize("content", STRAY)
+def test_a_stray_quote_that_joins_rows_is_named(tmp_path, content):
+    with pytest.raises(UserError, match=r"a\.csv:3: a double quote joins \d lines that look like rows"):
+        read_table(write(tmp_path, content, "a.csv"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "warned"),
+    [
+        ("Dear John,\nhow are you?", True),
+        ("first line\nsecond line\nthird, with more, commas", False),
+        ("one\n\ntwo", False),
+        ('he said "a"\nand, b', False),
+        ("dear John, how\nare you, and yours", False),
+    ],
+)
+def test_an_honest_text_of_several_lines_is_one_field(tmp_path, recwarn, prompt, warned):
+    out = io.StringIO(newline="")
+    csv.writer(out).writerows([["prompt", "label"], ["how", "safe"], [prompt, "safe"], ["what", "unsafe"]])
+    assert read_table(write(tmp_path, out.getvalue(), "a.csv")).rows[1].values["prompt"] == prompt
+    assert bool(recwarn.list) == warned
+
+
 @pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3", "a:\n  b: 1\n  b: 2\n", "[{a: 1, a: 2}]"])
 def test_a_yaml_key_that_comes_twice_is_named_with_its_line(text):
     with pytest.raises(UserError, match=r"^r:\d: the key `[ab]` comes twice"):
@@ -207,6 +238,28 @@ def test_a_misspelt_key_is_named_and_others_are_left_alone():
     for key, meant in (("images", "image"), ("Category", "category"), (" split", "split"), ("imgae", "image")):
         with pytest.raises(UserError, match=f"w: unknown key `{key}`, did you mean `{meant}`"):
             refuse_typos({key: 1}, ("image", "category", "split"), "w")
+
+
+@pytest.mark.parametrize(
+    "key",
+    "img imgs picture Pictures photo pic images_path image_path imagePath image-file image_url imgs_paths image1 "
+    "input_image path_to_image image_b64 iamge image_bytes screenshot Images".split(),
+)
+def test_a_key_that_names_a_picture_is_not_passed_over(key):
+    assert lost_picture({"prompt": "p", key: "a.png"}, ("image", "images")) == key
+    assert lost_picture({"prompt": "p", key: None}, ("image", "images")) is None
+    assert lost_picture({"image": "b.png", key: "a.png"}, ("image", "images")) is None
+    with pytest.raises(UserError, match=f"f:1: unknown key `{key}`"):
+        refuse_typos({"prompt": "p", "image": None, key: "a.png"}, ("image", "category"), "f:1")
+
+
+@pytest.mark.parametrize(
+    "key",
+    "image_id image_size image_width image_caption image_license picture_of_the_week usage stage page pages message "
+    "imagination photographer source file path url name imageid category".split(),
+)
+def test_what_else_is_said_of_pictures_is_left_alone(key):
+    assert lost_picture({"prompt": "p", key: "a"}, ("image", "images")) is None
 
 
 def test_bytes_are_shown_by_their_number():

@@ -14,6 +14,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256, write_text
 from mm_cb.core.hub import fetch
 from mm_cb.core.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes, write_json, write_jsonl
+from mm_cb.core.seal import sealed
 
 RECIPE = {"attack": {"steps": 100, "epsilon": 32}, "items": ["a", "b"]}
 
@@ -205,12 +206,12 @@ def test_foreign_folders_files_and_damaged_runs_are_refused(out):
         RunDirectory(out, "demo", {}, 0).open()
 
 
-@pytest.mark.parametrize("schema", [2, 101, 0])
+@pytest.mark.parametrize("schema", [3, 101, 0])
 def test_a_run_of_another_schema_is_refused_by_name(out, schema):
     with RunDirectory(out, "attack", {"epsilon": 8}, 0) as run:
         run.finish()
     write_json(out / "run.json", {**read_run(out), "schema": schema})
-    with pytest.raises(UserError, match=f"run.json` must have schema 1, got {schema}: open it with the version"):
+    with pytest.raises(UserError, match=f"run.json` must have schema 2, got {schema}: open it with the version"):
         read_run(out)
 
 
@@ -310,7 +311,7 @@ def test_other_code_is_noted_when_a_run_goes_on(out):
     RunDirectory(out, "demo", {}, 0).open().close()
     content = read_run(out)
     content["versions"]["torch"] = "0.0.1"
-    write_json(out / "run.json", content)
+    write_json(out / "run.json", sealed(content))
     with pytest.warns(UserWarning, match=r"versions\.torch"):
         RunDirectory(out, "demo", {}, 0).open().close()
     assert read_run(out)["resumed"][0]["versions"]["torch"] != "0.0.1"

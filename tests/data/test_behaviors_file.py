@@ -42,6 +42,7 @@ def test_reads_pictures_and_keeps_other_keys_for_the_judge(tmp_path):
         ([GOOD | {"image": "a\0.png"}], r":1: .*NUL"),
         ([GOOD | {"image": ""}], r":1: `image` must be a path or null, got ''"),
         ([GOOD | {"id": 3}], r":1 must have non-empty texts .*'id'"),
+        ([GOOD | {"target": "\u200b\u00ad"}], r":1 must have non-empty texts for .*wrong or missing: \['target'\]"),
         ([GOOD | {"category": 3}], r":1: `category` must be a text or null, got 3"),
         ([{"id": "b", "prompt": "p", "target": "t", "images": "a.png"}], r":1: unknown key `images`, did you mean"),
         (["[", json.dumps(GOOD), "]"], r":1: .*got a JSON array"),

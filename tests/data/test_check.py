@@ -49,11 +49,46 @@ def test_faults_are_errors_and_the_rest_are_warnings(kind, stops):
     assert report.has_errors == stops
 
 
+def chat_row(**turn):
+    return {"messages": [{"role": "user", "content": "What is this?", **turn}, {"role": "assistant", "content": "A."}]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        chat_row() | {"img": "a.png"},
+        chat_row() | {"image": None, "image_path": "a.png"},
+        chat_row(images=["a.png"]),
+        {"prompt": "p", "output": "o", "image": "a.png"},
+        {"prompt": "p", "completion": "c", "final_label": "1_full_compliance", "picture": "a.png"},
+        {"conversations": llava_row(0)["conversations"][1:] * 2, "picture": "a.png"},
+        own_row(0) | {"messages": chat_row(images=["a.png"])["messages"]},
+    ],
+)
+def test_a_row_whose_picture_would_not_be_read_is_no_text_row(row, save):
+    report = check(save("rows.jsonl", [row]))
+    ((where, *_),) = [problem.first for problem in report.problems.values() if problem.count]
+    assert "rows.jsonl:1" in where and "names a picture" in where and report.has_errors
+
+
+@pytest.mark.parametrize("key", ["weight", "thinking", "reasoning", "reasoning_content"])
+def test_what_a_turn_says_that_would_change_training_is_not_passed_over(key, save):
+    rows = [chat_row(**{key: 0 if key == "weight" else "hm"}), chat_row(**{key: None})]
+    (problem,) = check(save("rows.jsonl", rows)).problems.values()
+    assert problem.count == 1 and f"rows.jsonl:1: turn 1 says `{key}`, which is not read" in problem.first[0]
+
+
+def test_what_else_a_row_says_is_left_alone(save):
+    rows = [chat_row(images=None) | {"image": None, "image_id": 7, "source_url": "u", "pages": 3}]
+    assert not check(save("rows.jsonl", rows)).problems
+
+
 @pytest.mark.parametrize(
     ("rows", "kind"),
     [
         ([own_row(0), own_row(0, text="other")], "repeated id"),
         ([own_row(0), own_row(0, "circuit_breaker") | {"id": "x"}], "in both sets"),
+        ([own_row(0, text="a b"), own_row(0, "circuit_breaker", text="\u0430\u200b b") | {"id": "x"}], "in both sets"),
     ],
 )
 def test_own_files_are_held_against_themselves(save, rows, kind):

@@ -16,6 +16,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from image_attacks.errors import ImageFileError
+from image_attacks.image_files import decode_image
 from mm_cb.attacks import saved
 from mm_cb.benchmarks.base import Question
 from mm_cb.benchmarks.llava_wild.questions import read_questions as wild_questions
@@ -137,6 +139,8 @@ REFUSED = {
     "pages": (encoded(RGB, "TIFF", **ANIMATED), "2 frames"),
     "cut": (PHOTO[: len(PHOTO) * 2 // 3], "damaged"),
     "cut png": (encoded(RGB)[:-40], "damaged"),
+    "png without its end": (encoded(RGB)[:-2], "without its end"),
+    "gif that ends in zeros": (encoded(RGB.quantize(8), "GIF")[:-1] + bytes(9), "without its end"),
     "no width": (png(0, 4, 8, 2, b"\0"), "damaged header"),
     "bomb": (png(60000, 60000, 8, 2, b""), "expected at most"),
     "nearly a bomb": (png(10000, 10000, 8, 2, b""), "expected at most"),
@@ -152,6 +156,19 @@ REFUSED = {
 ANSWER = {"role": "assistant", "content": "a square"}
 ASKED = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it"}]}
 PLACED = {"role": "user", "content": "<image>what is it"}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_picture_is_shown_whole_or_not_at_all(kind):
+    """Wherever it is cut, also where zeros stand for what was not fetched; what follows a whole one is left alone."""
+    data = encoded(RGB.resize((40, 30)), kind)
+    whole = decoded(data)
+    assert np.array_equal(np.array(decode_image(data + (b"" if kind == "GIF" else b"more behind"), "it")), whole)
+    compressed = kind in ("PNG", "JPEG", "GIF")
+    for end in {*range(1, len(data), max(1, len(data) // 40)), *range(len(data) - 12, len(data) - 2)}:
+        for one in (data[:end], *([data[:end] + bytes(len(data) - end)] if compressed else ())):
+            with pytest.raises(ImageFileError, match="it: expected"):
+                decode_image(one, "it")
 
 
 def lines(path, *records):

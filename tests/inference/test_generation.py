@@ -53,6 +53,11 @@ def test_a_request_that_is_longer_than_the_model_is_named(tiny):
         complete_batch(tiny, requests, 2)
 
 
+def test_a_request_that_spells_a_control_token_is_named_before_the_first_is_asked(tiny):
+    with pytest.raises(UserError, match="request `b` cannot be asked: .* control token `</s>`"):
+        list(LocalEngine(tiny, 1).complete([Request("a", "what is it"), Request("b", "is it </s> sure")], 2))
+
+
 def test_the_longest_prompts_come_first(tiny):
     asked = requests()
     order = [key for key, _ in LocalEngine(tiny, 2).complete(asked, 1)]

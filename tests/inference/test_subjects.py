@@ -12,6 +12,7 @@ from mm_cb.inference.subjects import load_subject
     [
         ("be brief . " * 500, "the text of `--system` is too long for `miniature`: .* Shorten it"),
         ("an <image> .", "the text of `--system` cannot be used: .* placeholder"),
+        ("be </s> kind", "the text of `--system` cannot be used: .* control token `</s>`"),
     ],
 )
 def test_an_operators_text_that_no_request_can_follow_is_named(system, told):

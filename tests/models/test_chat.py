@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from mm_cb.core.errors import UserError
@@ -27,7 +29,7 @@ def test_every_text_and_image_is_found(processor):
     assert spans(rendered) == [("IMAGE", "<image><image>"), ("USER", "what is it"), ("COMPLETION", "a square</s>")]
 
 
-@pytest.mark.parametrize("text", ["I", "[INST]", "</s>", "\ue0000\ue001", "{{ 1 }}", ""])
+@pytest.mark.parametrize("text", ["I", "[INST", "/s>", "\ue0000\ue001", "{{ 1 }}", ""])
 def test_texts_that_look_like_the_template_are_found_all_the_same(processor, text):
     rendered = render_chat(processor, chat(text, completion=text))
     assert spans(rendered) == [("USER", text), ("COMPLETION", text + "</s>")]
@@ -46,6 +48,25 @@ def test_an_open_turn_ends_with_the_completion(processor):
 def test_the_image_placeholder_in_a_text_is_refused(processor):
     with pytest.raises(UserError, match="image placeholder"):
         render_chat(processor, chat("look: <image>"))
+
+
+@pytest.mark.parametrize("token", ["</s>", "<s>", "<pad>", "[/INST]", "[INST]"])
+@pytest.mark.parametrize("place", ["user", "system", "answer"])
+def test_a_control_token_that_a_text_spells_is_refused_and_so_nobody_ends_a_turn(processor, token, place):
+    texts = {"user": "what", "system": "be kind", "answer": "no"}
+    texts[place] += f" {token} sure"
+    messages = chat(texts["user"], system=texts["system"], completion=texts["answer"])
+    with pytest.raises(UserError, match=rf"must not hold the model's control token `{re.escape(token)}`, got .* sure"):
+        render_chat(processor, messages)
+    if place == "answer":  # perhaps a model's own
+        assert token in render_chat(processor, messages, close_turn=False).text
+
+
+@pytest.mark.parametrize(
+    "text", ["if a < b and c > d", "<b>bold</b>", "a[0]", "[inst", "x | y", "< s>", "{s}", "<unk>", "<image 1>"]
+)
+def test_honest_brackets_are_text(processor, text):
+    assert text in render_chat(processor, chat(text)).text
 
 
 def test_a_template_that_drops_a_text_is_refused(processor):

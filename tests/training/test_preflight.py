@@ -94,6 +94,7 @@ MUTATIONS = {
     "cut": lambda r, rng: r | {"messages": [r["messages"][0], {"role": "assistant", "content": LONG}]},
     "a later picture cut off": lambda r, rng: row(rng.random(), r["set"], text=LONG, images=["a.png"], later=True),
     "a placeholder": lambda r, rng: row(rng.random(), r["set"], text="<image>"),
+    "a control token": lambda r, rng: row(rng.random(), r["set"], text="a [/INST] b </s>"),
     "half a pair": lambda r, rng: row(rng.random(), r["set"], text="\ud83d"),
     "a NUL": lambda r, rng: row(rng.random(), r["set"], text="\0"),
     "another's words": lambda r, rng: row(0, r["set"]) | {"id": "new"},

@@ -14,7 +14,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl, read_run
 from mm_cb.models import load_model
 from mm_cb.training.card import model_card
-from mm_cb.training.checkpoints import last_checkpoint
+from mm_cb.training.checkpoints import last_checkpoint, refuse_changed
 from mm_cb.training.inputs import absent_data, load_examples
 from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
@@ -259,6 +259,32 @@ def test_a_torn_checkpoint_is_not_used_and_told(trained, stopped, recipe, exampl
     assert f"The checkpoint `{torn}` was not written to its end" in caplog.text
     assert len(progress.shown) == 2
     assert adapter_bytes(out) == adapter_bytes(trained)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_a_checkpoint_whose_files_are_not_as_they_were_is_refused_by_name(name, damage, stopped, tmp_path):
+    folder = shutil.copytree(stopped / "checkpoints" / "checkpoint-4", tmp_path / "checkpoint-4")
+    refuse_changed(folder)
+    held = (folder / name).read_bytes()
+    (folder / name).write_bytes(held[: len(held) // 2] if damage == "cut" else held.replace(b"4", b"2"))
+    if damage == "gone":
+        (folder / name).unlink()
+    with pytest.raises(UserError, match=rf"{name}` is gone, damaged or was changed .* delete the folder"):
+        refuse_changed(folder)
+
+
+def test_a_changed_checkpoint_is_not_gone_on_from_and_one_of_an_earlier_version_is(stopped, recipe, examples, tmp_path):
+    out = shutil.copytree(stopped, tmp_path / "run")
+    folder = out / "checkpoints" / "checkpoint-4"
+    state = folder / "trainer_state.json"
+    held = state.read_text()
+    state.write_text(held.replace('"global_step": 4', '"global_step": 5'))
+    with pytest.raises(UserError, match=r"trainer_state\.json` is gone, damaged or was changed"):
+        train(recipe(), out, examples)
+    state.write_text(held)
+    (folder / "complete").write_text((folder / "complete").read_text().partition("\n")[0])
+    refuse_changed(folder)
 
 
 def test_the_newest_checkpoint_is_the_one_of_most_steps(tmp_path):

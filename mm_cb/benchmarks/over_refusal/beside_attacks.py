@@ -16,6 +16,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
 from mm_cb.core.records import RecipeFields
 from mm_cb.core.runs import read_run
+from mm_cb.metrics.holes import refuse_swapped
 from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.whole import whole_items
 
@@ -82,7 +83,9 @@ def read_attacked(folder: Path) -> AttackPictures:
     root = Path(os.path.abspath(folder))
     behaviors: dict[str, str] = {}
     files: dict[str, dict[str, Path]] = {}
-    for number, item in enumerate(whole_items(root, run), start=1):
+    items = whole_items(root, run)
+    refuse_swapped(root, items)
+    for number, item in enumerate(items, start=1):
         where = f"{folder / 'items.jsonl'}:{number}"
         behaviors.setdefault(item["id"], item["subject"])
         image = item.get("image")

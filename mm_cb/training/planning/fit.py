@@ -6,10 +6,11 @@ from typing import Any
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import JsonObject
 from mm_cb.data.examples import Example, Modality
+from mm_cb.data.scan import texts_of
 from mm_cb.data.sources import RowFault
 from mm_cb.models import ChatModel, ModelInputs
 from mm_cb.models.cache import model_folder
-from mm_cb.models.chat import Message, render_chat
+from mm_cb.models.chat import Message, control_token, render_chat
 from mm_cb.models.decoding import learned_positions
 from mm_cb.models.families import has_tokenizer, load_processor, read_config, skeleton
 from mm_cb.models.inputs import pad_rows
@@ -61,6 +62,10 @@ class Fit:
     def __call__(self, example: Example) -> RowFault | None:
         """What is wrong with an example; None if the model can take it."""
         mask = self._masks.get(example.modality)
+        tokenizer = getattr(self._model.processor, "tokenizer", self._model.processor)
+        if mask and (token := next((t for text in texts_of(example) if (t := control_token(text, tokenizer))), None)):
+            told = "leave it out, or write it with a blank inside"
+            return RowFault("control token", f"a text holds `{token}`, a control token of `{self._model.name}`; {told}")
         sure = self._positions is None and not example.tools
         if mask is None or (sure and self._surely(example.messages, mask)):
             return None

@@ -22,19 +22,21 @@ from mm_cb.attacks.sanity.measure import (
     measure_arms,
     measured_once,
 )
-from mm_cb.attacks.sanity.run import make_setup
+from mm_cb.attacks.sanity.run import make_setup, run_battery
 from mm_cb.attacks.search import OPTIMIZERS
+from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import dumps, write_json
 from mm_cb.core.paths import data_path
 from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.data.pictures import open_picture
+from mm_cb.inference.source import ModelSource
 from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.observations import starts_with
 from mm_cb.models import last_positions, load_model
 from mm_cb.report.load import load_run
 from mm_cb.report.verdict import judge_run
-from tests.attacks.helpers import save_adapter
+from tests.attacks.helpers import BEHAVIORS, save_adapter
 from tests.attacks.sanity.planted import CONFIG, planted
 
 SETUPS = planted()
@@ -384,3 +386,10 @@ def test_the_adapted_model_is_shown_the_base_s_pictures_and_attacked_by_what_aim
     shown = {(i["subject"], i["condition"]): (tmp_path / "out" / i["image"]).read_bytes() for i in items}
     assert shown["rr", "transfer"] == shown["base", "pgd"]
     assert any(c["name"].startswith("S7 ") for c in json.loads((tmp_path / "out" / "checks.json").read_text()))
+
+
+def test_a_battery_in_which_nothing_may_change_is_refused(tmp_path):
+    config = AttackConfig(threat=Threat(levels=0))
+    with pytest.raises(UserError, match="`--epsilon` must be at least 1/255"):
+        run_battery(ModelSource("miniature"), BEHAVIORS, tmp_path / "run", config, 2)
+    assert not (tmp_path / "run").exists()
