@@ -24,7 +24,12 @@ _FINISHED = [re.compile(rf"\s*{begin}.*?{end}\s*", _FLAGS) for begin, end in _BL
 _FINISHED.append(re.compile(rf"\s*{_HEAD}final<\|message\|>", _FLAGS))
 _CLOSED = re.compile(r"(?:\A|\n)[ \t]*</think>\s*|</think>[ \t]*\n\s*(?=\S)", re.IGNORECASE)
 """The end of a thought that the prompt had begun: alone in front of a line, or at the end of one."""
-_END = re.compile(r"</think>\s*", re.IGNORECASE)
+_END = re.compile(r"(?:</think>|\[/THINK\]|<channel\|>|<\|END_THINKING\|>|◁/think▷)\s*", re.IGNORECASE)
+MARKS = frozenset(
+    "<think> </think> [THINK] [/THINK] <|channel> <channel|> <|channel|> <|message|> <|start|> <|end|> "
+    "<|START_THINKING|> <|END_THINKING|> <|START_RESPONSE|> ◁think▷ ◁/think▷".split()
+)
+"""Tokens that the marks are made of: special ones in some tokenizers, and part of the text all the same."""
 _FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
 """Where servers put a model's thoughts beside its answer."""
 
@@ -79,6 +84,11 @@ def answer_in(text: str, *, opened: bool = False, beside: str = "") -> AnswerTex
 def begins_with_thought(text: str) -> bool:
     """Whether a text begins with the mark of a thought."""
     return _BEGUN.match(text) is not None
+
+
+def has_thought(text: str) -> bool:
+    """Whether a text begins with the mark of a thought, or holds the end of one that its prompt had begun."""
+    return begins_with_thought(text) or _END.search(text) is not None
 
 
 def thought_beside(message: JsonObject) -> str:

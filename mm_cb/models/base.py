@@ -15,7 +15,7 @@ from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import JsonObject
 from mm_cb.models.chat import ANSWER, Dialect, Message, RenderedChat, TokenRole, chat, end_written, render_chat
-from mm_cb.models.decoding import decode_ids, end_tokens, positions_of
+from mm_cb.models.decoding import decode_ids, end_tokens, positions_of, texts_of
 from mm_cb.models.dial import Scale, WeightDifference, lora_layers, lora_turned, read_scale
 from mm_cb.models.inputs import Arguments, ModelInputs, Pictures, pad_rows
 from mm_cb.models.probe import Probe
@@ -313,7 +313,7 @@ class ChatModel(LanguageTower):
         return None
 
     def generate(self, inputs: ModelInputs, max_new_tokens: int, temperature: float | None = None) -> list[str]:
-        """Completions of left-padded prompts, special tokens stripped.
+        """Completions of left-padded prompts, special tokens stripped but for the marks around a thought.
 
         Args:
             inputs: The prompts.
@@ -330,7 +330,7 @@ class ChatModel(LanguageTower):
         given |= self.picture_arguments(inputs)
         tokenizer = self.processor.tokenizer
         said = decode_ids(self.model, tokenizer, given, max_new_tokens, self.stops(), temperature)
-        texts: list[str] = tokenizer.batch_decode(said, skip_special_tokens=True)
+        texts = texts_of(tokenizer, said)
         if self.probe is None:
             return texts
         withheld = self.probe.withheld(self, inputs, said)

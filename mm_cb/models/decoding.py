@@ -1,7 +1,7 @@
 """Decoding: greedy or the whole distribution, as the caller says, whatever a model's folder holds."""
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import json_file
+from mm_cb.core.thoughts import MARKS, has_thought
 
 FILE = "generation_config.json"
 _READ = ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
@@ -81,9 +82,20 @@ def decode(
     ends: Collection[int],
     temperature: float | None = None,
 ) -> list[str]:
-    """As `decode_ids`, as one text a row, without special tokens."""
-    said = decode_ids(model, tokenizer, inputs, max_new_tokens, ends, temperature)
-    return tokenizer.batch_decode(said, skip_special_tokens=True)
+    """As `decode_ids`, as one text a row, see `texts_of`."""
+    return texts_of(tokenizer, decode_ids(model, tokenizer, inputs, max_new_tokens, ends, temperature))
+
+
+def texts_of(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
+    """Token ids as texts, without special tokens but for marks of a thought, which is not to run into the answer."""
+    texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    marks = {id for id, token in special.items() if token in MARKS}
+    for number, row in enumerate(rows if marks else ()):
+        if marks.intersection(row):
+            marked = tokenizer.decode([id for id in row if id in marks or id not in special])
+            texts[number] = marked if has_thought(marked) else texts[number]
+    return texts
 
 
 @torch.no_grad()
