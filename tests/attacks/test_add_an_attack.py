@@ -208,8 +208,7 @@ def test_a_file_that_a_run_names_as_an_attack_is_not_run(made, tmp_path, monkeyp
     folder = tmp_path / "theirs"
     shutil.copytree(made[0], folder)
     (tmp_path / "no_refusal.py").write_text("open('was-run', 'w')")
-    path = folder / "run.json"
-    path.write_text(path.read_text().replace("noise,no_refusal", "noise,no_refusal.py"))
+    edited(folder / "run.json", lambda run: run["recipe"].update(attack="noise,no_refusal.py"))
     monkeypatch.chdir(tmp_path)
     assert cli.run(["attack", "verify", str(folder)]) == 2
     assert "unknown attack `no_refusal.py`" in capsys.readouterr().err

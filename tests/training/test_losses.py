@@ -431,8 +431,8 @@ def test_a_run_that_was_begun_before_losses_had_names_goes_on(model_folder, exam
         train(recipe, tmp_path, examples, StoppingProgress(at=3))
     file = tmp_path / "run.json"
     held = json.loads(file.read_text())
-    del held["recipe"]["circuit_breaker"]["loss"], held["recipe"]["circuit_breaker"]["loss_settings"]
-    file.write_text(json.dumps(held))
+    del held["recipe"]["circuit_breaker"]["loss"], held["recipe"]["circuit_breaker"]["loss_settings"], held["seal"]
+    file.write_text(json.dumps(held | {"schema": 1}))
     with pytest.raises(UserError, match="circuit_breaker.loss"):
         train(of("rand_p", model_folder), tmp_path, examples)
     train(recipe, tmp_path, examples)
