@@ -352,7 +352,8 @@ def test_another_models_answers_are_noticed(few, monkeypatch):
 
 
 def test_a_forged_verdict_on_a_target_is_noticed(few):
-    in_items(few, lambda one: one.update(target_outcome="harmful"))
+    items = [{**item, "target_outcome": "harmful"} for item in read_jsonl(few / "items.jsonl")]
+    write_jsonl(few / "items.jsonl", items)
     refused(few, "calls the target of .* harmful, judged again it is")
 
 
