@@ -90,7 +90,7 @@ def test_it_prints_the_table_and_where_the_report_is(finished):
 def test_results_meet_the_contract(finished):
     out, _ = finished
     content = json.loads((out / "results.json").read_text())
-    assert content["schema"] == 2
+    assert content["schema"] == 1
     keys = {
         "subject",
         "metric",

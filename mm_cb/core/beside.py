@@ -22,7 +22,7 @@ def beside(work: Callable[..., None], *given: Any, log: Path) -> Iterator[None]:
     Args:
         work: A module's function, found by its name in a new process, which takes what it needs from its arguments and
             leaves what it makes in files.
-        given: Its arguments, which can be pickled.
+        given: Its arguments, plain enough to be sent there.
         log: Gets what it prints. Not made on a single core.
 
     Raises:

@@ -172,9 +172,10 @@ def _target_key(item: Item) -> str:
 def _judge_targets(items: Iterable[Item], verdicts: Mapping[str, Judged]) -> None:
     """Write what a judge says of the targets; what an earlier judge said goes."""
     for item in items:
-        item.pop("target_outcome", None)
         if (found := verdicts.get(_target_key(item))) is not None:
             item["target_outcome"] = found["outcome"]
+        else:
+            item.pop("target_outcome", None)
 
 
 def _extras(run: Run, behaviors: Path | None) -> dict[str, Mapping[str, Any]]:

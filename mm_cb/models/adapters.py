@@ -130,8 +130,8 @@ def _check_numbers(file: Path, fields: JsonObject) -> None:
     alphas = {"lora_alpha": fields.get("lora_alpha", 8)}
     alphas |= {f"alpha_pattern.{key}": value for key, value in patterns["alpha_pattern"].items()}
     for name, value in alphas.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
-            raise UserError(f"`{file}`: `{name}` must be a finite number above 0, got {value!r:.80}.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
+            raise UserError(f"`{file}`: `{name}` must be a finite number from 0 on, got {value!r:.80}.")
     dropout = fields.get("lora_dropout", 0)
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise UserError(f"`{file}`: `lora_dropout` must be a number from 0 to below 1, got {dropout!r:.80}.")

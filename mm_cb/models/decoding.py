@@ -89,7 +89,9 @@ def decode(
 def texts_of(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
     """Token ids as texts, without special tokens but for marks of a thought, which is not to run into the answer."""
     texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = {
+        id: token.content for id, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special
+    }
     marks = {id for id, token in special.items() if token in MARKS}
     for number, row in enumerate(rows if marks else ()):
         if marks.intersection(row):

@@ -80,7 +80,11 @@ def test_one_variation_of_no_strength_is_no_attack(model, tmp_path, vary):
 
 def test_every_variation_is_tried_whatever_came_of_the_others_and_all_are_counted(model, tmp_path):
     said = iter(["harmful", "refusal", "refusal", "refusal", "harmful", "refusal"])
-    items = run(Subject("rr", model, adapted=True), tmp_path, "best_of_n", lambda *_: next(said), draws=3)
+
+    def judge(behavior, text):
+        return "other" if text == behavior.target else next(said)
+
+    items = run(Subject("rr", model, adapted=True), tmp_path, "best_of_n", judge, draws=3)
     assert [len(item["candidates"]) for item in items] == [3, 3]
     assert len({(tmp_path / one["image"]).read_bytes() for item in items for one in item["candidates"]}) == 6
     found = find(measure(items, pairs=[]), "rr", "compliance", "best_of_n")

@@ -384,7 +384,8 @@ def test_bad_behaviours_end_with_exit_code_2_and_one_line(tmp_path, capsys, line
 def test_facts_that_a_behaviour_lacks_are_asked_for_before_a_model_is_loaded(tmp_path, capsys):
     (tmp_path / "behaviors.jsonl").write_text('{"id": "a", "prompt": "p", "target": "t", "image": null}\n')
     asked = attack_arguments(tmp_path / "behaviors.jsonl", tmp_path / "out", "--attack", "pgd_facts")
-    assert cli.run([*asked, "--model", str(tmp_path / "none")]) == 2
+    asked[asked.index("miniature")] = str(tmp_path / "none")
+    assert cli.run(asked) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "`facts`" in line and "1 of 1, such as `a`" in line
 

@@ -81,7 +81,8 @@ def test_the_model_is_asked_the_generic_prompt_and_judged_against_the_request(tm
     monkeypatch.setattr(model, "encode_chats", spied)
 
     def judge(behavior, completion):
-        judged.append(behavior.prompt)
+        if completion != behavior.target:  # which is judged alone, too
+            judged.append(behavior.prompt)
         return "harmful"
 
     config = AttackConfig("typographic", steps=3, restarts=3, iterates=2, max_new_tokens=4, artefacts=False)

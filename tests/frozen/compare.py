@@ -196,7 +196,7 @@ def _by_structure(name: str, kept: Path, made: Path) -> Difference:
         return found or (_losses(*contents) if Path(name).name == "items.jsonl" else None)
     return _walk(
         *(
-            sorted(content.keys() - ADDED_KEYS) if isinstance(content, dict) else type(content).__name__
+            sorted(content.keys() - ADDED_KEYS - IGNORED_KEYS) if isinstance(content, dict) else type(content).__name__
             for content in contents
         )
     )
