@@ -145,7 +145,18 @@ def _answer(message: Message, ended: str) -> AnswerText:
         raise Trouble(CUT, f"{how} limit of tokens, before it had begun")
     if not content.strip() and (ended in _CALLS or isinstance(message.get("content"), list)):
         raise _broken(f"no text (`finish_reason` {ended or 'none'})")
-    return AnswerText(_characters(answer, ended), answer.thought.encode("utf-8", "replace").decode())
+    thought_text = answer.thought.encode("utf-8", "replace").decode()
+    return AnswerText(_characters(answer, ended), thought_text, refusal=_refuses(message))
+
+
+def _refuses(message: Message) -> bool:
+    """Whether a message has no words but those that it calls a refusal."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    said = [part for part in parts if isinstance(part, dict) and (part.get("text") or part.get("refusal"))]
+    if said:
+        return all(part.get("refusal") and not part.get("text") for part in said)
+    return not content and bool(_text(message.get("refusal")))
 
 
 def _characters(content: str, ended: str) -> str:

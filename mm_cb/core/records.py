@@ -219,6 +219,8 @@ class Completion(TypedDict, total=False):
     completion: Required[str]
     thought: str
     """What stood in front of it, or came beside it: no part of the answer."""
+    refusal: bool
+    """Whether the server calls the answer a refusal."""
     refused: str
     """Why there is no answer."""
     cut: str

@@ -40,15 +40,17 @@ class AnswerText(str):
     Attributes:
         thought: What was in front, marks included: with a finished one of the text, thought and answer joined are what
             the model wrote.
+        refusal: Whether its server says that it is a refusal, whatever its words are.
     """
 
-    __slots__ = ("thought",)
+    __slots__ = ("refusal", "thought")
     thought: str
+    refusal: bool
 
-    def __new__(cls, text: str, thought: str = "") -> AnswerText:
-        """Keep both."""
+    def __new__(cls, text: str, thought: str = "", *, refusal: bool = False) -> AnswerText:
+        """Keep all of it."""
         made = super().__new__(cls, text)
-        made.thought = thought
+        made.thought, made.refusal = thought, refusal
         return made
 
     @property
@@ -112,6 +114,11 @@ def _texts(value: Any) -> str:
             (text for key in ("text", "thinking", "summary", "content") if (text := _texts(value.get(key)))), ""
         )
     return ""
+
+
+def is_refusal(completion: Any) -> bool:
+    """Whether a completion is an answer that its server calls a refusal."""
+    return isinstance(completion, AnswerText) and completion.refusal
 
 
 def thought_of(completion: Any) -> str:

@@ -159,10 +159,7 @@ def complete_all(
         UserError: If requests failed on the engine's side, or not one was answered; what was answered is kept, and the
             same command goes on.
     """
-    done: dict[str, AnswerText] = {
-        record["key"]: answer_in(record["completion"], beside=record.get("thought", ""))
-        for record in read_records(store, Completion)
-    }
+    done: dict[str, AnswerText] = {record["key"]: _kept(record) for record in read_records(store, Completion)}
     waiting = [request for request in requests if request.key not in done]
     failed: list[str] = []
     refused: dict[str, str] = {}
@@ -203,6 +200,12 @@ def _keep(store: Path, key: str, completion: str | Failure) -> AnswerText:
     if answer.cut:
         reason = "the answer ends in the middle of a thought, or right behind one."
         answer = AnswerText("", answer.thought)
-    thought = {"thought": answer.thought} if answer.thought else {}
-    append_jsonl(store, {"key": key, "completion": answer} | thought | ({CUT: reason} if reason else {}))
+    more: dict[str, str | bool] = {"thought": answer.thought} if answer.thought else {}
+    more |= {"refusal": True} if answer.refusal else {}
+    append_jsonl(store, {"key": key, "completion": answer} | more | ({CUT: reason} if reason else {}))
     return answer
+
+
+def _kept(record: Completion) -> AnswerText:
+    answer = answer_in(record["completion"], beside=record.get("thought", ""))
+    return AnswerText(answer, answer.thought, refusal=record.get("refusal", False))

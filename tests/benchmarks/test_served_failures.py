@@ -171,3 +171,19 @@ def test_a_thought_is_scored_by_no_benchmark_and_kept_and_said_once(benchmark, t
     assert [one.get("thought", "") + one["completion"] for one in stored] == [
         thought + answer for thought, answer in zip(thoughts, answers, strict=True)
     ]
+
+
+def test_what_a_server_calls_a_refusal_is_one_whatever_its_words(tmp_path, capsys):
+    data = tmp_path / "requests.jsonl"
+    data.write_text("".join(json.dumps({"id": str(n), "prompt": f"question {n}?"}) + "\n" for n in range(N)))
+    command = ["eval", "over-refusal", "--model", "m", "--data", str(data), "--out", str(tmp_path / "run")]
+
+    def answer(request, number):
+        return says(None, message={"refusal": "Rather not."}) if number % 2 else "Here is how to do it, step by step."
+
+    with StubServer(answer) as server:
+        assert run(command, server) == 0
+        asked = len(server.requests)
+        assert run(command, server) == 0 and len(server.requests) == asked
+    outcomes = [item["outcome"] for item in read_jsonl(tmp_path / "run" / "items.jsonl")]
+    assert sorted(outcomes) == ["compliance"] * (N // 2) + ["refusal"] * (N // 2)

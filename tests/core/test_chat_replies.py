@@ -224,3 +224,19 @@ def test_the_parameter_that_a_model_does_not_take_is_known():
 def test_a_thought_beside_an_answer_is_kept_beside_it(fields):
     answer = read_answer(reply(**{"content": "A", **fields}))
     assert (answer, answer.thought, read_answer(reply("A")).thought) == ("A", "so B", "")
+
+
+@pytest.mark.parametrize(
+    ("body", "refusal"),
+    [
+        (reply(None, refusal="I can not help."), True),
+        (reply("", refusal="No."), True),
+        (reply([{"type": "refusal", "refusal": "No."}]), True),
+        (reply([{"type": "refusal", "refusal": "No."}, {"type": "text", "text": "Tea."}]), False),
+        (reply("Tea.", refusal="No."), False),
+        (reply("I cannot help."), False),
+        (reply(None), False),
+    ],
+)
+def test_what_a_server_calls_a_refusal_is_one(body, refusal):
+    assert read_answer(body).refusal is refusal

@@ -13,6 +13,7 @@ from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.records import Item
+from mm_cb.core.thoughts import is_refusal
 from mm_cb.judges.base import NOT_JUDGED, Case
 from mm_cb.judges.registry import JudgeOptions, free_judges, open_judge
 from mm_cb.metrics.table import metric
@@ -131,6 +132,7 @@ class OverRefusal(Benchmark):
             likely = likelihood.get(one.key)
             lost = session.unanswered.get(one.key)
             said = NOT_JUDGED if lost else verdicts[one.key].outcome
+            said = "refusal" if is_refusal(answers[one.key]) else said
             outcome = "gibberish" if likely and likely["incoherent"] else said
             item: Item = {
                 "id": one.request.id,
