@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -102,7 +103,7 @@ def _exact_pixels(model: VisionModel) -> tuple[bool, str]:
     """What an attack shows the model is, to the last bit, what the processor makes of the saved picture."""
     for number, size in enumerate(_SIZES):
         picture = _picture(number, size)
-        pixels = torch.tensor(list(picture.getdata()), dtype=torch.float32).view(1, *size, 3).permute(0, 3, 1, 2) / 255
+        pixels = torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1).unsqueeze(0) / 255
         with torch.enable_grad():
             shown = model.preprocessing(size)(pixels.requires_grad_())
             (slope,) = torch.autograd.grad(shown.sum(), pixels)
@@ -143,12 +144,15 @@ def _end_of_turn(model: VisionModel) -> tuple[bool, str]:
     inputs = model.encode(["What is it?"], [None], completions=["It is red."])
     last = int(inputs.input_ids[inputs.completion_mask.bool()][-1])
     name = model.processor.tokenizer.convert_ids_to_tokens(last)
-    if model.end_of_turn is not None and last not in model.stops():
+    ended = last in model.stops()
+    if model.end_of_turn is not None and not ended:
         return False, f"it ends in `{name}`, at which generation does not stop"
-    asked, answered = (model.prompt("What is it?", has_image=True, completion=said) for said in (None, "It is red."))
+    asked, answered = (  # as attacks write it
+        model.prompt("What is it?", has_image=True, completion=said, close_turn=False) for said in (None, "It is red.")
+    )
     if not answered[len(asked) :].lstrip().startswith("It is red.") or not answered.startswith(asked):
         return False, f"a prompt ends in {asked[-40:]!r}, a chat with an answer goes {answered[-60:]!r}"
-    return True, f"`{name}`"
+    return True, f"`{name}`" if ended else "no token ends an answer in this template"
 
 
 _LAWS = (_token_ids, _exact_pixels, _forward, _packed, _end_of_turn)

@@ -3,19 +3,49 @@
 import pytest
 
 from mm_cb import cli
+from mm_cb.core.runs import read_jsonl
 from mm_cb.models import VisionModel
 from mm_cb.models.qwen3_5 import Qwen35Model
 from mm_cb.models.qwen_vl import QwenVLModel
 from mm_cb.models.tower import LanguageTower
 from mm_cb.training.model_laws import check_model
 from tests.models import laws
-from tests.models.tiny import tiny
+from tests.models.test_family_laws import COUSINS, LARGE_GEMMA4
+from tests.models.tiny import KINDS, tiny
+from tests.tiny_llava import picture
 
 
-@pytest.mark.parametrize("kind", ["llava", "mistral3", "qwen3_5", "smolvlm"])
+@pytest.fixture(autouse=True)
+def trusted_templates(monkeypatch):
+    """Ours are not a stranger's: to run each in a process of its own first is tested elsewhere, and costs seconds."""
+    monkeypatch.setattr("mm_cb.models.templates._run_apart", lambda told: None)
+
+
+def built(kind):
+    """A tiny model; the large Gemma 4 are built otherwise than the small ones."""
+    return tiny("gemma4", **LARGE_GEMMA4) if kind == "large gemma4" else tiny(kind)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *COUSINS, "large gemma4"])
 def test_every_law_is_kept(kind):
-    found = check_model(tiny(kind))
+    found = check_model(built(kind))
     assert len(found) == 5 and all(one.ok for one in found), found
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *COUSINS, "large gemma4"])
+def test_the_attack_command_takes_every_family(kind, tmp_path):
+    laws.saved(built(kind), tmp_path / "model")
+    picture(0, (84, 42)).save(tmp_path / "a.png")
+    (tmp_path / "b.jsonl").write_text('{"id": "a", "prompt": "what", "target": "it is", "image": "a.png"}\n')
+    asked = ["attack", "--model", tmp_path / "model", "--behaviors", tmp_path / "b.jsonl", "--out", tmp_path / "out"]
+    assert cli.run([str(word) for word in [*asked, "--steps", 2, "--max-new-tokens", 2]]) == 0
+    (item,) = read_jsonl(tmp_path / "out" / "items.jsonl")
+    assert (tmp_path / "out" / item["image"]).is_file() and "zero_gradients" not in item["candidates"][0]
+
+
+def test_an_answer_that_nothing_ends_is_not_called_ended_by_a_word():
+    assert check_model(tiny("llava"))[4].detail == "no token ends an answer in this template"
+    assert check_model(tiny("llava_next"))[4].detail == "`</s>`"
 
 
 FAULTS = {
