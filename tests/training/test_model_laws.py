@@ -1,6 +1,7 @@
 """The laws on a user's weights: a tick each for a model that keeps them, and a cross for one that does not."""
 
 import pytest
+import torch
 
 from mm_cb import cli
 from mm_cb.core.runs import read_jsonl
@@ -8,7 +9,7 @@ from mm_cb.models import VisionModel
 from mm_cb.models.qwen3_5 import Qwen35Model
 from mm_cb.models.qwen_vl import QwenVLModel
 from mm_cb.models.tower import LanguageTower
-from mm_cb.training.model_laws import check_model
+from mm_cb.training.model_laws import check_model, refuse_broken
 from tests.models import laws
 from tests.models.test_family_laws import COUSINS, LARGE_GEMMA4
 from tests.models.tiny import KINDS, tiny
@@ -75,15 +76,33 @@ def test_the_command_ticks_every_law_and_ends_with_2_where_one_breaks(monkeypatc
     assert "PROBLEM" in said.out and "of 5 laws, so that no number" in said.err and said.err.count("\n") == 1
 
 
-def test_a_model_that_breaks_a_law_is_not_attacked(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("fault", ["ids", "positions"])
+def test_a_model_that_breaks_a_law_is_not_attacked(fault, monkeypatch, capsys, tmp_path):
     laws.saved(tiny("qwen2_5_vl"), tmp_path / "model")
     (tmp_path / "b.jsonl").write_text('{"id": "a", "prompt": "what", "target": "it is", "image": null}\n')
     asked = ["attack", "--model", str(tmp_path / "model"), "--behaviors", str(tmp_path / "b.jsonl"), "--steps", "1"]
-    monkeypatch.setattr(QwenVLModel, "end_of_turn", "<|vision_end|>")
+    monkeypatch.setattr(*FAULTS[fault][:3])
     assert cli.run([*asked, "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "breaks a law of its family (an answer ends in a token at which generation stops" in said
+    law = {"ids": "an answer ends in a token at which generation stops", "positions": "logits are the model's own"}
+    assert f"breaks a law of its family ({law[fault]}" in said
     assert "doctor --model" in said and not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_logits_that_are_no_number_are_no_ones():
+    model = tiny("llava")
+    model.base.lm_head.weight[0, 0] = torch.nan
+    assert "nan" in check_model(model)[2].detail and not check_model(model)[2].ok
+
+
+def test_a_law_that_memory_is_too_small_for_is_not_a_broken_one(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = tiny("llava")
+    monkeypatch.setattr(type(model), "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        refuse_broken(model)
 
 
 def test_laws_are_asked_of_a_model(capsys):
