@@ -34,6 +34,7 @@ from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.source import source_again, subject_name
 from mm_cb.inference.subjects import load_subject
 from mm_cb.inference.tolerance import TOLERANCE, dtype_of, tolerance
+from mm_cb.judges.base import NOT_JUDGED
 from mm_cb.metrics.agreement import completions_of
 from mm_cb.metrics.observations import rank, starts_with
 from mm_cb.metrics.results import read_results
@@ -132,9 +133,15 @@ def _check_settled(run: _StatedRun, item: Item, *, whole: bool) -> None:
     """Hold an item to the settings that it was made with; earlier versions lack keys (``whole`` is false)."""
     config, behavior, told = run.configs[item["condition"]], run.asked[item["id"]], run.recipe
     breaker = told["adapter"] is not None or told.get("base") is not None
-    subject = subject_name(breaker, told["system"], told.get("probe"))
+    probe = told.get("probe")
+    subject = subject_name(breaker, told["system"], None if probe is None else str(probe))
     again: Mapping[str, object] = make_item(
-        subject, config, behavior, list(_tries(item)), pictured=item.get("clean_image") is not None
+        subject,
+        config,
+        behavior,
+        list(_tries(item)),
+        target_outcome=item.get("target_outcome", NOT_JUDGED),
+        pictured=item.get("clean_image") is not None,
     )
     for key in ("subject", *_SETTLED):
         stated, found = item.get(key), again.get(key)
@@ -188,6 +195,14 @@ def _groups(answers: Sequence[Recorded], configs: Mapping[str, AttackConfig]) ->
 def _check_verdicts(run: _StatedRun) -> str:
     """Hold the run's own verdicts to the exact judge, where there is one; a line that says how many."""
     judge, again, total = judge_of(run.recipe["model"]), 0, 0
+    for item in run.items:
+        target, called = run.asked[item["id"]].target, item.get("target_outcome", NOT_JUDGED)
+        so = judge(run.asked[item["id"]], target)
+        if "judge" not in item and NOT_JUDGED not in (so, called) and so != called:
+            raise UserError(
+                f"`{run.folder / 'items.jsonl'}` calls the target of {_who(item)} {called}, judged again it is {so}. "
+                "Do not use the run's numbers."
+            )
     for item, one in [(each, answer) for each in run.items for answer in completions_of(each)]:
         found, said, total = judge(run.asked[item["id"]], one["completion"]), one.get("outcome"), total + 1
         if "judge" in item or "not_judged" in (found, said):

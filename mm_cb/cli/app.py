@@ -8,6 +8,7 @@ Nothing heavy is imported before a command runs, so ``--help`` stays quick.
 import os
 import sys
 import warnings
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -62,6 +63,12 @@ for _name, (_function, _example) in attack.SUBCOMMANDS.items():
     app.command(_name, cls=Command, epilog=_example)(_function)
 
 
+@cache
+def _command() -> Any:
+    """All commands, built once: a process may run many lines."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Entry point of the ``mm-cb`` command."""
     from mm_cb.cli import failures, output, signals
@@ -89,7 +96,7 @@ def run(arguments: list[str]) -> int:
                 "Python was started without docstrings (`-OO`, PYTHONOPTIMIZE=2), and transformers reads its own: "
                 "start it without."
             )
-        command: Any = typer.main.get_command(app)
+        command = _command()
         refuse_unset(arguments)
         code = command.main(args=arguments or ["--help"], prog_name="mm-cb", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -284,8 +284,8 @@ def refuse_typos(record: JsonObject, optional: Sequence[str], where: str) -> Non
     for key in record if absent else ():
         if key not in optional and (meant := nearest(key.strip(), absent, _CLOSE)):
             raise UserError(f"{where}: unknown key `{key}`, did you mean `{meant}`?")
-    if (read := [key for key in optional if key in PICTURES]) and (key := lost_picture(record, read)):
-        raise UserError(f"{where}: unknown key `{key}`, which names a picture; call it `{read[0]}`.")
+    if (read := [key for key in optional if key in PICTURES]) and (lost := lost_picture(record, read)):
+        raise UserError(f"{where}: unknown key `{lost}`, which names a picture; call it `{read[0]}`.")
 
 
 def lost_picture(record: JsonObject, read: Sequence[str]) -> str | None:

@@ -25,7 +25,8 @@ def refuse_cut(file: Path) -> None:
         if head == LFS_POINTER:
             raise UserError(f"`{file}` is a Git LFS pointer, not the weights: fetch them by `git lfs pull`.")
         length = int.from_bytes(head[:8], "little")
-        header = opened.seek(8) and opened.read(length) if length <= _LONGEST else b""
+        opened.seek(8)
+        header = opened.read(length) if length <= _LONGEST else b""
     if not size:
         raise UserError(f"`{file}` must be a whole safetensors file, it is empty; download it again.")
     if length > _LONGEST:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Card:
 def cards() -> dict[str, Card]:
     """All cards by name, in alphabetical order."""
     paths = [*data_path("cards").glob("*.yaml"), *(guest.card for guest in guests())]
-    read = [_read(path) for path in paths]
+    read = [_read(read_text(path, "data card"), str(path)) for path in paths]
     return {card.name: card for card in sorted(read, key=lambda card: card.name)}
 
 
@@ -107,9 +108,10 @@ def whereabouts(card: Card) -> tuple[bool, str]:
     return False, f"{', '.join(absent) or card.hub or card.name} not found; {card.get}"
 
 
-def _read(path: Path) -> Card:
+@cache
+def _read(text: str, path: str) -> Card:
     """One card file; a fault in it is ours, or of whoever edited the packaged data."""
-    content: Any = load_yaml(read_text(path, "data card"), str(path))
+    content: Any = load_yaml(text, path)
     if isinstance(content, dict) and isinstance(content.get("files"), dict):
         content = {key: value for key, value in content.items() if key != "files"}  # an embedded model's, described
     return made(content, Card, f"the data card `{path}`")

@@ -167,9 +167,9 @@ def refuse_in_turns(messages: Any) -> None:
         for key in _NOT_READ if isinstance(turn, dict) else ():
             if turn.get(key) not in (None, "", 1):
                 raise ValueError(f"turn {number} says `{key}`, which is not read: put it into the text, or remove it")
-        if isinstance(turn, dict) and (key := lost_picture(turn, ())):
+        if isinstance(turn, dict) and (lost := lost_picture(turn, ())):
             raise ValueError(
-                f"turn {number} names a picture in `{key}`: a row names its pictures in `images`, and the place of "
+                f"turn {number} names a picture in `{lost}`: a row names its pictures in `images`, and the place of "
                 'each in the turn by the part {"type": "image"}'
             )
 

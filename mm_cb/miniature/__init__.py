@@ -7,6 +7,7 @@ under two names, which nothing below knows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ AGENT = "miniature-agent"
 _FOLDER = Path(__file__).resolve().parent
 
 
+@lru_cache(maxsize=1)  # a run is planned with them, then trained on them
 def _training_examples(seed: int) -> Sequence[Any]:
     from mm_cb.miniature.data import training_examples
 
-    return training_examples(seed=seed)
+    return tuple(training_examples(seed=seed))
 
 
 def _refusal() -> str:
@@ -38,10 +40,11 @@ def _judge(_: Any) -> Any:
     return MiniatureJudge()
 
 
+@lru_cache(maxsize=1)
 def _agent_examples(seed: int) -> Sequence[Any]:
     from mm_cb.miniature.agent.data import training_examples
 
-    return training_examples(seed=seed)
+    return tuple(training_examples(seed=seed))
 
 
 def _agent_judge(_: Any) -> Any:

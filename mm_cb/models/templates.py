@@ -25,9 +25,18 @@ _DAY = {
 _MEMORY = 4 * 2**30
 _ASKED = "question"
 _CHILD = """
-import json, re, resource, sys
+import importlib.util, json, re, resource, sys, types
 from jinja2 import nodes
-from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
+for name in ("transformers", "transformers.utils"):  # empty packages: all that theirs import takes a second
+    found = importlib.util.find_spec(name)
+    sys.modules[name] = package = types.ModuleType(name)
+    package.__path__, package.__spec__ = found.submodule_search_locations, found
+try:
+    from transformers.utils import chat_template_utils as chats
+except Exception:  # another version's needs them
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
+        del sys.modules[name]
+    from transformers.utils import chat_template_utils as chats
 seconds, most, memory = map(int, sys.argv[1:])
 try:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -39,7 +48,7 @@ told = json.load(sys.stdin)
 try:
     for chat in told["chats"]:
         asked = {"add_generation_prompt": chat[-1]["role"] == "user", **told["tokens"]}
-        texts, _ = render_jinja_template(conversations=[chat, chat], chat_template=told["template"], **asked)
+        texts, _ = chats.render_jinja_template(conversations=[chat, chat], chat_template=told["template"], **asked)
         if len(texts[0]) > most:
             sys.exit("it writes " + format(len(texts[0]), ",") + " characters for a chat of two words")
         if texts[0] != texts[1]:
@@ -48,14 +57,14 @@ try:
             sys.exit("it writes an address in memory (" + address[0] + "), another one each time")
     try:
         shown = {"tools": told["tools"], "add_generation_prompt": True, **told["tokens"]}
-        texts, _ = render_jinja_template(conversations=told["chats"][:1], chat_template=told["template"], **shown)
+        texts, _ = chats.render_jinja_template(conversations=told["chats"][:1], chat_template=told["template"], **shown)
     except (MemoryError, RecursionError):
         raise
     except Exception:
         texts = [""]  # whoever gives it tools is told
     if len(texts[0]) > most:
         sys.exit("it writes " + format(len(texts[0]), ",") + " characters for a chat of one word and a tool")
-    written = _compile_jinja_template(told["template"]).environment.parse(told["template"])
+    written = chats._compile_jinja_template(told["template"]).environment.parse(told["template"])
     drawn = [node.name for node in written.find_all(nodes.Filter) if node.name == "random"]
     drawn += [node.name for node in written.find_all(nodes.Name) if node.name == "lipsum"]
     if drawn:

@@ -6,8 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from mm_cb.core.files import file_errors, write_text
 from mm_cb.core.paths import safe_id
@@ -102,6 +104,15 @@ def is_page(file: Path) -> bool:
 
 def render(data: ReportData, *, show_completions: bool = False) -> str:
     """The page as text."""
+    show = data.fiction or show_completions
+    with labels.conditions_called({name: text for run in data.runs for name, text in run.labels.items()}):
+        text = _template(show).render(_context(data, show=show))
+    return _BEFORE_PERCENT.sub("\N{NO-BREAK SPACE}%", text)
+
+
+@cache
+def _template(show: bool) -> Any:
+    """The page's template, which shows every completion or not: compiled once."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -127,11 +138,9 @@ def render(data: ReportData, *, show_completions: bool = False) -> str:
         "labels": labels,
         "label": labels.label,
         "subject_label": labels.subject_label,
-        "completion": lambda item: shown_completion(item, show=data.fiction or show_completions),
+        "completion": lambda item: shown_completion(item, show=show),
     }
-    with labels.conditions_called({name: text for run in data.runs for name, text in run.labels.items()}):
-        text = environment.get_template("report.html.j2").render(_context(data, show=data.fiction or show_completions))
-    return _BEFORE_PERCENT.sub("\N{NO-BREAK SPACE}%", text)
+    return environment.get_template("report.html.j2")
 
 
 def _context(data: ReportData, *, show: bool) -> dict[str, object]:

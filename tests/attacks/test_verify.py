@@ -351,6 +351,12 @@ def test_another_models_answers_are_noticed(few, monkeypatch):
 # verdicts
 
 
+def test_a_forged_verdict_on_a_target_is_noticed(few):
+    items = [{**item, "target_outcome": "harmful"} for item in read_jsonl(few / "items.jsonl")]
+    write_jsonl(few / "items.jsonl", items)
+    refused(few, "calls the target of .* harmful, judged again it is")
+
+
 def test_a_forged_verdict_is_noticed(few):
     honest = read_jsonl(few / "items.jsonl")[0]["outcome"]
     forged = "refusal" if honest != "refusal" else "harmful"

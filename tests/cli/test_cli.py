@@ -194,10 +194,10 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):
 
 
 def test_an_interrupt_before_a_command_has_begun_is_one_line_as_well(monkeypatch, capsys):
-    def interrupted(app):
+    def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("typer.main.get_command", interrupted)
+    monkeypatch.setattr("mm_cb.cli.app._command", interrupted)
     assert cli.run(["demo"]) == 130 and "interrupted" in one_line_of(capsys)
 
 

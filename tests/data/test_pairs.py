@@ -23,6 +23,16 @@ TEMPLATE = "Write a question about this and its answer as JSON {query, completio
 COUNT = 6
 
 
+@pytest.fixture(autouse=True)
+def direct(monkeypatch):
+    """Pauses take no time here: how long they are is tested in tests/core/test_endpoint.py."""
+
+    async def no_time(seconds):
+        pass
+
+    monkeypatch.setattr("mm_cb.core.endpoint._sleep", no_time)
+
+
 @pytest.fixture
 def photos(folder):
     (folder / "photos" / "sub").mkdir(parents=True)
