@@ -11,10 +11,10 @@ from mm_cb.training.recipes.recipe import load_recipe, recipe_keys
 
 def test_the_miniature_recipe():
     assert set(recipe_names()) == {
-        "gemma-3-12b-it", "gemma-4-e4b-it", "gpt2", "internvl3-8b", "llama-3-8b-instruct", "llama-3-8b-instruct-agents", "llava-1.5-7b",
-        "llava-next-mistral-7b", "llava-onevision-7b", "miniature", "miniature-agent", "miniature-paper",
-        "mistral-7b-instruct", "mistral-small-3.1-24b", "pixtral-12b",
-        "qwen2.5-vl-7b", "qwen2.5-vl-7b-agents", "qwen3-vl-8b", "qwen3.5-9b", "smolvlm-2b",
+        "gemma-3-12b-it", "gemma-4-e4b-it", "gpt2", "internvl3-8b", "llama-3-8b-instruct", "llama-3-8b-instruct-agents",
+        "llava-1.5-7b", "llava-next-mistral-7b", "llava-onevision-7b", "miniature", "miniature-agent",
+        "miniature-paper", "mistral-7b-instruct", "mistral-small-3.1-24b", "pixtral-12b", "qwen2.5-vl-7b",
+        "qwen2.5-vl-7b-agents", "qwen3-vl-8b", "qwen3.5-9b", "smolvlm-2b",
     }  # fmt: skip
     recipe = load_recipe("miniature")
     assert recipe.circuit_breaker.alpha == 5 and recipe.circuit_breaker.target_layers == [2, 4]
