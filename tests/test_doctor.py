@@ -1,5 +1,6 @@
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import LlamaConfig
 from mm_cb import doctor
 from mm_cb.models import cache
 from mm_cb.training.recipes.recipe import load_recipe
-from tests.models.tiny import qwen
+from tests.models.tiny import llava, qwen, qwen3_5
 from tests.tiny_llava import tiny_llava
 
 GIB = 2**30
@@ -160,6 +161,8 @@ def test_a_model_that_sees_is_looked_at_without_its_weights(tmp_path):
         ("qwen2_5_vl", 28, "qwen2.5-vl-7b", None),  # a tuned copy, in a folder
         ("qwen2_5_vl", 36, "qwen2.5-vl-7b", ([18], [16, 17, 18])),
         ("qwen2_vl", 28, "llava-next-mistral-7b", ([14], [12, 13, 14])),
+        ("qwen3_5", 24, "qwen3.5-9b", ([12], [10, 11, 12])),
+        ("llava", 40, "llava-1.5-7b", ([20], [18, 19, 20])),  # as deep as Pixtral, of the same type, another family
         ("llama", 30, "llama-3-8b-instruct", ([9, 18], list(range(19)))),
     ],
 )
@@ -171,7 +174,9 @@ def test_a_quick_look_ends_with_a_command_that_trains_this_model(model, blocks, 
         if model == "llama":
             LlamaConfig(num_hidden_layers=blocks, hidden_size=32, intermediate_size=64).save_pretrained(tmp_path)
         else:
-            qwen(model, "pil", num_hidden_layers=blocks)[1].save_pretrained(tmp_path)
+            make = {"llava": llava, "qwen3_5": qwen3_5}.get(model, partial(qwen, model))
+            own = {"layer_types": None} if model == "qwen3_5" else {}
+            make("pil", num_hidden_layers=blocks, **own)[1].save_pretrained(tmp_path)
         model = str(tmp_path)
     command, named, *fields, flag, out = look(model).train
     assert (command, named, flag, out) == ("train", recipe, "--out", "runs/rr")

@@ -111,6 +111,7 @@ def judge_files(
         loss = target.loss(inputs.pixel_values)
         objective_file = loss if objective is target else objective.loss(inputs.pixel_values)
     said = complete(asked, images(saved), config, encoded=inputs)
+    itself = config.entry.optimises and getattr(target.preprocess, "exact_by", None) == "processor"
     answers = with_verdicts(asked, said, loss, judge, weighed=config.artefacts)
     for i, picture in enumerate(saved):
         moved = picture.levels_from(asked.clean[i])
@@ -120,6 +121,7 @@ def judge_files(
             linf=int(moved.abs().max()),
             distance=config.threat.distance(moved) if config.entry.stays_in_threat else None,
             objective_file=round(float(objective_file[i]), 5),
+            pixels_by="processor" if itself else None,
         )
     return answers
 

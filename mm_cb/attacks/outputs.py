@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,14 @@ def summaries(items: list[Item], parts: Mapping[str, Path], configs: Sequence[At
     protocol["settles"] = {one.name: one.settles for one in configs if one.settles}
     if dialled := {item["condition"]: item["anneal"] for item in items if "anneal" in item}:
         protocol["anneal"] = dialled
+    if itself := sorted({item["condition"] for item in by_processor(items)}):
+        protocol["pixels_by_processor"] = itself
     return {"curves.json": drawn, "checks.json": checks, "protocol.json": sealed(protocol), "results.json": results}
+
+
+def by_processor(items: Iterable[Item]) -> Iterator[Item]:
+    """Items whose search ran the image processor itself, because its imitation is not exact."""
+    return (item for item in items if any(one.get("pixels_by") for one in item.get("candidates") or ()))
 
 
 def best_pictures(items: Sequence[Item]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from mm_cb.core.recipe_files import recipe_model, recipe_names
 from mm_cb.models.cache import absent_files, model_folder, weight_files
 from mm_cb.models.families import load_processor, read_config, skeleton
 from mm_cb.models.known import known_config
+from mm_cb.models.registry import family_of
 from mm_cb.models.vision import VisionModel
 from mm_cb.training.placement import check_targets, linear_names, lora_paths
 from mm_cb.training.planning.memory import estimate
@@ -160,8 +161,11 @@ def _recipe_for(model: ChatModel, name: str) -> tuple[str, bool]:
     if own := next((recipe for recipe, its in named.items() if its == name), None):
         return own, True
     shapes = {recipe: known_config(its) for recipe, its in named.items()}
-    kind, blocks = model.base.config.model_type, len(model.decoder_blocks)
-    same = {recipe: _depth(shape) == blocks for recipe, shape in shapes.items() if shape and shape.model_type == kind}
+    kind, blocks = (type(model), model.base.config.model_type), len(model.decoder_blocks)
+    alike = {
+        recipe: shape for recipe, shape in shapes.items() if shape and (family_of(shape), shape.model_type) == kind
+    }
+    same = {recipe: _depth(shape) == blocks for recipe, shape in alike.items()}
     if same:
         return max(same.items(), key=lambda one: one[1])
     return ("llava-next-mistral-7b" if isinstance(model, VisionModel) else "mistral-7b-instruct"), False

@@ -94,6 +94,8 @@ class Answer:
     """Of the imported messages that were sent, as prompts.jsonl beside holds them."""
     sent: str | None = None
     """The prompt, where the attack made another one of the behaviour's."""
+    pixels_by: str | None = None
+    """``processor``, where the search ran the image processor itself because its imitation is not exact."""
 
     def as_json(self) -> AnswerRecord:
         """One record of ``parts/*.json``."""
@@ -106,6 +108,7 @@ class Answer:
             "sample",
             "prompt_sha256",
             "sent",
+            "pixels_by",
         )
         made = {f.name: getattr(self, f.name) for f in fields(self)}
         made = {key: value for key, value in made.items() if key not in optional or value is not None}
@@ -189,6 +192,7 @@ def with_suffix(answer: Answer, found: Sent) -> Answer:
 
 _SHOWN = ("restart", "image", "epsilon", "loss", "objective_file", "objective_logged", "completion", "outcome")
 _FURTHER = ("iterate", "sample", "nll_base", "selected_step", "zero_gradients", "distance", "prompt_sha256", "sent")
+_FURTHER += ("pixels_by",)
 
 
 def make_item(

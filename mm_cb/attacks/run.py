@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mm_cb.attacks.calls import kept_lines, spoken
 from mm_cb.attacks.config import AttackConfig, checked_by_default
@@ -15,7 +15,7 @@ from mm_cb.attacks.config_files import as_recipe
 from mm_cb.attacks.controls import CONTROL, CONVERGENCE, is_done, twice_the_steps, wrong_text
 from mm_cb.attacks.judged_files import OutcomeOf
 from mm_cb.attacks.objectives.universal import seen
-from mm_cb.attacks.outputs import best_pictures, parts_of, summaries, write_outputs
+from mm_cb.attacks.outputs import best_pictures, by_processor, parts_of, summaries, write_outputs
 from mm_cb.attacks.refusals import fitting, refuse_unfit, refuse_unseen, refuse_unsendable
 from mm_cb.attacks.refused_settings import refuse_idle, refuse_mismatch
 from mm_cb.attacks.registry import chosen_attacks
@@ -30,6 +30,7 @@ from mm_cb.core.records import Item, JsonObject
 from mm_cb.core.runs import RunDirectory, append_jsonl, file_sha256, hash_inputs, read_run, write_bytes, write_jsonl
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, behaviors_path, read_behaviors
 from mm_cb.data.corpus import read_corpus
+from mm_cb.data.pictures import open_picture
 from mm_cb.data.prompts_file import KEPT_AS as PROMPTS_KEPT_AS
 from mm_cb.data.prompts_file import ImportedPrompt, read_prompts
 from mm_cb.inference.source import ModelSource, subject_name
@@ -40,6 +41,7 @@ from mm_cb.judges.registry import JudgeOptions, open_judge
 from mm_cb.metrics.convergence import LEAST
 from mm_cb.metrics.results import Measurement, read_results
 from mm_cb.metrics.whole import whole_items
+from mm_cb.models import VisionModel
 from mm_cb.models.adapters import WEIGHTS, read_settings
 
 
@@ -325,9 +327,26 @@ def attack_in_turn(
         )
         seconds = round(time.monotonic() - started, 1)
         append_jsonl(folder / "timings.jsonl", {"stage": f"attack {config.name}", "seconds": seconds})
+    if (first := next(by_processor(items), None)) is not None:
+        progress.say(_by_processor_note(subject, folder / str(first["clean_image"])))
     if idle:
         items = [{**item, "adapter_changes_nothing": True} for item in items]
     write_outputs(folder, items, summaries(items, parts_of(folder), configs, dtype_of(subject.model)))
+
+
+def _by_processor_note(subject: Subject, picture: Path) -> str:
+    """What to print where the search could not imitate the image processor exactly."""
+    shown = open_picture(picture)
+    model = cast("VisionModel", subject.model)
+    setting = model.unimitated((shown.height, shown.width))
+    why = "the versions of its libraries here may resize in another way"
+    if setting is not None:
+        why = f"with its `{setting}` as its class has it, it would be"
+    return (
+        f"pixels: the image processor of `{model.name}` is not imitated exactly for pictures of {shown.width} x "
+        f"{shown.height} ({why}), so it was run itself at every step: slower; files and losses are exact all the same, "
+        "the gradient is that of the imitation"
+    )
 
 
 def judge_of(model: str) -> OutcomeOf:

@@ -55,6 +55,8 @@ class Candidate(TypedDict, total=False):
     """Of the imported messages that were sent."""
     sent: str
     """The prompt, where it is another one than the behaviour's."""
+    pixels_by: str | None
+    """``processor``, where the search ran the image processor itself because its imitation is not exact."""
 
 
 class ScoredCompletion(Candidate, total=False):

@@ -6,6 +6,8 @@ docs/add_a_model.md has the list and an example.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -162,6 +164,26 @@ class VisionModel(ChatModel):
             raise UserError(
                 f"`{self.name}` cannot be attacked through pictures of {width} x {height}: {error}"
             ) from error
+
+    def unimitated(self, image_size: tuple[int, int]) -> str | None:
+        """The setting of the image processor for which pictures of this size are not imitated exactly.
+
+        Found by trying: with that setting at its class's value they would be. None if there is no such setting.
+        """
+        held = self.processor.image_processor
+        try:
+            for name, value in held.to_dict().items():
+                usual = getattr(type(held), name, value)
+                if usual == value:
+                    continue
+                self.processor.image_processor = copy(held)
+                setattr(self.processor.image_processor, name, usual)
+                with suppress(UserError, TypeError, LookupError, AttributeError):  # no processor that a plan follows
+                    if self.preprocessing(image_size).exact_by == "emulation":
+                        return name
+        finally:
+            self.processor.image_processor = held
+        return None
 
 
 def joined(pictures: Any) -> Tensor:

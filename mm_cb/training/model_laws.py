@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,6 +20,8 @@ from mm_cb.training.hidden_states import lay_out, reference_states, use_row_atte
 
 _NEAR = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference of two ways to the same numbers, as a share of the largest number, by the model's type."""
+_KEPT = 8
+"""Last tokens whose logits are compared: those of all would take gigabytes."""
 _SIZES = ((64, 96), (200, 120), (97, 331))
 """Height and width of the pictures."""
 
@@ -60,12 +63,12 @@ def check_model(model: VisionModel) -> list[Kept]:
 
 
 def refuse_broken(model: VisionModel) -> None:
-    """Ask the laws that rest on files alone and take no tolerance: tokens, pixels, the end of a turn.
+    """Ask what an attack rests on: tokens, logits, the end of a turn. Its own pixels are compared as it begins.
 
     Raises:
         UserError: If one is broken.
     """
-    for kept in (_asked(law, model) for law in (_token_ids, _end_of_turn)):
+    for kept in (_asked(law, model) for law in (_token_ids, _end_of_turn, _forward)):
         if not kept.ok:
             raise UserError(
                 f"`{model.name}` breaks a law of its family ({kept.law[0].lower()}{kept.law[1:]}): {kept.detail}; no "
@@ -78,6 +81,8 @@ def _asked(law: Callable[[VisionModel], tuple[bool, str]], model: VisionModel) -
     try:
         with torch.no_grad():
             ok, detail = law(model)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a library makes of it, this model cannot be relied on
         return Kept(says, False, one_line(f"{type(error).__name__}: {error}")[:300])
     return Kept(says, ok, detail)
@@ -102,7 +107,7 @@ def _exact_pixels(model: VisionModel) -> tuple[bool, str]:
     """What an attack shows the model is, to the last bit, what the processor makes of the saved picture."""
     for number, size in enumerate(_SIZES):
         picture = _picture(number, size)
-        pixels = torch.tensor(list(picture.getdata()), dtype=torch.float32).view(1, *size, 3).permute(0, 3, 1, 2) / 255
+        pixels = torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1).unsqueeze(0) / 255
         with torch.enable_grad():
             shown = model.preprocessing(size)(pixels.requires_grad_())
             (slope,) = torch.autograd.grad(shown.sum(), pixels)
@@ -116,16 +121,17 @@ def _exact_pixels(model: VisionModel) -> tuple[bool, str]:
 
 def _forward(model: VisionModel) -> tuple[bool, str]:
     """Logits are the model's own on its processor's inputs, and the same with the image tower run beforehand."""
-    worst = 0.0
+    apart = []
     for messages, pictures in zip(*_chats(), strict=True):
         own = {name: value.to(model.device) for name, value in _by_the_processor(model, messages, pictures).items()}
         if "pixel_values" in own:
             own["pixel_values"] = own["pixel_values"].to(model.base.dtype)
         inputs = model.encode_chats([messages], [pictures])
-        logits = model.forward(inputs).logits
-        for other in (model.model(**own, use_cache=False), model.model(**model.embed(inputs), use_cache=False)):
-            worst = max(worst, _apart(logits, other.logits))
-    return _near(model, worst)
+        logits = model.forward(inputs, logits_to_keep=_KEPT).logits
+        told = {"logits_to_keep": _KEPT, "use_cache": False}
+        for other in (model.model(**own, **told), model.model(**model.embed(inputs), **told)):
+            apart.append(_apart(logits, other.logits))
+    return _near(model, apart)
 
 
 def _packed(model: VisionModel) -> tuple[bool, str]:
@@ -135,7 +141,7 @@ def _packed(model: VisionModel) -> tuple[bool, str]:
     padded = model.forward(batch, hidden_states=True).hidden_states
     with _row_attention(model):
         packed = reference_states(model, lay_out(model, batch, batch.attention_mask), 0, range(1, count + 1))
-    return _near(model, max(_apart(one, padded[k][real]) for k, one in enumerate(packed, 1)))
+    return _near(model, [_apart(one, padded[k][real]) for k, one in enumerate(packed, 1)])
 
 
 def _end_of_turn(model: VisionModel) -> tuple[bool, str]:
@@ -143,12 +149,15 @@ def _end_of_turn(model: VisionModel) -> tuple[bool, str]:
     inputs = model.encode(["What is it?"], [None], completions=["It is red."])
     last = int(inputs.input_ids[inputs.completion_mask.bool()][-1])
     name = model.processor.tokenizer.convert_ids_to_tokens(last)
-    if model.end_of_turn is not None and last not in model.stops():
+    ended = last in model.stops()
+    if model.end_of_turn is not None and not ended:
         return False, f"it ends in `{name}`, at which generation does not stop"
-    asked, answered = (model.prompt("What is it?", has_image=True, completion=said) for said in (None, "It is red."))
+    asked, answered = (  # as attacks write it
+        model.prompt("What is it?", has_image=True, completion=said, close_turn=False) for said in (None, "It is red.")
+    )
     if not answered[len(asked) :].lstrip().startswith("It is red.") or not answered.startswith(asked):
         return False, f"a prompt ends in {asked[-40:]!r}, a chat with an answer goes {answered[-60:]!r}"
-    return True, f"`{name}`"
+    return True, f"`{name}`" if ended else "no token ends an answer in this template"
 
 
 _LAWS = (_token_ids, _exact_pixels, _forward, _packed, _end_of_turn)
@@ -187,13 +196,13 @@ def _by_the_processor(model: VisionModel, messages: Sequence[Message], pictures:
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
-    """Largest difference as a share of the largest entry."""
+    """Largest difference as a share of the largest entry; NaN if one is."""
     return float((one - other).abs().max() / other.abs().max().clamp(min=1e-6))
 
 
-def _near(model: VisionModel, apart: float) -> tuple[bool, str]:
-    limit = _NEAR.get(model.base.dtype, 1e-3)
-    return apart <= limit, f"{apart:.1e} of the largest apart, at most {limit:.0e}"
+def _near(model: VisionModel, apart: Sequence[float]) -> tuple[bool, str]:
+    limit, worst = _NEAR.get(model.base.dtype, 1e-3), float(torch.tensor(apart).max())  # which keeps NaN
+    return worst <= limit, f"{worst:.1e} of the largest apart, at most {limit:.0e}"
 
 
 @contextmanager

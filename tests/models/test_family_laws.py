@@ -37,35 +37,13 @@ def test_law_with_torchvision(kind, law, tmp_path):
     law(partial(tiny, kind, "torchvision"), tmp_path)
 
 
-COUSINS = {
-    "idefics3": [laws.ids_and_pixels_are_the_processors, laws.logits_are_those_of_the_processors_own_inputs],
-    "pixtral": [
-        laws.ids_and_pixels_are_the_processors,
-        laws.logits_are_those_of_the_processors_own_inputs,
-        laws.attacked_pixels_are_the_processors,
-        laws.as_many_tokens_as_features,
-        laws.the_embed_path_is_the_pixel_path,
-        laws.rows_of_a_mixed_batch_are_single_rows,
-        laws.packed_states_are_the_padded_ones,
-        laws.lean_passes_are_the_whole_model,
-    ],
-}
-"""Models of a family that transformers reads by other classes, and the laws in which these have a part."""
-
-
-@pytest.mark.parametrize("kind", COUSINS)
-def test_laws_of_a_cousin(kind, tmp_path):
-    for law in COUSINS[kind]:
-        law(partial(tiny, kind), tmp_path)
-
-
 _QWEN2 = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 WINDOWS = {
     "gemma3": {"sliding_window": 3},
     "gemma4": {"sliding_window": 8},
     "internvl": _QWEN2,
     "llava_onevision": _QWEN2,
-    "mistral3": {"sliding_window": 8},
+    **dict.fromkeys(("mistral3", "pixtral"), {"sliding_window": 8}),
     "qwen2_5_vl": _QWEN2,
     "qwen2_vl": _QWEN2,
 }

@@ -115,3 +115,34 @@ def test_thinking_is_refused_where_no_block_can_be_left_open(tmp_path):
         load_subject(ModelSource("miniature", thinking=True), "base")
     with pytest.raises(UserError, match="where the model is served"):
         open_engine(ModelSource("m", endpoint="http://127.0.0.1:1", thinking=True), "base", 1)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_processor_that_is_not_imitated_exactly_is_run_itself_and_the_run_says_so(
+    known, monkeypatch, capsys, tmp_path
+):
+    model = laws.saved(tiny("llava"), tmp_path / "model")
+    kind = type(model.processor.image_processor)
+    shown = kind.preprocess
+
+    def shifted(self, *given, **settings):
+        made = shown(self, *given, **settings)
+        made["pixel_values"] = made["pixel_values"] + (self.shift if known else 1e-3)
+        return made
+
+    monkeypatch.setattr(kind, "preprocess", shifted)
+    monkeypatch.setattr(kind, "shift", 0.0, raising=False)
+    file = next(path for path in (tmp_path / "model").glob("*process*.json"))
+    held = json.loads(file.read_text())
+    held["image_processor"]["shift"] = 1e-3
+    file.write_text(json.dumps(held))
+    line = {"id": "a", "prompt": "what is", "target": "it", "image": None}
+    (tmp_path / "b.jsonl").write_text(json.dumps(line) + "\n")
+    asked = ["attack", "--model", tmp_path / "model", "--behaviors", tmp_path / "b.jsonl", "--out", tmp_path / "out"]
+    assert cli.run([str(word) for word in [*asked, "--attack", "pgd,noise", "--steps", 1, "--max-new-tokens", 1]]) == 0
+    (told,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith("pixels: the image processor of")]
+    assert "is not imitated exactly for pictures of 28 x 28" in told
+    assert ("with its `shift` as its class has it" if known else "versions of its libraries") in told
+    protocol = json.loads((tmp_path / "out" / "protocol.json").read_text())
+    assert protocol["pixels_by_processor"] == ["pgd"]
+    assert cli.run(["attack", "verify", str(tmp_path / "out")]) == 0

@@ -4,30 +4,54 @@ import re
 from pathlib import Path
 
 from mm_cb.core.recipe_files import recipe_names
-from mm_cb.models import VisionModel
+from mm_cb.models.known import known_config
 from mm_cb.models.registry import _FAMILIES
 from mm_cb.training.recipes.recipe import load_recipe
+from tests.models import laws
+from tests.models.tiny import KINDS, tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "supported_models.md"
-HEAD = "| `model_type` | class | train | attack, universal | 4-bit: what stays full | recipes |\n" + "|---" * 6 + "|\n"
+COLUMNS = ("`model_type`", "class", "train", "attack", "laws", "4-bit: what stays full", "recipes")
+HEAD = f"| {' | '.join(COLUMNS)} |\n" + "|---" * len(COLUMNS) + "|\n"
+
+
+def type_of(config) -> str:
+    """The entry of the registry's table that a configuration is read by."""
+    own = f"{config.model_type}+{config.vision_config.model_type}"
+    return own if own in _FAMILIES else config.model_type
 
 
 def table() -> str:
-    """A row for each model type of a family that sees."""
+    """A row for each model type of a family that sees; what was checked is what the tests run over it."""
     recipes: dict[str, list[str]] = {}
-    from mm_cb.models.known import known_config
-
     for name in recipe_names():
-        if (config := known_config(load_recipe(name).model)) is not None:
-            recipes.setdefault(config.model_type, []).append(f"`{name}`")
+        if (config := known_config(load_recipe(name).model)) is not None and hasattr(config, "vision_config"):
+            recipes.setdefault(type_of(config), []).append(f"`{name}`")
+    tested = {type_of(tiny(kind).base.config) for kind in KINDS}
     rows = []
     for kind, family in sorted(_FAMILIES.items()):
-        attacked = "yes" if family.plan is not VisionModel.plan else "no"
-        kept = ", ".join(f"`{one}`" for one in family.full_precision)
-        rows.append(
-            f"| `{kind}` | `{family.__name__}` | yes | {attacked} | {kept} | {', '.join(recipes.get(kind, []))} |"
+        run = laws.LAWS if kind in tested else []
+        trained, attacked = (
+            "yes" if law in run else "not checked"
+            for law in (laws.training_reroutes, laws.an_attack_lowers_the_loss_that_the_file_has)
         )
+        checked = f"{len(laws.LAWS)}, and {len(laws.BY_PIXELS)} with torchvision" if run else "none"
+        kept = ", ".join(f"`{one}`" for one in family.full_precision)
+        cells = [
+            f"`{kind}`",
+            f"`{family.__name__}`",
+            trained,
+            attacked,
+            checked,
+            kept,
+            ", ".join(recipes.get(kind, [])),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
     return HEAD + "\n".join(rows) + "\n"
+
+
+def test_every_family_is_under_the_laws():
+    assert {type_of(tiny(kind).base.config) for kind in KINDS} == set(_FAMILIES)
 
 
 def test_the_page_is_the_registrys():

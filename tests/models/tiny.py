@@ -48,11 +48,13 @@ from tests.tiny_llava import PINPOINTS, WORDS, tiny_llava
 KINDS = (
     "gemma3",
     "gemma4",
+    "idefics3",
     "internvl",
     "llava",
     "llava_next",
     "llava_onevision",
     "mistral3",
+    "pixtral",
     "qwen2_5_vl",
     "qwen2_vl",
     "qwen3_5",

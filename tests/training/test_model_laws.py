@@ -1,21 +1,55 @@
 """The laws on a user's weights: a tick each for a model that keeps them, and a cross for one that does not."""
 
 import pytest
+import torch
 
 from mm_cb import cli
+from mm_cb.core.runs import read_jsonl
 from mm_cb.models import VisionModel
 from mm_cb.models.qwen3_5 import Qwen35Model
 from mm_cb.models.qwen_vl import QwenVLModel
 from mm_cb.models.tower import LanguageTower
-from mm_cb.training.model_laws import check_model
+from mm_cb.training.model_laws import check_model, refuse_broken
 from tests.models import laws
-from tests.models.tiny import tiny
+from tests.models.test_family_laws import LARGE_GEMMA4
+from tests.models.tiny import KINDS, tiny
+from tests.tiny_llava import picture
 
 
-@pytest.mark.parametrize("kind", ["llava", "mistral3", "qwen3_5", "smolvlm"])
+@pytest.fixture(autouse=True)
+def trusted_templates(monkeypatch):
+    """Ours are not a stranger's: to run each in a process of its own first is tested elsewhere, and costs seconds."""
+    monkeypatch.setattr("mm_cb.models.templates._run_apart", lambda told: None)
+
+
+def built(kind):
+    """A tiny model; the large Gemma 4 are built otherwise than the small ones."""
+    return tiny("gemma4", **LARGE_GEMMA4) if kind == "large gemma4" else tiny(kind)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "large gemma4"])
 def test_every_law_is_kept(kind):
-    found = check_model(tiny(kind))
+    found = check_model(built(kind))
     assert len(found) == 5 and all(one.ok for one in found), found
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "large gemma4"])
+def test_the_attack_command_takes_every_family(kind, tmp_path):
+    laws.saved(built(kind), tmp_path / "model")
+    picture(0, (84, 42)).save(tmp_path / "a.png")
+    (tmp_path / "b.jsonl").write_text('{"id": "a", "prompt": "what", "target": "it is", "image": "a.png"}\n')
+    for name in ("pgd", "universal"):
+        out = tmp_path / name
+        asked = ["attack", "--model", tmp_path / "model", "--behaviors", tmp_path / "b.jsonl", "--out", out]
+        settings = ["--attack", name, "--steps", 2, "--max-new-tokens", 1]
+        assert cli.run([str(word) for word in [*asked, *settings]]) == 0
+        (item,) = read_jsonl(out / "items.jsonl")
+        assert (out / item["image"]).is_file() and "zero_gradients" not in item["candidates"][0]
+
+
+def test_an_answer_that_nothing_ends_is_not_called_ended_by_a_word():
+    assert check_model(tiny("llava"))[4].detail == "no token ends an answer in this template"
+    assert check_model(tiny("llava_next"))[4].detail == "`</s>`"
 
 
 FAULTS = {
@@ -45,15 +79,33 @@ def test_the_command_ticks_every_law_and_ends_with_2_where_one_breaks(monkeypatc
     assert "PROBLEM" in said.out and "of 5 laws, so that no number" in said.err and said.err.count("\n") == 1
 
 
-def test_a_model_that_breaks_a_law_is_not_attacked(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("fault", ["ids", "positions"])
+def test_a_model_that_breaks_a_law_is_not_attacked(fault, monkeypatch, capsys, tmp_path):
     laws.saved(tiny("qwen2_5_vl"), tmp_path / "model")
     (tmp_path / "b.jsonl").write_text('{"id": "a", "prompt": "what", "target": "it is", "image": null}\n')
     asked = ["attack", "--model", str(tmp_path / "model"), "--behaviors", str(tmp_path / "b.jsonl"), "--steps", "1"]
-    monkeypatch.setattr(QwenVLModel, "end_of_turn", "<|vision_end|>")
+    monkeypatch.setattr(*FAULTS[fault][:3])
     assert cli.run([*asked, "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "breaks a law of its family (an answer ends in a token at which generation stops" in said
+    law = {"ids": "an answer ends in a token at which generation stops", "positions": "logits are the model's own"}
+    assert f"breaks a law of its family ({law[fault]}" in said
     assert "doctor --model" in said and not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_logits_that_are_no_number_are_no_ones():
+    model = tiny("llava")
+    model.base.lm_head.weight[0, 0] = torch.nan
+    assert "nan" in check_model(model)[2].detail and not check_model(model)[2].ok
+
+
+def test_a_law_that_memory_is_too_small_for_is_not_a_broken_one(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = tiny("llava")
+    monkeypatch.setattr(type(model), "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        refuse_broken(model)
 
 
 def test_laws_are_asked_of_a_model(capsys):

@@ -11,10 +11,10 @@ from mm_cb.training.recipes.recipe import load_recipe, recipe_keys
 
 def test_the_miniature_recipe():
     assert set(recipe_names()) == {
-        "gemma-3-12b-it", "gpt2", "internvl3-8b", "llama-3-8b-instruct", "llama-3-8b-instruct-agents", "llava-1.5-7b",
-        "llava-next-mistral-7b", "llava-onevision-7b", "miniature", "miniature-agent", "miniature-paper",
-        "mistral-7b-instruct",
-        "qwen2.5-vl-7b", "qwen2.5-vl-7b-agents", "qwen3-vl-8b", "smolvlm-2b",
+        "gemma-3-12b-it", "gemma-4-e4b-it", "gpt2", "internvl3-8b", "llama-3-8b-instruct", "llama-3-8b-instruct-agents",
+        "llava-1.5-7b", "llava-next-mistral-7b", "llava-onevision-7b", "miniature", "miniature-agent",
+        "miniature-paper", "mistral-7b-instruct", "mistral-small-3.1-24b", "pixtral-12b", "qwen2.5-vl-7b",
+        "qwen2.5-vl-7b-agents", "qwen3-vl-8b", "qwen3.5-9b", "smolvlm-2b",
     }  # fmt: skip
     recipe = load_recipe("miniature")
     assert recipe.circuit_breaker.alpha == 5 and recipe.circuit_breaker.target_layers == [2, 4]
@@ -78,13 +78,21 @@ def test_the_recipes_for_agents_are_those_of_their_models_with_calls_mixed_in(na
 
 OTHER_FAMILIES = {
     "gemma-3-12b-it": (24, 48),
+    "gemma-4-e4b-it": (21, 42),
     "internvl3-8b": (14, 28),
     "llava-1.5-7b": (16, 32),
     "llava-onevision-7b": (14, 28),
+    "mistral-small-3.1-24b": (20, 40),
+    "pixtral-12b": (20, 40),
     "qwen2.5-vl-7b": (14, 28),
     "qwen3-vl-8b": (18, 36),
+    "qwen3.5-9b": (16, 32),
     "smolvlm-2b": (12, 24),
 }
+
+
+RECURRENT = ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
+"""Linear layers that stand in Qwen3.5's recurrent blocks in place of attention's."""
 
 
 @pytest.mark.parametrize(("name", "target", "blocks"), [(name, *depth) for name, depth in OTHER_FAMILIES.items()])
@@ -93,6 +101,7 @@ def test_the_recipes_of_other_families_are_the_papers_at_the_same_depth_and_say_
     assert recipe.circuit_breaker.target_layers == [target] == [blocks // 2]
     assert recipe.lora.layers_to_transform == [target - 2, target - 1, target]
     moved = {"circuit_breaker": {"target_layers": [16]}, "lora": {"layers_to_transform": [14, 15, 16]}}
+    moved["lora"]["modules"] = [one for one in recipe.lora.modules if one not in RECURRENT]
     same = recipe.model_dump() | {"name": paper.name, "model": paper.model}
     for section, fields in moved.items():
         same[section] |= fields
