@@ -321,6 +321,8 @@ def broken_look_alikes():
         ("docs/attacks.md", lambda: f"in {strength('ours:pgd')} settings, `adam_pgd` in {strength('ours:adam_pgd')}"),
         ("docs/sanity_checks.md", lambda: battery("S4", "loss is small for {} of 8 only", "38 %")),
         ("docs/sanity_checks.md", lambda: battery("S5 twice the steps", "lower it by {}", "6.2 %")),
+        ("CHANGELOG.md", lambda: f"gradient, {pixels('torchvision', tiled=False)} times the real processor's time on"),
+        ("CHANGELOG.md", lambda: f"{pixels('torchvision', tiled=True)} times where it is cut into tiles"),
         ("docs/train_7b.md", lambda: "| as it is | {:.1f} |".format(goal("llava recipe, default"))),
         ("docs/train_7b.md", lambda: "tokens_per_pass=2048` | {:.1f} |".format(goal("llava recipe, recompute"))),
         ("docs/train_7b.md", lambda: "quantize=4bit` | {:.1f} |".format(goal("llava recipe, quantize"))),
@@ -330,6 +332,12 @@ def broken_look_alikes():
 )
 def test_what_a_page_says_in_words_is_in_a_result(page, sentence):
     assert sentence() in said(page)
+
+
+def pixels(backend, *, tiled):
+    rows = json.loads((RESULTS / "pixels.json").read_text(encoding="utf-8"))["rows"]
+    some = [r["ratio"] for r in rows if r["backend"] == backend and (r["family"] in ("InternVL", "SmolVLM")) == tiled]
+    return f"{min(some):.1f} to {max(some):.1f}"
 
 
 def openings(name, attack):
