@@ -191,8 +191,10 @@ def with_suffix(answer: Answer, found: Sent) -> Answer:
 
 
 _SHOWN = ("restart", "image", "epsilon", "loss", "objective_file", "objective_logged", "completion", "outcome")
-_FURTHER = ("iterate", "sample", "nll_base", "selected_step", "zero_gradients", "distance", "prompt_sha256", "sent")
-_FURTHER += ("pixels_by",)
+_FURTHER = (
+    *("iterate", "sample", "nll_base", "selected_step", "zero_gradients", "distance", "prompt_sha256", "sent"),
+    "pixels_by",
+)
 
 
 def make_item(
