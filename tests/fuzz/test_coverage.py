@@ -77,7 +77,7 @@ def called_by_samples() -> list[str]:
     return sorted(" ".join(name) for name in names)
 
 
-@pytest.mark.slow
+@pytest.mark.long  # of our own table
 def test_every_decoder_reads_a_sample():
     code = "import json; from tests.fuzz.test_coverage import called_by_samples as c; print('|' + json.dumps(c()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -49,8 +49,12 @@ def test_its_template_shows_tools_as_it_was_taught_them_and_writes_calls_that_re
     assert errands.FORMAT.read(opening + rest).calls == [HEX] and opening.endswith('"arguments":')
 
 
-def test_no_breaker_is_trained_on_what_is_held_out():
-    rows = data.training_examples(0)
+@pytest.fixture(scope="module")
+def rows():
+    return data.training_examples(0)
+
+
+def test_no_breaker_is_trained_on_what_is_held_out(rows):
     assert {(row.set, row.modality) for row in rows} == {
         (which, modality) for which in ("circuit_breaker", "retain") for modality in ("text", "multimodal")
     }
@@ -66,10 +70,10 @@ def test_no_breaker_is_trained_on_what_is_held_out():
             assert calls or said["content"] == REFUSAL or judge.well_formed(said["content"])
 
 
-def test_half_of_the_rerouted_rows_are_hijacks_of_lawful_errands():
-    rows = [row for row in data.training_examples(0) if row.set == "circuit_breaker"]
-    hijacked = [row for row in rows if row.source == "agent hijacked"]
-    assert len(hijacked) * 2 == len(rows)
+def test_half_of_the_rerouted_rows_are_hijacks_of_lawful_errands(rows):
+    rerouted = [row for row in rows if row.set == "circuit_breaker"]
+    hijacked = [row for row in rerouted if row.source == "agent hijacked"]
+    assert len(hijacked) * 2 == len(rerouted)
     for row in hijacked:
         asked = row.messages[0]["content"][-1]["text"]
         assert row.messages[-1]["tool_calls"][0].arguments["kind"] not in asked.split()
