@@ -13,6 +13,7 @@ from transformers import LlavaNextForConditionalGeneration
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl, read_run
 from mm_cb.models import load_model
+from mm_cb.models.adapters import own_hashes
 from mm_cb.training.card import model_card
 from mm_cb.training.checkpoints import last_checkpoint, refuse_changed
 from mm_cb.training.inputs import absent_data, load_examples
@@ -68,6 +69,10 @@ def trained(tmp_path_factory, model_folder, examples):
 
 def adapter_bytes(folder):
     return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_trained_adapter_knows_its_own_files(trained):
+    assert json.loads((trained / "base.json").read_text())["files"] == own_hashes(trained)
 
 
 def test_a_finished_run_holds_an_adapter_and_nothing_else(trained):
