@@ -21,6 +21,8 @@ from mm_cb.metrics.checks import adapter_acts
 from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.results import measure, results_content
 
+CURVES = "curves.json"
+
 
 def write_outputs(folder: Path, items: list[Item], more: JsonObject) -> None:
     """The files that a finished run holds beside its pictures.
@@ -60,7 +62,7 @@ def summaries(items: list[Item], parts: Mapping[str, Path], configs: Sequence[At
     protocol["settles"] = {one.name: one.settles for one in configs if one.settles}
     if dialled := {item["condition"]: item["anneal"] for item in items if "anneal" in item}:
         protocol["anneal"] = dialled
-    return {"curves.json": drawn, "checks.json": checks, "protocol.json": sealed(protocol), "results.json": results}
+    return {CURVES: drawn, "checks.json": checks, "protocol.json": sealed(protocol), "results.json": results}
 
 
 def best_pictures(items: Sequence[Item]) -> dict[str, str]:
