@@ -11,7 +11,7 @@ from typing import TypeVar
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
-from mm_cb.core.files import write_json
+from mm_cb.core.files import give_usual_modes, write_json
 from mm_cb.core.hub import repository_of
 from mm_cb.models import ChatModel
 from mm_cb.models.adapters import own_hashes, refuse_not_finite
@@ -69,6 +69,7 @@ def save_adapter(model: ChatModel, paths: Sequence[str], folder: Path) -> None:
     part = folder / "adapter.part"
     shutil.rmtree(part, ignore_errors=True)
     model.model.save_pretrained(str(part), save_embedding_layers=False)
+    give_usual_modes(part)
     fields = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
     write_json(folder / "adapter_config.json", {**fields, "target_modules": list(paths)})
     os.replace(part / "adapter_model.safetensors", folder / "adapter_model.safetensors")

@@ -79,6 +79,7 @@ def test_a_finished_run_holds_an_adapter_and_nothing_else(trained):
     assert {path.name for path in trained.iterdir()} - {".lock"} == {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "base.json", "metrics.jsonl", "run.json",
     }  # fmt: skip
+    assert len({path.stat().st_mode for path in trained.iterdir() if path.name != ".lock"}) == 1
     config = json.loads((trained / "adapter_config.json").read_text())
     assert len(config["target_modules"]) == 7 and config["layers_to_transform"] is None
     assert all(path.startswith("model.language_model.layers.1.") for path in config["target_modules"])
