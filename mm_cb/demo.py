@@ -115,7 +115,7 @@ def run_demo(
         if not run.finished:
             progress.say(_announce(plan, rr_seeds, run.path))
             _run(run.path, plan, rerouting, seed, rr_seeds, progress)
-            run.finish()
+            run.finish(files=["curves.json", "representations.json"])
         data = write_report([run.path], run.path / "report.html")
     print_table(data.measurements, strengths=data.strengths)
     told = clean_text(judge_report(data).told)

@@ -21,6 +21,8 @@ from mm_cb.metrics.checks import adapter_acts
 from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.results import measure, results_content
 
+CURVES = "curves.json"
+
 
 def write_outputs(folder: Path, items: list[Item], more: JsonObject) -> None:
     """The files that a finished run holds beside its pictures.
@@ -62,7 +64,7 @@ def summaries(items: list[Item], parts: Mapping[str, Path], configs: Sequence[At
         protocol["anneal"] = dialled
     if itself := sorted({item["condition"] for item in by_processor(items)}):
         protocol["pixels_by_processor"] = itself
-    return {"curves.json": drawn, "checks.json": checks, "protocol.json": sealed(protocol), "results.json": results}
+    return {CURVES: drawn, "checks.json": checks, "protocol.json": sealed(protocol), "results.json": results}
 
 
 def by_processor(items: Iterable[Item]) -> Iterator[Item]:

@@ -15,7 +15,7 @@ from mm_cb.attacks.config_files import as_recipe
 from mm_cb.attacks.controls import CONTROL, CONVERGENCE, is_done, twice_the_steps, wrong_text
 from mm_cb.attacks.judged_files import OutcomeOf
 from mm_cb.attacks.objectives.universal import seen
-from mm_cb.attacks.outputs import best_pictures, by_processor, parts_of, summaries, write_outputs
+from mm_cb.attacks.outputs import CURVES, best_pictures, by_processor, parts_of, summaries, write_outputs
 from mm_cb.attacks.refusals import fitting, refuse_unfit, refuse_unseen, refuse_unsendable
 from mm_cb.attacks.refused_settings import refuse_idle, refuse_mismatch
 from mm_cb.attacks.registry import chosen_attacks
@@ -163,7 +163,7 @@ def run_attack(
                 if not run.finished:
                     job.attack(run.path, shard.part(asked))
                     _keep(run.path, kept)
-                    run.finish()
+                    run.finish(files=[*kept, CURVES])
                 progress.say(f"shard {shard} is done; without --shard the same command gathers all of them")
             return
         with RunDirectory(out, "attack", recipe, config.seed, inputs=inputs) as run:
@@ -175,7 +175,7 @@ def run_attack(
                     progress.say(_announce(job.configs, len(asked)))
                     job.attack(run.path, asked)
                 _keep(run.path, kept)
-                run.finish()
+                run.finish(files=[*kept, CURVES])
                 if job.configs[0].entry.universal and len(seen(config, asked)) == len(asked):
                     progress.say(_NOTHING_HELD_OUT)
             if gathered:
@@ -282,7 +282,7 @@ class _Process:
             with RunDirectory(folder / plan.folder, "attack", plan.recipe(recipe), seed, inputs=inputs) as run:
                 replace(self, configs=plan.configs, responses=plan.responses)._go_on(run.path, plan.behaviors)
                 write_jsonl(run.path / KEPT_AS, plan.kept())
-                run.finish()
+                run.finish(files=[KEPT_AS, CURVES])
 
     def _go_on(self, folder: Path, behaviors: Sequence[Behavior]) -> None:
         judge = judge_of(self.source.model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 import warnings
 from functools import partial
@@ -22,6 +23,8 @@ SAID_AFTER = 1.5
 """So many times the longest silence a reply may be under way in silence towards the user."""
 LARGEST = 16 * 2**20
 """Bytes of a reply."""
+_NO_WORD = 8
+"""Characters of a key that no text of ours or a server's holds by chance inside a word."""
 _SECRET = 16
 """Characters of a key that no answer holds by chance; local servers take short ones (``EMPTY``), which are words."""
 
@@ -117,11 +120,15 @@ async def _read_within_limit(key: str | None, timeout: float, response: Any) -> 
 
 
 def without_key(text: bytes, key: str) -> bytes:
-    """Text with ``[key]`` in place of the key, also as JSON, JSON inside JSON and addresses write it."""
+    """Text with ``[key]`` in place of the key, also as JSON, JSON inside JSON and addresses write it.
+
+    One of few characters, which stand in many words, is looked for as a word of its own.
+    """
     inside = json.dumps(key)[1:-1]
     spelled = [key, inside, json.dumps(inside)[1:-1], inside.replace("/", r"\/"), quote(key, safe=""), quote(key)]
     for written in sorted(spelled, key=len, reverse=True):
-        text = text.replace(written.encode(), b"[key]")
+        found = re.escape(written.encode())
+        text = re.sub(found if len(key) >= _NO_WORD else rb"(?<!\w)" + found + rb"(?!\w)", b"[key]", text)
     return text
 
 

@@ -29,8 +29,10 @@ class Hint(NamedTuple):
 
 def here(path: str | Path) -> str:
     """A path as one types it: from the working directory where it lies below, else as it was given."""
-    absolute = os.path.abspath(path)
-    below = os.path.relpath(absolute)
+    try:
+        below = os.path.relpath(os.path.abspath(path))
+    except FileNotFoundError:  # the working directory was deleted meanwhile
+        return str(path)
     return str(path) if below.startswith(os.pardir) else below
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from mm_cb.core.chat_replies import CUT, HOPELESS, MAY_PASS, QUOTED, REFUSED, UNANSWERED, Trouble
-from mm_cb.core.chat_transport import open_client, reply_to
+from mm_cb.core.chat_transport import open_client, reply_to, without_key
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.records import JsonObject, Message
@@ -203,7 +203,7 @@ class Endpoint:
         return EndpointFailure(kind, self._clean(f"the endpoint {self.url} {reason}."))
 
     def _clean(self, text: str) -> str:
-        text = text.replace(self._key, "[key]") if self._key else text
+        text = without_key(text.encode(errors="replace"), self._key).decode() if self._key else text
         return one_line(text if len(text) <= 4 * QUOTED else text[: 4 * QUOTED] + "...")
 
 

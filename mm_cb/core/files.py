@@ -99,6 +99,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         _sync_folder(path.parent)
 
 
+def give_usual_modes(folder: Path) -> None:
+    """Let others read the weights in a folder as far as the umask does: safetensors writes for their owner alone."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o666 & ~umask)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file in one step, see `write_bytes`."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))

@@ -279,5 +279,7 @@ class Run(Code, total=False):
     left_out: dict[str, int]
     """Why rows of the data were not used → how many; absent where all were."""
     resumed: list[Resumption]
+    files: dict[str, str]
+    """File of the finished run that nothing writes anew → hash of its content."""
     seal: str
     """Of all of the above, see `mm_cb.core.seal`; checked and taken off where the file is read."""

@@ -33,7 +33,7 @@ from mm_cb.core.paths import safe_id
 from mm_cb.core.places import refuse_inside_run, same_inputs, same_place, written_here
 from mm_cb.core.reading import TextFault, decode, file_bytes, loads
 from mm_cb.core.records import Code, RecipeFields, Resumption, Run
-from mm_cb.core.seal import refuse_changed, sealed
+from mm_cb.core.seal import changed, refuse_changed, sealed
 
 __all__ = [
     "RunDirectory",
@@ -64,7 +64,8 @@ def read_run(path: Path) -> Run:
     """The content of a run directory's run.json.
 
     Raises:
-        UserError: If there is no run.json, it is damaged, was changed by hand, or does not hold what every run's does.
+        UserError: If there is no run.json, it is damaged, was changed by hand, or does not hold what every run's does;
+            or another file was changed that the finished run holds the hash of. One that is gone is no matter here.
     """
     file = Path(path) / _RUN
     try:
@@ -91,6 +92,9 @@ def read_run(path: Path) -> Run:
         )
     refuse_changed(run, f"`{file}`", needed=schema == SCHEMA)
     run.pop("seal", None)
+    for name, digest in run.get("files", {}).items():
+        if (other := file.parent / name).is_file() and file_sha256(other) != digest:
+            raise changed(f"`{other}`")
     return run
 
 
@@ -166,15 +170,18 @@ class RunDirectory:
             self._lock = None
             written_here.discard(os.path.realpath(self.path))
 
-    def finish(self, *, left_out: Mapping[str, int] | None = None) -> None:
+    def finish(self, *, left_out: Mapping[str, int] | None = None, files: Iterable[str] = ()) -> None:
         """Write the end time: from now on the directory counts as complete.
 
         Args:
             left_out: Why rows of the data were not used → how many.
+            files: What was written here and never is again, by name; their hashes are kept, see `read_run`.
         """
         assert self._lock is not None and self._content, "finish() belongs between open() and close()"
         if left_out:
             self._content["left_out"] = dict(left_out)
+        if hashes := {name: file_sha256(self.path / name) for name in files}:
+            self._content["files"] = hashes
         self._content["ended"] = _now()
         write_json(self.path / _RUN, sealed(self._content))
 
@@ -269,10 +276,10 @@ class RunDirectory:
         from mm_cb.core.provenance import git_revision, package_versions
 
         code: Code = {"versions": package_versions(), "git": git_revision()}
-        changed = _differences({"versions": content.get("versions"), "git": content.get("git")}, code)
+        other = _differences({"versions": content.get("versions"), "git": content.get("git")}, code)
         resumed: Resumption = {"at": _now()}
-        if changed:
-            warnings.warn(f"`{self.path}` was started with other code ({'; '.join(changed)}).", stacklevel=5)
+        if other:
+            warnings.warn(f"`{self.path}` was started with other code ({'; '.join(other)}).", stacklevel=5)
             resumed |= code
         content["resumed"] = [*content.get("resumed", []), resumed]
         write_json(self.path / _RUN, sealed(content))

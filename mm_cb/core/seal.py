@@ -41,6 +41,11 @@ def refuse_changed(record: Mapping[str, Any], where: str, *, needed: bool) -> No
     if SEAL not in record and not needed:
         return
     if record.get(SEAL) != seal_of(record):
-        raise UserError(
-            f"{where} was changed after it was written; put the file back as it was, or repeat the step that writes it."
-        )
+        raise changed(where)
+
+
+def changed(where: str) -> UserError:
+    """The error for a file that is not as it was written."""
+    return UserError(
+        f"{where} was changed after it was written; put the file back as it was, or repeat the step that writes it."
+    )

@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import file_sha256
 from mm_cb.core.hub import repository_of
 from mm_cb.core.reading import json_file
 from mm_cb.core.records import JsonObject
+from mm_cb.core.seal import seal_of
 from mm_cb.core.weights import refuse_cut
-from mm_cb.models.fingerprint import check_weights
+from mm_cb.models.fingerprint import check_weights, refuse_edited
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BOOKKEEPING = (
@@ -79,7 +81,7 @@ def put_adapter(model: Any, folder: Path, name: str | None, *, trainable: bool =
 
 
 def read_settings(folder: Path) -> LoraConfig:
-    """The configuration of an adapter folder, every field of it understood.
+    """The configuration of an adapter folder, every field of it understood and as its training wrote it.
 
     Raises:
         UserError: Naming the file and the field.
@@ -105,6 +107,7 @@ def read_settings(folder: Path) -> LoraConfig:
             "LoRA (PEFT's `path_initial_model_for_weight_conversion`)."
         )
     _check_numbers(file, fields)
+    refuse_edited(file, lambda: _settings_sha256(fields))
     try:
         return LoraConfig(**{key: fields[key] for key in (*_UNDERSTOOD, *_BOOKKEEPING[:4]) if key in fields})
     except (ValueError, TypeError, AttributeError) as error:
@@ -115,6 +118,16 @@ def _fields(folder: Path) -> JsonObject:
     file = folder / SETTINGS
     fields: JsonObject = json_file(file, dict, "a JSON object")
     return fields
+
+
+def _settings_sha256(fields: JsonObject) -> str:
+    """SHA-256 of all that decides what an adapter does: a copy of its base may have another name."""
+    return seal_of({key: value for key, value in fields.items() if key not in _BOOKKEEPING})
+
+
+def own_hashes(folder: Path) -> dict[str, str]:
+    """File of an adapter → the hash that `read_settings` and `read_tensors` find as long as nobody changes it."""
+    return {SETTINGS: _settings_sha256(_fields(folder)), WEIGHTS: file_sha256(folder / WEIGHTS)}
 
 
 def _check_numbers(file: Path, fields: JsonObject) -> None:
@@ -144,7 +157,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of an adapter, by the file's own names, on the CPU.
 
     Raises:
-        UserError: If the file is damaged or empty, or numbers in it are not finite.
+        UserError: If the file is damaged, empty or not as its training wrote it, or numbers in it are not finite.
     """
     file = folder / WEIGHTS
     try:
@@ -160,6 +173,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             f"as `{other[0]}` ({tensors[other[0]].dtype})."
         )
     refuse_not_finite(tensors.items(), str(file))
+    refuse_edited(file, lambda: file_sha256(file))
     return tensors
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -13,6 +13,7 @@ from safetensors import safe_open
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import write_json
 from mm_cb.core.reading import file_bytes
+from mm_cb.core.records import JsonObject
 from mm_cb.models.cache import weight_files
 
 FILE = "base.json"
@@ -61,9 +62,37 @@ def _samples(shape: Sequence[int]) -> list[slice]:
     return [slice(at, at + rows) for at in sorted({n * (shape[0] - rows) // (_PLACES - 1) for n in range(_PLACES)})]
 
 
-def remember_base(adapter: Path, name: str) -> None:
-    """Write down, beside an adapter, which weights it was trained on."""
-    write_json(adapter / FILE, {"model": name, "fingerprint": fingerprint(name)})
+def remember_base(adapter: Path, name: str, files: Mapping[str, str] | None = None) -> None:
+    """Write down, beside an adapter, which weights it was trained on, and the hashes of its own files (by name)."""
+    told = {"model": name, "fingerprint": fingerprint(name)}
+    write_json(adapter / FILE, told if files is None else {**told, "files": files})
+
+
+def remembered(adapter: Path) -> JsonObject:
+    """What `remember_base` wrote; nothing where there is no such file, or none that can be read."""
+    try:
+        told = json.loads(file_bytes(adapter / FILE))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def refuse_edited(file: Path, found: Callable[[], str]) -> None:
+    """Refuse a file of an adapter that is not as its training wrote it; foreign and older adapters hold no hashes.
+
+    Args:
+        file: In the adapter's folder.
+        found: Gives its hash.
+
+    Raises:
+        UserError: Naming the file.
+    """
+    files = remembered(file.parent).get("files")
+    if isinstance(files, dict) and file.name in files and files[file.name] != found():
+        raise UserError(
+            f"`{file}` was changed after its training wrote it (its hash is another one than in {FILE} beside it); "
+            f"take the whole folder from where it was made, or delete {FILE} to use it as an adapter of unknown origin."
+        )
 
 
 def check_weights(adapter: Path, name: str) -> None:
@@ -74,11 +103,7 @@ def check_weights(adapter: Path, name: str) -> None:
     Raises:
         UserError: If they are others.
     """
-    try:
-        held = json.loads(file_bytes(adapter / FILE))["fingerprint"]
-    except (OSError, ValueError, LookupError, TypeError):
-        held = ""
-    if not held:
+    if not (held := remembered(adapter).get("fingerprint")):
         _cannot_tell(adapter)
     elif (here := fingerprint(name)) and here != held:
         raise UserError(

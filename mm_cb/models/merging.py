@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import file_errors
+from mm_cb.core.files import file_errors, give_usual_modes
 from mm_cb.core.places import refuse_inside_run
 from mm_cb.models.adapters import put_adapter, refuse_not_finite
 from mm_cb.models.cache import model_folder
@@ -103,6 +103,7 @@ def _write_published_names(model: Any, folder: Path) -> None:
     if issubclass(family_of(model.config), VisionModel):
         model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)
     model.save_pretrained(folder)
+    give_usual_modes(folder)
 
 
 def _sync(folder: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mm_cb.core.checked import read_record
 from mm_cb.core.errors import UserError, unknown
-from mm_cb.core.files import file_sha256, write_json
+from mm_cb.core.files import file_sha256, give_usual_modes, write_json
 from mm_cb.core.seal import refuse_changed, sealed
 from mm_cb.core.weights import refuse_cut
 from mm_cb.models.adapters import WEIGHTS as ADAPTER_WEIGHTS
@@ -163,6 +163,7 @@ def save_probe(folder: Path, network: ProbeNetwork, told: ProbeFile) -> None:
     """Write both files of a probe, sealed."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
+    give_usual_modes(folder)
     write_json(folder / FILE, sealed({**told, "weights_sha256": file_sha256(folder / WEIGHTS)}))
 
 

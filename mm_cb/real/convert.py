@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.files import give_usual_modes
 
 
 def convert(gguf: Path, out: Path) -> None:
@@ -42,3 +43,4 @@ def convert(gguf: Path, out: Path) -> None:
         plain.tie_weights()
         plain.save_pretrained(out)
         tokenizer.save_pretrained(out)
+    give_usual_modes(out)

@@ -11,10 +11,10 @@ from typing import TypeVar
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
-from mm_cb.core.files import write_json
+from mm_cb.core.files import give_usual_modes, write_json
 from mm_cb.core.hub import repository_of
 from mm_cb.models import ChatModel
-from mm_cb.models.adapters import refuse_not_finite
+from mm_cb.models.adapters import own_hashes, refuse_not_finite
 from mm_cb.models.fingerprint import remember_base
 from mm_cb.models.loading import quiet_libraries
 from mm_cb.training.placement import KeptBlocks, assert_trained_modules
@@ -69,9 +69,10 @@ def save_adapter(model: ChatModel, paths: Sequence[str], folder: Path) -> None:
     part = folder / "adapter.part"
     shutil.rmtree(part, ignore_errors=True)
     model.model.save_pretrained(str(part), save_embedding_layers=False)
+    give_usual_modes(part)
     fields = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
     write_json(folder / "adapter_config.json", {**fields, "target_modules": list(paths)})
-    if model.name:
-        remember_base(folder, model.name)
     os.replace(part / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+    if model.name:
+        remember_base(folder, model.name, own_hashes(folder))
     shutil.rmtree(part)

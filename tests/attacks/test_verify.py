@@ -192,6 +192,14 @@ def test_a_picture_is_held_to_the_euclidean_ball_too(distance, outside):
     assert len(wrong) == outside and all("outside l2" in one for one in wrong)
 
 
+def test_requests_that_were_changed_after_the_run_are_noticed_wherever_it_is_opened(few, capsys):
+    with (few / "behaviors.jsonl").open("a") as file:
+        file.write("\n")
+    for words in (["attack", "verify"], ["report"], ["judge", "--judge", "refusal-strings"]):
+        assert cli.run([*words, str(few)]) == 2
+        assert "behaviors.jsonl` was changed after it was written" in capsys.readouterr().err
+
+
 def test_a_picture_outside_the_run_is_refused(few):
     in_items(few, lambda one: one.update(image="../../elsewhere.png"))
     refused(few, "items.jsonl`, record 1: .*elsewhere.png")
@@ -410,4 +418,4 @@ def test_a_behaviour_that_was_left_out_is_noticed(few):
 )
 def test_what_the_run_does_not_hold_is_noticed(few, name, edit):
     edited(few / name, edit)
-    refused(few, f"{name}` must say what the run holds")
+    refused(few, f"{name}` (must say what the run holds|was changed after it was written)")

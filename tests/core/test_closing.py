@@ -37,6 +37,14 @@ def test_paths_are_told_from_here_where_they_lie_below(tmp_path):
     assert here("/elsewhere/a") == "/elsewhere/a" and here("../a") == "../a"
 
 
+def test_paths_are_as_given_where_the_working_directory_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert here(tmp_path / "a") == str(tmp_path / "a") and here("runs/a") == "runs/a"
+    assert str(tmp_path / "a") in command(["report", tmp_path / "a"])
+
+
 @pytest.mark.parametrize("name", ["", "short", "x" * 24, "a-long-prefix-shared-by-all-0001", "é" * 100])
 def test_what_is_cut_keeps_both_ends(name):
     found = cut(name, 24)

@@ -298,6 +298,16 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(monkeypatch):
     assert "sk-secret" not in text and "[key]" in text and "\x1b" not in text
 
 
+@pytest.mark.parametrize("key", ["e", "e7", "abc-1", "s/t+u"])
+@pytest.mark.parametrize("status", [200, 401, 500])
+def test_a_short_key_is_taken_out_as_a_word_and_leaves_the_others_readable(key, status, monkeypatch):
+    said = f"the server x{key} y refused Bearer {key}, key={key}"
+    monkeypatch.setenv(API_KEY, key)
+    with StubServer(lambda request, number: error(status, said)) as server:
+        text = failure(server, retries=0)
+    assert f"the server x{key} y refused Bearer [key], key=[key]" in text and "endpoint" in text
+
+
 UNPACKED = Reply(b"plain", headers={"Content-Encoding": "gzip"})
 KEY = "sk-proj/with\\special+characters"
 

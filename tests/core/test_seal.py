@@ -68,3 +68,20 @@ def test_a_changed_seed_does_not_resume_and_an_earlier_versions_run_does(tmp_pat
     with RunDirectory(tmp_path, "attack", {"steps": 3}, 5) as run:
         run.finish()
     assert read_run(tmp_path)["ended"]
+
+
+@pytest.mark.parametrize("use", [read_run, lambda path: RunDirectory(path, "attack", {}, 0).open().close()])
+def test_a_finished_run_knows_the_files_that_nothing_writes_anew(use, tmp_path):
+    kept = ("behaviors.jsonl", "curves.json")
+    with RunDirectory(tmp_path, "attack", {}, 0) as run:
+        for name in (*kept, "items.jsonl"):
+            (tmp_path / name).write_text("[]\n")
+        run.finish(files=kept)
+    (tmp_path / "items.jsonl").write_text("judged again\n")
+    use(tmp_path)
+    for name in kept:
+        (tmp_path / name).write_text("[ ]\n")
+        with pytest.raises(UserError, match=rf"{name}` was changed after it was written; put the file back"):
+            use(tmp_path)
+        (tmp_path / name).unlink()  # whoever shares a run may leave the requests out
+        use(tmp_path)

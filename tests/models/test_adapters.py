@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from mm_cb.core.errors import UserError
 from mm_cb.models import load_model
-from mm_cb.models.adapters import put_adapter
+from mm_cb.models.adapters import own_hashes, put_adapter, read_settings, read_tensors
+from mm_cb.models.fingerprint import remember_base
 from mm_cb.models.merging import merge
 from tests.tiny_llava import tiny_llava
 
@@ -236,3 +237,45 @@ def test_a_merge_that_overflows_is_refused_and_leaves_nothing(folder, whole, tmp
     with pytest.raises(UserError, match="merged with .* tensors have NaN or infinity"):
         merge(folder, huge, tmp_path / "merged", dtype="float16")
     assert [path.name for path in tmp_path.iterdir()] == ["huge"]
+
+
+def as_trained(whole, path):
+    """A copy of the adapter that knows its own files, as training leaves it."""
+    shutil.copytree(whole, path)
+    remember_base(path, "", own_hashes(path))
+    return path
+
+
+EDITS = {
+    "a larger scale": (None, {"lora_alpha": 900}),
+    "another scale of ranks": (None, {"use_rslora": True}),
+    "other blocks": (None, {"layers_to_transform": [1], "target_modules": ["up_proj"]}),
+    "a module's scale": (None, {"alpha_pattern": {"q_proj": 1}}),
+    "larger tensors": (lambda t: {k: v * 5 for k, v in t.items()}, {}),
+    "one number": (with_last(0.0), {}),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_adapter_that_was_edited_after_its_training_is_refused_and_without_its_hashes_is_not(edit, whole, tmp_path):
+    tensors, settings = EDITS[edit]
+    edited = changed(as_trained(whole, tmp_path / "made"), tmp_path / "edited", tensors, **settings)
+    use, file = (read_settings, "adapter_config.json") if settings else (read_tensors, "adapter_model.safetensors")
+    with pytest.raises(UserError, match=rf"{file}` was changed after its training wrote it .*delete base\.json"):
+        use(edited)
+    (edited / "base.json").unlink()
+    use(edited)
+
+
+@pytest.mark.parametrize(
+    "told", [{"base_model_name_or_path": "a/copy", "revision": "main", "inference_mode": False}, {}]
+)
+def test_an_adapter_that_names_a_copy_of_its_base_or_is_laid_out_otherwise_is_as_its_training_wrote_it(
+    told, folder, whole, tmp_path
+):
+    moved = changed(as_trained(whole, tmp_path / "made"), tmp_path / "moved", **told)
+    fields = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps(dict(reversed(fields.items())), indent=4))
+    if not told:
+        (moved / "base.json").write_text('{"files": 5}')
+    read_settings(moved), read_tensors(moved)

@@ -44,6 +44,7 @@ def test_plain_transformers_opens_the_merged_model_with_the_adapters_logits(fold
     with adapted.adapter(enabled=False):
         assert (adapted.model(**inputs).logits - expected).abs().max() > 1e-2
     assert not list(tmp_path.glob(".*"))
+    assert len({path.stat().st_mode for path in (tmp_path / "merged").iterdir()}) == 1  # weights are no secret
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from transformers import LlavaNextForConditionalGeneration
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl, read_run
 from mm_cb.models import load_model
+from mm_cb.models.adapters import own_hashes
 from mm_cb.training.card import model_card
 from mm_cb.training.checkpoints import last_checkpoint, refuse_changed
 from mm_cb.training.inputs import absent_data, load_examples
@@ -70,10 +71,15 @@ def adapter_bytes(folder):
     return (folder / "adapter_model.safetensors").read_bytes()
 
 
+def test_a_trained_adapter_knows_its_own_files(trained):
+    assert json.loads((trained / "base.json").read_text())["files"] == own_hashes(trained)
+
+
 def test_a_finished_run_holds_an_adapter_and_nothing_else(trained):
     assert {path.name for path in trained.iterdir()} - {".lock"} == {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "base.json", "metrics.jsonl", "run.json",
     }  # fmt: skip
+    assert len({path.stat().st_mode for path in trained.iterdir() if path.name != ".lock"}) == 1
     config = json.loads((trained / "adapter_config.json").read_text())
     assert len(config["target_modules"]) == 7 and config["layers_to_transform"] is None
     assert all(path.startswith("model.language_model.layers.1.") for path in config["target_modules"])

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mm_cb.core.files import append_jsonl, write_json
+from mm_cb.core.files import append_jsonl, give_usual_modes, write_json
 from mm_cb.core.packages import prepare_torchvision
 from mm_cb.core.runs import RunDirectory
 from mm_cb.inference.questions import complete
@@ -201,6 +201,7 @@ def make(
         measured = upbringing.measure(model, REPORT_SEED)
         model.model.to(raised.kept_as).save_pretrained(out)
         model.processor.save_pretrained(out)
+        give_usual_modes(out)
         report = {
             "architecture": architecture,
             "seed": seed,
@@ -267,6 +268,7 @@ def _save(model: Any, processor: Any, folder: Path) -> None:
     part = folder.with_name(folder.name + ".part")
     model.save_pretrained(part)
     processor.save_pretrained(part)
+    give_usual_modes(part)
     part.rename(folder)
 
 
