@@ -11,12 +11,15 @@ from torch import Tensor
 def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
     """Minus the cross-entropy of the true class, or the cross-entropy of the target class, in float32.
 
-    Its gradient vanishes where logits are large; :func:`margin` has no such weakness.
+    Written as the softplus of the other classes' lead, whose gradient keeps its direction where the class is sure: from
+    a lead of about 17 on, 1 minus its probability is nought in float32. From about 100 on this vanishes, too;
+    :func:`margin` has no such weakness.
     """
     _check(logits, labels, targets, classes=2)
-    if targets is not None:
-        return F.cross_entropy(logits.float(), targets, reduction="none")
-    return -F.cross_entropy(logits.float(), labels, reduction="none")
+    classes = labels if targets is None else targets
+    others = logits.float().scatter(1, classes.view(-1, 1), -torch.inf).logsumexp(dim=1)
+    found = F.softplus(others - _at(logits.float(), classes), threshold=1e3)
+    return -found if targets is None else found
 
 
 def margin(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:

@@ -124,7 +124,7 @@ def run_demo(
     files({"report": run.path / "report.html", "results": run.path / "results.json"})
     say(f"{(time.monotonic() - started) / 60:.1f} minutes")
     what_next(
-        Hint(f"`{_DIALLED}` does not finish in so few steps, with more it does:", _finishing(model, run.path)),
+        Hint(f"`{_DIALLED}` had no time here: with more steps it breaks more", _finishing(model, run.path)),
         Hint("whether your own model is supported; then docs/quickstart.md", ["doctor", "--model", "MODEL"]),
     )
 
@@ -151,6 +151,8 @@ def _finishing(model: str, out: Path) -> list[str | Path]:
         "1500",
         "--batch",
         "24",
+        "--check-convergence",
+        "12",
         "--out",
         Path(f"{out}-{_DIALLED}"),
     ]

@@ -11,6 +11,7 @@ from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.target import encode
 from mm_cb.attacks.registry import attack_entry, attacks, refuse_blind
 from mm_cb.attacks.texts import ask
+from mm_cb.core.closing import say
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import FACTS, Behavior, grey_canvas, read_behaviors, refuse_too_large
@@ -29,11 +30,19 @@ from mm_cb.training.model_laws import refuse_broken
 def fitting(model: str, names: Sequence[str], behaviors: Path, *, probed: bool) -> list[str]:
     """What ``all`` comes to: on a model of text alone, every attack that needs neither picture nor a file.
 
-    On others what the behaviours' lines hold all that is needed for.
+    On others what the behaviours' lines hold all that is needed for; what is left out for want of it is said.
     """
     if sees(model):
-        told = all(one.facts is not None for one in read_behaviors(behaviors))
-        return [name for name in names if told or not attack_entry(name).needs_facts]
+        asked = read_behaviors(behaviors)
+        untold = sum(one.facts is None for one in asked)
+        left_out = [name for name in names if untold and attack_entry(name).needs_facts]
+        if left_out:
+            say(
+                f"left out of `all`: {', '.join(left_out)}, for which {untold} of {len(asked)} lines of "
+                f"`{behaviors.name}` lack `{FACTS}` (the answer's bare facts, docs/formats.md). It broke most of the "
+                "breakers that it was tried on."
+            )
+        return [name for name in names if name not in left_out]
     texts = [entry for entry in attacks() if not entry.needs_picture and not entry.imported]
     return [entry.name for entry in texts if not (probed and entry.relaxation)]
 

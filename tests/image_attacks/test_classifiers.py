@@ -42,6 +42,22 @@ def test_cross_entropy_is_minimised_in_both_senses(logits, labels):
     assert cross_entropy(logits.bfloat16(), labels).dtype == torch.float32
 
 
+@pytest.mark.parametrize("scale", [1, 10])  # from 12 on float64 itself has none left
+@pytest.mark.parametrize("targeted", [False, True])
+def test_cross_entropy_of_a_sure_class_has_the_value_and_the_direction_of_exact_arithmetic(
+    logits, labels, scale, targeted
+):
+    targets = labels if targeted else None
+    sure = (scale * (logits + 2 * torch.nn.functional.one_hot(labels, 6))).requires_grad_()
+    exact = sure.detach().double().requires_grad_()
+    wanted = torch.nn.functional.cross_entropy(exact, labels, reduction="none") * (1 if targeted else -1)
+    found = cross_entropy(sure, labels, targets)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-9)
+    (gradient,), (reference,) = torch.autograd.grad(found.sum(), sure), torch.autograd.grad(wanted.sum(), exact)
+    alike = torch.nn.functional.cosine_similarity(gradient.double() * 1e30, reference * 1e30, dim=1)
+    assert (alike > 0.999).all()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
