@@ -19,7 +19,7 @@ RAISED = SETTLES["steps"]
 """By steps: share of them over which the scale rises from 0 to 1; the rest is spent at 1."""
 ALLOWED = 0.5
 """By loss: a row whose loss lies below this, per token where the loss is a text's, may go on. Like the two
-below tried out on 18 of the miniature's 48 requests (docs/miniature.md), in runs of 300 and of 900 steps."""
+below tried out on 18 of the demo's 48 requests, in runs of 300 and of 900 steps."""
 PACE = 3.0
 """By loss: a row that may always go on is at 1 after 1 / 3 of the steps."""
 FORCED = (0.8, SETTLES["loss"])
