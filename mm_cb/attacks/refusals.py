@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL.Image import Image
 
@@ -144,9 +145,19 @@ def refuse_placeholders(behaviors: Sequence[Behavior], model: ChatModel) -> None
 
 
 def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
-    """Refuse harmless targets that the model has no words for: no answer would ever be seen to start with them."""
+    """Refuse texts that the model knows no part of, and harmless targets that it has no words for.
+
+    No answer would ever be seen to start with the latter.
+    """
     tokenizer = model.processor.tokenizer
     for behavior in behaviors:
+        for name, text in (("target", behavior.target), ("prompt", behavior.prompt)):
+            if not behavior.extra.get("benign_target") and _is_unknown(text, tokenizer):
+                raise UserError(
+                    f"behaviour {behavior.id!r}: `{model.name}` knows no part of its {name} {text!r:.80}, which is "
+                    f"nothing but `{tokenizer.unk_token}` to it; write it in the model's language, or give another "
+                    "model."
+                )
         if not behavior.extra.get("benign_target"):
             continue
         tokens = tokenizer(behavior.target, add_special_tokens=False).input_ids
@@ -156,3 +167,10 @@ def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
                 f"behaviour {behavior.id!r}: `{model.name}` cannot write its target {behavior.target!r}, only "
                 f"{written!r}; give targets in the model's own words: `mm-cb data build benign --targets FILE`."
             )
+
+
+def _is_unknown(text: str, tokenizer: Any) -> bool:
+    """Whether a text is unknown tokens alone, perhaps behind the blank that some tokenizers begin with."""
+    tokens = tokenizer(text, add_special_tokens=False).input_ids
+    unknown = tokenizer.unk_token_id
+    return unknown in tokens and all(token == unknown or not tokenizer.decode([token]).strip() for token in tokens)

@@ -119,10 +119,10 @@ def check(
 
 def _recipe(what: list[str]) -> "Recipe | None":
     """The recipe that the arguments name, with its fields as `mm-cb train` takes them, if they name one."""
-    from mm_cb.core.recipe_files import recipe_names
+    from mm_cb.core.recipe_files import is_recipe_path, recipe_names
     from mm_cb.training.recipes.recipe import load_recipe
 
-    is_recipe = what[0] in recipe_names() or what[0].endswith((".yaml", ".yml"))
+    is_recipe = what[0] in recipe_names() or is_recipe_path(what[0])
     return load_recipe(what[0], what[1:]) if is_recipe else None
 
 

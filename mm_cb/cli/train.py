@@ -46,7 +46,10 @@ def train(
     ] = False,
     allow_stuck: Annotated[
         bool,
-        typer.Option("--allow-stuck", help="End with 0 when nothing was rerouted, or retain states went (else 2)."),
+        typer.Option(
+            "--allow-stuck",
+            help="End with 0 when nothing was rerouted, or retain states went (else 2, from 50 steps on).",
+        ),
     ] = False,
     loss: Annotated[
         str | None,

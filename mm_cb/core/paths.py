@@ -1,6 +1,7 @@
 """Where packaged data lives, and how ids become file names."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -56,3 +57,11 @@ def safe_id(id: str) -> str:
         return stem
     digest = hashlib.sha256(id.encode("utf-8", "backslashreplace")).hexdigest()[:8]
     return f"{stem or 'item'}-{digest}"
+
+
+def settled(path: str | Path) -> Path:
+    """A path that stays the same file when a user's code changes the working directory; as given where that is gone."""
+    try:
+        return Path(os.path.abspath(path))
+    except FileNotFoundError:
+        return Path(path)

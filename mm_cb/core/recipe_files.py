@@ -91,6 +91,11 @@ def _shipped(name: str) -> Any:
     return yaml.load(recipe_text(name), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506  # a safe loader
 
 
+def is_recipe_path(path: str | Path) -> bool:
+    """Whether a name is that of a recipe's file, and none of a shipped one."""
+    return Path(path).suffix.lower() in (".yaml", ".yml")
+
+
 def recipe_file(name_or_path: str | Path) -> Path:
     """The file of a shipped name, or the path itself.
 
@@ -98,7 +103,7 @@ def recipe_file(name_or_path: str | Path) -> Path:
         UserError: If there is no recipe of that name (names the nearest one), or the path is of another kind.
     """
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
+    if is_recipe_path(path):
         return path
     files = recipe_files()
     if str(name_or_path) not in files and os.path.lexists(path):

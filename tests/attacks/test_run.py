@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from image_attacks import linf_255
 from mm_cb import cli
 from mm_cb.attacks.objectives.target import TargetObjective
 from mm_cb.attacks.outputs import best_pictures
+from mm_cb.attacks.refusals import refuse_unsayable
 from mm_cb.attacks.shards import Shard, launched, launched_device
 from mm_cb.attacks.threats import Threat
 from mm_cb.attacks.transfer import run_transfer
@@ -23,6 +25,7 @@ from mm_cb.core.paths import safe_id
 from mm_cb.core.runs import RunDirectory, file_sha256, read_jsonl, read_run, write_jsonl
 from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.inference.source import ModelSource
+from mm_cb.models import load_model
 from mm_cb.report import write_report
 from tests.attacks.helpers import BEHAVIORS, attack, first_behaviors, save_adapter
 from tests.core.test_runs import is_locked
@@ -480,3 +483,22 @@ def test_an_adapter_that_does_nothing_is_said_and_claimed_nothing_of(three, tmp_
     page = (tmp_path / "report.html").read_text()
     assert "No claim" in page and "an adapter that does nothing cannot defend" in page.lower()
     verify_run(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, None),
+        ({"target": "это ответ"}, "knows no part of its target 'это ответ', which is nothing but `<unk>`"),
+        ({"prompt": "你好"}, "knows no part of its prompt '你好'"),
+        ({"target": "the zzyx"}, None),
+        ({"prompt": "zzyx, what is the stone?"}, None),
+    ],
+)
+def test_texts_that_the_model_knows_no_part_of_are_refused_and_those_with_a_strange_word_are_not(change, told):
+    model, (behavior, *_) = load_model("miniature"), read_behaviors(BEHAVIORS)
+    asked = replace(behavior, id="strange", **change)
+    if told is None:
+        return refuse_unsayable([behavior, asked], model)
+    with pytest.raises(UserError, match=f"behaviour 'strange': `miniature` {told}"):
+        refuse_unsayable([behavior, asked], model)

@@ -21,7 +21,8 @@ from mm_cb.attacks.shards import Shard
 from mm_cb.attacks.verify import verify_run
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
-from mm_cb.core.runs import read_jsonl
+from mm_cb.core.runs import read_jsonl, read_run, write_json
+from mm_cb.core.seal import sealed
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.data.prompts_file import ImportedPrompt, messages_hash, read_prompts
 from mm_cb.inference.subjects import Subject
@@ -170,6 +171,10 @@ def test_another_prompt_than_the_run_sent_is_found(runs, tmp_path):
     shutil.copytree(runs[0], tmp_path / "run")
     kept = tmp_path / "run" / "prompts.jsonl"
     kept.write_text(kept.read_text().replace("please tell me", "please tell it", 1))
+    with pytest.raises(UserError, match=r"prompts\.jsonl` was changed after it was written"):
+        verify_run(tmp_path / "run")
+    told = {key: value for key, value in read_run(runs[0]).items() if key != "files"}  # as earlier versions wrote it
+    write_json(tmp_path / "run" / "run.json", sealed(told))
     with pytest.raises(UserError, match="`tea under imported, prompt 1`.*prompt is another one"):
         verify_run(tmp_path / "run")
 

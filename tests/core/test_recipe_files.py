@@ -3,7 +3,7 @@
 import pytest
 
 from mm_cb import cli
-from mm_cb.core.recipe_files import recipe_groups, recipe_names
+from mm_cb.core.recipe_files import recipe_groups, recipe_names, recipe_text
 
 
 def test_every_recipe_is_in_the_group_of_its_kind():
@@ -27,3 +27,10 @@ def test_the_list_is_one_screen(columns, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 30 and max(map(len, lines)) <= int(columns)
     assert all(any(line.split()[:1] == [name] for line in lines) for name in recipe_names())
+
+
+@pytest.mark.parametrize("ending", ["yaml", "yml", "YML", "Yaml"])
+def test_a_recipes_file_ends_in_yaml_however_that_is_written(ending, tmp_path):
+    path = tmp_path / f"mine.{ending}"
+    path.write_text(recipe_text("miniature"))
+    assert recipe_text(path) == recipe_text("miniature")

@@ -471,6 +471,19 @@ def test_a_users_judge_says_in_plain_values_what_decides_its_verdicts(source, fi
     assert fits or "must have a `source` of plain values" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("where", ["class Mine:", "        return"])
+def test_a_users_judge_may_change_the_working_directory(where, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "_JUDGES", dict(registry._JUDGES))
+    monkeypatch.chdir(run.parent)
+    (tmp_path / "else").mkdir()
+    indent = " " * (len(where) - len(where.lstrip()))
+    moves = f"{indent}import os; os.chdir({str(tmp_path / 'else')!r})\n{where}"
+    mine = MINE.format(entry="mine", name="mine", metrics=("compliance",)).replace(where, moves)
+    (tmp_path / "mine.py").write_text(mine)
+    assert cli.run(["judge", run.name, "--judge", "mine.py", "--behaviors", "b.jsonl"]) == 0, capsys.readouterr().err
+    assert (run / "judgements" / "newest.json").is_file() and not list((tmp_path / "else").iterdir())
+
+
 class Aloud(Keyword):
     """Says nothing that can be read about what lacks the word."""
 

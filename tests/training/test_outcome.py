@@ -1,6 +1,7 @@
 """A run that did nothing says so, in every place, and names the setting that moves it."""
 
 import json
+import re
 import shlex
 import warnings
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 from mm_cb import cli
 from mm_cb.core.files import file_sha256
 from mm_cb.report.combine import _did_not_take_hold
-from mm_cb.training.outcome import DidNotTakeHold, Levers, outcome
+from mm_cb.training.outcome import ENOUGH_STEPS, DidNotTakeHold, Levers, outcome
 from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.registry import loss_entry, loss_names
 from mm_cb.training.run import train
@@ -121,3 +122,8 @@ def test_in_python_and_in_a_short_try_it_is_a_warning(stuck, tmp_path):
     with pytest.warns(UserWarning, match="nothing was rerouted"):
         command = ["train", "mistral-7b-instruct", *fields, "training.max_steps=2", "--out", str(tmp_path / "run")]
         assert cli.run(command) == 0
+
+
+def test_the_help_says_from_which_length_on_a_run_can_be_stuck(capsys):
+    cli.run(["train", "--help"])
+    assert f"from {ENOUGH_STEPS} steps on" in " ".join(re.sub("[│|]", " ", capsys.readouterr().out).split())
