@@ -170,6 +170,15 @@ def test_what_is_said_of_the_bare_facts_was_measured():
     assert twice["other outcome than at 900 steps"] == 1 and twice["n"] == wrong["n"] == 12
 
 
+def test_what_is_said_of_other_seeds_was_measured():
+    found = json.loads((RESULTS / "seeds.json").read_text(encoding="utf-8"))["measurements"]
+    counts = {(one["seed"], one["condition"]): one["counts"] for one in found if one["split"] == "all"}
+    first, second = counts[1, "pgd_homotopy"], counts[2, "pgd_homotopy"]
+    told = f"`pgd_homotopy` broke {first['harmful']} of 24 of seed 1's breaker and {second['harmful']} of 24 of seed 2's"
+    assert f"{told}, which answered {second['gibberish']} of the others in broken text" in said("docs/miniature.md")
+    assert f"`pgd_facts` broke {counts[1, 'pgd_facts']['harmful']} of 24 of seed 1's" in said("docs/miniature.md")
+
+
 def test_the_readmes_table_holds_nothing_else():
     table = text_of(README).partition("| attack success rate")[2].partition("\n\n")[0]
     assert len(table.splitlines()) == 2 + 6
