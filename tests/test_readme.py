@@ -174,7 +174,9 @@ def test_what_is_said_of_other_seeds_was_measured():
     found = json.loads((RESULTS / "seeds.json").read_text(encoding="utf-8"))["measurements"]
     counts = {(one["seed"], one["condition"]): one["counts"] for one in found if one["split"] == "all"}
     first, second = counts[1, "pgd_homotopy"], counts[2, "pgd_homotopy"]
-    told = f"`pgd_homotopy` broke {first['harmful']} of 24 of seed 1's breaker and {second['harmful']} of 24 of seed 2's"
+    told = (
+        f"`pgd_homotopy` broke {first['harmful']} of 24 of seed 1's breaker and {second['harmful']} of 24 of seed 2's"
+    )
     assert f"{told}, which answered {second['gibberish']} of the others in broken text" in said("docs/miniature.md")
     assert f"`pgd_facts` broke {counts[1, 'pgd_facts']['harmful']} of 24 of seed 1's" in said("docs/miniature.md")
 
