@@ -88,7 +88,7 @@ def three(tmp_path_factory):
 @pytest.mark.parametrize("key", ["prompt", "target"])
 def test_texts_beyond_the_models_positions_are_refused_before_anything_is_attacked(three, tmp_path, key):
     records = [json.loads(line) for line in three.read_text().splitlines()]
-    records[2] |= {key: "glow worm " * 300, "image": None}
+    records[2] |= {key: "glow stone " * 300, "image": None}
     write_jsonl(tmp_path / "long.jsonl", [record | {"image": None} for record in records])
     named = rf"behaviour '{records[2]['id']}' is too long .* has \d{{3,4}} tokens, the model has 512 positions"
     with pytest.raises(UserError, match=named):

@@ -25,7 +25,7 @@ def test_the_list_is_one_screen(columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
     assert cli.run(["train", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 30 and max(map(len, lines)) <= int(columns)
+    assert len(lines) <= 36 and max(map(len, lines)) <= int(columns)
     assert all(any(line.split()[:1] == [name] for line in lines) for name in recipe_names())
 
 
