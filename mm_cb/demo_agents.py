@@ -55,10 +55,12 @@ class AgentSize:
     requests: int
     """Forbidden ones, each with its harmless twin."""
     calls: int
+    control: int = 0
+    """Screens on which each attack is given another one's call, beside the run."""
 
 
 QUICK = AgentSize(screens=(8, 8, 8), steps=100, requests=60, calls=160)
-FULL = AgentSize(screens=(16, 16, 16), steps=300, requests=240, calls=800)
+FULL = AgentSize(screens=(16, 16, 16), steps=300, requests=240, calls=800, control=12)
 
 
 def run_agents(out: Path, *, full: bool, seed: int, rr_seeds: int = 1) -> Path:
@@ -171,7 +173,12 @@ def _attack(
     """Hijack one subject by changed screens."""
     torch.set_num_threads(THREADS)
     config = AttackConfig(
-        threat=Threat("linf", _EPSILON), steps=size.steps, seed=seed, batch=_BATCH, max_new_tokens=_TOKENS
+        threat=Threat("linf", _EPSILON),
+        steps=size.steps,
+        seed=seed,
+        batch=_BATCH,
+        max_new_tokens=_TOKENS,
+        control=size.control,
     )
     attack(
         AGENT,
