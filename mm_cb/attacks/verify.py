@@ -194,26 +194,28 @@ def _groups(answers: Sequence[Recorded], configs: Mapping[str, AttackConfig]) ->
 
 def _check_verdicts(run: _StatedRun) -> str:
     """Hold the run's own verdicts to the exact judge, where there is one; a line that says how many."""
-    judge, again, total = judge_of(run.recipe["model"]), 0, 0
-    for item in run.items:
-        target, called = run.asked[item["id"]].target, item.get("target_outcome", NOT_JUDGED)
-        so = judge(run.asked[item["id"]], target)
-        if "judge" not in item and NOT_JUDGED not in (so, called) and so != called:
-            raise UserError(
-                f"`{run.folder / 'items.jsonl'}` calls the target of {_who(item)} {called}, judged again it is {so}. "
-                "Do not use the run's numbers."
-            )
-    for item, one in [(each, answer) for each in run.items for answer in completions_of(each)]:
-        found, said, total = judge(run.asked[item["id"]], one["completion"]), one.get("outcome"), total + 1
-        if "judge" in item or "not_judged" in (found, said):
-            continue  # another judge's since, see `mm-cb judge`, or nobody's
+    judge = judge_of(run.recipe["model"])
+
+    def agrees(item: Item, what: str, text: str, said: str | None) -> bool:
+        found = judge(run.asked[item["id"]], text)
+        if "judge" in item or NOT_JUDGED in (found, said):
+            return False  # another judge's since, see `mm-cb judge`, or nobody's
         if found != said:
             raise UserError(
-                f"`{run.folder / 'items.jsonl'}` calls the answer to `{one.get('image')}` ({_who(item)}) {said}, "
-                f"judged again it is {found}. Do not use the run's numbers."
+                f"`{run.folder / 'items.jsonl'}` calls {what} {said}, judged again it is {found}. Do not use the run's "
+                "numbers."
             )
-        again += 1
-    return f"{again} of {total} verdicts judged again, the same"
+        return True
+
+    for item in run.items:
+        target = run.asked[item["id"]].target
+        agrees(item, f"the target of {_who(item)}", target, item.get("target_outcome", NOT_JUDGED))
+    again = [
+        agrees(item, f"the answer to `{one.get('image')}` ({_who(item)})", one["completion"], one.get("outcome"))
+        for item in run.items
+        for one in completions_of(item)
+    ]
+    return f"{sum(again)} of {len(again)} verdicts judged again, the same"
 
 
 def _check_counts(run: _StatedRun) -> None:

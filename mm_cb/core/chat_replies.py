@@ -12,7 +12,7 @@ from typing import Any
 
 from mm_cb.core.errors import one_line
 from mm_cb.core.records import Message
-from mm_cb.core.thoughts import AnswerText, answer_in, begins_with_thought, thought_beside
+from mm_cb.core.thoughts import FIELDS, AnswerText, answer_in, begins_with_thought, thought_beside
 
 REFUSED = "refused"
 """This request alone is not answered, and the server says so: filtered, too long, too large."""
@@ -28,8 +28,6 @@ MAY_PASS = ("busy", "server", "broken", "slow", "down")
 QUOTED = 200
 _HALF_AT_END = re.compile("[\ud800-\udfff]{1,3}\\Z")
 """Half of a surrogate pair, or up to three bytes of a character of four."""
-_REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
-"""Where servers put a model's thoughts beside its answer, perhaps sealed."""
 _FAILED = ("error", "abort", "aborted", "cancelled", "canceled", "network_error", "insufficient_system_resource")
 _FILTERED = (
     *("content_filter", "content_filtered", "sensitive", "safety", "recitation", "blocklist", "prohibited_content"),
@@ -138,7 +136,7 @@ def _answer(message: Message, ended: str) -> AnswerText:
         raise Trouble(REFUSED, f"filtered the answer (`finish_reason` {ended})")
     content = _text(message.get("content")) or _text(message.get("refusal"))
     answer = answer_in(content, beside=thought_beside(message))
-    thought = answer.cut or any(message.get(key) for key in _REASONING)
+    thought = answer.cut or any(message.get(key) for key in FIELDS)
     if not answer.strip() and (thought or ended in _AT_LIMIT):
         early = content == answer and thought and bool(ended) and ended not in _AT_LIMIT
         how = "ended in its thinking, perhaps at its own" if early else "cut the answer at its"

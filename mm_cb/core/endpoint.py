@@ -167,7 +167,7 @@ class Endpoint:
             except Trouble as trouble:
                 wait = trouble.wait or 0.0
                 trouble = self._outlook.judged(trouble)
-                enough = tries > self._retries or tries >= (trouble.tries or tries + 1)
+                enough = tries > self._retries or (trouble.tries is not None and tries >= trouble.tries)
                 if enough or trouble.kind not in MAY_PASS or wait > _LONGEST_WAIT:
                     return self._failure(trouble, tries, max_tokens)
                 await self._outlook.pause(wait or min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE))

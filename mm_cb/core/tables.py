@@ -68,6 +68,8 @@ def _refuse_swallowed(path: Path, text: str, separator: str, starts: Sequence[in
     ends = [*(start - 1 for start in starts[1:]), len(raw)]
     several = {}
     for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        if start == end:
+            continue
         lines = [line.replace('"', "").strip("\r\n").split(separator) for line in raw[start - 1 : end] if line.strip()]
         if len(lines) > 1 and all(len(line) == len(rows[place].values) for line in lines):
             several[place] = lines

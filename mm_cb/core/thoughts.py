@@ -30,8 +30,8 @@ MARKS = frozenset(
     "<|START_THINKING|> <|END_THINKING|> <|START_RESPONSE|> ◁think▷ ◁/think▷".split()
 )
 """Tokens that the marks are made of: special ones in some tokenizers, and part of the text all the same."""
-_FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
-"""Where servers put a model's thoughts beside its answer."""
+FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
+"""Where servers put a model's thoughts beside its answer, perhaps sealed."""
 
 
 class AnswerText(str):
@@ -95,7 +95,7 @@ def has_thought(text: str) -> bool:
 
 def thought_beside(message: JsonObject) -> str:
     """The thought in the fields of a server's message, or in parts of its content; its texts alone."""
-    held = [message.get(name) for name in _FIELDS]
+    held = [message.get(name) for name in FIELDS]
     content = message.get("content")
     parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
     held += [[part["thinking"] for part in parts if "thinking" in part]]

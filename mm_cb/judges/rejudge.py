@@ -145,12 +145,11 @@ def _cases(items: Iterable[Item], run_dir: Path, extras: Mapping[str, Mapping[st
     cases: dict[str, Case] = {}
     for item in items:
         extra = extras.get(item["id"], {})
-        asked = extra.get("behavior") or item.get("prompt") or ""
         for one in completions_of(item):
             key = key_of(item, one)
             image = file_inside(run_dir, one.get("image") or item.get("screen"))
             judged_by, place = judged_as(item["metric"]), f"{item['id']}, {item['condition']}"
-            cases.setdefault(key, Case(key, str(asked), one["completion"], judged_by, image, extra, place))
+            cases.setdefault(key, Case(key, _asked(item, extra), one["completion"], judged_by, image, extra, place))
     return cases
 
 
@@ -160,9 +159,12 @@ def _targets(items: Iterable[Item], extras: Mapping[str, Mapping[str, Any]]) -> 
     for item in items:
         if item["metric"] == "compliance" and "given" in item and item.get("target"):
             key, extra = _target_key(item), extras.get(item["id"], {})
-            asked = extra.get("behavior") or item.get("prompt") or ""
-            cases.setdefault(key, Case(key, str(asked), item["target"], extra=extra))
+            cases.setdefault(key, Case(key, _asked(item, extra), item["target"], extra=extra))
     return cases
+
+
+def _asked(item: Item, extra: Mapping[str, Any]) -> str:
+    return str(extra.get("behavior") or item.get("prompt") or "")
 
 
 def _target_key(item: Item) -> str:
