@@ -1,50 +1,35 @@
-"""Two real processes, started as a user starts them, train what one process trains."""
+"""Two real processes, with what a launcher sets for them, train what one process trains."""
 
 import json
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
+import accelerate
 import pytest
+import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = """
-import os, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
 from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
-from tests.training.conftest import make_example
 
-if os.environ.get("WORLD_SIZE"):
-    import accelerate
+OPTIONS = ["circuit_breaker.target_layers=[2]", "lora.layers_to_transform=[1]", "lora.r=4", "lora.dropout=0"]
+OPTIONS += ["training.max_steps=3", "training.batch_size=4", "training.save_steps=2"]
+
+
+def trained(model_folder, examples, out):
+    train(load_recipe("miniature", [f"model={model_folder}", *OPTIONS]), out, examples)
+
+
+def trained_as(rank, port, *arguments):
+    """In a process that was forked off, so that it need not import torch again: with the variables of ``torchrun``."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
+    AcceleratorState._reset_state(reset_partial_state=True)  # what tests before this one left
     assert accelerate.PartialState(cpu=True).num_processes == 2
     assert torch.distributed.get_backend() == "gloo"
-examples = [
-    make_example(number, name, image=image)
-    for number in range(6) for name in ("circuit_breaker", "retain") for image in (False, True)
-]
-options = ["circuit_breaker.target_layers=[2]", "lora.layers_to_transform=[1]", "lora.r=4", "lora.dropout=0",
-           "training.max_steps=3", "training.batch_size=4", "training.save_steps=2"]
-train(load_recipe("miniature", [f"model={sys.argv[1]}", *options]), Path(sys.argv[2]), examples)
-"""
-
-
-def start(command, model_folder, out, **environment):
-    script = out.parent / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
-    done = subprocess.run(
-        [sys.executable, *command, str(script), str(model_folder), str(out)],
-        env=environment, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return metrics(out)
+    trained(*arguments)
 
 
 def metrics(out):
@@ -58,13 +43,19 @@ def free_port():
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_and_the_adapter_of_one(model_folder, tmp_path, monkeypatch):
+def test_two_processes_give_the_losses_and_the_adapter_of_one(model_folder, examples, tmp_path):
     """Up to the order of sums: losses to 1e-4, every matrix of the adapter to 1e-3 (relative, L2)."""
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    two = start(torchrun, model_folder, tmp_path / "two", ACCELERATE_USE_CPU="true")
-    monkeypatch.setattr(sys, "argv", ["script.py", str(model_folder), str(tmp_path / "one")])
-    exec(SCRIPT, {})
-    one = metrics(tmp_path / "one")
+    fork, port = multiprocessing.get_context("fork"), free_port()
+    given = (port, model_folder, examples, tmp_path / "two")
+    processes = [fork.Process(target=trained_as, args=(rank, *given)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(600)
+        process.kill()  # one that waits for another that died
+    assert [process.exitcode for process in processes] == [0, 0]
+    trained(model_folder, examples, tmp_path / "one")
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(one) == len(two) == 3
     for ours, theirs in zip(one, two, strict=True):
         assert ours["modality"] == theirs["modality"]
