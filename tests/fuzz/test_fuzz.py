@@ -30,7 +30,7 @@ SEEDS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=3)
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 FAST, LONG = (  # a failing input is not made smaller: it is three seeds at most
     settings(max_examples=n, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=QUIET)
-    for n in (50, 500)
+    for n in (20, 500)
 )
 
 
@@ -116,5 +116,5 @@ def test_a_damaged_file_is_read_or_refused(reader, seeds):
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 @given(seeds=SEEDS)
 @LONG
-def test_ten_times_as_many(reader, seeds):
+def test_many_more(reader, seeds):
     attempt(reader, damaged(reader, seeds))
