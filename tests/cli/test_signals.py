@@ -3,6 +3,7 @@
 Attacks, and the other signals: tests/cli/test_faults.py.
 """
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,27 +18,30 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def begun(arguments, folder):
-    """A command in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "mm_cb", *arguments]
-    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-    return subprocess.Popen(command, cwd=folder, env=environment, preexec_fn=_hears_all, **pipes)
+    """A command in a process of its own, forked off so that it need not import torch again; it speaks into a file."""
+
+    def command():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may themselves run under nohup
+        os.chdir(folder)
+        sys.argv = ["mm-cb", *arguments]
+        with open("said", "w", buffering=1) as sys.stderr, open(os.devnull, "w") as sys.stdout:
+            cli.main()
+
+    process = multiprocessing.get_context("fork").Process(target=command)
+    process.start()
+    return process
 
 
-def _hears_all():
-    """These tests may themselves run under nohup, which children inherit."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-def ended(process, number, when, seconds=60):
+def ended(process, number, when, said, seconds=60):
     """Its exit code and what it said, once ``when`` was true and the signal had been sent."""
     deadline = time.monotonic() + seconds
     try:
-        while not when() and process.poll() is None and time.monotonic() < deadline:
+        while not when() and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert process.poll() is None, process.stderr.read()
-        process.send_signal(number)
-        return process.wait(seconds), process.stderr.read().decode()
+        assert process.is_alive(), said.read_text()
+        os.kill(process.pid, number)
+        process.join(seconds)
+        return process.exitcode, said.read_text()
     finally:
         process.kill()
 
@@ -48,7 +52,8 @@ TRAIN += ["training.batch_size=2", "circuit_breaker.adversary.steps=0"]
 
 def test_a_training_run_that_is_ended_keeps_its_state_and_says_how_to_go_on(tmp_path):
     process = begun(TRAIN, tmp_path)
-    code, said = ended(process, signal.SIGTERM, lambda: len(read_jsonl(tmp_path / "rr" / "metrics.jsonl")) >= 3)
+    metrics = tmp_path / "rr" / "metrics.jsonl"
+    code, said = ended(process, signal.SIGTERM, lambda: len(read_jsonl(metrics)) >= 3, tmp_path / "said")
     assert code == 143 and "Traceback" not in said
     last = said.strip().splitlines()[-1]
     assert last == f"mm-cb: ended by SIGTERM; run the same command again to go on: mm-cb {' '.join(TRAIN)}"
