@@ -31,8 +31,8 @@ SMALLEST = textwrap.dedent(
     socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = no_network
     import mm_cb.demo as demo
     demo.THREADS = 1
-    demo.QUICK = demo.DemoSize(behaviors=(4, 2, 2), steps=3, restarts=2, multiple_choice=2, open_questions=6,
-                           look_alikes=12, representations=6)
+    demo.QUICK = demo.DemoSize(behaviors=(2, 1, 1), steps=3, restarts=2, multiple_choice=1, open_questions=2,
+                           look_alikes=6, representations=6)
     load = demo.load_recipe
     demo.load_recipe = lambda name, changes=(): load(
         name, [*changes, "training.max_steps=4", "training.batch_size=4", "training.save_steps=2"])
@@ -108,15 +108,15 @@ def test_results_meet_the_contract(finished):
     for subject in ("base", "base+safety_prompt", "rr"):
         for condition in ("no_attack", "noise", "pgd", "pgd_adaptive", "worst_case"):
             found = find(measured, subject, "compliance", condition)
-            assert found is not None and found.n == 8, (subject, condition)
+            assert found is not None and found.n == 4, (subject, condition)
             assert (found.paired_with == "base") is (subject != "base")
-        for split, n in (("trained_kinds", 6), ("trained", 4), ("held_out_combination", 2), ("held_out_kind", 2)):
+        for split, n in (("trained_kinds", 3), ("trained", 2), ("held_out_combination", 1), ("held_out_kind", 1)):
             assert find(measured, subject, "compliance", "pgd", split).n == n
-        assert find(measured, subject, "mmmu_like", "strict").n == 12
-        assert find(measured, subject, "wild_like", "strict").n == 18
-        assert find(measured, subject, "over_refusal", "no_attack").n == 12
-        assert find(measured, subject, "look_alikes", "strict").n == 12
-        assert find(measured, subject, "gibberish", "no_attack").n == 42
+        assert find(measured, subject, "mmmu_like", "strict").n == 6
+        assert find(measured, subject, "wild_like", "strict").n == 6
+        assert find(measured, subject, "over_refusal", "no_attack").n == 6
+        assert find(measured, subject, "look_alikes", "strict").n == 6
+        assert find(measured, subject, "gibberish", "no_attack").n == 18
 
 
 @pytest.mark.slow
