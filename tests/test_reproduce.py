@@ -273,6 +273,7 @@ def test_every_printed_option_exists(given, tmp_path):
         assert {word for word in command if word.startswith("--")} <= parameters(command), command[:2]
 
 
+@pytest.mark.slow
 def test_the_printed_commands_run_on_the_miniature(given, tmp_path, monkeypatch):
     """The chain that the script prints, in this process: train, attack, evaluate, judge, report on a tiny budget."""
     from mm_cb import cli

@@ -9,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_the_cases_against_a_hub_on_this_machine(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
