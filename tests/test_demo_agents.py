@@ -16,12 +16,13 @@ from mm_cb.miniature.agent.errands import NO_TOOL
 @pytest.fixture
 def smallest(monkeypatch):
     load = demo_agents.load_recipe
-    few = ["training.max_steps=2", "training.batch_size=2"]
+    few = ["training.max_steps=2", "training.batch_size=2", "circuit_breaker.adversary.steps=1"]
     monkeypatch.setattr(beside, "available_cores", lambda: 1)  # another process would have the whole size
     monkeypatch.setattr(demo_agents, "QUICK", demo_agents.AgentSize((1, 1, 1), 2, requests=4, calls=8))
     monkeypatch.setattr(demo_agents, "load_recipe", lambda name, changes=(): load(name, [*changes, *few]))
 
 
+@pytest.mark.slow
 def test_base_prompt_and_breaker_are_asked_attacked_and_shown_on_one_page(smallest, tmp_path, capsys):
     page = demo_agents.run_agents(tmp_path / "out", full=False, seed=0)
     said = capsys.readouterr().out
