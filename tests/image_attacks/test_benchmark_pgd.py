@@ -44,11 +44,14 @@ for script, *words in (
 
 
 @pytest.mark.slow
+@pytest.mark.long  # of our own scripts, in a process of their own
 def test_the_gpu_benchmark_runs_tiny_on_a_cpu(without_extras):
     printed, _, file = without_extras
     assert "ours {'seconds'" in printed and "official {'seconds'" in printed and file.is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_toy_sizes_on_the_cpu_give_equal_losses_and_fewer_flops(benchmark, without_extras):
     _, record, _ = without_extras
     for setting in ("one_image_each", "one_image_for_all"):
