@@ -33,7 +33,6 @@ def pytest_collection_finish():
     """Leave what all test files have imported out of every later garbage collection: a tenth of the time."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000)  # and collect less often than after 700 objects: a twentieth
 
 
 _connect, _connect_ex = socket.socket.connect, socket.socket.connect_ex
