@@ -42,6 +42,8 @@ ADDED_KEYS |= {
 """What today's runs say beside what the frozen ones said."""
 ADDED_CONDITIONS = tuple(WORST_GIVEN)
 """Measurements of results.json that today's runs have beside the frozen ones'."""
+ADDED_VERDICTS = "target of "
+"""Begins the key of a verdict that today's judges give beside the frozen ones': of a target alone."""
 HASHED_ITEMS = "items.jsonl"
 """Hashes of such files, in run.json of what was made from a run: they have these keys now."""
 MEASURED = ("items.jsonl", "results.json")
@@ -119,7 +121,10 @@ def _read(name: str, path: Path) -> Any:
             content["measurements"] = [m for m in content["measurements"] if m["condition"] not in ADDED_CONDITIONS]
         return content
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return sorted(records, key=lambda record: json.dumps(record, sort_keys=True)) if _unordered(name) else records
+    if not _unordered(name):
+        return records
+    shared = [one for one in records if not str(one.get("key")).startswith(ADDED_VERDICTS)]
+    return sorted(shared, key=lambda record: json.dumps(record, sort_keys=True))
 
 
 def _unordered(name: str) -> bool:
