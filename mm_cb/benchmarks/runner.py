@@ -87,7 +87,8 @@ class Session:
         questions = self.task.questions
         pictures = ready(questions)
         return [
-            Request(q.id, q.prompt, shown, q.tools, q.opening) for q, shown in zip(questions, pictures, strict=True)
+            Request(q.id, q.prompt, shown, q.tools, q.opening, self.task.published)
+            for q, shown in zip(questions, pictures, strict=True)
         ]
 
     def likelihood(self) -> dict[str, Likelihood]:

@@ -114,6 +114,7 @@ def test_labels_and_columns_are_read_without_case_and_blanks(tmp_path):
         ("r.jsonl", '{"id": "1", "prompt": "p \\ud83d"}', "r.jsonl:1: expected one JSON object on the line, got half"),
         ("r.jsonl", '{"id": "1", "prompt": "p", "images": "a.png"}', "unknown key `images`, did you mean `image`?"),
         ("r.jsonl", '{"id": "1", "prompt": "p", "category": 3}', "`category` must be a text or null"),
+        ("r.jsonl", '{"id": "1", "prompt": "p", "category": ""}', "r.jsonl:1: `category` must be a text without"),
         ("r.json", '{"1": {"question": "p"}, "1": {"question": "q"}}', "the key `1` twice"),
         ("r.csv", "id,prompt,type\n1,How, now,x\n", "r.csv:2: the header has 3 columns, the row 4"),
         ("r.csv", "id,prompt,type\n1,short\n", "r.csv:2: the header has 3 columns, the row 2"),
