@@ -248,10 +248,11 @@ def _keep(store: Path, key: str, completion: str | Failure) -> AnswerText:
         answer = AnswerText("", answer.thought)
     more: dict[str, str | bool] = {"thought": answer.thought} if answer.thought else {}
     more |= {"refusal": True} if answer.refusal else {}
+    more |= {"served": answer.served} if answer.served else {}
     append_jsonl(store, {"key": key, "completion": answer} | more | ({CUT: reason} if reason else {}))
     return answer
 
 
 def _kept(record: Completion) -> AnswerText:
     answer = answer_in(record["completion"], beside=record.get("thought", ""))
-    return AnswerText(answer, answer.thought, refusal=record.get("refusal", False))
+    return AnswerText(answer, answer.thought, refusal=record.get("refusal", False), served=record.get("served", ""))

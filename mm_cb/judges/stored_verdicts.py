@@ -17,6 +17,7 @@ from mm_cb.core.progress import Progress
 from mm_cb.core.reading import shown
 from mm_cb.core.records import Candidate, Item, Run
 from mm_cb.core.runs import append_jsonl, read_jsonl, write_json, write_jsonl
+from mm_cb.core.thoughts import served_as
 from mm_cb.judges.base import NOT_JUDGED, Case, Judge, Verdict
 from mm_cb.metrics.agreement import completions_of, key_of
 from mm_cb.metrics.table import metric
@@ -33,6 +34,8 @@ class Judged(TypedDict, total=False):
     outcome: Required[Any]
     score: Required[Any]
     raw: str
+    served: str
+    """The model that the judge's server names, where it is another name than was asked for."""
     reason: str
     """Why there is no verdict, which is not kept."""
 
@@ -217,6 +220,8 @@ def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: P
     try:
         for key, verdict in said_of(judge, waiting):
             verdicts[key] = {"key": key, "outcome": verdict.outcome, "score": verdict.score, "raw": verdict.raw}
+            if served := served_as(verdict.raw):
+                verdicts[key]["served"] = served
             if verdict.outcome == NOT_JUDGED:
                 verdicts[key]["reason"] = verdict.reason
             else:
