@@ -46,21 +46,22 @@ def _written(behavior: Behavior, call: Call, format: CallFormat, model: str) -> 
     target, opening = format.write([call]), format.opening(call.name)
     if behavior.target not in ("", target):
         raise UserError(
-            f"behaviour {behavior.id!r} must have `target_call` or `target`, it has both, and `{model}` writes the "
+            f"{behavior.named} must have `target_call` or `target`, it has both, and `{model}` writes the "
             f"call as {target[:120]!r}; leave `target` out."
         )
     return replace(behavior, target=target, extra={**behavior.extra, OPENING: opening})
 
 
 def kept_lines(file: Path, behaviors: Sequence[Behavior]) -> bytes:
-    """A behaviours file's bytes, with the targets that were written from calls: what a run keeps.
+    """A behaviours file's bytes, without what repeats, and with targets that were written from calls: what a run keeps.
 
     Args:
         file: The file.
-        behaviors: What `spoken` made of its lines.
+        behaviors: What `spoken` made of its lines, those that are asked.
     """
-    if all(one.call is None for one in behaviors):
-        return file.read_bytes()
-    added = {one.id: {"target": one.target, OPENING: one.opening} for one in behaviors}
     lines = [line.values for line in json_lines(file, "behaviours")]
-    return "".join(dumps(line | added.get(str(line["id"]), {})) + "\n" for line in lines).encode()
+    called = any(one.call is not None for one in behaviors)
+    if not called and len(lines) == len(behaviors):
+        return file.read_bytes()
+    added = {one.id: {"target": one.target, OPENING: one.opening} if called else {} for one in behaviors}
+    return "".join(dumps(line | added[line["id"]]) + "\n" for line in lines if line["id"] in added).encode()

@@ -102,7 +102,7 @@ def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: Attack
         except ValueError as error:
             flag = {"patch": "--patch-size", "border": "--border-width"}.get(config.threat.norm, "--norm")
             raise UserError(
-                f"`{flag}` {config.threat.size:g} does not fit the picture of behaviour {b.id!r}, {picture.width} x "
+                f"`{flag}` {config.threat.size:g} does not fit the picture of {b.named}, {picture.width} x "
                 f"{picture.height} pixels: {error}"
             ) from error
         if not config.entry.universal:  # which encodes every behaviour before it begins
@@ -134,14 +134,14 @@ def refuse_placeholders(behaviors: Sequence[Behavior], model: ChatModel) -> None
         texts = behavior.prompt, *([behavior.target] if behavior.call is None else []), *own
         if picture is not None and any(picture in text for text in texts):
             raise UserError(
-                f"behaviour {behavior.id!r} must not hold the model's image placeholder `{picture}` in its texts; "
+                f"{behavior.named} must not hold the model's image placeholder `{picture}` in its texts; "
                 "the picture is put in front of the prompt by itself."
             )
         for text in texts:
             try:
                 refuse_control_tokens(text, tokenizer)
             except UserError as error:
-                raise UserError(f"behaviour {behavior.id!r} cannot be asked: {error}") from error
+                raise UserError(f"{behavior.named} cannot be asked: {error}") from error
 
 
 def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
@@ -154,7 +154,7 @@ def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
         for name, text in (("target", behavior.target), ("prompt", behavior.prompt)):
             if not behavior.extra.get("benign_target") and _is_unknown(text, tokenizer):
                 raise UserError(
-                    f"behaviour {behavior.id!r}: `{model.name}` knows no part of its {name} {text!r:.80}, which is "
+                    f"{behavior.named}: `{model.name}` knows no part of its {name} {text!r:.80}, which is "
                     f"nothing but `{tokenizer.unk_token}` to it; write it in the model's language, or give another "
                     "model."
                 )
@@ -164,7 +164,7 @@ def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
         written = tokenizer.decode(tokens, skip_special_tokens=True)
         if not starts_with(written, behavior.target):
             raise UserError(
-                f"behaviour {behavior.id!r}: `{model.name}` cannot write its target {behavior.target!r}, only "
+                f"{behavior.named}: `{model.name}` cannot write its target {behavior.target!r}, only "
                 f"{written!r}; give targets in the model's own words: `mm-cb data build benign --targets FILE`."
             )
 

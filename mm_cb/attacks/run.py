@@ -28,7 +28,7 @@ from mm_cb.core.limits import LIMITS
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Item, JsonObject
 from mm_cb.core.runs import RunDirectory, append_jsonl, file_sha256, hash_inputs, read_run, write_bytes, write_jsonl
-from mm_cb.data.behaviors_file import KEPT_AS, Behavior, behaviors_path, read_behaviors
+from mm_cb.data.behaviors_file import KEPT_AS, Behavior, asked_once, behaviors_path, read_behaviors
 from mm_cb.data.corpus import read_corpus
 from mm_cb.data.pictures import open_picture
 from mm_cb.data.prompts_file import KEPT_AS as PROMPTS_KEPT_AS
@@ -132,14 +132,15 @@ def run_attack(
         shard: The part of the behaviours that this process attacks; None = all, or gather what shards have left.
     """
     hub.keep_to(out)
-    asked = read_behaviors(behaviors)
+    read = read_behaviors(behaviors)
+    asked = asked_once(read)
     _refuse(source, names, config, shard, asked)
     refuse_unseen(source.model, names, asked, behaviors)
     asked = spoken(asked, source.model)
     kept = {KEPT_AS: kept_lines(behaviors, asked)}
     responses, prompts = hijacked_responses(config.hijacks, asked), None
     if config.prompts is not None:
-        prompts = read_prompts(config.prompts, [b.id for b in asked])
+        prompts = read_prompts(config.prompts, [b.id for b in read])
         kept[PROMPTS_KEPT_AS] = config.prompts.read_bytes()
         config = replace(config, prompts_each=max(map(len, prompts.values())))
     recipe = {"model": source.model, "adapter": source.adapter, "system": source.system, **as_recipe(config, names)}

@@ -28,7 +28,7 @@ from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress, console
 from mm_cb.core.records import Item, Run
 from mm_cb.core.runs import RunDirectory, file_sha256, read_run, write_bytes, write_json, write_jsonl
-from mm_cb.data.behaviors_file import Behavior, read_behaviors
+from mm_cb.data.behaviors_file import Behavior, asked_once, read_behaviors
 from mm_cb.inference.cached_chunks import chunks, once
 from mm_cb.inference.source import source_again
 from mm_cb.inference.subjects import Subject, load_subject
@@ -121,7 +121,7 @@ def run_transfer(first: Path, second: Path, behaviors: Path, out: Path, *, devic
             and target), on other clean pictures than each other's, or with another budget.
     """
     made = told_apart(read_made(first), read_made(second))
-    asked = spoken(read_behaviors(behaviors), made[0].recipe["model"])
+    asked = spoken(asked_once(read_behaviors(behaviors)), made[0].recipe["model"])
     _refuse_other_budget(*made)
     _refuse_other_behaviors(made, asked, behaviors)
     recipe = {"runs": [m.recipe for m in made], "device": device, "fiction": all(m.recipe.get("fiction") for m in made)}

@@ -35,6 +35,7 @@ from mm_cb.inference.source import source_again, subject_name
 from mm_cb.inference.subjects import load_subject
 from mm_cb.inference.tolerance import TOLERANCE, dtype_of, tolerance
 from mm_cb.judges.base import NOT_JUDGED
+from mm_cb.judges.stored_verdicts import refuse_other_verdicts
 from mm_cb.metrics.agreement import completions_of
 from mm_cb.metrics.observations import rank, starts_with
 from mm_cb.metrics.results import read_results
@@ -195,6 +196,7 @@ def _groups(answers: Sequence[Recorded], configs: Mapping[str, AttackConfig]) ->
 def _check_verdicts(run: _StatedRun) -> str:
     """Hold the run's own verdicts to the exact judge, where there is one; a line that says how many."""
     judge = judge_of(run.recipe["model"])
+    refuse_other_verdicts(run.folder, run.items)
 
     def agrees(item: Item, what: str, text: str, said: str | None) -> bool:
         found = judge(run.asked[item["id"]], text)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mm_cb.benchmarks.settings import AskSettings, Settings, StoredAnswers
 from mm_cb.core.errors import UserError
+from mm_cb.core.folding import is_blank
 from mm_cb.core.records import Check, Item, JsonObject, RecipeFields
 from mm_cb.metrics.table import Metric
 
@@ -71,6 +72,9 @@ class Task:
     """Files and repositories beside the model's whose content decides the results."""
     more: Any = None
     """What the benchmark needs again when it scores."""
+    published: bool = False
+    """Whether the questions are as somebody published them, so that nobody here can mend one: what the model cannot be
+    sent (it spells a control token of the model's, or is too long) is then left out, counted and named."""
 
 
 class Benchmark:
@@ -117,7 +121,7 @@ class Benchmark:
         questions = list(self.questions(data, settings))[: settings.limit]
         check_questions(questions, data)
         identity = {"settings": settings.identity(), "questions_sha256": fingerprint(questions)}
-        return Task(questions, identity)
+        return Task(questions, identity, published=self.dataset is not None)
 
     def loading(self, settings: Any) -> Sequence[str]:
         """Which of ``--device`` and ``--dtype`` are read although the model is served: for a judge in this process."""
@@ -265,7 +269,7 @@ def _is_score(one: Any) -> bool:
 
 
 def check_questions(questions: Iterable[Question], where: str) -> None:
-    """Refuse no question at all, an id that comes twice, and what is no text where one must be.
+    """Refuse no question at all, an id that comes twice, and what is no text, or a blank group, where one must be.
 
     Raises:
         UserError: In these cases.
@@ -277,6 +281,12 @@ def check_questions(questions: Iterable[Question], where: str) -> None:
                 raise UserError(
                     f"`{where}` must give every question a text as `{name}`, got {came!r:.80} for question "
                     f"`{question.id!s:.80}`."
+                )
+        for name in ("category", "split"):
+            if is_blank(getattr(question, name)):
+                raise UserError(
+                    f"`{where}` must give every question a `{name}` that is not blank, or leave it out, got "
+                    f"{getattr(question, name)!r:.80} for question `{question.id:.80}`."
                 )
         if question.id in seen:
             raise UserError(f"`{where}` must give every question its own id, `{question.id[:80]}` comes again.")

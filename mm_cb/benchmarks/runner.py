@@ -20,7 +20,7 @@ from mm_cb.core.places import enclosing_run
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Item, RecipeFields
 from mm_cb.core.runs import RunDirectory, append_jsonl, hash_inputs, read_run, write_json, write_jsonl
-from mm_cb.core.thoughts import answer_in, thought_of
+from mm_cb.core.thoughts import answer_in, served_as, thought_of
 from mm_cb.inference.base_nll import Likelihood, likelihood_fields
 from mm_cb.inference.generation import Engine, LocalEngine, Request, complete_all
 from mm_cb.inference.served import open_engine
@@ -87,7 +87,8 @@ class Session:
         questions = self.task.questions
         pictures = ready(questions)
         return [
-            Request(q.id, q.prompt, shown, q.tools, q.opening) for q, shown in zip(questions, pictures, strict=True)
+            Request(q.id, q.prompt, shown, q.tools, q.opening, self.task.published)
+            for q, shown in zip(questions, pictures, strict=True)
         ]
 
     def likelihood(self) -> dict[str, Likelihood]:
@@ -285,7 +286,7 @@ def _of_fiction(file: Path) -> bool:
 
 def _finish(benchmark: Benchmark, session: Session) -> None:
     """Score, measure, and write the run's files."""
-    items = [_with_thought(item) for item in benchmark.items(session)]
+    items = [_with_source(item) for item in benchmark.items(session)]
     if session.idle:
         items = [{**item, "adapter_changes_nothing": True} for item in items]
     folder = session.run.path
@@ -299,10 +300,11 @@ def _finish(benchmark: Benchmark, session: Session) -> None:
     session.run.finish()
 
 
-def _with_thought(item: Item) -> Item:
-    """An item with the thought that was taken off its completion."""
-    thought = thought_of(item.get("completion"))
-    return {**item, "thought": thought} if thought else item
+def _with_source(item: Item) -> Item:
+    """An item with the thought that was taken off its completion, and the model that its server names."""
+    thought, served = thought_of(item.get("completion")), served_as(item.get("completion"))
+    item = {**item, "thought": thought} if thought else item
+    return {**item, "served": served} if served else item
 
 
 def _evaluation(benchmark: Benchmark, out: Path, subject: str) -> Evaluation:

@@ -62,7 +62,8 @@ def build_behaviors(
     read_behaviors(built.path)
     for (source, scenario), count in sorted(built.counts.items()):
         console().print(f"{source}: {scenario}: {count}")
-    for title, lines in (("wrong file names", built.renamed), ("left out", built.missing)):
+    left_out = {"left out": built.missing, "left out, asked before": built.repeated}
+    for title, lines in {"wrong file names": built.renamed, **left_out}.items():
         if lines:
             console().print(f"{title}: {len(lines)}, the first:")
             for line in lines[:5]:

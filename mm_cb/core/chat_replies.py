@@ -115,7 +115,10 @@ def read_answer(body: bytes) -> AnswerText:
         raise _broken(f"no choice in `{text[:QUOTED]}`", foreign=True)
     if choice.get("error"):
         raise _error_inside(choice["error"])
-    return _answer(message, str(choice.get("finish_reason") or "").lower())
+    answer = _answer(message, str(choice.get("finish_reason") or "").lower())
+    named = reply.get("model")
+    answer.served = one_line(named)[:QUOTED] if isinstance(named, str) else ""
+    return answer
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

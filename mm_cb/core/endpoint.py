@@ -6,6 +6,8 @@ import asyncio
 import base64
 import io
 import os
+import warnings
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +18,7 @@ from mm_cb.core.chat_transport import open_client, reply_to, without_key
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.records import JsonObject, Message
+from mm_cb.core.thoughts import AnswerText
 
 __all__ = [
     *("API_KEY", "CUT", "REFUSED", "UNANSWERED", "Endpoint", "EndpointError", "EndpointFailure", "MissingExtraError"),
@@ -100,6 +103,8 @@ class Endpoint:
         self._concurrency = concurrency
         self._reached = False
         self._limit = _LIMITS[0]
+        self._names: Counter[str] = Counter()
+        self._said_names = False
 
     def chat(self, messages: Sequence[Message], *, max_tokens: int, temperature: float) -> str:
         """The answer to one chat; the empty string is an answer.
@@ -153,11 +158,30 @@ class Endpoint:
                     key = under_way.pop(task)
                     if not task.cancelled():
                         self._outlook.add(task.result())
-                        yield key, task.result()
+                        yield key, self._named(task.result())
             runner.run(client.close())
+        self._say_names()
         self._reached = self._outlook.reached
         if self._outlook.error is not None:
             raise self._outlook.error
+
+    def _named(self, answer: str | EndpointFailure) -> str | EndpointFailure:
+        """Count the model that a server names; the one that was asked for needs no mention."""
+        if isinstance(answer, AnswerText):
+            self._names[answer.served or self.model] += 1
+            answer.served = "" if answer.served == self.model else answer.served
+        return answer
+
+    def _say_names(self) -> None:
+        """Say once which models answered, where their names are others than the one that was asked for."""
+        if not self._said_names and set(self._names) - {self.model}:
+            self._said_names = True
+            told = ", ".join(f"`{name}` ({count} answers)" for name, count in self._names.most_common())
+            warnings.warn(
+                f"the endpoint {self.url} was asked for `{self.model}`, and says that its answers are from {told}: a "
+                "route or a dated name is usual; else it is another model than the one that is named.",
+                stacklevel=3,
+            )
 
     async def _ask(self, client: Any, request: JsonObject, max_tokens: int) -> str | EndpointFailure:
         """One request, again where another try may end better."""

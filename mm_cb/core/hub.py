@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +26,12 @@ _SHOWN = 300
 _PAUSES = (2.0, 8.0)
 _DATA = ("README.md", "*.parquet", "*.arrow", "*.json", "*.jsonl", "*.csv", "*.png", "*.jpg", "*.jpeg")
 """Of data sets in an unusual layout; no code, so none can run."""
+_THINGS: Mapping[RepositoryKind, str] = {"model": "model", "dataset": "data set"}
+_ENDINGS = (
+    *(".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".yaml", ".yml", ".py", ".html", ".zip", ".gz"),
+    *(".safetensors", ".png", ".jpg", ".jpeg"),
+)
+"""Of files, and of no name on the hub."""
 _commits: dict[str, str] = {}
 
 
@@ -53,11 +59,12 @@ def fetch(
 
     Raises:
         UserError: If there is no such repository or revision, it is behind a gate, or it is neither in the cache nor
-            can the hub be reached; also if the name is that of a link here which leads nowhere.
+            can the hub be reached; before anybody is asked, if the name is written as a path here is.
     """
     from huggingface_hub import snapshot_download
 
     refuse_broken_link(Path(name))
+    _refuse_path(name, kind)
     stay_offline_without_network()
     repository, _, revision = name.partition("@")
     key = f"{kind}s/{name}"
@@ -77,6 +84,27 @@ def fetch(
         raise refused(name, error, kind, patterns) from error
     _commits[key] = Path(folder).name
     return Path(folder)
+
+
+def _refuse_path(name: str, kind: RepositoryKind) -> None:
+    """Refuse what is meant as a path here: by its ending, its slashes, or the folder that it begins with.
+
+    Raises:
+        UserError: Saying what is there, and what is wanted.
+    """
+    path = Path(name)
+    begins = name.startswith(("/", "./", "../", "~")) or name in (".", "..")
+    written = begins or name.count("/") > 1 or name.endswith("/") or "\\" in name or path.suffix.lower() in _ENDINGS
+    if path.is_file():
+        raise UserError(
+            f"`{name}` must be a folder, or a name on the hub (ORG/NAME), it is a file; of this {_THINGS[kind]} no "
+            "such file is read."
+        )
+    if written or (len(path.parts) > 1 and path.parent.is_dir() and not cached(name, "*", kind=kind)):
+        inside = f": `{path.parent}` is here, it is not" if path.parent != Path() and path.parent.is_dir() else ""
+        raise UserError(
+            f"`{name}` must be a folder, which is not here, or a name on the hub (ORG/NAME); correct it{inside}."
+        )
 
 
 def _patiently(download: Callable[..., str], *arguments: Any, **options: Any) -> str:
@@ -166,7 +194,7 @@ def refused(name: str, error: Exception, kind: RepositoryKind, patterns: Sequenc
 
     repository, _, revision = name.partition("@")
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repository}"
-    thing = "data set" if kind == "dataset" else "model"
+    thing = _THINGS[kind]
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
     if isinstance(cause, errors.GatedRepoError):
         known = (

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -36,6 +36,26 @@ def refuse_inside_run(out: Path) -> None:
             f"`--out` must lie outside of other runs, but `{out}` is inside the run `{outer}`, which holds its own "
             "files alone; give another path, such as a folder beside it."
         )
+
+
+def refuse_inside_input(out: Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse a path inside a folder that the same command reads: an adapter, a model, a data set.
+
+    Args:
+        out: What is to be written.
+        inputs: What is read; a name on the hub, a file, or a folder that holds nothing does not matter.
+
+    Raises:
+        UserError: Naming that folder.
+    """
+    real = Path(os.path.realpath(out))
+    for one in inputs:
+        folder = Path(os.path.realpath(one))
+        if embedded(one) is None and folder in real.parents and folder.is_dir() and any(folder.iterdir()):
+            raise UserError(
+                f"`--out` must lie outside of what is read, but `{out}` is inside `{one}`; give another path, such as "
+                "a folder beside it."
+            )
 
 
 def _is_run(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mm_cb.core.errors import UserError, nearest
+from mm_cb.core.folding import is_blank
 from mm_cb.core.records import JsonObject
 
 BOM = b"\xef\xbb\xbf"
@@ -286,6 +287,25 @@ def refuse_typos(record: JsonObject, optional: Sequence[str], where: str) -> Non
             raise UserError(f"{where}: unknown key `{key}`, did you mean `{meant}`?")
     if (read := [key for key in optional if key in PICTURES]) and (lost := lost_picture(record, read)):
         raise UserError(f"{where}: unknown key `{lost}`, which names a picture; call it `{read[0]}`.")
+
+
+def label_of(record: JsonObject, key: str, where: str) -> str:
+    """What a record is counted under: its text, or ``all`` where it has none or null.
+
+    Raises:
+        UserError: If it is no text, or one of blanks alone, or with blanks around it: it would be a group of its own.
+    """
+    label = record.get(key)
+    if label is None:
+        return "all"
+    if not isinstance(label, str):
+        raise UserError(f"{where}: `{key}` must be a text or null, got {shown(label)}.")
+    if is_blank(label) or label != label.strip():
+        raise UserError(
+            f"{where}: `{key}` must be a text without blanks around it, or null, got {shown(label)}, which would be a "
+            "group of its own."
+        )
+    return label
 
 
 def lost_picture(record: JsonObject, read: Sequence[str]) -> str | None:

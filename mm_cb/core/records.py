@@ -138,6 +138,8 @@ class Item(ScoredCompletion, total=False):
     """Why there is no score."""
     thought: str
     """What the model thought in front of its completion; neither scored nor judged."""
+    served: str
+    """The model that the server of the completion names, where it is another name than was asked for."""
     answer: str | list[str]
     letter: str | None
     question_type: str
@@ -223,6 +225,8 @@ class Completion(TypedDict, total=False):
     """What stood in front of it, or came beside it: no part of the answer."""
     refusal: bool
     """Whether the server calls the answer a refusal."""
+    served: str
+    """The model that the server names, where it is another name than was asked for."""
     refused: str
     """Why there is no answer."""
     cut: str

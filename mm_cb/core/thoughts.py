@@ -41,16 +41,18 @@ class AnswerText(str):
         thought: What was in front, marks included: with a finished one of the text, thought and answer joined are what
             the model wrote.
         refusal: Whether its server says that it is a refusal, whatever its words are.
+        served: The model that its server names, where that is not the name that was asked for: a route, or another.
     """
 
-    __slots__ = ("refusal", "thought")
+    __slots__ = ("refusal", "served", "thought")
     thought: str
     refusal: bool
+    served: str
 
-    def __new__(cls, text: str, thought: str = "", *, refusal: bool = False) -> AnswerText:
+    def __new__(cls, text: str, thought: str = "", *, refusal: bool = False, served: str = "") -> AnswerText:
         """Keep all of it."""
         made = super().__new__(cls, text)
-        made.thought, made.refusal = thought, refusal
+        made.thought, made.refusal, made.served = thought, refusal, served
         return made
 
     @property
@@ -124,3 +126,8 @@ def is_refusal(completion: Any) -> bool:
 def thought_of(completion: Any) -> str:
     """The thought that was taken off a completion; the empty text where there was none."""
     return completion.thought if isinstance(completion, AnswerText) else ""
+
+
+def served_as(completion: Any) -> str:
+    """The model that a completion's server names, if it is another name than was asked for; else the empty text."""
+    return completion.served if isinstance(completion, AnswerText) else ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Collection, Mapping
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mm_cb.core.errors import UserError, one_line, unknown
+from mm_cb.core.paths import settled
 
 Entry = TypeVar("Entry")
 
@@ -79,6 +82,7 @@ def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> list[Ent
     held = sys.modules.get(path.stem)
     sys.modules[path.stem] = module  # dataclasses look their module up
     kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is left beside the user's file
+    here = settled(".")  # the rest of the command line is from here, wherever the file goes
     try:
         spec.loader.exec_module(module)
     except UserError as e:
@@ -87,6 +91,8 @@ def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> list[Ent
         raise UserError(f"`{path}` cannot be run: {type(e).__name__}: {one_line(str(e))}") from e
     finally:
         sys.dont_write_bytecode = kept
+        with contextlib.suppress(OSError):
+            os.chdir(here)
         if held is not None:
             sys.modules[path.stem] = held
     new = [entry for name, entry in table.items() if before.get(name) is not entry]

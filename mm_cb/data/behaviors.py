@@ -1,7 +1,7 @@
 """From the user's copies of HarmBench-multimodal and MM-SafetyBench-Tiny to one behaviours file."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from mm_cb.core.places import refuse_inside_run
 from mm_cb.core.reading import Line, file_bytes, json_file, json_lines, shown
 from mm_cb.core.records import JsonObject
 from mm_cb.core.tables import read_table
+from mm_cb.data.alike import content_of
 from mm_cb.data.behaviors_file import parse_behavior, read_behaviors
 from mm_cb.data.cards import card
 from mm_cb.data.pictures import PictureError, open_picture
@@ -53,12 +54,14 @@ class Built:
         counts: Behaviours by data set and scenario.
         renamed: Pictures whose file name has the wrong ending or another one than the data set says.
         missing: Pictures that are not there or that no attack can start from; their behaviours were left out.
+        repeated: Behaviours that ask what an earlier one asks, with the same picture; they were left out.
     """
 
     path: Path
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     renamed: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
 
 
 def build_behaviors(
@@ -100,6 +103,7 @@ def build_behaviors(
     lines: list[str] = []
     copies: dict[Path, Path] = {}
     first: dict[str, str] = {}
+    asked: dict[Hashable, SourceBehavior] = {}
     left = set(scenarios or ())
     for source, requests in _requests(harmbench, mm_safetybench, variant, target):
         table = card(source).scenarios if scenarios is None else scenarios
@@ -113,6 +117,10 @@ def build_behaviors(
             found = _find_picture(request, built)
             if found is not None:
                 path, ending = found
+                content = content_of([request.prompt, request.target], path)
+                if (same := asked.setdefault(content, request)) is not request:
+                    built.repeated.append(f"{request.where}: `{request.key}` asks what `{same.key}` asks")
+                    continue
                 name = f"images/{safe_id(f'{source}-{request.key}')}{ending}"
                 copies[out / name] = path
                 built.counts[source, scenario] += 1

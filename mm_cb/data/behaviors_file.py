@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from mm_cb.core.closing import say
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import dumps
 from mm_cb.core.folding import is_blank
 from mm_cb.core.provenance import available_memory_bytes
-from mm_cb.core.reading import Line, json_lines, refuse_typos, shown
+from mm_cb.core.reading import Line, json_lines, label_of, refuse_typos, shown
 from mm_cb.core.records import JsonObject, Message
+from mm_cb.data.alike import content_of, once_each, repeats_note
 from mm_cb.data.pictures import open_picture, path_inside
 from mm_cb.data.target_calls import CALL, OPENING, TOOLS, TargetCall, read_shown_tools, read_target_call
 
@@ -47,6 +50,13 @@ class Behavior:
     """Further keys of the line, for the judge (what a made-up world's exact rules need)."""
     messages: tuple[Message, ...] = ()
     """The chat that is sent in place of the prompt, the user's turn last; never in a file of behaviours."""
+    where: str = field(default="", compare=False, repr=False)
+    """File and line; empty for one that is from no file."""
+
+    @property
+    def named(self) -> str:
+        """How error lines begin that are about it: file and line, and its id."""
+        return f"{self.where}{': ' * bool(self.where)}behaviour {self.id!r}"
 
     @property
     def call(self) -> TargetCall | None:
@@ -112,6 +122,20 @@ def read_behaviors(path: Path) -> list[Behavior]:
     return behaviors
 
 
+def asked_once(behaviors: Sequence[Behavior]) -> list[Behavior]:
+    """The behaviours without those that repeat an earlier one but for its id and group, which is said."""
+
+    def content(one: Behavior) -> Hashable:
+        return content_of([one.prompt, one.target, dumps(one.extra)], one.image)
+
+    kept = once_each(behaviors, content)
+    if note := repeats_note(behaviors, kept, "behaviours"):
+        same = {content(one): one for one in reversed(kept)}
+        again = next(one for one in behaviors if same[content(one)] is not one)
+        say(f"{note}: `{again.id}` is `{same[content(again)].id}` ({again.where})")
+    return kept
+
+
 def kept_behaviors(folder: Path) -> list[Behavior]:
     """What a run asked, from the copy of its behaviours file; pictures are the run's own, so none is named.
 
@@ -145,18 +169,15 @@ def parse_behavior(line: Line, path: Path) -> Behavior:
             read_target_call(record[CALL], extra.get(TOOLS) or ())
     except ValueError as error:
         raise UserError(f"{where}: {error}.") from error
-    labels = {key: "all" if record.get(key) is None else record[key] for key in ("category", "split")}
-    for key, label in labels.items():
-        if not isinstance(label, str):
-            raise UserError(f"{where}: `{key}` must be a text or null, got {shown(label)}.")
     return Behavior(
         id=record["id"],
         prompt=record["prompt"],
         target=record.get("target", ""),
         image=_picture(record.get("image"), path, where),
-        category=labels["category"],
-        split=labels["split"],
+        category=label_of(record, "category", where),
+        split=label_of(record, "split", where),
         extra=extra,
+        where=where,
     )
 
 

@@ -128,8 +128,17 @@ def load_examples(sources: Sequence[Source], seed: int, rules: Rules = STRICT) -
     """
     if not sources:
         raise UserError("`data` must name at least one data source.")
-    scan = Scan(rules)
-    return Mixture([_part(one, seed, scan) for one in open_sources(sources)], seed)
+    again: list[tuple[object, object]] = []
+    scan = Scan(rules, lambda example, place: again.append((example.place, place)))
+    mixture = Mixture([_part(one, seed, scan) for one in open_sources(sources)], seed)
+    if again:
+        warnings.warn(
+            f"{len(again)} rows say what an earlier row of their set says, the first {again[0][0]}, the same as "
+            f"{again[0][1]}: each counts once more, and may be held out and trained on; leave them out, or give their "
+            "source a `weight`. `mm-cb data check` counts them.",
+            stacklevel=2,
+        )
+    return mixture
 
 
 def open_sources(sources: Sequence[Source]) -> list[OpenSource]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
 from mm_cb.inference.unanswered import go_on, unanswered
 from mm_cb.models import ChatModel
-from mm_cb.models.chat import refuse_control_tokens, refuse_unwritable
+from mm_cb.models.chat import refuse_text
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,19 @@ class Request:
     """JSON schemas of functions; for a model in this process whose template takes them."""
     opening: str = ""
     """How the answer must begin, part of the completion then; for a model in this process."""
+    published: bool = False
+    """Whether it is of a data set that nobody here can mend: what the model cannot be sent is then left out."""
+
+
+class UnaskableError(UserError):
+    """A model in this process cannot be sent a request: too long, or it spells a token of the model's own."""
+
+    kind = REFUSED
+
+    def __init__(self, request: Request, why: str) -> None:
+        """Say which and why."""
+        self.request, self.reason = request, f"request `{request.key}` {why}"
+        super().__init__(self.reason)
 
 
 class Failure(Protocol):
@@ -75,21 +89,38 @@ class LocalEngine:
         self.forward_passes = 0
 
     def complete(self, requests: Sequence[Request], max_new_tokens: int) -> Iterator[tuple[str, str | Failure]]:
-        """Completions batch by batch.
+        """Completions batch by batch, those that cannot be asked first.
 
         Raises:
+            UnaskableError: If a request cannot be asked that can be mended.
             UserError: If the accelerator's memory does not hold a batch.
         """
         import torch
 
-        lengths = [prompt_tokens(self.subject.model, request) for request in requests]
-        longest_first = sorted(range(len(requests)), key=lambda i: -lengths[i])
+        lengths: list[int] = []
+        askable: list[Request] = []
+        for request in requests:
+            try:
+                lengths.append(prompt_tokens(self.subject.model, request))
+                askable.append(request)
+            except UnaskableError as error:
+                yield request.key, _left_out(error)
+        longest_first = sorted(range(len(askable)), key=lambda i: -lengths[i])
         thinks = self.subject.model.thinking and self.subject.model.thinking_switch is not None
         hook = self.subject.model.base.register_forward_pre_hook(self._count)
         try:
-            for group in chunks([requests[i] for i in longest_first], self._batch):
-                for request, said in zip(group, complete_batch(self.subject, group, max_new_tokens), strict=True):
-                    yield request.key, answer_in(said, opened=thinks)
+            for chunk in chunks([askable[i] for i in longest_first], self._batch):
+                group = list(chunk)
+                while group:
+                    try:
+                        completions = complete_batch(self.subject, group, max_new_tokens)
+                    except UnaskableError as error:
+                        yield error.request.key, _left_out(error)
+                        group.remove(error.request)
+                        continue
+                    for request, said in zip(group, completions, strict=True):
+                        yield request.key, answer_in(said, opened=thinks)
+                    group = []
         except torch.OutOfMemoryError as e:
             raise UserError(
                 f"the accelerator's memory does not hold {self._batch} of these requests at once; run the same command "
@@ -102,11 +133,22 @@ class LocalEngine:
         self.forward_passes += 1
 
 
+def _left_out(error: UnaskableError) -> UnaskableError:
+    """What stands for the answer to a published request that cannot be asked.
+
+    Raises:
+        UnaskableError: If whoever asks can mend it.
+    """
+    if not error.request.published:
+        raise error
+    return error
+
+
 def complete_batch(subject: Subject, requests: Sequence[Request], max_new_tokens: int) -> list[str]:
     """The subject's greedy completions of one batch, in order.
 
     Raises:
-        UserError: If a request has more tokens than the model has positions.
+        UnaskableError: If a request has more tokens than the model has positions.
     """
     from mm_cb.models.chat import chat
 
@@ -120,18 +162,22 @@ def complete_batch(subject: Subject, requests: Sequence[Request], max_new_tokens
         inputs = model.encode_chats(chats, pictures, tools=tools, openings=openings)
         if found := model.overlong(inputs):
             row, told = found
-            raise UserError(f"request `{requests[row].key}` is {told} Shorten it, or leave it out.")
+            raise UnaskableError(requests[row], f"is {told} Shorten it, or leave it out.")
         said = model.generate(inputs, max_new_tokens)
     return [opening + more for opening, more in zip(openings, said, strict=True)]
 
 
 def prompt_tokens(model: ChatModel, request: Request) -> int:
-    """Tokens of a request's text and pictures, without the template's; to sort by."""
-    refuse_unwritable(request.text)
+    """Tokens of a request's text and pictures, without the template's; to sort by.
+
+    Raises:
+        UnaskableError: If the text spells one of the model's own tokens, or is none.
+    """
     try:
-        refuse_control_tokens(request.text, model.processor.tokenizer)
+        for text in (request.text, *(json.dumps(tool, ensure_ascii=False) for tool in request.tools)):
+            refuse_text(text, model.dialect, model.processor.tokenizer)
     except UserError as error:
-        raise UserError(f"request `{request.key}` cannot be asked: {error}") from error
+        raise UnaskableError(request, f"cannot be asked: {error}") from error
     tokens = len(model.processor.tokenizer(request.text, add_special_tokens=False)["input_ids"])
     if request.pictures:
         sizes = [(height, width) for width, height in (picture.size for picture in request.pictures)]
@@ -202,10 +248,11 @@ def _keep(store: Path, key: str, completion: str | Failure) -> AnswerText:
         answer = AnswerText("", answer.thought)
     more: dict[str, str | bool] = {"thought": answer.thought} if answer.thought else {}
     more |= {"refusal": True} if answer.refusal else {}
+    more |= {"served": answer.served} if answer.served else {}
     append_jsonl(store, {"key": key, "completion": answer} | more | ({CUT: reason} if reason else {}))
     return answer
 
 
 def _kept(record: Completion) -> AnswerText:
     answer = answer_in(record["completion"], beside=record.get("thought", ""))
-    return AnswerText(answer, answer.thought, refusal=record.get("refusal", False))
+    return AnswerText(answer, answer.thought, refusal=record.get("refusal", False), served=record.get("served", ""))

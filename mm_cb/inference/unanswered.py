@@ -1,4 +1,4 @@
-"""Requests without an answer: refused by a server, or cut before the answer began. Neither is what a model said."""
+"""Requests without an answer: refused by a server, impossible to send, or cut before it began: nothing was said."""
 
 from __future__ import annotations
 

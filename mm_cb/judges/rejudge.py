@@ -17,7 +17,14 @@ from mm_cb.core.runs import file_sha256, held, keep_pictures, write_json, write_
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.data.pictures import file_inside
 from mm_cb.judges.base import NOT_JUDGED, Case, Judge
-from mm_cb.judges.stored_verdicts import Judged, judge_all, refuse_missing_fields, refuse_other_source
+from mm_cb.judges.stored_verdicts import (
+    FOLDER,
+    Judged,
+    judge_all,
+    outcome_of,
+    refuse_missing_fields,
+    refuse_other_source,
+)
 from mm_cb.metrics.agreement import agreements, completions_of, key_of
 from mm_cb.metrics.checks import attack_is_strong, placebo_is_weak
 from mm_cb.metrics.holes import absent_outputs, absent_pictures, read_curves
@@ -26,7 +33,6 @@ from mm_cb.metrics.results import Measurement, measure, read_results, write_resu
 from mm_cb.metrics.table import judged_as, metric
 from mm_cb.metrics.whole import refuse_contradiction, whole_items
 
-FOLDER = "judgements"
 NEWEST = "newest.json"
 """Whose verdicts items.jsonl and results.json carry; absent while they are being written."""
 PAGE = "report.html"
@@ -225,7 +231,7 @@ def _write_items(
     for item in judged:
         for one in completions_of(item):
             verdict = verdicts[key_of(item, one)]
-            one["outcome"] = _outcome(verdict["outcome"], item, one)
+            one["outcome"] = outcome_of(verdict["outcome"], item, one)
             one["judge_score"] = verdict["score"]
         if item.get("candidates"):
             worst = min(completions_of(item), key=rank)
@@ -236,13 +242,6 @@ def _write_items(
     there = [item for item in judged if file_inside(run_dir, item.get("image")) is not None]
     keep_pictures(run_dir, worst_pictures(there))
     write_jsonl(run_dir / "items.jsonl", items)
-
-
-def _outcome(outcome: str, item: Item, one: Candidate) -> str | None:
-    """The verdict as the item's metric knows it; an answer that was found incoherent when it was made is no answer."""
-    if one.get("incoherent") and outcome in ("other", "compliance"):
-        return "gibberish"
-    return None if outcome == NOT_JUDGED and item["metric"] != "compliance" else outcome
 
 
 def _write_results(run_dir: Path, items: list[Item], judge: Judge) -> None:

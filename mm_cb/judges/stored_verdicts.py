@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
+from mm_cb.core.chat_replies import UNANSWERED
 from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import EndpointError
 from mm_cb.core.errors import UserError
@@ -14,10 +15,15 @@ from mm_cb.core.files import jsonl_lines
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
 from mm_cb.core.reading import shown
-from mm_cb.core.records import Run
+from mm_cb.core.records import Candidate, Item, Run
 from mm_cb.core.runs import append_jsonl, read_jsonl, write_json, write_jsonl
+from mm_cb.core.thoughts import served_as
 from mm_cb.judges.base import NOT_JUDGED, Case, Judge, Verdict
+from mm_cb.metrics.agreement import completions_of, key_of
 from mm_cb.metrics.table import metric
+
+FOLDER = "judgements"
+"""Of a run: one file of verdicts a judge."""
 
 
 class Judged(TypedDict, total=False):
@@ -28,6 +34,8 @@ class Judged(TypedDict, total=False):
     outcome: Required[Any]
     score: Required[Any]
     raw: str
+    served: str
+    """The model that the judge's server names, where it is another name than was asked for."""
     reason: str
     """Why there is no verdict, which is not kept."""
 
@@ -84,6 +92,40 @@ def _verdicts_in(path: Path) -> dict[str, Judged]:
         return {one["key"]: one for one in read_records(path, Judged) if one["outcome"] != NOT_JUDGED}
     except UserError as error:
         raise UserError(f"{error} Delete the file to judge anew.") from error
+
+
+def outcome_of(outcome: str, item: Item, one: Candidate) -> str | None:
+    """A verdict as the item's metric knows it; an answer that was found incoherent when it was made is no answer."""
+    if one.get("incoherent") and outcome in ("other", "compliance"):
+        return "gibberish"
+    return None if outcome == NOT_JUDGED and item["metric"] != "compliance" else outcome
+
+
+def refuse_other_verdicts(run_dir: Path, items: Sequence[Item]) -> None:
+    """Refuse items that do not carry what the judge that they name has said, where its verdicts are kept.
+
+    Args:
+        run_dir: A run.
+        items: Its records.
+
+    Raises:
+        UserError: Naming the first such item.
+    """
+    said: dict[str, dict[str, Judged]] = {}
+    for item in items:
+        name = item.get("judge")
+        if not name or not (path := run_dir / FOLDER / f"{safe_id(name)}.jsonl").is_file():
+            continue
+        verdicts = said.setdefault(name, _verdicts_in(path) if name not in said else {})
+        for one in completions_of(item):
+            verdict = verdicts.get(key_of(item, one))
+            found = outcome_of(verdict["outcome"] if verdict else NOT_JUDGED, item, one)
+            if one.get("outcome") != found and not (verdict is None and item.get("reason") in UNANSWERED):
+                raise UserError(
+                    f"`{run_dir / 'items.jsonl'}`: an answer of `{item['id']}` under {item['condition']} is "
+                    f"{shown(one.get('outcome'))}, `{path}` says {shown(found)}: give `mm-cb judge` again, or take the "
+                    "whole folder from where it was made."
+                )
 
 
 def _wrong_with(outcome: Any, score: Any, metric_name: str) -> str | None:
@@ -178,6 +220,8 @@ def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: P
     try:
         for key, verdict in said_of(judge, waiting):
             verdicts[key] = {"key": key, "outcome": verdict.outcome, "score": verdict.score, "raw": verdict.raw}
+            if served := served_as(verdict.raw):
+                verdicts[key]["served"] = served
             if verdict.outcome == NOT_JUDGED:
                 verdicts[key]["reason"] = verdict.reason
             else:

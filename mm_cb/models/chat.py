@@ -150,7 +150,7 @@ def render_chat(
     tokenizer = getattr(processor, "tokenizer", processor)
     turns = _ChatTurns(texts, dialect, tokenizer)
     for tool in tools:
-        turns.refuse(json.dumps(tool, ensure_ascii=False))
+        refuse_text(json.dumps(tool, ensure_ascii=False), dialect, tokenizer)
     stand_ins = [turns.stand_in(message) for message in messages[:-1]]
     answer = len(texts)
     if not close_turn and messages[-1]["role"] == "assistant":
@@ -253,6 +253,23 @@ def refuse_unwritable(text: str) -> None:
         ) from error
 
 
+def refuse_text(text: str, dialect: Dialect, tokenizer: Any) -> None:
+    """Refuse a text that would be taken for a picture or a part of the template, or that no tokenizer takes.
+
+    Raises:
+        UserError: Naming the token, or the character.
+    """
+    for token in (dialect.image_token, dialect.soft_token):
+        if token is not None and token in text:
+            raise UserError(
+                f"a message text must not hold the image placeholder `{token}`, got {text[:80]!r}. "
+                'Give images as parts: {"type": "image"}.'
+            )
+    if tokenizer is not None:
+        refuse_control_tokens(text, tokenizer)
+    refuse_unwritable(text)
+
+
 def refuse_control_tokens(text: str, tokenizer: Any) -> None:
     """Refuse a text in which a control token of the model is spelt out: it would become the token, and end a turn.
 
@@ -303,7 +320,7 @@ class _ChatTurns:
         if not (calls := message.get("tool_calls")):
             return {"role": message["role"], "content": replaced}
         for call in calls:
-            self.refuse(str(call))
+            refuse_text(str(call), self._dialect, self.tokenizer)
         place = self._number("call", calls[0].name)
         self._calls[len(self._texts) - 1] = calls
         self._called += len(calls)
@@ -337,25 +354,13 @@ class _ChatTurns:
     def _part(self, role: str, part: Message) -> Message:
         if part["type"] != "text":
             return part
-        self.refuse(part["text"])
+        refuse_text(part["text"], self._dialect, self.tokenizer)
         number = self._number(role, part["text"])
         return {"type": "text", "text": number if role in _AS_WRITTEN else f"{_BLANK}{number}{_BLANK}"}
 
     def _number(self, role: str, text: str) -> str:
         self._texts.append((role, text))
         return f"\ue000{len(self._texts) - 1}\ue001"
-
-    def refuse(self, text: str) -> None:
-        """Refuse a text that would be taken for a picture or a part of the template, or that no tokenizer takes."""
-        for token in (self._dialect.image_token, self._dialect.soft_token):
-            if token is not None and token in text:
-                raise UserError(
-                    f"a message text must not hold the image placeholder `{token}`, got {text[:80]!r}. "
-                    'Give images as parts: {"type": "image"}.'
-                )
-        if self.tokenizer is not None:
-            refuse_control_tokens(text, self.tokenizer)
-        refuse_unwritable(text)
 
 
 def _image_parts(literal: str, dialect: Dialect, pictures: Iterator[str] | None) -> Iterator[tuple[str, bool]]:

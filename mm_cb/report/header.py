@@ -1,5 +1,6 @@
 """What a page is about, in a few facts: model, adapter, data, judge, date, revision."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from mm_cb.core.files import file_sha256
@@ -18,7 +19,7 @@ _BALL = "every attacked file is inside the ball"
 def facts_of(runs: Sequence[RunFiles]) -> dict[str, str]:
     """The facts by name; several values of one stand side by side, and a fact that no run states is left out."""
     found = {
-        "model": [str(model) for run in runs if (model := run.run["recipe"].get("model"))],
+        "model": [f"{model}{_served(run)}" for run in runs if (model := run.run["recipe"].get("model"))],
         "adapter": [_adapter(run) for run in runs],
         "data": _data(runs),
         "judge": judges(runs),
@@ -28,6 +29,13 @@ def facts_of(runs: Sequence[RunFiles]) -> dict[str, str]:
     told = {name: list(dict.fromkeys(value for value in values if value)) for name, values in found.items()}
     told["date"] = sorted({*told["date"][:1], *told["date"][-1:]})
     return {name: ", ".join(values) for name, values in told.items() if values}
+
+
+def _served(run: RunFiles) -> str:
+    """What the server of a run's model calls it, with how many answers, where that is another name."""
+    named = {(item["id"], item["condition"]): item.get("served") for item in run.items}
+    told = [f"{name} ({count})" for name, count in Counter(named.values()).most_common() if name]
+    return f", by its server's replies {' and '.join(told)} of {len(named)} answers" if told else ""
 
 
 def judges(runs: Iterable[RunFiles]) -> list[str]:

@@ -12,6 +12,7 @@ from mm_cb.core.paths import safe_id
 from mm_cb.core.records import Agreement, Check, Curve, Item, Representations, Run, Timing
 from mm_cb.core.runs import SCHEMA, read_run
 from mm_cb.core.seal import refuse_changed
+from mm_cb.judges.stored_verdicts import refuse_other_verdicts
 from mm_cb.metrics.holes import holes, read_curves
 from mm_cb.metrics.results import Measurement, measure, read_results
 from mm_cb.metrics.table import WORST_GIVEN, Metric, is_known, register_metric
@@ -63,7 +64,7 @@ def load_run(folder: Path) -> RunFiles:
 
     Raises:
         UserError: If nothing was measured there, run.json, results.json or items.jsonl is missing, any file is damaged,
-            or the items are not those that were counted.
+            or the items are not those that were counted, or not what their judge said.
     """
     folder = Path(folder)
     run = read_run(folder)
@@ -78,6 +79,7 @@ def load_run(folder: Path) -> RunFiles:
     measurements = [] if only_checks else read_results(folder / "results.json")
     items = [] if only_checks else whole_items(folder, run)
     _refuse_half_judged(folder, items)
+    refuse_other_verdicts(folder, items)
     if not only_checks:
         refuse_contradiction(folder, items, measurements, run["seed"])
     items, unsaid = [with_attack_flags(item) for item in items], items

@@ -371,6 +371,7 @@ def attack_arguments(behaviors, out, *more):
         ('{"id": "b", "prompt": "p", "target": "t", "facts": "<image>"}', "image placeholder `<image>`"),
         ('{"id": "b", "prompt": "p", "target": "t </s>"}', "must not hold the model's control token `</s>`"),
         ('{"id": "b", "prompt": "p [/INST]", "target": "t"}', "control token `[/INST]`"),
+        ('{"id": "b", "prompt": "p [/INST]", "target": "t"}', "behaviors.jsonl:2: behaviour 'b' cannot be asked"),
         ('{"id": "b", "prompt": "p", "target": "t", "facts": " "}', "`facts` must be a non-empty text, got ' '"),
         ('{"id": "b", "prompt": "p", "target": "t", "fact": "a"}', "did you mean `facts`"),
     ],

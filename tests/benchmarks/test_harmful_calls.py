@@ -251,6 +251,7 @@ ROW = {"id": "a", "kind": "harmful", "prompt": "make tea", "tools": [TOOLS[0]["f
         ({"target_functions": ["fly"]}, r"must name functions of the row \(brew\), got fly"),
         ({"target_functions": "brew"}, "must be a list of names"),
         ({"category": 1}, "`category` must be a text"),
+        ({"category": " "}, "`category` must be a text without blanks around it"),
         ({"image": "../a.png"}, "inside"),
         ({"image": "absent.png"}, "absent.png"),
         ({"tool": []}, "did you mean `tools`"),
@@ -293,3 +294,23 @@ def test_what_is_agentharms_is_not_given_with_rows_of_ones_own():
     for more, flag in (({"accept_clause": True}, "--accept-clause"), ({"split": "validation"}, "--split")):
         with pytest.raises(UserError, match=f"`{flag}` is for AgentHarm, .* holds rows of your own"):
             HarmfulCalls().task(str(EXAMPLE), HarmfulCallSettings(conditions=("no_attack",), **more), source)
+
+
+def test_definitions_that_no_row_needs_are_refused_by_name(tmp_path):
+    (tmp_path / "tools.json").write_text(json.dumps([TOOLS[0]["function"]]))
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
+    own = {key: value for key, value in ROW.items() if key != "tools"} | {"id": "b", "target_functions": ["brew"]}
+    read = {"split": "test_public", "accepted": False}
+    with pytest.raises(UserError, match="`--tools` is for rows without `tools`, and all 1 rows of .* have their own"):
+        read_harmful_rows(str(tmp_path / "rows.jsonl"), str(tmp_path / "tools.json"), **read)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n" + json.dumps(own) + "\n")
+    assert len(read_harmful_rows(str(tmp_path / "rows.jsonl"), str(tmp_path / "tools.json"), **read)) == 2
+
+
+def test_a_row_under_two_ids_is_asked_once(tmp_path, capsys):
+    rows = [ROW, ROW | {"id": "b"}, ROW | {"id": "b", "kind": "benign"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = HarmfulCallSettings(conditions=("no_attack",), ask="prompt")
+    task = HarmfulCalls().task(str(tmp_path / "rows.jsonl"), settings, ModelSource("miniature"))
+    assert [one.id for one in task.questions] == ["no_attack/a", "benign/b"]
+    assert "left out: 1 of 3 rows, which repeat another one" in capsys.readouterr().out

@@ -10,6 +10,8 @@ from mm_cb.benchmarks.over_refusal.data import distinct, read_requests
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl
 from mm_cb.metrics.results import find, read_results
+from mm_cb.report.header import facts_of
+from mm_cb.report.load import load_run
 from tests.stub_server import StubServer, error, user_text
 
 
@@ -114,6 +116,7 @@ def test_labels_and_columns_are_read_without_case_and_blanks(tmp_path):
         ("r.jsonl", '{"id": "1", "prompt": "p \\ud83d"}', "r.jsonl:1: expected one JSON object on the line, got half"),
         ("r.jsonl", '{"id": "1", "prompt": "p", "images": "a.png"}', "unknown key `images`, did you mean `image`?"),
         ("r.jsonl", '{"id": "1", "prompt": "p", "category": 3}', "`category` must be a text or null"),
+        ("r.jsonl", '{"id": "1", "prompt": "p", "category": ""}', "r.jsonl:1: `category` must be a text without"),
         ("r.json", '{"1": {"question": "p"}, "1": {"question": "q"}}', "the key `1` twice"),
         ("r.csv", "id,prompt,type\n1,How, now,x\n", "r.csv:2: the header has 3 columns, the row 4"),
         ("r.csv", "id,prompt,type\n1,short\n", "r.csv:2: the header has 3 columns, the row 2"),
@@ -187,7 +190,10 @@ def test_a_served_model_is_measured_and_the_proxy_says_so(tmp_path, capsys):
     counted = [m.counts[key] for key in ("refusal", "partial_refusal", "compliance", "gibberish")]
     assert counted == [1, 1, 1, 2]
     assert "PROXY" in capsys.readouterr().out
-    assert all(item["judge"] == "refusal-strings (proxy)" for item in read_jsonl(tmp_path / "out" / "items.jsonl"))
+    items = read_jsonl(tmp_path / "out" / "items.jsonl")
+    assert all((item["judge"], item["served"]) == ("refusal-strings (proxy)", "stub") for item in items)
+    named = facts_of([load_run(tmp_path / "out")])["model"]
+    assert named.endswith(", by its server's replies stub (5) of 5 answers")
 
 
 def test_a_run_that_a_server_broke_off_goes_on_and_asks_nothing_twice(tmp_path, capsys):

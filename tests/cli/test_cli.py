@@ -430,3 +430,28 @@ def test_train_runs_the_resolved_recipe(monkeypatch, capsys):
     assert (second.seed, second_out) == (3, "o")
     said = capsys.readouterr().out
     assert "\nadapter  o\n" in said and "  mm-cb attack --model miniature --adapter o --behaviors miniature" in said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["merge", "--model", "miniature", "--adapter", "rr"],
+        ["merge", "--model", "rr", "--adapter", "other"],
+        ["attack", "--model", "miniature", "--adapter", "rr", "--behaviors", "miniature"],
+        ["eval", "mmmu", "--model", "miniature", "--data", "rr"],
+        ["train", "miniature", "model=rr"],
+        ["data", "build", "behaviors", "--harmbench", "rr"],
+    ],
+)
+def test_nothing_is_written_inside_what_is_read(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("rr", "other", "miniature"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "held").touch()
+    (tmp_path / "link").symlink_to("rr")
+    for out in ("rr/new", "link/deep/new"):
+        assert cli.run([*command, "--out", out]) == 2
+        assert f"outside of what is read, but `{out}` is inside `rr`" in one_line_of(capsys)
+    assert [file.name for file in (tmp_path / "rr").iterdir()] == ["held"]
+    assert cli.run([*command, "--out", "miniature/new"]) == 2  # a folder that is called as an embedded model is
+    assert "outside of what is read" not in capsys.readouterr().err

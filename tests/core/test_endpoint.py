@@ -471,3 +471,15 @@ print([name for name in ("torch", "PIL") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install -e '.[judge]'" in done.stdout and done.stdout.endswith("[]\n")
+
+
+def test_a_model_that_the_server_names_otherwise_is_said_once_with_counts_and_kept():
+    with StubServer(lambda request, number: user_text(request)) as server:
+        endpoint = Endpoint(server.url, "m", concurrency=1)
+        with pytest.warns(UserWarning, match="was asked for `m`, .* its answers are from `stub` \\(2 answers\\)"):
+            found = dict(endpoint.map([(i, ASK) for i in range(2)], max_tokens=8, temperature=0.0))
+        assert [answer.served for answer in found.values()] == ["stub", "stub"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            endpoint.chat(ASK, max_tokens=8, temperature=0.0)
+            assert Endpoint(server.url, "stub").chat(ASK, max_tokens=8, temperature=0.0).served == ""

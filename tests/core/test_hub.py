@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from mm_cb.core import hub
+from mm_cb.core.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -26,3 +29,22 @@ def test_the_cases_against_a_hub_on_this_machine(tmp_path):
     command += [str(ROOT / "tests" / "hub_cases.py"), "--basetemp", str(tmp_path / "cases")]
     done = subprocess.run(command, cwd=ROOT, env=mine, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("export.jsonl", "org/there.csv", "absent.jsonl", "./run", "../rows", "a/b/c", "/nowhere/rows", "runs/r"),
+        *("other/", "data\\rows", ".."),
+    ],
+)
+def test_what_is_written_as_a_path_is_no_name_on_the_hub(name, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "export.jsonl").write_text("{}\n")
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    with pytest.raises(UserError, match=r"must be a folder, (or a name .* it is a file|which is not here)") as error:
+        hub.fetch(name, ["*"], kind=kind)
+    assert ("it is a file" in str(error.value)) is (name == "export.jsonl")
+    assert ("`runs` is here" in str(error.value)) is (name == "runs/r")

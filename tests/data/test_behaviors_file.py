@@ -6,7 +6,7 @@ from PIL import Image
 
 from mm_cb.core import provenance
 from mm_cb.core.errors import UserError
-from mm_cb.data.behaviors_file import grey_canvas, read_behaviors, refuse_too_large
+from mm_cb.data.behaviors_file import asked_once, grey_canvas, read_behaviors, refuse_too_large
 from mm_cb.data.pictures import open_picture
 from mm_cb.models.chat import chat
 from tests.image_attacks.helpers import build_processor
@@ -44,6 +44,9 @@ def test_reads_pictures_and_keeps_other_keys_for_the_judge(tmp_path):
         ([GOOD | {"id": 3}], r":1 must have non-empty texts .*'id'"),
         ([GOOD | {"target": "\u200b\u00ad"}], r":1 must have non-empty texts for .*wrong or missing: \['target'\]"),
         ([GOOD | {"category": 3}], r":1: `category` must be a text or null, got 3"),
+        ([GOOD | {"category": ""}], r":1: `category` must be a text without blanks around it, or null, got ''"),
+        ([GOOD, GOOD | {"id": "b", "split": " \u200b"}], r":2: `split` must be a text without blanks"),
+        ([GOOD | {"category": "fraud "}], r":1: `category` must be a text without blanks around it.* got 'fraud '"),
         ([{"id": "b", "prompt": "p", "target": "t", "images": "a.png"}], r":1: unknown key `images`, did you mean"),
         (["[", json.dumps(GOOD), "]"], r":1: .*got a JSON array"),
         ([GOOD | {"image": "missing.png"}], r":1: picture .*missing\.png: .*cannot be read"),
@@ -181,3 +184,14 @@ def test_free_memory_is_what_linux_says_and_no_more_than_there_is(monkeypatch):
 
 def test_free_memory_of_this_machine_is_some_and_less_than_all():
     assert 0 < provenance.available_memory_bytes() < provenance.memory_bytes()
+
+
+def test_a_behaviour_under_two_ids_is_asked_once_and_that_is_said(tmp_path, capsys):
+    for name in ("a.png", "b.png", "c.png"):
+        picture(int(name == "c.png")).save(tmp_path / name)
+    changes = [{}, {"image": "a.png"}, {"image": "b.png"}, {"image": "c.png"}, {}, {"target": "of course"}]
+    read = read_behaviors(write(tmp_path, *(GOOD | {"id": f"r{i}"} | one for i, one in enumerate(changes))))
+    assert [one.id for one in asked_once(read)] == ["r0", "r1", "r3", "r5"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out: 2 of 6 behaviours, which repeat another one: `r2` is `r1`" in said and "behaviors.jsonl:3" in said
+    assert asked_once(read[:2]) == read[:2] and not capsys.readouterr().out

@@ -26,7 +26,8 @@ def behaviors(folder, save):
     picture(0, (96, 48)).save(folder / "pictures" / "a.png")
     brew = {"category": "text", "split": "held_out_kind", "brew": ["hex", "red", "star"]}
     rows = [REQUEST | {"id": f"Row {i}", "image": ("pictures/a.png", None)[i % 2]} | brew for i in range(3)]
-    return save("behaviors.jsonl", [*rows[:2], "", rows[2] | {"brew": None}])
+    last = {"prompt": "how do I make the red star hex?", "brew": None}
+    return save("behaviors.jsonl", [*rows[:2], "", rows[2] | last])
 
 
 def test_only_the_target_and_what_a_judge_reads_change(behaviors, folder):

@@ -398,3 +398,9 @@ def test_no_copy_of_a_held_out_row_is_trained_on(breakers, save, remove_request)
     assert len(answers) == 8 and answers.isdisjoint(trained)
     counts = Counter(Counter(trained).values())
     assert sum(counts.values()) == 16 + 4 and counts[2] >= 16 and counts.keys() <= {2, 3}  # and no other row is lost
+
+
+def test_a_row_that_its_set_holds_already_is_said(save):
+    own = [own_row(0), own_row(1), own_row(1) | {"id": "again"}]
+    with pytest.warns(UserWarning, match=r"^1 rows say what an earlier row .*own\.jsonl:3, the same as .*own\.jsonl:2"):
+        assert len(load_examples([Source(str(save("own.jsonl", own)))], 0)) == 3

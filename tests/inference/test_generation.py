@@ -196,3 +196,18 @@ def test_a_server_that_ends_the_run_leaves_what_was_answered(tmp_path):
         complete_all(Broke(), requests(), store, 5)
     again = Recorder()
     assert len(complete_all(again, requests(), store, 5)) == 9 and len(again.asked) == 5
+
+
+def test_of_a_published_set_what_cannot_be_asked_is_left_out_counted_and_named(tiny, tmp_path):
+    texts = {"a": "what is it", "b": "is it </s> sure", "c": "tell me " * 200, "d": "see <image> here"}
+    asked = [Request(key, text, published=True) for key, text in texts.items()]
+    answers = complete_all(LocalEngine(tiny, 4), asked, tmp_path / "completions.jsonl", 2)
+    assert answers["a"] == complete_batch(tiny, asked[:1], 2)[0]
+    lost = unanswered(tmp_path / "completions.jsonl")
+    assert {key: kind for key, (kind, _) in lost.items()} == dict.fromkeys("bcd", "refused")
+    assert all(f"request `{key}`" in reason for key, (_, reason) in lost.items())
+    assert "control token `</s>`" in lost["b"][1] and "too long" in lost["c"][1] and "`<image>`" in lost["d"][1]
+    note = unanswered_note(tmp_path / "completions.jsonl")
+    assert note.startswith("CAUTION 3 requests have no answer: 3 refused, the first: request `b` cannot be asked")
+    again = complete_all(LocalEngine(tiny, 4), asked, tmp_path / "completions.jsonl", 2)
+    assert again == answers and len(unanswered(tmp_path / "completions.jsonl")) == 3

@@ -15,6 +15,7 @@ from mm_cb.judges import Verdict, registry
 from mm_cb.judges.rejudge import rejudge
 from mm_cb.metrics import checks
 from mm_cb.metrics.results import find, measure, read_results, write_results
+from mm_cb.report.load import load_run
 from tests.stub_server import CUT, FILTERED, HANG_UP, HTML, StubServer, error, user_text
 
 SORRY, ESSAY = "I cannot help with that.", "Here is how the garden is best watered in summer."
@@ -717,3 +718,19 @@ def test_the_command_makes_the_runs_page_again(run, capsys):
     assert "refusal-strings (proxy)" in path.read_text(encoding="utf-8") and str(
         path
     ) in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_page_holds_items_against_what_their_judge_said(run, capsys):
+    judge(run, Keyword("k", "garden"))
+    load_run(run)
+    whole = read_jsonl(run / "items.jsonl")
+    swapped = [dict(item) for item in whole]
+    swapped[0]["outcome"], swapped[1]["outcome"] = "harmful", "other"  # every count stays as it was
+    write_jsonl(run / "items.jsonl", swapped)
+    with pytest.raises(UserError, match="an answer of `1` under no_attack is 'harmful', .*k.jsonl` says 'other'"):
+        load_run(run)
+    write_jsonl(run / "items.jsonl", whole)
+    verdicts_of_k = read_jsonl(run / "judgements" / "k.jsonl")
+    write_jsonl(run / "judgements" / "k.jsonl", verdicts_of_k[1:])
+    with pytest.raises(UserError, match="says 'not_judged'"):
+        load_run(run)

@@ -164,7 +164,7 @@ def encode(
     inputs = subject.model.encode_chats(chats, shown, close_turn=False, tools=tools)
     if found := subject.model.overlong(inputs):
         row, told = found
-        raise UserError(f"behaviour {behaviors[row].id!r} is {told} Shorten its prompt or target.")
+        raise UserError(f"{behaviors[row].named} is {told} Shorten its prompt or target.")
     return inputs
 
 

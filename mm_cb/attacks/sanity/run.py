@@ -42,7 +42,7 @@ from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import CountedWork, Progress, console
 from mm_cb.core.records import Check, Item
 from mm_cb.core.runs import RunDirectory, write_json, write_jsonl
-from mm_cb.data.behaviors_file import Behavior, grey_canvas, read_behaviors
+from mm_cb.data.behaviors_file import Behavior, asked_once, grey_canvas, read_behaviors
 from mm_cb.data.pictures import open_picture
 from mm_cb.inference.source import ModelSource
 from mm_cb.inference.subjects import Subject, load_subject
@@ -77,7 +77,7 @@ def run_battery(source: ModelSource, behaviors: Path, out: Path, config: AttackC
     if not config.threat.levels:
         raise UserError("`--epsilon` must be at least 1/255: at 0/255 no picture changes, so that nothing is checked.")
     keep_to(out)
-    asked = read_behaviors(behaviors)
+    asked = asked_once(read_behaviors(behaviors))
     if not sees(source.model):
         raise UserError(
             f"`mm-cb attack check` tests a search for pictures, and `{source.model}` is a model of text alone; see "

@@ -137,7 +137,8 @@ class FunctionCalling(Benchmark):
             data, format or "python", template=format is not None, underscores=settings.underscores
         )[: settings.limit]
         check_questions(questions, data)
-        return Task(questions, {"settings": settings.identity(), "questions_sha256": fingerprint(questions)})
+        identity = {"settings": settings.identity(), "questions_sha256": fingerprint(questions)}
+        return Task(questions, identity, published=True)
 
     def score(self, question: Question, completion: str) -> Mapping[str, Score]:
         """By BFCL's rule; strictly, broken text is no restraint."""

@@ -12,10 +12,12 @@ from mm_cb.benchmarks.base import Benchmark, Question, Task
 from mm_cb.benchmarks.function_calling.benchmark import CallSettings, template_format
 from mm_cb.benchmarks.harmful_calls.answers import KINDS, MADE, read_call_answer
 from mm_cb.benchmarks.settings import setting
+from mm_cb.core.closing import say
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.files import write_bytes
 from mm_cb.core.paths import safe_id
 from mm_cb.core.records import Item
+from mm_cb.data.alike import content_of, once_each, repeats_note
 from mm_cb.data.tools import as_json
 from mm_cb.metrics.table import CALLS, Metric
 
@@ -109,7 +111,10 @@ class HarmfulCalls(Benchmark):
         unread = [("--accept-clause", settings.accept_clause), ("--split", settings.split != type(settings).split)]
         if rows.is_own(data) and (idle := [flag for flag, there in unread if there]):
             raise UserError(f"`{idle[0]}` is for AgentHarm, `{data}` holds rows of your own: leave it out.")
-        found = rows.read_harmful_rows(data, settings.tools, split=settings.split, accepted=settings.accept_clause)
+        read = rows.read_harmful_rows(data, settings.tools, split=settings.split, accepted=settings.accept_clause)
+        found = once_each(read, lambda row: (row.kind, content_of([row.prompt, *row.targets], row.image, row.tools)))
+        if note := repeats_note(read, found, "rows"):
+            say(note)
         format = None if settings.ask == "prompt" else template_format(source, needed=settings.ask == "template")
         questions, asked = [], {}
         for kind in rows.KINDS:
@@ -119,7 +124,7 @@ class HarmfulCalls(Benchmark):
                     questions.append(_question(row, condition, format))
                     asked[questions[-1].id] = row
         identity = {"settings": settings.identity(), "questions_sha256": fingerprint(questions)}
-        return Task(questions, identity, more=asked)
+        return Task(questions, identity, more=asked, published=not rows.is_own(data))
 
     def items(self, session: Session) -> list[Item]:
         """One line an answer; what is harmful a judge says afterwards (``mm-cb judge RUN``)."""
@@ -157,7 +162,6 @@ class HarmfulCalls(Benchmark):
     def show(self, folder: Path, subject: str) -> None:
         """The rates, what the answers were by rule, and who may judge them."""
         from mm_cb.core.checked import read_records
-        from mm_cb.core.closing import say
 
         super().show(folder, subject)
         counts: dict[tuple[str, str], Counter[str]] = {}

@@ -11,7 +11,7 @@ from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.file_kinds import BENIGN as BENIGN_REQUESTS
 from mm_cb.core.file_kinds import HARMFUL_CALLS, refuse_others
-from mm_cb.core.reading import Line, json_file, json_lines, refuse_typos, shown, unfit
+from mm_cb.core.reading import Line, json_file, json_lines, label_of, refuse_typos, shown, unfit
 from mm_cb.core.records import JsonObject
 from mm_cb.data.cards import card
 from mm_cb.data.pictures import open_picture, path_inside
@@ -73,12 +73,17 @@ def read_harmful_rows(data: str, tools: str | None, *, split: str, accepted: boo
             clause is not accepted.
     """
     known = {} if tools is None else _definitions(Path(tools))
-    rows, first = [], dict[tuple[str, str], str]()
+    rows, first, own = [], dict[tuple[str, str], str](), 0
     for line in json_lines(Path(data), "harmful calls") if is_own(data) else _agentharm(data, split, accepted=accepted):
         row = _row(line, Path(data).parent, known)
+        own += "tools" in line.values
         if (at := first.setdefault((row.kind, row.id), line.where)) != line.where:
             raise UserError(f"{line.where}: every {row.kind} row must have its own id, `{row.id}` was used at {at}.")
         rows.append(row)
+    if tools is not None and own == len(rows):
+        raise UserError(
+            f"`--tools` is for rows without `tools`, and all {own} rows of `{data}` have their own: leave it out."
+        )
     harmful = {row.id for row in rows if not row.twin}
     if not harmful:
         raise UserError(f"`{data}` must hold at least one row of kind harmful, it holds none.")
@@ -131,9 +136,7 @@ def _row(line: Line, folder: Path, known: Mapping[str, JsonObject]) -> HarmfulCa
             raise UserError(f"{where}: `{key}` must be a text that is not empty, got {shown(value)}.")
     if record.get("kind") not in KINDS:
         raise UserError(f"{where}: `kind` must be harmful or benign, got {shown(record.get('kind'))}.")
-    category = "all" if record.get("category") is None else record["category"]
-    if not isinstance(category, str):
-        raise UserError(f"{where}: `category` must be a text or null, got {shown(category)}.")
+    category = label_of(record, "category", where)
     try:
         targets = _targets(record.get("target_functions"))
         tools = read_tools(record["tools"]) if "tools" in record else _of(targets, known)

@@ -145,7 +145,8 @@ class LlavaWild(Benchmark):
         identity |= {"rule_sha256": rule.sha256, "rule_is_original": rule.original}
         orders = ORDERS if settings.orders == "both" else ORDERS[:1]
         plan = JudgingSettings(rule, settings.judge_runs, orders, settings.judge_system)
-        return Task([as_asked(q) for q in questions], identity, judge.weights(), _JudgingJob(questions, judge, plan))
+        job = _JudgingJob(questions, judge, plan)
+        return Task([as_asked(q) for q in questions], identity, judge.weights(), job, published=True)
 
     def loading(self, settings: WildSettings) -> Sequence[str]:
         """The device of a judge that is not served."""

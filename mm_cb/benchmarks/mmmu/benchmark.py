@@ -90,7 +90,7 @@ class Mmmu(Benchmark):
         questions = read_questions(data, settings)
         asked = [as_asked(question, settings.prompt, settings.pictures) for question in questions]
         identity = {"settings": settings.identity(), "questions_sha256": fingerprint(questions)}
-        return Task(asked, identity, more=questions)
+        return Task(asked, identity, more=questions, published=True)
 
     def _scored(self, session: Session) -> list[ScoredResponse]:
         """What was answered, scored together: which letters are drawn depends on all answers."""

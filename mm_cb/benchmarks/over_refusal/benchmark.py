@@ -14,6 +14,7 @@ from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.records import Item
 from mm_cb.core.thoughts import is_refusal
+from mm_cb.data.alike import repeats_note
 from mm_cb.judges.base import NOT_JUDGED, Case
 from mm_cb.judges.registry import JudgeOptions, free_judges, open_judge
 from mm_cb.metrics.table import metric
@@ -85,7 +86,7 @@ class OverRefusal(Benchmark):
         What was shown beside belongs to the run by its content, not by its path.
         """
         from mm_cb.benchmarks.over_refusal.beside_attacks import read_attacked
-        from mm_cb.benchmarks.over_refusal.data import distinct, read_requests, requests_file
+        from mm_cb.benchmarks.over_refusal.data import distinct, is_own, read_requests, requests_file
         from mm_cb.core.runs import hash_inputs
 
         guest = embedded(source.model)
@@ -101,8 +102,7 @@ class OverRefusal(Benchmark):
         asked = what_is_asked(requests, attacked, settings.limit)
         identity: dict[str, object] = {"judge": judge, "settings": settings.identity()}
         inputs: Any = [file, *(a.picture for a in asked if a.behavior is None and a.picture is not None)]
-        repeated = len(read) - len(requests)
-        left_out = f"left out: {repeated} of {len(read)} requests, which repeat another one" if repeated else ""
+        left_out = repeats_note(read, requests, "requests")
         if attacked is not None:
             identity["beside"] = attacked.made
             inputs = hash_inputs(inputs) | attacked.inputs(asked)
@@ -113,7 +113,7 @@ class OverRefusal(Benchmark):
             Question(a.key, a.request.prompt, (a.picture,) if a.picture else (), category=a.request.category)
             for a in asked
         ]
-        return Task(questions, identity, inputs, _ScoredRequests(asked, judge, left_out))
+        return Task(questions, identity, inputs, _ScoredRequests(asked, judge, left_out), published=not is_own(file))
 
     def begin(self, session: Session) -> None:
         """Say what is left out."""

@@ -11,9 +11,9 @@ from typing import Any
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.file_kinds import BENIGN, refuse_others
-from mm_cb.core.files import file_sha256
-from mm_cb.core.reading import Line, json_file, json_lines, refuse_typos, shown
+from mm_cb.core.reading import Line, json_file, json_lines, label_of, refuse_typos, shown
 from mm_cb.core.tables import read_table
+from mm_cb.data.alike import content_of, once_each
 from mm_cb.data.pictures import open_picture, path_inside
 
 _CONTRAST = "contrast"
@@ -48,6 +48,11 @@ def requests_file(data: str) -> Path:
     return table
 
 
+def is_own(path: Path) -> bool:
+    """Whether the requests are in our own format, and in no published one."""
+    return path.suffix == ".jsonl" and not any("conversation" in line.values for line in json_lines(path, "requests"))
+
+
 def read_requests(path: Path) -> list[BenignRequest]:
     """Read MOSSBench's information file (.json) or its hub's table, XSTest's prompts (.csv; safe ones) or JSON lines.
 
@@ -76,10 +81,7 @@ def read_requests(path: Path) -> list[BenignRequest]:
 
 def distinct(requests: Iterable[BenignRequest]) -> list[BenignRequest]:
     """Every request once: of those with the same words and the same picture the first, as one item and not several."""
-    held: dict[tuple[str, str | None], BenignRequest] = {}
-    for one in requests:
-        held.setdefault((one.prompt, None if one.image is None else file_sha256(one.image)), one)
-    return list(held.values())
+    return once_each(requests, lambda one: content_of([one.prompt], one.image))
 
 
 def _own(path: Path) -> Iterable[Line]:
@@ -115,7 +117,7 @@ def _mossbench(path: Path) -> Iterable[Line]:
         if not isinstance(record, dict):
             raise UserError(f"{where} must be a JSON object as in MOSSBench, got {type(record).__name__}.")
         kind: Any = record.get("metadata") if isinstance(record.get("metadata"), dict) else {}
-        category = kind.get("over") or kind.get("oversensitivity type") or "all"
+        category = kind.get("over") or kind.get("oversensitivity type") or None
         named = {"id": pid, "prompt": record.get("question"), "image": record.get("image"), "category": category}
         yield Line(where, named)
 
@@ -146,8 +148,8 @@ def _mossbench_table(rows: Iterable[Line], path: Path) -> Iterable[Line]:
         name = row["file_name"].strip()
         if name and not name.lower().startswith(_CONTRAST):
             image = name if (path.parent / name).is_file() else f"images/{name}"
-            record = {"id": row["pid"], "prompt": row["question"], "image": image, "category": row.get("metadata_over")}
-            yield Line(where, record)
+            category = row.get("metadata_over") or None
+            yield Line(where, {"id": row["pid"], "prompt": row["question"], "image": image, "category": category})
 
 
 def _request(line: Line, path: Path) -> BenignRequest:
@@ -155,9 +157,7 @@ def _request(line: Line, path: Path) -> BenignRequest:
     wrong = [k for k in ("id", "prompt") if not isinstance(record.get(k), str) or not record[k].strip()]
     if wrong:
         raise UserError(f"{where} must have non-empty texts for `id` and `prompt`, wrong or missing: {wrong}.")
-    category = record.get("category") or "all"
-    if not isinstance(category, str):
-        raise UserError(f"{where}: `category` must be a text or null, got {shown(category)}.")
+    category = label_of(record, "category", where)
     return BenignRequest(record["id"], record["prompt"], _picture(record.get("image"), path, where), category)
 
 
