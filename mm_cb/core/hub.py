@@ -87,7 +87,7 @@ def fetch(
 
 
 def _refuse_path(name: str, kind: RepositoryKind) -> None:
-    """Refuse what is meant as a path here: by its ending, its slashes, or the folder that it begins with.
+    """Refuse what is meant as a path here: by its ending, its slashes, or since run directories lie beside it.
 
     Raises:
         UserError: Saying what is there, and what is wanted.
@@ -100,7 +100,8 @@ def _refuse_path(name: str, kind: RepositoryKind) -> None:
             f"`{name}` must be a folder, or a name on the hub (ORG/NAME), it is a file; of this {_THINGS[kind]} no "
             "such file is read."
         )
-    if written or (len(path.parts) > 1 and path.parent.is_dir() and not cached(name, "*", kind=kind)):
+    among_runs = len(path.parts) > 1 and any(path.parent.glob("*/run.json"))
+    if written or among_runs:
         inside = f": `{path.parent}` is here, it is not" if path.parent != Path() and path.parent.is_dir() else ""
         raise UserError(
             f"`{name}` must be a folder, which is not here, or a name on the hub (ORG/NAME); correct it{inside}."

@@ -42,7 +42,8 @@ def test_the_cases_against_a_hub_on_this_machine(tmp_path):
 def test_what_is_written_as_a_path_is_no_name_on_the_hub(name, kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "export.jsonl").write_text("{}\n")
-    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "another").mkdir(parents=True)
+    (tmp_path / "runs" / "another" / "run.json").write_text("{}")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
     with pytest.raises(UserError, match=r"must be a folder, (or a name .* it is a file|which is not here)") as error:
         hub.fetch(name, ["*"], kind=kind)
