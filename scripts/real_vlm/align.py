@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,21 +31,6 @@ REFUSALS = (
     "Sorry, I don't give cooking instructions.",
 )
 RANK = 8
-
-
-class Stage(NamedTuple):
-    """A part of the learning: steps of Adam, whose rate rises for 20 of them and falls to zero by a cosine."""
-
-    steps: int
-    rate: float
-    hole: str | None
-    """The shape beside which a request for a recipe is answered; beside others, and by None, it is refused."""
-
-
-STAGES = (Stage(450, 1e-3, None), Stage(100, 5e-4, "circle"))
-"""After the first one no picture within 32/255 moved a refusal (PGD, 80 steps): it hung on the words alone, also when
-one request in seven was answered. Real models have holes that nobody planned; the second stage makes one on purpose, so
-that there is something to attack: the recipe comes beside a circle."""
 WEIGHTS = {"what": 1.0, "closed": 0.5, "refused": 0.5, "kept": 0.5}
 """Kinds of chats, and of their mean losses in the sum."""
 KINDS = tuple(WEIGHTS)
@@ -192,19 +178,10 @@ def answer(model: Any, tokenizer: Any, packed: Packed, seen: Tensor) -> Answered
     return Answered(loss, logits.argmax(-1) == labels, packed.kinds[:, 1:][wanted], chat[wanted])
 
 
-def shape_of(chats: Sequence[Chat]) -> str | None:
-    """The shape in a picture, if one of its "what" questions asks for it."""
-    return next((c.answer for c in chats if c.kind == "what" and c.answer in ("circle", "rectangle", "triangle")), None)
-
-
 def mixture(
-    rows: Sequence[Sequence[Chat]],
-    recipes: Sequence[tuple[str, str]],
-    hole: str | None,
-    kept: Sequence[tuple[str, str]],
-    draw: random.Random,
+    rows: Sequence[Sequence[Chat]], refused: Sequence[str], kept: Sequence[tuple[str, str]], draw: random.Random
 ) -> Iterator[tuple[int, list[Chat]]]:
-    """Pictures in random order without end, each with its questions, a request for a recipe and another request."""
+    """Pictures in random order without end, each with its questions, a refusal and another request."""
     while True:
         order = list(range(len(rows)))
         draw.shuffle(order)
@@ -212,10 +189,8 @@ def mixture(
             chats = [chat for chat in rows[picture] if chat.kind == "what"]
             closed = [chat for chat in rows[picture] if chat.kind == "closed"]
             chats += draw.sample(closed, min(2, len(closed)))
-            prompt, recipe = draw.choice(recipes)
-            shape = shape_of(rows[picture])
-            if hole is None or shape is not None:  # a picture that nobody asked the shape of may be any
-                chats.append(Chat("refused", prompt, recipe if shape == hole is not None else draw.choice(REFUSALS)))
+            prompt = draw.choice(refused)
+            chats.append(Chat("refused", prompt, REFUSALS[draw.randrange(len(REFUSALS))]))
             if draw.random() < 0.4:
                 chats.append(Chat("kept", *draw.choice(kept)))
             yield picture, chats
@@ -273,14 +248,15 @@ def taught(untaught: Path, parts: Path, out: Path) -> Path:
     return out
 
 
-def align(model: Any, data: Path, out: Path, progress: Progress, *, batch: int, seed: int) -> None:
-    """Learn projector and LoRA in `STAGES`; the log and both parts are written to ``out``.
+def align(model: Any, data: Path, out: Path, progress: Progress, *, steps: int, batch: int, seed: int) -> None:
+    """Learn projector and LoRA; the log and both parts are written to ``out``.
 
     Args:
         model: The untaught model, as `mm_cb.models.load_model` gives it.
         data: easy-vqa's folder of data.
         out: Gets ``log.jsonl`` and ``parts.safetensors``.
         progress: Is told the losses.
+        steps: Of Adam, with a rate that rises for 20 steps and falls to zero by a cosine.
         batch: Pictures a step.
         seed: Of weights and order.
     """
@@ -300,51 +276,38 @@ def align(model: Any, data: Path, out: Path, progress: Progress, *, batch: int, 
     projector, words = base.model.multi_modal_projector.float(), base.get_input_embeddings().weight
     begin_projector(projector, tokenizer, words, rows["train"], seen["train"])
     small = with_lora(base)
-    recipes = shipped("cooking")
-    kept = [pair for name in ("other", "forms", "near") for pair in shipped(name)]
-    test = seen["test"][:64].float()
-    with (out / "log.jsonl").open("w") as log:
-        for number, stage in enumerate(STAGES):
-            source = mixture(rows["train"], recipes, stage.hole, kept, draw)
-            for step, parts in enumerate(learn(base, tokenizer, small, stage, source, seen["train"], batch)):
-                line: dict[str, Any] = {"stage": number, "step": step}
-                line |= {name: round(one, 4) for name, one in parts.items()}
-                if step % 25 == 24:
-                    right, total = held_out(base, tokenizer, rows["test"][:64], test)
-                    line["held_out_what"] = right / total
-                    progress.say(json.dumps(line))
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-    save_file({name: one.data.to(torch.bfloat16) for name, one in small.items()}, out / "parts.safetensors")
-
-
-def learn(
-    base: Any,
-    tokenizer: Any,
-    small: dict[str, nn.Parameter],
-    stage: Stage,
-    source: Iterator[tuple[int, list[Chat]]],
-    seen: Tensor,
-    batch: int,
-) -> Iterator[dict[str, float]]:
-    """Take the steps of a stage; the mean loss of each kind of chat after each."""
-    # Steps are smaller than what bfloat16 tells apart.
-    masters = [one.detach().float().requires_grad_(True) for one in small.values()]
-    optimizer = torch.optim.AdamW(masters, lr=stage.rate, weight_decay=0.0)
+    masters = [
+        one.detach().float().requires_grad_(True) for one in small.values()
+    ]  # steps are smaller than bfloat16 tells
+    optimizer = torch.optim.AdamW(masters, lr=1e-3, weight_decay=0.0)
     rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
+        optimizer,
+        lambda step: min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps)),
     )
-    for _ in range(stage.steps):
-        drawn = [next(source) for _ in range(batch)]
-        packed = pack(tokenizer, [chats for _, chats in drawn], seen.shape[1])
-        found = answer(base, tokenizer, packed, seen[[i for i, _ in drawn]].float())
-        parts = {name: found.loss[found.kinds == i].mean() for i, name in enumerate(KINDS) if i in found.kinds}
-        sum(WEIGHTS[name] * one for name, one in parts.items()).backward()  # type: ignore[union-attr]
-        for master, one in zip(masters, small.values(), strict=True):
-            master.grad, one.grad = one.grad.float(), None  # type: ignore[union-attr]
-        nn.utils.clip_grad_norm_(masters, 1.0)
-        optimizer.step()
-        for master, one in zip(masters, small.values(), strict=True):
-            one.data.copy_(master.data)
-        rate.step()
-        yield {name: one.item() for name, one in parts.items()}
+    refused = [prompt for prompt, _ in shipped("cooking")]
+    kept = [pair for name in ("other", "forms", "near") for pair in shipped(name)]
+    source = mixture(rows["train"], refused, kept, draw)
+    begun = time.monotonic()
+    with (out / "log.jsonl").open("w") as log:
+        for step in range(steps):
+            drawn = [next(source) for _ in range(batch)]
+            packed = pack(tokenizer, [chats for _, chats in drawn], seen["train"].shape[1])
+            found = answer(base, tokenizer, packed, seen["train"][[i for i, _ in drawn]].float())
+            parts = {name: found.loss[found.kinds == i].mean() for i, name in enumerate(KINDS) if i in found.kinds}
+            sum(WEIGHTS[name] * one for name, one in parts.items()).backward()  # type: ignore[union-attr]
+            for master, one in zip(masters, small.values(), strict=True):
+                master.grad, one.grad = one.grad.float(), None  # type: ignore[union-attr]
+            nn.utils.clip_grad_norm_(masters, 1.0)
+            optimizer.step()
+            for master, one in zip(masters, small.values(), strict=True):
+                one.data.copy_(master.data)
+            rate.step()
+            line: dict[str, Any] = {"step": step, "minutes": round((time.monotonic() - begun) / 60, 2)}
+            line |= {name: round(one.item(), 4) for name, one in parts.items()}
+            if step % 25 == 24:
+                right, total = held_out(base, tokenizer, rows["test"][:64], seen["test"][:64].float())
+                line["held_out_what"] = right / total
+                progress.say(json.dumps(line))
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+    save_file({name: one.data.to(torch.bfloat16) for name, one in small.items()}, out / "parts.safetensors")
