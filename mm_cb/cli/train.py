@@ -13,7 +13,7 @@ from mm_cb.cli.options import number
 from mm_cb.core.closing import Hint, again, command, files, here, say, what_next
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.paths import safe_id
-from mm_cb.core.places import refuse_inside_input
+from mm_cb.core.places import refuse_inside_weights
 from mm_cb.core.recipe_files import recipe_file
 from mm_cb.core.terminal import put
 
@@ -143,7 +143,7 @@ def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None,
 
     recipe = load_recipe(name_or_path, overrides)
     out = Path("runs") / safe_id(recipe.name) if out is None else out
-    refuse_inside_input(out, [recipe.model])
+    refuse_inside_weights(out, [recipe.model])
     from mm_cb.core.progress import Progress
     from mm_cb.core.runs import read_jsonl
     from mm_cb.training.outcome import ENOUGH_STEPS, STUCK, DidNotTakeHold
