@@ -18,6 +18,16 @@ def text_of(page):
     return page.read_text(encoding="utf-8")
 
 
+def test_the_page_of_attacks_has_a_row_for_every_attack():
+    from mm_cb.attacks.registry import attacks
+
+    lines = [line.split("|") for line in text_of(ROOT / "docs/attacks.md").splitlines() if line.startswith("| `")]
+    rows = {name: line for line in lines for name in re.findall(r"`(\w+)`", line[1]) if len(line) == 7}
+    for entry in attacks():
+        in_all, counted = (cell.strip() == "yes" for cell in rows[entry.name][4:6])
+        assert (in_all, counted) == (entry.in_all, entry.in_worst_case) or entry.name in ("no_attack", "noise")
+
+
 def said(page):
     return re.sub(r"\s+", " ", text_of(ROOT / page).replace("**", ""))
 
