@@ -193,6 +193,14 @@ def test_what_is_said_of_other_seeds_was_measured():
     assert f"`pgd_facts` broke {counts[1, 'pgd_facts']['harmful']} of 24 of seed 1's" in said("docs/miniature.md")
 
 
+def test_what_is_said_of_more_steps_was_measured():
+    found = json.loads((RESULTS / "homotopy.json").read_text(encoding="utf-8"))["measurements"]
+    harmful = {(one["steps"], one["split"]): (one["counts"]["harmful"], one["n"]) for one in found}
+    told = "broke {} of {} with 900 steps and ".format(*harmful[900, "all"])
+    more = "{} of {} with 1500, {} of {} of the kind".format(*harmful[1500, "all"], *harmful[1500, "held_out_kind"])
+    assert told + more in said("docs/miniature.md")
+
+
 def test_the_readmes_table_holds_nothing_else():
     table = text_of(README).partition("| attack success rate")[2].partition("\n\n")[0]
     assert len(table.splitlines()) == 2 + 6
