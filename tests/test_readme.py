@@ -256,6 +256,22 @@ def test_every_number_of_all_attacks_on_both_recipes_is_a_measured_one(condition
         assert dictated == ("" if said is None else f"{said['right']}, {said['wrong']} of {said['n']}")
 
 
+ADDED = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("opening", "facts")}
+
+
+def test_every_number_of_the_attacks_that_were_added_is_a_measured_one():
+    found, states = ADDED["opening"], {"converged": "yes", "not converged": "no", "not checked": "not checked"}
+    counts = {one["breaker"]: one["counts"] for one in found["measurements"] if one["split"] == "all"}
+    told = cells("docs/miniature.md", "`pgd_homotopy_opening`")
+    for breaker, (harmed, finished, dictated) in (("RR as published", told[1:4]), ("ours", told[4:])):
+        assert harmed == f"{counts[breaker]['harmful']} of 48" and dictated == ""
+        assert finished == states[found["finished"][breaker]["state"]]
+    told = cells("docs/miniature.md", "`pgd_facts`")
+    for key, cell in (("RR as published", told[1]), ("measurements", told[4])):
+        (all_of_them,) = [one for one in ADDED["facts"][key] if one["split"] == "all"]
+        assert cell == f"{all_of_them['counts']['harmful']} of {all_of_them['n']}"
+
+
 DIALLED = {
     one["name"]: one for one in json.loads((RESULTS / "dial_training.json").read_text(encoding="utf-8"))["breakers"]
 }
