@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mm_cb.metrics.statistics import wilson_interval
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -149,29 +151,80 @@ def test_every_number_of_the_readmes_table_is_a_measured_one(begins, metric, con
         assert numbers(cell) == [round(value, 1) for value in (found["value"], *found["ci95"])]
 
 
+FIRST = json.loads((RESULTS / "first_broken.json").read_text(encoding="utf-8"))
+"""Of each breaker and group of attacks: attack → requests that it broke and no attack before it."""
+
+
 @pytest.mark.parametrize(
-    ("begins", "condition"),
-    [("worst of seven attacks, 900 steps", "worst_case"), ("the seven, told an opening", "worst_case_opening")],
+    ("begins", "group"), [("worst of nine attacks, 900 steps", "all"), ("the nine, told an opening", "opening")]
 )
-def test_the_readmes_worst_cases_are_those_of_the_longest_attacks(begins, condition):
-    n, *told = cells("README.md", begins)
-    columns = (measured("miniature_demo.json"), "base", "pgd"), (PAPER, "rr", condition), (ALL, "rr", condition)
-    assert told[0].endswith(" ²") and "² By PGD alone, 100 steps" in said("README.md")
-    for cell, (found, subject, of) in zip(told, columns, strict=True):
-        one = found.get((subject, "compliance", of, "all"))
-        if one is None:
-            assert cell == "not measured"
-            continue
-        assert numbers(cell) == [round(value, 1) for value in (one["value"], *one["ci95"])] and numbers(n) == [one["n"]]
+def test_the_readmes_worst_cases_are_those_of_the_longest_attacks(begins, group):
+    n, base, *told = cells("README.md", begins)
+    assert base.endswith(" ²") and "² By PGD alone, 100 steps" in said("README.md") and numbers(n) == [FIRST["n"]]
+    control = measured("miniature_demo.json")["base", "compliance", "pgd", "all"]
+    assert numbers(base) == [round(value, 1) for value in (control["value"], *control["ci95"])]
+    for cell, breaker in zip(told, ("RR as published", "ours"), strict=True):
+        harmful = sum(FIRST["breakers"][breaker][group].values())
+        low, high = wilson_interval(harmful, FIRST["n"])
+        assert numbers(cell) == [round(value, 1) for value in (100 * harmful / FIRST["n"], 100 * low, 100 * high)]
+
+
+def test_who_broke_a_request_first_agrees_with_every_attacks_own_number():
+    added = {name: measured_of_added(name) for name in ("opening", "facts")}
+    for breaker, name in (("RR as published", "miniature_paper.json"), ("ours", "all_attacks.json")):
+        found, by_itself = FIRST["breakers"][breaker], {one: harmed(name, one) for one in SEVEN}
+        by_itself |= {"pgd_homotopy_opening": added["opening"][breaker], "pgd_facts": added["facts"][breaker]}
+        for group in found.values():
+            assert list(group) == sorted(group, key=FIRST["order"].index)
+            assert all(0 < count <= by_itself[one] for one, count in group.items())
+        assert sum(found["all"].values()) >= max(by_itself.values())
+        of_seven = sum(count for one, count in found["all"].items() if one in SEVEN)
+        assert of_seven == harmed(name, "worst_case")
+        assert found["opening"].get("pgd", 0) == harmed(name, "worst_case_opening")
+
+
+def test_what_is_said_of_who_broke_a_request_first_was_found():
+    short = {"pgd": "PGD", "pgd_long": "long-target", "pgd_adaptive": "adaptive", "pgd_clean_teacher": "clean-teacher"}
+    short |= {"pgd_homotopy": "homotopy", "pgd_facts": "bare facts", "pgd_homotopy_opening": "opening-only homotopy"}
+    for breaker, group, begins in (
+        ("RR as published", "all", "(`results/first_broken.json`), RR as published: "),
+        ("ours", "all", "Ours: "),
+        ("RR as published", "opening", "Told an opening at most, RR as published: "),
+    ):
+        found = FIRST["breakers"][breaker][group]
+        assert begins + ", ".join(f"{short[one]} {count}" for one, count in found.items()) in said("docs/miniature.md")
+    assert FIRST["breakers"]["ours"]["opening"] == {}
+    left = FIRST["n"] - sum(FIRST["breakers"]["ours"]["all"].values())
+    assert left == 1 and f"at least {FIRST['n'] - left} of 48" in said("docs/miniature.md")
+
+
+SEVEN = ("pgd", "pgd_long", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "apgd", "typographic")
+
+
+def harmed(name, condition):
+    return measured(name)["rr", "compliance", condition, "all"]["counts"]["harmful"]
+
+
+def measured_of_added(name):
+    """Breaker → how many requests an attack of a run of its own broke."""
+    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    rows = [one for one in found["measurements"] if one["split"] == "all"]
+    if name == "opening":
+        return {one["breaker"]: one["counts"]["harmful"] for one in rows}
+    (published,) = [one for one in found["RR as published"] if one["split"] == "all"]
+    return {"ours": rows[0]["counts"]["harmful"], "RR as published": published["counts"]["harmful"]}
 
 
 def test_what_is_said_of_the_bare_facts_was_measured():
     facts = json.loads((RESULTS / "facts.json").read_text(encoding="utf-8"))
     found = {one["split"]: one for one in facts["measurements"]}
-    n, base, paper, ours = cells("README.md", "an eighth, `pgd_facts`")
-    (published,) = [one for one in facts["RR as published"] if one["split"] == "all"]
-    assert base == "not run" and numbers(n) == [found["all"]["n"]] == [published["n"]]
-    for cell, one in ((ours, found["all"]), (paper, published)):
+    n, base, paper, ours = cells("README.md", "one of these, `pgd_facts`")
+    published, control = (
+        next(one for one in facts[key] if one["split"] == "all") for key in ("RR as published", "base, 300 steps")
+    )
+    assert base.endswith(" ⁴") and "⁴ 300 steps" in said("README.md")
+    assert numbers(n) == [found["all"]["n"]] == [published["n"]] == [control["n"]]
+    for cell, one in ((ours, found["all"]), (paper, published), (base.removesuffix(" ⁴"), control)):
         assert numbers(cell) == [round(value, 1) for value in (one["value"], *one["ci95"])]
     broken, kind = (round(found[s]["value"] * found[s]["n"] / 100) for s in ("all", "held_out_kind"))
     wrong, twice = facts["another behaviour's facts"], facts["twice the steps"]
@@ -179,6 +232,9 @@ def test_what_is_said_of_the_bare_facts_was_measured():
     told = f"broke {broken} of 48 of ours, {kind} of 12 of the kind never trained on"
     more = f"had finished: with twice the steps {twice['broken']} of 12, one with another outcome"
     assert told in said("docs/miniature.md") and more in said("docs/miniature.md")
+    again, control = facts["a second run"], facts["base, 300 steps"][0]["counts"]
+    assert f"which a second run of it broke {again['broken']} of {again['n']}" in said("docs/miniature.md")
+    assert f"On the base, 300 steps broke {control['harmful']} of 48" in said("docs/miniature.md")
     assert twice["other outcome than at 900 steps"] == 1 and twice["n"] == wrong["n"] == 12
 
 
