@@ -328,6 +328,22 @@ def test_every_number_of_the_attacks_that_were_added_is_a_measured_one():
         assert cell == f"{all_of_them['counts']['harmful']} of {all_of_them['n']}"
 
 
+def test_what_the_readme_says_of_the_headlines_own_attack_and_of_who_had_finished_is_measured():
+    found = ADDED["opening"]
+    counts = {one["breaker"]: one["counts"] for one in found["measurements"] if one["split"] == "all"}
+    assert {one["prefix_emitted"] for one in counts.values()} == {48} and counts["ours"]["harmful"] == 0
+    told = f"from all 48 of both, what is forbidden from {counts['RR as published']['harmful']} of RR as published"
+    assert f"{told} and from none of ours, where it had converged" in said("README.md")
+    assert found["finished"]["ours"]["state"] == "converged"
+    ended = {name: [one["state"] for one in BOTH[name]["attacks"]].count("converged") for name in BOTH}
+    ours = ended["all_attacks"] + 2  # the headline's, and bare facts
+    words = {3: "three", 5: "five", 6: "six"}
+    unchecked = [found["finished"]["RR as published"]["state"], "not checked"].count("not checked")
+    theirs = ended["miniature_paper"] + 2 - unchecked
+    assert f"On ours {words[ours]} of them had converged (on RR as published {words[theirs]}, and" in said("README.md")
+    assert ("and two were not checked" if unchecked == 2 else "and one was not checked") in said("README.md")
+
+
 DIALLED = {
     one["name"]: one for one in json.loads((RESULTS / "dial_training.json").read_text(encoding="utf-8"))["breakers"]
 }
