@@ -433,6 +433,12 @@ def broken_look_alikes():
         ),
         ("docs/quickstart.md", lambda: "moved for {steps} steps".format(**LONGER)),
         ("docs/quickstart.md", lambda: "a coherent answer {coherent} of {n} times".format(**LONGER)),
+        (
+            "docs/miniature.md",
+            lambda: (
+                f"`pgd_facts` alone {broken('miniature_demo.json', 'pgd_facts').split()[0]} (`results/miniature_demo"
+            ),
+        ),
         ("docs/miniature.md", lambda: f"(`results/miniature_demo.json`) | {broken('miniature_demo.json')} |"),
         ("docs/miniature.md", lambda: f"(`results/one_thread.json`) | {broken('one_thread.json')} |"),
         ("docs/miniature.md", lambda: f"answered {broken_look_alikes()} benign look-alikes with broken text"),
