@@ -202,13 +202,13 @@ def _next(run: RunFiles, own: Sequence[str]) -> Iterator[Hint]:
 
 
 def _of_the_base(recipe: Mapping[str, object], folder: Path) -> list[str]:
-    """The attack that was typed, on the undefended model; empty where another command was typed."""
+    """The attack that was typed, on the undefended model, PGD where none is left; empty after another command."""
     from mm_cb.attacks.registry import attack_entry
 
     if TYPED[:1] != ["attack"]:
         return []
     names = str(recipe.get("attack", "")).split(",")
-    kept = [name for name in names if not attack_entry(name).needs_adapter]
+    kept = [name for name in names if not attack_entry(name).aimed] or ["pgd"]
     named = {} if "all" in TYPED or kept == names else {"--attack": ",".join(kept)}
     dropped = dict.fromkeys(("--adapter", "--base", "--probe", "--anneal"))
     of = {"--model": str(recipe["base"])} if recipe.get("base") else {}
