@@ -204,6 +204,10 @@ def _part(opened: OpenSource, seed: int, scan: Scan) -> Part:
             usable[index] = (outcome.set, outcome.modality)
     if not usable:
         raise UserError(nothing_left(opened, skipped))
+    if fault := scan.refusals.fault():
+        raise UserError(f"{fault}.")
+    if few := scan.refusals.warning():
+        warnings.warn(f"{few}.", stacklevel=3)
     if listed := ", ".join(f"{skipped[kind]} with {kind}" for kind in _WARNED if skipped[kind]):
         warnings.warn(f"`{opened.source.name}`: rows left out: {listed}; see `mm-cb data check`.", stacklevel=3)
     return Part(opened, usable, skipped, seed)

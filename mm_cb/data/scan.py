@@ -15,6 +15,7 @@ from mm_cb.core.records import Message
 from mm_cb.data.examples import Example
 from mm_cb.data.formats import Skip
 from mm_cb.data.pictures import PictureError, open_picture
+from mm_cb.data.refusals import Refusals
 from mm_cb.data.sources import OpenSource, RowFault, Rules
 from mm_cb.data.tools import call_text
 
@@ -22,7 +23,13 @@ ReadExample = Callable[[], Example]
 
 
 class Scan:
-    """Reads sources in order and holds their rows against each other."""
+    """Reads sources in order and holds their rows against each other.
+
+    Attributes:
+        refusals: Of the source that is read, or was read last.
+    """
+
+    refusals = Refusals()
 
     def __init__(self, rules: Rules, on_duplicate: Callable[[Example, object], None] | None = None) -> None:
         """Begin.
@@ -40,8 +47,10 @@ class Scan:
     def outcomes(self, opened: OpenSource) -> Iterator[tuple[int, Example | Skip | RowFault]]:
         """Every row of a source in order, with what became of it."""
         own_ids = opened.form.set is None
+        self.refusals = Refusals()
         for index, outcome in opened.examine(self._rules):
             if isinstance(outcome, Example):
+                self.refusals.count(outcome)
                 outcome = self.compared(outcome, partial(opened.example, index), own_ids)
             yield index, outcome
 

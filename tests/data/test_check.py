@@ -39,8 +39,8 @@ def test_every_planted_fault_is_found_and_named(save, pictures):
     ("kind", "stops"),
     [
         *((kind, True) for kind in ("broken row", "repeated id", "missing image", "corrupt image", "too long")),
-        *((kind, True) for kind in ("in both sets", "contaminated", "no example", "missing rows")),
-        *((kind, False) for kind in ("duplicate", "longer", "unreadable image", "not checked")),
+        *((kind, True) for kind in ("in both sets", "contaminated", "no example", "missing rows", "refusals")),
+        *((kind, False) for kind in ("duplicate", "longer", "some refusals", "unreadable image", "not checked")),
     ],
 )
 def test_faults_are_errors_and_the_rest_are_warnings(kind, stops):
