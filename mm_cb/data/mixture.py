@@ -22,8 +22,8 @@ RowKind = tuple[SetName, Modality]
 
 _WARNED = ("missing image", "empty turn", "too long", "control token")
 _REMEDIES = {
-    "missing image": "; leave such rows out: `data.skip_missing_images=true` beside `data.sources`",
-    "too long": "; raise `training.max_length`, or, beside `data.sources`, leave them out: `data.skip_too_long=true`",
+    "missing image": "; leave such rows out: `data.skip_missing_images=true` behind what `data` is",
+    "too long": "; raise `training.max_length`, or leave them out: `data.skip_too_long=true` behind what `data` is",
 }
 
 
