@@ -113,9 +113,9 @@ def verify_run(
 
 def _read(folder: Path) -> _StatedRun:
     content = read_run(folder)
-    whole = content.get("schema") == SCHEMA
+    recipe, whole = read_recipe(content, folder), content.get("schema") == SCHEMA
     refuse_changed(read_record(protocol := folder / "protocol.json", dict), f"`{protocol}`", needed=whole)
-    recipe, asked = read_recipe(content, folder), {b.id: b for b in kept_behaviors(folder)}
+    asked = {b.id: b for b in kept_behaviors(folder)}
     run = _StatedRun(
         folder, recipe, from_recipe(recipe, content["seed"]), asked, attacked(whole_items(folder, content), folder)
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mm_cb.core.errors import UserError, nearest
+from mm_cb.core.folders import but_is
 from mm_cb.core.folding import is_blank
 from mm_cb.core.records import JsonObject
 
@@ -70,7 +71,7 @@ def read_text(path: Path, what: str = "text") -> str:
         content = file_bytes(path, what)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read the {what} `{path}`: {reason}.") from error
+        raise UserError(f"cannot read the {what} `{path}`: {reason}{but_is(path)}.") from error
     try:
         return decode(content)
     except TextFault as fault:

@@ -11,6 +11,7 @@ from typing import Any
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.file_kinds import BENIGN, refuse_others
+from mm_cb.core.folders import but_is
 from mm_cb.core.reading import Line, json_file, json_lines, label_of, refuse_typos, shown
 from mm_cb.core.tables import read_table
 from mm_cb.data.alike import content_of, once_each
@@ -66,7 +67,7 @@ def read_requests(path: Path) -> list[BenignRequest]:
     if path.suffix not in readers:
         raise UserError(
             "`--data` must be our .jsonl, WildChat's rows as .jsonl, MOSSBench's information .json, XSTest's prompts "
-            f".csv or AIcell/MOSSBench, got `{path}`."
+            f".csv or AIcell/MOSSBench, got `{path}`{but_is(path)}."
         )
     requests: dict[str, BenignRequest] = {}
     for line in readers[path.suffix](path):
