@@ -54,6 +54,10 @@ def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
     ):
         if not read and getattr(config, key) not in (getattr(plain, key), _OFF.get(key)):
             raise UserError(f"`{flag}` is for {needed}; `--attack {asked}` does not read it: leave it out.")
+    if config.corpus is None and any("corpus" in entry.reads for entry in entries):
+        raise UserError("`--attack universal_corpus` needs `--corpus FILE`, the texts that its picture is made for.")
+    if config.threat.norm != "linf" and not drawn:
+        raise UserError(f"`--norm` is for an attack that changes a picture; `--attack {asked}` does not read it.")
     said = {
         "--steps": config.steps != plain.steps and not (stepping or (drawn and config.iterates)),
         "--restarts": config.restarts != plain.restarts and not (stepping or drawn),
@@ -63,10 +67,6 @@ def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
     if idle := [flag for flag, is_idle in said.items() if is_idle]:
         without = " without `--samples`" if idle == ["--temperature"] else ""
         warnings.warn(f"`--attack {asked}` does not read {' and '.join(idle)}{without}: nothing changes.", stacklevel=2)
-    if config.corpus is None and any("corpus" in entry.reads for entry in entries):
-        raise UserError("`--attack universal_corpus` needs `--corpus FILE`, the texts that its picture is made for.")
-    if config.threat.norm != "linf" and not drawn:
-        raise UserError(f"`--norm` is for an attack that changes a picture; `--attack {asked}` does not read it.")
 
 
 def _own(key: str, entries: Sequence[AttackEntry]) -> tuple[bool, str]:

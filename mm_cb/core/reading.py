@@ -338,6 +338,22 @@ def unfit(text: str) -> str | None:
     return None
 
 
+REPLACED = "\ufffd"
+"""What stands for bytes that were no character when a file was converted."""
+BROKEN = "it holds U+FFFD, which stands for what a wrong encoding lost; save the file again as UTF-8 from its source"
+
+
+def refuse_replaced(record: JsonObject, where: str) -> None:
+    """Refuse a record of a user's file a text of which lost characters on the way.
+
+    Raises:
+        UserError: Naming the place and the key.
+    """
+    for key, value in record.items():
+        if isinstance(value, str) and REPLACED in value:
+            raise UserError(f"{where}: `{key}` cannot be used: {BROKEN}.")
+
+
 def shown(value: Any) -> str:
     """A value as a message shows it: cut, and bytes by their number alone."""
     return _SHORT.repr(value)

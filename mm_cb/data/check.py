@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 ERRORS: tuple[str, ...] = (
-    *("broken row", "repeated id", "missing image", "corrupt image", "in both sets", "too long", "control token"),
+    *(
+        "broken row",
+        "repeated id",
+        "missing image",
+        "corrupt image",
+        "in both sets",
+        "too long",
+        "control token",
+        "broken encoding",
+    ),
 )
 ERRORS += ("no example", "missing rows", "contaminated", "refusals")
 WARNINGS = ("duplicate", "longer", "some refusals", "unreadable image", "not checked")

@@ -20,7 +20,7 @@ from mm_cb.data.sources import STRICT, OpenSource, RowFault, Rules, Source, coun
 
 RowKind = tuple[SetName, Modality]
 
-_WARNED = ("missing image", "empty turn", "too long", "control token")
+_WARNED = ("missing image", "empty turn", "too long", "control token", "broken encoding")
 _REMEDIES = {
     "missing image": "; leave such rows out: `data.skip_missing_images=true` behind what `data` is",
     "too long": "; raise `training.max_length`, or leave them out: `data.skip_too_long=true` behind what `data` is",

@@ -108,6 +108,8 @@ def test_shards_gathered_are_the_unsharded_run(three, tmp_path):
     part("sharded", shard=Shard(2, 2))
     with pytest.raises(UserError, match="not finished: 1/2"):
         part("sharded")
+    with pytest.raises(UserError, match=r"`--shard 1/3` divides .* of which there are 2: give a shard i/2, or another"):
+        part("sharded", shard=Shard(1, 3))
     part("sharded", shard=Shard(1, 2))
     with pytest.raises(UserError, match="another run's results"):
         part("sharded", shard=Shard(1, 2), threat=Threat(levels=9))

@@ -12,7 +12,8 @@ from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.file_kinds import BENIGN, refuse_others
 from mm_cb.core.folders import but_is
-from mm_cb.core.reading import Line, json_file, json_lines, label_of, refuse_typos, shown
+from mm_cb.core.names import Ids, refuse_alike
+from mm_cb.core.reading import Line, json_file, json_lines, label_of, refuse_replaced, refuse_typos, shown
 from mm_cb.core.tables import read_table
 from mm_cb.data.alike import content_of, once_each
 from mm_cb.data.pictures import open_picture, path_inside
@@ -70,11 +71,14 @@ def read_requests(path: Path) -> list[BenignRequest]:
             f".csv or AIcell/MOSSBench, got `{path}`{but_is(path)}."
         )
     requests: dict[str, BenignRequest] = {}
+    ids, groups = Ids("request"), list[tuple[str, str]]()
     for line in readers[path.suffix](path):
         request = _request(line, path)
-        if request.id in requests:
-            raise UserError(f"{line.where}: every request must have its own id, `{request.id}` comes more than once.")
+        refuse_replaced(line.values, line.where)
+        ids.take(request.id, line.where)
         requests[request.id] = request
+        groups.append((request.category, line.where))
+    refuse_alike("category", groups)
     if not requests:
         raise UserError(f"`{path}` must hold at least one benign request, it holds none.")
     return list(requests.values())
