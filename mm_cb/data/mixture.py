@@ -22,8 +22,8 @@ RowKind = tuple[SetName, Modality]
 
 _WARNED = ("missing image", "empty turn", "too long", "control token", "broken encoding")
 _REMEDIES = {
-    "missing image": "; leave such rows out: `data.skip_missing_images=true` behind what `data` is",
-    "too long": "; raise `training.max_length`, or leave them out: `data.skip_too_long=true` behind what `data` is",
+    "missing image": "; leave such rows out: add `data.skip_missing_images=true`",
+    "too long": "; raise `training.max_length`, or leave them out: add `data.skip_too_long=true`",
 }
 
 

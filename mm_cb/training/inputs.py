@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mm_cb.training.recipes.config import MixtureConfig, Recipe
 
 SKIPPING = (
-    "`mm-cb data check` finds all such rows; `data.skip_missing_images=true`, behind `data=[FILE]` or in a mixture, "
+    "`mm-cb data check` finds all such rows; `data.skip_missing_images=true`, added to the command, "
     "leaves them out and counts them."
 )
 """What to do about rows whose pictures are damaged or absent."""
