@@ -24,6 +24,7 @@ from mm_cb.attacks.shards import Shard, gather, shard_runs
 from mm_cb.core import hub
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
+from mm_cb.core.folders import but_is
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Item, JsonObject
@@ -376,7 +377,7 @@ def hijacked_responses(run: Path | None, behaviors: Sequence[Behavior]) -> dict[
         return None
     held = read_run(run)
     if held["command"] != "attack" or not held.get("ended"):
-        raise UserError(f"`--hijacks` must be a finished run of `mm-cb attack`, `{run}` is none.")
+        raise UserError(f"`--hijacks` must be a finished run of `mm-cb attack`, `{run}` is none{but_is(run)}.")
     if any(held["recipe"].get(part) is not None for part in ("adapter", "base", "probe")):
         raise UserError(f"`--hijacks` must be an attack run on the base model, but `{run}` attacked a breaker.")
     items, asked = whole_items(run, held), {b.id for b in behaviors}

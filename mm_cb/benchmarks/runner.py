@@ -30,6 +30,7 @@ from mm_cb.inference.unanswered import unanswered
 from mm_cb.metrics.checks import adapter_acts
 from mm_cb.metrics.results import Measurement, find, read_results, write_results
 from mm_cb.metrics.table import shipped, to_json
+from mm_cb.metrics.whole import ITEMS, refuse_gone
 
 COMPLETIONS = Path("parts") / "completions.jsonl"
 METRICS = "metrics.json"
@@ -308,6 +309,7 @@ def _with_source(item: Item) -> Item:
 
 
 def _evaluation(benchmark: Benchmark, out: Path, subject: str) -> Evaluation:
+    refuse_gone(Path(out), ITEMS, "results.json")
     return Evaluation(benchmark.name, subject, Path(out), tuple(read_results(Path(out) / "results.json")))
 
 

@@ -95,7 +95,10 @@ def test_version(capsys):
         (["train", "miniature", "--dry-run", "nonsense"], "nonsense"),
         (["train", "miniature", "seed=1", "seed=2"], "`seed` is given more than once, `seed=2` the last time"),
         (["train", "miniature", "seed=1", "--seed", "1"], "`seed` is given more than once"),
-        (["train", "miniature", "training.max_steps=1", "training={}"], "`training.max_steps` is given more than once"),
+        (
+            ["train", "miniature", "training.max_steps=1", "training={}"],
+            "`training={}` sets all of `training`",
+        ),
         (["report"], "RUN_DIR"),
         (["report", "nowhere"], "`nowhere` must be a run directory"),
     ],

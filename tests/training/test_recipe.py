@@ -148,6 +148,24 @@ def test_overrides_have_yaml_values():
     assert recipe.circuit_breaker.target_layers == [2, 4] and recipe.data == ["a.jsonl"]
 
 
+def test_fields_of_a_mixture_may_be_typed_beside_a_list_of_files():
+    files = "data=[a.jsonl, b.jsonl]"
+    data = load_recipe("miniature", [files, "data.skip_missing_images=true", "data.skip_too_long=true"]).data
+    assert [source.name for source in data.sources] == ["a.jsonl", "b.jsonl"]
+    assert data.skip_missing_images and data.skip_too_long
+    with pytest.raises(UserError, match=r"`data\.skip_images` .*did you mean `skip_missing_images`|skip_images"):
+        load_recipe("miniature", [files, "data.skip_images=true"])
+
+
+@pytest.mark.parametrize(
+    "override", ["data.skip_missing_images=true", "seed.value=3", "model.x=1", "trainig.max_step=3", "q=1", "lr=1"]
+)
+def test_an_unknown_key_is_one_short_line(override):
+    with pytest.raises(UserError) as told:
+        load_recipe("miniature", [override])
+    assert len(str(told.value)) < 300 and "--fields" in str(told.value)
+
+
 def test_a_resolved_recipe_can_be_run_again(tmp_path):
     recipe = load_recipe("miniature", ["seed=3"])
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
