@@ -244,3 +244,11 @@ def test_the_miniature_is_judged_by_its_rules(tmp_path):
     assert item["judge"] == "miniature" and item["outcome"] in ("refusal", "compliance", "partial_refusal", "gibberish")
     m = find(read_results(tmp_path / "o" / "results.json"), "base", "over_refusal", "no_attack")
     assert m.n == 1 and "proxy" not in m.counts
+
+
+def test_a_published_set_is_asked_with_the_characters_that_its_authors_lost(tmp_path):
+    prompt = {"role": "user", "content": "What is \ufffd called?"}
+    rows = [{"conversation_hash": "a", "conversation": [prompt], "toxic": False, "redacted": False}]
+    file = tmp_path / "wildchat.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [one.prompt for one in read_requests(file)] == [prompt["content"]]

@@ -79,7 +79,8 @@ def read_harmful_rows(data: str, tools: str | None, *, split: str, accepted: boo
     for line in json_lines(Path(data), "harmful calls") if is_own(data) else _agentharm(data, split, accepted=accepted):
         row = _row(line, Path(data).parent, known)
         own += "tools" in line.values
-        refuse_replaced(line.values, line.where)
+        if is_own(data):  # a published set is as its authors left it
+            refuse_replaced(line.values, line.where)
         ids[row.kind].take(row.id, line.where)
         first[row.kind, row.id] = line.where
         rows.append(row)

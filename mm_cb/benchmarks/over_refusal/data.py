@@ -71,14 +71,16 @@ def read_requests(path: Path) -> list[BenignRequest]:
             f".csv or AIcell/MOSSBench, got `{path}`{but_is(path)}."
         )
     requests: dict[str, BenignRequest] = {}
-    ids, groups = Ids("request"), list[tuple[str, str]]()
+    ids, groups, own = Ids("request"), list[tuple[str, str]](), is_own(path)
     for line in readers[path.suffix](path):
         request = _request(line, path)
-        refuse_replaced(line.values, line.where)
+        if own:  # a published set is as its authors left it
+            refuse_replaced(line.values, line.where)
         ids.take(request.id, line.where)
         requests[request.id] = request
         groups.append((request.category, line.where))
-    refuse_alike("category", groups)
+    if own:
+        refuse_alike("category", groups)
     if not requests:
         raise UserError(f"`{path}` must hold at least one benign request, it holds none.")
     return list(requests.values())
