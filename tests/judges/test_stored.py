@@ -417,6 +417,33 @@ def test_a_users_judge_is_one_with_a_name_of_its_own(
     assert (run / "judgements").is_dir() is not bool(expected)
 
 
+def test_an_edited_judge_of_the_users_is_another_judge(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "_JUDGES", dict(registry._JUDGES))
+    file = tmp_path / "mine.py"
+    file.write_text(MINE.format(entry="mine", name="mine", metrics=("compliance",)))
+    command = ["judge", str(run), "--judge", str(file)]
+    assert cli.run(command) == 0 and "from before" not in capsys.readouterr().out
+    assert cli.run(command) == 0 and "5 of 5 verdicts are from before" in " ".join(capsys.readouterr().out.split())
+    file.write_text(file.read_text().replace('"other"', '"harmful"'))
+    assert cli.run(command) == 2
+    assert "judged here with another" in capsys.readouterr().err
+    assert {i["outcome"] for i in read_jsonl(run / "items.jsonl") if i["metric"] == "compliance"} <= {
+        "other",
+        "gibberish",
+    }
+
+
+def test_verdicts_of_another_address_are_named(run, tmp_path, capsys):
+    (tmp_path / "prompt.txt").write_text("{behavior} // {completion}")
+    where = ["--judge", "endpoint", "--judge-model", "j", "--prompt-file", str(tmp_path / "prompt.txt"), "--endpoint"]
+    with StubServer(lambda request, number: "no") as first, StubServer(lambda request, number: "yes") as other:
+        assert cli.run(["judge", str(run), *where, first.url]) == 0
+        capsys.readouterr()
+        assert cli.run(["judge", str(run), *where, other.url]) == 0 and not other.requests
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"5 of 5 verdicts are from before, by `endpoint:j` at {first.url}" in said and "delete" in said
+
+
 @pytest.mark.parametrize("judge", ["refusal-strings", "call", "miniature", "endpoint", "llama-guard-4"])
 @pytest.mark.parametrize("flag", ["--device=cpu", "--dtype=float32", "--batch=2"])
 def test_what_a_judge_does_not_read_is_refused(judge, flag, run, capsys):
