@@ -105,6 +105,12 @@ def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> list[Ent
     return list(new.values())
 
 
+def file_of(kind: type) -> Path | None:
+    """The user's file that defines a class; None for any other class."""
+    codes = (getattr(value, "__code__", None) for value in vars(kind).values())
+    return next((_files[code.co_filename] for code in codes if code and code.co_filename in _files), None)
+
+
 def registering_file(name: str, call: str) -> str | None:
     """The SHA-256 of the user's file that registered a name by ``call``; None for what no file of theirs did."""
     return _digests.get((call, name))

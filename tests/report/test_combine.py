@@ -94,6 +94,23 @@ def test_prompts_made_elsewhere_do_not_keep_other_attacks_apart(split_runs):
     assert joined(split_runs(n=4, benign=4, edit=sent)).measurements
 
 
+@pytest.mark.parametrize("name", ["my-breaker", "rr+safety_prompt"])
+def test_a_subject_with_a_name_of_its_own_stands_in_the_table(name, split_runs, tmp_path, capsys):
+    def edit(subject, what, items, run):
+        for one in items if subject == "base+safety_prompt" else ():
+            one["subject"] = name
+
+    parts = split_runs(n=4, benign=3, edit=edit)
+    assert headline_table(joined(parts).measurements).subjects == ("base", "rr", name)
+    assert cli.run(["report", *map(str, parts), "--out", str(tmp_path / "page.html")]) == 0
+    assert name.replace("rr+safety_prompt", "RR + prompt") in " ".join(capsys.readouterr().out.split())
+
+
+def test_seeds_of_a_breaker_keep_a_table_of_their_own(make_run):
+    found = read_results(make_run(n=4, benign=3, seeds=2) / "results.json")
+    assert headline_table(found).subjects == ("base", "base+safety_prompt", "rr")
+
+
 def test_the_order_of_the_runs_changes_nothing(split_runs):
     parts = split_runs(n=8, benign=6)
     assert joined(parts).measurements == joined(parts[::-1]).measurements
