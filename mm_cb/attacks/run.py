@@ -39,6 +39,7 @@ from mm_cb.inference.subjects import Subject, changes_nothing, idle_note, load_s
 from mm_cb.inference.tolerance import dtype_of
 from mm_cb.judges.base import NOT_JUDGED, Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
+from mm_cb.metrics.at_limit import shorter_than
 from mm_cb.metrics.convergence import LEAST
 from mm_cb.metrics.results import Measurement, read_results
 from mm_cb.metrics.whole import whole_items
@@ -269,6 +270,10 @@ class _Process:
             self.progress.say(
                 f"hijacks: {forced} of {len(chosen)} behaviours; the base continues the targets of the rest"
             )
+        own = self.subject.model.processor.tokenizer
+        lengths = [len(own(b.target, add_special_tokens=False)["input_ids"]) for b in chosen]
+        if told := shorter_than(self.configs[0].max_new_tokens, lengths):
+            self.progress.say(told)
         self._go_on(folder, chosen)
 
     def beside(self, folder: Path, recipe: JsonObject, inputs: Mapping[str, str], asked: Sequence[Behavior]) -> None:

@@ -138,6 +138,7 @@ def _reading(run: RunFiles) -> Iterator[str]:
         )
     if weak := [one for one in run.strengths if one.counted and one.weak]:
         yield _may_be_too_low(weak)
+    yield from run.holes
     yield from (
         f"CAUTION {check['name']}: {check['value']}, expected {check['expected']} ({check['why']})"
         for check in run.checks

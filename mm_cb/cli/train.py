@@ -213,8 +213,11 @@ def _show_held_out(recipe: "Recipe", records: "Sequence[JsonObject]") -> None:
     """Print where rows that were never trained on were at the start and are at the end, and where they should be."""
     measured = [record for record in records if "held_out_retain_cosine" in record]
     if not measured:
-        for record in records[-1:]:
-            losses = f"reroute {record['reroute_loss']:.3f} (1 at the start), retain {record['retain_loss']:.3f} (0)"
+        for begun, ended in zip(records[:1], records[-1:], strict=True):
+            losses = (
+                f"reroute {ended['reroute_loss']:.3f} ({begun['reroute_loss']:.3f} at the first step), "
+                f"retain {ended['retain_loss']:.3f} ({begun['retain_loss']:.3f})"
+            )
             say(f"last step: {losses}; no rows were held out (training.held_out), an attack tells whether it took hold")
         return
     from rich.table import Table

@@ -330,7 +330,7 @@ class ChatModel(LanguageTower):
         given |= self.picture_arguments(inputs)
         tokenizer = self.processor.tokenizer
         said = decode_ids(self.model, tokenizer, given, max_new_tokens, self.stops(), temperature)
-        texts = texts_of(tokenizer, said)
+        texts = texts_of(tokenizer, said, max_new_tokens)
         if self.probe is None:
             return texts
         withheld = self.probe.withheld(self, inputs, said)
