@@ -228,7 +228,10 @@ def test_what_is_said_of_the_bare_facts_was_measured():
         assert numbers(cell) == [round(value, 1) for value in (one["value"], *one["ci95"])]
     broken, kind = (round(found[s]["value"] * found[s]["n"] / 100) for s in ("all", "held_out_kind"))
     wrong, twice = facts["another behaviour's facts"], facts["twice the steps"]
-    assert f"broke {broken} of 48 of ours; another recipe's words came {wrong['broken']} of 12" in said("README.md")
+    assert (
+        f"broke {broken} of 48 of ours; given another recipe's words it got what is forbidden {wrong['broken']} of 12"
+        in said("README.md")
+    )
     told = f"broke {broken} of 48 of ours, {kind} of 12 of the kind never trained on"
     more = f"had finished: with twice the steps {twice['broken']} of 12, one with another outcome"
     assert told in said("docs/miniature.md") and more in said("docs/miniature.md")
