@@ -61,7 +61,7 @@ def why_unchecked(config: Any, types: Collection[str], fields: Mapping[str, Coll
     text = config.get_text_config()
     if text.model_type not in types:
         why = f" ({_CHOOSING})" if _chooses(text) else ""
-        run = " and ".join(f"`{one}`" for one in types)
+        run = ", ".join(f"`{one}`" for one in types)
         return f"its language tower is a `{text.model_type}`{why}, and the laws were checked with {run}"
     for field, fine in fields.items():
         if (came := getattr(text, field, None)) not in fine:
