@@ -241,6 +241,26 @@ def test_what_is_said_of_the_bare_facts_was_measured():
     assert twice["other outcome than at 900 steps"] == 1 and twice["n"] == wrong["n"] == 12
 
 
+def test_the_table_of_the_second_family_was_measured():
+    held = json.loads((RESULTS / "miniature_qwen2_5_vl.json").read_text(encoding="utf-8"))
+    asked = [one for one in held["measurements"] if (one["metric"], one["split"]) == ("compliance", "all")]
+    found = {(one["subject"], one["condition"]): one for one in asked}
+    rows = {"broken without": "no_attack", "by noise": "noise", "by PGD |": "pgd", "by adaptive": "pgd_adaptive"}
+    for begins, condition in {**rows, "worst of both": "worst_case"}.items():
+        base, rr = cells("docs/miniature.md", begins)
+        assert rr == f"{found['rr', condition]['counts']['harmful']} of 48", begins
+        other = found.get(("base", condition))
+        assert base == (f"{other['counts']['harmful']} of 48" if other else "as PGD"), begins
+    rows = {"content told": "knows_forbidden", "lettered questions": "multiple_choice"}
+    rows |= {"open questions": "open_questions", "look-alikes answered": "answers_look_alikes"}
+    for begins, key in {**rows, "whole descriptions": "descriptions"}.items():
+        expected = [round(held["kept"][subject][key], 1) for subject in ("base", "rr")]
+        assert [float(cell) for cell in cells("docs/miniature.md", begins)] == expected, begins
+    worst = found["rr", "worst_case"]
+    low, high = worst["ci95"]
+    assert f"{worst['value']:.1f} % [{low:.1f}, {high:.1f}]" in said("docs/miniature.md")
+
+
 def test_what_is_said_of_other_seeds_was_measured():
     found = json.loads((RESULTS / "seeds.json").read_text(encoding="utf-8"))["measurements"]
     counts = {(one["seed"], one["condition"]): one["counts"] for one in found if one["split"] == "all"}

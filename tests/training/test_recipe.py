@@ -5,6 +5,7 @@ import yaml
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.recipe_files import RECIPES, recipe_names
+from mm_cb.models.known import known_config
 from mm_cb.training.recipes.config import Recipe
 from mm_cb.training.recipes.recipe import load_recipe, recipe_keys
 
@@ -27,6 +28,16 @@ def test_the_miniature_recipe():
 def test_every_shipped_recipe_writes_out_what_the_method_needs():
     for name in recipe_names():
         assert load_recipe(name).name == name
+
+
+def test_layers_of_another_depth_than_the_papers_are_marked_as_scaled():
+    for name in recipe_names():
+        shape = known_config(load_recipe(name).model)
+        if shape is None or shape.get_text_config().num_hidden_layers == 32:
+            continue
+        text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+        marks = re.findall(r"^  (?:target_layers|layers_to_transform):.*# (.*)$", text, re.MULTILINE)
+        assert len(marks) == 2 and all(mark.startswith("ours") for mark in marks), (name, marks)
 
 
 def test_the_defaults_are_the_papers():
