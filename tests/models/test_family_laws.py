@@ -60,7 +60,10 @@ def test_rows_longer_than_a_sliding_window(kind, tmp_path):
     laws.rows_of_a_mixed_batch_are_single_rows(make, tmp_path)
 
 
-TOWERS = [("internvl", "llama"), ("internvl", "qwen3"), ("llava_next", "llama"), ("llava_next", "qwen2")]
+TOWERS = [
+    *(("internvl", "llama"), ("internvl", "qwen3"), ("llava", "mistral"), ("llava", "qwen2")),
+    *(("llava_next", "llama"), ("llava_next", "qwen2")),
+]
 """Families around language towers of further types."""
 
 
