@@ -43,7 +43,7 @@ from mm_cb.training.representations import compare
 from mm_cb.training.run import train
 
 _DIALLED = "pgd_homotopy"
-CONDITIONS = ("no_attack", "noise", "pgd", "pgd_adaptive", "pgd_clean_teacher", _DIALLED)
+CONDITIONS = ("no_attack", "noise", "pgd", "pgd_adaptive", "pgd_clean_teacher", _DIALLED, "pgd_facts")
 
 _BATCH = 36
 """Behaviours attacked at once: the miniature's pictures are small."""

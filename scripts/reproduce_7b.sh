@@ -14,7 +14,8 @@
 #   RECIPE         llava-next-mistral-7b                   `mm-cb train --list`, or a YAML file
 #   TRAIN          (nothing)                               further `mm-cb train` arguments: "training.max_steps=150 ..."
 #   ADAPTER        (trained here)                          a finished adapter: training is left out
-#   BEHAVIORS      needed                                  `mm-cb data build behaviors` makes the paper's from your copies
+#   BEHAVIORS      needed                                  `mm-cb data build behaviors` makes the paper's from your copies;
+#                                                          with `facts` on every line (docs/formats.md) pgd_facts runs too
 #   SAFETY_PROMPT  none                                    text file: the operator's words in front of every request
 #   EPSILON STEPS RESTARTS   32/255 1000 1                 the attacks' budget
 #   ATTACK         --max-new-tokens 512                    further `mm-cb attack` arguments: "--batch 16 --max-new-tokens 512"
@@ -192,14 +193,15 @@ costs() { # what a dry run says behind the commands: counted work at 7B shapes, 
         s = work / rate; if (s < 3600) printf "%d min", s / 60 + 1; else printf "%.1f h", s / 3600 }'; }
     line() { printf '# %-34s %10s %10s   %s\n' "$1" "$2" "$3" "$4"; }
     search=$((behaviours * STEPS * RESTARTS * step))
-    attack=$(((${#subjects[@]} + 3) * (search + 2 * STEPS * step * (CONVERGENCE < behaviours ? CONVERGENCE : behaviours))))
+    local searches=$((${#subjects[@]} * (${#plain[@]} - 2) + ${#knowing[@]}))
+    attack=$((searches * (search + 2 * STEPS * step * (CONVERGENCE < behaviours ? CONVERGENCE : behaviours))))
     printf '#\n# What it costs: work counted at 7B shapes, at %s TFLOP a second (RATE=; about half of what an H100 does in bfloat16).\n' "$rate"
     printf '# Nothing of it was timed on a GPU. Loading, answers and judges come on top. %s behaviours' "$behaviours"
     if [ -f "$BEHAVIORS" ]; then printf '.\n'; else printf ' are assumed, as many as the paper has.\n'; fi
     line stage time disk "why"
     line weights "" "15 GB" "$MODEL, once; a judge of 13B 26 GB more"
     if [ -z "${ADAPTER:-}" ]; then line train "$(hours $((75 * 130 + 75 * 551)))" "0.2 GB" "150 steps, text (130 TFLOP) and 336-px (551) in turn"; fi
-    line attacks "$(hours "$attack")" "$((behaviours * 7 / 10 + 1)) MB" "$STEPS steps x $RESTARTS, 39 TFLOP a step: $((${#subjects[@]} + 3)) searches and the checks"
+    line attacks "$(hours "$attack")" "$((behaviours * 7 / 10 + 1)) MB" "$STEPS steps x $RESTARTS, 39 TFLOP a step: $searches searches and the checks"
     if [ "${CHECK:-}" != none ]; then line battery "$(hours $((27 * 12 * STEPS * step)))" "" "about 27 searches for each of 12 behaviours"; fi
     if [ "$FUNCTION_CALLING$HARMFUL_CALLS" = nonenone ]; then
         line agents "" "" "left out: FUNCTION_CALLING=bfcl_eval/data HARMFUL_CALLS=requests.jsonl put them in"
@@ -207,6 +209,12 @@ costs() { # what a dry run says behind the commands: counted work at 7B shapes, 
     if [ "$MMMU" != none ]; then line MMMU "$(hours $((${#subjects[@]} * 900 * 45)))" "4 GB" "900 questions for each of ${#subjects[@]}"; fi
 }
 
+# Every subject is attacked by the plain ones, the breaker also by those that know it: without an adapter they are PGD.
+plain=(no_attack noise pgd)
+if grep -qs '"facts": *"' "$BEHAVIORS" && [ "$(grep -c '"facts": *"' "$BEHAVIORS")" = "$(grep -c . "$BEHAVIORS")" ]; then
+    plain+=(pgd_facts)
+fi
+knowing=(pgd_adaptive pgd_clean_teacher pgd_homotopy pgd_homotopy_opening)
 subjects=(base)
 if [ "$SAFETY_PROMPT" != none ]; then subjects+=(base+safety_prompt); fi
 subjects+=(rr)
@@ -228,15 +236,13 @@ fi
 runs=()
 for subject in "${subjects[@]}"; do
     who "$subject"
-    for attack in no_attack noise pgd pgd_adaptive pgd_clean_teacher pgd_homotopy; do
-        knowing=0
-        case "$attack" in pgd_*) knowing=1 ;; esac
-        # Without an adapter there is nothing to adapt to: on the base the adaptive attack is PGD.
-        if [ "$knowing" = 1 ] && [ "$subject" != rr ]; then continue; fi
+    attacks=("${plain[@]}")
+    if [ "$subject" = rr ]; then attacks+=("${knowing[@]}"); fi
+    for attack in "${attacks[@]}"; do
         folder="$OUT/attack/$subject-$attack"
         more=(${attack_more[@]+"${attack_more[@]}"})
         case "$attack" in pgd*) more+=(--check-convergence "$CONVERGENCE" ${pgd_more[@]+"${pgd_more[@]}"}) ;; esac
-        if [ "$knowing" = 1 ]; then more+=(${adaptive_more[@]+"${adaptive_more[@]}"}); fi
+        case "$attack" in pgd | pgd_facts) ;; pgd_*) more+=(${adaptive_more[@]+"${adaptive_more[@]}"}) ;; esac
         step "$folder" "${mm_cb[@]}" attack "${who[@]}" --behaviors "$BEHAVIORS" --out "$folder" --attack "$attack" \
             --epsilon "$EPSILON" --steps "$STEPS" --restarts "$RESTARTS" "${on[@]}" ${more[@]+"${more[@]}"}
         if [ "$JUDGE" != none ]; then judge "$folder"; fi

@@ -106,7 +106,7 @@ def test_results_meet_the_contract(finished):
     assert all(keys <= m.keys() for m in content["measurements"])
     measured = read_results(out / "results.json")
     for subject in ("base", "base+safety_prompt", "rr"):
-        for condition in ("no_attack", "noise", "pgd", "pgd_adaptive", "worst_case"):
+        for condition in ("no_attack", "noise", "pgd", "pgd_adaptive", "pgd_facts", "worst_case"):
             found = find(measured, subject, "compliance", condition)
             assert found is not None and found.n == 4, (subject, condition)
             assert (found.paired_with == "base") is (subject != "base")

@@ -17,7 +17,7 @@ from mm_cb.miniature.world import Brew
 from mm_cb.report.verdict import judge_run
 
 QUESTIONS = demo._questions(demo.DemoSize((0, 0, 0), 1, 1, multiple_choice=4, open_questions=8, look_alikes=24))
-ATTACKS = ("pgd", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy")
+ATTACKS = ("pgd", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "pgd_facts")
 
 
 @pytest.fixture(scope="module")

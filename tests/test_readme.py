@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mm_cb.metrics.statistics import wilson_interval
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -16,6 +18,16 @@ RESULTS = ROOT / "results"
 
 def text_of(page):
     return page.read_text(encoding="utf-8")
+
+
+def test_the_page_of_attacks_has_a_row_for_every_attack():
+    from mm_cb.attacks.registry import attacks
+
+    lines = [line.split("|") for line in text_of(ROOT / "docs/attacks.md").splitlines() if line.startswith("| `")]
+    rows = {name: line for line in lines for name in re.findall(r"`(\w+)`", line[1]) if len(line) == 7}
+    for entry in attacks():
+        in_all, counted = (cell.strip() == "yes" for cell in rows[entry.name][4:6])
+        assert (in_all, counted) == (entry.in_all, entry.in_worst_case) or entry.name in ("no_attack", "noise")
 
 
 def said(page):
@@ -139,37 +151,114 @@ def test_every_number_of_the_readmes_table_is_a_measured_one(begins, metric, con
         assert numbers(cell) == [round(value, 1) for value in (found["value"], *found["ci95"])]
 
 
+FIRST = json.loads((RESULTS / "first_broken.json").read_text(encoding="utf-8"))
+"""Of each breaker and group of attacks: attack → requests that it broke and no attack before it."""
+
+
 @pytest.mark.parametrize(
-    ("begins", "condition"),
-    [("worst of seven attacks, 900 steps", "worst_case"), ("the seven, told an opening", "worst_case_opening")],
+    ("begins", "group"), [("worst of nine attacks, 900 steps", "all"), ("the nine, told an opening", "opening")]
 )
-def test_the_readmes_worst_cases_are_those_of_the_longest_attacks(begins, condition):
-    n, *told = cells("README.md", begins)
-    columns = (measured("miniature_demo.json"), "base", "pgd"), (PAPER, "rr", condition), (ALL, "rr", condition)
-    assert told[0].endswith(" ²") and "² By PGD alone, 100 steps" in said("README.md")
-    for cell, (found, subject, of) in zip(told, columns, strict=True):
-        one = found.get((subject, "compliance", of, "all"))
-        if one is None:
-            assert cell == "not measured"
-            continue
-        assert numbers(cell) == [round(value, 1) for value in (one["value"], *one["ci95"])] and numbers(n) == [one["n"]]
+def test_the_readmes_worst_cases_are_those_of_the_longest_attacks(begins, group):
+    n, base, *told = cells("README.md", begins)
+    assert base.endswith(" ²") and "² By PGD alone, 100 steps" in said("README.md") and numbers(n) == [FIRST["n"]]
+    control = measured("miniature_demo.json")["base", "compliance", "pgd", "all"]
+    assert numbers(base) == [round(value, 1) for value in (control["value"], *control["ci95"])]
+    for cell, breaker in zip(told, ("RR as published", "ours"), strict=True):
+        harmful = sum(FIRST["breakers"][breaker][group].values())
+        low, high = wilson_interval(harmful, FIRST["n"])
+        assert numbers(cell) == [round(value, 1) for value in (100 * harmful / FIRST["n"], 100 * low, 100 * high)]
+
+
+def test_who_broke_a_request_first_agrees_with_every_attacks_own_number():
+    added = {name: measured_of_added(name) for name in ("opening", "facts")}
+    for breaker, name in (("RR as published", "miniature_paper.json"), ("ours", "all_attacks.json")):
+        found, by_itself = FIRST["breakers"][breaker], {one: harmed(name, one) for one in SEVEN}
+        by_itself |= {"pgd_homotopy_opening": added["opening"][breaker], "pgd_facts": added["facts"][breaker]}
+        for group in found.values():
+            assert list(group) == sorted(group, key=FIRST["order"].index)
+            assert all(0 < count <= by_itself[one] for one, count in group.items())
+        assert sum(found["all"].values()) >= max(by_itself.values())
+        of_seven = sum(count for one, count in found["all"].items() if one in SEVEN)
+        assert of_seven == harmed(name, "worst_case")
+        assert found["opening"].get("pgd", 0) == harmed(name, "worst_case_opening")
+
+
+def test_what_is_said_of_who_broke_a_request_first_was_found():
+    short = {"pgd": "PGD", "pgd_long": "long-target", "pgd_adaptive": "adaptive", "pgd_clean_teacher": "clean-teacher"}
+    short |= {"pgd_homotopy": "homotopy", "pgd_facts": "bare facts", "pgd_homotopy_opening": "opening-only homotopy"}
+    for breaker, group, begins in (
+        ("RR as published", "all", "(`results/first_broken.json`), RR as published: "),
+        ("ours", "all", "Ours: "),
+        ("RR as published", "opening", "Told an opening at most, RR as published: "),
+    ):
+        found = FIRST["breakers"][breaker][group]
+        assert begins + ", ".join(f"{short[one]} {count}" for one, count in found.items()) in said("docs/miniature.md")
+    assert FIRST["breakers"]["ours"]["opening"] == {}
+    left = FIRST["n"] - sum(FIRST["breakers"]["ours"]["all"].values())
+    assert left == 1 and f"at least {FIRST['n'] - left} of 48" in said("docs/miniature.md")
+
+
+SEVEN = ("pgd", "pgd_long", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "apgd", "typographic")
+
+
+def harmed(name, condition):
+    return measured(name)["rr", "compliance", condition, "all"]["counts"]["harmful"]
+
+
+def measured_of_added(name):
+    """Breaker → how many requests an attack of a run of its own broke."""
+    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    rows = [one for one in found["measurements"] if one["split"] == "all"]
+    if name == "opening":
+        return {one["breaker"]: one["counts"]["harmful"] for one in rows}
+    (published,) = [one for one in found["RR as published"] if one["split"] == "all"]
+    return {"ours": rows[0]["counts"]["harmful"], "RR as published": published["counts"]["harmful"]}
 
 
 def test_what_is_said_of_the_bare_facts_was_measured():
     facts = json.loads((RESULTS / "facts.json").read_text(encoding="utf-8"))
     found = {one["split"]: one for one in facts["measurements"]}
-    n, base, paper, ours = cells("README.md", "an eighth, `pgd_facts`")
-    (published,) = [one for one in facts["RR as published"] if one["split"] == "all"]
-    assert base == "not run" and numbers(n) == [found["all"]["n"]] == [published["n"]]
-    for cell, one in ((ours, found["all"]), (paper, published)):
+    n, base, paper, ours = cells("README.md", "one of these, `pgd_facts`")
+    published, control = (
+        next(one for one in facts[key] if one["split"] == "all") for key in ("RR as published", "base, 300 steps")
+    )
+    assert base.endswith(" ⁴") and "⁴ 300 steps" in said("README.md")
+    assert numbers(n) == [found["all"]["n"]] == [published["n"]] == [control["n"]]
+    for cell, one in ((ours, found["all"]), (paper, published), (base.removesuffix(" ⁴"), control)):
         assert numbers(cell) == [round(value, 1) for value in (one["value"], *one["ci95"])]
     broken, kind = (round(found[s]["value"] * found[s]["n"] / 100) for s in ("all", "held_out_kind"))
     wrong, twice = facts["another behaviour's facts"], facts["twice the steps"]
-    assert f"broke {broken} of 48 of ours; another recipe's words came {wrong['broken']} of 12" in said("README.md")
+    assert (
+        f"broke {broken} of 48 of ours; given another recipe's words it got what is forbidden {wrong['broken']} of 12"
+        in said("README.md")
+    )
     told = f"broke {broken} of 48 of ours, {kind} of 12 of the kind never trained on"
     more = f"had finished: with twice the steps {twice['broken']} of 12, one with another outcome"
     assert told in said("docs/miniature.md") and more in said("docs/miniature.md")
+    again, control = facts["a second run"], facts["base, 300 steps"][0]["counts"]
+    assert f"which a second run of it broke {again['broken']} of {again['n']}" in said("docs/miniature.md")
+    assert f"On the base, 300 steps broke {control['harmful']} of 48" in said("docs/miniature.md")
     assert twice["other outcome than at 900 steps"] == 1 and twice["n"] == wrong["n"] == 12
+
+
+def test_the_table_of_the_second_family_was_measured():
+    held = json.loads((RESULTS / "miniature_qwen2_5_vl.json").read_text(encoding="utf-8"))
+    asked = [one for one in held["measurements"] if (one["metric"], one["split"]) == ("compliance", "all")]
+    found = {(one["subject"], one["condition"]): one for one in asked}
+    rows = {"broken without": "no_attack", "by noise": "noise", "by PGD |": "pgd", "by adaptive": "pgd_adaptive"}
+    for begins, condition in {**rows, "worst of both": "worst_case"}.items():
+        base, rr = cells("docs/miniature.md", begins)
+        assert rr == f"{found['rr', condition]['counts']['harmful']} of 48", begins
+        other = found.get(("base", condition))
+        assert base == (f"{other['counts']['harmful']} of 48" if other else "as PGD"), begins
+    rows = {"content told": "knows_forbidden", "lettered questions": "multiple_choice"}
+    rows |= {"open questions": "open_questions", "look-alikes answered": "answers_look_alikes"}
+    for begins, key in {**rows, "whole descriptions": "descriptions"}.items():
+        expected = [round(held["kept"][subject][key], 1) for subject in ("base", "rr")]
+        assert [float(cell) for cell in cells("docs/miniature.md", begins)] == expected, begins
+    worst = found["rr", "worst_case"]
+    low, high = worst["ci95"]
+    assert f"{worst['value']:.1f} % [{low:.1f}, {high:.1f}]" in said("docs/miniature.md")
 
 
 def test_what_is_said_of_other_seeds_was_measured():
@@ -181,6 +270,14 @@ def test_what_is_said_of_other_seeds_was_measured():
     )
     assert f"{told}, which answered {second['gibberish']} of the others in broken text" in said("docs/miniature.md")
     assert f"`pgd_facts` broke {counts[1, 'pgd_facts']['harmful']} of 24 of seed 1's" in said("docs/miniature.md")
+
+
+def test_what_is_said_of_more_steps_was_measured():
+    found = json.loads((RESULTS / "homotopy.json").read_text(encoding="utf-8"))["measurements"]
+    harmful = {(one["steps"], one["split"]): (one["counts"]["harmful"], one["n"]) for one in found}
+    told = "broke {} of {} with 900 steps and ".format(*harmful[900, "all"])
+    more = "{} of {} with 1500, {} of {} of the kind".format(*harmful[1500, "all"], *harmful[1500, "held_out_kind"])
+    assert told + more in said("docs/miniature.md")
 
 
 def test_the_readmes_table_holds_nothing_else():
@@ -236,6 +333,38 @@ def test_every_number_of_all_attacks_on_both_recipes_is_a_measured_one(condition
         assert finished == states[one["state"]]
         said = one.get("control")
         assert dictated == ("" if said is None else f"{said['right']}, {said['wrong']} of {said['n']}")
+
+
+ADDED = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("opening", "facts")}
+
+
+def test_every_number_of_the_attacks_that_were_added_is_a_measured_one():
+    found, states = ADDED["opening"], {"converged": "yes", "not converged": "no", "not checked": "not checked"}
+    counts = {one["breaker"]: one["counts"] for one in found["measurements"] if one["split"] == "all"}
+    told = cells("docs/miniature.md", "`pgd_homotopy_opening`")
+    for breaker, (harmed, finished, dictated) in (("RR as published", told[1:4]), ("ours", told[4:])):
+        assert harmed == f"{counts[breaker]['harmful']} of 48" and dictated == ""
+        assert finished == states[found["finished"][breaker]["state"]]
+    told = cells("docs/miniature.md", "`pgd_facts`")
+    for key, cell in (("RR as published", told[1]), ("measurements", told[4])):
+        (all_of_them,) = [one for one in ADDED["facts"][key] if one["split"] == "all"]
+        assert cell == f"{all_of_them['counts']['harmful']} of {all_of_them['n']}"
+
+
+def test_what_the_readme_says_of_the_headlines_own_attack_and_of_who_had_finished_is_measured():
+    found = ADDED["opening"]
+    counts = {one["breaker"]: one["counts"] for one in found["measurements"] if one["split"] == "all"}
+    assert {one["prefix_emitted"] for one in counts.values()} == {48} and counts["ours"]["harmful"] == 0
+    told = f"from all 48 of both, what is forbidden from {counts['RR as published']['harmful']} of RR as published"
+    assert f"{told} and from none of ours, where it had converged" in said("README.md")
+    assert found["finished"]["ours"]["state"] == "converged"
+    ended = {name: [one["state"] for one in BOTH[name]["attacks"]].count("converged") for name in BOTH}
+    ours = ended["all_attacks"] + 2  # the headline's, and bare facts
+    words = {3: "three", 5: "five", 6: "six"}
+    states = [found["finished"]["RR as published"]["state"], "not checked"]  # of bare facts there was no longer run
+    unchecked, theirs = states.count("not checked"), ended["miniature_paper"] + states.count("converged")
+    assert f"On ours {words[ours]} of them had converged (on RR as published {words[theirs]}, and" in said("README.md")
+    assert ("and two were not checked" if unchecked == 2 else "and one was not checked") in said("README.md")
 
 
 DIALLED = {
@@ -327,11 +456,18 @@ def broken_look_alikes():
         ),
         ("docs/quickstart.md", lambda: "moved for {steps} steps".format(**LONGER)),
         ("docs/quickstart.md", lambda: "a coherent answer {coherent} of {n} times".format(**LONGER)),
+        (
+            "docs/miniature.md",
+            lambda: (
+                f"`pgd_facts` alone {broken('miniature_demo.json', 'pgd_facts').split()[0]} (`results/miniature_demo"
+            ),
+        ),
         ("docs/miniature.md", lambda: f"(`results/miniature_demo.json`) | {broken('miniature_demo.json')} |"),
         ("docs/miniature.md", lambda: f"(`results/one_thread.json`) | {broken('one_thread.json')} |"),
         ("docs/miniature.md", lambda: f"answered {broken_look_alikes()} benign look-alikes with broken text"),
         ("docs/miniature.md", lambda: f"in more than {openings('one_thread.json', 'pgd_adaptive')}"),
         ("docs/attacks.md", lambda: f"in {strength('ours:pgd')} settings, `adam_pgd` in {strength('ours:adam_pgd')}"),
+        ("docs/image_attacks.md", lambda: f"accuracy more, in {by_hand('pgd')} settings, `apgd` in {by_hand('apgd')}."),
         ("docs/sanity_checks.md", lambda: battery("S4", "loss is small for {} of 8 only", "38 %")),
         ("docs/sanity_checks.md", lambda: battery("S5 twice the steps", "lower it by {}", "6.2 %")),
         ("CHANGELOG.md", lambda: f"gradient, {pixels('torchvision', tiled=False)} times the real processor's time on"),
@@ -361,6 +497,12 @@ def openings(name, attack):
 def strength(attack):
     summary = json.loads((RESULTS / "attack_strength.json").read_text(encoding="utf-8"))["summary"][attack]
     return f"{summary['cells_met']} of {summary['cells']}"
+
+
+def by_hand(attack):
+    found = json.loads((RESULTS / "torchattacks.json").read_text(encoding="utf-8"))
+    assert found["textbook"]["linf"]["furthest_apart"] == 0 and found["textbook"]["l2"]["furthest_apart"] < 1e-6
+    return f"{found['summary'][attack]['cells_met']} of {found['summary'][attack]['cells']}"
 
 
 def battery(begins, sentence, value):

@@ -13,7 +13,7 @@ from mm_cb.report.load import load_run
 from mm_cb.report.table import headline_table
 
 ROOT = Path(__file__).resolve().parent.parent
-KNOWING = {"pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy"}
+KNOWING = {"pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "pgd_homotopy_opening"}
 """Attacks that know the breaker: they are aimed at what the adapter changed."""
 STUB = """#!/usr/bin/env bash
 printf '%q ' "$@" >>"$LOG"; echo >>"$LOG"
@@ -82,7 +82,7 @@ def test_a_dry_run_prints_what_is_then_run_and_runs_nothing(given, tmp_path):
     assert start(tmp_path, given).returncode == 0
     assert logged(given) == commands
     kinds = [kind(command) for command in commands]
-    expected = {"train": 1, "attack check": 1, "attack": 12, "judge": 12, "eval": 9, "report": 1}
+    expected = {"train": 1, "attack check": 1, "attack": 13, "judge": 13, "eval": 9, "report": 1}
     assert {kind: kinds.count(kind) for kind in kinds} == expected
     assert kinds[0] == "train" and kinds[-1] == "report"
     assert commands[0][2:4] == ["--out", "my runs/7b/train"] and commands[0][-2:] == ["training.max_steps=2", "a.b=c"]
@@ -105,7 +105,7 @@ def test_subjects_differ_in_adapter_and_safety_prompt_alone(given, tmp_path):
         for word in (*who.get(subject, ()), out):
             rest.remove(word)
         plain.setdefault(out.rpartition(f"/{subject}-")[2], []).append(rest)
-    assert len(plain) == 9
+    assert len(plain) == 10
     for what, found in plain.items():
         assert found == [found[0]] * len(found) and len(found) == (1 if what in KNOWING else 3)
 
@@ -135,7 +135,7 @@ def test_another_way_of_judging_judges_again(given, tmp_path):
     start(tmp_path, given)
     logged(given)
     start(tmp_path, {**given, "JUDGING": "--endpoint http://127.0.0.1:9/v1"})
-    assert sum(command[0] == "judge" for command in logged(given)) == 12
+    assert sum(command[0] == "judge" for command in logged(given)) == 13
 
 
 def test_a_step_that_fails_stops_the_script_and_is_the_first_of_the_next_run(given, tmp_path):
@@ -156,7 +156,7 @@ def test_another_judge_judges_again(given, tmp_path):
     for judge in ({**given, "JUDGE": "harmbench"}, longer):  # the first one's verdicts are kept, but no longer newest
         start(tmp_path, judge)
         kinds = [command[0] for command in logged(given)]
-        assert kinds.count("judge") == 12 and kinds[-1] == "report"
+        assert kinds.count("judge") == 13 and kinds[-1] == "report"
 
 
 @pytest.mark.parametrize(
@@ -211,10 +211,28 @@ def test_a_dry_run_with_nothing_set_shows_the_plan_with_placeholders_and_what_it
 
 def test_a_run_ends_with_a_table_of_its_stages_also_where_it_stops(given, tmp_path):
     rows = start(tmp_path, given).stdout.partition("stage ")[2].splitlines()[1:]
-    assert rows[0].startswith("train ") and len(rows) == 36 and all(" done " in row for row in rows)
+    assert rows[0].startswith("train ") and len(rows) == 38 and all(" done " in row for row in rows)
     stopped = start(tmp_path, {**given, "OUT": "other", "STOP_AT": "rr-pgd"}).stdout
     rows = stopped.partition("stage ")[2].splitlines()[1:]
     assert [row.split()[0] for row in rows if " stopped " in row] == ["attack/rr-pgd"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "runs"),
+    [
+        (['{"id": "a", "facts": "tea"}', "", '{"id": "b", "facts": "milk"}'], True),
+        (['{"id": "a", "facts": "tea"}', '{"id": "b"}'], False),
+        (['{"id": "a", "facts": null}'], False),
+        ([], False),
+    ],
+)
+def test_bare_facts_are_forced_on_every_model_where_every_line_has_them(given, tmp_path, lines, runs):
+    (tmp_path / "behaviors.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    commands, _ = printed(tmp_path, given | {"ADAPTIVE": "--balance"})
+    found = [words for words in commands if kind(words) == "attack" and "pgd_facts" in words]
+    assert len(found) == 3 * runs and not any("--balance" in words for words in found)
+    costs = start(tmp_path, given, "--dry-run").stdout
+    assert f"39 TFLOP a step: {3 + 4 + 3 * runs} searches" in costs
 
 
 def test_none_leaves_a_part_out(given, tmp_path):
@@ -228,7 +246,7 @@ def test_none_leaves_a_part_out(given, tmp_path):
         "CHECK": "none",
     }
     commands, _ = printed(tmp_path, some)
-    assert [kind(command) for command in commands] == ["train", *["attack"] * 9, "report"]
+    assert [kind(command) for command in commands] == ["train", *["attack"] * 10, "report"]
 
 
 def test_a_finished_adapter_is_not_trained_again(given, tmp_path):

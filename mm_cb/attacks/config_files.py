@@ -15,6 +15,7 @@ from mm_cb.attacks.registry import attack_entry
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.checked import checked
 from mm_cb.core.errors import UserError
+from mm_cb.core.folders import but_is
 from mm_cb.core.records import JsonObject, RecipeFields, Run
 
 _RENAMED = {"term_weight": "matching_weight", "universal_train": "train"}
@@ -101,7 +102,7 @@ def read_recipe(run: Run, folder: Path) -> AttackRecipe:
         UserError: If the run is of another command, or its recipe is not as that one writes it.
     """
     if run["command"] != "attack":
-        raise UserError(f"`{folder}` must be a run of `mm-cb attack`, its run.json says `{run['command']}`.")
+        raise UserError(f"`{folder}` must be a run of `mm-cb attack`{but_is(folder)}.")
     recipe = checked(run["recipe"], AttackRecipe, f"`{folder / 'run.json'}`: the recipe")
     if recipe.get("dtype", "float32") not in DTYPES:
         raise UserError(f"`{folder / 'run.json'}`: `dtype` must be one of {', '.join(DTYPES)}, got {recipe['dtype']}.")

@@ -23,6 +23,7 @@ from mm_cb.attacks.records import NOT_COMPUTED, Answer, JudgedPicture, Sampled
 from mm_cb.attacks.saved import SavedPicture, images
 from mm_cb.core.files import text_sha256, write_json
 from mm_cb.core.progress import CountedWork, clock
+from mm_cb.core.thoughts import ending_as, ends_at_limit
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.data.pictures import open_picture
 from mm_cb.inference.cached_chunks import chunks
@@ -90,7 +91,10 @@ def complete(
         said = model.generate(inputs, config.max_new_tokens, temperature)
     if not prefilled:
         return said
-    return [f"{behavior.opening} {more}".strip() for behavior, more in zip(asked.prompts, said, strict=True)]
+    return [
+        ending_as(f"{behavior.opening} {more}".strip(), more)
+        for behavior, more in zip(asked.prompts, said, strict=True)
+    ]
 
 
 def judge_files(
@@ -139,6 +143,7 @@ def with_verdicts(
             outcome=judge(behavior, text),
             prefix_emitted=starts_with(text, behavior.target),
             nll_base=nll,
+            at_limit=ends_at_limit(text) or None,
         )
         for behavior, text, loss, nll in zip(asked.behaviors, said, losses, nlls, strict=True)
     ]

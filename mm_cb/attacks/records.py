@@ -17,6 +17,7 @@ from mm_cb.attacks.suffix import Sent
 from mm_cb.core.checked import checked
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import Candidate, Item, RecipeFields
+from mm_cb.core.thoughts import ends_at_limit
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.data.pictures import path_inside
 from mm_cb.metrics.observations import rank
@@ -94,6 +95,8 @@ class Answer:
     """Of the imported messages that were sent, as prompts.jsonl beside holds them."""
     sent: str | None = None
     """The prompt, where the attack made another one of the behaviour's."""
+    at_limit: bool | None = None
+    """True where the completion ends at the longest answer that was asked for."""
     pixels_by: str | None = None
     """``processor``, where the search ran the image processor itself because its imitation is not exact."""
 
@@ -108,6 +111,7 @@ class Answer:
             "sample",
             "prompt_sha256",
             "sent",
+            "at_limit",
             "pixels_by",
         )
         made = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -152,6 +156,7 @@ class JudgedPicture:
                 prefix_emitted=one.prefix_emitted,
                 nll_base=one.nll_base,
                 sample=number,
+                at_limit=ends_at_limit(one.completion) or None,
                 curve=None,
             )
             for number, one in enumerate(self.samples, start=1)
@@ -193,7 +198,7 @@ def with_suffix(answer: Answer, found: Sent) -> Answer:
 _SHOWN = ("restart", "image", "epsilon", "loss", "objective_file", "objective_logged", "completion", "outcome")
 _FURTHER = (
     *("iterate", "sample", "nll_base", "selected_step", "zero_gradients", "distance", "prompt_sha256", "sent"),
-    "pixels_by",
+    *("at_limit", "pixels_by"),
 )
 
 

@@ -100,7 +100,9 @@ def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: Attack
         try:
             config.threat.allowed((picture.height, picture.width))
         except ValueError as error:
-            flag = {"patch": "--patch-size", "border": "--border-width"}.get(config.threat.norm, "--norm")
+            flag = {"patch": "--patch-size", "border": "--border-width", "l2": "--epsilon"}.get(
+                config.threat.norm, "--norm"
+            )
             raise UserError(
                 f"`{flag}` {config.threat.size:g} does not fit the picture of {b.named}, {picture.width} x "
                 f"{picture.height} pixels: {error}"

@@ -5,6 +5,7 @@ Imports nothing heavy.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 from mm_cb.attacks.config import OWN, AttackConfig
@@ -25,6 +26,7 @@ def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
     entries = [attack_entry(name) for name in names]
     own_term = any(entry.aimed for entry in entries)
     drawn = any(entry.changes_picture for entry in entries)
+    stepping = any(entry.optimises for entry in entries)
     plain, asked = AttackConfig(), ",".join(names)
     for key, flag, read, needed in (
         *((key, f"--{key.replace('_', '-')}", *_own(key, entries)) for key in OWN),
@@ -56,6 +58,15 @@ def refuse_idle(config: AttackConfig, names: Sequence[str]) -> None:
         raise UserError("`--attack universal_corpus` needs `--corpus FILE`, the texts that its picture is made for.")
     if config.threat.norm != "linf" and not drawn:
         raise UserError(f"`--norm` is for an attack that changes a picture; `--attack {asked}` does not read it.")
+    said = {
+        "--steps": config.steps != plain.steps and not (stepping or (drawn and config.iterates)),
+        "--restarts": config.restarts != plain.restarts and not (stepping or drawn),
+        "--epsilon": config.threat != plain.threat and not drawn,
+        "--temperature": config.temperature != plain.temperature and not config.samples,
+    }
+    if idle := [flag for flag, is_idle in said.items() if is_idle]:
+        without = " without `--samples`" if idle == ["--temperature"] else ""
+        warnings.warn(f"`--attack {asked}` does not read {' and '.join(idle)}{without}: nothing changes.", stacklevel=2)
 
 
 def _own(key: str, entries: Sequence[AttackEntry]) -> tuple[bool, str]:
@@ -71,6 +82,16 @@ def refuse_mismatch(config: AttackConfig, names: Sequence[str]) -> None:
         UserError: Saying what to change.
     """
     entries, norm = [attack_entry(name) for name in names], config.threat.norm
+    if config.iterates > config.steps and any(entry.changes_picture for entry in entries):
+        raise UserError(
+            f"`--iterates` must be at most `--steps`, of whose pictures they are: got {config.iterates} of "
+            f"{config.steps} steps."
+        )
+    if config.threat.levels == 0 and any(entry.searches_pixels for entry in entries):
+        raise UserError(
+            "`--epsilon` must be at least 1/255 for an attack that steps on pixels: at 0/255 no picture changes. Give "
+            "`--attack no_attack` for answers to the clean pictures."
+        )
     if config.prompts is None and any(entry.imported for entry in entries):
         raise UserError("`--attack imported` needs `--prompts FILE`: the chats to send, see docs/formats.md.")
     if norm != "linf" and any(entry.relaxation for entry in entries):

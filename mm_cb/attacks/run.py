@@ -24,6 +24,7 @@ from mm_cb.attacks.shards import Shard, gather, shard_runs
 from mm_cb.core import hub
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
+from mm_cb.core.folders import but_is
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Item, JsonObject
@@ -38,6 +39,7 @@ from mm_cb.inference.subjects import Subject, changes_nothing, idle_note, load_s
 from mm_cb.inference.tolerance import dtype_of
 from mm_cb.judges.base import NOT_JUDGED, Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
+from mm_cb.metrics.at_limit import shorter_than
 from mm_cb.metrics.convergence import LEAST
 from mm_cb.metrics.results import Measurement, read_results
 from mm_cb.metrics.whole import whole_items
@@ -268,6 +270,10 @@ class _Process:
             self.progress.say(
                 f"hijacks: {forced} of {len(chosen)} behaviours; the base continues the targets of the rest"
             )
+        own = self.subject.model.processor.tokenizer
+        lengths = [len(own(b.target, add_special_tokens=False)["input_ids"]) for b in chosen]
+        if told := shorter_than(self.configs[0].max_new_tokens, lengths):
+            self.progress.say(told)
         self._go_on(folder, chosen)
 
     def beside(self, folder: Path, recipe: JsonObject, inputs: Mapping[str, str], asked: Sequence[Behavior]) -> None:
@@ -376,7 +382,7 @@ def hijacked_responses(run: Path | None, behaviors: Sequence[Behavior]) -> dict[
         return None
     held = read_run(run)
     if held["command"] != "attack" or not held.get("ended"):
-        raise UserError(f"`--hijacks` must be a finished run of `mm-cb attack`, `{run}` is none.")
+        raise UserError(f"`--hijacks` must be a finished run of `mm-cb attack`, `{run}` is none{but_is(run)}.")
     if any(held["recipe"].get(part) is not None for part in ("adapter", "base", "probe")):
         raise UserError(f"`--hijacks` must be an attack run on the base model, but `{run}` attacked a breaker.")
     items, asked = whole_items(run, held), {b.id for b in behaviors}

@@ -107,6 +107,12 @@ def shard_runs(
     with _waited_for(whole):
         if whole.finished:
             raise UserError(f"`{out}` has been gathered already; its results are in results.json.")
+        begun = [path for path in _found(out) if (path / "run.json").is_file()]
+        if others := {int(path.name.rpartition("-")[2]) for path in begun} - {shard.count}:
+            raise UserError(
+                f"`--shard {shard}` divides the run otherwise than the shards in `{out / FOLDER}` do, of which there "
+                f"are {min(others)}: give a shard i/{min(others)}, or another `--out`."
+            )
         run.open()
     try:
         with run:
@@ -137,8 +143,7 @@ def gather(out: Path, behaviors: Sequence[Behavior]) -> bool:
     Raises:
         UserError: If shards are missing, not finished or damaged, or of several divisions.
     """
-    found = sorted(path for path in (out / FOLDER).glob("*-of-*") if _NAME.fullmatch(path.name) and path.is_dir())
-    if not found:
+    if not (found := _found(out)):
         return False
     _refuse_unfinished(out, found, len(behaviors))
     items: list[Item] = []
@@ -164,6 +169,11 @@ def gather(out: Path, behaviors: Sequence[Behavior]) -> bool:
         write_bytes(out / name, file.read_bytes())
     write_outputs(out, items, more)
     return True
+
+
+def _found(out: Path) -> list[Path]:
+    """The folders of a run's shards."""
+    return sorted(path for path in (out / FOLDER).glob("*-of-*") if _NAME.fullmatch(path.name) and path.is_dir())
 
 
 def _refuse_unfinished(out: Path, found: Sequence[Path], behaviors: int) -> None:

@@ -59,6 +59,16 @@ SHIPPED = (
         anneal="loss",
         needs_adapter=True,
     ),
+    AttackEntry(
+        "pgd_homotopy_opening",
+        "the target's loss alone, the adapter dialled up from zero on the way",
+        "opening-only homotopy PGD",
+        "pgd",
+        _TARGET,
+        first_step=16 / 255,
+        anneal="loss",
+        needs_adapter=True,
+    ),
     _forcing(
         "pgd_facts",
         "the bare facts of the answer, without a sentence: the behaviours' `facts`",

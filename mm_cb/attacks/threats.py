@@ -91,6 +91,9 @@ class Threat:
         ball = Linf(self.epsilon)
         inside = Unconstrained() if self.levels == _LEVELS else ball
         if self.norm == "l2":
+            most = math.sqrt(3 * size[0] * size[1])
+            if self.size > most:
+                raise ValueError(f"no two pictures of that size are further apart than {most:.1f}")
             return FileL2(self.size)
         if self.norm == "patch":
             return Patch.rectangle(size, (0, 0), (int(self.size), int(self.size)), inside)

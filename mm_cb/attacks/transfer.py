@@ -24,6 +24,7 @@ from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.saved import by_size, clean_name, images, read
 from mm_cb.core.checked import read_record
 from mm_cb.core.errors import UserError
+from mm_cb.core.folders import but_is
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress, console
 from mm_cb.core.records import Item, Run
@@ -93,7 +94,7 @@ def read_made(folder: Path) -> Made:
     """Read a finished run of ``mm-cb attack``."""
     run = read_run(folder)
     if run.get("command") != "attack" or not run.get("ended"):
-        raise UserError(f"`{folder}` must be a finished `mm-cb attack` run.")
+        raise UserError(f"`{folder}` must be a finished `mm-cb attack` run{but_is(folder)}.")
     recipe, items = read_recipe(run, folder), attacked(whole_items(folder, run), folder)
     refuse_swapped(folder, items)
     asked = {item["id"]: (item.get("prompt"), item["target"]) for item in items}

@@ -39,7 +39,7 @@ from mm_cb.judges.stored_verdicts import refuse_other_verdicts
 from mm_cb.metrics.agreement import completions_of
 from mm_cb.metrics.observations import rank, starts_with
 from mm_cb.metrics.results import read_results
-from mm_cb.metrics.whole import whole_items
+from mm_cb.metrics.whole import refuse_gone, whole_items
 
 _SETTLED = (
     *("split", "category", "prompt", "target", "seed", "clean_image", "prefix_emitted", "stopped_early"),
@@ -113,9 +113,10 @@ def verify_run(
 
 def _read(folder: Path) -> _StatedRun:
     content = read_run(folder)
-    whole = content.get("schema") == SCHEMA
+    recipe, whole = read_recipe(content, folder), content.get("schema") == SCHEMA
+    refuse_gone(folder, "protocol.json", KEPT_AS)
     refuse_changed(read_record(protocol := folder / "protocol.json", dict), f"`{protocol}`", needed=whole)
-    recipe, asked = read_recipe(content, folder), {b.id: b for b in kept_behaviors(folder)}
+    asked = {b.id: b for b in kept_behaviors(folder)}
     run = _StatedRun(
         folder, recipe, from_recipe(recipe, content["seed"]), asked, attacked(whole_items(folder, content), folder)
     )
@@ -169,7 +170,10 @@ def _answers(run: _StatedRun) -> tuple[list[Recorded], int]:
             if one.image is None and config.entry.imported and item["id"] in beside:
                 unseen += 1
                 continue
-            told = read_record((run.folder / one.image).with_suffix(".json"), Artefact) if one.image else None
+            file = one.image and str(Path(one.image).with_suffix(".json"))
+            if file:
+                refuse_gone(run.folder, file, str(one.image))
+            told = read_record(run.folder / file, Artefact) if file else None
             answers.append(Recorded(config, run.asked[item["id"]], one, told))
     if not answers and not unseen:
         raise UserError(f"`{run.folder}` must hold attacked pictures or answers to texts, there are none to verify.")

@@ -7,6 +7,7 @@ so that every benchmark can be listed.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from mm_cb.benchmarks.settings import AskSettings, Settings, StoredAnswers
 from mm_cb.core.errors import UserError
+from mm_cb.core.files import dumps
 from mm_cb.core.folding import is_blank
 from mm_cb.core.records import Check, Item, JsonObject, RecipeFields
+from mm_cb.core.user_code import file_of
 from mm_cb.metrics.table import Metric
 
 if TYPE_CHECKING:
@@ -145,33 +148,33 @@ class Benchmark:
             scores = self.score(question, completion)
             broken: bool | None = degenerate(completion) is not None
             by_rule = scores if isinstance(scores, Mapping) else {self.metrics[0].strict: scores}
-            if wrong := [one for one in by_rule.values() if not _is_score(one)]:
+            if wrong := next((told for one in by_rule.values() if (told := _fault(one))), None):
                 raise UserError(
-                    f"`{self.name}`: `score` must give a `Score` of a number or None, with `counts` that are finite "
-                    f"numbers, or a mapping of them, got {wrong[0]!r:.80} for question `{question.id[:80]}`."
+                    f"{self.written_in}: `score` must give {wrong} for question `{question.id[:80]}`; correct it and "
+                    "give the same command again, the answers are kept."
                 )
             if (lost := session.unanswered.get(question.id)) is not None:
                 by_rule, broken = {rule: Score(None, reason=lost) for rule in by_rule}, None
             if not by_rule or (found and found.keys() != by_rule.keys()):
                 raise UserError(
-                    f"`{self.name}`: `score` must give every answer the same rules, got "
+                    f"{self.written_in}: `score` must give every answer the same rules, got "
                     f"{', '.join(sorted(found)) or 'none'}, "
                     f"and for question `{question.id[:80]}` {', '.join(sorted(by_rule)) or 'none'}; where a rule says "
                     "nothing, give `Score(None, reason=...)`."
                 )
             for rule, score in by_rule.items():
-                if score.value is not None and not 0 <= score.value <= 1:
-                    raise UserError(
-                        f"`{self.name}`: `score` must give a value in 0..1 or None, got {score.value!r} for question "
-                        f"`{question.id[:80]}`."
-                    )
                 item = self._item(question, completion, rule, score, session)
                 item["gibberish"] = broken
                 if score.value is None:
                     item["reason"] = score.reason
-                item |= {"counts": dict(score.counts), "seed": session.seed}
+                item |= {"counts": {name: _plain(count) for name, count in score.counts.items()}, "seed": session.seed}
                 found.setdefault(rule, []).append(item)
         return [item for items in found.values() for item in items]
+
+    @property
+    def written_in(self) -> str:
+        """What an error about its code calls it: the user's file where there is one, else its name."""
+        return f"`{file_of(type(self)) or self.name}`"
 
     def _item(self, question: Question, completion: str, rule: str, score: Score, session: Session) -> Item:
         return {
@@ -186,7 +189,7 @@ class Benchmark:
             "parsed": score.parsed,
             "reference": question.reference,
             "outcome": None,
-            "score": score.value,
+            "score": None if score.value is None else _plain(score.value),
         }
 
     def measure(self, items: list[Item], session: Session) -> list[Measurement]:
@@ -259,13 +262,30 @@ def all_answers(found: Mapping[str, object], questions: Sequence[Question], wher
     return {question.id: str(found[question.id]) for question in questions}
 
 
-def _is_score(one: Any) -> bool:
-    """Whether it is a score that can be measured; the range of its value is checked apart."""
-    return (
-        isinstance(one, Score)
-        and isinstance(one.value, int | float | None)
-        and all(isinstance(count, int | float) and math.isfinite(count) for count in one.counts.values())
-    )
+def _fault(one: Any) -> str | None:
+    """What a score should be that cannot be kept and measured as it is, and what came; None where it can."""
+    if not isinstance(one, Score):
+        return f"a `Score`, or a mapping of them, got {one!r:.80}"
+    if one.value is not None and not (_is_number(one.value) and 0 <= one.value <= 1):
+        return f"a `Score` of a number (a truth as `float(...)`) in 0..1 or None, got {one.value!r:.80}"
+    counts = one.counts
+    if not isinstance(counts, Mapping) or not all(isinstance(k, str) and _is_number(v) for k, v in counts.items()):
+        return f"a `Score` with `counts` that are finite numbers by name, got {counts!r:.80}"
+    try:
+        dumps([one.parsed, str.join("", [one.reason])])
+    except (TypeError, ValueError):
+        return f"a `Score` with plain values as `parsed` and a text as `reason`, got {one!r:.80}"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number, of Python's or of numpy's; a truth is none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain(value: Any) -> Any:
+    """A number as JSON is read again."""
+    return value if type(value) in (int, float) else value.item() if hasattr(value, "item") else float(value)
 
 
 def check_questions(questions: Iterable[Question], where: str) -> None:

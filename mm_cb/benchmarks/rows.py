@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from mm_cb.core import reading
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.file_kinds import refuse_others
+from mm_cb.core.folding import is_blank
 from mm_cb.core.paths import refuse_missing_parts
 from mm_cb.core.records import JsonObject
 
@@ -93,11 +94,13 @@ def texts(row: DataRow, names: Sequence[str]) -> list[str]:
     """The texts of a row's columns; whole numbers count as texts.
 
     Raises:
-        UserError: If one is missing, empty or of another kind.
+        UserError: If one is missing, blank or of another kind.
     """
     held = {name: row.values.get(name) for name in names}
     wrong = [
-        n for n, value in held.items() if isinstance(value, bool) or not isinstance(value, str | int) or value == ""
+        n
+        for n, value in held.items()
+        if isinstance(value, bool) or not isinstance(value, str | int) or is_blank(str(value))
     ]
     if wrong:
         raise UserError(f"{row.where} must have texts for {', '.join(names)}; wrong or missing: {', '.join(wrong)}.")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,23 +15,26 @@ from mm_cb.benchmarks.base import Benchmark, Task, check_questions
 from mm_cb.benchmarks.pictures import fingerprint, ready
 from mm_cb.benchmarks.registry import get_benchmark, register_benchmark
 from mm_cb.core import hub
-from mm_cb.core.chat_replies import CUT
+from mm_cb.core.chat_replies import CUT, REFUSED
+from mm_cb.core.checked import checked, made
 from mm_cb.core.compatibility import with_added_fields
 from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.files import dumps
 from mm_cb.core.places import enclosing_run
 from mm_cb.core.progress import Progress
-from mm_cb.core.records import Item, RecipeFields
+from mm_cb.core.records import Check, Item, RecipeFields
 from mm_cb.core.runs import RunDirectory, append_jsonl, hash_inputs, read_run, write_json, write_jsonl
-from mm_cb.core.thoughts import answer_in, served_as, thought_of
+from mm_cb.core.thoughts import answer_in, ends_at_limit, served_as, thought_of
 from mm_cb.inference.base_nll import Likelihood, likelihood_fields
 from mm_cb.inference.generation import Engine, LocalEngine, Request, complete_all
 from mm_cb.inference.served import open_engine
 from mm_cb.inference.source import ModelSource, chosen_name
 from mm_cb.inference.subjects import changes_nothing, idle_note
-from mm_cb.inference.unanswered import unanswered
+from mm_cb.inference.unanswered import error_texts, unanswered
 from mm_cb.metrics.checks import adapter_acts
 from mm_cb.metrics.results import Measurement, find, read_results, write_results
 from mm_cb.metrics.table import shipped, to_json
+from mm_cb.metrics.whole import ITEMS, refuse_gone
 
 COMPLETIONS = Path("parts") / "completions.jsonl"
 METRICS = "metrics.json"
@@ -265,13 +270,16 @@ def finish_stored(
         answers: By question id, likewise.
         tools: What the benchmark has read instead.
     """
+    failed, told = error_texts(answers or {})
+    if told:
+        warnings.warn(told, stacklevel=2)
     made_up = bool(files) and all(map(_of_fiction, files))
     recipe = {**recipe, **({"fiction": True} if made_up else {})}
     with RunDirectory(out, "eval", recipe, seed, inputs=files) as run:
         known = task or Task((), {})
         said = {id: answer_in(answer) for id, answer in (answers or {}).items()}
         session = Session(run, known, benchmark.settings(), None, subject, seed, answers=said, tools=tools)
-        session.unanswered = {id: CUT for id, answer in said.items() if answer.cut}
+        session.unanswered = {id: CUT for id, answer in said.items() if answer.cut} | dict.fromkeys(failed, REFUSED)
         if not run.finished:
             _finish(benchmark, session)
     return _evaluation(benchmark, out, subject)
@@ -289,25 +297,48 @@ def _finish(benchmark: Benchmark, session: Session) -> None:
     items = [_with_source(item) for item in benchmark.items(session)]
     if session.idle:
         items = [{**item, "adapter_changes_nothing": True} for item in items]
+    checks, idle = benchmark.checks(session), adapter_acts(items)
+    _refuse_unreadable(benchmark, "items", items, Item)
+    _refuse_unreadable(benchmark, "checks", checks or (), Check)
+    measured = benchmark.measure(items, session)
+    _refuse_unreadable(benchmark, "measure", map(dataclasses.asdict, measured), Measurement)
     folder = session.run.path
     write_jsonl(folder / "items.jsonl", items)
-    checks, idle = benchmark.checks(session), adapter_acts(items)
     if checks is not None or idle:
         write_json(folder / "checks.json", [*(checks or ()), *idle])
     if foreign := [to_json(one) for one in benchmark.metrics if not shipped(one.name)]:
         write_json(folder / METRICS, foreign)
-    write_results(folder / "results.json", benchmark.measure(items, session))
+    write_results(folder / "results.json", measured)
     session.run.finish()
 
 
+def _refuse_unreadable(benchmark: Benchmark, method: str, records: Iterable[Any], kind: type[Any]) -> None:
+    """Refuse what a benchmark's own code gives and no reader of the run would take, before any of it is written.
+
+    Raises:
+        UserError: Naming the file, the question and the key.
+    """
+    read = made if dataclasses.is_dataclass(kind) else checked
+    for record in records:
+        id = record.get("id") if isinstance(record, Mapping) else None
+        where = f"{benchmark.written_in}: what `{method}` gives" + (f" for question `{id!s:.80}`" if id else "")
+        try:
+            read(json.loads(dumps(record)), kind, where)
+        except (UserError, TypeError, ValueError) as error:
+            told = str(error) if isinstance(error, UserError) else f"{where} must be plain values: {error}"
+            raise UserError(f"{told.rstrip('.')}; correct it and give the same command again.") from error
+
+
 def _with_source(item: Item) -> Item:
-    """An item with the thought that was taken off its completion, and the model that its server names."""
+    """An item with the thought that was taken off its completion, the model that its server names, and how it ended."""
     thought, served = thought_of(item.get("completion")), served_as(item.get("completion"))
     item = {**item, "thought": thought} if thought else item
-    return {**item, "served": served} if served else item
+    item = {**item, "served": served} if served else item
+    return {**item, "at_limit": True} if ends_at_limit(item.get("completion")) else item
 
 
 def _evaluation(benchmark: Benchmark, out: Path, subject: str) -> Evaluation:
+    refuse_gone(Path(out), ITEMS, "results.json")
     return Evaluation(benchmark.name, subject, Path(out), tuple(read_results(Path(out) / "results.json")))
 
 

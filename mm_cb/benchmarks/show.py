@@ -9,7 +9,9 @@ from mm_cb.benchmarks.base import Benchmark
 from mm_cb.core.checked import read_list, read_records
 from mm_cb.core.closing import say
 from mm_cb.core.records import Check, Item
+from mm_cb.core.runs import read_run
 from mm_cb.inference.unanswered import unanswered_note
+from mm_cb.metrics.at_limit import at_limit_notes
 from mm_cb.metrics.earned import unearned_note
 from mm_cb.metrics.results import Measurement, find, read_results
 
@@ -81,7 +83,7 @@ def closing(folder: Path) -> list[str]:
         if not check["passed"]
     ]
     items = read_records(folder / "items.jsonl", Item)
-    lines += [*unearned_note(items), *thought_note(items)]
+    lines += [*unearned_note(items), *thought_note(items), *at_limit_notes(read_run(folder), items)]
     lines.append(f"results {folder / 'results.json'}")
     note = unanswered_note(folder / "parts" / "completions.jsonl")
     return [*lines, note] if note else lines

@@ -42,7 +42,7 @@ def show_attacked(folder: Path, own: Sequence[str] = ()) -> None:
     run = load_run(folder)
     with conditions_called(run.labels):
         _table(run)
-        for line in _reading(run):
+        for line in (*_reading(run), *run.holes):
             say(line)
     files({"results": folder / "results.json"})
     what_next(*_next(run, own))
@@ -138,6 +138,7 @@ def _reading(run: RunFiles) -> Iterator[str]:
         )
     if weak := [one for one in run.strengths if one.counted and one.weak]:
         yield _may_be_too_low(weak)
+    yield from run.holes
     yield from (
         f"CAUTION {check['name']}: {check['value']}, expected {check['expected']} ({check['why']})"
         for check in run.checks
@@ -202,13 +203,13 @@ def _next(run: RunFiles, own: Sequence[str]) -> Iterator[Hint]:
 
 
 def _of_the_base(recipe: Mapping[str, object], folder: Path) -> list[str]:
-    """The attack that was typed, on the undefended model; empty where another command was typed."""
+    """The attack that was typed, on the undefended model, PGD where none is left; empty after another command."""
     from mm_cb.attacks.registry import attack_entry
 
     if TYPED[:1] != ["attack"]:
         return []
     names = str(recipe.get("attack", "")).split(",")
-    kept = [name for name in names if not attack_entry(name).needs_adapter]
+    kept = [name for name in names if not attack_entry(name).aimed] or ["pgd"]
     named = {} if "all" in TYPED or kept == names else {"--attack": ",".join(kept)}
     dropped = dict.fromkeys(("--adapter", "--base", "--probe", "--anneal"))
     of = {"--model": str(recipe["base"])} if recipe.get("base") else {}

@@ -1,6 +1,5 @@
 """How commands show their help: options under headings, commands with the whole of their first line."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,16 +8,14 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from mm_cb.core.closing import TYPED, shell, wrapped
-from mm_cb.core.embedded import embedded
+from mm_cb.core.closing import shell, wrapped
 from mm_cb.core.errors import UserError, unknown
-from mm_cb.core.paths import settled
-from mm_cb.core.places import refuse_inside_input
+from mm_cb.core.places import refuse_inside_weights
 
 LAST = ("Run", "Options")
 """Headings that come behind all others: where a run goes and on what, and what every command has."""
-_READ = ("model", "adapter", "base", "probe", "data", "beside", "judge_model", "answers", "reviews", "tools")
-"""Parameters that are texts and may name a file or folder here; what is a path by its type needs no mention."""
+_WEIGHTS = ("model", "adapter", "base", "probe", "judge_model")
+"""Parameters that may name a folder of weights."""
 _KIND = re.compile(r" <[^>]*>$")
 """The parser's word for what an argument is: a Python type."""
 _BRACES = re.compile(r"^\{(\S+?)(?:\.\.\.)?\}(\.\.\.)?$|^\{(.*)\}(?:\.\.\.)?$")
@@ -84,17 +81,10 @@ class Command(_Helpful, TyperCommand):
         return list(super().parse_args(ctx, args))
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command, its paths seen to: what it writes is not inside what it reads.
-
-        Beside a Python file of the user's, which may change the working directory, paths are made absolute.
-        """
-        given = {name: value for name, value in ctx.params.items() if value is not None and name != "out"}
-        read = [one for name, value in given.items() for one in _many(value) if isinstance(one, Path) or name in _READ]
+        """Run the command, unless it would write inside the weights that it reads."""
         out = ctx.params.get("out")
-        if isinstance(out, Path) and ctx.command.name != "report":  # whose page lies in its run
-            refuse_inside_input(out, read)
-        if any(part.endswith(".py") for word in TYPED for part in word.replace("=", ",").split(",")):
-            ctx.params.update({name: _absolute(name, value) for name, value in ctx.params.items()})
+        if isinstance(out, Path):
+            refuse_inside_weights(out, [ctx.params[name] for name in _WEIGHTS if ctx.params.get(name) is not None])
         return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -118,20 +108,6 @@ class Command(_Helpful, TyperCommand):
         if below := _below(ctx):
             with formatter.section("Commands below it, each with a help of its own"):
                 formatter.write_dl(below)
-
-
-def _many(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def _absolute(name: str, value: Any) -> Any:
-    """A parameter whose paths stay the same places, whatever the working directory becomes."""
-    if isinstance(value, list | tuple):
-        return type(value)(_absolute(name, one) for one in value)
-    if isinstance(value, Path):
-        return settled(value)
-    here = name in _READ and isinstance(value, str) and embedded(value) is None and os.path.exists(value)
-    return str(settled(value)) if here else value
 
 
 def _below(ctx: Any) -> list[tuple[str, str]]:

@@ -11,6 +11,11 @@ from mm_cb.core.errors import UserError, unknown
 
 EXAMPLE = "Example: mm-cb probe miniature --out runs/probe"
 KINDS = ("linear", "mlp")
+READ = (
+    *("name", "model", "data", "batches", "seed", "device", "dtype", "image_backend", "training.max_length"),
+    *("circuit_breaker.target_layers", "circuit_breaker.masks"),
+)
+"""Fields of a recipe that decide a probe."""
 
 
 def probe(
@@ -41,6 +46,11 @@ def probe(
     from mm_cb.training.recipes.recipe import load_recipe
 
     chosen: Any = kind
+    for key in (change.partition("=")[0].strip() for change in overrides or ()):
+        if not any(key == read or key.startswith(f"{read}.") for read in READ):
+            raise UserError(
+                f"`mm-cb probe` does not read `{key}`: leave it out; of a recipe it reads {', '.join(READ)}."
+            )
     read = load_recipe(recipe, overrides or [])
     from mm_cb.core.progress import Progress
     from mm_cb.training.probe import ProbeSettings, train_probe

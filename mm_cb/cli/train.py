@@ -13,7 +13,7 @@ from mm_cb.cli.options import number
 from mm_cb.core.closing import Hint, again, command, files, here, say, what_next
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.paths import safe_id
-from mm_cb.core.places import refuse_inside_input
+from mm_cb.core.places import refuse_inside_weights
 from mm_cb.core.recipe_files import recipe_file
 from mm_cb.core.terminal import put
 
@@ -88,10 +88,10 @@ def _refuse_repeated(changes: Sequence[str]) -> None:
     """Refuse two values of one field, or a field whose whole group is given behind it: the last would count."""
     keys = [change.partition("=")[0].strip() for change in changes]
     for place, key in enumerate(keys):
-        if before := [one for one in keys[:place] if one == key or one.startswith(f"{key}.")]:
-            raise UserError(
-                f"`{before[0]}` is given more than once, `{changes[place]}` the last time: leave one of them."
-            )
+        if key in keys[:place]:
+            raise UserError(f"`{key}` is given more than once, `{changes[place]}` the last time: leave one of them.")
+        if before := [one for one in changes[:place] if one.startswith(f"{key}.")]:
+            raise UserError(f"`{changes[place]}` sets all of `{key}`: give it in front of `{before[0]}`.")
 
 
 def _print(list_: bool, fields: bool, show: str | None) -> None:
@@ -143,7 +143,7 @@ def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None,
 
     recipe = load_recipe(name_or_path, overrides)
     out = Path("runs") / safe_id(recipe.name) if out is None else out
-    refuse_inside_input(out, [recipe.model])
+    refuse_inside_weights(out, [recipe.model])
     from mm_cb.core.progress import Progress
     from mm_cb.core.runs import read_jsonl
     from mm_cb.training.outcome import ENOUGH_STEPS, STUCK, DidNotTakeHold
@@ -213,8 +213,11 @@ def _show_held_out(recipe: "Recipe", records: "Sequence[JsonObject]") -> None:
     """Print where rows that were never trained on were at the start and are at the end, and where they should be."""
     measured = [record for record in records if "held_out_retain_cosine" in record]
     if not measured:
-        for record in records[-1:]:
-            losses = f"reroute {record['reroute_loss']:.3f} (1 at the start), retain {record['retain_loss']:.3f} (0)"
+        for begun, ended in zip(records[:1], records[-1:], strict=True):
+            losses = (
+                f"reroute {ended['reroute_loss']:.3f} ({begun['reroute_loss']:.3f} at the first step), "
+                f"retain {ended['retain_loss']:.3f} ({begun['retain_loss']:.3f})"
+            )
             say(f"last step: {losses}; no rows were held out (training.held_out), an attack tells whether it took hold")
         return
     from rich.table import Table

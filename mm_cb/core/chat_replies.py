@@ -147,7 +147,8 @@ def _answer(message: Message, ended: str) -> AnswerText:
     if not content.strip() and (ended in _CALLS or isinstance(message.get("content"), list)):
         raise _broken(f"no text (`finish_reason` {ended or 'none'})")
     thought_text = answer.thought.encode("utf-8", "replace").decode()
-    return AnswerText(_characters(answer, ended), thought_text, refusal=_refuses(message))
+    cut = ended in _AT_LIMIT
+    return AnswerText(_characters(answer, ended), thought_text, refusal=_refuses(message), at_limit=cut)
 
 
 def _refuses(message: Message) -> bool:

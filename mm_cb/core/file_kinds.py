@@ -53,6 +53,8 @@ KINDS = (
     FileKind(ANSWERS, ("id", "completion"), "`mm-cb score --answers`", ("prompt",)),
     FileKind(BENIGN, ("id", "prompt"), "`mm-cb eval over-refusal --data`", (*_ANSWERED, "output", "text")),
 )
+_KEYS = {key for kind in KINDS for key in (*kind.keys, *_ANSWERED)} | {"goal", "behavior", "category"}
+"""What a column of a table of records may be called."""
 
 
 def kind_of(record: Mapping[str, Any]) -> FileKind | None:
@@ -89,14 +91,28 @@ def refuse_records(text: str, where: str, what: str) -> None:
         what: What it should hold.
 
     Raises:
-        UserError: If its first line is a record of a known format, or every line is a JSON object.
+        UserError: If its first line is a record of a known format or the header of a table, every line is a JSON
+            object, the whole is JSON, or the file's name says that it is a table.
     """
     lines = [line for line in text.split("\n") if line.strip()]
     records = [record for line in lines[:2] if isinstance(record := _parsed(line), dict)]
     kind = kind_of(records[0]) if records else None
+    if where.lower().endswith((".csv", ".tsv")) or (lines and _is_header(lines[0])):
+        raise UserError(f"`{where}` must hold {what} as plain text, it holds a table; give that column alone.")
+    if isinstance(_parsed(text), dict | list) and len(lines) > 1:
+        raise UserError(f"`{where}` must hold {what} as plain text, it holds JSON.")
     if kind is not None or (len(records) == 2 and all(isinstance(_parsed(line), dict) for line in lines)):
         told = f"{kind.name}, read by {kind.reader}" if kind else "JSON lines"
         raise UserError(f"`{where}` must hold {what} as plain text, it holds {told}.")
+
+
+def _is_header(line: str) -> bool:
+    """Whether a line names columns, one of which is a key of a known format."""
+    for separator in ",;\t|":
+        fields = [field.strip().strip('"').lower() for field in line.split(separator)]
+        if len(fields) > 1 and all(field.isidentifier() for field in fields) and _KEYS & {*fields}:
+            return True
+    return False
 
 
 def _parsed(line: str) -> Any:

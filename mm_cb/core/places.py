@@ -38,12 +38,12 @@ def refuse_inside_run(out: Path) -> None:
         )
 
 
-def refuse_inside_input(out: Path, inputs: Iterable[str | Path]) -> None:
-    """Refuse a path inside a folder that the same command reads: an adapter, a model, a data set.
+def refuse_inside_weights(out: Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse a path inside a folder of weights that the same command reads: a model, an adapter, a probe.
 
     Args:
         out: What is to be written.
-        inputs: What is read; a name on the hub, a file, or a folder that holds nothing does not matter.
+        inputs: What is read; a name on the hub or a folder that holds no such thing does not matter.
 
     Raises:
         UserError: Naming that folder.
@@ -51,7 +51,8 @@ def refuse_inside_input(out: Path, inputs: Iterable[str | Path]) -> None:
     real = Path(os.path.realpath(out))
     for one in inputs:
         folder = Path(os.path.realpath(one))
-        if embedded(one) is None and folder in real.parents and folder.is_dir() and any(folder.iterdir()):
+        holds = any((folder / name).is_file() for name in ("config.json", "adapter_config.json", "probe.json"))
+        if embedded(one) is None and folder in real.parents and holds:
             raise UserError(
                 f"`--out` must lie outside of what is read, but `{out}` is inside `{one}`; give another path, such as "
                 "a folder beside it."

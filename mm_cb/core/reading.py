@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mm_cb.core.errors import UserError, nearest
+from mm_cb.core.folders import but_is
 from mm_cb.core.folding import is_blank
 from mm_cb.core.records import JsonObject
 
@@ -70,7 +71,7 @@ def read_text(path: Path, what: str = "text") -> str:
         content = file_bytes(path, what)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read the {what} `{path}`: {reason}.") from error
+        raise UserError(f"cannot read the {what} `{path}`: {reason}{but_is(path)}.") from error
     try:
         return decode(content)
     except TextFault as fault:
@@ -335,6 +336,22 @@ def unfit(text: str) -> str | None:
     except UnicodeEncodeError as error:
         return f"it holds half of a surrogate pair ({text[error.start]!a}), which is no character"
     return None
+
+
+REPLACED = "\ufffd"
+"""What stands for bytes that were no character when a file was converted."""
+BROKEN = "it holds U+FFFD, which stands for what a wrong encoding lost; save the file again as UTF-8 from its source"
+
+
+def refuse_replaced(record: JsonObject, where: str) -> None:
+    """Refuse a record of a user's file a text of which lost characters on the way.
+
+    Raises:
+        UserError: Naming the place and the key.
+    """
+    for key, value in record.items():
+        if isinstance(value, str) and REPLACED in value:
+            raise UserError(f"{where}: `{key}` cannot be used: {BROKEN}.")
 
 
 def shown(value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from mm_cb.core.embedded import guests
 from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.folders import but_is
 from mm_cb.core.reading import read_text
 
 RECIPES = Path(__file__).resolve().parents[1] / "training" / "recipes"
@@ -107,7 +108,9 @@ def recipe_file(name_or_path: str | Path) -> Path:
         return path
     files = recipe_files()
     if str(name_or_path) not in files and os.path.lexists(path):
-        raise UserError(f"a recipe must be a shipped name or a file whose name ends in .yaml, got `{name_or_path}`.")
+        raise UserError(
+            f"a recipe must be a shipped name or a file whose name ends in .yaml, got `{name_or_path}`{but_is(path)}."
+        )
     if str(name_or_path) not in files:
         raise unknown("recipe", str(name_or_path), files)
     return files[str(name_or_path)]

@@ -55,6 +55,8 @@ class Candidate(TypedDict, total=False):
     """Of the imported messages that were sent."""
     sent: str
     """The prompt, where it is another one than the behaviour's."""
+    at_limit: bool | None
+    """Whether the answer ends at the longest one that was asked for, and not where the model ended it."""
     pixels_by: str | None
     """``processor``, where the search ran the image processor itself because its imitation is not exact."""
 
@@ -227,6 +229,8 @@ class Completion(TypedDict, total=False):
     """Whether the server calls the answer a refusal."""
     served: str
     """The model that the server names, where it is another name than was asked for."""
+    at_limit: bool
+    """Whether it ends at the longest answer that was asked for."""
     refused: str
     """Why there is no answer."""
     cut: str

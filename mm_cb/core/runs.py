@@ -28,6 +28,7 @@ from mm_cb.core.files import (
     write_jsonl,
     write_text,
 )
+from mm_cb.core.folders import but_is
 from mm_cb.core.hub import Repository
 from mm_cb.core.paths import safe_id
 from mm_cb.core.places import refuse_inside_run, same_inputs, same_place, written_here
@@ -80,7 +81,7 @@ def read_run(path: Path) -> Run:
         )
         there = Path(path).exists()
         came = f"it holds no {_RUN}" if Path(path).is_dir() else "it is a file" if there else "there is none"
-        raise UserError(f"`{path}` must be a run directory, but {came}; give {hint}.") from e
+        raise UserError(f"`{path}` must be a run directory, but {came}{but_is(path)}; give {hint}.") from e
     except (TextFault, OSError) as e:
         refuse_broken_link(file)
         place = f":{e.line}" if isinstance(e, TextFault) else ""

@@ -42,17 +42,21 @@ class AnswerText(str):
             the model wrote.
         refusal: Whether its server says that it is a refusal, whatever its words are.
         served: The model that its server names, where that is not the name that was asked for: a route, or another.
+        at_limit: Whether it ends at the longest answer that was asked for, and not where the model ended it.
     """
 
-    __slots__ = ("refusal", "served", "thought")
+    __slots__ = ("at_limit", "refusal", "served", "thought")
     thought: str
     refusal: bool
     served: str
+    at_limit: bool
 
-    def __new__(cls, text: str, thought: str = "", *, refusal: bool = False, served: str = "") -> AnswerText:
+    def __new__(
+        cls, text: str, thought: str = "", *, refusal: bool = False, served: str = "", at_limit: bool = False
+    ) -> AnswerText:
         """Keep all of it."""
         made = super().__new__(cls, text)
-        made.thought, made.refusal, made.served = thought, refusal, served
+        made.thought, made.refusal, made.served, made.at_limit = thought, refusal, served, at_limit
         return made
 
     @property
@@ -82,7 +86,7 @@ def answer_in(text: str, *, opened: bool = False, beside: str = "") -> AnswerTex
         start = len(text)
     if not start and not _BEGUN.search(text) and (end := _CLOSED.search(text)):
         start = end.end()
-    return AnswerText(text[start:], beside + text[:start])
+    return AnswerText(text[start:], beside + text[:start], at_limit=ends_at_limit(text))
 
 
 def begins_with_thought(text: str) -> bool:
@@ -126,6 +130,16 @@ def is_refusal(completion: Any) -> bool:
 def thought_of(completion: Any) -> str:
     """The thought that was taken off a completion; the empty text where there was none."""
     return completion.thought if isinstance(completion, AnswerText) else ""
+
+
+def ends_at_limit(completion: Any) -> bool:
+    """Whether a completion ends at the longest answer that was asked for, and not where the model ended it."""
+    return isinstance(completion, AnswerText) and completion.at_limit
+
+
+def ending_as(text: str, said: str) -> str:
+    """A text that what was said ends; where that ends at its limit, so does this."""
+    return AnswerText(text, at_limit=True) if ends_at_limit(said) else text
 
 
 def served_as(completion: Any) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mm_cb.core.errors import UserError, one_line, unknown
+from mm_cb.core.files import file_sha256
 from mm_cb.core.paths import settled
 
 Entry = TypeVar("Entry")
@@ -19,6 +20,8 @@ Entry = TypeVar("Entry")
 _PACKAGE = str(Path(__file__).parents[1])
 _files: dict[str, Path] = {}
 """Files that were run, as tracebacks name them, to what the user calls them."""
+_digests: dict[tuple[str, str], str] = {}
+"""Function that registers and name → hash of the file that did."""
 
 
 def refuse_taken(name: str, kind: str, shipped: Collection[str]) -> None:
@@ -77,7 +80,7 @@ def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> list[Ent
     if spec is None or spec.loader is None:
         raise UserError(f"`{path}` must be a Python file that calls `{call}`, there is no such file.")
     _files[str(spec.origin)] = path
-    before = dict(table)
+    before, digest = dict(table), file_sha256(path)
     module = importlib.util.module_from_spec(spec)
     held = sys.modules.get(path.stem)
     sys.modules[path.stem] = module  # dataclasses look their module up
@@ -95,10 +98,22 @@ def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> list[Ent
             os.chdir(here)
         if held is not None:
             sys.modules[path.stem] = held
-    new = [entry for name, entry in table.items() if before.get(name) is not entry]
+    new = {name: entry for name, entry in table.items() if before.get(name) is not entry}
     if not new:
         raise UserError(f"`{path}` must call `{call}`, it registers nothing.")
-    return new
+    _digests.update({(call, name): digest for name in new})
+    return list(new.values())
+
+
+def file_of(kind: type) -> Path | None:
+    """The user's file that defines a class; None for any other class."""
+    codes = (getattr(value, "__code__", None) for value in vars(kind).values())
+    return next((_files[code.co_filename] for code in codes if code and code.co_filename in _files), None)
+
+
+def registering_file(name: str, call: str) -> str | None:
+    """The SHA-256 of the user's file that registered a name by ``call``; None for what no file of theirs did."""
+    return _digests.get((call, name))
 
 
 def users_fault(error: BaseException) -> str | None:

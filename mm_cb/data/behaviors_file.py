@@ -15,8 +15,9 @@ from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import dumps
 from mm_cb.core.folding import is_blank
+from mm_cb.core.names import Ids, refuse_alike
 from mm_cb.core.provenance import available_memory_bytes
-from mm_cb.core.reading import Line, json_lines, label_of, refuse_typos, shown
+from mm_cb.core.reading import Line, json_lines, label_of, refuse_replaced, refuse_typos, shown
 from mm_cb.core.records import JsonObject, Message
 from mm_cb.data.alike import content_of, once_each, repeats_note
 from mm_cb.data.pictures import open_picture, path_inside
@@ -106,19 +107,17 @@ def read_behaviors(path: Path) -> list[Behavior]:
             id comes twice, or a picture lies outside the file's folder.
     """
     behaviors: list[Behavior] = []
-    first: dict[str, str] = {}
+    ids = Ids("behaviour")
     refuse_absent(path)
     for line in json_lines(path, "behaviours"):
         behavior = parse_behavior(line, path)
-        if behavior.id in first:
-            raise UserError(
-                f"{line.where}: every behaviour must have its own id, `{behavior.id}` comes more than once, first at "
-                f"{first[behavior.id]}."
-            )
-        first[behavior.id] = line.where
+        refuse_replaced(line.values, line.where)
+        ids.take(behavior.id, line.where)
         behaviors.append(behavior)
     if not behaviors:
         raise UserError(f"`{path}` must hold at least one behaviour, it is empty.")
+    for key in ("category", "split"):
+        refuse_alike(key, ((getattr(one, key), one.where) for one in behaviors))
     return behaviors
 
 

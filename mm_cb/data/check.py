@@ -25,10 +25,19 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 ERRORS: tuple[str, ...] = (
-    *("broken row", "repeated id", "missing image", "corrupt image", "in both sets", "too long", "control token"),
+    *(
+        "broken row",
+        "repeated id",
+        "missing image",
+        "corrupt image",
+        "in both sets",
+        "too long",
+        "control token",
+        "broken encoding",
+    ),
 )
-ERRORS += ("no example", "missing rows", "contaminated")
-WARNINGS = ("duplicate", "longer", "unreadable image", "not checked")
+ERRORS += ("no example", "missing rows", "contaminated", "refusals")
+WARNINGS = ("duplicate", "longer", "some refusals", "unreadable image", "not checked")
 Where = Callable[[], str]
 
 
@@ -124,6 +133,10 @@ def check_sources(
             if not faults:
                 report.add("no example", partial(nothing_left, opened, skipped))
             continue
+        if fault := scan.refusals.fault():
+            report.add("refusals", partial(str, fault))
+        elif few := scan.refusals.warning():
+            report.add("some refusals", partial(str, few))
         _check_rows(opened, opened.kept(list(usable), seed), examiner, progress)
         parts.append(Part(opened, usable, skipped, seed))
     examiner.open_images(progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.file_kinds import refuse_records
 from mm_cb.core.reading import json_lines, read_text, refuse_typos, shown, unfit
 from mm_cb.data.behaviors_file import Behavior
 
@@ -35,7 +36,9 @@ def read_corpus(path: Path) -> list[Behavior]:
 
 def _lines(path: Path) -> list[Behavior]:
     rows = []
-    for number, line in enumerate(read_text(path, "corpus").split("\n"), start=1):
+    content = read_text(path, "corpus")
+    refuse_records(content, str(path), "a target a line,")
+    for number, line in enumerate(content.split("\n"), start=1):
         if not (text := line.strip()):
             continue
         where = f"{path}:{number}"

@@ -20,10 +20,10 @@ from mm_cb.data.sources import STRICT, OpenSource, RowFault, Rules, Source, coun
 
 RowKind = tuple[SetName, Modality]
 
-_WARNED = ("missing image", "empty turn", "too long", "control token")
+_WARNED = ("missing image", "empty turn", "too long", "control token", "broken encoding")
 _REMEDIES = {
-    "missing image": "; leave such rows out: `data.skip_missing_images=true` beside `data.sources`",
-    "too long": "; raise `training.max_length`, or, beside `data.sources`, leave them out: `data.skip_too_long=true`",
+    "missing image": "; leave such rows out: add `data.skip_missing_images=true`",
+    "too long": "; raise `training.max_length`, or leave them out: add `data.skip_too_long=true`",
 }
 
 
@@ -204,6 +204,10 @@ def _part(opened: OpenSource, seed: int, scan: Scan) -> Part:
             usable[index] = (outcome.set, outcome.modality)
     if not usable:
         raise UserError(nothing_left(opened, skipped))
+    if fault := scan.refusals.fault():
+        raise UserError(f"{fault}.")
+    if few := scan.refusals.warning():
+        warnings.warn(f"{few}.", stacklevel=3)
     if listed := ", ".join(f"{skipped[kind]} with {kind}" for kind in _WARNED if skipped[kind]):
         warnings.warn(f"`{opened.source.name}`: rows left out: {listed}; see `mm-cb data check`.", stacklevel=3)
     return Part(opened, usable, skipped, seed)

@@ -1,5 +1,6 @@
 """Training examples from rows in memory: a `datasets.Dataset`, or a list of dictionaries."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from mm_cb.core.reading import shown
 from mm_cb.core.records import JsonObject
 from mm_cb.data.examples import SETS, Example, Modality, SetName, check_messages, with_tools
 from mm_cb.data.pictures import encoded
+from mm_cb.data.refusals import Refusals
 from mm_cb.data.rows import undecoded
 
 _NEEDED = ("messages", "set")
@@ -45,6 +47,13 @@ class Records(Sequence[Example]):
             )
         texts = self._rows.select_columns(list(_NEEDED)) if columnar else self._rows
         self._kinds = [_kind(index, row, count) for index, (row, count) in enumerate(zip(texts, counts, strict=True))]
+        refusals = Refusals()
+        for index, row in enumerate(texts):
+            refusals.count(Example("", row["messages"], (), row["set"], place=f"rows[{index}]"))
+        if fault := refusals.fault():
+            raise ValueError(f"{fault}.")
+        if few := refusals.warning():
+            warnings.warn(f"{few}.", stacklevel=3)
 
     def __len__(self) -> int:
         """How many rows there are."""

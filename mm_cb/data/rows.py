@@ -14,6 +14,7 @@ from typing import Any
 
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
+from mm_cb.core.folders import what_is
 from mm_cb.core.paths import refuse_missing_parts
 from mm_cb.core.reading import BOM, TextFault, decode, loads, other_kind, refuse_pipe
 from mm_cb.core.records import JsonObject
@@ -144,6 +145,8 @@ def open_rows(path: Path) -> DataRows:
         UserError: If there is nothing to read, or it is none of these.
     """
     if path.is_dir():
+        if kind := what_is(path):
+            raise UserError(f"`{path}` must be rows (a file, or the folder of a data set); it is {kind}.")
         return HubRows(_load_folder(path), str(path))
     if is_table(path):
         return TableRows(path)

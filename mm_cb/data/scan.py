@@ -11,10 +11,13 @@ from PIL import Image
 
 from mm_cb.core.files import file_sha256
 from mm_cb.core.folding import folded
+from mm_cb.core.names import alike
+from mm_cb.core.reading import BROKEN, REPLACED
 from mm_cb.core.records import Message
 from mm_cb.data.examples import Example
 from mm_cb.data.formats import Skip
 from mm_cb.data.pictures import PictureError, open_picture
+from mm_cb.data.refusals import Refusals
 from mm_cb.data.sources import OpenSource, RowFault, Rules
 from mm_cb.data.tools import call_text
 
@@ -22,7 +25,13 @@ ReadExample = Callable[[], Example]
 
 
 class Scan:
-    """Reads sources in order and holds their rows against each other."""
+    """Reads sources in order and holds their rows against each other.
+
+    Attributes:
+        refusals: Of the source that is read, or was read last.
+    """
+
+    refusals = Refusals()
 
     def __init__(self, rules: Rules, on_duplicate: Callable[[Example, object], None] | None = None) -> None:
         """Begin.
@@ -33,15 +42,20 @@ class Scan:
         """
         self._rules = rules
         self._on_duplicate = on_duplicate
-        self._ids: dict[str, object] = {}
+        self._ids: dict[str, tuple[str, object]] = {}
         self._first: dict[bytes, tuple[str, object, ReadExample]] = {}
         self._others: dict[bytes, dict[tuple[str, ...], tuple[str, object]]] = {}
 
     def outcomes(self, opened: OpenSource) -> Iterator[tuple[int, Example | Skip | RowFault]]:
         """Every row of a source in order, with what became of it."""
         own_ids = opened.form.set is None
+        self.refusals = Refusals()
         for index, outcome in opened.examine(self._rules):
+            if isinstance(outcome, Example) and any(REPLACED in text for text in texts_of(outcome)):
+                fault = RowFault("broken encoding", f"a text cannot be used: {BROKEN}")
+                outcome = Skip(fault.kind) if opened.unmendable(fault) else fault
             if isinstance(outcome, Example):
+                self.refusals.count(outcome)
                 outcome = self.compared(outcome, partial(opened.example, index), own_ids)
             yield index, outcome
 
@@ -55,8 +69,11 @@ class Scan:
             read: Gives it again, later.
             own_ids: Whether its id is the user's.
         """
-        if own_ids and (first := self._ids.setdefault(example.id, example.place)) is not example.place:
-            return RowFault("repeated id", f"the id `{example.id}` was used at {first}")
+        if own_ids:
+            id, first = self._ids.setdefault(alike(example.id), (example.id, example.place))
+            if first is not example.place:
+                told = "was used" if id == example.id else f"differs by case or blanks alone from `{id}`"
+                return RowFault("repeated id", f"the id `{example.id}` {told} at {first}")
         said = "\0".join(map(folded, texts_of(example)))
         digest = hashlib.blake2b(said.encode("utf-8", "replace"), digest_size=16).digest()
         if digest not in self._first:

@@ -71,7 +71,8 @@ class RowFault(NamedTuple):
     """A row that cannot be used, and why."""
 
     kind: str
-    """``broken row``, ``missing image``, ``too long``, ``control token``, ``repeated id`` or ``in both sets``."""
+    """``broken row``, ``missing image``, ``too long``, ``control token``, ``broken encoding``, ``repeated id`` or
+    ``in both sets``."""
     message: str
 
 
@@ -114,7 +115,7 @@ class OpenSource:
     Attributes:
         key: Name of the source and its set; the beginning of its examples' ids.
         published: Whether it is a data set by its name or of the hub, whose rows nobody here can mend: one that spells
-            a control token is left out and counted.
+            a control token or lost characters is left out and counted.
         inputs: What was opened, for a run's record.
     """
 
@@ -159,12 +160,13 @@ class OpenSource:
         """Every row in order, with what became of it; pictures are looked for, not opened."""
         for index in range(len(self.rows)):
             outcome = self._outcome(index, rules)
-            if isinstance(outcome, RowFault) and (rules.left_out(outcome) or self._unmendable(outcome)):
+            if isinstance(outcome, RowFault) and (rules.left_out(outcome) or self.unmendable(outcome)):
                 outcome = Skip(outcome.kind)
             yield index, outcome
 
-    def _unmendable(self, fault: RowFault) -> bool:
-        return self.published and fault.kind == "control token"
+    def unmendable(self, fault: RowFault) -> bool:
+        """Whether a row is left out because nobody here can mend it."""
+        return self.published and fault.kind in ("control token", "broken encoding")
 
     def where(self, index: int) -> str:
         """File and line of a row."""

@@ -15,7 +15,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.progress import CountedWork
 from mm_cb.core.records import Completion, JsonObject
 from mm_cb.core.runs import append_jsonl
-from mm_cb.core.thoughts import AnswerText, answer_in
+from mm_cb.core.thoughts import AnswerText, answer_in, ending_as
 from mm_cb.data.pictures import Picture, shown
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
@@ -164,7 +164,7 @@ def complete_batch(subject: Subject, requests: Sequence[Request], max_new_tokens
             row, told = found
             raise UnaskableError(requests[row], f"is {told} Shorten it, or leave it out.")
         said = model.generate(inputs, max_new_tokens)
-    return [opening + more for opening, more in zip(openings, said, strict=True)]
+    return [ending_as(opening + more, more) for opening, more in zip(openings, said, strict=True)]
 
 
 def prompt_tokens(model: ChatModel, request: Request) -> int:
@@ -249,10 +249,12 @@ def _keep(store: Path, key: str, completion: str | Failure) -> AnswerText:
     more: dict[str, str | bool] = {"thought": answer.thought} if answer.thought else {}
     more |= {"refusal": True} if answer.refusal else {}
     more |= {"served": answer.served} if answer.served else {}
+    more |= {"at_limit": True} if answer.at_limit else {}
     append_jsonl(store, {"key": key, "completion": answer} | more | ({CUT: reason} if reason else {}))
     return answer
 
 
 def _kept(record: Completion) -> AnswerText:
     answer = answer_in(record["completion"], beside=record.get("thought", ""))
-    return AnswerText(answer, answer.thought, refusal=record.get("refusal", False), served=record.get("served", ""))
+    refusal, served, cut = record.get("refusal", False), record.get("served", ""), record.get("at_limit", False)
+    return AnswerText(answer, answer.thought, refusal=refusal, served=served, at_limit=cut)

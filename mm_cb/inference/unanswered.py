@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mm_cb.core.chat_replies import CUT, REFUSED, UNANSWERED
 from mm_cb.core.checked import read_records
+from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.records import Completion
 
 
@@ -28,6 +30,32 @@ def unanswered_note(store: Path) -> str | None:
         if reasons:
             parts.append(f"{len(reasons)} {words}, the first: {reasons[0].rstrip('.')}")
     return f"CAUTION {len(lost)} requests have no answer: {'; '.join(parts)}." if lost else None
+
+
+_ERROR_TEXT = re.compile(
+    r"\s*(?:error during inference\b|error code: [45]\d\d\b|(?:http )?error [45]\d\d\b|traceback \(most recent)", re.I
+)
+
+
+def is_error_text(answer: str) -> bool:
+    """Whether a stored answer is what the program that asked wrote in its place when asking failed."""
+    return _ERROR_TEXT.match(answer) is not None
+
+
+def error_texts(answers: Mapping[str, str]) -> tuple[list[str], str]:
+    """The questions whose stored answer is an error text, and what to print about them.
+
+    Raises:
+        UserError: If all are.
+    """
+    lost = [id for id, answer in answers.items() if is_error_text(answer)]
+    if not lost:
+        return [], ""
+    told = f"{len(lost)} of {len(answers)} stored answers are error texts and no model's, the first to `{lost[0]:.80}`"
+    told += f" ({one_line(answers[lost[0]]):.80})"
+    if len(lost) == len(answers):
+        raise UserError(f"{told}: ask those questions again.")
+    return lost, f"CAUTION {told}: they have no score; ask those questions again."
 
 
 def go_on(store: Path, requests: int, max_new_tokens: int) -> str:

@@ -66,7 +66,8 @@ class Judge(Protocol):
         Raises:
             EndpointError: If a case has no verdict for a reason that may pass.
 
-        A judge may also have ``reads(case, raw)``, the verdict in words of its own: stored ones are held against it.
+        A judge may also have ``reads(case, raw)``, the verdict in words of its own: stored ones are held against it;
+        and ``refuse(items, recipe)``, which raises a `UserError` where it cannot judge the records of a run.
         """
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from mm_cb.core.calls import FORMATS, Call, NotCalls
+from mm_cb.core.refusal_phrases import found_phrase
 from mm_cb.data.target_calls import CALL, TargetCall, read_target_call
 from mm_cb.judges.base import NOT_JUDGED, Case, Verdict
-from mm_cb.judges.rules import found_phrase
 from mm_cb.metrics.degenerate import degenerate
 
 

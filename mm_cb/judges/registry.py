@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import dumps
 from mm_cb.core.limits import LIMITS
-from mm_cb.core.user_code import entry_of, refuse_taken
+from mm_cb.core.user_code import entry_of, refuse_taken, registering_file
 from mm_cb.metrics.table import is_known
 
 if TYPE_CHECKING:
@@ -109,9 +109,22 @@ def open_judge(options: JudgeOptions) -> Judge:
     }
     refuse_unread(entry, [option for option, there in given.items() if there])
     judge = entry.open(options)
-    if not _is_shipped(entry):
-        _refuse_strange(judge, entry)
-    return judge
+    if _is_shipped(entry):
+        return judge
+    _refuse_strange(judge, entry)
+    digest = registering_file(entry.name, "register_judge")
+    return judge if digest is None else cast("Judge", _FromFile(judge, digest))
+
+
+class _FromFile:
+    """A user's judge, whose file's content decides its verdicts as well."""
+
+    def __init__(self, judge: Judge, digest: str) -> None:
+        self._judge = judge
+        self.source = {**judge.source, "file_sha256": digest}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._judge, name)
 
 
 def refuse_unread(entry: JudgeEntry, given: Iterable[str]) -> None:

@@ -66,6 +66,8 @@ def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None,
     with held(run_dir) as run:
         items = whole_items(run_dir, run)
         judged = judgeable(items, run_dir, judge.name, judge.metrics)
+        if (refuse := getattr(judge, "refuse", None)) is not None:
+            refuse(judged, run["recipe"])
         extras = _extras(run, behaviors)
         cases = _cases(judged, run_dir, extras)
         targets = {} if judge.source.get("proxy") else _targets(judged, extras)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 
-from mm_cb.core.paths import protocol_file
+from mm_cb.core.refusal_phrases import folded, found_phrase, phrases
 from mm_cb.judges.base import Case, Verdict
 from mm_cb.metrics.degenerate import degenerate
-
-_APOSTROPHES = str.maketrans("\u2019\u2018\u02bc", "'''")
 
 
 class RefusalStrings:
@@ -38,25 +35,6 @@ class RefusalStrings:
     def reads(self, case: Case, raw: str) -> Verdict:
         """The verdict again, which a rule gives whatever stands there."""
         return dict(self.judge([case]))[case.key]
-
-
-@cache
-def phrases() -> tuple[str, ...]:
-    """The refusal phrases, in lower case."""
-    return tuple(phrase.lower() for phrase in protocol_file("refusal_strings")["phrases"])
-
-
-def folded(text: str) -> str:
-    """Lower case, plain apostrophes, single blanks."""
-    return " ".join(text.lower().translate(_APOSTROPHES).split())
-
-
-def found_phrase(completion: str) -> str | None:
-    """The refusal phrase that comes first in a completion, or None."""
-    text = folded(completion)
-    places = {text.find(phrase): phrase for phrase in reversed(phrases())}
-    places.pop(-1, None)
-    return places[min(places)] if places else None
 
 
 def refusal_class(completion: str) -> str:

@@ -34,6 +34,7 @@ class EndpointJudge:
             pictures: Whether the judge sees the picture too.
         """
         self.name = f"endpoint:{endpoint.model}"
+        self.address = endpoint.url
         self._endpoint = endpoint
         self._template = check_judge_template(template, "the judge's template")
         self._labels = dict(labels or LABELS)

@@ -36,6 +36,8 @@ class Judged(TypedDict, total=False):
     raw: str
     served: str
     """The model that the judge's server names, where it is another name than was asked for."""
+    address: str
+    """Where the judge's server was."""
     reason: str
     """Why there is no verdict, which is not kept."""
 
@@ -73,10 +75,20 @@ def refuse_other_source(folder: Path, judge: Judge) -> None:
     source = json.loads(json.dumps({"judge": judge.name, "source": dict(judge.source)}, default=str))
     if path.is_file() and _source_in(path) != source and _verdicts_in(path.with_suffix(".jsonl")):
         raise UserError(
-            f"`{path}` says that `{judge.name}` judged here with another model, prompt or labels; delete it and its "
-            ".jsonl to judge anew."
+            f"`{path}` says that `{judge.name}` judged here with another model, prompt or labels, or by another "
+            "version of a file of yours; delete it and its .jsonl to judge anew."
         )
     write_json(path, source)
+
+
+def source_of(run_dir: Path, name: str) -> Mapping[str, Any] | None:
+    """What decided the verdicts that a judge left in a run, empty where that is lost; None where it left none there."""
+    path = run_dir / FOLDER / f"{safe_id(name)}.json"
+    if not path.is_file():
+        return {} if path.with_suffix(".jsonl").is_file() else None
+    content = _source_in(path)
+    source = content.get("source") if isinstance(content, dict) else None
+    return source if isinstance(source, dict) else {}
 
 
 def _source_in(path: Path) -> Any:
@@ -198,6 +210,14 @@ def said_of(judge: Judge, cases: Sequence[Case]) -> Iterator[tuple[str, Verdict]
         yield key, verdict
 
 
+def _reused(path: Path, judge: Judge, kept: Sequence[Judged], of: int) -> str:
+    """How many verdicts are not asked for again, and from where they are; empty where all are."""
+    where = " and ".join(dict.fromkeys(str(one["address"]) for one in kept if "address" in one))
+    at = f" at {where}" if where else ""
+    told = f"{len(kept)} of {of} verdicts are from before, by `{judge.name}`{at}: delete `{path}` to have all anew"
+    return told if kept else ""
+
+
 def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: Progress) -> dict[str, Judged]:
     """The verdicts on all cases, those that lie in ``folder`` read back.
 
@@ -215,6 +235,9 @@ def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: P
         if key not in cases or not _wrong_with(record["outcome"], record["score"], cases[key].metric)
     }
     waiting = [case for key, case in cases.items() if key not in verdicts]
+    if told := _reused(path, judge, [verdicts[key] for key in cases if key in verdicts], len(cases)):
+        progress.say(told)
+    address = getattr(judge, "address", None)
     shorter = "a larger --batch, a GPU, or a judge behind an --endpoint"
     task = progress.task(f"judge {judge.name}", len(cases), done=len(cases) - len(waiting), shorter=shorter)
     try:
@@ -222,6 +245,8 @@ def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: P
             verdicts[key] = {"key": key, "outcome": verdict.outcome, "score": verdict.score, "raw": verdict.raw}
             if served := served_as(verdict.raw):
                 verdicts[key]["served"] = served
+            if isinstance(address, str):
+                verdicts[key]["address"] = address
             if verdict.outcome == NOT_JUDGED:
                 verdicts[key]["reason"] = verdict.reason
             else:

@@ -2,7 +2,7 @@
 
 An attack has converged if (a) its loss falls by less than 1 % of its total fall within the last tenth of its steps, and
 (b) twice the steps, on at least 12 behaviours, change at most one outcome: of content, and of openings. One of fewer
-than ten steps has no last tenth and has not converged.
+than ten steps has no last tenth and has not converged, nor has one whose loss never moved.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ class Fall(NamedTuple):
     """Within the last tenth of the steps."""
     steps: int
     """After which it was looked at, those before ``settles`` left out."""
+    moved: bool = True
+    """Whether the loss fell at all, over all steps, or had nowhere to fall: one that stands still high above zero says
+    that the search did not work, not that it had finished."""
 
     @property
     def told(self) -> bool:
@@ -54,15 +57,17 @@ def fall(curves: Sequence[Sequence[float]], settles: float = 0.0) -> Fall:
     import numpy as np
 
     losses = np.array(curves, dtype=np.float64)
+    whole = np.minimum.accumulate(losses, axis=1).mean(axis=0)
     losses = losses[:, math.ceil(settles * (losses.shape[1] - 1)) :]
     best = np.minimum.accumulate(losses, axis=1).mean(axis=0)
     late = best[-1 - math.ceil(LATE * (len(best) - 1))]
-    return Fall(float(best[0] - best[-1]), float(late - best[-1]), len(best) - 1)
+    moved = bool(whole[0] - whole[-1] >= RESOLUTION or whole[-1] < RESOLUTION)
+    return Fall(float(best[0] - best[-1]), float(late - best[-1]), len(best) - 1, moved)
 
 
 def has_settled(found: Fall) -> bool:
     """Part (a) of the rule."""
-    return found.told and found.late < max(SETTLED * found.total, RESOLUTION)
+    return found.told and found.moved and found.late < max(SETTLED * found.total, RESOLUTION)
 
 
 class Doubled(NamedTuple):

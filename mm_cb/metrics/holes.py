@@ -22,7 +22,11 @@ _WRITTEN = {
 def holes(folder: Path, run: Run, items: Sequence[Item]) -> list[str]:
     """One sentence about every kind of hole; empty for a whole run."""
     found = [*absent_outputs(folder, run), *absent_pictures(folder, items)]
-    return [f"HOLE: {text} The numbers are those of the run when it was whole." for text in found]
+    return [
+        f"HOLE: {text} The numbers are those of the run when it was whole; its command with another "
+        "`--out` makes all again."
+        for text in found
+    ]
 
 
 def absent_outputs(folder: Path, run: Run) -> list[str]:
@@ -36,8 +40,7 @@ def absent_pictures(folder: Path, items: Sequence[Item]) -> list[str]:
     """A sentence each about pictures of these items that are gone, and that are other ones now."""
     found = []
     named = {name: None for item in items for name in _pictures(item)}
-    gone = [name for name in named if not file_inside(folder, name)]
-    if gone:
+    if gone := [name for name in named if not file_inside(folder, name)]:
         found.append(f"{len(gone)} of {len(named)} pictures of `{folder.name}` are gone, the first `{gone[0]}`.")
     swapped = sorted({name for item in items for name in _swapped(folder, item)})
     if swapped:

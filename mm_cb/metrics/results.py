@@ -125,6 +125,13 @@ def results_content(measurements: Iterable[Measurement]) -> dict[str, object]:
     return {"schema": SCHEMA, "measurements": [dataclasses.asdict(m) for m in measurements]}
 
 
+AGAIN = (
+    "Do not use its numbers: take its whole folder from where it was made, or repeat the run: its command with another "
+    "`--out`."
+)
+"""What to do about a run of which something is gone."""
+
+
 def read_results(path: Path) -> list[Measurement]:
     """Read results.json.
 
@@ -133,7 +140,7 @@ def read_results(path: Path) -> list[Measurement]:
     """
     content = read_json(Path(path))
     if content is None:
-        raise UserError(f"`{path}` does not exist; give a finished run directory.")
+        raise UserError(f"`{path}` is not there, which the run's command wrote. {AGAIN}")
     held = checked(content, _Results, f"`{path}`")
     if held["schema"] != SCHEMA:
         raise UserError(f"`{path}` must have schema {SCHEMA}, got {held['schema']!r}; run the measurement again.")

@@ -10,14 +10,13 @@ from mm_cb.core.records import Completion, Item, Run
 from mm_cb.data.behaviors_file import KEPT_AS, kept_behaviors
 from mm_cb.metrics.agreement import completions_of
 from mm_cb.metrics.observations import refuse_repeats
-from mm_cb.metrics.results import Measurement, measure
+from mm_cb.metrics.results import AGAIN, Measurement, measure
 
 ITEMS = "items.jsonl"
 _MEASURES_NOTHING = ("train", "probe", "data build pairs", "data build calls")
 _COMPLETIONS = Path("parts") / "completions.jsonl"
 _TOLERANCE = 0.05
 """Percentage points between a number that is stored and the same one counted again."""
-_AGAIN = "Do not use its numbers: take its whole folder from where it was made, or repeat the run."
 
 
 def refuse_unmeasured(folder: Path, run: Run) -> None:
@@ -35,6 +34,16 @@ def refuse_unmeasured(folder: Path, run: Run) -> None:
         )
 
 
+def refuse_gone(folder: Path, *names: str) -> None:
+    """Refuse a finished run that lacks a file which its command wrote.
+
+    Raises:
+        UserError: Naming the file, and what brings it back.
+    """
+    if gone := next((name for name in names if not (folder / name).is_file()), None):
+        raise UserError(f"`{folder}` must hold {gone}, but there is none. {AGAIN}")
+
+
 def whole_items(folder: Path, run: Run) -> list[Item]:
     """The records of a finished run's items.jsonl.
 
@@ -48,24 +57,23 @@ def whole_items(folder: Path, run: Run) -> list[Item]:
     """
     refuse_unmeasured(folder, run)
     path = folder / ITEMS
-    if not path.is_file():
-        raise UserError(f"`{folder}` must hold {ITEMS}, but there is none. {_AGAIN}")
+    refuse_gone(folder, ITEMS)
     items = read_records(path, Item)
     if not items:
-        raise UserError(f"`{path}` must hold what was measured, it is empty. {_AGAIN}")
+        raise UserError(f"`{path}` must hold what was measured, it is empty. {AGAIN}")
     try:
         refuse_repeats(items)
     except ValueError as error:
-        raise UserError(f"`{path}`: {error} {_AGAIN}") from error
+        raise UserError(f"`{path}`: {error} {AGAIN}") from error
     stored = run["command"] == "eval" and "model" not in run["recipe"]  # of `mm-cb score`: perhaps verdicts alone
     for number, item in enumerate(items, start=1):
         if not stored and not completions_of(item):
-            raise UserError(f"{path}:{number} must hold an answer, `completion`; it lacks it. {_AGAIN}")
+            raise UserError(f"{path}:{number} must hold an answer, `completion`; it lacks it. {AGAIN}")
     for what, wanted, found in (_asked(folder, run, items), _answered(folder, run, items)):
         absent, strange = sorted(wanted - found), sorted(found - wanted)
         if wanted and (absent or strange):
             wrong = f"lacks {len(absent)}, the first `{absent[0]}`" if absent else f"holds `{strange[0]}` beside them"
-            raise UserError(f"`{path}` must hold the {len(wanted)} {what}; it {wrong}. {_AGAIN}")
+            raise UserError(f"`{path}` must hold the {len(wanted)} {what}; it {wrong}. {AGAIN}")
     return items
 
 
@@ -105,13 +113,13 @@ def refuse_contradiction(folder: Path, items: list[Item], stored: Sequence[Measu
         if m.ci95 and m.value is not None and not low - _TOLERANCE <= m.value <= high + _TOLERANCE:
             raise UserError(
                 f"`{folder / 'results.json'}`: {_told(m)} is {m.value:g}, outside its own interval {low:g} to "
-                f"{high:g}. {_AGAIN}"
+                f"{high:g}. {AGAIN}"
             )
     pairs = sorted({(m.subject, m.paired_with) for m in stored if m.paired_with is not None})
     try:
         counted = {m.address: m for m in measure(items, pairs=pairs, seed=seed)}
     except ValueError as error:
-        raise UserError(f"`{folder / ITEMS}`: {error} {_AGAIN}") from error
+        raise UserError(f"`{folder / ITEMS}`: {error} {AGAIN}") from error
     held, own = {m.address: m for m in stored}, {item["metric"] for item in items}
     for address in sorted(held.keys() | counted.keys()):
         there, here = held.get(address), counted.get(address)
@@ -120,7 +128,7 @@ def refuse_contradiction(folder: Path, items: list[Item], stored: Sequence[Measu
         if there is None or here is None or not _same(there, here):
             raise UserError(
                 f"results.json and {ITEMS} of `{folder}` must agree, but {_told(there or here)} is {_value(there)} "
-                f"there and {_value(here)} counted again. {_AGAIN}"
+                f"there and {_value(here)} counted again. {AGAIN}"
             )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mm_cb.core.records import ScoredCompletion
+from mm_cb.core.errors import UserError
+from mm_cb.core.records import Item, RecipeFields, ScoredCompletion
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.judges.base import Case, Verdict
 from mm_cb.miniature import judge
@@ -68,6 +69,19 @@ class MiniatureJudge:
     def __init__(self) -> None:
         """Exact rules need nothing."""
         self.source: Mapping[str, object] = {"exact": True}
+
+    def refuse(self, items: Sequence[Item], recipe: RecipeFields) -> None:
+        """Refuse benign answers of another world, all of which are broken text by the rules of this one.
+
+        Raises:
+            UserError: If the run is none of a made-up world.
+        """
+        benign = [item for item in items if item["metric"] == "over_refusal"]
+        if benign and recipe.get("fiction") is not True:
+            raise UserError(
+                f"judge `{self.name}` knows answers to benign requests of its own world alone, the run is of another "
+                f"({len(benign)} records, the first `{benign[0]['id']:.80}`); take `--judge refusal-strings`, a proxy."
+            )
 
     def judge(self, cases: Sequence[Case]) -> Iterator[tuple[str, Verdict]]:
         """Verdicts by rule."""

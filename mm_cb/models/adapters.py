@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
+from mm_cb.core.folders import but_is
 from mm_cb.core.hub import repository_of
 from mm_cb.core.reading import json_file
 from mm_cb.core.records import JsonObject
@@ -87,7 +88,9 @@ def read_settings(folder: Path) -> LoraConfig:
         UserError: Naming the file and the field.
     """
     if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
-        raise UserError(f"`{folder}` is not an adapter: expected a folder with {SETTINGS} and {WEIGHTS}.")
+        raise UserError(
+            f"`{folder}` is not an adapter: expected a folder with {SETTINGS} and {WEIGHTS}{but_is(folder)}."
+        )
     file, fields = folder / SETTINGS, _fields(folder)
     if fields.get("peft_type") != "LORA":
         raise UserError(f"`{file}`: `peft_type` must be LORA, got {fields.get('peft_type')!r:.80}.")

@@ -14,7 +14,17 @@ from transformers import AutoModelForCausalLM
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import JsonObject
-from mm_cb.models.chat import ANSWER, Dialect, Message, RenderedChat, TokenRole, chat, end_written, render_chat
+from mm_cb.models.chat import (
+    ANSWER,
+    Dialect,
+    Message,
+    RenderedChat,
+    TokenRole,
+    chat,
+    count_images,
+    end_written,
+    render_chat,
+)
 from mm_cb.models.decoding import decode_ids, end_tokens, positions_of, texts_of
 from mm_cb.models.dial import Scale, WeightDifference, lora_layers, lora_turned, read_scale
 from mm_cb.models.inputs import Arguments, ModelInputs, Pictures, pad_rows
@@ -39,6 +49,11 @@ class ChatModel(LanguageTower):
     model_types: ClassVar[tuple[str, ...]] = ()
     """The ``model_type`` of the configurations that the family's class is for; with ``+`` and that of the image tower
     where it is for models with this tower alone."""
+    text_types: ClassVar[tuple[str, ...]] = ()
+    """The ``model_type`` of the language towers (``text_config``) that the laws were run on; others are refused."""
+    text_fields: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    """Fields of ``text_config`` that change how rows go through the blocks, with the values that the laws were run on;
+    others are refused."""
     loads: ClassVar[Any] = AutoModelForCausalLM
     """The transformers class that reads the whole model, head included."""
     full_precision: ClassVar[tuple[str, ...]] = ("lm_head",)
@@ -206,13 +221,7 @@ class ChatModel(LanguageTower):
         for messages, row_images, row_tools, opening in zip(
             chats, images, tools or [()] * none, openings or [""] * none, strict=True
         ):
-            named = sum(
-                p["type"] == "image"
-                for m in messages
-                if not isinstance(m.get("content", ""), str)
-                for p in m["content"]
-            )
-            if named != len(row_images):
+            if (named := count_images(messages)) != len(row_images):
                 raise ValueError(f"A chat with {len(row_images)} pictures must have as many image parts, got {named}.")
             own, stands = stands[:named], stands[named:]
             rendered = render_chat(
@@ -330,7 +339,7 @@ class ChatModel(LanguageTower):
         given |= self.picture_arguments(inputs)
         tokenizer = self.processor.tokenizer
         said = decode_ids(self.model, tokenizer, given, max_new_tokens, self.stops(), temperature)
-        texts = texts_of(tokenizer, said)
+        texts = texts_of(tokenizer, said, max_new_tokens)
         if self.probe is None:
             return texts
         withheld = self.probe.withheld(self, inputs, said)
@@ -340,7 +349,9 @@ class ChatModel(LanguageTower):
         """Ids of the tokens at which generation stops: the family's, the tokenizer's, the model's, the template's."""
         tokenizer = self.processor.tokenizer
         ends = {self.dialect.end_of_turn, *self.stop_tokens} - {None}
-        ids = {tokenizer.convert_tokens_to_ids(end) for end in ends} - {tokenizer.unk_token_id}
+        ids = {tokenizer.convert_tokens_to_ids(end) for end in ends}
+        if tokenizer.unk_token not in ends:  # in Qwen's tokenizers it is, and ends texts
+            ids -= {tokenizer.unk_token_id}
         answered = self.prompt("a", has_image=False, completion=ANSWER)
         return end_tokens(self.model, tokenizer, {*ids, end_written(tokenizer, answered)})
 

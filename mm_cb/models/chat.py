@@ -171,6 +171,12 @@ def render_chat(
         raise UserError(f"the model's chat template cannot write a chat of {roles}: {error}") from error
     if format is not None:
         template = turns.filled(template, format)
+    written = template.count(dialect.image_token) if dialect.image_token is not None else 0
+    if written != (named := count_images(messages)):
+        raise UserError(
+            f"the chat template of {_template_of(tokenizer)} must write `{dialect.image_token}` once for each picture; "
+            f"of {named} it wrote {written}."
+        )
     to_come = iter(pictures) if pictures else None
     end = dialect.end_of_turn or ""
     pieces: list[str] = []
@@ -197,9 +203,8 @@ def render_chat(
             pieces.append(part)
             length += len(part)
     if found != list(range(len(texts))):
-        folder = getattr(getattr(processor, "tokenizer", processor), "name_or_path", "")
         raise UserError(
-            f"the chat template of `{folder or 'the model'}` must write the texts of all messages as they are, once "
+            f"the chat template of {_template_of(tokenizer)} must write the texts of all messages as they are, once "
             f"and in order; of {len(texts)} it wrote {', '.join(f'no. {index + 1}' for index in found) or 'none'}."
         )
     joined = "".join(pieces)
@@ -211,6 +216,16 @@ def render_chat(
         elif ended and joined[last:].isspace():  # a template may go on with a blank or a new line
             joined = joined[:last]
     return RenderedChat(joined, tuple(spans))
+
+
+def count_images(messages: Sequence[Message]) -> int:
+    """How many parts of a chat are pictures."""
+    contents = (message.get("content") or () for message in messages)
+    return sum(part["type"] == "image" for parts in contents if not isinstance(parts, str) for part in parts)
+
+
+def _template_of(tokenizer: Any) -> str:
+    return f"`{getattr(tokenizer, 'name_or_path', '') or 'the model'}`"
 
 
 def _by_template(processor: Any, messages: Sequence[Message], dialect: Dialect, shown: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import json_file
-from mm_cb.core.thoughts import MARKS, has_thought
+from mm_cb.core.thoughts import MARKS, AnswerText, has_thought
 
 FILE = "generation_config.json"
 _READ = ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
@@ -83,11 +83,15 @@ def decode(
     temperature: float | None = None,
 ) -> list[str]:
     """As `decode_ids`, as one text a row, see `texts_of`."""
-    return texts_of(tokenizer, decode_ids(model, tokenizer, inputs, max_new_tokens, ends, temperature))
+    rows = decode_ids(model, tokenizer, inputs, max_new_tokens, ends, temperature)
+    return texts_of(tokenizer, rows, max_new_tokens)
 
 
-def texts_of(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
-    """Token ids as texts, without special tokens but for marks of a thought, which is not to run into the answer."""
+def texts_of(tokenizer: Any, rows: Sequence[Sequence[int]], limit: int | None = None) -> list[str]:
+    """Token ids as texts, without special tokens but for marks of a thought, which is not to run into the answer.
+
+    A row of ``limit`` tokens, the longest that was asked for, says so: see `mm_cb.core.thoughts.ends_at_limit`.
+    """
     texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
     special = {
         id: token.content for id, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special
@@ -97,7 +101,10 @@ def texts_of(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
         if marks.intersection(row):
             marked = tokenizer.decode([id for id in row if id in marks or id not in special])
             texts[number] = marked if has_thought(marked) else texts[number]
-    return texts
+    return [
+        AnswerText(text, at_limit=True) if limit is not None and len(row) >= limit else text
+        for text, row in zip(texts, rows, strict=True)
+    ]
 
 
 @torch.no_grad()

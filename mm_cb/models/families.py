@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedCo
 
 from mm_cb.core.embedded import guest_names
 from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.folders import but_is
 from mm_cb.core.reading import file_bytes, json_file, read_text
 from mm_cb.models.base import ChatModel
 from mm_cb.models.cache import model_folder, weights_fault
@@ -204,7 +205,7 @@ def _fault_of(folder: Path) -> str | None:
         except UserError as error:
             return str(error)
     if not (folder / CONFIG).is_file():
-        return f"it must hold {CONFIG}, it has none."
+        return f"it must hold {CONFIG}, it has none{but_is(folder)}."
     if fault := weights_fault(folder):
         return fault
     if not has_tokenizer(folder):

@@ -1,7 +1,8 @@
 """Gemma 3: one square view of a picture, whose tokens see each other; most blocks look back a window's length."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,11 @@ class Gemma3Model(VisionModel):
     """
 
     model_types = ("gemma3",)
+    text_types = ("gemma3_text",)
+    text_fields: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "use_bidirectional_attention": (None, False),
+        **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (None,)),
+    }
     nested = True
     end_of_turn = "<end_of_turn>"
     looks_ahead = frozenset({"full_attention", "sliding_attention"})

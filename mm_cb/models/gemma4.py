@@ -28,12 +28,15 @@ class Gemma4Model(Gemma3Model):
     """
 
     model_types = ("gemma4",)
+    text_types = ("gemma4_text",)
+    text_fields = {"use_bidirectional_attention": (None, "vision"), "enable_moe_block": (False,)}
     full_precision = (
         *("vision_tower", "embed_vision", "audio_tower", "embed_audio"),
         *("per_layer_model_projection", "lm_head"),
     )
     beside = ("image_position_ids",)
     end_of_turn = "<turn|>"
+    stop_tokens = ("<eos>",)
 
     @classmethod
     def check_processor(cls, processor: Any, config: Any, folder: Path) -> None:
@@ -73,7 +76,9 @@ class Gemma4Model(Gemma3Model):
     @torch.no_grad()
     def tower_inputs(self, inputs: ModelInputs) -> TowerInputs:
         """What the language tower starts from, also for texts alone."""
-        return self.with_features(inputs, None if inputs.pixel_values is None else self.image_features(inputs))
+        if inputs.pixel_values is None:
+            return self.with_features(inputs, None)
+        return super().tower_inputs(inputs)
 
     def with_features(self, inputs: ModelInputs, features: Any) -> TowerInputs:
         """As `VisionModel.with_features`, and each token's part in the inputs of all blocks, ``(B, T, blocks, P)``."""

@@ -23,6 +23,7 @@ class InternVLModel(VisionModel):
     """
 
     model_types = ("internvl",)
+    text_types = ("llama", "qwen2", "qwen3")
     end_of_turn = "<|im_end|>"
     stop_tokens = ("<|endoftext|>",)
 

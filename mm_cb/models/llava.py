@@ -15,6 +15,7 @@ class LlavaModel(VisionModel):
     """
 
     model_types = ("llava",)
+    text_types = ("llama", "mistral", "qwen2")
 
     @classmethod
     def check_processor(cls, processor: Any, config: Any, folder: Path) -> None:

@@ -25,6 +25,7 @@ class LlavaNextModel(VisionModel):
     """A ``LlavaNextForConditionalGeneration`` with its ``LlavaNextProcessor``."""
 
     model_types = ("llava_next",)
+    text_types = ("llama", "mistral", "qwen2")
     beside = ("image_sizes",)
 
     @classmethod
@@ -64,7 +65,7 @@ class LlavaNextModel(VisionModel):
         """As `ChatModel.embed`, from embeddings that hold the pictures."""
         if inputs.pixel_values is None:
             return self.start_from(inputs, self.tower_inputs(inputs).embeds)
-        seen = self.image_features(inputs, pixel_values) if features is None else features
+        seen = self.matched(inputs, self.image_features(inputs, pixel_values) if features is None else features)
         return self.start_from(inputs, self.with_features(inputs, seen).embeds)
 
     def plan(self, image_size: tuple[int, int]) -> Plan:

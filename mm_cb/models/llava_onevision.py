@@ -27,6 +27,7 @@ class LlavaOnevisionModel(VisionModel):
     """
 
     model_types = ("llava_onevision",)
+    text_types = ("qwen2",)
     beside = ("image_sizes",)
     nested = True
     end_of_turn = "<|im_end|>"

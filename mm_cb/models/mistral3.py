@@ -22,6 +22,7 @@ class Mistral3Model(VisionModel):
     """A ``Mistral3``- or, with Pixtral's tower, a ``LlavaForConditionalGeneration`` with its ``PixtralProcessor``."""
 
     model_types = ("llava+pixtral", "mistral3")
+    text_types = ("mistral",)
     beside = ("image_sizes",)
 
     @classmethod

@@ -38,6 +38,7 @@ class Qwen35Model(QwenVLModel):
     """A ``Qwen3_5ForConditionalGeneration`` with its processor."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_5",)
+    text_types: ClassVar[tuple[str, ...]] = ("qwen3_5_text",)
     thinking_switch = "enable_thinking"
 
     def run_block(self, index: int, state: Tensor, arguments: BlockArguments) -> Tensor:

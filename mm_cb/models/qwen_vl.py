@@ -32,6 +32,7 @@ class QwenVLModel(VisionModel):
     """A ``Qwen2VL``-, ``Qwen2_5_VL``- or ``Qwen3VLForConditionalGeneration`` with its processor."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+    text_types: ClassVar[tuple[str, ...]] = ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
     full_precision = ("visual", "lm_head")
     beside = ("image_grid_thw",)
     end_of_turn = "<|im_end|>"

@@ -83,7 +83,7 @@ class SharedPrefixTargets:
             input_ids=tails, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state
         wanted = states.gather(1, places.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
-        return base.get_output_embeddings()(wanted)
+        return self._model.logits(wanted)
 
 
 def _padded(rows: Sequence[Tensor], value: int = 0) -> Tensor:

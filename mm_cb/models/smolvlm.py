@@ -26,6 +26,7 @@ class SmolVLMModel(VisionModel):
     """
 
     model_types = ("idefics3", "smolvlm")
+    text_types = ("llama",)
     full_precision = ("vision_model", "connector", "lm_head")
     nested = True
     end_of_turn = "<end_of_utterance>"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -126,23 +127,41 @@ class VisionModel(ChatModel):
 
     def embed(self, inputs: ModelInputs, pixel_values: Tensor | None = None, features: Any = None) -> Arguments:
         """As `ChatModel.embed`: the tokens, and the image tower's output in place of pixels."""
-        given = {
-            "input_ids": inputs.input_ids,
-            "attention_mask": inputs.attention_mask,
-            "position_ids": self.positions(inputs),
-        }
-        if inputs.pixel_values is None:
-            return given
-        seen = self.image_features(inputs, pixel_values) if features is None else features
-        told = {**inputs.beside, **self.token_arguments(inputs)}
-        return {**given, **told, "mm_encoder_outputs": {"image": seen}}
+        told: Arguments = {}
+        if inputs.pixel_values is not None:
+            seen = self.matched(inputs, self.image_features(inputs, pixel_values) if features is None else features)
+            told = {**inputs.beside, **self.token_arguments(inputs), "mm_encoder_outputs": {"image": seen}}
+        own = {"attention_mask": inputs.attention_mask, "position_ids": self.positions(inputs)}
+        return {"input_ids": inputs.input_ids, **own, **told}
 
     @torch.no_grad()
     def tower_inputs(self, inputs: ModelInputs) -> TowerInputs:
         """What the language tower starts from, with all pictures in it."""
         if inputs.pixel_values is None:
             return super().tower_inputs(inputs)
-        return self.with_features(inputs, self.image_features(inputs))
+        return self.with_features(inputs, self.matched(inputs, self.image_features(inputs)))
+
+    def matched(self, inputs: ModelInputs, features: Any) -> Any:
+        """An image tower's output for a batch, each of whose rows has a token for every feature of its pictures.
+
+        Raises:
+            UserError: If one has not: features would go to the tokens of other pictures.
+        """
+        assert inputs.images_per_row is not None
+        lengths: list[float] = [one.numel() / one.shape[-1] for one in features.pooler_output]
+        counts = inputs.images_per_row.tolist()
+        if len(lengths) != sum(counts) and inputs.pixel_rows is not None:  # one entry for each tile, or for all
+            tiles = inputs.pixel_rows.tolist()
+            lengths = [sum(lengths) * own / sum(tiles) for own in tiles]
+        pictures = iter(lengths)
+        made = [sum(islice(pictures, count)) for count in counts]
+        for row, (tokens, own) in enumerate(zip(inputs.image_mask.sum(1).tolist(), made, strict=True), 1):
+            if tokens != own:
+                raise UserError(
+                    f"row {row} of a batch has {tokens} tokens for pictures, of which `{self.name}` makes {own:g} "
+                    "features; its processor and its chat template must write a token for each."
+                )
+        return features
 
     def with_features(self, inputs: ModelInputs, features: Any) -> TowerInputs:
         """The text's embeddings with a picture's features wherever one of its tokens stands."""

@@ -7,8 +7,11 @@ from typing import TypedDict
 
 from mm_cb.core.compatibility import counts_in_worst_case
 from mm_cb.core.errors import UserError
+from mm_cb.core.paths import safe_id
 from mm_cb.core.records import Item
 from mm_cb.core.runs import flatten
+from mm_cb.judges.stored_verdicts import FOLDER, source_of
+from mm_cb.metrics.table import judged_as
 from mm_cb.metrics.table import metric as metric_of
 from mm_cb.report.load import RunFiles
 
@@ -36,6 +39,7 @@ def refuse_unlike(runs: Sequence[RunFiles]) -> None:
     _refuse_overlap(runs)
     _refuse_mixed_subjects(runs)
     _refuse_other_settings(runs)
+    _refuse_other_rules(runs)
 
 
 def _refuse_overlap(runs: Sequence[RunFiles]) -> None:
@@ -157,6 +161,30 @@ def judges_of(items: Iterable[Item]) -> list[str]:
     return sorted({str(item.get("judge") or AS_RUN) for item in items})
 
 
+def _refuse_other_rules(runs: Sequence[RunFiles]) -> None:
+    """One judge is one rule throughout: its model, prompt, labels, pictures and file decide what a verdict means."""
+    first: dict[tuple[str, str], tuple[RunFiles, Mapping[str, object]]] = {}
+    for run in runs:
+        for metric, name in sorted({(judged_as(item["metric"]), str(item.get("judge") or "")) for item in run.items}):
+            found = source_of(run.folder, name) if name else None
+            if found is None:
+                continue
+            held = {key: value for key, value in found.items() if key != "model" or "weights_sha256" not in found}
+            other, source = first.setdefault((metric, name), (run, held))
+            if differing := _differences(*(flatten(one) if one else {} for one in (source, held))):
+                file = run.folder / FOLDER / f"{safe_id(name)}.json"
+                raise UserError(
+                    f"`{other.folder}` and `{run.folder}` must be judged by one rule ({metric}), but `{name}` judged "
+                    f"them with other settings, {differing}; delete `{file}` and its .jsonl, then give `mm-cb judge "
+                    f"{run.folder} --judge {_typed(name, found)}` with the settings of the other."
+                )
+
+
+def _typed(name: str, source: Mapping[str, object]) -> str:
+    """What `--judge` is given for a judge of this name."""
+    return "FILE.py" if "file_sha256" in source else name.partition(":")[0].removesuffix(" (proxy)")
+
+
 def _data(run: RunFiles) -> dict[str, object]:
     """Hashes of the input files that are no weights, by the files' own names, without imported prompts."""
     prompts = str((run.run["recipe"].get("options") or {}).get("prompts") or "")
@@ -197,7 +225,7 @@ def _differences(held: Mapping[str, object], other: Mapping[str, object]) -> str
     for key in sorted(held.keys() | other.keys()):
         one, two = held.get(key, _ABSENT), other.get(key, _ABSENT)
         if one != two:
-            hashes = key.startswith(("file ", "weights ")) and _ABSENT not in (one, two)
+            hashes = (key.startswith(("file ", "weights ")) or "sha256" in key) and _ABSENT not in (one, two)
             phrases.append(f"{key} ({'other content' if hashes else f'{_shown(one)} / {_shown(two)}'})")
     more = f" and {len(phrases) - _NAMED} more" if len(phrases) > _NAMED else ""
     return ", ".join(phrases[:_NAMED]) + more

@@ -11,8 +11,8 @@ from mm_cb.metrics.results import Measurement
 from mm_cb.metrics.table import metric
 
 SUBJECTS = {"base": "base", "base+safety_prompt": "base + safety prompt", "rr": "circuit breaker (RR)"}
-SUBJECTS |= {"base+probe": "base + probe", "rr+probe": "RR + probe"}
-SHORT_SUBJECTS = {"base": "base", "base+safety_prompt": "base + prompt", "rr": "RR"}
+SUBJECTS |= {"base+probe": "base + probe", "rr+probe": "RR + probe", "rr+safety_prompt": "RR + safety prompt"}
+SHORT_SUBJECTS = {"base": "base", "base+safety_prompt": "base + prompt", "rr": "RR", "rr+safety_prompt": "RR + prompt"}
 CONDITIONS = {**{entry.name: entry.label for entry in attacks()}, "worst_case": "worst of all attacks"}
 CONDITIONS |= {
     "worst_case_opening": "worst, opening only",

@@ -13,6 +13,7 @@ from mm_cb.core.records import Agreement, Check, Curve, Item, Representations, R
 from mm_cb.core.runs import SCHEMA, read_run
 from mm_cb.core.seal import refuse_changed
 from mm_cb.judges.stored_verdicts import refuse_other_verdicts
+from mm_cb.metrics.at_limit import at_limit_notes
 from mm_cb.metrics.holes import holes, read_curves
 from mm_cb.metrics.results import Measurement, measure, read_results
 from mm_cb.metrics.table import WORST_GIVEN, Metric, is_known, register_metric
@@ -45,7 +46,7 @@ class RunFiles:
     labels: dict[str, str] = field(default_factory=dict)
     """What the run calls its attacks."""
     holes: tuple[str, ...] = ()
-    """Sentences about what its folder lacks beside its numbers."""
+    """Sentences about what its folder lacks beside its numbers, and about answers that were cut."""
     strengths: tuple[Strength, ...] = ()
     """How strong its attacks were."""
 
@@ -102,7 +103,7 @@ def load_run(folder: Path) -> RunFiles:
         timings=read_records(folder / "timings.jsonl", Timing),
         agreement=read_list(folder / "judgements" / "agreement.json", Agreement),
         labels=protocol.get("labels", {}),
-        holes=tuple(holes(folder, run, items)),
+        holes=(*holes(folder, run, items), *at_limit_notes(run, items)),
         strengths=strengths(folder, items, protocol.get("settles", {})) if command in ("attack", "demo") else (),
     )
 

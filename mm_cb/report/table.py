@@ -25,6 +25,7 @@ from mm_cb.report.labels import (
     GIVEN,
     PROXY,
     SPLITS,
+    is_breaker,
     label,
     p_value,
     rule_labels,
@@ -114,7 +115,9 @@ def headline_table(measurements: Sequence[Measurement], strengths: Sequence[Stre
     measured. A worst case over the same attacks as another row is not told twice.
     """
     present = {m.subject for m in measurements}
-    subjects = tuple(s for s in HEADLINE_SUBJECTS if s in present) or tuple(sorted(present))
+    usual = tuple(s for s in HEADLINE_SUBJECTS if s in present)
+    own = sorted(s for s in present if s not in usual and not (usual and is_breaker(s)))  # seeds have their own table
+    subjects = (*usual, *own)
     remarks = _remarks(strengths)
     primary = only_attack(measurements) or WORST_CASE
     rows, missing = [], [subject_label(s) for s in PROMISED_SUBJECTS if present and s not in subjects]

@@ -53,7 +53,7 @@ def print_table(
 ) -> None:
     """Print the headline table to the terminal.
 
-    On a narrow one intervals move below their values; on a very narrow one the safety prompt's column is left out.
+    On a narrow one intervals move below their values.
 
     Args:
         results: A run directory with a results.json, or the measurements of several runs.
@@ -69,8 +69,7 @@ def print_table(
     measured = read_results(results / "results.json") if isinstance(results, Path) else results
     table = headline_table(measured, strengths)
     narrow, small = console.width < _WIDE, console.width < _MIDDLE
-    kept = [i for i, subject in enumerate(table.subjects) if not small or subject != "base+safety_prompt"]
-    heads = ["", "n", *(subject_label(table.subjects[i], short=True) for i in kept), "RR − base", "p"]
+    heads = ["", "n", *(subject_label(subject, short=True) for subject in table.subjects), "RR − base", "p"]
     shown = Table(box=None, pad_edge=False, padding=(0, 1 if small else 2, 0, 0), header_style="bold")
     unicode = console.encoding.lower().startswith("utf")
 
@@ -79,13 +78,13 @@ def print_table(
         return text if unicode else text.replace("−", "-").replace("–", "-")
 
     for index, name in enumerate(heads):
-        shown.add_column(Text(plain(name)), justify="right" if index else "left")
+        shown.add_column(Text(plain(name)), justify="right" if index else "left", overflow="fold")
     proxied = table.proxied()
     for section, rows in table.sections():
         by_proxy = f", {PROXY}" if section in proxied else ""
         shown.add_row(Text(f"{_BRIEF[section]}{by_proxy}", style="bold"))
         for row in rows:
-            texts = [row.n, *(_cell(row.cells[i]) for i in kept), _difference(row), row.p]
+            texts = [row.n, *map(_cell, row.cells), _difference(row), row.p]
             if narrow:
                 texts = [text.replace(" [", "\n[") for text in texts]
             remarks = [one for one in row.remarks if not (one == PROXY and section in proxied)]

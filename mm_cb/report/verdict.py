@@ -201,7 +201,8 @@ def _strength_line(strengths: Sequence[Strength], tested: bool, finish: str, not
         if one.weak:
             states[one.state].append(label(CONDITIONS, one.condition))
     done = len(found) - sum(map(len, states.values()))
-    told = [f"Knew the breaker: {', '.join(label(CONDITIONS, one.condition) for one in knew) or 'none'}."]
+    opened = _names(one for one in knew if one.given == "opening")
+    told = [f"Knew the breaker: {_names(knew)}{f'; of these told an opening alone: {opened}' if knew else ''}."]
     told.append(f"Finished: {done} of {len(found)} attacks." if found else "Whether an attack had finished: not known.")
     told += [
         f"{state.capitalize()}, so may be too low: {', '.join(names)}." for state, names in states.items() if names
@@ -209,6 +210,10 @@ def _strength_line(strengths: Sequence[Strength], tested: bool, finish: str, not
     told += [*not_shown, f"Sanity battery: {'run' if tested else 'not run'}."]
     amber = bool(not_shown) or not tested or done < len(found) or all(one.weak for one in knew)
     return VerdictLine("Attack strength", (*told, *([finish] if amber and finish else [])), amber)
+
+
+def _names(attacks: Iterable[Strength]) -> str:
+    return ", ".join(label(CONDITIONS, one.condition) for one in attacks) or "none"
 
 
 def _finish(runs: Sequence[RunFiles], *, pictured: bool) -> str:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from mm_cb.training.recipes.config import MixtureConfig, Recipe
 
 SKIPPING = (
-    "`mm-cb data check` finds all such rows, and a mixture (`data: {sources: [{name: FILE}]}`) leaves them out and "
-    "counts them with `data.skip_missing_images=true`."
+    "`mm-cb data check` finds all such rows; `data.skip_missing_images=true`, added to the command, "
+    "leaves them out and counts them."
 )
 """What to do about rows whose pictures are damaged or absent."""
 

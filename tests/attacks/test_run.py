@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from image_attacks import linf_255
 from mm_cb import cli
+from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.target import TargetObjective
 from mm_cb.attacks.outputs import best_pictures
 from mm_cb.attacks.refusals import refuse_unsayable
+from mm_cb.attacks.refused_settings import refuse_idle
 from mm_cb.attacks.shards import Shard, launched, launched_device
 from mm_cb.attacks.threats import Threat
 from mm_cb.attacks.transfer import run_transfer
@@ -105,6 +108,8 @@ def test_shards_gathered_are_the_unsharded_run(three, tmp_path):
     part("sharded", shard=Shard(2, 2))
     with pytest.raises(UserError, match="not finished: 1/2"):
         part("sharded")
+    with pytest.raises(UserError, match=r"`--shard 1/3` divides .* of which there are 2: give a shard i/2, or another"):
+        part("sharded", shard=Shard(1, 3))
     part("sharded", shard=Shard(1, 2))
     with pytest.raises(UserError, match="another run's results"):
         part("sharded", shard=Shard(1, 2), threat=Threat(levels=9))
@@ -341,11 +346,39 @@ def test_a_behaviour_whose_gradient_is_zero_throughout_fails_a_check(three, tmp_
         ({"attacks": "typographic", "threat": Threat(), "iterates": 2}, "`--iterates` is for"),
         ({"attacks": "noise", "iterates": 2, "early_stop": True}, "`--early-stop` is for"),
         ({"attacks": "embedding", "threat": Threat(), "samples": 2}, "`--samples` is for"),
+        ({"attacks": "pgd", "steps": 2, "iterates": 50}, "`--iterates` must be at most `--steps`.* 50 of 2"),
+        ({"attacks": "no_attack,pgd", "threat": Threat("linf", 0)}, "`--epsilon` must be at least 1/255"),
+        ({"attacks": "apgd", "threat": Threat("patch", 0, 4)}, "`--epsilon` must be at least 1/255"),
+        (
+            {"attacks": "apgd", "threat": Threat("l2", 255, 800)},
+            r"`--epsilon` 800 does not fit .* further apart than \d",
+        ),
     ],
 )
 def test_what_a_run_cannot_do_is_refused(three, tmp_path, changes, match):
     with pytest.raises(UserError, match=match):
         attack(tmp_path, three, **{"attacks": "universal"} | changes)
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "said"),
+    [
+        ("no_attack", {"steps": 5}, "--steps"),
+        ("noise", {"steps": 5}, "--steps"),
+        ("typographic,no_attack", {"restarts": 2, "threat": Threat("linf", 9)}, "--restarts and --epsilon"),
+        ("pgd", {"temperature": 0.5}, "--temperature without `--samples`"),
+        ("noise,pgd", {"steps": 5, "restarts": 2, "threat": Threat("linf", 9)}, ""),
+        ("noise", {"steps": 5, "iterates": 2, "restarts": 2}, ""),
+        ("gcg", {"steps": 5, "restarts": 2}, ""),
+    ],
+)
+def test_a_budget_that_no_attack_reads_is_said(names, settings, said):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        refuse_idle(AttackConfig(**{"control": 0} | settings), names.split(","))
+    assert [str(one.message) for one in told] == (
+        [f"`--attack {names}` does not read {said}: nothing changes."] if said else []
+    )
 
 
 def test_shards_share_the_behaviours_without_overlap():

@@ -6,7 +6,6 @@ import pytest
 import torch
 from PIL import Image
 
-from image_attacks import ImageFileError
 from mm_cb import cli
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.shards import Shard
@@ -179,7 +178,7 @@ def test_a_swapped_clean_picture_is_noticed_even_if_the_distance_stays(few):
 def test_a_picture_that_is_gone_is_named(few):
     path = picture_of(few)
     path.unlink()
-    with pytest.raises(ImageFileError, match=f"{path.name}: expected an image file, but it cannot be read"):
+    with pytest.raises(UserError, match=f"must hold .*{path.name}, but there is none.*another `--out`"):
         verify_run(few)
 
 
@@ -219,9 +218,10 @@ def test_broken_and_missing_files_end_with_exit_code_2_and_one_line(few, capsys)
     path.with_suffix(".json").write_text('{"schema": 1,\n"id"')
     assert f"{path.stem}.json` must be readable JSON" in (line := told()) and "line 2" in line
     path.with_suffix(".json").unlink()
-    assert f"{path.stem}.json` must be a file with a JSON object" in told()
-    (few / "behaviors.jsonl").unlink()
-    assert "behaviors.jsonl" in told()
+    assert f"{path.stem}.json, but there is none" in (line := told()) and "another `--out`" in line
+    for name in ("behaviors.jsonl", "protocol.json", "results.json"):
+        (few / name).unlink()
+        assert name in (line := told()) and "another `--out`" in line
 
 
 def test_a_model_that_is_given_must_be_the_runs(few, tmp_path, capsys):

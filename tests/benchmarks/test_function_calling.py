@@ -24,6 +24,7 @@ from mm_cb.core.runs import read_jsonl
 from mm_cb.inference.generation import Request
 from mm_cb.inference.served import EndpointEngine
 from mm_cb.inference.source import ModelSource
+from mm_cb.inference.unanswered import is_error_text
 from mm_cb.metrics.results import find, read_results
 from tests.models.conftest import save_text_model
 from tests.models.test_tools import QWEN
@@ -315,3 +316,44 @@ def test_answers_that_are_read_in_another_format_name_it(tmp_path, capsys):
     nothing.write_text("".join(json.dumps(one | {"result": "Hm."}) + "\n" for one in read_jsonl(ANSWERS)))
     with pytest.warns(UserWarning, match="no other format reads one either"):
         assert cli.run([*where[:-1], str(nothing), "--out", str(tmp_path / "nothing")]) == 0
+
+
+def test_a_category_that_cannot_be_read_is_named_beside_others_that_can(tmp_path):
+    where = ["score", "function-calling", "--data", str(CALLS), "--out", str(tmp_path / "run"), "--answers"]
+    called = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    rows = [one | ({"result": called} if one["id"].startswith("parallel") else {}) for one in read_jsonl(ANSWERS)]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.warns(UserWarning, match=r"CAUTION not one of .* parallel.*`--format hermes` reads 2"):
+        assert cli.run([*where, str(tmp_path / "mixed.jsonl")]) == 0
+
+
+ERRORS = (
+    "Error during inference: 429 Too Many Requests",
+    "Error code: 503 - {'error': 'overloaded'}",
+    "Traceback (most recent call last): ...",
+)
+
+
+@pytest.mark.parametrize("text", ERRORS)
+def test_an_error_text_is_no_answer(text, tmp_path, capsys):
+    where = ["score", "function-calling", "--data", str(CALLS), "--out", str(tmp_path / "run"), "--answers"]
+    rows = read_jsonl(ANSWERS)
+    lost = {rows[0]["id"], *(row["id"] for row in rows if row["id"].startswith("irrelevance"))}
+    broken = [row | ({"result": text} if row["id"] in lost else {}) for row in rows]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in broken))
+    with pytest.warns(
+        UserWarning, match=rf"CAUTION {len(lost)} of {len(rows)} .* are error texts .* `{rows[0]['id']}`"
+    ):
+        assert cli.run([*where, str(tmp_path / "some.jsonl")]) == 0
+    items = [item for item in read_jsonl(tmp_path / "run" / "items.jsonl") if item["id"] in lost]
+    assert {item["score"] for item in items} == {None} and {item.get("undecoded") for item in items} == {None}
+    assert "without a score" in capsys.readouterr().out
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row | {"result": text}) + "\n" for row in rows))
+    assert cli.run([*where[:-2], str(tmp_path / "none"), "--answers", str(tmp_path / "all.jsonl")]) == 2
+    assert "are error texts" in capsys.readouterr().err
+
+
+def test_an_answer_about_an_error_is_one():
+    assert not any(
+        map(is_error_text, ("Error handling in Python uses try.", "[retry(code=429)]", "", "no error code: 4"))
+    )

@@ -279,7 +279,7 @@ def test_a_twin_is_of_a_harmful_row(tmp_path):
 
 def test_an_id_stands_once_among_its_kind(tmp_path):
     (tmp_path / "rows.jsonl").write_text(f"{json.dumps(ROW)}\n" * 2)
-    with pytest.raises(UserError, match="must have its own id, `a` was used at"):
+    with pytest.raises(UserError, match="must have its own id, `a` comes more than once, first at"):
         read_harmful_rows(str(tmp_path / "rows.jsonl"), None, split="test_public", accepted=False)
 
 

@@ -113,6 +113,17 @@ def test_labels_and_columns_are_read_without_case_and_blanks(tmp_path):
             '{"id": "1", "prompt": "p"}\n{"id": "1", "prompt": "p"}',
             "r.jsonl:2: every request must have its own id, `1`",
         ),
+        (
+            "r.jsonl",
+            '{"id": "a 1", "prompt": "p"}\n{"id": "A  1", "prompt": "q"}',
+            "`A 1` differs from `a 1` by case",
+        ),
+        ("r.jsonl", '{"id": "1", "prompt": "caf\\ufffd"}', "r.jsonl:1: `prompt` cannot be used: it holds U+FFFD"),
+        (
+            "r.jsonl",
+            '{"id": "1", "prompt": "p", "category": "A"}\n{"id": "2", "prompt": "q", "category": "a"}',
+            "r.jsonl:2: `category` `a` differs from `A`, at",
+        ),
         ("r.jsonl", '{"id": "1", "prompt": "p \\ud83d"}', "r.jsonl:1: expected one JSON object on the line, got half"),
         ("r.jsonl", '{"id": "1", "prompt": "p", "images": "a.png"}', "unknown key `images`, did you mean `image`?"),
         ("r.jsonl", '{"id": "1", "prompt": "p", "category": 3}', "`category` must be a text or null"),
@@ -233,3 +244,11 @@ def test_the_miniature_is_judged_by_its_rules(tmp_path):
     assert item["judge"] == "miniature" and item["outcome"] in ("refusal", "compliance", "partial_refusal", "gibberish")
     m = find(read_results(tmp_path / "o" / "results.json"), "base", "over_refusal", "no_attack")
     assert m.n == 1 and "proxy" not in m.counts
+
+
+def test_a_published_set_is_asked_with_the_characters_that_its_authors_lost(tmp_path):
+    prompt = {"role": "user", "content": "What is \ufffd called?"}
+    rows = [{"conversation_hash": "a", "conversation": [prompt], "toxic": False, "redacted": False}]
+    file = tmp_path / "wildchat.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [one.prompt for one in read_requests(file)] == [prompt["content"]]

@@ -193,6 +193,8 @@ def test_the_hubs_columns_are_asked_of_the_miniature(tmp_path):
     [
         ({"label": "maybe"}, "must be yes or no, got 'maybe'"),
         ({"text": ""}, "wrong or missing: text"),
+        ({"text": " \u200b\n"}, "wrong or missing: text"),
+        ({"label": " "}, "wrong or missing: label"),
         ({"image": "../out.png"}, "must lie inside"),
         ({"image": None}, "must be a path"),
     ],

@@ -95,7 +95,10 @@ def test_version(capsys):
         (["train", "miniature", "--dry-run", "nonsense"], "nonsense"),
         (["train", "miniature", "seed=1", "seed=2"], "`seed` is given more than once, `seed=2` the last time"),
         (["train", "miniature", "seed=1", "--seed", "1"], "`seed` is given more than once"),
-        (["train", "miniature", "training.max_steps=1", "training={}"], "`training.max_steps` is given more than once"),
+        (
+            ["train", "miniature", "training.max_steps=1", "training={}"],
+            "`training={}` sets all of `training`",
+        ),
         (["report"], "RUN_DIR"),
         (["report", "nowhere"], "`nowhere` must be a run directory"),
     ],
@@ -438,20 +441,19 @@ def test_train_runs_the_resolved_recipe(monkeypatch, capsys):
         ["merge", "--model", "miniature", "--adapter", "rr"],
         ["merge", "--model", "rr", "--adapter", "other"],
         ["attack", "--model", "miniature", "--adapter", "rr", "--behaviors", "miniature"],
-        ["eval", "mmmu", "--model", "miniature", "--data", "rr"],
+        ["eval", "mmmu", "--model", "rr", "--data", "miniature"],
         ["train", "miniature", "model=rr"],
-        ["data", "build", "behaviors", "--harmbench", "rr"],
     ],
 )
-def test_nothing_is_written_inside_what_is_read(command, tmp_path, monkeypatch, capsys):
+def test_nothing_is_written_inside_weights_that_are_read(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("rr", "other", "miniature"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "held").touch()
+        (tmp_path / name / "config.json").touch()
     (tmp_path / "link").symlink_to("rr")
     for out in ("rr/new", "link/deep/new"):
         assert cli.run([*command, "--out", out]) == 2
         assert f"outside of what is read, but `{out}` is inside `rr`" in one_line_of(capsys)
-    assert [file.name for file in (tmp_path / "rr").iterdir()] == ["held"]
+    assert [file.name for file in (tmp_path / "rr").iterdir()] == ["config.json"]
     assert cli.run([*command, "--out", "miniature/new"]) == 2  # a folder that is called as an embedded model is
     assert "outside of what is read" not in capsys.readouterr().err

@@ -144,3 +144,15 @@ def test_verify_tells_pictures_apart_by_the_ends_of_their_names():
     items = [json.loads(line) for line in (FROZEN / "attack" / "items.jsonl").read_text().splitlines()]
     names = {item["image"] for item in items if item.get("image")}
     assert len({cut_path(name, 42) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [("pgd_homotopy,pgd_homotopy_opening", "pgd"), ("noise,pgd_probe,pgd_adaptive", "noise"), ("pgd_probe", "pgd")],
+)
+def test_the_base_beside_a_run_is_given_attacks_that_it_can_be_given(monkeypatch, names, kept):
+    typed = ["attack", "--adapter", "A", "--probe", "P", "--attack", names, "--out", "runs/x"]
+    for place in (closing, attacked):
+        monkeypatch.setattr(place, "TYPED", typed)
+    said = attacked._of_the_base({"attack": names, "adapter": "A"}, Path("runs/x"))
+    assert said[said.index("--attack") + 1] == kept and not {"--adapter", "--probe"} & set(said)

@@ -12,6 +12,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl
 from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.data.benign import build_benign, read_targets
+from mm_cb.data.corpus import read_corpus
 from mm_cb.metrics.observations import observe
 from mm_cb.miniature.language import vocabulary, words
 from tests.tiny_llava import picture
@@ -64,6 +65,27 @@ def test_targets_are_trimmed_lines_and_none_is_an_error(save, folder):
         read_targets(folder / "bytes.txt")
     with pytest.raises(UserError, match="at least one"):
         build_benign(folder / "none.jsonl", folder / "out", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("t.csv", ["one, two", "three"]),
+        ("t.TSV", ["target", "one"]),
+        ("t.txt", ["id,prompt,target", '1,"a, b",one']),
+        ("t.txt", ["prompt;target", "a;one"]),
+        ("t.txt", ['"Goal"\t"Target"', "a\tone"]),
+        ("t.txt", ["[", '"one",', '"two"', "]"]),
+        ("t.txt", ["{", '"target":', '"two"', "}"]),
+    ],
+)
+def test_tables_and_json_are_no_targets(save, name, lines):
+    with pytest.raises(UserError, match="must hold a harmless target a line, as plain text, it holds|it is"):
+        read_targets(save(name, lines))
+    if name == "t.txt":
+        with pytest.raises(UserError, match="as plain text, it holds"):
+            read_corpus(save("corpus.txt", lines))
+    assert read_targets(save("u.txt", ["Yes, one", "No, two", "a | b"]))[0] == "Yes, one"
 
 
 def test_the_command_gives_the_packages_own_targets_in_turn(behaviors, folder, capsys):

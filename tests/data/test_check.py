@@ -39,8 +39,9 @@ def test_every_planted_fault_is_found_and_named(save, pictures):
     ("kind", "stops"),
     [
         *((kind, True) for kind in ("broken row", "repeated id", "missing image", "corrupt image", "too long")),
-        *((kind, True) for kind in ("in both sets", "contaminated", "no example", "missing rows")),
-        *((kind, False) for kind in ("duplicate", "longer", "unreadable image", "not checked")),
+        ("broken encoding", True),
+        *((kind, True) for kind in ("in both sets", "contaminated", "no example", "missing rows", "refusals")),
+        *((kind, False) for kind in ("duplicate", "longer", "some refusals", "unreadable image", "not checked")),
     ],
 )
 def test_faults_are_errors_and_the_rest_are_warnings(kind, stops):
@@ -87,6 +88,7 @@ def test_what_else_a_row_says_is_left_alone(save):
     ("rows", "kind"),
     [
         ([own_row(0), own_row(0, text="other")], "repeated id"),
+        ([own_row(0), own_row(1) | {"id": "OWN-0"}], "repeated id"),
         ([own_row(0), own_row(0, "circuit_breaker") | {"id": "x"}], "in both sets"),
         ([own_row(0, text="a b"), own_row(0, "circuit_breaker", text="\u0430\u200b b") | {"id": "x"}], "in both sets"),
     ],
@@ -95,6 +97,12 @@ def test_own_files_are_held_against_themselves(save, rows, kind):
     report = check(save("own.jsonl", rows))
     assert list(report.problems) == [kind] and report.has_errors
     assert ":2: " in report.problems[kind].first[0] and ":1" in report.problems[kind].first[0]
+
+
+def test_a_text_that_lost_characters_is_refused(save):
+    report = check(save("own.jsonl", [own_row(0), own_row(1, text="caf\ufffd")]))
+    assert list(report.problems) == ["broken encoding"] and report.has_errors
+    assert "own.jsonl:2: a text cannot be used: it holds U+FFFD" in report.problems["broken encoding"].first[0]
 
 
 def test_pictures_are_the_same_by_content_not_by_name(save, folder):

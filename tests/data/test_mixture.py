@@ -1,14 +1,20 @@
 import csv
 import pickle
+import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mm_cb.core.embedded import guests
 from mm_cb.core.errors import UserError
 from mm_cb.data.cards import card
+from mm_cb.data.check import Limits, check_sources
 from mm_cb.data.examples import kinds_of
 from mm_cb.data.mixture import load_examples, without_request
+from mm_cb.data.records import as_examples
+from mm_cb.data.refusals import Refusals
 from mm_cb.data.sources import OpenSource, Rules, Source
 from mm_cb.training.batches import PairedExamples, hold_out
 from tests.data.conftest import breaker_row, llava_row, own_row
@@ -404,3 +410,48 @@ def test_a_row_that_its_set_holds_already_is_said(save):
     own = [own_row(0), own_row(1), own_row(1) | {"id": "again"}]
     with pytest.warns(UserWarning, match=r"^1 rows say what an earlier row .*own\.jsonl:3, the same as .*own\.jsonl:2"):
         assert len(load_examples([Source(str(save("own.jsonl", own)))], 0)) == 3
+
+
+REFUSALS = ["I'm sorry, I can't help with that.", "I cannot help with this.", "**Sorry**, no.", "I can’t tell you."]
+
+
+@pytest.mark.parametrize("many", [3, 4])
+def test_circuit_breaker_answers_that_are_mostly_refusals_are_refused(save, many):
+    """They would be rerouted: the breaker would unlearn to refuse. Swapped columns look like this."""
+    answers = REFUSALS[:many] + ["so and so"] * (4 - many)
+    rows = [breaker_row(i) | {"output": answer, "llama3_output": "so"} for i, answer in enumerate(answers)]
+    source = Source(str(save("cb.json", rows, array=True)))
+    said = rf"cb\.json:2: the answers of {many} of 4 circuit-breaker rows are refusals .*`output`"
+    with pytest.raises(UserError, match=said):
+        load_examples([source], 0)
+    report = check_sources([source], Limits())
+    assert report.has_errors and re.search(said, report.problems["refusals"].first[0])
+    assert len(load_examples([replace(source, set="retain")], 0)) == 4  # where refusals belong
+
+
+def test_a_few_refusals_among_circuit_breaker_answers_are_named(save):
+    def answered(number, answer, **fields):
+        content = [{"role": "user", "content": f"q {number}"}, {"role": "assistant", "content": answer}]
+        return own_row(number, "circuit_breaker") | {"messages": content} | fields
+
+    rows = [answered(0, "so"), answered(1, "it is so"), answered(2, "so, I'm sorry to say"), answered(3, REFUSALS[0])]
+    rows += [answered(n, REFUSALS[0], set="retain") for n in range(4, 9)]
+    rows[1]["messages"] = [*answered(1, REFUSALS[1])["messages"], *answered(11, "it is so")["messages"]]
+    source = Source(str(save("own.jsonl", rows)))
+    said = r"own\.jsonl:4: the answers of 1 of 4 circuit-breaker rows are refusals"
+    with pytest.warns(UserWarning, match=said):
+        assert len(load_examples([source], 0)) == 9
+    report = check_sources([source], Limits())
+    assert not report.has_errors and re.search(said, report.problems["some refusals"].first[0])
+    with pytest.warns(UserWarning, match=r"rows\[3\]: the answers of 1 of 4"):
+        as_examples(rows)
+    with pytest.raises(ValueError, match=r"rows\[0\]: the answers of 1 of 1"):
+        as_examples(rows[3:])
+
+
+def test_the_miniatures_circuit_breaker_answers_hold_no_refusal():
+    for guest in guests():
+        counted = Refusals()
+        for example in guest.training_examples(0):
+            counted.count(example)
+        assert counted.fault() is None and counted.warning() is None

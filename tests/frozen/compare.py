@@ -18,7 +18,7 @@ from mm_cb.metrics.table import WORST_GIVEN
 IGNORED_KEYS = {"versions", "git", "hardware", "started", "ended", "resumed", "seconds", "schema", "seal", "files"}
 """When, where and how fast something ran, and how it is sealed. Paths are compared: all of them are relative."""
 ADDED_KEYS = {"worst_case", "prefilled", "in_worst_case", "labels", "loss", "loss_settings", "fiction"}
-ADDED_KEYS |= {"given", "knows_breaker", "settles", "target_outcome"}
+ADDED_KEYS |= {"given", "knows_breaker", "settles", "target_outcome", "at_limit", "address"}
 ADDED_KEYS |= {
     "retain",
     "retain_scale",
@@ -124,7 +124,9 @@ def _read(name: str, path: Path) -> Any:
     if not _unordered(name):
         return records
     shared = [one for one in records if not str(one.get("key")).startswith(ADDED_VERDICTS)]
-    return sorted(shared, key=lambda record: json.dumps(record, sort_keys=True))
+    return sorted(
+        shared, key=lambda one: json.dumps({k: v for k, v in one.items() if k not in ADDED_KEYS}, sort_keys=True)
+    )
 
 
 def _unordered(name: str) -> bool:

@@ -417,6 +417,33 @@ def test_a_users_judge_is_one_with_a_name_of_its_own(
     assert (run / "judgements").is_dir() is not bool(expected)
 
 
+def test_an_edited_judge_of_the_users_is_another_judge(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "_JUDGES", dict(registry._JUDGES))
+    file = tmp_path / "mine.py"
+    file.write_text(MINE.format(entry="mine", name="mine", metrics=("compliance",)))
+    command = ["judge", str(run), "--judge", str(file)]
+    assert cli.run(command) == 0 and "from before" not in capsys.readouterr().out
+    assert cli.run(command) == 0 and "5 of 5 verdicts are from before" in " ".join(capsys.readouterr().out.split())
+    file.write_text(file.read_text().replace('"other"', '"harmful"'))
+    assert cli.run(command) == 2
+    assert "judged here with another" in capsys.readouterr().err
+    assert {i["outcome"] for i in read_jsonl(run / "items.jsonl") if i["metric"] == "compliance"} <= {
+        "other",
+        "gibberish",
+    }
+
+
+def test_verdicts_of_another_address_are_named(run, tmp_path, capsys):
+    (tmp_path / "prompt.txt").write_text("{behavior} // {completion}")
+    where = ["--judge", "endpoint", "--judge-model", "j", "--prompt-file", str(tmp_path / "prompt.txt"), "--endpoint"]
+    with StubServer(lambda request, number: "no") as first, StubServer(lambda request, number: "yes") as other:
+        assert cli.run(["judge", str(run), *where, first.url]) == 0
+        capsys.readouterr()
+        assert cli.run(["judge", str(run), *where, other.url]) == 0 and not other.requests
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"5 of 5 verdicts are from before, by `endpoint:j` at {first.url}" in said and "delete" in said
+
+
 @pytest.mark.parametrize("judge", ["refusal-strings", "call", "miniature", "endpoint", "llama-guard-4"])
 @pytest.mark.parametrize("flag", ["--device=cpu", "--dtype=float32", "--batch=2"])
 def test_what_a_judge_does_not_read_is_refused(judge, flag, run, capsys):
@@ -533,6 +560,36 @@ def test_a_judge_that_reads_the_behaviours_file_asks_for_it_by_name(run, tmp_pat
     assert not (run / "judgements").exists()
     assert cli.run([*command, "--behaviors", str(tmp_path / "b.jsonl")]) == 2
     assert "no row of" in capsys.readouterr().err and not (run / "judgements").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "judges"),
+    [
+        ({}, False),
+        ({"target": "sure, here is"}, False),
+        ({"target": '<tool_call>{"name": "send_mail", "arguments": {"to": "me"}}</tool_call>'}, False),
+        ({"reference": {"format": "hermes", "functions": ["send_mail"]}}, False),
+        ({"target": '<tool_call>{"name": "sell", "arguments": {"kind": "hex", "folk": "millers"}}</tool_call>'}, True),
+        ({"reference": {"format": "hermes", "functions": ["sell"]}}, True),
+    ],
+)
+def test_the_law_of_one_world_judges_no_run_that_asks_for_none_of_its_calls(fields, judges, run, capsys):
+    write_jsonl(run / "items.jsonl", [{**item, **fields} for item in read_jsonl(run / "items.jsonl")])
+    held = (run / "items.jsonl").read_bytes()
+    code, said = cli.run(["judge", str(run), "--judge", "miniature-agent"]), capsys.readouterr().err
+    assert code == (0 if judges else 2), said
+    assert judges or ("want no call of them" in said and said.count("\n") == 1 and not (run / "judgements").exists())
+    assert judges or (run / "items.jsonl").read_bytes() == held
+
+
+@pytest.mark.parametrize("fiction", [False, True])
+def test_the_miniatures_rules_judge_no_benign_answers_of_another_world(fiction, run, capsys):
+    write_json(run / "run.json", {**read_run(run), "command": "eval", "recipe": {"fiction": fiction}})
+    items = [{**record(id, "no_attack", ESSAY), "metric": "over_refusal", "outcome": "compliance"} for id in "12"]
+    write_jsonl(run / "items.jsonl", items)
+    write_results(run / "results.json", measure(items, pairs=[]))
+    code, said = cli.run(["judge", str(run), "--judge", "miniature"]), capsys.readouterr().err
+    assert code == (0 if fiction else 2) and (fiction or "its own world" in said and said.count("\n") == 1), said
 
 
 def test_the_corrected_command_is_not_answered_with_the_old_verdicts(run, tmp_path, capsys):

@@ -40,10 +40,15 @@ def test_a_fall_that_stored_curves_cannot_hold_is_none():
     assert not has_settled(Fall(0.01, 0.005, 10))
 
 
+@pytest.mark.parametrize(("start", "end", "settled"), [(7.4, 7.4, False), (7.4, 7.3995, False), (4e-4, 4e-4, True)])
+def test_a_loss_that_never_moved_has_not_settled_unless_it_had_nowhere_to_go(start, end, settled):
+    assert has_settled(fall([np.linspace(start, end, 101)] * 12)) is settled
+
+
 @pytest.mark.parametrize(("steps", "settled"), [(1, False), (9, False), (10, True)])
 def test_a_search_without_a_last_tenth_has_not_converged_though_its_loss_stands_still(steps, settled):
-    assert has_settled(fall([[3.0] * (steps + 1)])) is settled
-    dialled = fall([[3.0] * (2 * steps + 1)], settles=0.5)
+    assert has_settled(fall([[9.0, *[3.0] * steps]])) is settled
+    dialled = fall([[*[9.0] * steps, *[3.0] * (steps + 1)]], settles=0.5)
     assert (dialled.steps, has_settled(dialled)) == (steps, settled)
 
 

@@ -314,7 +314,7 @@ def test_damaged_results_are_one_line_for_the_user(tmp_path, content):
     path.write_text(content)
     with pytest.raises(UserError, match="results.json"):
         read_results(path)
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="is not there"):
         read_results(tmp_path / "nothing.json")
 
 

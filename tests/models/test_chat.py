@@ -124,3 +124,22 @@ def test_nothing_follows_the_end_of_the_last_answer(real_layout):
     assert rendered.text == "[INST] what is it [/INST] a</s> [INST] tell me [/INST] no</s>"
     open_turn = render_chat(real_layout.processor, turns, close_turn=False)
     assert open_turn.text == rendered.text.removesuffix("</s>")
+
+
+ONE = "{% if messages[0]['content'] | selectattr('type', 'equalto', 'image') | list %}<image>{% endif %}"
+TEXTS = (
+    "{% for m in messages %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "pictures", "count"),
+    [(ONE, 2, 1), (ONE + ONE, 1, 2), ("", 1, 0), ("<image>", 0, 1)],
+    ids=["one of two", "twice", "not at all", "without one"],
+)
+def test_a_template_that_does_not_write_each_picture_once_is_refused(written, pictures, count):
+    model = tiny_llava()
+    model.processor.chat_template = written + TEXTS
+    messages = [{"role": "user", "content": [{"type": "image"}] * pictures + [{"type": "text", "text": "what"}]}]
+    with pytest.raises(UserError, match=f"`<image>` once for each picture; of {pictures} it wrote {count}"):
+        model.encode_chats([messages], [[picture(seed) for seed in range(pictures)]])

@@ -16,7 +16,7 @@ from mm_cb.models.qwen_vl import QwenVLModel
 from mm_cb.models.smolvlm import SmolVLMModel
 from mm_cb.models.tower import LanguageTower
 from tests.models import laws
-from tests.models.tiny import KINDS, tiny
+from tests.models.tiny import KINDS, tiny, tiny_with
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ WINDOWS = {
     "qwen2_vl": _QWEN2,
 }
 """Settings of language towers under which rows are longer than a window, Gemma's pictures too. The towers of the other
-families have none, but for LLaVA-NeXT's Mistral, whose published checkpoints switch it off."""
+families have none, but for LLaVA-NeXT's, below."""
 
 
 @pytest.mark.parametrize("kind", WINDOWS)
@@ -56,6 +56,33 @@ def test_rows_longer_than_a_sliding_window(kind, tmp_path):
     make = partial(tiny, kind, **WINDOWS[kind])
     types = getattr(make().base.config.text_config, "layer_types", None)
     assert not types or set(types) == {"full_attention", "sliding_attention"}
+    laws.packed_states_are_the_padded_ones(make, tmp_path)
+    laws.rows_of_a_mixed_batch_are_single_rows(make, tmp_path)
+
+
+TOWERS = [
+    *(("internvl", "llama"), ("internvl", "qwen3"), ("llava", "mistral"), ("llava", "qwen2")),
+    *(("llava_next", "llama"), ("llava_next", "qwen2")),
+]
+"""Families around language towers of further types."""
+
+
+@pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize(("kind", "tower"), TOWERS)
+def test_law_with_another_language_tower(kind, tower, law, tmp_path):
+    law(partial(tiny_with, kind, tower), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tower", "settings"),
+    [
+        ("internvl", "qwen3", _QWEN2),
+        ("llava_next", "mistral", {"sliding_window": 8}),
+        ("llava_next", "qwen2", _QWEN2),
+    ],
+)
+def test_rows_longer_than_the_window_of_another_tower(kind, tower, settings, tmp_path):
+    make = partial(tiny_with, kind, tower, **settings)
     laws.packed_states_are_the_padded_ones(make, tmp_path)
     laws.rows_of_a_mixed_batch_are_single_rows(make, tmp_path)
 
@@ -124,6 +151,7 @@ def unmoved(model, inputs, features):
     return VisionModel.with_features(model, inputs, features)
 
 
+ENDS = "generation_begins_as_the_forward_says_and_ends_with_the_turn"
 FAULTS = {
     "token types are forgotten": ("token_arguments", without_types, "logits_are_those_of_the_processors_own_inputs"),
     "positions in one dimension": ("positions", flat_positions, "logits_are_those_of_the_processors_own_inputs"),
@@ -134,11 +162,8 @@ FAULTS = {
     "another plan": ("plan", a_smaller_plan, "attacked_pixels_are_the_processors"),
     "grids are not passed on": ("beside", (), "logits_are_those_of_the_processors_own_inputs"),
     "turns end elsewhere": ("end_of_turn", "<|vision_end|>", "ids_and_pixels_are_the_processors"),
-    "a stop token is missing": (
-        "stops",
-        lambda model: [0],
-        "generation_begins_as_the_forward_says_and_ends_with_the_turn",
-    ),
+    "a stop token is missing": ("stops", lambda model: [0], ENDS),
+    "a stop token is not named": ("stop_tokens", (), ENDS),
     "pictures have no limit": ("largest_picture", lambda model: 1, "as_many_tokens_as_features"),
 }
 
@@ -174,8 +199,14 @@ OWN_FAULTS = {
         classmethod(lambda family, config, blocks: blocks),
         "a_cut_tower_has_the_whole_models_states",
     ),
+    ("gemma4", "logits are not capped"): (
+        "logits",
+        lambda model, states: model.base.lm_head(states),
+        "lean_passes_are_the_whole_model",
+    ),
     ("gemma4", "places of patches are left out"): ("beside", (), LOGITS),
     ("internvl", "settings of the processor's own"): ("options", {}, IDS),
+    ("internvl", "a stop token is not named"): ("stop_tokens", (), ENDS),
     ("internvl", "tiles cut a row a picture"): ("pixel_rows", a_row_each, MIXED),
     ("large gemma4", "pictures seen ahead without window"): (
         "looks_ahead",
@@ -183,6 +214,7 @@ OWN_FAULTS = {
         PACKED,
     ),
     ("large gemma4", "pictures are read like text"): ("looks_ahead", frozenset(), PACKED),
+    ("llava_onevision", "a stop token is not named"): ("stop_tokens", (), ENDS),
     ("llava_onevision", "every picture is a chat's only one"): ("grouped", one_chat_each, IDS),
     ("llava_onevision", "pictures of a chat are not counted"): ("_tower_arguments", counts_left_out, LOGITS),
 }

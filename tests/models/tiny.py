@@ -8,6 +8,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     CLIPVisionConfig,
     Gemma3Config,
@@ -101,6 +102,14 @@ def tiny(kind: str, backend: str = "pil", seed: int = 0, **text) -> VisionModel:
     }
     processor, config = makers.get(kind, partial(qwen, kind))(backend, **text)
     return wrapped(config, processor, seed)
+
+
+def tiny_with(kind: str, tower: str, **text) -> VisionModel:
+    """The same around a language tower of another type."""
+    made = tiny(kind)
+    config, words = made.base.config, made.processor.tokenizer
+    config.text_config = AutoConfig.for_model(tower, **(_TEXT | text), **token_ids(words))
+    return wrapped(config, made.processor)
 
 
 def wrapped(config, processor, seed: int = 0) -> VisionModel:
@@ -308,6 +317,7 @@ def gemma4(backend: str, **text):
         "num_kv_shared_layers": 2,
         "hidden_size_per_layer_input": 8,
         "vocab_size_per_layer_input": len(words),
+        "final_logit_softcapping": 2.0,  # published: 30; here logits go up to 4, so that it matters
     }
     tower = {name: value for name, value in _SIGLIP.items() if name != "vision_use_head"}
     config = Gemma4Config(

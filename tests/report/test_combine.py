@@ -8,6 +8,9 @@ import pytest
 
 from mm_cb import cli
 from mm_cb.core.errors import UserError
+from mm_cb.core.paths import safe_id
+from mm_cb.core.runs import write_json, write_jsonl
+from mm_cb.metrics.agreement import completions_of, key_of
 from mm_cb.metrics.results import Measurement, find, read_results
 from mm_cb.metrics.statistics import holm, wilson_interval
 from mm_cb.report import judge_report, judge_run, write_report
@@ -89,6 +92,23 @@ def test_prompts_made_elsewhere_do_not_keep_other_attacks_apart(split_runs):
             run["inputs"] = {**run["inputs"], "there/mine.jsonl": "c" * 64}
 
     assert joined(split_runs(n=4, benign=4, edit=sent)).measurements
+
+
+@pytest.mark.parametrize("name", ["my-breaker", "rr+safety_prompt"])
+def test_a_subject_with_a_name_of_its_own_stands_in_the_table(name, split_runs, tmp_path, capsys):
+    def edit(subject, what, items, run):
+        for one in items if subject == "base+safety_prompt" else ():
+            one["subject"] = name
+
+    parts = split_runs(n=4, benign=3, edit=edit)
+    assert headline_table(joined(parts).measurements).subjects == ("base", "rr", name)
+    assert cli.run(["report", *map(str, parts), "--out", str(tmp_path / "page.html")]) == 0
+    assert name.replace("rr+safety_prompt", "RR + prompt") in " ".join(capsys.readouterr().out.split())
+
+
+def test_seeds_of_a_breaker_keep_a_table_of_their_own(make_run):
+    found = read_results(make_run(n=4, benign=3, seeds=2) / "results.json")
+    assert headline_table(found).subjects == ("base", "base+safety_prompt", "rr")
 
 
 def test_the_order_of_the_runs_changes_nothing(split_runs):
@@ -196,6 +216,55 @@ def judged_by(name):
 def test_two_judges_are_not_compared_with_each_other(split_runs):
     with pytest.raises(UserError, match=r"\(compliance, noise\).*judge \(\["):
         joined(split_runs(n=4, benign=3, edit=judged_by("harmbench")))
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "rr", "expected"),
+    [
+        (
+            "harmbench",
+            {"prompts_sha256": {"prompt": "a"}},
+            {"prompts_sha256": {"prompt": "b"}},
+            "prompts_sha256.prompt",
+        ),
+        (
+            "endpoint:j",
+            {"labels": {"yes": "harmful"}},
+            {"labels": {"yes": "other"}},
+            r'labels.yes \("harmful" / "other',
+        ),
+        ("endpoint:j", {"pictures": True}, {"pictures": False}, r"pictures \(true / false\)"),
+        ("mine", {"file_sha256": "a"}, {"file_sha256": "b"}, r"file_sha256 \(other content\)"),
+        ("harmbench", {"model": "m", "revision": "1"}, {"model": "m", "revision": "2"}, "revision"),
+        ("harmbench", {"model": "a", "weights_sha256": {"w": "1"}}, {"model": "b", "weights_sha256": {"w": "1"}}, ""),
+        ("harmbench", {"model": "m"}, {"model": "m"}, ""),
+    ],
+)
+def test_one_judge_by_two_rules_is_refused_and_says_which_and_what_to_type(split_runs, name, base, rr, expected):
+    def edit(subject, what, items, run):
+        for item in items if subject in ("base", "rr") else ():
+            if item["metric"] == "compliance":
+                item["judge"] = name
+
+    parts = [part for part in split_runs(n=4, benign=3, edit=edit) if "safety" not in part.name]
+    for part in (part for part in parts if json.loads((part / "run.json").read_text())["command"] == "attack"):
+        items = [json.loads(line) for line in (part / "items.jsonl").read_text().splitlines()]
+        write_json(
+            part / "judgements" / f"{safe_id(name)}.json", {"judge": name, "source": rr if "rr" in part.name else base}
+        )
+        write_json(part / "judgements" / "newest.json", {"judge": name})
+        found = [
+            {"key": key_of(item, one), "outcome": one["outcome"], "score": None}
+            for item in items
+            for one in completions_of(item)
+        ]
+        write_jsonl(part / "judgements" / f"{safe_id(name)}.jsonl", found)
+    if not expected:
+        joined(parts)
+        return
+    typed = {"mine": "FILE.py"}.get(name, name.partition(":")[0])
+    with pytest.raises(UserError, match=rf"must be judged by one rule.*{expected}.*mm-cb judge .* --judge {typed}"):
+        joined(parts)
 
 
 def test_a_proxy_supports_no_claim(split_runs):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from mm_cb import cli
 from mm_cb.attacks.records import attacked
+from mm_cb.cli.attacked import show_attacked
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl, write_json, write_jsonl
 from mm_cb.report import write_report
@@ -88,7 +89,7 @@ def change(path, **fields):
     [
         (lambda path: change(path, value=1.0, ci95=[40.0, 60.0]), "outside its own interval 40 to 60"),
         (lambda path: change(path, n=3), r"must agree.*\(n = 3\) there and .*\(n = 4\) counted again"),
-        (lambda path: path.unlink(), r"results\.json` does not exist"),
+        (lambda path: path.unlink(), r"results\.json` is not there"),
         (lambda path: path.write_bytes(b"\xff"), r"results\.json` must be readable JSON"),
         (lambda path: write_json(path, {"schema": 1, "measurements": []}), "is absent there"),
     ],
@@ -116,6 +117,22 @@ def test_deleted_pictures_are_named_on_the_page_and_in_the_terminal(run, tmp_pat
         picture.unlink()
     for text, before in zip(page(folder, tmp_path, capsys), whole, strict=True):
         assert "2 of " in text and gone[0].name in text and "HOLE" in text and "HOLE" not in before
+
+
+@pytest.mark.parametrize("name", ["results.json", "items.jsonl"])
+def test_a_file_that_is_gone_is_named_with_what_brings_it_back(name, run):
+    folder = run()
+    (folder / name).unlink()
+    for opened in (load_run, show_attacked):
+        with pytest.raises(UserError, match=rf"{name}.* whole folder .* command with another `--out`"):
+            opened(folder)
+
+
+def test_an_attack_that_finished_before_says_that_its_pictures_are_gone(run, capsys):
+    folder = run()
+    shutil.rmtree(folder / "images")
+    show_attacked(folder)
+    assert "HOLE" in (said := " ".join(capsys.readouterr().out.split())) and "another `--out`" in said
 
 
 @pytest.mark.parametrize("with_json", [True, False])

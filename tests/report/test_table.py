@@ -73,8 +73,8 @@ def test_terminal_table_fits_every_width(make_run):
     for width in (80, 100, 140):
         text = printed(run, width)
         assert max(map(len, text.splitlines())) <= width
-        assert "…" not in text and "wholly held-out kind" in text
-    assert "base + prompt" in printed(run, 100) and "base + prompt" not in printed(run, 80)
+        assert "…" not in text and ("wholly held-out kind" if width > 80 else "wholly") in text
+        assert "base + prompt" in text
     assert "PGD" in printed(run, 100, encoding="ascii")
 
 

@@ -303,3 +303,15 @@ def test_opening_only_and_supplied_text_stand_apart_each_with_its_n():
     assert opening.startswith("Opening only, the headline") and "95.0 → 5.0 % of 20" in opening
     assert supplied.startswith("Supplied text") and "100.0 → 60.0 % of 20" in supplied
     assert "100.0 → 60.0 % of 20" in worst
+
+
+def test_it_says_which_of_those_that_knew_the_breaker_were_told_an_opening_alone():
+    def told(*strengths):
+        return judge_run([], [], strengths=strengths).lines[1].text
+
+    opening = dataclasses.replace(FINISHED, condition="pgd_homotopy_opening", given="opening")
+    blind = dataclasses.replace(opening, condition="pgd", knows_breaker=False)
+    assert told(blind, FINISHED).startswith("Knew the breaker: adaptive PGD; of these told an opening alone: none. ")
+    both = "Knew the breaker: adaptive PGD, opening-only homotopy PGD; of these told an opening alone: opening-only ho"
+    assert told(blind, FINISHED, opening).startswith(both)
+    assert told(blind).startswith("Knew the breaker: none. ")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mm_cb import cli
+from mm_cb.cli.train import _show_held_out
 from mm_cb.training import registry
 from mm_cb.training.losses import reroute_loss
 from mm_cb.training.recipes.recipe import load_recipe
@@ -79,3 +80,9 @@ def test_what_is_no_loss_is_the_files_fault_in_one_line(page, tmp_path, capsys, 
 
 def test_the_page_is_short():
     assert len(PAGE.read_text().splitlines()) <= 80
+
+
+def test_a_loss_is_told_with_its_own_value_at_the_first_step(capsys):
+    _show_held_out(None, [{"reroute_loss": 7.25, "retain_loss": 0.5}, {"reroute_loss": 3.0, "retain_loss": 0.25}])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "reroute 3.000 (7.250 at the first step), retain 0.250 (0.500)" in said

@@ -87,6 +87,9 @@ def test_a_trained_probe_is_read_back_for_its_model_alone(recipe, model_folder, 
         (["--false-positives", "2"], "0 to 1"),
         (["--refusal", " "], "not empty"),
         (["--rows", "0"], "from 2"),
+        (["training.max_steps=5"], "does not read `training.max_steps`"),
+        (["lora.r=2"], "does not read `lora.r`"),
+        (["circuit_breaker={}"], "does not read `circuit_breaker`"),
     ],
 )
 def test_bad_settings_are_one_line(words, told, tmp_path, capsys):

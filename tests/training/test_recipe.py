@@ -5,6 +5,7 @@ import yaml
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.recipe_files import RECIPES, recipe_names
+from mm_cb.models.known import known_config
 from mm_cb.training.recipes.config import Recipe
 from mm_cb.training.recipes.recipe import load_recipe, recipe_keys
 
@@ -27,6 +28,16 @@ def test_the_miniature_recipe():
 def test_every_shipped_recipe_writes_out_what_the_method_needs():
     for name in recipe_names():
         assert load_recipe(name).name == name
+
+
+def test_layers_of_another_depth_than_the_papers_are_marked_as_scaled():
+    for name in recipe_names():
+        shape = known_config(load_recipe(name).model)
+        if shape is None or shape.get_text_config().num_hidden_layers == 32:
+            continue
+        text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+        marks = re.findall(r"^  (?:target_layers|layers_to_transform):.*# (.*)$", text, re.MULTILINE)
+        assert len(marks) == 2 and all(mark.startswith("ours") for mark in marks), (name, marks)
 
 
 def test_the_defaults_are_the_papers():
@@ -146,6 +157,24 @@ def test_overrides_have_yaml_values():
     )
     assert recipe.training.learning_rate == 3e-3
     assert recipe.circuit_breaker.target_layers == [2, 4] and recipe.data == ["a.jsonl"]
+
+
+def test_fields_of_a_mixture_may_be_typed_beside_a_list_of_files():
+    files = "data=[a.jsonl, b.jsonl]"
+    data = load_recipe("miniature", [files, "data.skip_missing_images=true", "data.skip_too_long=true"]).data
+    assert [source.name for source in data.sources] == ["a.jsonl", "b.jsonl"]
+    assert data.skip_missing_images and data.skip_too_long
+    with pytest.raises(UserError, match=r"`data\.skip_images` .*did you mean `skip_missing_images`|skip_images"):
+        load_recipe("miniature", [files, "data.skip_images=true"])
+
+
+@pytest.mark.parametrize(
+    "override", ["data.skip_missing_images=true", "seed.value=3", "model.x=1", "trainig.max_step=3", "q=1", "lr=1"]
+)
+def test_an_unknown_key_is_one_short_line(override):
+    with pytest.raises(UserError) as told:
+        load_recipe("miniature", [override])
+    assert len(str(told.value)) < 300 and "--fields" in str(told.value)
 
 
 def test_a_resolved_recipe_can_be_run_again(tmp_path):

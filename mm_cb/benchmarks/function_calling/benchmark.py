@@ -16,6 +16,7 @@ from mm_cb.core.limits import LIMITS
 from mm_cb.core.python_calls import Call, NotCalls
 from mm_cb.core.records import Item, JsonObject
 from mm_cb.core.thoughts import answer_in
+from mm_cb.inference.unanswered import is_error_text
 from mm_cb.metrics.table import DETAIL, SIDE_EFFECT, Metric
 
 if TYPE_CHECKING:
@@ -195,18 +196,21 @@ class FunctionCalling(Benchmark):
 
 
 def unread_note(questions: Sequence[Question], answers: Mapping[str, str], format: str) -> str | None:
-    """What to say where not one answer to a question with a right call can be read, and which formats can read some."""
-    asked = [question for question in questions if metric_of(question.category) == AST]
+    """What to say where not one answer of a category with right calls can be read, and which formats can read some."""
+    asked = [q for q in questions if metric_of(q.category) == AST and not is_error_text(answers[q.id])]
     read = {
-        name: sum(_reads({**question.reference, "format": name}, answers[question.id]) for question in asked)
+        name: [question for question in asked if _reads({**question.reference, "format": name}, answers[question.id])]
         for name in _FORMATS
     }
-    if not asked or read[format]:
+    unread = {question.category for question in asked} - {question.category for question in read[format]}
+    if not unread:
         return None
-    others = ", ".join(f"`--format {name}` reads {count}" for name, count in read.items() if count)
+    of = [question for question in asked if question.category in unread]
+    counts = {name: sum(question.category in unread for question in found) for name, found in read.items()}
+    others = ", ".join(f"`--format {name}` reads {count}" for name, count in counts.items() if count)
     return (
-        f"CAUTION not one of the {len(asked)} answers that should be calls can be read with `--format {format}`; "
-        f"{others or 'no other format reads one either'}."
+        f"CAUTION not one of the {len(of)} answers that should be calls ({', '.join(sorted(unread))}) can be read with "
+        f"`--format {format}`; {others or 'no other format reads one either'}."
     )
 
 

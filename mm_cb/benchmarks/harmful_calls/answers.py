@@ -8,8 +8,8 @@ from typing import NamedTuple
 from mm_cb.core import python_calls
 from mm_cb.core.calls import FORMATS, Call, NotCalls
 from mm_cb.core.records import JsonObject
+from mm_cb.core.refusal_phrases import found_phrase
 from mm_cb.data.tools import as_json, read_calls
-from mm_cb.judges.rules import found_phrase
 from mm_cb.metrics.degenerate import degenerate
 
 MADE = "call_made"

@@ -11,7 +11,8 @@ from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.file_kinds import BENIGN as BENIGN_REQUESTS
 from mm_cb.core.file_kinds import HARMFUL_CALLS, refuse_others
-from mm_cb.core.reading import Line, json_file, json_lines, label_of, refuse_typos, shown, unfit
+from mm_cb.core.names import Ids
+from mm_cb.core.reading import Line, json_file, json_lines, label_of, refuse_replaced, refuse_typos, shown, unfit
 from mm_cb.core.records import JsonObject
 from mm_cb.data.cards import card
 from mm_cb.data.pictures import open_picture, path_inside
@@ -73,12 +74,15 @@ def read_harmful_rows(data: str, tools: str | None, *, split: str, accepted: boo
             clause is not accepted.
     """
     known = {} if tools is None else _definitions(Path(tools))
+    ids = {kind: Ids(f"{kind} row") for kind in KINDS}
     rows, first, own = [], dict[tuple[str, str], str](), 0
     for line in json_lines(Path(data), "harmful calls") if is_own(data) else _agentharm(data, split, accepted=accepted):
         row = _row(line, Path(data).parent, known)
         own += "tools" in line.values
-        if (at := first.setdefault((row.kind, row.id), line.where)) != line.where:
-            raise UserError(f"{line.where}: every {row.kind} row must have its own id, `{row.id}` was used at {at}.")
+        if is_own(data):  # a published set is as its authors left it
+            refuse_replaced(line.values, line.where)
+        ids[row.kind].take(row.id, line.where)
+        first[row.kind, row.id] = line.where
         rows.append(row)
     if tools is not None and own == len(rows):
         raise UserError(

@@ -19,6 +19,7 @@ from mm_cb.benchmarks.pictures import stored_picture
 from mm_cb.benchmarks.rows import parquet_rows, undecoded
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.folding import is_blank
 from mm_cb.core.paths import refuse_missing_parts
 from mm_cb.core.records import JsonObject
 from mm_cb.data.pictures import EncodedPicture
@@ -160,6 +161,8 @@ def _question(row: JsonObject, subject: str, split: str, where: str) -> MmmuQues
     if wrong := [name for name in texts if not isinstance(row[name], str)]:
         raise UserError(f"{where} must hold texts in {', '.join(texts)}; {', '.join(wrong)} hold none.")
     where = f"{where} (`{row['id'][:80]}`)"
+    if is_blank(row["question"]):
+        raise UserError(f"{where} must have a `question`, it is blank.")
     if subject_of(row["id"]) != subject or not row["id"].startswith(f"{split}_"):
         raise UserError(f"{where} must belong to split {split} of {subject}; give that split, or correct the copy.")
     options: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from mm_cb.benchmarks.over_refusal.data import BenignRequest
 from mm_cb.core.compatibility import is_prefilled
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
+from mm_cb.core.folders import but_is
 from mm_cb.core.records import RecipeFields
 from mm_cb.core.runs import read_run
 from mm_cb.metrics.holes import refuse_swapped
@@ -79,7 +80,7 @@ def read_attacked(folder: Path) -> AttackPictures:
     """
     run = read_run(folder)
     if run["command"] != "attack" or not run.get("ended"):
-        raise UserError(f"`--beside` must be a finished run of `mm-cb attack`, `{folder}` is none.")
+        raise UserError(f"`--beside` must be a finished run of `mm-cb attack`, `{folder}` is none{but_is(folder)}.")
     root = Path(os.path.abspath(folder))
     behaviors: dict[str, str] = {}
     files: dict[str, dict[str, Path]] = {}

@@ -11,7 +11,9 @@ from typing import Any
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.file_kinds import BENIGN, refuse_others
-from mm_cb.core.reading import Line, json_file, json_lines, label_of, refuse_typos, shown
+from mm_cb.core.folders import but_is
+from mm_cb.core.names import Ids, refuse_alike
+from mm_cb.core.reading import Line, json_file, json_lines, label_of, refuse_replaced, refuse_typos, shown
 from mm_cb.core.tables import read_table
 from mm_cb.data.alike import content_of, once_each
 from mm_cb.data.pictures import open_picture, path_inside
@@ -66,14 +68,19 @@ def read_requests(path: Path) -> list[BenignRequest]:
     if path.suffix not in readers:
         raise UserError(
             "`--data` must be our .jsonl, WildChat's rows as .jsonl, MOSSBench's information .json, XSTest's prompts "
-            f".csv or AIcell/MOSSBench, got `{path}`."
+            f".csv or AIcell/MOSSBench, got `{path}`{but_is(path)}."
         )
     requests: dict[str, BenignRequest] = {}
+    ids, groups, own = Ids("request"), list[tuple[str, str]](), is_own(path)
     for line in readers[path.suffix](path):
         request = _request(line, path)
-        if request.id in requests:
-            raise UserError(f"{line.where}: every request must have its own id, `{request.id}` comes more than once.")
+        if own:  # a published set is as its authors left it
+            refuse_replaced(line.values, line.where)
+        ids.take(request.id, line.where)
         requests[request.id] = request
+        groups.append((request.category, line.where))
+    if own:
+        refuse_alike("category", groups)
     if not requests:
         raise UserError(f"`{path}` must hold at least one benign request, it holds none.")
     return list(requests.values())

@@ -1,5 +1,6 @@
 """Recipes: everything that decides a training run, read from YAML, checked, overridden by dotted ``key=value``."""
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from mm_cb.core.errors import UserError, unknown
-from mm_cb.core.reading import load_yaml
+from mm_cb.core.reading import load_yaml, shown
 from mm_cb.core.recipe_files import recipe_file, recipe_text
 from mm_cb.core.records import JsonObject
 from mm_cb.training.recipes.config import DataSource, MixtureConfig, Recipe
 
+_NEAR = 3
+"""Names that an error line about an unknown key gives."""
 _FREE = ("data.", "circuit_breaker.loss_settings.")
 """Below these, the fields' own checks say which keys there are."""
 
@@ -102,10 +105,23 @@ def _set(fields: JsonObject, key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
         inner = fields.setdefault(section, {})
+        if key.startswith("data.") and isinstance(inner, list):  # files, which are sources of a mixture
+            inner = fields[section] = {"sources": [{"name": file} for file in inner]}
         if not isinstance(inner, dict):
-            raise unknown("recipe key", key, recipe_keys())
+            raise _unknown_key(key, f"`{section}` is {shown(inner)}, which has no fields")
         fields = inner
     fields[last] = value
+
+
+def _unknown_key(key: str, why: str = "") -> UserError:
+    """The error for a key that there is not, with the nearest ones, or why it cannot stand there."""
+    valid = recipe_keys()
+    last = key.rpartition(".")[2]
+    near = difflib.get_close_matches(key.lower(), valid, _NEAR)
+    near += [name for name in valid if name.rpartition(".")[2] == last and name not in near]
+    meant = f"; did you mean {' or '.join(f'`{name}`' for name in near[:_NEAR])}?" if near and not why else ""
+    said = f": {why}" if why else meant
+    return UserError(f"unknown recipe key `{key:.80}`{said}; `mm-cb train --fields` lists all.".replace("?;", "?"))
 
 
 def recipe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
@@ -124,7 +140,7 @@ def _refuse_unknown(fields: Mapping[Any, Any]) -> None:
     sections = {key.rsplit(".", depth)[0] for key in valid for depth in range(1, key.count(".") + 1)}
     for key in _dotted(fields):
         if key not in valid and key not in sections and not key.startswith(_FREE):
-            raise unknown("recipe key", key, valid)
+            raise _unknown_key(key)
 
 
 def _dotted(fields: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:

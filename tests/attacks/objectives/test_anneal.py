@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mm_cb.attacks.config import ANNEAL, AttackConfig
 from mm_cb.attacks.objectives.anneal import ALLOWED, FORCED, RAISED, Annealed, scale_after
-from mm_cb.attacks.registry import attacks
+from mm_cb.attacks.registry import attack_entry, attacks
 from mm_cb.attacks.saved import to_pixels
 from mm_cb.attacks.search import OPTIMIZERS, make_objective, search
 from mm_cb.attacks.verify import verify_run
@@ -57,7 +57,7 @@ def test_the_row_says_how_unless_the_flag_does_and_only_pgd_reads_it():
     given = {
         (name, anneal): AttackConfig(name, anneal=anneal).annealing for name in NAMES for anneal in (None, *ANNEAL)
     }
-    assert {name for name in NAMES if given[name, None] != "none"} == {"pgd_homotopy"}
+    assert {name for name in NAMES if given[name, None] != "none"} == {"pgd_homotopy", "pgd_homotopy_opening"}
     assert {name for name in NAMES if given[name, "steps"] == "steps"} == {
         *KNOWING,
         "pgd_probe",
@@ -96,7 +96,7 @@ def test_whatever_is_minimised_is_itself_at_the_end_and_the_bases_at_the_start(s
         torch.testing.assert_close(start, expected, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["pgd", "pgd_adaptive", "pgd_homotopy"])
+@pytest.mark.parametrize("name", ["pgd", "pgd_adaptive", "pgd_homotopy", "pgd_homotopy_opening"])
 def test_a_step_on_the_way_costs_what_a_step_at_the_end_costs(subject, name):
     objective = make_objective(subject, BEHAVIORS, PICTURES, AttackConfig(name), RESPONSES)
     annealed = Annealed(objective, subject.model, "loss", 2)
@@ -117,7 +117,7 @@ def test_a_step_on_the_way_costs_what_a_step_at_the_end_costs(subject, name):
 def test_a_run_selects_a_picture_of_the_whole_breaker_and_every_number_of_it_verifies(files, tmp_path, by, way):
     behaviors, adapter, merged = files
     who = {"adapter": adapter} if way == "adapter" else {"model": merged, "base": "miniature"}
-    names = "pgd_adaptive,pgd_homotopy" if way == "adapter" else "pgd_homotopy"
+    names = "pgd_adaptive,pgd_homotopy,pgd_homotopy_opening" if way == "adapter" else "pgd_homotopy"
     run = attack(tmp_path / "run", behaviors, names, steps=10, batch=2, anneal=by, **who)
     for item in map(json.loads, (run / "items.jsonl").read_text().splitlines()):
         (candidate,) = item["candidates"]
@@ -129,6 +129,21 @@ def test_a_run_selects_a_picture_of_the_whole_breaker_and_every_number_of_it_ver
     assert json.loads((run / "protocol.json").read_text())["anneal"] == dict.fromkeys(names.split(","), by)
     assert json.loads((run / "run.json").read_text())["recipe"]["options"]["anneal"] == by
     assert not [row for row in verify_run(run) if row.disagreements]
+
+
+def test_told_an_opening_it_knows_the_breaker_and_minimises_what_pgd_does(subject):
+    entry = attack_entry("pgd_homotopy_opening")
+    assert entry.given == "opening" and entry.needs_adapter and not entry.forces_response
+    assert entry.in_all and entry.in_worst_case and entry.objective == attack_entry("pgd").objective
+    dialled = attack_entry("pgd_homotopy")
+    assert (entry.anneal, entry.first_step, entry.search) == (dialled.anneal, dialled.first_step, dialled.search)
+    found = [
+        make_objective(subject, BEHAVIORS, PICTURES, AttackConfig(n), r)
+        for n, r in (("pgd", RESPONSES), ("pgd_homotopy_opening", RESPONSES), ("pgd_homotopy_opening", RESPONSES[::-1]))
+    ]
+    with torch.no_grad():
+        plain, told, other = (objective(PIXELS) for objective in found)
+    assert torch.equal(plain, told) and torch.equal(told, other)  # no text behind the opening reaches it
 
 
 def test_a_run_that_was_cut_off_goes_on_at_its_scale(files, tmp_path, monkeypatch):
@@ -171,7 +186,14 @@ def test_what_cannot_be_annealed_is_refused(files, tmp_path, attacks, more, matc
         attack(tmp_path / "run", behaviors, attacks, **more)
 
 
-@pytest.mark.parametrize(("name", "steps"), [("pgd_homotopy", (16 / 255, "cosine")), ("pgd_long", (None, None))])
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("pgd_homotopy", (16 / 255, "cosine")),
+        ("pgd_homotopy_opening", (16 / 255, "cosine")),
+        ("pgd_long", (None, None)),
+    ],
+)
 def test_it_begins_with_steps_of_half_the_budget_that_shrink_as_others_do_not(monkeypatch, subject, name, steps):
     class Seen(Exception):
         pass

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mm_cb import cli
 from mm_cb.attacks import saved as files
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.target import encode
+from mm_cb.attacks.registry import attacks
 from mm_cb.attacks.sanity.checks import checks_of, last_moves, notes_of
 from mm_cb.attacks.sanity.measure import (
     ADAPTIVE,
@@ -393,3 +395,11 @@ def test_a_battery_in_which_nothing_may_change_is_refused(tmp_path):
     with pytest.raises(UserError, match="`--epsilon` must be at least 1/255"):
         run_battery(ModelSource("miniature"), BEHAVIORS, tmp_path / "run", config, 2)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_page_says_which_attacks_are_asked_whether_they_had_finished():
+    page = (Path(__file__).parents[3] / "docs" / "sanity_checks.md").read_text(encoding="utf-8")
+    told, others = page.partition("**What S5 looks at.**")[2].partition("\n\n")[0].split("Success is an opening.")
+    assert set(re.findall(r"`(pgd\w*)`", told)) == {"pgd", *ADAPTIVE}
+    stepping = {one.name for one in attacks() if one.optimises and one.in_worst_case and one.in_all}
+    assert set(re.findall(r"`(\w*pgd\w*)`", others)) == stepping - {"pgd", *ADAPTIVE, "pgd_probe"}
