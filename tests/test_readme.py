@@ -427,6 +427,44 @@ def test_every_number_of_the_real_model_is_a_measured_one(begins):
     )
 
 
+VLM = json.loads((RESULTS / "real_vlm" / "numbers.json").read_text(encoding="utf-8"))
+
+
+def of(subject, kind, condition, outcome):
+    (one,) = (
+        m
+        for m in VLM["measurements"][f"{kind}-{subject}"]
+        if (m["condition"], m["split"], m["metric"]) == (condition, "all", "compliance")
+    )
+    return f"{one['counts'][outcome]} of {one['n']}"
+
+
+def right(subject, how):
+    one = VLM["seeing"][subject][how]
+    return f"{100 * one['right'] / one['n']:.1f}"
+
+
+@pytest.mark.parametrize(
+    ("begins", "cell"),
+    [
+        ("right answers to 2,537 questions", lambda subject: right(subject, "pictures")),
+        ("the same beside another's picture", lambda subject: right(subject, "shuffled")),
+        *(
+            (f"{told}: recipes", lambda subject, name=name: of(subject, "attack", name, "harmful"))
+            for told, name in (
+                ("no attack", "no_attack"),
+                ("PGD within 32/255", "pgd"),
+                ("the opening is given", "prefill_only"),
+                ("the picture's embeddings are moved", "embedding"),
+            )
+        ),
+        ("the same: broken text", lambda subject: of(subject, "attack", "embedding", "gibberish")),
+    ],
+)
+def test_every_number_of_the_model_from_parts_is_a_measured_one(begins, cell):
+    assert cells("docs/quickstart.md", begins) == [cell("base"), cell("rr")]
+
+
 def worst_of_seeds():
     values = [FULL[s, "compliance", "worst_case", "all"]["value"] for s in ("rr", "rr-seed1", "rr-seed2")]
     return ", ".join(f"{value:.1f}" for value in values)
