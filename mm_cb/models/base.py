@@ -350,7 +350,7 @@ class ChatModel(LanguageTower):
         tokenizer = self.processor.tokenizer
         ends = {self.dialect.end_of_turn, *self.stop_tokens} - {None}
         ids = {tokenizer.convert_tokens_to_ids(end) for end in ends}
-        if tokenizer.unk_token not in ends:  # in Qwen's tokenizers it is, and ends texts
+        if tokenizer.unk_token not in ends:  # in some tokenizers it is, and ends texts
             ids -= {tokenizer.unk_token_id}
         answered = self.prompt("a", has_image=False, completion=ANSWER)
         return end_tokens(self.model, tokenizer, {*ids, end_written(tokenizer, answered)})

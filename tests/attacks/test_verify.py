@@ -210,6 +210,11 @@ def test_broken_and_missing_files_end_with_exit_code_2_and_one_line(few, capsys)
         (line,) = capsys.readouterr().err.strip().splitlines()
         return line
 
+    for name in ("behaviors.jsonl", "protocol.json", "results.json"):
+        held = (few / name).read_bytes()
+        (few / name).unlink()
+        assert name in (line := told()) and "--out" in line
+        (few / name).write_bytes(held)
     path = picture_of(few)
     path.write_bytes(path.read_bytes()[:100])
     assert path.name in told()
@@ -219,9 +224,6 @@ def test_broken_and_missing_files_end_with_exit_code_2_and_one_line(few, capsys)
     assert f"{path.stem}.json` must be readable JSON" in (line := told()) and "line 2" in line
     path.with_suffix(".json").unlink()
     assert f"{path.stem}.json, but there is none" in (line := told()) and "another `--out`" in line
-    for name in ("behaviors.jsonl", "protocol.json", "results.json"):
-        (few / name).unlink()
-        assert name in (line := told()) and "another `--out`" in line
 
 
 def test_a_model_that_is_given_must_be_the_runs(few, tmp_path, capsys):

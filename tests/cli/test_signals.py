@@ -21,7 +21,8 @@ def begun(arguments, folder):
     """A command in a process of its own, forked off so that it need not import torch again; it speaks into a file."""
 
     def command():
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may themselves run under nohup
+        for number in (signal.SIGHUP, signal.SIGTERM):  # these tests may run under nohup, or behind a command's own
+            signal.signal(number, signal.SIG_DFL)
         os.chdir(folder)
         sys.argv = ["mm-cb", *arguments]
         with open("said", "w", buffering=1) as sys.stderr, open(os.devnull, "w") as sys.stdout:

@@ -269,7 +269,7 @@ def described(folder, data):
 
 
 class _Nobody:
-    model = "m"
+    model, url = "m", "http://127.0.0.1:1/v1"
 
 
 def judged(folder, data):

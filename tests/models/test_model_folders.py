@@ -42,8 +42,8 @@ BROKEN = {
     "{{ ''.__class__.__mro__ }}" + TEMPLATE: "SecurityError",
     "hello": "must write the texts of all messages .*; of 1 it wrote none",
     TEMPLATE + TEMPLATE: "once and in order",
-    TEMPLATE.replace("<image>", ""): "`<image>` 0 times for 1 picture",
-    "<image>" + TEMPLATE.replace("<image>", ""): "`<image>` 1 times for no picture",
+    TEMPLATE.replace("<image>", ""): "once for each picture; of 1 it wrote 0",
+    "<image>" + TEMPLATE.replace("<image>", ""): "once for each picture; of 0 it wrote 1",
     "{{ tools[0].name }}" + TEMPLATE: "UndefinedError",
     "{{ raise_exception('system role must be given') }}": "TemplateError: system role must be given",
     "{% for i in range(10000) %}{{ 'a' * 1000 }}{% endfor %}"
