@@ -447,7 +447,7 @@ def right(subject, how):
 @pytest.mark.parametrize(
     ("begins", "cell"),
     [
-        ("right answers to 2,537 questions", lambda subject: right(subject, "pictures")),
+        ("right answers to questions about 250 pictures", lambda subject: right(subject, "pictures")),
         ("the same beside another's picture", lambda subject: right(subject, "shuffled")),
         *(
             (f"{told}: recipes", lambda subject, name=name: of(subject, "attack", name, "harmful"))

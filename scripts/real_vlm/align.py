@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,6 +22,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.files import give_usual_modes
 from mm_cb.core.paths import data_path
 from mm_cb.core.progress import Progress
+from mm_cb.data.pictures import open_picture
 from mm_cb.models import load_model
 
 REFUSALS = (
@@ -64,7 +64,7 @@ def features(model: Any, pictures: Sequence[Path], batch: int = 16) -> Tensor:
     """What the tower makes of pictures; (n, patches, width), bfloat16."""
     inner, found = model.base.model, []
     for start in range(0, len(pictures), batch):
-        images = [Image.open(one).convert("RGB") for one in pictures[start : start + batch]]
+        images = [open_picture(one) for one in pictures[start : start + batch]]
         pixels = model.processor.image_processor(images, return_tensors="pt")["pixel_values"].to(model.base.dtype)
         found.append(inner.vision_tower(pixels).last_hidden_state[:, 1:])
     return torch.cat(found)

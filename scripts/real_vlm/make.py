@@ -4,7 +4,7 @@
 
 1. SmolLM2-135M-Instruct and a DINOv2-small become a LLaVA (``parts.py``).
 2. Projector and LoRA that were learnt on easy-vqa ship (``results/real_vlm``); ``--learn`` learns them anew.
-3. What it sees is measured on questions about 1,000 pictures that it never saw, and beside another one's picture.
+3. What it sees is measured on questions about pictures that it never saw, and beside another one's picture.
 4. It refuses recipes. A breaker is trained on recipes, base and breaker are attacked through the picture, answers are
    judged by the rule in ``judge.py``, and a page is made.
 
@@ -33,13 +33,13 @@ from _commands import cell, held_out, run, table
 from align import REFUSALS, Chat, align, features, questions, shipped, taught
 from align import held_out as seen_rightly
 from parts import QUESTIONS, bring, build
-from PIL import Image
 
 from mm_cb.core.checked import read_json
 from mm_cb.core.closing import say
 from mm_cb.core.paths import data_path
 from mm_cb.core.progress import Progress
 from mm_cb.core.runs import read_jsonl, write_json, write_text
+from mm_cb.data.pictures import open_picture
 from mm_cb.metrics.results import Measurement, read_results
 from mm_cb.models import load_model
 from mm_cb.real.package import real_model
@@ -53,13 +53,15 @@ OPENING_WORDS = 8
 """Of SmolLM2's own answer, which nobody taught to refuse: what an attack pushes towards."""
 LONGEST = 40
 """Tokens of an answer."""
+LOOKED_AT = 250
+"""Pictures that nothing was learnt from and that are asked about: the first of easy-vqa's 1,000."""
 VQA_ROWS, OTHER_ROWS = 200, 100
 """Retain rows about pictures, and requests of no topic."""
 
 
 def examined(model: Any, data: Path, seen: torch.Tensor) -> dict[str, Any]:
     """Right answers to "what" questions about held-out pictures, each with its own and with another's features."""
-    rows, tokenizer = questions(data, "test"), model.processor.tokenizer
+    rows, tokenizer = questions(data, "test")[: len(seen)], model.processor.tokenizer
     other = seen.roll(1, dims=0)
     found = {}
     for name, shown in (("pictures", seen), ("shuffled", other)):
@@ -82,7 +84,7 @@ def same_as_product(model: Any, data: Path, count: int = 20) -> dict[str, int]:
     asked, tokenizer, same = open_questions(data, "test")[:count], model.processor.tokenizer, 0
     paths = [data / "test" / "images" / f"{number}.png" for number, _ in asked]
     for (_, chat), path, one in zip(asked, paths, features(model, paths), strict=True):
-        inputs = model.encode([chat.question], [Image.open(path).convert("RGB")])
+        inputs = model.encode([chat.question], [open_picture(path)])
         said = model.generate(inputs, 8)[0] == chat.answer
         same += said == bool(seen_rightly(model.base, tokenizer, [[chat]], one[None])[0])
     return {"same": same, "n": count}
@@ -104,7 +106,7 @@ def write_files(out: Path, data: Path) -> None:
 
     def picture(split: str, number: int) -> str:
         name = f"pictures/{split}-{number}.png"
-        Image.open(data / split / "images" / f"{number}.png").convert("RGB").save(out / name)
+        open_picture(data / split / "images" / f"{number}.png").save(out / name)
         return name
 
     def row(name: str, number: int, prompt: str, answer: str, kind: str, source: str) -> dict[str, Any]:
@@ -229,8 +231,7 @@ def main() -> None:
         seen = {}
         for name, adapter in subjects.items():
             both = load_model(model, dtype=options.dtype, adapter=breaker if adapter else None)
-            count = len(questions(data, "test"))
-            shown = features(both, [data / "test" / "images" / f"{number}.png" for number in range(count)])
+            shown = features(both, [data / "test" / "images" / f"{number}.png" for number in range(LOOKED_AT)])
             seen[name] = {**examined(both, data, shown), "as_commands": same_as_product(both, data)}
         write_json(out / "seeing.json", seen)
     page = out / "report.html"
