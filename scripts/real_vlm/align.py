@@ -260,7 +260,7 @@ def align(model: Any, data: Path, out: Path, progress: Progress, *, steps: int, 
         batch: Pictures a step.
         seed: Of weights and order.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
 
     torch.manual_seed(seed)
     draw, base, tokenizer = random.Random(seed), model.base, model.processor.tokenizer
@@ -268,11 +268,12 @@ def align(model: Any, data: Path, out: Path, progress: Progress, *, steps: int, 
     rows = {split: questions(data, split) for split in ("train", "test")}
     seen = {}
     for split, some in rows.items():
-        store = out / f"features-{split}.pt"
+        store = out / f"features-{split}.safetensors"
         if not store.is_file():
             progress.say(f"pictures through the tower: {split}")
-            torch.save(features(model, [data / split / "images" / f"{i}.png" for i in range(len(some))]), store)
-        seen[split] = torch.load(store, weights_only=True)
+            paths = [data / split / "images" / f"{i}.png" for i in range(len(some))]
+            save_file({"seen": features(model, paths)}, store)
+        seen[split] = load_file(store)["seen"]
     projector, words = base.model.multi_modal_projector.float(), base.get_input_embeddings().weight
     begin_projector(projector, tokenizer, words, rows["train"], seen["train"])
     small = with_lora(base)

@@ -76,10 +76,11 @@ def read_harmful_rows(data: str, tools: str | None, *, split: str, accepted: boo
     known = {} if tools is None else _definitions(Path(tools))
     ids = {kind: Ids(f"{kind} row") for kind in KINDS}
     rows, first, own = [], dict[tuple[str, str], str](), 0
-    for line in json_lines(Path(data), "harmful calls") if is_own(data) else _agentharm(data, split, accepted=accepted):
+    ours = is_own(data)
+    for line in json_lines(Path(data), "harmful calls") if ours else _agentharm(data, split, accepted=accepted):
         row = _row(line, Path(data).parent, known)
         own += "tools" in line.values
-        if is_own(data):  # a published set is as its authors left it
+        if ours:  # a published set is as its authors left it
             refuse_replaced(line.values, line.where)
         ids[row.kind].take(row.id, line.where)
         first[row.kind, row.id] = line.where
