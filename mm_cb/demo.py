@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from mm_cb.attacks.outputs import curve_quartiles, parts_of
 from mm_cb.attacks.registry import attack_entry
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.threats import Threat
+from mm_cb.core.beside import beside
 from mm_cb.core.closing import Hint, files, say, what_next
 from mm_cb.core.embedded import is_fiction
 from mm_cb.core.errors import UserError
@@ -47,8 +49,11 @@ CONDITIONS = ("no_attack", "noise", "pgd", "pgd_adaptive", "pgd_clean_teacher", 
 
 _BATCH = 36
 """Behaviours attacked at once: the miniature's pictures are small."""
-THREADS = 2
-"""Fixed, so that equal runs add numbers in the same order; two threads that fight other jobs are slower than one."""
+THREADS = 1
+"""Fixed, so that equal runs add numbers in the same order; a second core works in a process of its own."""
+LAST = CONDITIONS[-2:]
+"""Attacks on a breaker that come when the second process has measured the base, and takes one of them."""
+LOG = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -194,27 +199,52 @@ def rr_name(index: int) -> str:
 
 
 def _run(out: Path, plan: DemoSize, rerouting: Recipe, seed: int, rr_seeds: int, progress: Progress) -> None:
-    """Every stage in order; finished pieces are read back."""
-    behaviors = _behaviors(out, plan, seed)
-    subjects = _subjects(out, rerouting, seed, rr_seeds, progress)
+    """Every stage in order, in two processes; then all that is finished is read back."""
+    behaviors, questions = _behaviors(out, plan, seed), _questions(plan)
     attacks = [_config(plan, seed, name) for name in CONDITIONS]
+    breakers = list[Subject]()
+    with beside(_measure_base, out, plan, rerouting, seed, log=out / LOG):
+        for index in range(rr_seeds):
+            breakers.append(_breaker(out, rerouting, seed, index, progress))
+            _attack(out, breakers[-1], behaviors, [a for a in attacks if a.name not in LAST], progress)
+        progress.say(f"Waiting for what is measured beside this: the base ({out / LOG}).")
+    for subject in breakers:
+        with beside(_attack_last, out, plan, rerouting, seed, subject.name, log=out / LOG):
+            _attack(out, subject, behaviors, [a for a in attacks if a.name != LAST[-1]], progress)
+            _ask(out, subject, questions, progress)
     items: list[Item] = []
     curves: list[Curve] = []
-    questions = _questions(plan)
+    subjects = [*_base(rerouting), *breakers]
+    silent = Progress(io.StringIO())
     for subject in subjects:
-        with _timed(out, f"attack {subject.name}"):
-            attacked, drawn = _attack(out, subject, behaviors, attacks, progress)
-        with _timed(out, f"capability {subject.name}"):
-            items += attacked + _ask(out, subject, questions, progress)
-        curves += drawn
-    adapted = [subject for subject in subjects if subject.adapted]
-    write_json(out / "representations.json", _representations(out, adapted[0], plan, rerouting))
+        attacked = _attack(out, subject, behaviors, attacks, silent)
+        items += _with_pictures(out, subject, attacked) + _ask(out, subject, questions, silent)
+        curves += _curves(out, subject, attacked)
+    write_json(out / "representations.json", _representations(out, breakers[0], plan, rerouting))
     pairs = [(subject.name, "base") for subject in subjects if subject.name != "base"]
     measurements = measure(items, pairs=pairs)
     write_json(out / "curves.json", curves)
     write_json(out / "checks.json", _checks(items, measurements, subjects, behaviors, questions, plan.epsilon))
     write_jsonl(out / "items.jsonl", items)
     write_results(out / "results.json", measurements)
+
+
+def _measure_base(out: Path, plan: DemoSize, rerouting: Recipe, seed: int) -> None:
+    """Attack and ask the subjects without an adapter: work of the second process."""
+    torch.set_num_threads(THREADS)
+    behaviors, attacks = _behaviors(out, plan, seed), [_config(plan, seed, name) for name in CONDITIONS]
+    with Progress() as progress:
+        for subject in _base(rerouting):
+            _attack(out, subject, behaviors, attacks, progress)
+            _ask(out, subject, _questions(plan), progress)
+
+
+def _attack_last(out: Path, plan: DemoSize, rerouting: Recipe, seed: int, name: str) -> None:
+    """The second process's attack on a breaker."""
+    torch.set_num_threads(THREADS)
+    subject = Subject(name, _load(rerouting, out / "adapters" / name), adapted=True)
+    with Progress() as progress:
+        _attack(out, subject, _behaviors(out, plan, seed), [_config(plan, seed, LAST[-1])], progress)
 
 
 def _checks(
@@ -249,30 +279,31 @@ def _behaviors(out: Path, plan: DemoSize, seed: int) -> list[Behavior]:
     return read_behaviors(path)
 
 
-def _subjects(out: Path, rerouting: Recipe, seed: int, rr_seeds: int, progress: Progress) -> list[Subject]:
-    """Base, base behind the safety prompt, and the breakers, which are trained here."""
+def _load(rerouting: Recipe, adapter: Path | None = None) -> ChatModel:
+    return load_model(rerouting.model, adapter=adapter, device=rerouting.device, dtype=rerouting.dtype)
 
-    def load(adapter: Path | None = None) -> ChatModel:
-        return load_model(rerouting.model, adapter=adapter, device=rerouting.device, dtype=rerouting.dtype)
 
-    base = load()
-    subjects = [Subject("base", base), Subject("base+safety_prompt", base, system=language.SAFETY_PROMPT)]
-    for index in range(rr_seeds):
-        recipe = rerouting.model_copy(update={"seed": seed + index})
-        with _timed(out, f"train {rr_name(index)}"):
-            adapter = train(recipe, out / "adapters" / rr_name(index), progress=progress)
-        torch.set_num_threads(THREADS)
-        subjects.append(Subject(rr_name(index), load(adapter), adapted=True))
-    return subjects
+def _base(rerouting: Recipe) -> list[Subject]:
+    """The base, and the base behind the safety prompt."""
+    base = _load(rerouting)
+    return [Subject("base", base), Subject("base+safety_prompt", base, system=language.SAFETY_PROMPT)]
+
+
+def _breaker(out: Path, rerouting: Recipe, seed: int, index: int, progress: Progress) -> Subject:
+    """The ``index``-th breaker, trained or found."""
+    name = rr_name(index)
+    recipe = rerouting.model_copy(update={"seed": seed + index})
+    with _timed(out, f"train {name}"):
+        adapter = train(recipe, out / "adapters" / name, progress=progress)
+    torch.set_num_threads(THREADS)
+    return Subject(name, _load(rerouting, adapter), adapted=True)
 
 
 def _attack(
     out: Path, subject: Subject, behaviors: Sequence[Behavior], attacks: Sequence[AttackConfig], progress: Progress
-) -> tuple[list[Item], list[Curve]]:
-    """All attacks on one subject: items with image paths relative to ``out``, and curves."""
-    folder = Path("attacks") / subject.name
+) -> list[Item]:
+    """Those attacks that fit the subject."""
     items: list[Item] = []
-    curves: list[Curve] = []
     for attack in attacks:
         if attack.name == "pgd_adaptive" and not subject.adapted:
             # Without an adapter, teacher and student are one model: the distance and its gradient are zero, the
@@ -283,14 +314,31 @@ def _attack(
             continue
         if attack.entry.needs_adapter and not subject.adapted:
             continue  # it is aimed at what an adapter changed
-        items += attack_behaviors(subject, behaviors, attack, out / folder, judge_behavior, progress)
-        curves += curve_quartiles(parts_of(out / folder), subject.name, attack.name)
+        with _timed(out, f"{attack.name} {subject.name}"):
+            items += attack_behaviors(subject, behaviors, attack, _folder(out, subject), judge_behavior, progress)
+    return items
+
+
+def _folder(out: Path, subject: Subject) -> Path:
+    return out / "attacks" / subject.name
+
+
+def _with_pictures(out: Path, subject: Subject, items: list[Item]) -> list[Item]:
+    """Items with image paths relative to ``out``; the worst picture of each is kept by its id."""
     searched = (item for item in items if attack_entry(item["condition"]).searches_pixels)
-    keep_pictures(out / folder, worst_pictures(searched))
+    keep_pictures(_folder(out, subject), worst_pictures(searched))
+    folder = _folder(out, subject).relative_to(out)
     for item in items:
         item["image"], item["clean_image"] = f"{folder}/{item['image']}", f"{folder}/{item['clean_image']}"
         item["candidates"] = [{**c, "image": f"{folder}/{c['image']}"} for c in item["candidates"] or ()]
-    return items, curves
+    return items
+
+
+def _curves(out: Path, subject: Subject, items: Sequence[Item]) -> list[Curve]:
+    """The loss curves of the attacks that these items are of."""
+    parts = parts_of(_folder(out, subject))
+    names = dict.fromkeys(item["condition"] for item in items if "same_as" not in item)
+    return [curve for name in names for curve in curve_quartiles(parts, subject.name, name)]
 
 
 def _questions(plan: DemoSize) -> list[FictionQuestion]:

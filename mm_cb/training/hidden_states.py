@@ -66,7 +66,9 @@ def hidden_states(model: ChatModel, rows: Rows, first: int, last: int) -> Hidden
         The states that can differ, in order.
     """
     start = _below(model, rows, first)
-    return HiddenStates(_reference(model, first, last, start), _adapted(model, first, last, start))
+    reference = _reference(model, first, last, start)
+    only_dropout_of_adapter(model.model, on=torch.is_grad_enabled())
+    return HiddenStates(reference, _run(model, first, last, start))
 
 
 def target_states(model: ChatModel, rows: Rows, first: int, targets: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -76,8 +78,9 @@ def target_states(model: ChatModel, rows: Rows, first: int, targets: Sequence[in
 
 
 def adapted_states(model: ChatModel, rows: Rows, first: int, targets: Sequence[int]) -> Tensor:
-    """The adapted half of `target_states` alone, for rows whose reference is known or not their own."""
-    return _stack(_adapted(model, first, max(targets), _below(model, rows, first)), first, targets)
+    """The adapted half of `target_states` alone and without dropout, for rows whose reference is known."""
+    start = _below(model, rows, first)
+    return _stack(_run(model, first, max(targets), start), first, targets)
 
 
 def reference_states(model: ChatModel, rows: Rows, first: int, targets: Sequence[int]) -> Tensor:
@@ -111,11 +114,6 @@ def _below(model: ChatModel, rows: Rows, first: int) -> _FirstBlockInput:
 def _reference(model: ChatModel, first: int, last: int, start: _FirstBlockInput) -> list[Tensor]:
     with model.adapter(enabled=False):
         return _run(model, first, last, start)
-
-
-def _adapted(model: ChatModel, first: int, last: int, start: _FirstBlockInput) -> list[Tensor]:
-    only_dropout_of_adapter(model.model, on=torch.is_grad_enabled())
-    return _run(model, first, last, start)
 
 
 def _run(model: ChatModel, first: int, last: int, start: _FirstBlockInput) -> list[Tensor]:

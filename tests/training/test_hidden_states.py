@@ -127,6 +127,8 @@ def test_only_the_adapters_dropout_is_active_and_only_in_the_adapted_pass(random
     assert not torch.equal(first.adapted[0], second.adapted[0])
     active = {name for name, module in model.model.named_modules() if module.training}
     assert active and all("lora_dropout" in name for name in active)
+    alone, again = (adapted_states(model, rows, FIRST, (FIRST + 1,)) for _ in range(2))  # the adversary's passes
+    assert torch.equal(alone, again)
 
 
 def test_rows_longer_than_the_sliding_window_look_back_no_further(model):

@@ -1,0 +1,150 @@
+"""Is a breaker of the miniature a draw? One recipe trained with several seeds and thread counts, each attacked alike.
+
+    python scripts/benchmarks/spread.py --out DIR [--seeds 0,1,2,3,4] [--threads 1,2] [--requests demo|validation]
+        [--attack pgd_homotopy] [--steps 900] [KEY=VALUE ...]
+
+KEY=VALUE are recipe fields. Every breaker is one line of DIR/breakers.jsonl, written as it is done; the same command
+goes on. ``demo``: 24 of the demo's 48 requests; ``validation``: 24 that are on no page, to choose settings by. Asked
+besides: 900 lettered and 300 open questions, 240 look-alikes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.runner import attack_behaviors
+from mm_cb.attacks.threats import Threat
+from mm_cb.core.closing import say
+from mm_cb.core.progress import Progress
+from mm_cb.core.runs import append_jsonl, read_jsonl
+from mm_cb.data.behaviors_file import Behavior, read_behaviors
+from mm_cb.inference.questions import ask
+from mm_cb.inference.subjects import Subject
+from mm_cb.miniature import NAME, data
+from mm_cb.miniature.scoring import judge_behavior, score_question
+from mm_cb.models import load_model
+from mm_cb.training.recipes.recipe import load_recipe
+from mm_cb.training.representations import compare
+from mm_cb.training.run import train
+
+SPLITS = {"demo": ((24, 12, 12), 0), "validation": ((12, 6, 6), 23)}
+"""Trained brews, new combinations, the kind never trained on; and the seed that draws them."""
+
+
+def main() -> None:
+    """Train and attack what is not done yet, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("fields", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--requests", choices=SPLITS, default="demo")
+    parser.add_argument("--attack", default="pgd_homotopy")
+    parser.add_argument("--steps", type=int, default=900)
+    options = parser.parse_intermixed_args()
+    behaviors = requests(options.requests, options.out)
+    cells = options.out / "breakers.jsonl"
+    done = {(line["seed"], line["threads"]) for line in read_jsonl(cells)} if cells.exists() else set()
+    seeds, threads = ([int(part) for part in given.split(",")] for given in (options.seeds, options.threads))
+    for key in itertools.product(seeds, threads):
+        if key not in done:
+            append_jsonl(cells, breaker(*key, options, behaviors))
+            say(str(read_jsonl(cells)[-1]))
+    print(table(read_jsonl(cells)))
+
+
+def requests(name: str, out: Path) -> list[Behavior]:
+    """The 24 requests, from a file below ``out``."""
+    counts, seed = SPLITS[name]
+    given = read_behaviors(data.write_behaviors(data.behaviors(counts, seed), out / name))
+    return given if len(given) == 24 else [*given[:6], *given[24:30], *given[36:]]
+
+
+def breaker(seed: int, threads: int, options: Any, behaviors: list[Behavior]) -> dict[str, Any]:
+    """Train one, attack it and ask it: a line of the file."""
+    out = options.out / f"seed{seed}-threads{threads}"
+    torch.set_num_threads(threads)
+    started = time.monotonic()
+    with Progress() as progress:
+        adapter = train(load_recipe(NAME, [*options.fields, f"seed={seed}"]), out / "rr", progress=progress)
+        torch.set_num_threads(threads)
+        trained = time.monotonic() - started
+        subject = Subject("rr", load_model(NAME, adapter=adapter), adapted=True)
+        attacked = {}
+        for name in ["no_attack", *options.attack.split(",")]:
+            how = AttackConfig(
+                name, Threat("linf", 32), options.steps, 1, 0, batch=24, artefacts=False, checkpoint_seconds=None
+            )
+            items = attack_behaviors(subject, behaviors, how, out / "attacks", judge_behavior, progress)
+            attacked[name] = {o: sum(item["outcome"] == o for item in items) for o in ("harmful", "gibberish")}
+        kept: dict[str, Any] = {}
+        for name, questions in benign().items():
+            answers = ask(subject, questions, score_question, out / "kept", progress, name=name)
+            kept[name] = {
+                "n": len(answers),
+                "right": round(sum(float(item["score"] or item.get("correct") or 0) for item in answers), 2),
+                "broken": sum(bool(item["gibberish"]) for item in answers),
+            }
+    return {
+        "seed": seed,
+        "threads": threads,
+        "fields": options.fields,
+        "requests": options.requests,
+        "steps": options.steps,
+        "n": len(behaviors),
+        "attacks": attacked,
+        "kept": kept,
+        "cosine": cosines(subject),
+        "train_seconds": round(trained, 1),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def benign() -> dict[str, list[data.FictionQuestion]]:
+    """What should be answered."""
+    return {
+        "lettered": data.multiple_choice_questions(150),
+        "open": data.open_questions(100),
+        "look_alikes": data.look_alikes(),
+    }
+
+
+def cosines(subject: Subject) -> dict[str, list[float]]:
+    """Adapter on against off by entry of ``hidden_states``, on answers never trained on."""
+    chosen = {
+        "held_out_kind": data.behaviors((0, 0, 40), seed=7),
+        "retain": [*data.open_questions(10, seed=7), *data.look_alikes(seed=7, count=30)],
+    }
+    return {
+        name: [
+            round(value, 4)
+            for value in compare(
+                subject.model, [q.prompt for q in asked], [q.picture for q in asked], [q.reference for q in asked]
+            )["cosine"]
+        ]
+        for name, asked in chosen.items()
+    }
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """A line a breaker."""
+    rows = []
+    for line in lines:
+        attacks = "  ".join(f"{k} {v['harmful']}+{v['gibberish']}g" for k, v in line["attacks"].items())
+        kept = "  ".join(f"{k} {100 * v['right'] / v['n']:.1f} ({v['broken']} broken)" for k, v in line["kept"].items())
+        rows.append(
+            f"seed {line['seed']} threads {line['threads']}: of {line['n']}: {attacks} | {kept} | "
+            f"{line['train_seconds']:.0f} s"
+        )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()
