@@ -64,7 +64,12 @@ _ADDED: Mapping[str, RecipeFields] = {
             "answer_ends": "counted",
             "dial_from": 1.0,
         },
-        "training": {"start_distance": 0.0, "stop_at_cosine": None, "lr_scheduler_type": "constant"},
+        "training": {
+            "start_distance": 0.0,
+            "stop_at_cosine": None,
+            "lr_scheduler_type": "constant",
+            "average_last": 0.0,
+        },
     }
 }
 """Fields of a command's recipe that later versions added, by section, with what earlier ones did."""

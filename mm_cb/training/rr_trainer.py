@@ -23,6 +23,7 @@ from mm_cb.models.fingerprint import fingerprint
 from mm_cb.models.text import TextProcessor
 from mm_cb.training.adapter import put_lora, save_adapter
 from mm_cb.training.adversary import Adversary
+from mm_cb.training.averaging import AverageOfLast
 from mm_cb.training.batches import HELD_OUT, PairCollator, RowPair, drawn
 from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint, refuse_changed, step_of
 from mm_cb.training.lending import language_tower, lent
@@ -116,7 +117,7 @@ class RRTrainer(ReroutingTrainer):
             held_out_steps=args.held_out_steps,
             start_distance=args.start_distance,
             stop_at_cosine=args.stop_at_cosine,
-            callbacks=[KeepLastComplete(_checkpoints(args), self._base_weights), *callbacks],
+            callbacks=[*_averaging(args), KeepLastComplete(_checkpoints(args), self._base_weights), *callbacks],
         )
         language_tower(base).config._attn_implementation = attention  # `train` changes it, and back
 
@@ -268,6 +269,11 @@ def _device(args: RRConfig) -> str:
     """The settings' device; of several processes on one machine, each has its own GPU."""
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+def _averaging(args: RRConfig) -> list[TrainerCallback]:
+    """What comes before a checkpoint is sealed, where weights are averaged."""
+    return [AverageOfLast(args.average_last, _checkpoints(args))] if args.average_last else []
 
 
 def _rerouting(args: RRConfig) -> Rerouting:

@@ -25,7 +25,7 @@ def test_a_recipe_of_before_losses_had_names_is_that_of_rerouting():
     old = {"circuit_breaker": {"alpha": 5.0}, "training": {}, "seed": 0}
     added = {"loss": "rr", "loss_settings": {}, "retain": "l2", "retain_scale": "absolute", "schedule_steps": None}
     added |= {"shared_openings": "rerouted", "answer_ends": "counted", "dial_from": 1.0}
-    start = {"start_distance": 0.0, "stop_at_cosine": None, "lr_scheduler_type": "constant"}
+    start = {"start_distance": 0.0, "stop_at_cosine": None, "lr_scheduler_type": "constant", "average_last": 0.0}
     made = with_added_fields("train", old)
     assert made == {"circuit_breaker": {**added, "alpha": 5.0}, "training": start, "seed": 0}
     told = {"circuit_breaker": {"loss": "rmu", "loss_settings": {}, "retain_scale": "relative", "schedule_steps": 9}}

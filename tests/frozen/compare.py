@@ -29,6 +29,7 @@ ADDED_KEYS |= {
     "answer_ends",
     "lr_scheduler_type",
     "dial_from",
+    "average_last",
 }
 ADDED_KEYS |= {
     "start_norm_2",

@@ -246,6 +246,26 @@ def test_an_interrupted_run_with_accumulation_and_a_falling_rate_goes_on_to_the_
     assert rates == pytest.approx([0.001, 0.00075, 0.0005, 0.00025])
 
 
+@pytest.mark.parametrize("stop", [None, 2, 5, 6])
+def test_an_averaged_adapter_is_the_mean_of_the_last_steps_also_of_a_run_that_was_interrupted(
+    recipe, examples, tmp_path, stop
+):
+    """Runs of 4, 5 and 6 steps on a schedule of 6 are one run, looked at after these."""
+    weights = [
+        load_file(train(recipe(f"training.max_steps={n}", "circuit_breaker.schedule_steps=6"), tmp_path / str(n), examples)
+        / "adapter_model.safetensors")
+        for n in (4, 5, 6)
+    ]  # fmt: skip
+    averaged = recipe("training.average_last=0.5", "circuit_breaker.schedule_steps=6")
+    if stop:
+        with pytest.raises(Stop):
+            train(averaged, tmp_path / "run", examples, StoppingProgress(at=stop))
+    found = load_file(train(averaged, tmp_path / "run", examples) / "adapter_model.safetensors")
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, torch.stack([w[name] for w in weights]).mean(0), rtol=1e-5, atol=1e-7)
+    assert any(not torch.equal(weight, weights[-1][name]) for name, weight in found.items())
+
+
 @pytest.fixture(scope="session")
 def stopped(tmp_path_factory, model_folder, examples):
     out = tmp_path_factory.mktemp("stopped") / "run"

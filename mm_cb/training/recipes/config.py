@@ -271,6 +271,8 @@ class Training(_Section):
     """AdamW's (released trainer: 0)."""
     max_grad_norm: Annotated[float, Within("max_grad_norm")] = 1.0
     """Gradients are clipped to this norm; 0 = never (released trainer: 1, the default of transformers)."""
+    average_last: Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)] = 0.0
+    """The adapter is the mean of its weights over this last share of the steps; 0 = those of the last step (paper)."""
     save_steps: Annotated[int, Within("max_steps")] = 25
     """A checkpoint every so many steps."""
     start_distance: Annotated[float, Within("start_distance")] = 0.15
