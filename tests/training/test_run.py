@@ -251,12 +251,10 @@ def test_an_averaged_adapter_is_the_mean_of_the_last_steps_also_of_a_run_that_wa
     recipe, examples, tmp_path, stop
 ):
     """Runs of 4, 5 and 6 steps on a schedule of 6 are one run, looked at after these."""
-    weights = [
-        load_file(train(recipe(f"training.max_steps={n}", "circuit_breaker.schedule_steps=6"), tmp_path / str(n), examples)
-        / "adapter_model.safetensors")
-        for n in (4, 5, 6)
-    ]  # fmt: skip
-    averaged = recipe("training.average_last=0.5", "circuit_breaker.schedule_steps=6")
+    schedule = "circuit_breaker.schedule_steps=6"
+    shorter = [train(recipe(f"training.max_steps={n}", schedule), tmp_path / str(n), examples) for n in (4, 5, 6)]
+    weights = [load_file(folder / "adapter_model.safetensors") for folder in shorter]
+    averaged = recipe("training.average_last=0.5", schedule)
     if stop:
         with pytest.raises(Stop):
             train(averaged, tmp_path / "run", examples, StoppingProgress(at=stop))
