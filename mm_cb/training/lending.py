@@ -9,6 +9,7 @@ from torch import nn
 from mm_cb.models import ChatModel
 from mm_cb.training.hidden_states import use_row_attention
 from mm_cb.training.placement import KeptBlocks
+from mm_cb.training.precision import adapter_products
 from mm_cb.training.recompute import recompute_blocks
 
 _CHANGED = ("num_hidden_layers", "layer_types", "_attn_implementation")
@@ -39,7 +40,8 @@ def lent(model: ChatModel, kept: KeptBlocks, *, recompute: bool) -> Iterator[Non
         use_row_attention(model)
         if recompute:
             recompute_blocks(model)
-        yield
+        with adapter_products(model.device, model.base.dtype):
+            yield
     finally:
         model.base.lm_head = head
         for name, child in children.items():

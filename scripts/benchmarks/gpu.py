@@ -37,6 +37,7 @@ from _rr_workload import (
 from mm_cb.core.files import write_json
 from mm_cb.training import losses
 from mm_cb.training.planning.flops import FlopCount
+from mm_cb.training.precision import adapter_products
 
 
 def main() -> None:
@@ -53,11 +54,17 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not options.tiny:
         sys.exit("this benchmark needs a GPU; --tiny tries it on a CPU.")
-    torch.set_float32_matmul_precision("high")  # the adapter's own products are float32
+    dtype = torch.float32 if options.tiny else torch.bfloat16
+    with adapter_products(torch.device(device), dtype):
+        compare(options, device, dtype)
+
+
+def compare(options: argparse.Namespace, device: str, dtype: torch.dtype) -> None:
+    """Time both variants."""
     shape = TINY if options.tiny else SEVEN_B
     height, width = (int(n) for n in options.image.split("x"))
     image = (shape.tile, shape.tile) if options.tiny else (height, width)
-    model = build(shape, LLAVA_RECIPE, device, torch.float32 if options.tiny else torch.bfloat16)
+    model = build(shape, LLAVA_RECIPE, device, dtype)
     model.model.train()
     rate = matmul_rate(device, 256 if options.tiny else 8192)
     useful = [useful_flops(shape, options.rows, size) for size in (None, image)]
