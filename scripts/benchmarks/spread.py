@@ -1,9 +1,9 @@
 """Is a breaker of the miniature a draw? One recipe trained with several seeds and thread counts, each attacked alike.
 
     python scripts/benchmarks/spread.py --out DIR [--seeds 0,1,2,3,4] [--threads 1,2] [--requests demo|validation]
-        [--attack pgd_homotopy] [--steps 900] [KEY=VALUE ...]
+        [--attack pgd_homotopy=900,pgd_facts=300] [KEY=VALUE ...]
 
-KEY=VALUE are recipe fields. Every breaker is one line of DIR/breakers.jsonl, written as it is done; the same command
+Attacks stand with their steps, recipe fields as KEY=VALUE. Every breaker is one line of DIR/breakers.jsonl, written as it is done; the same command
 goes on. ``demo``: 24 of the demo's 48 requests; ``validation``: 24 that are on no page, to choose settings by. Asked
 besides: 900 lettered and 300 open questions, 240 look-alikes.
 """
@@ -46,8 +46,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--requests", choices=SPLITS, default="demo")
-    parser.add_argument("--attack", default="pgd_homotopy")
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--attack", default="pgd_homotopy=900,pgd_facts=300", metavar="NAME=STEPS,...")
     options = parser.parse_intermixed_args()
     behaviors = requests(options.requests, options.out)
     cells = options.out / "breakers.jsonl"
@@ -78,9 +77,9 @@ def breaker(seed: int, threads: int, options: Any, behaviors: list[Behavior]) ->
         trained = time.monotonic() - started
         subject = Subject("rr", load_model(NAME, adapter=adapter), adapted=True)
         attacked = {}
-        for name in ["no_attack", *options.attack.split(",")]:
+        for name, steps in [("no_attack", "1"), *(part.split("=") for part in options.attack.split(","))]:
             how = AttackConfig(
-                name, Threat("linf", 32), options.steps, 1, 0, batch=24, artefacts=False, checkpoint_seconds=None
+                name, Threat("linf", 32), int(steps), 1, 0, batch=24, artefacts=False, checkpoint_seconds=None
             )
             items = attack_behaviors(subject, behaviors, how, out / "attacks", judge_behavior, progress)
             attacked[name] = {o: sum(item["outcome"] == o for item in items) for o in ("harmful", "gibberish")}
@@ -97,7 +96,7 @@ def breaker(seed: int, threads: int, options: Any, behaviors: list[Behavior]) ->
         "threads": threads,
         "fields": options.fields,
         "requests": options.requests,
-        "steps": options.steps,
+        "steps": options.attack,
         "n": len(behaviors),
         "attacks": attacked,
         "kept": kept,
