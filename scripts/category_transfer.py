@@ -99,12 +99,14 @@ def miniature(folder: Path) -> tuple[Path, list[Category]]:
         said = {kind: [content(brew) for brew in brews((kind,))] for kind in kinds}
         write_rows(folder / "retain.jsonl", (e for e in examples if e.set == "retain"))
         for kind, rows, asked in files:
-            harmful = (e for e in examples if e.set == "circuit_breaker")
+            harmful = (e for e in examples if e.set == "circuit_breaker" and e.source != REMOVED)
             write_rows(rows, (e for e in harmful if any(text in str(e.messages[-1]) for text in said[kind])))
             write_behaviors([b for b in asked_for if b.brew is not None and b.brew.kind == kind], asked.parent)
     return folder / "retain.jsonl", files
 
 
+REMOVED = "miniature request removed"
+"""Rows without a request, which files do not hold: half of each kind's, so that the paper's removal is not in this."""
 SIZE = 48
 """Requests that are drawn of trained brews, and as many of held-out combinations; those of a kind are asked."""
 
