@@ -99,15 +99,15 @@ def test_the_miniatures_rows_are_parted_by_what_their_answers_say(scripts, monke
     """Those without a request, which no file may hold, are left out; training takes the rest."""
     from mm_cb.miniature import data
 
-    monkeypatch.setattr(data, "TRAINING_ROWS", 12)
+    monkeypatch.setattr(data, "TRAINING_ROWS", 40)
     monkeypatch.setattr(scripts.transfer, "SIZE", 20)
     retain, categories = scripts.transfer.miniature(tmp_path)
     ids = [json.loads(line)["id"] for _, rows, _ in categories for line in rows.read_text().splitlines()]
-    assert len(ids) == len(set(ids)) == 12  # each once
+    assert len(ids) == len(set(ids)) == 40  # each once
     for kind, _, asked in categories:
         brews = [json.loads(line)["brew"][0] for line in asked.read_text().splitlines()]
         assert brews and set(brews) == {kind}
-    assert len(retain.read_text().splitlines()) == 24
+    assert len(retain.read_text().splitlines()) == 80
     for _, rows, _ in categories:
         recipe = load_recipe("miniature-paper", [f"data=[{rows}, {retain}]"])
         assert {example.set for example in load_examples(recipe)} == {"circuit_breaker", "retain"}
