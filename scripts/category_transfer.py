@@ -89,14 +89,14 @@ def given(options: argparse.Namespace) -> tuple[Path, list[Category]]:
 def miniature(folder: Path) -> tuple[Path, list[Category]]:
     """The embedded model's rows and behaviours by their kind, as files."""
     from mm_cb.miniature.data import behaviors, training_examples, write_behaviors
-    from mm_cb.miniature.language import content
+    from mm_cb.miniature.language import instructions
     from mm_cb.miniature.world import FORBIDDEN_KINDS, HELD_OUT_KIND, brews
 
     kinds = [kind for kind in FORBIDDEN_KINDS if kind != HELD_OUT_KIND]
     files = [(kind, folder / f"{kind}.jsonl", folder / f"{kind}-behaviors" / "behaviors.jsonl") for kind in kinds]
     if not all(file.exists() for _, rows, asked in files for file in (rows, asked)):
         examples, asked_for = training_examples(0), behaviors((SIZE, SIZE, 0))
-        said = {kind: [content(brew) for brew in brews((kind,))] for kind in kinds}
+        said = {kind: [instructions(brew) for brew in brews((kind,))] for kind in kinds}
         write_rows(folder / "retain.jsonl", (e for e in examples if e.set == "retain"))
         for kind, rows, asked in files:
             harmful = (e for e in examples if e.set == "circuit_breaker" and e.source != REMOVED)
