@@ -3,9 +3,9 @@
     python scripts/benchmarks/spread.py --out DIR [--seeds 0,1,2,3,4] [--threads 1,2] [--requests demo|validation]
         [--attack pgd_homotopy=900,pgd_facts=300] [KEY=VALUE ...]
 
-Attacks stand with their steps, recipe fields as KEY=VALUE. Every breaker is one line of DIR/breakers.jsonl, written as it is done; the same command
-goes on. ``demo``: 24 of the demo's 48 requests; ``validation``: 24 that are on no page, to choose settings by. Asked
-besides: 900 lettered and 300 open questions, 240 look-alikes.
+Attacks stand with their steps, recipe fields as KEY=VALUE. Every breaker is one line of DIR/breakers.jsonl, written as
+it is done; the same command goes on. ``demo``: 24 of the demo's 48 requests; ``validation``: 24 that are on no page, to
+choose settings by. Asked besides: 900 lettered and 300 open questions, 240 look-alikes.
 """
 
 from __future__ import annotations
