@@ -32,9 +32,9 @@ from mm_cb.inference.source import ModelSource, chosen_name
 from mm_cb.inference.subjects import changes_nothing, idle_note
 from mm_cb.inference.unanswered import error_texts, unanswered
 from mm_cb.metrics.checks import adapter_acts
-from mm_cb.metrics.results import Measurement, find, read_results, write_results
+from mm_cb.metrics.results import ITEMS, Measurement, find, read_results, write_results
 from mm_cb.metrics.table import shipped, to_json
-from mm_cb.metrics.whole import ITEMS, refuse_gone
+from mm_cb.metrics.whole import refuse_gone
 
 COMPLETIONS = Path("parts") / "completions.jsonl"
 METRICS = "metrics.json"
