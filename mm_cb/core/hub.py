@@ -153,7 +153,7 @@ def load_split(name: str, split: str, config: str | None = None) -> Any:
     usual = f"{config or 'data'}/{split}-*.parquet"
     folder = fetch(name, [usual], kind="dataset", bars=True)
     try:
-        with _quiet(False), _no_bars_of(datasets):
+        with _quiet(False), silent(datasets):
             if files := sorted(folder.glob(usual)):
                 refuse_missing_parts(files)
                 return datasets.Dataset.from_parquet([str(file) for file in files])
@@ -269,12 +269,14 @@ def _quiet(bars: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_bars_of(datasets: Any) -> Iterator[None]:
-    """Without the bars of the data sets' library."""
-    shown = datasets.is_progress_bar_enabled()
+def silent(datasets: Any) -> Iterator[None]:
+    """Without the bars of the data sets' library and its notes: what failed is raised."""
+    shown, level = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if shown:
             datasets.enable_progress_bars()
