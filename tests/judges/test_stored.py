@@ -575,6 +575,7 @@ def test_a_judge_that_reads_the_behaviours_file_asks_for_it_by_name(run, tmp_pat
 )
 def test_the_law_of_one_world_judges_no_run_that_asks_for_none_of_its_calls(fields, judges, run, capsys):
     write_jsonl(run / "items.jsonl", [{**item, **fields} for item in read_jsonl(run / "items.jsonl")])
+    write_results(run / "results.json", read_results(run / "results.json"))
     held = (run / "items.jsonl").read_bytes()
     code, said = cli.run(["judge", str(run), "--judge", "miniature-agent"]), capsys.readouterr().err
     assert code == (0 if judges else 2), said
