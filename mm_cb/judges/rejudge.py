@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from mm_cb.core.chat_replies import UNANSWERED, unread
 from mm_cb.core.checked import read_list, read_records
+from mm_cb.core.compatibility import with_added_fields
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id, settled
 from mm_cb.core.progress import Progress
@@ -67,7 +68,7 @@ def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None,
         items = whole_items(run_dir, run)
         judged = judgeable(items, run_dir, judge.name, judge.metrics)
         if (refuse := getattr(judge, "refuse", None)) is not None:
-            refuse(judged, run["recipe"])
+            refuse(judged, with_added_fields(run["command"], run["recipe"]))
         extras = _extras(run, behaviors)
         cases = _cases(judged, run_dir, extras)
         targets = {} if judge.source.get("proxy") else _targets(judged, extras)
