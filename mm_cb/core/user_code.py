@@ -17,11 +17,16 @@ from mm_cb.core.paths import settled
 
 Entry = TypeVar("Entry")
 
-_PACKAGE = str(Path(__file__).parents[1])
+_PACKAGE = Path(__file__).parents[1]
 _files: dict[str, Path] = {}
 """Files that were run, as tracebacks name them, to what the user calls them."""
 _digests: dict[tuple[str, str], str] = {}
 """Function that registers and name → hash of the file that did."""
+
+
+def is_ours(thing: object) -> bool:
+    """Whether a class or a function comes with the package, and is no user's."""
+    return str(getattr(thing, "__module__", "")).partition(".")[0] == _PACKAGE.name
 
 
 def refuse_taken(name: str, kind: str, shipped: Collection[str]) -> None:
