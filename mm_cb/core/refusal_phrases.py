@@ -20,14 +20,14 @@ def _declining() -> re.Pattern[str]:
     return re.compile(rf"[\"'*_#>. -]*(?:{openings})\b")
 
 
-def folded(text: str) -> str:
+def plain_text(text: str) -> str:
     """Lower case, plain apostrophes, single blanks."""
     return " ".join(text.lower().translate(_APOSTROPHES).split())
 
 
 def found_phrase(completion: str) -> str | None:
     """The refusal phrase that comes first in a completion, or None."""
-    text = folded(completion)
+    text = plain_text(completion)
     places = {text.find(phrase): phrase for phrase in reversed(phrases())}
     places.pop(-1, None)
     return places[min(places)] if places else None
@@ -35,4 +35,4 @@ def found_phrase(completion: str) -> str | None:
 
 def begins_as_refusal(answer: str) -> bool:
     """Whether an answer to be trained on begins by declining, behind any marks: with one of the file's ``openings``."""
-    return _declining().match(folded(answer)) is not None
+    return _declining().match(plain_text(answer)) is not None

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from mm_cb.core.errors import UserError, one_line, unknown
 from mm_cb.core.files import file_sha256
-from mm_cb.core.paths import settled
+from mm_cb.core.paths import absolute
 
 Entry = TypeVar("Entry")
 
@@ -90,7 +90,7 @@ def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> list[Ent
     held = sys.modules.get(path.stem)
     sys.modules[path.stem] = module  # dataclasses look their module up
     kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is left beside the user's file
-    here = settled(".")  # the rest of the command line is from here, wherever the file goes
+    here = absolute(".")  # the rest of the command line is from here, wherever the file goes
     try:
         spec.loader.exec_module(module)
     except UserError as e:
