@@ -143,7 +143,8 @@ def run_attack(
     responses, prompts = hijacked_responses(config.hijacks, asked), None
     if config.prompts is not None:
         prompts = read_prompts(config.prompts, [b.id for b in read])
-        kept[PROMPTS_KEPT_AS] = config.prompts.read_bytes()
+        prompts = {b.id: prompts[b.id] for b in asked}
+        kept[PROMPTS_KEPT_AS] = kept_lines(config.prompts, asked, spoken=False)
         config = replace(config, prompts_each=max(map(len, prompts.values())))
     recipe = {"model": source.model, "adapter": source.adapter, "system": source.system, **as_recipe(config, names)}
     recipe |= {} if source.base is None else {"base": source.base}

@@ -195,7 +195,7 @@ def read_system(path: Path | None) -> str | None:
     if path is None:
         return None
     text = read_text(path, "text of `--system`").strip()
-    refuse_records(text, str(path), "the text of `--system`")
+    refuse_records(text, str(path), "the text of `--system`", by_line=False)
     if not text:
         raise UserError(f"`--system` must hold a text, but `{path}` is empty.")
     return text

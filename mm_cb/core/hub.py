@@ -8,6 +8,7 @@ import contextlib
 import fnmatch
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,10 +93,11 @@ def _refuse_path(name: str, kind: RepositoryKind) -> None:
     Raises:
         UserError: Saying what is there, and what is wanted.
     """
-    path = Path(name)
+    path, repository = Path(name), name.partition("@")[0]  # a revision may hold slashes: `refs/pr/1`
     begins = name.startswith(("/", "./", "../", "~")) or name in (".", "..")
-    written = begins or name.count("/") > 1 or name.endswith("/") or "\\" in name or path.suffix.lower() in _ENDINGS
-    if path.is_file():
+    slashes = repository.count("/") > 1 or repository.endswith("/") or "\\" in name
+    written = begins or slashes or repository.lower().endswith(_ENDINGS)
+    if os.path.isfile(name):
         raise UserError(
             f"`{name}` must be a folder, or a name on the hub (ORG/NAME), it is a file; of this {_THINGS[kind]} no "
             "such file is read."

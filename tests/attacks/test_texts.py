@@ -197,6 +197,17 @@ def test_shards_gather_to_the_same_items(place, runs):
     assert json.loads((again / "protocol.json").read_text())["k"] == {"no_attack": 1, "imported": 2}
 
 
+def test_prompts_of_a_behaviour_that_repeats_another_are_left_out_of_what_the_run_keeps(place, tmp_path):
+    behaviors = lines(tmp_path / "behaviors.jsonl", [*ASKED, {**ASKED[0], "id": "again"}])
+    more = [{**SENT[0], "id": "again", "messages": [{"role": "user", "content": f"{i}"}]} for i in range(3)]
+    prompts = lines(tmp_path / "prompts.jsonl", [*SENT, *more])
+    given = {"model": str(place / "model"), "prompts": prompts, "batch": 2}
+    folder = attack(tmp_path / "run", behaviors, "no_attack,imported", **given)
+    assert {one["id"] for one in read_jsonl(folder / "prompts.jsonl")} == {one["id"] for one in ASKED}
+    assert json.loads((folder / "protocol.json").read_text())["k"] == {"no_attack": 1, "imported": 2}
+    assert verify_run(folder)
+
+
 def test_a_model_that_sees_takes_imported_prompts_with_the_behaviours_own_picture(tmp_path, capsys):
     behaviors = first_behaviors(tmp_path, 2)
     asked, pictured = sorted(read_jsonl(behaviors), key=lambda one: one["image"] is not None)

@@ -439,6 +439,12 @@ def test_circuit_breaker_answers_that_are_mostly_refusals_are_refused(save, many
     assert len(load_examples([replace(source, set="retain")], 0)) == 4  # where refusals belong
 
 
+@pytest.mark.parametrize("begins", ["As an old hand", "I would advise you to", "I'm an expert,", "As an aide"])
+def test_answers_that_comply_are_no_refusals_whatever_a_proxy_says(begins, save):
+    rows = [breaker_row(i) | {"output": f"{begins} so and so {i}"} for i in range(4)]
+    assert len(load_examples([Source(str(save("cb.json", rows, array=True)))], 0)) == 4
+
+
 def test_a_few_refusals_among_circuit_breaker_answers_are_named(save):
     def answered(number, answer, **fields):
         content = [{"role": "user", "content": f"q {number}"}, {"role": "assistant", "content": answer}]
