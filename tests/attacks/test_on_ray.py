@@ -54,9 +54,9 @@ def processes(folder):
 def test_a_run_of_two_processes_of_which_one_is_killed_is_the_run_of_one(tmp_path, leads):
     pytest.importorskip("ray")
     behaviors, out = first_behaviors(tmp_path, 6), tmp_path / "two"
-    whole = attack(tmp_path / "one", behaviors, "pgd,typographic", batch=2, chain=True, steps=60, restarts=2)
+    whole = attack(tmp_path / "one", behaviors, "pgd,apgd", batch=2, chain=True, steps=60, restarts=2)
     arguments = ["attack", "--model", "miniature", "--behaviors", "behaviors.jsonl", "--out", "two", "--ray", "2"]
-    arguments += ["--attack", "pgd,typographic", "--batch", "2", "--chain", "--steps", "60", "--restarts", "2"]
+    arguments += ["--attack", "pgd,apgd", "--batch", "2", "--chain", "--steps", "60", "--restarts", "2"]
     arguments += ["--epsilon", "8/255", "--max-new-tokens", "8", "--control", "0"]
     run = started(tmp_path, *arguments)
     killed = None
