@@ -256,7 +256,6 @@ def attack(
         flags["check_convergence"] = checked_by_default(attack)
     config = _config(flags)
     text = read_system(system)
-    from mm_cb.attacks.on_ray import attack_on_ray
     from mm_cb.attacks.refusals import fitting
     from mm_cb.attacks.run import run_attack
     from mm_cb.attacks.shards import Shard, launched_device
@@ -270,6 +269,8 @@ def attack(
     if attack == "all":
         names = fitting(model, names, behaviors, probed=probe is not None)
     if ray is not None:
+        from mm_cb.attacks.on_ray import attack_on_ray
+
         attack_on_ray(ray, source, behaviors, out, names, config, attack)
     else:
         run_attack(source, behaviors, out, names, config, shard=None if shard is None else Shard.parse(shard))

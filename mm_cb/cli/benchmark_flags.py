@@ -61,7 +61,6 @@ def eval_command(benchmark: Benchmark) -> Callable[..., None]:
                 raise UserError(
                     "`--ray` is for a model in its processes, `--endpoint` asks one that is served: drop one."
                 )
-        from mm_cb.benchmarks.on_ray import run_on_ray
         from mm_cb.benchmarks.runner import run_benchmark
         from mm_cb.inference.source import ModelSource, chosen_name
 
@@ -79,6 +78,8 @@ def eval_command(benchmark: Benchmark) -> Callable[..., None]:
         out: Path = common["out"]
         more = {"data": common["data"], "subject": subject, "seed": common["seed"]}
         if ray is not None:
+            from mm_cb.benchmarks.on_ray import run_on_ray
+
             run_on_ray(ray, benchmark, source, settings, out, **more)
         else:
             run_benchmark(benchmark, source, settings, out, **more)

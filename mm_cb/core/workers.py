@@ -19,6 +19,7 @@ from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.user_code import users_fault
 
 T = TypeVar("T")
+Held = TypeVar("Held", covariant=True)
 R = TypeVar("R")
 
 EXTRA = "pip install -e '.[ray]'"
@@ -28,11 +29,11 @@ _TRIES = 3
 _GONE = "; what is finished is kept, the same command goes on"
 
 
-class Workers(Protocol[T]):
+class Workers(Protocol[Held]):
     """Who works on pieces."""
 
     @property
-    def held(self) -> T:
+    def held(self) -> Held:
         """What each of them holds, here."""
 
     def map(self, work: Callable[..., R], pieces: Iterable[tuple[Any, ...]]) -> Iterator[R]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from mm_cb import cli
 from tests.attacks.helpers import attack, first_behaviors
 
 TIMES = ("run.json", "timings.jsonl", ".lock")

@@ -253,3 +253,21 @@ def test_a_check_passes_its_flags_on(monkeypatch):
         (AttackConfig(steps=100, iterates=5), 12, {}),
         (AttackConfig("pgd", Threat(levels=8), 3, 1, 5, optimizer="sign", image_backend="torchvision"), 2, {}),
     ]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--ray", "--shard", "1/2"], "`--ray` and `--shard` divide the same behaviours"),
+        (["--ray", "four"], "`--ray` must be a number of processes from 1, or nothing, got `four`"),
+        (["--device", "cuda:1", "--ray"], "a GPU of its own"),
+        (["--ray"], "pip install -e '.[ray]'"),
+    ],
+)
+def test_ray_that_cannot_be_is_one_line(more, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    asked = ["attack", "--model", "miniature", "--behaviors", "miniature", "--out", str(tmp_path / "out"), *more]
+    assert cli.run(asked) == 2
+    said = capsys.readouterr().err
+    assert told in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()

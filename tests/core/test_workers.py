@@ -113,7 +113,7 @@ def test_one_gpu_of_several_and_absence_are_refused(monkeypatch):
 
 @pytest.mark.parametrize(
     ("asked", "kind", "there", "told"),
-    [("64", "GPU", 8, "needs 64 GPUs, Ray has 8"), ("auto", "GPU", 0, "needs a GPU, Ray has 0"), ("3", "CPU", 2, "3 C")],
+    [("64", "GPU", 8, "needs 64 GPUs, Ray has 8"), ("auto", "GPU", 0, "needs a GPU, Ray has 0"), ("3", "CPU", 2, "3")],
 )
 def test_more_than_there_is_is_refused(asked, kind, there, told):
     with pytest.raises(UserError, match=f"{told}.*RAY_ADDRESS"):
