@@ -102,7 +102,7 @@ def test_every_flag_reaches_the_configuration(called):
     flags += ["--thinking"]
     flags += ["--eot-quality", "60", "--candidates", "9", "--seed", "11", "--device", "cuda", "--dtype", "bfloat16"]
     given = {flag for flag in flags if flag.startswith("--")} | {"--model", "--behaviors", "--out"}
-    assert given | {"--patch-size", "--list"} == {option.opts[-1] for option in shown_options("attack")}
+    assert given | {"--patch-size", "--list", "--ray"} == {option.opts[-1] for option in shown_options("attack")}
     assert cli.run(["attack", *ASKED, *flags]) == 0
     source, _, _, names, config, shard = called[0]
     assert (source.adapter, source.device, source.dtype, source.system) == ("rr", "cuda", "bfloat16", "be brief .")
@@ -271,3 +271,14 @@ def test_ray_that_cannot_be_is_one_line(more, told, tmp_path, capsys, monkeypatc
     said = capsys.readouterr().err
     assert told in said and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "count"), [(["--ray"], "auto"), (["--ray", "--seed", "3"], "auto"), (["--ray", "2"], "2")]
+)
+def test_ray_stands_with_a_number_and_without(more, count, called, monkeypatch):
+    stand_in = types.ModuleType("mm_cb.attacks.on_ray")
+    stand_in.attack_on_ray = lambda *given: called.append(given)
+    monkeypatch.setitem(sys.modules, "mm_cb.attacks.on_ray", stand_in)
+    assert cli.run(["attack", *ASKED, *more]) == 0
+    assert [given[0] for given in called] == [count]
