@@ -89,6 +89,12 @@ Seed = Annotated[int, number("seed", "Seed of everything random in this run.", _
 Device = Annotated[str, option("D", "cpu, cuda, cuda:1.", _RUN)]
 
 
+RayCount = Annotated[
+    str | None,
+    option("[N]", "N processes of Ray side by side, a GPU or core each.  [default: as many as Ray has]", _RUN),
+]
+
+
 def known_dtype(dtype: str | None) -> str | None:
     """Refuse a dtype that no model is loaded in.
 
