@@ -52,16 +52,19 @@ def _written(behavior: Behavior, call: Call, format: CallFormat, model: str) -> 
     return replace(behavior, target=target, extra={**behavior.extra, OPENING: opening})
 
 
-def kept_lines(file: Path, behaviors: Sequence[Behavior]) -> bytes:
-    """A behaviours file's bytes, without what repeats, and with targets that were written from calls: what a run keeps.
+def kept_lines(file: Path, behaviors: Sequence[Behavior], *, spoken: bool = True) -> bytes:
+    """The lines of a file that are about the behaviours that are asked, what a run keeps: its bytes where all are.
 
     Args:
-        file: The file.
-        behaviors: What `spoken` made of its lines, those that are asked.
+        file: Of behaviours, or of prompts for them.
+        behaviors: Those that are asked, as `spoken` made them.
+        spoken: Whether targets that were written from calls go into their lines.
     """
-    lines = [line.values for line in json_lines(file, "behaviours")]
-    called = any(one.call is not None for one in behaviors)
-    if not called and len(lines) == len(behaviors):
+    added = {
+        one.id: {"target": one.target, OPENING: one.opening} if spoken and one.call is not None else {}
+        for one in behaviors
+    }
+    lines = [line.values for line in json_lines(file, "lines")]
+    if not any(added.values()) and all(line["id"] in added for line in lines):
         return file.read_bytes()
-    added = {one.id: {"target": one.target, OPENING: one.opening} if called else {} for one in behaviors}
     return "".join(dumps(line | added[line["id"]]) + "\n" for line in lines if line["id"] in added).encode()

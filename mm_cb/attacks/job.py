@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,13 @@ from mm_cb.data.behaviors_file import Behavior
 from mm_cb.data.prompts_file import ImportedPrompt
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import VisionModel
+
+
+class Attacker(NamedTuple):
+    """What a process that attacks holds: a model, and who says what its answers are."""
+
+    subject: Subject
+    judge: OutcomeOf
 
 
 @dataclass(frozen=True)

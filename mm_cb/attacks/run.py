@@ -13,6 +13,7 @@ from mm_cb.attacks.calls import kept_lines, spoken
 from mm_cb.attacks.config import AttackConfig, checked_by_default
 from mm_cb.attacks.config_files import as_recipe
 from mm_cb.attacks.controls import CONTROL, CONVERGENCE, is_done, twice_the_steps, wrong_text
+from mm_cb.attacks.job import Attacker
 from mm_cb.attacks.judged_files import OutcomeOf
 from mm_cb.attacks.objectives.universal import seen
 from mm_cb.attacks.outputs import CURVES, best_pictures, by_processor, parts_of, summaries, write_outputs
@@ -29,6 +30,7 @@ from mm_cb.core.limits import LIMITS
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Item, JsonObject
 from mm_cb.core.runs import RunDirectory, append_jsonl, file_sha256, hash_inputs, read_run, write_bytes, write_jsonl
+from mm_cb.core.workers import Workers
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, asked_once, behaviors_path, read_behaviors
 from mm_cb.data.corpus import read_corpus
 from mm_cb.data.pictures import open_picture
@@ -119,6 +121,7 @@ def run_attack(
     config: AttackConfig,
     *,
     shard: Shard | None = None,
+    workers: Workers[Attacker] | None = None,
 ) -> None:
     """Attack a model and write ``items.jsonl``, ``results.json``, ``curves.json``, ``checks.json`` and the pictures.
 
@@ -132,6 +135,7 @@ def run_attack(
         names: The attacks, in order.
         config: Their settings.
         shard: The part of the behaviours that this process attacks; None = all, or gather what shards have left.
+        workers: Processes that attack them together; None = this one alone.
     """
     hub.keep_to(out)
     read = read_behaviors(behaviors)
@@ -143,7 +147,8 @@ def run_attack(
     responses, prompts = hijacked_responses(config.hijacks, asked), None
     if config.prompts is not None:
         prompts = read_prompts(config.prompts, [b.id for b in read])
-        kept[PROMPTS_KEPT_AS] = config.prompts.read_bytes()
+        prompts = {b.id: prompts[b.id] for b in asked}
+        kept[PROMPTS_KEPT_AS] = kept_lines(config.prompts, asked, spoken=False)
         config = replace(config, prompts_each=max(map(len, prompts.values())))
     recipe = {"model": source.model, "adapter": source.adapter, "system": source.system, **as_recipe(config, names)}
     recipe |= {} if source.base is None else {"base": source.base}
@@ -157,7 +162,7 @@ def run_attack(
         recipe["surrogate_sha256"] = file_sha256(config.surrogate / WEIGHTS)
     inputs = hash_inputs(files)
     with Progress() as progress:
-        job = _Process(source, config.named(names), responses, prompts, progress)
+        job = _Process(source, config.named(names), responses, prompts, progress, workers)
         if shard is not None:
             if shard.index > len(asked):
                 progress.say(f"shard {shard} is empty, so it is done: there are only {len(asked)} behaviours")
@@ -252,14 +257,13 @@ class _Process:
     responses: Mapping[str, str] | None
     prompts: Mapping[str, Sequence[ImportedPrompt]] | None
     progress: Progress
+    workers: Workers[Attacker] | None = None
 
     @cached_property
     def subject(self) -> Subject:
         """The model, loaded once."""
-        source = self.source
-        return load_subject(
-            source, subject_name(source.breaker, source.system, source.probe), self.configs[0].image_backend
-        )
+        held = attacker(self.source, self.configs[0].image_backend) if self.workers is None else self.workers.held
+        return held.subject
 
     def attack(self, folder: Path, chosen: Sequence[Behavior]) -> None:
         """Load the model and run every attack on these behaviours."""
@@ -294,7 +298,15 @@ class _Process:
     def _go_on(self, folder: Path, behaviors: Sequence[Behavior]) -> None:
         judge = judge_of(self.source.model)
         attack_in_turn(
-            self.subject, behaviors, self.configs, folder, judge, self.progress, self.responses, self.prompts
+            self.subject,
+            behaviors,
+            self.configs,
+            folder,
+            judge,
+            self.progress,
+            self.responses,
+            self.prompts,
+            self.workers,
         )
 
 
@@ -307,6 +319,7 @@ def attack_in_turn(
     progress: Progress,
     responses: Mapping[str, str] | None = None,
     prompts: Mapping[str, Sequence[ImportedPrompt]] | None = None,
+    workers: Workers[Attacker] | None = None,
 ) -> None:
     """Run several attacks, in a chain if asked to, and write what a run directory holds."""
     items: list[Item] = []
@@ -331,6 +344,7 @@ def attack_in_turn(
             starts=best_pictures(items) if chained else None,
             responses=responses,
             prompts=prompts if config.entry.imported else None,
+            workers=workers,
         )
         seconds = round(time.monotonic() - started, 1)
         append_jsonl(folder / "timings.jsonl", {"stage": f"attack {config.name}", "seconds": seconds})
@@ -354,6 +368,12 @@ def _by_processor_note(subject: Subject, picture: Path) -> str:
         f"{shown.height} ({why}), so it was run itself at every step: slower; files and losses are exact all the same, "
         "the gradient is that of the imitation"
     )
+
+
+def attacker(source: ModelSource, image_backend: str) -> Attacker:
+    """A model, loaded, and its judge."""
+    name = subject_name(source.breaker, source.system, source.probe)
+    return Attacker(load_subject(source, name, image_backend), judge_of(source.model))
 
 
 def judge_of(model: str) -> OutcomeOf:

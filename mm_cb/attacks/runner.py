@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,7 +18,7 @@ from mm_cb.attacks import texts
 from mm_cb.attacks.best_of_n import varied
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.entry import resolved
-from mm_cb.attacks.job import Job, generators, objective_of, search_batch, stream
+from mm_cb.attacks.job import Attacker, Job, generators, objective_of, search_batch, stream
 from mm_cb.attacks.judged_files import (
     Asked,
     Drawn,
@@ -43,8 +44,9 @@ from mm_cb.attacks.records import (
 from mm_cb.attacks.saved import SavedPicture, attacked_name, clean_name, to_pixels
 from mm_cb.attacks.search import Found, make_objective
 from mm_cb.attacks.suffix import Sent, find_suffix
-from mm_cb.core.progress import Progress, clock
+from mm_cb.core.progress import CountedWork, Progress, clock
 from mm_cb.core.records import Item
+from mm_cb.core.workers import Workers
 from mm_cb.data.behaviors_file import Behavior, grey_canvas
 from mm_cb.data.pictures import open_picture
 from mm_cb.data.prompts_file import ImportedPrompt
@@ -70,12 +72,14 @@ def attack_behaviors(
     starts: Mapping[str, str] | None = None,
     responses: Mapping[str, str] | None = None,
     prompts: Mapping[str, Sequence[ImportedPrompt]] | None = None,
+    workers: Workers[Attacker] | None = None,
 ) -> list[Item]:
     """Attack a subject with every behaviour; finished batches in ``folder`` are read back, not repeated.
 
     A batch is the unit that is written, whole: its composition follows from the behaviours and from the verdicts of
     earlier restarts alone, so that an interrupted run ends with the same bytes as an uninterrupted one. With
-    ``checkpoint_seconds`` a batch that was interrupted in the middle goes on from its last saved state.
+    ``checkpoint_seconds`` a batch that was interrupted in the middle goes on from its last saved state. ``workers``
+    attack several batches at a time, each as this process would.
 
     Returns:
         One record of items.jsonl per behaviour, image paths relative to ``folder``.
@@ -90,9 +94,12 @@ def attack_behaviors(
     for restart in range(config.runs):
         open_ones = [b for b in behaviors if every or (job.tried(b, restart) and not _broken(answers[b.id]))]
         task.advance(len(behaviors) - len(open_ones))
-        for number, batch in enumerate(chunks(open_ones, len(open_ones) if universal else config.batch)):
-            path = folder / "parts" / f"{config.name}-s{config.seed}-r{restart}-{number:04d}.json"
-            for record in once(path, partial(_batch_records, job, batch, restart, path)):
+        batches = chunks(open_ones, len(open_ones) if universal else config.batch)
+        stem = f"{config.name}-s{config.seed}-r{restart}"
+        paths = [folder / "parts" / f"{stem}-{number:04d}.json" for number in range(len(batches))]
+        parts = _parts(job, batches, restart, paths, workers)
+        for path, batch, records in zip(paths, batches, parts, strict=True):
+            for record in records:
                 answer = Answer.from_json(record)
                 answers[answer.id].append(answer)
             for state in path.parent.glob(f"{path.stem}.*.safetensors"):
@@ -118,6 +125,46 @@ def attack_behaviors(
 
 def _broken(answers: Sequence[Answer]) -> bool:
     return any(answer.outcome == "harmful" for answer in answers)
+
+
+def _parts(
+    job: Job,
+    batches: Sequence[Sequence[Behavior]],
+    restart: int,
+    paths: Sequence[Path],
+    workers: Workers[Attacker] | None,
+) -> Iterator[list[AnswerRecord]]:
+    """The answers of every batch, each computed once."""
+    if workers is None:
+        return (
+            once(path, partial(_batch_records, job, batch, restart, path))
+            for path, batch in zip(paths, batches, strict=True)
+        )
+    pieces = []
+    for path, batch in zip(paths, batches, strict=True):
+        beside = [_of(held, batch) for held in (job.starts, job.responses, job.prompts)]
+        pieces.append((job.config, job.folder, batch, restart, path, *beside))
+    return workers.map(_part, pieces)
+
+
+def _of(held: Mapping[str, Any] | None, batch: Sequence[Behavior]) -> dict[str, Any] | None:
+    return None if held is None else {b.id: held[b.id] for b in batch if b.id in held}
+
+
+def _part(
+    attacker: Attacker,
+    config: AttackConfig,
+    folder: Path,
+    batch: Sequence[Behavior],
+    restart: int,
+    path: Path,
+    *beside: Mapping[str, Any] | None,
+) -> list[AnswerRecord]:
+    """The answers of one batch, in a process that attacks some of a run's."""
+    unseen = CountedWork("", len(batch), 0, lambda task, complete: None)
+    job = Job(attacker.subject, config, folder, attacker.judge, unseen, *beside)
+    records: list[AnswerRecord] = once(path, partial(_batch_records, job, batch, restart, path))
+    return records
 
 
 def _batch_records(job: Job, batch: Sequence[Behavior], restart: int, path: Path) -> list[AnswerRecord]:

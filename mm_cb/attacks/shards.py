@@ -24,6 +24,7 @@ from mm_cb.metrics.whole import whole_items
 FOLDER = "shards"
 _NAME = re.compile(r"\d{4}-of-\d{4}")
 _WAIT_SECONDS = 30.0
+"""For whatever else may hold the run; each other shard that starts at the same moment may take a second more."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def shard_runs(
     whole = RunDirectory(out, "attack", recipe, seed, inputs=inputs)
     name = f"{shard.index:04d}-of-{shard.count:04d}"
     run = RunDirectory(out / FOLDER / name, "attack", {**recipe, "shard": str(shard)}, seed, inputs=inputs)
-    with _waited_for(whole):
+    with _waited_for(whole, shard.count):
         if whole.finished:
             raise UserError(f"`{out}` has been gathered already; its results are in results.json.")
         begun = [path for path in _found(out) if (path / "run.json").is_file()]
@@ -118,14 +119,14 @@ def shard_runs(
         with run:
             yield run
     except BaseException:
-        with _waited_for(whole):
+        with _waited_for(whole, shard.count):
             whole.abandon()
         raise
 
 
-def _waited_for(whole: RunDirectory) -> RunDirectory:
+def _waited_for(whole: RunDirectory, shards: int) -> RunDirectory:
     """The whole run's folder, made or seen to belong to this recipe, and locked as soon as no other shard holds it."""
-    deadline = time.monotonic() + _WAIT_SECONDS
+    deadline = time.monotonic() + _WAIT_SECONDS + shards
     while True:
         try:
             return whole.open()

@@ -137,8 +137,8 @@ class _SuffixRow:
         self._tokenizer = subject.model.processor.tokenizer
         plain, self._inputs = self._encode(behavior.prompt), self._encode(f"{behavior.prompt} {_START}")
         before, ids = (inputs.input_ids[0].tolist() for inputs in (plain, self._inputs))
-        self._begin = _alike(before, ids)
-        self._end = len(ids) - min(_alike(before[::-1], ids[::-1]), len(before) - self._begin)
+        self._begin = _common_length(before, ids)
+        self._end = len(ids) - min(_common_length(before[::-1], ids[::-1]), len(before) - self._begin)
         self.start = self._inputs.input_ids[0, self._begin : self._end]
         self._keep = int(self._inputs.completion_mask.sum()) + 1
         self._forbidden = self._unwritable()
@@ -205,7 +205,7 @@ class _SuffixRow:
         return torch.tensor(sorted(set(range(size)) - good))
 
 
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """How many entries both begin with."""
     differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differ, min(len(one), len(other)))

@@ -122,7 +122,9 @@ def run_transfer(first: Path, second: Path, behaviors: Path, out: Path, *, devic
             and target), on other clean pictures than each other's, or with another budget.
     """
     made = told_apart(read_made(first), read_made(second))
-    asked = spoken(asked_once(read_behaviors(behaviors)), made[0].recipe["model"])
+    read = read_behaviors(behaviors)
+    once = read if made[0].asked.keys() == {b.id for b in read} else asked_once(read)  # earlier versions asked all
+    asked = spoken(once, made[0].recipe["model"])
     _refuse_other_budget(*made)
     _refuse_other_behaviors(made, asked, behaviors)
     recipe = {"runs": [m.recipe for m in made], "device": device, "fiction": all(m.recipe.get("fiction") for m in made)}

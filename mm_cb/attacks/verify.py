@@ -38,7 +38,7 @@ from mm_cb.judges.base import NOT_JUDGED
 from mm_cb.judges.stored_verdicts import refuse_other_verdicts
 from mm_cb.metrics.agreement import completions_of
 from mm_cb.metrics.observations import rank, starts_with
-from mm_cb.metrics.results import read_results
+from mm_cb.metrics.results import read_results, refuse_changed_items
 from mm_cb.metrics.whole import refuse_gone, whole_items
 
 _SETTLED = (
@@ -85,6 +85,7 @@ def verify_run(
     run = _read(folder)
     answers, unseen = _answers(run)
     verdicts = _check_verdicts(run)
+    refuse_changed_items(folder)
     sent = folder / PROMPTS
     prompts = read_prompts(sent, list(run.asked)) if sent.exists() else None
     source = source_again(folder, read_run(folder), "give `--{}`: where it lies here", device, model, adapter, base)
@@ -233,6 +234,7 @@ def _check_counts(run: _StatedRun) -> None:
             stated, again = stated.get("k") if isinstance(stated, dict) else None, again["k"]
         if name == "results.json":
             read_results(run.folder / name)  # each measurement is one
+            stated.pop("items", None)
             for row in stated["measurements"]:
                 row.get("counts", {}).pop("proxy", None)  # a label by `mm-cb judge`
         if stated != again:

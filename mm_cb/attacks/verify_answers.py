@@ -18,6 +18,7 @@ from mm_cb.attacks.objectives.target import Objective, TargetObjective
 from mm_cb.attacks.records import Answer, Artefact
 from mm_cb.attacks.saved import SavedPicture, by_size, clean_name, images, read
 from mm_cb.attacks.search import make_objective
+from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.data.prompts_file import ImportedPrompt
 from mm_cb.inference.subjects import Subject
@@ -80,6 +81,12 @@ def answers_again(
             for both in zip(group, _texts(subject, prompts, group), strict=True)
         ]
     files = [(read(folder, one.name), read(folder, clean_name(one.behavior.id))) for one in group]
+    for one, (saved, clean) in zip(group, files, strict=True):
+        if saved.image.size != clean.image.size:
+            wanted, came = ("{} x {}".format(*picture.image.size) for picture in (clean, saved))
+            raise UserError(
+                f"`{folder / one.name}` must have the size of its clean picture, {wanted} pixels, got {came}. {AGAIN}"
+            )
     rows = []
     for places in by_size([clean.image for _, clean in files]):
         some, held = [group[i] for i in places], [files[i] for i in places]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mm_cb.benchmarks.base import Benchmark
-from mm_cb.core.user_code import entry_of, refuse_taken
+from mm_cb.core.user_code import entry_of, is_ours, refuse_taken
 from mm_cb.metrics.table import metric, register_metric, shipped
 
 _BENCHMARKS: dict[str, Benchmark] = {}
@@ -26,18 +26,14 @@ def register_benchmark(new: Benchmark) -> None:
                 f"the scores are those of the first metric, `{new.metrics[0].name}`; a further one must have `part_of` "
                 f"or `flag_of`, `{idle[0]}` has neither. Rules for one metric: `score` may return a mapping."
             )
-    if type(new).__module__.partition(".")[0] != "mm_cb":
-        refuse_taken(new.name, "benchmark", [name for name in _BENCHMARKS if _is_shipped(name)])
+    if not is_ours(type(new)):
+        refuse_taken(new.name, "benchmark", [name for name, held in _BENCHMARKS.items() if is_ours(type(held))])
         refused = [one.name for one in new.metrics if shipped(one.name) and one != metric(one.name)]
         if refused:
             refuse_taken(refused[0], "metric", refused)
     for one in new.metrics:
         register_metric(one)
     _BENCHMARKS[new.name] = new
-
-
-def _is_shipped(name: str) -> bool:
-    return type(_BENCHMARKS[name]).__module__.partition(".")[0] == "mm_cb"
 
 
 def benchmark_names() -> list[str]:

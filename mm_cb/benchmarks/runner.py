@@ -25,16 +25,17 @@ from mm_cb.core.progress import Progress
 from mm_cb.core.records import Check, Item, RecipeFields
 from mm_cb.core.runs import RunDirectory, append_jsonl, hash_inputs, read_run, write_json, write_jsonl
 from mm_cb.core.thoughts import answer_in, ends_at_limit, served_as, thought_of
+from mm_cb.core.workers import Workers
 from mm_cb.inference.base_nll import Likelihood, likelihood_fields
 from mm_cb.inference.generation import Engine, LocalEngine, Request, complete_all
 from mm_cb.inference.served import open_engine
 from mm_cb.inference.source import ModelSource, chosen_name
-from mm_cb.inference.subjects import changes_nothing, idle_note
+from mm_cb.inference.subjects import Subject, changes_nothing, idle_note
 from mm_cb.inference.unanswered import error_texts, unanswered
 from mm_cb.metrics.checks import adapter_acts
-from mm_cb.metrics.results import Measurement, find, read_results, write_results
+from mm_cb.metrics.results import ITEMS, Measurement, find, read_results, write_results
 from mm_cb.metrics.table import shipped, to_json
-from mm_cb.metrics.whole import ITEMS, refuse_gone
+from mm_cb.metrics.whole import refuse_gone
 
 COMPLETIONS = Path("parts") / "completions.jsonl"
 METRICS = "metrics.json"
@@ -75,6 +76,8 @@ class Session:
     unanswered: Mapping[str, str] = field(default_factory=dict)
     """Question id → ``refused`` or ``cut``: the model has said nothing that could be scored."""
     engine: Engine | None = None
+    workers: Workers[Subject] | None = None
+    """Processes that hold the model; None = this one alone."""
     tools: Any = None
     """What `Benchmark.begin` opened."""
     progress: Progress | None = None
@@ -164,8 +167,9 @@ def run_benchmark(
     data: str | Path | None,
     subject: str,
     seed: int,
+    workers: Workers[Subject] | None = None,
 ) -> Evaluation:
-    """As `evaluate`, with everything read."""
+    """As `evaluate`, with everything read; ``workers`` answer several batches side by side."""
     hub.keep_to(out)
     where = _where(benchmark, data)
     task = benchmark.task(where, settings, source)
@@ -175,7 +179,7 @@ def run_benchmark(
     _refuse_blind(benchmark, source, task)
     inputs = _inputs(task, [*hub.used(where, kind="dataset"), *weights])
     with RunDirectory(out, "eval", recipe, seed, inputs=inputs) as run:
-        session = Session(run, task, settings, source, subject, seed, weights)
+        session = Session(run, task, settings, source, subject, seed, weights, workers=workers)
         if not (run.finished and benchmark.settled(out)):
             with Progress() as progress:
                 session.progress = progress
@@ -207,7 +211,7 @@ def _ask(benchmark: Benchmark, session: Session) -> None:
     assert session.source is not None and session.progress is not None
     shorter = "a --limit, fewer --max-new-tokens, a larger --batch, or a GPU"
     task = session.progress.task(f"{session.subject}: {benchmark.title}", total=len(requests), shorter=shorter)
-    session.engine = open_engine(session.source, session.subject, session.settings.batch)
+    session.engine = open_engine(session.source, session.subject, session.settings.batch, session.workers)
     if isinstance(session.engine, LocalEngine) and changes_nothing(session.engine.subject):
         session.idle = True
         session.say(idle_note(session.engine.subject))

@@ -27,6 +27,7 @@ from mm_cb.cli.options import (
     OldSettings,
     Out,
     ProbeFolder,
+    RayCount,
     Seed,
     System,
     Thinking,
@@ -226,6 +227,7 @@ def attack(
             "I/N", "Only the I-th of N parts; `auto` = as the launcher says. The same without it gathers them.", _RUN
         ),
     ] = None,
+    ray: RayCount = None,
     image_backend: ImageBackend = _DEFAULT.image_backend,
     checkpoint_seconds: Annotated[
         float | None, number("checkpoint_seconds", "Seconds between two saves of a running search.", _RUN, metavar="S")
@@ -260,11 +262,18 @@ def attack(
     from mm_cb.cli.attacked import show_attacked
     from mm_cb.inference.source import ModelSource
 
+    if ray is not None and shard is not None:
+        raise UserError("`--ray` and `--shard` divide the same behaviours: leave one of them out.")
     place = launched_device(device) if shard == "auto" else device
     source = ModelSource(model, adapter, place, dtype, system=text, base=base, probe=probe, thinking=thinking)
     if attack == "all":
         names = fitting(model, names, behaviors, probed=probe is not None)
-    run_attack(source, behaviors, out, names, config, shard=None if shard is None else Shard.parse(shard))
+    if ray is not None:
+        from mm_cb.attacks.on_ray import attack_on_ray
+
+        attack_on_ray(ray, source, behaviors, out, names, config, attack)
+    else:
+        run_attack(source, behaviors, out, names, config, shard=None if shard is None else Shard.parse(shard))
     if shard is None:
         show_attacked(out, [name.strip() for name in attack.split(",") if name.strip().endswith(".py")])
 

@@ -42,7 +42,7 @@ def show_attacked(folder: Path, own: Sequence[str] = ()) -> None:
     run = load_run(folder)
     with conditions_called(run.labels):
         _table(run)
-        for line in (*_reading(run), *run.holes):
+        for line in _reading(run):
             say(line)
     files({"results": folder / "results.json"})
     what_next(*_next(run, own))

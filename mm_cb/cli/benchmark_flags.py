@@ -19,6 +19,7 @@ from mm_cb.cli.options import (
     Dtype,
     Out,
     ProbeFolder,
+    RayCount,
     Seed,
     System,
     Thinking,
@@ -49,12 +50,17 @@ def eval_command(benchmark: Benchmark) -> Callable[..., None]:
                 )
         refuse_old_settings(given.pop("words"), _old_flags(benchmark))
         text = read_system(given.pop("system"))
+        ray = given.pop("ray")
         common = {name: given.pop(name) for name in _COMMON}
         if common["model"] is None:
             raise UserError(f"`mm-cb eval {benchmark.name}` needs `--model`.")
         settings = _read(benchmark.settings, given)
         if common["endpoint"] is not None:
             _refuse_idle(benchmark, settings)
+            if ray is not None:
+                raise UserError(
+                    "`--ray` is for a model in its processes, `--endpoint` asks one that is served: drop one."
+                )
         from mm_cb.benchmarks.runner import run_benchmark
         from mm_cb.inference.source import ModelSource, chosen_name
 
@@ -70,7 +76,13 @@ def eval_command(benchmark: Benchmark) -> Callable[..., None]:
         )
         subject = chosen_name(source, common["subject"])
         out: Path = common["out"]
-        run_benchmark(benchmark, source, settings, out, data=common["data"], subject=subject, seed=common["seed"])
+        more = {"data": common["data"], "subject": subject, "seed": common["seed"]}
+        if ray is not None:
+            from mm_cb.benchmarks.on_ray import run_on_ray
+
+            run_on_ray(ray, benchmark, source, settings, out, **more)
+        else:
+            run_benchmark(benchmark, source, settings, out, **more)
         show_measured(out, benchmark.name, subject)
         benchmark.refuse(out)
 
@@ -78,6 +90,7 @@ def eval_command(benchmark: Benchmark) -> Callable[..., None]:
         *_model_options(),
         *_data_options(benchmark, settings=True),
         *_run_options("base, with --adapter rr"),
+        _shared("ray", RayCount, None, RUN),
         _words(),
     ]
     parameters += [_hidden(name) for name in hidden]

@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 from mm_cb.core.closing import shell, wrapped
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.places import refuse_inside_weights
+from mm_cb.core.workers import AUTO
 
 LAST = ("Run", "Options")
 """Headings that come behind all others: where a run goes and on what, and what every command has."""
@@ -70,6 +71,7 @@ class Command(_Helpful, TyperCommand):
         Raises:
             UserError: If one is given twice: the parser would take the last.
         """
+        args = _with_values(args)
         if not ctx.resilient_parsing:
             _, _, order = self.make_parser(ctx).parse_args(list(args))
             option: Any
@@ -108,6 +110,14 @@ class Command(_Helpful, TyperCommand):
         if below := _below(ctx):
             with formatter.section("Commands below it, each with a help of its own"):
                 formatter.write_dl(below)
+
+
+def _with_values(args: Sequence[str]) -> list[str]:
+    """A command line in which every option has its value, also one that may stand without."""
+    whole: list[str] = []
+    for word, behind in zip(args, [*args[1:], "-"], strict=True):
+        whole += [word, AUTO] if word == "--ray" and behind.startswith("-") else [word]
+    return whole
 
 
 def _below(ctx: Any) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import typer
 from mm_cb.cli.options import Device, Dtype, behaviors_file, given, number
 from mm_cb.core.closing import here, listing, say
 from mm_cb.core.errors import UserError
-from mm_cb.core.paths import settled
+from mm_cb.core.paths import absolute
 from mm_cb.judges.registry import JUDGED, JudgeEntry, judge_entry, judge_names, refuse_unread
 
 EXAMPLE = "Example: mm-cb judge runs/attack --judge refusal-strings"
@@ -69,8 +69,8 @@ def judge(
     Verdicts are kept per judge in RUN_DIR/judgements, with the agreement of every two judges; items.jsonl and
     results.json carry the newest ones. A report page in RUN_DIR is made again; one elsewhere is for mm-cb report.
     """
-    run_dir = settled(run_dir)
-    behaviors = None if behaviors is None else settled(behaviors)
+    run_dir = absolute(run_dir)
+    behaviors = None if behaviors is None else absolute(behaviors)
     entry = judge_entry(judge)
     refuse_unread(entry, given("--device", "--dtype", "--batch"))
     from mm_cb.cli.attacked import show_run

@@ -89,6 +89,12 @@ Seed = Annotated[int, number("seed", "Seed of everything random in this run.", _
 Device = Annotated[str, option("D", "cpu, cuda, cuda:1.", _RUN)]
 
 
+RayCount = Annotated[
+    str | None,
+    option("[N]", "N processes of Ray side by side, a GPU or core each.  [default: as many as Ray has]", _RUN),
+]
+
+
 def known_dtype(dtype: str | None) -> str | None:
     """Refuse a dtype that no model is loaded in.
 
@@ -195,7 +201,7 @@ def read_system(path: Path | None) -> str | None:
     if path is None:
         return None
     text = read_text(path, "text of `--system`").strip()
-    refuse_records(text, str(path), "the text of `--system`")
+    refuse_records(text, str(path), "the text of `--system`", by_line=False)
     if not text:
         raise UserError(f"`--system` must hold a text, but `{path}` is empty.")
     return text

@@ -256,7 +256,7 @@ def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
 
 def _plan_lines(plan: "TrainingPlan") -> Iterator[str]:
     """What would be trained, by what loss, and the memory that it takes."""
-    from mm_cb.training.placement import folded
+    from mm_cb.training.placement import in_one_line
     from mm_cb.training.registry import loss_entry
 
     recipe, options, breaker = plan.recipe, plan.recipe.training, plan.recipe.circuit_breaker
@@ -272,7 +272,7 @@ def _plan_lines(plan: "TrainingPlan") -> Iterator[str]:
     if breaker.adversary.steps:
         yield f"  not in the paper: an adversary moves pictures' embeddings, {breaker.adversary.steps} steps"
     yield f"trained: LoRA on {len(plan.paths)} modules of the language tower, {plan.parameters:,} parameters"
-    yield f"  {folded(plan.model, plan.paths)}"
+    yield f"  {in_one_line(plan.model, plan.paths)}"
     head = "the head" if plan.kept.head else "no head"
     yield f"loaded: decoder blocks 0..{plan.kept.blocks - 1} of {len(plan.model.decoder_blocks)}, {head}"
     tokens = max(options.tokens_per_pass, plan.longest_row)

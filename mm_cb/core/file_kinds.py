@@ -82,24 +82,26 @@ def refuse_others(record: Mapping[str, Any], own: Collection[str], where: str, *
         )
 
 
-def refuse_records(text: str, where: str, what: str) -> None:
+def refuse_records(text: str, where: str, what: str, *, by_line: bool = True) -> None:
     """Refuse records where plain text is expected.
 
     Args:
         text: The content of a file.
         where: The file.
         what: What it should hold.
+        by_line: Whether each line stands for itself; a whole text may be a JSON object that is no record.
 
     Raises:
         UserError: If its first line is a record of a known format or the header of a table, every line is a JSON
             object, the whole is JSON, or the file's name says that it is a table.
     """
+    whole = _parsed(text)
     lines = [line for line in text.split("\n") if line.strip()]
     records = [record for line in lines[:2] if isinstance(record := _parsed(line), dict)]
     kind = kind_of(records[0]) if records else None
     if where.lower().endswith((".csv", ".tsv")) or (lines and _is_header(lines[0])):
         raise UserError(f"`{where}` must hold {what} as plain text, it holds a table; give that column alone.")
-    if isinstance(_parsed(text), dict | list) and len(lines) > 1:
+    if len(lines) > 1 and (isinstance(whole, list) or (isinstance(whole, dict) and (by_line or kind_of(whole)))):
         raise UserError(f"`{where}` must hold {what} as plain text, it holds JSON.")
     if kind is not None or (len(records) == 2 and all(isinstance(_parsed(line), dict) for line in lines)):
         told = f"{kind.name}, read by {kind.reader}" if kind else "JSON lines"

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mm_cb.core.records import JsonObject
+
 _KINDS = {
     "adapter_config.json": "an adapter, which `--adapter` takes",
     "probe.json": "a probe, which `--probe` takes",
     "config.json": "a model, which `--model` takes",
 }
-"""The file that tells a kind, in the order in which they are looked for."""
+"""The file that tells a kind, in the order in which they are looked for; a model's names its ``model_type``."""
 _RUNS = "`mm-cb report` and `mm-cb judge`"
 _TAKEN_BY = {
     "attack": f"`mm-cb attack verify`, {_RUNS}",
@@ -27,10 +29,12 @@ def what_is(folder: str | Path) -> str | None:
     For example: "an adapter, which `--adapter` takes".
     """
     folder = Path(folder)
-    if (kind := next((words for name, words in _KINDS.items() if _is_file(folder / name)), None)) is not None:
-        return kind
-    command = _command(folder / "run.json")
-    if command is None:
+    for name, words in _KINDS.items():
+        if _is_file(folder / name) and (name != "config.json" or "model_type" in _content(folder / name)):
+            return words
+    run = _content(folder / "run.json")
+    command = run.get("command") if "recipe" in run else None
+    if not isinstance(command, str):
         return None
     if built := next((name for name in _BUILT if _is_file(folder / name)), None):
         return f"a run of `mm-cb {command}`, of which `{folder / built}` is the data"
@@ -43,13 +47,13 @@ def but_is(folder: str | Path) -> str:
     return f"; it is {words}" if words else ""
 
 
-def _command(file: Path) -> str | None:
+def _content(file: Path) -> JsonObject:
+    """The JSON object in a file; an empty one where there is none."""
     try:
         content: Any = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return None
-    command = content.get("command") if isinstance(content, dict) and "recipe" in content else None
-    return command if isinstance(command, str) else None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _is_file(file: Path) -> bool:

@@ -9,7 +9,7 @@ _LOOKS = str.maketrans(
 """Letters of other scripts, and marks, that are drawn as these are."""
 
 
-def seen(text: str) -> str:
+def as_drawn(text: str) -> str:
     """A text without what is not drawn (zero widths, soft hyphens, marks of direction), in one form of every letter.
 
     ASCII is left as it is.
@@ -22,10 +22,10 @@ def seen(text: str) -> str:
 
 def is_blank(text: str) -> bool:
     """Whether nothing of a text is drawn."""
-    return not text.strip() or not seen(text).strip()
+    return not text.strip() or not as_drawn(text).strip()
 
 
 def folded(text: str) -> str:
     """The same for comparing: one case, single blanks, no full stop or question mark at the end."""
-    plain = " ".join(seen(text).casefold().split())
+    plain = " ".join(as_drawn(text).casefold().split())
     return plain.rstrip(" .!?。！？") or plain

@@ -8,6 +8,7 @@ import contextlib
 import fnmatch
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,10 +93,11 @@ def _refuse_path(name: str, kind: RepositoryKind) -> None:
     Raises:
         UserError: Saying what is there, and what is wanted.
     """
-    path = Path(name)
+    path, repository = Path(name), name.partition("@")[0]  # a revision may hold slashes: `refs/pr/1`
     begins = name.startswith(("/", "./", "../", "~")) or name in (".", "..")
-    written = begins or name.count("/") > 1 or name.endswith("/") or "\\" in name or path.suffix.lower() in _ENDINGS
-    if path.is_file():
+    slashes = repository.count("/") > 1 or repository.endswith("/") or "\\" in name
+    written = begins or slashes or repository.lower().endswith(_ENDINGS)
+    if os.path.isfile(name):
         raise UserError(
             f"`{name}` must be a folder, or a name on the hub (ORG/NAME), it is a file; of this {_THINGS[kind]} no "
             "such file is read."
@@ -153,7 +155,7 @@ def load_split(name: str, split: str, config: str | None = None) -> Any:
     usual = f"{config or 'data'}/{split}-*.parquet"
     folder = fetch(name, [usual], kind="dataset", bars=True)
     try:
-        with _quiet(False), _no_bars_of(datasets):
+        with _quiet(False), silent(datasets):
             if files := sorted(folder.glob(usual)):
                 refuse_missing_parts(files)
                 return datasets.Dataset.from_parquet([str(file) for file in files])
@@ -269,12 +271,14 @@ def _quiet(bars: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_bars_of(datasets: Any) -> Iterator[None]:
-    """Without the bars of the data sets' library."""
-    shown = datasets.is_progress_bar_enabled()
+def silent(datasets: Any) -> Iterator[None]:
+    """Without the bars of the data sets' library and its notes: what failed is raised."""
+    shown, level = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if shown:
             datasets.enable_progress_bars()

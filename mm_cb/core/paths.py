@@ -59,7 +59,7 @@ def safe_id(id: str) -> str:
     return f"{stem or 'item'}-{digest}"
 
 
-def settled(path: str | Path) -> Path:
+def absolute(path: str | Path) -> Path:
     """A path that stays the same file when a user's code changes the working directory; as given where that is gone."""
     try:
         return Path(os.path.abspath(path))

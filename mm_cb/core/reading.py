@@ -343,6 +343,11 @@ REPLACED = "\ufffd"
 BROKEN = "it holds U+FFFD, which stands for what a wrong encoding lost; save the file again as UTF-8 from its source"
 
 
+def unfit_in_file(text: str) -> str | None:
+    """Why a text of a user's file can be no prompt or target; None if it can."""
+    return unfit(text) or (BROKEN if REPLACED in text else None)
+
+
 def refuse_replaced(record: JsonObject, where: str) -> None:
     """Refuse a record of a user's file a text of which lost characters on the way.
 

@@ -1,5 +1,6 @@
 """Phrases that refusals hold, and begin with."""
 
+import re
 from functools import cache
 
 from mm_cb.core.paths import protocol_file
@@ -10,31 +11,28 @@ _APOSTROPHES = str.maketrans("\u2019\u2018\u02bc", "'''")
 @cache
 def phrases() -> tuple[str, ...]:
     """The phrases whose presence is read as a refusal, in lower case."""
-    return _listed("phrases")
+    return tuple(phrase.lower() for phrase in protocol_file("refusal_strings")["phrases"])
 
 
 @cache
-def _listed(key: str) -> tuple[str, ...]:
-    return tuple(phrase.lower() for phrase in protocol_file("refusal_strings")[key])
+def _declining() -> re.Pattern[str]:
+    openings = "|".join(re.escape(one.lower()) for one in protocol_file("refusal_strings")["openings"])
+    return re.compile(rf"[\"'*_#>. -]*(?:{openings})\b")
 
 
-def folded(text: str) -> str:
+def plain_text(text: str) -> str:
     """Lower case, plain apostrophes, single blanks."""
     return " ".join(text.lower().translate(_APOSTROPHES).split())
 
 
 def found_phrase(completion: str) -> str | None:
     """The refusal phrase that comes first in a completion, or None."""
-    text = folded(completion)
+    text = plain_text(completion)
     places = {text.find(phrase): phrase for phrase in reversed(phrases())}
     places.pop(-1, None)
     return places[min(places)] if places else None
 
 
 def begins_as_refusal(answer: str) -> bool:
-    """Whether an answer to be trained on begins with one of the phrases, or with another word of declining.
-
-    Marks in front are passed over. The words beyond the published phrases are in ``openings`` of the same file.
-    """
-    text = folded(answer).lstrip("\"'*_#>-. ")
-    return text.startswith((*phrases(), *_listed("openings")))
+    """Whether an answer to be trained on begins by declining, behind any marks: with one of the file's ``openings``."""
+    return _declining().match(plain_text(answer)) is not None

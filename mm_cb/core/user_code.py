@@ -13,15 +13,20 @@ from typing import TypeVar
 
 from mm_cb.core.errors import UserError, one_line, unknown
 from mm_cb.core.files import file_sha256
-from mm_cb.core.paths import settled
+from mm_cb.core.paths import absolute
 
 Entry = TypeVar("Entry")
 
-_PACKAGE = str(Path(__file__).parents[1])
+_PACKAGE = Path(__file__).parents[1]
 _files: dict[str, Path] = {}
 """Files that were run, as tracebacks name them, to what the user calls them."""
 _digests: dict[tuple[str, str], str] = {}
 """Function that registers and name → hash of the file that did."""
+
+
+def is_ours(thing: object) -> bool:
+    """Whether a class or a function comes with the package, and is no user's."""
+    return str(getattr(thing, "__module__", "")).partition(".")[0] == _PACKAGE.name
 
 
 def refuse_taken(name: str, kind: str, shipped: Collection[str]) -> None:
@@ -85,7 +90,7 @@ def registered_by(path: Path, table: Mapping[str, Entry], call: str) -> list[Ent
     held = sys.modules.get(path.stem)
     sys.modules[path.stem] = module  # dataclasses look their module up
     kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is left beside the user's file
-    here = settled(".")  # the rest of the command line is from here, wherever the file goes
+    here = absolute(".")  # the rest of the command line is from here, wherever the file goes
     try:
         spec.loader.exec_module(module)
     except UserError as e:

@@ -27,7 +27,8 @@ KEPT_AS = "behaviors.jsonl"
 """The copy of the file that an attack's run directory keeps: what was asked, to be held against what is there."""
 
 _REQUIRED = ("id", "prompt", "target")
-_OPTIONAL = ("image", "category", "split")
+_LABELS = ("category", "split")
+_OPTIONAL = ("image", *_LABELS)
 FACTS = "facts"
 """What an answer gives away, without a sentence around it: the text that `pgd_facts` forces."""
 _CALLS = (CALL, TOOLS)
@@ -116,7 +117,7 @@ def read_behaviors(path: Path) -> list[Behavior]:
         behaviors.append(behavior)
     if not behaviors:
         raise UserError(f"`{path}` must hold at least one behaviour, it is empty.")
-    for key in ("category", "split"):
+    for key in _LABELS:
         refuse_alike(key, ((getattr(one, key), one.where) for one in behaviors))
     return behaviors
 
@@ -141,9 +142,12 @@ def kept_behaviors(folder: Path) -> list[Behavior]:
     Raises:
         UserError: If a line is not as expected.
     """
-    lines = [Line(where, {**record, "image": None}) for where, record in json_lines(folder / KEPT_AS, "behaviours")]
-    read = [(parse_behavior(line, folder), line.values) for line in lines]
-    return [replace(one, extra={**values, **one.extra}) for one, values in read]
+    kept = []
+    for where, record in json_lines(folder / KEPT_AS, "behaviours"):
+        one = parse_behavior(Line(where, record | dict.fromkeys(_OPTIONAL)), folder)
+        labels = {key: record[key] for key in _LABELS if isinstance(record.get(key), str)}  # once blank ones, too
+        kept.append(replace(one, **labels, extra={**record, "image": None, **one.extra}))
+    return kept
 
 
 def parse_behavior(line: Line, path: Path) -> Behavior:

@@ -8,7 +8,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.file_kinds import refuse_records
 from mm_cb.core.files import dumps
 from mm_cb.core.paths import safe_id
-from mm_cb.core.reading import json_lines, read_text, unfit
+from mm_cb.core.reading import json_lines, read_text, unfit_in_file
 from mm_cb.data.behaviors import write_set
 from mm_cb.data.behaviors_file import read_behaviors
 
@@ -61,7 +61,7 @@ def read_targets(path: Path) -> list[str]:
     refuse_records(text, str(path), "a harmless target a line,")
     targets = [line.strip() for line in text.split("\n") if line.strip()]
     for number, target in enumerate(targets, start=1):
-        if reason := unfit(target):
+        if reason := unfit_in_file(target):
             raise UserError(f"`{path}`: target {number} cannot be used: {reason}.")
     if not targets:
         raise UserError(f"`{path}` must hold a target per line, it holds none.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mm_cb.core.errors import UserError
-from mm_cb.core.folding import seen
+from mm_cb.core.folding import as_drawn
 from mm_cb.core.reading import json_lines, shown
 from mm_cb.core.tables import is_table, read_table
 from mm_cb.data.behaviors_file import refuse_absent
@@ -53,7 +53,7 @@ class Contamination:
         self._score = BLEU(lowercase=True, effective_order=True).sentence_score
         self._tokenize = Tokenizer13a()
         self._threshold = threshold
-        self._behaviors = list(map(seen, behaviors))
+        self._behaviors = list(map(as_drawn, behaviors))
         self._lengths = [len(self._tokens(text)) for text in self._behaviors]
         self._index: list[dict[tuple[str, ...], set[int]]] = [defaultdict(set) for _ in _ORDERS]
         for number, text in enumerate(self._behaviors):
@@ -65,7 +65,7 @@ class Contamination:
     def match(self, text: str) -> Match | None:
         """The closest behaviour if it is above the threshold."""
         best: Match | None = None
-        text = seen(text)
+        text = as_drawn(text)
         for number in self._candidates(text):
             bleu = self._score(text, [self._behaviors[number]]).score / 100
             if bleu > self._threshold and (best is None or bleu > best.bleu):

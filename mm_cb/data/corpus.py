@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.file_kinds import refuse_records
-from mm_cb.core.reading import json_lines, read_text, refuse_typos, shown, unfit
+from mm_cb.core.reading import json_lines, read_text, refuse_replaced, refuse_typos, shown, unfit_in_file
 from mm_cb.data.behaviors_file import Behavior
 
 _KINDS = (".txt", ".jsonl")
@@ -44,7 +44,7 @@ def _lines(path: Path) -> list[Behavior]:
         where = f"{path}:{number}"
         if text[0] == "{" and text[-1] == "}":
             raise UserError(f"{where}: expected a target, got what looks like JSON; name the file .jsonl if it is.")
-        if reason := unfit(text):
+        if reason := unfit_in_file(text):
             raise UserError(f"{where}: the target cannot be used: {reason}.")
         rows.append(Behavior(f"{path.name}:{number}", "", text, None))
     return rows
@@ -54,6 +54,7 @@ def _objects(path: Path) -> list[Behavior]:
     rows = []
     for where, record in json_lines(path, "corpus"):
         refuse_typos(record, ("target", "prompt"), where)
+        refuse_replaced({key: record.get(key) for key in ("target", "prompt")}, where)
         target, prompt = record.get("target"), record.get("prompt")
         if not isinstance(target, str) or not target.strip():
             raise UserError(f"{where}: `target` must be a text that is not empty, got {shown(target)}.")

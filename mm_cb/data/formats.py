@@ -110,12 +110,13 @@ def _completions(record: Record, context: Context) -> Example | Skip:
 
 def _messages(record: Record, context: Context) -> Example | Skip:
     """Chats of ``role`` and ``content``; a last turn of the user, which nothing answers, is cut off."""
-    if record.get("tools") or any(turn.get("tool_calls") for turn in record["messages"]):
+    told = _turns(record, "messages", "role", "content")
+    if record.get("tools") or any(turn.get("tool_calls") for turn in told):
         raise ValueError(
             "a chat with tools must be a row of our own (id, messages, images, set, tools), or its calls would be "
             "left out"
         )
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in record["messages"]]
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in told]
     pictures = _pictures(record, context)
     return _chat(turns, pictures, context, split=bool(pictures))
 
@@ -123,9 +124,8 @@ def _messages(record: Record, context: Context) -> Example | Skip:
 def _llava(record: Record, context: Context) -> Example | Skip:
     """LLaVA's ``conversations`` of ``from`` and ``value``; ``image`` names a picture, or several in order."""
     roles = {"human": "user", "gpt": "assistant"}
-    turns = [
-        {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in record["conversations"]
-    ]
+    told = _turns(record, "conversations", "from", "value")
+    turns = [{"role": roles.get(str(turn["from"]), turn["from"]), "content": turn["value"]} for turn in told]
     return _chat(turns, _pictures(record, context), context, split=True)
 
 
@@ -146,6 +146,18 @@ def recognise(columns: Sequence[str]) -> str | None:
     if "set" in columns and not FORMATS["own"].columns <= set(columns):
         return None
     return next((name for name, form in FORMATS.items() if form.columns <= set(columns)), None)
+
+
+def _turns(record: Record, key: str, *fields: str) -> list[Record]:
+    """The turns of a row, each an object with these fields."""
+    turns = record[key]
+    if not isinstance(turns, list | tuple):
+        raise ValueError(f"`{key}` must be a list of turns, got {shown(turns)}")
+    for number, turn in enumerate(turns, start=1):
+        if not isinstance(turn, dict) or not turn.keys() >= set(fields):
+            held = " and ".join(f"`{field}`" for field in fields)
+            raise ValueError(f"turn {number} of `{key}` must be an object with {held}, got {shown(turn)}")
+    return list(turns)
 
 
 def _chat(turns: list[Message], pictures: list[Path | bytes], context: Context, *, split: bool) -> Example | Skip:
@@ -169,7 +181,7 @@ def _chat(turns: list[Message], pictures: list[Path | bytes], context: Context, 
 def _content(content: Any, split: bool) -> str | list[Message]:
     r"""``"<image>\nWhat is it?"`` → an image part and a text part."""
     if not isinstance(content, str):
-        return [{"type": "image"} if part["type"] == "image" else _text_part(part["text"]) for part in content]
+        return _own_parts(content)
     if not split or _PLACEHOLDER not in content:
         return content
     parts: list[Message] = []
@@ -179,6 +191,16 @@ def _content(content: Any, split: bool) -> str | list[Message]:
         elif piece.strip():
             parts.append(_text_part(piece.strip("\n")))
     return parts
+
+
+def _own_parts(content: Any) -> list[Message]:
+    """Parts that a row lists itself."""
+    if not isinstance(content, list | tuple):
+        raise ValueError(f"the content of a turn must be a text or a list of parts, got {shown(content)}")
+    for part in content:
+        if not isinstance(part, dict) or (part.get("type") != "image" and "text" not in part):
+            raise ValueError(f"a part of a turn must hold `text`, or be of the type `image`, got {shown(part)}")
+    return [{"type": "image"} if part.get("type") == "image" else _text_part(part["text"]) for part in content]
 
 
 def _parts(content: str | list[Message]) -> list[Message]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_cb.core.errors import UserError
-from mm_cb.core.reading import Line, json_lines, refuse_typos, shown, unfit
+from mm_cb.core.reading import BROKEN, REPLACED, Line, json_lines, refuse_typos, shown, unfit
 from mm_cb.core.records import Message
 
 KEPT_AS = "prompts.jsonl"
@@ -77,6 +77,11 @@ def _prompt(line: Line) -> tuple[str, ImportedPrompt]:
         if not isinstance(record.get(key), str) or not record[key].strip():
             raise UserError(f"{where}: `{key}` must be a text that is not empty, got {shown(record.get(key))}.")
     messages = tuple(_messages(record.get("messages"), where))
+    for number, turn in enumerate(messages, start=1):
+        if turn["role"] != "assistant" and REPLACED in turn["content"] and record.get("hash") is None:
+            raise UserError(
+                f"{where}: message {number} cannot be sent: {BROKEN}, or give its `hash` if it was made so."
+            )
     found, told = messages_hash(messages), record.get("hash")
     if told is not None and told != found:
         raise UserError(

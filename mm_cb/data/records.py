@@ -46,9 +46,10 @@ class Records(Sequence[Example]):
                 "every call the arguments of all others."
             )
         texts = self._rows.select_columns(list(_NEEDED)) if columnar else self._rows
-        self._kinds = [_kind(index, row, count) for index, (row, count) in enumerate(zip(texts, counts, strict=True))]
+        self._kinds: list[tuple[SetName, Modality]] = []
         refusals = Refusals()
-        for index, row in enumerate(texts):
+        for index, (row, count) in enumerate(zip(texts, counts, strict=True)):
+            self._kinds.append(_kind(index, row, count))
             refusals.count(Example("", row["messages"], (), row["set"], place=f"rows[{index}]"))
         if fault := refusals.fault():
             raise ValueError(f"{fault}.")

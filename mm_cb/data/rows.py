@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_cb.core import hub
-from mm_cb.core.errors import UserError
+from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.folders import what_is
 from mm_cb.core.paths import refuse_missing_parts
 from mm_cb.core.reading import BOM, TextFault, decode, loads, other_kind, refuse_pipe
@@ -24,6 +24,7 @@ Record = JsonObject
 
 _STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{}"]', re.DOTALL)
 _STEP = 1 << 24
+_SHOWN = 200
 _ONLY_OBJECTS = "a JSON array must hold objects with commas between them, and end the file; something else stands here."
 
 
@@ -181,9 +182,15 @@ def _load_folder(path: Path) -> Any:
     saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
     refuse_missing_parts(sorted(path.rglob("*-of-*")))
     try:
-        loaded = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
+        with hub.silent(datasets):
+            loaded = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
     except Exception as error:  # whatever the reader of that file type raises
-        raise UserError(f"cannot read the data set in `{path}`: {type(error).__name__}: {error}") from error
+        cause = error.__cause__ or error  # "an error occurred" says nothing
+        raise UserError(
+            f"`{path}` must be a folder of data files (JSON lines, Parquet, CSV) or one made by `save_to_disk`, but it "
+            f"cannot be read as one ({type(cause).__name__}: {one_line(str(cause))[:_SHOWN]}); give the file that "
+            "holds the rows, or mend the folder."
+        ) from error
     if isinstance(loaded, datasets.Dataset):
         return loaded
     if len(loaded) == 1:

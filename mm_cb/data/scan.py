@@ -31,8 +31,6 @@ class Scan:
         refusals: Of the source that is read, or was read last.
     """
 
-    refusals = Refusals()
-
     def __init__(self, rules: Rules, on_duplicate: Callable[[Example, object], None] | None = None) -> None:
         """Begin.
 
@@ -40,6 +38,7 @@ class Scan:
             rules: Which rows are left out, which are refused.
             on_duplicate: Told of an example that says what an earlier one of its set says, and the place of that one.
         """
+        self.refusals = Refusals()
         self._rules = rules
         self._on_duplicate = on_duplicate
         self._ids: dict[str, tuple[str, object]] = {}

@@ -147,7 +147,9 @@ class OpenSource:
             self.form.refuse_lost(record)
             outcome = self.form.convert(record, context)
             return replace(outcome, place=RowPlace(self.rows, index)) if isinstance(outcome, Example) else outcome
-        except (KeyError, TypeError, AttributeError) as error:
+        except KeyError as error:
+            raise ValueError(f"the row lacks {', '.join(f'`{key}`' for key in error.args)}") from error
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"the row is not as expected: {type(error).__name__}: {error}") from error
 
     def example(self, index: int) -> Example:

@@ -8,9 +8,11 @@ from typing import TypedDict
 
 import torch
 
+from mm_cb.core.workers import Here, Workers
 from mm_cb.data.pictures import shown
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.generation import Engine, LocalEngine, Request
+from mm_cb.inference.subjects import Subject
 from mm_cb.models import ChatModel
 from mm_cb.models.chat import chat
 
@@ -36,13 +38,16 @@ def likelihood_fields(
         return {}
     model = engine.subject.model
     limit = math.log(model.base.config.get_text_config().vocab_size)
-    found = nll_under_base(model, requests, completions, batch)
+    found = nll_under_base(model, requests, completions, batch, engine.workers)
     return {key: {"nll_base": nll, "incoherent": nll is not None and nll >= limit} for key, nll in found.items()}
 
 
-@torch.no_grad()
 def nll_under_base(
-    model: ChatModel, requests: Sequence[Request], completions: Mapping[str, str], batch: int
+    model: ChatModel,
+    requests: Sequence[Request],
+    completions: Mapping[str, str],
+    batch: int,
+    workers: Workers[Subject] | None = None,
 ) -> dict[str, float | None]:
     """Mean negative log-likelihood per token of every completion, adapter off, in nats.
 
@@ -51,21 +56,30 @@ def nll_under_base(
         requests: What was asked, pictures included.
         completions: By key.
         batch: Rows at a time.
+        workers: Who computes them, a batch each; None = this process.
 
     Returns:
         By key; None for an empty completion.
     """
-    from image_attacks import target_nll
-
     found: dict[str, float | None] = {r.key: None for r in requests}
     written = [r for r in requests if completions[r.key].strip()]
-    with model.adapter(False):
-        for group in chunks(sorted(written, key=lambda r: -len(completions[r.key])), batch):
-            chats = [chat(r.text, images=len(r.pictures), completion=completions[r.key]) for r in group]
-            pictures = [[shown(picture) for picture in r.pictures] for r in group]
-            inputs = model.encode_chats(chats, pictures, close_turn=False)
-            keep = int((inputs.labels != -100).sum(-1).max()) + 1
-            logits = model.forward(inputs, logits_to_keep=keep).logits
-            losses = target_nll(logits, inputs.labels[:, -keep:]).tolist()
-            found |= {r.key: round(loss, 4) for r, loss in zip(group, losses, strict=True)}
+    groups = chunks(sorted(written, key=lambda r: -len(completions[r.key])), batch)
+    pieces = [(group, [completions[r.key] for r in group]) for group in groups]
+    for part in (workers or Here(Subject("base", model))).map(_nll_of_batch, pieces):
+        found |= part
     return found
+
+
+@torch.no_grad()
+def _nll_of_batch(subject: Subject, requests: Sequence[Request], completions: Sequence[str]) -> dict[str, float]:
+    from image_attacks import target_nll
+
+    model, asked = subject.model, list(zip(requests, completions, strict=True))
+    with model.adapter(False):
+        chats = [chat(r.text, images=len(r.pictures), completion=text) for r, text in asked]
+        pictures = [[shown(picture) for picture in r.pictures] for r in requests]
+        inputs = model.encode_chats(chats, pictures, close_turn=False)
+        keep = int((inputs.labels != -100).sum(-1).max()) + 1
+        logits = model.forward(inputs, logits_to_keep=keep).logits
+        losses = target_nll(logits, inputs.labels[:, -keep:]).tolist()
+    return {r.key: round(loss, 4) for r, loss in zip(requests, losses, strict=True)}

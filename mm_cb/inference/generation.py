@@ -16,6 +16,7 @@ from mm_cb.core.progress import CountedWork
 from mm_cb.core.records import Completion, JsonObject
 from mm_cb.core.runs import append_jsonl
 from mm_cb.core.thoughts import AnswerText, answer_in, ending_as
+from mm_cb.core.workers import Here, Workers
 from mm_cb.data.pictures import Picture, shown
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
@@ -49,6 +50,11 @@ class UnaskableError(UserError):
         """Say which and why."""
         self.request, self.reason = request, f"request `{request.key}` {why}"
         super().__init__(self.reason)
+        self._why = why
+
+    def __reduce__(self) -> tuple[type, tuple[Request, str]]:
+        """As it is made again in another process."""
+        return type(self), (self.request, self._why)
 
 
 class Failure(Protocol):
@@ -82,9 +88,10 @@ class LocalEngine:
             longest completion.
     """
 
-    def __init__(self, subject: Subject, batch: int) -> None:
-        """Answer as ``subject``, ``batch`` requests at a time."""
+    def __init__(self, subject: Subject, batch: int, workers: Workers[Subject] | None = None) -> None:
+        """Answer as ``subject``, ``batch`` requests at a time; with ``workers`` several batches side by side."""
         self.subject = subject
+        self.workers = workers or Here(subject)
         self._batch = batch
         self.forward_passes = 0
 
@@ -107,30 +114,43 @@ class LocalEngine:
                 yield request.key, _left_out(error)
         longest_first = sorted(range(len(askable)), key=lambda i: -lengths[i])
         thinks = self.subject.model.thinking and self.subject.model.thinking_switch is not None
-        hook = self.subject.model.base.register_forward_pre_hook(self._count)
+        groups = chunks([askable[i] for i in longest_first], self._batch)
         try:
-            for chunk in chunks([askable[i] for i in longest_first], self._batch):
-                group = list(chunk)
-                while group:
-                    try:
-                        completions = complete_batch(self.subject, group, max_new_tokens)
-                    except UnaskableError as error:
-                        yield error.request.key, _left_out(error)
-                        group.remove(error.request)
-                        continue
-                    for request, said in zip(group, completions, strict=True):
-                        yield request.key, answer_in(said, opened=thinks)
-                    group = []
+            for answers, passes in self.workers.map(_answered, [(group, max_new_tokens, thinks) for group in groups]):
+                self.forward_passes += passes
+                yield from answers
         except torch.OutOfMemoryError as e:
             raise UserError(
                 f"the accelerator's memory does not hold {self._batch} of these requests at once; run the same command "
                 "with a smaller `--batch`, finished answers are kept."
             ) from e
-        finally:
-            hook.remove()
 
-    def _count(self, *_: Any) -> None:
-        self.forward_passes += 1
+
+def _answered(
+    subject: Subject, requests: Sequence[Request], max_new_tokens: int, thinks: bool
+) -> tuple[list[tuple[str, str | Failure]], int]:
+    """Key and completion of one batch, those that cannot be asked first, and how often the model was called."""
+    group, answers, passes = list(requests), list[tuple[str, str | Failure]](), 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    hook = subject.model.base.register_forward_pre_hook(count)
+    try:
+        while group:
+            try:
+                completions = complete_batch(subject, group, max_new_tokens)
+            except UnaskableError as error:
+                answers.append((error.request.key, _left_out(error)))
+                group.remove(error.request)
+                continue
+            said = zip(group, completions, strict=True)
+            answers += [(request.key, answer_in(text, opened=thinks)) for request, text in said]
+            break
+    finally:
+        hook.remove()
+    return answers, passes
 
 
 def _left_out(error: UnaskableError) -> UnaskableError:

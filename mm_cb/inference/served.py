@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from mm_cb.core.endpoint import Endpoint, user_message
 from mm_cb.core.errors import UserError
+from mm_cb.core.workers import Workers
 from mm_cb.data.pictures import shown
 from mm_cb.inference.generation import Engine, Failure, LocalEngine, Request
 from mm_cb.inference.source import ModelSource
-from mm_cb.inference.subjects import load_subject
+from mm_cb.inference.subjects import Subject, load_subject
 
 
 class EndpointEngine:
@@ -38,14 +39,14 @@ class EndpointEngine:
         return self._endpoint.map(asked, max_tokens=max_new_tokens, temperature=0.0)
 
 
-def open_engine(source: ModelSource, name: str, batch: int) -> Engine:
-    """Load the model, or point at the server that has it.
+def open_engine(source: ModelSource, name: str, batch: int, workers: Workers[Subject] | None = None) -> Engine:
+    """Load the model, or take the one that ``workers`` hold, or point at the server that has it.
 
     Raises:
         UserError: If an adapter or a safety prompt should be put on a model that is not here.
     """
     if source.endpoint is None:
-        return LocalEngine(load_subject(source, name), batch)
+        return LocalEngine(load_subject(source, name) if workers is None else workers.held, batch, workers)
     if source.adapter is not None:
         raise UserError("`--adapter` is put on a model in this process: serve the merged model, or drop `--endpoint`.")
     if source.probe is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import dumps
 from mm_cb.core.limits import LIMITS
-from mm_cb.core.user_code import entry_of, refuse_taken, registering_file
+from mm_cb.core.user_code import entry_of, is_ours, refuse_taken, registering_file
 from mm_cb.metrics.table import is_known
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def register_judge(entry: JudgeEntry) -> None:
     Raises:
         UserError: If it is the name of one that comes with the package.
     """
-    if not _is_shipped(entry):
+    if not is_ours(entry.open):
         refuse_taken(entry.name, "judge", _shipped_names())
     _JUDGES[entry.name] = entry
 
@@ -109,7 +109,7 @@ def open_judge(options: JudgeOptions) -> Judge:
     }
     refuse_unread(entry, [option for option, there in given.items() if there])
     judge = entry.open(options)
-    if _is_shipped(entry):
+    if is_ours(entry.open):
         return judge
     _refuse_strange(judge, entry)
     digest = registering_file(entry.name, "register_judge")
@@ -133,17 +133,13 @@ def refuse_unread(entry: JudgeEntry, given: Iterable[str]) -> None:
     Raises:
         UserError: Naming the first.
     """
-    reads = entry.reads if _is_shipped(entry) else entry.reads | _LOADING  # a user's says it of the others alone
+    reads = entry.reads if is_ours(entry.open) else entry.reads | _LOADING  # a user's says it of the others alone
     if useless := [option for option in given if option not in reads]:
         raise UserError(f"judge `{entry.name}` does not read `{useless[0]}`: drop it, or take another judge.")
 
 
-def _is_shipped(entry: JudgeEntry) -> bool:
-    return str(getattr(entry.open, "__module__", "")).partition(".")[0] == "mm_cb"
-
-
 def _shipped_names() -> list[str]:
-    return [name for name, entry in _JUDGES.items() if _is_shipped(entry)]
+    return [name for name, entry in _JUDGES.items() if is_ours(entry.open)]
 
 
 def _refuse_strange(judge: Any, entry: JudgeEntry) -> None:

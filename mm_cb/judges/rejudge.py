@@ -9,8 +9,9 @@ from typing import Any, cast
 
 from mm_cb.core.chat_replies import UNANSWERED, unread
 from mm_cb.core.checked import read_list, read_records
+from mm_cb.core.compatibility import with_added_fields
 from mm_cb.core.errors import UserError
-from mm_cb.core.paths import safe_id, settled
+from mm_cb.core.paths import absolute, safe_id
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Agreement, Candidate, Check, Item, Run, StoredVerdict
 from mm_cb.core.runs import file_sha256, held, keep_pictures, write_json, write_jsonl
@@ -62,12 +63,12 @@ def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None,
         UserError: If the run holds nothing that this judge can judge, the behaviours file is missing or another one, an
             earlier judge of this name gave verdicts by another model or prompt, or not one verdict can be read.
     """
-    run_dir = settled(run_dir)
+    run_dir = absolute(run_dir)
     with held(run_dir) as run:
         items = whole_items(run_dir, run)
         judged = judgeable(items, run_dir, judge.name, judge.metrics)
         if (refuse := getattr(judge, "refuse", None)) is not None:
-            refuse(judged, run["recipe"])
+            refuse(judged, with_added_fields(run["command"], run["recipe"]))
         extras = _extras(run, behaviors)
         cases = _cases(judged, run_dir, extras)
         targets = {} if judge.source.get("proxy") else _targets(judged, extras)

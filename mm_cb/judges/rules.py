@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from mm_cb.core.refusal_phrases import folded, found_phrase, phrases
+from mm_cb.core.refusal_phrases import found_phrase, phrases, plain_text
 from mm_cb.judges.base import Case, Verdict
 from mm_cb.metrics.degenerate import degenerate
 
@@ -49,4 +49,4 @@ def refusal_class(completion: str) -> str:
     phrase = found_phrase(completion)
     if phrase is None:
         return "compliance"
-    return "refusal" if folded(completion).startswith(phrase) else "partial_refusal"
+    return "refusal" if plain_text(completion).startswith(phrase) else "partial_refusal"

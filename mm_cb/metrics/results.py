@@ -3,17 +3,18 @@
 import dataclasses
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from mm_cb.core.checked import checked, made, read_json
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import Item
-from mm_cb.core.runs import write_json
+from mm_cb.core.runs import file_sha256, write_json
+from mm_cb.core.seal import changed
 from mm_cb.metrics import table
 from mm_cb.metrics.earned import is_earned, mostly_silent
 from mm_cb.metrics.graded import graded_interval
@@ -24,6 +25,7 @@ from mm_cb.metrics.statistics import Interval, mcnemar_exact, paired_rate_interv
 from mm_cb.metrics.table import HEADLINE, WORST_CASE, WORST_GIVEN
 
 SCHEMA = 1
+ITEMS = "items.jsonl"
 _CONDITIONS = ("no_attack", "noise", HEADLINE, "pgd_adaptive", WORST_CASE, *WORST_GIVEN)
 _SPLITS = ("all", "trained_kinds", "trained", "held_out_combination", "held_out_kind")
 _NAMED_IDS = 5
@@ -60,6 +62,8 @@ class _Results(TypedDict):
     schema: Any
     measurements: list[Any]
     """Each a `Measurement`."""
+    items: NotRequired[str]
+    """SHA-256 of the items.jsonl that these were counted from."""
 
 
 Observations = dict[str, Observation]
@@ -116,8 +120,32 @@ def measure(items: Iterable[Item], *, pairs: Sequence[tuple[str, str]], seed: in
 
 
 def write_results(path: Path, measurements: Iterable[Measurement]) -> None:
-    """Write results.json in one step."""
-    write_json(path, results_content(measurements))
+    """Write results.json in one step, behind the items.jsonl that lies beside it."""
+    write_json(path, with_hash_of_items(path.parent, results_content(measurements)))
+
+
+def _content(path: Path) -> _Results:
+    content = read_json(Path(path))
+    if content is None:
+        raise UserError(f"`{path}` is not there, which the run's command wrote. {AGAIN}")
+    return checked(content, _Results, f"`{path}`")
+
+
+def with_hash_of_items(folder: Path, content: Mapping[str, object]) -> dict[str, object]:
+    """What results.json holds, with the hash of the items.jsonl that it was counted from."""
+    items = folder / ITEMS
+    return {**content, **({"items": file_sha256(items)} if items.is_file() else {})}
+
+
+def refuse_changed_items(folder: Path) -> None:
+    """Refuse a run of which items.jsonl was changed since it was counted; earlier versions kept no hash of it.
+
+    Raises:
+        UserError: Naming the file.
+    """
+    counted = _content(folder / "results.json").get("items")
+    if counted is not None and counted != file_sha256(folder / ITEMS):
+        raise changed(f"`{folder / ITEMS}`")
 
 
 def results_content(measurements: Iterable[Measurement]) -> dict[str, object]:
@@ -138,10 +166,7 @@ def read_results(path: Path) -> list[Measurement]:
     Raises:
         UserError: If the file is missing, damaged or of another schema.
     """
-    content = read_json(Path(path))
-    if content is None:
-        raise UserError(f"`{path}` is not there, which the run's command wrote. {AGAIN}")
-    held = checked(content, _Results, f"`{path}`")
+    held = _content(path)
     if held["schema"] != SCHEMA:
         raise UserError(f"`{path}` must have schema {SCHEMA}, got {held['schema']!r}; run the measurement again.")
     return [

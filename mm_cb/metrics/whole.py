@@ -10,9 +10,8 @@ from mm_cb.core.records import Completion, Item, Run
 from mm_cb.data.behaviors_file import KEPT_AS, kept_behaviors
 from mm_cb.metrics.agreement import completions_of
 from mm_cb.metrics.observations import refuse_repeats
-from mm_cb.metrics.results import AGAIN, Measurement, measure
+from mm_cb.metrics.results import AGAIN, ITEMS, Measurement, measure, refuse_changed_items
 
-ITEMS = "items.jsonl"
 _MEASURES_NOTHING = ("train", "probe", "data build pairs", "data build calls")
 _COMPLETIONS = Path("parts") / "completions.jsonl"
 _TOLERANCE = 0.05
@@ -130,6 +129,7 @@ def refuse_contradiction(folder: Path, items: list[Item], stored: Sequence[Measu
                 f"results.json and {ITEMS} of `{folder}` must agree, but {_told(there or here)} is {_value(there)} "
                 f"there and {_value(here)} counted again. {AGAIN}"
             )
+    refuse_changed_items(folder)
 
 
 def _same(one: Measurement, other: Measurement) -> bool:

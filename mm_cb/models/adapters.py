@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mm_cb.core.errors import UserError
+from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.files import file_sha256
 from mm_cb.core.folders import but_is
 from mm_cb.core.hub import repository_of
@@ -75,7 +75,7 @@ def put_adapter(model: Any, folder: Path, name: str | None, *, trainable: bool =
     except RuntimeError as error:
         raise _misfit(folder, _shapes(str(error))) from error
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, re.error) as error:
-        raise _misfit(folder, str(error)) from error
+        raise _misfit(folder, one_line(str(error))[:300]) from error
     adapted: Any = wrapped.base_model
     _check_names(folder, adapted.targeted_module_names, targets, config)
     return wrapped

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from mm_cb.core.errors import UserError
+from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.files import write_json
 from mm_cb.core.reading import file_bytes
 from mm_cb.core.records import JsonObject
@@ -69,11 +69,21 @@ def remember_base(adapter: Path, name: str, files: Mapping[str, str] | None = No
 
 
 def remembered(adapter: Path) -> JsonObject:
-    """What `remember_base` wrote; nothing where there is no such file, or none that can be read."""
+    """What `remember_base` wrote; nothing where there is no such file, or one of somebody else's.
+
+    Raises:
+        UserError: If it is damaged: what it vouches for would pass unseen.
+    """
     try:
         told = json.loads(file_bytes(adapter / FILE))
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"`{adapter / FILE}` must be JSON that tells what the adapter was trained on, it cannot be read "
+            f"({one_line(str(error))[:200]}); take the whole folder from where it was made, or delete the file to use "
+            "it as an adapter of unknown origin."
+        ) from error
     return told if isinstance(told, dict) else {}
 
 

@@ -84,7 +84,8 @@ def _asked(law: Callable[[VisionModel], tuple[bool, str]], model: VisionModel) -
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a library makes of it, this model cannot be relied on
-        return Kept(says, False, one_line(f"{type(error).__name__}: {error}")[:300])
+        told = str(error).rstrip(".") if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        return Kept(says, False, one_line(told)[:300])
     return Kept(says, ok, detail)
 
 

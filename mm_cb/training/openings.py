@@ -36,7 +36,7 @@ class Openings:
         """How many tokens of a row, from the first one on, some retain row begins with, too."""
         key = _key(ids)
         place = bisect_left(self._rows, key)  # the longest common beginning is a neighbour's
-        return max((_alike(key, other) for other in self._rows[max(place - 1, 0) : place + 1]), default=0)
+        return max((_common_length(key, other) for other in self._rows[max(place - 1, 0) : place + 1]), default=0)
 
     def leave_out(self, inputs: ModelInputs, mask: Tensor) -> Tensor:
         """The mask of circuit-breaker rows without the tokens that a retain row begins with, too.
@@ -74,6 +74,6 @@ def _key(ids: Sequence[int]) -> bytes:
     return torch.tensor(ids, dtype=torch.int64).numpy().astype(">u4").tobytes()
 
 
-def _alike(one: bytes, other: bytes) -> int:
+def _common_length(one: bytes, other: bytes) -> int:
     """Tokens at the beginning of both."""
     return len(commonprefix([one, other])) // _BYTES

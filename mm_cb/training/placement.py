@@ -71,7 +71,7 @@ def _short(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def folded(model: ChatModel, paths: Sequence[str]) -> str:
+def in_one_line(model: ChatModel, paths: Sequence[str]) -> str:
     """Modules of the decoder blocks in one line: ``model.layers.{0-2}.{self_attn.q_proj, mlp.up_proj}``."""
     pairs = [path.removeprefix(f"{model.language_path}.").split(".", 1) for path in paths]
     blocks, names = (list(dict.fromkeys(side)) for side in zip(*pairs, strict=True))

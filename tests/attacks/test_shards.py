@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from mm_cb.attacks.shards import gather
+from mm_cb.attacks import shards
+from mm_cb.attacks.shards import Shard, gather, shard_runs
 from mm_cb.core.errors import UserError
+from mm_cb.core.runs import RunDirectory
 from mm_cb.data.behaviors_file import kept_behaviors
 
 FROZEN = Path(__file__).parent.parent / "frozen" / "714213b" / "attack"
@@ -71,3 +75,23 @@ def test_a_damaged_shard_is_refused_with_nothing_written(run, damage, expected):
     with pytest.raises(UserError, match=expected):
         gather(run, behaviors)
     assert {path for path in run.rglob("*")} == before
+
+
+def test_shards_that_start_together_all_get_their_part(tmp_path, monkeypatch):
+    """Each waits for as many as there are: 256 on a slow disk are no reason to give up."""
+    opened = RunDirectory.open
+
+    def slow(self):
+        run = opened(self)
+        time.sleep(0.05 * (self.path == out))
+        return run
+
+    def begin(index):
+        with shard_runs(out, {}, 0, {}, Shard(index, 24)) as run:
+            return run.path.name
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(RunDirectory, "open", slow)
+    monkeypatch.setattr(shards, "_WAIT_SECONDS", 0.3)
+    with ThreadPoolExecutor(24) as pool:
+        assert list(pool.map(begin, range(1, 25))) == [f"{index:04d}-of-0024" for index in range(1, 25)]

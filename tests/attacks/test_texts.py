@@ -197,6 +197,17 @@ def test_shards_gather_to_the_same_items(place, runs):
     assert json.loads((again / "protocol.json").read_text())["k"] == {"no_attack": 1, "imported": 2}
 
 
+def test_prompts_of_a_behaviour_that_repeats_another_are_left_out_of_what_the_run_keeps(place, tmp_path):
+    behaviors = lines(tmp_path / "behaviors.jsonl", [*ASKED, {**ASKED[0], "id": "again"}])
+    more = [{**SENT[0], "id": "again", "messages": [{"role": "user", "content": f"{i}"}]} for i in range(3)]
+    prompts = lines(tmp_path / "prompts.jsonl", [*SENT, *more])
+    given = {"model": str(place / "model"), "prompts": prompts, "batch": 2}
+    folder = attack(tmp_path / "run", behaviors, "no_attack,imported", **given)
+    assert {one["id"] for one in read_jsonl(folder / "prompts.jsonl")} == {one["id"] for one in ASKED}
+    assert json.loads((folder / "protocol.json").read_text())["k"] == {"no_attack": 1, "imported": 2}
+    assert verify_run(folder)
+
+
 def test_a_model_that_sees_takes_imported_prompts_with_the_behaviours_own_picture(tmp_path, capsys):
     behaviors = first_behaviors(tmp_path, 2)
     asked, pictured = sorted(read_jsonl(behaviors), key=lambda one: one["image"] is not None)
@@ -275,6 +286,7 @@ def test_pictures_and_batteries_are_refused_for_a_text_model(place, tmp_path, ca
         ({"messages": [{**USER, "tool_calls": []}]}, "message 1 must hold `role` and `content` alone"),
         ({"messages": [{"role": "user", "content": " "}]}, "content of message 1 must be a text"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "content of message 1 must be a text"),
+        ({"messages": [{**USER, "content": "caf\ufffd"}]}, ":1: message 1 cannot be sent: it holds U.FFFD"),
         ({"messages": TURNS[:2]}, "alternate user, assistant and end with user"),
         ({"messages": [USER, USER]}, "alternate user, assistant"),
         ({"messages": [{"role": "system", "content": "a"}]}, "alternate user, assistant"),
@@ -286,6 +298,14 @@ def test_a_prompts_file_is_refused_by_line(change, said, tmp_path):
     file = lines(tmp_path / "prompts.jsonl", [SENT[0] | change, *SENT[1:]])
     with pytest.raises(UserError, match=said):
         read_prompts(file, ["tea", "red"])
+
+
+def test_what_a_model_said_and_what_a_hash_vouches_for_may_hold_a_broken_character(tmp_path):
+    said = [USER, {"role": "assistant", "content": "caf\ufffd"}, USER]
+    made = [{**USER, "content": "suffix \ufffd"}]
+    given = [SENT[0] | {"messages": said}, SENT[0] | {"messages": made, "hash": messages_hash(made)}]
+    file = lines(tmp_path / "prompts.jsonl", given)
+    assert len(read_prompts(file, ["tea"])["tea"]) == 2
 
 
 def test_a_behaviour_without_a_prompt_is_named(tmp_path):

@@ -50,6 +50,19 @@ def test_pictures_of_one_adapter_are_judged_on_another_and_both_are_named(runs, 
     assert shown.count(f"{names[0]} -> {names[0]}: ") == 1 and shown.count(f"{names[1]} -> {names[0]}: ") == 1
 
 
+def test_runs_of_earlier_versions_asked_repeated_behaviours_too(tmp_path, monkeypatch):
+    first_behaviors(tmp_path, 1)
+    behaviors = tmp_path / "behaviors.jsonl"
+    (line,) = read_jsonl(behaviors)
+    behaviors.write_text("".join(json.dumps(one) + "\n" for one in (line, {**line, "id": "again"})))
+    with monkeypatch.context() as earlier:
+        earlier.setattr("mm_cb.attacks.run.asked_once", list)
+        for seed, name in enumerate(("one", "two")):
+            attack(tmp_path / name / "attack", behaviors, str(save_adapter(tmp_path / name / "rr", seed)))
+    run_transfer(tmp_path / "one/attack", tmp_path / "two/attack", behaviors, tmp_path / "out")
+    assert {item["id"] for item in read_jsonl(tmp_path / "out" / "items.jsonl")} == {line["id"], "again"}
+
+
 @pytest.mark.parametrize("second", ["one/attack", "copy/attack"])
 def test_runs_on_the_very_same_adapter_are_refused(runs, tmp_path, second):
     with pytest.raises(UserError, match="two models, but .* both attacked `rr`"):

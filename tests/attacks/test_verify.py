@@ -158,6 +158,11 @@ def test_one_level_of_one_pixel_is_noticed(few):
     refused(few, rf"{path.parent.name}.*the picture is another one.*SHA-256")
 
 
+def test_a_picture_of_another_size_is_named(few):
+    Image.new("RGB", (3, 3)).save(picture_of(few))
+    refused(few, r"pgd_long-s0-r0\.png` must have the size of its clean picture, \d+ x \d+ pixels, got 3 x 3")
+
+
 def test_two_swapped_pictures_are_noticed(few):
     first, second = sorted((few / "images").glob("*/*.png"))
     held = first.read_bytes()
@@ -322,6 +327,14 @@ def test_what_an_item_says_of_its_attack_is_what_the_run_states(few, key, value)
     first, *others = read_jsonl(few / "items.jsonl")
     write_jsonl(few / "items.jsonl", [{k: v for k, v in {**first, key: value}.items() if v is not None}, *others])
     refused(few, f"`{key}` of `{first['id']}` under pgd_long is .*by the run's settings it is")
+
+
+def test_an_edited_answer_that_moves_no_number_is_noticed_whatever_the_arithmetic(few):
+    edited(few / "run.json", lambda run: run["recipe"].update(device="cuda"))
+    items = read_jsonl(few / "items.jsonl")
+    items[0]["completion"] = items[0]["candidates"][0]["completion"] = items[0]["completion"] + " ."
+    write_jsonl(few / "items.jsonl", items)
+    refused(few, r"items\.jsonl` was changed after it was written")
 
 
 def test_a_protocol_that_was_changed_is_noticed(few):

@@ -115,6 +115,16 @@ def test_a_saved_data_set_holds_the_same_questions_as_parquet(tmp_path):
     assert len(prints) == 1
 
 
+def test_a_subject_without_questions_is_named(tmp_path):
+    from pyarrow import parquet
+
+    write(tmp_path, subjects=["Art", "Music"])
+    for file in (tmp_path / "Music").glob("*.parquet"):
+        parquet.write_table(parquet.read_table(file).slice(0, 0), file)
+    with pytest.raises(UserError, match="Music` must hold at least one question of split validation, it holds none"):
+        read_questions(str(tmp_path), MmmuSettings(subjects=("Art", "Music")))
+
+
 def test_questions_come_in_official_order_whatever_is_named_first(tmp_path):
     write(tmp_path, subjects=["Art", "Music"])
     ids = [q.id for q in read_questions(str(tmp_path), MmmuSettings(subjects=("Music", "Art"), limit=2))]

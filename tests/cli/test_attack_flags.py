@@ -102,7 +102,7 @@ def test_every_flag_reaches_the_configuration(called):
     flags += ["--thinking"]
     flags += ["--eot-quality", "60", "--candidates", "9", "--seed", "11", "--device", "cuda", "--dtype", "bfloat16"]
     given = {flag for flag in flags if flag.startswith("--")} | {"--model", "--behaviors", "--out"}
-    assert given | {"--patch-size", "--list"} == {option.opts[-1] for option in shown_options("attack")}
+    assert given | {"--patch-size", "--list", "--ray"} == {option.opts[-1] for option in shown_options("attack")}
     assert cli.run(["attack", *ASKED, *flags]) == 0
     source, _, _, names, config, shard = called[0]
     assert (source.adapter, source.device, source.dtype, source.system) == ("rr", "cuda", "bfloat16", "be brief .")
@@ -253,3 +253,32 @@ def test_a_check_passes_its_flags_on(monkeypatch):
         (AttackConfig(steps=100, iterates=5), 12, {}),
         (AttackConfig("pgd", Threat(levels=8), 3, 1, 5, optimizer="sign", image_backend="torchvision"), 2, {}),
     ]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--ray", "--shard", "1/2"], "`--ray` and `--shard` divide the same behaviours"),
+        (["--ray", "four"], "`--ray` must be a number of processes from 1, or nothing, got `four`"),
+        (["--device", "cuda:1", "--ray"], "a GPU of its own"),
+        (["--ray"], "pip install -e '.[ray]'"),
+    ],
+)
+def test_ray_that_cannot_be_is_one_line(more, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    asked = ["attack", "--model", "miniature", "--behaviors", "miniature", "--out", str(tmp_path / "out"), *more]
+    assert cli.run(asked) == 2
+    said = capsys.readouterr().err
+    assert told in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "count"), [(["--ray"], "auto"), (["--ray", "--seed", "3"], "auto"), (["--ray", "2"], "2")]
+)
+def test_ray_stands_with_a_number_and_without(more, count, called, monkeypatch):
+    stand_in = types.ModuleType("mm_cb.attacks.on_ray")
+    stand_in.attack_on_ray = lambda *given: called.append(given)
+    monkeypatch.setitem(sys.modules, "mm_cb.attacks.on_ray", stand_in)
+    assert cli.run(["attack", *ASKED, *more]) == 0
+    assert [given[0] for given in called] == [count]

@@ -113,3 +113,12 @@ def test_answers_to_popes_questions_come_in_many_layouts(record, tmp_path):
 def test_plain_text_with_braces_is_plain_text(text, tmp_path):
     (tmp_path / "t.txt").write_text(text)
     assert read_targets(tmp_path / "t.txt") == text.split("\n") and read_system(tmp_path / "t.txt") == text
+
+
+def test_an_operators_text_may_be_json_that_is_no_record(tmp_path):
+    (tmp_path / "system.txt").write_text(json.dumps({"role": "clerk", "rules": ["be kind"]}, indent=1))
+    assert read_system(tmp_path / "system.txt").startswith("{")
+    for record in ({"id": "a", "prompt": "b", "target": "c"}, [{"rules": "be kind"}]):
+        (tmp_path / "system.txt").write_text(json.dumps(record, indent=1))
+        with pytest.raises(UserError, match="as plain text, it holds JSON"):
+            read_system(tmp_path / "system.txt")

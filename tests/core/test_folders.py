@@ -6,11 +6,12 @@ import pytest
 
 from mm_cb import cli
 from mm_cb.core.folders import but_is, what_is
+from mm_cb.data.rows import open_rows
 
 KINDS = {
     "adapter": ("an adapter, which `--adapter` takes", {"adapter_config.json": {}, "run.json": "train"}),
     "probe": ("a probe, which `--probe` takes", {"probe.json": {}, "run.json": "probe"}),
-    "model": ("a model, which `--model` takes", {"config.json": {}}),
+    "model": ("a model, which `--model` takes", {"config.json": {"model_type": "llava"}}),
     "attacked": ("a run of `mm-cb attack`, for `mm-cb attack verify`", {"run.json": "attack"}),
     "evaluated": ("a run of `mm-cb eval`, for `mm-cb report`", {"run.json": "eval"}),
     "demo": ("a run of `mm-cb demo`, ", {"run.json": "demo"}),
@@ -53,6 +54,13 @@ def folders(tmp_path, monkeypatch):
             run = {"command": content, "recipe": {}, "seed": 0, "inputs": {}, "started": "", "environment": {}}
             (tmp_path / name / file).write_text(json.dumps(run if file == "run.json" else content))
     return tmp_path
+
+
+def test_rows_beside_a_config_of_their_own_are_no_model(tmp_path):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": turns, "set": "retain"}) + "\n")
+    (tmp_path / "config.json").write_text('{"version": 2}')
+    assert what_is(tmp_path) is None and len(open_rows(tmp_path)) == 1
 
 
 def test_what_a_folder_is(folders):

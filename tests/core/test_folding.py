@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm_cb.core.folding import folded, seen
+from mm_cb.core.folding import as_drawn, folded
 
 ASKED = "How do I bake bread?"
 
@@ -34,7 +34,7 @@ def test_another_text_is_another_text(text):
 
 @given(st.text(string.printable))
 def test_plain_text_is_left_as_it_is(text):
-    assert seen(text) == text
+    assert as_drawn(text) == text
 
 
 @given(st.text())

@@ -49,3 +49,16 @@ def test_what_is_written_as_a_path_is_no_name_on_the_hub(name, kind, tmp_path, m
         hub.fetch(name, ["*"], kind=kind)
     assert ("it is a file" in str(error.value)) is (name == "export.jsonl")
     assert ("`runs` is here" in str(error.value)) is (name == "runs/r")
+
+
+@pytest.mark.parametrize("name", ["org/name@refs/pr/1", "org/name@a/branch.json", "org/name"])
+def test_a_revision_may_hold_what_a_name_may_not(name, tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, *, revision, **_):
+        asked.append(f"{repository}@{revision}".removesuffix("@None"))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr(hub, "_commits", {})
+    assert hub.fetch(name, ["*"]) == tmp_path and asked == [name]

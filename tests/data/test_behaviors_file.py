@@ -6,7 +6,7 @@ from PIL import Image
 
 from mm_cb.core import provenance
 from mm_cb.core.errors import UserError
-from mm_cb.data.behaviors_file import asked_once, grey_canvas, read_behaviors, refuse_too_large
+from mm_cb.data.behaviors_file import asked_once, grey_canvas, kept_behaviors, read_behaviors, refuse_too_large
 from mm_cb.data.pictures import open_picture
 from mm_cb.models.chat import chat
 from tests.image_attacks.helpers import build_processor
@@ -202,3 +202,12 @@ def test_a_behaviour_under_two_ids_is_asked_once_and_that_is_said(tmp_path, caps
     said = " ".join(capsys.readouterr().out.split())
     assert "left out: 2 of 6 behaviours, which repeat another one: `r2` is `r1`" in said and "behaviors.jsonl:3" in said
     assert asked_once(read[:2]) == read[:2] and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("label", ["", " x"])
+def test_labels_that_a_run_of_an_earlier_version_took_still_open(label, tmp_path):
+    path = write(tmp_path, GOOD | {"category": label, "split": None})
+    with pytest.raises(UserError, match="`category` must be a text without blanks"):
+        read_behaviors(path)
+    (kept,) = kept_behaviors(tmp_path)
+    assert (kept.category, kept.split) == (label, "all") and kept.extra["category"] == label

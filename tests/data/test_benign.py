@@ -56,6 +56,8 @@ def test_built_again_nothing_changes_and_another_set_is_refused(behaviors, folde
 
 def test_targets_are_trimmed_lines_and_none_is_an_error(save, folder):
     assert read_targets(save("t.txt", ["\ufeff one ", "", " two\t"])) == ["one", "two"]
+    with pytest.raises(UserError, match=r"target 2 cannot be used: it holds U\+FFFD"):
+        read_targets(save("lost.txt", ["one", "caf\ufffd"]))
     with pytest.raises(UserError, match="holds none"):
         read_targets(save("empty.txt", [" ", ""]))
     with pytest.raises(UserError, match="cannot read the targets|UTF-16"):

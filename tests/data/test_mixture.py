@@ -296,16 +296,26 @@ def test_a_training_table_is_read_strictly(folder, content, match):
         load_examples([Source(str(folder / "x.csv"))], 0)
 
 
+def chat_of(content):
+    return [{"role": "user", "content": content}, {"role": "assistant", "content": "a"}]
+
+
 @pytest.mark.parametrize(
     ("rows", "match"),
     [
         (["{broken"], r"a\.jsonl:1: expected a JSON object, got broken"),
         ([breaker_row(0), "{broken"], r"a\.jsonl:2: expected a JSON object, got broken"),
-        ([breaker_row(0), {"prompt": "p"}], r":2: the row is not as expected: KeyError: 'output'"),
+        ([breaker_row(0), {"prompt": "p"}], ":2: the row lacks `output`"),
         ([breaker_row(0), breaker_row(0) | {"output": 3}], ":2: a text was expected, got int"),
         ([{"question": "q"}], r"must have the columns those of one format .*it has \['question'\]"),
         ([{"messages": [{"role": "assistant", "content": "a"}] * 2}], ":1: the roles must alternate"),
-        ([{"messages": "text"}], ":1: the row is not as expected"),
+        ([{"messages": "text"}], ":1: `messages` must be a list of turns, got 'text'"),
+        ([{"messages": ["text"]}], ":1: turn 1 of `messages` must be an object with `role` and `content`, got 'text'"),
+        ([{"messages": [{"role": "user"}]}], ":1: turn 1 of `messages` must be an object with `role` and `content`"),
+        ([{"messages": chat_of(None)}], ":1: the content of a turn must be a text or a list of parts, got None"),
+        ([{"messages": chat_of([{"type": "video"}])}], ":1: a part of a turn must hold `text`, .*'video'"),
+        ([{"messages": chat_of([{"type": "text", "text": None}])}], ":1: a text was expected, got NoneType"),
+        ([{"conversations": [{"from": "human"}]}], ":1: turn 1 of `conversations` must be an object with `from` and"),
         ([own_row(0), own_row(0)], r":2: the id `own-0` was used at .*a\.jsonl:1"),
         ([llava_row(0) | {"image": "../../etc/passwd"}], ":1: picture names must be relative"),
         ([llava_row(0) | {"image": "a\ud83d.png"}], ":1: .*half of a surrogate pair"),
@@ -427,6 +437,12 @@ def test_circuit_breaker_answers_that_are_mostly_refusals_are_refused(save, many
     report = check_sources([source], Limits())
     assert report.has_errors and re.search(said, report.problems["refusals"].first[0])
     assert len(load_examples([replace(source, set="retain")], 0)) == 4  # where refusals belong
+
+
+@pytest.mark.parametrize("begins", ["As an old hand", "I would advise you to", "I'm an expert,", "As an aide"])
+def test_answers_that_comply_are_no_refusals_whatever_a_proxy_says(begins, save):
+    rows = [breaker_row(i) | {"output": f"{begins} so and so {i}"} for i in range(4)]
+    assert len(load_examples([Source(str(save("cb.json", rows, array=True)))], 0)) == 4
 
 
 def test_a_few_refusals_among_circuit_breaker_answers_are_named(save):

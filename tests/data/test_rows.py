@@ -111,3 +111,21 @@ def test_a_broken_record_is_an_error_of_its_own_row(folder):
     for index, match in ((1, "expected a JSON object, got broken JSON"), (2, "got list")):
         with pytest.raises(ValueError, match=match):
             rows[index]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b'a,b\n1,2,3,4\n"x', "Error tokenizing data"),
+        ("a.jsonl", b'{"a": ', "JSON parse error"),
+        ("a.parquet", b"PAR1", "ArrowInvalid"),
+        ("a.md", b"words", "DataFilesNotFoundError"),
+    ],
+)
+def test_a_folder_of_an_unknown_kind_is_named_with_the_cause_in_one_line(name, content, said, tmp_path, capfd):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"must be a folder of data files .*{said}.*give the file that holds") as caught:
+        open_rows(tmp_path / "rows")
+    assert "\n" not in str(caught.value) and "DatasetGenerationError" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")

@@ -575,6 +575,7 @@ def test_a_judge_that_reads_the_behaviours_file_asks_for_it_by_name(run, tmp_pat
 )
 def test_the_law_of_one_world_judges_no_run_that_asks_for_none_of_its_calls(fields, judges, run, capsys):
     write_jsonl(run / "items.jsonl", [{**item, **fields} for item in read_jsonl(run / "items.jsonl")])
+    write_results(run / "results.json", read_results(run / "results.json"))
     held = (run / "items.jsonl").read_bytes()
     code, said = cli.run(["judge", str(run), "--judge", "miniature-agent"]), capsys.readouterr().err
     assert code == (0 if judges else 2), said
@@ -582,9 +583,13 @@ def test_the_law_of_one_world_judges_no_run_that_asks_for_none_of_its_calls(fiel
     assert judges or (run / "items.jsonl").read_bytes() == held
 
 
-@pytest.mark.parametrize("fiction", [False, True])
-def test_the_miniatures_rules_judge_no_benign_answers_of_another_world(fiction, run, capsys):
-    write_json(run / "run.json", {**read_run(run), "command": "eval", "recipe": {"fiction": fiction}})
+@pytest.mark.parametrize(
+    ("recipe", "fiction"),
+    [({"fiction": False}, False), ({"fiction": True}, True), ({"model": "miniature"}, True), ({"model": "m"}, False)],
+)
+def test_the_miniatures_rules_judge_no_benign_answers_of_another_world(recipe, fiction, run, capsys):
+    """Evaluations of earlier versions do not say whose world it is, but which model."""
+    write_json(run / "run.json", {**read_run(run), "command": "eval", "recipe": recipe})
     items = [{**record(id, "no_attack", ESSAY), "metric": "over_refusal", "outcome": "compliance"} for id in "12"]
     write_jsonl(run / "items.jsonl", items)
     write_results(run / "results.json", measure(items, pairs=[]))

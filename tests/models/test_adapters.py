@@ -267,6 +267,14 @@ def test_an_adapter_that_was_edited_after_its_training_is_refused_and_without_it
     use(edited)
 
 
+@pytest.mark.parametrize("damaged", [b"{", b"\xff", b""])
+def test_a_damaged_record_of_the_training_is_refused_not_passed_over(damaged, whole, tmp_path):
+    made = as_trained(whole, tmp_path / "made")
+    (made / "base.json").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"base\.json` must be JSON .*cannot be read"):
+        read_settings(made)
+
+
 @pytest.mark.parametrize(
     "told", [{"base_model_name_or_path": "a/copy", "revision": "main", "inference_mode": False}, {}]
 )

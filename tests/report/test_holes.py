@@ -12,6 +12,7 @@ from mm_cb.attacks.records import attacked
 from mm_cb.cli.attacked import show_attacked
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl, write_json, write_jsonl
+from mm_cb.metrics.results import read_results, write_results
 from mm_cb.report import write_report
 from mm_cb.report.load import load_run
 
@@ -78,6 +79,17 @@ def test_a_run_whose_items_are_not_those_that_were_counted_is_refused(name, dama
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.parametrize("key", ["completion", "prompt", "target", "given", "k"])
+def test_an_edit_that_moves_no_number_is_noticed(key, run):
+    folder = run()
+    write_results(folder / "results.json", read_results(folder / "results.json"))  # as this version writes it
+    load_run(folder)
+    first, *others = read_jsonl(folder / "items.jsonl")
+    write_jsonl(folder / "items.jsonl", [first | {key: 7 if key == "k" else "another"}, *others])
+    with pytest.raises(UserError, match=r"items\.jsonl` was changed after it was written"):
+        load_run(folder)
+
+
 def change(path, **fields):
     content = json.loads(path.read_text())
     content["measurements"][0] |= fields
@@ -132,7 +144,8 @@ def test_an_attack_that_finished_before_says_that_its_pictures_are_gone(run, cap
     folder = run()
     shutil.rmtree(folder / "images")
     show_attacked(folder)
-    assert "HOLE" in (said := " ".join(capsys.readouterr().out.split())) and "another `--out`" in said
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("HOLE") == 1 and "another `--out`" in said
 
 
 @pytest.mark.parametrize("with_json", [True, False])

@@ -1,5 +1,4 @@
 import gc
-import json
 import multiprocessing
 import os
 import signal
@@ -15,8 +14,8 @@ from mm_cb.training.batches import PairCollator, PairedExamples
 from mm_cb.training.loading import batches_ahead, number_of_workers
 from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
-from tests.tiny_llava import picture, tiny_llava
-from tests.training.test_run import OPTIONS, Stop, StoppingProgress, adapter_bytes
+from tests.tiny_llava import tiny_llava
+from tests.training.test_run import OPTIONS, Stop, StoppingProgress, adapter_bytes, damaged_rows
 
 MASKS = {"text": "user_and_assistant", "multimodal": "after_image"}
 
@@ -39,24 +38,10 @@ def nobody_left():
 
 @pytest.fixture
 def rows(tmp_path):
-    """A file of rows with pictures, one of which is damaged, and without the check before the first step."""
-
-    asked = {"circuit_breaker": "what is it", "retain": "tell me"}
-
-    def row(number, set_name, image):
-        content = [{"type": "text", "text": asked[set_name]}, *([{"type": "image"}] if image else [])]
-        turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "a red square"}]
-        name = f"{set_name}-{number}-{int(image)}"
-        if image:
-            picture(number).save(tmp_path / f"{name}.png")
-        return {"id": name, "messages": turns, "images": [f"{name}.png"] * image, "set": set_name, "source": "own"}
-
-    made = [row(n, s, i) for n in range(3) for s in ("circuit_breaker", "retain") for i in (False, True)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in made))
-    (tmp_path / "retain-1-1.png").write_bytes(b"damaged")
+    """Rows one of whose pictures is damaged, without the check before the first step."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mm_cb.training.run.open_drawn", lambda *given: None)
-        yield f"data={{sources: [{{name: {tmp_path / 'rows.jsonl'}}}], skip_missing_images: SKIP}}"
+        yield damaged_rows(tmp_path)
 
 
 def test_any_number_of_workers_gives_the_same_files_also_after_an_interruption(recipe, examples, tmp_path, nobody_left):

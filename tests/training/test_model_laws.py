@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mm_cb import cli
+from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl
 from mm_cb.models import VisionModel
 from mm_cb.models.qwen3_5 import Qwen35Model
@@ -96,6 +97,17 @@ def test_logits_that_are_no_number_are_no_ones():
     model = tiny("llava")
     model.base.lm_head.weight[0, 0] = torch.nan
     assert "nan" in check_model(model)[2].detail and not check_model(model)[2].ok
+
+
+def test_a_law_that_names_the_users_file_says_it_in_plain_words(monkeypatch):
+    model = tiny("llava")
+    monkeypatch.setattr(type(model), "stops", lambda _: refuse("`eos_token_id` must hold tokens."))
+    with pytest.raises(UserError, match=r"breaks a law .*\): `eos_token_id` must hold tokens; no number"):
+        refuse_broken(model)
+
+
+def refuse(said):
+    raise UserError(said)
 
 
 def test_a_law_that_memory_is_too_small_for_is_not_a_broken_one(monkeypatch):

@@ -149,7 +149,8 @@ def test_the_card_has_a_dash_for_what_rows_of_an_earlier_version_lack():
     assert "| 2 | text | 0.5 | 0.125 | 0.25 | 5 | 0 | 1.5 | 0.0001 |" in card
 
 
-def test_damaged_pictures_name_their_row_or_are_left_out_and_counted(trained, recipe, tmp_path, model_folder):
+def damaged_rows(folder):
+    """`data=` of a file of rows with pictures, one of which is damaged; SKIP stands for whether it is left out."""
     asked = {"circuit_breaker": "what is it", "retain": "tell me"}
 
     def row(number, set_name, image):
@@ -157,13 +158,17 @@ def test_damaged_pictures_name_their_row_or_are_left_out_and_counted(trained, re
         turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "a red square"}]
         name = f"{set_name}-{number}-{int(image)}"
         if image:
-            picture(number).save(tmp_path / f"{name}.png")
+            picture(number).save(folder / f"{name}.png")
         return {"id": name, "messages": turns, "images": [f"{name}.png"] * image, "set": set_name, "source": "own"}
 
     rows = [row(n, s, i) for n in range(3) for s in ("circuit_breaker", "retain") for i in (False, True)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (tmp_path / "retain-1-1.png").write_bytes(b"damaged")
-    data = f"data={{sources: [{{name: {tmp_path / 'rows.jsonl'}}}], skip_missing_images: SKIP}}"
+    (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "retain-1-1.png").write_bytes(b"damaged")
+    return f"data={{sources: [{{name: {folder / 'rows.jsonl'}}}], skip_missing_images: SKIP}}"
+
+
+def test_damaged_pictures_name_their_row_or_are_left_out_and_counted(trained, recipe, tmp_path, model_folder):
+    data = damaged_rows(tmp_path)
     damaged = r"rows\.jsonl:8: cannot read the picture `.*retain-1-1\.png`.*[^.]\. `mm-cb data check`.*skip_missing"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=damaged):
         patch.setattr("mm_cb.training.run.RRTrainer", None)  # before anything is loaded

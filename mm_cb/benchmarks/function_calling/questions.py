@@ -79,7 +79,7 @@ def read_asked(data: str) -> list[CallQuestion]:
     return found
 
 
-def kind_of(id: str) -> tuple[int, str] | None:
+def version_and_category(id: str) -> tuple[int, str] | None:
     """BFCL's version and our category of a question's id; None for categories that are not scored here.
 
     Raises:
@@ -141,7 +141,7 @@ def _read_file(file: Path) -> Iterator[CallQuestion]:
     answers: dict[str, DataRow] | None = None
     for row in json_lines(file, (CALLS,)):
         try:
-            kind = kind_of(_text(row.values.get("id"), "id"))
+            kind = version_and_category(_text(row.values.get("id"), "id"))
             if kind is None:
                 continue
             version, category = kind

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mm_cb.benchmarks.function_calling.questions import kind_of
+from mm_cb.benchmarks.function_calling.questions import version_and_category
 from mm_cb.benchmarks.rows import json_lines
 from mm_cb.core.errors import UserError
 from mm_cb.core.file_kinds import ANSWERS, CALL_ANSWERS
@@ -34,7 +34,7 @@ def read_answers(files: Sequence[Path]) -> dict[str, str]:
         for row in json_lines(file, (CALL_ANSWERS, ANSWERS)):
             id = str(row.values.get("id"))
             try:
-                if kind_of(id) is None:
+                if version_and_category(id) is None:
                     continue
             except ValueError as error:
                 raise UserError(f"{row.where}: {error}.") from error

@@ -77,6 +77,11 @@ def read_questions(source: str, settings: MmmuSettings) -> list[MmmuQuestion]:
     questions = []
     for subject in subjects:
         rows = _rows(folder / subject, settings.split)
+        if not rows:
+            raise UserError(
+                f"`{folder / subject}` must hold at least one question of split {settings.split}, it holds none; fetch "
+                "it again."
+            )
         questions += [
             _question(row, subject, settings.split, f"{source}, {subject}, row {place}")
             for place, row in enumerate(rows[: settings.limit], start=1)

@@ -105,7 +105,7 @@ def _set(fields: JsonObject, key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
         inner = fields.setdefault(section, {})
-        if key.startswith("data.") and isinstance(inner, list):  # files, which are sources of a mixture
+        if section == "data" and isinstance(inner, list):  # files, which are sources of a mixture
             inner = fields[section] = {"sources": [{"name": file} for file in inner]}
         if not isinstance(inner, dict):
             raise _unknown_key(key, f"`{section}` is {shown(inner)}, which has no fields")
