@@ -29,11 +29,12 @@ RELATIVE_LENGTH = 4.0
 
 
 def reroute_coeff(step: int, total_steps: int, alpha: float) -> float:
-    """Weight of the reroute loss, ``alpha * (1 - t / 2T)``: from ``alpha`` down towards ``alpha / 2``.
+    """Weight of the reroute loss, ``alpha * (1 - t / 2T)``: from ``alpha`` down to ``alpha / 2``, where it stays.
 
     Args:
-        step: Finished optimiser steps t, in 0..T-1.
-        total_steps: Steps T of the schedule: the whole run's (paper), or more for a slower one.
+        step: Finished optimiser steps t, from 0 on.
+        total_steps: Steps T of the schedule: the whole run's (paper), more for a slower one, or fewer, behind which
+            both losses weigh the same.
         alpha: Sum of both weights, at every step.
 
     Returns:
@@ -47,10 +48,10 @@ def reroute_coeff(step: int, total_steps: int, alpha: float) -> float:
 
 
 def retain_coeff(step: int, total_steps: int, alpha: float) -> float:
-    """Weight of the retain loss, ``alpha * t / 2T``: from 0 up towards ``alpha / 2``; see `reroute_coeff`."""
-    if not 0 <= step < total_steps:
-        raise ValueError(f"`step` must lie in 0..{total_steps - 1} (finished steps before this one), got {step}.")
-    return alpha * step / (2 * total_steps)
+    """Weight of the retain loss, ``alpha * t / 2T``: from 0 up to ``alpha / 2``; see `reroute_coeff`."""
+    if step < 0:
+        raise ValueError(f"`step` must be 0 or more (finished steps before this one), got {step}.")
+    return alpha * min(step, total_steps) / (2 * total_steps)
 
 
 def reroute_loss(adapted: Tensor, reference: Tensor, mask: Tensor, *, count: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import ValidationError, model_validator
 
 from mm_cb.core.errors import unknown
-from mm_cb.training.recipes.config import CircuitBreaker, Machine, Recipe, Training, check_dial, check_schedule
+from mm_cb.training.recipes.config import CircuitBreaker, Machine, Recipe, Training, check_dial
 from mm_cb.training.recipes.recipe import first_problem
 
 
@@ -31,8 +31,7 @@ class RRConfig(Machine, CircuitBreaker, Training):
     """Torch device; None = the first GPU where there is one."""
 
     @model_validator(mode="after")
-    def _schedule_holds(self) -> Self:
-        check_schedule(self.schedule_steps, self.max_steps)
+    def _dial_holds(self) -> Self:
         check_dial(self.dial_from, self.recompute)
         return self
 

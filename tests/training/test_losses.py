@@ -98,10 +98,14 @@ def test_the_weights_add_up_to_alpha_and_move_from_one_side_to_the_middle(total,
     assert 0 <= retain_coeff(step, total, alpha) < alpha / 2 < reroute_coeff(step, total, alpha) or step == 0
 
 
-@pytest.mark.parametrize("step", [-1, 10, 11])
-def test_steps_outside_the_run_are_refused(step):
-    with pytest.raises(ValueError, match=r"0\.\.9"):
-        reroute_coeff(step, 10, 5.0)
+@pytest.mark.parametrize("step", [10, 11, 400])
+def test_behind_the_schedule_both_weigh_the_same(step):
+    assert reroute_coeff(step, 10, 5.0) == retain_coeff(step, 10, 5.0) == 2.5
+
+
+def test_a_step_before_the_first_is_refused():
+    with pytest.raises(ValueError, match="0 or more"):
+        reroute_coeff(-1, 10, 5.0)
 
 
 def test_identical_states_reroute_one_retain_zero_with_zero_gradients():

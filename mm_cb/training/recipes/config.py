@@ -126,9 +126,9 @@ class CircuitBreaker(_Section):
     """Retain distances as they are (paper: absolute), or as parts of the states' length: no length of states is stuck.
     """
     schedule_steps: Annotated[int, Within("max_steps")] | None = None
-    """Steps T that the loss weights are spread over, at least max_steps; null = max_steps (paper).
+    """Steps T that the loss weights are spread over; null = max_steps (paper).
 
-    More of them keep the retain loss light for longer.
+    More of them keep the retain loss light for longer; behind fewer both losses weigh the same.
     """
     masks: Masks = Masks()
     shared_openings: Literal["left_out", "rerouted"] = "left_out"
@@ -319,18 +319,6 @@ def check_dial(dial_from: float, recompute: bool) -> None:
         raise ValueError(f"`dial_from` must be 1 where `recompute` is true, got {dial_from}")
 
 
-def check_schedule(schedule_steps: int | None, max_steps: int) -> None:
-    """Make sure that the run ends before its schedule.
-
-    Raises:
-        ValueError: If not.
-    """
-    if schedule_steps is not None and schedule_steps < max_steps:
-        raise ValueError(
-            f"`schedule_steps` must be at least `max_steps` ({max_steps}), or null for as many, got {schedule_steps}"
-        )
-
-
 class _Named(_Section):
     name: Annotated[str, Field(min_length=1)]
     """What the run is called in the model card."""
@@ -374,7 +362,6 @@ class Recipe(Machine, _Named):
     training: Training = Training()
 
     @model_validator(mode="after")
-    def _schedule_holds(self) -> Self:
-        check_schedule(self.circuit_breaker.schedule_steps, self.training.max_steps)
+    def _dial_holds(self) -> Self:
         check_dial(self.circuit_breaker.dial_from, self.training.recompute)
         return self
