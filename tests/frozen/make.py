@@ -35,6 +35,8 @@ MINIATURE = ["--model", "miniature"]
 BREAKER = [*MINIATURE, "--adapter", "breaker"]
 RECIPE = ["miniature", "training.max_steps=6", "training.batch_size=4", "lora.r=2"]
 RECIPE += ["training.held_out=2", "training.held_out_steps=3"]
+RECIPE += ["training.learning_rate=0.005", "training.start_distance=0"]  # as the recipe had it then
+RECIPE += ["circuit_breaker.schedule_steps=null", "training.average_last=0"]
 BEHAVIORS = ["--behaviors", "inputs/behaviors.jsonl"]
 BUDGET = [*BEHAVIORS, "--epsilon", "32/255", "--steps", "12", "--samples", "1", "--max-new-tokens", "24"]
 ON_BREAKER = [*BREAKER, "--attack", "no_attack,pgd,pgd_adaptive", *BUDGET, "--out", "attack"]

@@ -22,7 +22,7 @@ def test_the_miniature_recipe():
     assert recipe.lora.layers_to_transform == [0, 1, 2, 3] and len(recipe.lora.modules) == 7
     assert recipe.circuit_breaker.masks.multimodal == "completion"
     assert recipe.circuit_breaker.masks.text == "completion"
-    assert (recipe.batches, recipe.training.max_steps, recipe.training.batch_size) == ("alternate", 440, 16)
+    assert (recipe.batches, recipe.training.max_steps, recipe.training.batch_size) == ("alternate", 220, 16)
 
 
 def test_every_shipped_recipe_writes_out_what_the_method_needs():
