@@ -209,7 +209,9 @@ def _strength_line(strengths: Sequence[Strength], tested: bool, finish: str, not
     done = len(found) - sum(map(len, states.values()))
     opened = _names(one for one in knew if one.given == "opening")
     told = [f"Knew the breaker: {_names(knew)}{f'; of these told an opening alone: {opened}' if knew else ''}."]
-    unknown = "No attack on a circuit breaker." if strengths else "Whether an attack had finished: not known."
+    unknown = (
+        "No attack on a circuit breaker that counts." if strengths else "Whether an attack had finished: not known."
+    )
     told.append(f"Finished: {done} of {len(found)} attacks." if found else unknown)
     told += [
         f"{state.capitalize()}, so may be too low: {', '.join(names)}." for state, names in states.items() if names

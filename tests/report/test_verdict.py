@@ -246,7 +246,10 @@ def test_a_page_of_the_base_alone_says_that_the_breaker_is_what_it_lacks():
     verdict = judged(base, failed, strengths=[dataclasses.replace(FINISHED, subject="base")])
     assert verdict.lead.endswith("because it holds no attack on one.")
     assert "`--adapter`" in verdict.reasons[-1] and len(verdict.reasons) == 3
-    assert "No attack on a circuit breaker." in verdict.lines[1].text and "not known" not in verdict.lines[1].text
+    assert (
+        "No attack on a circuit breaker that counts." in verdict.lines[1].text
+        and "not known" not in verdict.lines[1].text
+    )
 
 
 def strength(condition="pgd", state="converged", knows=False, *, counted=True, complete=False):
