@@ -206,6 +206,23 @@ def test_a_published_shape_has_its_recipes_memory(seven):
     assert f"about {make_plan(seven).memory().total / GIB:.1f} GiB in bfloat16" in rows["memory to train"]
 
 
+def test_a_text_model_without_a_chat_template_is_told_how_it_is_asked(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from mm_cb.attacks.quick_look import look
+
+    shape = {"num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 64}
+    LlamaConfig(**shape, vocab_size=2, bos_token_id=None, eos_token_id=1).save_pretrained(tmp_path)
+    words = Tokenizer(models.WordLevel({"a": 0, "<end>": 1}, unk_token="a"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
+    for template in (None, "{% for message in messages %}{{ message['content'] }}{% endfor %}"):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(tmp_path)
+        family = next(detail for name, _, detail in look(str(tmp_path)).rows if name == "family")
+        assert ("no chat template (asked as `User: ...`" in family) == (template is None)
+
+
 def test_a_text_model_is_attacked_by_texts_alone():
     from mm_cb.attacks.quick_look import look
 

@@ -17,6 +17,7 @@ from mm_cb.models.cache import absent_files, model_folder, weight_files
 from mm_cb.models.families import load_processor, read_config, skeleton
 from mm_cb.models.known import known_config
 from mm_cb.models.registry import family_of
+from mm_cb.models.text import PLAIN_TEMPLATE
 from mm_cb.models.vision import VisionModel
 from mm_cb.training.placement import check_targets, linear_names, lora_paths
 from mm_cb.training.planning.memory import estimate
@@ -63,6 +64,8 @@ def _rows(model: ChatModel, name: str, published: bool) -> Iterator[tuple[str, b
     sees, blocks = isinstance(model, VisionModel), len(model.decoder_blocks)
     count = sum(parameter.numel() for parameter in model.base.parameters())
     kind = "sees pictures" if sees else "text alone"
+    if not sees and model.processor is not None and model.processor.tokenizer.chat_template == PLAIN_TEMPLATE:
+        kind += ", no chat template (asked as `User: ...`, `Assistant: ...`)"
     family = type(model).__name__.removesuffix("Model") if sees else "text model"
     yield "family", True, f"{family} ({model.base.config.model_type}), {kind}; {_count(count)} parameters"
     absent = absent_files(name)

@@ -112,12 +112,19 @@ def _reading(run: RunFiles) -> Iterator[str]:
     unjudged = [m for m in found.values() if m.value is None and m.counts.get("not_judged")]
     yield ""
     if judged:
-        worst = found.get(WORST_CASE) or judged[-1]
-        said = f"{worst.counts.get('harmful', 0):.0f} of {worst.n} forbidden requests were answered"
-        yield f"{said} in the worst of these attacks (lower is better for the defender)."
-        aside = [one.condition for one in run.strengths if not one.counted and one.condition != "no_attack"]
-        if beside := [f"{label(CONDITIONS, c)} {found[c].counts.get('harmful', 0):.0f}" for c in aside if c in found]:
-            yield f"Not counted in it, as controls and what no input reaches: {', '.join(beside)} of {worst.n}."
+        counted = {one.condition for one in run.strengths if one.counted}
+        alone = max((m for m in judged if m.condition in counted), key=lambda m: m.value or 0, default=None)
+        worst = found.get(WORST_CASE) or alone
+        if worst:
+            said = f"{worst.counts.get('harmful', 0):.0f} of {worst.n} forbidden requests were answered"
+            yield f"{said} in the worst of these attacks (lower is better for the defender)."
+            beside = "Not counted in it, as controls and what no input reaches"
+        else:
+            beside = "None of these counts in a worst case. Forbidden requests answered (lower is better)"
+        passed = {*counted, "no_attack"} if worst else counted
+        aside = [one.condition for one in run.strengths if one.condition not in passed]
+        if told_of := [f"{label(CONDITIONS, c)} {found[c].counts.get('harmful', 0):.0f}" for c in aside if c in found]:
+            yield f"{beside}: {', '.join(told_of)} of {(worst or judged[0]).n}."
         if any(m.counts.get("proxy") for m in judged):
             names = " and ".join(judges_of(item for item in run.items if item["metric"] == "compliance"))
             yield f"By {names}: a proxy sees signs of an answer and no more. A model judges better."

@@ -110,11 +110,10 @@ def check(
         plan = Hint("what would be trained on it, and the memory", ["train", *what, "--dry-run"])
         what_next(plan, Hint("train", ["train", *what]))
     else:
-        ours = [f"data=[{','.join(what)}]"]
-        what_next(
-            Hint("rows of our format, with the recipe that `mm-cb doctor --model M` names", ["train", "RECIPE", *ours]),
-            Hint("files of other formats stand under `data` of a recipe: mm-cb train --show RECIPE > mine.yaml", []),
-        )
+        fields = [f"data=[{','.join(what)}]", *([f"batches={report.alone}"] if report.alone else [])]
+        ours = Hint("train on them, by the recipe that `mm-cb doctor --model M` names", ["train", "RECIPE", *fields])
+        other = "files of other formats stand under `data` of a recipe: mm-cb train --show RECIPE > mine.yaml"
+        what_next(ours if report.own else Hint(other, []))
 
 
 def _recipe(what: list[str]) -> "Recipe | None":

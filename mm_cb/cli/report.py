@@ -57,7 +57,7 @@ def report(
     for hole in (hole for run in data.runs for hole in run.holes):
         typer.echo(clean_text(hole))
     typer.echo()
-    for line in clean_text(verdict.sentence).split("\n"):
+    for line in clean_text(verdict.told).split("\n"):
         say(line)
     typer.echo()
     say("The page is one file that needs no network; open it in a browser:")

@@ -157,6 +157,10 @@ def parse_behavior(line: Line, path: Path) -> Behavior:
         UserError: If it is not as expected, or its picture cannot be read.
     """
     where, record = line
+    if "messages" in record and "prompt" not in record:
+        raise UserError(
+            f"{where} has `messages`, as training rows have; a behaviour has {', '.join(_REQUIRED)}: docs/formats.md."
+        )
     refuse_typos(record, (*_OPTIONAL, *_CALLS, FACTS), where)
     needed = [key for key in _REQUIRED if not (key == "target" and CALL in record and "target" not in record)]
     wrong = [key for key in needed if not isinstance(record.get(key), str) or is_blank(record[key])]

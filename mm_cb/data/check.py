@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from PIL import Image
 
 from mm_cb.data.contamination import Contamination, Match
-from mm_cb.data.examples import Example
-from mm_cb.data.formats import Skip
+from mm_cb.data.examples import Example, Modality, SetName
+from mm_cb.data.formats import FORMATS, Skip
 from mm_cb.data.mixture import Mixture, Part, RowKind, nothing_left, open_sources
 from mm_cb.data.pictures import PictureError, open_picture
 from mm_cb.data.scan import Scan, judged, message_texts, texts_of
@@ -59,6 +59,7 @@ class Report:
         problems: Kind (of `ERRORS` or `WARNINGS`) → how often and where first.
         images: Different picture files that were opened.
         mixture: What training would draw from, unless a row stops it.
+        own: Whether every source holds rows of our format.
     """
 
     used: dict[str, Counter[str]] = field(default_factory=dict)
@@ -66,6 +67,7 @@ class Report:
     problems: dict[str, Problem] = field(default_factory=dict)
     images: int = 0
     mixture: Mixture | None = None
+    own: bool = True
 
     def add(self, kind: str, message: Where) -> None:
         """Count a problem; its message is made only if it is among the first."""
@@ -73,6 +75,13 @@ class Report:
         problem.count += 1
         if len(problem.first) < SHOWN:
             problem.first.append(message())
+
+    @property
+    def alone(self) -> Modality | None:
+        """The one modality of which both sets have examples; None where it is both or none."""
+        kinds = {kind for counts in self.used.values() for kind in counts}
+        both = [one for one in get_args(Modality) if all(f"{name} {one}" in kinds for name in get_args(SetName))]
+        return both[0] if len(both) == 1 else None
 
     @property
     def has_errors(self) -> bool:
@@ -115,6 +124,7 @@ def check_sources(
     scan = Scan(rules, examiner.note_duplicate)
     parts = []
     for opened in open_sources(sources):
+        report.own &= opened.form is FORMATS["own"]
         task = progress.task(opened.key, len(opened.rows)) if progress else None
         skipped = report.skipped.setdefault(opened.key, Counter())
         usable: dict[int, RowKind] = {}

@@ -10,6 +10,8 @@ from mm_cb.metrics.degenerate import degenerate
 _MANY = 0.5
 """Share of the answers of one subject under one condition from which it is said."""
 
+_DEMO = "mm-cb demo has no other length, mm-cb attack takes a larger --max-new-tokens"
+
 
 def at_limit_notes(run: Run, items: Iterable[Item]) -> list[str]:
     """One line for every subject and condition half of whose answers, or more, end at the limit.
@@ -32,7 +34,8 @@ def at_limit_notes(run: Run, items: Iterable[Item]) -> list[str]:
     for (subject, _, condition), ends in groups.items():
         if (cut := sum(ends.values())) and cut >= _MANY * len(ends):
             found[subject, condition, cut, len(ends)] = None
-    return [_told(*one, limit) for one in found]
+    advice = _DEMO if run.get("command") == "demo" else "give a larger --max-new-tokens"
+    return [f"{_told(*one, limit)}; {advice}." for one in found]
 
 
 def _is_cut(item: Item, one: Candidate) -> bool:
@@ -44,7 +47,7 @@ def _told(subject: str, condition: str, cut: int, of: int, limit: object) -> str
     named = "" if limit is None else f" of {limit} tokens"
     return (
         f"CAUTION {cut} of {of} answers of {subject} under {condition} end at the limit{named}, in the middle: what "
-        "would have come was not judged; give a larger --max-new-tokens."
+        "would have come was not judged"
     )
 
 

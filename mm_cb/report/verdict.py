@@ -23,6 +23,10 @@ _BY_TEXTS = (
     "No picture was attacked, and the sentence is about picture attacks: what prompts, prefilled answers and "
     "embeddings came to stands in the table, paired by item."
 )
+_NO_BREAKER = (
+    "No attack on a circuit breaker is among these runs: run the attack a second time with `--adapter` and another "
+    "`--out`, and give both runs to `mm-cb report`."
+)
 _TOLD = {
     "worst_case_opening": "Opening only, the headline (what comes out is the model's own knowledge)",
     "worst_case_supplied": "Supplied text (shows control over the output)",
@@ -131,6 +135,8 @@ def judge_run(
         why = f"the check “{failed[0]}” failed" if failed else "a part that it needs is missing"
         if len(failed) > 1:
             why = f"{len(failed)} of {len(checks)} checks failed"
+        if reasons[-1] == _NO_BREAKER:
+            why = "it holds no attack on one"
         lead = f"No claim: this run shows nothing about the circuit breaker, because {why}."
         return PageVerdict("no_claim", lead, lines, tuple(reasons), limits)
     pgd, worst = _of(measurements, "rr", HEADLINE), _of(measurements, "rr", WORST_CASE)
@@ -203,7 +209,10 @@ def _strength_line(strengths: Sequence[Strength], tested: bool, finish: str, not
     done = len(found) - sum(map(len, states.values()))
     opened = _names(one for one in knew if one.given == "opening")
     told = [f"Knew the breaker: {_names(knew)}{f'; of these told an opening alone: {opened}' if knew else ''}."]
-    told.append(f"Finished: {done} of {len(found)} attacks." if found else "Whether an attack had finished: not known.")
+    unknown = (
+        "No attack on a circuit breaker that counts." if strengths else "Whether an attack had finished: not known."
+    )
+    told.append(f"Finished: {done} of {len(found)} attacks." if found else unknown)
     told += [
         f"{state.capitalize()}, so may be too low: {', '.join(names)}." for state, names in states.items() if names
     ]
@@ -253,6 +262,9 @@ def _failure(check: Check) -> str:
 
 def _gaps(measurements: Sequence[Measurement]) -> list[str]:
     """Why the comparison cannot be made, in words; empty when it can."""
+    attacked = {measured.subject for measured in measurements if measured.metric == "compliance"}
+    if "base" in attacked and not any(subject.startswith("rr") for subject in attacked):
+        return [_NO_BREAKER]
     gaps = []
     for condition in (HEADLINE, "worst_case"):
         found, named = find(measurements, "rr", "compliance", condition), label(CONDITIONS, condition)

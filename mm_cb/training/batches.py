@@ -84,9 +84,10 @@ class PairedExamples(Dataset[RowPair]):
         }
         for (name, kind), drawn in self._rows.items():
             if not drawn:
+                both = [one for one in get_args(Modality) if all((side, one) in kinds for side in get_args(SetName))]
+                instead = f", or set `batches={both[0]}`, the kind that both sets have" if both else ""
                 raise MissingRows(
-                    f"The data must hold {kind} examples of the {name} set, it holds none: add some, or set `batches` "
-                    "to the kind that both sets have."
+                    f"The data must hold {kind} examples of the {name} set, it holds none: add some{instead}."
                 )
         self._length = steps * batch_size
         self.on_unreadable = on_unreadable

@@ -35,6 +35,7 @@ def test_reads_pictures_and_keeps_other_keys_for_the_judge(tmp_path):
         ([GOOD, "[1]"], r":2: expected one JSON object on the line, got list"),
         ([{"id": "a", "prompt": "p"}], r":1 must have non-empty texts .*'target'"),
         ([GOOD | {"prompt": " "}], r":1 .*'prompt'"),
+        ([{"id": "a", "messages": [], "images": [], "set": "retain"}], r":1 has `messages`, as training rows have"),
         ([GOOD, GOOD], r":2: .*its own id, `a` comes more than once, first at .*:1"),
         (
             [GOOD, GOOD | {"id": "A "}],

@@ -153,11 +153,21 @@ def test_a_limited_source_is_checked_where_it_is_used(save):
     assert sum(report.used["c:circuit_breaker"].values()) == 4
 
 
+def test_rows_of_one_kind_are_trained_on_by_the_line_that_it_ends_with(save, capsys):
+    chat = [{"role": "user", "content": "what is tea ?"}, {"role": "assistant", "content": "a drink"}]
+    rows = [{"id": s, "messages": chat, "images": [], "set": s} for s in ("circuit_breaker", "retain")]
+    rows[1]["messages"] = [{"role": one["role"], "content": f"{one['content']} or a star"} for one in chat]
+    assert cli.run(["data", "check", str(save("rows.jsonl", rows))]) == 0
+    out = capsys.readouterr().out
+    assert "mm-cb train RECIPE" in out and "batches=text" in out and "other formats" not in out
+
+
 def test_the_command_prints_counts_and_ends_with_2_on_errors(save, capsys):
     data = save("c.jsonl", [breaker_row(i) for i in range(3)])
     behaviors = save("b.jsonl", [{"id": "b", "prompt": "how to brew tea number 2 ?", "target": "sure", "image": None}])
     assert cli.run(["data", "check", str(data)]) == 0
-    assert "nothing wrong found" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "nothing wrong found" in out and "data=[" not in out and "RECIPE > mine.yaml" in out
     assert cli.run(["data", "check", str(data), "--behaviors", str(behaviors)]) == 2
     output = capsys.readouterr()
     assert "error: contaminated: 3" in output.out and "c.jsonl:1: too close to behaviour no. 1 (BLEU 0." in output.out

@@ -357,6 +357,7 @@ def test_base_and_breaker_alone_make_a_page_and_a_table(split_runs, tmp_path, mo
     for row in ("base + safety prompt", "no attack", "PGD", "adaptive PGD", "LLaVA-Wild", "over-refusal"):
         assert row not in lines and row in told.partition(".")[0]
     assert "MMMU-like" in lines and "No claim: this run shows nothing" in out
+    assert "- Base and circuit breaker were not both measured under PGD" in out  # why, and not on the page alone
     (tmp_path / "report.html").write_text("my own notes")
     assert cli.run(["report", *map(str, parts)]) == 2
     assert "is no report page" in capsys.readouterr().err

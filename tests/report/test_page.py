@@ -105,6 +105,15 @@ def test_the_head_says_what_the_page_is_about(split_runs, tmp_path):
         assert fact in head
 
 
+def test_buttons_name_the_breaker_only_where_one_is_shown(make_run, tmp_path):
+    def without(items):
+        items[:] = [item for item in items if item["subject"] == "base"]
+
+    both, alone = (report(make_run(edit=edit, name=name), tmp_path) for name, edit in (("a", None), ("b", without)))
+    assert ">RR complies</label>" in both and ">RR complies</label>" not in alone and ">complies</label>" in alone
+    assert "target's loss" in both and "attack loss 1" not in both
+
+
 def test_svg_ids_do_not_collide(make_run, tmp_path):
     text = report(make_run(), tmp_path)
     clips = re.findall(r'<clipPath id="([^"]+)"', text)

@@ -240,6 +240,18 @@ def test_many_failed_checks_are_counted_and_each_is_explained():
     assert verdict.reasons[:2] == tuple(f"{name}: expected 1, got 2. One is enough" for name in "ab")
 
 
+def test_a_page_of_the_base_alone_says_that_the_breaker_is_what_it_lacks():
+    base = [Measurement("base", "compliance", name, "all", 90.0, 10) for name in ("pgd", "worst_case")]
+    failed = [{**PASSED[0], "name": name, "passed": False} for name in "ab"]
+    verdict = judged(base, failed, strengths=[dataclasses.replace(FINISHED, subject="base")])
+    assert verdict.lead.endswith("because it holds no attack on one.")
+    assert "`--adapter`" in verdict.reasons[-1] and len(verdict.reasons) == 3
+    assert (
+        "No attack on a circuit breaker that counts." in verdict.lines[1].text
+        and "not known" not in verdict.lines[1].text
+    )
+
+
 def strength(condition="pgd", state="converged", knows=False, *, counted=True, complete=False):
     return Strength("rr", condition, "opening", knows, state, "", counted=counted, complete=complete)
 

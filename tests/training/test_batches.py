@@ -57,8 +57,11 @@ def test_a_missing_set_or_modality_is_named(examples):
     assert rows(text_only, batches="text")[0].retain.modality == "text"
     with pytest.raises(ValueError, match="multimodal examples of the circuit_breaker set"):
         rows(text_only)
-    with pytest.raises(ValueError, match="text examples of the retain set"):
+    with pytest.raises(ValueError, match="text examples of the retain set, it holds none: add some.$"):
         rows([example for example in examples if example.set == "circuit_breaker"])
+    for kind, other in (("text", "multimodal"), ("multimodal", "text")):
+        with pytest.raises(ValueError, match=f"add some, or set `batches={kind}`"):
+            rows([example for example in examples if example.modality == kind], batches=other)
 
 
 def test_ends_that_are_left_out_are_those_of_circuit_breaker_rows_alone(examples):

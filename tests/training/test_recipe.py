@@ -205,6 +205,7 @@ def test_a_resolved_recipe_can_be_run_again(tmp_path):
         ("training={}", None),
         ("seed=[", "not YAML"),
         ("data=ultrachat", "`data`: .*`miniature`.*'ultrachat'"),
+        ("data=rows.jsonl", r"a list of files \(`data=\[FILE\]`\).*'rows.jsonl'"),
         ("data.sources=[]", "`data.sources`"),
         ("data={sources: [{nam: x}]}", "`data.sources.0.name`: Field required"),
         ("data={sources: [{name: x, wieght: 2}]}", "unknown key of `data.sources.0` `wieght`, did you mean `weight`"),

@@ -236,7 +236,7 @@ def _kind(data: Any) -> str:
 
 def _known(name: str) -> str:
     if embedded(name) is None:
-        raise ValueError(f"expected {guest_names()}, a list of files, or `sources:` of a mixture")
+        raise ValueError(f"expected {guest_names()}, a list of files (`data=[FILE]`), or `sources:` of a mixture")
     return name
 
 
