@@ -269,15 +269,25 @@ def generation_begins_as_the_forward_says_and_ends_with_the_turn(make, folder):
 
 _QWEN_STOPS = ("<|im_end|>", "<|endoftext|>")
 STOPS = {
+    # transformers' convert_gemma3_weights.py: 1 and 106 in config.json and generation_config.json
     "gemma3": ("<eos>", "<end_of_turn>"),
-    "gemma4": ("<eos>", "<turn|>"),
-    **dict.fromkeys(("idefics3", "smolvlm"), ("<end_of_utterance>",)),
+    # generation_config.json as quoted in public repositories: 1, 106 and 50, of which config.json has the first two
+    "gemma4": ("<eos>", "<turn|>", "<|tool_response>"),
+    # mlx-vlm's issue 1932: 128001, 128008 and 128009 in config.json, no generation_config.json, turns that end otherwise
+    "idefics3": ("<end_of_utterance>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
+    # its tokenizer_config.json as quoted in public repositories; its config.json has a base model's 2
+    "smolvlm": ("<end_of_utterance>",),
+    # what their chat templates, and transformers' convert_mistral3_weights_to_hf.py, end answers with: eos_token
     **dict.fromkeys(("llava", "llava_next", "mistral3"), ("</s>",)),
+    # transformers' convert_internvl_weights_to_hf.py has the first alone, by Qwen2.5-VL's tokenizer;
+    # convert_llava_onevision_weights_to_hf.py takes Qwen2's; the second ends texts in what both were made from
     **dict.fromkeys(("internvl", "llava_onevision"), _QWEN_STOPS),
+    # generation_config.json as quoted in public repositories: 151645 and 151643; Qwen3.5's names 248044, the second,
+    # and its tokenizer_config.json 248046, the first
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), _QWEN_STOPS),
 }
 """Where generation has to stop beside the end of a turn, whatever a family's class says: the end tokens of published
-generation configs, and what a language model of the type ends texts with."""
+configurations, each by its source, and what a language model of the type ends texts with."""
 
 
 def subject_of(model):

@@ -204,6 +204,7 @@ OWN_FAULTS = {
         lambda model, states: model.base.lm_head(states),
         "lean_passes_are_the_whole_model",
     ),
+    ("gemma4", "a stop token is not named"): ("stop_tokens", ("<eos>",), ENDS),
     ("gemma4", "places of patches are left out"): ("beside", (), LOGITS),
     ("internvl", "settings of the processor's own"): ("options", {}, IDS),
     ("internvl", "a stop token is not named"): ("stop_tokens", (), ENDS),
