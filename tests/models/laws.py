@@ -273,7 +273,7 @@ STOPS = {
     "gemma3": ("<eos>", "<end_of_turn>"),
     # generation_config.json as quoted in public repositories: 1, 106 and 50, of which config.json has the first two
     "gemma4": ("<eos>", "<turn|>", "<|tool_response>"),
-    # mlx-vlm's issue 1932: 128001, 128008 and 128009 in config.json, no generation_config.json, turns that end otherwise
+    # mlx-vlm issue 1932: 128001, 128008 and 128009 in config.json, no generation_config.json, other ends of turns
     "idefics3": ("<end_of_utterance>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
     # its tokenizer_config.json as quoted in public repositories; its config.json has a base model's 2
     "smolvlm": ("<end_of_utterance>",),
