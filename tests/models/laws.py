@@ -13,6 +13,7 @@ from image_attacks import Linf, load_png, pgd, save_png, target_nll
 from mm_cb.attacks.objectives.adaptive import MatchingObjective
 from mm_cb.attacks.objectives.embedding import EmbeddingObjective
 from mm_cb.attacks.objectives.target import TargetObjective
+from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.data.examples import Example
 from mm_cb.inference.subjects import Subject
@@ -142,6 +143,41 @@ def as_pixels(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
+SMALL = [(1, 1), (3, 3), (40, 40), (1, 2000), (2000, 1)]
+"""Width and height of pictures that nobody means, and that stand in data sets."""
+
+
+def shown_or_refused(model, size):
+    """Why a picture of this size is refused, by training and by an attack, or two Nones: then both are exact."""
+    shown, why = [picture(seed, size) for seed in range(2)], []
+    chats = [[user(None, "what is"), answer("it")], CHATS[1]]
+
+    def trained():
+        inputs = model.encode_chats(chats, [shown[:1], []])
+        alone, own = model.encode_chats(chats[:1], [shown[:1]]), by_the_processor(model, chats[0], shown[:1])
+        assert torch.equal(alone.input_ids, own["input_ids"]), size
+        assert all(torch.equal(value, own[name]) for name, value in model.picture_arguments(alone).items()), size
+        states = hidden_states(model, lay_out(model, inputs, inputs.attention_mask), FIRST, TARGET).adapted[-1]
+        states.square().sum().backward()
+        assert bool(states.isfinite().all()), size
+
+    def attacked():
+        objective = TargetObjective(subject_of(model), BEHAVIORS, shown)
+        clean = torch.stack([as_pixels(one) for one in shown])
+        assert torch.equal(objective.preprocess(clean), model.encode(["what"] * 2, shown).pixel_values), size
+        found = pgd(objective, clean, threat_model=Linf(32 / 255), steps=2)
+        with torch.no_grad():
+            assert bool((found.losses <= objective(clean)).all()) and bool(found.losses.isfinite().all()), size
+
+    for run in (trained, attacked):
+        try:
+            run()
+            why.append(None)
+        except UserError as error:
+            why.append(str(error))
+    return why
+
+
 def an_open_answer_begins_where_the_model_goes_on(make, folder):
     model = make()
     asked = model.encode(["what"], SHOWN[:1])
@@ -248,9 +284,13 @@ def the_adapter_sits_in_the_language_tower_and_off_is_the_base(make, folder):
 def generation_begins_as_the_forward_says_and_ends_with_the_turn(make, folder):
     model = make()
     inputs = model.encode_chats(CHATS, [pictures_of(chat) for chat in CHATS])
+    seen: list[torch.Tensor] = []
+    hook = model.base.lm_head.register_forward_hook(lambda module, given, logits: seen.append(logits[:, -1]))
     with torch.no_grad():
         best = model.forward(inputs, logits_to_keep=1).logits[:, -1].argmax(-1)
     first = model.generate(inputs, 1)
+    hook.remove()
+    torch.testing.assert_close(seen[1], seen[0], **CLOSE)
     assert first == model.processor.tokenizer.batch_decode(best[:, None], skip_special_tokens=True)
     named = [model.dialect.end_of_turn, *STOPS.get(model.base.config.model_type, ())]
     published = [model.processor.tokenizer.convert_tokens_to_ids(token) for token in named]
