@@ -160,7 +160,7 @@ def test_a_model_that_sees_is_looked_at_without_its_weights(tmp_path):
         ("Qwen/Qwen2.5-VL-7B-Instruct", None, "qwen2.5-vl-7b", None),
         ("qwen2_5_vl", 28, "qwen2.5-vl-7b", None),  # a tuned copy, in a folder
         ("qwen2_5_vl", 36, "qwen2.5-vl-7b", ([18], [16, 17, 18])),
-        ("qwen2_vl", 28, "llava-next-mistral-7b", ([14], [12, 13, 14])),
+        ("qwen2_vl", 28, "qwen2-vl-7b", None),
         ("qwen3_5", 24, "qwen3.5-9b", ([12], [10, 11, 12])),
         ("llava", 40, "llava-1.5-7b", ([20], [18, 19, 20])),  # as deep as Pixtral, of the same type, another family
         ("llama", 30, "llama-3-8b-instruct", ([9, 18], list(range(19)))),

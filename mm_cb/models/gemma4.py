@@ -36,7 +36,7 @@ class Gemma4Model(Gemma3Model):
     )
     beside = ("image_position_ids",)
     end_of_turn = "<turn|>"
-    stop_tokens = ("<eos>",)
+    stop_tokens = ("<eos>", "<|tool_response>")
 
     @classmethod
     def check_processor(cls, processor: Any, config: Any, folder: Path) -> None:

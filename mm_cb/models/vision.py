@@ -98,7 +98,7 @@ class VisionModel(ChatModel):
             raise UserError(
                 f"the image processor of `{self.name}` cannot show pictures of {sizes} ({type(error).__name__}: "
                 f"{error}); "
-                "look at its preprocessor_config.json or processor_config.json."
+                "give it pictures of another shape, or look at its preprocessor_config.json or processor_config.json."
             ) from error
         if not bool(made["pixel_values"].isfinite().all()):
             raise UserError(

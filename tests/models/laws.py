@@ -13,6 +13,7 @@ from image_attacks import Linf, load_png, pgd, save_png, target_nll
 from mm_cb.attacks.objectives.adaptive import MatchingObjective
 from mm_cb.attacks.objectives.embedding import EmbeddingObjective
 from mm_cb.attacks.objectives.target import TargetObjective
+from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.data.examples import Example
 from mm_cb.inference.subjects import Subject
@@ -142,6 +143,41 @@ def as_pixels(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
+SMALL = [(1, 1), (3, 3), (40, 40), (1, 2000), (2000, 1)]
+"""Width and height of pictures that nobody means, and that stand in data sets."""
+
+
+def shown_or_refused(model, size):
+    """Why a picture of this size is refused, by training and by an attack, or two Nones: then both are exact."""
+    shown, why = [picture(seed, size) for seed in range(2)], []
+    chats = [[user(None, "what is"), answer("it")], CHATS[1]]
+
+    def trained():
+        inputs = model.encode_chats(chats, [shown[:1], []])
+        alone, own = model.encode_chats(chats[:1], [shown[:1]]), by_the_processor(model, chats[0], shown[:1])
+        assert torch.equal(alone.input_ids, own["input_ids"]), size
+        assert all(torch.equal(value, own[name]) for name, value in model.picture_arguments(alone).items()), size
+        states = hidden_states(model, lay_out(model, inputs, inputs.attention_mask), FIRST, TARGET).adapted[-1]
+        states.square().sum().backward()
+        assert bool(states.isfinite().all()), size
+
+    def attacked():
+        objective = TargetObjective(subject_of(model), BEHAVIORS, shown)
+        clean = torch.stack([as_pixels(one) for one in shown])
+        assert torch.equal(objective.preprocess(clean), model.encode(["what"] * 2, shown).pixel_values), size
+        found = pgd(objective, clean, threat_model=Linf(32 / 255), steps=2)
+        with torch.no_grad():
+            assert bool((found.losses <= objective(clean)).all()) and bool(found.losses.isfinite().all()), size
+
+    for run in (trained, attacked):
+        try:
+            run()
+            why.append(None)
+        except UserError as error:
+            why.append(str(error))
+    return why
+
+
 def an_open_answer_begins_where_the_model_goes_on(make, folder):
     model = make()
     asked = model.encode(["what"], SHOWN[:1])
@@ -248,9 +284,13 @@ def the_adapter_sits_in_the_language_tower_and_off_is_the_base(make, folder):
 def generation_begins_as_the_forward_says_and_ends_with_the_turn(make, folder):
     model = make()
     inputs = model.encode_chats(CHATS, [pictures_of(chat) for chat in CHATS])
+    seen: list[torch.Tensor] = []
+    hook = model.base.lm_head.register_forward_hook(lambda module, given, logits: seen.append(logits[:, -1]))
     with torch.no_grad():
         best = model.forward(inputs, logits_to_keep=1).logits[:, -1].argmax(-1)
     first = model.generate(inputs, 1)
+    hook.remove()
+    torch.testing.assert_close(seen[1], seen[0], **CLOSE)
     assert first == model.processor.tokenizer.batch_decode(best[:, None], skip_special_tokens=True)
     named = [model.dialect.end_of_turn, *STOPS.get(model.base.config.model_type, ())]
     published = [model.processor.tokenizer.convert_tokens_to_ids(token) for token in named]
@@ -269,15 +309,25 @@ def generation_begins_as_the_forward_says_and_ends_with_the_turn(make, folder):
 
 _QWEN_STOPS = ("<|im_end|>", "<|endoftext|>")
 STOPS = {
+    # transformers' convert_gemma3_weights.py: 1 and 106 in config.json and generation_config.json
     "gemma3": ("<eos>", "<end_of_turn>"),
-    "gemma4": ("<eos>", "<turn|>"),
-    **dict.fromkeys(("idefics3", "smolvlm"), ("<end_of_utterance>",)),
+    # generation_config.json as quoted in public repositories: 1, 106 and 50, of which config.json has the first two
+    "gemma4": ("<eos>", "<turn|>", "<|tool_response>"),
+    # mlx-vlm issue 1932: 128001, 128008 and 128009 in config.json, no generation_config.json, other ends of turns
+    "idefics3": ("<end_of_utterance>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
+    # its tokenizer_config.json as quoted in public repositories; its config.json has a base model's 2
+    "smolvlm": ("<end_of_utterance>",),
+    # what their chat templates, and transformers' convert_mistral3_weights_to_hf.py, end answers with: eos_token
     **dict.fromkeys(("llava", "llava_next", "mistral3"), ("</s>",)),
+    # transformers' convert_internvl_weights_to_hf.py has the first alone, by Qwen2.5-VL's tokenizer;
+    # convert_llava_onevision_weights_to_hf.py takes Qwen2's; the second ends texts in what both were made from
     **dict.fromkeys(("internvl", "llava_onevision"), _QWEN_STOPS),
+    # generation_config.json as quoted in public repositories: 151645 and 151643; Qwen3.5's names 248044, the second,
+    # and its tokenizer_config.json 248046, the first
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), _QWEN_STOPS),
 }
 """Where generation has to stop beside the end of a turn, whatever a family's class says: the end tokens of published
-generation configs, and what a language model of the type ends texts with."""
+configurations, each by its source, and what a language model of the type ends texts with."""
 
 
 def subject_of(model):

@@ -37,6 +37,25 @@ def test_law_with_torchvision(kind, law, tmp_path):
     law(partial(tiny, kind, "torchvision"), tmp_path)
 
 
+NARROW = {(1, 2000): "cannot show pictures of 1 x 2000", (2000, 1): "cannot show pictures of 2000 x 1"}
+TOO_SMALL = dict.fromkeys([(1, 1), (3, 3)], "pixels on one side; enlarge it")
+REFUSED = {
+    **dict.fromkeys(("mistral3", "pixtral"), NARROW | TOO_SMALL),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), NARROW),
+}
+
+
+@pytest.mark.parametrize("backend", ["pil", "torchvision"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiny_and_extreme_pictures_are_exact_or_refused_by_name(kind, backend):
+    model = laws.with_adapter(tiny(kind, backend))[0]
+    for size in laws.SMALL:
+        expected = REFUSED.get(kind, {}).get(size)
+        for why in laws.shown_or_refused(model, size):
+            assert (why is None) == (expected is None) and (expected or "") in (why or ""), (size, why)
+            assert "\n" not in (why or "")
+
+
 _QWEN2 = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 WINDOWS = {
     "gemma3": {"sliding_window": 3},
@@ -204,6 +223,7 @@ OWN_FAULTS = {
         lambda model, states: model.base.lm_head(states),
         "lean_passes_are_the_whole_model",
     ),
+    ("gemma4", "a stop token is not named"): ("stop_tokens", ("<eos>",), ENDS),
     ("gemma4", "places of patches are left out"): ("beside", (), LOGITS),
     ("internvl", "settings of the processor's own"): ("options", {}, IDS),
     ("internvl", "a stop token is not named"): ("stop_tokens", (), ENDS),
@@ -227,6 +247,20 @@ def test_a_familys_own_fault_is_noticed(kind, fault, monkeypatch, tmp_path):
     monkeypatch.setattr(type(make()), name, wrong)
     with pytest.raises((AssertionError, AttributeError, KeyError, RuntimeError, UserError, ValueError)):
         getattr(laws, law)(make, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "qwen2_5_vl"])
+def test_generation_that_is_not_told_of_token_types_is_noticed(kind, monkeypatch, tmp_path):
+    generate = VisionModel.generate
+
+    def untold(model, *given):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(model), "token_arguments", without_types)
+            return generate(model, *given)
+
+    monkeypatch.setattr(VisionModel, "generate", untold)
+    with pytest.raises(AssertionError):
+        getattr(laws, ENDS)(partial(tiny, kind), tmp_path)
 
 
 def test_targets_in_front_of_an_empty_thinking_block_are_noticed(monkeypatch, tmp_path):

@@ -288,7 +288,7 @@ def gemma4(backend: str, **text):
     words = tokenizer(
         [
             *("<pad>", "<eos>", "<bos>", "<|turn>", "<turn|>", "<|image>", "<image|>", "<|image|>"),
-            *("<|audio|>", "<|audio>", "<audio|>", "<|video|>", "<|channel>", "<channel|>"),
+            *("<|audio|>", "<|audio>", "<audio|>", "<|video|>", "<|channel>", "<channel|>", "<|tool_response>"),
         ],
         bos="<bos>",
         eos="<turn|>",
@@ -548,32 +548,37 @@ def smolvlm(backend: str, **text):
         lambda images, words, **more: SmolVLMProcessor(images, words, videos, **more),
         module.DEFAULT_CHAT_TEMPLATE,
         backend,
+        ["<|im_start|>", "<|im_end|>", "<end_of_utterance>"],
         **text,
     )
 
 
 def idefics3(backend: str, **text):
-    """Idefics3, and SmolVLM's first checkpoints, which are read as such."""
+    """Idefics3, with Llama 3's ends of texts beside the end of a turn; SmolVLM's first checkpoints are read as such."""
     template = import_module("transformers.models.smolvlm.processing_smolvlm").DEFAULT_CHAT_TEMPLATE
-    return _idefics3("idefics3", Idefics3Config, Idefics3Processor, template, backend, **text)
+    template = template.replace("<|im_start|>", "<|begin_of_text|>")
+    own = ["<|begin_of_text|>", "<pad>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]
+    return _idefics3("idefics3", Idefics3Config, Idefics3Processor, template, backend, own, **text)
 
 
-def _idefics3(kind, config, processor, template, backend, **text):
+def _idefics3(kind, config, processor, template, backend, own, **text):
+    """``own``: beginning of texts, padding, the tokenizer's end of texts and further ones of the configuration."""
     marks = [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
     around = {"fake_image_token": "<fake_token_around_image>", "global_image_token": "<global-img>"}
     around |= {"image_token": "<image>", "end_of_utterance_token": "<end_of_utterance>"}
     words = tokenizer(
-        ["<|im_start|>", "<|im_end|>", *around.values(), "User:", "Assistant:", *marks],
-        bos="<|im_start|>",
-        eos="<end_of_utterance>",
-        pad="<|im_end|>",
+        [*own, *around.values(), "User:", "Assistant:", *marks],
+        bos=own[0],
+        eos=own[2],
+        pad=own[1],
         **around,
     )
     name = {"smolvlm": "SmolVLMImageProcessor", "idefics3": "Idefics3ImageProcessor"}[kind]
     images = image_processor(kind, name, backend, size={"longest_edge": 112}, max_image_size={"longest_edge": 56})
     tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = words.convert_tokens_to_ids(own[2:])
     made = config(
-        text_config=LlamaConfig(**(_TEXT | text), **token_ids(words)),
+        text_config=LlamaConfig(**(_TEXT | text), **token_ids(words) | {"eos_token_id": ends}),
         vision_config={**tower, "image_size": 56, "patch_size": 14},
         image_token_id=words.convert_tokens_to_ids("<image>"),
         scale_factor=2,

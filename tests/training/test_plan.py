@@ -103,11 +103,13 @@ def test_every_shipped_recipe_can_be_planned_before_its_model_is_here(name):
     [
         ("gemma-3-12b-it", 12.187e9, 256),
         ("gemma-4-e4b-it", 7.941e9, 280),
+        ("idefics3-8b", 8.462e9, 2873),
         ("internvl3-8b", 7.944e9, 13 * 256),
         ("llava-1.5-7b", 7.063e9, 576),
         ("llava-onevision-7b", 8.031e9, 729 + 7938 + 162),
         ("mistral-small-3.1-24b", 24.011e9, 55 * 55),
         ("pixtral-12b", 12.683e9, 64 * 64),
+        ("qwen2-vl-7b", 8.291e9, 16384),
         ("qwen2.5-vl-7b", 8.292e9, 16384),
         ("qwen3-vl-8b", 8.767e9, 16384),
         ("qwen3.5-9b", 9.410e9, 16384),

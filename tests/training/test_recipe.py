@@ -12,10 +12,10 @@ from mm_cb.training.recipes.recipe import load_recipe, recipe_keys
 
 def test_the_miniature_recipe():
     assert set(recipe_names()) == {
-        "gemma-3-12b-it", "gemma-4-e4b-it", "gpt2", "internvl3-8b", "llama-3-8b-instruct", "llama-3-8b-instruct-agents",
-        "llava-1.5-7b", "llava-next-mistral-7b", "llava-onevision-7b", "miniature", "miniature-agent",
-        "miniature-paper", "mistral-7b-instruct", "mistral-small-3.1-24b", "pixtral-12b", "qwen2.5-vl-7b",
-        "qwen2.5-vl-7b-agents", "qwen3-vl-8b", "qwen3.5-9b", "smolvlm-2b",
+        "gemma-3-12b-it", "gemma-4-e4b-it", "gpt2", "idefics3-8b", "internvl3-8b", "llama-3-8b-instruct",
+        "llama-3-8b-instruct-agents", "llava-1.5-7b", "llava-next-mistral-7b", "llava-onevision-7b", "miniature",
+        "miniature-agent", "miniature-paper", "mistral-7b-instruct", "mistral-small-3.1-24b", "pixtral-12b",
+        "qwen2-vl-7b", "qwen2.5-vl-7b", "qwen2.5-vl-7b-agents", "qwen3-vl-8b", "qwen3.5-9b", "smolvlm-2b",
     }  # fmt: skip
     recipe = load_recipe("miniature")
     assert recipe.circuit_breaker.alpha == 5 and recipe.circuit_breaker.target_layers == [2, 4]
@@ -90,11 +90,13 @@ def test_the_recipes_for_agents_are_those_of_their_models_with_calls_mixed_in(na
 OTHER_FAMILIES = {
     "gemma-3-12b-it": (24, 48),
     "gemma-4-e4b-it": (21, 42),
+    "idefics3-8b": (16, 32),
     "internvl3-8b": (14, 28),
     "llava-1.5-7b": (16, 32),
     "llava-onevision-7b": (14, 28),
     "mistral-small-3.1-24b": (20, 40),
     "pixtral-12b": (20, 40),
+    "qwen2-vl-7b": (14, 28),
     "qwen2.5-vl-7b": (14, 28),
     "qwen3-vl-8b": (18, 36),
     "qwen3.5-9b": (16, 32),
