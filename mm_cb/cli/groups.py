@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ class Command(_Helpful, TyperCommand):
 def _with_values(args: Sequence[str]) -> list[str]:
     """A command line in which every option has its value, also one that may stand without."""
     whole: list[str] = []
-    for word, behind in zip(args, [*args[1:], "-"], strict=True):
+    for word, behind in itertools.pairwise([*args, "-"]):
         whole += [word, AUTO] if word == "--ray" and behind.startswith("-") else [word]
     return whole
 
