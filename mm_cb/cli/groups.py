@@ -1,8 +1,8 @@
 """How commands show their help: options under headings, commands with the whole of their first line."""
 
+import itertools
 import re
 from collections import Counter
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
