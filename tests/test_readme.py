@@ -470,6 +470,32 @@ def worst_of_seeds():
     return ", ".join(f"{value:.1f}" for value in values)
 
 
+SPREAD = json.loads((RESULTS / "spread.json").read_text(encoding="utf-8"))["breakers"]
+
+
+def broken_text(breaker):
+    return sum(kept["broken"] for kept in breaker["kept"].values())
+
+
+def spread_row(number):
+    one = SPREAD[number]
+    lettered, look_alikes = (100 * one["kept"][name]["right"] / one["kept"][name]["n"] for name in ("lettered", "look_alikes"))
+    cosine = "{:.2f} / {:.2f}".format(*(one["cosine"]["held_out_kind"][layer] for layer in (2, 4)))
+    return (
+        f"| {one['seed']} | {one['threads']} | {one['attacks']['pgd_homotopy']['harmful']} of {one['n']} | "
+        f"{broken_text(one)} of 1440 | {lettered:.1f} | {look_alikes:.1f} | {cosine} | "
+        f"{min(one['cosine']['retain'][1:]):.3f} |"
+    )
+
+
+def spread_in_words():
+    fell = [one["attacks"]["pgd_homotopy"]["harmful"] for one in SPREAD]
+    return (
+        f"Of {len(SPREAD)} breakers of one recipe (seeds, threads) `pgd_homotopy` broke {min(fell)} to {max(fell)} of 24, "
+        f"and at most {max(map(broken_text, SPREAD))} of 1440 benign answers were broken text"
+    )
+
+
 def broken_look_alikes():
     found = measured("one_thread.json")["rr", "gibberish", "no_attack", "all"]
     return f"{found['counts']['gibberish']} of {found['n']}"
@@ -486,7 +512,8 @@ def broken_look_alikes():
                 f"{broken('miniature_paper.json', 'pgd_homotopy')} of RR as published"
             ),
         ),
-        ("README.md", lambda: f"({broken('one_thread.json')}) and that answered {broken_look_alikes()} benign"),
+        ("README.md", lambda: spread_in_words()),
+        *(("docs/miniature.md", lambda number=number: spread_row(number)) for number in range(len(SPREAD))),
         ("README.md", lambda: f"its worst case is {broken('miniature_demo.json')}."),
         (
             "docs/quickstart.md",
