@@ -110,12 +110,13 @@ def _completions(record: Record, context: Context) -> Example | Skip:
 
 def _messages(record: Record, context: Context) -> Example | Skip:
     """Chats of ``role`` and ``content``; a last turn of the user, which nothing answers, is cut off."""
-    told = _turns(record, "messages", "role", "content")
-    if record.get("tools") or any(turn.get("tool_calls") for turn in told):
+    given = record["messages"] if isinstance(record["messages"], list) else []
+    if record.get("tools") or any(isinstance(turn, dict) and turn.get("tool_calls") for turn in given):
         raise ValueError(
             "a chat with tools must be a row of our own (id, messages, images, set, tools), or its calls would be "
             "left out"
         )
+    told = _turns(record, "messages", "role", "content")
     turns = [{"role": turn["role"], "content": turn["content"]} for turn in told]
     pictures = _pictures(record, context)
     return _chat(turns, pictures, context, split=bool(pictures))

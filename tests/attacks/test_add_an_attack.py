@@ -19,7 +19,7 @@ from mm_cb.attacks.run import attack
 from mm_cb.attacks.verify import verify_run
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl
-from mm_cb.metrics.results import find, measure
+from mm_cb.metrics.results import find, measure, read_results, write_results
 from tests.attacks.helpers import edited, first_behaviors
 
 PAGE = Path(__file__).parents[2] / "docs" / "add_an_attack.md"
@@ -80,7 +80,8 @@ def test_a_forged_loss_of_its_own_objective_is_noticed(made, monkeypatch):
     folder, space, _ = made
     monkeypatch.setattr(registry, "_ATTACKS", registry._ATTACKS | {"no_refusal": entry(space["AwayFromRefusal"])})
     path = sorted((folder / "images").glob("*/no_refusal-*.json"))[0]
-    honest = path.read_bytes(), (folder / "items.jsonl").read_bytes()
+    held = [path, folder / "items.jsonl", folder / "results.json"]
+    honest = [file.read_bytes() for file in held]
     told = json.loads(honest[0])
     edited(path, lambda one: one.update(weight=0.5))
     verify_run(folder)  # of an attack's own objective the settings count, not what its picture's JSON says of a weight
@@ -91,10 +92,11 @@ def test_a_forged_loss_of_its_own_objective_is_noticed(made, monkeypatch):
             f'"objective_file": {told["objective_file"] + 1}'.encode(),
         )
     )
+    write_results(folder / "results.json", read_results(folder / "results.json"))  # it has the hash of the items
     with pytest.raises(UserError, match="objective_file .* recorded"):
         verify_run(folder)
-    path.write_bytes(honest[0])
-    (folder / "items.jsonl").write_bytes(honest[1])
+    for file, content in zip(held, honest, strict=True):
+        file.write_bytes(content)
 
 
 def entry(objective, **more):

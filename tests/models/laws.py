@@ -463,6 +463,7 @@ def training_reroutes(make, folder):
         "training.max_steps": 8,
         "training.batch_size": 2,
         "training.learning_rate": 0.05,
+        "training.start_distance": 0,
         "training.held_out": 0,
         "training.tokens_per_pass": 100,
     }

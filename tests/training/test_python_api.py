@@ -96,6 +96,8 @@ def command(rows, tmp_path_factory):
     masks = ["circuit_breaker.masks.text=user_and_assistant", "circuit_breaker.masks.multimodal=after_image"]
     lora = ["lora.r=4", "lora.lora_alpha=4"]
     training = ["training.max_steps=2", "training.batch_size=4", "training.held_out=1"]
+    training += ["training.start_distance=0", "training.average_last=0", "training.learning_rate=0.005"]
+    training += ["circuit_breaker.schedule_steps=null"]
     return train(load_recipe("miniature", [f"data=[{file}]", *breaker, *masks, *lora, *training]), folder / "cli")
 
 

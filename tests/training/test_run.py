@@ -29,6 +29,9 @@ OPTIONS = [
     "training.max_steps=6",
     "training.batch_size=4",
     "training.save_steps=2",
+    "training.start_distance=0",
+    "training.average_last=0",
+    "circuit_breaker.schedule_steps=null",
 ]
 
 
