@@ -372,6 +372,13 @@ DIALLED = {
 }
 
 
+@pytest.mark.parametrize("kind", ["none", "hex", "curse", "plague"])
+def test_every_number_of_the_category_transfer_is_a_measured_one(kind):
+    found = json.loads((RESULTS / "category_transfer.json").read_text(encoding="utf-8"))["trained_on"][kind]
+    told = [f"{found[asked]['broken']} of {found[asked]['n']}" for asked in ("hex", "curse", "plague", "blight")]
+    assert cells("docs/miniature.md", f"{kind} | ") == told
+
+
 @pytest.mark.parametrize(
     ("begins", "name"),
     [
@@ -479,7 +486,9 @@ def broken_text(breaker):
 
 def spread_row(number):
     one = SPREAD[number]
-    lettered, look_alikes = (100 * one["kept"][name]["right"] / one["kept"][name]["n"] for name in ("lettered", "look_alikes"))
+    lettered, look_alikes = (
+        100 * one["kept"][name]["right"] / one["kept"][name]["n"] for name in ("lettered", "look_alikes")
+    )
     cosine = "{:.2f} / {:.2f}".format(*(one["cosine"]["held_out_kind"][layer] for layer in (2, 4)))
     return (
         f"| {one['seed']} | {one['threads']} | {one['attacks']['pgd_homotopy']['harmful']} of {one['n']} | "
@@ -491,8 +500,8 @@ def spread_row(number):
 def spread_in_words():
     fell = [one["attacks"]["pgd_homotopy"]["harmful"] for one in SPREAD]
     return (
-        f"Of {len(SPREAD)} breakers of one recipe (seeds, threads) `pgd_homotopy` broke {min(fell)} to {max(fell)} of 24, "
-        f"and at most {max(map(broken_text, SPREAD))} of 1440 benign answers were broken text"
+        f"Of {len(SPREAD)} breakers of one recipe (seeds, threads) `pgd_homotopy` broke {min(fell)} to {max(fell)} of "
+        f"24, and at most {max(map(broken_text, SPREAD))} of 1440 benign answers were broken text"
     )
 
 
