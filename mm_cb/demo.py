@@ -207,7 +207,6 @@ def _run(out: Path, plan: DemoSize, rerouting: Recipe, seed: int, rr_seeds: int,
         for index in range(rr_seeds):
             breakers.append(_breaker(out, rerouting, seed, index, progress))
             _attack(out, breakers[-1], behaviors, [a for a in attacks if a.name not in LAST], progress)
-        progress.say(f"Waiting for what is measured beside this: the base ({out / LOG}).")
     for subject in breakers:
         with beside(_attack_last, out, plan, rerouting, seed, subject.name, log=out / LOG):
             _attack(out, subject, behaviors, [a for a in attacks if a.name != LAST[-1]], progress)

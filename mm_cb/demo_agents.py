@@ -88,7 +88,7 @@ def run_agents(out: Path, *, full: bool, seed: int, rr_seeds: int = 1) -> Path:
     _refuse_others(out, written)
     asked = _write_data(out / written, size, seed)
     base, breakers = out / "base", [out / f"rr-{number}" for number in range(seed, seed + rr_seeds)]
-    say(f"The base is measured beside the first training ({base / LOG}).")
+    say("The base is measured beside the first training.")
     with beside(_measure_base, base, asked, size, seed, log=base / LOG):
         first = _train(breakers[0], seed)
     for number, folder in enumerate(breakers, start=seed):

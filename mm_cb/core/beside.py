@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from mm_cb.core.closing import say
 from mm_cb.core.errors import UserError
 from mm_cb.core.provenance import available_cores
 
@@ -40,6 +41,8 @@ def beside(work: Callable[..., None], *given: Any, log: Path) -> Iterator[None]:
     theirs.close()
     try:
         yield
+        if process.is_alive():
+            say(f"Waiting for what runs beside this ({log}).")
         process.join()
     finally:
         if process.is_alive():
