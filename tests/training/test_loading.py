@@ -115,6 +115,7 @@ def test_a_worker_that_dies_and_a_lack_of_shared_memory_are_one_line_and_the_run
 
 def test_a_run_stopped_early_leaves_no_worker(recipe, examples, tmp_path, nobody_left):
     overrides = ("training.held_out=1", "training.held_out_steps=1", "training.stop_at_cosine=0.9997")
+    overrides += ("training.learning_rate=0.005",)
     out = train(recipe(2, *overrides), tmp_path / "run", examples)
     assert len((out / "metrics.jsonl").read_text().splitlines()) < 6
 
