@@ -292,3 +292,10 @@ def test_what_is_expected_is_said_in_the_words_of_a_recipe(override, said):
 def test_a_number_that_yaml_takes_for_a_text_is_one():
     assert load_recipe("miniature", ["training.learning_rate=1e-4"]).training.learning_rate == 1e-4
     assert load_recipe("miniature", ['lora.r="8"', "lora.dropout=1e-1"]).lora.r == 8
+
+
+def test_a_run_that_may_stop_at_a_step_keeps_no_mean_of_many():
+    stop = ["training.held_out=1", "training.stop_at_cosine=0.5"]
+    with pytest.raises(UserError, match="set one to null or 0, got 0.5 and 0.33"):
+        load_recipe("miniature", stop)
+    assert load_recipe("miniature", [*stop, "training.average_last=0"]).training.stop_at_cosine == 0.5

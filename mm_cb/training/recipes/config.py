@@ -306,6 +306,11 @@ class Training(_Section):
             )
         if self.stop_at_cosine is not None and self.held_out == 0:
             raise ValueError("`stop_at_cosine` needs rows to measure, set `held_out` to 1 or more, got 0")
+        if self.stop_at_cosine is not None and self.average_last:
+            raise ValueError(
+                "`stop_at_cosine` looks at the weights of a step, `average_last` keeps the mean of many: set one to "
+                f"null or 0, got {self.stop_at_cosine:g} and {self.average_last:g}"
+            )
         return self
 
 
