@@ -33,9 +33,8 @@ class AverageOfLast(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Take up the mean of the checkpoint that the run goes on from."""
         held = self._folder / f"checkpoint-{state.global_step}" / _FILE
-        self._mean, self._steps = (load_file(held), 0) if held.is_file() else ({}, 0)
-        if self._mean:
-            self._steps = int(self._mean.pop(_COUNT))
+        self._mean = load_file(held, device=str(args.device)) if held.is_file() else {}
+        self._steps = int(self._mean.pop(_COUNT, 0))
 
     @torch.no_grad()
     def on_step_end(
