@@ -2,6 +2,8 @@
 
 import json
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,8 @@ from mm_cb.metrics.results import find, read_results
 from tests.models.conftest import save_text_model
 from tests.models.test_tools import QWEN
 
-CALLS = Path(__file__).parents[2] / "data" / "examples" / "calls"
+ROOT = Path(__file__).parents[2]
+CALLS = ROOT / "data" / "examples" / "calls"
 ANSWERS = CALLS.parent / "call_answers.jsonl"
 SCHEMA = {
     "s": {"type": "string"},
@@ -245,6 +248,63 @@ def test_files_that_lack_their_answers_or_are_of_another_version(tmp_path):
         read_asked(str(tmp_path))
     with pytest.raises(UserError, match="there is none"):
         read_asked(str(tmp_path / "nothing"))
+
+
+def test_bfcls_own_folders_are_taken_as_they_are(tmp_path, capsys):
+    """Beside what is scored lie files of other categories, some of which hold no rows; answers lie deeper."""
+    for name in ("BFCL_v4_format_sensitivity.json", "BFCL_v4_memory.json", "BFCL_v4_simple_java.json"):
+        (tmp_path / name).write_text("{\n}")
+    (tmp_path / "possible_answer").mkdir()
+    for folder, row in ((tmp_path, GOOD), (tmp_path / "possible_answer", {"id": GOOD["id"], "ground_truth": TRUTH})):
+        (folder / "BFCL_v4_simple_python.json").write_text(json.dumps(row))
+    said = tmp_path / "result" / "M"
+    for folder in ("non_live", "agentic/memory/kv/memory_snapshot"):
+        (said / folder).mkdir(parents=True)
+    (said / "non_live" / "BFCL_v4_simple_python_result.json").write_text(
+        json.dumps({"id": GOOD["id"], "result": "[bell(n=1)]"})
+    )
+    (said / "agentic" / "memory" / "kv" / "memory_snapshot" / "customer_final.json").write_text("[\n]")
+    (said / "agentic" / "BFCL_v4_web_search_base_result.json").write_text("[]")
+    command = [
+        "score",
+        "function-calling",
+        "--data",
+        str(tmp_path),
+        "--answers",
+        str(said),
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    assert cli.run(command) == 0, capsys.readouterr().err
+    assert [item["id"] for item in read_jsonl(tmp_path / "r" / "items.jsonl")] == [GOOD["id"]]
+
+
+def test_v1s_folder_is_taken_as_it_is(tmp_path):
+    """Its file of chats has no ids."""
+    (tmp_path / "gorilla_openfunctions_v1_test_chatable.json").write_text(json.dumps({"question": "hello"}))
+    row = {**GOOD, "id": "relevance_0", "question": "hello"}
+    (tmp_path / "gorilla_openfunctions_v1_test_relevance.json").write_text(json.dumps(row))
+    assert [asked.id for asked in read_asked(str(tmp_path))] == ["relevance_0"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "told"),
+    [
+        (["simple_python_1"], 0, "2 of 2 alike, 1 right"),
+        ([2], 0, "2 of 2 alike, 1 right"),  # v1 counts answers from one
+        (["simple_python_0"], 1, "simple_python_1: ours False, BFCL True"),
+    ],
+)
+def test_our_verdicts_beside_bfcls_own(tmp_path, capsys, monkeypatch, wrong, code, told):
+    """The script that shows the parity; score files have no line end behind the last line."""
+    counts = {"correct_count": 1, "total_count": 2}
+    (tmp_path / "BFCL_v4_simple_python_score.json").write_text(
+        "\n".join(json.dumps(line) for line in (counts, *({"id": one} for one in wrong)))
+    )
+    monkeypatch.setattr(sys, "argv", ["bfcl.py", "--data", str(CALLS), "--pair", "M", str(ANSWERS), str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / "benchmarks" / "bfcl.py"), run_name="__main__")
+    assert ended.value.code == code and told in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

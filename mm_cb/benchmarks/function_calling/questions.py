@@ -36,8 +36,9 @@ _V4 = {"simple_python": "simple"} | {
 _OTHERS = re.compile(
     r"(simple_java|simple_javascript|java|javascript|multi_turn|memory|web_search|exec|executable|rest|sql|chatable|format)"
 )
+"""How categories begin that are not scored here, in ids and names of files."""
 _ID = re.compile(r"(?P<kind>[a-z_]+?)_(?P<rest>[0-9].*)")
-_FILE = re.compile(r"BFCL_v(\d+)_")
+_FILE = re.compile(r"(?:BFCL|gorilla_openfunctions)_v(?P<version>\d+)_(?:test_)?(?P<category>.*)")
 _SCHEMA_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
 """BFCL's words for types, as JSON schemas have them."""
 
@@ -98,6 +99,15 @@ def version_and_category(id: str) -> tuple[int, str] | None:
     )
 
 
+def is_scored(file: Path) -> bool | None:
+    """Whether a file's name is BFCL's and of a category that is scored here; None for names of one's own.
+
+    Files of other categories need not be rows at all, and are not opened.
+    """
+    named = _FILE.match(file.name)
+    return None if named is None else _OTHERS.match(named["category"]) is None
+
+
 def prompt(asked: CallQuestion) -> str:
     """The request in BFCL's prompt mode, system text first."""
     return prompt_mode(asked.functions, asked.question, asked.version)
@@ -136,8 +146,13 @@ def _schema(value: Any) -> Any:
 
 
 def _read_file(file: Path) -> Iterator[CallQuestion]:
-    if (named := _FILE.match(file.name)) and named[1] != "4":
-        raise UserError(f"`{file}` must be of BFCL v1 or v4, it is of v{named[1]}; take the files of bfcl_eval/data.")
+    named = _FILE.match(file.name)
+    if named and named["version"] not in ("1", "4"):
+        raise UserError(
+            f"`{file}` must be of BFCL v1 or v4, it is of v{named['version']}; take the files of bfcl_eval/data."
+        )
+    if is_scored(file) is False:
+        return
     answers: dict[str, DataRow] | None = None
     for row in json_lines(file, (CALLS,)):
         try:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mm_cb.benchmarks.function_calling.questions import version_and_category
+from mm_cb.benchmarks.function_calling.questions import is_scored, version_and_category
 from mm_cb.benchmarks.rows import json_lines
 from mm_cb.core.errors import UserError
 from mm_cb.core.file_kinds import ANSWERS, CALL_ANSWERS
 
 
 def answer_files(path: Path) -> list[Path]:
-    """The files of stored answers: the file itself, or all of a folder.
+    """The files of stored answers: the file itself, or of a folder those named as BFCL names them, else all.
 
     Raises:
         UserError: If there is none.
     """
     files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix in (".json", ".jsonl"))
+    if any(is_scored(file) for file in files):
+        files = [file for file in files if is_scored(file)]
     if not files:
         raise UserError(f"`{path}` must be a file of stored answers or a folder of such, there is none.")
     return files
