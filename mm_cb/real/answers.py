@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 
@@ -43,8 +43,16 @@ def before_and_after(model: ChatModel, prompts: Sequence[str], max_new_tokens: i
                 for group in chunks(prompts, batch)
                 for text in model.generate(model.encode(group, [None] * len(group)), max_new_tokens)
             ]
-    own = [_kept(model, prompt, text) for prompt, text in zip(prompts, said[False], strict=True) if text.strip()]
-    nll_base, nll_breaker, agreement = (sum(values) / len(own) for values in zip(*own, strict=True))
+    asked, own = zip(
+        *((one, text) for one, text in zip(prompts, said[False], strict=True) if text.strip()), strict=True
+    )
+    before, after = (read_answers(model, asked, own, adapted=adapted) for adapted in (False, True))
+    same = [
+        float((first.likeliest == second.likeliest).float().mean()) for first, second in zip(before, after, strict=True)
+    ]
+    nll_base, nll_breaker, agreement = (
+        sum(values) / len(own) for values in ([one.nll for one in before], [one.nll for one in after], same)
+    )
     return {
         "prompts": list(prompts),
         "base": said[False],
@@ -59,23 +67,34 @@ def before_and_after(model: ChatModel, prompts: Sequence[str], max_new_tokens: i
 
 def coherent(model: ChatModel, prompts: Sequence[str], texts: Sequence[str]) -> list[bool]:
     """Which answers the base might have written: no loop or noise, and a loss per token below `UNLIKELY`."""
-    return [
-        degenerate(text) is None and _losses(model, prompt, text, adapted=False)[0] < UNLIKELY
-        for prompt, text in zip(prompts, texts, strict=True)
-    ]
+    whole = [row for row, text in enumerate(texts) if degenerate(text) is None]
+    read = read_answers(model, [prompts[row] for row in whole], [texts[row] for row in whole], adapted=False)
+    likely = {row for row, one in zip(whole, read, strict=True) if one.nll < UNLIKELY}
+    return [row in likely for row in range(len(texts))]
 
 
-def _kept(model: ChatModel, prompt: str, text: str) -> tuple[float, float, float]:
-    """Loss of an answer under base and breaker, and the share of the base's likeliest tokens that are the breaker's."""
-    (before, first), (after, second) = (_losses(model, prompt, text, adapted=adapted) for adapted in (False, True))
-    return before, after, float((first == second).float().mean())
+class Read(NamedTuple):
+    """An answer as a model reads it."""
+
+    nll: float
+    """Mean loss per token of an answer."""
+    likeliest: torch.Tensor
+    """The likeliest token at each of its places."""
 
 
 @torch.no_grad()
-def _losses(model: ChatModel, prompt: str, text: str, *, adapted: bool) -> tuple[float, torch.Tensor]:
-    """Mean loss per token of an answer, and the likeliest token at each of its places."""
-    inputs = model.encode([prompt], [None], completions=[text], close_turn=False)
-    count = int((inputs.labels != -100).sum())
-    with model.adapter(adapted):
-        logits = model.forward(inputs, logits_to_keep=count + 1).logits
-    return float(target_nll(logits, inputs.labels[:, -count - 1 :])), logits[0, :-1].argmax(dim=-1)
+def read_answers(
+    model: ChatModel, prompts: Sequence[str], texts: Sequence[str], *, adapted: bool, batch: int = 5
+) -> list[Read]:
+    """What the model, with or without adapter, thinks of answers."""
+    found = []
+    for asked, said in zip(chunks(prompts, batch), chunks(texts, batch), strict=True):
+        inputs = model.encode(asked, [None] * len(asked), completions=said, close_turn=False)
+        kept = int((inputs.labels != -100).sum(dim=1).max()) + 1  # answers stand at the end of their rows
+        labels = inputs.labels[:, -kept:]
+        with model.adapter(adapted):
+            logits = model.forward(inputs, logits_to_keep=kept).logits
+        counted, first = labels[:, 1:] != -100, logits[:, :-1].argmax(dim=-1)
+        losses = target_nll(logits, labels).tolist()
+        found += [Read(loss, row[own]) for loss, row, own in zip(losses, first, counted, strict=True)]
+    return found

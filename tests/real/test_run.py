@@ -14,7 +14,7 @@ from mm_cb.data.mixture import load_examples
 from mm_cb.data.sources import Source
 from mm_cb.models import TextModel, load_model
 from mm_cb.real import run as real
-from mm_cb.real.answers import before_and_after
+from mm_cb.real.answers import before_and_after, read_answers
 from mm_cb.real.page import ATTACKS, Round
 from mm_cb.training.recipes.recipe import load_recipe
 from tests.models.conftest import save_text_model
@@ -87,6 +87,14 @@ def test_an_adapter_that_does_nothing_keeps_everything_and_another_one_does_not(
         assert found["base"] == [plain.generate(plain.encode([one], [None]), 6)[0] for one in ASKED["other"]]
         assert (found["base"] == found["breaker"], found["agreement"] == 1) == (kept, kept)
         assert (found["nll_base"] == found["nll_breaker"]) == kept
+
+
+def test_answers_of_any_length_are_read_together_as_each_alone(model):
+    loaded, texts = load_model(model), ["x", "some longer answer with more words in it"]
+    together = read_answers(loaded, ASKED["other"], texts, adapted=False)
+    for one, prompt, text in zip(together, ASKED["other"], texts, strict=True):
+        (alone,) = read_answers(loaded, [prompt], [text], adapted=False)
+        assert one.nll == pytest.approx(alone.nll, abs=1e-4) and one.likeliest.equal(alone.likeliest)
 
 
 def test_the_shipped_rows_and_recipe_are_sound():
