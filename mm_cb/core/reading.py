@@ -10,6 +10,7 @@ import re
 import reprlib
 import stat
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]  # the standard library's, in Python
 from json.scanner import py_make_scanner  # type: ignore[attr-defined]
 from pathlib import Path
@@ -321,6 +322,7 @@ def lost_picture(record: JsonObject, read: Sequence[str]) -> str | None:
     return next((key for key, value in record.items() if value and key not in read and _names_picture(key)), None)
 
 
+@lru_cache(maxsize=4096)  # a file's rows have the same few keys
 def _names_picture(key: str) -> bool:
     plain = re.sub(r"[\W_]", "", key.lower())
     near = nearest(plain, PICTURES, _CLOSE)

@@ -203,9 +203,11 @@ def open_source(source: Source) -> OpenSource:
     rows, folder, described = _find(source)
     columns = _columns(rows)
     name = "own" if source.own else described.format if described is not None else recognise(columns)
+    if name is None and "set" in columns:
+        name = "own"  # but for a column that is told below
     if name is None or not FORMATS[name].columns <= set(columns):
-        expected = FORMATS[name].columns if name else "; ".join(str(sorted(f.columns)) for f in FORMATS.values())
-        wanted = sorted(expected) if name else f"those of one format ({expected})"
+        known = "; ".join(str(sorted(form.columns)) for form in FORMATS.values())
+        wanted = sorted(FORMATS[name].columns) if name else f"of one of these formats ({known})"
         raise UserError(
             f"{rows.where(0)}: `{source.name}` must have the columns {wanted}, it has {sorted(columns)[:20]}."
         )

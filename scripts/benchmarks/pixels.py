@@ -25,10 +25,17 @@ from mm_cb.models.gemma3 import Gemma3Model  # noqa: E402
 from mm_cb.models.gemma4 import Gemma4Model  # noqa: E402
 from mm_cb.models.internvl import InternVLModel  # noqa: E402
 from mm_cb.models.llava import LlavaModel  # noqa: E402
+from mm_cb.models.mistral3 import Mistral3Model  # noqa: E402
 from mm_cb.models.qwen_vl import QwenVLModel  # noqa: E402
 from mm_cb.models.smolvlm import SmolVLMModel  # noqa: E402
 
 FAMILIES: dict[str, tuple[type, str, str, dict[str, Any]]] = {
+    "Mistral 3": (
+        Mistral3Model,
+        "pixtral",
+        "PixtralImageProcessor",
+        {"size": {"longest_edge": 1540}, "patch_size": {"height": 28, "width": 28}},
+    ),
     "LLaVA-1.5": (
         LlavaModel,
         "clip",
@@ -51,6 +58,11 @@ FAMILIES: dict[str, tuple[type, str, str, dict[str, Any]]] = {
         {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}},
     ),
 }
+
+CONFIGURED = SimpleNamespace(
+    config=SimpleNamespace(vision_config=SimpleNamespace(patch_size=14, image_size=1540), spatial_merge_size=2)
+)
+"""What families read of their model beside the processor, as Mistral Small 3.1 has it."""
 
 
 def image_processor(module: str, name: str, backend: str, settings: dict[str, Any]) -> Any:
@@ -77,7 +89,7 @@ def row(family: str, size: tuple[int, int], backend: str, repeats: int) -> dict[
     """One line of the table; ``size`` is width and height."""
     kind, module, name, settings = FAMILIES[family]
     images = image_processor(module, name, backend, settings)
-    model = kind(None, SimpleNamespace(image_processor=images))
+    model = kind(CONFIGURED, SimpleNamespace(image_processor=images))
     preprocess = model.preprocessing((size[1], size[0]))
     assert preprocess.exact_by == "emulation", (family, size, backend)
     levels = torch.randint(0, 256, (1, 3, size[1], size[0]), generator=torch.Generator().manual_seed(0))
