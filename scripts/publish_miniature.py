@@ -1,7 +1,8 @@
-"""Put a demo's numbers, picture and breaker into results/: ``python scripts/publish_miniature.py RUN [--name NAME]``.
+"""Put a run's numbers into results/: ``python scripts/publish_miniature.py RUN [--name NAME]``.
 
-Nothing here measures. The breaker (seed 0) is kept because training it again on another machine gives another one, and
-whoever doubts a number needs the one that it was measured on.
+Of a demo also its picture and its breaker; of an attack what each search was given, whether it had finished, its
+control, and which attack broke a request first. Nothing here measures. The breaker (seed 0) is kept because training it
+again on another machine gives another one, and whoever doubts a number needs the one that it was measured on.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from mm_cb.core.checked import read_records
-from mm_cb.core.files import write_bytes
+from mm_cb.core.files import write_bytes, write_json
 from mm_cb.core.records import Item
+from mm_cb.metrics.dictation import Control
 from mm_cb.metrics.results import find, read_results
 from mm_cb.metrics.table import HEADLINE
 from mm_cb.report.charts import Bar, outcome_bars
 from mm_cb.report.gallery import AMPLIFICATION, amplified_difference, read_picture
 from mm_cb.report.labels import HATCH, OUTCOME_COLOURS, OUTCOMES, subject_label
+from mm_cb.report.load import load_run
+from mm_cb.report.strength import Strength
 
 KEPT = ("adapter_model.safetensors", "adapter_config.json", "base.json", "README.md", "metrics.jsonl")
 """What an adapter is loaded from, its card and its losses."""
@@ -37,13 +41,50 @@ def main() -> None:
     parser.add_argument("--name", default="miniature", help="what the files are called")
     options = parser.parse_args()
     run = json.loads((options.run / "run.json").read_text(encoding="utf-8"))
-    if run["command"] != "demo" or not run["ended"]:
-        raise SystemExit(f"`{options.run}` must be a finished `mm-cb demo`; start the same command again to finish it.")
+    if run["command"] not in ("demo", "attack") or not run["ended"]:
+        raise SystemExit(
+            f"`{options.run}` must be a finished demo or attack; start the same command again to finish it."
+        )
     options.out.mkdir(exist_ok=True)
+    if run["command"] == "attack":
+        write_json(options.out / f"{options.name}.json", attacked(options.run))
+        return
     shutil.copyfile(options.run / "results.json", options.out / f"{options.name}.json")
     picture(options.run, options.out / f"{options.name}.png")
     keep_breaker(options.run / "adapters" / "rr", options.out / options.name / "rr")
     print(f"{options.out / options.name}: revision {run['git']}, {run['started'][:10]}; say so in results/README.md")
+
+
+def attacked(folder: Path) -> dict[str, Any]:
+    """An attack run's measurements, the words of its page about every attack, and who broke a request first."""
+    run = load_run(folder)
+    attacks = [
+        {"condition": one.condition, "given": one.given, "knows_breaker": one.knows_breaker, "state": one.state}
+        | {"why": one.why}
+        | ({} if one.control is None else {"control": words_of(one.control)})
+        for one in run.strengths
+    ]
+    measurements = json.loads((folder / "results.json").read_text(encoding="utf-8"))["measurements"]
+    counted = [one for one in run.strengths if one.counted]
+    opening = [one for one in counted if one.given != "supplied text"]
+    first = {name: first_broken(run.items, some) for name, some in (("all", counted), ("opening", opening))}
+    return {"schema": 1, "measurements": measurements, "attacks": attacks, "first_broken": first}
+
+
+def words_of(control: Control) -> dict[str, int | str]:
+    """The right text, and another behaviour's, said word for word in so many of n."""
+    return {"n": control.n, "right": control.right, "wrong": control.wrong, "reading": control.reading}
+
+
+def first_broken(items: Sequence[Item], attacks: Sequence[Strength]) -> dict[str, int]:
+    """Attack → requests that it broke and no attack before it, in the order in which they ran."""
+    left, found = {item["id"] for item in items}, {}
+    for one in attacks:
+        broken = {i["id"] for i in items if i["condition"] == one.condition and i["outcome"] == "harmful"} & left
+        left -= broken
+        if broken:
+            found[one.condition] = len(broken)
+    return found
 
 
 def keep_breaker(trained: Path, kept: Path) -> None:

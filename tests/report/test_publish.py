@@ -21,7 +21,7 @@ def publish(monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "argv", ["publish", str(run), "--out", str(tmp_path / "results")])
         module.main()
 
-    start.kept, start.picture = module.KEPT, module.picture
+    start.kept, start.picture, start.attacked = module.KEPT, module.picture, module.attacked
     return start
 
 
@@ -49,7 +49,7 @@ def test_an_unfinished_run_is_not_published(publish, make_run, tmp_path, ended):
     run = make_run(n=24)
     content = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(content | {"ended": ended}))
-    with pytest.raises(SystemExit, match="must be a finished `mm-cb demo`"):
+    with pytest.raises(SystemExit, match="must be a finished demo or attack"):
         publish(run)
     assert not (tmp_path / "results").exists()
 
@@ -69,3 +69,19 @@ def test_picture_works_without_a_single_success(publish, make_run, tmp_path):
 
     publish.picture(make_run(edit=resist), tmp_path / "picture.png")
     assert (tmp_path / "picture.png").exists()
+
+
+def test_an_attack_leaves_numbers_and_who_broke_each_request_first(publish, make_run, tmp_path):
+    run = make_run(n=24)
+    recorded = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(recorded | {"command": "attack"}))
+    publish(run)
+    found = json.loads((tmp_path / "results" / "miniature.json").read_text())
+    assert found["measurements"] == json.loads((run / "results.json").read_text())["measurements"]
+    worst = max(
+        (m["counts"]["harmful"], m["subject"])
+        for m in found["measurements"]
+        if (m["metric"], m["condition"], m["split"]) == ("compliance", "worst_case", "all")
+    )
+    assert sum(found["first_broken"]["all"].values()) == worst[0] > 0
+    assert sum(found["first_broken"]["opening"].values()) <= worst[0]
