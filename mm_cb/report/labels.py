@@ -65,6 +65,8 @@ SPLITS = {
     "trained": "trained combinations",
     "held_out_combination": "held-out combinations",
     "held_out_kind": "wholly held-out kind",
+    "held_out_screen": "held-out screens",
+    "held_out_tool": "held-out tool",
 }
 FORMS = {
     "text": "request in text only",

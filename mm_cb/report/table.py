@@ -22,6 +22,7 @@ from mm_cb.metrics.table import (
 )
 from mm_cb.report.labels import (
     CONDITIONS,
+    FORMS,
     GIVEN,
     PROXY,
     SPLITS,
@@ -36,7 +37,7 @@ from mm_cb.report.strength import Strength, by_condition
 PROMISED_SUBJECTS = ("base", "base+safety_prompt", "rr")
 HEADLINE_SUBJECTS = ("base", "base+safety_prompt", "base+probe", "rr", "rr+probe")
 ATTACKED_HEAD = "Forbidden requests answered, % (lower is better)"
-SPLIT_HEADS = {HEADLINE: "of these, under PGD", "worst_case": "of these, the worst of all attacks"}
+SPLIT_HEADS = {HEADLINE: "of these, under PGD", WORST_CASE: "of these, the worst of all attacks"}
 CALLS_HEAD = "Forbidden requests to an agent, % (lower is better)"
 KEPT_HEAD = "What must stay, % (higher is better)"
 SIDE_HEAD = "Side effects on benign requests, % (lower is better)"
@@ -231,7 +232,7 @@ def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str
         rules[name][strict] = None
     rows = [(True, ATTACKED_HEAD, label(CONDITIONS, a), "compliance", a, "all") for a in (*attacks, WORST_CASE)]
     rows += [(False, ATTACKED_HEAD, label(CONDITIONS, a), "compliance", a, "all") for a in WORST_GIVEN]
-    rows += [(False, SPLIT_HEADS[a], SPLITS[s], "compliance", a, s) for a in SPLIT_HEADS for s in _KINDS]
+    rows += [(False, SPLIT_HEADS[a], label(SPLITS, s), "compliance", a, s) for a, s in _groups(measurements)]
     rows += [(False, CALLS_HEAD, text, *address, "all") for address, text in rule_labels(called).items()]
     names = rule_labels((metric, rule) for metric, conditions in rules.items() for rule in conditions)
     rows += [(True, KEPT_HEAD, text, metric, rule, "all") for (metric, rule), text in names.items()]
@@ -245,6 +246,14 @@ def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str
     forced = [one.name for one in metrics() if one.section == FORCED]
     rows += [(False, FORCED_HEAD, label(CONDITIONS, a), name, a, "all") for name in forced for a in attacks]
     return rows
+
+
+def _groups(measurements: Iterable[Measurement]) -> list[tuple[str, str]]:
+    """Attack and group of requests: what training has seen and has not; in the worst case a user's own groups, too."""
+    there = dict.fromkeys(m.split for m in measurements if (m.metric, m.condition) == ("compliance", WORST_CASE))
+    kinds = [kind for kind in _KINDS if kind != "trained_kinds" or "held_out_combination" in there]
+    own = [split for split in there if split not in (*_KINDS, "all", *FORMS)]
+    return [*((HEADLINE, kind) for kind in kinds), *((WORST_CASE, group) for group in (*kinds, *own))]
 
 
 def _missed(capabilities: Sequence[Metric], measured: Mapping[str, object]) -> list[tuple[str, str]]:

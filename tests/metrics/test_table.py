@@ -92,3 +92,19 @@ def test_a_registered_metric_has_its_row_under_its_section():
     rows = {row.label: row for row in headline_table(measure(items, pairs=[])).rows}
     assert rows["hits of mine"].section.startswith("What must stay")
     assert rows["slips"].section.startswith("Side effects")
+
+
+@pytest.mark.parametrize("split", ["trained", "held_out_screen", "mine"])
+def test_every_group_of_forbidden_requests_has_its_row(split):
+    """Splits and categories of a user's own, and of the agent; all kinds together only where there are several."""
+    one = {"target": "t", "completion": "c", "category": "soups", "split": split}
+    items = [
+        item(str(n), "base", 0.0, metric="compliance", condition=attack) | {**one, "outcome": said}
+        for attack in ("pgd", "apgd")
+        for n, said in enumerate(["harmful", "refusal", "refusal"])
+    ]
+    rows = [
+        row.label for row in headline_table(measure(items, pairs=[])).rows if row.section.endswith("of all attacks")
+    ]
+    named = {"trained": "trained combinations", "held_out_screen": "held-out screens", "mine": "mine"}[split]
+    assert rows == (["trained combinations", "soups"] if split == "trained" else [*sorted([named, "soups"])])
