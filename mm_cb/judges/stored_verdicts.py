@@ -14,7 +14,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.files import jsonl_lines
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
-from mm_cb.core.reading import shown
+from mm_cb.core.reading import decode, loads, shown
 from mm_cb.core.records import Candidate, Item, Run
 from mm_cb.core.runs import append_jsonl, read_jsonl, write_json, write_jsonl
 from mm_cb.core.thoughts import served_as
@@ -93,7 +93,7 @@ def source_of(run_dir: Path, name: str) -> Mapping[str, Any] | None:
 
 def _source_in(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return loads(decode(path.read_bytes()), any_text=True)
     except ValueError:
         return None  # damaged: nobody knows which judge the verdicts are from
 

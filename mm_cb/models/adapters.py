@@ -24,6 +24,7 @@ from mm_cb.core.records import JsonObject
 from mm_cb.core.seal import seal_of
 from mm_cb.core.weights import refuse_cut
 from mm_cb.models.fingerprint import check_weights, refuse_edited
+from mm_cb.models.patterns import pattern_fault
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BOOKKEEPING = (
@@ -60,6 +61,8 @@ def put_adapter(model: Any, folder: Path, name: str | None, *, trainable: bool =
     largest = max((side for tensor in tensors.values() for side in tensor.shape), default=0)
     if (rank := max(config.r, *(config.rank_pattern or {}).values(), 0)) > largest:  # PEFT would make room for it
         raise _misfit(folder, f"its rank, {rank!s:.20}, is more than any side of its tensors, {largest}")
+    if fault := pattern_fault(config, (path for path, _ in model.named_modules())):
+        raise UserError(f"`{folder / SETTINGS}`: {fault}.")
     targets = config.target_modules  # PEFT rewrites it
     config.inference_mode = not trainable
     try:
@@ -74,7 +77,7 @@ def put_adapter(model: Any, folder: Path, name: str | None, *, trainable: bool =
         raise
     except RuntimeError as error:
         raise _misfit(folder, _shapes(str(error))) from error
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, re.error) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, re.error) as error:
         raise _misfit(folder, one_line(str(error))[:300]) from error
     adapted: Any = wrapped.base_model
     _check_names(folder, adapted.targeted_module_names, targets, config)

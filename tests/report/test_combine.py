@@ -18,6 +18,7 @@ from mm_cb.report.combine import combine
 from mm_cb.report.comparisons import comparisons, tries_table
 from mm_cb.report.load import load_run
 from mm_cb.report.table import headline_table
+from tests.attacks.helpers import edited
 
 
 def joined(folders):
@@ -264,6 +265,41 @@ def test_one_judge_by_two_rules_is_refused_and_says_which_and_what_to_type(split
         return
     typed = {"mine": "FILE.py"}.get(name, name.partition(":")[0])
     with pytest.raises(UserError, match=rf"must be judged by one rule.*{expected}.*mm-cb judge .* --judge {typed}"):
+        joined(parts)
+
+
+@pytest.mark.parametrize(
+    ("base", "rr", "fits"), [(None, None, True), ("as it is", "as it is", True), (None, "as it is", False)]
+)
+@pytest.mark.parametrize("stored", [True, False])
+def test_phrases_that_an_earlier_version_found_inside_of_words_are_not_compared(split_runs, base, rr, fits, stored):
+    """Whether the run was judged from the start, which its recipe tells, or by `mm-cb judge`, which leaves a file."""
+    name = "refusal-strings (proxy)"
+
+    def edit(subject, what, items, run):
+        for item in items if subject in ("base", "rr") else ():
+            if item["metric"] == "over_refusal":
+                item["judge"] = name
+
+    parts = [part for part in split_runs(n=4, benign=3, edit=edit) if "safety" not in part.name]
+    for part in parts:
+        if name not in (part / "items.jsonl").read_text():
+            continue
+        rule = {"matched": rr if "rr" in part.name else base}
+        rule = {} if rule["matched"] is None else rule
+        if stored:
+            write_json(
+                part / "judgements" / f"{safe_id(name)}.json", {"judge": name, "source": {"proxy": True, **rule}}
+            )
+            write_json(part / "judgements" / "newest.json", {"judge": name})
+        else:
+            edited(part / "run.json", lambda run, rule=rule: run["recipe"].update(rule))
+    if fits:
+        joined(parts)
+        return
+    with pytest.raises(
+        UserError, match=r"one rule .over_refusal.*inside of words.*mm-cb judge .*base.* --judge refusal-s"
+    ):
         joined(parts)
 
 

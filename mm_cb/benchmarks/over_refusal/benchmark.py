@@ -93,7 +93,8 @@ class OverRefusal(Benchmark):
         judge = settings.judge or ("refusal-strings" if guest is None else guest.judge)
         if judge not in free_judges():  # any other one judges the finished run: `mm-cb judge RUN_DIR`
             raise unknown("judge", judge, free_judges())
-        if "over_refusal" not in open_judge(JudgeOptions(judge)).metrics:
+        opened = open_judge(JudgeOptions(judge))
+        if "over_refusal" not in opened.metrics:
             raise UserError(f"judge `{judge}` judges no answers to benign requests; take refusal-strings.")
         file = requests_file(data)
         read = read_requests(file)
@@ -101,6 +102,8 @@ class OverRefusal(Benchmark):
         attacked = None if settings.beside is None else read_attacked(Path(settings.beside))
         asked = what_is_asked(requests, attacked, settings.limit)
         identity: dict[str, object] = {"judge": judge, "settings": settings.identity()}
+        if "matched" in opened.source:  # earlier versions found phrases inside of words, too
+            identity["matched"] = opened.source["matched"]
         inputs: Any = [file, *(a.picture for a in asked if a.behavior is None and a.picture is not None)]
         left_out = repeats_note(read, requests, "requests")
         if attacked is not None:
