@@ -44,7 +44,8 @@ class Shard:
         if text == "auto":
             return launched(os.environ)
         index, _, count = text.partition("/")
-        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        digits = text.isascii() and index.isdecimal() and count.isdecimal()
+        if not (digits and 1 <= int(index) <= int(count)):
             raise UserError(f"`--shard` must be i/n with i in 1..n, such as 2/8; got `{text}`.")
         return cls(int(index), int(count))
 

@@ -19,6 +19,7 @@ from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.files import file_sha256
 from mm_cb.core.folders import but_is
 from mm_cb.core.hub import repository_of
+from mm_cb.core.paths import refuse_unusable
 from mm_cb.core.reading import json_file
 from mm_cb.core.records import JsonObject
 from mm_cb.core.seal import seal_of
@@ -90,6 +91,7 @@ def read_settings(folder: Path) -> LoraConfig:
     Raises:
         UserError: Naming the file and the field.
     """
+    refuse_unusable(folder, "adapter")
     if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
         raise UserError(
             f"`{folder}` is not an adapter: expected a folder with {SETTINGS} and {WEIGHTS}{but_is(folder)}."

@@ -8,7 +8,7 @@ import pytest
 from mm_cb.benchmarks.rows import read_rows
 from mm_cb.core.errors import UserError
 from mm_cb.core.names import Ids, refuse_alike
-from mm_cb.core.paths import refuse_missing_parts, safe_id
+from mm_cb.core.paths import refuse_missing_parts, refuse_unusable, safe_id
 from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.data.rows import open_rows
 
@@ -69,3 +69,20 @@ def test_letters_in_two_forms_are_two_ids_and_no_two_groups(tmp_path):
         with pytest.raises(UserError, match="f:2: `split` .* at f:1, .* write one of them in both"):
             refuse_alike("split", [(one, "f:1"), (other, "f:2")])
     refuse_alike("split", [("a", "f:1"), ("a", "f:2"), ("b", "f:3")])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("x" * 300, "characters are too many"),
+        ("x/" * 3000, "6,[0-9]+ characters"),
+        ("a\0b", "null"),
+        ("\ud800", "codec"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_named(name, told, tmp_path):
+    with pytest.raises(UserError, match=f"the model .*{told}") as refused:
+        refuse_unusable(tmp_path / name, "model")
+    assert len(str(refused.value)) < 500
+    for usable in (tmp_path, tmp_path / "none", tmp_path / "a\nb", tmp_path / "\udcff"):
+        refuse_unusable(usable, "model")

@@ -334,3 +334,10 @@ def test_a_gguf_or_another_file_in_place_of_a_folder_is_named_with_what_to_do(tm
             model_folder(name)
     with pytest.raises(UserError, match="must be a folder with config.json.*notes.txt` is a file"):
         model_folder(tmp_path / "held" / "notes.txt")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, f"org/{'x' * 300}", "a\0b", f"org/name@{'x' * 300}"])
+def test_a_name_that_no_model_has_is_one_line(name, folder, tmp_path):
+    for load in (load_model, model_folder, lambda name: load_model(folder, adapter=name)):
+        with pytest.raises(UserError):
+            load(name)
