@@ -23,8 +23,6 @@ STORED = ("responses", "predictions", "reviews")
 """Fields that name stored answers of one subject: their content differs between subjects, as it should."""
 _OF_IMPORTED = ("prompts", "prompts_each")
 """Options that imported prompts alone read."""
-_MATCHED = "matched"
-"""How a judge by phrases looks for them: in its source, or in the recipe of the run that it judged from the start."""
 AS_RUN = "as run"
 BATTERY = "attack check"
 _NAMED = 4
@@ -152,7 +150,7 @@ def _settings(run: RunFiles, metric: str, condition: str) -> dict[str, object]:
     if condition != "imported":  # nor do prompts that only that one sends
         recipe["options"] = {k: v for k, v in (recipe.get("options") or {}).items() if k not in _OF_IMPORTED}
     recipe["endpoint"] = bool(recipe.get("endpoint"))  # the address says who, whether there is one says how
-    flat = flatten({key: value for key, value in recipe.items() if key not in (*WHO, *STORED, _MATCHED)})
+    flat = flatten({key: value for key, value in recipe.items() if key not in (*WHO, *STORED)})
     kept = {key: value for key, value in flat.items() if key.rpartition(".")[2] not in FREE}
     seed = {"seed": run.run["seed"]} if metric_of(metric).seeded else {}
     return {**kept, **seed, **(_files(run) if condition == "imported" else _data(run))}
@@ -170,7 +168,7 @@ def _refuse_other_rules(runs: Sequence[RunFiles]) -> None:
     for run in runs:
         for metric, name in sorted({(judged_as(item["metric"]), str(item.get("judge") or "")) for item in run.items}):
             found = source_of(run.folder, name) if name else None
-            matched = (run.run["recipe"] if found is None else found).get(_MATCHED)
+            matched = None if found is None else found.get("matched")
             before, how = looked.setdefault((metric, name), (run, matched))
             if how != matched:
                 older = run if matched is None else before

@@ -18,7 +18,6 @@ from mm_cb.report.combine import combine
 from mm_cb.report.comparisons import comparisons, tries_table
 from mm_cb.report.load import load_run
 from mm_cb.report.table import headline_table
-from tests.attacks.helpers import edited
 
 
 def joined(folders):
@@ -273,7 +272,7 @@ def test_one_judge_by_two_rules_is_refused_and_says_which_and_what_to_type(split
 )
 @pytest.mark.parametrize("stored", [True, False])
 def test_phrases_that_an_earlier_version_found_inside_of_words_are_not_compared(split_runs, base, rr, fits, stored):
-    """Whether the run was judged from the start, which its recipe tells, or by `mm-cb judge`, which leaves a file."""
+    """Whether the run was judged from the start, or by `mm-cb judge`."""
     name = "refusal-strings (proxy)"
 
     def edit(subject, what, items, run):
@@ -293,7 +292,8 @@ def test_phrases_that_an_earlier_version_found_inside_of_words_are_not_compared(
             )
             write_json(part / "judgements" / "newest.json", {"judge": name})
         else:
-            edited(part / "run.json", lambda run, rule=rule: run["recipe"].update(rule))
+            if rule:
+                write_json(part / "judge.json", {"judge": name, "source": {"proxy": True, **rule}})
     if fits:
         joined(parts)
         return

@@ -93,8 +93,7 @@ class OverRefusal(Benchmark):
         judge = settings.judge or ("refusal-strings" if guest is None else guest.judge)
         if judge not in free_judges():  # any other one judges the finished run: `mm-cb judge RUN_DIR`
             raise unknown("judge", judge, free_judges())
-        opened = open_judge(JudgeOptions(judge))
-        if "over_refusal" not in opened.metrics:
+        if "over_refusal" not in open_judge(JudgeOptions(judge)).metrics:
             raise UserError(f"judge `{judge}` judges no answers to benign requests; take refusal-strings.")
         file = requests_file(data)
         read = read_requests(file)
@@ -102,8 +101,6 @@ class OverRefusal(Benchmark):
         attacked = None if settings.beside is None else read_attacked(Path(settings.beside))
         asked = what_is_asked(requests, attacked, settings.limit)
         identity: dict[str, object] = {"judge": judge, "settings": settings.identity()}
-        if "matched" in opened.source:  # earlier versions found phrases inside of words, too
-            identity["matched"] = opened.source["matched"]
         inputs: Any = [file, *(a.picture for a in asked if a.behavior is None and a.picture is not None)]
         left_out = repeats_note(read, requests, "requests")
         if attacked is not None:
@@ -125,8 +122,12 @@ class OverRefusal(Benchmark):
 
     def items(self, session: Session) -> list[Item]:
         """In the order of asking; what is incoherent is no answer, whatever a judge says."""
+        from mm_cb.judges.stored_verdicts import note_source
+
         more: _ScoredRequests = session.task.more
         judge = session.tools = open_judge(JudgeOptions(more.judge))
+        if judge.source.get("proxy"):
+            note_source(session.run.path, judge)
         answers, likelihood = session.answers, session.likelihood()
         answered = [one for one in more.asked if one.key not in session.unanswered]
         verdicts = dict(judge.judge([_case(one, answers[one.key]) for one in answered]))
