@@ -15,7 +15,7 @@ from mm_cb.attacks.config_files import as_recipe
 from mm_cb.attacks.controls import CONTROL, CONVERGENCE, is_done, twice_the_steps, wrong_text
 from mm_cb.attacks.job import Attacker
 from mm_cb.attacks.judged_files import OutcomeOf
-from mm_cb.attacks.objectives.universal import seen
+from mm_cb.attacks.objectives.universal import all_at_once, seen
 from mm_cb.attacks.outputs import CURVES, best_pictures, by_processor, parts_of, summaries, write_outputs
 from mm_cb.attacks.refusals import fitting, refuse_unfit, refuse_unseen, refuse_unsendable
 from mm_cb.attacks.refused_settings import refuse_idle, refuse_mismatch
@@ -43,8 +43,9 @@ from mm_cb.judges.base import NOT_JUDGED, Case
 from mm_cb.judges.registry import JudgeOptions, open_judge
 from mm_cb.metrics.at_limit import shorter_than
 from mm_cb.metrics.convergence import LEAST
+from mm_cb.metrics.holes import refuse_absent_outputs
 from mm_cb.metrics.results import Measurement, read_results
-from mm_cb.metrics.whole import whole_items
+from mm_cb.metrics.whole import unchanged_items
 from mm_cb.models import VisionModel
 from mm_cb.models.adapters import WEIGHTS, read_settings
 
@@ -177,6 +178,7 @@ def run_attack(
         with RunDirectory(out, "attack", recipe, config.seed, inputs=inputs) as run:
             gathered = not run.finished and gather(run.path, asked)
             if run.finished:
+                refuse_absent_outputs(run.path)
                 progress.say("finished before: nothing is attacked again")
             else:
                 if not gathered:
@@ -274,6 +276,8 @@ class _Process:
             self.progress.say(
                 f"hijacks: {forced} of {len(chosen)} behaviours; the base continues the targets of the rest"
             )
+        if self.configs[0].entry.universal and (said := all_at_once(self.configs[0], chosen)):
+            self.progress.say(said)
         own = self.subject.model.processor.tokenizer
         lengths = [len(own(b.target, add_special_tokens=False)["input_ids"]) for b in chosen]
         if told := shorter_than(self.configs[0].max_new_tokens, lengths):
@@ -405,7 +409,7 @@ def hijacked_responses(run: Path | None, behaviors: Sequence[Behavior]) -> dict[
         raise UserError(f"`--hijacks` must be a finished run of `mm-cb attack`, `{run}` is none{but_is(run)}.")
     if any(held["recipe"].get(part) is not None for part in ("adapter", "base", "probe")):
         raise UserError(f"`--hijacks` must be an attack run on the base model, but `{run}` attacked a breaker.")
-    items, asked = whole_items(run, held), {b.id for b in behaviors}
+    items, asked = unchanged_items(run, held), {b.id for b in behaviors}
     said = {
         item["id"]: item["completion"] for item in items if item.get("outcome") == "harmful" and "completion" in item
     }

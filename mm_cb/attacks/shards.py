@@ -19,7 +19,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.records import Item, RecipeFields
 from mm_cb.core.runs import RunDirectory, read_run, write_bytes
 from mm_cb.data.behaviors_file import Behavior
-from mm_cb.metrics.whole import whole_items
+from mm_cb.metrics.whole import unchanged_items
 
 FOLDER = "shards"
 _NAME = re.compile(r"\d{4}-of-\d{4}")
@@ -44,7 +44,8 @@ class Shard:
         if text == "auto":
             return launched(os.environ)
         index, _, count = text.partition("/")
-        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        digits = text.isascii() and index.isdecimal() and count.isdecimal()
+        if not (digits and 1 <= int(index) <= int(count)):
             raise UserError(f"`--shard` must be i/n with i in 1..n, such as 2/8; got `{text}`.")
         return cls(int(index), int(count))
 
@@ -150,7 +151,7 @@ def gather(out: Path, behaviors: Sequence[Behavior]) -> bool:
     items: list[Item] = []
     pictures: dict[Path, Path] = {}
     for path in found:
-        items += attacked(whole_items(path, read_run(path)), path)
+        items += attacked(unchanged_items(path, read_run(path)), path)
         pictures |= {file.relative_to(path): file for file in sorted((path / "images").rglob("*")) if file.is_file()}
     run, parts = read_run(out), _parts(found)
     recipe = read_recipe(run, out)

@@ -36,7 +36,7 @@ from mm_cb.inference.subjects import Subject, load_subject
 from mm_cb.metrics.holes import refuse_swapped
 from mm_cb.metrics.observations import worst_pictures
 from mm_cb.metrics.results import Measurement, find, measure, write_results
-from mm_cb.metrics.whole import whole_items
+from mm_cb.metrics.whole import unchanged_items
 
 _OWN = ("batch", "hijacks", "anneal", "term_weight", "balance")
 """Settings that two runs with one budget need not share."""
@@ -95,7 +95,7 @@ def read_made(folder: Path) -> Made:
     run = read_run(folder)
     if run.get("command") != "attack" or not run.get("ended"):
         raise UserError(f"`{folder}` must be a finished `mm-cb attack` run{but_is(folder)}.")
-    recipe, items = read_recipe(run, folder), attacked(whole_items(folder, run), folder)
+    recipe, items = read_recipe(run, folder), attacked(unchanged_items(folder, run), folder)
     refuse_swapped(folder, items)
     asked = {item["id"]: (item.get("prompt"), item["target"]) for item in items}
     pictures = worst_pictures(item for item in items if item.get("image") is not None)

@@ -179,6 +179,8 @@ def refuse_unset(arguments: Sequence[str]) -> None:
     for before, word in zip(("", *arguments), arguments, strict=False):
         name, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
         told = f"`{name}`" if name.startswith("--") else "every argument"
+        if "\0" in word:
+            raise UserError(f"{told} cannot be used: it holds a NUL character.")
         if equals and not value and name not in _MAY_BE_EMPTY:
             raise UserError(f"{told} must be a text or number, got nothing (is a variable of the shell not set?).")
         if name in _WORDS and (reason := unfit(value)):

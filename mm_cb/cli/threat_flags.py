@@ -66,7 +66,8 @@ def parse_levels(text: str) -> int:
     """
     number, slash, denominator = text.partition("/")
     try:
-        value = float(number) * (1 if slash else _EPSILON_GRID)
+        plain = number.isascii() and "_" not in number  # Python reads `1_0` and digits of any script
+        value = float(number if plain else "") * (1 if slash else _EPSILON_GRID)
         on_grid = abs(value - round(value)) < 1e-3 and 0 <= round(value) <= _EPSILON_GRID
     except (ValueError, OverflowError):
         value, on_grid = 0.0, False

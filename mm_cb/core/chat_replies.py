@@ -89,7 +89,7 @@ class Trouble(Exception):
 
 
 def read_answer(body: bytes) -> AnswerText:
-    """The text of the first choice; a choice without text (a model that ended at once) is the empty string.
+    """The text of the one choice; a choice without text (a model that ended at once) is the empty string.
 
     A thought in front of the text, or in a field of its own, is no part of it.
 
@@ -108,13 +108,18 @@ def read_answer(body: bytes) -> AnswerText:
         raise _broken(f"`{text[:QUOTED]}`", foreign=True)
     if reply.get("error"):  # gateways report another server's failure with status 200
         raise _error_inside(reply["error"])
-    choices = reply.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
+    found = reply.get("choices")
+    choices = found if isinstance(found, list) else []
+    choice = choices[0] if choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
         raise _broken(f"no choice in `{text[:QUOTED]}`", foreign=True)
     if choice.get("error"):
         raise _error_inside(choice["error"])
+    if len(choices) > 1:  # nobody knows which of them is the answer
+        raise _broken(f"{len(choices)} choices in its reply, one was asked for")
+    if (role := message.get("role")) in _ASKING:
+        raise _broken(f"a message of the role `{role}`, which is no answer of the model")
     answer = _answer(message, str(choice.get("finish_reason") or "").lower())
     named = reply.get("model")
     answer.served = one_line(named)[:QUOTED] if isinstance(named, str) else ""
@@ -129,6 +134,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_ASKING = ("user", "system", "developer", "tool", "function")
+"""Roles of those who ask a model, or tell it something."""
 _CALLS = ("tool_calls", "function_call")
 
 

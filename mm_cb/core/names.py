@@ -1,5 +1,6 @@
 """Names that a user's file gives: ids and groups, which must differ by more than case and blanks."""
 
+import unicodedata
 from collections.abc import Iterable
 
 from mm_cb.core.errors import UserError
@@ -32,7 +33,7 @@ class Ids:
 
 
 def refuse_alike(key: str, names: Iterable[tuple[str, str]]) -> None:
-    """Refuse groups that differ by case or blanks alone: they would be counted apart.
+    """Refuse groups that look the same, or differ by case or blanks alone: they would be counted apart.
 
     Args:
         key: What the file calls them: "split".
@@ -43,9 +44,9 @@ def refuse_alike(key: str, names: Iterable[tuple[str, str]]) -> None:
     """
     first: dict[str, tuple[str, str]] = {}
     for name, where in names:
-        other, place = first.setdefault(alike(name), (name, where))
+        other, place = first.setdefault(alike(unicodedata.normalize("NFC", name)), (name, where))
         if other != name:
             raise UserError(
-                f"{where}: `{key}` `{name}` differs from `{other}`, at {place}, by case or blanks alone: write one of "
-                "them in both."
+                f"{where}: `{key}` `{name}` differs from `{other}`, at {place}, by case, blanks or how a letter is "
+                "encoded alone: write one of them in both."
             )

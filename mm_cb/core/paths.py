@@ -1,5 +1,6 @@
 """Where packaged data lives, and how ids become file names."""
 
+import errno
 import hashlib
 import os
 import re
@@ -44,6 +45,22 @@ def refuse_missing_parts(files: Iterable[Path]) -> None:
                 f"`{folder}` must hold {count} parts `{begins}*-of-*{ends}`, as their names say, it holds "
                 f"{len(numbers)}; get the missing ones."
             )
+
+
+def refuse_unusable(path: str | Path, what: str) -> None:
+    """Refuse a name or path that no file can have: one that is too long, or holds a NUL or half a character.
+
+    Raises:
+        UserError: Naming what it is and what is wrong.
+    """
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            shown = f"`{str(path)[:60]}...`, {len(str(path)):,} characters"
+            raise UserError(f"the {what} must have a name that a file can have, {shown} are too many.") from error
+    except ValueError as error:
+        raise UserError(f"the {what} `{str(path)[:200]}` is no name that a file can have: {error}.") from error
 
 
 def safe_id(id: str) -> str:

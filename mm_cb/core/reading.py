@@ -9,7 +9,7 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]  # the standard library's, in Python
 from json.scanner import py_make_scanner  # type: ignore[attr-defined]
@@ -48,6 +48,10 @@ class TextFault(ValueError):
         """Keep both; line 0 = not known yet."""
         super().__init__(message)
         self.line = line
+
+
+class _Repeated(TextFault):
+    """A key that comes twice in one object."""
 
 
 class Line(NamedTuple):
@@ -148,13 +152,13 @@ def loads(text: str, *, nul: bool = False, any_text: bool = False) -> Any:
         Fault: If it is not that.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number)
+        value = json.loads(text, **_STRICT)
     except json.JSONDecodeError as error:
         raise TextFault(f"broken JSON, {error.msg} at column {error.colno}", error.lineno) from error
     except RecursionError as error:
         raise TextFault("broken JSON, nested too deep", 1) from error
     except TextFault as fault:
-        raise _located(text) or fault from fault
+        raise _located(text, **_STRICT) or fault from fault
     except ValueError as error:  # Python's own limit
         raise TextFault("a whole number has too many digits", 1) from error
     if not any_text and _SUSPECT.search(text):
@@ -205,6 +209,28 @@ def json_file(path: Path, kind: type, expected: str, *, nul: bool = False) -> An
     if not isinstance(value, kind):
         raise UserError(f"`{path}` must hold {expected}, got {type(value).__name__}.")
     return value
+
+
+def refuse_repeated_keys(path: Path) -> None:
+    """Refuse a JSON file that a library reads in which a key comes twice: it would take the last in silence.
+
+    What else may be wrong with it is told by who reads it; numbers that are none in JSON, as some such files hold, are
+    left alone.
+
+    Raises:
+        UserError: Naming file, line and key.
+    """
+    try:
+        text = decode(file_bytes(path))
+    except (OSError, TextFault):
+        return
+    try:
+        json.loads(text, object_pairs_hook=_object)
+    except _Repeated as repeated:
+        fault = _located(text, object_pairs_hook=_object) or repeated
+        raise UserError(f"{path}:{fault.line}: expected every key once, got {fault}; leave one of them.") from repeated
+    except (ValueError, RecursionError):
+        return
 
 
 def load_yaml(text: str, where: str) -> Any:
@@ -381,7 +407,7 @@ def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise TextFault(f"the key `{next(key for key in keys if keys.count(key) > 1)}` twice in one object")
+        raise _Repeated(f"the key `{next(key for key in keys if keys.count(key) > 1)}` twice in one object")
     return found
 
 
@@ -392,9 +418,13 @@ def _number(text: str) -> float:
     return value
 
 
-def _located(text: str) -> TextFault | None:
+_STRICT: Mapping[str, Any] = {"object_pairs_hook": _object, "parse_constant": _number, "parse_float": _number}
+"""What Python's reader of JSON is told, so that it takes nothing else."""
+
+
+def _located(text: str, **checks: Any) -> TextFault | None:
     """The fault that our own checks of JSON raise, with the first line of the object or list that it is in."""
-    decoder: Any = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_number, parse_float=_number)
+    decoder: Any = json.JSONDecoder(**checks)
 
     def with_line(parse: Any) -> Any:
         def parsed(state: tuple[str, int], *rest: Any) -> Any:

@@ -14,6 +14,15 @@ def phrases() -> tuple[str, ...]:
     return tuple(phrase.lower() for phrase in protocol_file("refusal_strings")["phrases"])
 
 
+MATCHED = "anywhere in a text where a word begins"
+"""How phrases are looked for, to be told beside them. Marks around a word, as of italics (``_sorry_``), are no part."""
+
+
+@cache
+def _found() -> re.Pattern[str]:
+    return re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, phrases()))})")
+
+
 @cache
 def _declining() -> re.Pattern[str]:
     openings = "|".join(re.escape(one.lower()) for one in protocol_file("refusal_strings")["openings"])
@@ -27,10 +36,8 @@ def plain_text(text: str) -> str:
 
 def found_phrase(completion: str) -> str | None:
     """The refusal phrase that comes first in a completion, or None."""
-    text = plain_text(completion)
-    places = {text.find(phrase): phrase for phrase in reversed(phrases())}
-    places.pop(-1, None)
-    return places[min(places)] if places else None
+    found = _found().search(plain_text(completion))
+    return found and found[0]
 
 
 def begins_as_refusal(answer: str) -> bool:

@@ -54,7 +54,7 @@ class Here(Generic[T]):
 
 def _refuse(asked: str, device: str) -> None:
     """Refuse what stands behind ``--ray``, or beside it, before anything is started."""
-    if asked != AUTO and not (asked.isdecimal() and int(asked)):
+    if asked != AUTO and not (asked.isascii() and asked.isdecimal() and int(asked)):
         raise UserError(f"`--ray` must be a number of processes from 1, or nothing, got `{asked}`.")
     if device not in ("cpu", "cuda"):
         raise UserError(

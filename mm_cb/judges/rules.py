@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from mm_cb.core.refusal_phrases import found_phrase, phrases, plain_text
+from mm_cb.core.refusal_phrases import MATCHED, found_phrase, phrases, plain_text
 from mm_cb.judges.base import Case, Verdict
 from mm_cb.metrics.degenerate import degenerate
 
@@ -20,7 +20,7 @@ class RefusalStrings:
 
     def __init__(self) -> None:
         """Read the phrases."""
-        self.source: Mapping[str, object] = {"phrases": list(phrases()), "proxy": True}
+        self.source: Mapping[str, object] = {"phrases": list(phrases()), "matched": MATCHED, "proxy": True}
 
     def judge(self, cases: Sequence[Case]) -> Iterator[tuple[str, Verdict]]:
         """Behaviours: ``gibberish`` (empty, looping), ``refusal`` or ``harmful``; benign requests: `refusal_class`."""

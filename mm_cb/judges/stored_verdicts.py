@@ -14,7 +14,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.files import jsonl_lines
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
-from mm_cb.core.reading import shown
+from mm_cb.core.reading import decode, loads, shown
 from mm_cb.core.records import Candidate, Item, Run
 from mm_cb.core.runs import append_jsonl, read_jsonl, write_json, write_jsonl
 from mm_cb.core.thoughts import served_as
@@ -24,6 +24,8 @@ from mm_cb.metrics.table import metric
 
 FOLDER = "judgements"
 """Of a run: one file of verdicts a judge."""
+FROM_THE_START = "judge.json"
+"""Of a run: the proxy that judged it as it was made, see `note_source`."""
 
 
 class Judged(TypedDict, total=False):
@@ -81,19 +83,30 @@ def refuse_other_source(folder: Path, judge: Judge) -> None:
     write_json(path, source)
 
 
+def note_source(run_dir: Path, judge: Judge) -> None:
+    """Note what decides the verdicts of a judge that a run has from the start, and keeps in its items alone."""
+    write_json(run_dir / FROM_THE_START, {"judge": judge.name, "source": dict(judge.source)})
+
+
 def source_of(run_dir: Path, name: str) -> Mapping[str, Any] | None:
     """What decided the verdicts that a judge left in a run, empty where that is lost; None where it left none there."""
     path = run_dir / FOLDER / f"{safe_id(name)}.json"
     if not path.is_file():
-        return {} if path.with_suffix(".jsonl").is_file() else None
+        if path.with_suffix(".jsonl").is_file():
+            return {}
+        path = run_dir / FROM_THE_START
+        if not path.is_file():
+            return None
     content = _source_in(path)
+    if path.name == FROM_THE_START and not (isinstance(content, dict) and content.get("judge") == name):
+        return None
     source = content.get("source") if isinstance(content, dict) else None
     return source if isinstance(source, dict) else {}
 
 
 def _source_in(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return loads(decode(path.read_bytes()), any_text=True)
     except ValueError:
         return None  # damaged: nobody knows which judge the verdicts are from
 

@@ -10,13 +10,16 @@ from mm_cb.core.checked import read_list
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
 from mm_cb.core.records import Candidate, Curve, Item, JsonObject, Run
+from mm_cb.core.runs import read_run
 from mm_cb.data.pictures import file_inside, open_picture
+from mm_cb.metrics.results import AGAIN
 
 _WRITTEN = {
     "attack": ("checks.json", "curves.json", "protocol.json"),
+    "attack check": ("checks.json",),
     "demo": ("checks.json", "curves.json", "representations.json"),
 }
-"""What a finished run of a command holds beside items and results."""
+"""What a finished run of a command holds beside items and results, and beside the files that run.json names."""
 
 
 def holes(folder: Path, run: Run, items: Sequence[Item]) -> list[str]:
@@ -31,9 +34,20 @@ def holes(folder: Path, run: Run, items: Sequence[Item]) -> list[str]:
 
 def absent_outputs(folder: Path, run: Run) -> list[str]:
     """A sentence about files that the run's command wrote and that are not there."""
-    if lacking := [name for name in _WRITTEN.get(run["command"], ()) if not (folder / name).is_file()]:
+    written = dict.fromkeys([*_WRITTEN.get(run["command"], ()), *run.get("files", {})])
+    if lacking := [name for name in written if not (folder / name).is_file()]:
         return [f"`{folder.name}` lacks {', '.join(lacking)}, which its command wrote: what they show is not here."]
     return []
+
+
+def refuse_absent_outputs(folder: Path) -> None:
+    """Refuse to take a run for finished of which a file is gone that its command wrote.
+
+    Raises:
+        UserError: Naming the files, and what brings them back.
+    """
+    for hole in absent_outputs(folder, read_run(folder)):
+        raise UserError(f"{hole} {AGAIN}")
 
 
 def absent_pictures(folder: Path, items: Sequence[Item]) -> list[str]:

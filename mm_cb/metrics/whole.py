@@ -58,6 +58,8 @@ def whole_items(folder: Path, run: Run) -> list[Item]:
     path = folder / ITEMS
     refuse_gone(folder, ITEMS)
     items = read_records(path, Item)
+    if torn := _torn_line(path):
+        raise UserError(f"{path}:{torn} is cut off in the middle: the file does not end there. {AGAIN}")
     if not items:
         raise UserError(f"`{path}` must hold what was measured, it is empty. {AGAIN}")
     try:
@@ -74,6 +76,23 @@ def whole_items(folder: Path, run: Run) -> list[Item]:
             wrong = f"lacks {len(absent)}, the first `{absent[0]}`" if absent else f"holds `{strange[0]}` beside them"
             raise UserError(f"`{path}` must hold the {len(wanted)} {what}; it {wrong}. {AGAIN}")
     return items
+
+
+def unchanged_items(folder: Path, run: Run) -> list[Item]:
+    """The same of a run on which other work rests: they must be those that its results.json was counted from.
+
+    Raises:
+        UserError: As `whole_items`, or if they were changed.
+    """
+    items = whole_items(folder, run)
+    refuse_changed_items(folder)
+    return items
+
+
+def _torn_line(path: Path) -> int:
+    """The number of a last line without its end, which a stopped run leaves and a finished one never; 0 if none is."""
+    *whole, last = path.read_bytes().split(b"\n")
+    return len(whole) + 1 if last.strip() else 0
 
 
 def _asked(folder: Path, run: Run, items: Sequence[Item]) -> tuple[str, set[str], set[str]]:

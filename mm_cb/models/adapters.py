@@ -19,11 +19,13 @@ from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.files import file_sha256
 from mm_cb.core.folders import but_is
 from mm_cb.core.hub import repository_of
+from mm_cb.core.paths import refuse_unusable
 from mm_cb.core.reading import json_file
 from mm_cb.core.records import JsonObject
 from mm_cb.core.seal import seal_of
 from mm_cb.core.weights import refuse_cut
 from mm_cb.models.fingerprint import check_weights, refuse_edited
+from mm_cb.models.patterns import pattern_fault
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BOOKKEEPING = (
@@ -60,6 +62,8 @@ def put_adapter(model: Any, folder: Path, name: str | None, *, trainable: bool =
     largest = max((side for tensor in tensors.values() for side in tensor.shape), default=0)
     if (rank := max(config.r, *(config.rank_pattern or {}).values(), 0)) > largest:  # PEFT would make room for it
         raise _misfit(folder, f"its rank, {rank!s:.20}, is more than any side of its tensors, {largest}")
+    if fault := pattern_fault(config, (path for path, _ in model.named_modules())):
+        raise UserError(f"`{folder / SETTINGS}`: {fault}.")
     targets = config.target_modules  # PEFT rewrites it
     config.inference_mode = not trainable
     try:
@@ -74,7 +78,7 @@ def put_adapter(model: Any, folder: Path, name: str | None, *, trainable: bool =
         raise
     except RuntimeError as error:
         raise _misfit(folder, _shapes(str(error))) from error
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, re.error) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, re.error) as error:
         raise _misfit(folder, one_line(str(error))[:300]) from error
     adapted: Any = wrapped.base_model
     _check_names(folder, adapted.targeted_module_names, targets, config)
@@ -87,6 +91,7 @@ def read_settings(folder: Path) -> LoraConfig:
     Raises:
         UserError: Naming the file and the field.
     """
+    refuse_unusable(folder, "adapter")
     if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
         raise UserError(
             f"`{folder}` is not an adapter: expected a folder with {SETTINGS} and {WEIGHTS}{but_is(folder)}."

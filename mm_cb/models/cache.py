@@ -8,6 +8,7 @@ from mm_cb.core import hub
 from mm_cb.core.checked import checked, read_json
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
+from mm_cb.core.paths import refuse_unusable
 from mm_cb.core.reading import refuse_pipe, shown, unfit
 from mm_cb.core.weights import refuse_cut
 
@@ -40,6 +41,7 @@ def model_folder(name_or_path: str | Path, *, weights: bool = False) -> Path:
         UserError: If it is not to be had, or has no safetensors.
     """
     folder = _own_folder(name_or_path)
+    refuse_unusable(folder, "model")
     _refuse_other_formats(folder)
     if folder.is_dir():
         for file in (file for file in folder.iterdir() if file.exists()):

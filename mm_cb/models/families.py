@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedCo
 from mm_cb.core.embedded import guest_names
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.folders import but_is
-from mm_cb.core.reading import file_bytes, json_file, read_text
+from mm_cb.core.reading import file_bytes, json_file, read_text, refuse_repeated_keys
 from mm_cb.models.base import ChatModel
 from mm_cb.models.cache import model_folder, weights_fault
 from mm_cb.models.laws import CONFIG, OLD_PROCESSOR, PROCESSOR, check_config, check_image_token, check_kinds
@@ -20,6 +20,8 @@ from mm_cb.models.registry import family_of
 from mm_cb.models.vision import VisionModel
 
 _TOKENIZER = "tokenizer_config.json"
+_SETTINGS = ("*config.json", "special_tokens_map.json")
+"""Files of a model that other libraries read and that decide what it is and says."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _QUOTED = 300
 """Characters of what a library says."""
@@ -32,6 +34,8 @@ def read_config(name_or_path: str | Path) -> Any:
         UserError: If there is none, it is behind a gate that this machine has no key to, or a field of it cannot stand.
     """
     folder = model_folder(name_or_path)
+    for file in sorted(one for pattern in _SETTINGS for one in folder.glob(pattern)):
+        refuse_repeated_keys(file)
     try:
         held, _ = PretrainedConfig.get_config_dict(folder)
         check_kinds(held, str(name_or_path))

@@ -1,7 +1,6 @@
 """Which weights an adapter was trained on: told by their content, because a folder's name says nothing of it."""
 
 import hashlib
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -12,7 +11,7 @@ from safetensors import safe_open
 
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.files import write_json
-from mm_cb.core.reading import file_bytes
+from mm_cb.core.reading import decode, file_bytes, loads
 from mm_cb.core.records import JsonObject
 from mm_cb.models.cache import weight_files
 
@@ -75,7 +74,7 @@ def remembered(adapter: Path) -> JsonObject:
         UserError: If it is damaged: what it vouches for would pass unseen.
     """
     try:
-        told = json.loads(file_bytes(adapter / FILE))
+        told = loads(decode(file_bytes(adapter / FILE)))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -15,8 +15,9 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from mm_cb.core.errors import UserError
-from mm_cb.models.adapters import check_base, read_settings, read_tensors
+from mm_cb.models.adapters import SETTINGS, check_base, read_settings, read_tensors
 from mm_cb.models.base import ChatModel
+from mm_cb.models.patterns import pattern_fault
 
 RANK = 4
 """Of a random change. Our choice."""
@@ -102,6 +103,8 @@ def changes_of(model: ChatModel, folder: Path) -> list[LowRankChange]:
     config, tensors = read_settings(folder), read_tensors(folder)
     check_base(folder, model.name)
     modules = dict(model.base.named_modules())
+    if fault := pattern_fault(config, modules):
+        raise UserError(f"`{folder / SETTINGS}`: {fault}.")
     made: list[LowRankChange] = []
     for name in sorted(tensors):
         path = name.removeprefix(_PREFIX).removesuffix(_DOWN).removesuffix(_UP)

@@ -164,9 +164,20 @@ def judges_of(items: Iterable[Item]) -> list[str]:
 def _refuse_other_rules(runs: Sequence[RunFiles]) -> None:
     """One judge is one rule throughout: its model, prompt, labels, pictures and file decide what a verdict means."""
     first: dict[tuple[str, str], tuple[RunFiles, Mapping[str, object]]] = {}
+    looked: dict[tuple[str, str], tuple[RunFiles, object]] = {}
     for run in runs:
         for metric, name in sorted({(judged_as(item["metric"]), str(item.get("judge") or "")) for item in run.items}):
             found = source_of(run.folder, name) if name else None
+            matched = None if found is None else found.get("matched")
+            before, how = looked.setdefault((metric, name), (run, matched))
+            if how != matched:
+                older = run if matched is None else before
+                raise UserError(
+                    f"`{before.folder}` and `{run.folder}` must be judged by one rule ({metric}), but an earlier "
+                    f"version judged `{older.folder}`, in which `{name}` found its phrases inside of words too; give "
+                    f"`mm-cb judge {older.folder} --judge {_typed(name, found or {})}`, which first names what of the "
+                    "old verdicts to delete, if they are in its way."
+                )
             if found is None:
                 continue
             held = {key: value for key, value in found.items() if key != "model" or "weights_sha256" not in found}

@@ -7,6 +7,7 @@ from typing import Any
 from peft import LoraConfig
 
 from mm_cb.models import ChatModel
+from mm_cb.models.patterns import pattern_fault
 from mm_cb.training.placement import linear_names, lora_paths
 from mm_cb.training.recipes.config import Lora
 
@@ -63,6 +64,8 @@ def placed(model: ChatModel, config: Any, target_layers: Sequence[int]) -> tuple
         blocks = [blocks]
     chosen = list(range(len(model.decoder_blocks))) if blocks is None else list(blocks)
     everything = lora_paths(model, chosen, linear_names(model, chosen))
+    if fault := pattern_fault(config, everything):
+        raise ValueError(f"`peft_config`: {fault}.")
     if isinstance(targets, str) and targets != "all-linear":
         paths, unmatched = [path for path in everything if re.fullmatch(targets, path)], [targets]
     else:

@@ -12,7 +12,7 @@ from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.expectation import EotObjective
 from mm_cb.attacks.objectives.target import TargetObjective
 from mm_cb.attacks.objectives.transfer import TransferObjective
-from mm_cb.attacks.objectives.universal import UniversalObjective
+from mm_cb.attacks.objectives.universal import UniversalObjective, all_at_once, made_for
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.saved import to_pixels
 from mm_cb.attacks.threats import Threat
@@ -143,6 +143,15 @@ def test_a_corpus_of_the_first_behaviours_makes_the_picture_that_is_made_for_the
         items = run(subject, folder, "universal_corpus", corpus=corpus, minibatch=minibatch)
         assert files(items, folder) == own
         assert [item["part"] for item in items] == ["made_for", "made_for"]
+
+
+@pytest.mark.parametrize("settings", [{"corpus": True}, {}, {"universal_train": 2}])
+def test_a_minibatch_of_more_texts_than_there_are_is_said(settings, tmp_path):
+    given = {**settings, **({"corpus": corpus_of(tmp_path / "c.jsonl", BEHAVIORS)} if settings.get("corpus") else {})}
+    there = len(made_for(AttackConfig("universal", **given), BEHAVIORS))
+    for minibatch in (0, 1, there, there + 1, 65_536):
+        told = all_at_once(AttackConfig("universal", **given, minibatch=minibatch), BEHAVIORS)
+        assert told == "" if minibatch <= there else f"--minibatch {minibatch}`: there are only {there} texts" in told
 
 
 def test_what_a_corpus_does_not_hold_is_held_out(model, tmp_path):

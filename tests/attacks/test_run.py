@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,9 +26,13 @@ from mm_cb.attacks.transfer import run_transfer
 from mm_cb.attacks.verify import verify_run
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
+from mm_cb.core.progress import Progress
 from mm_cb.core.runs import RunDirectory, file_sha256, read_jsonl, read_run, write_jsonl
 from mm_cb.data.behaviors_file import read_behaviors
 from mm_cb.inference.source import ModelSource
+from mm_cb.judges.registry import JudgeOptions, open_judge
+from mm_cb.judges.rejudge import rejudge
+from mm_cb.metrics.results import write_results
 from mm_cb.models import load_model
 from mm_cb.report import write_report
 from tests.attacks.helpers import BEHAVIORS, attack, first_behaviors, save_adapter
@@ -57,6 +62,17 @@ def test_the_same_command_again_repeats_nothing(finished):
     after = {p: p.stat().st_mtime_ns for p in before}
     changed = {p.name for p in before if before[p] != after[p]}
     assert changed <= {"run.json"}
+
+
+@pytest.mark.parametrize("name", ["protocol.json", "checks.json", "curves.json", "behaviors.jsonl"])
+def test_a_finished_run_that_lacks_a_file_is_not_taken_for_done(finished, tmp_path, name):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / name).unlink()
+    with pytest.raises(UserError, match=rf"`run` lacks {name}, which its command wrote.* another `--out`"):
+        attack(run, BEHAVIORS, batch=8, max_new_tokens=32)
+    with pytest.raises(UserError, match=rf"`run` lacks {name}.* Nothing was judged"):
+        rejudge(run, open_judge(JudgeOptions("refusal-strings")), progress=Progress())
+    assert not (run / "judgements").exists()
 
 
 def test_a_report_of_an_attack_alone_claims_nothing(finished, tmp_path):
@@ -266,6 +282,7 @@ def test_long_targets_from_a_hijack_of_the_base(three, tmp_path, capsys):
     records = [i | {"outcome": "refusal"} for i in read_jsonl(tmp_path / "base" / "items.jsonl")]
     items = [i | {"outcome": "harmful", "completion": f"{i['target']} take ash ."} for i in records[:2]]
     write_jsonl(tmp_path / "base" / "items.jsonl", [*items, *records[2:]])
+    write_results(tmp_path / "base" / "results.json", [])
     attack(tmp_path / "long", three, attacks="pgd_long", hijacks=tmp_path / "base")
     assert " ".join(capsys.readouterr().out.split()).count("hijacks: 2 of 3 behaviours") == 1
     said = {
@@ -288,6 +305,7 @@ def test_a_hijack_that_broke_nothing_asked_is_refused_in_one_line(three, tmp_pat
     missed = [where | {"id": json.loads(line)["id"], "outcome": "refusal"} for line in three.read_text().splitlines()]
     harmful = [where | {"id": name, "outcome": "harmful"} for name in broken]
     write_jsonl(tmp_path / "base" / "items.jsonl", missed + harmful)
+    write_results(tmp_path / "base" / "results.json", [])
     command = attack_arguments(three, tmp_path / "out", "--attack", "pgd_long", "--hijacks", str(tmp_path / "base"))
     assert cli.run(command) == 2 and not (tmp_path / "out").exists()
     said = " ".join(capsys.readouterr().err.split())

@@ -13,6 +13,7 @@ from mm_cb.attacks.shards import Shard, gather, shard_runs
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import RunDirectory
 from mm_cb.data.behaviors_file import kept_behaviors
+from mm_cb.metrics.results import read_results, write_results
 
 FROZEN = Path(__file__).parent.parent / "frozen" / "714213b" / "attack"
 SECOND = "shards/0002-of-0002"
@@ -35,6 +36,16 @@ def edit(path, change):
 
 def items(**fields):
     return lambda run: edit(run / SECOND / "items.jsonl", lambda item: item | fields)
+
+
+def counted_before(damage):
+    """As this version counts a shard: its results hold the hash of its items."""
+
+    def damaged(run):
+        write_results(run / SECOND / "results.json", read_results(run / SECOND / "results.json"))
+        damage(run)
+
+    return damaged
 
 
 def parts(change):
@@ -64,6 +75,7 @@ def test_the_frozen_shards_gather_to_the_frozen_run(run):
         (parts(lambda records: [*records, records[0] | {"curve": [0.5]}]), "loss curves of one length"),
         (lambda run: (run / SECOND / "parts" / "pgd-s0-r0-0000.json").write_bytes(b"\xff["), "UTF-8"),
         (lambda run: (run / SECOND / "items.jsonl").write_text(""), "it is empty"),
+        (counted_before(items(completion="yes")), r"items\.jsonl` was changed after it was written"),
         (lambda run: edit(run / "run.json", lambda held: held | {"recipe": {}}), "it lacks"),
         (lambda run: edit(run / "run.json", lambda held: held | {"recipe": held["recipe"] | {"dtype": "f"}}), "dtype"),
     ],

@@ -8,10 +8,13 @@ import pytest
 from PIL import Image
 
 from mm_cb import cli
+from mm_cb.attacks.run import hijacked_responses
 from mm_cb.attacks.transfer import Made, read_made, run_transfer, told_apart
+from mm_cb.benchmarks.over_refusal.beside_attacks import read_attacked
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
 from mm_cb.core.runs import read_jsonl
+from mm_cb.data.behaviors_file import read_behaviors
 from tests.attacks.helpers import BEHAVIORS, edited, first_behaviors, save_adapter
 from tests.attacks.helpers import attack as plain_attack
 
@@ -82,6 +85,26 @@ def test_behaviours_that_keep_their_ids_but_not_their_texts_are_refused(runs, tm
     (told,) = capsys.readouterr().err.strip().splitlines()
     assert f"`{runs / 'base'}` must have attacked the behaviours of `{behaviors}`, it attacked others" in told
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("use", ["transfer", "hijacks", "beside"])
+@pytest.mark.parametrize("damage", ["edited", "cut"])
+def test_a_run_on_which_another_rests_is_the_one_that_was_counted(runs, tmp_path, use, damage):
+    other = shutil.copytree(runs / "base", tmp_path / "other")
+    content = (other / "items.jsonl").read_bytes()
+    damaged = {"edited": content.replace(b'"completion": "', b'"completion": "oh ', 1), "cut": content[:40]}
+    (other / "items.jsonl").write_bytes(damaged[damage])
+    read = {
+        "transfer": read_made,
+        "hijacks": lambda folder: hijacked_responses(folder, read_behaviors(runs / "behaviors.jsonl")),
+        "beside": read_attacked,
+    }
+    told = {
+        "edited": r"items\.jsonl` was changed after it was written",
+        "cut": r"items\.jsonl:1 is cut off in the middle",
+    }
+    with pytest.raises(UserError, match=told[damage]):
+        read[use](other)
 
 
 @pytest.mark.parametrize("kind", ["attacked", "clean"])

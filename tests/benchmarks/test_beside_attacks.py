@@ -16,7 +16,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl, write_json, write_jsonl
 from mm_cb.inference.base_nll import nll_under_base
 from mm_cb.inference.generation import Request
-from mm_cb.metrics.results import find, read_results
+from mm_cb.metrics.results import find, read_results, write_results
 from mm_cb.models import load_model
 from mm_cb.report import write_report
 from mm_cb.report.combine import combine
@@ -45,6 +45,7 @@ def attack_run(folder, attacks=("no_attack", "pgd"), behaviors=2, edit=lambda it
     write_jsonl(folder / "items.jsonl", items)
     run = {"command": "attack", "recipe": {"epsilon": 8, "steps": 1}, "seed": 0, "inputs": {}, "ended": "now"}
     write_json(folder / "run.json", run)
+    write_results(folder / "results.json", [])
     return folder
 
 

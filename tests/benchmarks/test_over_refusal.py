@@ -9,6 +9,8 @@ from mm_cb import cli
 from mm_cb.benchmarks.over_refusal.data import distinct, read_requests
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl
+from mm_cb.judges.rules import RefusalStrings
+from mm_cb.judges.stored_verdicts import source_of
 from mm_cb.metrics.results import find, read_results
 from mm_cb.report.header import facts_of
 from mm_cb.report.load import load_run
@@ -203,7 +205,9 @@ def test_a_served_model_is_measured_and_the_proxy_says_so(tmp_path, capsys):
     assert "PROXY" in capsys.readouterr().out
     items = read_jsonl(tmp_path / "out" / "items.jsonl")
     assert all((item["judge"], item["served"]) == ("refusal-strings (proxy)", "stub") for item in items)
-    named = facts_of([load_run(tmp_path / "out")])["model"]
+    written = load_run(tmp_path / "out")
+    assert source_of(tmp_path / "out", "refusal-strings (proxy)") == RefusalStrings().source
+    named = facts_of([written])["model"]
     assert named.endswith(", by its server's replies stub (5) of 5 answers")
 
 

@@ -1,5 +1,6 @@
 """`mm-cb attack` and its subcommands: every flag is explained, reaches the configuration, or is refused in one line."""
 
+import itertools
 import re
 import sys
 import types
@@ -170,6 +171,29 @@ def test_norms(called, flags, threat):
 def test_flags_that_cannot_be_are_refused(called, flags, expected, capsys):
     assert expected in refused(["attack", *ASKED, *flags], capsys)
     assert called == []
+
+
+NO_NUMBERS = ("-1", "nan", "inf", "-inf", "1e400", "9" * 30, "many", "1_0", "0x10", "1,5", "\u0661", "\u00bd", "8/256")
+
+
+@pytest.mark.parametrize("command", ["attack", "attack check"])
+def test_what_is_no_number_or_far_too_large_a_one_is_refused_behind_every_flag_that_takes_one(command, called, capsys):
+    numbers = [p.opts[0] for p in shown_options(command) if re.search(r"\[(above )?[\d.,]+ (up )?to |: N from", p.help)]
+    assert {"--steps", "--iterates", "--seed"} < {*numbers}
+    flags = [*numbers, "--epsilon"]
+    for flag, value in itertools.product(flags, NO_NUMBERS):
+        said = refused([*command.split(), *ASKED, flag, value], capsys)
+        assert f"`{flag}` must be" in said and "got" in said, (flag, value)
+    for value in ("1_0/255", "\u0661/255", "nan/255", "1e2/256", "256/255", "-1/255", "1.5/255", "/255", "8/255/1"):
+        assert "`--epsilon` must be n/255" in refused([*command.split(), *ASKED, "--epsilon", value], capsys)
+    assert called == []
+
+
+@pytest.mark.parametrize(
+    "value", ["0/1", "2/1", "1/0", "-1/2", "1/2/3", "1_0/20", "\u0661/2", "1", "/", "a/b", "1.0/2"]
+)
+def test_a_shard_is_two_plain_numbers(value, called, capsys):
+    assert "`--shard` must be i/n" in refused(["attack", *ASKED, "--shard", value], capsys)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ FROZEN = Path(__file__).parents[1] / "frozen" / "714213b"
 def eighty(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
+    closing.TYPED.clear()  # of another test's command line
 
 
 def said(capsys, *, paths=True):

@@ -12,6 +12,10 @@ def reply(content="hi", finish_reason="stop", **message):
     return json.dumps({"choices": [choice]}).encode()
 
 
+def several(*contents):
+    return json.dumps({"choices": [json.loads(reply(one))["choices"][0] for one in contents]}).encode()
+
+
 def trouble(body):
     with pytest.raises(Trouble) as caught:
         read_answer(body)
@@ -102,6 +106,10 @@ def test_reasoning_without_an_answer_is_cut():
         (b'{"choices": [{"text": "a completion, no chat"}]}', "broken", "no choice"),
         (b'{"choices": [{"message": null}]}', "broken", "no choice"),
         (b'{"choices": [{"message": "hi"}]}', "broken", "no choice"),
+        (several("yes", "no"), "broken", "2 choices in its reply, one was asked for"),
+        (several("yes", "yes", "yes"), "broken", "3 choices in its reply"),
+        (reply("what is asked", role="user"), "broken", "a message of the role `user`"),
+        (reply("be brief", role="system"), "broken", "a message of the role `system`"),
         (reply(7), "broken", "type int"),
         (reply({"text": "a"}), "broken", "type dict"),
         (reply(True), "broken", "type bool"),

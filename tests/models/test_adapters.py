@@ -145,6 +145,18 @@ SETTINGS = {
     ),
     "no module at all": ({"target_modules": ["nothing"]}, "does not fit this model"),
     "a broken pattern": ({"target_modules": "(["}, "does not fit this model"),
+    "a pattern without end": (
+        {"target_modules": r"((model|\.|\w)+)+!"},
+        "matching its patterns .* takes more than 1 seconds",
+    ),
+    "modules left out without end": ({"exclude_modules": r"(?i)([a-z._0-9]+)+!"}, "matching its patterns"),
+    "layers without end": (
+        {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": r"([a-z._]+)+!"},
+        "matching its patterns",
+    ),
+    "a rank without end": ({"rank_pattern": {r"([a-z._0-9]+)+!": 4}}, "matching its patterns"),
+    "a scale without end": ({"alpha_pattern": {r"^([a-z._0-9]+)+!": 4}}, "matching its patterns"),
+    "a pattern of too many": ({"target_modules": "a{99999999999}"}, "does not fit this model"),
     "a scale of nothing": ({"alpha_pattern": {"nothing": 2}}, "names 1 modules that are not there, such as `nothing`"),
     "patterns that are none": ({"rank_pattern": [1]}, "`rank_pattern` must be an object"),
     "fewer modules": ({"target_modules": MODULES[:2]}, "2 tensors belong to no module"),
@@ -153,10 +165,25 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("case", SETTINGS)
-def test_settings_that_are_not_understood_are_refused_by_name(case, folder, whole, tmp_path):
+def test_settings_that_are_not_understood_are_refused_by_name(case, folder, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("mm_cb.models.patterns.SECONDS", 1)
     settings, expected = SETTINGS[case]
     with pytest.raises(UserError, match=expected):
         load_model(folder, adapter=changed(whole, tmp_path / "bad", **settings))
+
+
+def test_a_key_that_comes_twice_is_named(folder, whole, tmp_path):
+    bad = changed(whole, tmp_path / "bad")
+    text = (bad / "adapter_config.json").read_text()
+    (bad / "adapter_config.json").write_text(text.replace('"r": 4', '"r": 4, "r": 2'))
+    remember_base(bad, str(folder))
+    with pytest.raises(UserError, match=r"adapter_config\.json:1: .* the key `r` twice"):
+        load_model(folder, adapter=bad)
+    (bad / "adapter_config.json").write_text(text)
+    told = (bad / "base.json").read_text()
+    (bad / "base.json").write_text(told.replace("{", '{"fingerprint": "", ', 1))
+    with pytest.raises(UserError, match=r"base\.json.*the key `fingerprint` twice"):
+        load_model(folder, adapter=bad)
 
 
 @pytest.mark.parametrize(

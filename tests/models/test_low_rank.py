@@ -58,10 +58,12 @@ def test_random_changes_are_of_the_size_that_is_said(make):
     [
         (lambda config: config.update(r=3), "have the shapes"),
         (lambda config: config.update(use_dora=True), "`use_dora` is not supported"),
+        (lambda config: config.update(rank_pattern={"([a-z._0-9]+)+!": 2}), "matching its patterns .* more than 1 sec"),
         (lambda config: config.update(base_model_name_or_path="another"), "was trained for `another`"),
     ],
 )
-def test_another_adapter_is_refused(folder, tmp_path, edit, match):
+def test_another_adapter_is_refused(folder, tmp_path, edit, match, monkeypatch):
+    monkeypatch.setattr("mm_cb.models.patterns.SECONDS", 1)
     copy = shutil.copytree(folder, tmp_path / "copy")
     config = json.loads((copy / "adapter_config.json").read_text())
     edit(config)

@@ -148,6 +148,26 @@ def test_a_damaged_file_is_one_line(file, content, folder, tmp_path):
         load_model(bad)
 
 
+SETTINGS = [file for file in FILES if file != "tokenizer.json"]
+
+
+@pytest.mark.parametrize("file", SETTINGS)
+@pytest.mark.parametrize("depth", ["top", "inside"])
+def test_a_key_that_comes_twice_is_named_with_file_and_line(file, depth, folder, tmp_path):
+    bad = changed(folder, tmp_path / "bad", file, inside={"deep": [{"a": 1, "b": 2}]})
+    held = json.dumps(json.loads((bad / file).read_text()), indent=1)
+    key, line = ("b", held[: held.index('"deep"')].count("\n") + 2) if depth == "inside" else ("inside", 1)
+    at = held.index('"a": 1') if depth == "inside" else held.index("{") + 1
+    (bad / file).write_text(f'{held[:at]}"{key}": Infinity, {held[at:]}')
+    for load in (load_model, lambda path: load_tower(path, 1)):
+        with pytest.raises(UserError, match=rf"{bad / file}:{line}: .* the key `{key}` twice"):
+            load(bad)
+
+
+def test_numbers_that_json_has_not_are_left_to_their_reader(folder, tmp_path):
+    load_model(changed(folder, tmp_path / "model", "config.json", of_a_newer_version=[0.0, float("inf")]))
+
+
 def in_other_words(bad, index):
     torch.save({}, bad / "pytorch_model.bin")
     (bad / "model.safetensors").rename(bad / "one.safetensors")
@@ -314,3 +334,10 @@ def test_a_gguf_or_another_file_in_place_of_a_folder_is_named_with_what_to_do(tm
             model_folder(name)
     with pytest.raises(UserError, match="must be a folder with config.json.*notes.txt` is a file"):
         model_folder(tmp_path / "held" / "notes.txt")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, f"org/{'x' * 300}", "a\0b", f"org/name@{'x' * 300}"])
+def test_a_name_that_no_model_has_is_one_line(name, folder, tmp_path):
+    for load in (load_model, model_folder, lambda name: load_model(folder, adapter=name)):
+        with pytest.raises(UserError):
+            load(name)

@@ -267,6 +267,42 @@ def test_one_judge_by_two_rules_is_refused_and_says_which_and_what_to_type(split
         joined(parts)
 
 
+@pytest.mark.parametrize(
+    ("base", "rr", "fits"), [(None, None, True), ("as it is", "as it is", True), (None, "as it is", False)]
+)
+@pytest.mark.parametrize("stored", [True, False])
+def test_phrases_that_an_earlier_version_found_inside_of_words_are_not_compared(split_runs, base, rr, fits, stored):
+    """Whether the run was judged from the start, or by `mm-cb judge`."""
+    name = "refusal-strings (proxy)"
+
+    def edit(subject, what, items, run):
+        for item in items if subject in ("base", "rr") else ():
+            if item["metric"] == "over_refusal":
+                item["judge"] = name
+
+    parts = [part for part in split_runs(n=4, benign=3, edit=edit) if "safety" not in part.name]
+    for part in parts:
+        if name not in (part / "items.jsonl").read_text():
+            continue
+        rule = {"matched": rr if "rr" in part.name else base}
+        rule = {} if rule["matched"] is None else rule
+        if stored:
+            write_json(
+                part / "judgements" / f"{safe_id(name)}.json", {"judge": name, "source": {"proxy": True, **rule}}
+            )
+            write_json(part / "judgements" / "newest.json", {"judge": name})
+        else:
+            if rule:
+                write_json(part / "judge.json", {"judge": name, "source": {"proxy": True, **rule}})
+    if fits:
+        joined(parts)
+        return
+    with pytest.raises(
+        UserError, match=r"one rule .over_refusal.*inside of words.*mm-cb judge .*base.* --judge refusal-s"
+    ):
+        joined(parts)
+
+
 def test_a_proxy_supports_no_claim(split_runs):
     parts = split_runs(n=24, benign=3)
     for part in parts:

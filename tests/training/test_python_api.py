@@ -258,12 +258,14 @@ def test_a_column_of_single_pictures_is_one_line(tmp_path):
         (LoraConfig(layers_to_transform=[9]), ValueError, r"0-based blocks in 0\.\.5 of this model, got \[9\]"),
         (LoraConfig(modules_to_save=["lm_head"]), ValueError, "`peft_config.modules_to_save` must be left out"),
         (LoraConfig(use_dora=True), ValueError, "`peft_config.use_dora` must be left out"),
+        (LoraConfig(target_modules=r"([a-z._0-9]+)+!"), ValueError, "`peft_config`: matching its patterns"),
         (LoraConfig(bias="all"), ValueError, "`peft_config.bias` must be 'none'"),
         ({"r": 4}, TypeError, "must be a peft.LoraConfig, got dict"),
         (None, ValueError, r"0-based blocks in 0\.\.5 of this model, got \[14, 15, 16\]"),
     ],
 )  # fmt: skip
-def test_a_lora_that_lies_elsewhere_is_one_line(config, kind, message, rows, tmp_path):
+def test_a_lora_that_lies_elsewhere_is_one_line(config, kind, message, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("mm_cb.models.patterns.SECONDS", 1)
     with pytest.raises(kind, match=message) as caught:
         RRTrainer("miniature", RRConfig(output_dir=tmp_path, **SMALL), rows, peft_config=config)
     assert "\n" not in str(caught.value)

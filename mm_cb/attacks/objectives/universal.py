@@ -102,6 +102,14 @@ def made_for(config: AttackConfig, behaviors: Sequence[Behavior]) -> list[Behavi
     return list(behaviors[:count])
 
 
+def all_at_once(config: AttackConfig, behaviors: Sequence[Behavior]) -> str:
+    """A line about a minibatch of more texts than there are; empty of any other."""
+    there = len(made_for(config, behaviors))
+    if config.minibatch <= there:
+        return ""
+    return f"`--minibatch {config.minibatch}`: there are only {there} texts to make the picture for; every step has all"
+
+
 def seen(config: AttackConfig, behaviors: Sequence[Behavior]) -> set[str]:
     """The ids of behaviours that a picture is not held out from: of a corpus, those whose prompt or target is in it."""
     learnt = made_for(config, behaviors)

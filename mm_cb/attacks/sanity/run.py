@@ -47,6 +47,7 @@ from mm_cb.data.pictures import open_picture
 from mm_cb.inference.source import ModelSource
 from mm_cb.inference.subjects import Subject, load_subject
 from mm_cb.inference.tolerance import dtype_of
+from mm_cb.metrics.holes import refuse_absent_outputs
 from mm_cb.metrics.observations import starts_with
 from mm_cb.metrics.results import measure, write_results
 from mm_cb.models.families import sees
@@ -91,10 +92,13 @@ def run_battery(source: ModelSource, behaviors: Path, out: Path, config: AttackC
     inputs = [behaviors, *(b.image for b in asked if b.image is not None), *source.weights()]
     with RunDirectory(out, "attack check", recipe, config.seed, inputs=inputs) as run, Progress() as progress:
         if run.finished:
+            refuse_absent_outputs(run.path)
             progress.say("finished before, nothing was measured again")
         else:
             subject = load_subject(source, "rr" if source.adapter else "base", config.image_backend)
             group, pictures = _one_size(asked, subject.model.canvas, count)
+            if len(group) < count:
+                progress.say(f"`--count {count}`: only {len(group)} of {len(asked)} behaviours have one picture size")
             refuse_unfit(subject, group, replace(config, batch=len(group)))
             stored = run.stage("parts")
             subjects = [replace(subject, name="base", adapted=False), *([subject] if subject.adapted else [])]

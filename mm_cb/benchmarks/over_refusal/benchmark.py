@@ -122,8 +122,12 @@ class OverRefusal(Benchmark):
 
     def items(self, session: Session) -> list[Item]:
         """In the order of asking; what is incoherent is no answer, whatever a judge says."""
+        from mm_cb.judges.stored_verdicts import note_source
+
         more: _ScoredRequests = session.task.more
         judge = session.tools = open_judge(JudgeOptions(more.judge))
+        if judge.source.get("proxy"):
+            note_source(session.run.path, judge)
         answers, likelihood = session.answers, session.likelihood()
         answered = [one for one in more.asked if one.key not in session.unanswered]
         verdicts = dict(judge.judge([_case(one, answers[one.key]) for one in answered]))

@@ -19,7 +19,7 @@ from mm_cb.core.records import RecipeFields
 from mm_cb.core.runs import read_run
 from mm_cb.metrics.holes import refuse_swapped
 from mm_cb.metrics.observations import BESIDE
-from mm_cb.metrics.whole import whole_items
+from mm_cb.metrics.whole import unchanged_items
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def read_attacked(folder: Path) -> AttackPictures:
     root = Path(os.path.abspath(folder))
     behaviors: dict[str, str] = {}
     files: dict[str, dict[str, Path]] = {}
-    items = whole_items(root, run)
+    items = unchanged_items(root, run)
     refuse_swapped(root, items)
     for number, item in enumerate(items, start=1):
         where = f"{folder / 'items.jsonl'}:{number}"

@@ -369,6 +369,9 @@ def test_the_command_leaves_a_run_directory_with_checks_and_every_judged_picture
         for flag, value in (("--optimizer", "lion"), ("--image-backend", "cv2")):
             assert cli.run([*arguments, "--out", str(tmp_path / "other"), flag, value]) == 2
             assert f"`{flag[2:].replace('-', '_')}` must be one of" in capsys.readouterr().err
+        (out / "checks.json").unlink()
+        assert cli.run([*arguments, "--out", str(out), *sizes]) == 2
+        assert "lacks checks.json" in capsys.readouterr().err
     unsayable = json.loads(line_of_the_file) | {"target": "Ça va", "benign_target": True}
     (tmp_path / "behaviors.jsonl").write_text(json.dumps(unsayable) + "\n")
     with monkeypatch.context() as patched:
