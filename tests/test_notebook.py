@@ -26,7 +26,7 @@ def test_the_cells_run_in_order(tmp_path, monkeypatch, capsys):
         cell = cell.replace("max_steps=20", "max_steps=6").replace("steps=60", "steps=3")
         exec(compile(cell, f"cell {number}", "exec"), names)
     said = capsys.readouterr().out
-    assert "{'circuit_breaker': 4, 'retain': 4}" in said and said.count("of 12 requests answered") == 2
+    assert "{'circuit_breaker': 4, 'retain': 4}" in said and said.count("of 12 forbidden requests answered") == 2
     assert len(shown) == 3 and all(isinstance(picture, Image.Image) for picture in shown)
     assert (tmp_path / "quickstart-runs" / "report.html").stat().st_size > 10_000
 
