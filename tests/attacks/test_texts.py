@@ -168,7 +168,7 @@ def test_a_run_is_verified_judged_and_paired_like_one_with_pictures(runs, tmp_pa
     protection = verdict.lines[0].text
     for name in ("no attack", "prefilled answer", "embedding relaxation", "imported prompts", "suffix search (GCG)"):
         assert f"{name}, by a proxy: " in protection and "→" in protection
-    assert verdict.kind == "no_claim" and verdict.lead in page and "not measured" not in verdict.told.lower()
+    assert verdict.kind == "no_claim" and verdict.lead in page and "not measured" not in protection.lower()
     assert "No picture was attacked" in page and "pixels of one real image" not in page and "32/255" not in page
 
 
