@@ -280,7 +280,7 @@ def _models() -> list[Finding]:
     here = [name for name, one in found.items() if one.ok]
     damaged = [one._replace(ok=None) for one in found.values() if not one.ok and not one.get]
     absent = len(found) - len(here) - len(damaged)
-    told = _told(here, absent, "of shipped recipes")
+    told = _told(here, absent, "models of the recipes")
     if not absent:
         return [Finding("models", True, told), *damaged]
     return [Finding("models", True if here else None, told, get=("mm-cb doctor --recipe RECIPE",)), *damaged]
@@ -292,13 +292,13 @@ def _data() -> Finding:
 
     here = [name for name, card in cards().items() if whereabouts(card)[0]]
     absent = len(cards()) - len(here)
-    told = _told(here, absent, "that we know")
+    told = _told(here, absent, "that we have a card of")
     return Finding("data sets", True if here else None, told, get=("mm-cb data list",) if absent else ())
 
 
 def _told(here: Sequence[str], absent: int, which: str) -> str:
     found = f"here: {', '.join(here)}; " if here else ""
-    return f"{found}{absent} {which} are not here; how to get one:" if absent else found.rstrip("; ")
+    return f"{found}{absent} {which} are not here; how to get them:" if absent else found.rstrip("; ")
 
 
 def _packages() -> list[Finding]:

@@ -49,7 +49,7 @@ def train(
         bool,
         typer.Option(
             "--allow-stuck",
-            help="End with 0 when nothing was rerouted, or retain states went (else 2, from 50 steps on).",
+            help="Exit with 0 where training took no hold, or took too much along (else 2, from 50 steps on).",
         ),
     ] = False,
     loss: Annotated[
@@ -201,7 +201,8 @@ def _attack_of(recipe: "Recipe", adapter: Path) -> list[str | Path]:
         "all",
     ]
     device = ["--device", recipe.device] if recipe.device != "cpu" else []
-    return [*words, *device, *([] if recipe.dtype == "float32" else ["--dtype", recipe.dtype]), "--out", "runs/attack"]
+    dtype = [] if recipe.dtype == "float32" else ["--dtype", recipe.dtype]
+    return [*words, *device, *dtype, "--out", "runs/attack-rr"]
 
 
 def _show_held_out(recipe: "Recipe", records: "Sequence[JsonObject]") -> None:
@@ -213,7 +214,8 @@ def _show_held_out(recipe: "Recipe", records: "Sequence[JsonObject]") -> None:
                 f"reroute {ended['reroute_loss']:.3f} ({begun['reroute_loss']:.3f} at the first step), "
                 f"retain {ended['retain_loss']:.3f} ({begun['retain_loss']:.3f})"
             )
-            say(f"last step: {losses}; no rows were held out (training.held_out), an attack tells whether it took hold")
+            say(f"losses of the last step, where low is good: {losses}")
+            say("No rows were held out (training.held_out): an attack tells whether it took hold.")
         return
     from rich.table import Table
 

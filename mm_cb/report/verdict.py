@@ -322,4 +322,4 @@ def _held_out(measurements: Sequence[Measurement]) -> tuple[str, ...]:
         return ()
     sizes = " or ".join(str(n) for n in sorted({m.n for m in known.values()}))
     told = ", ".join(f"{name} {percent(m.value)} %" for name, m in known.items())
-    return (f"Of {sizes} requests of the {SPLITS['held_out_kind']}: {told}.",)
+    return (f"Of {sizes} request{'' if sizes == '1' else 's'} of the {SPLITS['held_out_kind']}: {told}.",)
