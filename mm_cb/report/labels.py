@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from mm_cb.attacks.labels import CONDITIONS, asked, label
@@ -111,6 +111,13 @@ def answers_of(subject: str, metric_name: str, condition: str) -> str:
 def metric_label(name: str) -> str:
     """The shown word for a metric."""
     return metric(name).label
+
+
+def judges_called(files: Sequence[str]) -> list[str]:
+    """Two judges by the names of their files; the hash there stays where it alone tells them apart."""
+    short = [re.sub(r"-[0-9a-f]{8}$", "", file).replace("_proxy", " (proxy)") for file in files]
+    short = ["the run's own verdicts" if name == "as-run" else name for name in short]
+    return short if len(set(short)) == len(short) else list(files)
 
 
 def checks_called(checks: Iterable[Check]) -> list[Check]:

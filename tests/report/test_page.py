@@ -60,6 +60,14 @@ def internal_names(text):
     return re.findall(rf"(?<![\w/-])(?:{named}|rr|rr-seed\d)(?![\w-])", text)
 
 
+def test_judges_are_called_by_their_names_and_stay_apart():
+    assert labels.judges_called(["as-run", "refusal-strings_proxy-79f3db33"]) == [
+        "the run's own verdicts",
+        "refusal-strings (proxy)",
+    ]
+    assert labels.judges_called(["mine-01234567", "mine-89abcdef"]) == ["mine-01234567", "mine-89abcdef"]
+
+
 def test_the_page_and_the_terminal_speak_in_labels(make_run, tmp_path, capsys, monkeypatch):
     """Of attacks, splits, metrics and subjects no key is shown, cut answers and failed checks included."""
 
