@@ -100,7 +100,7 @@ def print_findings(recipe: str | None = None, model: str | None = None) -> bool:
         seen = look(model)
         print_rows([Finding(*row) for row in seen.rows], _POSSIBLE)
         steps = steps or [Hint("a breaker for it; rows.jsonl stands for your rows, see docs/formats.md", seen.train)]
-    print_rows(findings)
+    print_rows(sorted(findings, key=lambda one: one.ok is not False))
     fine = all(finding.ok is not False for finding in findings)
     what_next(*(steps if fine else [Hint("mend each PROBLEM, then the same command again", [])]))
     return fine
@@ -146,13 +146,15 @@ def print_rows(findings: Sequence[Finding], states: Mapping[bool | None, str] = 
 
 
 def machine() -> list[Finding]:
-    """Look at packages, extras, image backend, GPU, memory and disk."""
-    return [*_packages(), *_extras(), _torchvision(), _gpu(), _memory(), _disk()]
+    """Look at packages, extras, GPU, memory and disk: a row each, and one for every package that is a problem."""
+    packages = [*_packages(), _torchvision()]
+    fine = Finding("packages", True, "; ".join(f"{one.name} {one.detail}" for one in packages if one.ok))
+    return [*(one for one in packages if not one.ok), fine, _extras_together(), _gpu(), _memory(), _disk()]
 
 
 def examine() -> list[Finding]:
     """Look at the machine, and at embedded models, models of recipes and data sets."""
-    return [*machine(), *(_embedded(guest.name) for guest in guests()), *_models(), *_data()]
+    return [*machine(), *(_embedded(guest.name) for guest in guests()), *_models(), _data()]
 
 
 def examine_recipe(recipe: "Recipe") -> list[Finding]:
@@ -259,27 +261,44 @@ def _extras() -> list[Finding]:
     ]
 
 
+def _extras_together() -> Finding:
+    """All of them in a row: those that are not here with what each is for, and the command that gets them."""
+    absent = [extra for (extra, _, _), found in zip(_EXTRAS, _extras(), strict=True) if not found.ok]
+    if not absent:
+        return Finding("extras", True, ", ".join(extra for extra, _, _ in _EXTRAS))
+    told = ", ".join(f"{extra} ({use})" for extra, _, use in _EXTRAS if extra in absent)
+    return Finding("extras", None, f"not installed: {told}", get=(f"pip install -e '.[{','.join(absent)}]'",))
+
+
 def _models() -> list[Finding]:
-    """The models of the shipped recipes, here or not."""
+    """The models of the shipped recipes: a row for all that are here or not, and one for each that is not whole."""
     from mm_cb.core.recipe_files import recipe_names
     from mm_cb.training.recipes.recipe import load_recipe
 
     names = {load_recipe(name).model for name in recipe_names()} - {guest.name for guest in guests()}
-    found = [_weights("model", name) for name in sorted(names)]
-    return [finding._replace(ok=finding.ok or None) for finding in found]
+    found = {name: _weights("model", name) for name in sorted(names)}
+    here = [name for name, one in found.items() if one.ok]
+    damaged = [one._replace(ok=None) for one in found.values() if not one.ok and not one.get]
+    absent = len(found) - len(here) - len(damaged)
+    told = _told(here, absent, "models of the recipes")
+    if not absent:
+        return [Finding("models", True, told), *damaged]
+    return [Finding("models", True if here else None, told, get=("mm-cb doctor --recipe RECIPE",)), *damaged]
 
 
-def _data() -> list[Finding]:
+def _data() -> Finding:
     """The data sets that have a card, here or not."""
     from mm_cb.data.cards import cards, whereabouts
 
-    found = []
-    for name, card in cards().items():
-        here, detail = whereabouts(card)
-        brief = detail if here or not card.how else detail.removesuffix(f"; {card.get}")  # the commands say it
-        at_first_use = "" if here or card.hub is None else ", fetched at first use"
-        found.append(_data_finding(name, name, here or None, one_line(brief + at_first_use)))
-    return found
+    here = [name for name, card in cards().items() if whereabouts(card)[0]]
+    absent = len(cards()) - len(here)
+    told = _told(here, absent, "that we have a card of")
+    return Finding("data sets", True if here else None, told, get=("mm-cb data list",) if absent else ())
+
+
+def _told(here: Sequence[str], absent: int, which: str) -> str:
+    found = f"here: {', '.join(here)}; " if here else ""
+    return f"{found}{absent} {which} are not here; how to get them:" if absent else found.rstrip("; ")
 
 
 def _packages() -> list[Finding]:

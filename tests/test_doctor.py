@@ -108,6 +108,23 @@ def test_what_is_absent_and_not_asked_for_is_said_but_no_problem(monkeypatch, ca
     assert file in out.splitlines()[2]  # whole
 
 
+@pytest.mark.parametrize("here", [False, True])
+def test_a_look_at_the_machine_is_short_and_problems_come_first(here, monkeypatch, capsys):
+    """With nothing on the machine, or a package that is gone besides: no more than a screen, each with its command."""
+    monkeypatch.setattr(doctor, "guests", list)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    if not here:
+        versions = doctor.provenance.package_versions()
+        monkeypatch.setattr(doctor.provenance, "package_versions", lambda: versions | {"peft": None})
+    monkeypatch.setenv("COLUMNS", "80")
+    assert doctor.print_findings() == here
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 32 and max(map(len, lines)) <= 80
+    assert lines[0].startswith("peft") != here and ("PROBLEM" in lines[0]) != here
+    for command in ("pip install -e '.[quant,gguf,data,judge]'", "mm-cb doctor --recipe RECIPE", "mm-cb data list"):
+        assert f"    {command}" in lines
+
+
 def test_a_terminal_of_one_column_is_written_to(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "examine", lambda: [doctor.Finding("a longer name of a finding", False, "why " * 9)])
     monkeypatch.setenv("COLUMNS", "1")

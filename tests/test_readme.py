@@ -434,6 +434,13 @@ def test_every_number_of_the_real_model_is_a_measured_one(begins):
     )
 
 
+def test_the_times_of_the_quickstart_are_measured_ones():
+    found = json.loads((RESULTS / "step_by_step.json").read_text(encoding="utf-8"))["seconds"].values()
+    told = said("docs/quickstart.md").partition("seconds of processor time")[2].partition("with `--steps 10`")[0]
+    train, base, breaker, verify, asked, page = map(float, found)
+    assert numbers(told) == [train, base, verify, asked, page, breaker]
+
+
 VLM = json.loads((RESULTS / "real_vlm" / "numbers.json").read_text(encoding="utf-8"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from mm_cb.attacks.labels import CONDITIONS, asked, label
 from mm_cb.benchmarks.base import Benchmark
 from mm_cb.core.checked import read_list, read_records
 from mm_cb.core.closing import say
@@ -22,7 +23,7 @@ def show_run(folder: Path, subject: str, benchmark: Benchmark) -> None:
     for metric in benchmark.metrics:
         own = [m for m in measured if (m.subject, m.metric) == (subject, metric.name)]
         for m in (m for m in own if m.split == "all" or metric is benchmark.metrics[0]):
-            rule = f", {m.condition}" if len({one.condition for one in own}) > 1 else ""
+            rule = f", {label(CONDITIONS, m.condition)}" if len({one.condition for one in own}) > 1 else ""
             split = "" if m.split == "all" else f", {m.split}"
             missing = f", {m.counts['unscored']:.0f} without a score" if m.counts.get("unscored") else ""
             say(f"{metric.label}{rule}{split}: {number(m.value)} %{interval(m, ' (', ')')} of {m.n}{missing}", "  ")
@@ -83,10 +84,14 @@ def closing(folder: Path) -> list[str]:
         if not check["passed"]
     ]
     items = read_records(folder / "items.jsonl", Item)
-    lines += [*unearned_note(items), *thought_note(items), *at_limit_notes(read_run(folder), items)]
+    lines += [*unearned_note(items), *thought_note(items), *at_limit_notes(read_run(folder), items, _answers_of)]
     lines.append(f"results {folder / 'results.json'}")
     note = unanswered_note(folder / "parts" / "completions.jsonl")
     return [*lines, note] if note else lines
+
+
+def _answers_of(subject: str, metric: str, condition: str) -> str:
+    return f"{subject} {asked(metric, condition)}"
 
 
 def thought_note(items: Iterable[Item]) -> list[str]:

@@ -27,6 +27,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    epilog="Example: mm-cb demo",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

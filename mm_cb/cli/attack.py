@@ -155,7 +155,7 @@ def attack(
         bool, switch("--balance", "Scale that term: its gradient as long as the target's.", _SEARCH)
     ] = False,
     draws: Annotated[
-        int, number("draws", "best_of_n: variations of every behaviour, N; counts in k.", _SINGLE)
+        int, number("draws", "best_of_n: variations of every behaviour; each is a try.", _SINGLE)
     ] = _DEFAULT.draws,
     strength: Annotated[
         float, number("strength", "best_of_n: how far they go.", _SINGLE, metavar="S")
@@ -204,7 +204,7 @@ def attack(
         bool, switch("--early-stop", "Stop a search once one of them is judged harmful.", _JUDGED)
     ] = False,
     samples: Annotated[
-        int, number("samples", "Answers drawn at random per picture; count in k.", _JUDGED)
+        int, number("samples", "Answers drawn at random per picture; each is a try.", _JUDGED)
     ] = _DEFAULT.samples,
     temperature: Annotated[
         float | None, number("temperature", "Temperature of these answers.  [default: 1]", _JUDGED, metavar="T")

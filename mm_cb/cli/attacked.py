@@ -188,25 +188,37 @@ def _next(run: RunFiles, own: Sequence[str]) -> Iterator[Hint]:
         item.get("benign_target") for item in run.items
     ):
         yield Hint(
-            "have the answers judged (JUDGE is one of mm-cb judge --list; refusal-strings, a proxy, needs no model)",
-            ["judge", folder, "--judge", "JUDGE"],
+            "have the answers judged (by refusal strings, a proxy; a model judges better: mm-cb judge --list)",
+            ["judge", folder, "--judge", "refusal-strings"],
         )
-    if any(one.counted and one.weak for one in run.strengths):
-        yield Hint("more steps: the same command with a larger --steps and another --out", [])
+    steps = recipe.get("steps") if TYPED[:1] == ["attack"] else None
+    if steps and any(one.counted and one.weak for one in run.strengths):
+        longer = {"--steps": str(2 * steps), "--out": here(f"{folder}-longer")}
+        yield Hint("the same with more steps, which may break more", again(longer))
     named = ["--attack", ",".join(own)] if own else []
     yield Hint("every number again, from the saved files and the model", ["attack", "verify", folder, *named])
     if adapted:
-        typed = _of_the_base(recipe, folder)
-        yield Hint(
-            "the base beside it: the same command without --adapter, without attacks that aim at it (all leaves them "
-            "out), and with another --out",
-            typed,
-        )
-        beside = base_folder(folder) if typed else "BASE_RUN"
-        yield Hint("then one page of both", ["report", beside, folder, "--out", "report.html"])
+        yield from beside_the_base(folder, _of_the_base(recipe, folder))
         return
     yield Hint(f"one page of it: {here(folder / 'report.html')}", ["report", folder])
     yield _breaker_for(str(recipe.get("model")))
+
+
+def beside_the_base(folder: Path, typed: Sequence[str]) -> Iterator[Hint]:
+    """A page of a breaker's run and the base's: at once where that lies beside it, else the command that makes it.
+
+    Args:
+        folder: The breaker's run.
+        typed: The command that makes the base's; empty where none was typed.
+    """
+    base = Path(base_folder(folder))
+    there = (base / "run.json").is_file()
+    if not there and not typed:
+        yield Hint("one page of it; with the base's run in front of it, both are compared", ["report", folder])
+        return
+    if not there:
+        yield Hint("the base beside it: the same command without the adapter and what aims at it", typed)
+    yield Hint("one page of both", ["report", base, folder, "--out", "report.html"])
 
 
 def _of_the_base(recipe: Mapping[str, object], folder: Path) -> list[str]:

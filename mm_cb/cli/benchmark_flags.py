@@ -13,6 +13,7 @@ import typer
 from mm_cb.benchmarks.base import Benchmark
 from mm_cb.benchmarks.registry import get_benchmark
 from mm_cb.benchmarks.settings import Settings, StoredAnswers
+from mm_cb.cli.attacked import beside_the_base
 from mm_cb.cli.options import (
     Adapter,
     Device,
@@ -146,16 +147,11 @@ def show_measured(folder: Path, benchmark: str, subject: str) -> None:
     for line in (line for lines in published for line in lines):
         say(f"published: {line}", "  ")
     recipe = read_run(folder)["recipe"]
-    page = Hint("the page, of this run or of several side by side", ["report", folder])
     if recipe.get("adapter") is not None:
-        beside = base_folder(folder)
-        typed = again({"--adapter": None, "--subject": None, "--out": beside}) if TYPED[:1] == ["eval"] else []
-        base = "the base beside it: the same command without --adapter and with another --out"
-        both: list[str | Path] = [beside if typed else "BASE_RUN", folder]
-        page = Hint("then one page of both", ["report", *both, "--out", "report.html"])
-        what_next(Hint(base, typed), page)
+        typed = {"--adapter": None, "--subject": None, "--out": base_folder(folder)}
+        what_next(*beside_the_base(folder, again(typed) if TYPED[:1] == ["eval"] else []))
         return
-    what_next(page)
+    what_next(Hint("the page, of this run or of several side by side", ["report", folder]))
 
 
 _COMMON = ("out", "model", "adapter", "probe", "thinking", "endpoint", "data", "subject", "seed", "device", "dtype")

@@ -36,6 +36,7 @@ def list_() -> None:
             say(f"    {line}", "    ")
         for line in () if there else card.how:
             put(shell(line, "    "))
+    what_next(Hint("read all that a recipe would read, or a file of yours", ["data", "check", "RECIPE"]))
 
 
 @app.command("check", cls=Command, epilog=EXAMPLE)

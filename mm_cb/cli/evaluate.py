@@ -12,7 +12,7 @@ from mm_cb.cli.benchmark_flags import eval_command
 from mm_cb.cli.groups import Command, Group
 from mm_cb.core.closing import listing
 
-EXAMPLE = "Example: mm-cb eval mmmu --model miniature --data my-copy --out runs/mmmu"
+EXAMPLE = "Example: mm-cb eval over-refusal --model miniature --data data/examples/benign.jsonl --out runs/benign"
 
 
 def _add(to: typer.Typer, benchmark: Benchmark, called: str = "") -> None:

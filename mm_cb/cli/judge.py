@@ -80,6 +80,7 @@ def judge(
     from mm_cb.core.runs import read_run
     from mm_cb.judges.registry import JudgeOptions, open_judge
     from mm_cb.judges.rejudge import PAGE, judgeable, rejudge
+    from mm_cb.report.labels import judges_called
 
     read_run(run_dir)  # before a judge of many gigabytes is loaded
     if entry.checkpoint is not None:
@@ -101,7 +102,7 @@ def judge(
     with Progress() as progress:
         found = rejudge(run_dir, opened, behaviors=behaviors, progress=progress)
     for pair in (pair for pair in found if pair["n"]):
-        first, second = pair["judges"]
+        first, second = judges_called(pair["judges"])
         kappa = "undefined" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
         say(
             f"{first} and {second}: {pair['agreement']:.1f} % agreement, kappa {kappa} (n = {pair['n']}, "

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mm_cb.cli.options import Model, known_dtype
+from mm_cb.cli.options import Model, known_dtype, requests_for
 from mm_cb.core.closing import Hint, files, what_next
 
 EXAMPLE = "Example: mm-cb merge --model llava-hf/llava-v1.6-mistral-7b-hf --adapter runs/rr --out merged"
@@ -42,11 +42,11 @@ def merge(
         "--base",
         model,
         "--behaviors",
-        "behaviors.jsonl",
+        requests_for(model),
         "--out",
         "runs/attack",
     ]
     what_next(
-        Hint("what it keeps, as of any other model (or behind a server: --endpoint URL)", evaluate),
+        Hint("what it keeps, as of any other model; requests.jsonl stands for your benign requests", evaluate),
         Hint("what it gives away; --base is for the attacks that know the breaker", [*attack, "--attack", "all"]),
     )

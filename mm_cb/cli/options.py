@@ -44,6 +44,14 @@ def behaviors_file(named: Path | None) -> Path | None:
     return None if named is None else behaviors_path(named)
 
 
+def requests_for(model: str) -> str:
+    """What stands behind ``--behaviors`` in a command: an embedded model's own by its name, else a file to be made."""
+    from mm_cb.core.embedded import embedded
+
+    guest = embedded(model)
+    return guest.name if guest is not None and guest.behaviors is not None else "behaviors.jsonl"
+
+
 Behaviors = Annotated[
     Path,
     typer.Option(

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mm_cb.cli.options import Adapter, Out, number
+from mm_cb.cli.options import Adapter, Out, number, requests_for
 from mm_cb.core.closing import Hint, files, say, what_next
 from mm_cb.core.errors import UserError, unknown
 
@@ -67,11 +67,12 @@ def probe(
         say("so few benign answers cannot show so small a share: the threshold lies above all of them")
     files({"probe": out})
     watched: list[str | Path] = ["--model", read.model, *(["--adapter", adapter] if adapter else []), "--probe", out]
+    asked = ["eval", "over-refusal", *watched, "--data", "requests.jsonl"]
     attack: list[str | Path] = [
         "attack",
         *watched,
         "--behaviors",
-        "behaviors.jsonl",
+        requests_for(read.model),
         "--attack",
         "all",
         "--out",
@@ -79,5 +80,5 @@ def probe(
     ]
     what_next(
         Hint("attack the model behind it; `pgd_probe`, in `all`, knows it", attack),
-        Hint("what it costs", ["eval", "over-refusal", *watched, "--data", "requests.jsonl", "--out", "runs/benign"]),
+        Hint("what it costs; requests.jsonl stands for your benign requests", [*asked, "--out", "runs/benign"]),
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mm_cb.core.closing import files, say
+from mm_cb.core.closing import Hint, again, files, say, what_next
 from mm_cb.core.errors import UserError
 
 EXAMPLE = "Example: mm-cb report runs/base-pgd runs/rr-pgd runs/base-mmmu runs/rr-mmmu --out report.html"
@@ -64,3 +64,5 @@ def report(
     files({"page": target})
     if open_page:
         webbrowser.open(target.resolve().as_uri())
+    elif words := again({}, ["--open"]):
+        what_next(Hint("the same, and open it", words))

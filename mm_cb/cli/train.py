@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mm_cb.cli.options import number
+from mm_cb.cli.options import number, requests_for
 from mm_cb.core.closing import Hint, again, command, files, here, say, what_next
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.paths import safe_id
@@ -49,7 +49,7 @@ def train(
         bool,
         typer.Option(
             "--allow-stuck",
-            help="End with 0 when nothing was rerouted, or retain states went (else 2, from 50 steps on).",
+            help="Exit with 0 where training took no hold, or took too much along (else 2, from 50 steps on).",
         ),
     ] = False,
     loss: Annotated[
@@ -156,13 +156,15 @@ def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None,
         return
     records = read_jsonl(adapter / "metrics.jsonl")
     stuck = records[-1].get(STUCK) if records else None
-    short = not records or records[-1]["step"] + 1 < ENOUGH_STEPS
+    steps = records[-1]["step"] + 1 if records else 0
     _show_held_out(recipe, records)
     files({"adapter": adapter})
-    if stuck is not None and not allow_stuck and not short:
+    if stuck is not None and steps < ENOUGH_STEPS:
+        say(f"{steps} steps are a try, too short for what is expected above: training.max_steps=N makes it longer.")
+    elif stuck is not None and not allow_stuck:
         what_next(*_mended(stuck, adapter))
         raise UserError(f"{stuck}, or take the adapter in `{adapter}` as it is with --allow-stuck.")
-    if stuck is not None:
+    elif stuck is not None:
         warnings.warn(stuck, stacklevel=2)
     what_next(
         Hint(_attack_step(recipe), _attack_of(recipe, adapter)),
@@ -171,10 +173,7 @@ def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None,
 
 
 def _attack_step(recipe: "Recipe") -> str:
-    from mm_cb.core.embedded import embedded
-
-    guest = embedded(recipe.model)
-    yours = "" if guest is not None and guest.behaviors is not None else "; behaviors.jsonl stands for your requests"
+    yours = "" if requests_for(recipe.model) == recipe.model else "; behaviors.jsonl stands for your requests"
     return f"attack it: what it still gives away, and the table{yours}"
 
 
@@ -190,10 +189,6 @@ def _mended(stuck: str, adapter: Path) -> "Iterator[Hint]":
 
 def _attack_of(recipe: "Recipe", adapter: Path) -> list[str | Path]:
     """The attack command for an adapter."""
-    from mm_cb.core.embedded import embedded
-
-    guest = embedded(recipe.model)
-    behaviors = guest.name if guest is not None and guest.behaviors is not None else "behaviors.jsonl"
     words: list[str | Path] = [
         "attack",
         "--model",
@@ -201,12 +196,13 @@ def _attack_of(recipe: "Recipe", adapter: Path) -> list[str | Path]:
         "--adapter",
         adapter,
         "--behaviors",
-        behaviors,
+        requests_for(recipe.model),
         "--attack",
         "all",
     ]
     device = ["--device", recipe.device] if recipe.device != "cpu" else []
-    return [*words, *device, *([] if recipe.dtype == "float32" else ["--dtype", recipe.dtype]), "--out", "runs/attack"]
+    dtype = [] if recipe.dtype == "float32" else ["--dtype", recipe.dtype]
+    return [*words, *device, *dtype, "--out", "runs/attack-rr"]
 
 
 def _show_held_out(recipe: "Recipe", records: "Sequence[JsonObject]") -> None:
@@ -218,12 +214,13 @@ def _show_held_out(recipe: "Recipe", records: "Sequence[JsonObject]") -> None:
                 f"reroute {ended['reroute_loss']:.3f} ({begun['reroute_loss']:.3f} at the first step), "
                 f"retain {ended['retain_loss']:.3f} ({begun['retain_loss']:.3f})"
             )
-            say(f"last step: {losses}; no rows were held out (training.held_out), an attack tells whether it took hold")
+            say(f"losses of the last step, where low is good: {losses}")
+            say("No rows were held out (training.held_out): an attack tells whether it took hold.")
         return
     from rich.table import Table
 
     from mm_cb.core.progress import console
-    from mm_cb.training.outcome import KEPT
+    from mm_cb.training.outcome import KEPT, WHAT_COSINE_SAYS
     from mm_cb.training.registry import loss_entry
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -236,6 +233,7 @@ def _show_held_out(recipe: "Recipe", records: "Sequence[JsonObject]") -> None:
         met = "met" if hold.holds(last) else "NOT met"
         table.add_row(title, f"{first:.3f}", f"{last:.3f}", hold.expected, met)
     console().print(table)
+    say(WHAT_COSINE_SAYS)
 
 
 def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """Answers that end at the longest one that was asked for: what they would have said was never judged."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mm_cb.core.records import Candidate, Item, Run
 from mm_cb.core.runs import flatten
@@ -13,7 +13,7 @@ _MANY = 0.5
 _DEMO = "mm-cb demo has no other length, mm-cb attack takes a larger --max-new-tokens"
 
 
-def at_limit_notes(run: Run, items: Iterable[Item]) -> list[str]:
+def at_limit_notes(run: Run, items: Iterable[Item], called: Callable[[str, str, str], str]) -> list[str]:
     """One line for every subject and condition half of whose answers, or more, end at the limit.
 
     Answers whose end decides nothing are left out of the count, not of the number that it is compared with: harmful
@@ -22,6 +22,7 @@ def at_limit_notes(run: Run, items: Iterable[Item]) -> list[str]:
     Args:
         run: The run, whose recipe holds the limit.
         items: Its records.
+        called: Subject, metric and condition → whose answers these are, in words.
     """
     limits = (value for key, value in flatten(run["recipe"]).items() if key.rpartition(".")[2] == "max_new_tokens")
     limit = next(limits, None)
@@ -30,10 +31,10 @@ def at_limit_notes(run: Run, items: Iterable[Item]) -> list[str]:
         group = groups.setdefault((item["subject"], item["metric"], item["condition"]), {})
         for place, one in enumerate(completions_of(item)):
             group[f"{place} {item['id']}"] = bool(one.get("at_limit")) and _is_cut(item, one)
-    found: dict[tuple[str, str, int, int], None] = {}
-    for (subject, _, condition), ends in groups.items():
+    found: dict[tuple[str, int, int], None] = {}
+    for group_of, ends in groups.items():
         if (cut := sum(ends.values())) and cut >= _MANY * len(ends):
-            found[subject, condition, cut, len(ends)] = None
+            found[called(*group_of), cut, len(ends)] = None
     advice = _DEMO if run.get("command") == "demo" else "give a larger --max-new-tokens"
     return [f"{_told(*one, limit)}; {advice}." for one in found]
 
@@ -43,11 +44,11 @@ def _is_cut(item: Item, one: Candidate) -> bool:
     return not settled and degenerate(one["completion"]) is None
 
 
-def _told(subject: str, condition: str, cut: int, of: int, limit: object) -> str:
+def _told(whose: str, cut: int, of: int, limit: object) -> str:
     named = "" if limit is None else f" of {limit} tokens"
     return (
-        f"CAUTION {cut} of {of} answers of {subject} under {condition} end at the limit{named}, in the middle: what "
-        "would have come was not judged"
+        f"CAUTION {cut} of {of} answers of {whose} end at the limit{named}, in the middle: what would have come was "
+        "not judged"
     )
 
 

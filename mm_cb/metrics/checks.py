@@ -92,7 +92,7 @@ def still_answers(measurements: Sequence[Measurement], subject: str) -> Check:
         if base is not None and kept is not None and base.value and kept.value is not None:
             least = KEPT_SHARE * base.value
             states.append(_kept(kept.value >= least, _low(kept) >= least))
-            shown.append(f"{metric.name} {_told(kept)}, base {base.value:.1f} %")
+            shown.append(f"{metric.label} {_told(kept)}, base {base.value:.1f} %")
     measured = len(states) == len(guarded) > 0
     return check(
         f"{subject}: {ANSWERS}",

@@ -67,8 +67,10 @@ def summary(rounds: Sequence[Round]) -> list[str]:
     lines = []
     for one in rounds:
         end, sets = one.metrics[-1], one.found["sets"]
-        cosines = (end[f"held_out_{name}_cosine"] for name in ("circuit_breaker", "retain"))
-        lines.append(f"seed {one.seed}: held-out cosine " + " / ".join(f"{cosine:.3f}" for cosine in cosines))
+        turned, kept = (f"{end[f'held_out_{name}_cosine']:.3f}" for name in ("circuit_breaker", "retain"))
+        lines.append(
+            f"seed {one.seed}: held-out cosine {turned} of recipes (low is good), {kept} of the rest (near 1 is)"
+        )
         lines += [f"  {name:9} {_kept(answers)}" for name, answers in sets.items()]
         for name, by_subject in one.found["attacks"].items():
             told = ", ".join(f"{_of(verdicts)} {subject}" for subject, verdicts in by_subject.items())

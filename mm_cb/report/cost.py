@@ -9,8 +9,8 @@ from mm_cb.report.comparisons import MARGIN
 from mm_cb.report.labels import PROXY, interval, rule_labels, signed
 
 
-def cost_of(measurements: Sequence[Measurement]) -> str | None:
-    """Which capability or benign behaviour changed measurably for the worse; None where nothing was measured."""
+def cost_of(measurements: Sequence[Measurement]) -> tuple[str, bool]:
+    """Which capability or benign behaviour changed measurably for the worse, and whether a capability was measured."""
     worse, seen = [], []
     prices = _prices(measurements)
     names = rule_labels((m.metric, m.condition) for m in measurements if metric(m.metric).capability)
@@ -20,14 +20,16 @@ def cost_of(measurements: Sequence[Measurement]) -> str | None:
         seen.append(f"{names[m.metric, m.condition]}{proxy} {signed(m.difference)} {interval(ends, sign=True)}")
         if metric(m.metric).worse(ends):
             worse.append(seen[-1])
-    if not any(metric(m.metric).capability for m, _ in prices):
-        return None
+    if not prices:
+        return "Capability was not measured.", False
+    priced = any(metric(m.metric).capability for m, _ in prices)
+    begun = "" if priced else "Capability was not measured. "
     kept = sum(-MARGIN <= ends[0] and ends[1] <= MARGIN for _, ends in prices)
     shown = f"shown for {kept} of {len(prices)}" if kept else "not shown for any of them"
     same = f"Equivalence, within ± {MARGIN} points as fixed beforehand: {shown}."
     if worse:
-        return f"Measurable, in points: {', '.join(worse)}. {same}"
-    return f"No change for the worse could be told from zero, in points: {', '.join(seen)}. {same}"
+        return f"{begun}Measurable, in points: {', '.join(worse)}. {same}", priced
+    return f"{begun}No change for the worse could be told from zero, in points: {', '.join(seen)}. {same}", priced
 
 
 def _prices(measurements: Sequence[Measurement]) -> list[tuple[Measurement, tuple[float, float]]]:

@@ -2,29 +2,18 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from mm_cb.attacks.registry import attacks
+from mm_cb.attacks.labels import CONDITIONS, asked, label
+from mm_cb.core.records import Check
 from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.results import Measurement
-from mm_cb.metrics.table import metric
+from mm_cb.metrics.table import metric, metrics
 
 SUBJECTS = {"base": "base", "base+safety_prompt": "base + safety prompt", "rr": "circuit breaker (RR)"}
 SUBJECTS |= {"base+probe": "base + probe", "rr+probe": "RR + probe", "rr+safety_prompt": "RR + safety prompt"}
 SHORT_SUBJECTS = {"base": "base", "base+safety_prompt": "base + prompt", "rr": "RR", "rr+safety_prompt": "RR + prompt"}
-CONDITIONS = {**{entry.name: entry.label for entry in attacks()}, "worst_case": "worst of all attacks"}
-CONDITIONS |= {
-    "worst_case_opening": "worst, opening only",
-    "worst_case_supplied": "worst, supplied text",
-    "worst_case_transfer": "worst, base's pictures",
-    "forced_call": "forced call",
-}
-CONDITIONS |= {
-    **{f"{BESIDE}{entry.name}": f"beside pictures under {entry.label}" for entry in attacks()},
-    f"{BESIDE}no_attack": "beside clean pictures",
-    f"{BESIDE}noise": "beside noisy pictures",
-}
 PROXY = "by a proxy"
 GIVEN = {
     "nothing": "nothing",
@@ -116,14 +105,35 @@ def is_breaker(subject: str) -> bool:
     return subject == "rr" or _SEED.fullmatch(subject) is not None
 
 
-def label(names: dict[str, str], name: str) -> str:
-    """The shown word for a contract name; an unknown name is shown readable: ``pgd_text`` -> ``pgd text``."""
-    return names.get(name, name.replace("_", " "))
+def answers_of(subject: str, metric_name: str, condition: str) -> str:
+    """Whose answers, and to what: ``circuit breaker (RR) under PGD``."""
+    return f"{subject_label(subject)} {asked(metric_name, condition)}"
 
 
 def metric_label(name: str) -> str:
     """The shown word for a metric."""
     return metric(name).label
+
+
+def judges_called(files: Sequence[str]) -> list[str]:
+    """Two judges by the names of their files; the hash there stays where it alone tells them apart."""
+    short = [re.sub(r"-[0-9a-f]{8}$", "", file).replace("_proxy", " (proxy)") for file in files]
+    short = ["the run's own verdicts" if name == "as-run" else name for name in short]
+    return short if len(set(short)) == len(short) else list(files)
+
+
+def checks_called(checks: Iterable[Check]) -> list[Check]:
+    """Checks in the words of the tables: ``rr: still answers ...`` is one of the ``circuit breaker (RR)``."""
+    known = {one.name: one.label for one in metrics() if one.name != one.label}
+    named = re.compile(r"\b(" + "|".join(map(re.escape, sorted(known, key=len, reverse=True))) + r")(?= [\d-])")
+    return [
+        {
+            **check,
+            "name": re.sub(r"^[\w+-]+(?=: )", lambda found: subject_label(found[0]), check["name"]),
+            "value": named.sub(lambda found: known[found[0]], check["value"]),
+        }
+        for check in checks
+    ]
 
 
 @contextmanager

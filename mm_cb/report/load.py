@@ -1,6 +1,6 @@
 """What a report is made from: the files of run directories, checked where they are read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
@@ -18,6 +18,7 @@ from mm_cb.metrics.holes import holes, read_curves
 from mm_cb.metrics.results import Measurement, measure, read_results
 from mm_cb.metrics.table import WORST_GIVEN, Metric, is_known, register_metric
 from mm_cb.metrics.whole import refuse_contradiction, refuse_unmeasured, whole_items
+from mm_cb.report.labels import answers_of, checks_called, conditions_called
 from mm_cb.report.strength import Strength, strengths
 
 
@@ -97,15 +98,20 @@ def load_run(folder: Path) -> RunFiles:
         run=run,
         measurements=measurements,
         items=[{**item, "run_dir": str(folder)} for item in items],
-        checks=checks,
+        checks=checks_called(checks),
         curves=read_curves(folder / "curves.json"),
         representations=_representations(folder / "representations.json"),
         timings=read_records(folder / "timings.jsonl", Timing),
         agreement=read_list(folder / "judgements" / "agreement.json", Agreement),
         labels=protocol.get("labels", {}),
-        holes=(*holes(folder, run, items), *at_limit_notes(run, items)),
+        holes=(*holes(folder, run, items), *_cut_answers(run, items, protocol.get("labels", {}))),
         strengths=strengths(folder, items, protocol.get("settles", {})) if command in ("attack", "demo") else (),
     )
+
+
+def _cut_answers(run: Run, items: Sequence[Item], own: Mapping[str, str]) -> list[str]:
+    with conditions_called(own):
+        return at_limit_notes(run, items, answers_of)
 
 
 def _worst_by_given(items: Sequence[Item], stored: Sequence[Measurement]) -> list[Measurement]:

@@ -16,7 +16,7 @@ from mm_cb.core.paths import safe_id
 from mm_cb.core.records import Run, Timing
 from mm_cb.core.runs import flatten
 from mm_cb.metrics.results import Measurement, find
-from mm_cb.metrics.table import is_worst_case
+from mm_cb.metrics.table import is_worst_case, judged_as
 from mm_cb.report import labels
 from mm_cb.report.agents import agents, kind_labels, target_pieces
 from mm_cb.report.charts import curve_charts, layer_charts, outcome_bars, refusal_bars
@@ -152,6 +152,7 @@ def _context(data: ReportData, *, show: bool) -> dict[str, object]:
     ]
     broken, mended = changes(data.items)
     by_texts = by_texts_alone(data.items)
+    asked = {item["metric"] for item in data.items if judged_as(item["metric"]) != "compliance"}
     seeds, seed_columns = seed_table(data.measurements, data.items)
     return {
         "title": _TITLE,
@@ -183,7 +184,7 @@ def _context(data: ReportData, *, show: bool) -> dict[str, object]:
             ("Lost: worse than before", broken, _by_metric(broken)),
             ("Mended: better than before", mended, _by_metric(mended)),
         ]
-        if any(m.difference is not None and m.metric != "compliance" for m in data.measurements)
+        if any(m.difference is not None and m.metric in asked for m in data.measurements)
         else [],
         "listed_changes": _LISTED_CHANGES,
         "seeds": seeds,

@@ -9,6 +9,10 @@ KEPT = Hold("cosine", above=0.9)
 """Held-out retain rows where they stayed."""
 ENOUGH_STEPS = 50
 """A run of so many steps should have taken hold; a shorter one may be a try."""
+WHAT_COSINE_SAYS = (
+    "Cosine between hidden states with the adapter and without it, on rows never trained on. 1 is unchanged: "
+    "circuit-breaker rows are to lose it (low is good, 0 or below is best), retain rows to keep it (near 1 is good)."
+)
 STUCK = "stuck"
 """Key in the last line of metrics.jsonl of a run that did not."""
 

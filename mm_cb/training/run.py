@@ -194,6 +194,6 @@ class _Show(TrainerCallback):
         if self._task is not None and logs and "reroute_loss" in logs:
             note = f"reroute {logs['reroute_loss']:.3f}, retain {logs['retain_loss']:.3f}"
             if "held_out_retain_cosine" in logs:
-                cosines = (logs[f"held_out_{name}_cosine"] for name in ("circuit_breaker", "retain"))
-                note += ", held-out cosine " + " / ".join(f"{cosine:.3f}" for cosine in cosines)
+                turned, kept = (logs[f"held_out_{name}_cosine"] for name in ("circuit_breaker", "retain"))
+                note += f"; held-out cosine {turned:.3f} (low is good), of retain rows {kept:.3f} (near 1 is)"
             self._task.advance(note=note)

@@ -31,7 +31,7 @@ from mm_cb.judges.rejudge import rejudge
 from mm_cb.metrics.results import find
 from mm_cb.models import load_model
 from mm_cb.models.fingerprint import remember_base
-from mm_cb.report import write_report
+from mm_cb.report import judge_report, write_report
 from tests.attacks.helpers import BEHAVIORS, attack, first_behaviors
 from tests.models.conftest import save_text_model
 
@@ -164,6 +164,11 @@ def test_a_run_is_verified_judged_and_paired_like_one_with_pictures(runs, tmp_pa
     for condition in ("no_attack", "prefill_only", "embedding", "imported", "gcg"):
         assert find(data.measurements, "rr", "compliance", condition).counts["pairs"] == 2
     page = (tmp_path / "page.html").read_text()
+    verdict = judge_report(data)
+    protection = verdict.lines[0].text
+    for name in ("no attack", "prefilled answer", "embedding relaxation", "imported prompts", "suffix search (GCG)"):
+        assert f"{name}, by a proxy: " in protection and "→" in protection
+    assert verdict.kind == "no_claim" and verdict.lead in page and "not measured" not in protection.lower()
     assert "No picture was attacked" in page and "pixels of one real image" not in page and "32/255" not in page
 
 

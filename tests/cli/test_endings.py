@@ -82,7 +82,7 @@ def test_answers_that_nobody_judged_are_no_rate_and_the_judge_is_next(capsys):
     show_attacked(unjudged(Path("run")))
     out = said(capsys, paths=False)
     assert "not judged" in out and "begin with the target: PGD 3 of 3" in out.replace("\n", " ")
-    assert "mm-cb judge run --judge JUDGE" in out and "requests were answered" not in out
+    assert "mm-cb judge run --judge refusal-strings" in out and "requests were answered" not in out
     assert f"The worst: {cut('a-very-long-id-of-a-behaviour-0000', 24)} under PGD" in out
 
 
@@ -133,6 +133,24 @@ def test_the_base_is_attacked_by_the_command_that_was_typed(capsys, monkeypatch)
     assert page.split()[:3] == ["report", "runs/attack-base", "runs/attack-rr"]
 
 
+@pytest.mark.parametrize("base", [False, True])
+def test_after_a_judge_every_hint_is_a_command_and_the_bases_run_is_named_where_it_is(base, capsys, monkeypatch):
+    monkeypatch.setattr(closing, "TYPED", ["judge", "runs/attack-rr", "--judge", "refusal-strings"])
+    monkeypatch.setattr(attacked, "TYPED", closing.TYPED)
+    Path("runs").mkdir()
+    folder = unjudged(Path("runs/attack-rr"), subject="rr", outcome="refusal")
+    run = json.loads((folder / "run.json").read_text())
+    write_json(folder / "run.json", run | {"recipe": {"adapter": "runs/rr", "attack": "pgd", "steps": 100}})
+    if base:
+        unjudged(Path("runs/attack-base"))
+    show_attacked(folder)
+    out = said(capsys)
+    hints = out.partition("\nnext\n")[2].splitlines()
+    assert hints[-1].startswith("  mm-cb ") and len(typed(out)) == 2
+    page = "report runs/attack-base runs/attack-rr --out report.html" if base else "report runs/attack-rr"
+    assert typed(out)[-1] == page
+
+
 def test_forced_harmless_targets_have_their_own_rate_and_no_judge(capsys):
     show_attacked(unjudged(Path("run"), benign_target=True))
     out = said(capsys, paths=False)
@@ -143,7 +161,7 @@ def test_forced_harmless_targets_have_their_own_rate_and_no_judge(capsys):
 def test_a_benchmark_ends_beside_what_is_published_and_says_which_way_is_better(name, words, capsys):
     show_run(FROZEN / name)
     out = said(capsys)
-    assert words in " ".join(out.split()) and "BASE_RUN" in out and typed(out)
+    assert words in " ".join(out.split()) and typed(out)
 
 
 @pytest.mark.parametrize(("end", "met"), [(0.1, ["met", "met"]), (0.95, ["NOT met", "met"])])

@@ -11,18 +11,19 @@ from mm_cb.core.thoughts import answer_in, ends_at_limit
 from mm_cb.metrics.at_limit import at_limit_notes, shorter_than
 from mm_cb.metrics.holes import holes
 from mm_cb.report import write_report
+from mm_cb.report.labels import answers_of
 from mm_cb.report.load import load_run
 from tests.attacks.helpers import attack, first_behaviors
 
 
-@pytest.mark.parametrize("name", ["no_attack", "prefill_only"])
-def test_an_attack_whose_answers_are_cut_says_so_before_on_its_page_and_in_the_terminal(name, tmp_path, capsys):
+@pytest.mark.parametrize(("name", "label"), [("no_attack", "no attack"), ("prefill_only", "prefilled answer")])
+def test_an_attack_whose_answers_are_cut_says_so_before_on_its_page_and_in_the_terminal(name, label, tmp_path, capsys):
     behaviors = first_behaviors(tmp_path, 3)
     words = ["attack", "--model", "miniature", "--behaviors", str(behaviors), "--attack", name]
     assert cli.run([*words, "--max-new-tokens", "2", "--out", str(tmp_path / "cut")]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "--max-new-tokens 2 ends answers within the longest target" in said
-    assert f"CAUTION 3 of 3 answers of base under {name} end at the limit of 2 tokens" in said
+    assert f"CAUTION 3 of 3 answers of base under {label} end at the limit of 2 tokens" in said
     assert all(item["candidates"][0]["at_limit"] for item in read_jsonl(tmp_path / "cut" / "items.jsonl"))
     write_report([tmp_path / "cut"], tmp_path / "page.html")
     assert "end at the limit of 2 tokens" in (tmp_path / "page.html").read_text()
@@ -47,7 +48,7 @@ def test_a_benchmark_whose_answers_are_cut_says_so(tmp_path, capsys):
     )
     words = ["eval", "over-refusal", "--model", "miniature", "--data", str(tmp_path / "b.jsonl")]
     assert cli.run([*words, "--max-new-tokens", "2", "--out", str(tmp_path / "run")]) == 0
-    assert "end at the limit of 2 tokens" in " ".join(capsys.readouterr().out.split())
+    assert "answers of base (over-refusal) end at the limit of 2 tokens" in " ".join(capsys.readouterr().out.split())
     assert all(item["at_limit"] for item in read_jsonl(tmp_path / "run" / "items.jsonl"))
     evaluate("over-refusal", "miniature", out=tmp_path / "whole", data=tmp_path / "b.jsonl", max_new_tokens=32)
     assert not any("at_limit" in item for item in read_jsonl(tmp_path / "whole" / "items.jsonl"))
@@ -70,15 +71,16 @@ def test_what_decides_nothing_is_not_counted():
         "outcome": "other",
     }
     told = [
-        at_limit_notes(run, [item | more])
+        at_limit_notes(run, [item | more], answers_of)
         for more in ({}, {"at_limit": True}, {"at_limit": True, "outcome": "harmful"})
     ]
     assert [len(one) for one in told] == [0, 1, 0] and "limit of 4 tokens" in told[1][0]
     assert "not judged; give a larger --max-new-tokens." in told[1][0]
-    (of_demo,) = at_limit_notes({**run, "command": "demo"}, [item | {"at_limit": True}])
+    (of_demo,) = at_limit_notes({**run, "command": "demo"}, [item | {"at_limit": True}], answers_of)
     assert "mm-cb demo has no other length" in of_demo and "give a larger" not in of_demo
-    assert not at_limit_notes(run, [item | {"at_limit": True, "parsed": "A"}])
-    assert not at_limit_notes(run, [item | {"at_limit": True}, *(item | {"id": f"{i}"} for i in range(2, 5))])
+    assert not at_limit_notes(run, [item | {"at_limit": True, "parsed": "A"}], answers_of)
+    few = [item | {"at_limit": True}, *(item | {"id": f"{i}"} for i in range(2, 5))]
+    assert not at_limit_notes(run, few, answers_of)
 
 
 def test_the_limit_is_held_against_the_longest_target():

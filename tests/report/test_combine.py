@@ -387,7 +387,9 @@ def test_base_and_breaker_alone_make_a_page_and_a_table(split_runs, tmp_path, mo
     for _ in range(2):  # a page that was made before is made again
         assert cli.run(["report", *map(str, parts)]) == 0
     out = capsys.readouterr().out
-    assert (tmp_path / "report.html").is_file() and out.rstrip().endswith("report.html")
+    assert (
+        (tmp_path / "report.html").is_file() and out.count("page  report.html") == 2 and out.rstrip().endswith("--open")
+    )
     lines = {line.split("  ")[1]: line for line in out.splitlines() if line.startswith("  ")}
     told = " ".join(out.partition("Not measured: ")[2].split())
     for row in ("base + safety prompt", "no attack", "PGD", "adaptive PGD", "LLaVA-Wild", "over-refusal"):

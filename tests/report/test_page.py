@@ -11,7 +11,7 @@ from PIL import Image
 
 from mm_cb import cli
 from mm_cb.core.errors import UserError
-from mm_cb.report import write_report
+from mm_cb.report import labels, write_report
 from mm_cb.report.gallery import amplified_difference, build_gallery
 from mm_cb.report.load import load_run
 from mm_cb.report.text import clean_text, code, shown_completion
@@ -48,6 +48,44 @@ def report(run, tmp_path):
 
 def words(text):
     return " ".join(" ".join(Page(text).words).split())
+
+
+def internal_names(text):
+    """Keys of our files that stand, as words, in a text for people."""
+    from mm_cb.metrics.table import metrics
+
+    keys = {*labels.CONDITIONS, *labels.SPLITS, *labels.SETS, *labels.OUTCOMES, *labels.OVER_REFUSAL_OUTCOMES}
+    keys |= {*labels.FORMS, *labels.CALLS, *(one.name for one in metrics()), "base+safety_prompt"}
+    named = "|".join(map(re.escape, sorted((key for key in keys if "_" in key), key=len, reverse=True)))
+    return re.findall(rf"(?<![\w/-])(?:{named}|rr|rr-seed\d)(?![\w-])", text)
+
+
+def test_judges_are_called_by_their_names_and_stay_apart():
+    assert labels.judges_called(["as-run", "refusal-strings_proxy-79f3db33"]) == [
+        "the run's own verdicts",
+        "refusal-strings (proxy)",
+    ]
+    assert labels.judges_called(["mine-01234567", "mine-89abcdef"]) == ["mine-01234567", "mine-89abcdef"]
+
+
+def test_the_page_and_the_terminal_speak_in_labels(make_run, tmp_path, capsys, monkeypatch):
+    """Of attacks, splits, metrics and subjects no key is shown, cut answers and failed checks included."""
+
+    def cut(items):
+        for item in items:
+            item["at_limit"] = item["outcome"] != "harmful"
+
+    failed = {"passed": False, "expected": "at least 50 %", "why": "so it is"}
+    checks = [{"name": "rr: still answers benign requests", "value": "mmmu_like 95.0 % of 3, base 100.0 %", **failed}]
+    run = make_run(seeds=1, edit=cut, checks=checks)
+    text = report(run, tmp_path)
+    page = words(text[text.index("<header>") : text.index('<section id="method"')] + "</main>")
+    assert "answers of circuit breaker (RR) under PGD end at the limit" in page
+    assert "circuit breaker (RR): still answers benign requests" in page and "MMMU-like 95.0 %" in page
+    assert internal_names(page) == []
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.run(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
+    assert internal_names(capsys.readouterr().out) == []
 
 
 def test_page_is_complete_closed_and_asks_nobody(make_run, tmp_path):

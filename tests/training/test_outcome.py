@@ -115,13 +115,21 @@ def test_a_dry_run_says_how_it_would_start_where_the_weights_are(stuck, capsys):
     assert "# Gradients there, without their weights: reroute loss" in plan
 
 
-def test_in_python_and_in_a_short_try_it_is_a_warning(stuck, tmp_path):
+def test_in_python_it_is_a_warning(stuck, tmp_path):
     fields, _ = stuck
     with pytest.warns(DidNotTakeHold, match="nothing was rerouted"):
         train(load_recipe("mistral-7b-instruct", [*fields, "training.max_steps=2"]), tmp_path / "run")
-    with pytest.warns(UserWarning, match="nothing was rerouted"):
-        command = ["train", "mistral-7b-instruct", *fields, "training.max_steps=2", "--out", str(tmp_path / "run")]
-        assert cli.run(command) == 0
+
+
+def test_a_short_try_ends_with_one_calm_line(stuck, tmp_path, capsys):
+    fields, _ = stuck
+    command = ["train", "mistral-7b-instruct", *fields, "training.max_steps=20", "training.held_out_steps=1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cli.run([*command, "--out", str(tmp_path / "run")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.count("20 steps are a try") == 1 and "rerouted" not in out
+    assert "Cosine between hidden states with the adapter and without it" in out
 
 
 def test_the_help_says_from_which_length_on_a_run_can_be_stuck(capsys):

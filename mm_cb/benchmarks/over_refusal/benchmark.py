@@ -208,6 +208,7 @@ def what_is_asked(
 
 def summary(folder: Path, subject: str) -> list[str]:
     """One line about every condition of a finished run."""
+    from mm_cb.attacks.labels import CONDITIONS, label
     from mm_cb.metrics.observations import BESIDE
     from mm_cb.metrics.results import read_results
 
@@ -215,11 +216,11 @@ def summary(folder: Path, subject: str) -> list[str]:
     for m in read_results(folder / "results.json"):
         if (m.subject, m.metric, m.split) == (subject, "over_refusal", "all"):
             low, high = m.ci95 or (0.0, 100.0)
-            label = f", {m.condition}" if m.condition.startswith(BESIDE) else ""
-            label += " by refusal strings, a PROXY" if m.counts.get("proxy") else ""
+            rule = f" {label(CONDITIONS, m.condition)}" if m.condition.startswith(BESIDE) else ""
+            rule += " by refusal strings, a PROXY" if m.counts.get("proxy") else ""
             value = "none" if m.value is None else f"{m.value:.1f} % ({low:.1f} to {high:.1f})"
             classes = ", ".join(f"{m.counts.get(key, 0):.0f} {name}" for key, name in _CLASSES.items())
-            lines.append(f"over-refusal{label}: {value} of {m.n}; {classes}")
+            lines.append(f"over-refusal{rule}: {value} of {m.n}; {classes}")
     return lines
 
 
