@@ -50,7 +50,7 @@ _WHY_APART = {
     "worst_case_opening": "headline: what the model knows",
     "worst_case_supplied": "control over the output",
 }
-_KINDS = ("trained_kinds", "trained", "held_out_combination", "held_out_kind")
+_KINDS = ("trained_kinds", "trained", "held_out_combination", "held_out_kind", "held_out_screen", "held_out_tool")
 
 
 @dataclass(frozen=True)
