@@ -59,8 +59,8 @@ class AgentSize:
     """Screens on which each attack is given another one's call, beside the run."""
 
 
-QUICK = AgentSize(screens=(8, 8, 8), steps=100, requests=60, calls=160)
-FULL = AgentSize(screens=(16, 16, 16), steps=300, requests=240, calls=800, control=12)
+QUICK = AgentSize(screens=(8, 8, 8), steps=200, requests=60, calls=160)
+FULL = AgentSize(screens=(16, 16, 16), steps=600, requests=240, calls=800, control=12)
 
 
 def run_agents(out: Path, *, full: bool, seed: int, rr_seeds: int = 1) -> Path:
