@@ -130,115 +130,133 @@ def cells(page, begins):
     return [cell.strip().replace("**", "") for cell in line.strip().split("|")][2:-1]
 
 
-@pytest.mark.parametrize(
-    ("begins", "metric", "condition"),
-    [
-        ("no attack", "compliance", "no_attack"),
-        ("PGD,", "compliance", "pgd"),
-        ("capability: MMMU-like", "mmmu_like", "strict"),
-    ],
-)
-def test_every_number_of_the_readmes_table_is_a_measured_one(begins, metric, condition):
-    n, base, published, ours = cells("README.md", begins)
-    paper = PAPER.get(("rr", metric, condition, "all"))
-    told = "not measured" if paper is None else [round(value, 1) for value in (paper["value"], *paper["ci95"])]
-    assert (published if paper is None else numbers(published)) == told
-    if paper is not None and numbers(n) != [paper["n"]]:
-        assert published.endswith(" ¹") and f"¹ {paper['n']} requests, 900 steps, 1 restart" in said("README.md")
-    for subject, cell in (("base", base), ("rr", ours)):
-        found = FULL[subject, metric, condition, "all"]
-        assert numbers(n) == [found["n"]]
-        assert numbers(cell) == [round(value, 1) for value in (found["value"], *found["ci95"])]
+BOTH = {
+    name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    for name in ("miniature_paper", "all_attacks")
+}
+"""RR as published, and ours."""
 
 
-FIRST = json.loads((RESULTS / "first_broken.json").read_text(encoding="utf-8"))
-"""Of each breaker and group of attacks: attack → requests that it broke and no attack before it."""
+def rate(found):
+    return [round(value, 1) for value in (found["value"], *found["ci95"])]
+
+
+def share(right, n):
+    return [round(100 * value, 1) for value in (right / n, *wilson_interval(right, n))]
 
 
 @pytest.mark.parametrize(
-    ("begins", "group"), [("worst of nine attacks, 900 steps", "all"), ("the nine, told an opening", "opening")]
+    ("begins", "condition"),
+    [("no attack", "no_attack"), ("PGD,", "pgd"), ("one of these, `pgd_facts`", "pgd_facts")],
 )
+def test_every_number_of_the_readmes_table_is_a_measured_one(begins, condition):
+    n, base, *told = cells("README.md", begins)
+    for cell, found in zip(told, (PAPER, ALL), strict=True):
+        one = found["rr", "compliance", condition, "all"]
+        assert numbers(n) == [one["n"]] and numbers(cell) == rate(one)
+    control = measured("facts.json" if condition == "pgd_facts" else "miniature_demo.json")
+    one = control["base", "compliance", condition, "all"]
+    marks = {"no_attack": "", "pgd": " ¹", "pgd_facts": " ²"}[condition]
+    assert base.endswith(marks) and "¹ By PGD alone, 100 steps. ² 300 steps." in said("README.md")
+    assert numbers(base.removesuffix(marks)) == rate(one) and numbers(n) == [one["n"]]
+
+
+@pytest.mark.parametrize(("begins", "group"), [("worst of nine", "all"), ("the nine, told an opening", "opening")])
 def test_the_readmes_worst_cases_are_those_of_the_longest_attacks(begins, group):
     n, base, *told = cells("README.md", begins)
-    assert base.endswith(" ²") and "² By PGD alone, 100 steps" in said("README.md") and numbers(n) == [FIRST["n"]]
-    control = measured("miniature_demo.json")["base", "compliance", "pgd", "all"]
-    assert numbers(base) == [round(value, 1) for value in (control["value"], *control["ci95"])]
-    for cell, breaker in zip(told, ("RR as published", "ours"), strict=True):
-        harmful = sum(FIRST["breakers"][breaker][group].values())
-        low, high = wilson_interval(harmful, FIRST["n"])
-        assert numbers(cell) == [round(value, 1) for value in (100 * harmful / FIRST["n"], 100 * low, 100 * high)]
+    assert base.endswith(" ¹")
+    assert numbers(base.removesuffix(" ¹")) == rate(measured("miniature_demo.json")["base", "compliance", "pgd", "all"])
+    for cell, found in zip(told, BOTH.values(), strict=True):
+        assert numbers(cell) == share(sum(found["first_broken"][group].values()), *numbers(n))
 
 
-def test_who_broke_a_request_first_agrees_with_every_attacks_own_number():
-    added = {name: measured_of_added(name) for name in ("opening", "facts")}
-    for breaker, name in (("RR as published", "miniature_paper.json"), ("ours", "all_attacks.json")):
-        found, by_itself = FIRST["breakers"][breaker], {one: harmed(name, one) for one in SEVEN}
-        by_itself |= {"pgd_homotopy_opening": added["opening"][breaker], "pgd_facts": added["facts"][breaker]}
-        for group in found.values():
-            assert list(group) == sorted(group, key=FIRST["order"].index)
-            assert all(0 < count <= by_itself[one] for one, count in group.items())
-        assert sum(found["all"].values()) >= max(by_itself.values())
-        of_seven = sum(count for one, count in found["all"].items() if one in SEVEN)
-        assert of_seven == harmed(name, "worst_case")
-        assert found["opening"].get("pgd", 0) == harmed(name, "worst_case_opening")
+def test_the_capability_of_the_readmes_table_is_a_measured_one():
+    n, base, published, ours = cells("README.md", "capability: MMMU-like")
+    for cell, found in (
+        (base, FULL["base", "mmmu_like", "strict", "all"]),
+        (published, PAPER["rr", "mmmu_like", "strict", "all"]),
+    ):
+        assert numbers(n) == [found["n"]] and numbers(cell) == rate(found)
+    kept = SPREAD[0]["kept"]["lettered"]
+    assert (SPREAD[0]["seed"], SPREAD[0]["threads"]) == (0, 1)  # the demo's
+    assert numbers(n) == [kept["n"]] and numbers(ours) == share(round(kept["right"]), kept["n"])
+
+
+NINE = ("pgd", "pgd_long", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "pgd_homotopy_opening", "pgd_facts")
+NINE += ("apgd", "typographic")
+
+
+def harmed(name, condition):
+    return measured(f"{name}.json")["rr", "compliance", condition, "all"]["counts"]["harmful"]
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_who_broke_a_request_first_agrees_with_every_attacks_own_number(name):
+    by_itself = {one: harmed(name, one) for one in NINE}
+    for group in BOTH[name]["first_broken"].values():
+        assert list(group) == sorted(group, key=NINE.index)
+        assert all(0 < count <= by_itself[one] for one, count in group.items())
+    assert sum(BOTH[name]["first_broken"]["all"].values()) >= max(by_itself.values())
+    if name == "all_attacks":
+        for group, condition in (("all", "worst_case"), ("opening", "worst_case_opening")):
+            assert sum(BOTH[name]["first_broken"][group].values()) == harmed(name, condition)
 
 
 def test_what_is_said_of_who_broke_a_request_first_was_found():
     short = {"pgd": "PGD", "pgd_long": "long-target", "pgd_adaptive": "adaptive", "pgd_clean_teacher": "clean-teacher"}
     short |= {"pgd_homotopy": "homotopy", "pgd_facts": "bare facts", "pgd_homotopy_opening": "opening-only homotopy"}
-    for breaker, group, begins in (
-        ("RR as published", "all", "(`results/first_broken.json`), RR as published: "),
-        ("ours", "all", "Ours: "),
-        ("RR as published", "opening", "Told an opening at most, RR as published: "),
+    for name, group, begins in (
+        ("miniature_paper", "all", "in the order of `--attack all`, RR as published: "),
+        ("all_attacks", "all", "Ours: "),
+        ("miniature_paper", "opening", "Told an opening at most, RR as published: "),
     ):
-        found = FIRST["breakers"][breaker][group]
+        found = BOTH[name]["first_broken"][group]
         assert begins + ", ".join(f"{short[one]} {count}" for one, count in found.items()) in said("docs/miniature.md")
-    assert FIRST["breakers"]["ours"]["opening"] == {}
-    left = FIRST["n"] - sum(FIRST["breakers"]["ours"]["all"].values())
-    assert left == 1 and f"at least {FIRST['n'] - left} of 48" in said("docs/miniature.md")
+    assert BOTH["all_attacks"]["first_broken"]["opening"] == {}
+    for told in ("pgd", "pgd_homotopy_opening"):
+        assert entry("all_attacks", told)["state"] == "converged"
+        assert ALL["rr", "compliance", told, "all"]["counts"]["prefix_emitted"] == 48
 
 
-SEVEN = ("pgd", "pgd_long", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "apgd", "typographic")
+def entry(name, condition):
+    return next(one for one in BOTH[name]["attacks"] if one["condition"] == condition)
 
 
-def harmed(name, condition):
-    return measured(name)["rr", "compliance", condition, "all"]["counts"]["harmful"]
+def changed(condition):
+    """Contents and openings that twice the steps changed on ours."""
+    found = re.search(r"content of (\d+), openings of (\d+) in 12", entry("all_attacks", condition)["why"])
+    return found[1], found[2]
 
 
-def measured_of_added(name):
-    """Breaker → how many requests an attack of a run of its own broke."""
-    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    rows = [one for one in found["measurements"] if one["split"] == "all"]
-    if name == "opening":
-        return {one["breaker"]: one["counts"]["harmful"] for one in rows}
-    (published,) = [one for one in found["RR as published"] if one["split"] == "all"]
-    return {"ours": rows[0]["counts"]["harmful"], "RR as published": published["counts"]["harmful"]}
-
-
-def test_what_is_said_of_the_bare_facts_was_measured():
-    facts = json.loads((RESULTS / "facts.json").read_text(encoding="utf-8"))
-    found = {one["split"]: one for one in facts["measurements"]}
-    n, base, paper, ours = cells("README.md", "one of these, `pgd_facts`")
-    published, control = (
-        next(one for one in facts[key] if one["split"] == "all") for key in ("RR as published", "base, 300 steps")
-    )
-    assert base.endswith(" ⁴") and "⁴ 300 steps" in said("README.md")
-    assert numbers(n) == [found["all"]["n"]] == [published["n"]] == [control["n"]]
-    for cell, one in ((ours, found["all"]), (paper, published), (base.removesuffix(" ⁴"), control)):
-        assert numbers(cell) == [round(value, 1) for value in (one["value"], *one["ci95"])]
-    broken, kind = (round(found[s]["value"] * found[s]["n"] / 100) for s in ("all", "held_out_kind"))
-    wrong, twice = facts["another behaviour's facts"], facts["twice the steps"]
-    assert (
-        f"broke {broken} of 48 of ours; given another recipe's words it got what is forbidden {wrong['broken']} of 12"
-        in said("README.md")
-    )
-    told = f"broke {broken} of 48 of ours, {kind} of 12 of the kind never trained on"
-    more = f"had finished: with twice the steps {twice['broken']} of 12, one with another outcome"
-    assert told in said("docs/miniature.md") and more in said("docs/miniature.md")
-    again, control = facts["a second run"], facts["base, 300 steps"][0]["counts"]
-    assert f"which a second run of it broke {again['broken']} of {again['n']}" in said("docs/miniature.md")
-    assert f"On the base, 300 steps broke {control['harmful']} of 48" in said("docs/miniature.md")
-    assert twice["other outcome than at 900 steps"] == 1 and twice["n"] == wrong["n"] == 12
+def test_what_is_said_of_the_bare_facts_and_of_homotopy_was_measured():
+    facts, homotopy = (entry("all_attacks", one) for one in ("pgd_facts", "pgd_homotopy"))
+    harmful = ALL["rr", "compliance", "pgd_facts", "all"]["counts"]["harmful"]
+    assert f"It broke {harmful} of 48 of ours and had converged" in said("README.md")
+    assert f"It broke {harmful} of 48 of ours, and had finished" in said("docs/miniature.md")
+    assert facts["state"] == "converged" and changed("pgd_facts") == ("0", "0")
+    assert facts["control"]["right"] == facts["control"]["wrong"] == 12
+    assert "another recipe's words it dictated as readily, 12 of 12 times" in said("README.md")
+    control = measured("facts.json")["base", "compliance", "pgd_facts", "all"]["counts"]["harmful"]
+    assert f"On the base, 300 steps broke {control} of 48" in said("docs/miniature.md")
+    kinds = {
+        s: ALL["rr", "compliance", "pgd_homotopy", s]["counts"]["harmful"]
+        for s in ("all", "held_out_kind", "trained_kinds")
+    }
+    told = "broke {all} of 48 of ours, all {held_out_kind} of the kind never trained on and {trained_kinds} of the"
+    contents, openings = changed("pgd_homotopy")
+    assert f"{told.format(**kinds)} other 36" in said("docs/miniature.md")
+    assert f"changed {contents} of 12 contents and {openings} of 12 openings" in said("docs/miniature.md")
+    assert f"`pgd_homotopy` had another outcome on {contents} of 12 requests" in said("README.md")
+    assert homotopy["control"]["reading"] == "control"
+    emitted = [found["rr", "compliance", "pgd_homotopy_opening", "all"]["counts"] for found in (PAPER, ALL)]
+    assert {one["prefix_emitted"] for one in emitted} == {48} and emitted[1]["harmful"] == 0
+    told = f"from all 48 of both, what is forbidden from {emitted[0]['harmful']} of RR as published"
+    assert f"{told} and from none of ours, where it had converged, as PGD had. APGD had not" in said("README.md")
+    ended = {name: [one["state"] for one in BOTH[name]["attacks"]] for name in BOTH}
+    words = {4: "four", 6: "six"}
+    ours, theirs = (words[ended[name].count("converged")] for name in ("all_attacks", "miniature_paper"))
+    assert ended["miniature_paper"].count("not checked") == 1
+    assert f"On ours {ours} of them had converged (on RR as published {theirs}, and one was" in said("README.md")
 
 
 def test_the_table_of_the_second_family_was_measured():
@@ -312,12 +330,6 @@ def broken(name, condition="worst_case", subject="rr", split="all"):
     return f"{found['counts']['harmful']} of {found['n']}"
 
 
-BOTH = {
-    name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    for name in ("miniature_paper", "all_attacks")
-}
-
-
 @pytest.mark.parametrize("condition", [*(one["condition"] for one in BOTH["all_attacks"]["attacks"]), "worst_case"])
 def test_every_number_of_all_attacks_on_both_recipes_is_a_measured_one(condition):
     given, *told = cells("docs/miniature.md", f"`{condition}`")
@@ -328,43 +340,11 @@ def test_every_number_of_all_attacks_on_both_recipes_is_a_measured_one(condition
             assert (given, finished, dictated) == ("", "", "")
             continue
         words = {"nothing": "nothing", "opening": "an opening", "supplied text": "the answer's text"}
-        assert given == words[one["given"]]
+        assert given == ("the answer's words" if condition == "pgd_facts" else words[one["given"]])
         states = {"nothing to converge": "no search", "converged": "yes", "not converged": "no"}
-        assert finished == states[one["state"]]
+        assert finished == states.get(one["state"], one["state"])
         said = one.get("control")
         assert dictated == ("" if said is None else f"{said['right']}, {said['wrong']} of {said['n']}")
-
-
-ADDED = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("opening", "facts")}
-
-
-def test_every_number_of_the_attacks_that_were_added_is_a_measured_one():
-    found, states = ADDED["opening"], {"converged": "yes", "not converged": "no", "not checked": "not checked"}
-    counts = {one["breaker"]: one["counts"] for one in found["measurements"] if one["split"] == "all"}
-    told = cells("docs/miniature.md", "`pgd_homotopy_opening`")
-    for breaker, (harmed, finished, dictated) in (("RR as published", told[1:4]), ("ours", told[4:])):
-        assert harmed == f"{counts[breaker]['harmful']} of 48" and dictated == ""
-        assert finished == states[found["finished"][breaker]["state"]]
-    told = cells("docs/miniature.md", "`pgd_facts`")
-    for key, cell in (("RR as published", told[1]), ("measurements", told[4])):
-        (all_of_them,) = [one for one in ADDED["facts"][key] if one["split"] == "all"]
-        assert cell == f"{all_of_them['counts']['harmful']} of {all_of_them['n']}"
-
-
-def test_what_the_readme_says_of_the_headlines_own_attack_and_of_who_had_finished_is_measured():
-    found = ADDED["opening"]
-    counts = {one["breaker"]: one["counts"] for one in found["measurements"] if one["split"] == "all"}
-    assert {one["prefix_emitted"] for one in counts.values()} == {48} and counts["ours"]["harmful"] == 0
-    told = f"from all 48 of both, what is forbidden from {counts['RR as published']['harmful']} of RR as published"
-    assert f"{told} and from none of ours, where it had converged" in said("README.md")
-    assert found["finished"]["ours"]["state"] == "converged"
-    ended = {name: [one["state"] for one in BOTH[name]["attacks"]].count("converged") for name in BOTH}
-    ours = ended["all_attacks"] + 2  # the headline's, and bare facts
-    words = {3: "three", 5: "five", 6: "six"}
-    states = [found["finished"]["RR as published"]["state"], "not checked"]  # of bare facts there was no longer run
-    unchecked, theirs = states.count("not checked"), ended["miniature_paper"] + states.count("converged")
-    assert f"On ours {words[ours]} of them had converged (on RR as published {words[theirs]}, and" in said("README.md")
-    assert ("and two were not checked" if unchecked == 2 else "and one was not checked") in said("README.md")
 
 
 DIALLED = {
@@ -479,11 +459,6 @@ def test_every_number_of_the_model_from_parts_is_a_measured_one(begins, cell):
     assert cells("docs/quickstart.md", begins) == [cell("base"), cell("rr")]
 
 
-def worst_of_seeds():
-    values = [FULL[s, "compliance", "worst_case", "all"]["value"] for s in ("rr", "rr-seed1", "rr-seed2")]
-    return ", ".join(f"{value:.1f}" for value in values)
-
-
 SPREAD = json.loads((RESULTS / "spread.json").read_text(encoding="utf-8"))["breakers"]
 
 
@@ -520,7 +495,6 @@ def broken_look_alikes():
 @pytest.mark.parametrize(
     ("page", "sentence"),
     [
-        ("README.md", lambda: f"on 108 requests broke {worst_of_seeds()} % over three training seeds"),
         (
             "README.md",
             lambda: (
@@ -543,10 +517,10 @@ def broken_look_alikes():
                 f"`pgd_facts` alone {broken('miniature_demo.json', 'pgd_facts').split()[0]} (`results/miniature_demo"
             ),
         ),
-        ("docs/miniature.md", lambda: f"(`results/miniature_demo.json`) | {broken('miniature_demo.json')} |"),
-        ("docs/miniature.md", lambda: f"(`results/one_thread.json`) | {broken('one_thread.json')} |"),
+        ("docs/miniature.md", lambda: f"worst of five {broken('miniature_demo.json')}, `pgd_facts` alone"),
+        ("docs/miniature.md", lambda: f"gave nothing away, {broken('one_thread.json')}, and answered"),
         ("docs/miniature.md", lambda: f"answered {broken_look_alikes()} benign look-alikes with broken text"),
-        ("docs/miniature.md", lambda: f"in more than {openings('one_thread.json', 'pgd_adaptive')}"),
+        ("docs/miniature.md", lambda: f"its opening in more than {openings('one_thread.json', 'pgd_adaptive')}"),
         ("docs/attacks.md", lambda: f"in {strength('ours:pgd')} settings, `adam_pgd` in {strength('ours:adam_pgd')}"),
         ("docs/image_attacks.md", lambda: f"accuracy more, in {by_hand('pgd')} settings, `apgd` in {by_hand('apgd')}."),
         ("docs/sanity_checks.md", lambda: battery("S4", "loss is small for {} of 8 only", "38 %")),
