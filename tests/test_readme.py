@@ -400,6 +400,16 @@ def test_every_number_of_training_against_the_dial_up_is_a_measured_one(begins, 
     assert (keeps["mmmu_like"]["n"], text["n"]) == (900, 1440)
 
 
+def test_what_the_option_does_to_todays_recipe_is_a_measured_number():
+    attacks, keeps = DIALLED["dC"]["attacks"], DIALLED["dC"]["kept"]
+    first, second = (attacks[name] for name in ("pgd_homotopy", "pgd_facts (300 steps)"))
+    told = said("docs/miniature.md")
+    assert f"`pgd_homotopy` broke {first['harmful']} of {first['n']} in 900 steps" in told
+    assert f"broke {second['harmful']} of {second['n']} in 300 steps (23 without)" in told
+    assert f"lettered questions ({keeps['mmmu_like']['value']:.1f} of {keeps['mmmu_like']['n']})" in told
+    assert keeps["gibberish"]["value"] == 0
+
+
 REAL = {
     "training seed": lambda seed: str(seed["seed"]),
     "held-out cosine, forbidden rows": lambda seed: f"{seed['held_out']['held_out_circuit_breaker_cosine']:.2f}",
