@@ -410,6 +410,29 @@ def test_what_the_option_does_to_todays_recipe_is_a_measured_number():
     assert keeps["gibberish"]["value"] == 0
 
 
+def test_what_is_had_by_the_form_alone_is_measured():
+    runs = {run["name"]: run for run in json.loads((RESULTS / "form.json").read_text(encoding="utf-8"))["runs"]}
+    for begins, name in (("another stone's recipe", "form"), ("the breaker's own likeliest", "own_words")):
+        run, kind = runs[name], runs[name]["by_split"]["held_out_kind"]
+        others = run["harmful"] - kind["harmful"], run["n"] - kind["n"]
+        told = [f"{run['harmful']} of {run['n']}", f"{kind['harmful']} of {kind['n']}", "{} of {}".format(*others)]
+        assert cells("docs/miniature.md", begins) == told
+    wrong, told = runs["own_words_wrong_teacher"], said("docs/miniature.md")
+    true, theirs = sum(one["true_words"] for one in wrong["answers"]), sum(wrong["teachers_words"])
+    same = [
+        a["outcome"] == "harmful"
+        for a in runs["own_words"]["answers"]
+        if a["id"] in {b["id"] for b in wrong["answers"]}
+    ]
+    assert f"{wrong['harmful']} were broken ({sum(same)} with the right one), with {true} of the 24 true words" in told
+    assert f"said and {theirs} of the other stone's" in told
+    assert [runs[name]["harmful"] for name in ("own_words_no_states", "opening_own_answer", "decoy_no_words")] == [
+        1,
+        0,
+        0,
+    ]
+
+
 REAL = {
     "training seed": lambda seed: str(seed["seed"]),
     "held-out cosine, forbidden rows": lambda seed: f"{seed['held_out']['held_out_circuit_breaker_cosine']:.2f}",
