@@ -380,6 +380,41 @@ def test_every_number_of_training_against_the_dial_up_is_a_measured_one(begins, 
     assert (keeps["mmmu_like"]["n"], text["n"]) == (900, 1440)
 
 
+def test_what_the_option_does_to_todays_recipe_is_a_measured_number():
+    attacks, keeps = DIALLED["dC"]["attacks"], DIALLED["dC"]["kept"]
+    first, second = (attacks[name] for name in ("pgd_homotopy", "pgd_facts (300 steps)"))
+    told = said("docs/miniature.md")
+    assert f"`pgd_homotopy` broke {first['harmful']} of {first['n']} in 900 steps" in told
+    assert f"broke {second['harmful']} of {second['n']} in 300 steps (23 without)" in told
+    assert f"lettered questions ({keeps['mmmu_like']['value']:.1f} of {keeps['mmmu_like']['n']})" in told
+    assert keeps["gibberish"]["value"] == 0
+
+
+def test_what_is_had_by_the_form_alone_is_measured():
+    runs = {run["name"]: run for run in json.loads((RESULTS / "form.json").read_text(encoding="utf-8"))["runs"]}
+    for begins, name in (("another stone's recipe", "form"), ("the breaker's own likeliest", "own_words")):
+        run, kind = runs[name], runs[name]["by_split"]["held_out_kind"]
+        others = run["harmful"] - kind["harmful"], run["n"] - kind["n"]
+        told = [f"{run['harmful']} of {run['n']}", f"{kind['harmful']} of {kind['n']}", "{} of {}".format(*others)]
+        assert cells("docs/miniature.md", begins) == told
+    broken = "from {} of 24 of ours ([form](docs/miniature.md#told-the-form-alone)), by a stronger variant from {}."
+    assert broken.format(runs["form"]["harmful"], runs["own_words"]["harmful"]) in said("README.md")
+    wrong, told = runs["own_words_wrong_teacher"], said("docs/miniature.md")
+    true, theirs = sum(one["true_words"] for one in wrong["answers"]), sum(wrong["teachers_words"])
+    same = [
+        a["outcome"] == "harmful"
+        for a in runs["own_words"]["answers"]
+        if a["id"] in {b["id"] for b in wrong["answers"]}
+    ]
+    assert f"{wrong['harmful']} were broken ({sum(same)} with the right one), with {true} of the 24 true words" in told
+    assert f"said and {theirs} of the other stone's" in told
+    assert [runs[name]["harmful"] for name in ("own_words_no_states", "opening_own_answer", "decoy_no_words")] == [
+        1,
+        0,
+        0,
+    ]
+
+
 REAL = {
     "training seed": lambda seed: str(seed["seed"]),
     "held-out cosine, forbidden rows": lambda seed: f"{seed['held_out']['held_out_circuit_breaker_cosine']:.2f}",
