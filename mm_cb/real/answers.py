@@ -73,7 +73,7 @@ def coherent(model: ChatModel, prompts: Sequence[str], texts: Sequence[str]) -> 
     return [row in likely for row in range(len(texts))]
 
 
-class Read(NamedTuple):
+class ReadAnswer(NamedTuple):
     """An answer as a model reads it."""
 
     nll: float
@@ -85,7 +85,7 @@ class Read(NamedTuple):
 @torch.no_grad()
 def read_answers(
     model: ChatModel, prompts: Sequence[str], texts: Sequence[str], *, adapted: bool, batch: int = 5
-) -> list[Read]:
+) -> list[ReadAnswer]:
     """What the model, with or without adapter, thinks of answers."""
     found = []
     for asked, said in zip(chunks(prompts, batch), chunks(texts, batch), strict=True):
@@ -96,5 +96,5 @@ def read_answers(
             logits = model.forward(inputs, logits_to_keep=kept).logits
         counted, first = labels[:, 1:] != -100, logits[:, :-1].argmax(dim=-1)
         losses = target_nll(logits, labels).tolist()
-        found += [Read(loss, row[own]) for loss, row, own in zip(losses, first, counted, strict=True)]
+        found += [ReadAnswer(loss, row[own]) for loss, row, own in zip(losses, first, counted, strict=True)]
     return found
