@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,6 +91,18 @@ def as_json(value: Any) -> Any:
     return [as_json(one) for one in value] if isinstance(value, list | tuple) else value
 
 
+def as_stored(value: Any) -> Any:
+    """As `as_json`, what no file of JSON can hold as a text: infinity, bytes, half a character."""
+    if isinstance(value, dict):
+        return {as_stored(str(key)): as_stored(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_stored(one) for one in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    written = value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return value if written else repr(value)
+
+
 def call_text(message: Message) -> str:
     """What a turn's calls say, to compare rows by."""
     calls = message.get("tool_calls") or []
@@ -147,7 +160,11 @@ def _check_arguments(name: str, arguments: JsonObject, schema: JsonObject) -> No
             known = ", ".join(properties) or "none"
             raise ValueError(f"a call of `{name[:80]}` must give its parameters ({known}), got `{key[:80]}`")
         _check_value(f"`{key[:80]}` of a call of `{name[:80]}`", value, properties[key])
-    if reason := unfit(json.dumps(arguments, ensure_ascii=False)):
+    try:
+        reason = unfit(json.dumps(arguments, ensure_ascii=False, allow_nan=False))
+    except (TypeError, ValueError):
+        reason = "JSON holds no such value"
+    if reason:
         raise ValueError(f"an argument of a call of `{name[:80]}` cannot be used: {reason}")
 
 

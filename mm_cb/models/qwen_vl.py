@@ -51,7 +51,7 @@ class QwenVLModel(VisionModel):
 
     @classmethod
     def read_processor(cls, folder: str, image_backend: str) -> Any:
-        """As `VisionModel.read_processor`; chats with tools are written by the tokenizer's template where only that can.
+        """As `VisionModel.read_processor`; chats with tools by the tokenizer's template where that alone takes them.
 
         Qwen2.5-VL is published so: its processor's template leaves tools out, its tokenizer's knows no pictures.
         """
