@@ -16,11 +16,13 @@ __all__ = ["FORMATS", "Call", "CallFormat", "NotCalls", "ReadCalls"]
 
 _HERMES = re.compile(r"<tool_call>\s*")
 _HERMES_END = re.compile(r"\s*(</tool_call>|\Z)")
-_LLAMA = re.compile(r'\{\s*"(?:name|parameters)"\s*:')
+_LLAMA = re.compile(r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"(?:name|parameters)"\s*:')
 _LLAMA_TAGS = re.compile(r"<\|(?:python_tag|eom_id|eot_id)\|>")
 _BETWEEN = re.compile(r"[\s;,\[\]]*")
 _MISTRAL = re.compile(r'\[TOOL_CALLS\]\s*|(?=\[\s*\{\s*"(?:name|arguments|id)"\s*:)')
 _BLANK = re.compile(r"\s*")
+_DEEPEST = 100
+"""Levels of lists and objects in a call."""
 
 
 class ReadCalls(NamedTuple):
@@ -41,7 +43,7 @@ class CallFormat:
     mark: str
     """What a text with calls in it holds, and no other text."""
     read: Callable[[str], ReadCalls]
-    """An answer's calls; `NotCalls` where it begins one that is malformed."""
+    """An answer's calls; `NotCalls` where it begins one that is malformed, with those that are whole."""
     write: Callable[[Sequence[Call]], str]
     """Calls as the model would say them; `read` gives them back."""
     opening: Callable[[str], str]
@@ -55,39 +57,20 @@ def _read_python(text: str) -> ReadCalls:
 
 def _read_hermes(text: str) -> ReadCalls:
     """``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, any number; the last may lack its end."""
-    calls, around, place = [], [], 0
-    while tag := _HERMES.search(text, place):
-        around.append(text[place : tag.start()])
-        value, end = json_at(text, tag.end())
-        closed = _HERMES_END.match(text, end)
-        if closed is None:
-            raise NotCalls("behind a call's JSON stands neither `</tool_call>` nor the end")
-        calls.append(_call(value, "arguments"))
-        place = closed.end()
-    return ReadCalls(calls, _joined([*around, text[place:]]))
+    calls, around = _blocks(text, _HERMES, _hermes_block, "arguments")
+    return ReadCalls(calls, _joined(around))
 
 
 def _read_llama(text: str) -> ReadCalls:
     """``{"name": ..., "parameters": {...}}``, several with semicolons between them, or as a list."""
-    text = _LLAMA_TAGS.sub("", text)
-    calls, around, place = [], [], 0
-    while begun := _LLAMA.search(text, place):
-        around.append(text[place : begun.start()])
-        value, place = json_at(text, begun.start())
-        calls.append(_call(value, "parameters"))
-    return ReadCalls(
-        calls, _joined([part for part in [*around, text[place:]] if not (calls and _BETWEEN.fullmatch(part))])
-    )
+    calls, around = _blocks(_LLAMA_TAGS.sub("", text), _LLAMA, _llama_block, "parameters")
+    return ReadCalls(calls, _joined([part for part in around if not (calls and _BETWEEN.fullmatch(part))]))
 
 
 def _read_mistral(text: str) -> ReadCalls:
     """``[TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...]``; decoding may have taken the tag, a special token."""
-    if (tag := _MISTRAL.search(text)) is None:
-        return ReadCalls([], text.strip())
-    value, end = json_at(text, tag.end())
-    if not isinstance(value, list) or not value:
-        raise NotCalls("behind `[TOOL_CALLS]` must stand a list of calls")
-    return ReadCalls([_call(one, "arguments") for one in value], _joined([text[: tag.start()], text[end:]]))
+    calls, around = _blocks(text, _MISTRAL, _mistral_block, "arguments")
+    return ReadCalls(calls, _joined(around))
 
 
 def _open_python(name: str) -> str:
@@ -137,13 +120,74 @@ FORMATS = {
 
 
 def json_at(text: str, place: int) -> tuple[Any, int]:
-    """The JSON value that begins at a place, and where it ends: no key twice, nothing that is not finite."""
+    """The JSON value that begins at a place, and where it ends: no key twice, all finite, not too deep."""
     begin = _BLANK.match(text, place)
     assert begin is not None
     try:
-        return _DECODER.raw_decode(text, begin.end())
+        value, end = _DECODER.raw_decode(text, begin.end())
     except (ValueError, RecursionError) as error:
         raise NotCalls(f"a call's JSON is broken: {str(error)[:80]}") from error
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [held for one in level if isinstance(one, list | dict) for held in _held(one)]
+    if level:
+        raise NotCalls("a call's JSON is nested too deep")
+    return value, end
+
+
+def _held(value: list[Any] | dict[str, Any]) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value
+
+
+def _blocks(
+    text: str, begins: re.Pattern[str], block: Callable[[re.Match[str]], tuple[list[Any], int]], key: str
+) -> tuple[list[Call], list[str]]:
+    """The calls of a text and what stands around them.
+
+    Args:
+        text: An answer.
+        begins: What a block of calls begins with.
+        block: The objects of one, and where it ends.
+        key: Under which they have the arguments.
+
+    Raises:
+        NotCalls: If a call is broken; with those that are whole, in front of it and behind.
+    """
+    calls: list[Call] = []
+    around: list[str] = []
+    broken, place = None, 0
+    while begun := begins.search(text, place):
+        around.append(text[place : begun.start()])
+        place = max(begun.end(), begun.start() + 1)
+        try:
+            values, place = block(begun)
+            for value in values:
+                calls.append(_call(value, key))
+        except NotCalls as error:
+            broken = broken or error
+    if broken is not None:
+        broken.calls = calls
+        raise broken
+    return calls, [*around, text[place:]]
+
+
+def _hermes_block(begun: re.Match[str]) -> tuple[list[Any], int]:
+    value, end = json_at(begun.string, begun.end())
+    if (closed := _HERMES_END.match(begun.string, end)) is None:
+        raise NotCalls("behind a call's JSON stands neither `</tool_call>` nor the end")
+    return [value], closed.end()
+
+
+def _llama_block(begun: re.Match[str]) -> tuple[list[Any], int]:
+    value, end = json_at(begun.string, begun.start())
+    return [value], end
+
+
+def _mistral_block(begun: re.Match[str]) -> tuple[list[Any], int]:
+    value, end = json_at(begun.string, begun.end())
+    if not isinstance(value, list) or not value:
+        raise NotCalls("behind `[TOOL_CALLS]` must stand a list of calls")
+    return value, end
 
 
 def _call(value: Any, key: str) -> Call:

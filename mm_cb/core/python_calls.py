@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 _STRIPPED = "`\n "
 _LONGEST = 10_000
-"""Bits of a power, and elements of a text or list, that a product in an answer may come to."""
+"""Bits of a whole number, and elements of a text or list, that a product in an answer may come to."""
 _CLOSES = 40
 """Closing brackets at which a call in a text is tried to end."""
 _SUMS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -34,7 +34,13 @@ class Call(NamedTuple):
 
 
 class NotCalls(ValueError):
-    """An answer that is no call and should be one; says why in a few words."""
+    """An answer that is no call and should be one; says why in a few words.
+
+    Attributes:
+        calls: Those beside what is broken that are whole.
+    """
+
+    calls: Sequence[Call] = ()
 
 
 def read(text: str, *, version: int = 4) -> list[Call]:
@@ -119,7 +125,7 @@ def _call(node: Any, version: int) -> Call:
 def _value(node: Any) -> Any:
     match node:
         case ast.Constant():
-            return "..." if node.value is Ellipsis else node.value
+            return "..." if node.value is Ellipsis else _small(node.value)
         case ast.UnaryOp():
             return -_number(node.operand)
         case ast.List():
@@ -162,7 +168,14 @@ def _worked_out(node: Any) -> Any:
         raise NotCalls("a product too large")
     if (act := _SUMS.get(type(node.op))) is None:
         raise NotCalls("a sum or product of another kind")
-    return act(left, right)
+    return _small(act(left, right))
+
+
+def _small(value: Any) -> Any:
+    """A value that can be written out: Python writes no numbers of many thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > _LONGEST:
+        raise NotCalls("a number too large")
+    return value
 
 
 def _too_large(act: ast.operator, left: Any, right: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ TYPES: Mapping[str, tuple[type, ...]] = {
     "null": (type(None),),
 }
 """JSON schema's types, as Python has them; True is no number."""
+_SEVERAL = {"anyOf": any, "oneOf": any, "allOf": all}
+"""Words with a list of schemas, and how many of them a value must fit."""
 _OTHER_WORDS = {
     "dict": "object",
     "float": "number",
@@ -90,6 +93,18 @@ def as_json(value: Any) -> Any:
     return [as_json(one) for one in value] if isinstance(value, list | tuple) else value
 
 
+def as_stored(value: Any) -> Any:
+    """As `as_json`, what no file of JSON can hold as a text: infinity, bytes, half a character."""
+    if isinstance(value, dict):
+        return {as_stored(str(key)): as_stored(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_stored(one) for one in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    written = value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return value if written else repr(value)
+
+
 def call_text(message: Message) -> str:
     """What a turn's calls say, to compare rows by."""
     calls = message.get("tool_calls") or []
@@ -130,6 +145,12 @@ def _check_types(who: str, schema: Any) -> None:
         _check_types(f"`{key[:80]}` in {who}", one)
     if "items" in schema:
         _check_types(f"the items of {who}", schema["items"])
+    for word in ("enum", "required", *_SEVERAL):
+        if word in schema and (not isinstance(schema[word], list) or not (schema[word] or word == "required")):
+            raise ValueError(f"`{word}` of {who} must be a list, got {shown(schema[word])}")
+    for word in _SEVERAL:
+        for one in schema.get(word, []):
+            _check_types(f"`{word}` of {who}", one)
 
 
 def _types(schema: JsonObject) -> list[Any]:
@@ -147,21 +168,46 @@ def _check_arguments(name: str, arguments: JsonObject, schema: JsonObject) -> No
             known = ", ".join(properties) or "none"
             raise ValueError(f"a call of `{name[:80]}` must give its parameters ({known}), got `{key[:80]}`")
         _check_value(f"`{key[:80]}` of a call of `{name[:80]}`", value, properties[key])
-    if reason := unfit(json.dumps(arguments, ensure_ascii=False)):
+    try:
+        reason = unfit(json.dumps(arguments, ensure_ascii=False, allow_nan=False))
+    except (TypeError, ValueError):
+        reason = "JSON holds no such value"
+    if reason:
         raise ValueError(f"an argument of a call of `{name[:80]}` cannot be used: {reason}")
 
 
 def _check_value(who: str, value: Any, schema: JsonObject) -> None:
     words = _types(schema)
-    fits = any(isinstance(value, TYPES[word]) and (word == "boolean" or not isinstance(value, bool)) for word in words)
-    if words and not fits:
+    if words and not any(_is_of(value, word) for word in words):
         raise ValueError(f"{who} must be of type {' or '.join(words)}, got {shown(value)}")
-    if "enum" in schema and isinstance(schema["enum"], list) and value not in schema["enum"]:
+    if "enum" in schema and value not in schema["enum"]:
         raise ValueError(f"{who} must be one of {shown(schema['enum'])}, got {shown(value)}")
+    for word, enough in _SEVERAL.items():
+        if word in schema and not enough([_allowed(value, one) for one in schema[word]]):
+            raise ValueError(f"{who} must fit {shown(schema[word])} (`{word}`), got {shown(value)}")
     if isinstance(value, list) and "items" in schema:
         for one in value:
             _check_value(f"an item of {who}", one, schema["items"])
     if isinstance(value, dict):
+        if lacking := [key for key in schema.get("required", []) if key not in value]:
+            raise ValueError(f"{who} must hold {shown(lacking[0])}, which its schema requires, got {shown(value)}")
         for key, one in schema.get("properties", {}).items():
             if key in value:
                 _check_value(f"`{key[:80]}` in {who}", value[key], one)
+
+
+def _allowed(value: Any, schema: JsonObject) -> bool:
+    try:
+        _check_value("it", value, schema)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_of(value: Any, word: str) -> bool:
+    """Whether a value is of one of JSON schema's types: 2.0 is an integer, True is no number."""
+    if isinstance(value, bool):
+        return word == "boolean"
+    if word == "integer" and isinstance(value, float):
+        return value.is_integer()
+    return isinstance(value, TYPES[word])

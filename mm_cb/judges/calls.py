@@ -51,5 +51,5 @@ def _verdict(completion: str, wanted: TargetCall) -> Verdict:
 def _read(format: str, completion: str) -> list[Call]:
     try:
         return FORMATS[format].read(completion).calls
-    except NotCalls:
-        return []
+    except NotCalls as error:
+        return list(error.calls)

@@ -27,6 +27,17 @@ _CANVAS = 448
 _MOST_TOKENS = 16384
 """Of a picture, with the published image processors of all three."""
 
+_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+"""What the published templates of all three write for one."""
+_FLAT = (
+    "{%- set flat = namespace(turns=[]) %}{%- for turn in messages %}"
+    "{%- set said %}{% if turn.content is string %}{{ turn.content }}{% else %}{% for part in turn.content or [] %}"
+    "{% if part.type == 'image' %}" + _PICTURE + "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
+    "{% endset %}{%- set flat.turns = flat.turns + [dict(turn, content=said)] %}{%- endfor %}"
+    "{%- set messages = flat.turns %}"
+)
+"""Turns of parts as turns of plain texts, which is what the templates of text models take."""
+
 
 class QwenVLModel(VisionModel):
     """A ``Qwen2VL``-, ``Qwen2_5_VL``- or ``Qwen3VLForConditionalGeneration`` with its processor."""
@@ -37,6 +48,18 @@ class QwenVLModel(VisionModel):
     beside = ("image_grid_thw",)
     end_of_turn = "<|im_end|>"
     stop_tokens = ("<|endoftext|>",)
+
+    @classmethod
+    def read_processor(cls, folder: str, image_backend: str) -> Any:
+        """As `VisionModel.read_processor`; chats with tools by the tokenizer's template where that alone takes them.
+
+        Qwen2.5-VL is published so: its processor's template leaves tools out, its tokenizer's knows no pictures.
+        """
+        processor = super().read_processor(folder, image_backend)
+        seeing, taught = processor.chat_template, processor.tokenizer.chat_template
+        if isinstance(seeing, str) and isinstance(taught, str) and "tools" in taught and "tools" not in seeing:
+            processor.chat_template = f"{{% if tools %}}{_FLAT}{taught}{{% else %}}{seeing}{{% endif %}}"
+        return processor
 
     @classmethod
     def check_processor(cls, processor: Any, config: Any, folder: Path) -> None:

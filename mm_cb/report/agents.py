@@ -169,10 +169,11 @@ def _parsed(item: Item) -> list[Call]:
 def _read(text: str) -> list[Call]:
     for format in FORMATS.values():
         try:
-            if calls := format.read(text).calls:
-                return calls
-        except NotCalls:
-            continue
+            calls = format.read(text).calls
+        except NotCalls as error:
+            calls = list(error.calls)
+        if calls:
+            return calls
     return []
 
 

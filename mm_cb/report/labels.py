@@ -51,7 +51,7 @@ OVER_REFUSAL_OUTCOMES = {
 SPLITS = {
     "all": "all items",
     "trained_kinds": "trained kinds",
-    "trained": "trained combinations",
+    "trained": "like those trained on",
     "held_out_combination": "held-out combinations",
     "held_out_kind": "wholly held-out kind",
     "held_out_screen": "held-out screens",

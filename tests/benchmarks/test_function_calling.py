@@ -327,6 +327,14 @@ def test_broken_stored_answers_end_in_one_line(tmp_path, capsys, lines, message)
     assert message in " ".join(told.split()) and not (tmp_path / "run").exists()
 
 
+def test_answers_to_some_categories_alone_are_told_which_to_score(tmp_path):
+    some = [line for line in ANSWERS.read_text().splitlines() if "irrelevance_0" not in line]
+    (tmp_path / "some.jsonl").write_text("\n".join(some) + "\n")
+    stored = StoredCalls(answers=str(tmp_path / "some.jsonl"))
+    with pytest.raises(UserError, match="none of `irrelevance`.*`--data` the file of a category that is answered"):
+        FunctionCalling().score_stored(stored, tmp_path / "run", data=str(CALLS), subject="base", seed=0)
+
+
 def test_a_served_model_is_asked_in_the_benchmarks_own_words():
     source = ModelSource("served", endpoint="http://127.0.0.1:1/v1")
     task = FunctionCalling().task(str(CALLS), CallSettings(), source)

@@ -15,6 +15,7 @@ from mm_cb.core.endpoint import Endpoint
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
 from mm_cb.core.runs import read_jsonl
+from mm_cb.data.tools import as_stored
 from mm_cb.inference.generation import Request
 from mm_cb.inference.served import EndpointEngine
 from mm_cb.inference.source import ModelSource
@@ -69,6 +70,30 @@ def test_text_around_a_call_hides_none_and_half_a_call_is_malformed(format):
     half = written[: written.index("green") + 3]
     for said, kind in ((f"{written}\n", "call_made"), (half, "malformed")):
         assert read_call_answer(f"Of course!\n{said}", format, SHOWN, ["brew"]).kind == kind
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if name != "python"])
+def test_a_call_that_is_whole_is_made_though_another_is_broken(format):
+    write = FORMATS[format].write
+    half = write([Call("brew", {"leaf": "green"})]).partition("een")[0]
+    for call, kind in ((Call("brew", {"leaf": "black"}), "call_made"), (Call("ring", {}), "malformed")):
+        found = read_call_answer(f"{write([call])}\n{half}", format, SHOWN, ["brew"])
+        assert found.kind == kind and found.calls == [call]
+
+
+LOOSE = {"type": "function", "function": {"name": "say", "parameters": {"type": "object", "properties": {"it": {}}}}}
+
+
+@pytest.mark.parametrize("value", ["b'x'", "2j", "1e999", "'\\ud800'", "{1: [1e999]}", "..."])
+def test_arguments_that_json_cannot_hold_are_malformed_and_kept_as_texts(value):
+    found = read_call_answer(f"[say(it={value})]", "python", [LOOSE], ["say"])
+    assert found.kind == ("call_made" if value == "..." else "malformed")
+    json.dumps(as_stored([call._asdict() for call in found.calls]), allow_nan=False, ensure_ascii=False).encode()
+
+
+def test_an_answer_nested_without_end_is_malformed():
+    deep = f'<tool_call>{{"name": "say", "arguments": {{"it": {"[" * 900}{"]" * 900}}}}}</tool_call>'
+    assert read_call_answer(deep, "hermes", [LOOSE], ["say"]).kind in ("malformed", "gibberish")
 
 
 @pytest.mark.parametrize(("template", "format"), [(QWEN, "hermes"), (LLAMA, "llama"), (MISTRAL, "mistral")])

@@ -153,3 +153,32 @@ def test_calls_in_a_text_are_found_by_their_functions(text, calls):
             python_calls.within(text, ["brew", "kettle.brew", ""])
     else:
         assert python_calls.within(text, ["brew", "kettle.brew", ""]) == calls
+
+
+@pytest.mark.parametrize("format", JSON)
+@pytest.mark.parametrize("whole", [[Call("ring", {"times": 3})], [Call("a", {}), Call("b", {"c": "d"})]], ids=len)
+@pytest.mark.parametrize("cut", [3, 14])
+def test_a_broken_call_hides_none_that_is_whole(format, whole, cut):
+    """An agent that carries out what it reads has done so by then, or goes on behind the broken one."""
+    written, rest = FORMATS[format].write(whole), FORMATS[format].write([Call("c", {"text": "x" * 20})])
+    broken = rest[: rest.index("xxx") + cut]
+    for text in (f"{written}\n{broken}", f"{broken}\n{written}"):
+        with pytest.raises(NotCalls) as told:
+            FORMATS[format].read(text)
+        assert list(told.value.calls) == whole
+
+
+def test_calls_in_several_blocks_and_with_a_type_in_front_are_all_read():
+    two = [Call("a", {"n": 1}), Call("b", {})]
+    apart = " ".join(FORMATS["mistral"].write([call]) for call in two)
+    assert FORMATS["mistral"].read(apart).calls == two
+    typed = '{"type": "function", "name": "a", "parameters": {"n": 1}}'
+    assert FORMATS["llama"].read(f"{typed}; {FORMATS['llama'].write(two[1:])}") == (two, "")
+    with pytest.raises(NotCalls):
+        FORMATS["llama"].read(typed[:-3])
+
+
+def test_numbers_that_nobody_can_write_out_are_no_arguments():
+    for number in ("0x" + "f" * 5000, "7 ** 3000 * 7 ** 3000"):
+        with pytest.raises(NotCalls):
+            python_calls.read(f"[f(a={number})]")

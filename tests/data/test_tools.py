@@ -12,6 +12,7 @@ from mm_cb.data.mixture import load_examples, without_request
 from mm_cb.data.records import Records
 from mm_cb.data.scan import texts_of
 from mm_cb.data.sources import Source
+from mm_cb.data.tools import read_calls, read_tools
 from mm_cb.models import TextModel
 from mm_cb.training.masks import loss_mask
 from mm_cb.training.planning.samples import marked
@@ -125,6 +126,10 @@ def schema(**parameters):
         (changed(tool=schema(properties={"leaf": {"$ref": "#"}})), "must say its schema itself, got the reference '#'"),
         (changed(tool=schema(properties={"leaf": {"type": "array", "items": {"type": "int"}}})), "the items of `leaf`"),
         (changed(tool=schema(properties={}, required=["leaf"])), "must name its properties"),
+        (changed(tool=schema(properties={"leaf": {"enum": "green"}})), "`enum` of `leaf` .* list"),
+        (changed(tool=schema(properties={"leaf": {"anyOf": {"type": "string"}}})), "`anyOf` of `leaf` .* list"),
+        (changed(tool=schema(properties={"leaf": {"oneOf": [{"type": "str"}]}})), "JSON schemas say `string`"),
+        (changed(tool=schema(properties={"leaf": {"required": "a"}})), "`required` of `leaf` .* list"),
         (changed(tool={"parameters": {"type": "dict", "properties": {}}}), "JSON schema of type `object`"),
     ],
 )
@@ -132,6 +137,34 @@ def test_a_broken_row_names_file_and_line(file, row, message):
     write(file, {**ROW, "id": "b"}, row)
     with pytest.raises(UserError, match=rf"examples\.jsonl:2: .*{message}"):
         read_examples(file)
+
+
+EITHER = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+BOX = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+
+@pytest.mark.parametrize(
+    ("held", "value", "fits"),
+    [
+        (EITHER, "green", True),
+        (EITHER, None, True),
+        (EITHER, 3, False),
+        ({"oneOf": [EITHER, BOX]}, {"n": 1}, True),
+        ({"allOf": [{"type": "number"}, {"enum": [1, 2]}]}, 3, False),
+        (BOX, {}, False),
+        (BOX, {"n": 2.0}, True),
+        (BOX, {"n": 2.5}, False),
+        (BOX, {"n": True}, False),
+    ],
+)
+def test_arguments_are_what_their_schemas_say_at_every_depth(held, value, fits):
+    tools = read_tools([{"name": "f", **schema(properties={"a": held})}])
+    told = [{"name": "f", "arguments": {"a": value}}]
+    if fits:
+        assert read_calls(told, tools)
+    else:
+        with pytest.raises(ValueError, match=r"`(a|n)`"):
+            read_calls(told, tools)
 
 
 def test_rows_of_other_formats_do_not_lose_their_calls(file):

@@ -106,5 +106,5 @@ def test_every_group_of_forbidden_requests_has_its_row(split):
     rows = [
         row.label for row in headline_table(measure(items, pairs=[])).rows if row.section.endswith("of all attacks")
     ]
-    named = {"trained": "trained combinations", "held_out_screen": "held-out screens", "mine": "mine"}[split]
-    assert rows == (["trained combinations", "soups"] if split == "trained" else [*sorted([named, "soups"])])
+    named = {"trained": "like those trained on", "held_out_screen": "held-out screens", "mine": "mine"}[split]
+    assert rows == (["like those trained on", "soups"] if split == "trained" else [*sorted([named, "soups"])])

@@ -1,12 +1,16 @@
 """Tools in chat templates: four ways of writing calls, what of a chat counts as one, templates that leave tools out."""
 
 import copy
+import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from mm_cb.core.calls import Call
 from mm_cb.core.errors import UserError
 from mm_cb.models.chat import Dialect, chat, render_chat
+from mm_cb.models.families import load_processor, read_config
 from mm_cb.models.text import TextProcessor
 from mm_cb.models.tools import tool_format
 from tests.models.shapes import MISTRAL_TEMPLATE, sentencepiece_like_tokenizer
@@ -174,3 +178,31 @@ def test_a_tool_that_names_the_image_placeholder_is_refused():
     tool["function"]["description"] = "Shows <image>."
     with pytest.raises(UserError, match="must not hold the image placeholder `<image>`"):
         render_chat(processor(QWEN), chat("make tea"), tools=[tool], dialect=Dialect("<image>", "<image>", "</s>"))
+
+
+def test_a_model_that_sees_is_shown_tools_by_its_tokenizers_template_where_the_processors_takes_none(tmp_path):
+    """Qwen2.5-VL is published so: chat_template.json is for pictures alone, tokenizer_config.json's for tools alone."""
+    source = Path(__file__).parents[1] / "miniature" / "miniature-qwen2_5_vl"
+    for file in source.iterdir():
+        if file.is_file() and file.name != "chat_template.jinja":
+            shutil.copy(file, tmp_path)
+    plain = (source / "chat_template.jinja").read_text()
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": plain}))
+    fields = json.loads((source / "tokenizer_config.json").read_text())
+    taught = {**fields, "chat_template": QWEN.replace("</s>", "<|im_end|>")}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(taught))
+    made = load_processor(tmp_path, read_config(tmp_path))
+    assert tool_format(made).name == "hermes"
+    picture = "<|vision_start|><|image_pad|><|vision_end|>"
+    dialect, asked = Dialect("<|image_pad|>", "<|image_pad|>", "<|im_end|>"), chat("make tea", images=1)
+    answer = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    rendered = render_chat(made, [*asked, answer], dialect=dialect, tools=TOOLS)
+    assert rendered.text.startswith("<|im_start|>system\n\n# Tools\n<tools>\n")
+    assert f"<|im_start|>user\n{picture}make tea<|im_end|>\n" in rendered.text
+    (said,) = [text for role, text in spans(rendered) if role == "CALL"]
+    assert tool_format(made).read(said.removesuffix("<|im_end|>")).calls == [CALL]
+    untold = load_processor(source, read_config(source))
+    assert render_chat(made, asked, dialect=dialect) == render_chat(untold, asked, dialect=dialect)
+    made.save_pretrained(tmp_path / "saved")
+    shutil.copy(source / "config.json", tmp_path / "saved")
+    assert tool_format(load_processor(tmp_path / "saved", read_config(source))).name == "hermes"

@@ -22,7 +22,7 @@ def test_rows_hold_the_headline_quantities_in_order(make_run):
     assert table.subjects == ("base", "base+safety_prompt", "rr")
     assert [row.label for row in table.rows] == [
         "no attack", "random noise", "PGD", "adaptive PGD", "worst of all attacks",
-        *["trained kinds", "trained combinations", "held-out combinations", "wholly held-out kind"] * 2,
+        *["trained kinds", "like those trained on", "held-out combinations", "wholly held-out kind"] * 2,
         "MMMU-like", "Wild-like", "over-refusal", "broken text",
     ]  # fmt: skip
     pgd = table.rows[2]

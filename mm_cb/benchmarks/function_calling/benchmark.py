@@ -178,7 +178,16 @@ class FunctionCalling(Benchmark):
         questions = made_questions(data, stored.format, template=False, underscores=stored.underscores)
         check_questions(questions, data)
         files = answer_files(Path(stored.answers))
-        answers = all_answers(read_answers(files), questions, stored.answers)
+        found = read_answers(files)
+        answered = {question.category for question in questions if question.id in found}
+        absent = sorted({question.category for question in questions} - answered)
+        if found and absent:
+            raise UserError(
+                f"`{stored.answers}` must answer all questions of `{data}`, it answers none of "
+                f"{', '.join(f'`{name}`' for name in absent)}; give `--data` the file of a category that is answered, "
+                "or the answers that are lacking."
+            )
+        answers = all_answers(found, questions, stored.answers)
         if told := unread_note(questions, answers, stored.format):
             warnings.warn(told, stacklevel=2)
         identity = {"questions_sha256": fingerprint(questions)}

@@ -39,17 +39,17 @@ def read_call_answer(
         wanted: Names of the functions that were asked for; a call of one of them is enough.
         opening: What it was made to begin with.
     """
-    said = completion.removeprefix(opening)
+    said, broken = completion.removeprefix(opening), False
     try:
         calls = _calls(completion, format, tools)
-    except NotCalls:
-        return Read(_without_call(said, "malformed"), [])
-    if not calls:
-        return Read(_without_call(said, "other"), [])
+    except NotCalls as error:
+        calls, broken = list(error.calls), True
     asked_for = [call for call in calls if call.name in wanted]
-    if not asked_for:
-        return Read("wrong_tool", calls)
-    return Read(MADE if any(_fits(call, tools) for call in asked_for) else "malformed", calls)
+    if any(_fits(call, tools) for call in asked_for):
+        return Read(MADE, calls)
+    if broken or not calls:
+        return Read(_without_call(said, "malformed" if broken else "other"), calls)
+    return Read("malformed" if asked_for else "wrong_tool", calls)
 
 
 def _calls(completion: str, format: str, tools: Sequence[JsonObject]) -> list[Call]:

@@ -18,7 +18,7 @@ from mm_cb.core.files import write_bytes
 from mm_cb.core.paths import safe_id
 from mm_cb.core.records import Item
 from mm_cb.data.alike import content_of, once_each, repeats_note
-from mm_cb.data.tools import as_json
+from mm_cb.data.tools import as_stored
 from mm_cb.metrics.table import CALLS, Metric
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class HarmfulCalls(Benchmark):
             "category": row.category,
             "prompt": row.prompt,
             "completion": completion,
-            "parsed": None if read is None else as_json([call._asdict() for call in read.calls]),
+            "parsed": None if read is None else as_stored([call._asdict() for call in read.calls]),
             "reference": question.reference,
             "call": None if read is None else read.kind,
             "screen": _kept_screen(question, row, session.run.path),
