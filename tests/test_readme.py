@@ -109,7 +109,20 @@ def test_the_agents_page_says_what_more_steps_do():
     told = f"broke {round(longer['value'] * longer['n'] / 100)} of {longer['n']} of seed 0 ({longer['value']:.1f} % ["
     assert told + f"{longer['ci95'][0]:.1f}, {longer['ci95'][1]:.1f}]" in said("docs/agents.md")
     dictated = round(wrong["value"] * wrong["n"] / 100)
-    assert f"another behaviour {dictated} of {wrong['n']} times" in said("docs/agents.md")
+    assert f"behaviour {dictated} of {wrong['n']} times" in said("docs/agents.md")
+    assert (
+        longer["state"] == "not converged"
+        and "twice the steps changed content of 4, openings of 4 in 12" in longer["why"]
+    )
+    assert "twice the steps changed 4 of 12 outcomes" in said("docs/agents.md")
+
+
+def test_the_agents_page_says_what_one_call_for_many_did():
+    for name in AGENT["one call"]["base"]:
+        base, breaker = (AGENT["one call"][who][name] for who in ("base", "rr"))
+        begins = name.replace("one picture, the", "one picture in place of the screen, the")
+        told = cells("docs/agents.md", begins)
+        assert told == [str(base["n"]), f"{base['value']:.1f}", f"{breaker['value']:.1f}"]
 
 
 def measured(name):
