@@ -307,7 +307,7 @@ def chat_of(content):
         ([breaker_row(0), "{broken"], r"a\.jsonl:2: expected a JSON object, got broken"),
         ([breaker_row(0), {"prompt": "p"}], ":2: the row lacks `output`"),
         ([breaker_row(0), breaker_row(0) | {"output": 3}], ":2: a text was expected, got int"),
-        ([{"question": "q"}], r"must have the columns those of one format .*it has \['question'\]"),
+        ([{"question": "q"}], r"must have the columns of one of these formats .*it has \['question'\]"),
         ([{"messages": [{"role": "assistant", "content": "a"}] * 2}], ":1: the roles must alternate"),
         ([{"messages": "text"}], ":1: `messages` must be a list of turns, got 'text'"),
         ([{"messages": ["text"]}], ":1: turn 1 of `messages` must be an object with `role` and `content`, got 'text'"),

@@ -276,5 +276,10 @@ def wild_parquet() -> Files:
 
 
 def judged_run() -> Files:
-    """A judged run and the behaviours that it asked."""
-    return {**frozen("judged", "*.json*", "judgements/*")(), **inputs("two", "pictures")()}
+    """A judged run and the behaviours that it asked; with today's phrases, since verdicts by others are refused."""
+    from mm_cb.judges.rules import RefusalStrings
+
+    files = {**frozen("judged", "*.json*", "judgements/*")(), **inputs("two", "pictures")()}
+    (card,) = (name for name in files if "/refusal-strings" in name and name.endswith(".json"))
+    told = json.loads(files[card]) | {"source": RefusalStrings().source}
+    return files | {card: json.dumps(told, indent=2).encode()}
