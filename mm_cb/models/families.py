@@ -14,7 +14,7 @@ from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.folders import but_is
 from mm_cb.core.reading import file_bytes, json_file, read_text, refuse_repeated_keys
 from mm_cb.models.base import ChatModel
-from mm_cb.models.cache import model_folder, weights_fault
+from mm_cb.models.cache import ADAPTER, model_folder, weights_fault
 from mm_cb.models.laws import CONFIG, OLD_PROCESSOR, PROCESSOR, check_config, check_image_token, check_kinds
 from mm_cb.models.registry import family_of
 from mm_cb.models.vision import VisionModel
@@ -34,6 +34,11 @@ def read_config(name_or_path: str | Path) -> Any:
         UserError: If there is none, it is behind a gate that this machine has no key to, or a field of it cannot stand.
     """
     folder = model_folder(name_or_path)
+    if (folder / CONFIG).is_file() and (folder / ADAPTER).is_file():  # transformers would put it on unasked
+        raise UserError(
+            f"`{name_or_path}` must be a model alone, it holds an adapter's {ADAPTER} beside its {CONFIG}; move the "
+            "adapter's files into a folder of their own and give that one as `--adapter`."
+        )
     for file in sorted(one for pattern in _SETTINGS for one in folder.glob(pattern)):
         refuse_repeated_keys(file)
     try:

@@ -6,10 +6,13 @@ import shutil
 import pytest
 import torch
 
+from mm_cb.attacks.quick_look import shape_of
 from mm_cb.core.errors import UserError
 from mm_cb.models import load_model, load_tower
 from mm_cb.models.cache import model_folder
 from mm_cb.models.chat import chat, render_chat
+from mm_cb.models.families import read_config
+from mm_cb.models.loading import load_plain
 from tests.models.shapes import MISTRAL_TEMPLATE
 from tests.tiny_llava import TEMPLATE, picture, tiny_processor
 
@@ -341,3 +344,19 @@ def test_a_name_that_no_model_has_is_one_line(name, folder, tmp_path):
     for load in (load_model, model_folder, lambda name: load_model(folder, adapter=name)):
         with pytest.raises(UserError):
             load(name)
+
+
+@pytest.mark.parametrize("weights", [None, "adapter_model.safetensors", "adapter_model.bin"])
+def test_a_model_with_an_adapter_beside_its_weights_is_refused(weights, folder, tmp_path):
+    both = changed(folder, tmp_path / "both", "adapter_config.json", peft_type="LORA")
+    if weights is not None:
+        (both / weights).write_bytes(b"")
+    for read in (read_config, load_model, load_plain, shape_of, lambda name: load_tower(name, 1)):
+        with pytest.raises(UserError, match=r"/both` .*adapter_config\.json beside .*--adapter"):
+            read(both)
+
+
+def test_an_adapter_alone_is_still_told_as_one(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"must hold config\.json, it has none; it is an adapter"):
+        read_config(tmp_path)
