@@ -136,6 +136,41 @@ def test_what_is_no_answer(body, kind, said):
     assert found.kind == kind and said in found.reason
 
 
+GOOD = (None, "", "stop", "STOP", "eos", "eos_token", "stop_sequence", "end_turn", "COMPLETE", "done", "endoftext")
+AT_LIMIT = ("length", "max_tokens", "MAX_TOKENS", "model_length", "max_output_tokens", "model_context_window_exceeded")
+
+
+@pytest.mark.parametrize("ended", [*GOOD, *AT_LIMIT])
+def test_an_end_that_is_known_is_one(ended):
+    answer = read_answer(reply("tea", ended))
+    assert answer == "tea" and answer.at_limit is (ended in AT_LIMIT)
+
+
+@pytest.mark.parametrize(
+    "ended",
+    ["timeout", "engine_overloaded", "malformed_function_call", "OTHER", "unknown", "repetition", "ERROR", "load"]
+    + [
+        "cancelled",
+        "insufficient_system_resource",
+        "stop?",
+        "not_finished",
+        "null",
+        7,
+        True,
+        ["stop"],
+        {"type": "stop"},
+    ],
+)
+@pytest.mark.parametrize("content", ["half an ans", "", None])
+def test_an_end_that_nobody_knows_makes_no_answer(ended, content):
+    found = trouble(reply(content, ended))
+    assert found.kind in MAY_PASS and f"`finish_reason` {str(ended).lower()}" in found.reason
+
+
+def test_an_end_of_any_length_is_quoted_in_one_line():
+    assert len(trouble(reply("a", "x\n" * 10000)).reason) < 200
+
+
 @pytest.mark.parametrize(
     ("status", "fields", "kind"),
     [
