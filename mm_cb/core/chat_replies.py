@@ -150,10 +150,9 @@ def _answer(message: Message, ended: str) -> AnswerText:
         raise Trouble("server", f"ended its answer with `finish_reason` {ended[:80]}")
     content = _text(message.get("content")) or _text(message.get("refusal"))
     answer = answer_in(content, beside=thought_beside(message))
-    thought = answer.cut or any(message.get(key) for key in FIELDS)
+    thought = answer.cut or (not content.strip() and any(message.get(key) for key in FIELDS))
     if not answer.strip() and (thought or ended in _AT_LIMIT):
-        early = content == answer and thought and bool(ended) and ended not in _AT_LIMIT
-        how = "ended in its thinking, perhaps at its own" if early else "cut the answer at its"
+        how = "cut the answer at its" if ended in _AT_LIMIT else "ended in its thinking, perhaps at its own"
         raise Trouble(CUT, f"{how} limit of tokens, before it had begun")
     if not content.strip() and (ended in _CALLS or isinstance(message.get("content"), list)):
         raise _broken(f"no text (`finish_reason` {ended or 'none'})")

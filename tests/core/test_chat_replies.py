@@ -87,6 +87,17 @@ def test_reasoning_without_an_answer_is_cut():
     assert caught.value.kind == CUT
 
 
+@pytest.mark.parametrize("ended", ["stop", None, "eos"])
+def test_a_model_that_stops_behind_its_thought_gives_an_empty_answer(ended):
+    answer = read_answer(reply("<think>so</think>\n", ended))
+    assert (answer, answer.thought, answer.cut) == ("", "<think>so</think>\n", False)
+
+
+def test_a_limit_that_nobody_names_is_not_said_to_have_cut():
+    for body in (reply("<think>so", "stop"), reply("", "stop", reasoning="so"), reply("<think>so", None)):
+        assert trouble(body).reason.startswith("ended in its thinking, perhaps at its own limit")
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "said"),
     [
@@ -122,7 +133,8 @@ def test_reasoning_without_an_answer_is_cut():
         (reply("", "length"), CUT, "limit of tokens"),
         (reply(None, "length", reasoning_content="let me"), CUT, "limit of tokens"),
         (reply(" \n", "max_tokens", reasoning="let me"), CUT, "limit of tokens"),
-        (reply("<think>let me", "length"), CUT, "limit of tokens"),
+        (reply("<think>let me", "length"), CUT, "cut the answer at its limit of tokens"),
+        (reply("<think>let me</think>", "length"), CUT, "cut the answer at its limit of tokens"),
         (reply("<think>let me", "stop"), CUT, "limit of tokens"),
         (b'{"error": {"code": 402, "message": "Insufficient credits"}}', "quota", "error 402"),
         (b'{"error": {"code": "429", "message": "slow down"}}', "busy", "slow down"),
