@@ -227,7 +227,7 @@ def _read(
     """
     folder = model_folder(name_or_path, weights=True)
     refuse_stored_quantised(name_or_path)
-    if (decoding := generation_config(folder)) is not None:
+    if (decoding := generation_config(folder, config)) is not None:
         arguments = {**arguments, "generation_config": decoding}
     try:
         model, report = model_type.from_pretrained(folder, config=config, output_loading_info=True, **arguments)

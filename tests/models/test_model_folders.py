@@ -289,6 +289,19 @@ def test_no_setting_of_the_folder_decides_an_answer(fields, folder, plain, tmp_p
     assert len(set(said(plain))) > 1
 
 
+@pytest.mark.parametrize("part", ["", "text_config"])
+def test_settings_of_the_configuration_decide_no_answer_and_are_named(part, folder, plain, tmp_path):
+    held = json.loads((folder / "config.json").read_text())
+    fields = {**DECODING, "top_k": 50, "max_length": 20, "diversity_penalty": 0.0, "output_attentions": True}
+    fields = {part: {**held[part], **fields}} if part else fields
+    other = changed(folder, tmp_path / "other", "config.json", **fields)
+    with pytest.warns(UserWarning, match="no setting of decoding is read; ignored: .*num_beams") as told:
+        model = load_model(other)
+    assert said(model) == said(plain)
+    for usual in ("top_k", "max_length", "diversity_penalty", "output_attentions"):  # what older versions always wrote
+        assert not any(usual in str(one.message) for one in told)
+
+
 def test_a_model_with_settings_of_its_own_keeps_them(plain):
     model = load_model(plain.name)
     model.model.generation_config.num_beams = 3
