@@ -101,7 +101,7 @@ def load_processor(name_or_path: str | Path, config: Any, image_backend: str = "
         UserError: If it is not there, a file of it is damaged or lacks something, or the backend is not available.
     """
     folder, family = model_folder(name_or_path), family_of(config, str(name_or_path))
-    _check_length(folder)
+    _check_settings(folder)
     try:
         processor = family.read_processor(str(folder), image_backend)
     except Exception as error:  # whatever a library makes of a damaged file, it is the file's
@@ -126,7 +126,7 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
         UserError: If it is not there, or a file of it is damaged or lacks something.
     """
     folder = model_folder(name_or_path)
-    _check_length(folder)
+    _check_settings(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # as above
@@ -169,17 +169,23 @@ def _check_tokenizer(tokenizer: Any, config: Any, folder: Path) -> None:
         )
 
 
-def _check_length(folder: Path) -> None:
-    """Refuse a longest input that is no number: transformers compares with it."""
+def _check_settings(folder: Path) -> None:
+    """Refuse a longest input that is no number, with which transformers compares, and sides that are none."""
     try:
-        most = json.loads(file_bytes(folder / _TOKENIZER))["model_max_length"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # whoever reads it next says so
+        held = json.loads(file_bytes(folder / _TOKENIZER))
+    except (OSError, ValueError, RecursionError):  # whoever reads it next says so
         return
+    if not isinstance(held, dict):
+        return
+    most = held.get("model_max_length")
     if most is not None and (isinstance(most, bool) or not isinstance(most, int | float) or not most >= 1):
         raise UserError(
             f"`{folder / _TOKENIZER}`: `model_max_length` must be a number of tokens from 1 on, got {most!r:.80}; "
             "correct it or leave it out."
         )
+    for field in ("padding_side", "truncation_side"):
+        if held.get(field, "left") not in ("left", "right"):
+            raise UserError(f"`{folder / _TOKENIZER}`: `{field}` must be left or right, got {held[field]!r:.80}.")
 
 
 def not_loaded(name_or_path: str | Path, error: Exception) -> UserError:

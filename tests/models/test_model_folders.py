@@ -245,6 +245,26 @@ def test_weights_of_another_shape_are_one_line(folder, tmp_path):
         load_model(bad)
 
 
+@pytest.mark.parametrize("value", [10**6, 10**12, 10**18])
+@pytest.mark.parametrize("field", ["vocab_size", "intermediate_size", "num_hidden_layers"])
+def test_a_size_beyond_all_weights_is_named(field, value, folder, text_folder, tmp_path):
+    held = json.loads((folder / "config.json").read_text())
+    bad = changed(folder, tmp_path / "bad", "config.json", text_config={**held["text_config"], field: value})
+    with pytest.raises(UserError, match=rf"`config\.json` of .*/bad`: `text_config\.{field}` .* {value:,}|got {value}"):
+        load_model(bad)
+    with pytest.raises(UserError, match=rf"`config\.json` of .*: `{field}` .* {value:,}|got {value}"):
+        load_model(changed(text_folder, tmp_path / "text", "config.json", **{field: value}))
+
+
+@pytest.mark.parametrize("value", ["middle", "", 1, ["left"], True])
+@pytest.mark.parametrize("field", ["padding_side", "truncation_side"])
+def test_a_side_that_is_none_is_named(field, value, folder, text_folder, tmp_path):
+    for number, source in enumerate((folder, text_folder)):
+        bad = changed(source, tmp_path / str(number), "tokenizer_config.json", **{field: value})
+        with pytest.raises(UserError, match=rf"tokenizer_config\.json`: `{field}` must be left or right, got "):
+            load_model(bad)
+
+
 def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(folder, tmp_path):
     processor = tiny_processor()
     processor.tokenizer.add_tokens(["zzz"])
