@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PretrainedConfig
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import json_file
@@ -63,7 +63,7 @@ def _strays(folder: Path, config: Any) -> set[str]:
     text = config.get_text_config()
     own = {field.name for part in (config, text) if is_dataclass(part) for field in declared(part)}
     names = {name for name in GenerationConfig().to_dict().keys() - own if not name.startswith("output_")}
-    held = json_file(folder / CONFIG, dict, "a JSON object")
+    held, _ = PretrainedConfig.get_config_dict(folder)
     parts = [part for part in (held, held.get("text_config")) if isinstance(part, dict)]
     said = [(name, part[name]) for part in parts for name in names & part.keys()]
     return {name for name, value in said if _matters(name, value) and value not in (0, _WRITTEN.get(name, 0))}

@@ -175,7 +175,7 @@ def check_sizes(config: Any, held: int, name: str) -> None:
 
     Args:
         config: The configuration.
-        held: Numbers in all weights of the model.
+        held: Numbers in all weights of the model; 0 where they are not here.
         name: The model's, for messages.
 
     Raises:
@@ -185,7 +185,7 @@ def check_sizes(config: Any, held: int, name: str) -> None:
     where, width = "" if text is config else "text_config.", _value(text, "hidden_size")
     for field in ("vocab_size", "intermediate_size"):
         value = _value(text, field)
-        if _whole(width) and _whole(value) and value * width > _BEYOND * held:
+        if _whole(width) and _whole(value) and 0 < _BEYOND * held < value * width:
             raise UserError(
                 f"{_file(name)}: `{where}{field}` must fit the model's weights, which hold {held:,} numbers; "
                 f"got {value:,}, with `hidden_size` {width:,}. Fetch the file again."
