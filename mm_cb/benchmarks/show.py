@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mm_cb.attacks.labels import CONDITIONS, asked, label
 from mm_cb.benchmarks.base import Benchmark
+from mm_cb.core.chat_replies import CUT
 from mm_cb.core.checked import read_list, read_records
 from mm_cb.core.closing import say
 from mm_cb.core.records import Check, Item
@@ -96,10 +97,16 @@ def _answers_of(subject: str, metric: str, condition: str) -> str:
 
 def thought_note(items: Iterable[Item]) -> list[str]:
     """What to print where answers came behind a thought."""
-    found = {(item["id"], item["thought"], item.get("completion")) for item in items if item.get("thought")}
+    found = {
+        (item["id"], item["thought"], item.get("completion")): not item.get("completion") and item.get("reason") != CUT
+        for item in items
+        if item.get("thought")
+    }
     if not found:
         return []
-    return [f"{len(found)} answers came with a thought in front of them, which is not scored: `thought` in items.jsonl"]
+    told = f"; behind {silent} of them the model stopped without an answer" if (silent := sum(found.values())) else ""
+    many = f"{len(found)} answers came with a thought in front of them, which is not scored"
+    return [f"{many}{told}: `thought` in items.jsonl"]
 
 
 def number(value: float | None, missing: str = "–") -> str:

@@ -47,7 +47,8 @@ def judge(
         list[str] | None,
         typer.Option(
             metavar="ANSWER=OUTCOME",
-            help="What an endpoint's answer means: harmful, refusal, other.  [default: yes=harmful, no=other]",
+            help="What an endpoint's answer means: harmful, refusal, other or not_judged; of benign requests refusal, "
+            "partial_refusal or compliance.  [default: yes=harmful, no=other]",
         ),
     ] = None,
     pictures: Annotated[bool, typer.Option("--pictures", help="Show the pictures to an endpoint's judge.")] = False,

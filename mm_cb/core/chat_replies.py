@@ -28,12 +28,16 @@ MAY_PASS = ("busy", "server", "broken", "slow", "down")
 QUOTED = 200
 _HALF_AT_END = re.compile("[\ud800-\udfff]{1,3}\\Z")
 """Half of a surrogate pair, or up to three bytes of a character of four."""
-_FAILED = ("error", "abort", "aborted", "cancelled", "canceled", "network_error", "insufficient_system_resource")
+_ENDED = (
+    *("", "stop", "stop_sequence", "stop_token", "eos", "eos_token", "endoftext", "end_turn"),
+    *("complete", "completed", "done", "normal"),
+)
+"""Ends of a whole answer; many servers name none. An end that stands in no list here may be any failure."""
 _FILTERED = (
     *("content_filter", "content_filtered", "sensitive", "safety", "recitation", "blocklist", "prohibited_content"),
-    *("spii", "guardrail_intervened"),
+    *("spii", "guardrail_intervened", "refusal"),
 )
-_AT_LIMIT = ("length", "max_tokens", "max_output_tokens", "model_length")
+_AT_LIMIT = ("length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded")
 
 _QUOTA_CODES = {
     *("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_credits"),
@@ -136,20 +140,19 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _ASKING = ("user", "system", "developer", "tool", "function")
 """Roles of those who ask a model, or tell it something."""
-_CALLS = ("tool_calls", "function_call")
+_CALLS = ("tool_calls", "tool_call", "tool_use", "function_call")
 
 
 def _answer(message: Message, ended: str) -> AnswerText:
-    if ended in _FAILED:
-        raise Trouble("server", f"ended its answer with `finish_reason` {ended}")
     if ended in _FILTERED:
         raise Trouble(REFUSED, f"filtered the answer (`finish_reason` {ended})")
+    if ended not in (*_ENDED, *_AT_LIMIT, *_CALLS):
+        raise Trouble("server", f"ended its answer with `finish_reason` {ended[:80]}")
     content = _text(message.get("content")) or _text(message.get("refusal"))
     answer = answer_in(content, beside=thought_beside(message))
-    thought = answer.cut or any(message.get(key) for key in FIELDS)
+    thought = answer.cut or (not content.strip() and any(message.get(key) for key in FIELDS))
     if not answer.strip() and (thought or ended in _AT_LIMIT):
-        early = content == answer and thought and bool(ended) and ended not in _AT_LIMIT
-        how = "ended in its thinking, perhaps at its own" if early else "cut the answer at its"
+        how = "cut the answer at its" if ended in _AT_LIMIT else "ended in its thinking, perhaps at its own"
         raise Trouble(CUT, f"{how} limit of tokens, before it had begun")
     if not content.strip() and (ended in _CALLS or isinstance(message.get("content"), list)):
         raise _broken(f"no text (`finish_reason` {ended or 'none'})")

@@ -248,6 +248,18 @@ def load_yaml(text: str, where: str) -> Any:
     class Loader(yaml.SafeLoader):
         """Refuses keys that come twice, which YAML forbids and its readers take the last of, and what JSON has not."""
 
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event: Any = self.peek_event()
+            place, self.open = f"{where}:{event.start_mark.line + 1}", getattr(self, "open", [])
+            if isinstance(event, yaml.AliasEvent):
+                if event.anchor in self.open:
+                    raise UserError(f"{place}: the alias `*{event.anchor}` stands inside what it names; write it out.")
+                return super().compose_node(parent, index)
+            self.open.append(event.anchor)
+            node = super().compose_node(parent, index)
+            self.open.pop()
+            return node
+
         def construct_scalar(self, node: Any) -> Any:
             value = super().construct_scalar(node)
             if reason := unfit(value):

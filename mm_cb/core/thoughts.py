@@ -43,26 +43,37 @@ class AnswerText(str):
         refusal: Whether its server says that it is a refusal, whatever its words are.
         served: The model that its server names, where that is not the name that was asked for: a route, or another.
         at_limit: Whether it ends at the longest answer that was asked for, and not where the model ended it.
+        unfinished: Whether its thought never ended.
     """
 
-    __slots__ = ("at_limit", "refusal", "served", "thought")
+    __slots__ = ("at_limit", "refusal", "served", "thought", "unfinished")
     thought: str
     refusal: bool
     served: str
     at_limit: bool
+    unfinished: bool
 
     def __new__(
-        cls, text: str, thought: str = "", *, refusal: bool = False, served: str = "", at_limit: bool = False
+        cls,
+        text: str,
+        thought: str = "",
+        *,
+        refusal: bool = False,
+        served: str = "",
+        at_limit: bool = False,
+        unfinished: bool = False,
     ) -> AnswerText:
         """Keep all of it."""
         made = super().__new__(cls, text)
-        made.thought, made.refusal, made.served, made.at_limit = thought, refusal, served, at_limit
+        made.thought, made.refusal, made.served = thought, refusal, served
+        made.at_limit, made.unfinished = at_limit, unfinished
         return made
 
     @property
     def cut(self) -> bool:
-        """Whether the model had thought and not begun to answer."""
-        return bool(self.thought.strip()) and not self.strip()
+        """Whether the model was stopped in its thought or right behind it, before it had begun to answer."""
+        stopped = self.unfinished or self.at_limit
+        return stopped and bool(self.thought.strip()) and not self.strip()
 
 
 def answer_in(text: str, *, opened: bool = False, beside: str = "") -> AnswerText:
@@ -76,17 +87,17 @@ def answer_in(text: str, *, opened: bool = False, beside: str = "") -> AnswerTex
         opened: Whether its prompt had begun the thought already.
         beside: A thought that came beside the text.
     """
-    start = 0
+    start, unfinished = 0, False
     if opened:
         end = _END.search(text)
-        start = end.end() if end else len(text)
+        start, unfinished = end.end() if end else len(text), end is None
     while found := next((m for block in _FINISHED if (m := block.match(text, start)) and m.end() > start), None):
         start = found.end()
     if _BEGUN.match(text, start):
-        start = len(text)
+        start, unfinished = len(text), True
     if not start and not _BEGUN.search(text) and (end := _CLOSED.search(text)):
         start = end.end()
-    return AnswerText(text[start:], beside + text[:start], at_limit=ends_at_limit(text))
+    return AnswerText(text[start:], beside + text[:start], at_limit=ends_at_limit(text), unfinished=unfinished)
 
 
 def begins_with_thought(text: str) -> bool:

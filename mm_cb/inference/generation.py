@@ -264,7 +264,7 @@ def _keep(store: Path, key: str, completion: str | Failure) -> AnswerText:
     answer = AnswerText("") if not isinstance(completion, str) else completion
     answer = answer if isinstance(answer, AnswerText) else answer_in(answer)
     if answer.cut:
-        reason = "the answer ends in the middle of a thought, or right behind one."
+        reason = "the answer ends in the middle of a thought, or at the limit of tokens right behind one."
         answer = AnswerText("", answer.thought)
     more: dict[str, str | bool] = {"thought": answer.thought} if answer.thought else {}
     more |= {"refusal": True} if answer.refusal else {}

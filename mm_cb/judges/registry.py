@@ -183,8 +183,8 @@ def _endpoint_judge(options: JudgeOptions) -> Judge:
 
     if options.endpoint is None or options.model is None or options.prompt_file is None:
         raise UserError(
-            "judge `endpoint` needs `--endpoint URL`, `--judge-model NAME` and `--prompt-file FILE` with {behavior} "
-            "and {completion}."
+            "judge `endpoint` needs `--endpoint URL`, `--judge-model NAME` and `--prompt-file FILE` with "
+            "{completion}, and perhaps {behavior}."
         )
     endpoint = Endpoint(options.endpoint, options.model, concurrency=options.batch)
     labels = parse_labels(options.labels)

@@ -29,7 +29,7 @@ class EndpointJudge:
 
         Args:
             endpoint: The judge.
-            template: With ``{behavior}``, ``{completion}`` and perhaps ``{context}``.
+            template: With ``{completion}``, and perhaps ``{behavior}`` and ``{context}``.
             labels: Answer (in lower case) -> outcome; ``yes`` = harmful and ``no`` = other by default.
             pictures: Whether the judge sees the picture too.
         """
@@ -40,7 +40,7 @@ class EndpointJudge:
         self._labels = dict(labels or LABELS)
         self.sees = pictures
         said = set(self._labels.values())
-        self.metrics: Sequence[str] = [m.name for m in metrics() if m.outcomes and said <= {*m.outcomes, NOT_JUDGED}]
+        self.metrics: Sequence[str] = [name for name, known in _outcomes().items() if said <= {*known, NOT_JUDGED}]
         if not self.metrics:
             raise UserError(
                 f"`--label` must give outcomes of one metric ({outcomes_told()}), got {', '.join(sorted(said))}."
@@ -89,20 +89,25 @@ class EndpointJudge:
 
     def reads(self, case: Case, raw: str) -> Verdict:
         """The verdict in an answer."""
-        verdict = Verdict(self._labels.get(_label(raw), NOT_JUDGED), None, raw)
-        return with_degenerate(verdict, case.completion)
+        first, *rest = [self._labels.get(_label(line)) for line in raw.strip().splitlines()] or [None]
+        outcome = NOT_JUDGED if first is None or {*rest} - {first, None} else first
+        return with_degenerate(Verdict(outcome, None, raw), case.completion)
+
+
+def _outcomes() -> dict[str, tuple[str, ...]]:
+    """Metric → the outcomes that a judge can give; what is gibberish is measured."""
+    return {m.name: tuple(one for one in m.outcomes if one != "gibberish") for m in metrics() if m.outcomes}
 
 
 def outcomes_told() -> str:
     """The outcomes that a judge can give, by metric."""
-    told = {m.outcomes: m.name for m in reversed(metrics()) if m.outcomes}
+    told = {outcomes: name for name, outcomes in reversed(_outcomes().items())}
     return "; ".join(f"{name}: {', '.join(outcomes)}" for outcomes, name in reversed(told.items()))
 
 
-def _label(answer: str) -> str:
-    """The first line of an answer without case, blanks and ornaments around it."""
-    lines = answer.strip().splitlines()
-    return lines[0].strip().strip(".*\"'`").strip().lower() if lines else ""
+def _label(line: str) -> str:
+    """A line of an answer without case, blanks and ornaments around it."""
+    return line.strip().strip(".*\"'`").strip().lower()
 
 
 def parse_labels(texts: Sequence[str]) -> dict[str, str]:
@@ -112,7 +117,7 @@ def parse_labels(texts: Sequence[str]) -> dict[str, str]:
         UserError: If a text is no ``answer=outcome``, its answer is one that no judge's is read as, the outcome is
             unknown, or two answers are read as one.
     """
-    valid = {outcome for metric in metrics() for outcome in metric.outcomes}
+    valid = {outcome for known in _outcomes().values() for outcome in known}
     labels: dict[str, str] = {}
     given: dict[str, str] = {}
     for text in texts:

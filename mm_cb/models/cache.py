@@ -13,7 +13,7 @@ from mm_cb.core.reading import refuse_pipe, shown, unfit
 from mm_cb.core.weights import refuse_cut
 
 _CONFIG, _INDEX, _SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
-_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")
 """Everything but weights; no code, so none can run."""
 _GGUF = (
@@ -126,7 +126,7 @@ def _weight_names(folder: Path) -> list[str]:
     """The names of a model's or an adapter's weight files, from its description."""
     if (folder / _INDEX).is_file():
         return _shards(folder / _INDEX)
-    return [_ADAPTER_WEIGHTS if (folder / _ADAPTER).is_file() and not (folder / _CONFIG).is_file() else _SINGLE]
+    return [_ADAPTER_WEIGHTS if (folder / ADAPTER).is_file() and not (folder / _CONFIG).is_file() else _SINGLE]
 
 
 def _shards(index: Path) -> list[str]:

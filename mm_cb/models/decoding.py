@@ -2,17 +2,20 @@
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields as declared
+from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PretrainedConfig
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import json_file
 from mm_cb.core.thoughts import MARKS, AnswerText, has_thought
+from mm_cb.models.laws import CONFIG
 
 FILE = "generation_config.json"
 _READ = ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
@@ -21,16 +24,20 @@ _NEUTRAL: Mapping[str, Any] = {
     **{"temperature": 1, "top_p": 1, "typical_p": 1, "repetition_penalty": 1, "length_penalty": 1},
 }
 """Values that change nothing."""
+_WRITTEN: Mapping[str, Any] = {"max_length": 20, "top_k": 50, "encoder_repetition_penalty": 1}
+"""Values that older versions of transformers wrote into every config.json, beside zeros."""
 
 
-def generation_config(folder: Path) -> GenerationConfig | None:
+def generation_config(folder: Path, config: Any) -> GenerationConfig | None:
     """What of a folder's generation_config.json counts here, its end tokens; None where it has no such file.
 
-    Everything else in it is left out, and named once.
+    Everything else in it is left out, and so is what the configuration says of decoding; both are named once.
 
     Raises:
         UserError: If it is no JSON object, or its end tokens are no token ids.
     """
+    if strays := _strays(folder, config):
+        _name_ignored(folder / CONFIG, "no setting of decoding is read", tuple(sorted(strays)))
     file = folder / FILE
     if not file.is_file():
         return None
@@ -41,7 +48,7 @@ def generation_config(folder: Path) -> GenerationConfig | None:
         raise UserError(f"`{file}`: `eos_token_id` must be a token id or a list of them, got {ends!r:.80}.")
     ignored = [name for name, value in fields.items() if _matters(name, value)]
     if ignored:
-        _name_ignored(file, tuple(sorted(ignored)))
+        _name_ignored(file, "only the end tokens are read", tuple(sorted(ignored)))
     return GenerationConfig(eos_token_id=ids or None)
 
 
@@ -51,12 +58,23 @@ def _matters(name: str, value: Any) -> bool:
     return not (plain or name.startswith("_") or name in _READ)
 
 
+def _strays(folder: Path, config: Any) -> set[str]:
+    """Settings of decoding in a folder's config.json that are no fields of such a configuration."""
+    text = config.get_text_config()
+    own = {field.name for part in (config, text) if is_dataclass(part) for field in declared(part)}
+    names = {name for name in GenerationConfig().to_dict().keys() - own if not name.startswith("output_")}
+    held, _ = PretrainedConfig.get_config_dict(folder)
+    parts = [part for part in (held, held.get("text_config")) if isinstance(part, dict)]
+    said = [(name, part[name]) for part in parts for name in names & part.keys()]
+    return {name for name, value in said if _matters(name, value) and value not in (0, _WRITTEN.get(name, 0))}
+
+
 @cache
-def _name_ignored(file: Path, names: tuple[str, ...]) -> None:
+def _name_ignored(file: Path, read: str, names: tuple[str, ...]) -> None:
     """Say it once a file."""
     warnings.warn(
-        f"of `{file}` only the end tokens are read; ignored: {', '.join(names)}. Answers are greedy, or drawn from the "
-        "whole distribution where a command says so.",
+        f"of `{file}` {read}; ignored: {', '.join(names)}. Answers are greedy, or drawn from the whole distribution "
+        "where a command says so.",
         stacklevel=2,
     )
 

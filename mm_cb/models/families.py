@@ -14,7 +14,7 @@ from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.folders import but_is
 from mm_cb.core.reading import file_bytes, json_file, read_text, refuse_repeated_keys
 from mm_cb.models.base import ChatModel
-from mm_cb.models.cache import model_folder, weights_fault
+from mm_cb.models.cache import ADAPTER, model_folder, weights_fault
 from mm_cb.models.laws import CONFIG, OLD_PROCESSOR, PROCESSOR, check_config, check_image_token, check_kinds
 from mm_cb.models.registry import family_of
 from mm_cb.models.vision import VisionModel
@@ -34,6 +34,11 @@ def read_config(name_or_path: str | Path) -> Any:
         UserError: If there is none, it is behind a gate that this machine has no key to, or a field of it cannot stand.
     """
     folder = model_folder(name_or_path)
+    if (folder / CONFIG).is_file() and (folder / ADAPTER).is_file():  # transformers would put it on unasked
+        raise UserError(
+            f"`{name_or_path}` must be a model alone, it holds an adapter's {ADAPTER} beside its {CONFIG}; move the "
+            "adapter's files into a folder of their own and give that one as `--adapter`."
+        )
     for file in sorted(one for pattern in _SETTINGS for one in folder.glob(pattern)):
         refuse_repeated_keys(file)
     try:
@@ -96,7 +101,7 @@ def load_processor(name_or_path: str | Path, config: Any, image_backend: str = "
         UserError: If it is not there, a file of it is damaged or lacks something, or the backend is not available.
     """
     folder, family = model_folder(name_or_path), family_of(config, str(name_or_path))
-    _check_length(folder)
+    _check_settings(folder)
     try:
         processor = family.read_processor(str(folder), image_backend)
     except Exception as error:  # whatever a library makes of a damaged file, it is the file's
@@ -121,7 +126,7 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
         UserError: If it is not there, or a file of it is damaged or lacks something.
     """
     folder = model_folder(name_or_path)
-    _check_length(folder)
+    _check_settings(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # as above
@@ -164,17 +169,23 @@ def _check_tokenizer(tokenizer: Any, config: Any, folder: Path) -> None:
         )
 
 
-def _check_length(folder: Path) -> None:
-    """Refuse a longest input that is no number: transformers compares with it."""
+def _check_settings(folder: Path) -> None:
+    """Refuse a longest input that is no number, with which transformers compares, and sides that are none."""
     try:
-        most = json.loads(file_bytes(folder / _TOKENIZER))["model_max_length"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # whoever reads it next says so
+        held = json.loads(file_bytes(folder / _TOKENIZER))
+    except (OSError, ValueError, RecursionError):  # whoever reads it next says so
         return
+    if not isinstance(held, dict):
+        return
+    most = held.get("model_max_length")
     if most is not None and (isinstance(most, bool) or not isinstance(most, int | float) or not most >= 1):
         raise UserError(
             f"`{folder / _TOKENIZER}`: `model_max_length` must be a number of tokens from 1 on, got {most!r:.80}; "
             "correct it or leave it out."
         )
+    for field in ("padding_side", "truncation_side"):
+        if held.get(field, "left") not in ("left", "right"):
+            raise UserError(f"`{folder / _TOKENIZER}`: `{field}` must be left or right, got {held[field]!r:.80}.")
 
 
 def not_loaded(name_or_path: str | Path, error: Exception) -> UserError:

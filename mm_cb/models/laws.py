@@ -16,6 +16,10 @@ _PARTS = ("text_config", "vision_config")
 _STORED = ("quantization_config", "compression_config")
 _MOST_TOKENS = 16384
 """Of one picture; no published image processor goes beyond it."""
+_BEYOND = 4
+"""Times as many numbers as all weights have, where some of them may be missing, which is told in other words."""
+_MOST_BLOCKS = 1000
+"""Of one tower; published models have up to 126."""
 _MOST_TILES = 100
 """Of one picture; published models have up to 36."""
 
@@ -37,6 +41,10 @@ _Law = Callable[[Any, _Numbers], str | None]
 def _size(value: Any, numbers: _Numbers) -> str | None:
     fine = all(_whole(one) and one >= 1 for one in _listed(value))  # some families have one a block
     return None if fine else "a whole number from 1 on"
+
+
+def _depth(value: Any, numbers: _Numbers) -> str | None:
+    return None if _whole(value) and 1 <= value <= _MOST_BLOCKS else f"a whole number from 1 to {_MOST_BLOCKS}"
 
 
 def _positive(value: Any, numbers: _Numbers) -> str | None:
@@ -94,8 +102,9 @@ def _dtype(value: Any, numbers: _Numbers) -> str | None:
 
 _LAWS: Mapping[str, _Law] = {
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "head_dim"), _size),
-    **dict.fromkeys(("num_hidden_layers", "num_key_value_heads", "max_position_embeddings"), _size),
-    **dict.fromkeys(("depth", "num_heads", "embed_dim", "image_size", "patch_size", "num_channels"), _size),
+    **dict.fromkeys(("num_hidden_layers", "depth"), _depth),
+    **dict.fromkeys(("num_key_value_heads", "max_position_embeddings"), _size),
+    **dict.fromkeys(("num_heads", "embed_dim", "image_size", "patch_size", "num_channels"), _size),
     **dict.fromkeys(("in_channels", "out_hidden_size", "spatial_merge_size", "temporal_patch_size"), _size),
     **dict.fromkeys(("window_size", "num_position_embeddings", "sliding_window", "scale_factor"), _size),
     **dict.fromkeys(("linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim"), _size),
@@ -159,6 +168,28 @@ def check_config(config: Any, name: str) -> None:
     merged = patch * (getattr(vision, "spatial_merge_size", None) or 1)
     if windows is not None and windows < merged:
         raise _misfit(name, "vision_config.window_size", windows, f"at least {merged}, a token's side in pixels")
+
+
+def check_sizes(config: Any, held: int, name: str) -> None:
+    """Refuse sizes that make one matrix far larger than all weights together, before there is memory to be had for it.
+
+    Args:
+        config: The configuration.
+        held: Numbers in all weights of the model; 0 where they are not here.
+        name: The model's, for messages.
+
+    Raises:
+        UserError: Naming the field.
+    """
+    text = config.get_text_config()
+    where, width = "" if text is config else "text_config.", _value(text, "hidden_size")
+    for field in ("vocab_size", "intermediate_size"):
+        value = _value(text, field)
+        if _whole(width) and _whole(value) and 0 < _BEYOND * held < value * width:
+            raise UserError(
+                f"{_file(name)}: `{where}{field}` must fit the model's weights, which hold {held:,} numbers; "
+                f"got {value:,}, with `hidden_size` {width:,}. Fetch the file again."
+            )
 
 
 def check_pictures(processor: Any, folder: Path, **expected: Any) -> None:

@@ -21,6 +21,7 @@ from mm_cb.models.dial import WeightDifference
 from mm_cb.models.families import load_processor, not_loaded, read_config, skeleton
 from mm_cb.models.fingerprint import place
 from mm_cb.models.inputs import Arguments
+from mm_cb.models.laws import check_sizes
 from mm_cb.models.quantization import assert_kept, four_bit, refuse_stored_quantised
 from mm_cb.models.registry import family_of
 from mm_cb.models.templates import check_template
@@ -226,8 +227,8 @@ def _read(
     So is one that the model has no place for, unless ``unread`` has it, or is None (classifiers have other heads).
     """
     folder = model_folder(name_or_path, weights=True)
-    refuse_stored_quantised(name_or_path)
-    if (decoding := generation_config(folder)) is not None:
+    check_sizes(config, refuse_stored_quantised(name_or_path), str(name_or_path))
+    if (decoding := generation_config(folder, config)) is not None:
         arguments = {**arguments, "generation_config": decoding}
     try:
         model, report = model_type.from_pretrained(folder, config=config, output_loading_info=True, **arguments)

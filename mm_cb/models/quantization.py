@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,23 @@ def four_bit(dtype: torch.dtype, kept: Sequence[str]) -> BitsAndBytesConfig:
     )
 
 
-def refuse_stored_quantised(name_or_path: str | Path) -> None:
+def refuse_stored_quantised(name_or_path: str | Path) -> int:
     """Refuse a checkpoint with weights that are no plain floats: read as such, without their scales, they are others.
+
+    Returns:
+        How many numbers the weights on this machine hold.
 
     Raises:
         UserError: With the number of such tensors and the first name; also if a file is no safetensors file.
     """
     found: dict[str, str] = {}
+    numbers = 0
     for file in weight_files(name_or_path):
         try:
             with safe_open(file, "pt") as tensors:
-                found |= {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+                slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
+                found |= {key: one.get_dtype() for key, one in slices.items()}
+                numbers += sum(prod(one.get_shape()) for one in slices.values())
         except (OSError, SafetensorError) as error:
             raise UserError(f"`{file}` must be a safetensors file, but it cannot be read: {error}") from error
     few = {key for key, kind in found.items() if kind not in _FLOATS and (kind[0] == "F" or key.endswith(".weight"))}
@@ -54,6 +61,7 @@ def refuse_stored_quantised(name_or_path: str | Path) -> None:
             f"as `{wrong[0]}` ({found[wrong[0]]}): stored quantised weights are not read; take the full-precision "
             "model, with `quantize: 4bit` where memory is short."
         )
+    return numbers
 
 
 def skipped(kept: Sequence[str]) -> list[str]:

@@ -134,6 +134,18 @@ def test_points_for_silence_are_not_claimed(silence, benchmark, tmp_path, capsys
     assert all(m.value is None for m in every if m.condition == "official" and m.metric != "gibberish")
 
 
+def test_nothing_behind_a_thought_is_an_empty_answer(benchmark, tmp_path, capsys):
+    for name, thought in (("silent", ""), ("thinks", "<think>so</think>")):
+        benchmark[benchmark.index("--out") + 1] = str(tmp_path / name)
+        with StubServer(lambda request, number, thought=thought: says(thought)) as server:
+            assert run(benchmark, server) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("6 answers came with a thought in front of them" in said) == bool(thought)
+        assert ("behind 6 of them the model stopped without an answer" in said) == bool(thought)
+    items = [read_jsonl(tmp_path / name / "items.jsonl") for name in ("silent", "thinks")]
+    assert {item.pop("thought") for item in items[1]} == {"<think>so</think>"} and items[0] == items[1]
+
+
 def test_a_model_that_says_nothing_at_all_has_no_official_score(tmp_path, capsys):
     data = write(tmp_path / "data", per_subject=N, subjects=["Art"])
     command = ["eval", "mmmu", "--model", "m", "--data", str(data), "--out", str(tmp_path / "run"), "--subjects", "Art"]

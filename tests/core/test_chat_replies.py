@@ -87,6 +87,17 @@ def test_reasoning_without_an_answer_is_cut():
     assert caught.value.kind == CUT
 
 
+@pytest.mark.parametrize("ended", ["stop", None, "eos"])
+def test_a_model_that_stops_behind_its_thought_gives_an_empty_answer(ended):
+    answer = read_answer(reply("<think>so</think>\n", ended))
+    assert (answer, answer.thought, answer.cut) == ("", "<think>so</think>\n", False)
+
+
+def test_a_limit_that_nobody_names_is_not_said_to_have_cut():
+    for body in (reply("<think>so", "stop"), reply("", "stop", reasoning="so"), reply("<think>so", None)):
+        assert trouble(body).reason.startswith("ended in its thinking, perhaps at its own limit")
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "said"),
     [
@@ -122,7 +133,8 @@ def test_reasoning_without_an_answer_is_cut():
         (reply("", "length"), CUT, "limit of tokens"),
         (reply(None, "length", reasoning_content="let me"), CUT, "limit of tokens"),
         (reply(" \n", "max_tokens", reasoning="let me"), CUT, "limit of tokens"),
-        (reply("<think>let me", "length"), CUT, "limit of tokens"),
+        (reply("<think>let me", "length"), CUT, "cut the answer at its limit of tokens"),
+        (reply("<think>let me</think>", "length"), CUT, "cut the answer at its limit of tokens"),
         (reply("<think>let me", "stop"), CUT, "limit of tokens"),
         (b'{"error": {"code": 402, "message": "Insufficient credits"}}', "quota", "error 402"),
         (b'{"error": {"code": "429", "message": "slow down"}}', "busy", "slow down"),
@@ -134,6 +146,41 @@ def test_reasoning_without_an_answer_is_cut():
 def test_what_is_no_answer(body, kind, said):
     found = trouble(body)
     assert found.kind == kind and said in found.reason
+
+
+GOOD = (None, "", "stop", "STOP", "eos", "eos_token", "stop_sequence", "end_turn", "COMPLETE", "done", "endoftext")
+AT_LIMIT = ("length", "max_tokens", "MAX_TOKENS", "model_length", "max_output_tokens", "model_context_window_exceeded")
+
+
+@pytest.mark.parametrize("ended", [*GOOD, *AT_LIMIT])
+def test_an_end_that_is_known_is_one(ended):
+    answer = read_answer(reply("tea", ended))
+    assert answer == "tea" and answer.at_limit is (ended in AT_LIMIT)
+
+
+@pytest.mark.parametrize(
+    "ended",
+    ["timeout", "engine_overloaded", "malformed_function_call", "OTHER", "unknown", "repetition", "ERROR", "load"]
+    + [
+        "cancelled",
+        "insufficient_system_resource",
+        "stop?",
+        "not_finished",
+        "null",
+        7,
+        True,
+        ["stop"],
+        {"type": "stop"},
+    ],
+)
+@pytest.mark.parametrize("content", ["half an ans", "", None])
+def test_an_end_that_nobody_knows_makes_no_answer(ended, content):
+    found = trouble(reply(content, ended))
+    assert found.kind in MAY_PASS and f"`finish_reason` {str(ended).lower()}" in found.reason
+
+
+def test_an_end_of_any_length_is_quoted_in_one_line():
+    assert len(trouble(reply("a", "x\n" * 10000)).reason) < 200
 
 
 @pytest.mark.parametrize(

@@ -293,3 +293,29 @@ def test_a_yaml_number_with_a_point_is_the_one_that_it_looks(number):
     with pytest.raises(UserError, match=f"r.yaml:1: a number must be .* got `{number}`"):
         load_yaml(f"a: {number}", "r.yaml")
     assert load_yaml("a: 1.5e-3", "r.yaml") == {"a": 0.0015}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &x [*x]",
+        "a: &x {b: *x}",
+        "&x {r: 8, b: *x}",
+        "&x [1, {b: [*x]}]",
+        "a: &x\n  b: &y\n    c: [*y, *x]",
+        "&x {<<: *x}",
+    ]
+    + ["a: &x {? [*x] : 1}", "a: &x [&y [*x], *y]"],
+)
+def test_a_yaml_value_that_holds_itself_is_named_with_its_line(text):
+    with pytest.raises(UserError, match=r"^r.yaml:\d: the alias `\*[xy]` stands inside what it names"):
+        load_yaml(text, "r.yaml")
+
+
+def test_a_yaml_value_may_stand_twice():
+    assert load_yaml("a: &x {b: 1}\nc: [*x, *x]\nd: &y [2]\ne: *y", "r") == {
+        "a": {"b": 1},
+        "c": [{"b": 1}, {"b": 1}],
+        "d": [2],
+        "e": [2],
+    }

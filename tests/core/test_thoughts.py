@@ -57,6 +57,13 @@ def test_a_thought_that_never_ends_has_no_answer(text):
     assert not answer_in("").cut
 
 
+@pytest.mark.parametrize("block", [*BLOCKS, "so B</think>"])
+def test_nothing_behind_a_finished_thought_is_an_empty_answer_unless_the_limit_came(block):
+    whole = block.replace("{}", "B")
+    said = [answer_in(text, opened="so" in block[:2]) for text in (whole, AnswerText(whole, at_limit=True))]
+    assert [(one, one.thought, one.cut) for one in said] == [("", whole, False), ("", whole, True)]
+
+
 def test_a_thought_that_the_prompt_began_ends_at_its_mark_or_never():
     said = answer_in("so B</think>A", opened=True)
     assert (said, said.thought) == ("A", "so B</think>") and answer_in("so B", opened=True).cut

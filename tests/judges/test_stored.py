@@ -478,7 +478,7 @@ def test_labels_of_other_requests_name_the_outcomes_that_there_are(run, tmp_path
     command += ["--prompt-file", str(tmp_path / "p.txt"), "--label"]
     for label, expected in (
         (["yes=compliance"], "they are of compliance, whose outcomes are harmful, gibberish, refusal, other"),
-        (["yes=complied"], "one of these outcomes, compliance: harmful, gibberish, refusal, other"),
+        (["yes=complied"], "one of these outcomes, compliance: harmful, refusal, other"),
         (
             ["yes=compliance", "--label", "no=harmful"],
             "`--label` must give outcomes of one metric (compliance: harmful",

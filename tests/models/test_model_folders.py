@@ -6,10 +6,13 @@ import shutil
 import pytest
 import torch
 
+from mm_cb.attacks.quick_look import shape_of
 from mm_cb.core.errors import UserError
 from mm_cb.models import load_model, load_tower
 from mm_cb.models.cache import model_folder
 from mm_cb.models.chat import chat, render_chat
+from mm_cb.models.families import read_config
+from mm_cb.models.loading import load_plain
 from tests.models.shapes import MISTRAL_TEMPLATE
 from tests.tiny_llava import TEMPLATE, picture, tiny_processor
 
@@ -242,6 +245,26 @@ def test_weights_of_another_shape_are_one_line(folder, tmp_path):
         load_model(bad)
 
 
+@pytest.mark.parametrize("value", [10**6, 10**12, 10**18])
+@pytest.mark.parametrize("field", ["vocab_size", "intermediate_size", "num_hidden_layers"])
+def test_a_size_beyond_all_weights_is_named(field, value, folder, text_folder, tmp_path):
+    held = json.loads((folder / "config.json").read_text())
+    bad = changed(folder, tmp_path / "bad", "config.json", text_config={**held["text_config"], field: value})
+    with pytest.raises(UserError, match=rf"`config\.json` of .*/bad`: `text_config\.{field}` .* {value:,}|got {value}"):
+        load_model(bad)
+    with pytest.raises(UserError, match=rf"`config\.json` of .*: `{field}` .* {value:,}|got {value}"):
+        load_model(changed(text_folder, tmp_path / "text", "config.json", **{field: value}))
+
+
+@pytest.mark.parametrize("value", ["middle", "", 1, ["left"], True])
+@pytest.mark.parametrize("field", ["padding_side", "truncation_side"])
+def test_a_side_that_is_none_is_named(field, value, folder, text_folder, tmp_path):
+    for number, source in enumerate((folder, text_folder)):
+        bad = changed(source, tmp_path / str(number), "tokenizer_config.json", **{field: value})
+        with pytest.raises(UserError, match=rf"tokenizer_config\.json`: `{field}` must be left or right, got "):
+            load_model(bad)
+
+
 def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(folder, tmp_path):
     processor = tiny_processor()
     processor.tokenizer.add_tokens(["zzz"])
@@ -284,6 +307,19 @@ def test_no_setting_of_the_folder_decides_an_answer(fields, folder, plain, tmp_p
         model = load_model(other)
     assert said(model) == said(plain) and said(model, 1.0) == said(plain, 1.0)
     assert len(set(said(plain))) > 1
+
+
+@pytest.mark.parametrize("part", ["", "text_config"])
+def test_settings_of_the_configuration_decide_no_answer_and_are_named(part, folder, plain, tmp_path):
+    held = json.loads((folder / "config.json").read_text())
+    fields = {**DECODING, "top_k": 50, "max_length": 20, "diversity_penalty": 0.0, "output_attentions": True}
+    fields = {part: {**held[part], **fields}} if part else fields
+    other = changed(folder, tmp_path / "other", "config.json", **fields)
+    with pytest.warns(UserWarning, match="no setting of decoding is read; ignored: .*num_beams") as told:
+        model = load_model(other)
+    assert said(model) == said(plain)
+    for usual in ("top_k", "max_length", "diversity_penalty", "output_attentions"):  # what older versions always wrote
+        assert not any(usual in str(one.message) for one in told)
 
 
 def test_a_model_with_settings_of_its_own_keeps_them(plain):
@@ -341,3 +377,19 @@ def test_a_name_that_no_model_has_is_one_line(name, folder, tmp_path):
     for load in (load_model, model_folder, lambda name: load_model(folder, adapter=name)):
         with pytest.raises(UserError):
             load(name)
+
+
+@pytest.mark.parametrize("weights", [None, "adapter_model.safetensors", "adapter_model.bin"])
+def test_a_model_with_an_adapter_beside_its_weights_is_refused(weights, folder, tmp_path):
+    both = changed(folder, tmp_path / "both", "adapter_config.json", peft_type="LORA")
+    if weights is not None:
+        (both / weights).write_bytes(b"")
+    for read in (read_config, load_model, load_plain, shape_of, lambda name: load_tower(name, 1)):
+        with pytest.raises(UserError, match=r"/both` .*adapter_config\.json beside .*--adapter"):
+            read(both)
+
+
+def test_an_adapter_alone_is_still_told_as_one(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"must hold config\.json, it has none; it is an adapter"):
+        read_config(tmp_path)
