@@ -151,7 +151,7 @@ def _value(node: Any) -> Any:
 def _number(node: Any) -> Any:
     if not isinstance(node, ast.Constant):
         raise NotCalls("a sign in front of no number")
-    return node.value
+    return _small(node.value)
 
 
 def _worked_out(node: Any) -> Any:
@@ -175,6 +175,9 @@ def _small(value: Any) -> Any:
     """A value that can be written out: Python writes no numbers of many thousands of digits."""
     if isinstance(value, int) and value.bit_length() > _LONGEST:
         raise NotCalls("a number too large")
+    if isinstance(value, list | tuple | set | dict):
+        for one in value.items() if isinstance(value, dict) else value:
+            _small(one)
     return value
 
 
