@@ -127,13 +127,20 @@ def json_at(text: str, place: int) -> tuple[Any, int]:
     try:
         value, end = _DECODER.raw_decode(text, begin.end())
     except (ValueError, RecursionError) as error:
-        raise NotCalls(f"a call's JSON is broken: {str(error)[:80]}") from error
+        broken = NotCalls(f"a call's JSON is broken: {str(error)[:80]}")
+        broken.within = _read_to(text, getattr(error, "pos", place))
+        raise broken from error
     level = [value]
     for _ in range(_DEEPEST):
         level = [held for one in level if isinstance(one, list | dict) for held in _held(one)]
     if level:
         raise NotCalls("a call's JSON is nested too deep")
     return value, end
+
+
+def _read_to(text: str, place: int) -> int:
+    """Up to where a broken value was read for sure: its last text may have ended at a quote that is not its own."""
+    return text[:place].rstrip().rfind('"', 0, -1) + 1
 
 
 def _held(value: list[Any] | dict[str, Any]) -> list[Any]:
@@ -166,7 +173,7 @@ def _blocks(
                 values.append(value)
                 place = end
         except NotCalls as error:
-            broken = broken or error
+            broken, place = broken or error, max(place, error.within)
     for value in values:
         try:
             calls.append(_call(value, key))

@@ -38,9 +38,11 @@ class NotCalls(ValueError):
 
     Attributes:
         calls: Those beside what is broken that are whole.
+        within: Up to where a text is part of what is broken.
     """
 
     calls: Sequence[Call] = ()
+    within: int = 0
 
 
 def read(text: str, *, version: int = 4) -> list[Call]:

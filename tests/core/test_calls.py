@@ -204,3 +204,24 @@ def test_a_call_behind_one_that_is_none_is_kept_and_one_that_runs_into_text_is_n
     with pytest.raises(NotCalls) as told:
         FORMATS["mistral"].read(f"[TOOL_CALLS] [{text}")
     assert list(told.value.calls) == whole
+
+
+@pytest.mark.parametrize("format", JSON)
+def test_what_stands_inside_a_call_is_none_wherever_it_is_cut_off(format):
+    inner = {"name": "b", "arguments": {"t": "u"}, "parameters": {}}
+    text = FORMATS[format].write([Call("a", {"steps": [inner, [inner]], "last": "{}"})])
+    for cut in range(text.rindex('"{}"') + 5):
+        try:
+            calls = FORMATS[format].read(text[:cut]).calls
+        except NotCalls as error:
+            calls = list(error.calls)
+        assert calls == [], text[:cut]
+
+
+@pytest.mark.parametrize("format", JSON)
+def test_a_text_that_never_ends_hides_no_call_behind_it(format):
+    whole = [Call("b", {"t": "u"})]
+    begun, write = FORMATS[format].opening("a"), FORMATS[format].write
+    with pytest.raises(NotCalls) as told:
+        FORMATS[format].read(f'{begun} {{"x": "I will. {write(whole)}')
+    assert list(told.value.calls) == whole
