@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ _LLAMA = re.compile(r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"(?:name|parameter
 _LLAMA_TAGS = re.compile(r"<\|(?:python_tag|eom_id|eot_id)\|>")
 _BETWEEN = re.compile(r"[\s;,\[\]]*")
 _MISTRAL = re.compile(r'\[TOOL_CALLS\]\s*|(?=\[\s*\{\s*"(?:name|arguments|id)"\s*:)')
+_MISTRAL_NEXT = re.compile(r"\s*([,\]]|\Z)")
 _BLANK = re.compile(r"\s*")
 _DEEPEST = 100
 """Levels of lists and objects in a call."""
@@ -126,7 +127,9 @@ def json_at(text: str, place: int) -> tuple[Any, int]:
     try:
         value, end = _DECODER.raw_decode(text, begin.end())
     except (ValueError, RecursionError) as error:
-        raise NotCalls(f"a call's JSON is broken: {str(error)[:80]}") from error
+        broken = NotCalls(f"a call's JSON is broken: {str(error)[:80]}")
+        broken.within = _read_to(text, getattr(error, "pos", place))
+        raise broken from error
     level = [value]
     for _ in range(_DEEPEST):
         level = [held for one in level if isinstance(one, list | dict) for held in _held(one)]
@@ -135,24 +138,30 @@ def json_at(text: str, place: int) -> tuple[Any, int]:
     return value, end
 
 
+def _read_to(text: str, place: int) -> int:
+    """Up to where a broken value was read for sure: its last text may have ended at a quote that is not its own."""
+    return text[:place].rstrip().rfind('"', 0, -1) + 1
+
+
 def _held(value: list[Any] | dict[str, Any]) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else value
 
 
 def _blocks(
-    text: str, begins: re.Pattern[str], block: Callable[[re.Match[str]], tuple[list[Any], int]], key: str
+    text: str, begins: re.Pattern[str], block: Callable[[re.Match[str]], Iterator[tuple[Any, int]]], key: str
 ) -> tuple[list[Call], list[str]]:
     """The calls of a text and what stands around them.
 
     Args:
         text: An answer.
         begins: What a block of calls begins with.
-        block: The objects of one, and where it ends.
+        block: The objects of one, each with where what is read by then ends.
         key: Under which they have the arguments.
 
     Raises:
         NotCalls: If a call is broken; with those that are whole, in front of it and behind.
     """
+    values: list[Any] = []
     calls: list[Call] = []
     around: list[str] = []
     broken, place = None, 0
@@ -160,9 +169,14 @@ def _blocks(
         around.append(text[place : begun.start()])
         place = max(begun.end(), begun.start() + 1)
         try:
-            values, place = block(begun)
-            for value in values:
-                calls.append(_call(value, key))
+            for value, end in block(begun):
+                values.append(value)
+                place = end
+        except NotCalls as error:
+            broken, place = broken or error, max(place, error.within)
+    for value in values:
+        try:
+            calls.append(_call(value, key))
         except NotCalls as error:
             broken = broken or error
     if broken is not None:
@@ -171,23 +185,29 @@ def _blocks(
     return calls, [*around, text[place:]]
 
 
-def _hermes_block(begun: re.Match[str]) -> tuple[list[Any], int]:
+def _hermes_block(begun: re.Match[str]) -> Iterator[tuple[Any, int]]:
     value, end = json_at(begun.string, begun.end())
     if (closed := _HERMES_END.match(begun.string, end)) is None:
         raise NotCalls("behind a call's JSON stands neither `</tool_call>` nor the end")
-    return [value], closed.end()
+    yield value, closed.end()
 
 
-def _llama_block(begun: re.Match[str]) -> tuple[list[Any], int]:
-    value, end = json_at(begun.string, begun.start())
-    return [value], end
+def _llama_block(begun: re.Match[str]) -> Iterator[tuple[Any, int]]:
+    yield json_at(begun.string, begun.start())
 
 
-def _mistral_block(begun: re.Match[str]) -> tuple[list[Any], int]:
-    value, end = json_at(begun.string, begun.end())
-    if not isinstance(value, list) or not value:
+def _mistral_block(begun: re.Match[str]) -> Iterator[tuple[Any, int]]:
+    """One by one: what is whole in a list that is cut off is a call."""
+    text, place, mark = begun.string, begun.end(), "["
+    if not text.startswith(mark, place):
         raise NotCalls("behind `[TOOL_CALLS]` must stand a list of calls")
-    return value, end
+    place += 1
+    while mark != "]":
+        value, end = json_at(text, place)
+        if (follows := _MISTRAL_NEXT.match(text, end)) is None:
+            raise NotCalls("behind a call in a list stands neither another nor the list's end")
+        mark, place = follows[1], follows.end()
+        yield value, place
 
 
 def _call(value: Any, key: str) -> Call:

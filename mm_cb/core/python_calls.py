@@ -38,9 +38,11 @@ class NotCalls(ValueError):
 
     Attributes:
         calls: Those beside what is broken that are whole.
+        within: Up to where a text is part of what is broken.
     """
 
     calls: Sequence[Call] = ()
+    within: int = 0
 
 
 def read(text: str, *, version: int = 4) -> list[Call]:
@@ -151,7 +153,7 @@ def _value(node: Any) -> Any:
 def _number(node: Any) -> Any:
     if not isinstance(node, ast.Constant):
         raise NotCalls("a sign in front of no number")
-    return node.value
+    return _small(node.value)
 
 
 def _worked_out(node: Any) -> Any:
@@ -175,6 +177,9 @@ def _small(value: Any) -> Any:
     """A value that can be written out: Python writes no numbers of many thousands of digits."""
     if isinstance(value, int) and value.bit_length() > _LONGEST:
         raise NotCalls("a number too large")
+    if isinstance(value, list | tuple | set | dict):
+        for one in value.items() if isinstance(value, dict) else value:
+            _small(one)
     return value
 
 

@@ -121,6 +121,7 @@ def _check_schema(name: str, schema: Any) -> None:
     required = schema.get("required", [])
     if not isinstance(required, list) or not all(isinstance(key, str) and key in properties for key in required):
         raise ValueError(f"`required` of tool `{name[:80]}` must name its properties, got {shown(required)}")
+    _check_lists(f"tool `{name[:80]}`", schema)
     for key, one in properties.items():
         _check_types(f"`{key[:80]}` of tool `{name[:80]}`", one)
 
@@ -145,9 +146,17 @@ def _check_types(who: str, schema: Any) -> None:
         _check_types(f"`{key[:80]}` in {who}", one)
     if "items" in schema:
         _check_types(f"the items of {who}", schema["items"])
-    for word in ("enum", "required", *_SEVERAL):
-        if word in schema and (not isinstance(schema[word], list) or not (schema[word] or word == "required")):
-            raise ValueError(f"`{word}` of {who} must be a list, got {shown(schema[word])}")
+    _check_lists(who, schema)
+
+
+def _check_lists(who: str, schema: JsonObject) -> None:
+    """Refuse what a schema has in place of a list."""
+    required = schema.get("required", [])
+    if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
+        raise ValueError(f"`required` of {who} must be a list of texts, got {shown(required)}")
+    for word in ("enum", *_SEVERAL):
+        if word in schema and (not isinstance(schema[word], list) or not schema[word]):
+            raise ValueError(f"`{word}` of {who} must be a list that is not empty, got {shown(schema[word])}")
     for word in _SEVERAL:
         for one in schema.get(word, []):
             _check_types(f"`{word}` of {who}", one)
@@ -168,6 +177,7 @@ def _check_arguments(name: str, arguments: JsonObject, schema: JsonObject) -> No
             known = ", ".join(properties) or "none"
             raise ValueError(f"a call of `{name[:80]}` must give its parameters ({known}), got `{key[:80]}`")
         _check_value(f"`{key[:80]}` of a call of `{name[:80]}`", value, properties[key])
+    _check_several(f"a call of `{name[:80]}`", arguments, schema)
     try:
         reason = unfit(json.dumps(arguments, ensure_ascii=False, allow_nan=False))
     except (TypeError, ValueError):
@@ -182,9 +192,7 @@ def _check_value(who: str, value: Any, schema: JsonObject) -> None:
         raise ValueError(f"{who} must be of type {' or '.join(words)}, got {shown(value)}")
     if "enum" in schema and value not in schema["enum"]:
         raise ValueError(f"{who} must be one of {shown(schema['enum'])}, got {shown(value)}")
-    for word, enough in _SEVERAL.items():
-        if word in schema and not enough([_allowed(value, one) for one in schema[word]]):
-            raise ValueError(f"{who} must fit {shown(schema[word])} (`{word}`), got {shown(value)}")
+    _check_several(who, value, schema)
     if isinstance(value, list) and "items" in schema:
         for one in value:
             _check_value(f"an item of {who}", one, schema["items"])
@@ -194,6 +202,12 @@ def _check_value(who: str, value: Any, schema: JsonObject) -> None:
         for key, one in schema.get("properties", {}).items():
             if key in value:
                 _check_value(f"`{key[:80]}` in {who}", value[key], one)
+
+
+def _check_several(who: str, value: Any, schema: JsonObject) -> None:
+    for word, enough in _SEVERAL.items():
+        if word in schema and not enough([_allowed(value, one) for one in schema[word]]):
+            raise ValueError(f"{who} must fit {shown(schema[word])} (`{word}`), got {shown(value)}")
 
 
 def _allowed(value: Any, schema: JsonObject) -> bool:

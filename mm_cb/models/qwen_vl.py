@@ -58,7 +58,10 @@ class QwenVLModel(VisionModel):
         processor = super().read_processor(folder, image_backend)
         seeing, taught = processor.chat_template, processor.tokenizer.chat_template
         if isinstance(seeing, str) and isinstance(taught, str) and "tools" in taught and "tools" not in seeing:
-            processor.chat_template = f"{{% if tools %}}{_FLAT}{taught}{{% else %}}{seeing}{{% endif %}}"
+            seeing, taught = (
+                text.removesuffix("\n") + "{{ '' }}" for text in (seeing, taught)
+            )  # as each alone is read
+            processor.chat_template = f"{{% if tools %}}{_FLAT}\n{taught}{{% else %}}\n{seeing}{{% endif %}}"
         return processor
 
     @classmethod

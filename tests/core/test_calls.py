@@ -179,6 +179,49 @@ def test_calls_in_several_blocks_and_with_a_type_in_front_are_all_read():
 
 
 def test_numbers_that_nobody_can_write_out_are_no_arguments():
-    for number in ("0x" + "f" * 5000, "7 ** 3000 * 7 ** 3000"):
+    huge = "0x" + "f" * 5000
+    for number in (huge, f"-{huge}", f"[{huge}] + [1]", f"[{{{huge}}}] + [1]", "7 ** 3000 * 7 ** 3000"):
         with pytest.raises(NotCalls):
             python_calls.read(f"[f(a={number})]")
+
+
+@pytest.mark.parametrize("rest", [', {"name": "c", "argum', ', {"name": 3}]', ', {"name": 3}, 1]', "", ",", " ,]"])
+def test_a_list_that_is_cut_off_or_holds_what_is_no_call_keeps_those_that_are(rest):
+    whole = [Call("a", {"n": [1]}), Call("b", {})]
+    with pytest.raises(NotCalls) as told:
+        FORMATS["mistral"].read(FORMATS["mistral"].write(whole).removesuffix("]") + rest)
+    assert list(told.value.calls) == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ('{"name": 3}, {"name": "b", "arguments": {}}]', [Call("b", {})]),
+        ('{"name": "b", "arguments": {}} and so on', []),
+    ],
+)
+def test_a_call_behind_one_that_is_none_is_kept_and_one_that_runs_into_text_is_not(text, whole):
+    with pytest.raises(NotCalls) as told:
+        FORMATS["mistral"].read(f"[TOOL_CALLS] [{text}")
+    assert list(told.value.calls) == whole
+
+
+@pytest.mark.parametrize("format", JSON)
+def test_what_stands_inside_a_call_is_none_wherever_it_is_cut_off(format):
+    inner = {"name": "b", "arguments": {"t": "u"}, "parameters": {}}
+    text = FORMATS[format].write([Call("a", {"steps": [inner, [inner]], "last": "{}"})])
+    for cut in range(text.rindex('"{}"') + 5):
+        try:
+            calls = FORMATS[format].read(text[:cut]).calls
+        except NotCalls as error:
+            calls = list(error.calls)
+        assert calls == [], text[:cut]
+
+
+@pytest.mark.parametrize("format", JSON)
+def test_a_text_that_never_ends_hides_no_call_behind_it(format):
+    whole = [Call("b", {"t": "u"})]
+    begun, write = FORMATS[format].opening("a"), FORMATS[format].write
+    with pytest.raises(NotCalls) as told:
+        FORMATS[format].read(f'{begun} {{"x": "I will. {write(whole)}')
+    assert list(told.value.calls) == whole

@@ -130,6 +130,9 @@ def schema(**parameters):
         (changed(tool=schema(properties={"leaf": {"anyOf": {"type": "string"}}})), "`anyOf` of `leaf` .* list"),
         (changed(tool=schema(properties={"leaf": {"oneOf": [{"type": "str"}]}})), "JSON schemas say `string`"),
         (changed(tool=schema(properties={"leaf": {"required": "a"}})), "`required` of `leaf` .* list"),
+        (changed(tool=schema(properties={"leaf": {"required": [["a"]]}})), "`required` of `leaf` .* list of texts"),
+        (changed(tool=schema(properties={"leaf": {"enum": []}})), "`enum` of `leaf` .* list that is not empty"),
+        (changed(tool=schema(anyOf={"required": ["leaf"]})), "`anyOf` of tool `brew` .* list"),
         (changed(tool={"parameters": {"type": "dict", "properties": {}}}), "JSON schema of type `object`"),
     ],
 )
@@ -165,6 +168,14 @@ def test_arguments_are_what_their_schemas_say_at_every_depth(held, value, fits):
     else:
         with pytest.raises(ValueError, match=r"`(a|n)`"):
             read_calls(told, tools)
+
+
+def test_parameters_may_demand_one_of_several():
+    either = {"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}
+    tools = read_tools([{"name": "f", **schema(properties={"a": {}, "b": {}}, **either)}])
+    assert read_calls([{"name": "f", "arguments": {"b": 1}}], tools)
+    with pytest.raises(ValueError, match="a call of `f` must fit .*anyOf"):
+        read_calls([{"name": "f", "arguments": {}}], tools)
 
 
 def test_rows_of_other_formats_do_not_lose_their_calls(file):

@@ -180,17 +180,22 @@ def test_a_tool_that_names_the_image_placeholder_is_refused():
         render_chat(processor(QWEN), chat("make tea"), tools=[tool], dialect=Dialect("<image>", "<image>", "</s>"))
 
 
-def test_a_model_that_sees_is_shown_tools_by_its_tokenizers_template_where_the_processors_takes_none(tmp_path):
-    """Qwen2.5-VL is published so: chat_template.json is for pictures alone, tokenizer_config.json's for tools alone."""
+def published(folder, around="{}"):
+    """A small Qwen2.5-VL with its two templates, each with something around it; where it is from."""
     source = Path(__file__).parents[1] / "miniature" / "miniature-qwen2_5_vl"
     for file in source.iterdir():
         if file.is_file() and file.name != "chat_template.jinja":
-            shutil.copy(file, tmp_path)
-    plain = (source / "chat_template.jinja").read_text()
-    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": plain}))
+            shutil.copy(file, folder)
+    plain, taught = (source / "chat_template.jinja").read_text().rstrip("\n"), QWEN.replace("</s>", "<|im_end|>")
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": around.replace("{}", plain)}))
     fields = json.loads((source / "tokenizer_config.json").read_text())
-    taught = {**fields, "chat_template": QWEN.replace("</s>", "<|im_end|>")}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(taught))
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields | {"chat_template": around.replace("{}", taught)}))
+    return source
+
+
+def test_a_model_that_sees_is_shown_tools_by_its_tokenizers_template_where_the_processors_takes_none(tmp_path):
+    """Qwen2.5-VL is published so: chat_template.json is for pictures alone, tokenizer_config.json's for tools alone."""
+    source = published(tmp_path)
     made = load_processor(tmp_path, read_config(tmp_path))
     assert tool_format(made).name == "hermes"
     picture = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -206,3 +211,16 @@ def test_a_model_that_sees_is_shown_tools_by_its_tokenizers_template_where_the_p
     made.save_pretrained(tmp_path / "saved")
     shutil.copy(source / "config.json", tmp_path / "saved")
     assert tool_format(load_processor(tmp_path / "saved", read_config(source))).name == "hermes"
+
+
+@pytest.mark.parametrize("around", ["\n{}", "  {}", "{}\n", "{}{{ '' }}\n", "{}.", "{}.\n\n"])
+def test_two_templates_in_one_write_what_each_writes(tmp_path, around):
+    published(tmp_path, around)
+    made = load_processor(tmp_path, read_config(tmp_path))
+    seeing = json.loads((tmp_path / "chat_template.json").read_text())["chat_template"]
+    asked, flat = chat("make tea", images=1), [{"role": "user", "content": "make tea"}]
+    for tools in (None, []):
+        assert made.apply_chat_template(asked, tools=tools) == made.apply_chat_template(asked, chat_template=seeing)
+    assert made.apply_chat_template(flat, tools=TOOLS) == made.tokenizer.apply_chat_template(
+        flat, tools=TOOLS, tokenize=False
+    )
