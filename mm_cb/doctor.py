@@ -99,7 +99,9 @@ def print_findings(recipe: str | None = None, model: str | None = None) -> bool:
 
         seen = look(model)
         print_rows([Finding(*row) for row in seen.rows], _POSSIBLE)
-        steps = steps or [Hint("a breaker for it; rows.jsonl stands for your rows, see docs/formats.md", seen.train)]
+        yours = any("rows.jsonl" in word for word in seen.train)
+        said = "; rows.jsonl stands for your rows, see docs/formats.md" if yours else ""
+        steps = steps or [Hint(f"a breaker for it{said}", seen.train)]
     print_rows(sorted(findings, key=lambda one: one.ok is not False))
     fine = all(finding.ok is not False for finding in findings)
     what_next(*(steps if fine else [Hint("mend each PROBLEM, then the same command again", [])]))

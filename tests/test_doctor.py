@@ -240,6 +240,13 @@ def test_a_text_model_without_a_chat_template_is_told_how_it_is_asked(tmp_path):
         assert ("no chat template (asked as `User: ...`" in family) == (template is None)
 
 
+@pytest.mark.parametrize("model", ["miniature", "openai-community/gpt2"])
+def test_a_line_that_holds_no_rows_speaks_of_none(model, capsys):
+    doctor.print_findings(model=model)
+    told, _, line = " ".join(capsys.readouterr().out.split()).partition("mm-cb train")
+    assert ("rows.jsonl stands for your rows" in told) == ("rows.jsonl" in line)
+
+
 def test_a_text_model_is_attacked_by_texts_alone():
     from mm_cb.attacks.quick_look import look
 

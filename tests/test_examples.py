@@ -1,5 +1,6 @@
 """The files of data/examples, each run by the command that stands beside it."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mm_cb import cli
+from mm_cb.models import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "data" / "examples"
@@ -44,3 +46,10 @@ def test_what_follows_runs_on_their_runs(checkout, monkeypatch):
 def test_every_example_has_its_row():
     named = {row[0].strip("`/") for row in ROWS} | {"README.md", "pictures", "images"}
     assert named == {path.name for path in EXAMPLES.iterdir()}
+
+
+def test_the_request_that_is_shown_has_no_word_that_the_miniature_does_not_know():
+    (shown,) = re.findall(r"^{.*}$", PAGE, flags=re.MULTILINE)
+    tokenizer = load_model("miniature").processor.tokenizer
+    for text in (json.loads(shown)[key] for key in ("prompt", "target")):
+        assert tokenizer.unk_token_id not in tokenizer(text).input_ids

@@ -27,6 +27,9 @@ from mm_cb.models.families import sees
 from mm_cb.models.low_rank import changes_of
 from mm_cb.training.model_laws import refuse_broken
 
+_FEW_WORDS = 1000
+"""A vocabulary of at most so many words is too small for texts that somebody writes without having seen it."""
+
 
 def fitting(model: str, names: Sequence[str], behaviors: Path, *, probed: bool) -> list[str]:
     """What ``all`` comes to: on a model of text alone, every attack that needs neither picture nor a file.
@@ -157,8 +160,8 @@ def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
             if not behavior.extra.get("benign_target") and _is_unknown(text, tokenizer):
                 raise UserError(
                     f"{behavior.named}: `{model.name}` knows no part of its {name} {text!r:.80}, which is "
-                    f"nothing but `{tokenizer.unk_token}` to it; write it in the model's language, or give another "
-                    "model."
+                    f"nothing but `{tokenizer.unk_token}` to it; write it in the model's language{_words(tokenizer)}, "
+                    "or give another model."
                 )
         if not behavior.extra.get("benign_target"):
             continue
@@ -169,6 +172,14 @@ def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
                 f"{behavior.named}: `{model.name}` cannot write its target {behavior.target!r}, only "
                 f"{written!r}; give targets in the model's own words: `mm-cb data build benign --targets FILE`."
             )
+
+
+def _words(tokenizer: Any) -> str:
+    """Of a model that knows few words, some of them from all over its vocabulary: its user cannot guess them."""
+    words = sorted(word for word in tokenizer.get_vocab() if word.isalpha() and len(word) > 1)
+    if not 8 <= len(words) <= _FEW_WORDS:
+        return ""
+    return f" ({len(words)} words, among them {', '.join(words[:: len(words) // 8])})"
 
 
 def _is_unknown(text: str, tokenizer: Any) -> bool:

@@ -77,7 +77,7 @@ def _table(run: RunFiles) -> None:
         table.add_column(head, justify="right" if place in (1, 2) else "left")
     found = {m.condition: m for m in _of(run, "target_prefix" if forced else "compliance")}
     for one in run.strengths:
-        finished = "all broken" if one.complete and one.state != "nothing to converge" else _STATES[one.state]
+        finished = _STATES[one.state] if one.weak else _STATES.get(one.finished, one.finished)
         given = label(GIVEN, one.given).removesuffix(" (transfer)")
         table.add_row(label(CONDITIONS, one.condition), *_cells(found.get(one.condition)), finished, given)
     counted = [one for one in run.strengths if one.counted]
@@ -175,10 +175,11 @@ def _worst(items: Sequence[Item]) -> Item | None:
 def _example(item: Item) -> str:
     from mm_cb.report.labels import CONDITIONS, OUTCOMES, label
 
-    outcome = label(OUTCOMES, str(item.get("outcome") or "not_judged"))
+    found = str(item.get("outcome") or "not_judged")
+    outcome, lead = label(OUTCOMES, found), "One of them" if found == "not_judged" else "The worst"
     picture = item.get("image")
     where = f"; its picture in the run: {picture}" if picture else ""
-    return f"The worst: {cut(item['id'], _ID)} under {label(CONDITIONS, item['condition'])}: {outcome}{where}"
+    return f"{lead}: {cut(item['id'], _ID)} under {label(CONDITIONS, item['condition'])}: {outcome}{where}"
 
 
 def _next(run: RunFiles, own: Sequence[str]) -> Iterator[Hint]:
@@ -199,6 +200,10 @@ def _next(run: RunFiles, own: Sequence[str]) -> Iterator[Hint]:
     yield Hint("every number again, from the saved files and the model", ["attack", "verify", folder, *named])
     if adapted:
         yield from beside_the_base(folder, _of_the_base(recipe, folder))
+        return
+    breaker = folder.with_name(f"{folder.name.removesuffix('-base')}-rr")
+    if folder.name.endswith("-base") and (breaker / "run.json").is_file():
+        yield Hint("one page of both", ["report", folder, breaker, "--out", "report.html"])
         return
     yield Hint(f"one page of it: {here(folder / 'report.html')}", ["report", folder])
     yield _breaker_for(str(recipe.get("model")))

@@ -55,7 +55,7 @@ def report(
         print_table(data.measurements, strengths=data.strengths)
         verdict = judge_report(data)
     for hole in (hole for run in data.runs for hole in run.holes):
-        typer.echo(clean_text(hole))
+        say(clean_text(hole))
     typer.echo()
     for line in clean_text(verdict.told).split("\n"):
         say(line)

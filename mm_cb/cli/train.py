@@ -173,8 +173,13 @@ def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None,
 
 
 def _attack_step(recipe: "Recipe") -> str:
-    yours = "" if requests_for(recipe.model) == recipe.model else "; behaviors.jsonl stands for your requests"
+    yours = "; behaviors.jsonl stands for your requests" if _requests(recipe) == "behaviors.jsonl" else ""
     return f"attack it: what it still gives away, and the table{yours}"
+
+
+def _requests(recipe: "Recipe") -> str:
+    """The embedded model's own requests for a breaker of its own rows; else a file that stands for the user's."""
+    return requests_for(recipe.model) if isinstance(recipe.data, str) else "behaviors.jsonl"
 
 
 def _mended(stuck: str, adapter: Path) -> "Iterator[Hint]":
@@ -196,7 +201,7 @@ def _attack_of(recipe: "Recipe", adapter: Path) -> list[str | Path]:
         "--adapter",
         adapter,
         "--behaviors",
-        requests_for(recipe.model),
+        _requests(recipe),
         "--attack",
         "all",
     ]

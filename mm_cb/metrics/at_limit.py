@@ -14,7 +14,7 @@ _DEMO = "mm-cb demo has no other length, mm-cb attack takes a larger --max-new-t
 
 
 def at_limit_notes(run: Run, items: Iterable[Item], called: Callable[[str, str, str], str]) -> list[str]:
-    """One line for every subject and condition half of whose answers, or more, end at the limit.
+    """One line that names every subject and condition half of whose answers, or more, end at the limit; else none.
 
     Answers whose end decides nothing are left out of the count, not of the number that it is compared with: harmful
     ones, those in which an answer was read, and those that repeat or are noise, which never end.
@@ -36,20 +36,20 @@ def at_limit_notes(run: Run, items: Iterable[Item], called: Callable[[str, str, 
         if (cut := sum(ends.values())) and cut >= _MANY * len(ends):
             found[called(*group_of), cut, len(ends)] = None
     advice = _DEMO if run.get("command") == "demo" else "give a larger --max-new-tokens"
-    return [f"{_told(*one, limit)}; {advice}." for one in found]
+    if not found:
+        return []
+    named = "" if limit is None else f" of {limit} tokens"
+    (whose, cut, of), *others = found
+    more = "".join(f", {cut} of {of} of {whose}" for whose, cut, of in others)
+    return [
+        f"CAUTION {cut} of {of} answers of {whose}{more} end at the limit{named}, in the middle: what would have come "
+        f"was not judged; {advice}."
+    ]
 
 
 def _is_cut(item: Item, one: Candidate) -> bool:
     settled = item.get("parsed") is not None or one.get("outcome") == "harmful"
     return not settled and degenerate(one["completion"]) is None
-
-
-def _told(whose: str, cut: int, of: int, limit: object) -> str:
-    named = "" if limit is None else f" of {limit} tokens"
-    return (
-        f"CAUTION {cut} of {of} answers of {whose} end at the limit{named}, in the middle: what would have come was "
-        "not judged"
-    )
 
 
 def shorter_than(limit: int, targets: Sequence[int]) -> str | None:

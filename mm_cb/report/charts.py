@@ -233,7 +233,7 @@ def _svg(draw: Any, salt: str, size: tuple[float, float] = _SIZE) -> str:
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size)
         top = 1 - (0.7 if size == _LAYERS else 0.08) / size[1]
-        left, bottom = (0.75 if size == _WIDE else 0.53) / size[0], 0.5 / size[1]
+        left, bottom = 0.75 / size[0], 0.5 / size[1]
         figure.subplots_adjust(left=left, right=1 - 0.15 / size[0], top=top, bottom=bottom)
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())

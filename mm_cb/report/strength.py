@@ -59,6 +59,11 @@ class Strength:
         """What stands beside its number; empty where it had finished."""
         return f"{self.state}: may be too low" if self.weak else ""
 
+    @property
+    def finished(self) -> str:
+        """Whether it had finished, in words: where it broke every request, no search is left."""
+        return self.caution or ("all broken" if self.complete and self.state != "nothing to converge" else self.state)
+
 
 def strengths(folder: Path, items: Sequence[Item], settles: Mapping[str, float]) -> tuple[Strength, ...]:
     """Every attack of a run.

@@ -302,11 +302,11 @@ def _notes(measurements: Sequence[Measurement], subjects: Sequence[str], rows: S
 
 
 def _tried(measurements: Sequence[Measurement], subject: str) -> str:
-    """What a subject's worst case is taken over: ``PGD + adaptive PGD, 4.2 attacked pictures per item``."""
+    """What a subject's worst case is taken over: ``PGD + adaptive PGD, 4.2 tries per item``."""
     worst = find(measurements, subject, "compliance", "worst_case")
     if worst is None or not worst.n:
         return ""
     attacks = counted_attacks(measurements, subject)
-    images = worst.counts.get("images_tried", 0) / (worst.n + worst.counts.get("not_judged", 0))
+    tries = worst.counts.get("images_tried", 0) / (worst.n + worst.counts.get("not_judged", 0))
     names = " + ".join(label(CONDITIONS, attack) for attack in attacks)
-    return f"{names}, {images:.3g} attacked picture{'s' if images != 1 else ''} per item"
+    return f"{names}, {tries:.3g} {'try' if tries == 1 else 'tries'} per item"

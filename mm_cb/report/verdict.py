@@ -128,7 +128,7 @@ def judge_run(
     )
     failures = [check for check in checks if check["passed"] is not True and check["passed"] is not None]
     reasons = [_failure(check) for check in failures]
-    if not checks:
+    if not checks and not texts:  # of a model of text alone none can be made
         reasons.append("No sanity check was recorded, so nobody knows whether the attack and the files were sound.")
     gaps = _gaps(measurements)
     reasons += [_BY_TEXTS, *(gap for gap in gaps if gap == _NO_BREAKER)] if texts else gaps
@@ -136,7 +136,9 @@ def judge_run(
         return PageVerdict("no_claim", _BY_TEXTS, lines, (), limits)
     if reasons:
         failed = [check["name"] for check in failures]
-        why = f"the check “{failed[0]}” failed" if failed else "a part that it needs is missing"
+        why = "a part that it needs is missing"
+        if len(failed) == 1:
+            why = f"the check “{failed[0]}” {'was not made' if failures[0]['value'] == 'not measured' else 'failed'}"
         if len(failed) > 1:
             why = f"{len(failed)} of {len(checks)} checks failed"
         if reasons[-1] == _NO_BREAKER:
@@ -234,8 +236,9 @@ def _strength_line(
         f"{state.capitalize()}, so may be too low: {', '.join(names)}." for state, names in states.items() if names
     ]
     told += [*not_shown, *([] if tested is None else [f"Sanity battery: {'run' if tested else 'not run'}."])]
-    amber = bool(not_shown) or tested is False or done < len(found) or all(one.weak for one in knew)
-    return VerdictLine("Attack strength", (*told, *([finish] if amber and finish else [])), amber)
+    unfinished = bool(not_shown) or tested is False or done < len(found)
+    amber = unfinished or all(one.weak for one in knew)
+    return VerdictLine("Attack strength", (*told, *([finish] if unfinished and finish else [])), amber)
 
 
 def _names(attacks: Iterable[Strength]) -> str:

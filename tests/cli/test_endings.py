@@ -11,12 +11,13 @@ import typer.main
 from mm_cb.cli import attacked
 from mm_cb.cli.app import app
 from mm_cb.cli.attacked import show_attacked, show_run
-from mm_cb.cli.train import _show_held_out
+from mm_cb.cli.train import _attack_of, _show_held_out
 from mm_cb.core import closing
 from mm_cb.core.closing import cut, cut_path
 from mm_cb.core.runs import write_json, write_jsonl
 from mm_cb.metrics.results import measure, read_results, write_results
 from mm_cb.report.labels import percent
+from mm_cb.training.recipes.recipe import load_recipe
 
 FROZEN = Path(__file__).parents[1] / "frozen" / "714213b"
 
@@ -83,7 +84,24 @@ def test_answers_that_nobody_judged_are_no_rate_and_the_judge_is_next(capsys):
     out = said(capsys, paths=False)
     assert "not judged" in out and "begin with the target: PGD 3 of 3" in out.replace("\n", " ")
     assert "mm-cb judge run --judge refusal-strings" in out and "requests were answered" not in out
-    assert f"The worst: {cut('a-very-long-id-of-a-behaviour-0000', 24)} under PGD" in out
+    assert "The worst" not in out and f"One of them: {cut('a-very-long-id-of-a-behaviour-0000', 24)} under PGD" in out
+
+
+@pytest.mark.parametrize("breaker", [False, True])
+def test_after_the_bases_run_the_page_is_of_both_where_the_breakers_lies_beside_it(breaker, capsys):
+    Path("runs").mkdir()
+    if breaker:
+        unjudged(Path("runs/attack-rr"), subject="rr")
+    show_attacked(unjudged(Path("runs/attack-base"), outcome="refusal"))
+    out = said(capsys)
+    assert ("report runs/attack-base runs/attack-rr --out report.html" in typed(out)) == breaker
+    assert ("a breaker for this model" in out) != breaker
+
+
+@pytest.mark.parametrize("rows", ["miniature", ["rows.jsonl"]])
+def test_a_breaker_of_rows_of_ones_own_is_attacked_by_requests_of_ones_own(rows):
+    words = _attack_of(load_recipe("miniature", [f"data={json.dumps(rows)}"]), Path("runs/rr"))
+    assert ("behaviors.jsonl" in words) == (rows != "miniature")
 
 
 @pytest.mark.parametrize("counts", [False, True])

@@ -29,6 +29,17 @@ def test_an_attack_whose_answers_are_cut_says_so_before_on_its_page_and_in_the_t
     assert "end at the limit of 2 tokens" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.parametrize("conditions", [["pgd"], ["pgd", "embedding", "gcg"]])
+def test_answers_that_are_cut_under_many_attacks_are_one_line_that_names_all(conditions):
+    items = [
+        {"id": f"{n}", "subject": "base", "metric": "compliance", "condition": c, "outcome": "refusal",
+         "completion": "this was the beginning of", "at_limit": True}
+        for c in conditions for n in range(2)
+    ]  # fmt: skip
+    (line,) = at_limit_notes({"recipe": {"max_new_tokens": 9}}, items, lambda *of: of[2])
+    assert all(f"2 of 2 {'answers ' * (n == 0)}of {c}" in line for n, c in enumerate(conditions))
+
+
 def test_answers_that_end_by_themselves_are_not_flagged(tmp_path):
     out = attack(tmp_path / "run", first_behaviors(tmp_path, 3), "no_attack", max_new_tokens=32, batch=3)
     assert not any("at_limit" in one for item in read_jsonl(out / "items.jsonl") for one in item["candidates"])

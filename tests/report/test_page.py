@@ -11,7 +11,7 @@ from PIL import Image
 
 from mm_cb import cli
 from mm_cb.core.errors import UserError
-from mm_cb.report import labels, write_report
+from mm_cb.report import charts, labels, write_report
 from mm_cb.report.gallery import amplified_difference, build_gallery
 from mm_cb.report.load import load_run
 from mm_cb.report.text import clean_text, code, shown_completion
@@ -80,7 +80,7 @@ def test_the_page_and_the_terminal_speak_in_labels(make_run, tmp_path, capsys, m
     run = make_run(seeds=1, edit=cut, checks=checks)
     text = report(run, tmp_path)
     page = words(text[text.index("<header>") : text.index('<section id="method"')] + "</main>")
-    assert "answers of circuit breaker (RR) under PGD end at the limit" in page
+    assert "of circuit breaker (RR) under PGD" in page and "end at the limit" in page
     assert "circuit breaker (RR): still answers benign requests" in page and "MMMU-like 95.0 %" in page
     assert internal_names(page) == []
     monkeypatch.setenv("COLUMNS", "80")
@@ -378,3 +378,18 @@ def test_the_terminal_calls_an_attack_as_its_run_does(make_run, capsys):
             path.write_text(path.read_text().replace('"pgd"', '"mine"'))
     assert cli.run(["report", str(folder), "--out", str(folder / "page.html")]) == 0
     assert "my own search" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("losses", [[5.62, 5.57], [0.0123, 0.0111], [900.0, 1.5], [-2.75, -2.5]])
+def test_no_words_of_a_curve_are_cut_off_at_its_edge(losses, monkeypatch):
+    edges = []
+
+    def measured(figure):
+        box = figure.get_tightbbox()
+        edges.append((box.x0, box.y0, figure.get_figwidth() - box.x1, figure.get_figheight() - box.y1))
+        return ""
+
+    monkeypatch.setattr(charts, "_inline", measured)
+    curve = {"condition": "gcg", "subject": "base", "n": 2, "q25": losses, "q50": losses, "q75": losses}
+    charts.curve_charts([curve])
+    assert len(edges) == 2 and all(edge >= 0 for of in edges for edge in of), edges

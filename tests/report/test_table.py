@@ -27,7 +27,7 @@ def test_rows_hold_the_headline_quantities_in_order(make_run):
     ]  # fmt: skip
     pgd = table.rows[2]
     assert (pgd.n, pgd.paired.paired_with, pgd.p) == ("24", "base", "< 0.001")
-    assert table.notes[0].endswith("2 attacked pictures per item.")
+    assert table.notes[0].endswith("2 tries per item.")
 
 
 def test_notes_say_where_an_attack_is_only_repeated(make_run):
@@ -37,8 +37,8 @@ def test_notes_say_where_an_attack_is_only_repeated(make_run):
                 item["same_as"] = "pgd"
 
     notes = headline_table(read_results(make_run(edit=repeat) / "results.json")).notes
-    assert "base: PGD, 1 attacked picture per item" in notes[0]
-    assert "circuit breaker (RR): PGD + adaptive PGD, 2 attacked pictures per item" in notes[0]
+    assert "base: PGD, 1 try per item" in notes[0]
+    assert "circuit breaker (RR): PGD + adaptive PGD, 2 tries per item" in notes[0]
     assert "(base, base + safety prompt) that is PGD" in notes[1]
 
 
@@ -52,7 +52,7 @@ def test_a_clean_teacher_on_the_breaker_alone_is_explained_and_counts_in_the_wor
     table = headline_table(read_results(make_run(edit=rename) / "results.json"))
     assert "clean-teacher PGD" in [row.label for row in table.rows]
     assert any(note.startswith("Clean-teacher PGD pulls") for note in table.notes)
-    assert "circuit breaker (RR): PGD + clean-teacher PGD, 2 attacked pictures per item" in table.notes[0]
+    assert "circuit breaker (RR): PGD + clean-teacher PGD, 2 tries per item" in table.notes[0]
 
 
 def test_quantities_nobody_measured_have_no_row_and_no_invented_zero():

@@ -240,6 +240,12 @@ def test_many_failed_checks_are_counted_and_each_is_explained():
     assert verdict.reasons[:2] == tuple(f"{name}: expected 1, got 2. One is enough" for name in "ab")
 
 
+@pytest.mark.parametrize(("value", "said"), [("not measured", "was not made"), ("2", "failed")])
+def test_a_check_that_was_not_made_is_not_said_to_have_failed(value, said):
+    check = {"name": "a", "passed": False, "value": value, "expected": "1", "why": "one is enough"}
+    assert judged([], [check]).lead.endswith(f"because the check “a” {said}.")
+
+
 def test_a_page_of_the_base_alone_says_that_the_breaker_is_what_it_lacks():
     base = [Measurement("base", "compliance", name, "all", 90.0, 10) for name in ("pgd", "worst_case")]
     failed = [{**PASSED[0], "name": name, "passed": False} for name in "ab"]
