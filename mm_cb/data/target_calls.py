@@ -9,7 +9,7 @@ from typing import Any
 from mm_cb.core.calls import Call
 from mm_cb.core.reading import shown, unfit
 from mm_cb.core.records import JsonObject
-from mm_cb.data.tools import read_calls, read_tools
+from mm_cb.data.tools import read_calls, read_tools, same
 
 CALL, TOOLS, OPENING = "target_call", "tools", "target_opening"
 """Keys of a behaviour's line; the last is written by a run, into the copy that it keeps."""
@@ -32,7 +32,7 @@ class TargetCall:
         wanted, got = self.call.arguments, call.arguments
         names = self.match if self.match is not None else tuple({**wanted, **got})
         return call.name == self.call.name and all(
-            name in wanted and name in got and _same(wanted[name], got[name]) for name in names
+            name in wanted and name in got and same(wanted[name], got[name]) for name in names
         )
 
 
@@ -66,14 +66,3 @@ def read_shown_tools(record: JsonObject) -> list[JsonObject]:
         ValueError: If these are no function definitions.
     """
     return [] if record.get(TOOLS) is None else read_tools(record[TOOLS])
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal: 2 is 2.0, True is not 1, a tuple is a list."""
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return bool(one == other)

@@ -105,6 +105,17 @@ def as_stored(value: Any) -> Any:
     return value if written else repr(value)
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two JSON values are equal: 2 is 2.0, True is not 1, a tuple is a list."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
 def call_text(message: Message) -> str:
     """What a turn's calls say, to compare rows by."""
     calls = message.get("tool_calls") or []
@@ -190,7 +201,7 @@ def _check_value(who: str, value: Any, schema: JsonObject) -> None:
     words = _types(schema)
     if words and not any(_is_of(value, word) for word in words):
         raise ValueError(f"{who} must be of type {' or '.join(words)}, got {shown(value)}")
-    if "enum" in schema and value not in schema["enum"]:
+    if "enum" in schema and not any(same(value, one) for one in schema["enum"]):
         raise ValueError(f"{who} must be one of {shown(schema['enum'])}, got {shown(value)}")
     _check_several(who, value, schema)
     if isinstance(value, list) and "items" in schema:

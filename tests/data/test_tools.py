@@ -154,6 +154,8 @@ BOX = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": [
         (EITHER, 3, False),
         ({"oneOf": [EITHER, BOX]}, {"n": 1}, True),
         ({"allOf": [{"type": "number"}, {"enum": [1, 2]}]}, 3, False),
+        ({"enum": [1]}, True, False),
+        ({"enum": [1]}, 1.0, True),
         (BOX, {}, False),
         (BOX, {"n": 2.0}, True),
         (BOX, {"n": 2.5}, False),
