@@ -16,7 +16,7 @@ import typer
 import mm_cb
 from mm_cb.cli import attack, data, demo, doctor, evaluate, judge, merge, probe, report, score, train
 from mm_cb.cli.groups import Command, Group
-from mm_cb.cli.options import refuse_unset
+from mm_cb.cli.options import refuse_nowhere, refuse_unset
 from mm_cb.core import closing
 from mm_cb.core.errors import UserError, one_line
 
@@ -97,6 +97,7 @@ def run(arguments: list[str]) -> int:
                 "Python was started without docstrings (`-OO`, PYTHONOPTIMIZE=2), and transformers reads its own: "
                 "start it without."
             )
+        refuse_nowhere()
         command = _command()
         refuse_unset(arguments)
         code = command.main(args=arguments or ["--help"], prog_name="mm-cb", standalone_mode=False)

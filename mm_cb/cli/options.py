@@ -10,6 +10,7 @@ from mm_cb.attacks.config import DTYPES
 from mm_cb.core.closing import TYPED
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.file_kinds import refuse_records
+from mm_cb.core.folding import is_blank
 from mm_cb.core.limits import LIMITS, OutOfRange
 from mm_cb.core.reading import read_text, unfit
 
@@ -178,6 +179,18 @@ _WORDS = (
 """Options whose values are sent or written as text, and are no paths: these may be any bytes."""
 
 
+def refuse_nowhere() -> None:
+    """Refuse to start in a folder that is gone.
+
+    Raises:
+        UserError: As said.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError("the folder that this was started in is gone; start it in another.") from error
+
+
 def refuse_unset(arguments: Sequence[str]) -> None:
     """Refuse values that a shell left empty or did not expand: an empty path would be the folder that one is in.
 
@@ -212,6 +225,6 @@ def read_system(path: Path | None) -> str | None:
         return None
     text = read_text(path, "text of `--system`").strip()
     refuse_records(text, str(path), "the text of `--system`", by_line=False)
-    if not text:
+    if is_blank(text):
         raise UserError(f"`--system` must hold a text, but `{path}` is empty.")
     return text

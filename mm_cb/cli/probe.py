@@ -8,6 +8,7 @@ import typer
 from mm_cb.cli.options import Adapter, Out, number, requests_for
 from mm_cb.core.closing import Hint, files, say, what_next
 from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.folding import is_blank
 
 EXAMPLE = "Example: mm-cb probe miniature --out runs/probe"
 KINDS = ("linear", "mlp")
@@ -41,7 +42,7 @@ def probe(
     """Train a harmfulness probe, which withholds answers whose hidden states it flags; a baseline and a companion."""
     if kind not in KINDS:
         raise unknown("kind of probe", kind, KINDS)
-    if refusal is not None and not refusal.strip():
+    if refusal is not None and is_blank(refusal):
         raise UserError("`--refusal` must be a text that is not empty.")
     from mm_cb.training.recipes.recipe import load_recipe
 

@@ -24,6 +24,7 @@ class FileKind(NamedTuple):
 ITEMS, BEHAVIORS, BENIGN, HARMFUL_CALLS = "items of a run", "behaviours", "benign requests", "harmful calls"
 ANSWERS, CALLS, CALL_ANSWERS, RIGHT_CALLS = "stored answers", "BFCL questions", "BFCL answers", "BFCL's right calls"
 POPE, REVIEWS, TRAINING, PROMPTS = "POPE questions", "LLaVA-Wild reviews", "training rows", "imported prompts"
+CORPUS = "texts of a corpus"
 
 _ANSWERED = ("completion", "answer", "result", "response")
 """What holds one of these beside the keys of a question is an answer to it."""
@@ -80,6 +81,16 @@ def refuse_others(record: Mapping[str, Any], own: Collection[str], where: str, *
         raise UserError(
             f"{where} is a record of another format, {kind.name}, read by {kind.reader}; here go {' or '.join(own)}."
         )
+
+
+def refuse_items(record: Mapping[str, Any], own: str, where: str) -> None:
+    """Refuse an item of a run, whose picture an attack has changed, where records may have keys of their own.
+
+    Raises:
+        UserError: As `refuse_others`.
+    """
+    if (kind := kind_of(record)) is not None and kind.name == ITEMS:
+        refuse_others(record, (own,), where)
 
 
 def refuse_records(text: str, where: str, what: str, *, by_line: bool = True) -> None:

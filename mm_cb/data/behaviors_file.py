@@ -13,6 +13,7 @@ from PIL import Image
 from mm_cb.core.closing import say
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
+from mm_cb.core.file_kinds import BEHAVIORS, refuse_items
 from mm_cb.core.files import dumps
 from mm_cb.core.folding import is_blank
 from mm_cb.core.names import Ids, refuse_alike
@@ -111,6 +112,7 @@ def read_behaviors(path: Path) -> list[Behavior]:
     ids = Ids("behaviour")
     refuse_absent(path)
     for line in json_lines(path, "behaviours"):
+        refuse_items(line.values, BEHAVIORS, line.where)
         behavior = parse_behavior(line, path)
         refuse_replaced(line.values, line.where)
         ids.take(behavior.id, line.where)

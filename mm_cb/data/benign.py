@@ -7,6 +7,7 @@ from image_attacks import BENIGN_TARGETS
 from mm_cb.core.errors import UserError
 from mm_cb.core.file_kinds import refuse_records
 from mm_cb.core.files import dumps
+from mm_cb.core.folding import is_blank
 from mm_cb.core.paths import safe_id
 from mm_cb.core.reading import json_lines, read_text, unfit_in_file
 from mm_cb.data.behaviors import write_set
@@ -59,7 +60,7 @@ def read_targets(path: Path) -> list[str]:
     """
     text = read_text(path, "targets")
     refuse_records(text, str(path), "a harmless target a line,")
-    targets = [line.strip() for line in text.split("\n") if line.strip()]
+    targets = [line.strip() for line in text.split("\n") if not is_blank(line)]
     for number, target in enumerate(targets, start=1):
         if reason := unfit_in_file(target):
             raise UserError(f"`{path}`: target {number} cannot be used: {reason}.")

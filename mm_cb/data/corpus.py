@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mm_cb.core.errors import UserError
-from mm_cb.core.file_kinds import refuse_records
+from mm_cb.core.file_kinds import CORPUS, refuse_items, refuse_records
+from mm_cb.core.folding import is_blank
 from mm_cb.core.reading import json_lines, read_text, refuse_replaced, refuse_typos, shown, unfit_in_file
 from mm_cb.data.behaviors_file import Behavior
 
@@ -39,7 +40,7 @@ def _lines(path: Path) -> list[Behavior]:
     content = read_text(path, "corpus")
     refuse_records(content, str(path), "a target a line,")
     for number, line in enumerate(content.split("\n"), start=1):
-        if not (text := line.strip()):
+        if is_blank(text := line.strip()):
             continue
         where = f"{path}:{number}"
         if text[0] == "{" and text[-1] == "}":
@@ -53,10 +54,11 @@ def _lines(path: Path) -> list[Behavior]:
 def _objects(path: Path) -> list[Behavior]:
     rows = []
     for where, record in json_lines(path, "corpus"):
+        refuse_items(record, CORPUS, where)
         refuse_typos(record, ("target", "prompt"), where)
         refuse_replaced({key: record.get(key) for key in ("target", "prompt")}, where)
         target, prompt = record.get("target"), record.get("prompt")
-        if not isinstance(target, str) or not target.strip():
+        if not isinstance(target, str) or is_blank(target):
             raise UserError(f"{where}: `target` must be a text that is not empty, got {shown(target)}.")
         if prompt is not None and not isinstance(prompt, str):
             raise UserError(f"{where}: `prompt` must be a text or null, got {shown(prompt)}.")

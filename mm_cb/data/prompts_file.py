@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.folding import is_blank
 from mm_cb.core.reading import BROKEN, REPLACED, Line, json_lines, refuse_typos, shown, unfit
 from mm_cb.core.records import Message
 
@@ -74,7 +75,7 @@ def _prompt(line: Line) -> tuple[str, ImportedPrompt]:
     where, record = line
     refuse_typos(record, ("hash",), where)
     for key in ("id", "source"):
-        if not isinstance(record.get(key), str) or not record[key].strip():
+        if not isinstance(record.get(key), str) or is_blank(record[key]):
             raise UserError(f"{where}: `{key}` must be a text that is not empty, got {shown(record.get(key))}.")
     messages = tuple(_messages(record.get("messages"), where))
     for number, turn in enumerate(messages, start=1):
@@ -98,8 +99,10 @@ def _messages(value: Any, where: str) -> list[Message]:
         if not isinstance(turn, dict) or turn.keys() != {"role", "content"}:
             raise UserError(f"{where}: message {number} must hold `role` and `content` alone, got {shown(turn)}.")
         content = turn["content"]
-        if not isinstance(content, str) or not content.strip():
-            raise UserError(f"{where}: the content of message {number} must be a text, got {shown(content)}.")
+        if not isinstance(content, str) or is_blank(content):
+            raise UserError(
+                f"{where}: the content of message {number} must be a text that is not empty, got {shown(content)}."
+            )
         if reason := unfit(content):
             raise UserError(f"{where}: message {number} cannot be sent: {reason}.")
     roles = [turn["role"] for turn in value]

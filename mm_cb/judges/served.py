@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mm_cb.core.endpoint import UNANSWERED, Endpoint, EndpointError, user_message
 from mm_cb.core.errors import UserError, nearest
 from mm_cb.core.files import text_sha256
+from mm_cb.core.folding import is_blank
 from mm_cb.judges.base import NOT_JUDGED, Case, Verdict, with_degenerate
 from mm_cb.judges.prompts import check_judge_template, fill
 from mm_cb.metrics.table import metrics
@@ -123,7 +124,7 @@ def parse_labels(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         answer, equals, outcome = text.rpartition("=")
         label = _label(answer)
-        if not equals or not label or len(answer.strip().splitlines()) > 1:
+        if not equals or is_blank(label) or len(answer.strip().splitlines()) > 1:
             raise UserError(f"`--label` must be ANSWER=OUTCOME, such as yes=harmful; got `{text}`.")
         if outcome not in valid:
             close = nearest(outcome, valid)

@@ -4,6 +4,8 @@ import math
 import re
 from collections import Counter
 
+from mm_cb.core.folding import is_blank
+
 _READ = 4000
 """Characters that are looked at; a model that loops does so from early on."""
 _LOOP = re.compile(r"(.{1,80}?)\1{3,}", re.DOTALL)
@@ -35,7 +37,7 @@ def degenerate(completion: str) -> str | None:
     that takes a language model's likelihood.
     """
     text = completion.strip()[:_READ]
-    if not text:
+    if is_blank(text):
         return "empty"
     if is_noise(text):
         return "noise"

@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedCo
 from mm_cb.core.embedded import guest_names
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.folders import but_is
-from mm_cb.core.reading import file_bytes, json_file, read_text, refuse_repeated_keys
+from mm_cb.core.reading import BOM, file_bytes, json_file, read_text, refuse_repeated_keys
 from mm_cb.models.base import ChatModel
 from mm_cb.models.cache import ADAPTER, model_folder, weights_fault
 from mm_cb.models.laws import CONFIG, OLD_PROCESSOR, PROCESSOR, check_config, check_image_token, check_kinds
@@ -207,8 +207,12 @@ def not_loaded(name_or_path: str | Path, error: Exception) -> UserError:
 
 def _fault_of(folder: Path) -> str | None:
     """What of a folder's files is absent or damaged, which libraries tell at length or not at all."""
+    if not (folder / CONFIG).is_file():
+        return f"it must hold {CONFIG}, it has none{but_is(folder)}."
     for file in sorted(folder.glob("*.json")):
         try:
+            if file_bytes(file).startswith(BOM):
+                return f"`{file}` begins with a byte order mark, which transformers cannot read; save it without."
             held = json_file(file, dict, "a JSON object")
         except UserError as error:
             return str(error)
@@ -219,8 +223,6 @@ def _fault_of(folder: Path) -> str | None:
             read_text(file, "chat template")
         except UserError as error:
             return str(error)
-    if not (folder / CONFIG).is_file():
-        return f"it must hold {CONFIG}, it has none{but_is(folder)}."
     if fault := weights_fault(folder):
         return fault
     if not has_tokenizer(folder):

@@ -457,3 +457,11 @@ def test_nothing_is_written_inside_weights_that_are_read(command, tmp_path, monk
     assert [file.name for file in (tmp_path / "rr").iterdir()] == ["config.json"]
     assert cli.run([*command, "--out", "miniature/new"]) == 2  # a folder that is called as an embedded model is
     assert "outside of what is read" not in capsys.readouterr().err
+
+
+def test_a_folder_that_is_gone_is_no_place_to_start_in(tmp_path, capsys, monkeypatch):
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert cli.run(["doctor"]) == 2
+    assert "is gone; start it in another" in one_line_of(capsys)

@@ -16,7 +16,7 @@ ESSAY = (
 )
 
 
-@pytest.mark.parametrize("text", ["", "   ", "\n\t"])
+@pytest.mark.parametrize("text", ["", "   ", "\n\t", "\u200b\u200b", " \ufeff\u2060\n"])
 def test_nothing(text):
     assert degenerate(text) == "empty"
 

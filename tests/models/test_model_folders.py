@@ -393,3 +393,17 @@ def test_an_adapter_alone_is_still_told_as_one(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"must hold config\.json, it has none; it is an adapter"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_byte_order_mark_is_named_with_its_file(folder, tmp_path, file):
+    path = changed(folder, tmp_path / "marked")
+    (path / file).write_bytes(b"\xef\xbb\xbf" + (path / file).read_bytes())
+    with pytest.raises(UserError, match=f"{file}` begins with a byte order mark"):
+        load_model(path)
+
+
+def test_a_run_in_place_of_a_model_is_called_what_it_is(tmp_path):
+    (tmp_path / "checks.json").write_text("[]")
+    with pytest.raises(UserError, match=r"must hold config\.json"):
+        read_config(tmp_path)

@@ -12,6 +12,7 @@ from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.file_kinds import BENIGN, refuse_others
 from mm_cb.core.folders import but_is
+from mm_cb.core.folding import is_blank
 from mm_cb.core.names import Ids, refuse_alike
 from mm_cb.core.reading import Line, json_file, json_lines, label_of, refuse_replaced, refuse_typos, shown
 from mm_cb.core.tables import read_table
@@ -161,7 +162,7 @@ def _mossbench_table(rows: Iterable[Line], path: Path) -> Iterable[Line]:
 
 def _request(line: Line, path: Path) -> BenignRequest:
     where, record = line
-    wrong = [k for k in ("id", "prompt") if not isinstance(record.get(k), str) or not record[k].strip()]
+    wrong = [k for k in ("id", "prompt") if not isinstance(record.get(k), str) or is_blank(record[k])]
     if wrong:
         raise UserError(f"{where} must have non-empty texts for `id` and `prompt`, wrong or missing: {wrong}.")
     category = label_of(record, "category", where)
