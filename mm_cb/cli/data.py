@@ -10,6 +10,7 @@ from mm_cb.cli.groups import Command
 from mm_cb.cli.options import number
 from mm_cb.core.closing import Hint, say, shell, what_next
 from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.folders import but_is
 
 if TYPE_CHECKING:
     from mm_cb.data.check import Limits, Report
@@ -146,8 +147,10 @@ def _limits(prompts: list[str], model: str | None, max_length: int, required: bo
         )
     except Exception as error:  # whatever a library makes of a damaged file, it is the file's
         if required:
-            said = one_line(str(error))[:200]
-            raise UserError(f"`--tokenizer` must name a model whose tokenizer is on this machine: {said}") from error
+            told = but_is(model) or f": {one_line(str(error))[:200]}"
+            raise UserError(
+                f"`--tokenizer` must name a model whose tokenizer is on this machine, got `{model}`{told}"
+            ) from error
         return Limits(prompts, max_length=max_length)
     return Limits(prompts, lambda text: len(tokenizer(text).input_ids), max_length, "tokens")
 
