@@ -27,5 +27,6 @@ def is_blank(text: str) -> bool:
 
 def folded(text: str) -> str:
     """The same for comparing: one case, single blanks, no full stop or question mark at the end."""
-    plain = " ".join(as_drawn(text).casefold().split())
+    once = as_drawn(text).casefold()
+    plain = " ".join(as_drawn(once).casefold().split())  # one case may bring forth another script's letter
     return plain.rstrip(" .!?。！？") or plain

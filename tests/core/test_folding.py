@@ -4,7 +4,7 @@ import json
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mm_cb.benchmarks.over_refusal.data import read_requests
@@ -46,6 +46,7 @@ def test_plain_text_is_left_as_it_is(text):
 
 
 @given(st.text())
+@example("\u0345")
 def test_twice_is_once(text):
     assert folded(folded(text)) == folded(text)
 

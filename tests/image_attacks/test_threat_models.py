@@ -69,7 +69,9 @@ def test_a_file_of_the_file_ball_is_in_the_ball_and_no_file_further_along_the_wa
         scales = torch.linspace(0, 1, 2001).view(-1, 1, 1, 1)
         way = (clean[i] + scales * (image - clean[i])).clamp(0, 1)
         longest = changed_levels(way, clean[i].expand_as(way))
-        assert changed_levels(projected[i : i + 1], clean[i : i + 1]) >= longest[longest <= 255 * epsilon].max() - 1e-3
+        tied = ((255 * way) % 1 - 0.5).abs().flatten(1).amin(dim=1) < 1e-3  # whose rounding the last bit decides
+        within = longest[(longest <= 255 * epsilon) & ~tied]
+        assert changed_levels(projected[i : i + 1], clean[i : i + 1]) >= within.max() - 1e-3
 
 
 def test_the_plain_l2_ball_is_left_by_rounding_and_the_file_ball_is_filled(generator):
