@@ -405,5 +405,6 @@ def test_a_byte_order_mark_is_named_with_its_file(folder, tmp_path, file):
 
 def test_a_run_in_place_of_a_model_is_called_what_it_is(tmp_path):
     (tmp_path / "checks.json").write_text("[]")
-    with pytest.raises(UserError, match=r"must hold config\.json"):
+    (tmp_path / "run.json").write_text(json.dumps({"command": "attack", "recipe": {}}))
+    with pytest.raises(UserError, match=r"must hold config\.json, it has none; it is a run of `mm-cb attack`"):
         read_config(tmp_path)
