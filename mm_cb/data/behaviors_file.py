@@ -219,11 +219,11 @@ def _refuse_form(form: Any, where: str) -> None:
     Raises:
         UserError: Saying what is expected.
     """
-    told = form if isinstance(form, dict) else {}
-    words = told.get("words")
+    told: dict[str, Any] = form if isinstance(form, dict) and len(form) == 2 else {}
+    text, words = told.get("text"), told.get("words", ())
     listed = isinstance(words, list) and all(isinstance(w, str) and not is_blank(w) and GAP not in w for w in words)
-    gapped = isinstance(told.get("text"), str) and GAP in told["text"]
-    if not (gapped and listed and len(set(words)) == len(words) > 1 and set(told) == {"text", "words"}):
+    gapped = isinstance(text, str) and GAP in text
+    if not (gapped and listed and len({*words}) == len(words) > 1):
         raise UserError(
             f"{where}: `{FORM}` must hold `text`, an answer with `{GAP}` in its gaps, and `words`, two or more that "
             f"differ, of which some belong into them; got {shown(form)}; leave it out."
