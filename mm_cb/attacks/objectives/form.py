@@ -33,7 +33,7 @@ class FormObjective(MatchingObjective):
     ``l_j = -log p(y_j)`` for tokens of the form, ``-log sum over words of p(word)`` for those of a gap. The attacker
     tells no word apart: what comes out true, the model knew.
 
-    Costs, beside a step of `MatchingObjective`, a forward for every fill until none changes, at most one a gap and one.
+    Costs, beside a step of `MatchingObjective`, a forward for every fill until none changes, at most one a gap.
 
     Source:
         Ours. The states are those of `MatchingObjective`.
