@@ -201,6 +201,16 @@ SHIPPED = (
         in_all=False,
     ),
     AttackEntry(
+        "steering",
+        "hidden states, along the way from what the model says to the opening: a relaxation that no input reaches",
+        "steered states (RepE)",
+        "embedding",
+        f"{_OBJECTIVES}.steering:steering_objective",
+        needs_picture=False,
+        in_worst_case=False,
+        in_all=False,
+    ),
+    AttackEntry(
         "gcg",
         "a suffix behind the prompt, searched token by token; for models of text alone",
         "suffix search (GCG)",
