@@ -244,7 +244,7 @@ def test_a_model_that_sees_takes_imported_prompts_with_the_behaviours_own_pictur
     [
         (
             ["--attack", "pgd"],
-            "`--attack pgd` needs a model that sees.*--attack no_attack,prefill_only,embedding,steering,gcg`",
+            "`--attack pgd` needs a model that sees.*no_attack,prefill_only,embedding,steering,gcg`",
         ),
         (["--attack", "no_attack,prefill"], "`--attack prefill` needs a model that sees"),
         (["--attack", "imported"], "`--attack imported` needs `--prompts FILE`"),
