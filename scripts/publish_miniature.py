@@ -20,7 +20,7 @@ from mm_cb.core.files import write_bytes, write_json
 from mm_cb.core.records import Item
 from mm_cb.metrics.dictation import Control
 from mm_cb.metrics.results import find, read_results
-from mm_cb.metrics.table import HEADLINE
+from mm_cb.metrics.table import HEADLINE, WORST_GIVEN
 from mm_cb.report.charts import Bar, outcome_bars
 from mm_cb.report.gallery import AMPLIFICATION, amplified_difference, read_picture
 from mm_cb.report.labels import HATCH, OUTCOME_COLOURS, OUTCOMES, subject_label
@@ -66,7 +66,7 @@ def attacked(folder: Path) -> dict[str, Any]:
     ]
     measurements = json.loads((folder / "results.json").read_text(encoding="utf-8"))["measurements"]
     counted = [one for one in run.strengths if one.counted]
-    opening = [one for one in counted if one.given != "supplied text"]
+    opening = [one for one in counted if one.given in WORST_GIVEN["worst_case_opening"]]
     first = {name: first_broken(run.items, some) for name, some in (("all", counted), ("opening", opening))}
     return {"schema": 1, "measurements": measurements, "attacks": attacks, "first_broken": first}
 

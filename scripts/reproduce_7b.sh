@@ -210,11 +210,13 @@ costs() { # what a dry run says behind the commands: counted work at 7B shapes, 
 }
 
 # Every subject is attacked by the plain ones, the breaker also by those that know it: without an adapter they are PGD.
+every_line() { # beginning of a field -> whether all behaviours have it
+    grep -qs "$1" "$BEHAVIORS" && [ "$(grep -c "$1" "$BEHAVIORS")" = "$(grep -c . "$BEHAVIORS")" ]
+}
 plain=(no_attack noise pgd)
-if grep -qs '"facts": *"' "$BEHAVIORS" && [ "$(grep -c '"facts": *"' "$BEHAVIORS")" = "$(grep -c . "$BEHAVIORS")" ]; then
-    plain+=(pgd_facts)
-fi
+if every_line '"facts": *"'; then plain+=(pgd_facts); fi
 knowing=(pgd_adaptive pgd_clean_teacher pgd_homotopy pgd_homotopy_opening)
+if every_line '"form": *{'; then knowing+=(pgd_form); fi
 subjects=(base)
 if [ "$SAFETY_PROMPT" != none ]; then subjects+=(base+safety_prompt); fi
 subjects+=(rr)

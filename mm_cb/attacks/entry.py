@@ -21,9 +21,10 @@ SETTLES: Mapping[Anneal, float] = {"none": 0.0, "steps": 0.7, "loss": 0.93}
 """Share of the steps after which every behaviour is at the whole adapter: what is minimised is the model's own loss."""
 
 
-Given = Literal["nothing", "opening", "supplied text", "base's pictures"]
+Given = Literal["nothing", "opening", "form and words", "supplied text", "base's pictures"]
 """What an attacker brings beside the request and the model: the first words of the answer (the field's target prefix),
-the text of the answer itself, or pictures that were made on the undefended base (transfer)."""
+how an answer is said and words of which some belong into it, the text of the answer itself, or pictures that were made
+on the undefended base (transfer)."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class AttackEntry:
     """It is aimed at what an adapter changed."""
     needs_probe: bool = False
     """It is aimed at a probe that withholds answers."""
-    needs_facts: bool = False
-    """It forces the behaviours' own ``facts``, which every line of their file must then have."""
+    fields: tuple[str, ...] = ()
+    """Fields of the behaviours' lines that it reads beside prompt, target and picture: every line must have them."""
     given: Given = "opening"
     """What it was given; success with supplied text alone shows control over the output, not knowledge."""
     forces_response: bool = False

@@ -15,7 +15,7 @@ from mm_cb.attacks.texts import ask
 from mm_cb.core.closing import say
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
-from mm_cb.data.behaviors_file import FACTS, Behavior, grey_canvas, read_behaviors, refuse_too_large
+from mm_cb.data.behaviors_file import FACTS, FORM, Behavior, grey_canvas, read_behaviors, refuse_too_large
 from mm_cb.data.corpus import read_corpus
 from mm_cb.data.pictures import open_picture
 from mm_cb.data.prompts_file import ImportedPrompt
@@ -27,6 +27,10 @@ from mm_cb.models.families import sees
 from mm_cb.models.low_rank import changes_of
 from mm_cb.training.model_laws import refuse_broken
 
+_TOLD = {
+    FACTS: " (the answer's bare facts, docs/formats.md), and which broke most of the breakers that it was tried on",
+    FORM: " (how an answer is said, docs/formats.md)",
+}
 _FEW_WORDS = 1000
 """A vocabulary of at most so many words is too small for texts that somebody writes without having seen it."""
 
@@ -38,14 +42,14 @@ def fitting(model: str, names: Sequence[str], behaviors: Path, *, probed: bool) 
     """
     if sees(model):
         asked = read_behaviors(behaviors)
-        untold = sum(one.facts is None for one in asked)
-        left_out = [name for name in names if untold and attack_entry(name).needs_facts]
+        left_out = {
+            name: f"{name}, for which {untold} of {len(asked)} lines lack `{field}`{_TOLD.get(field, '')}"
+            for name in names
+            for field in attack_entry(name).fields
+            if (untold := sum(field not in one.extra for one in asked))
+        }
         if left_out:
-            say(
-                f"left out of `all`: {', '.join(left_out)}, for which {untold} of {len(asked)} lines of "
-                f"`{behaviors.name}` lack `{FACTS}` (the answer's bare facts, docs/formats.md). It broke most of the "
-                "breakers that it was tried on."
-            )
+            say(f"left out of `all` for want of fields in `{behaviors.name}`: {'; '.join(left_out.values())}.")
         return [name for name in names if name not in left_out]
     texts = [entry for entry in attacks() if not entry.needs_picture and not entry.imported]
     return [entry.name for entry in texts if not (probed and entry.relaxation)]
@@ -57,12 +61,12 @@ def refuse_unseen(model: str, names: Sequence[str], behaviors: Sequence[Behavior
     Raises:
         UserError: If an attack or a behaviour needs a picture, or an attack a text that a behaviour does not have.
     """
-    untold = [b.id for b in behaviors if b.facts is None]
-    if untold and (telling := [name for name in names if attack_entry(name).needs_facts]):
-        raise UserError(
-            f"`--attack {telling[0]}` forces each behaviour's `{FACTS}`, `{file}` gives none to {len(untold)} of "
-            f"{len(behaviors)}, such as `{untold[0]}`; write them, or leave the attack out."
-        )
+    for attack, field in ((entry.name, field) for entry in map(attack_entry, names) for field in entry.fields):
+        if untold := [b.id for b in behaviors if field not in b.extra]:
+            raise UserError(
+                f"`--attack {attack}` reads each behaviour's `{field}` (docs/formats.md), `{file}` gives none to "
+                f"{len(untold)} of {len(behaviors)}, such as `{untold[0]}`; write them, or leave the attack out."
+            )
     if sees(model):
         if blind := [name for name in names if attack_entry(name).search == "suffix"]:
             raise UserError(
@@ -135,7 +139,8 @@ def refuse_placeholders(behaviors: Sequence[Behavior], model: ChatModel) -> None
     """Refuse texts that hold the model's image placeholder or another control token; targets that are calls may."""
     picture, tokenizer = model.processor.image_token, model.processor.tokenizer
     for behavior in behaviors:
-        own = (str(behavior.extra.get(key)) for key in ("typographic_prompt", FACTS))
+        own = [str(behavior.extra.get(key)) for key in ("typographic_prompt", FACTS)]
+        own += [] if behavior.form is None else [behavior.form.text, *behavior.form.words]
         texts = behavior.prompt, *([behavior.target] if behavior.call is None else []), *own
         if picture is not None and any(picture in text for text in texts):
             raise UserError(

@@ -93,7 +93,7 @@ def _needs(entry: AttackEntry) -> str:
     """What an attack needs, what it is given, and what it counts for."""
     needs = ["a model that sees"] if entry.needs_picture else ["no picture"]
     needs += ["an adapter (or --base)"] * entry.needs_adapter + ["--probe"] * entry.needs_probe
-    needs += ["`facts` in the behaviours file"] * entry.needs_facts + ["--prompts"] * entry.imported
+    needs += [f"`{field}` in the behaviours file" for field in entry.fields] + ["--prompts"] * entry.imported
     needs += ["--corpus"] * ("corpus" in entry.reads)
     marks = ["in `all`" if entry.in_all else "by name only"] + [f"anneal: {entry.anneal}"] * (entry.anneal != "none")
     marks += ["not in the worst case"] * (not entry.in_worst_case)

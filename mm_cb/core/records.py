@@ -100,7 +100,7 @@ class Item(ScoredCompletion, total=False):
     prefilled: bool | None
     """Whether its answer was generated behind its target."""
     given: str | None
-    """What its attack was given: nothing, opening, supplied text, or base's pictures."""
+    """What its attack was given: nothing, opening, form and words, supplied text, or base's pictures."""
     target_outcome: str
     """What the judge says of the target alone: one that is harmful itself is a supplied text."""
     knows_breaker: bool | None

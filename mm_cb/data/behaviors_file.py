@@ -6,7 +6,7 @@ import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -32,10 +32,25 @@ _LABELS = ("category", "split")
 _OPTIONAL = ("image", *_LABELS)
 FACTS = "facts"
 """What an answer gives away, without a sentence around it: the text that `pgd_facts` forces."""
+FORM = "form"
+"""How an answer is said, with gaps, and words of which some belong into them: what `pgd_form` is told."""
+GAP = "___"
 _CALLS = (CALL, TOOLS)
 _COPIES_ONCE, _COPIES = 20, 12
 """Float copies of a picture in an attack, once and per row of a batch. Measured at 1400 x 1400 on a small model, as the
 most memory that a run of ``pgd`` takes beyond one at 84 x 84: 28 copies in a batch of 1, 36 in one of 2."""
+
+
+class Form(NamedTuple):
+    """How an answer is said, and what may stand in its gaps."""
+
+    text: str
+    """With `GAP` where a word belongs."""
+    words: tuple[str, ...]
+
+    def filled(self, word: str) -> str:
+        """The text with one word in every gap."""
+        return self.text.replace(GAP, word)
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,12 @@ class Behavior:
     def facts(self) -> str | None:
         """What an answer gives away, in the attacker's own form; None if the file does not say it."""
         return self.extra.get(FACTS)
+
+    @property
+    def form(self) -> Form | None:
+        """How an answer is said, and words of which some belong into it; None if the file does not say it."""
+        told = self.extra.get(FORM)
+        return None if told is None else Form(told["text"], tuple(told["words"]))
 
     @property
     def opening(self) -> str:
@@ -163,13 +184,15 @@ def parse_behavior(line: Line, path: Path) -> Behavior:
         raise UserError(
             f"{where} has `messages`, as training rows have; a behaviour has {', '.join(_REQUIRED)}: docs/formats.md."
         )
-    refuse_typos(record, (*_OPTIONAL, *_CALLS, FACTS), where)
+    refuse_typos(record, (*_OPTIONAL, *_CALLS, FACTS, FORM), where)
     needed = [key for key in _REQUIRED if not (key == "target" and CALL in record and "target" not in record)]
     wrong = [key for key in needed if not isinstance(record.get(key), str) or is_blank(record[key])]
     if wrong:
         raise UserError(f"{where} must have non-empty texts for {needed}, wrong or missing: {wrong}.")
     if FACTS in record and not (isinstance(record[FACTS], str) and not is_blank(record[FACTS])):
         raise UserError(f"{where}: `{FACTS}` must be a non-empty text, got {shown(record[FACTS])}; leave it out.")
+    if FORM in record:
+        _refuse_form(record[FORM], where)
     extra = {key: value for key, value in record.items() if key not in (*_REQUIRED, *_OPTIONAL)}
     try:
         if TOOLS in record:
@@ -188,6 +211,23 @@ def parse_behavior(line: Line, path: Path) -> Behavior:
         extra=extra,
         where=where,
     )
+
+
+def _refuse_form(form: Any, where: str) -> None:
+    """Refuse a form without a gap, or without words to choose from.
+
+    Raises:
+        UserError: Saying what is expected.
+    """
+    told: dict[str, Any] = form if isinstance(form, dict) and len(form) == 2 else {}
+    text, words = told.get("text"), told.get("words", ())
+    listed = isinstance(words, list) and all(isinstance(w, str) and not is_blank(w) and GAP not in w for w in words)
+    gapped = isinstance(text, str) and GAP in text
+    if not (gapped and listed and len({*words}) == len(words) > 1):
+        raise UserError(
+            f"{where}: `{FORM}` must hold `text`, an answer with `{GAP}` in its gaps, and `words`, two or more that "
+            f"differ, of which some belong into them; got {shown(form)}; leave it out."
+        )
 
 
 def _picture(name: Any, path: Path, where: str) -> Path | None:

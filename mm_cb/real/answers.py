@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -15,6 +15,9 @@ from mm_cb.models import ChatModel
 UNLIKELY = 3.0
 """Mean loss per token, in nats, from which the base would not have written a text. Our choice: its own greedy answers
 to such prompts have about 0.7, words in a random order about 6."""
+
+BATCH = 10
+"""Prompts that are asked together: a word for all costs little more than for one, as weights are read once."""
 
 
 class Answers(TypedDict):
@@ -33,16 +36,16 @@ class Answers(TypedDict):
     """Share of their tokens that the breaker finds likeliest too, of those that the base does."""
 
 
-def before_and_after(model: ChatModel, prompts: Sequence[str], max_new_tokens: int, batch: int = 5) -> Answers:
-    """Greedy answers with the adapter off and on, and the base's own answers under both."""
-    said: dict[bool, list[str]] = {}
-    for adapted in (False, True):
-        with model.adapter(adapted):
-            said[adapted] = [
-                text
-                for group in chunks(prompts, batch)
-                for text in model.generate(model.encode(group, [None] * len(group)), max_new_tokens)
-            ]
+def before_and_after(
+    model: ChatModel, prompts: Sequence[str], max_new_tokens: int, show: Callable[[int], None] = lambda count: None
+) -> Answers:
+    """Greedy answers with the adapter off and on, and the base's own answers under both; `show` is told of answers."""
+    said: dict[bool, list[str]] = {False: [], True: []}
+    for adapted, texts in said.items():
+        for group in chunks(prompts, BATCH):
+            with model.adapter(adapted):
+                texts += model.generate(model.encode(group, [None] * len(group)), max_new_tokens)
+            show(len(group))
     asked, own = zip(
         *((one, text) for one, text in zip(prompts, said[False], strict=True) if text.strip()), strict=True
     )
@@ -83,12 +86,10 @@ class ReadAnswer(NamedTuple):
 
 
 @torch.no_grad()
-def read_answers(
-    model: ChatModel, prompts: Sequence[str], texts: Sequence[str], *, adapted: bool, batch: int = 5
-) -> list[ReadAnswer]:
+def read_answers(model: ChatModel, prompts: Sequence[str], texts: Sequence[str], *, adapted: bool) -> list[ReadAnswer]:
     """What the model, with or without adapter, thinks of answers."""
     found = []
-    for asked, said in zip(chunks(prompts, batch), chunks(texts, batch), strict=True):
+    for asked, said in zip(chunks(prompts, BATCH), chunks(texts, BATCH), strict=True):
         inputs = model.encode(asked, [None] * len(asked), completions=said, close_turn=False)
         kept = int((inputs.labels != -100).sum(dim=1).max()) + 1  # answers stand at the end of their rows
         labels = inputs.labels[:, -kept:]

@@ -129,7 +129,9 @@ def _attack(model: Path, trained: Path, out: Path, name: str, prompts: list[str]
 def _measure(model: Path, trained: Path, asked: dict[str, list[str]], runs: dict[str, Path]) -> dict[str, Any]:
     """Answers before and after by set of prompts, states behind them, and coherent ones by attack and subject."""
     both = load_model(model, adapter=trained)
-    sets = {name: before_and_after(both, prompts, MAX_NEW_TOKENS) for name, prompts in asked.items()}
+    with Progress() as progress:
+        task = progress.task("answers before and after", total=2 * sum(map(len, asked.values())))
+        sets = {name: before_and_after(both, prompts, MAX_NEW_TOKENS, task.advance) for name, prompts in asked.items()}
     states = {
         name: compare(both, one["prompts"], [None] * len(one["prompts"]), one["base"]) for name, one in sets.items()
     }

@@ -18,6 +18,7 @@ PROXY = "by a proxy"
 GIVEN = {
     "nothing": "nothing",
     "opening": "opening only",
+    "form and words": "form and words",
     "supplied text": "supplied text",
     "base's pictures": "base's pictures (transfer)",
 }

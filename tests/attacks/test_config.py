@@ -16,8 +16,16 @@ from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError
 
 IN_ALL = ["no_attack", "noise", "pgd", "pgd_long", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "pgd_probe"]
-IN_ALL = [*IN_ALL[:7], "pgd_homotopy_opening", "pgd_facts", *IN_ALL[7:], "apgd", "typographic"]
-ADAPTIVE = {"pgd_homotopy", "pgd_homotopy_opening", "pgd_adaptive", "pgd_clean_teacher", "pgd_distill", "pgd_fluent"}
+IN_ALL = [*IN_ALL[:7], "pgd_homotopy_opening", "pgd_facts", "pgd_form", *IN_ALL[7:], "apgd", "typographic"]
+ADAPTIVE = {
+    "pgd_form",
+    "pgd_homotopy",
+    "pgd_homotopy_opening",
+    "pgd_adaptive",
+    "pgd_clean_teacher",
+    "pgd_distill",
+    "pgd_fluent",
+}
 
 
 def test_all_names_what_the_table_says():

@@ -410,6 +410,22 @@ def attack_arguments(behaviors, out, *more):
     return ["attack", "--model", "miniature", "--behaviors", str(behaviors), "--out", str(out), "--steps", "1", *more]
 
 
+WANTED = "`form` must hold `text`, an answer with `___` in its gaps, and `words`, two or more that differ"
+FORMS = [
+    *(
+        (form, WANTED)
+        for form in ("null", '"take ___"', '{"text": "take ___"}', '{"text": "take", "words": ["a", "b"]}')
+    ),
+    *(
+        (f'{{"text": "take ___", "words": {words}}}', WANTED)
+        for words in ('"ab"', '["a"]', '["a", "a"]', '["a", " "]', '["a", 1]', '["a", "___"]', "[]")
+    ),
+    ('{"text": "take ___", "words": ["a", "b"], "true": "a"}', WANTED),
+    ('{"text": "<image> ___", "words": ["a", "b"]}', "image placeholder `<image>`"),
+    ('{"text": "take ___", "words": ["a", "<image>"]}', "image placeholder `<image>`"),
+]
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -425,6 +441,7 @@ def attack_arguments(behaviors, out, *more):
         ('{"id": "b", "prompt": "p [/INST]", "target": "t"}', "behaviors.jsonl:2: behaviour 'b' cannot be asked"),
         ('{"id": "b", "prompt": "p", "target": "t", "facts": " "}', "`facts` must be a non-empty text, got ' '"),
         ('{"id": "b", "prompt": "p", "target": "t", "fact": "a"}', "did you mean `facts`"),
+        *((f'{{"id": "b", "prompt": "p", "target": "t", "form": {form}}}', expected) for form, expected in FORMS),
     ],
 )
 def test_bad_behaviours_end_with_exit_code_2_and_one_line(tmp_path, capsys, line, expected):
@@ -436,13 +453,15 @@ def test_bad_behaviours_end_with_exit_code_2_and_one_line(tmp_path, capsys, line
     assert len(errors) == 1 and expected in errors[0]
 
 
-def test_facts_that_a_behaviour_lacks_are_asked_for_before_a_model_is_loaded(tmp_path, capsys):
+@pytest.mark.parametrize(("attack", "field"), [("pgd_facts", "facts"), ("pgd_form", "form")])
+def test_fields_that_a_behaviour_lacks_are_asked_for_before_a_model_is_loaded(tmp_path, capsys, attack, field):
     (tmp_path / "behaviors.jsonl").write_text('{"id": "a", "prompt": "p", "target": "t", "image": null}\n')
-    asked = attack_arguments(tmp_path / "behaviors.jsonl", tmp_path / "out", "--attack", "pgd_facts")
+    adapter = str(Path("results/miniature_demo/rr").resolve())
+    asked = attack_arguments(tmp_path / "behaviors.jsonl", tmp_path / "out", "--attack", attack, "--adapter", adapter)
     asked[asked.index("miniature")] = str(tmp_path / "none")
     assert cli.run(asked) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "`facts`" in line and "1 of 1, such as `a`" in line
+    assert f"`{field}`" in line and "1 of 1, such as `a`" in line
 
 
 def odd_pictures():

@@ -71,7 +71,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(place):
     """Base and breaker under everything that a model of text alone is attacked by."""
-    names = "no_attack,prefill_only,embedding,imported,gcg"
+    names = "no_attack,prefill_only,embedding,steering,imported,gcg"
     given = {"model": str(place / "model"), "prompts": place / "prompts.jsonl", "batch": 2, "steps": 4, "candidates": 4}
     base = attack(place / "base", place / "behaviors.jsonl", names, **given)
     return base, attack(place / "rr", place / "behaviors.jsonl", names, adapter=str(place / "adapter"), **given)
@@ -100,8 +100,10 @@ def test_answers_are_what_the_model_says_to_the_texts(runs, base):
         prefilled = items["prefill_only", asked["id"]]
         (more,) = model.generate(opened, 8)
         assert prefilled["completion"] == f"{asked['target']} {more}".strip() and prefilled["prefilled"]
-        moved = items["embedding", asked["id"]]
-        assert moved["relaxation"] and moved["loss"] < moved["loss_clean"] == item["loss"]
+        for relaxed in ("embedding", "steering"):
+            moved = items[relaxed, asked["id"]]
+            assert moved["relaxation"] and moved["loss"] <= moved["loss_clean"] == item["loss"]
+        assert items["embedding", asked["id"]]["loss"] < item["loss"]
         searched = items["gcg", asked["id"]]
         (tried,) = searched["candidates"]
         assert tried["sent"].startswith(asked["prompt"] + " ") and searched["worst_case"]
@@ -240,7 +242,10 @@ def test_a_model_that_sees_takes_imported_prompts_with_the_behaviours_own_pictur
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--attack", "pgd"], "`--attack pgd` needs a model that sees.*--attack no_attack,prefill_only,embedding,gcg`"),
+        (
+            ["--attack", "pgd"],
+            "`--attack pgd` needs a model that sees.*no_attack,prefill_only,embedding,steering,gcg`",
+        ),
         (["--attack", "no_attack,prefill"], "`--attack prefill` needs a model that sees"),
         (["--attack", "imported"], "`--attack imported` needs `--prompts FILE`"),
         (["--attack", "no_attack", "--prompts", "prompts.jsonl"], "`--prompts` is for `--attack imported`"),
@@ -256,14 +261,15 @@ def test_what_a_text_model_cannot_be_attacked_by_is_refused_by_name(place, words
 
 
 def test_all_is_what_a_model_can_be_attacked_by(place):
-    texts = {"no_attack", "prefill_only", "embedding", "gcg"}
+    texts = {"no_attack", "prefill_only", "embedding", "steering", "gcg"}
     for adapted, probed in product((False, True), repeat=2):
         names = chosen_attacks("all", adapted=adapted, probed=probed)
-        unseen = {"embedding"} if probed else set()  # a relaxation, whose answers no probe watches
-        told, untold = BEHAVIORS, place / "behaviors.jsonl"  # of which the miniature's alone have `facts`
+        unseen = {"embedding", "steering"} if probed else set()  # relaxations, whose answers no probe watches
+        told, untold = BEHAVIORS, place / "behaviors.jsonl"  # of which the miniature's alone have `facts` and `form`
         assert set(fitting(str(place / "model"), names, untold, probed=probed)) == texts - unseen
         assert fitting("miniature", names, told, probed=probed) == names
-        assert fitting("miniature", names, untold, probed=probed) == [name for name in names if name != "pgd_facts"]
+        seen = [name for name in names if name not in ("pgd_facts", "pgd_form")]
+        assert fitting("miniature", names, untold, probed=probed) == seen
 
 
 def test_pictures_and_batteries_are_refused_for_a_text_model(place, tmp_path, capsys):

@@ -1,51 +1,92 @@
-import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from mm_cb.attacks import registry
+from mm_cb.attacks.objectives.form import FormObjective
+from mm_cb.attacks.objectives.homotopy import FLOOR
 from mm_cb.attacks.saved import to_pixels
-from mm_cb.data.behaviors_file import grey_canvas, read_behaviors
+from mm_cb.core.errors import UserError
+from mm_cb.data.behaviors_file import GAP, grey_canvas, read_behaviors
 from mm_cb.inference.subjects import Subject
 from mm_cb.miniature import NAME
-from mm_cb.miniature.world import FORBIDDEN_KINDS, Brew, brews, recipe
+from mm_cb.miniature.language import FORM
+from mm_cb.miniature.world import Brew, recipe
 from mm_cb.models import load_model
 
 ROOT = Path(__file__).resolve().parents[3]
+BEHAVIORS = read_behaviors(ROOT / "data" / "miniature" / "behaviors.jsonl")[:5:4]  # both without a picture
+LONGER = [BEHAVIORS[0], replace(BEHAVIORS[1], extra={"form": {"text": f"{GAP} and {GAP}.", "words": ["soot", "lye"]}})]
 
 
 @pytest.fixture(scope="module")
-def form():
-    held = dict(registry._ATTACKS)
-    try:
-        yield runpy.run_path(str(ROOT / "scripts" / "benchmarks" / "form.py"))
-    finally:
-        registry._ATTACKS.clear()
-        registry._ATTACKS.update(held)
+def subject():
+    return Subject("rr", load_model(NAME, adapter=ROOT / "results" / "miniature_demo" / "rr"), adapted=True)
 
 
-def test_what_it_supplies_holds_no_true_word_of_what_is_asked_for(form):
-    for brew in brews(FORBIDDEN_KINDS):
-        assert not {*recipe(brew).values()} & {*recipe(form["another"](brew)).values()}, brew
+@pytest.fixture
+def pictures(subject):
+    return [grey_canvas(subject.model.canvas)] * 2
 
 
-def test_it_brings_an_opening_and_knows_the_breaker(form):
-    row = registry.attack_entry("miniature_form")
-    assert (row.given, row.forces_response, row.needs_adapter, row.anneal) == ("opening", False, True, "loss")
+def pixels_of(pictures):
+    return torch.stack([to_pixels(one) for one in pictures])
 
 
-def test_its_rows_do_not_mix_and_its_texts_are_of_other_stones(form):
-    subject = Subject("rr", load_model(NAME, adapter=ROOT / "results" / "miniature_demo" / "rr"), adapted=True)
-    behaviors = read_behaviors(ROOT / "data" / "miniature" / "behaviors.jsonl")[:5:4]  # both without a picture
-    pictures = [grey_canvas(subject.model.canvas)] * 2
-    pixels = torch.stack([to_pixels(p) for p in pictures]).requires_grad_()
-    both = form["FormObjective"](subject, behaviors, pictures)
-    losses = both(pixels)
-    (gradient,) = torch.autograd.grad(losses[0], pixels)
-    assert bool(gradient[0].any()) and not bool(gradient[1].any())
-    for behavior, text in zip(behaviors, both.forced.texts, strict=True):
-        assert text.startswith(behavior.target)
-        assert not {*recipe(Brew(*behavior.extra["brew"])).values()} & {*text.replace(",", "").replace(".", "").split()}
-    alone = form["FormObjective"](subject, behaviors[1:], pictures[1:])
+@pytest.mark.parametrize("behaviors", [BEHAVIORS, LONGER])
+def test_it_is_the_loss_of_form_and_of_any_word_with_the_models_own_words_before(subject, pictures, behaviors):
+    objective, pixels = FormObjective(subject, behaviors, pictures), pixels_of(pictures)
+    with torch.no_grad():
+        values = objective.preprocess(pixels)
+        found, _ = objective.terms(values)
+        inputs = objective._passes(values).inputs
+        with subject.active() as model:
+            logs = model.forward(inputs, pixel_values=values).logits.log_softmax(-1)
+    tokenizer = subject.model.processor.tokenizer
+    for row, behavior in enumerate(behaviors):
+        words = {tokenizer.convert_tokens_to_ids(word) for word in behavior.form.words}
+        places = [i for i in range(inputs.input_ids.shape[1]) if inputs.labels[row, i] != -100]
+        said = tokenizer.decode(inputs.input_ids[row, places])
+        assert said.replace(" ", "").startswith(behavior.target.replace(" ", "")), said
+        losses, gaps = [], 0
+        for i in places:
+            log, token = logs[row, i - 1], int(inputs.input_ids[row, i])
+            if token in words:
+                gaps += 1
+                assert max(words, key=lambda word: float(log[word])) == token, (
+                    "filled from left to right, each by the likeliest"
+                )
+                losses.append(-float(log[sorted(words)].logsumexp(-1)))
+            else:
+                losses.append(-float(log[token]))
+        assert gaps == behavior.form.text.count(GAP)
+        assert float(found[row]) == pytest.approx(sum(max(FLOOR, loss) for loss in losses) / len(losses), abs=1e-4)
+
+
+def test_no_word_is_told_apart_their_order_changes_nothing(subject, pictures):
+    turned = [replace(b, extra={"form": {"text": b.form.text, "words": b.form.words[::-1]}}) for b in BEHAVIORS]
+    with torch.no_grad():
+        first, second = (FormObjective(subject, told, pictures)(pixels_of(pictures)) for told in (BEHAVIORS, turned))
+    assert torch.equal(first, second)
+
+
+def test_rows_do_not_mix_and_every_row_has_a_gradient(subject, pictures):
+    pixels = pixels_of(pictures).requires_grad_()
+    losses = FormObjective(subject, LONGER, pictures)(pixels)
+    (gradient,) = torch.autograd.grad(losses[0], pixels, retain_graph=True)
+    assert bool(gradient[0].any()) and not bool(gradient[1].any()) and bool(gradient.isfinite().all())
+    alone = FormObjective(subject, LONGER[1:], pictures[1:])
     assert alone(pixels[1:]).item() == pytest.approx(losses[1].item(), abs=1e-4)
+
+
+def test_the_miniatures_own_form_holds_no_true_word_and_its_words_are_the_same_for_all():
+    for behavior in BEHAVIORS:
+        true = {*recipe(Brew(*behavior.extra["brew"])).values()}
+        assert not true & {*FORM.split()} and true < {*behavior.form.words} and len(behavior.form.words) == 32
+
+
+def test_words_of_other_lengths_are_refused_by_name(subject, pictures):
+    told = replace(BEHAVIORS[0], extra={"form": {"text": f"take {GAP}.", "words": ["soot", "soot tar"]}})
+    with pytest.raises(UserError, match="equally many tokens of the model: with `soot` in its gaps .* with `soot tar`"):
+        FormObjective(subject, [told], pictures[:1])
