@@ -10,6 +10,7 @@ from image_attacks.resampling import RECIPES
 from image_attacks.views import Plan
 from mm_cb.core.errors import UserError
 from mm_cb.models import VisionModel
+from mm_cb.models.decoding import decode_ids
 from mm_cb.models.mistral3 import Mistral3Model
 from mm_cb.models.qwen3_5 import Qwen35Model
 from mm_cb.models.qwen_vl import QwenVLModel
@@ -261,6 +262,63 @@ def test_generation_that_is_not_told_of_token_types_is_noticed(kind, monkeypatch
     monkeypatch.setattr(VisionModel, "generate", untold)
     with pytest.raises(AssertionError):
         getattr(laws, ENDS)(partial(tiny, kind), tmp_path)
+
+
+OWN_PICTURES = "every_chat_of_a_batch_has_its_own_pictures_in_order"
+PLACES = {"two chats": (0, 5), "one chat": (2, 4)}
+"""Two of the six pictures of that law's chats, which have 2, 0, 3 and 1."""
+
+
+@pytest.mark.parametrize("of", PLACES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_that_changed_places_are_noticed(kind, of, monkeypatch, tmp_path):
+    one, other = PLACES[of]
+    shown = VisionModel._pictures
+
+    def swapped(model, rows):
+        flat = [image for row in rows for image in row]
+        if len(flat) == 6:
+            flat[one], flat[other] = flat[other], flat[one]
+        rest = iter(flat)
+        return shown(model, [[next(rest) for _ in row] for row in rows])
+
+    monkeypatch.setattr(VisionModel, "_pictures", swapped)
+    with pytest.raises(AssertionError):
+        getattr(laws, OWN_PICTURES)(partial(tiny, kind), tmp_path)
+
+
+ANSWERS = "answers_are_transformers_own_to_the_last_token"
+
+
+def seeing_padding(model, tokenizer, inputs, *rest):
+    return decode_ids(model, tokenizer, {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}, *rest)
+
+
+def placed_by_order(model, tokenizer, inputs, *rest):
+    """A token behind the prompt at its place in the row, whatever room a picture took."""
+    update = model._update_model_kwargs_for_generation
+
+    def counted(*given, **told):
+        kept = update(*given, **told)
+        kept["position_ids"][..., -1] = kept["attention_mask"].sum(-1) - 1
+        return kept
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(model, "_update_model_kwargs_for_generation", counted)
+        return decode_ids(model, tokenizer, inputs, *rest)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        *((kind, seeing_padding) for kind in KINDS),
+        *((kind, placed_by_order) for kind in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")),
+    ],
+)
+def test_answers_that_go_wrong_behind_their_first_token_are_noticed(kind, wrong, monkeypatch, tmp_path):
+    monkeypatch.setattr(laws, "decode_ids", wrong)
+    with pytest.raises(AssertionError):
+        getattr(laws, ANSWERS)(partial(tiny, kind), tmp_path)
 
 
 def test_targets_in_front_of_an_empty_thinking_block_are_noticed(monkeypatch, tmp_path):
