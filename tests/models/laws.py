@@ -361,13 +361,17 @@ ANSWERED, DIFFERENT = 24, 6
 
 
 def eloquent(model):
-    """The model with larger weights and a head of its own: it answers in words, by what was said and seen before."""
-    head = model.base.lm_head
+    """The model with larger weights and a head of its own: it answers in words, by what was said and seen before.
+
+    Padding is not zero, so that to see it is not to see nothing.
+    """
+    head, embeddings = model.base.lm_head, model.base.get_input_embeddings().weight
     drawn = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(0))
     drawn[list(model.processor.tokenizer.get_added_vocab().values())] = 0  # the largest of many is above it
     for weights in model.base.parameters():
-        if weights is not model.base.get_input_embeddings().weight:
+        if weights is not embeddings:
             weights.data *= 2
+    embeddings.data[~embeddings.any(1)] = embeddings.data[embeddings.any(1)].mean(0)
     head.weight = torch.nn.Parameter(drawn, requires_grad=False)
     model.base.generation_config = GenerationConfig()
     model.stops = list  # that answers end is another law
@@ -420,6 +424,8 @@ STOPS = {
     "gemma3": ("<eos>", "<end_of_turn>"),
     # generation_config.json as quoted in public repositories: 1, 106 and 50, of which config.json has the first two
     "gemma4": ("<eos>", "<turn|>", "<|tool_response>"),
+    # what Command R7B's chat template ends an answer and its turn with; the second is its tokenizer's eos_token
+    "aya_vision": ("<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>"),
     # mlx-vlm issue 1932: 128001, 128008 and 128009 in config.json, no generation_config.json, other ends of turns
     "idefics3": ("<end_of_utterance>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
     # its tokenizer_config.json as quoted in public repositories; its config.json has a base model's 2

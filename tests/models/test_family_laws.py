@@ -59,6 +59,7 @@ def test_tiny_and_extreme_pictures_are_exact_or_refused_by_name(kind, backend):
 
 _QWEN2 = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 WINDOWS = {
+    "aya_vision": {"sliding_window": 8},
     "gemma3": {"sliding_window": 3},
     "gemma4": {"sliding_window": 8},
     "internvl": _QWEN2,
@@ -209,6 +210,14 @@ def one_chat_each(model, rows):
 
 
 OWN_FAULTS = {
+    ("aya_vision", "settings of the processor's own"): ("options", {}, IDS),
+    ("aya_vision", "turns end in the end of sequence"): ("end_of_turn", None, IDS),
+    ("aya_vision", "the template's token for the picture's"): ("soft_token", "<image>", "as_many_tokens_as_features"),
+    ("aya_vision", "logits are scaled"): (
+        "logits",
+        lambda model, states: model.base.lm_head(states) * model.base.config.text_config.logit_scale,
+        "lean_passes_are_the_whole_model",
+    ),
     ("gemma3", "angles of one type for all"): ("layer_types", ["full_attention"] * 3, PACKED),
     ("gemma3", "pictures are read like text"): ("looks_ahead", frozenset(), PACKED),
     ("gemma3", "the template's token for the picture's"): ("soft_token", "<start_of_image>", LOGITS),
