@@ -35,7 +35,7 @@ from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
 from tests.tiny_llava import picture
 
-SIZES = [(84, 42), (42, 84), (61, 137), (150, 31), (20, 30), (300, 41), (56, 56), (33, 250)]
+SIZES = [(84, 42), (42, 84), (61, 137), (150, 31), (20, 30), (300, 41), (56, 56), (33, 250), (121, 337)]
 """Width and height; both orders of Pillow's passes, larger and smaller than the model's own, extreme aspects."""
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -99,11 +99,14 @@ def ids_and_pixels_are_the_processors(make, folder):
         given = model.picture_arguments(ours)
         assert ("pixel_values" in given) == bool(pictures)
         assert all(torch.equal(value, own[name].to(value.dtype)) for name, value in given.items())
-    marks = set(model.processor.tokenizer.get_added_vocab().values())
-    if int(ours.input_ids[0, -1]) in marks:  # the turn is ended, perhaps by more than what ends the answer
-        ends = ours.input_ids[0] == model.processor.tokenizer.convert_tokens_to_ids(model.dialect.end_of_turn)
-        last = int(ends.nonzero().max())
-        assert ours.roles[0, last] == TokenRole.COMPLETION and marks.issuperset(ours.input_ids[0, last:].tolist())
+    ids, words = ours.input_ids[0].tolist(), model.processor.tokenizer
+    while not words.decode(ids[-1:]).strip():  # what a template writes behind an end
+        ids.pop()
+    marks = set(words.get_added_vocab().values())
+    if ids[-1] in marks:  # the turn is ended, perhaps by more than what ends the answer
+        end = words.convert_tokens_to_ids(model.dialect.end_of_turn)
+        last = max(place for place, token in enumerate(ids) if token == end)
+        assert ours.roles[0, last] == TokenRole.COMPLETION and marks.issuperset(ids[last:])
     completion = (ours.roles == TokenRole.COMPLETION)[0]
     said = model.processor.tokenizer.decode(ours.input_ids[0, completion])
     assert said.startswith("it") and "no" in said

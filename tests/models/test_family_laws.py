@@ -11,9 +11,9 @@ from image_attacks.views import Plan
 from mm_cb.core.errors import UserError
 from mm_cb.models import VisionModel
 from mm_cb.models.decoding import decode_ids
-from mm_cb.models.mistral3 import Mistral3Model
 from mm_cb.models.qwen3_5 import Qwen35Model
 from mm_cb.models.qwen_vl import QwenVLModel
+from mm_cb.models.registry import _FAMILIES
 from mm_cb.models.smolvlm import SmolVLMModel
 from mm_cb.models.tower import LanguageTower
 from tests.models import laws
@@ -210,7 +210,6 @@ def one_chat_each(model, rows):
 
 
 OWN_FAULTS = {
-    ("aya_vision", "settings of the processor's own"): ("options", {}, IDS),
     ("aya_vision", "turns end in the end of sequence"): ("end_of_turn", None, IDS),
     ("aya_vision", "the template's token for the picture's"): ("soft_token", "<image>", "as_many_tokens_as_features"),
     ("aya_vision", "logits are scaled"): (
@@ -235,8 +234,6 @@ OWN_FAULTS = {
     ),
     ("gemma4", "a stop token is not named"): ("stop_tokens", ("<eos>",), ENDS),
     ("gemma4", "places of patches are left out"): ("beside", (), LOGITS),
-    ("internvl", "settings of the processor's own"): ("options", {}, IDS),
-    ("internvl", "a stop token is not named"): ("stop_tokens", (), ENDS),
     ("internvl", "tiles cut a row a picture"): ("pixel_rows", a_row_each, MIXED),
     ("large gemma4", "pictures seen ahead without window"): (
         "looks_ahead",
@@ -244,10 +241,26 @@ OWN_FAULTS = {
         PACKED,
     ),
     ("large gemma4", "pictures are read like text"): ("looks_ahead", frozenset(), PACKED),
-    ("llava_onevision", "a stop token is not named"): ("stop_tokens", (), ENDS),
     ("llava_onevision", "every picture is a chat's only one"): ("grouped", one_chat_each, IDS),
     ("llava_onevision", "pictures of a chat are not counted"): ("_tower_arguments", counts_left_out, LOGITS),
 }
+
+
+QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_5", "qwen3_vl")
+CLASSES = {kind: _FAMILIES["llava+pixtral" if kind == "pixtral" else kind] for kind in KINDS}
+WITH_OPTIONS = [kind for kind, family in CLASSES.items() if family.options is not VisionModel.options]
+WITH_OPTIONS.remove("pixtral")  # whose tokens are patches, as its image processor has them already
+WITH_TURNS = [kind for kind, family in CLASSES.items() if family.end_of_turn is not None]
+WITH_STOPS = [kind for kind, family in CLASSES.items() if family.stop_tokens]
+ELSEWHERE = dict.fromkeys(QWENS, "<|vision_end|>")
+OWN_FAULTS |= {
+    **{(kind, "positions in one dimension"): ("positions", flat_positions, LOGITS) for kind in QWENS},
+    **{(kind, "token types are forgotten"): ("token_arguments", without_types, LOGITS) for kind in QWENS},
+    **{(kind, "settings of the processor's own"): ("options", {}, IDS) for kind in WITH_OPTIONS},
+    **{(kind, "turns end elsewhere"): ("end_of_turn", ELSEWHERE.get(kind, "<unk>"), IDS) for kind in WITH_TURNS},
+    **{(kind, "a stop token is not named"): ("stop_tokens", (), ENDS) for kind in WITH_STOPS},
+}
+"""What every family has that it can have, and what the class itself says otherwise."""
 
 
 @pytest.mark.parametrize(("kind", "fault"), OWN_FAULTS)
@@ -255,7 +268,7 @@ def test_a_familys_own_fault_is_noticed(kind, fault, monkeypatch, tmp_path):
     name, wrong, law = OWN_FAULTS[kind, fault]
     make = partial(tiny, "gemma4", **LARGE_GEMMA4) if kind == "large gemma4" else partial(tiny, kind)
     monkeypatch.setattr(type(make()), name, wrong)
-    with pytest.raises((AssertionError, AttributeError, KeyError, RuntimeError, UserError, ValueError)):
+    with pytest.raises((AssertionError, AttributeError, KeyError, RuntimeError, TypeError, UserError, ValueError)):
         getattr(laws, law)(make, tmp_path)
 
 
@@ -365,25 +378,11 @@ OTHERS = {
         "a_target_stands_where_the_model_goes_on",
         "qwen3_5",
     ),
-    "the processor's patch is left out": (
-        Mistral3Model,
-        "options",
-        {},
-        "ids_and_pixels_are_the_processors",
-        "mistral3",
-    ),
     "tiles that only fill are shown": (
         SmolVLMModel,
         "pixels",
         VisionModel.pixels,
         "rows_of_a_mixed_batch_are_single_rows",
-        "smolvlm",
-    ),
-    "rows and columns are not asked for": (
-        SmolVLMModel,
-        "options",
-        {},
-        "ids_and_pixels_are_the_processors",
         "smolvlm",
     ),
 }
@@ -397,10 +396,11 @@ def test_a_fault_of_another_family_is_noticed(fault, monkeypatch, tmp_path):
         getattr(laws, law)(partial(tiny, kind), tmp_path)
 
 
-def test_passes_in_one_order_for_all_sizes_are_noticed(monkeypatch, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_passes_in_one_order_for_all_sizes_are_noticed(kind, monkeypatch, tmp_path):
     monkeypatch.setitem(RECIPES, "pil", RECIPES["pil"][:1])
     with pytest.raises((AssertionError, UserError)):
-        laws.attacked_pixels_are_the_processors(partial(tiny, "smolvlm"), tmp_path)
+        laws.attacked_pixels_are_the_processors(partial(tiny, kind), tmp_path)
 
 
 def test_a_model_whose_picture_tokens_are_scattered_wrongly_is_noticed(monkeypatch, tmp_path):
