@@ -126,6 +126,8 @@ LARGE_GEMMA4 = {
         laws.logits_are_those_of_the_processors_own_inputs,
         laws.packed_states_are_the_padded_ones,
         laws.rows_of_a_mixed_batch_are_single_rows,
+        laws.every_chat_of_a_batch_has_its_own_pictures_in_order,
+        laws.answers_are_transformers_own_to_the_last_token,
         laws.a_cut_tower_has_the_whole_models_states,
     ],
 )
@@ -174,17 +176,13 @@ def unmoved(model, inputs, features):
 
 ENDS = "generation_begins_as_the_forward_says_and_ends_with_the_turn"
 FAULTS = {
-    "token types are forgotten": ("token_arguments", without_types, "logits_are_those_of_the_processors_own_inputs"),
-    "positions in one dimension": ("positions", flat_positions, "logits_are_those_of_the_processors_own_inputs"),
     "pixels cut a row a picture": ("pixel_rows", a_row_each, "rows_of_a_mixed_batch_are_single_rows"),
     "deepstack left out between blocks": ("next_state", nothing_between, "packed_states_are_the_padded_ones"),
     "deepstack left out of the rows": ("with_features", unmoved, "packed_states_are_the_padded_ones"),
     "rows see each other": ("block_arguments", one_pass_for_all, "packed_states_are_the_padded_ones"),
     "another plan": ("plan", a_smaller_plan, "attacked_pixels_are_the_processors"),
     "grids are not passed on": ("beside", (), "logits_are_those_of_the_processors_own_inputs"),
-    "turns end elsewhere": ("end_of_turn", "<|vision_end|>", "ids_and_pixels_are_the_processors"),
     "a stop token is missing": ("stops", lambda model: [0], ENDS),
-    "a stop token is not named": ("stop_tokens", (), ENDS),
     "pictures have no limit": ("largest_picture", lambda model: 1, "as_many_tokens_as_features"),
 }
 
