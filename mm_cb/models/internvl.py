@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,10 +22,10 @@ class InternVLModel(VisionModel):
     Checkpoints with code of their own (``OpenGVLab/InternVL3-8B``) have twins in transformers' layout, ``...-hf``.
     """
 
-    model_types = ("internvl",)
-    text_types = ("llama", "qwen2", "qwen3")
+    model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    text_types: ClassVar[tuple[str, ...]] = ("llama", "qwen2", "qwen3")
     end_of_turn = "<|im_end|>"
-    stop_tokens = ("<|endoftext|>",)
+    stop_tokens: ClassVar[tuple[str, ...]] = ("<|endoftext|>",)
 
     @classmethod
     def check_processor(cls, processor: Any, config: Any, folder: Path) -> None:
@@ -48,7 +48,10 @@ class InternVLModel(VisionModel):
     def largest_picture(self) -> int:
         """Tokens of as many tiles as the image processor makes, and of the view of the whole."""
         most = self.processor.image_processor.max_patches if self.processor else _MOST_TILES
-        return (most + (most > 1)) * self.base.config.image_seq_length
+        return (most + (most > 1)) * self._tokens_of_a_tile()
+
+    def _tokens_of_a_tile(self) -> int:
+        return self.base.config.image_seq_length
 
     def pixel_rows(self, made: Mapping[str, Any]) -> Tensor:
         """One row a tile."""

@@ -8,6 +8,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from mm_cb.core.errors import UserError
+from mm_cb.models.aya_vision import AyaVisionModel
 from mm_cb.models.base import ChatModel
 from mm_cb.models.gemma3 import Gemma3Model
 from mm_cb.models.gemma4 import Gemma4Model
@@ -42,6 +43,7 @@ def register_family(family: _Family) -> _Family:
 
 
 for _family in (
+    AyaVisionModel,
     Gemma3Model,
     Gemma4Model,
     InternVLModel,

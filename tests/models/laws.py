@@ -4,10 +4,13 @@ Each law takes a function that builds the same random model anew, and a folder t
 """
 
 import json
+from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers import GenerationConfig
 
 from image_attacks import Linf, load_png, pgd, save_png, target_nll
 from mm_cb.attacks.objectives.adaptive import MatchingObjective
@@ -19,6 +22,7 @@ from mm_cb.data.examples import Example
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import TokenRole, load_model, load_tower
 from mm_cb.models.chat import render_chat
+from mm_cb.models.decoding import decode_ids
 from mm_cb.models.last_positions import only_last_positions
 from mm_cb.models.merging import merge
 from mm_cb.models.shared_prefix import SharedPrefixTargets
@@ -31,7 +35,7 @@ from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
 from tests.tiny_llava import picture
 
-SIZES = [(84, 42), (42, 84), (61, 137), (150, 31), (20, 30), (300, 41), (56, 56), (33, 250)]
+SIZES = [(84, 42), (42, 84), (61, 137), (150, 31), (20, 30), (300, 41), (56, 56), (33, 250), (121, 337)]
 """Width and height; both orders of Pillow's passes, larger and smaller than the model's own, extreme aspects."""
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -95,14 +99,62 @@ def ids_and_pixels_are_the_processors(make, folder):
         given = model.picture_arguments(ours)
         assert ("pixel_values" in given) == bool(pictures)
         assert all(torch.equal(value, own[name].to(value.dtype)) for name, value in given.items())
-    marks = set(model.processor.tokenizer.get_added_vocab().values())
-    if int(ours.input_ids[0, -1]) in marks:  # the turn is ended, perhaps by more than what ends the answer
-        ends = ours.input_ids[0] == model.processor.tokenizer.convert_tokens_to_ids(model.dialect.end_of_turn)
-        last = int(ends.nonzero().max())
-        assert ours.roles[0, last] == TokenRole.COMPLETION and marks.issuperset(ours.input_ids[0, last:].tolist())
+    ids, words = ours.input_ids[0].tolist(), model.processor.tokenizer
+    while not words.decode(ids[-1:]).strip():  # what a template writes behind an end
+        ids.pop()
+    marks = set(words.get_added_vocab().values())
+    if ids[-1] in marks:  # the turn is ended, perhaps by more than what ends the answer
+        end = words.convert_tokens_to_ids(model.dialect.end_of_turn)
+        last = max(place for place, token in enumerate(ids) if token == end)
+        assert ours.roles[0, last] == TokenRole.COMPLETION and marks.issuperset(ids[last:])
     completion = (ours.roles == TokenRole.COMPLETION)[0]
     said = model.processor.tokenizer.decode(ours.input_ids[0, completion])
     assert said.startswith("it") and "no" in said
+
+
+def by_the_processor_at_once(model, chats, shown):
+    """The processor's own inputs for a batch: lists of pictures, one a chat, or one list, as its family wants them."""
+    asked = {"tokenize": False, "add_generation_prompt": True, **model.template_settings}
+    texts = [model.processor.apply_chat_template(chat, **asked) for chat in chats]
+    bos = model.processor.tokenizer.bos_token
+    model.processor.tokenizer.padding_side = "left"
+    return model.processor(
+        text=texts,
+        images=shown if model.nested else [image for row in shown for image in row],
+        return_tensors="pt",
+        padding=True,
+        add_special_tokens=not (bos and texts[0].startswith(bos)),
+    )
+
+
+def shown_pixels(made, like):
+    """All pictures that a processor made, in their order; some have a place for each that a chat could have had."""
+    made = made if made.ndim == like.ndim else made.flatten(0, 1)
+    return made[made.flatten(1).any(1)] if len(made) > len(like) else made
+
+
+def every_chat_of_a_batch_has_its_own_pictures_in_order(make, folder):
+    """Of one size, so that none is told from another by its tokens; two, none, three and one."""
+    model = make()
+    chats = [
+        [user(None, "what is", None)],
+        [user("tell me")],
+        [user(None, "a red"), answer("it"), user(None, "blue", None, "circle")],
+        [user("what is", None)],
+    ]
+    shown = [[picture(10 * i + k) for k in range(count)] for i, count in enumerate((2, 0, 3, 1))]
+    batch = model.encode_chats(chats, shown)
+    at_once = by_the_processor_at_once(model, chats, shown)
+    assert torch.equal(batch.input_ids, at_once["input_ids"])
+    assert torch.equal(batch.pixel_values, shown_pixels(at_once["pixel_values"], batch.pixel_values))
+    for name, value in (batch.beside | model.token_arguments(batch)).items():
+        assert torch.equal(value, at_once[name].to(value.dtype)), name
+    with torch.no_grad():
+        logits = model.forward(batch).logits
+        for i, (chat, pictures) in enumerate(zip(chats, shown, strict=True)):
+            own, real = by_the_processor(model, chat, pictures), batch.attention_mask[i].bool()
+            assert torch.equal(batch.input_ids[i][real], own["input_ids"][0])
+            torch.testing.assert_close(logits[i][real], model.model(**own, use_cache=False).logits[0], **CLOSE)
 
 
 def a_target_stands_where_the_model_goes_on(make, folder):
@@ -307,12 +359,76 @@ def generation_begins_as_the_forward_says_and_ends_with_the_turn(make, folder):
     assert calls == published, "it went on behind a token that ends an answer"
 
 
+ANSWERED, DIFFERENT = 24, 6
+"""Tokens of an answer, and how many of them differ at least: a model that repeats one is right by chance."""
+
+
+def eloquent(model):
+    """The model with larger weights and a head of its own: it answers in words, by what was said and seen before.
+
+    Padding is not zero, so that to see it is not to see nothing.
+    """
+    head, embeddings = model.base.lm_head, model.base.get_input_embeddings().weight
+    drawn = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(0))
+    drawn[list(model.processor.tokenizer.get_added_vocab().values())] = 0  # the largest of many is above it
+    for weights in model.base.parameters():
+        if weights is not embeddings:
+            weights.data *= 2
+    embeddings.data[~embeddings.any(1)] = embeddings.data[embeddings.any(1)].mean(0)
+    head.weight = torch.nn.Parameter(drawn, requires_grad=False)
+    model.base.generation_config = GenerationConfig()
+    model.stops = list  # that answers end is another law
+    return model
+
+
+def generated(model, inputs):
+    """The tokens of `ChatModel.generate`."""
+    rows: list[list[int]] = []
+
+    def kept(*given):
+        rows.extend(decode_ids(*given))
+        return rows
+
+    with patch("mm_cb.models.base.decode_ids", kept):
+        model.generate(inputs, ANSWERED)
+    return rows
+
+
+def answers_are_transformers_own_to_the_last_token(make, folder):
+    """Of a padded batch with pictures: as of each chat alone, and as of whole passes without a cache."""
+    model = eloquent(make())
+    shown, others = ([pictures_of(chat, seed + 3 * i) for i, chat in enumerate(CHATS)] for seed in (0, 50))
+    inputs = model.encode_chats(CHATS, shown)
+    said = generated(model, inputs)
+    assert all(len(row) == ANSWERED and len(set(row)) >= DIFFERENT for row in said)
+    differs = [a != b for a, b in zip(said, generated(model, model.encode_chats(CHATS, others)), strict=True)]
+    assert differs == [bool(pictures) for pictures in shown], "answers do not depend on pictures alone"
+    greedy = GenerationConfig(max_new_tokens=ANSWERED, do_sample=False, pad_token_id=0)
+    for chat, pictures, row in zip(CHATS, shown, said, strict=True):
+        own = by_the_processor(model, chat, pictures)
+        alone = model.model.generate(**own, generation_config=greedy)[0, own["input_ids"].shape[1] :]
+        assert alone.tolist() == row
+    for column in torch.tensor(said).T:
+        with torch.no_grad():
+            assert torch.equal(model.forward(inputs, logits_to_keep=1).logits[:, -1].argmax(-1), column)
+        added = {"input_ids": column, "attention_mask": 1, "roles": int(TokenRole.COMPLETION)}
+        inputs = replace(inputs, **{name: behind(getattr(inputs, name), value) for name, value in added.items()})
+
+
+def behind(tokens, column):
+    """``(B, T)`` with a column behind it."""
+    more = torch.as_tensor(column).expand(len(tokens)).to(tokens.dtype)
+    return torch.cat([tokens, more[:, None]], dim=1)
+
+
 _QWEN_STOPS = ("<|im_end|>", "<|endoftext|>")
 STOPS = {
     # transformers' convert_gemma3_weights.py: 1 and 106 in config.json and generation_config.json
     "gemma3": ("<eos>", "<end_of_turn>"),
     # generation_config.json as quoted in public repositories: 1, 106 and 50, of which config.json has the first two
     "gemma4": ("<eos>", "<turn|>", "<|tool_response>"),
+    # what Command R7B's chat template ends an answer and its turn with; the second is its tokenizer's eos_token
+    "aya_vision": ("<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>"),
     # mlx-vlm issue 1932: 128001, 128008 and 128009 in config.json, no generation_config.json, other ends of turns
     "idefics3": ("<end_of_utterance>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
     # its tokenizer_config.json as quoted in public repositories; its config.json has a base model's 2
@@ -500,6 +616,7 @@ LAWS = [
     attacked_pixels_are_the_processors,
     as_many_tokens_as_features,
     the_embed_path_is_the_pixel_path,
+    every_chat_of_a_batch_has_its_own_pictures_in_order,
     rows_of_a_mixed_batch_are_single_rows,
     packed_states_are_the_padded_ones,
     the_adapter_sits_in_the_language_tower_and_off_is_the_base,
@@ -507,6 +624,7 @@ LAWS = [
     an_attack_lowers_the_loss_that_the_file_has,
     lean_passes_are_the_whole_model,
     generation_begins_as_the_forward_says_and_ends_with_the_turn,
+    answers_are_transformers_own_to_the_last_token,
     a_cut_tower_has_the_whole_models_states,
     an_adapter_is_saved_loaded_and_merged,
 ]

@@ -10,9 +10,10 @@ from image_attacks.resampling import RECIPES
 from image_attacks.views import Plan
 from mm_cb.core.errors import UserError
 from mm_cb.models import VisionModel
-from mm_cb.models.mistral3 import Mistral3Model
+from mm_cb.models.decoding import decode_ids
 from mm_cb.models.qwen3_5 import Qwen35Model
 from mm_cb.models.qwen_vl import QwenVLModel
+from mm_cb.models.registry import _FAMILIES
 from mm_cb.models.smolvlm import SmolVLMModel
 from mm_cb.models.tower import LanguageTower
 from tests.models import laws
@@ -58,6 +59,7 @@ def test_tiny_and_extreme_pictures_are_exact_or_refused_by_name(kind, backend):
 
 _QWEN2 = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 WINDOWS = {
+    "aya_vision": {"sliding_window": 8},
     "gemma3": {"sliding_window": 3},
     "gemma4": {"sliding_window": 8},
     "internvl": _QWEN2,
@@ -124,6 +126,8 @@ LARGE_GEMMA4 = {
         laws.logits_are_those_of_the_processors_own_inputs,
         laws.packed_states_are_the_padded_ones,
         laws.rows_of_a_mixed_batch_are_single_rows,
+        laws.every_chat_of_a_batch_has_its_own_pictures_in_order,
+        laws.answers_are_transformers_own_to_the_last_token,
         laws.a_cut_tower_has_the_whole_models_states,
     ],
 )
@@ -172,17 +176,13 @@ def unmoved(model, inputs, features):
 
 ENDS = "generation_begins_as_the_forward_says_and_ends_with_the_turn"
 FAULTS = {
-    "token types are forgotten": ("token_arguments", without_types, "logits_are_those_of_the_processors_own_inputs"),
-    "positions in one dimension": ("positions", flat_positions, "logits_are_those_of_the_processors_own_inputs"),
     "pixels cut a row a picture": ("pixel_rows", a_row_each, "rows_of_a_mixed_batch_are_single_rows"),
     "deepstack left out between blocks": ("next_state", nothing_between, "packed_states_are_the_padded_ones"),
     "deepstack left out of the rows": ("with_features", unmoved, "packed_states_are_the_padded_ones"),
     "rows see each other": ("block_arguments", one_pass_for_all, "packed_states_are_the_padded_ones"),
     "another plan": ("plan", a_smaller_plan, "attacked_pixels_are_the_processors"),
     "grids are not passed on": ("beside", (), "logits_are_those_of_the_processors_own_inputs"),
-    "turns end elsewhere": ("end_of_turn", "<|vision_end|>", "ids_and_pixels_are_the_processors"),
     "a stop token is missing": ("stops", lambda model: [0], ENDS),
-    "a stop token is not named": ("stop_tokens", (), ENDS),
     "pictures have no limit": ("largest_picture", lambda model: 1, "as_many_tokens_as_features"),
 }
 
@@ -208,6 +208,13 @@ def one_chat_each(model, rows):
 
 
 OWN_FAULTS = {
+    ("aya_vision", "turns end in the end of sequence"): ("end_of_turn", None, IDS),
+    ("aya_vision", "the template's token for the picture's"): ("soft_token", "<image>", "as_many_tokens_as_features"),
+    ("aya_vision", "logits are scaled"): (
+        "logits",
+        lambda model, states: model.base.lm_head(states) * model.base.config.text_config.logit_scale,
+        "lean_passes_are_the_whole_model",
+    ),
     ("gemma3", "angles of one type for all"): ("layer_types", ["full_attention"] * 3, PACKED),
     ("gemma3", "pictures are read like text"): ("looks_ahead", frozenset(), PACKED),
     ("gemma3", "the template's token for the picture's"): ("soft_token", "<start_of_image>", LOGITS),
@@ -225,8 +232,6 @@ OWN_FAULTS = {
     ),
     ("gemma4", "a stop token is not named"): ("stop_tokens", ("<eos>",), ENDS),
     ("gemma4", "places of patches are left out"): ("beside", (), LOGITS),
-    ("internvl", "settings of the processor's own"): ("options", {}, IDS),
-    ("internvl", "a stop token is not named"): ("stop_tokens", (), ENDS),
     ("internvl", "tiles cut a row a picture"): ("pixel_rows", a_row_each, MIXED),
     ("large gemma4", "pictures seen ahead without window"): (
         "looks_ahead",
@@ -234,10 +239,26 @@ OWN_FAULTS = {
         PACKED,
     ),
     ("large gemma4", "pictures are read like text"): ("looks_ahead", frozenset(), PACKED),
-    ("llava_onevision", "a stop token is not named"): ("stop_tokens", (), ENDS),
     ("llava_onevision", "every picture is a chat's only one"): ("grouped", one_chat_each, IDS),
     ("llava_onevision", "pictures of a chat are not counted"): ("_tower_arguments", counts_left_out, LOGITS),
 }
+
+
+QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_5", "qwen3_vl")
+CLASSES = {kind: _FAMILIES["llava+pixtral" if kind == "pixtral" else kind] for kind in KINDS}
+WITH_OPTIONS = [kind for kind, family in CLASSES.items() if family.options is not VisionModel.options]
+WITH_OPTIONS.remove("pixtral")  # whose tokens are patches, as its image processor has them already
+WITH_TURNS = [kind for kind, family in CLASSES.items() if family.end_of_turn is not None]
+WITH_STOPS = [kind for kind, family in CLASSES.items() if family.stop_tokens]
+ELSEWHERE = dict.fromkeys(QWENS, "<|vision_end|>")
+OWN_FAULTS |= {
+    **{(kind, "positions in one dimension"): ("positions", flat_positions, LOGITS) for kind in QWENS},
+    **{(kind, "token types are forgotten"): ("token_arguments", without_types, LOGITS) for kind in QWENS},
+    **{(kind, "settings of the processor's own"): ("options", {}, IDS) for kind in WITH_OPTIONS},
+    **{(kind, "turns end elsewhere"): ("end_of_turn", ELSEWHERE.get(kind, "<unk>"), IDS) for kind in WITH_TURNS},
+    **{(kind, "a stop token is not named"): ("stop_tokens", (), ENDS) for kind in WITH_STOPS},
+}
+"""What every family has that it can have, and what the class itself says otherwise."""
 
 
 @pytest.mark.parametrize(("kind", "fault"), OWN_FAULTS)
@@ -245,7 +266,7 @@ def test_a_familys_own_fault_is_noticed(kind, fault, monkeypatch, tmp_path):
     name, wrong, law = OWN_FAULTS[kind, fault]
     make = partial(tiny, "gemma4", **LARGE_GEMMA4) if kind == "large gemma4" else partial(tiny, kind)
     monkeypatch.setattr(type(make()), name, wrong)
-    with pytest.raises((AssertionError, AttributeError, KeyError, RuntimeError, UserError, ValueError)):
+    with pytest.raises((AssertionError, AttributeError, KeyError, RuntimeError, TypeError, UserError, ValueError)):
         getattr(laws, law)(make, tmp_path)
 
 
@@ -261,6 +282,63 @@ def test_generation_that_is_not_told_of_token_types_is_noticed(kind, monkeypatch
     monkeypatch.setattr(VisionModel, "generate", untold)
     with pytest.raises(AssertionError):
         getattr(laws, ENDS)(partial(tiny, kind), tmp_path)
+
+
+OWN_PICTURES = "every_chat_of_a_batch_has_its_own_pictures_in_order"
+PLACES = {"two chats": (0, 5), "one chat": (2, 4)}
+"""Two of the six pictures of that law's chats, which have 2, 0, 3 and 1."""
+
+
+@pytest.mark.parametrize("of", PLACES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_that_changed_places_are_noticed(kind, of, monkeypatch, tmp_path):
+    one, other = PLACES[of]
+    shown = VisionModel._pictures
+
+    def swapped(model, rows):
+        flat = [image for row in rows for image in row]
+        if len(flat) == 6:
+            flat[one], flat[other] = flat[other], flat[one]
+        rest = iter(flat)
+        return shown(model, [[next(rest) for _ in row] for row in rows])
+
+    monkeypatch.setattr(VisionModel, "_pictures", swapped)
+    with pytest.raises(AssertionError):
+        getattr(laws, OWN_PICTURES)(partial(tiny, kind), tmp_path)
+
+
+ANSWERS = "answers_are_transformers_own_to_the_last_token"
+
+
+def seeing_padding(model, tokenizer, inputs, *rest):
+    return decode_ids(model, tokenizer, {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}, *rest)
+
+
+def placed_by_order(model, tokenizer, inputs, *rest):
+    """A token behind the prompt at its place in the row, whatever room a picture took."""
+    update = model._update_model_kwargs_for_generation
+
+    def counted(*given, **told):
+        kept = update(*given, **told)
+        kept["position_ids"][..., -1] = kept["attention_mask"].sum(-1) - 1
+        return kept
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(model, "_update_model_kwargs_for_generation", counted)
+        return decode_ids(model, tokenizer, inputs, *rest)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        *((kind, seeing_padding) for kind in KINDS),
+        *((kind, placed_by_order) for kind in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")),
+    ],
+)
+def test_answers_that_go_wrong_behind_their_first_token_are_noticed(kind, wrong, monkeypatch, tmp_path):
+    monkeypatch.setattr(laws, "decode_ids", wrong)
+    with pytest.raises(AssertionError):
+        getattr(laws, ANSWERS)(partial(tiny, kind), tmp_path)
 
 
 def test_targets_in_front_of_an_empty_thinking_block_are_noticed(monkeypatch, tmp_path):
@@ -298,25 +376,11 @@ OTHERS = {
         "a_target_stands_where_the_model_goes_on",
         "qwen3_5",
     ),
-    "the processor's patch is left out": (
-        Mistral3Model,
-        "options",
-        {},
-        "ids_and_pixels_are_the_processors",
-        "mistral3",
-    ),
     "tiles that only fill are shown": (
         SmolVLMModel,
         "pixels",
         VisionModel.pixels,
         "rows_of_a_mixed_batch_are_single_rows",
-        "smolvlm",
-    ),
-    "rows and columns are not asked for": (
-        SmolVLMModel,
-        "options",
-        {},
-        "ids_and_pixels_are_the_processors",
         "smolvlm",
     ),
 }
@@ -330,10 +394,11 @@ def test_a_fault_of_another_family_is_noticed(fault, monkeypatch, tmp_path):
         getattr(laws, law)(partial(tiny, kind), tmp_path)
 
 
-def test_passes_in_one_order_for_all_sizes_are_noticed(monkeypatch, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_passes_in_one_order_for_all_sizes_are_noticed(kind, monkeypatch, tmp_path):
     monkeypatch.setitem(RECIPES, "pil", RECIPES["pil"][:1])
     with pytest.raises((AssertionError, UserError)):
-        laws.attacked_pixels_are_the_processors(partial(tiny, "smolvlm"), tmp_path)
+        laws.attacked_pixels_are_the_processors(partial(tiny, kind), tmp_path)
 
 
 def test_a_model_whose_picture_tokens_are_scattered_wrongly_is_noticed(monkeypatch, tmp_path):

@@ -94,10 +94,11 @@ UNLIKE += [("resample", 0), ("resample", 4)]
 SQUARE = [("crop_size", 0), ("crop_size", {"height": 14, "width": 14}), ("size", {"shortest_edge": 56})]
 TILE = [("size", {"height": 14, "width": 14}), ("size", {"shortest_edge": 28})]
 LONGEST = [("size", {"longest_edge": 0}), ("size", {"shortest_edge": 28}), ("size", {"longest_edge": "x"})]
+TILES = [*TILE, ("min_patches", 0), ("max_patches", 0), ("max_patches", "x"), ("max_patches", 10**6)]
 OWN = {  # beside what is refused for every family
+    **dict.fromkeys(("aya_vision", "internvl"), TILES),
     "gemma3": [*TILE, ("do_pan_and_scan", True)],
     "gemma4": [("patch_size", 7), ("pooling_kernel_size", 2)],
-    "internvl": [*TILE, ("min_patches", 0), ("max_patches", 0), ("max_patches", "x"), ("max_patches", 10**6)],
     "llava": [*SQUARE, ("do_center_crop", False)],
     "llava_next": [*SQUARE, *(("image_grid_pinpoints", one) for one in ([], [[42, 84]], [[43, 43]], "x", None))],
     "llava_onevision": [*TILE, *(("image_grid_pinpoints", one) for one in ([], [[28, 84]], "x", None))],

@@ -23,7 +23,7 @@ REASONS = {
     "qwen3_vl_moe": "experts",
     "florence2": "an encoder reads",
     "instructblip": "Q-Former",
-    "aya_vision": "no law here has been run on it",
+    "deepseek_vl": "no law here has been run on it",
 }
 
 

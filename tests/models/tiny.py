@@ -10,7 +10,10 @@ from tokenizers.trainers import BpeTrainer
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
+    AyaVisionConfig,
+    AyaVisionProcessor,
     CLIPVisionConfig,
+    Cohere2Config,
     Gemma3Config,
     Gemma3Processor,
     Gemma4Config,
@@ -47,6 +50,7 @@ from mm_cb.models.smolvlm import read_no_films
 from tests.tiny_llava import PINPOINTS, WORDS, tiny_llava
 
 KINDS = (
+    "aya_vision",
     "gemma3",
     "gemma4",
     "idefics3",
@@ -89,6 +93,7 @@ def tiny(kind: str, backend: str = "pil", seed: int = 0, **text) -> VisionModel:
     if kind == "llava_next":
         return _with_backend(tiny_llava(blocks=BLOCKS, seed=seed), backend)
     makers = {
+        "aya_vision": aya_vision,
         "gemma3": gemma3,
         "gemma4": gemma4,
         "internvl": internvl,
@@ -371,6 +376,39 @@ def internvl(backend: str, **text):
         image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=1,
         downsample_ratio=0.5,
+    )
+    return processor, config
+
+
+_AYA_TURNS = (  # what Command R7B's says of chats without tools, and pictures as their processor takes them
+    "{{ bos_token }}<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>you are here to help<|END_OF_TURN_TOKEN|>"
+    "{% for message in messages %}<|START_OF_TURN_TOKEN|>{% if message['role'] == 'assistant' %}"
+    "<|CHATBOT_TOKEN|><|START_RESPONSE|>{% else %}<|USER_TOKEN|>{% endif %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}<|END_RESPONSE|>{% endif %}<|END_OF_TURN_TOKEN|>{% endfor %}"
+    "{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>{% endif %}"
+)
+
+
+def aya_vision(backend: str, **text):
+    """Aya Vision: tiles of 28 x 28 pixels, one token each, at most four and a view of the whole."""
+    turns = ["START_OF_TURN_TOKEN", "END_OF_TURN_TOKEN", "SYSTEM_TOKEN", "USER_TOKEN", "CHATBOT_TOKEN"]
+    turns += ["START_RESPONSE", "END_RESPONSE", "START_OF_IMG", "END_OF_IMG", "IMG_PATCH", "IMG_LINE_BREAK"]
+    words = tokenizer(
+        ["<PAD>", "<BOS_TOKEN>", "<image>", *(f"<|{turn}|>" for turn in turns), "TILE_GLOBAL", "TILE_1", "TILE_2"],
+        bos="<BOS_TOKEN>",
+        eos="<|END_OF_TURN_TOKEN|>",
+        pad="<PAD>",
+    )
+    images = image_processor(
+        "got_ocr2", "GotOcr2ImageProcessor", backend, size={"height": 28, "width": 28}, max_patches=4
+    )
+    processor = AyaVisionProcessor(images, words, patch_size=28, img_size=28, chat_template=_AYA_TURNS)
+    language = {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+    config = AyaVisionConfig(
+        text_config=Cohere2Config(**(_TEXT | language | text), **token_ids(words)),
+        vision_config=SiglipVisionConfig(**_SIGLIP, image_size=28),
+        image_token_index=words.convert_tokens_to_ids("<|IMG_PATCH|>"),
     )
     return processor, config
 
