@@ -77,21 +77,10 @@ def train(
 
         short.append(f"circuit_breaker.loss={chosen_loss(loss).name}")
     changes = [*(overrides or []), *short]
-    _refuse_repeated(changes)
     if dry_run:
         _show_plan(recipe, changes)
     else:
         _train_recipe(recipe, changes, out, allow_stuck)
-
-
-def _refuse_repeated(changes: Sequence[str]) -> None:
-    """Refuse two values of one field, or a field whose whole group is given behind it: the last would count."""
-    keys = [change.partition("=")[0].strip() for change in changes]
-    for place, key in enumerate(keys):
-        if key in keys[:place]:
-            raise UserError(f"`{key}` is given more than once, `{changes[place]}` the last time: leave one of them.")
-        if before := [one for one in changes[:place] if one.startswith(f"{key}.")]:
-            raise UserError(f"`{changes[place]}` sets all of `{key}`: give it in front of `{before[0]}`.")
 
 
 def _print(list_: bool, fields: bool, show: str | None) -> None:

@@ -38,21 +38,24 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
     Args:
         name_or_path: A shipped name or a YAML file.
-        overrides: ``"training.max_steps=60"``, dotted names and YAML values; of one name the last counts, as of flags.
+        overrides: ``"training.max_steps=60"``, dotted names and YAML values; each name once.
 
     Returns:
         The checked recipe.
 
     Raises:
         UserError: If the recipe is not there, is not YAML, or holds an unknown key (names the nearest valid one) or a
-            wrong value.
+            wrong value; or if two overrides give one field.
     """
     fields = _read(name_or_path)
+    given: dict[str, str] = {}
     for override in overrides:
-        key, equals, value = override.partition("=")
+        key, equals, typed = override.partition("=")
         if not equals or not key:
             raise UserError(f"expected key=value, for example training.max_steps=60, got `{override}`.")
-        _set(fields, key.strip(), _value(override, value))
+        value = _value(override, typed)
+        _refuse_repeated(key.strip(), value, override, given)
+        _set(fields, key.strip(), value)
     _refuse_unknown(fields)
     try:
         return Recipe.model_validate(fields)
@@ -98,6 +101,24 @@ def _read(name_or_path: str | Path) -> JsonObject:
 
 def _value(override: str, value: str) -> Any:
     return load_yaml(value, f"the value in `{override}`")
+
+
+def _refuse_repeated(key: str, value: Any, override: str, given: dict[str, str]) -> None:
+    """Refuse what gives a field that was given before, alone or with its group: the last would count.
+
+    Args:
+        key: Dotted name.
+        value: Its value.
+        override: Both, as typed.
+        given: Every field that was given so far, with what gave it; this one's are added.
+    """
+    for field in _dotted({key: value}):
+        if (before := given.get(field)) is not None:
+            raise UserError(f"`{field}` is given more than once, by `{before}` and `{override}`: leave one of them.")
+    if before := next((one for field, one in given.items() if field.startswith(f"{key}.")), None):
+        raise UserError(f"`{override}` sets all of `{key}`: give it in front of `{before}`.")
+    files = ["data.sources"] if key == "data" and isinstance(value, list) else []
+    given.update(dict.fromkeys([key, *files, *_dotted({key: value})], override))
 
 
 def _set(fields: JsonObject, key: str, value: Any) -> None:
