@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
-from mm_cb.core.reading import read_text
+from mm_cb.core.reading import file_bytes, read_text
 
 CARD = "README.md"
 _ASSIGNED = re.compile(r"^\s*(\w*PROMPT\w*)\s*=\s*(?=[\[{(\"'rRuU])", re.MULTILINE)
@@ -32,7 +32,7 @@ def read_card(model: str) -> str:
     """
     folder = Path(model) if Path(model).is_dir() else hub.fetch(model, [CARD])
     try:
-        return (folder / CARD).read_text(encoding="utf-8")
+        return file_bytes(folder / CARD, "model card").decode("utf-8")
     except (OSError, ValueError) as e:
         raise UserError(
             f"the judge's prompt is read from the card of `{model}`, which cannot be had: {str(e).rstrip('. ')}; give "

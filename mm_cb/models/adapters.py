@@ -20,7 +20,7 @@ from mm_cb.core.files import file_sha256
 from mm_cb.core.folders import but_is
 from mm_cb.core.hub import repository_of
 from mm_cb.core.paths import refuse_unusable
-from mm_cb.core.reading import json_file
+from mm_cb.core.reading import is_there, json_file
 from mm_cb.core.records import JsonObject
 from mm_cb.core.seal import seal_of
 from mm_cb.core.weights import refuse_cut
@@ -92,7 +92,7 @@ def read_settings(folder: Path) -> LoraConfig:
         UserError: Naming the file and the field.
     """
     refuse_unusable(folder, "adapter")
-    if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
+    if not all([is_there(folder / name, "adapter's file") for name in (SETTINGS, WEIGHTS)]):
         raise UserError(
             f"`{folder}` is not an adapter: expected a folder with {SETTINGS} and {WEIGHTS}{but_is(folder)}."
         )

@@ -94,7 +94,10 @@ def test_version(capsys):
         (["train", "miniature", "sed=1"], "did you mean `seed`?"),
         (["train", "miniature", "--dry-run", "nonsense"], "nonsense"),
         (["train", "miniature", "seed=1", "seed=2"], "`seed` is given more than once, by `seed=1` and `seed=2`"),
-        (["data", "check", "miniature", "seed=1", "seed=2"], "`seed` is given more than once, by `seed=1` and `seed=2`"),
+        (
+            ["data", "check", "miniature", "seed=1", "seed=2"],
+            "`seed` is given more than once, by `seed=1` and `seed=2`",
+        ),
         (["train", "miniature", "seed=1", "--seed", "1"], "`seed` is given more than once"),
         (
             ["train", "miniature", "training.max_steps=1", "training={}"],
