@@ -83,6 +83,20 @@ def read_text(path: Path, what: str = "text") -> str:
         raise UserError(f"{path}:{fault.line}: {fault}") from fault
 
 
+def read_plain(path: Path, what: str) -> str:
+    """The text of a file that people write, its lines ended by line feeds, whatever ended them (Windows: two bytes).
+
+    Raises:
+        UserError: As `read_text`.
+    """
+    return plain_lines(read_text(path, what))
+
+
+def plain_lines(text: str) -> str:
+    """Text whose lines end with a line feed, as Python reads it."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def file_bytes(path: Path, what: str = "input") -> bytes:
     """The bytes of a file.
 
