@@ -73,8 +73,8 @@ def _refuse_another(row: DataRow, question: Question) -> None:
     image = row.values.get("image")
     if isinstance(source, Path) and isinstance(image, str) and PurePath(image).name != source.name:
         raise UserError(
-            f"{row.where} is about the picture {shown(image)}, but that of question `{question.id}` is `{source.name}`; "
-            "give the answers to these questions, in their order."
+            f"{row.where} is about the picture {shown(image)}, but that of question `{question.id}` is "
+            f"`{source.name}`; give the answers to these questions, in their order."
         )
 
 
