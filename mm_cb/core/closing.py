@@ -33,7 +33,8 @@ def here(path: str | Path) -> str:
         below = os.path.relpath(os.path.abspath(path))
     except FileNotFoundError:  # the working directory was deleted meanwhile
         return str(path)
-    return str(path) if below.startswith(os.pardir) else below
+    named = str(path) if below.startswith(os.pardir) else below
+    return f"./{named}" if named.startswith("-") else named  # else it would be read as a flag
 
 
 def cut(name: str, most: int) -> str:
@@ -115,6 +116,11 @@ def shell(text: str, indent: str = _INDENT, first: str | None = None) -> str:
         else:
             lines[-1] += f" {piece}"
     return "\n".join(lines)
+
+
+def typed(path: str | Path) -> str:
+    """A path inside a command that stands in a sentence."""
+    return shlex.quote(here(path))
 
 
 def base_folder(folder: Path) -> str:
