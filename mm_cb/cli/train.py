@@ -213,7 +213,7 @@ def _show_held_out(recipe: "Recipe", records: "Sequence[JsonObject]") -> None:
         return
     from rich.table import Table
 
-    from mm_cb.core.progress import console
+    from mm_cb.core.progress import print_whole
     from mm_cb.training.outcome import KEPT, WHAT_COSINE_SAYS
     from mm_cb.training.registry import loss_entry
 
@@ -226,7 +226,7 @@ def _show_held_out(recipe: "Recipe", records: "Sequence[JsonObject]") -> None:
         title = f"{name.replace('_', ' ')}: {hold.measure.replace('_', ' ')} to base"
         met = "met" if hold.holds(last) else "NOT met"
         table.add_row(title, f"{first:.3f}", f"{last:.3f}", hold.expected, met)
-    console().print(table)
+    print_whole(table)
     say(WHAT_COSINE_SAYS)
 
 

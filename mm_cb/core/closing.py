@@ -38,7 +38,8 @@ def here(path: str | Path) -> str:
 
 
 def cut(name: str, most: int) -> str:
-    """A name of at most so many characters, cut in the middle: beginnings and ends of ids tell them apart."""
+    """A name of at most so many characters, eight at least, cut in the middle: ends of ids tell them apart."""
+    most = max(8, most)
     if len(name) <= most:
         return name
     kept = most - 2
@@ -48,7 +49,7 @@ def cut(name: str, most: int) -> str:
 def cut_path(path: str, most: int) -> str:
     """A picture's path in its run: the file whole, its folder, which is a behaviour's, cut in the middle."""
     folder, slash, file = path.removeprefix("images/").rpartition("/")
-    return f"{cut(folder, max(8, most - len(file) - 1))}{slash}{file}" if slash else cut(path, most)
+    return f"{cut(folder, most - len(file) - 1)}{slash}{file}" if slash else cut(path, most)
 
 
 def say(text: str, indent: str = "") -> None:
