@@ -88,6 +88,10 @@ def test_version(capsys):
         ([*ATTACK[:-2], "--out=~/x"], "no shell expanded `~/x`"),
         ([*ATTACK, "--subject=x\udce9"], "`--subject` cannot be used: it holds half of a surrogate pair"),
         ([*ATTACK, "--steps", "0"], "`--steps` must be a whole number from 1"),
+        *(
+            (["demo", *kind, "--seed", "4294967295", "--seeds", "2"], "ends at 4,294,967,296, but 4,294,967,295 is the")
+            for kind in ([], ["--agents"], ["--real"])
+        ),
         (["train"], "`RECIPE` is missing"),
         (["train", "miniatur"], "unknown recipe `miniatur`, did you mean `miniature`?"),
         (["train", "none.yaml"], "none.yaml"),
