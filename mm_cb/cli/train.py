@@ -128,9 +128,9 @@ def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None,
     Raises:
         UserError: If the run did not take hold; its adapter is written.
     """
-    from mm_cb.training.recipes.recipe import load_recipe
+    from mm_cb.training.recipes.recipe import typed_recipe
 
-    recipe = load_recipe(name_or_path, overrides)
+    recipe = typed_recipe(name_or_path, overrides)
     out = Path("runs") / safe_id(recipe.name) if out is None else out
     refuse_inside_weights(out, [recipe.model])
     from mm_cb.core.progress import Progress
@@ -234,9 +234,9 @@ def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
     """Print as comments what a recipe would do and how it would start, and below them the resolved recipe as YAML."""
     import yaml
 
-    from mm_cb.training.recipes.recipe import load_recipe
+    from mm_cb.training.recipes.recipe import typed_recipe
 
-    recipe = load_recipe(name_or_path, overrides)
+    recipe = typed_recipe(name_or_path, overrides)
     from mm_cb.training.planning.plan import make_plan
 
     plan = make_plan(recipe)

@@ -7,7 +7,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.recipe_files import RECIPES, recipe_names
 from mm_cb.models.known import known_config
 from mm_cb.training.recipes.config import Recipe
-from mm_cb.training.recipes.recipe import load_recipe, recipe_keys
+from mm_cb.training.recipes.recipe import load_recipe, recipe_keys, typed_recipe
 
 
 def test_the_miniature_recipe():
@@ -168,11 +168,11 @@ def test_no_field_is_given_twice():
         pairs += [(f"{group}={{{last}: 1}}", f"{key}=2"), (f"{key}=2", f"{group}={{{last}: 1}}")] if group else []
         for first, second in pairs:
             with pytest.raises(UserError) as told:
-                load_recipe("miniature", [first, "name=x" if key != "name" else "seed=3", second])
+                typed_recipe("miniature", [first, "name=x" if key != "name" else "seed=3", second])
             assert all(f"`{one}`" in str(told.value) for one in (first, second)), (first, second)
     with pytest.raises(UserError, match=r"`data.sources` is given more than once"):
-        load_recipe("miniature", ["data=[a.jsonl]", "data.sources=[{name: b.jsonl}]"])
-    beside = load_recipe("miniature", ["training={max_steps: 8}", "training.weight_decay=0.1"]).training
+        typed_recipe("miniature", ["data=[a.jsonl]", "data.sources=[{name: b.jsonl}]"])
+    beside = typed_recipe("miniature", ["training={max_steps: 8}", "training.weight_decay=0.1"]).training
     assert (beside.max_steps, beside.weight_decay) == (8, 0.1)
 
 

@@ -38,29 +38,35 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
     Args:
         name_or_path: A shipped name or a YAML file.
-        overrides: ``"training.max_steps=60"``, dotted names and YAML values; each name once.
+        overrides: ``"training.max_steps=60"``, dotted names and YAML values; of one name the last counts.
 
     Returns:
         The checked recipe.
 
     Raises:
         UserError: If the recipe is not there, is not YAML, or holds an unknown key (names the nearest valid one) or a
-            wrong value; or if two overrides give one field.
+            wrong value.
     """
     fields = _read(name_or_path)
-    given: dict[str, str] = {}
     for override in overrides:
-        key, equals, typed = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"expected key=value, for example training.max_steps=60, got `{override}`.")
-        value = _value(override, typed)
-        _refuse_repeated(key.strip(), value, override, given)
-        _set(fields, key.strip(), value)
+        _set(fields, *_parts(override))
     _refuse_unknown(fields)
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
         raise UserError(f"recipe `{name_or_path}`: {first_problem(error)}") from error
+
+
+def typed_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """As `load_recipe`, of a command line: nobody means two values of one field.
+
+    Raises:
+        UserError: As there; or if a field is given twice, alone or with its group.
+    """
+    given: dict[str, str] = {}
+    for override in overrides:
+        _refuse_repeated(*_parts(override), override, given)
+    return load_recipe(name_or_path, overrides)
 
 
 def deciding(recipe: Recipe) -> JsonObject:
@@ -99,8 +105,12 @@ def _read(name_or_path: str | Path) -> JsonObject:
     return fields
 
 
-def _value(override: str, value: str) -> Any:
-    return load_yaml(value, f"the value in `{override}`")
+def _parts(override: str) -> tuple[str, Any]:
+    """Key and value of a ``key=value``."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"expected key=value, for example training.max_steps=60, got `{override}`.")
+    return key.strip(), load_yaml(value, f"the value in `{override}`")
 
 
 def _refuse_repeated(key: str, value: Any, override: str, given: dict[str, str]) -> None:
