@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mm_cb.core import provenance
 from mm_cb.core.embedded import guests
 from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.sizes import told_size
 
 if TYPE_CHECKING:
     from mm_cb.training.planning.plan import TrainingPlan
@@ -191,9 +192,9 @@ def _fits(plan: "TrainingPlan") -> Finding:
         sizes = [f"{gib} GiB: {' '.join(plan.fitting(gib * _GIB)) or 'nothing'}" for gib in (8, 12, 16, 24, 80)]
         return Finding(name, False, f"{need}; no GPU here; what fits on a GPU of {', '.join(sizes)}")
     if needed.total <= free:
-        return Finding(name, True, f"{need}; {free / _GIB:.1f} GiB are free")
+        return Finding(name, True, f"{need}; {told_size(free)} are free")
     smaller = " ".join(plan.fitting(free)) or "no setting of this recipe"
-    return Finding(name, False, f"{need}; {free / _GIB:.1f} GiB are free, where this fits: {smaller}")
+    return Finding(name, False, f"{need}; {told_size(free)} are free, where this fits: {smaller}")
 
 
 def _weights(name: str, model: str) -> Finding:

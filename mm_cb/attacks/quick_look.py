@@ -13,6 +13,7 @@ from mm_cb.core import provenance
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.recipe_files import recipe_model, recipe_names
+from mm_cb.core.sizes import told_size
 from mm_cb.models.cache import absent_files, model_folder, weight_files
 from mm_cb.models.families import load_processor, read_config, skeleton
 from mm_cb.models.known import known_config
@@ -27,7 +28,6 @@ from mm_cb.training.recipes.recipe import load_recipe
 if TYPE_CHECKING:
     from mm_cb.models import ChatModel
 
-_GIB = 2**30
 _TOKENS, _LONGEST, _RANK = 4096, 1024, 16
 """Of a training pass, of the longest text of a row, of the adapter: as in the shipped recipes."""
 
@@ -195,16 +195,14 @@ def _training_words(model: ChatModel, name: str) -> list[str]:
 def _attacking(model: ChatModel, place: ModelPlace) -> tuple[bool, str]:
     found = estimate_attack(model, place.dtype)
     half = estimate_attack(model, "bfloat16")
-    each = f", and {found.each / _GIB:.1f} GiB for each further behaviour of --batch"
+    each = f", and {told_size(found.each)} for each further behaviour of --batch"
     return _verdict(found.fixed + found.each, place, each + _in_bfloat16(half.fixed + half.each, place))
 
 
 def _verdict(needed: float, place: ModelPlace, more: str) -> tuple[bool, str]:
     fits = needed <= place.free
-    return fits, (
-        f"about {needed / _GIB:.1f} GiB in {place.dtype}, {place.free / _GIB:.1f} GiB are free ({place.name}){more}"
-    )
+    return fits, (f"about {told_size(needed)} in {place.dtype}, {told_size(place.free)} are free ({place.name}){more}")
 
 
 def _in_bfloat16(needed: float, place: ModelPlace) -> str:
-    return "" if place.dtype == "bfloat16" else f"; about {needed / _GIB:.1f} GiB in bfloat16 on a GPU"
+    return "" if place.dtype == "bfloat16" else f"; about {told_size(needed)} in bfloat16 on a GPU"

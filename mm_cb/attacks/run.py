@@ -47,7 +47,7 @@ from mm_cb.metrics.holes import refuse_absent_outputs
 from mm_cb.metrics.results import Measurement, read_results
 from mm_cb.metrics.whole import unchanged_items
 from mm_cb.models import VisionModel
-from mm_cb.models.adapters import WEIGHTS, read_settings
+from mm_cb.models.adapters import WEIGHTS, read_settings, same_adapter
 
 
 @dataclass(frozen=True)
@@ -241,6 +241,12 @@ def _refuse(
         read_corpus(config.corpus)
     if config.surrogate is not None:
         read_settings(config.surrogate)
+        if source.adapter is not None and same_adapter(config.surrogate, Path(source.adapter)):
+            raise UserError(
+                f"`--surrogate` must be another breaker's adapter than the one under attack, got `{config.surrogate}`, "
+                "whose weights are those of `--adapter`: transfer would see what it is measured on; leave it out, or "
+                "train one from another seed."
+            )
     refuse_mismatch(config, names)
 
 

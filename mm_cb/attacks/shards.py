@@ -23,6 +23,7 @@ from mm_cb.metrics.whole import unchanged_items
 
 FOLDER = "shards"
 _NAME = re.compile(r"\d{4}-of-\d{4}")
+_DIGITS, _MOST = 4, 9_999
 _WAIT_SECONDS = 30.0
 """For whatever else may hold the run; each other shard that starts at the same moment may take a second more."""
 
@@ -45,8 +46,11 @@ class Shard:
             return launched(os.environ)
         index, _, count = text.partition("/")
         digits = text.isascii() and index.isdecimal() and count.isdecimal()
-        if not (digits and 1 <= int(index) <= int(count)):
-            raise UserError(f"`--shard` must be i/n with i in 1..n, such as 2/8; got `{text}`.")
+        if not digits or len(index) > _DIGITS or len(count) > _DIGITS or not 1 <= int(index) <= int(count):
+            raise UserError(
+                f"`--shard` must be i/n with i in 1..n, such as 2/8, and n at most {_MOST:,}: each part is a process, "
+                f"with a folder; got `{text:.40}`."
+            )
         return cls(int(index), int(count))
 
     def part(self, behaviors: Sequence[Behavior]) -> list[Behavior]:
@@ -86,7 +90,7 @@ def launched(environment: Mapping[str, str]) -> Shard:
             f"`--shard auto` must find a place among the processes, but {told} say {place + 1} of {count}; number a "
             "job array without gaps, or give i/n."
         )
-    return Shard(place + 1, count)
+    return Shard.parse(f"{place + 1}/{count}")
 
 
 def launched_device(device: str) -> str:

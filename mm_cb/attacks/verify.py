@@ -21,7 +21,7 @@ from mm_cb.attacks.verify_answers import AGAIN, Recorded, Verified, answers_agai
 from mm_cb.core.checked import read_json, read_record
 from mm_cb.core.closing import cut_path, say
 from mm_cb.core.errors import UserError
-from mm_cb.core.progress import Progress, console
+from mm_cb.core.progress import Progress, print_whole
 from mm_cb.core.reading import json_lines, shown
 from mm_cb.core.records import Item
 from mm_cb.core.runs import SCHEMA, read_run
@@ -252,7 +252,7 @@ def _show(rows: Sequence[Verified], unit: str, verdicts: str, same_arithmetic: b
     for row in rows:
         verdict, name = "; ".join(row.disagreements) or "agrees", cut_path(str(row.image), columns() - _NUMBERS)
         table.add_row(name, f"{row.epsilon}/255", f"{row.loss_recorded:.5f}", f"{row.loss_found:.5f}", verdict)
-    console().print(table)
+    print_whole(table)
     agree, others = sum(not row.disagreements for row in rows), sum(row.other_answer for row in rows)
     share = "" if dtype == "float32" else f" or {tolerance(100, dtype):.2g} %, whichever is more"
     say(f"{agree} of {len(rows)} {unit} agree ({dtype} losses to {TOLERANCE:g}{share}; epsilon exactly)")

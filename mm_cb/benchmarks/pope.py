@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 from mm_cb.benchmarks.base import Benchmark, Question, Score
 from mm_cb.benchmarks.settings import AskSettings, StoredAnswers, setting
@@ -14,9 +14,14 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.reading import shown
 from mm_cb.metrics.table import DETAIL, Metric
 
+if TYPE_CHECKING:
+    from mm_cb.benchmarks.rows import DataRow
+
 KINDS = ("random", "popular", "adversarial")
 """How the absent objects were chosen."""
 COUNTS = ("tp", "fp", "tn", "fn")
+_IDS = ("id", "questionid", "qid", "uid", "docid", "itemid", "sampleid", "queryid")
+"""Keys that say which question an answer is to, in lower case and of letters alone."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,23 @@ def strict_answer(text: str) -> str | None:
     answer = official_answer(text)
     said = answer == "no" or "yes" in re.findall(r"\w+", text.partition(".")[0].lower())
     return answer if said and not is_noise(text) else None
+
+
+def _refuse_another(row: DataRow, question: Question) -> None:
+    """Refuse an answer whose own words for its question, an id or a picture, are another question's."""
+    for key, value in row.values.items():
+        if re.sub("[^a-z]", "", key.lower()) in _IDS and str(value) not in (question.id, *question.id.split("/")[1:]):
+            raise UserError(
+                f"{row.where} has the `{key}` {shown(value)} where question `{question.id}` stands: give the answers "
+                "to these questions, in their order."
+            )
+    source = getattr(question.pictures[0], "source", None) if question.pictures else None
+    image = row.values.get("image")
+    if isinstance(source, Path) and isinstance(image, str) and PurePath(image).name != source.name:
+        raise UserError(
+            f"{row.where} is about the picture {shown(image)}, but that of question `{question.id}` is "
+            f"`{source.name}`; give the answers to these questions, in their order."
+        )
 
 
 def _score(label: str, answer: str | None) -> Score:
@@ -148,8 +170,8 @@ class Pope(Benchmark):
             if len(said) > 1 and said[0] != said[1] and " ".join(str(said[1]).split()).lower() != plain[1]:
                 raise UserError(f"{row.where}: `answer` and `text` must be one text, they differ; keep one.")
             answer = said[0] if said else None
-            named = str(row.values.get("question_id", question.id))
-            if not isinstance(answer, str) or named not in (question.id, question.id.rpartition("/")[2]):
+            _refuse_another(row, question)
+            if not isinstance(answer, str):
                 raise UserError(f"{row.where} must be the answer to question `{question.id}`, as a text.")
             answers[question.id] = answer
         return answers

@@ -76,6 +76,7 @@ def parquet_rows(files: Sequence[Path]) -> Iterable[DataRow]:
     import pyarrow.parquet
 
     for file in files:
+        reading.refuse_pipe(file, "Parquet file")
         try:
             rows = pyarrow.parquet.read_table(file).to_pylist()
         except (OSError, ValueError, KeyError, MemoryError) as e:

@@ -59,7 +59,7 @@ def show_rules(
     """
     from rich.table import Table
 
-    from mm_cb.core.progress import console
+    from mm_cb.core.progress import print_whole
 
     measured = read_results(folder / "results.json")
     table = Table(box=None, pad_edge=False)
@@ -74,7 +74,7 @@ def show_rules(
                      for n, c in zip(columns.values(), counts, strict=True)]  # fmt: skip
             value = number(first.value, missing)
             table.add_row(split, str(first.n), value, interval(first, link=link), strict, *shown)
-    console().print(table)
+    print_whole(table)
 
 
 def closing(folder: Path) -> list[str]:

@@ -104,9 +104,9 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = failures.INTERRUPTED
     except BaseException as e:
-        if signals.received() is None:
+        if signals.received() is None and not failures.was_interrupted(e):
             return failures.explain(e, arguments)
-        code = failures.INTERRUPTED  # by a signal, behind which more failed: its terminal may be gone
+        code = failures.INTERRUPTED  # behind which more failed: its terminal may be gone, an import half done
     if code == failures.INTERRUPTED:
         return failures.interrupted(arguments, signals.received())
     return code if isinstance(code, int) else 0

@@ -67,7 +67,7 @@ def show_run(folder: Path) -> None:
 def _table(run: RunFiles) -> None:
     from rich.table import Table
 
-    from mm_cb.core.progress import console
+    from mm_cb.core.progress import print_whole
     from mm_cb.metrics.table import WORST_CASE, WORST_GIVEN
     from mm_cb.report.labels import CONDITIONS, GIVEN, label
 
@@ -84,7 +84,7 @@ def _table(run: RunFiles) -> None:
     for condition in (WORST_CASE, *WORST_GIVEN) if len(counted) > 1 else ():
         if (m := found.get(condition)) is not None:
             table.add_row(label(CONDITIONS, condition), *_cells(m), "", "")
-    console().print(table)
+    print_whole(table)
 
 
 def _of(run: RunFiles, metric: str) -> list[Measurement]:

@@ -121,10 +121,10 @@ def check(
 def _recipe(what: list[str]) -> "Recipe | None":
     """The recipe that the arguments name, with its fields as `mm-cb train` takes them, if they name one."""
     from mm_cb.core.recipe_files import is_recipe_path, recipe_names
-    from mm_cb.training.recipes.recipe import load_recipe
+    from mm_cb.training.recipes.recipe import typed_recipe
 
     is_recipe = what[0] in recipe_names() or is_recipe_path(what[0])
-    return load_recipe(what[0], what[1:]) if is_recipe else None
+    return typed_recipe(what[0], what[1:]) if is_recipe else None
 
 
 def _limits(prompts: list[str], model: str | None, max_length: int, required: bool) -> "Limits":

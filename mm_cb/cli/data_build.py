@@ -150,13 +150,13 @@ def build_pairs(
 
     from mm_cb.core.endpoint import Endpoint
     from mm_cb.core.progress import Progress, console
-    from mm_cb.core.reading import read_text
+    from mm_cb.core.reading import read_plain
     from mm_cb.data import describe, pairs
     from mm_cb.data.contamination import read_tested_prompts
     from mm_cb.data.sources import Source
 
     chosen: Any = Source("pairs", set=set_).set  # type: ignore[arg-type]  # checked there
-    text = read_text(template, "template")
+    text = read_plain(template, "template")
     recipe = pairs.PairRecipe(describer, generator, text, chosen, limit, attempts, max_tokens, temperature, seed)
     prompts = [prompt for file in behaviors or [] for prompt in read_tested_prompts(file)]
     connect = partial(Endpoint, timeout=timeout, retries=retries, concurrency=concurrency)
@@ -247,13 +247,13 @@ def build_calls(
 
     from mm_cb.core.endpoint import Endpoint
     from mm_cb.core.progress import Progress, console
-    from mm_cb.core.reading import read_text
+    from mm_cb.core.reading import read_plain
     from mm_cb.data import built_calls
     from mm_cb.data.contamination import read_tested_prompts
     from mm_cb.data.sources import Source
 
     chosen: Any = Source("calls", set=set_).set  # type: ignore[arg-type]  # checked there
-    texts = read_text(request_template, "template"), read_text(call_template, "template")
+    texts = read_plain(request_template, "template"), read_plain(call_template, "template")
     names = requester, executor or requester
     recipe = built_calls.CallRecipe(
         *names, *texts, chosen, style, format_, limit, attempts, max_tokens, temperature, seed

@@ -8,6 +8,7 @@ import typer
 from mm_cb.cli.options import Device, Dtype, Out, Seed, number, option
 from mm_cb.core.closing import Hint, what_next
 from mm_cb.core.errors import UserError
+from mm_cb.core.limits import LIMITS
 
 EXAMPLE = "Example: mm-cb demo --out my-demo"
 _OUT = Path("mm-cb-demo")
@@ -47,6 +48,11 @@ def demo(
     is SmolLM2-135M-Instruct and cooking recipes stand in for harm; that needs the `gguf` extra and, once, a network.
     With --agents the miniature has tools and screens, and its forbidden calls are what a breaker is to stop.
     """
+    if (last := seed + rr_seeds - 1) > (most := int(LIMITS["seed"].most)):
+        raise UserError(
+            f"`--seeds {rr_seeds}` from `--seed {seed}` on ends at {last:,}, but {most:,} is the last seed "
+            f"({LIMITS['seed'].why}); give `--seed {most - rr_seeds + 1}` or a smaller one."
+        )
     if real or agents:
         given = {
             "--agents": real and agents,

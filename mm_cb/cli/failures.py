@@ -49,6 +49,16 @@ def interrupted(arguments: list[str], number: int | None = None) -> int:
     return INTERRUPTED if number is None else 128 + number
 
 
+def was_interrupted(error: BaseException) -> bool:
+    """Whether an error came of an interrupt: what was being imported or written may fail over it in its own words."""
+    chain: list[BaseException] = []
+    before: BaseException | None = error
+    while before is not None and before not in chain:
+        chain.append(before)
+        before = before.__cause__ or before.__context__
+    return any(isinstance(one, KeyboardInterrupt) for one in chain)
+
+
 def unprinted(error: OSError) -> int:
     """Say that what a command printed could not be written, though its work is done; returns the exit code."""
     _say(

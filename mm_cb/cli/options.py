@@ -12,7 +12,7 @@ from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.file_kinds import refuse_records
 from mm_cb.core.folding import is_blank
 from mm_cb.core.limits import LIMITS, OutOfRange
-from mm_cb.core.reading import read_text, unfit
+from mm_cb.core.reading import read_plain, unfit
 
 _MODEL, _RUN = "Model and data", "Run"
 """Headings of --help."""
@@ -223,7 +223,7 @@ def read_system(path: Path | None) -> str | None:
     """
     if path is None:
         return None
-    text = read_text(path, "text of `--system`").strip()
+    text = read_plain(path, "text of `--system`").strip()
     refuse_records(text, str(path), "the text of `--system`", by_line=False)
     if is_blank(text):
         raise UserError(f"`--system` must hold a text, but `{path}` is empty.")

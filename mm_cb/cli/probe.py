@@ -44,7 +44,7 @@ def probe(
         raise unknown("kind of probe", kind, KINDS)
     if refusal is not None and is_blank(refusal):
         raise UserError("`--refusal` must be a text that is not empty.")
-    from mm_cb.training.recipes.recipe import load_recipe
+    from mm_cb.training.recipes.recipe import typed_recipe
 
     chosen: Any = kind
     for key in (change.partition("=")[0].strip() for change in overrides or ()):
@@ -52,7 +52,7 @@ def probe(
             raise UserError(
                 f"`mm-cb probe` does not read `{key}`: leave it out; of a recipe it reads {', '.join(READ)}."
             )
-    read = load_recipe(recipe, overrides or [])
+    read = typed_recipe(recipe, overrides or [])
     from mm_cb.core.progress import Progress
     from mm_cb.training.probe import ProbeSettings, train_probe
 

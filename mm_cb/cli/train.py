@@ -77,21 +77,10 @@ def train(
 
         short.append(f"circuit_breaker.loss={chosen_loss(loss).name}")
     changes = [*(overrides or []), *short]
-    _refuse_repeated(changes)
     if dry_run:
         _show_plan(recipe, changes)
     else:
         _train_recipe(recipe, changes, out, allow_stuck)
-
-
-def _refuse_repeated(changes: Sequence[str]) -> None:
-    """Refuse two values of one field, or a field whose whole group is given behind it: the last would count."""
-    keys = [change.partition("=")[0].strip() for change in changes]
-    for place, key in enumerate(keys):
-        if key in keys[:place]:
-            raise UserError(f"`{key}` is given more than once, `{changes[place]}` the last time: leave one of them.")
-        if before := [one for one in changes[:place] if one.startswith(f"{key}.")]:
-            raise UserError(f"`{changes[place]}` sets all of `{key}`: give it in front of `{before[0]}`.")
 
 
 def _print(list_: bool, fields: bool, show: str | None) -> None:
@@ -139,9 +128,9 @@ def _train_recipe(name_or_path: str, overrides: Sequence[str], out: Path | None,
     Raises:
         UserError: If the run did not take hold; its adapter is written.
     """
-    from mm_cb.training.recipes.recipe import load_recipe
+    from mm_cb.training.recipes.recipe import typed_recipe
 
-    recipe = load_recipe(name_or_path, overrides)
+    recipe = typed_recipe(name_or_path, overrides)
     out = Path("runs") / safe_id(recipe.name) if out is None else out
     refuse_inside_weights(out, [recipe.model])
     from mm_cb.core.progress import Progress
@@ -224,7 +213,7 @@ def _show_held_out(recipe: "Recipe", records: "Sequence[JsonObject]") -> None:
         return
     from rich.table import Table
 
-    from mm_cb.core.progress import console
+    from mm_cb.core.progress import print_whole
     from mm_cb.training.outcome import KEPT, WHAT_COSINE_SAYS
     from mm_cb.training.registry import loss_entry
 
@@ -237,7 +226,7 @@ def _show_held_out(recipe: "Recipe", records: "Sequence[JsonObject]") -> None:
         title = f"{name.replace('_', ' ')}: {hold.measure.replace('_', ' ')} to base"
         met = "met" if hold.holds(last) else "NOT met"
         table.add_row(title, f"{first:.3f}", f"{last:.3f}", hold.expected, met)
-    console().print(table)
+    print_whole(table)
     say(WHAT_COSINE_SAYS)
 
 
@@ -245,9 +234,9 @@ def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
     """Print as comments what a recipe would do and how it would start, and below them the resolved recipe as YAML."""
     import yaml
 
-    from mm_cb.training.recipes.recipe import load_recipe
+    from mm_cb.training.recipes.recipe import typed_recipe
 
-    recipe = load_recipe(name_or_path, overrides)
+    recipe = typed_recipe(name_or_path, overrides)
     from mm_cb.training.planning.plan import make_plan
 
     plan = make_plan(recipe)

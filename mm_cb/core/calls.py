@@ -20,6 +20,8 @@ _LLAMA = re.compile(r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"(?:name|parameter
 _LLAMA_TAGS = re.compile(r"<\|(?:python_tag|eom_id|eot_id)\|>")
 _BETWEEN = re.compile(r"[\s;,\[\]]*")
 _MISTRAL = re.compile(r'\[TOOL_CALLS\]\s*|(?=\[\s*\{\s*"(?:name|arguments|id)"\s*:)')
+_MISTRAL_TAG = "[TOOL_CALLS]"
+_MISTRAL_CALL = re.compile(rf'{re.escape(_MISTRAL_TAG)}|\{{\s*"(?:name|arguments|id)"\s*:')
 _MISTRAL_NEXT = re.compile(r"\s*([,\]]|\Z)")
 _BLANK = re.compile(r"\s*")
 _DEEPEST = 100
@@ -127,15 +129,21 @@ def json_at(text: str, place: int) -> tuple[Any, int]:
     try:
         value, end = _DECODER.raw_decode(text, begin.end())
     except (ValueError, RecursionError) as error:
-        broken = NotCalls(f"a call's JSON is broken: {str(error)[:80]}")
-        broken.within = _read_to(text, getattr(error, "pos", place))
-        raise broken from error
+        told = f"a call's JSON is broken: {str(error)[:80]}"
+        raise _up_to(told, _read_to(text, getattr(error, "pos", place))) from error
     level = [value]
     for _ in range(_DEEPEST):
         level = [held for one in level if isinstance(one, list | dict) for held in _held(one)]
     if level:
-        raise NotCalls("a call's JSON is nested too deep")
+        raise _up_to("a call's JSON is nested too deep", end)
     return value, end
+
+
+def _up_to(told: str, place: int) -> NotCalls:
+    """The error for what is broken up to a place."""
+    broken = NotCalls(told)
+    broken.within = place
+    return broken
 
 
 def _read_to(text: str, place: int) -> int:
@@ -197,17 +205,28 @@ def _llama_block(begun: re.Match[str]) -> Iterator[tuple[Any, int]]:
 
 
 def _mistral_block(begun: re.Match[str]) -> Iterator[tuple[Any, int]]:
-    """One by one: what is whole in a list that is cut off is a call."""
-    text, place, mark = begun.string, begun.end(), "["
+    """One by one: what is whole in a list that is cut off, or broken in its middle, is a call."""
+    text, place, mark, broken = begun.string, begun.end(), "[", None
     if not text.startswith(mark, place):
         raise NotCalls("behind `[TOOL_CALLS]` must stand a list of calls")
     place += 1
     while mark != "]":
-        value, end = json_at(text, place)
-        if (follows := _MISTRAL_NEXT.match(text, end)) is None:
-            raise NotCalls("behind a call in a list stands neither another nor the list's end")
+        try:
+            value, end = json_at(text, place)
+            if (follows := _MISTRAL_NEXT.match(text, end)) is None:
+                raise _up_to("behind a call in a list stands neither another nor the list's end", end)
+        except NotCalls as error:
+            broken = broken or error
+            place = broken.within = max(place + 1, error.within)
+            behind = _MISTRAL_CALL.search(text, place)
+            if behind is None or behind[0] == _MISTRAL_TAG:
+                break
+            place = behind.start()
+            continue
         mark, place = follows[1], follows.end()
         yield value, place
+    if broken is not None:
+        raise broken
 
 
 def _call(value: Any, key: str) -> Call:

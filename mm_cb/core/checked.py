@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import jsonl_lines
-from mm_cb.core.reading import TextFault, decode, loads
+from mm_cb.core.reading import TextFault, decode, is_there, loads
 
 T = TypeVar("T")
 _LARGEST = 2**63
@@ -32,7 +32,7 @@ def read_record(path: Path, kind: type[T]) -> T:
     Raises:
         UserError: If there is no such file, or it holds something else; names the file.
     """
-    if not path.is_file():
+    if not is_there(path):
         raise UserError(f"`{path}` must be a file with a JSON object, there is none.")
     return checked(read_json(path), kind, f"`{path}`")
 
@@ -52,13 +52,13 @@ def read_list(path: Path, kind: type[T]) -> list[T]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; None where there is no file.
+    """The content of a JSON file; None where nothing is there.
 
     Raises:
-        UserError: If it cannot be read.
+        UserError: If it cannot be read, or is no file.
     """
     try:
-        return loads(decode(path.read_bytes()), any_text=True) if path.is_file() else None
+        return loads(decode(path.read_bytes()), any_text=True) if is_there(path) else None
     except (OSError, TextFault) as e:
         place = f" in line {e.line}" if isinstance(e, TextFault) else ""
         raise UserError(f"`{path}` must be readable JSON, got{place}: {e}; repeat the step that writes it.") from e

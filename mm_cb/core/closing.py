@@ -33,11 +33,13 @@ def here(path: str | Path) -> str:
         below = os.path.relpath(os.path.abspath(path))
     except FileNotFoundError:  # the working directory was deleted meanwhile
         return str(path)
-    return str(path) if below.startswith(os.pardir) else below
+    named = str(path) if below.startswith(os.pardir) else below
+    return f"./{named}" if named.startswith("-") else named  # else it would be read as a flag
 
 
 def cut(name: str, most: int) -> str:
-    """A name of at most so many characters, cut in the middle: beginnings and ends of ids tell them apart."""
+    """A name of at most so many characters, eight at least, cut in the middle: ends of ids tell them apart."""
+    most = max(8, most)
     if len(name) <= most:
         return name
     kept = most - 2
@@ -47,7 +49,7 @@ def cut(name: str, most: int) -> str:
 def cut_path(path: str, most: int) -> str:
     """A picture's path in its run: the file whole, its folder, which is a behaviour's, cut in the middle."""
     folder, slash, file = path.removeprefix("images/").rpartition("/")
-    return f"{cut(folder, max(8, most - len(file) - 1))}{slash}{file}" if slash else cut(path, most)
+    return f"{cut(folder, most - len(file) - 1)}{slash}{file}" if slash else cut(path, most)
 
 
 def say(text: str, indent: str = "") -> None:
@@ -115,6 +117,11 @@ def shell(text: str, indent: str = _INDENT, first: str | None = None) -> str:
         else:
             lines[-1] += f" {piece}"
     return "\n".join(lines)
+
+
+def typed(path: str | Path) -> str:
+    """A path inside a command that stands in a sentence."""
+    return shlex.quote(here(path))
 
 
 def base_folder(folder: Path) -> str:

@@ -50,7 +50,7 @@ def but_is(folder: str | Path) -> str:
 def _content(file: Path) -> JsonObject:
     """The JSON object in a file; an empty one where there is none."""
     try:
-        content: Any = json.loads(file.read_bytes())
+        content: Any = json.loads(file.read_bytes()) if file.is_file() else None
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

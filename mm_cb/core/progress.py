@@ -7,14 +7,18 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Table
 from rich.text import Text
 
 from mm_cb.core.terminal import QuietFile, printable
 
 _PLAIN_SECONDS = 5.0
 _DAY = 86_400.0
+_ANY = 10_000
+"""Columns that any table fits into."""
 _MEASURED = 2
 """Calls of `Task.advance` before its estimate is believed: the first one may hold what happens only once."""
 
@@ -34,6 +38,17 @@ def console(file: TextIO | None = None) -> Console:
     """
     target: Any = QuietFile(sys.stdout if file is None else file)
     return _SafeConsole(file=target, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def print_whole(table: Table, out: Console | None = None) -> None:
+    """Print a table of which nothing is cut off: words are folded, and a narrower terminal wraps its lines."""
+    out = console() if out is None else out
+    for column in table.columns:
+        column.overflow = "fold"
+    least, width = Measurement.get(out, out.options.update(max_width=_ANY), table).minimum, out.width
+    out.width = max(width, least)
+    out.print(table)
+    out.width = width
 
 
 class CountedWork:

@@ -7,14 +7,17 @@ import operator
 import re
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 _STRIPPED = "`\n "
 _LONGEST = 10_000
 """Bits of a whole number, and elements of a text or list, that a product in an answer may come to."""
-_CLOSES = 40
-"""Closing brackets at which a call in a text is tried to end."""
+_DEEPEST = 100
+"""Brackets within brackets of a call in a text; Python itself reads no more than twice as many."""
+_PARTS = re.compile(
+    r"""(?s:'{3}(?:\\.|[^\\])*?'{3}|"{3}(?:\\.|[^\\])*?"{3})|'(?:\\(?s:.)|[^'\\\n])*'|"(?:\\(?s:.)|[^"\\\n])*"|[()\[\]{}]"""
+)
+"""Texts, whose brackets are none, and brackets."""
 _SUMS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -90,18 +93,25 @@ def within(text: str, names: Collection[str]) -> list[Call]:
     calls: list[Call] = []
     place, broken = 0, False
     while begun := begins.search(text, place):
-        place, found = begun.end(), False
-        for close in islice(re.finditer(r"\)", text[begun.end() :]), _CLOSES):
-            try:
-                calls += read(text[begun.start() : begun.end() + close.end()])
-            except NotCalls:
-                continue
-            place, found = begun.end() + close.end(), True
-            break
-        broken = broken or not found
+        place, end = begun.end(), _closed(text, begun.end())
+        try:
+            calls += read(text[begun.start() : end]) if end else []
+        except NotCalls:
+            end = None
+        broken, place = broken or not end, end or place
     if broken and not calls:
         raise NotCalls("a call is begun and cannot be read")
     return calls
+
+
+def _closed(text: str, place: int) -> int | None:
+    """Where the bracket that opens in front of a place is closed; None where it is not, or too many open inside it."""
+    depth = 1
+    for part in _PARTS.finditer(text, place):
+        depth += (part[0] in "([{") - (part[0] in ")]}")
+        if not 0 < depth <= _DEEPEST:
+            return None if depth else part.end()
+    return None
 
 
 def write(calls: Sequence[Call]) -> str:

@@ -83,6 +83,20 @@ def read_text(path: Path, what: str = "text") -> str:
         raise UserError(f"{path}:{fault.line}: {fault}") from fault
 
 
+def read_plain(path: Path, what: str) -> str:
+    """The text of a file that people write, its lines ended by line feeds, whatever ended them (Windows: two bytes).
+
+    Raises:
+        UserError: As `read_text`.
+    """
+    return plain_lines(read_text(path, what))
+
+
+def plain_lines(text: str) -> str:
+    """Text whose lines end with a line feed, as Python reads it."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def file_bytes(path: Path, what: str = "input") -> bytes:
     """The bytes of a file.
 
@@ -102,8 +116,32 @@ def refuse_pipe(path: Path, what: str = "input") -> None:
         OSError: If nothing is there.
     """
     if stat.S_IFMT(mode := os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
-        kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
         raise UserError(f"the {what} `{path}` must be a file, which is read more than once, it is {kind}.")
+
+
+def is_there(path: Path, what: str = "file") -> bool:
+    """Whether a file that need not be there is; what stands in its place is not passed over as if nothing did.
+
+    Raises:
+        UserError: If it is a pipe, a device, a folder, a link that leads nowhere, or may not be read.
+    """
+    came = None
+    try:
+        refuse_pipe(path, what)
+        if os.path.isdir(path):
+            came = "a folder"
+        elif not os.access(path, os.R_OK):
+            came = "one that may not be read"
+    except (FileNotFoundError, NotADirectoryError):
+        if not os.path.islink(path):
+            return False
+        came = "a link that leads nowhere"
+    except (OSError, ValueError) as error:
+        came = f"out of reach: {getattr(error, 'strerror', None) or error}"
+    if came:
+        raise UserError(f"the {what} `{path}` must be a file, it is {came}; put the file there, or take it away.")
+    return True
 
 
 def decode(content: bytes) -> str:

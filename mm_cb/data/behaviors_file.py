@@ -20,6 +20,7 @@ from mm_cb.core.names import Ids, refuse_alike
 from mm_cb.core.provenance import available_memory_bytes
 from mm_cb.core.reading import Line, json_lines, label_of, refuse_replaced, refuse_typos, shown
 from mm_cb.core.records import JsonObject, Message
+from mm_cb.core.sizes import told_size
 from mm_cb.data.alike import content_of, once_each, repeats_note
 from mm_cb.data.pictures import open_picture, path_inside
 from mm_cb.data.target_calls import CALL, OPENING, TOOLS, TargetCall, read_shown_tools, read_target_call
@@ -259,8 +260,8 @@ def refuse_too_large(behaviors: Sequence[Behavior], batch: int) -> None:
         needed = 3 * width * height * 4 * (_COPIES_ONCE + together * _COPIES)
         if needed > available:
             raise UserError(
-                f"picture `{files[0]}` ({width} x {height}) needs about {needed / 2**30:.1f} GiB in a batch of "
-                f"{together}, {available / 2**30:.1f} GiB of memory are free. Make it smaller, or set `--batch 1`."
+                f"picture `{files[0]}` ({width} x {height}) needs about {told_size(needed)} in a batch of "
+                f"{together}, {told_size(available)} of memory are free. Make it smaller, or set `--batch 1`."
             )
 
 

@@ -9,7 +9,7 @@ from mm_cb.core.file_kinds import refuse_records
 from mm_cb.core.files import dumps
 from mm_cb.core.folding import is_blank
 from mm_cb.core.paths import safe_id
-from mm_cb.core.reading import json_lines, read_text, unfit_in_file
+from mm_cb.core.reading import json_lines, read_plain, unfit_in_file
 from mm_cb.data.behaviors import write_set
 from mm_cb.data.behaviors_file import read_behaviors
 
@@ -58,7 +58,7 @@ def read_targets(path: Path) -> list[str]:
     Raises:
         UserError: If the file cannot be read or holds none.
     """
-    text = read_text(path, "targets")
+    text = read_plain(path, "targets")
     refuse_records(text, str(path), "a harmless target a line,")
     targets = [line.strip() for line in text.split("\n") if not is_blank(line)]
     for number, target in enumerate(targets, start=1):

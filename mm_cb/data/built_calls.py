@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ from mm_cb.core.files import text_sha256, write_jsonl
 from mm_cb.core.reading import json_lines, unfit
 from mm_cb.core.records import JsonObject, Message
 from mm_cb.core.runs import RunDirectory
+from mm_cb.core.slots import refuse_other_braces
 from mm_cb.data.asked import Failures, Stage, refuse_numbers, until_fit
 from mm_cb.data.contamination import Contamination
 from mm_cb.data.examples import SetName
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from mm_cb.core.progress import Progress
 
 FUNCTIONS, REQUEST = "{functions}", "{request}"
+_SLOTS = re.compile(r"\{(?:functions|request)\}")
 THRESHOLD = 0.1
 """BLEU above which a request is too close to one that is evaluated: the paper's, of function calls."""
 STYLES = ("tools", "prompt")
@@ -74,8 +77,11 @@ class CallRecipe:
             ("request template", self.request_template, [FUNCTIONS]),
             ("call template", self.call_template, [FUNCTIONS, REQUEST]),
         ):
+            refuse_other_braces(text, (FUNCTIONS[1:-1], REQUEST[1:-1]), f"the {what}")
             if lacking := [slot for slot in slots if slot not in text]:
                 raise UserError(f"the {what} must hold {lacking[0]} where that goes, it does not.")
+        if REQUEST in self.request_template:
+            raise UserError(f"the request template must not hold {REQUEST}: there is none yet; take it out.")
 
 
 @dataclass
@@ -230,8 +236,8 @@ def _stage(name: str, journal: Path, recipe: CallRecipe) -> Stage:
 
 
 def _filled(template: str, tools: Sequence[JsonObject], request: str = "") -> list[Message]:
-    before, slot, behind = template.replace(FUNCTIONS, _written(tools)).partition(REQUEST)
-    return [{"role": "user", "content": before + (request if slot else "") + behind.replace(REQUEST, request)}]
+    filled = {FUNCTIONS: _written(tools), REQUEST: request}
+    return [{"role": "user", "content": _SLOTS.sub(lambda place: filled[place[0]], template)}]
 
 
 def _written(tools: Sequence[JsonObject]) -> str:

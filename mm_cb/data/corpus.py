@@ -7,7 +7,7 @@ from pathlib import Path
 from mm_cb.core.errors import UserError
 from mm_cb.core.file_kinds import CORPUS, refuse_items, refuse_records
 from mm_cb.core.folding import is_blank
-from mm_cb.core.reading import json_lines, read_text, refuse_replaced, refuse_typos, shown, unfit_in_file
+from mm_cb.core.reading import json_lines, read_plain, refuse_replaced, refuse_typos, shown, unfit_in_file
 from mm_cb.data.behaviors_file import Behavior
 
 _KINDS = (".txt", ".jsonl")
@@ -37,7 +37,7 @@ def read_corpus(path: Path) -> list[Behavior]:
 
 def _lines(path: Path) -> list[Behavior]:
     rows = []
-    content = read_text(path, "corpus")
+    content = read_plain(path, "corpus")
     refuse_records(content, str(path), "a target a line,")
     for number, line in enumerate(content.split("\n"), start=1):
         if is_blank(text := line.strip()):

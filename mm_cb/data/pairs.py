@@ -17,6 +17,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.files import append_jsonl, file_sha256, text_sha256, write_bytes, write_jsonl
 from mm_cb.core.records import Message
 from mm_cb.core.runs import RunDirectory
+from mm_cb.core.slots import refuse_other_braces
 from mm_cb.data.asked import Failures, Stage, refuse_numbers, until_fit
 from mm_cb.data.contamination import Contamination
 from mm_cb.data.examples import SetName
@@ -57,6 +58,7 @@ class PairRecipe:
             UserError: If the template has no place for the description, or a number is out of range.
         """
         refuse_numbers(self)
+        refuse_other_braces(self.template, (SLOT[1:-1],), "the template")
         if SLOT not in self.template:
             raise UserError(f"the template must hold {SLOT} where the description of a picture goes, it does not.")
 

@@ -93,13 +93,14 @@ class LanguageModel:
         """
         from jinja2 import TemplateError
 
-        from mm_cb.models.templates import check_text_template
+        from mm_cb.models.templates import check_text_template, refuse_rewritten
 
         check_text_template(self.tokenizer, Path(self.tokenizer.name_or_path))
         try:
             text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except (TemplateError, TypeError, ArithmeticError) as e:
             raise UserError(f"the judge's chat template cannot write its prompt: {e}") from e
+        refuse_rewritten(messages, str(text))
         return str(text)
 
     @torch.no_grad()

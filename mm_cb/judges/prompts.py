@@ -11,7 +11,8 @@ from pathlib import Path
 
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
-from mm_cb.core.reading import read_text
+from mm_cb.core.reading import file_bytes, plain_lines, read_plain
+from mm_cb.core.slots import refuse_other_braces
 
 CARD = "README.md"
 _ASSIGNED = re.compile(r"^\s*(\w*PROMPT\w*)\s*=\s*(?=[\[{(\"'rRuU])", re.MULTILINE)
@@ -32,7 +33,7 @@ def read_card(model: str) -> str:
     """
     folder = Path(model) if Path(model).is_dir() else hub.fetch(model, [CARD])
     try:
-        return (folder / CARD).read_text(encoding="utf-8")
+        return plain_lines(file_bytes(folder / CARD, "model card").decode("utf-8"))
     except (OSError, ValueError) as e:
         raise UserError(
             f"the judge's prompt is read from the card of `{model}`, which cannot be had: {str(e).rstrip('. ')}; give "
@@ -81,15 +82,16 @@ def read_template(path: Path) -> str:
     Raises:
         UserError: If the file cannot be read, or names a field that does not exist or no completion.
     """
-    return check_judge_template(read_text(path, "prompt template"), str(path))
+    return check_judge_template(read_plain(path, "prompt template"), str(path))
 
 
 def check_judge_template(template: str, where: str) -> str:
     """The template, if its fields can be filled.
 
     Raises:
-        UserError: If it names an unknown field, or no completion.
+        UserError: If it names an unknown field, or no completion, or doubles its braces.
     """
+    refuse_other_braces(template, _FIELDS, f"{where}: the prompt")
     fields = set(_FIELD.findall(template))
     if unknown := sorted(fields - _FIELDS.keys()):
         raise UserError(f"{where}: unknown field {{{unknown[0]}}} in the prompt; valid: {', '.join(sorted(_FIELDS))}.")

@@ -14,7 +14,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.files import jsonl_lines
 from mm_cb.core.paths import safe_id
 from mm_cb.core.progress import Progress
-from mm_cb.core.reading import decode, loads, shown
+from mm_cb.core.reading import decode, file_bytes, is_there, loads, shown
 from mm_cb.core.records import Candidate, Item, Run
 from mm_cb.core.runs import append_jsonl, read_jsonl, write_json, write_jsonl
 from mm_cb.core.thoughts import served_as
@@ -75,7 +75,7 @@ def refuse_other_source(folder: Path, judge: Judge) -> None:
     """
     path = folder / f"{safe_id(judge.name)}.json"
     source = json.loads(json.dumps({"judge": judge.name, "source": dict(judge.source)}, default=str))
-    if path.is_file() and _source_in(path) != source and _verdicts_in(path.with_suffix(".jsonl")):
+    if is_there(path) and _source_in(path) != source and _verdicts_in(path.with_suffix(".jsonl")):
         raise UserError(
             f"`{path}` says that `{judge.name}` judged here with another model, prompt or labels, or by another "
             "version of a file of yours; delete it and its .jsonl to judge anew."
@@ -91,11 +91,11 @@ def note_source(run_dir: Path, judge: Judge) -> None:
 def source_of(run_dir: Path, name: str) -> Mapping[str, Any] | None:
     """What decided the verdicts that a judge left in a run, empty where that is lost; None where it left none there."""
     path = run_dir / FOLDER / f"{safe_id(name)}.json"
-    if not path.is_file():
+    if not is_there(path):
         if path.with_suffix(".jsonl").is_file():
             return {}
         path = run_dir / FROM_THE_START
-        if not path.is_file():
+        if not is_there(path):
             return None
     content = _source_in(path)
     if path.name == FROM_THE_START and not (isinstance(content, dict) and content.get("judge") == name):
@@ -106,7 +106,7 @@ def source_of(run_dir: Path, name: str) -> Mapping[str, Any] | None:
 
 def _source_in(path: Path) -> Any:
     try:
-        return loads(decode(path.read_bytes()), any_text=True)
+        return loads(decode(file_bytes(path)), any_text=True)
     except ValueError:
         return None  # damaged: nobody knows which judge the verdicts are from
 

@@ -9,6 +9,7 @@ import numpy as np
 from mm_cb.core.checked import read_list
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
+from mm_cb.core.reading import file_bytes
 from mm_cb.core.records import Candidate, Curve, Item, JsonObject, Run
 from mm_cb.core.runs import read_run
 from mm_cb.data.pictures import file_inside, open_picture
@@ -121,7 +122,7 @@ def _swapped(folder: Path, item: Item) -> Iterable[str]:
 
 def _json(path: Path) -> JsonObject:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(file_bytes(path))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

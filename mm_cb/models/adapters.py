@@ -20,7 +20,7 @@ from mm_cb.core.files import file_sha256
 from mm_cb.core.folders import but_is
 from mm_cb.core.hub import repository_of
 from mm_cb.core.paths import refuse_unusable
-from mm_cb.core.reading import json_file
+from mm_cb.core.reading import is_there, json_file
 from mm_cb.core.records import JsonObject
 from mm_cb.core.seal import seal_of
 from mm_cb.core.weights import refuse_cut
@@ -37,6 +37,8 @@ _UNDERSTOOD = (
     *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "init_lora_weights"),
 )
 """Nothing but A and B on linear layers, which can be switched off, scaled and merged."""
+_HALF = 2**-7
+"""Beyond the relative error of any type here."""
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """Numbers of 8 bits are another thing without their scales."""
 _STARTS = (True, False, "gaussian", "orthogonal")
@@ -92,7 +94,7 @@ def read_settings(folder: Path) -> LoraConfig:
         UserError: Naming the file and the field.
     """
     refuse_unusable(folder, "adapter")
-    if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
+    if not all([is_there(folder / name, "adapter's file") for name in (SETTINGS, WEIGHTS)]):
         raise UserError(
             f"`{folder}` is not an adapter: expected a folder with {SETTINGS} and {WEIGHTS}{but_is(folder)}."
         )
@@ -136,6 +138,22 @@ def _settings_sha256(fields: JsonObject) -> str:
 def own_hashes(folder: Path) -> dict[str, str]:
     """File of an adapter → the hash that `read_settings` and `read_tensors` find as long as nobody changes it."""
     return {SETTINGS: _settings_sha256(_fields(folder)), WEIGHTS: file_sha256(folder / WEIGHTS)}
+
+
+def same_adapter(one: Path, other: Path) -> bool:
+    """Whether two folders hold one adapter's weights, as files or, stored in other words or half precision, as numbers.
+
+    Raises:
+        UserError: As `read_settings` and `read_tensors`.
+    """
+    read_settings(other)
+    if file_sha256(one / WEIGHTS) == file_sha256(other / WEIGHTS):
+        return True
+    mine, yours = read_tensors(one), read_tensors(other)
+    return mine.keys() == yours.keys() and all(
+        held.shape == yours[name].shape and torch.allclose(held.float(), yours[name].float(), rtol=_HALF, atol=0)
+        for name, held in mine.items()
+    )
 
 
 def _check_numbers(file: Path, fields: JsonObject) -> None:

@@ -9,7 +9,7 @@ from mm_cb.core.checked import checked, read_json
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import refuse_unusable
-from mm_cb.core.reading import refuse_pipe, shown, unfit
+from mm_cb.core.reading import is_there, refuse_pipe, shown, unfit
 from mm_cb.core.weights import refuse_cut
 
 _CONFIG, _INDEX, _SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -44,8 +44,11 @@ def model_folder(name_or_path: str | Path, *, weights: bool = False) -> Path:
     refuse_unusable(folder, "model")
     _refuse_other_formats(folder)
     if folder.is_dir():
-        for file in (file for file in folder.iterdir() if file.exists()):
-            refuse_pipe(file, "file of a model")
+        for file in sorted(folder.iterdir()):
+            if any(file.match(pattern) for pattern in (*_DESCRIPTION, "*.safetensors")):
+                is_there(file, "file of a model")
+            elif file.exists():
+                refuse_pipe(file, "file of a model")
         if weights and not (folder / _SINGLE).is_file() and (folder / _INDEX).is_file():
             _shards(folder / _INDEX)
         return folder

@@ -158,7 +158,7 @@ def render_chat(
     stand_ins.append(turns.stand_in(messages[-1]))
     shown = {"tools": list(tools)} if tools else {}
     try:
-        template = _by_template(processor, stand_ins, dialect, shown)
+        template = by_template(processor, stand_ins, dialect, shown)
         if not close_turn and messages[-1]["role"] == "assistant" and len(messages) > 1 and not dialect.prompts_open:
             asked = processor.apply_chat_template(
                 stand_ins[:-1], tokenize=False, add_generation_prompt=True, **dialect.settings, **shown
@@ -228,7 +228,7 @@ def _template_of(tokenizer: Any) -> str:
     return f"`{getattr(tokenizer, 'name_or_path', '') or 'the model'}`"
 
 
-def _by_template(processor: Any, messages: Sequence[Message], dialect: Dialect, shown: Mapping[str, Any]) -> str:
+def by_template(processor: Any, messages: Sequence[Message], dialect: Dialect, shown: Mapping[str, Any]) -> str:
     """The chat as the template writes it."""
     asked = messages[-1]["role"] in ("user", "tool")
     behind = dialect.prompts_open and not asked and "tool_calls" not in messages[-1]

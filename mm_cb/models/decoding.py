@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import GenerationConfig, PretrainedConfig
 
 from mm_cb.core.errors import UserError
-from mm_cb.core.reading import json_file
+from mm_cb.core.reading import is_there, json_file
 from mm_cb.core.thoughts import MARKS, AnswerText, has_thought
 from mm_cb.models.laws import CONFIG
 
@@ -39,7 +39,7 @@ def generation_config(folder: Path, config: Any) -> GenerationConfig | None:
     if strays := _strays(folder, config):
         _name_ignored(folder / CONFIG, "no setting of decoding is read", tuple(sorted(strays)))
     file = folder / FILE
-    if not file.is_file():
+    if not is_there(file):
         return None
     fields = json_file(file, dict, "a JSON object")
     ends = fields.get("eos_token_id")

@@ -22,6 +22,7 @@ from mm_cb.core.checked import read_record
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.files import file_sha256, give_usual_modes, write_json
 from mm_cb.core.folders import but_is
+from mm_cb.core.reading import is_there
 from mm_cb.core.seal import refuse_changed, sealed
 from mm_cb.core.weights import refuse_cut
 from mm_cb.models.adapters import WEIGHTS as ADAPTER_WEIGHTS
@@ -184,7 +185,7 @@ def load_probe(folder: Path, model: "ChatModel", adapter: str | Path | None) -> 
     Raises:
         UserError: If it is no probe, damaged, or one of another model or adapter.
     """
-    if not (folder / FILE).is_file():
+    if not is_there(folder / FILE):
         raise UserError(f"`{folder}` must be what `mm-cb probe` wrote, but it holds no {FILE}{but_is(folder)}.")
     told = read_record(folder / FILE, ProbeFile)
     refuse_changed(told, f"`{folder / FILE}`", needed="weights_sha256" in told)

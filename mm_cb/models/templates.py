@@ -11,7 +11,7 @@ from typing import Any
 
 from mm_cb.core.errors import UserError
 from mm_cb.models.base import ChatModel
-from mm_cb.models.chat import ANSWER, Message, chat
+from mm_cb.models.chat import ANSWER, Message, by_template, chat
 from mm_cb.models.tools import PROBE
 
 SECONDS, CHARACTERS = 10, 1_000_000
@@ -24,6 +24,14 @@ _DAY = {
 """The day that Llama 3's templates name where they are told none, at midnight."""
 _MEMORY = 4 * 2**30
 _ASKED = "question"
+_TEXT = (
+    'It\'s "A b":  C & d <x> {y} [z] 1/2, \N{LATIN SMALL LETTER E WITH ACUTE}!\n\n\tWhy? '
+    + "words And Words " * 300
+    + "end."
+)
+_SAID = f"Because. {_TEXT[::-1].strip()} So."
+_SYSTEM = f"Be told: {_TEXT} Now."
+"""Texts with what a template may fold, escape or cut."""
 _CHILD = """
 import importlib.util, json, re, resource, sys, types
 from jinja2 import nodes
@@ -101,6 +109,37 @@ def check_template(model: ChatModel, folder: Path) -> None:
         written = model.prompt(_ASKED, has_image=bool(images), completion=said)
         if (token := model.dialect.image_token) and written.count(token) != images:
             raise _unusable(folder, f"it writes `{token}` {written.count(token)} times for {images or 'no'} picture")
+    for system in (None, _SYSTEM):
+        _refuse_rewriting(model, chat(_TEXT, images=0, system=system, completion=_SAID), folder)
+
+
+def _refuse_rewriting(model: ChatModel, messages: Sequence[Message], folder: Path) -> None:
+    """Refuse a template that changes texts beyond blanks at their ends: ours are put in as they are, see `render_chat`.
+
+    A chat that it cannot write is told where one is asked for: many have no system turn.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        written = by_template(model.processor, messages, model.dialect, {})
+    except (TemplateError, TypeError, ArithmeticError):
+        return
+    texts = {message["role"]: message["content"][-1]["text"] for message in messages}
+    if lost := next((role for role, text in texts.items() if text not in written), None):
+        raise _unusable(folder, f"it changes the text of a turn of the role `{lost}`, or leaves out a part of it")
+
+
+def refuse_rewritten(messages: Sequence[Message], written: str) -> None:
+    """Refuse a written chat in which a text of its messages is not to be found; blanks at its ends do not matter.
+
+    Raises:
+        UserError: Naming the role.
+    """
+    if lost := next((message["role"] for message in messages if str(message["content"]).strip() not in written), None):
+        raise UserError(
+            f"the judge's chat template changes the text of a turn of the role `{lost}`, or leaves out a part of it; "
+            "take it from the model's published folder."
+        )
 
 
 def check_text_template(tokenizer: Any, folder: Path) -> None:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
+from mm_cb.core.closing import typed
 from mm_cb.core.compatibility import counts_in_worst_case
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
@@ -175,8 +176,8 @@ def _refuse_other_rules(runs: Sequence[RunFiles]) -> None:
                 raise UserError(
                     f"`{before.folder}` and `{run.folder}` must be judged by one rule ({metric}), but an earlier "
                     f"version judged `{older.folder}`, in which `{name}` found its phrases inside of words too; give "
-                    f"`mm-cb judge {older.folder} --judge {_typed(name, found or {})}`, which first names what of the "
-                    "old verdicts to delete, if they are in its way."
+                    f"`mm-cb judge {typed(older.folder)} --judge {_typed(name, found or {})}`, which first names what "
+                    "of the old verdicts to delete, if they are in its way."
                 )
             if found is None:
                 continue
@@ -187,7 +188,7 @@ def _refuse_other_rules(runs: Sequence[RunFiles]) -> None:
                 raise UserError(
                     f"`{other.folder}` and `{run.folder}` must be judged by one rule ({metric}), but `{name}` judged "
                     f"them with other settings, {differing}; delete `{file}` and its .jsonl, then give `mm-cb judge "
-                    f"{run.folder} --judge {_typed(name, found)}` with the settings of the other."
+                    f"{typed(run.folder)} --judge {_typed(name, found)}` with the settings of the other."
                 )
 
 

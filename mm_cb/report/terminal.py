@@ -65,6 +65,8 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
+    from mm_cb.core.progress import print_whole
+
     console = console or Console()
     measured = read_results(results / "results.json") if isinstance(results, Path) else results
     table = headline_table(measured, strengths)
@@ -91,7 +93,7 @@ def print_table(
             below = [Padding(Text(plain(one), style="dim"), (0, 0, 0, 4)) for one in remarks]
             label = Group(Padding(Text(plain(row.label)), (0, 0, 0, 2)), *below)
             shown.add_row(label, *(Text(plain(text)) for text in texts))
-    console.print(shown)
+    print_whole(shown, console)
     if table.unmeasured:
         console.print(Text(plain(f"Not measured: {', '.join(table.unmeasured)}.")))
     for note in table.notes:

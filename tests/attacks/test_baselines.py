@@ -1,11 +1,13 @@
 """The baselines that reviewers expect, held to what they must equal where their own part is nought."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mm_cb.attacks.best_of_n import vary_picture, vary_text
 from mm_cb.attacks.config import AttackConfig
@@ -222,6 +224,24 @@ def test_a_run_is_not_gone_on_with_where_adapter_and_surrogate_have_changed_plac
     attack(tmp_path / "run", behaviors, adapter=adapter, surrogate=tmp_path / "other", **one)
     with pytest.raises(UserError, match="another run's results, different in: recipe.surrogate_sha256"):
         attack(tmp_path / "run", behaviors, adapter=other, surrogate=Path(adapter), **one)
+
+
+@pytest.mark.parametrize("change", ["itself", "copied", "in other words", "in half precision", "of another scale"])
+def test_a_surrogate_that_is_the_breaker_under_attack_is_refused(change, few, tmp_path):
+    behaviors, adapter = few
+    surrogate = Path(adapter) if change == "itself" else shutil.copytree(adapter, tmp_path / "copy")
+    file = surrogate / "adapter_model.safetensors"
+    if change in ("in other words", "in half precision"):
+        dtype = torch.bfloat16 if "half" in change else torch.float32
+        save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file, {"note": "again"})
+    if surrogate != Path(adapter):
+        (surrogate / "base.json").unlink()
+    if change == "of another scale":
+        fields = json.loads((surrogate / "adapter_config.json").read_text())
+        (surrogate / "adapter_config.json").write_text(json.dumps({**fields, "lora_alpha": 3}))
+    with pytest.raises(UserError, match="`--surrogate` must be another breaker's adapter than the one under attack"):
+        attack(tmp_path / "run", behaviors, "pgd_transfer", adapter=adapter, surrogate=surrogate)
+    assert not (tmp_path / "run").exists()
 
 
 # expectation over transformations

@@ -189,7 +189,9 @@ def test_runs_without_pictures_cannot_be_transferred(three, tmp_path):
         run_transfer(tmp_path / "a", tmp_path / "a", three, tmp_path / "out")
 
 
-@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2"])
+@pytest.mark.parametrize(
+    "text", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2", "1/10000", "1/99999999999", "1/" + "9" * 5000]
+)
 def test_shards_that_are_none(text):
     with pytest.raises(UserError, match="--shard"):
         Shard.parse(text)

@@ -218,7 +218,15 @@ def test_a_picture_that_is_missing_is_known_before_anything_is_asked(tmp_path, c
     [
         ([{"answer": "yes"}], "must hold 2 answers, one a question, got 1"),
         ([{"answer": "yes"}, {"answer": 3}], "must be the answer to question `2`, as a text"),
-        ([{"answer": "yes", "question_id": 2}, {"answer": "no", "question_id": 1}], "the answer to question `1`"),
+        *(
+            (
+                [{"answer": "yes", key: 1}, {"answer": "no", key: foreign}],
+                f"has the `{key}` {foreign!r} where question `2`",
+            )
+            for key in ("question_id", "id", "qid", "doc_id", "questionId", "QID")
+            for foreign in (1, 3, "x", None, [2])
+        ),
+        ([{"answer": "yes", "image": "1.png"}, {"answer": "no", "image": "9.png"}], "about the picture '9.png', but"),
         ([{"answer": "yes", "text": "no"}] * 2, "a.jsonl:1: `answer` and `text` must be one text, they differ"),
         ([{"answer": "yes", "question": "Is there a dog?"}] * 2, "a.jsonl:1 answers 'Is there a dog?', but question"),
     ],

@@ -88,12 +88,20 @@ def test_version(capsys):
         ([*ATTACK[:-2], "--out=~/x"], "no shell expanded `~/x`"),
         ([*ATTACK, "--subject=x\udce9"], "`--subject` cannot be used: it holds half of a surrogate pair"),
         ([*ATTACK, "--steps", "0"], "`--steps` must be a whole number from 1"),
+        *(
+            (["demo", *kind, "--seed", "4294967295", "--seeds", "2"], "ends at 4,294,967,296, but 4,294,967,295 is the")
+            for kind in ([], ["--agents"], ["--real"])
+        ),
         (["train"], "`RECIPE` is missing"),
         (["train", "miniatur"], "unknown recipe `miniatur`, did you mean `miniature`?"),
         (["train", "none.yaml"], "none.yaml"),
         (["train", "miniature", "sed=1"], "did you mean `seed`?"),
         (["train", "miniature", "--dry-run", "nonsense"], "nonsense"),
-        (["train", "miniature", "seed=1", "seed=2"], "`seed` is given more than once, `seed=2` the last time"),
+        (["train", "miniature", "seed=1", "seed=2"], "`seed` is given more than once, by `seed=1` and `seed=2`"),
+        (
+            ["data", "check", "miniature", "seed=1", "seed=2"],
+            "`seed` is given more than once, by `seed=1` and `seed=2`",
+        ),
         (["train", "miniature", "seed=1", "--seed", "1"], "`seed` is given more than once"),
         (
             ["train", "miniature", "training.max_steps=1", "training={}"],

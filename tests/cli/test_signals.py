@@ -5,11 +5,14 @@ Attacks, and the other signals: tests/cli/test_faults.py.
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from mm_cb import cli
 from mm_cb.core.runs import read_jsonl
@@ -59,6 +62,42 @@ def test_a_training_run_that_is_ended_keeps_its_state_and_says_how_to_go_on(tmp_
     last = said.strip().splitlines()[-1]
     assert last == f"mm-cb: ended by SIGTERM; run the same command again to go on: mm-cb {' '.join(TRAIN)}"
     assert list((tmp_path / "rr" / "checkpoints").glob("checkpoint-*"))
+
+
+SENDS = """
+import os, signal, sys
+class Sends:
+    def find_spec(self, name, *_):
+        if name == "{module}":
+            os.kill(os.getpid(), {number})
+sys.meta_path.insert(0, Sends())
+for number in (signal.SIGTERM, signal.SIGHUP): signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = ["mm-cb", "doctor", "--recipe", "miniature"]
+from mm_cb_main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["mm_cb", "mm_cb.core.reading", "typer", "mm_cb.cli.app", "mm_cb.training", "torch"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whatever_is_being_imported_an_ending_is_one_line(module, number):
+    code = SENDS.format(module=module, number=int(number))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 128 + number and not done.stdout
+    assert re.fullmatch(rf"mm-cb: (interrupted|ended by {number.name})[ ;][^\n]*\n", done.stderr), done.stderr
+
+
+def test_what_fails_over_an_interrupt_is_an_interrupt(monkeypatch, capsys):
+    def run_demo(out, **options):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise ImportError("a module is half imported")  # noqa: B904
+
+    monkeypatch.setattr("mm_cb.demo.run_demo", run_demo)
+    assert cli.run(["demo"]) == 130
+    assert "Traceback" not in (said := capsys.readouterr().err) and said.count("\n") == 1
 
 
 def test_nohup_is_respected():

@@ -1,6 +1,13 @@
 """Calls as text: what is written is read back, text around them changes nothing, what is malformed is no call."""
 
+import contextlib
+import json
+import re
+import time
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mm_cb.core import python_calls
 from mm_cb.core.calls import FORMATS, Call, NotCalls
@@ -204,6 +211,71 @@ def test_a_call_behind_one_that_is_none_is_kept_and_one_that_runs_into_text_is_n
     with pytest.raises(NotCalls) as told:
         FORMATS["mistral"].read(f"[TOOL_CALLS] [{text}")
     assert list(told.value.calls) == whole
+
+
+BROKEN = ['{"name": "c", "arguments": {"x": oops}}', '{"name": "c", "arguments": {"x": }', "{name: c}", "oops", ""]
+BROKEN += ['{"name": "c" "arguments": {}}', '{"name": "c", "argu', '{"name": "c", "arguments": {}} oops']
+BROKEN += ['{"name": "c", "arguments": ' + "[" * 200]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize("times", [1, 3])
+def test_what_is_broken_in_the_middle_of_a_list_hides_no_call_behind_it(broken, times):
+    whole = [Call("a", {"n": [1]}), Call("b", {"t": "u"})]
+    first, last = (json.dumps({"name": call.name, "arguments": call.arguments}) for call in whole)
+    for begins in ("[TOOL_CALLS] ", ""):
+        for ends in ("]", ""):
+            text = f"{begins}[{first}, {', '.join([broken] * times)}, {last}{ends}"
+            with pytest.raises(NotCalls) as told:
+                FORMATS["mistral"].read(text)
+            assert list(told.value.calls) == whole, text
+
+
+HOSTILE = [
+    "f(",
+    "f()",
+    "f(a=(",
+    "f(1 )",
+    "f(a='",
+    "f('(",
+    'f("',
+    "f(a=[",
+    ")",
+    "f(f()",
+    "f(a=1 b)",
+    "f(\\",
+    "f(" + "'" * 3,
+]
+
+
+@pytest.mark.parametrize("again", HOSTILE)
+def test_a_long_answer_takes_no_longer_than_its_length(again):
+    for text in (again * 4000, again * 2000 + ")" * 2000, again * 2000 + "'" + ")" * 2000):
+        begun = time.process_time()
+        with contextlib.suppress(NotCalls):
+            python_calls.within(text, ["f", "g"])
+        assert time.process_time() - begun < 3, text[:40]
+
+
+PIECES = [*HOSTILE, "x", ", ", "'", '"', "b=2", "]", "}", "{", " "]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+@settings(max_examples=300, deadline=None)
+def test_a_call_in_a_text_ends_at_the_first_bracket_at_which_it_is_one(text):
+    found, place = [], 0
+    while begun := re.compile(r"(?<![\w.])f\(").search(text, place):
+        place = begun.end()
+        for close in re.finditer(r"\)", text[begun.end() :]):
+            with contextlib.suppress(NotCalls):
+                found += python_calls.read(text[begun.start() : begun.end() + close.end()])
+                place = begun.end() + close.end()
+                break
+    try:
+        calls = python_calls.within(text, ["f"])
+    except NotCalls:
+        calls = []
+    assert calls == found
 
 
 @pytest.mark.parametrize("format", JSON)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mm_cb.core.closing import Hint, command, cut, here, say, shell, what_next
+from mm_cb.core.closing import Hint, base_folder, command, cut, here, say, shell, typed, what_next
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,15 @@ def test_a_comment_stays_one():
 def test_paths_are_told_from_here_where_they_lie_below(tmp_path):
     assert here(tmp_path / "runs" / "a") == here("runs/a") == "runs/a"
     assert here("/elsewhere/a") == "/elsewhere/a" and here("../a") == "../a"
+
+
+@pytest.mark.parametrize("name", ["-x", "--out", "-x y", "-", "--", "-x=1"])
+def test_a_folder_that_looks_like_a_flag_is_printed_as_a_path(name, tmp_path):
+    (tmp_path / name).mkdir()
+    for path in (Path(name), tmp_path / name, Path("a") / ".." / name):
+        printed = shlex.split(command(["report", path, Path(base_folder(path))]))[2:]
+        assert [Path(word) for word in printed] == [Path(name), Path(f"{name}-base")]
+        assert all(word.startswith("./") for word in (*printed, *shlex.split(typed(path))))
 
 
 def test_paths_are_as_given_where_the_working_directory_is_gone(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import socket
 import subprocess
@@ -258,6 +259,10 @@ def test_a_proxy_that_is_none_is_one_line(monkeypatch):
         (says(None, finish_reason="content_filter"), "filtered the answer", 1),
         (FILTERED, "filtered the answer", 1),
         (FAILED, "ended its answer with `finish_reason` error (3 tries)", 3),
+        *(
+            (says("whole", finish_reason=end), f"`finish_reason` {end} (3 tries)", 3)
+            for end in ("other", "x" * 20, "7")
+        ),
         (NO_CREDIT, "answers HTTP 402: Insufficient credits", 1),
         (CUT, "cut the answer at its limit of tokens", 1),
         (error(400, "maximum context length is 9"), "more than it takes at once", 1),
@@ -268,6 +273,14 @@ def test_what_does_not_pass_is_one_line(trouble, expected, tries):
     with StubServer(lambda request, number: trouble) as server:
         assert expected in failure(server, timeout=0.1 if trouble.delay else 5)
         assert len(server.requests) == tries
+
+
+def test_a_server_whose_every_answer_ends_in_an_unknown_way_is_left(pauses):
+    with StubServer(lambda request, number: says("whole", finish_reason="other")) as server:
+        asked, found = ((key, ASK) for key in itertools.count()), []
+        with pytest.raises(EndpointError, match="`finish_reason` other"):
+            found.extend(Endpoint(server.url, "m", retries=2, concurrency=4).map(asked, **SETTINGS))
+        assert len(server.requests) <= 3 * (16 + 4)
 
 
 def test_a_server_that_is_down_and_one_that_is_slow_are_told_apart():

@@ -16,8 +16,10 @@ from mm_cb.core.endpoint import Endpoint
 from mm_cb.core.errors import UserError
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.progress import Progress
+from mm_cb.core.sizes import GIB, told_size
 from mm_cb.data.pairs import PairRecipe
 from mm_cb.judges.registry import JudgeOptions
+from mm_cb.training.planning.memory import Memory
 from mm_cb.training.recipes.config import Recipe
 from mm_cb.training.recipes.fields import recipe_fields
 from mm_cb.training.recipes.recipe import load_recipe
@@ -165,3 +167,11 @@ def test_more_than_a_day_is_told_once_with_what_would_shorten_it(seconds, monkey
     days = 99.8 * seconds / 100 / 0.1 / 86_400
     told = f"attack: about {days:,.1f} days left at this speed. Shorter: fewer --steps."
     assert said.count("days left") == (days > 1) and (told in said) is (days > 1)
+
+
+def test_sizes_are_short_whatever_they_are():
+    assert [told_size(GIB * 13.9), told_size(GIB * 2400), told_size(0)] == ["13.9 GiB", "2.3 TiB", "0.0 GiB"]
+    for power in range(0, 300, 3):
+        told = told_size(10.0**power)
+        assert len(told) <= 12, told
+    assert len(str(Memory(*[1e25] * 6))) < 120 and "e+" not in str(Memory(*[1e15] * 6))

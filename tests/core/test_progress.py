@@ -1,10 +1,12 @@
 import io
 import re
+from collections import Counter
 
 import pytest
+from rich.table import Table
 
 from mm_cb.core import progress
-from mm_cb.core.progress import Progress, clock, console
+from mm_cb.core.progress import Progress, clock, console, print_whole
 from mm_cb.core.terminal import printable
 
 
@@ -89,3 +91,17 @@ def test_a_poor_encoding_loses_characters_not_lines():
     file = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
     console(file).print("a \u2192 b")
     assert raw.getvalue() == b"a ? b\n"
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 20, 39])
+def test_a_table_loses_nothing_on_a_narrow_terminal(width, monkeypatch):
+    def printed(columns):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        table = Table(box=None, pad_edge=False)
+        for place in range(6):
+            table.add_column(f"column {place}", justify="right" if place % 2 else "left", no_wrap=place == 5)
+        table.add_row("several words that may wrap", "0.999", "a-name-that-is-long.png", "12", "", "not to be wrapped")
+        print_whole(table, console(file := io.StringIO()))
+        return Counter(character for character in file.getvalue() if not character.isspace())
+
+    assert printed(width) == printed(300)

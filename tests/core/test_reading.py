@@ -2,13 +2,18 @@ import csv
 import io
 import json
 import os
+import re
+import socket
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PretrainedConfig
 
+from mm_cb.core.checked import read_json
 from mm_cb.core.errors import UserError
+from mm_cb.core.folders import what_is
 from mm_cb.core.reading import (
     TextFault,
     json_file,
@@ -22,6 +27,11 @@ from mm_cb.core.reading import (
     unfit,
 )
 from mm_cb.core.tables import read_table
+from mm_cb.judges.prompts import read_card
+from mm_cb.models.adapters import read_settings
+from mm_cb.models.cache import model_folder
+from mm_cb.models.decoding import generation_config
+from mm_cb.models.probe import load_probe
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 VALUES = st.recursive(
@@ -127,6 +137,54 @@ def test_what_never_ends_is_named_and_not_read(kind, tmp_path):
         os.mkfifo(path)
     with pytest.raises(UserError, match=f"the template `{path}` must be a file, .* it is a {kind}"):
         read_text(path, "template")
+
+
+def stand_in(path, kind):
+    """Something at a path that is no file."""
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as held:
+            held.bind(path.name)
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero" if kind == "a device" else "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a socket", "a folder", "a device", "a link that leads nowhere"])
+def test_what_stands_in_place_of_a_file_is_named_and_not_passed_over(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = PretrainedConfig()
+    readers = {
+        **dict.fromkeys(
+            ("generation_config.json", "chat_template.jinja", "added_tokens.json", "vocab.txt"), model_folder
+        ),
+        **dict.fromkeys(("config.json", "model.safetensors", "tokenizer.json"), model_folder),
+        **dict.fromkeys(("adapter_config.json", "adapter_model.safetensors"), read_settings),
+        "probe.json": lambda folder: load_probe(folder, None, None),
+        "results.json": lambda folder: read_json(folder / "results.json"),
+    }
+    for name, read in readers.items():
+        stand_in(tmp_path / name, kind)
+        with pytest.raises(UserError, match=rf"{re.escape(name)}` must be a file, .*it is {kind}"):
+            read(tmp_path)
+        if name == "generation_config.json":
+            (tmp_path / "config.json").write_text("{}")
+            with pytest.raises(UserError, match=rf"{re.escape(name)}` must be a file, .*it is {kind}"):
+                generation_config(tmp_path, config)
+            (tmp_path / "config.json").unlink()
+        (tmp_path / name).rmdir() if kind == "a folder" else (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a socket", "a folder", "a device", "a link that leads nowhere"])
+def test_nobody_waits_for_a_pipe_among_what_tells_a_folder(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("run.json", "config.json", "adapter_config.json", "README.md"):
+        stand_in(tmp_path / name, kind)
+    assert what_is(tmp_path) is None
+    with pytest.raises(UserError):
+        read_card(str(tmp_path))
 
 
 FIELDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=8)

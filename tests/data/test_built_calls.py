@@ -137,6 +137,7 @@ def test_calls_are_read_or_told_why_not(answer, expected):
     ("change", "message"),
     [
         ({"request_template": "no place"}, "the request template must hold {functions}"),
+        ({"request_template": "{functions} {request}"}, "the request template must not hold {request}"),
         ({"call_template": "{functions}"}, "the call template must hold {request}"),
         ({"style": "tool"}, "unknown style `tool`"),
         ({"format": "xml"}, "unknown format `xml`"),

@@ -8,8 +8,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from mm_cb.benchmarks.llava_wild.judging import read_own_rule
+from mm_cb.cli.options import read_system
 from mm_cb.core.endpoint import Endpoint, EndpointError
 from mm_cb.core.errors import UserError
+from mm_cb.data.built_calls import CallRecipe
+from mm_cb.data.pairs import PairRecipe
 from mm_cb.judges import Case
 from mm_cb.judges.classifiers import HarmBench, LlamaGuard, StrongReject, harmbench_prompts, parse_guard
 from mm_cb.judges.local import LanguageModel, version_of
@@ -62,7 +66,7 @@ class Says:
 
 
 def test_the_card_is_read_and_never_run(tmp_path):
-    (tmp_path / "README.md").write_text(CARD)
+    (tmp_path / "README.md").write_bytes(CARD.replace("\n", "\r\n").encode())
     prompts = harmbench_prompts(str(tmp_path))
     assert prompts["prompt"].startswith("Rules for [INST] judge\n") and prompts["prompt"].endswith("Answer:")
     assert prompts["prompt_contextual"] == "Context: {context_str} {behavior} / {generation}"
@@ -91,8 +95,33 @@ def test_texts_with_braces_are_put_in_as_they_are():
 
 
 def test_blanks_at_the_end_of_a_prompt_file_stay(tmp_path):
-    (tmp_path / "p.txt").write_bytes(b"{response} \r\n ")
-    assert read_template(tmp_path / "p.txt") == "{response} \r\n "
+    (tmp_path / "p.txt").write_bytes(b"{response} \n ")
+    assert read_template(tmp_path / "p.txt") == "{response} \n "
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"\r"])
+def test_lines_of_a_prompt_file_end_alike_whatever_wrote_it(end, tmp_path):
+    (tmp_path / "p.txt").write_bytes(b"Judge." + end + b"{response}" + end)
+    assert read_template(tmp_path / "p.txt") == "Judge.\n{response}\n"
+    assert read_system(tmp_path / "p.txt") == "Judge.\n{response}"
+    assert read_own_rule(tmp_path / "p.txt").texts["conv"] == "Judge.\n{response}"
+
+
+@pytest.mark.parametrize("name", ["behavior", "completion", "description", "functions", "request", "other"])
+@pytest.mark.parametrize("around", ["{{%s}}", "{{ %s }}", '{{"a": "{%s}"}}', "{ %s }", "{%s }"])
+def test_places_of_other_tools_templates_are_not_sent_as_text(name, around, tmp_path):
+    other = around % name
+    (tmp_path / "p.txt").write_text("{behavior} {completion} " + other)
+    readers = [
+        (("behavior", "completion"), lambda: read_template(tmp_path / "p.txt")),
+        (("description",), lambda: PairRecipe("a", "b", "{description} " + other, "retain")),
+        (("functions", "request"), lambda: CallRecipe("a", "b", "{functions} " + other, "{functions} {request}")),
+        (("functions", "request"), lambda: CallRecipe("a", "b", "{functions}", "{functions} {request}" + other)),
+    ]
+    for known, read in readers:
+        if "{{" in other or name in known:
+            with pytest.raises(UserError, match="must hold its (braces once|places without blanks)"):
+                read()
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,20 @@ BROKEN = {
     "hello": "must write the texts of all messages .*; of 1 it wrote none",
     TEMPLATE + TEMPLATE: "once and in order",
     TEMPLATE.replace("<image>", ""): "once for each picture; of 1 it wrote 0",
+    **{
+        TEMPLATE.replace(
+            "['text']", f"['text']{change}"
+        ): "it changes the text of a turn of the role `(user|assistant)`"
+        for change in (
+            " | upper",
+            "[:40]",
+            " | replace('e', 'a')",
+            " | e",
+            ".split()[0]",
+            " | truncate(255)",
+            " | indent",
+        )
+    },
     "<image>" + TEMPLATE.replace("<image>", ""): "once for each picture; of 0 it wrote 1",
     "{{ tools[0].name }}" + TEMPLATE: "UndefinedError",
     "{{ raise_exception('system role must be given') }}": "TemplateError: system role must be given",

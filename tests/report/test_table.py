@@ -30,6 +30,12 @@ def test_rows_hold_the_headline_quantities_in_order(make_run):
     assert table.notes[0].endswith("2 tries per item.")
 
 
+def test_nothing_of_it_is_lost_on_a_narrow_terminal(make_run):
+    run = make_run(n=4)
+    wide, *others = ("".join(sorted("".join(printed(run, width).split()))) for width in (300, 1, 5, 20, 60, 100))
+    assert all(one == wide for one in others)
+
+
 def test_notes_say_where_an_attack_is_only_repeated(make_run):
     def repeat(items):
         for item in items:

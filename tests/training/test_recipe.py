@@ -7,7 +7,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.recipe_files import RECIPES, recipe_names
 from mm_cb.models.known import known_config
 from mm_cb.training.recipes.config import Recipe
-from mm_cb.training.recipes.recipe import load_recipe, recipe_keys
+from mm_cb.training.recipes.recipe import load_recipe, recipe_keys, typed_recipe
 
 
 def test_the_miniature_recipe():
@@ -159,6 +159,21 @@ def test_overrides_have_yaml_values():
     )
     assert recipe.training.learning_rate == 3e-3
     assert recipe.circuit_breaker.target_layers == [2, 4] and recipe.data == ["a.jsonl"]
+
+
+def test_no_field_is_given_twice():
+    for key in recipe_keys():
+        group, _, last = key.rpartition(".")
+        pairs = [(f"{key}=1", f" {key} =2")]
+        pairs += [(f"{group}={{{last}: 1}}", f"{key}=2"), (f"{key}=2", f"{group}={{{last}: 1}}")] if group else []
+        for first, second in pairs:
+            with pytest.raises(UserError) as told:
+                typed_recipe("miniature", [first, "name=x" if key != "name" else "seed=3", second])
+            assert all(f"`{one}`" in str(told.value) for one in (first, second)), (first, second)
+    with pytest.raises(UserError, match=r"`data.sources` is given more than once"):
+        typed_recipe("miniature", ["data=[a.jsonl]", "data.sources=[{name: b.jsonl}]"])
+    beside = typed_recipe("miniature", ["training={max_steps: 8}", "training.weight_decay=0.1"]).training
+    assert (beside.max_steps, beside.weight_decay) == (8, 0.1)
 
 
 def test_fields_of_a_mixture_may_be_typed_beside_a_list_of_files():

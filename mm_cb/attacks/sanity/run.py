@@ -39,7 +39,7 @@ from mm_cb.core.files import file_errors
 from mm_cb.core.hub import keep_to
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.paths import safe_id
-from mm_cb.core.progress import CountedWork, Progress, console
+from mm_cb.core.progress import CountedWork, Progress, print_whole
 from mm_cb.core.records import Check, Item
 from mm_cb.core.runs import RunDirectory, write_json, write_jsonl
 from mm_cb.data.behaviors_file import Behavior, asked_once, grey_canvas, read_behaviors
@@ -194,7 +194,7 @@ def _show(folder: Path) -> list[Check]:
     table = Table("check", "", "found", "expected", box=None, pad_edge=False)
     for entry in checks:
         table.add_row(entry["name"], "pass" if entry["passed"] else "FAIL", str(entry["value"]), str(entry["expected"]))
-    console().print(table)
+    print_whole(table)
     for note in read_record(folder / "battery.json", _Battery).get("notes", []):
         say(f"note: {note}")
     failed = sum(not entry["passed"] for entry in checks)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mm_cb.core.errors import UserError
+from mm_cb.core.reading import file_bytes
 from mm_cb.core.records import Check, RecipeFields
 
 NUMBERS = "battery.json"
@@ -26,7 +27,7 @@ def refuse_other_checks(folder: Path, recipe: RecipeFields, checks: Sequence[Che
     from mm_cb.attacks.threats import Threat
 
     try:
-        held = json.loads((folder / NUMBERS).read_bytes())
+        held = json.loads(file_bytes(folder / NUMBERS))
         found = {name: measured_from(held[name]) for name in ("base", "rr") if name in held}
         config = AttackConfig(threat=Threat(levels=int(str(recipe["epsilon"]))))
         last = found.get("rr", found["base"])

@@ -12,7 +12,7 @@ from mm_cb.benchmarks.base import Benchmark, Question, Task
 from mm_cb.benchmarks.function_calling.benchmark import CallSettings, template_format
 from mm_cb.benchmarks.harmful_calls.answers import KINDS, MADE, read_call_answer
 from mm_cb.benchmarks.settings import setting
-from mm_cb.core.closing import say
+from mm_cb.core.closing import say, typed
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.files import write_bytes
 from mm_cb.core.paths import safe_id
@@ -172,7 +172,7 @@ class HarmfulCalls(Benchmark):
             told = ", ".join(f"{found[kind]} {kind}" for kind in (*KINDS, "no answer") if found[kind])
             say(f"answers, {label}: {told}", "  ")
         if not (folder / "judgements").is_dir():
-            say(f"what is harmful a judge says: mm-cb judge {folder} --judge NAME", "  ")
+            say(f"what is harmful a judge says: mm-cb judge {typed(folder)} --judge NAME", "  ")
 
 
 def _kept_screen(question: Question, row: HarmfulCallRow, folder: Path) -> str | None:

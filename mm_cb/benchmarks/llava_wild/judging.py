@@ -15,7 +15,7 @@ from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import UNANSWERED, Endpoint, EndpointFailure
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
-from mm_cb.core.reading import read_text
+from mm_cb.core.reading import file_bytes, read_plain
 from mm_cb.core.records import Message
 from mm_cb.core.runs import append_jsonl, write_jsonl
 
@@ -58,7 +58,7 @@ def read_own_rule(path: Path) -> JudgeRule:
     Raises:
         UserError: If it cannot be read or is empty.
     """
-    text = read_text(path, "rule text").strip()
+    text = read_plain(path, "rule text").strip()
     if not text:
         raise UserError(f"`{path}` must hold a rule text, it is empty.")
     return JudgeRule(
@@ -68,7 +68,7 @@ def read_own_rule(path: Path) -> JudgeRule:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return file_bytes(path, "rule file")
     except OSError as e:
         raise UserError(f"the rule file `{path}` cannot be read: {e.strerror}.") from e
 

@@ -23,14 +23,13 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from mm_cb.core.sizes import GIB, told_size, unit_of
 from mm_cb.models import ChatModel
 from mm_cb.training.objective import LOGITS_OF
 from mm_cb.training.placement import KeptBlocks, adapter_size, features
 
 FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in NF4: a nibble, an 8-bit scale for 64 weights, a float32 scale for 256 scales."""
-
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Memory:
     activations: float
     states: float
     working: float
-    overhead: float = _GIB
+    overhead: float = GIB
 
     @property
     def total(self) -> float:
@@ -51,8 +50,9 @@ class Memory:
 
     def __str__(self) -> str:
         """``"13.9 GiB: weights 7.8, ..."``."""
-        parts = ", ".join(f"{field.name} {getattr(self, field.name) / _GIB:.2g}" for field in fields(self))
-        return f"{self.total / _GIB:.1f} GiB: {parts}"
+        unit, _ = unit_of(self.total)
+        parts = ", ".join(f"{field.name} {getattr(self, field.name) / unit:.2g}" for field in fields(self))
+        return f"{told_size(self.total)}: {parts}"
 
 
 def estimate(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.sizes import GIB, told_size
 from mm_cb.models import ChatModel
 from mm_cb.models.cache import model_folder
 from mm_cb.models.families import load_processor, read_config, skeleton
@@ -175,6 +176,6 @@ def check_device(plan: TrainingPlan) -> None:
     smaller = plan.fitting(free)
     advice = f"this would fit: {' '.join(smaller)}" if smaller else "no setting of this recipe would fit"
     raise UserError(
-        f"recipe `{recipe.name}` needs about {needed.total / 2**30:.1f} GiB, `{recipe.device}` has "
-        f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free; {advice}."
+        f"recipe `{recipe.name}` needs about {told_size(needed.total)}, `{recipe.device}` has "
+        f"{free / GIB:.1f} of {total / GIB:.1f} GiB free; {advice}."
     )

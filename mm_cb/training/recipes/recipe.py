@@ -38,7 +38,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
     Args:
         name_or_path: A shipped name or a YAML file.
-        overrides: ``"training.max_steps=60"``, dotted names and YAML values; of one name the last counts, as of flags.
+        overrides: ``"training.max_steps=60"``, dotted names and YAML values; of one name the last counts.
 
     Returns:
         The checked recipe.
@@ -49,15 +49,24 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     """
     fields = _read(name_or_path)
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"expected key=value, for example training.max_steps=60, got `{override}`.")
-        _set(fields, key.strip(), _value(override, value))
+        _set(fields, *_parts(override))
     _refuse_unknown(fields)
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
         raise UserError(f"recipe `{name_or_path}`: {first_problem(error)}") from error
+
+
+def typed_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """As `load_recipe`, of a command line: nobody means two values of one field.
+
+    Raises:
+        UserError: As there; or if a field is given twice, alone or with its group.
+    """
+    given: dict[str, str] = {}
+    for override in overrides:
+        _refuse_repeated(*_parts(override), override, given)
+    return load_recipe(name_or_path, overrides)
 
 
 def deciding(recipe: Recipe) -> JsonObject:
@@ -96,8 +105,30 @@ def _read(name_or_path: str | Path) -> JsonObject:
     return fields
 
 
-def _value(override: str, value: str) -> Any:
-    return load_yaml(value, f"the value in `{override}`")
+def _parts(override: str) -> tuple[str, Any]:
+    """Key and value of a ``key=value``."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"expected key=value, for example training.max_steps=60, got `{override}`.")
+    return key.strip(), load_yaml(value, f"the value in `{override}`")
+
+
+def _refuse_repeated(key: str, value: Any, override: str, given: dict[str, str]) -> None:
+    """Refuse what gives a field that was given before, alone or with its group: the last would count.
+
+    Args:
+        key: Dotted name.
+        value: Its value.
+        override: Both, as typed.
+        given: Every field that was given so far, with what gave it; this one's are added.
+    """
+    for field in _dotted({key: value}):
+        if (before := given.get(field)) is not None:
+            raise UserError(f"`{field}` is given more than once, by `{before}` and `{override}`: leave one of them.")
+    if before := next((one for field, one in given.items() if field.startswith(f"{key}.")), None):
+        raise UserError(f"`{override}` sets all of `{key}`: give it in front of `{before}`.")
+    files = ["data.sources"] if key == "data" and isinstance(value, list) else []
+    given.update(dict.fromkeys([key, *files, *_dotted({key: value})], override))
 
 
 def _set(fields: JsonObject, key: str, value: Any) -> None:
