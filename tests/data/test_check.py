@@ -170,7 +170,8 @@ def test_the_command_prints_counts_and_ends_with_2_on_errors(save, capsys):
     assert "nothing wrong found" in out and "data=[" not in out and "RECIPE > mine.yaml" in out
     assert cli.run(["data", "check", str(data), "--behaviors", str(behaviors)]) == 2
     output = capsys.readouterr()
-    assert "error: contaminated: 3" in output.out and "c.jsonl:1: too close to behaviour no. 1 (BLEU 0." in output.out
+    assert "error: contaminated: 3" in output.out and "c.jsonl:1: too close to behaviour `b` (" in output.out
+    assert "b.jsonl:1), BLEU 0." in output.out
     assert "brew" not in output.out.replace("brew it", "")  # places and numbers, not the texts
 
 
