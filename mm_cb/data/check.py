@@ -37,7 +37,7 @@ ERRORS: tuple[str, ...] = (
     ),
 )
 ERRORS += ("no example", "missing rows", "contaminated", "refusals")
-WARNINGS = ("duplicate", "longer", "some refusals", "unreadable image", "not checked")
+WARNINGS = ("duplicate", "longer", "some refusals", "unknown tokens", "unreadable image", "not checked")
 Where = Callable[[], str]
 
 
@@ -145,8 +145,9 @@ def check_sources(
             continue
         if fault := scan.refusals.fault():
             report.add("refusals", partial(str, fault))
-        elif few := scan.refusals.warning():
-            report.add("some refusals", partial(str, few))
+        else:
+            for kind, said in scan.warnings():
+                report.add(kind, partial(str, said))
         _check_rows(opened, opened.kept(list(usable), seed), examiner, progress)
         parts.append(Part(opened, usable, skipped, seed))
     examiner.open_images(progress)

@@ -42,6 +42,7 @@ def test_every_planted_fault_is_found_and_named(save, pictures):
         ("broken encoding", True),
         *((kind, True) for kind in ("in both sets", "contaminated", "no example", "missing rows", "refusals")),
         *((kind, False) for kind in ("duplicate", "longer", "some refusals", "unreadable image", "not checked")),
+        *((kind, False) for kind in ("unknown tokens",)),
     ],
 )
 def test_faults_are_errors_and_the_rest_are_warnings(kind, stops):
