@@ -169,13 +169,18 @@ def test_a_path_that_no_system_takes_is_one_line(command, out, capsys, tmp_path,
     assert capsys.readouterr().err.count("\n") == 1 and (tmp_path / "loop").is_symlink()
 
 
-def test_a_warning_is_one_line_without_code(monkeypatch):
+def test_a_warning_is_one_line_without_code_and_shown_once(monkeypatch):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
+    shown = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: shown.append(str(message)))
     monkeypatch.setattr(sys, "argv", ["mm-cb", "--version"])
     with pytest.raises(SystemExit):
         cli.main()
     assert os.environ["OMP_WAIT_POLICY"]  # set before torch is loaded, which reads it once
     assert warnings.formatwarning("2 rows\n left out", UserWarning, "mixture.py", 3) == "mm-cb: note: 2 rows left out\n"
+    for message in ("2 rows", "3 rows", "2 rows"):
+        warnings.showwarning(UserWarning(message), UserWarning, "mixture.py", 3)
+    assert shown == ["2 rows", "3 rows"]
 
 
 def test_a_broken_image_is_the_users_to_fix():
