@@ -195,7 +195,8 @@ def _training_words(model: ChatModel, name: str) -> list[str]:
 def _attacking(model: ChatModel, place: ModelPlace) -> tuple[bool, str]:
     found = estimate_attack(model, place.dtype)
     half = estimate_attack(model, "bfloat16")
-    each = f", and {found.each / _GIB:.1f} GiB for each further behaviour of --batch"
+    more = f"{found.each / _GIB:.1f}" if found.each >= 0.05 * _GIB else "less than 0.1"
+    each = f", and {more} GiB for each further behaviour of --batch"
     return _verdict(found.fixed + found.each, place, each + _in_bfloat16(half.fixed + half.each, place))
 
 

@@ -140,14 +140,14 @@ def headline_table(
             said = (*remarks.get(condition, ()),) if section == ATTACKED_HEAD else ()
             if known and (metric, condition, split) == ("compliance", primary, "all"):
                 said = ("primary test", *said)
-            if _by_proxy(measurements, cells):
+            if by_proxy(measurements, cells):
                 said = (*said, PROXY)
             rows.append(Row(section, text, cells, known, remarks=said))
     notes = tuple(_notes(measurements, subjects, rows))
     return HeadlineTable(subjects, tuple(_adjust(rows)), notes, tuple(missing))
 
 
-def _by_proxy(measurements: Iterable[Measurement], cells: Iterable[Measurement | None]) -> bool:
+def by_proxy(measurements: Iterable[Measurement], cells: Iterable[Measurement | None]) -> bool:
     """Whether a proxy gave verdicts of a row: a worst case has those of the attacks that it is taken over."""
     there = [cell for cell in cells if cell is not None]
     worst = {m.subject for m in there if m.metric == "compliance" and is_worst_case(m.condition)}

@@ -16,7 +16,7 @@ from mm_cb.report.labels import CONDITIONS, PROXY, SPLITS, interval, label, p_va
 from mm_cb.report.limits import limits_of
 from mm_cb.report.load import RunFiles
 from mm_cb.report.strength import Strength, by_condition
-from mm_cb.report.table import headline_table, only_attack, repeats
+from mm_cb.report.table import by_proxy, headline_table, only_attack, repeats
 
 VerdictKind = Literal["claim", "provisional", "mixed", "no_effect", "no_claim"]
 _SIGNIFICANT = 0.05
@@ -28,6 +28,11 @@ _NO_BREAKER = (
     "No attack on a circuit breaker is among these runs: run the attack a second time with `--adapter` and another "
     "`--out`, and give both runs to `mm-cb report`."
 )
+_BRINGS = {
+    "attack breaks the undefended base": "attack the base with `--attack pgd` as well (`all` holds it)",
+    "random noise is no attack": "attack the base with `--attack noise` as well (`all` holds it)",
+}
+"""Check → what brings it where it was not made."""
 _TOLD = {
     "worst_case_opening": "Opening only, the headline (what the model knows)",
     "worst_case_supplied": "Supplied text (control over the output)",
@@ -174,11 +179,13 @@ def _protection(measurements: Sequence[Measurement], texts: bool) -> tuple[str, 
         and not (texts and repeats(measurements, m.metric, m.condition))
     }
     groups = {} if texts else {c: name for c, name in _told(measurements).items() if c in every}
-    for condition, name in (groups or every).items():
-        base, breaker = (find(measurements, subject, "compliance", condition) for subject in ("base", "rr"))
+    found = {c: [find(measurements, s, "compliance", c) for s in ("base", "rr")] for c in groups or every}
+    proxied = [c for c, pair in found.items() if by_proxy(measurements, pair)]
+    for condition, (base, breaker) in found.items():
         if breaker is None:
             continue
-        name += f", {PROXY}" if breaker.counts.get("proxy") else ""
+        name = (groups or every)[condition]
+        name += f", {PROXY}" if condition in proxied and len(proxied) < len(found) else ""
         said = f"{percent(breaker.value)} % of {breaker.n}"
         if breaker.value is None:
             told.append(f"{name}: not judged.")
@@ -191,6 +198,7 @@ def _protection(measurements: Sequence[Measurement], texts: bool) -> tuple[str, 
     if not told:
         return ("No attack on a circuit breaker is among these runs.",)
     whose = "base → circuit breaker" if paired else "of the circuit breaker, with no base beside it"
+    whose += f", {PROXY}" if len(proxied) == len(found) else ""
     return (f"Forbidden requests answered, {whose}; in brackets 95 % intervals.", *told, *_held_out(measurements))
 
 
@@ -304,6 +312,8 @@ def _of(measurements: Sequence[Measurement], subject: str, condition: str, split
 
 
 def _failure(check: Check) -> str:
+    if check["value"] == "not measured" and (step := _BRINGS.get(check["name"])):
+        return f"{check['name']}: not measured; {step}."
     why = f"{check['why'][:1].upper()}{check['why'][1:]}"
     return f"{check['name']}: expected {check['expected']}, got {check['value']}. {why}".strip()
 

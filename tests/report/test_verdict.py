@@ -247,6 +247,21 @@ def test_a_check_that_was_not_made_is_not_said_to_have_failed(value, said):
     assert judged([], [check]).lead.endswith(f"because the check “a” {said}.")
 
 
+@pytest.mark.parametrize("missing", ["noise", "pgd"])
+def test_a_check_that_was_not_made_says_which_attack_brings_it(missing):
+    there = [Measurement("base", "compliance", name, "all", 0.0, 9) for name in {"noise", "pgd"} - {missing}]
+    made = [checks.placebo_is_weak(there)] if missing == "noise" else [checks.attack_is_strong(there)]
+    assert f"not measured; attack the base with `--attack {missing}` as well" in judged(there, made).reasons[0]
+
+
+@pytest.mark.parametrize("by", [(), ("pgd",), ("pgd", "apgd")])
+def test_a_proxy_is_named_once_where_all_numbers_are_its_and_a_worst_case_of_its_verdicts_too(by):
+    found = [Measurement("rr", "compliance", c, "all", 0.0, 9, (0.0, 30.0)) for c in ("pgd", "apgd", "worst_case")]
+    found = [dataclasses.replace(m, counts={"proxy": 9} if m.condition in by else {}) for m in found]
+    said = judged(found, PASSED).lines[0].parts
+    assert ["by a proxy" in one for one in said] == ([True, False, False] if by else [False] * 3), said
+
+
 def test_a_page_of_the_base_alone_says_that_the_breaker_is_what_it_lacks():
     base = [Measurement("base", "compliance", name, "all", 90.0, 10) for name in ("pgd", "worst_case")]
     failed = [{**PASSED[0], "name": name, "passed": False} for name in "ab"]
