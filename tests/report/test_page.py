@@ -361,6 +361,7 @@ def test_damaged_files_are_one_line_for_the_user(make_run, tmp_path, name, conte
 def test_what_stands_in_back_ticks_is_code_and_nothing_gets_around_the_escaping():
     text = code("run `mm-cb attack check`, not `<b>`; `one alone")
     assert text == "run <code>mm-cb attack check</code>, not <code>&lt;b&gt;</code>; `one alone"
+    assert code("`a --b-c <d>`") == "<code>a <span>--b-c</span> &lt;d&gt;</code>"  # a flag stays on its line
 
 
 @pytest.mark.parametrize("more", [[], ["--open"]])
