@@ -74,7 +74,8 @@ def check(
     A recipe, with fields behind it as `mm-cb train` takes them, is refused for what `mm-cb train` refuses, and for
     nothing else: broken rows, missing or corrupt pictures, repeated ids, texts in both sets, rows that the model cannot
     take or of which its `max_length` leaves nothing that counts, sets without rows. So is contamination by test
-    behaviours, where these are given. Duplicates and examples that training cuts are warnings. Without a recipe or
+    behaviours, where these are given. Duplicates, examples that training cuts and rows of words
+    that the model's tokenizer does not have are warnings. Without a recipe or
     --tokenizer, lengths are counted in words. All pictures are opened; `mm-cb train` opens those of the rows that it
     draws, before its first step.
     """

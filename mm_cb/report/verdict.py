@@ -248,13 +248,17 @@ def _text_strength_line(strengths: Sequence[Strength], finish: str) -> VerdictLi
     """Which attacks by texts were tried and had finished, and what closes the line; None where no breaker was attacked.
 
     It is closed by all that a run of ``all`` holds; prompts made elsewhere, which nobody here can search, only add.
+    Twice the steps are tried of what enters the worst case alone: of a relaxation a loss that has settled is enough.
     """
     found = by_condition(strengths, "rr")
     if not found:
         return None
     possible = [one for one in attacks() if not one.needs_picture and one.given != "nothing"]
     lacking = [one for one in possible if one.name not in found]
-    unfinished, told = _unfinished([one for one in found.values() if one.condition != "no_attack"])
+    by_loss = [one for one in found.values() if one.weak and not one.counted and one.state == "not checked"]
+    unfinished, told = _unfinished([o for o in found.values() if o.condition != "no_attack" and o not in by_loss])
+    if by_loss:
+        told.append(f"Judged by its loss alone, as what enters no worst case is: {_names(by_loss)}.")
     if lacking:
         names = ",".join(one.name for one in lacking)
         told.append(f"Not tried: {', '.join(one.label for one in lacking)}.")

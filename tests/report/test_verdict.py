@@ -301,13 +301,14 @@ BY_TEXTS = ("prefill_only", "embedding", "gcg")
 
 
 @pytest.mark.parametrize("held", [held for n in range(1, 4) for held in itertools.combinations(BY_TEXTS, n)])
-@pytest.mark.parametrize("state", ["converged", "not converged"])
+@pytest.mark.parametrize("state", ["converged", "not converged", "not checked"])
 def test_attack_strength_of_a_text_model_is_closed_by_its_own_attacks_once_they_have_finished(held, state):
     items = [{"metric": "compliance", "subject": "rr", "condition": "no_attack", "id": "a", "clean_image": None}]
     tried = [strength(name, state, counted=name == "gcg") for name in (*held, "no_attack")]
     line = judge_run([], [], items, strengths=tried).lines[1]
     missing = ",".join(name for name in BY_TEXTS if name not in held)
-    assert line.amber == (bool(missing) or state == "not converged")
+    weak = state == "not converged" or (state == "not checked" and "gcg" in held)  # the others are never checked
+    assert line.amber == (bool(missing) or weak)
     assert (f"`--attack {missing} " in line.text) == bool(missing) and "Sanity battery" not in line.text
     assert "`--attack imported --prompts FILE`" in line.text
 
