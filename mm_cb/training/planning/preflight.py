@@ -88,4 +88,4 @@ def rules_for(tokenizer: str, max_length: int) -> Rules:
     masks = Masks()
     kinds: dict[Modality, MaskName] = {"text": masks.text, "multimodal": masks.multimodal}
     fit = fit_of(tokenizer, max_length, kinds, "alternate", "pil")
-    return Rules(fit=fit, mostly_unknown=fit and fit.mostly_unknown)
+    return Rules(fit=fit, mostly_unknown=None if fit is None else fit.mostly_unknown)
