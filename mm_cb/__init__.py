@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import mm_cb.benchmarks
 import mm_cb.miniature  # noqa: F401  (the one place that knows the guest, whose import registers it)
+from mm_cb.core.torchvision import mend_when_imported
 
 if TYPE_CHECKING:
     from mm_cb.attacks.config import AttackConfig
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from mm_cb.report import write_report
     from mm_cb.training.rr_config import RRConfig
     from mm_cb.training.rr_trainer import RRTrainer
+
+mend_when_imported()
 
 __version__ = "0.1.0"
 __all__ = ["AttackConfig", "RRConfig", "RRTrainer", "Threat", "attack", "evaluate", "write_report"]

@@ -313,10 +313,10 @@ def _packages() -> list[Finding]:
 
 
 def _torchvision() -> Finding:
-    from mm_cb.core.packages import prepare_torchvision
+    from mm_cb.core.torchvision import declare_operators
 
     version = provenance.package_versions()["torchvision"]
-    state = prepare_torchvision()
+    state = declare_operators()
     detail = {
         "absent": "not installed; images are prepared with the PIL backend",
         "compiled": f"{version}, compiled part loads",

@@ -17,10 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from mm_cb.core.packages import prepare_torchvision
-
 torch.set_num_threads(1)
-prepare_torchvision()  # before any test file imports transformers
 
 
 def pytest_collection_modifyitems(items):

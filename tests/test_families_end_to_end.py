@@ -60,9 +60,9 @@ def test_plan_train_attack_evaluate_merge(kind, tmp_path, capsys):
     settings = [f"{k}={v}" for k, v in {**SETTINGS, **chosen}.items()]
     run("train", "miniature", "--dry-run", *settings)
     plan = capsys.readouterr().out
-    assert f"# loaded: decoder blocks 0..2 of {len(tiny(kind).decoder_blocks)}, no head" in plan
+    assert f"loaded: decoder blocks 0..2 of {len(tiny(kind).decoder_blocks)}, no head" in plan
     assert "<image x " in plan
-    assert f"(longest row {tiny(kind).largest_picture() + 64})" in plan
+    assert f"no row has more than {tiny(kind).largest_picture() + 64} tokens" in plan
     run("train", "miniature", "--out", tmp_path / "rr", *settings)
 
     adapter = ["--adapter", tmp_path / "rr"]

@@ -153,11 +153,11 @@ blocked = dict.fromkeys(("pydantic", "typer", "rich", "datasets"))
 sys.modules |= blocked
 import mm_cb
 print("torch" in sys.modules, hasattr(mm_cb, "nothing"))
-from mm_cb.core.packages import prepare_torchvision
-state = prepare_torchvision()
+from mm_cb.core.torchvision import declare_operators
+state = declare_operators()
 import transformers
 from transformers import LlamaConfig
-print(state in {"absent", "compiled", "declared"}, prepare_torchvision() == state)
+print(state in {"absent", "compiled", "declared"}, declare_operators() == state)
 import mm_cb.models
 for name in blocked:
     del sys.modules[name]
@@ -165,6 +165,21 @@ from mm_cb import RRConfig, RRTrainer
 print({"RRConfig", "RRTrainer"} <= set(dir(mm_cb)), RRTrainer.__name__)
 """
     assert in_fresh_python(code).splitlines() == ["False False", "True True", "True RRTrainer"]
+
+
+@pytest.mark.parametrize("library", ["torchvision", "transformers.image_processing_backends", "peft"])
+def test_a_bare_import_of_mm_cb_mends_torchvision_for_what_is_imported_next(library):
+    code = f"""
+import sys, mm_cb
+print("torch" in sys.modules)
+import {library}
+from mm_cb.core.torchvision import declare_operators
+import importlib.util as u
+if u.find_spec("torchvision") is not None:
+    import torchvision.ops, torchvision.transforms.v2
+print(declare_operators() in {{"absent", "compiled", "declared"}})
+"""
+    assert in_fresh_python(code).splitlines() == ["False", "True"]
 
 
 def test_help_is_quick():
@@ -178,8 +193,8 @@ def test_an_absent_torchvision_is_no_error():
 import importlib.util as u
 find = u.find_spec
 u.find_spec = lambda name, *rest: None if name == "torchvision" else find(name, *rest)
-from mm_cb.core.packages import prepare_torchvision
-print(prepare_torchvision())
+from mm_cb.core.torchvision import declare_operators
+print(declare_operators())
 """
     assert in_fresh_python(code) == "absent"
 

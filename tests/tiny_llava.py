@@ -1,15 +1,10 @@
 """A random LLaVA-NeXT of a few thousand parameters, built in code, with the shipped miniature's processor layout."""
 
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-
-from mm_cb.core.packages import prepare_torchvision
-
-prepare_torchvision()
-
-from peft import LoraConfig, get_peft_model  # noqa: E402
-from transformers import (  # noqa: E402
+from transformers import (
     CLIPVisionConfig,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
@@ -19,7 +14,7 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
 )
 
-from mm_cb.models.llava_next import LlavaNextModel  # noqa: E402
+from mm_cb.models.llava_next import LlavaNextModel
 
 WORDS = (
     "what is in the picture a red blue green square circle please tell me how to brew tea no i can not here it".split()

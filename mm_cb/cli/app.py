@@ -8,6 +8,7 @@ Nothing heavy is imported before a command runs, so ``--help`` stays quick.
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any
 
@@ -78,10 +79,23 @@ def main() -> None:
     signals.listen()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait starve other programs
     warnings.formatwarning = lambda message, *_, **__: f"mm-cb: note: {one_line(str(message))}\n"  # not a line of code
+    warnings.showwarning = _once(warnings.showwarning)
     code = run(sys.argv[1:])
     if (error := output.lost()) is not None and code == failures.DONE:
         code = failures.unprinted(error)
     sys.exit(code)
+
+
+def _once(show: Callable[..., None]) -> Callable[..., None]:
+    """Show each note once: a dry run reads its rows for the samples and again for the start."""
+    shown: set[str] = set()
+
+    def show_new(message: Warning | str, *rest: Any, **more: Any) -> None:
+        if str(message) not in shown:
+            shown.add(str(message))
+            show(message, *rest, **more)
+
+    return show_new
 
 
 def run(arguments: list[str]) -> int:

@@ -14,6 +14,7 @@ from mm_cb.core.folders import but_is
 
 if TYPE_CHECKING:
     from mm_cb.data.check import Limits, Report
+    from mm_cb.data.contamination import Tested
     from mm_cb.training.recipes.config import Recipe
 
 EXAMPLE = "Example: mm-cb data check llava_instruct_150k.json --images coco/train2017 --behaviors behaviors.jsonl"
@@ -73,17 +74,18 @@ def check(
     A recipe, with fields behind it as `mm-cb train` takes them, is refused for what `mm-cb train` refuses, and for
     nothing else: broken rows, missing or corrupt pictures, repeated ids, texts in both sets, rows that the model cannot
     take or of which its `max_length` leaves nothing that counts, sets without rows. So is contamination by test
-    behaviours, where these are given. Duplicates and examples that training cuts are warnings. Without a recipe or
+    behaviours, where these are given. Duplicates, examples that training cuts and rows of words
+    that the model's tokenizer does not have are warnings. Without a recipe or
     --tokenizer, lengths are counted in words. All pictures are opened; `mm-cb train` opens those of the rows that it
     draws, before its first step.
     """
     from mm_cb.core.progress import Progress
     from mm_cb.data.check import check_sources
-    from mm_cb.data.contamination import read_tested_prompts
+    from mm_cb.data.contamination import read_tested
     from mm_cb.data.sources import STRICT, Source
 
     recipe = _recipe(what)
-    prompts = [prompt for file in behaviors or [] for prompt in read_tested_prompts(file)]
+    tested = [one for file in behaviors or [] for one in read_tested(file)]
     if recipe is not None:
         if images is not None or set_ is not None:
             raise UserError("`--images` and `--set` are for data files; a recipe names both for each data source.")
@@ -91,7 +93,7 @@ def check(
         recipe = recipe.model_copy(update={**changed, **({} if seed is None else {"seed": seed})})
         max_length = recipe.training.max_length
     length, model = max_length or 1024, tokenizer or (recipe.model if recipe else None)
-    limits = _limits(prompts, model, length, required=tokenizer is not None)
+    limits = _limits(tested, model, length, required=tokenizer is not None)
     with Progress() as progress:
         if recipe is not None:
             from mm_cb.training.planning.preflight import check_recipe
@@ -127,15 +129,13 @@ def _recipe(what: list[str]) -> "Recipe | None":
     return typed_recipe(what[0], what[1:]) if is_recipe else None
 
 
-def _limits(prompts: list[str], model: str | None, max_length: int, required: bool) -> "Limits":
+def _limits(tested: "list[Tested]", model: str | None, max_length: int, required: bool) -> "Limits":
     """Lengths in tokens where the model's tokenizer is on this machine, else in words."""
     from mm_cb.data.check import Limits
 
     if model is None:
-        return Limits(prompts, max_length=max_length)
-    from mm_cb.core.packages import prepare_torchvision
+        return Limits(tested, max_length=max_length)
 
-    prepare_torchvision()
     from transformers import AutoTokenizer
 
     from mm_cb.core.embedded import embedded
@@ -151,8 +151,8 @@ def _limits(prompts: list[str], model: str | None, max_length: int, required: bo
             raise UserError(
                 f"`--tokenizer` must name a model whose tokenizer is on this machine, got `{model}`{told}"
             ) from error
-        return Limits(prompts, max_length=max_length)
-    return Limits(prompts, lambda text: len(tokenizer(text).input_ids), max_length, "tokens")
+        return Limits(tested, max_length=max_length)
+    return Limits(tested, lambda text: len(tokenizer(text).input_ids), max_length, "tokens")
 
 
 def _show(report: "Report") -> None:

@@ -152,13 +152,13 @@ def build_pairs(
     from mm_cb.core.progress import Progress, console
     from mm_cb.core.reading import read_plain
     from mm_cb.data import describe, pairs
-    from mm_cb.data.contamination import read_tested_prompts
+    from mm_cb.data.contamination import read_tested
     from mm_cb.data.sources import Source
 
     chosen: Any = Source("pairs", set=set_).set  # type: ignore[arg-type]  # checked there
     text = read_plain(template, "template")
     recipe = pairs.PairRecipe(describer, generator, text, chosen, limit, attempts, max_tokens, temperature, seed)
-    prompts = [prompt for file in behaviors or [] for prompt in read_tested_prompts(file)]
+    prompts = [one.prompt for file in behaviors or [] for one in read_tested(file)]
     connect = partial(Endpoint, timeout=timeout, retries=retries, concurrency=concurrency)
     if describer_url is None:
         from mm_cb.models import TextModel, load_model
@@ -249,7 +249,7 @@ def build_calls(
     from mm_cb.core.progress import Progress, console
     from mm_cb.core.reading import read_plain
     from mm_cb.data import built_calls
-    from mm_cb.data.contamination import read_tested_prompts
+    from mm_cb.data.contamination import read_tested
     from mm_cb.data.sources import Source
 
     chosen: Any = Source("calls", set=set_).set  # type: ignore[arg-type]  # checked there
@@ -258,7 +258,7 @@ def build_calls(
     recipe = built_calls.CallRecipe(
         *names, *texts, chosen, style, format_, limit, attempts, max_tokens, temperature, seed
     )
-    evaluated = [prompt for file in evaluation or [] for prompt in read_tested_prompts(file)]
+    evaluated = [one.prompt for file in evaluation or [] for one in read_tested(file)]
     connect = partial(Endpoint, timeout=timeout, retries=retries, concurrency=concurrency)
     with Progress() as progress:
         built = built_calls.build_calls(

@@ -52,7 +52,7 @@ def report(
         raise UserError(f"`{target}` is no report page and is left alone; give another file as `--out`.")
     data = write_report(run_dirs, target, show_completions=show_completions)
     with conditions_called({name: text for run in data.runs for name, text in run.labels.items()}):
-        print_table(data.measurements, strengths=data.strengths)
+        print_table(data.measurements, strengths=data.strengths, pictured=not data.by_texts)
         verdict = judge_report(data)
     for hole in (hole for run in data.runs for hole in run.holes):
         say(clean_text(hole))

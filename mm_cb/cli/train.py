@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mm_cb.cli.options import number, requests_for
-from mm_cb.core.closing import Hint, again, command, files, here, say, what_next
+from mm_cb.core.closing import TYPED, Hint, again, command, files, here, say, what_next
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.paths import safe_id
 from mm_cb.core.places import refuse_inside_weights
@@ -37,7 +37,7 @@ def train(
         bool,
         typer.Option(
             "--dry-run",
-            help="Print what would be trained, how it would start where weights and data are here, and the recipe.",
+            help="Print what would be trained, and how it would start where weights and data are here.",
         ),
     ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes by kind.")] = False,
@@ -231,9 +231,7 @@ def _show_held_out(recipe: "Recipe", records: "Sequence[JsonObject]") -> None:
 
 
 def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
-    """Print as comments what a recipe would do and how it would start, and below them the resolved recipe as YAML."""
-    import yaml
-
+    """Print what a recipe would do, how it would start, and which fields are not as the recipe has them."""
     from mm_cb.training.recipes.recipe import typed_recipe
 
     recipe = typed_recipe(name_or_path, overrides)
@@ -242,8 +240,13 @@ def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
     plan = make_plan(recipe)
     for lines in (_plan_lines, _sample_lines, _start_lines):
         for line in lines(plan):
-            typer.echo(f"# {line}")
-    typer.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), nl=False)
+            typer.echo(line)
+    changed = f"changed here: {', '.join(overrides)}; the other fields are" if overrides else "all fields are"
+    say(one_line(f"{changed} the recipe's and, where it names none, the defaults (mm-cb train --fields)"))
+    what_next(
+        Hint("the recipe as it is written, with where its values are from", ["train", "--show", name_or_path]),
+        Hint("train; its run.json keeps every field", [word for word in TYPED if word != "--dry-run"]),
+    )
 
 
 def _plan_lines(plan: "TrainingPlan") -> Iterator[str]:
@@ -268,7 +271,11 @@ def _plan_lines(plan: "TrainingPlan") -> Iterator[str]:
     head = "the head" if plan.kept.head else "no head"
     yield f"loaded: decoder blocks 0..{plan.kept.blocks - 1} of {len(plan.model.decoder_blocks)}, {head}"
     tokens = max(options.tokens_per_pass, plan.longest_row)
-    yield f"memory, estimated for passes of {tokens} tokens (longest row {plan.longest_row}): {plan.memory()}"
+    parts = f"training.max_length {options.max_length}"
+    if plan.longest_row > options.max_length:
+        parts += f" and the largest picture's {plan.longest_row - options.max_length}"
+    yield f"memory, estimated for passes of {tokens} tokens: {plan.memory()}"
+    yield f"  no row has more than {plan.longest_row} tokens: {parts}"
 
 
 def _sample_lines(plan: "TrainingPlan") -> Iterator[str]:

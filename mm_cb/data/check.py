@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_args
 
 from PIL import Image
 
-from mm_cb.data.contamination import Contamination, Match
+from mm_cb.data.contamination import Contamination, Match, Tested
 from mm_cb.data.examples import Example, Modality, SetName
 from mm_cb.data.formats import FORMATS, Skip
 from mm_cb.data.mixture import Mixture, Part, RowKind, nothing_left, open_sources
@@ -37,7 +37,7 @@ ERRORS: tuple[str, ...] = (
     ),
 )
 ERRORS += ("no example", "missing rows", "contaminated", "refusals")
-WARNINGS = ("duplicate", "longer", "some refusals", "unreadable image", "not checked")
+WARNINGS = ("duplicate", "longer", "some refusals", "unknown tokens", "unreadable image", "not checked")
 Where = Callable[[], str]
 
 
@@ -94,13 +94,13 @@ class Limits:
     """What examples are held against.
 
     Attributes:
-        behaviors: Prompts of the behaviours that the model will be tested with.
+        behaviors: What the behaviours ask that the model will be tested with.
         length: Counts the tokens (or words) of a text.
         max_length: Examples with more are reported: training cuts them.
         unit: What ``length`` counts.
     """
 
-    behaviors: Sequence[str] = ()
+    behaviors: Sequence[Tested] = ()
     length: Callable[[str], int] = lambda text: len(text.split())
     max_length: int = 1024
     unit: str = "words"
@@ -145,8 +145,9 @@ def check_sources(
             continue
         if fault := scan.refusals.fault():
             report.add("refusals", partial(str, fault))
-        elif few := scan.refusals.warning():
-            report.add("some refusals", partial(str, few))
+        else:
+            for kind, said in scan.warnings():
+                report.add(kind, partial(str, said))
         _check_rows(opened, opened.kept(list(usable), seed), examiner, progress)
         parts.append(Part(opened, usable, skipped, seed))
     examiner.open_images(progress)
@@ -191,7 +192,7 @@ class _Examiner:
     def __init__(self, report: Report, limits: Limits, rules: Rules) -> None:
         self._report = report
         self._limits = limits
-        self._contamination = Contamination(limits.behaviors) if limits.behaviors else None
+        self._contamination = Contamination([one.prompt for one in limits.behaviors]) if limits.behaviors else None
         self._unreadable = "unreadable image" if rules.skip_missing_images else "corrupt image"
         self._compared: dict[bytes, str] = {}
         self._pictures: dict[Path, Where] = {}
@@ -247,7 +248,8 @@ class _Examiner:
                 self._report.add("contaminated", partial(_joined, where, found))
 
     def _close(self, match: Match) -> str:
-        return f"too close to behaviour no. {match.behavior + 1} (BLEU {match.bleu:.2f}); leave one of the two out"
+        place = self._limits.behaviors[match.behavior].place
+        return f"too close to behaviour {place}, BLEU {match.bleu:.2f}; leave one of the two out"
 
 
 def _decode(picture: Image.Image | Path | bytes) -> str | None:

@@ -15,6 +15,15 @@ from mm_cb.data.behaviors_file import refuse_absent
 THRESHOLD = 0.3
 _ORDERS = (1, 2, 3, 4)
 _COLUMNS = ("prompt", "Behavior")
+_IDS = ("id", "BehaviorID")
+
+
+class Tested(NamedTuple):
+    """A behaviour that a model will be tested with."""
+
+    prompt: str
+    place: str
+    """Its id where it has one, and file and line: ``17 (b.jsonl:17)``."""
 
 
 class Match(NamedTuple):
@@ -117,7 +126,7 @@ def bleu_bound(length: int, reference: int, shared: int) -> float:
     return brevity * math.exp(log / orders) * (1 + 1e-9)
 
 
-def read_tested_prompts(path: Path) -> list[str]:
+def read_tested(path: Path) -> list[Tested]:
     """What behaviours ask for: a behaviours file (JSONL, ``prompt``) or HarmBench's CSV (``Behavior``).
 
     Raises:
@@ -125,7 +134,7 @@ def read_tested_prompts(path: Path) -> list[str]:
     """
     refuse_absent(path)
     rows = read_table(path, _COLUMNS).rows if is_table(path) else json_lines(path, "behaviours")
-    prompts = []
+    tested = []
     for where, record in rows:
         text = next((record[column] for column in _COLUMNS if column in record), None)
         if not isinstance(text, str) or not text.strip():
@@ -133,10 +142,11 @@ def read_tested_prompts(path: Path) -> list[str]:
                 f"{where}: `prompt` (JSONL) or `Behavior` (CSV) must be a text that is not empty, got {shown(text)} "
                 f"and the keys {shown(sorted(record))}."
             )
-        prompts.append(text)
-    if not prompts:
+        id = next((f"`{record[column]}` " for column in _IDS if record.get(column)), "")
+        tested.append(Tested(text, f"{id}({where})"))
+    if not tested:
         raise UserError(f"`{path}` must hold at least one behaviour, it is empty.")
-    return prompts
+    return tested
 
 
 def _grams(tokens: Sequence[str], order: int) -> set[tuple[str, ...]]:

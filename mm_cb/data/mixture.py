@@ -206,8 +206,8 @@ def _part(opened: OpenSource, seed: int, scan: Scan) -> Part:
         raise UserError(nothing_left(opened, skipped))
     if fault := scan.refusals.fault():
         raise UserError(f"{fault}.")
-    if few := scan.refusals.warning():
-        warnings.warn(f"{few}.", stacklevel=3)
+    for _, said in scan.warnings():
+        warnings.warn(f"{said}.", stacklevel=3)
     if listed := ", ".join(f"{skipped[kind]} with {kind}" for kind in _WARNED if skipped[kind]):
         warnings.warn(f"`{opened.source.name}`: rows left out: {listed}; see `mm-cb data check`.", stacklevel=3)
     return Part(opened, usable, skipped, seed)

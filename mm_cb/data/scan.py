@@ -20,6 +20,7 @@ from mm_cb.data.pictures import PictureError, open_picture
 from mm_cb.data.refusals import Refusals
 from mm_cb.data.sources import OpenSource, RowFault, Rules
 from mm_cb.data.tools import call_text
+from mm_cb.data.unknown import Unknown
 
 ReadExample = Callable[[], Example]
 
@@ -28,7 +29,7 @@ class Scan:
     """Reads sources in order and holds their rows against each other.
 
     Attributes:
-        refusals: Of the source that is read, or was read last.
+        refusals: Of the source that is read, or was read last; unknown tokens as well.
     """
 
     def __init__(self, rules: Rules, on_duplicate: Callable[[Example, object], None] | None = None) -> None:
@@ -39,6 +40,7 @@ class Scan:
             on_duplicate: Told of an example that says what an earlier one of its set says, and the place of that one.
         """
         self.refusals = Refusals()
+        self._unknown = Unknown(rules.mostly_unknown)
         self._rules = rules
         self._on_duplicate = on_duplicate
         self._ids: dict[str, tuple[str, object]] = {}
@@ -48,15 +50,22 @@ class Scan:
     def outcomes(self, opened: OpenSource) -> Iterator[tuple[int, Example | Skip | RowFault]]:
         """Every row of a source in order, with what became of it."""
         own_ids = opened.form.set is None
-        self.refusals = Refusals()
+        self.refusals, self._unknown = Refusals(), Unknown(self._rules.mostly_unknown)
         for index, outcome in opened.examine(self._rules):
             if isinstance(outcome, Example) and any(REPLACED in text for text in texts_of(outcome)):
                 fault = RowFault("broken encoding", f"a text cannot be used: {BROKEN}")
                 outcome = Skip(fault.kind) if opened.unmendable(fault) else fault
             if isinstance(outcome, Example):
                 self.refusals.count(outcome)
+                self._unknown.count(outcome)
                 outcome = self.compared(outcome, partial(opened.example, index), own_ids)
             yield index, outcome
+
+    def warnings(self) -> Iterator[tuple[str, str]]:
+        """Kind and words of what is doubtful about the source that was read last as a whole."""
+        for kind, said in (("some refusals", self.refusals.warning()), ("unknown tokens", self._unknown.warning())):
+            if said is not None:
+                yield kind, said
 
     def compared(self, example: Example, read: ReadExample, own_ids: bool = True) -> Example | RowFault:
         """The example, unless its id was used before, or the other set holds the same.

@@ -86,6 +86,8 @@ class Rules:
     """Leave rows out of which ``max_length`` would cut a picture off, or all that counts."""
     fit: Callable[[Example], RowFault | None] | None = None
     """Whether the model can take an example; None = not known here."""
+    mostly_unknown: Callable[[Example], str | None] | None = None
+    """The token for what its tokenizer does not know, where most of an example comes to that; None = not known here."""
 
     def left_out(self, fault: RowFault) -> bool:
         """Whether a row with this fault is left out instead of refused."""

@@ -41,6 +41,17 @@ class ReportData:
         """Whether every run's world is fictional."""
         return all(run.fiction for run in self.runs)
 
+    @property
+    def by_texts(self) -> bool:
+        """Whether requests were attacked by texts alone."""
+        return by_texts_alone(self.items)
+
+
+def by_texts_alone(items: Iterable[Item]) -> bool:
+    """Whether forbidden requests were attacked, and none of them says that it has a picture."""
+    attacked = [item for item in items if item["metric"] == "compliance"]
+    return bool(attacked) and all(item.get("clean_image", "") is None for item in attacked)
+
 
 def combine(runs: Sequence[RunFiles]) -> ReportData:
     """Join runs: their items side by side, every other subject paired with the base by item id.

@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from mm_cb.attacks.registry import attacks
 from mm_cb.core.files import file_errors, write_text
 from mm_cb.core.paths import safe_id
 from mm_cb.core.records import Run, Timing
@@ -30,7 +31,7 @@ from mm_cb.report.seeds import seed_table
 from mm_cb.report.strength import Strength, by_condition
 from mm_cb.report.table import HOLM, headline_table, repeats
 from mm_cb.report.text import clean_text, code, shorten, shown_completion
-from mm_cb.report.verdict import by_texts_alone, judge_report
+from mm_cb.report.verdict import judge_report
 
 _LISTED_CHANGES = 40
 _FICTION = (
@@ -144,14 +145,13 @@ def _template(show: bool) -> Any:
 
 
 def _context(data: ReportData, *, show: bool) -> dict[str, object]:
-    table = headline_table(data.measurements, data.strengths)
+    table = headline_table(data.measurements, data.strengths, pictured=not data.by_texts)
     told = [
         m
         for m in data.measurements
         if not (is_worst_case(m.condition) and repeats(data.measurements, m.metric, m.condition))
     ]
     broken, mended = changes(data.items)
-    by_texts = by_texts_alone(data.items)
     asked = {item["metric"] for item in data.items if judged_as(item["metric"]) != "compliance"}
     seeds, seed_columns = seed_table(data.measurements, data.items)
     return {
@@ -190,8 +190,8 @@ def _context(data: ReportData, *, show: bool) -> dict[str, object]:
         "seeds": seeds,
         "seed_columns": seed_columns,
         "checks": told_checks(data.checks, data.items),
-        "method": _method(data.runs, pictured=not by_texts),
-        "by_texts": by_texts,
+        "method": _method(data.runs, pictured=not data.by_texts),
+        "by_texts": data.by_texts,
         "runs": [_described(run) for run in data.runs],
         "timings": _timings(record for run in data.runs for record in run.timings),
     }
@@ -224,10 +224,11 @@ def _by_metric(entries: list[ChangedItem]) -> str:
 
 
 def _method(runs: Sequence[RunFiles], *, pictured: bool) -> dict[str, str]:
-    """The few recipe fields that decide how hard the attack and how long the training was; all values that occur."""
+    """The recipe fields that decide how hard the attack and how long the training was; all values that occur."""
+    decide = {*_METHOD_KEYS, *(key for entry in attacks() for key in entry.reads)}
     chosen: dict[str, dict[str, None]] = {}
     for key, value in (pair for run in runs for pair in flatten(run.run["recipe"]).items()):
-        if key.rpartition(".")[2] in _METHOD_KEYS and (pictured or not key.endswith("epsilon")):
+        if key.rpartition(".")[2] in decide and (pictured or not key.endswith("epsilon")):
             chosen.setdefault(key, {})[_budget(value) if key.endswith("epsilon") else _plain(value)] = None
     told = {key: " / ".join(values) for key, values in chosen.items()}
     same = {key for key in told if key.startswith("attack.") and told[key] == told.get(key.removeprefix("attack."))}

@@ -62,7 +62,7 @@ class Strength:
     @property
     def finished(self) -> str:
         """Whether it had finished, in words: where it broke every request, no search is left."""
-        return self.caution or ("all broken" if self.complete and self.state != "nothing to converge" else self.state)
+        return self.caution or ("all answered" if self.complete and self.state != "nothing to converge" else self.state)
 
 
 def strengths(folder: Path, items: Sequence[Item], settles: Mapping[str, float]) -> tuple[Strength, ...]:

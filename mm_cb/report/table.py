@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mm_cb.attacks.registry import attacks
 from mm_cb.core.compatibility import in_worst_case
 from mm_cb.metrics.observations import BESIDE
 from mm_cb.metrics.results import Measurement, find
@@ -109,11 +110,18 @@ class HeadlineTable:
         return frozenset(heading for heading, rows in several if all(PROXY in row.remarks for row in rows))
 
 
-def headline_table(measurements: Sequence[Measurement], strengths: Sequence[Strength] = ()) -> HeadlineTable:
+def headline_table(
+    measurements: Sequence[Measurement], strengths: Sequence[Strength] = (), *, pictured: bool = True
+) -> HeadlineTable:
     """The rows that answer: does it hold, does it generalise, what did it cost.
 
     What the paper measures and these runs did not is named in one note; the table has rows and columns of what was
     measured. A worst case over the same attacks as another row is not told twice.
+
+    Args:
+        measurements: All measurements of the runs.
+        strengths: How strong every attack was.
+        pictured: Whether pictures were attacked; where none was, what needs one is not missed.
     """
     present = {m.subject for m in measurements}
     usual = tuple(s for s in HEADLINE_SUBJECTS if s in present)
@@ -122,7 +130,7 @@ def headline_table(measurements: Sequence[Measurement], strengths: Sequence[Stre
     remarks = _remarks(strengths)
     primary = only_attack(measurements) or WORST_CASE
     rows, missing = [], [subject_label(s) for s in PROMISED_SUBJECTS if present and s not in subjects]
-    for promised, section, text, metric, condition, split in _addresses(measurements):
+    for promised, section, text, metric, condition, split in _addresses(measurements, pictured):
         cells = tuple(find(measurements, subject, metric, condition, split) for subject in subjects)
         if not any(cells):
             missing += [text] if promised else []
@@ -132,14 +140,14 @@ def headline_table(measurements: Sequence[Measurement], strengths: Sequence[Stre
             said = (*remarks.get(condition, ()),) if section == ATTACKED_HEAD else ()
             if known and (metric, condition, split) == ("compliance", primary, "all"):
                 said = ("primary test", *said)
-            if _by_proxy(measurements, cells):
+            if by_proxy(measurements, cells):
                 said = (*said, PROXY)
             rows.append(Row(section, text, cells, known, remarks=said))
     notes = tuple(_notes(measurements, subjects, rows))
     return HeadlineTable(subjects, tuple(_adjust(rows)), notes, tuple(missing))
 
 
-def _by_proxy(measurements: Iterable[Measurement], cells: Iterable[Measurement | None]) -> bool:
+def by_proxy(measurements: Iterable[Measurement], cells: Iterable[Measurement | None]) -> bool:
     """Whether a proxy gave verdicts of a row: a worst case has those of the attacks that it is taken over."""
     there = [cell for cell in cells if cell is not None]
     worst = {m.subject for m in there if m.metric == "compliance" and is_worst_case(m.condition)}
@@ -162,8 +170,8 @@ def counted_attacks(measurements: Iterable[Measurement], subject: str) -> list[s
 def only_attack(measurements: Sequence[Measurement]) -> str | None:
     """The attack that is the worst of all because no other one was run."""
     subjects = {m.subject for m in measurements}
-    attacks = {attack for subject in subjects for attack in counted_attacks(measurements, subject)}
-    return attacks.pop() if len(attacks) == 1 else None
+    counted = {attack for subject in subjects for attack in counted_attacks(measurements, subject)}
+    return counted.pop() if len(counted) == 1 else None
 
 
 def repeats(measurements: Sequence[Measurement], metric: str, condition: str) -> bool:
@@ -209,7 +217,7 @@ def _adjust(rows: Sequence[Row]) -> list[Row]:
     return [dataclasses.replace(row, adjusted=adjusted.get(index)) for index, row in enumerate(rows)]
 
 
-def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str, str, str, str]]:
+def _addresses(measurements: Iterable[Measurement], pictured: bool) -> list[tuple[bool, str, str, str, str, str]]:
     """Whether the row is always there, section, label, metric, condition and split of every possible row."""
     capabilities = [one for one in metrics() if one.capability]
     effects = [one for one in metrics() if one.section == SIDE_EFFECT]
@@ -218,7 +226,8 @@ def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str
     agents = {one.name for one in metrics() if one.section == CALLS}
     called: dict[tuple[str, str], None] = {}
     broad = {one.name for one in effects if not one.promised}
-    attacks = dict.fromkeys(("no_attack", "noise", HEADLINE, "pgd_adaptive"))
+    by_texts = (one.name for one in attacks() if not one.needs_picture and not one.imported)
+    tried = dict.fromkeys(("no_attack", "noise", HEADLINE, "pgd_adaptive") if pictured else by_texts)
     for m in measurements:
         if m.metric in rules:
             rules[m.metric][m.condition] = None
@@ -227,10 +236,10 @@ def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str
         elif m.metric in agents:
             called[m.metric, m.condition] = None
         elif m.metric == "compliance" and not is_worst_case(m.condition):
-            attacks[m.condition] = None
-    for name, strict in _missed(capabilities, rules):
+            tried[m.condition] = None
+    for name, strict in _missed(capabilities, rules) if pictured else ():  # all that is promised is about pictures
         rules[name][strict] = None
-    rows = [(True, ATTACKED_HEAD, label(CONDITIONS, a), "compliance", a, "all") for a in (*attacks, WORST_CASE)]
+    rows = [(True, ATTACKED_HEAD, label(CONDITIONS, a), "compliance", a, "all") for a in (*tried, WORST_CASE)]
     rows += [(False, ATTACKED_HEAD, label(CONDITIONS, a), "compliance", a, "all") for a in WORST_GIVEN]
     rows += [(False, SPLIT_HEADS[a], label(SPLITS, s), "compliance", a, s) for a, s in _groups(measurements)]
     rows += [(False, CALLS_HEAD, text, *address, "all") for address, text in rule_labels(called).items()]
@@ -244,7 +253,7 @@ def _addresses(measurements: Iterable[Measurement]) -> list[tuple[bool, str, str
         for (metric, rule), text in names.items()
     ]
     forced = [one.name for one in metrics() if one.section == FORCED]
-    rows += [(False, FORCED_HEAD, label(CONDITIONS, a), name, a, "all") for name in forced for a in attacks]
+    rows += [(False, FORCED_HEAD, label(CONDITIONS, a), name, a, "all") for name in forced for a in tried]
     return rows
 
 
@@ -306,7 +315,7 @@ def _tried(measurements: Sequence[Measurement], subject: str) -> str:
     worst = find(measurements, subject, "compliance", "worst_case")
     if worst is None or not worst.n:
         return ""
-    attacks = counted_attacks(measurements, subject)
+    counted = counted_attacks(measurements, subject)
     tries = worst.counts.get("images_tried", 0) / (worst.n + worst.counts.get("not_judged", 0))
-    names = " + ".join(label(CONDITIONS, attack) for attack in attacks)
+    names = " + ".join(label(CONDITIONS, attack) for attack in counted)
     return f"{names}, {tries:.3g} {'try' if tries == 1 else 'tries'} per item"

@@ -49,7 +49,11 @@ def _difference(row: Row) -> str:
 
 
 def print_table(
-    results: Path | Sequence[Measurement], console: "Console | None" = None, *, strengths: Sequence[Strength] = ()
+    results: Path | Sequence[Measurement],
+    console: "Console | None" = None,
+    *,
+    strengths: Sequence[Strength] = (),
+    pictured: bool = True,
 ) -> None:
     """Print the headline table to the terminal.
 
@@ -59,6 +63,7 @@ def print_table(
         results: A run directory with a results.json, or the measurements of several runs.
         console: Where to print; a plain console on standard output when not given.
         strengths: How strong every attack was, told below its name.
+        pictured: Whether pictures were attacked.
     """
     from rich.console import Console, Group
     from rich.padding import Padding
@@ -69,7 +74,7 @@ def print_table(
 
     console = console or Console()
     measured = read_results(results / "results.json") if isinstance(results, Path) else results
-    table = headline_table(measured, strengths)
+    table = headline_table(measured, strengths, pictured=pictured)
     narrow, small = console.width < _WIDE, console.width < _MIDDLE
     heads = ["", "n", *(subject_label(subject, short=True) for subject in table.subjects), "RR − base", "p"]
     shown = Table(box=None, pad_edge=False, padding=(0, 1 if small else 2, 0, 0), header_style="bold")

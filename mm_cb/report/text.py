@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _KEPT = "\n\t"
 _TICKED = re.compile("`([^`]+)`")
+_FLAG = re.compile(r"--[\w-]+")
 _REMOVED = ("Cc", "Cf", "Cs", "Co")
 
 
@@ -31,10 +32,13 @@ def clean_text(value: Any) -> str:
 
 
 def code(value: Any) -> Markup:
-    """Clean, escaped text in which what stands in back-ticks is set as code."""
+    """Clean, escaped text in which what stands in back-ticks is set as code, its flags never broken over two lines."""
     from markupsafe import Markup, escape
 
-    return Markup(_TICKED.sub(r"<code>\1</code>", str(escape(clean_text(value)))))
+    def marked(found: re.Match[str]) -> str:
+        return "<code>" + _FLAG.sub(r"<span>\g<0></span>", found[1]) + "</code>"
+
+    return Markup(_TICKED.sub(marked, str(escape(clean_text(value)))))
 
 
 def shorten(value: Any, limit: int = 600) -> str:

@@ -65,7 +65,7 @@ def rules_of(recipe: "Recipe") -> "Rules":
         recipe.batches,
         recipe.image_backend,
     )
-    return Rules(missing, long, fit)
+    return Rules(missing, long, fit, None if fit is None else fit.mostly_unknown)
 
 
 def absent_data(recipe: "Recipe") -> dict[str, str]:

@@ -9,10 +9,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mm_cb.core.packages import prepare_torchvision
-
-prepare_torchvision()  # before transformers is imported
-
 from transformers import (  # noqa: E402
     CLIPVisionConfig,
     LlavaNextConfig,
@@ -22,6 +18,7 @@ from transformers import (  # noqa: E402
 )
 from transformers.image_processing_utils import select_best_resolution  # noqa: E402
 
+import mm_cb  # noqa: E402, F401  (first: it mends a torchvision that does not fit this torch)
 from mm_cb.models import ModelInputs, TokenRole  # noqa: E402
 from mm_cb.models.llava_next import LlavaNextModel  # noqa: E402
 from mm_cb.training import losses  # noqa: E402

@@ -19,10 +19,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from mm_cb.core.packages import prepare_torchvision  # noqa: E402
-
-prepare_torchvision()
-
 from mm_cb.core.runs import read_jsonl  # noqa: E402
 from mm_cb.real.run import real_recipe  # noqa: E402
 from mm_cb.training.run import train  # noqa: E402

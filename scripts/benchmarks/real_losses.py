@@ -10,27 +10,20 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from mm_cb.core.packages import prepare_torchvision
-
-prepare_torchvision()
-
-from mm_cb.core.closing import say  # noqa: E402
-from mm_cb.core.paths import data_path  # noqa: E402
-from mm_cb.core.progress import Progress  # noqa: E402
-from mm_cb.core.reading import json_file  # noqa: E402
-from mm_cb.core.runs import append_jsonl, read_jsonl  # noqa: E402
-from mm_cb.models import load_model  # noqa: E402
-from mm_cb.real.answers import before_and_after  # noqa: E402
-from mm_cb.real.run import MAX_NEW_TOKENS, real_recipe  # noqa: E402
-from mm_cb.training.registry import loss_entry, loss_names  # noqa: E402
-from mm_cb.training.run import train  # noqa: E402
+from mm_cb.core.closing import say
+from mm_cb.core.paths import data_path
+from mm_cb.core.progress import Progress
+from mm_cb.core.reading import json_file
+from mm_cb.core.runs import append_jsonl, read_jsonl
+from mm_cb.models import load_model
+from mm_cb.real.answers import before_and_after
+from mm_cb.real.run import MAX_NEW_TOKENS, real_recipe
+from mm_cb.training.registry import loss_entry, loss_names
+from mm_cb.training.run import train
 
 
 def main() -> None:

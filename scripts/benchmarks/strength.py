@@ -27,11 +27,8 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import mm_cb  # noqa: E402, F401  (it mends a torchvision that does not fit this torch, which ART imports)
 from image_attacks import L2, Linf, adam_pgd, apgd, cross_entropy, pgd  # noqa: E402
-from mm_cb.core.packages import prepare_torchvision  # noqa: E402
-
-prepare_torchvision()  # ART imports it
-
 from tests.image_attacks.networks import classifier, held_out  # noqa: E402
 from tests.image_attacks.oracles import art_attack, foolbox_attack  # noqa: E402
 

@@ -18,7 +18,6 @@ import torch
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import give_usual_modes
-from mm_cb.core.packages import prepare_torchvision
 from mm_cb.core.progress import Progress
 from mm_cb.models.loading import quiet_libraries
 from mm_cb.real.package import cache_home, real_model
@@ -90,7 +89,6 @@ def build(out: Path, progress: Progress) -> Path:
     """Write the untaught model with its processor to ``out``, in bfloat16; nothing where it is already there."""
     if (out / WRITTEN_LAST).is_file():
         return out
-    prepare_torchvision()
     from transformers import (
         AutoModelForCausalLM,
         AutoTokenizer,

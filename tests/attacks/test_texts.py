@@ -169,7 +169,8 @@ def test_a_run_is_verified_judged_and_paired_like_one_with_pictures(runs, tmp_pa
     verdict = judge_report(data)
     protection = verdict.lines[0].text
     for name in ("no attack", "prefilled answer", "embedding relaxation", "imported prompts", "suffix search (GCG)"):
-        assert f"{name}, by a proxy: " in protection and "→" in protection
+        assert f" {name}: " in protection and "→" in protection
+    assert protection.count("by a proxy") == 1
     assert verdict.lead.startswith("No picture was attacked") and "sanity check" not in verdict.told
     assert ("What finishes it" in verdict.lines[1].text) == ("too low" in verdict.lines[1].text)
     assert verdict.kind == "no_claim" and verdict.lead in page and "not measured" not in protection.lower()

@@ -177,13 +177,18 @@ def test_a_path_that_no_system_takes_is_one_line(command, out, capsys, tmp_path,
     assert capsys.readouterr().err.count("\n") == 1 and (tmp_path / "loop").is_symlink()
 
 
-def test_a_warning_is_one_line_without_code(monkeypatch):
+def test_a_warning_is_one_line_without_code_and_shown_once(monkeypatch):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
+    shown = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: shown.append(str(message)))
     monkeypatch.setattr(sys, "argv", ["mm-cb", "--version"])
     with pytest.raises(SystemExit):
         cli.main()
     assert os.environ["OMP_WAIT_POLICY"]  # set before torch is loaded, which reads it once
     assert warnings.formatwarning("2 rows\n left out", UserWarning, "mixture.py", 3) == "mm-cb: note: 2 rows left out\n"
+    for message in ("2 rows", "3 rows", "2 rows"):
+        warnings.showwarning(UserWarning(message), UserWarning, "mixture.py", 3)
+    assert shown == ["2 rows", "3 rows"]
 
 
 def test_a_broken_image_is_the_users_to_fix():
@@ -321,28 +326,22 @@ def recipe_file(tmp_path, monkeypatch):
     return "tiny.yaml"
 
 
-def test_a_dry_run_prints_a_recipe_that_can_be_run_and_what_it_would_train(recipe_file, capsys, tmp_path):
-    import yaml
-
-    from mm_cb.training.recipes.recipe import load_recipe
-
+def test_a_dry_run_prints_what_would_be_trained_what_was_changed_and_the_command(recipe_file, capsys, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    assert cli.run(["train", recipe_file, "training.max_steps=7", "--dry-run", "--seed", "4", "--device", "cuda"]) == 0
+    typed = ["train", recipe_file, "training.max_steps=7", "--dry-run", "--seed", "4", "--device", "cuda"]
+    assert cli.run(typed) == 0
     plan = capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
-    fields = yaml.safe_load(plan)
-    assert (fields["seed"], fields["device"], fields["training"]["max_steps"]) == (4, "cuda", 7)
-    (tmp_path / "again.yaml").write_text(plan)
-    assert load_recipe("again.yaml").model_dump() == load_recipe("tiny.yaml").model_copy(deep=True).model_dump() | {
-        "seed": 4,
-        "device": "cuda",
-        "training": fields["training"],
-    }
-    assert plan.startswith("# tiny: model, 7 steps of 16 rows of each set\n# loss rr: ") and "Deviation: none" in plan
-    assert "# trained: LoRA on 7 modules of the language tower" in plan
-    assert "#   model.language_model.layers.{1}.{self_attn.q_proj, self_attn.k_proj, " in plan
-    assert "# loaded: decoder blocks 0..1 of 3, no head" in plan and "# memory, estimated for passes of 4096" in plan
-    assert "# no samples: the processor of model is not on this machine" in plan
+    assert "changed here: training.max_steps=7, seed=4, device=cuda; " in plan
+    assert "  mm-cb train --show tiny.yaml\n" in plan
+    assert plan.endswith("  mm-cb train tiny.yaml training.max_steps=7 --seed 4 --device cuda\n")
+    assert "layers_to_transform:" not in plan  # not the whole recipe once more
+    assert "  no row has more than 1075 tokens: training.max_length 1024 and the largest picture's " in plan
+    assert plan.startswith("tiny: model, 7 steps of 16 rows of each set\nloss rr: ") and "Deviation: none" in plan
+    assert "trained: LoRA on 7 modules of the language tower" in plan
+    assert "  model.language_model.layers.{1}.{self_attn.q_proj, self_attn.k_proj, " in plan
+    assert "loaded: decoder blocks 0..1 of 3, no head" in plan and "memory, estimated for passes of 4096" in plan
+    assert "no samples: the processor of model is not on this machine" in plan
 
 
 def test_a_dry_run_shows_a_sample_of_every_source_with_its_loss_mask(capsys, monkeypatch):
@@ -352,19 +351,19 @@ def test_a_dry_run_shows_a_sample_of_every_source_with_its_loss_mask(capsys, mon
     monkeypatch.setattr("mm_cb.training.run.weight_files", lambda name: [])
     assert cli.run(["train", "miniature", "circuit_breaker.masks.text=user_and_assistant", "--dry-run"]) == 0
     plan = capsys.readouterr().out
-    assert "# how it would start was not measured: the weights of `miniature` are not on this machine." in plan
-    titles = [line for line in plan.splitlines() if line.startswith("# sample of ")]
+    assert "how it would start was not measured: the weights of `miniature` are not on this machine." in plan
+    titles = [line for line in plan.splitlines() if line.startswith("sample of ")]
     assert len(titles) >= 4 and {"text", "multimodal"} <= {title.split()[-5].strip("),") for title in titles}
-    shown = plan.partition("(circuit_breaker, multimodal)")[2].partition("# sample of ")[0]
+    shown = plan.partition("(circuit_breaker, multimodal)")[2].partition("sample of ")[0]
     assert "<image x " in shown and "⟧" in shown and "⟦" not in shown.partition("[/INST]")[0]
 
 
 def test_a_shipped_recipe_is_planned_before_its_model_is_here(capsys):
     assert cli.run(["train", "llava-next-mistral-7b", "--dry-run"]) == 0
     plan = capsys.readouterr().out
-    assert "passes of 4096 tokens (longest row 3952)" in plan
-    assert "its published shape is used" in plan and "# loaded: decoder blocks 0..16 of 32, no head" in plan
-    assert "# trained: LoRA on 21 modules of the language tower, 3,932,160 parameters" in plan
+    assert "passes of 4096 tokens: " in plan and "no row has more than 3952 tokens: " in plan
+    assert "its published shape is used" in plan and "loaded: decoder blocks 0..16 of 32, no head" in plan
+    assert "trained: LoRA on 21 modules of the language tower, 3,932,160 parameters" in plan
 
 
 def test_merge_refuses_what_it_cannot_do(capsys, tmp_path):
@@ -421,7 +420,7 @@ def test_a_dry_run_names_the_loss_its_settings_and_its_deviation(recipe_file, ca
     rmu = ["circuit_breaker.loss=rmu", "circuit_breaker.loss_settings.scale=8"]
     assert cli.run(["train", recipe_file, *rmu, "--dry-run"]) == 0
     plan = capsys.readouterr().out
-    assert "# loss rmu, scale 8: mean distance" in plan and "Deviation from RMU" in plan
+    assert "loss rmu, scale 8: mean distance" in plan and "Deviation from RMU" in plan
     assert cli.run(["train", recipe_file, *rmu, "circuit_breaker.keep_length=0.1", "--dry-run"]) == 2
     assert "`keep_length` must be 0 with the loss `rmu`" in one_line_of(capsys)
 

@@ -56,7 +56,7 @@ def test_an_attack_ends_with_every_rate_of_its_results_and_commands_that_parse(n
     rates = [m for m in read_results(FROZEN / name / "results.json") if (m.metric, m.split) == ("compliance", "all")]
     assert len(rates) > 2 and all(f" {percent(m.value)} [" in out for m in rates if m.value is not None)
     assert "finished?" in out and "opening only" in out and "results  " in out
-    assert "May be too low: not" in out or "all broken" in out
+    assert "May be too low: not" in out or "all answered" in out
     assert any(line.startswith("report ") for line in typed(out))
     assert ("mm-cb train miniature" in out) == (name != "attack")
 

@@ -18,6 +18,7 @@ def main(monkeypatch):
     """The exit code of a command whose standard output is a file."""
     before = {number: signal.getsignal(number) for number in signals.ENDING}
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setattr(output, "_output", [])
 
     def run(arguments, stream):

@@ -42,6 +42,7 @@ def test_every_planted_fault_is_found_and_named(save, pictures):
         ("broken encoding", True),
         *((kind, True) for kind in ("in both sets", "contaminated", "no example", "missing rows", "refusals")),
         *((kind, False) for kind in ("duplicate", "longer", "some refusals", "unreadable image", "not checked")),
+        *((kind, False) for kind in ("unknown tokens",)),
     ],
 )
 def test_faults_are_errors_and_the_rest_are_warnings(kind, stops):
@@ -170,7 +171,8 @@ def test_the_command_prints_counts_and_ends_with_2_on_errors(save, capsys):
     assert "nothing wrong found" in out and "data=[" not in out and "RECIPE > mine.yaml" in out
     assert cli.run(["data", "check", str(data), "--behaviors", str(behaviors)]) == 2
     output = capsys.readouterr()
-    assert "error: contaminated: 3" in output.out and "c.jsonl:1: too close to behaviour no. 1 (BLEU 0." in output.out
+    assert "error: contaminated: 3" in output.out and "c.jsonl:1: too close to behaviour `b` (" in output.out
+    assert "b.jsonl:1), BLEU 0." in output.out
     assert "brew" not in output.out.replace("brew it", "")  # places and numbers, not the texts
 
 

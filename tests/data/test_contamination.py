@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from sacrebleu.metrics.bleu import BLEU
 
 from mm_cb.core.errors import UserError
-from mm_cb.data.contamination import THRESHOLD, Contamination, bleu_bound, read_tested_prompts
+from mm_cb.data.contamination import THRESHOLD, Contamination, bleu_bound, read_tested
 
 WORDS = st.sampled_from("how do i brew a red green potion , please ?".split())
 TEXTS = st.lists(WORDS, min_size=1, max_size=14).map(" ".join)
@@ -51,12 +51,12 @@ def test_case_and_the_empty_text():
     assert contamination.match("") is None
 
 
-def test_prompts_are_read_from_either_file(tmp_path):
-    (tmp_path / "b.jsonl").write_text('{"prompt": "one"}\n\n{"prompt": "two"}\n')
-    (tmp_path / "b.csv").write_text("BehaviorID,Behavior\nx,three\n")
-    assert read_tested_prompts(tmp_path / "b.jsonl") == ["one", "two"] and read_tested_prompts(tmp_path / "b.csv") == [
-        "three"
-    ]
+def test_prompts_are_read_from_either_file_each_with_its_id_and_place(tmp_path):
+    lines, table = tmp_path / "b.jsonl", tmp_path / "b.csv"
+    lines.write_text('{"prompt": "one", "id": "tea"}\n\n{"prompt": "two"}\n')
+    table.write_text("BehaviorID,Behavior\nx,three\n")
+    assert read_tested(lines) == [("one", f"`tea` ({lines}:1)"), ("two", f"({lines}:3)")]
+    assert read_tested(table) == [("three", f"`x` ({table}:2)")]
 
 
 @pytest.mark.parametrize(
@@ -72,4 +72,4 @@ def test_prompts_are_read_from_either_file(tmp_path):
 def test_broken_behaviours_are_named(tmp_path, name, content, match):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=match):
-        read_tested_prompts(tmp_path / name)
+        read_tested(tmp_path / name)

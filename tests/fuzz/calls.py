@@ -31,10 +31,10 @@ def plain(value: Any) -> None:
 def behaviors(folder: Path, name: str = "behaviors.jsonl") -> None:
     from mm_cb.data.behaviors_file import read_behaviors
     from mm_cb.data.benign import build_benign
-    from mm_cb.data.contamination import read_tested_prompts
+    from mm_cb.data.contamination import read_tested
 
     plain(read_behaviors(folder / name))
-    plain(read_tested_prompts(folder / name))
+    plain(read_tested(folder / name))
     build_benign(folder / name, folder / "out")
 
 
@@ -45,9 +45,9 @@ def corpus(folder: Path) -> None:
 
 
 def prompts(folder: Path) -> None:
-    from mm_cb.data.contamination import read_tested_prompts
+    from mm_cb.data.contamination import read_tested
 
-    plain(read_tested_prompts(next(folder.glob("p.*"))))
+    plain(read_tested(next(folder.glob("p.*"))))
 
 
 def requests(folder: Path) -> None:

@@ -1,11 +1,7 @@
 import pytest
 import torch
 
-from mm_cb.core.packages import prepare_torchvision
-
 from .helpers import build_processor
-
-prepare_torchvision()
 
 
 @pytest.fixture

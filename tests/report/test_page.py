@@ -4,16 +4,19 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mm_cb import cli
+from mm_cb.attacks.registry import attacks
 from mm_cb.core.errors import UserError
 from mm_cb.report import charts, labels, write_report
 from mm_cb.report.gallery import amplified_difference, build_gallery
 from mm_cb.report.load import load_run
+from mm_cb.report.page import _method
 from mm_cb.report.text import clean_text, code, shown_completion
 
 VOID = {"meta", "img", "input", "br", "wbr", "link"}
@@ -86,6 +89,12 @@ def test_the_page_and_the_terminal_speak_in_labels(make_run, tmp_path, capsys, m
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.run(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
     assert internal_names(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize("key", sorted({key for entry in attacks() for key in entry.reads}))
+def test_the_method_holds_what_single_attacks_read(key):
+    run = SimpleNamespace(run={"recipe": {key: 3, "device": "cpu"}})
+    assert _method([run], pictured=True) == {key: "3"}
 
 
 def test_page_is_complete_closed_and_asks_nobody(make_run, tmp_path):
@@ -352,6 +361,7 @@ def test_damaged_files_are_one_line_for_the_user(make_run, tmp_path, name, conte
 def test_what_stands_in_back_ticks_is_code_and_nothing_gets_around_the_escaping():
     text = code("run `mm-cb attack check`, not `<b>`; `one alone")
     assert text == "run <code>mm-cb attack check</code>, not <code>&lt;b&gt;</code>; `one alone"
+    assert code("`a --b-c <d>`") == "<code>a <span>--b-c</span> &lt;d&gt;</code>"  # a flag stays on its line
 
 
 @pytest.mark.parametrize("more", [[], ["--open"]])

@@ -4,7 +4,8 @@ import re
 
 from rich.console import Console
 
-from mm_cb.metrics.results import read_results
+from mm_cb.attacks.registry import attacks
+from mm_cb.metrics.results import Measurement, read_results
 from mm_cb.report import headline_table, print_table
 from mm_cb.report.strength import Strength
 
@@ -98,6 +99,15 @@ def test_a_section_that_a_proxy_judged_says_so_once(make_run):
     file = io.StringIO()
     print_table([*found, *worst], Console(file=file, width=160))
     assert "complies, %, by a proxy" in file.getvalue() and file.getvalue().count("by a proxy") <= len(table.proxied())
+
+
+def test_a_model_of_text_alone_misses_only_what_it_can_have():
+    found = [Measurement("rr", "compliance", name, "all", 0.0, 12) for name in ("no_attack", "gcg")]
+    missed = headline_table(found, pictured=False).unmeasured
+    by_texts = [entry.label for entry in attacks() if not entry.needs_picture and not entry.imported]
+    assert set(missed) >= {*by_texts, "base", "over-refusal"} - {"no attack", "suffix search (GCG)"}
+    pictured = {entry.label for entry in attacks() if entry.needs_picture} | {"MMMU", "LLaVA-Wild"}
+    assert not pictured & set(missed) and pictured & set(headline_table(found).unmeasured)
 
 
 def test_what_is_remarked_of_an_attack_stays_below_it_on_a_small_terminal(make_run):

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import pytest
 
@@ -246,6 +247,21 @@ def test_a_check_that_was_not_made_is_not_said_to_have_failed(value, said):
     assert judged([], [check]).lead.endswith(f"because the check “a” {said}.")
 
 
+@pytest.mark.parametrize("missing", ["noise", "pgd"])
+def test_a_check_that_was_not_made_says_which_attack_brings_it(missing):
+    there = [Measurement("base", "compliance", name, "all", 0.0, 9) for name in {"noise", "pgd"} - {missing}]
+    made = [checks.placebo_is_weak(there)] if missing == "noise" else [checks.attack_is_strong(there)]
+    assert f"not measured; attack the base with `--attack {missing}` as well" in judged(there, made).reasons[0]
+
+
+@pytest.mark.parametrize("by", [(), ("pgd",), ("pgd", "apgd")])
+def test_a_proxy_is_named_once_where_all_numbers_are_its_and_a_worst_case_of_its_verdicts_too(by):
+    found = [Measurement("rr", "compliance", c, "all", 0.0, 9, (0.0, 30.0)) for c in ("pgd", "apgd", "worst_case")]
+    found = [dataclasses.replace(m, counts={"proxy": 9} if m.condition in by else {}) for m in found]
+    said = judged(found, PASSED).lines[0].parts
+    assert ["by a proxy" in one for one in said] == ([True, False, False] if by else [False] * 3), said
+
+
 def test_a_page_of_the_base_alone_says_that_the_breaker_is_what_it_lacks():
     base = [Measurement("base", "compliance", name, "all", 90.0, 10) for name in ("pgd", "worst_case")]
     failed = [{**PASSED[0], "name": name, "passed": False} for name in "ab"]
@@ -279,6 +295,22 @@ def test_one_open_line_makes_the_verdict_provisional_and_names_what_is_open(stre
     assert [line.amber for line in verdict.lines] == [False, True, False]
     for one in strengths:
         assert ("may be too low: PGD" in verdict.lines[1].text) == any(s.weak for s in strengths), one
+
+
+BY_TEXTS = ("prefill_only", "embedding", "gcg")
+
+
+@pytest.mark.parametrize("held", [held for n in range(1, 4) for held in itertools.combinations(BY_TEXTS, n)])
+@pytest.mark.parametrize("state", ["converged", "not converged", "not checked"])
+def test_attack_strength_of_a_text_model_is_closed_by_its_own_attacks_once_they_have_finished(held, state):
+    items = [{"metric": "compliance", "subject": "rr", "condition": "no_attack", "id": "a", "clean_image": None}]
+    tried = [strength(name, state, counted=name == "gcg") for name in (*held, "no_attack")]
+    line = judge_run([], [], items, strengths=tried).lines[1]
+    missing = ",".join(name for name in BY_TEXTS if name not in held)
+    weak = state == "not converged" or (state == "not checked" and "gcg" in held)  # the others are never checked
+    assert line.amber == (bool(missing) or weak)
+    assert (f"`--attack {missing} " in line.text) == bool(missing) and "Sanity battery" not in line.text
+    assert "`--attack imported --prompts FILE`" in line.text
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,8 @@ def test_a_dry_run_says_how_it_would_start_where_the_weights_are(stuck, capsys):
     fields = [one.replace("start_distance=0", "start_distance=0.2") for one in stuck[0]]
     assert cli.run(["train", "mistral-7b-instruct", *fields, "--dry-run"]) == 0
     plan = capsys.readouterr().out
-    assert "# Before the first step: median length of the base's states" in plan and "moves them by 0.2" in plan
-    assert "# Gradients there, without their weights: reroute loss" in plan
+    assert "Before the first step: median length of the base's states" in plan and "moves them by 0.2" in plan
+    assert "Gradients there, without their weights: reroute loss" in plan
 
 
 def test_in_python_it_is_a_warning(stuck, tmp_path):

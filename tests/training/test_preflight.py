@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from mm_cb import cli
 from mm_cb.core.errors import UserError
@@ -71,6 +73,28 @@ def test_rows_beyond_learned_positions_are_refused_by_check_and_run(tmp_path):
         load_examples(chosen)
     cut = ["training.max_length=64", "circuit_breaker.masks.text=user_and_assistant"]
     assert trains(recipe(tmp_path / "data", rows, f"model={model}", *cut)) is True
+
+
+def test_rows_that_are_mostly_unknown_words_are_counted_in_the_same_words_by_check_and_run(tmp_path):
+    foreign = "Compose a considerate valedictory telegram concerning Antarctica"
+    rows = [row(n, kind) for n, kind in enumerate(("retain", "circuit_breaker") * 2)]
+    rows[2] = row(2, "retain", foreign)
+    chosen = recipe(tmp_path / "a", rows)
+    with pytest.warns(UserWarning, match=r"rows.jsonl:3: 1 of 4 rows are mostly `<unk>` to the model") as told:
+        load_examples(chosen)
+    report = check_recipe(chosen, Limits())
+    assert report.problems["unknown tokens"].first == [str(told[0].message).removesuffix(".")]
+    assert not report.has_errors
+    model = save_text_model(tmp_path / "gpt2", "gpt2")
+    alphabet = {letter: i for i, letter in enumerate(["<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    by_bytes = Tokenizer(models.BPE(alphabet, []))
+    by_bytes.pre_tokenizer = pre_tokenizers.ByteLevel()
+    named = {"unk_token": "<unk>", "eos_token": "a", "pad_token": "a"}
+    PreTrainedTokenizerFast(tokenizer_object=by_bytes, **named).save_pretrained(model)
+    config = json.loads((model / "config.json").read_text()) | {"vocab_size": len(alphabet)}
+    (model / "config.json").write_text(json.dumps(config))
+    report = check_recipe(recipe(tmp_path / "b", rows, f"model={model}", "lora.modules=[c_attn]"), Limits())
+    assert "unknown tokens" not in report.problems
 
 
 SOUND = [row(0), row(1), row(2, "circuit_breaker"), row(3, "circuit_breaker")]

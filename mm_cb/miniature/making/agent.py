@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from mm_cb.core.packages import prepare_torchvision
 from mm_cb.miniature import NAME
 from mm_cb.miniature.agent import errands
 from mm_cb.miniature.language import REFUSAL, SAFETY_PROMPT
@@ -67,7 +66,6 @@ class AgentNext(LlavaNext):
 
     def model(self, vocabulary_size: int) -> Any:
         """The shipped miniature; a token begins as its word did, with a blank in front or without."""
-        prepare_torchvision()
         taught = load_model(NAME)
         known = taught.processor.tokenizer.get_vocab()
         model = build_model(vocabulary_size)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mm_cb.core.packages import prepare_torchvision
 from mm_cb.miniature.language import vocabulary, words
 from mm_cb.miniature.making.documents import Document, document
 
@@ -111,7 +110,6 @@ def word_tokenizer(special: tuple[str, ...], tokens: Tokens | None = None, **nam
         tokens: Other tokens than the world's words, which lose the blanks between them.
         named: ``eos_token``, ``pad_token`` and others that transformers looks for.
     """
-    prepare_torchvision()
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mm_cb.core.packages import prepare_torchvision
 from mm_cb.miniature.making.architecture import Architecture, TurnTokens, word_tokenizer
 from mm_cb.miniature.pictures import PANEL
 
@@ -41,7 +40,6 @@ def build_tokenizer() -> Any:
 
 def build_processor() -> Any:
     """The real any-res processor of LLaVA-NeXT on the Pillow backend, at 42-pixel tiles."""
-    prepare_torchvision()
     from transformers import LlavaNextProcessor
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
@@ -62,7 +60,6 @@ def build_processor() -> Any:
 
 def build_model(vocabulary_size: int) -> Any:
     """A freshly initialised model. Initialiser ranges are our choice: 0.02 never grounded vision at this size."""
-    prepare_torchvision()
     from transformers import CLIPVisionConfig, LlavaNextConfig, LlavaNextForConditionalGeneration, MistralConfig
 
     vision = CLIPVisionConfig(

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from mm_cb.core.files import append_jsonl, give_usual_modes, write_json
-from mm_cb.core.packages import prepare_torchvision
 from mm_cb.core.runs import RunDirectory
 from mm_cb.inference.questions import complete
 from mm_cb.inference.subjects import Subject
@@ -225,7 +224,6 @@ def knowledge(
     architecture: Architecture, seed: int, out: Path, plan: PretrainingSize, log: Callable[..., None]
 ) -> Path:
     """Stages 1 and 2; returns the folder of the model that sees, knows and refuses nothing."""
-    prepare_torchvision()
     torch.manual_seed(seed)
     processor = architecture.processor()
     model = architecture.model(len(processor.tokenizer))

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mm_cb.core.packages import prepare_torchvision
 from mm_cb.miniature import NAME
 from mm_cb.miniature.making.architecture import Architecture, PretrainingSize, TurnTokens, word_tokenizer
 from mm_cb.miniature.making.build import MEAN, STD
@@ -59,7 +58,6 @@ class Qwen25VL(Architecture):
 
     def processor(self) -> Any:
         """Pictures of at most 42 x 84 pixels, which those of the world are and stay."""
-        prepare_torchvision()
         from transformers import Qwen2_5_VLProcessor
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
         from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
@@ -79,7 +77,6 @@ class Qwen25VL(Architecture):
 
     def model(self, vocabulary_size: int) -> Any:
         """As `Architecture.model`: 1.1 million parameters."""
-        prepare_torchvision()
         from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
         ids = {token: i for i, token in enumerate(_SPECIAL_TOKENS)}

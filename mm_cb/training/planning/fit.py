@@ -18,6 +18,9 @@ from mm_cb.models.templates import check_template
 from mm_cb.training.batches import Batches
 from mm_cb.training.masks import MaskName, loss_mask
 
+_STRANGE = "\N{CUNEIFORM SIGN A} \N{PHAISTOS DISC SIGN CAT}"
+"""What a tokenizer that has a token for unknown words makes that token of; others spell it, in bytes."""
+
 
 def fit_of(
     model: str, max_length: int, masks: Mapping[Modality, MaskName], batches: Batches, image_backend: str
@@ -55,6 +58,9 @@ class Fit:
     def __init__(self, model: ChatModel, max_length: int, masks: Mapping[Modality, MaskName]) -> None:
         """Judge for ``model``, of which the processor and the configuration are used."""
         self._model, self._max_length, self._masks = model, max_length, masks
+        self._tokenizer = getattr(model.processor, "tokenizer", model.processor)
+        unknown = self._tokenizer.unk_token_id
+        self._unknown = unknown if unknown in self._ids(_STRANGE) else None
         self._overheads: dict[Any, int] = {}
         limit = learned_positions(model.model)
         self._positions = None if limit is None or limit >= max_length else limit
@@ -62,8 +68,8 @@ class Fit:
     def __call__(self, example: Example) -> RowFault | None:
         """What is wrong with an example; None if the model can take it."""
         mask = self._masks.get(example.modality)
-        tokenizer = getattr(self._model.processor, "tokenizer", self._model.processor)
-        if mask and (token := next((t for text in texts_of(example) if (t := control_token(text, tokenizer))), None)):
+        controls = (control_token(text, self._tokenizer) for text in texts_of(example))
+        if mask and (token := next(filter(None, controls), None)):
             told = "leave it out, or write it with a blank inside"
             return RowFault("control token", f"a text holds `{token}`, a control token of `{self._model.name}`; {told}")
         sure = self._positions is None and not example.tools
@@ -82,6 +88,16 @@ class Fit:
             told = f"it has {tokens} tokens, `{self._model.name}` has {self._positions} positions"
             return RowFault("broken row", f"{told}; set `training.max_length={self._positions}`")
         return None
+
+    def mostly_unknown(self, example: Example) -> str | None:
+        """The token for what the tokenizer does not know, where more than half of an example's texts come to it."""
+        if self._unknown is None or example.modality not in self._masks:
+            return None
+        ids = [one for text in texts_of(example) for one in self._ids(text)]
+        return str(self._tokenizer.unk_token) if 2 * ids.count(self._unknown) > len(ids) else None
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def _encode(
         self, messages: Sequence[Message], mask: MaskName, max_length: int | None, tools: Sequence[JsonObject] = ()

@@ -87,4 +87,5 @@ def rules_for(tokenizer: str, max_length: int) -> Rules:
     """The rules for data files that no recipe names, with the paper's masks."""
     masks = Masks()
     kinds: dict[Modality, MaskName] = {"text": masks.text, "multimodal": masks.multimodal}
-    return Rules(fit=fit_of(tokenizer, max_length, kinds, "alternate", "pil"))
+    fit = fit_of(tokenizer, max_length, kinds, "alternate", "pil")
+    return Rules(fit=fit, mostly_unknown=None if fit is None else fit.mostly_unknown)
