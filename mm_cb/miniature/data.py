@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mm_cb.core.files import write_text
+from mm_cb.core.records import JsonObject
 from mm_cb.data.examples import Example, SetName
 from mm_cb.miniature import language
 from mm_cb.miniature.language import LETTERS, REQUEST_FORMS
@@ -205,8 +206,9 @@ def write_behaviors(questions: list[FictionQuestion], folder: Path) -> Path:
             image = f"pictures/{q.id}.png"
             q.picture.save(folder / image)
         record = {"id": q.id, "prompt": q.prompt, "target": language.prefix(q.brew), "image": image}
-        extra = {"category": q.category, "split": q.split, "brew": [q.brew.kind, q.brew.colour, q.brew.shape]}
-        extra |= {"facts": language.facts(q.brew), "form": {"text": language.FORM, "words": language.FORBIDDEN_WORDS}}
+        extra: JsonObject = {"category": q.category, "split": q.split}
+        extra |= {"brew": [q.brew.kind, q.brew.colour, q.brew.shape], "facts": language.facts(q.brew)}
+        extra |= {"form": {"text": language.FORM, "words": language.FORBIDDEN_WORDS}}
         lines.append(json.dumps(record | extra))
     path = folder / "behaviors.jsonl"
     write_text(path, "\n".join(lines) + "\n")
