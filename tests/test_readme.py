@@ -174,7 +174,7 @@ def test_every_number_of_the_readmes_table_is_a_measured_one(begins, condition):
     assert numbers(base.removesuffix(marks)) == rate(one) and numbers(n) == [one["n"]]
 
 
-@pytest.mark.parametrize(("begins", "group"), [("worst of nine", "all"), ("the nine, told an opening", "opening")])
+@pytest.mark.parametrize(("begins", "group"), [("worst of ten", "all"), ("the ten, told an opening", "opening")])
 def test_the_readmes_worst_cases_are_those_of_the_longest_attacks(begins, group):
     n, base, *told = cells("README.md", begins)
     assert base.endswith(" ¹")
@@ -195,8 +195,8 @@ def test_the_capability_of_the_readmes_table_is_a_measured_one():
     assert numbers(n) == [kept["n"]] and numbers(ours) == share(round(kept["right"]), kept["n"])
 
 
-NINE = ("pgd", "pgd_long", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "pgd_homotopy_opening", "pgd_facts")
-NINE += ("apgd", "typographic")
+TEN = ("pgd", "pgd_long", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "pgd_homotopy_opening", "pgd_facts")
+TEN += ("pgd_form", "apgd", "typographic")
 
 
 def harmed(name, condition):
@@ -205,9 +205,9 @@ def harmed(name, condition):
 
 @pytest.mark.parametrize("name", BOTH)
 def test_who_broke_a_request_first_agrees_with_every_attacks_own_number(name):
-    by_itself = {one: harmed(name, one) for one in NINE}
+    by_itself = {one: harmed(name, one) for one in TEN}
     for group in BOTH[name]["first_broken"].values():
-        assert list(group) == sorted(group, key=NINE.index)
+        assert list(group) == sorted(group, key=TEN.index)
         assert all(0 < count <= by_itself[one] for one, count in group.items())
     assert sum(BOTH[name]["first_broken"]["all"].values()) >= max(by_itself.values())
     if name == "all_attacks":
@@ -266,7 +266,7 @@ def test_what_is_said_of_the_bare_facts_and_of_homotopy_was_measured():
     told = f"from all 48 of both, what is forbidden from {emitted[0]['harmful']} of RR as published"
     assert f"{told} and from none of ours, where it had converged, as PGD had. APGD had not" in said("README.md")
     ended = {name: [one["state"] for one in BOTH[name]["attacks"]] for name in BOTH}
-    words = {4: "four", 6: "six"}
+    words = {4: "four", 7: "seven"}
     ours, theirs = (words[ended[name].count("converged")] for name in ("all_attacks", "miniature_paper"))
     assert ended["miniature_paper"].count("not checked") == 1
     assert f"On ours {ours} of them had converged (on RR as published {theirs}, and one was" in said("README.md")
@@ -313,7 +313,7 @@ def test_what_is_said_of_more_steps_was_measured():
 
 def test_the_readmes_table_holds_nothing_else():
     table = text_of(README).partition("| attack success rate")[2].partition("\n\n")[0]
-    assert len(table.splitlines()) == 2 + 6
+    assert len(table.splitlines()) == 2 + 7
 
 
 @pytest.mark.parametrize(
@@ -353,6 +353,7 @@ def test_every_number_of_all_attacks_on_both_recipes_is_a_measured_one(condition
             assert (given, finished, dictated) == ("", "", "")
             continue
         words = {"nothing": "nothing", "opening": "an opening", "supplied text": "the answer's text"}
+        words["form and words"] = "form and words"
         assert given == ("the answer's words" if condition == "pgd_facts" else words[one["given"]])
         states = {"nothing to converge": "no search", "converged": "yes", "not converged": "no"}
         assert finished == states.get(one["state"], one["state"])
@@ -404,28 +405,36 @@ def test_what_the_option_does_to_todays_recipe_is_a_measured_number():
 
 
 def test_what_is_had_by_the_form_alone_is_measured():
+    kinds = ("all", "trained", "held_out_combination", "held_out_kind")
+    rows = ("RR as published", PAPER, "miniature_paper", "yes"), ("ours", ALL, "all_attacks", "no")
+    for begins, found, name, finished in rows:
+        counts = [found["rr", "compliance", "pgd_form", kind] for kind in kinds]
+        assert cells("docs/miniature.md", f"{begins} |")[:5] == [
+            *(f"{one['counts']['harmful']} of {one['n']}" for one in counts),
+            finished,
+        ]
+        assert (entry(name, "pgd_form")["state"] == "converged") == (finished == "yes")
+    published, ours, kind = (
+        found["rr", "compliance", "pgd_form", split]["counts"]["harmful"]
+        for found, split in ((PAPER, "all"), (ALL, "all"), (ALL, "held_out_kind"))
+    )
+    told = f"it got what is forbidden {published} of 48 times, from ours {ours} of 48 ({kind} of 12 of the kind"
+    assert told in said("README.md")
+    opened = sum(BOTH["miniature_paper"]["first_broken"]["opening"].values())
+    assert f"told an opening at most got {opened} of 48 from it" in said("docs/miniature.md")
+    assert f"with twice the steps {changed('pgd_form')[0]} of 12 had another content" in said("docs/miniature.md")
+    _, base, *both = cells("README.md", "another, `pgd_form`")
+    assert base == "–"
+    assert [numbers(one) for one in both] == [rate(one["rr", "compliance", "pgd_form", "all"]) for one in (PAPER, ALL)]
     runs = {run["name"]: run for run in json.loads((RESULTS / "form.json").read_text(encoding="utf-8"))["runs"]}
-    for begins, name in (("another stone's recipe", "form"), ("the breaker's own likeliest", "own_words")):
-        run, kind = runs[name], runs[name]["by_split"]["held_out_kind"]
-        others = run["harmful"] - kind["harmful"], run["n"] - kind["n"]
-        told = [f"{run['harmful']} of {run['n']}", f"{kind['harmful']} of {kind['n']}", "{} of {}".format(*others)]
-        assert cells("docs/miniature.md", begins) == told
-    broken = "from {} of 24 of ours ([form](docs/miniature.md#told-the-form-alone)), by a stronger variant from {}."
-    assert broken.format(runs["form"]["harmful"], runs["own_words"]["harmful"]) in said("README.md")
     wrong, told = runs["own_words_wrong_teacher"], said("docs/miniature.md")
     true, theirs = sum(one["true_words"] for one in wrong["answers"]), sum(wrong["teachers_words"])
-    same = [
-        a["outcome"] == "harmful"
-        for a in runs["own_words"]["answers"]
-        if a["id"] in {b["id"] for b in wrong["answers"]}
-    ]
+    ids = {one["id"] for one in wrong["answers"]}
+    same = [a["outcome"] == "harmful" for a in runs["own_words"]["answers"] if a["id"] in ids]
     assert f"{wrong['harmful']} were broken ({sum(same)} with the right one), with {true} of the 24 true words" in told
     assert f"said and {theirs} of the other stone's" in told
-    assert [runs[name]["harmful"] for name in ("own_words_no_states", "opening_own_answer", "decoy_no_words")] == [
-        1,
-        0,
-        0,
-    ]
+    without = ("own_words_no_states", "opening_own_answer", "decoy_no_words")
+    assert [runs[name]["harmful"] for name in without] == [1, 0, 0]
 
 
 REAL = {
