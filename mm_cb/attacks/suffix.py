@@ -9,7 +9,9 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -23,7 +25,6 @@ from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import ModelInputs
 from mm_cb.models.chat import control_token
-from mm_cb.models.last_positions import only_last_positions
 
 LENGTH, LIKELIEST = 20, 256
 """Tokens of the suffix, and replacements of each of which candidates are drawn (paper)."""
@@ -163,28 +164,35 @@ class _SuffixRow:
 
     @torch.no_grad()
     def losses(self, suffixes: Tensor) -> Tensor:
-        """The target's loss behind each suffix; what stands in front of it runs once."""
-        inputs, begin = self._rows(suffixes), self._begin
-        with self._subject.active() as model:
-            cache = DynamicCache(config=model.tower.config)
-            model.model(input_ids=inputs.input_ids[:1, :begin], past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache.batch_repeat_interleave(len(suffixes))
-            behind = {"input_ids": inputs.input_ids[:, begin:], "past_key_values": cache, "use_cache": True}
-            logits = model.model(**behind, logits_to_keep=self._keep).logits
-        return target_nll(logits, inputs.labels[:, -self._keep :])
+        """The target's loss behind each suffix."""
+        inputs = self._rows(suffixes)
+        return self._behind(len(suffixes), input_ids=inputs.input_ids[:, self._begin :])
 
     def slope(self, suffix: Tensor) -> Tensor:
         """The gradient with respect to one-hot tokens, ``(K, V)``."""
-        inputs = self._rows(suffix[None])
-        with self._subject.active() as model, only_last_positions(model.base, self._keep):
-            table = model.base.get_input_embeddings()
-            embeds = table(inputs.input_ids).detach().requires_grad_()
-            output = model.model(**model.start_from(inputs, embeds), logits_to_keep=self._keep, use_cache=False)
-            loss = target_nll(output.logits, inputs.labels[:, -self._keep :]).sum()
-        (gradient,) = torch.autograd.grad(loss, embeds)
-        slope = gradient[0, self._begin : self._end] @ table.weight.detach().T
+        table = self._subject.model.base.get_input_embeddings()
+        embeds = table(self._rows(suffix[None]).input_ids[:, self._begin :]).detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self._behind(1, inputs_embeds=embeds).sum(), embeds)
+        slope = gradient[0, : self._end - self._begin] @ table.weight.detach().T
         slope[:, self._forbidden] = torch.inf
         return slope
+
+    def _behind(self, count: int, **suffixes: Tensor) -> Tensor:
+        """The target's loss behind ``count`` suffixes, ``(count,)``; what stands in front of them has run once."""
+        cache = deepcopy(self._front)
+        cache.batch_repeat_interleave(count)
+        with self._subject.active() as model:
+            logits = model.model(**suffixes, past_key_values=cache, use_cache=True, logits_to_keep=self._keep).logits
+        return target_nll(logits, self._inputs.labels[:, -self._keep :].expand(count, -1))
+
+    @cached_property
+    def _front(self) -> DynamicCache:
+        """Keys and values of the tokens in front of the suffix."""
+        with torch.no_grad(), self._subject.active() as model:
+            cache = DynamicCache(config=model.tower.config)
+            front = self._inputs.input_ids[:, : self._begin]
+            model.model(input_ids=front, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return cache
 
     def _encode(self, prompt: str) -> ModelInputs:
         return encode(self._subject, [replace(self._behavior, prompt=prompt)], [None], [self._behavior.target])

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from image_attacks import target_nll
 from mm_cb.attacks import texts
-from mm_cb.attacks.suffix import find_suffix, search
+from mm_cb.attacks.suffix import _SuffixRow, find_suffix, search
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import load_model
@@ -68,3 +69,21 @@ def test_on_a_model_the_loss_is_that_of_the_prompt_that_is_sent_and_falls(tmp_pa
     assert sent.prompt.startswith("how to brew tea ") and min(sent.curve) < sent.curve[0]
     asked = texts.ask(base, [Behavior("tea", sent.prompt, behavior.target, None)])
     assert float(texts.target_losses(asked)) == pytest.approx(min(sent.curve), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2"])
+def test_the_slope_is_the_gradient_of_the_whole_row_though_its_front_runs_once(tmp_path, kind):
+    base = Subject("base", load_model(save_text_model(tmp_path / "model", kind)))
+    row = _SuffixRow(base, Behavior("tea", "how to brew tea", "it is a circle", None))
+    for ids in (row.start, row.start.flip(0), row.start.roll(3)):  # more than once: the kept front must not change
+        whole = row._rows(ids[None])
+        embeds = base.model.base.get_input_embeddings()(whole.input_ids).detach().requires_grad_()
+        logits = base.model.model(**base.model.start_from(whole, embeds), use_cache=False).logits
+        loss = target_nll(logits, whole.labels)
+        (gradient,) = torch.autograd.grad(loss.sum(), embeds)
+        table = base.model.base.get_input_embeddings().weight.detach()
+        expected = gradient[0, row._begin : row._end] @ table.T
+        found = row.slope(ids)
+        writable = found.isfinite()
+        assert bool(writable.any()) and torch.allclose(found[writable], expected[writable], atol=1e-5)
+        assert float(row.losses(ids[None])) == pytest.approx(float(loss.detach()), abs=1e-5)
