@@ -223,6 +223,19 @@ def test_a_published_shape_has_its_recipes_memory(seven):
     assert f"about {make_plan(seven).memory().total / GIB:.1f} GiB in bfloat16" in rows["memory to train"]
 
 
+@pytest.mark.parametrize("model", ["Qwen/Qwen2.5-VL-7B-Instruct", "llava-hf/llava-1.5-7b-hf"])
+def test_the_memory_of_an_attack_says_of_which_picture_it_is_and_what_a_usual_one_takes(model):
+    from mm_cb.attacks.memory import estimate_attack
+    from mm_cb.attacks.quick_look import USUAL, look, shape_of
+    from mm_cb.core.sizes import told_size
+
+    told, shape = next(one for name, _, one in look(model).rows if name == "memory to attack"), shape_of(model)[0]
+    largest, usual = shape.largest_picture(), estimate_attack(shape, "bfloat16", USUAL)
+    assert f"a picture of {largest:,} tokens, its largest" in told
+    of_usual = f"; about {told_size(usual.fixed + usual.each)} with one of {USUAL:,}"
+    assert told.endswith(of_usual) == (largest > USUAL)
+
+
 def test_a_text_model_without_a_chat_template_is_told_how_it_is_asked(tmp_path):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast

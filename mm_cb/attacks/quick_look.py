@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _TOKENS, _LONGEST, _RANK = 4096, 1024, 16
 """Of a training pass, of the longest text of a row, of the adapter: as in the shipped recipes."""
+USUAL = 1024
+"""Tokens of a picture that is no poster: some families show 12 million pixels of one that has them."""
 
 
 class ModelPlace(NamedTuple):
@@ -194,9 +196,13 @@ def _training_words(model: ChatModel, name: str) -> list[str]:
 
 def _attacking(model: ChatModel, place: ModelPlace) -> tuple[bool, str]:
     found = estimate_attack(model, place.dtype)
-    half = estimate_attack(model, "bfloat16")
-    each = f", and {told_size(found.each)} for each further behaviour of --batch"
-    return _verdict(found.fixed + found.each, place, each + _in_bfloat16(half.fixed + half.each, place))
+    half, largest = estimate_attack(model, "bfloat16"), model.largest_picture()
+    more = f", with a picture of {largest:,} tokens, its largest, and {told_size(found.each)} for each further one"
+    more += f" of --batch{_in_bfloat16(half.fixed + half.each, place)}"
+    if largest > USUAL:
+        usual = estimate_attack(model, "bfloat16", USUAL)
+        more += f"; about {told_size(usual.fixed + usual.each)} with one of {USUAL:,}"
+    return _verdict(found.fixed + found.each, place, more)
 
 
 def _verdict(needed: float, place: ModelPlace, more: str) -> tuple[bool, str]:
