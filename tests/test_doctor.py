@@ -208,6 +208,15 @@ def test_a_quick_look_ends_with_a_command_that_trains_this_model(model, blocks, 
     assert any("target_layers" in field for field in fields) == (layers is not None)
 
 
+@pytest.mark.parametrize("free", [2**30, 2**40])
+def test_a_line_for_a_cpu_is_printed_only_where_it_would_fit(free, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("mm_cb.core.provenance.available_memory_bytes", lambda: free)
+    assert doctor.print_findings(model="llava-hf/llava-1.5-7b-hf")
+    told = " ".join(capsys.readouterr().out.partition("\nnext\n")[2].split())
+    assert ("device=cpu" in told) == (free == 2**40) and ("on a GPU" in told) == (free == 2**30)
+
+
 def test_a_recipe_is_asked_for_what_it_needs_and_for_no_other_model_or_data(capsys):
     assert doctor.print_findings("miniature")
     out = capsys.readouterr().out
