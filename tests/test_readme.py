@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,19 @@ def test_every_file_that_a_page_names_is_there(page):
     places = r"(?<![\w./-])((?:scripts|results|tests|data|mm_cb|\.ci)/[\w./-]*\w)"
     named = {name for span in re.findall(r"`([^`\n]+)`", text_of(page)) for name in re.findall(places, span)}
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_what_an_index_page_shows_of_the_package_leads_nowhere_that_is_not_there():
+    """It has no files of ours beside it: no link and no picture but by a whole address."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["readme"]
+    targets = re.findall(r"\]\(([^)\s]+)", told["text"])
+    assert targets and all(target.startswith("https:") for target in targets)
+    assert told["content-type"] == "text/markdown"
+
+
+def test_every_line_of_others_is_in_the_notice():
+    held = {path.name for path in (ROOT / "data" / "protocols").glob("*.yaml")}
+    assert held == set(re.findall(r"data/protocols/([\w.]+)", (ROOT / "NOTICE").read_text(encoding="utf-8")))
 
 
 def test_every_result_has_its_row_and_no_row_is_empty():
