@@ -101,8 +101,9 @@ def print_findings(recipe: str | None = None, model: str | None = None) -> bool:
         seen = look(model)
         print_rows([Finding(*row) for row in seen.rows], _POSSIBLE)
         yours = any("rows.jsonl" in word for word in seen.train)
+        where = "" if not yours or "device=cpu" in seen.train else ", on a GPU"
         said = "; rows.jsonl stands for your rows, see docs/formats.md" if yours else ""
-        steps = steps or [Hint(f"a breaker for it{said}", seen.train)]
+        steps = steps or [Hint(f"a breaker for it{where}{said}", seen.train)]
     print_rows(sorted(findings, key=lambda one: one.ok is not False))
     fine = all(finding.ok is not False for finding in findings)
     what_next(*(steps if fine else [Hint("mend each PROBLEM, then the same command again", [])]))

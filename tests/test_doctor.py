@@ -208,6 +208,15 @@ def test_a_quick_look_ends_with_a_command_that_trains_this_model(model, blocks, 
     assert any("target_layers" in field for field in fields) == (layers is not None)
 
 
+@pytest.mark.parametrize("free", [2**30, 2**40])
+def test_a_line_for_a_cpu_is_printed_only_where_it_would_fit(free, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("mm_cb.core.provenance.available_memory_bytes", lambda: free)
+    assert doctor.print_findings(model="llava-hf/llava-1.5-7b-hf")
+    told = " ".join(capsys.readouterr().out.partition("\nnext\n")[2].split())
+    assert ("device=cpu" in told) == (free == 2**40) and ("on a GPU" in told) == (free == 2**30)
+
+
 def test_a_recipe_is_asked_for_what_it_needs_and_for_no_other_model_or_data(capsys):
     assert doctor.print_findings("miniature")
     out = capsys.readouterr().out
@@ -221,6 +230,19 @@ def test_a_published_shape_has_its_recipes_memory(seven):
     rows = {name: detail for name, _, detail in look("llava-hf/llava-v1.6-mistral-7b-hf").rows}
     assert "recipe llava-next-mistral-7b" in rows["train"]
     assert f"about {make_plan(seven).memory().total / GIB:.1f} GiB in bfloat16" in rows["memory to train"]
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen2.5-VL-7B-Instruct", "llava-hf/llava-1.5-7b-hf"])
+def test_the_memory_of_an_attack_says_of_which_picture_it_is_and_what_a_usual_one_takes(model):
+    from mm_cb.attacks.memory import estimate_attack
+    from mm_cb.attacks.quick_look import USUAL, look, shape_of
+    from mm_cb.core.sizes import told_size
+
+    told, shape = next(one for name, _, one in look(model).rows if name == "memory to attack"), shape_of(model)[0]
+    largest, usual = shape.largest_picture(), estimate_attack(shape, "bfloat16", USUAL)
+    assert f"a picture of {largest:,} tokens, its largest" in told
+    of_usual = f"; about {told_size(usual.fixed + usual.each)} with one of {USUAL:,}"
+    assert told.endswith(of_usual) == (largest > USUAL)
 
 
 def test_a_text_model_without_a_chat_template_is_told_how_it_is_asked(tmp_path):

@@ -3,11 +3,12 @@
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from mm_cb.metrics.statistics import wilson_interval
+from mm_cb.metrics.statistics import mcnemar_exact, wilson_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -73,8 +74,22 @@ def test_the_readme_is_short():
 
 @pytest.mark.parametrize("page", [page for page in LINKED if page.name != "CHANGELOG.md"], ids=name_of)
 def test_every_file_that_a_page_names_is_there(page):
-    named = set(re.findall(r"`((?:scripts|results|tests|data|mm_cb|\.ci)/[\w./-]+)`", text_of(page)))
+    places = r"(?<![\w./-])((?:scripts|results|tests|data|mm_cb|\.ci)/[\w./-]*\w)"
+    named = {name for span in re.findall(r"`([^`\n]+)`", text_of(page)) for name in re.findall(places, span)}
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_what_an_index_page_shows_of_the_package_leads_nowhere_that_is_not_there():
+    """It has no files of ours beside it: no link and no picture but by a whole address."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["readme"]
+    targets = re.findall(r"\]\(([^)\s]+)", told["text"])
+    assert targets and all(target.startswith("https:") for target in targets)
+    assert told["content-type"] == "text/markdown"
+
+
+def test_every_line_of_others_is_in_the_notice():
+    held = {path.name for path in (ROOT / "data" / "protocols").glob("*.yaml")}
+    assert held == set(re.findall(r"data/protocols/([\w.]+)", (ROOT / "NOTICE").read_text(encoding="utf-8")))
 
 
 def test_every_result_has_its_row_and_no_row_is_empty():
@@ -549,6 +564,186 @@ def broken_look_alikes():
     return f"{found['counts']['gibberish']} of {found['n']}"
 
 
+def result(name):
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def earlier():
+    """The fewest and the most that `pgd_homotopy` broke of the earlier recipe's breakers, three of them."""
+    runs = result("homotopy")["measurements"] + result("seeds")["measurements"]
+    asked = [one for one in runs if (one.get("steps", 900), one["split"]) == (900, "all")]
+    found = [one["counts"]["harmful"] for one in asked if one.get("condition", "pgd_homotopy") == "pgd_homotopy"]
+    assert len(found) == 3
+    return min(found), max(found)
+
+
+def spread_by_itself():
+    fell = [one["attacks"]["pgd_homotopy"]["harmful"] for one in SPREAD]
+    apart = 100 * (max(fell) - min(fell)) / 24
+    return (
+        f"Between {min(fell)} and {max(fell)} of 24 were broken, {apart:.0f} points apart, where 10 were the goal; of "
+        "the earlier recipe it was {} to {} in three breakers. ".format(*earlier())
+        + f"At most {max(map(broken_text, SPREAD))} of 1440 benign answers were broken text (goal: 14), where one of "
+        f"its breakers broke {broken_look_alikes()} look-alikes. It protects no better: `pgd_facts` (300 steps) broke "
+        f"{SPREAD[0]['attacks']['pgd_facts']['harmful']} of 24"
+    )
+
+
+def what_did_not_do():
+    (mean,), tried = result("spread")["mean_alone"], {one["name"]: one for one in result("spread")["tried"]}
+    alike = mean["kept"]["look_alikes"]
+    shares = (100 * broken_text(tried[name]) / 1440 for name in ("cos220", "cos300"))
+    return (
+        f"({alike['broken']} of {alike['n']} look-alikes broken by seed 0 on one thread, "
+        f"{mean['attacks']['pgd_homotopy']['harmful']} of 24 requests by the attack); a rate that falls (cosine, 220 "
+        "and 300 steps: {:.1f} and {:.1f} % of benign answers broken)".format(*shares)
+    )
+
+
+def what_rr_as_published_keeps():
+    told = PAPER["rr", "mmmu_like", "strict", "all"], PAPER["rr", "over_refusal", "no_attack", "all"]
+    text = PAPER["rr", "gibberish", "no_attack", "all"]
+    return (
+        f"MMMU-like {told[0]['value']:.1f} of {told[0]['n']}, over-refusal {told[1]['counts']['refusal']} of "
+        f"{told[1]['n']}, broken text {text['counts']['gibberish']} of {text['n']} benign items"
+    )
+
+
+def dialled_in_words():
+    before, after = (DIALLED[name]["attacks"] for name in ("d1", "dB"))
+    first, second = (one["pgd_homotopy"]["harmful"] for one in (before, after))
+    adaptive, teacher, plain = (after[name]["harmful"] for name in ("pgd_adaptive", "pgd_clean_teacher", "pgd"))
+    assert plain == 0
+    return (
+        f"({first} against {second}: {first - second} requests saved, none lost, McNemar p = "
+        f"{mcnemar_exact(0, first - second):.3f}) and cost no time. The adaptive attack broke {adaptive} of the last "
+        f"one's 24, the clean-teacher one {teacher}, plain PGD none"
+    )
+
+
+def real_costs():
+    seeds = result("smollm2")["seeds"]
+    first, *others = (seed["minutes"] for seed in seeds)
+    assert len({seed["steps"] for seed in seeds}) == 1 and max(others) < 7.5
+    return (
+        f"{seeds[0]['steps']} steps in float32, one thread of a processor that other work kept busy; {first} minutes "
+        f"for the first seed with its attacks, {max(others):.0f} for each further one, "
+        f"{max(seed['peak_gb'] for seed in seeds):.1f} GB at most"
+    )
+
+
+def real_neighbours():
+    near = [seed["sets"]["nearby"] for seed in result("smollm2")["seeds"]]
+    more, lost = max(one["nll_breaker"] - one["nll_base"] for one in near), 1 - min(one["agreement"] for one in near)
+    return f"cost up to {more:.1f} nats a token more, and up to {100 * lost:.0f} % of their tokens are no longer the"
+
+
+def vlm_in_words():
+    cosines = (float(VLM["held_out_cosine"][name]) for name in ("circuit_breaker", "retain"))
+    asked = VLM["seeing"]["base"]["pictures"]["n"]
+    return (
+        f"{asked} questions about pictures. Held-out cosine "
+        + "{:.3f} of forbidden rows, {:.3f} of retain rows".format(*cosines).replace("-", "\u2212")
+    )
+
+
+def vlm_openings():
+    both = {of(subject, "attack", "embedding", "prefix_emitted") for subject in ("base", "rr")}
+    (told,) = both
+    return told
+
+
+def faults_in_words():
+    counts = result("faults")["counts"]
+    assert all(one["n"] == one["as it should be"] for one in counts.values()) and result("faults")["wrong"] == []
+    kill, full, server = (
+        sum(one["n"] for name, one in counts.items() if name.startswith(kind)) for kind in ("kill", "disk", "server")
+    )
+    told = f"killed at {kill} random moments and on a disk that filled {full} times, went on to the bytes of an"
+    return f"{told} undisturbed run; of {server} servers that misbehaved"
+
+
+def escapes_in_words():
+    *made, real = ((one["model"], one["step"]) for one in result("escape"))
+    steps = [step for model, step in made if model.startswith("random")]
+    (own,) = (step for model, step in made if model == "miniature")
+    return (
+        f"left cosine 0.9 at step {min(steps)} to {max(steps)} of a schedule of 150 on random models with states 1 to "
+        f"300 long, by step {own} on the miniature and by step {real[1]} on SmolLM2 (`results/escape.json`)"
+    )
+
+
+def baseline(model, attack, key="harmful", split="all"):
+    """How many of a model fell to an attack, in a number."""
+    whose = {"base": "the base, as control", "earlier": "miniature_demo/rr", "published": "miniature_paper/rr"}[model]
+    (one,) = (
+        m["counts"].get(key, 0)
+        for m in result("baselines")["measurements"]
+        if m["model"] == whose and m["attack"].startswith(attack) and m["split"] == split and "noise" != m["condition"]
+    )
+    return one
+
+
+def baselines_of_the_base():
+    fell = {baseline("base", "pgd_transfer --steps 300"), baseline("base", "universal_corpus")}
+    assert fell == {24}
+    best, drawn, draws = (baseline("base", "best_of_n", key) for key in ("harmful", "harmful_tries", "tries"))
+    return (
+        "fell to `pgd_transfer` and `universal_corpus` in 24 of 24, so these attacks work; to the best of 100 "
+        f"variations in {best} of 24 ({drawn} of {draws:,} draws)"
+    )
+
+
+def baselines_of_the_published():
+    surrogate = next(m["attack"] for m in result("baselines")["measurements"] if "--surrogate" in m["attack"])
+    for attack in ("best_of_n", "pgd_transfer --steps 300", "universal_corpus"):
+        assert {
+            m["counts"]["harmful"]
+            for m in result("baselines")["measurements"]
+            if m["model"] == "miniature_demo/rr" and m["attack"].startswith(attack)
+        } == {0}
+    assert baseline("published", "best_of_n") == baseline("published", "universal_corpus", split="made_for") == 0
+    return (
+        f"`universal_corpus` broke {baseline('published', 'universal_corpus')} of 24, none of the 5 whose texts it had "
+        f"seen; `pgd_transfer` with the earlier breaker as surrogate broke {baseline('published', surrogate)}, with"
+    )
+
+
+def patches_in_words():
+    made = [
+        {name: baseline(who, f"{name} --norm patch --patch-size 24 --steps 300, a wrong", "correct") for name in both}
+        for who in ("base", "earlier", "published")
+        for both in [("pgd_eot", "pgd")]
+    ]
+    base, first, second = (one["pgd_eot"] for one in made)
+    (plain,) = {one["pgd"] for one in made}
+    return (
+        f"by `pgd_eot` {base} times on the base, {first} on the earlier breaker and {second} on RR as published, "
+        f"{plain} each by plain `pgd` (300 steps): neither breaker stops a patch that lies about a picture. With the "
+        f"whole picture free within 32/255 `pgd_eot` broke {baseline('base', 'pgd_eot --steps 150')} of 24 of the base"
+    )
+
+
+def parity_in_words():
+    counted = {"v1": [0, 0], "v4": [0, 0]}
+    for name, kinds in result("bfcl").items():
+        for one in kinds.values():
+            counted[name[:2]][0] += one["same"]
+            counted[name[:2]][1] += one["items"]
+    same = {version: "{:,} of {:,}".format(*numbers) for version, numbers in counted.items()}
+    return f"{same['v1']} agree for two Llama-3 models of v1, and {same['v4']} of v4's live parallel"
+
+
+def strength_in_words():
+    ours = [result("attack_strength")["summary"][f"ours:{name}"] for name in ("pgd", "apgd")]
+    least, (cells,) = min(one["lowest_loss_ratio"] for one in ours), {one["cells"] for one in ours}
+    assert all(one["cells_met"] == cells for one in ours)
+    return (
+        f"reach at least {int(1000 * least) / 10} % of the loss of the best of foolbox, ART and its Auto-PGD in each "
+        f"of {cells} settings"
+    )
+
+
 @pytest.mark.parametrize(
     ("page", "sentence"),
     [
@@ -560,6 +755,23 @@ def broken_look_alikes():
             ),
         ),
         ("README.md", lambda: spread_in_words()),
+        ("README.md", lambda: "of the recipe before it {} to {} of 24, and".format(*earlier())),
+        ("README.md", lambda: f"answered {broken_look_alikes()} look-alikes in broken text"),
+        ("docs/miniature.md", lambda: spread_by_itself()),
+        ("docs/miniature.md", lambda: what_did_not_do()),
+        ("docs/miniature.md", lambda: what_rr_as_published_keeps()),
+        ("docs/miniature.md", lambda: dialled_in_words()),
+        ("docs/quickstart.md", lambda: real_costs()),
+        ("docs/quickstart.md", lambda: real_neighbours()),
+        ("docs/quickstart.md", lambda: vlm_in_words()),
+        ("docs/quickstart.md", lambda: f"force the opening {vlm_openings()} times from both"),
+        ("docs/quickstart.md", lambda: faults_in_words()),
+        ("docs/paper_coverage.md", lambda: escapes_in_words()),
+        ("docs/attacks.md", lambda: baselines_of_the_base()),
+        ("docs/attacks.md", lambda: baselines_of_the_published()),
+        ("docs/attacks.md", lambda: patches_in_words()),
+        ("docs/agents.md", lambda: parity_in_words()),
+        ("docs/image_attacks.md", lambda: strength_in_words()),
         *(("docs/miniature.md", lambda number=number: spread_row(number)) for number in range(len(SPREAD))),
         ("README.md", lambda: f"its worst case is {broken('miniature_demo.json')}."),
         (

@@ -1,8 +1,9 @@
 """How much memory an attack on pictures needs at its peak, from the model's shape alone.
 
     weights      every parameter, in the run's dtype
-    activations  of a behaviour: tokens of the largest picture and of a short chat x what every decoder block saves for
-                 its backward pass (`block_bytes`, without an adapter), and likewise of the image tower
+    activations  of a behaviour: tokens of its picture (the largest, unless told) and of a short chat x what every
+                 decoder block saves for its backward pass (`block_bytes`, without an adapter), and likewise of the
+                 image tower
     overhead     1 GiB: the device's own context and kernels' workspaces
 
 It is an estimate and was not measured on a GPU. The head is run on the target's positions alone and is left out.
@@ -35,24 +36,27 @@ class AttackMemory(NamedTuple):
         return max(0, int((free - self.fixed) // self.each))
 
 
-def estimate_attack(model: ChatModel, dtype: str) -> AttackMemory:
+def estimate_attack(model: ChatModel, dtype: str, picture: int | None = None) -> AttackMemory:
     """The peak of a step of PGD.
 
     Args:
         model: The whole model; shapes are enough (`mm_cb.models.families.skeleton`).
         dtype: The run's.
+        picture: Tokens of a picture; None = of the largest.
     """
     size = getattr(torch, dtype).itemsize
-    tokens, path = model.largest_picture() + CHAT, model.language_path
-    each = tokens * sum(block_bytes(model, f"{path}.{i}.", (), 0, size) for i in range(len(model.decoder_blocks)))
+    picture, path = model.largest_picture() if picture is None else picture, model.language_path
+    each = (picture + CHAT) * sum(
+        block_bytes(model, f"{path}.{i}.", (), 0, size) for i in range(len(model.decoder_blocks))
+    )
     if isinstance(model, VisionModel):
-        each += _image_tower(model, size)
+        each += picture * _image_tower(model, size)
     weights = sum(parameter.numel() for parameter in model.base.parameters()) * size
     return AttackMemory(weights + _GIB, each)
 
 
 def _image_tower(model: ChatModel, size: int) -> float:
-    """Bytes that the largest picture leaves in the blocks of the image tower."""
+    """Bytes that a picture leaves in the blocks of the image tower, for each of its tokens."""
     merged = getattr(model.base.config.vision_config, "spatial_merge_size", 1) ** 2
     lists = {name: m for name, m in model.base.named_modules() if isinstance(m, nn.ModuleList)}
     own = [blocks for name, blocks in lists.items() if not name.startswith(model.language_path.rpartition(".")[0])]
@@ -62,4 +66,4 @@ def _image_tower(model: ChatModel, size: int) -> float:
         layers = [layer for layer in block.modules() if isinstance(layer, nn.Linear)]
         hidden, inner = min(layer.in_features for layer in layers), max(layer.out_features for layer in layers)
         total += 2 * 4 * hidden + 4 * size * hidden + 3 * size * inner
-    return merged * model.largest_picture() * total
+    return merged * total

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _TOKENS, _LONGEST, _RANK = 4096, 1024, 16
 """Of a training pass, of the longest text of a row, of the adapter: as in the shipped recipes."""
+USUAL = 1024
+"""Tokens of a picture that is no poster: some families show 12 million pixels of one that has them."""
 
 
 class ModelPlace(NamedTuple):
@@ -56,7 +58,9 @@ def look(name: str) -> Look:
         UserError: If the configuration is not to be had, or no family here has models of its type; names it.
     """
     model, published = shape_of(name)
-    return Look(list(_rows(model, name, published)), _training_words(model, name))
+    rows = list(_rows(model, name, published))
+    fits = next(fine for what, fine, _ in rows if what == "memory to train")
+    return Look(rows, _training_words(model, name, by_cpu=bool(fits) and not torch.cuda.is_available()))
 
 
 def _rows(model: ChatModel, name: str, published: bool) -> Iterator[tuple[str, bool | None, str]]:
@@ -178,8 +182,8 @@ def _depth(config: Any) -> int:
     return config.get_text_config().num_hidden_layers
 
 
-def _training_words(model: ChatModel, name: str) -> list[str]:
-    """The recipe with this model, rows of the user, and what differs here from the recipe's own machine."""
+def _training_words(model: ChatModel, name: str, *, by_cpu: bool) -> list[str]:
+    """The recipe with this model, rows of the user, and what a CPU differs in from the recipe's own machine."""
     if embedded(name):
         return ["train", next(recipe for recipe in recipe_names() if recipe_model(recipe) == name), "--out", "runs/rr"]
     recipe, fits = _recipe_for(model, name)
@@ -187,16 +191,20 @@ def _training_words(model: ChatModel, name: str) -> list[str]:
     if not fits:
         targets, blocks = (",".join(map(str, numbers)) for numbers in _layers(model))
         words += [f"circuit_breaker.target_layers=[{targets}]", f"lora.layers_to_transform=[{blocks}]"]
-    if not torch.cuda.is_available():
+    if by_cpu:
         words += ["device=cpu", "dtype=float32"]
     return [*words, "--out", "runs/rr"]
 
 
 def _attacking(model: ChatModel, place: ModelPlace) -> tuple[bool, str]:
     found = estimate_attack(model, place.dtype)
-    half = estimate_attack(model, "bfloat16")
-    each = f", and {told_size(found.each)} for each further behaviour of --batch"
-    return _verdict(found.fixed + found.each, place, each + _in_bfloat16(half.fixed + half.each, place))
+    half, largest = estimate_attack(model, "bfloat16"), model.largest_picture()
+    more = f", with a picture of {largest:,} tokens, its largest, and {told_size(found.each)} for each further one"
+    more += f" of --batch{_in_bfloat16(half.fixed + half.each, place)}"
+    if largest > USUAL:
+        usual = estimate_attack(model, "bfloat16", USUAL)
+        more += f"; about {told_size(usual.fixed + usual.each)} with one of {USUAL:,}"
+    return _verdict(found.fixed + found.each, place, more)
 
 
 def _verdict(needed: float, place: ModelPlace, more: str) -> tuple[bool, str]:

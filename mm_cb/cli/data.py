@@ -114,9 +114,12 @@ def check(
         plan = Hint("what would be trained on it, and the memory", ["train", *what, "--dry-run"])
         what_next(plan, Hint("train", ["train", *what]))
     else:
-        fields = [f"data=[{','.join(what)}]", *([f"batches={report.alone}"] if report.alone else [])]
+        complete = report.complete
+        fields = [f"data=[{','.join(what)}]", *([f"batches={complete[0]}"] if len(complete) == 1 else [])]
         ours = Hint("train on them, by the recipe that `mm-cb doctor --model M` names", ["train", "RECIPE", *fields])
         other = "files of other formats stand under `data` of a recipe: mm-cb train --show RECIPE > mine.yaml"
+        if not complete:
+            ours = Hint("training takes rows of both sets: check the file of the other one with it", [])
         what_next(ours if report.own else Hint(other, []))
 
 

@@ -77,11 +77,10 @@ class Report:
             problem.first.append(message())
 
     @property
-    def alone(self) -> Modality | None:
-        """The one modality of which both sets have examples; None where it is both or none."""
+    def complete(self) -> list[Modality]:
+        """The modalities of which both sets have examples: what can be trained on."""
         kinds = {kind for counts in self.used.values() for kind in counts}
-        both = [one for one in get_args(Modality) if all(f"{name} {one}" in kinds for name in get_args(SetName))]
-        return both[0] if len(both) == 1 else None
+        return [one for one in get_args(Modality) if all(f"{name} {one}" in kinds for name in get_args(SetName))]
 
     @property
     def has_errors(self) -> bool:

@@ -1,7 +1,8 @@
 """At which step does rerouting get away from its start, by the default settings, for states of any length?
 
 ``python scripts/benchmarks/escape.py [--real FOLDER] [--out results/escape.json]`` trains tiny random models whose
-states are 1, 10, 100 and 300 long, and with ``--real`` the model of ``mm-cb demo --real`` in the folder that it was
+states are 1, 10, 100 and 300 long, the miniature (its blocks, target and masks as in the paper, its own rows), and with
+``--real`` the model of ``mm-cb demo --real`` in the folder that it was
 converted into, each for at most 30 steps of a schedule of 150, and prints the first step after which the cosine of
 held-out circuit-breaker rows is below 0.9. Returns 1 if one never is, or the tiny models are more than a factor of 2
 apart.
@@ -21,13 +22,15 @@ sys.path.insert(0, str(ROOT))
 
 from mm_cb.core.runs import read_jsonl  # noqa: E402
 from mm_cb.real.run import real_recipe  # noqa: E402
+from mm_cb.training.recipes.recipe import load_recipe  # noqa: E402
 from mm_cb.training.run import train  # noqa: E402
 from tests.training.test_start import trainer_of  # noqa: E402
 
 LENGTHS = (1, 10, 100, 300)
 STEPS, SCHEDULE = 30, 150
 DEFAULTS = ("circuit_breaker.retain_scale=relative", "training.start_distance=0.15", "training.learning_rate=1e-4")
-"""What the recipe of ``mm-cb demo --real`` has otherwise than the defaults."""
+"""What the recipes ``miniature-paper`` and of ``mm-cb demo --real`` have otherwise than the defaults."""
+ENDS = (f"training.max_steps={STEPS}", f"circuit_breaker.schedule_steps={SCHEDULE}", "training.stop_at_cosine=0.9")
 
 
 def main() -> int:
@@ -39,9 +42,10 @@ def main() -> int:
     found = [tiny(length) for length in LENGTHS]
     steps = [one["step"] for one in found]
     held = None not in steps and max(steps) <= 2 * min(steps)
+    found.append(miniature())
     if options.real:
         found.append(real(options.real))
-        held = held and found[-1]["step"] is not None
+    held = held and all(one["step"] is not None for one in found)
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
     return 0 if held else 1
@@ -55,11 +59,18 @@ def tiny(length: int) -> dict[str, Any]:
         return told(f"random, states {length} long", Path(folder))
 
 
+def miniature() -> dict[str, Any]:
+    """The miniature, every row of whose recipe but the measured ones is trained on."""
+    own = ("circuit_breaker.shared_openings=left_out", "training.held_out=8", "training.held_out_steps=1")
+    with TemporaryDirectory() as folder:
+        out = train(load_recipe("miniature-paper", [*DEFAULTS, *ENDS, *own]), Path(folder) / "run")
+        return told("miniature", out)
+
+
 def real(model: Path) -> dict[str, Any]:
     """The real model with its own rows, mask and layers."""
-    steps = [f"training.max_steps={STEPS}", f"circuit_breaker.schedule_steps={SCHEDULE}", "training.held_out_steps=2"]
     with TemporaryDirectory() as folder:
-        out = train(real_recipe(model, 0, [*DEFAULTS, *steps, "training.stop_at_cosine=0.9"]), Path(folder) / "run")
+        out = train(real_recipe(model, 0, [*DEFAULTS, *ENDS, "training.held_out_steps=2"]), Path(folder) / "run")
         return told(model.name, out)
 
 

@@ -163,6 +163,15 @@ def test_rows_of_one_kind_are_trained_on_by_the_line_that_it_ends_with(save, cap
     assert "mm-cb train RECIPE" in out and "batches=text" in out and "other formats" not in out
 
 
+@pytest.mark.parametrize("sets", [("retain",), ("circuit_breaker",), ("retain", "circuit_breaker")])
+def test_a_file_without_rows_of_both_sets_is_not_sent_to_a_training_that_refuses_it(sets, save, capsys):
+    path = save("rows.jsonl", [own_row(i, one, text=f"word {i}") for i, one in enumerate(sets)])
+    assert cli.run(["data", "check", str(path)]) == 0
+    told = capsys.readouterr().out
+    refused = cli.run(["train", "miniature", f"data=[{path}]", "batches=text", "training.held_out=0", "--dry-run"]) == 2
+    assert refused == (len(sets) == 1) == ("both sets" in told) and refused == ("mm-cb train RECIPE" not in told)
+
+
 def test_the_command_prints_counts_and_ends_with_2_on_errors(save, capsys):
     data = save("c.jsonl", [breaker_row(i) for i in range(3)])
     behaviors = save("b.jsonl", [{"id": "b", "prompt": "how to brew tea number 2 ?", "target": "sure", "image": None}])

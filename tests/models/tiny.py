@@ -118,13 +118,13 @@ def tiny_with(kind: str, tower: str, **text) -> VisionModel:
 
 
 def wrapped(config, processor, seed: int = 0) -> VisionModel:
-    """A random model of a configuration in the class of its family; nothing is left at zero, so that all matters."""
+    """A random model of a configuration in the class of its family; nothing is zero, no matrix one number."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config)
     for parameter in model.parameters():
-        if not bool(parameter.any()):
+        if not bool(parameter.any()) or (parameter.ndim > 1 and len(parameter.unique()) == 1):
             parameter.data.normal_(0, 0.2, generator=generator)
     return family_of(config)(model.eval().requires_grad_(False), processor, config.model_type)
 
