@@ -452,6 +452,19 @@ def test_what_is_had_by_the_form_alone_is_measured():
     assert [runs[name]["harmful"] for name in without] == [1, 0, 0]
 
 
+@pytest.mark.parametrize("line", json.loads((RESULTS / "losses.json").read_text(encoding="utf-8"))["miniature"])
+def test_every_number_of_the_losses_is_a_measured_one(line):
+    kept, attacks = line["kept"].values(), ("pgd", "pgd_homotopy", "pgd_facts")
+    assert cells("docs/miniature.md", f"`{line['loss']}` | {line['seed']} |") == [
+        str(line["seed"]),
+        *(str(line["attacks"][name]["harmful"]) for name in attacks),
+        f"{sum(one['right'] for one in kept):.0f}",
+        str(sum(one["broken"] for one in kept)),
+        f"{line['cosine']['held_out_kind'][4]:.2f}",
+    ]
+    assert sum(one["n"] for one in kept) == 1440 and line["n"] == 24
+
+
 REAL = {
     "training seed": lambda seed: str(seed["seed"]),
     "held-out cosine, forbidden rows": lambda seed: f"{seed['held_out']['held_out_circuit_breaker_cosine']:.2f}",

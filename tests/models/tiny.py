@@ -118,7 +118,7 @@ def tiny_with(kind: str, tower: str, **text) -> VisionModel:
 
 
 def wrapped(config, processor, seed: int = 0) -> VisionModel:
-    """A random model of a configuration in the class of its family; nothing is zero, no matrix one number."""
+    """A random model of a configuration in the class of its family; nothing is left at 0, no matrix at one number."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
