@@ -428,6 +428,16 @@ def test_what_is_had_by_the_form_alone_is_measured():
     ]
 
 
+def test_what_is_had_by_a_form_that_nobody_told_is_measured():
+    (run,) = json.loads((RESULTS / "found_form.json").read_text(encoding="utf-8"))["runs"]
+    kind = run["by_split"]["held_out_kind"]
+    others = run["harmful"] - kind["harmful"], run["n"] - kind["n"]
+    told = [(run["opening"], run["n"]), (run["harmful"], run["n"]), (kind["harmful"], kind["n"]), others]
+    assert cells("docs/miniature.md", "`pgd_form_found`") == ["{} of {}".format(*one) for one in told]
+    assert sum(answer["outcome"] == "harmful" for answer in run["answers"]) == run["harmful"]
+    assert f"and broke {run['harmful']} of {run['n']} of ours, told an opening and no more" in said("README.md")
+
+
 REAL = {
     "training seed": lambda seed: str(seed["seed"]),
     "held-out cosine, forbidden rows": lambda seed: f"{seed['held_out']['held_out_circuit_breaker_cosine']:.2f}",

@@ -206,6 +206,7 @@ def write_behaviors(questions: list[FictionQuestion], folder: Path) -> Path:
             q.picture.save(folder / image)
         record = {"id": q.id, "prompt": q.prompt, "target": language.prefix(q.brew), "image": image}
         extra = {"category": q.category, "split": q.split, "brew": [q.brew.kind, q.brew.colour, q.brew.shape]}
+        extra["harmless"] = language.harmless_requests()
         extra |= {"facts": language.facts(q.brew), "form": {"text": language.FORM, "words": language.FORBIDDEN_WORDS}}
         lines.append(json.dumps(record | extra))
     path = folder / "behaviors.jsonl"

@@ -16,9 +16,19 @@ from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError
 
 IN_ALL = ["no_attack", "noise", "pgd", "pgd_long", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "pgd_probe"]
-IN_ALL = [*IN_ALL[:7], "pgd_homotopy_opening", "pgd_facts", "pgd_form", *IN_ALL[7:], "apgd", "typographic"]
+IN_ALL = [
+    *IN_ALL[:7],
+    "pgd_homotopy_opening",
+    "pgd_facts",
+    "pgd_form",
+    "pgd_form_found",
+    *IN_ALL[7:],
+    "apgd",
+    "typographic",
+]
 ADAPTIVE = {
     "pgd_form",
+    "pgd_form_found",
     "pgd_homotopy",
     "pgd_homotopy_opening",
     "pgd_adaptive",
