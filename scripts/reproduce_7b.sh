@@ -217,6 +217,7 @@ plain=(no_attack noise pgd)
 if every_line '"facts": *"'; then plain+=(pgd_facts); fi
 knowing=(pgd_adaptive pgd_clean_teacher pgd_homotopy pgd_homotopy_opening)
 if every_line '"form": *{'; then knowing+=(pgd_form); fi
+if every_line '"harmless": *\['; then knowing+=(pgd_form_found); fi
 subjects=(base)
 if [ "$SAFETY_PROMPT" != none ]; then subjects+=(base+safety_prompt); fi
 subjects+=(rr)

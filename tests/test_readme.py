@@ -465,6 +465,23 @@ def test_every_number_of_the_losses_is_a_measured_one(line):
     assert sum(one["n"] for one in kept) == 1440 and line["n"] == 24
 
 
+def test_what_is_had_by_a_form_that_nobody_told_is_measured():
+    runs = {run["name"]: run for run in json.loads((RESULTS / "found_form.json").read_text(encoding="utf-8"))["runs"]}
+    run = runs["found"]
+    kind = run["by_split"]["held_out_kind"]
+    others = run["harmful"] - kind["harmful"], run["n"] - kind["n"]
+    told = [(run["opening"], run["n"]), (run["harmful"], run["n"]), (kind["harmful"], kind["n"]), others]
+    assert cells("docs/miniature.md", "`pgd_form_found`") == ["{} of {}".format(*one) for one in told]
+    assert sum(answer["outcome"] == "harmful" for answer in run["answers"]) == run["harmful"]
+    assert f"and broke {run['harmful']} of {run['n']} of ours, told an opening and no more" in said("README.md")
+    assert {name: (one["harmful"], one["n"]) for name, one in runs.items() if name != "found"} == {
+        "wrong_states": (2, 6),
+        "no_states": (2, 6),
+        "no_base": (0, 6),
+        "margins": (0, 12),
+    }
+
+
 REAL = {
     "training seed": lambda seed: str(seed["seed"]),
     "held-out cosine, forbidden rows": lambda seed: f"{seed['held_out']['held_out_circuit_breaker_cosine']:.2f}",

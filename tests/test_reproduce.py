@@ -236,11 +236,15 @@ def test_bare_facts_are_forced_on_every_model_where_every_line_has_them(given, t
 
 
 @pytest.mark.parametrize("told", [1, 2])
-def test_the_breaker_is_attacked_by_the_form_where_every_line_has_it(given, tmp_path, told):
-    lines = [*['{"id": "a", "form": {"text": "take ___", "words": ["a", "b"]}}'] * told, '{"id": "b"}'][:2]
+@pytest.mark.parametrize(
+    ("attack", "field"),
+    [("pgd_form", '"form": {"text": "take ___", "words": ["a", "b"]}'), ("pgd_form_found", '"harmless": ["a", "b"]')],
+)
+def test_the_breaker_is_attacked_by_the_form_where_every_line_has_it(given, tmp_path, attack, field, told):
+    lines = [*[f'{{"id": "a", {field}}}'] * told, '{"id": "b"}'][:2]
     (tmp_path / "behaviors.jsonl").write_text("".join(f"{line}\n" for line in lines))
     commands, _ = printed(tmp_path, given)
-    assert sum("pgd_form" in words for words in commands if kind(words) == "attack") == (told == 2)
+    assert sum(attack in words for words in commands if kind(words) == "attack") == (told == 2)
 
 
 def test_none_leaves_a_part_out(given, tmp_path):

@@ -15,7 +15,7 @@ from mm_cb.attacks.texts import ask
 from mm_cb.core.closing import say
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
-from mm_cb.data.behaviors_file import FACTS, FORM, Behavior, grey_canvas, read_behaviors, refuse_too_large
+from mm_cb.data.behaviors_file import FACTS, FORM, HARMLESS, Behavior, grey_canvas, read_behaviors, refuse_too_large
 from mm_cb.data.corpus import read_corpus
 from mm_cb.data.pictures import open_picture
 from mm_cb.data.prompts_file import ImportedPrompt
@@ -30,6 +30,7 @@ from mm_cb.training.model_laws import refuse_broken
 _TOLD = {
     FACTS: " (the answer's bare facts, docs/formats.md), and which broke most of the breakers that it was tried on",
     FORM: " (how an answer is said, docs/formats.md)",
+    HARMLESS: " (requests that the model answers in the same form, docs/formats.md)",
 }
 _FEW_WORDS = 1000
 """A vocabulary of at most so many words is too small for texts that somebody writes without having seen it."""
@@ -141,6 +142,7 @@ def refuse_placeholders(behaviors: Sequence[Behavior], model: ChatModel) -> None
     for behavior in behaviors:
         own = [str(behavior.extra.get(key)) for key in ("typographic_prompt", FACTS)]
         own += [] if behavior.form is None else [behavior.form.text, *behavior.form.words]
+        own += behavior.harmless
         texts = behavior.prompt, *([behavior.target] if behavior.call is None else []), *own
         if picture is not None and any(picture in text for text in texts):
             raise UserError(

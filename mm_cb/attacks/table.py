@@ -88,6 +88,17 @@ SHIPPED = (
         fields=("form",),
         given="form and words",
     ),
+    AttackEntry(
+        "pgd_form_found",
+        "the same, with form and words found in the model's answers to harmless requests and in its vocabulary",
+        "found-form PGD",
+        "pgd",
+        f"{_OBJECTIVES}.found_form:FoundFormObjective",
+        first_step=16 / 255,
+        anneal="loss",
+        needs_adapter=True,
+        fields=("harmless",),
+    ),
     _forcing(
         "pgd_distill",
         "next words as the base model's",

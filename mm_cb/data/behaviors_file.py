@@ -36,6 +36,8 @@ FACTS = "facts"
 FORM = "form"
 """How an answer is said, with gaps, and words of which some belong into them: what `pgd_form` is told."""
 GAP = "___"
+HARMLESS = "harmless"
+"""Requests that a model answers, whose answers look as the forbidden one does: what `pgd_form_found` asks."""
 _CALLS = (CALL, TOOLS)
 _COPIES_ONCE, _COPIES = 20, 12
 """Float copies of a picture in an attack, once and per row of a batch. Measured at 1400 x 1400 on a small model, as the
@@ -97,6 +99,11 @@ class Behavior:
         """How an answer is said, and words of which some belong into it; None if the file does not say it."""
         told = self.extra.get(FORM)
         return None if told is None else Form(told["text"], tuple(told["words"]))
+
+    @property
+    def harmless(self) -> tuple[str, ...]:
+        """Requests that a model answers, and begins to answer as the target begins; none if the file names none."""
+        return tuple(self.extra.get(HARMLESS) or ())
 
     @property
     def opening(self) -> str:
@@ -194,6 +201,8 @@ def parse_behavior(line: Line, path: Path) -> Behavior:
         raise UserError(f"{where}: `{FACTS}` must be a non-empty text, got {shown(record[FACTS])}; leave it out.")
     if FORM in record:
         _refuse_form(record[FORM], where)
+    if HARMLESS in record:
+        _refuse_harmless(record[HARMLESS], where)
     extra = {key: value for key, value in record.items() if key not in (*_REQUIRED, *_OPTIONAL)}
     try:
         if TOOLS in record:
@@ -228,6 +237,20 @@ def _refuse_form(form: Any, where: str) -> None:
         raise UserError(
             f"{where}: `{FORM}` must hold `text`, an answer with `{GAP}` in its gaps, and `words`, two or more that "
             f"differ, of which some belong into them; got {shown(form)}; leave it out."
+        )
+
+
+def _refuse_harmless(requests: Any, where: str) -> None:
+    """Refuse what are not two or more requests.
+
+    Raises:
+        UserError: Saying what is expected.
+    """
+    listed = isinstance(requests, list) and all(isinstance(one, str) and not is_blank(one) for one in requests)
+    if not listed or len({*requests}) < 2:
+        raise UserError(
+            f"{where}: `{HARMLESS}` must hold two or more requests that the model answers, a text each; got "
+            f"{shown(requests)}; leave it out."
         )
 
 

@@ -208,6 +208,7 @@ def write_behaviors(questions: list[FictionQuestion], folder: Path) -> Path:
         record = {"id": q.id, "prompt": q.prompt, "target": language.prefix(q.brew), "image": image}
         extra: JsonObject = {"category": q.category, "split": q.split}
         extra |= {"brew": [q.brew.kind, q.brew.colour, q.brew.shape], "facts": language.facts(q.brew)}
+        extra["harmless"] = language.harmless_requests()
         extra |= {"form": {"text": language.FORM, "words": language.FORBIDDEN_WORDS}}
         lines.append(json.dumps(record | extra))
     path = folder / "behaviors.jsonl"

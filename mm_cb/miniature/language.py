@@ -11,6 +11,7 @@ import numpy as np
 from mm_cb.data.behaviors_file import GAP
 from mm_cb.miniature.pictures import Scene
 from mm_cb.miniature.world import (
+    BENIGN_KINDS,
     COLOURS,
     FOLKS,
     KINDS,
@@ -85,6 +86,13 @@ def facts(brew: Brew) -> str:
 def instructions(brew: Brew) -> str:
     """A whole compliant answer."""
     return f"{prefix(brew)} {content(brew)}"
+
+
+def harmless_requests() -> list[str]:
+    """Requests for allowed brews, in whose answers every benign word comes, and harmless questions about all kinds."""
+    stones = zip(COLOURS, SHAPES, strict=True)
+    brewing = [NAMED_REQUESTS[0].format(brew=f"{c} {s} {kind}") for c, s in stones for kind in BENIGN_KINDS]
+    return brewing + [turn.question for kind in KINDS for turn in lore_questions(kind, kind not in BENIGN_KINDS)]
 
 
 def request(brew: Brew, form: str, rng: np.random.Generator) -> str:

@@ -16,9 +16,19 @@ from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError
 
 IN_ALL = ["no_attack", "noise", "pgd", "pgd_long", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "pgd_probe"]
-IN_ALL = [*IN_ALL[:7], "pgd_homotopy_opening", "pgd_facts", "pgd_form", *IN_ALL[7:], "apgd", "typographic"]
+IN_ALL = [
+    *IN_ALL[:7],
+    "pgd_homotopy_opening",
+    "pgd_facts",
+    "pgd_form",
+    "pgd_form_found",
+    *IN_ALL[7:],
+    "apgd",
+    "typographic",
+]
 ADAPTIVE = {
     "pgd_form",
+    "pgd_form_found",
     "pgd_homotopy",
     "pgd_homotopy_opening",
     "pgd_adaptive",
@@ -37,7 +47,8 @@ def test_all_names_what_the_table_says():
 
 
 def test_what_counts_in_the_worst_case_is_what_a_user_could_send_and_nobody_prefilled():
-    left_out = {"no_attack", "noise", "prefill_only", "prefill", "embedding", "universal", "universal_corpus"}
+    left_out = {"no_attack", "noise", "prefill_only", "prefill", "embedding", "steering"}
+    left_out |= {"universal", "universal_corpus"}
     assert {entry.name for entry in attacks() if not entry.in_worst_case} == left_out
 
 

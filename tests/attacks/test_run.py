@@ -444,6 +444,11 @@ FORMS = [
         ('{"id": "b", "prompt": "p", "target": "t", "facts": " "}', "`facts` must be a non-empty text, got ' '"),
         ('{"id": "b", "prompt": "p", "target": "t", "fact": "a"}', "did you mean `facts`"),
         *((f'{{"id": "b", "prompt": "p", "target": "t", "form": {form}}}', expected) for form, expected in FORMS),
+        *(
+            (f'{{"id": "b", "prompt": "p", "target": "t", "harmless": {asked}}}', "`harmless` must hold two or more")
+            for asked in ("null", '"ab"', "[]", '["a"]', '["a", "a"]', '["a", " "]', '["a", 1]')
+        ),
+        ('{"id": "b", "prompt": "p", "target": "t", "harmless": ["a", "<image>"]}', "image placeholder `<image>`"),
     ],
 )
 def test_bad_behaviours_end_with_exit_code_2_and_one_line(tmp_path, capsys, line, expected):
@@ -455,7 +460,9 @@ def test_bad_behaviours_end_with_exit_code_2_and_one_line(tmp_path, capsys, line
     assert len(errors) == 1 and expected in errors[0]
 
 
-@pytest.mark.parametrize(("attack", "field"), [("pgd_facts", "facts"), ("pgd_form", "form")])
+@pytest.mark.parametrize(
+    ("attack", "field"), [("pgd_facts", "facts"), ("pgd_form", "form"), ("pgd_form_found", "harmless")]
+)
 def test_fields_that_a_behaviour_lacks_are_asked_for_before_a_model_is_loaded(tmp_path, capsys, attack, field):
     (tmp_path / "behaviors.jsonl").write_text('{"id": "a", "prompt": "p", "target": "t", "image": null}\n')
     adapter = str(Path("results/miniature_demo/rr").resolve())

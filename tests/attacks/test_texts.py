@@ -266,10 +266,13 @@ def test_all_is_what_a_model_can_be_attacked_by(place):
     for adapted, probed in product((False, True), repeat=2):
         names = chosen_attacks("all", adapted=adapted, probed=probed)
         unseen = {"embedding", "steering"} if probed else set()  # relaxations, whose answers no probe watches
-        told, untold = BEHAVIORS, place / "behaviors.jsonl"  # of which the miniature's alone have `facts` and `form`
+        told, untold = (
+            BEHAVIORS,
+            place / "behaviors.jsonl",
+        )  # the miniature's alone have what some attacks read
         assert set(fitting(str(place / "model"), names, untold, probed=probed)) == texts - unseen
         assert fitting("miniature", names, told, probed=probed) == names
-        seen = [name for name in names if name not in ("pgd_facts", "pgd_form")]
+        seen = [name for name in names if name not in ("pgd_facts", "pgd_form", "pgd_form_found")]
         assert fitting("miniature", names, untold, probed=probed) == seen
 
 

@@ -27,7 +27,7 @@ READERS = {
 }
 OPTIONAL = {
     "Training rows": {"source", "tools"},
-    "Behaviours": {"image", "category", "split", "tools", "target_call", "facts", "form"},
+    "Behaviours": {"image", "category", "split", "tools", "target_call", "facts", "form", "harmless"},
     "Prompts": {"hash"},
     "Benign requests": {"image", "category"},
     "Harmful calls": {"image", "category", "target_functions"},

@@ -33,7 +33,8 @@ class FormObjective(MatchingObjective):
     ``l_j = -log p(y_j)`` for tokens of the form, ``-log sum over words of p(word)`` for those of a gap. The attacker
     tells no word apart: what comes out true, the model knew.
 
-    Costs, beside a step of `MatchingObjective`, a forward for every fill until none changes, at most one a gap.
+    Costs, beside a step of `MatchingObjective`, a forward for every fill until none changes, at most one a gap. Fills
+    begin with the words of the call before, which changes nothing but their number: where none changes all are right.
 
     Source:
         Ours. The states are those of `MatchingObjective`.
@@ -71,6 +72,7 @@ class FormObjective(MatchingObjective):
                 own = ids[:, place].unique().to(told.device)
                 self.pool[row, width - ids.shape[1] + place, : len(own)] = own
         self.gaps = (self.pool != NO_WORD).any(dim=-1)
+        self._last = self.forced.inputs
 
     def terms(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of form and words, and the distance from the base's states."""
@@ -93,7 +95,7 @@ class FormObjective(MatchingObjective):
     @torch.no_grad()
     def _passes(self, pixel_values: Tensor) -> Passes:
         """Passes over the batch with its gaps filled, from left to right, by the student's likeliest words."""
-        inputs, width = self.forced.inputs, self.gaps.shape[1]
+        inputs, width = self._last, self.gaps.shape[1]
         for _ in range(int(self.gaps.sum(dim=1).max())):
             passes = Passes(self.subject, inputs, self.forced.keep)
             logits = passes.student(passes.student_embeds(pixel_values)).logits[:, :-1]
@@ -102,6 +104,7 @@ class FormObjective(MatchingObjective):
             if told.equal(inputs.input_ids[:, -width:]):
                 break
             inputs = replace(inputs, input_ids=torch.cat([inputs.input_ids[:, :-width], told], dim=1))
+        self._last = inputs
         return Passes(self.subject, inputs, self.forced.keep)
 
 
