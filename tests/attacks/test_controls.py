@@ -110,7 +110,7 @@ def test_a_forced_response_is_called_supplied_text_and_old_items_are_told_what_w
     with pytest.raises(ValueError, match="supplied text"):
         AttackEntry("x", "", "x", "pgd", "a:b", forces_response=True)
     newer = ("best_of_n", "pgd_transfer", "pgd_eot", "universal_corpus", "imported", "pgd_probe", "pgd_facts")
-    newer += ("pgd_homotopy_opening",)
+    newer += ("pgd_homotopy_opening", "pgd_form", "pgd_form_found")
     for entry in (one for one in attacks() if one.name not in newer):
         old = {"metric": "compliance", "condition": entry.name, "subject": "rr", "id": "b"}
         found = with_attack_flags(old)

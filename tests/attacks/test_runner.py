@@ -440,8 +440,8 @@ def test_a_damaged_state_is_started_again(base, behaviors, tmp_path):
 def test_every_attack_leaves_judged_records(adapted, behaviors, tmp_path):
     subject = Subject("rr", adapted, adapted=True)
     for name in sorted(
-        {entry.name for entry in attacks()} - {"imported", "pgd_probe"}
-    ):  # see test_texts.py, test_probe.py
+        {entry.name for entry in attacks()} - {"imported", "pgd_probe", "pgd_form", "pgd_form_found"}
+    ):  # see test_texts.py, test_probe.py, test_form.py, test_found_form.py
         entry = attack_entry(name)
         items = run(subject, behaviors[:2], tmp_path, name=name, steps=2, max_new_tokens=3, balance=True, draws=2)
         assert [item["condition"] for item in items] == [name] * 2

@@ -297,10 +297,10 @@ def test_one_open_line_makes_the_verdict_provisional_and_names_what_is_open(stre
         assert ("may be too low: PGD" in verdict.lines[1].text) == any(s.weak for s in strengths), one
 
 
-BY_TEXTS = ("prefill_only", "embedding", "gcg")
+BY_TEXTS = ("prefill_only", "embedding", "steering", "gcg")
 
 
-@pytest.mark.parametrize("held", [held for n in range(1, 4) for held in itertools.combinations(BY_TEXTS, n)])
+@pytest.mark.parametrize("held", [held for n in range(1, 5) for held in itertools.combinations(BY_TEXTS, n)])
 @pytest.mark.parametrize("state", ["converged", "not converged", "not checked"])
 def test_attack_strength_of_a_text_model_is_closed_by_its_own_attacks_once_they_have_finished(held, state):
     items = [{"metric": "compliance", "subject": "rr", "condition": "no_attack", "id": "a", "clean_image": None}]

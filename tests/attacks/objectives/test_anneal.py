@@ -19,7 +19,9 @@ from tests.attacks.helpers import attack, first_behaviors, save_adapter
 from tests.attacks.objectives.test_adaptive import BEHAVIORS, PICTURES, RESPONSES
 from tests.tiny_llava import adapted_llava
 
+FORMS = ("pgd_form", "pgd_form_found")  # which need behaviours of their own: test_form.py, test_found_form.py
 KNOWING = [entry.name for entry in attacks() if entry.can_anneal and not (entry.universal or entry.needs_probe)]
+KNOWING = [name for name in KNOWING if name not in FORMS]
 NAMES = [entry.name for entry in attacks()]
 PIXELS = torch.stack([to_pixels(p) for p in PICTURES])
 
@@ -57,7 +59,7 @@ def test_the_row_says_how_unless_the_flag_does_and_only_pgd_reads_it():
     given = {
         (name, anneal): AttackConfig(name, anneal=anneal).annealing for name in NAMES for anneal in (None, *ANNEAL)
     }
-    assert {name for name in NAMES if given[name, None] != "none"} == {"pgd_homotopy", "pgd_homotopy_opening"}
+    assert {name for name in NAMES if given[name, None] != "none"} == {"pgd_homotopy", "pgd_homotopy_opening", *FORMS}
     assert {name for name in NAMES if given[name, "steps"] == "steps"} == {
         *KNOWING,
         "pgd_probe",
