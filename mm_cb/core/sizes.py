@@ -12,9 +12,9 @@ def unit_of(size: float) -> tuple[float, str]:
 
 
 def told_size(size: float) -> str:
-    """``"13.9 GiB"``, ``"2.4 TiB"``; beyond all units ``"1.2e+09 EiB"``, and ``"less than 0.1 GiB"``."""
+    """``"13.9 GiB"``, ``"2.4 TiB"``; beyond all units ``"1.2e+09 EiB"``, and ``"< 0.1 GiB"``."""
     unit, name = unit_of(size)
     number = size / unit
     if number < 0.05:
-        return f"less than 0.1 {name}"
+        return f"< 0.1 {name}"
     return f"{number:.1f} {name}" if number < 1024 else f"{number:.2g} {name}"

@@ -170,7 +170,7 @@ def test_more_than_a_day_is_told_once_with_what_would_shorten_it(seconds, monkey
 
 
 def test_sizes_are_short_whatever_they_are():
-    assert [told_size(GIB * 13.9), told_size(GIB * 2400), told_size(0)] == ["13.9 GiB", "2.3 TiB", "less than 0.1 GiB"]
+    assert [told_size(GIB * 13.9), told_size(GIB * 2400), told_size(0)] == ["13.9 GiB", "2.3 TiB", "< 0.1 GiB"]
     for power in range(0, 300, 3):
         told = told_size(10.0**power)
         assert len(told) <= 12, told

@@ -62,6 +62,7 @@ def test_the_row_says_how_unless_the_flag_does_and_only_pgd_reads_it():
     assert {name for name in NAMES if given[name, None] != "none"} == {"pgd_homotopy", "pgd_homotopy_opening", *FORMS}
     assert {name for name in NAMES if given[name, "steps"] == "steps"} == {
         *KNOWING,
+        *FORMS,
         "pgd_probe",
         "universal",
         "universal_corpus",
