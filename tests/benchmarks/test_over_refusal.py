@@ -126,6 +126,11 @@ def test_labels_and_columns_are_read_without_case_and_blanks(tmp_path):
             '{"id": "1", "prompt": "p", "category": "A"}\n{"id": "2", "prompt": "q", "category": "a"}',
             "r.jsonl:2: `category` `a` differs from `A`, at",
         ),
+        (
+            "r.jsonl",
+            '{"id": "1", "prompt": "p", "category": "A"}\n{"id": "2", "prompt": "q", "category": "all"}',
+            "r.jsonl:2: `category` `all` is the name of a row that is counted anyway",
+        ),
         ("r.jsonl", '{"id": "1", "prompt": "p \\ud83d"}', "r.jsonl:1: expected one JSON object on the line, got half"),
         ("r.jsonl", '{"id": "1", "prompt": "p", "images": "a.png"}', "unknown key `images`, did you mean `image`?"),
         ("r.jsonl", '{"id": "1", "prompt": "p", "category": 3}', "`category` must be a text or null"),
