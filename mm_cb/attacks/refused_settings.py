@@ -97,8 +97,8 @@ def refuse_mismatch(config: AttackConfig, names: Sequence[str]) -> None:
     still = config.eot_scale == 1 and not config.eot_quality and norm != "patch"
     if still and any("eot_scale" in entry.reads for entry in entries):
         raise UserError(
-            "`pgd_eot` must transform the picture, or it is `pgd`: give `--eot-scale` below 1, `--eot-quality` from 1, or "
-            "`--norm patch`."
+            "`pgd_eot` must transform the picture, or it is `pgd`: give `--eot-scale` below 1, `--eot-quality` from 1, "
+            "or `--norm patch`."
         )
     if config.prompts is None and any(entry.imported for entry in entries):
         raise UserError("`--attack imported` needs `--prompts FILE`: the chats to send, see docs/formats.md.")

@@ -105,8 +105,8 @@ def _torn_line(path: Path) -> int:
 def _subjects(run: Run) -> list[str]:
     """Whose answers a run holds by its settings; none where they do not say it."""
     command, recipe = run["command"], run["recipe"]
-    if command == "eval":
-        return [str(recipe["subject"])] if recipe.get("subject") else []
+    if named := recipe.get("subject"):
+        return [str(named)]
     asked = {"attack": [recipe], "attack transfer": recipe.get("runs", [])}.get(command, [])
     return [
         subject_name(any(one.get(key) is not None for key in ("adapter", "base")), one.get("system"), one.get("probe"))
