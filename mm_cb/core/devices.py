@@ -14,7 +14,7 @@ def refuse_unknown(device: str) -> None:
         UserError: Saying which there are.
     """
     if not _NAMES.fullmatch(device):
-        raise UserError(f"the device must be cpu, cuda, cuda:N or auto, got `{device}`.")
+        raise UserError(f"the device must be cpu, cuda, cuda:N or auto, got {device!r:.80}.")
 
 
 def refuse_absent(device: str) -> None:

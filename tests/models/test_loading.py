@@ -284,5 +284,5 @@ def test_a_misspelled_guest_is_named_before_the_hub_is_asked(name, monkeypatch):
 @pytest.mark.parametrize("device", ["mps", "meta", "xpu:0", "nonsense", "CPU", "cuda:-1", "cuda:01", "cpu:0", " cpu"])
 def test_other_devices_are_refused_in_one_line(device, folder):
     for load in (load_model, lambda name, device: load_tower(name, 1, device=device)):
-        with pytest.raises(UserError, match=f"must be cpu, cuda, cuda:N or auto, got `{device}`"):
+        with pytest.raises(UserError, match=f"must be cpu, cuda, cuda:N or auto, got '{device}'"):
             load(folder, device=device)

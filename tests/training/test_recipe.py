@@ -208,7 +208,7 @@ UNKNOWN_DEVICES = ("CPU", "cudaa:0", "cud", "'cuda:-1'", "mps", "cuda:01")
     [
         ("training.steps=3", "unknown recipe key `training.steps`.*training.max_steps"),
         *(
-            (f"device={name}", "`device`: the device must be cpu, cuda, cuda:N or auto, got")
+            (f"device={name}", r"`device`: the device must be cpu, cuda, cuda:N or auto, got '[^']*'\.$")
             for name in UNKNOWN_DEVICES
         ),
         ("lora.dropuot=0", "did you mean `lora.dropout`"),
