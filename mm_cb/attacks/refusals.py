@@ -19,6 +19,7 @@ from mm_cb.data.behaviors_file import FACTS, FORM, HARMLESS, Behavior, grey_canv
 from mm_cb.data.corpus import read_corpus
 from mm_cb.data.pictures import open_picture
 from mm_cb.data.prompts_file import ImportedPrompt
+from mm_cb.data.unknown import note_of_asked
 from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.observations import starts_with
 from mm_cb.models import ChatModel, VisionModel
@@ -159,7 +160,7 @@ def refuse_placeholders(behaviors: Sequence[Behavior], model: ChatModel) -> None
 def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
     """Refuse texts that the model knows no part of, and harmless targets that it has no words for.
 
-    No answer would ever be seen to start with the latter.
+    No answer would ever be seen to start with the latter. Texts of which it knows less than half are said.
     """
     tokenizer = model.processor.tokenizer
     for behavior in behaviors:
@@ -179,6 +180,8 @@ def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
                 f"{behavior.named}: `{model.name}` cannot write its target {behavior.target!r}, only "
                 f"{written!r}; give targets in the model's own words: `mm-cb data build benign --targets FILE`."
             )
+    if told := note_of_asked(tokenizer, ((b.named, (b.prompt, b.target)) for b in behaviors), "behaviours"):
+        say(told)
 
 
 def _words(tokenizer: Any) -> str:

@@ -76,7 +76,7 @@ def _own(key: str, entries: Sequence[AttackEntry]) -> tuple[bool, str]:
 
 
 def refuse_mismatch(config: AttackConfig, names: Sequence[str]) -> None:
-    """Refuse a norm beside an attack or a way to step that does not go with it.
+    """Refuse a norm beside an attack or a way to step that does not go with it, and what leaves an attack undone.
 
     Raises:
         UserError: Saying what to change.
@@ -91,6 +91,14 @@ def refuse_mismatch(config: AttackConfig, names: Sequence[str]) -> None:
         raise UserError(
             "`--epsilon` must be at least 1/255 for an attack that steps on pixels: at 0/255 no picture changes. Give "
             "`--attack no_attack` for answers to the clean pictures."
+        )
+    if config.strength == 0 and any("strength" in entry.reads for entry in entries):
+        raise UserError("`--strength` must be above 0 for `best_of_n`: at 0 all its draws are one and the same.")
+    still = config.eot_scale == 1 and not config.eot_quality and norm != "patch"
+    if still and any("eot_scale" in entry.reads for entry in entries):
+        raise UserError(
+            "`pgd_eot` must transform the picture, or it is `pgd`: give `--eot-scale` below 1, `--eot-quality` from 1, "
+            "or `--norm patch`."
         )
     if config.prompts is None and any(entry.imported for entry in entries):
         raise UserError("`--attack imported` needs `--prompts FILE`: the chats to send, see docs/formats.md.")

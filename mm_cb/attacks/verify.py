@@ -31,7 +31,7 @@ from mm_cb.data.behaviors_file import KEPT_AS, Behavior, kept_behaviors
 from mm_cb.data.prompts_file import KEPT_AS as PROMPTS
 from mm_cb.data.prompts_file import read_prompts
 from mm_cb.inference.cached_chunks import chunks
-from mm_cb.inference.source import source_again, subject_name
+from mm_cb.inference.source import source_again
 from mm_cb.inference.subjects import load_subject
 from mm_cb.inference.tolerance import TOLERANCE, dtype_of, tolerance
 from mm_cb.judges.base import NOT_JUDGED
@@ -134,19 +134,16 @@ def _read(folder: Path) -> _StatedRun:
 
 def _check_settled(run: _StatedRun, item: Item, *, whole: bool) -> None:
     """Hold an item to the settings that it was made with; earlier versions lack keys (``whole`` is false)."""
-    config, behavior, told = run.configs[item["condition"]], run.asked[item["id"]], run.recipe
-    breaker = told["adapter"] is not None or told.get("base") is not None
-    probe = told.get("probe")
-    subject = subject_name(breaker, told["system"], None if probe is None else str(probe))
+    config, behavior = run.configs[item["condition"]], run.asked[item["id"]]
     again: Mapping[str, object] = make_item(
-        subject,
+        item["subject"],
         config,
         behavior,
         list(_tries(item)),
         target_outcome=item.get("target_outcome", NOT_JUDGED),
         pictured=item.get("clean_image") is not None,
     )
-    for key in ("subject", *_SETTLED):
+    for key in _SETTLED:
         stated, found = item.get(key), again.get(key)
         if stated != found and (whole or key in item) and not (key == "stopped_early" and "judge" in item):
             raise UserError(

@@ -17,6 +17,8 @@ from mm_cb.benchmarks.settings import AskSettings, Settings, StoredAnswers
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import dumps
 from mm_cb.core.folding import is_blank
+from mm_cb.core.names import refuse_merged
+from mm_cb.core.reading import Line
 from mm_cb.core.records import Check, Item, JsonObject, RecipeFields
 from mm_cb.core.user_code import file_of
 from mm_cb.metrics.table import Metric
@@ -289,20 +291,22 @@ def _plain(value: Any) -> Any:
 
 
 def check_questions(questions: Iterable[Question], where: str) -> None:
-    """Refuse no question at all, an id that comes twice, and what is no text, or a blank group, where one must be.
+    """Refuse no question at all, an id that comes twice, what is no text, or a blank group, where one must be.
+
+    Groups that would be counted as one are refused as well.
 
     Raises:
         UserError: In these cases.
     """
-    seen: set[str] = set()
+    seen, keys = dict[str, Line](), ("category", "split")
     for question in questions:
-        for name in ("id", "prompt", "category", "split"):
+        for name in ("id", "prompt", *keys):
             if not isinstance(came := getattr(question, name), str):
                 raise UserError(
                     f"`{where}` must give every question a text as `{name}`, got {came!r:.80} for question "
                     f"`{question.id!s:.80}`."
                 )
-        for name in ("category", "split"):
+        for name in keys:
             if is_blank(getattr(question, name)):
                 raise UserError(
                     f"`{where}` must give every question a `{name}` that is not blank, or leave it out, got "
@@ -310,6 +314,8 @@ def check_questions(questions: Iterable[Question], where: str) -> None:
                 )
         if question.id in seen:
             raise UserError(f"`{where}` must give every question its own id, `{question.id[:80]}` comes again.")
-        seen.add(question.id)
+        named = f"`{where}`, question `{question.id[:80]}`"
+        seen[question.id] = Line(named, {name: getattr(question, name) for name in keys})
     if not seen:
         raise UserError(f"`{where}` must hold at least one question, it holds none.")
+    refuse_merged([*seen.values()], keys)

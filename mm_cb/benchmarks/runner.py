@@ -26,10 +26,11 @@ from mm_cb.core.records import Check, Item, RecipeFields
 from mm_cb.core.runs import RunDirectory, append_jsonl, hash_inputs, read_run, write_json, write_jsonl
 from mm_cb.core.thoughts import answer_in, ends_at_limit, served_as, thought_of
 from mm_cb.core.workers import Workers
+from mm_cb.data.unknown import note_of_asked
 from mm_cb.inference.base_nll import Likelihood, likelihood_fields
 from mm_cb.inference.generation import Engine, LocalEngine, Request, complete_all
 from mm_cb.inference.served import open_engine
-from mm_cb.inference.source import ModelSource, chosen_name
+from mm_cb.inference.source import ModelSource, chosen_name, refuse_lookalike
 from mm_cb.inference.subjects import Subject, changes_nothing, idle_note
 from mm_cb.inference.unanswered import error_texts, unanswered
 from mm_cb.metrics.checks import adapter_acts
@@ -215,6 +216,10 @@ def _ask(benchmark: Benchmark, session: Session) -> None:
     if isinstance(session.engine, LocalEngine) and changes_nothing(session.engine.subject):
         session.idle = True
         session.say(idle_note(session.engine.subject))
+    if isinstance(session.engine, LocalEngine):
+        tokenizer = session.engine.subject.model.processor.tokenizer
+        if told := note_of_asked(tokenizer, ((f"request `{r.key}`", (r.text,)) for r in requests), "requests"):
+            session.say(told)
     store, longest = session.run.path / COMPLETIONS, session.settings.max_new_tokens
     session.answers = complete_all(session.engine, requests, store, longest, task)
     session.unanswered = {key: kind for key, (kind, _) in unanswered(store).items()}
@@ -274,6 +279,7 @@ def finish_stored(
         answers: By question id, likewise.
         tools: What the benchmark has read instead.
     """
+    refuse_lookalike(subject)
     failed, told = error_texts(answers or {})
     if told:
         warnings.warn(told, stacklevel=2)

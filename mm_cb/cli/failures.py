@@ -90,7 +90,8 @@ def _usage_message(error: Any) -> str:
     if context is None:
         return str(error.format_message())
     if option and getattr(error, "possibilities", ()) is not None and type(error).__name__ == "NoSuchOption":
-        return str(unknown("option", option, [name for parameter in context.command.params for name in parameter.opts]))
+        shown = (one for one in context.command.params if one.param_type_name == "option" and not one.hidden)
+        return str(unknown("option", option, [name for parameter in shown for name in parameter.opts]))
     return f"{str(error.format_message()).rstrip('.')}. See `{context.command_path} --help`."
 
 

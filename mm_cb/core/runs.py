@@ -323,15 +323,18 @@ def _release(descriptor: int) -> None:
     os.close(descriptor)
 
 
+def being_written(path: Path) -> UserError:
+    """What to say of a folder that another process writes."""
+    return UserError(f"`{path}` is being written by another mm-cb process; wait for it or give another `--out`.")
+
+
 def _take_lock(path: Path) -> int:
     descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
         os.close(descriptor)
-        raise UserError(
-            f"`{path}` is being written by another mm-cb process; wait for it or give another `--out`."
-        ) from e
+        raise being_written(path) from e
     except OSError as e:
         warnings.warn(f"`{path}` cannot be locked ({e.strerror}); start only one run there.", stacklevel=5)
     _locks.add(descriptor)

@@ -16,7 +16,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.file_kinds import BEHAVIORS, refuse_items
 from mm_cb.core.files import dumps
 from mm_cb.core.folding import is_blank
-from mm_cb.core.names import Ids, refuse_alike
+from mm_cb.core.names import Ids, refuse_groups
 from mm_cb.core.provenance import available_memory_bytes
 from mm_cb.core.reading import Line, json_lines, label_of, refuse_replaced, refuse_typos, shown
 from mm_cb.core.records import JsonObject, Message
@@ -137,8 +137,7 @@ def read_behaviors(path: Path) -> list[Behavior]:
         UserError: If the file or a picture is missing or broken, a line is not as expected (file and line number), an
             id comes twice, or a picture lies outside the file's folder.
     """
-    behaviors: list[Behavior] = []
-    ids = Ids("behaviour")
+    behaviors, lines, ids = list[Behavior](), list[Line](), Ids("behaviour")
     refuse_absent(path)
     for line in json_lines(path, "behaviours"):
         refuse_items(line.values, BEHAVIORS, line.where)
@@ -146,10 +145,10 @@ def read_behaviors(path: Path) -> list[Behavior]:
         refuse_replaced(line.values, line.where)
         ids.take(behavior.id, line.where)
         behaviors.append(behavior)
+        lines.append(line)
     if not behaviors:
         raise UserError(f"`{path}` must hold at least one behaviour, it is empty.")
-    for key in _LABELS:
-        refuse_alike(key, ((getattr(one, key), one.where) for one in behaviors))
+    refuse_groups(lines, _LABELS)
     return behaviors
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from mm_cb.core.folding import is_blank
 from mm_cb.core.reading import lost_picture, shown, unfit
 from mm_cb.core.records import JsonObject, Message
-from mm_cb.data.pictures import PictureError, open_picture, path_inside
+from mm_cb.data.pictures import PictureError, leads_out, open_picture, path_inside
 from mm_cb.data.tools import read_calls, read_tools
 
 SetName = Literal["circuit_breaker", "retain"]
@@ -214,12 +214,6 @@ def _is_part(part: Any) -> bool:
 
 def _inside(folder: Path, image: Any) -> Path:
     """The path of a picture below the folder of its file."""
-    if (
-        not isinstance(image, str)
-        or not image
-        or unfit(image)
-        or PurePath(image).is_absolute()
-        or ".." in PurePath(image).parts
-    ):
+    if not isinstance(image, str) or not image or unfit(image) or leads_out(image):
         raise ValueError(f"picture paths must be relative to the file and stay inside its folder, got {shown(image)}")
     return path_inside(folder, image, what="a picture")

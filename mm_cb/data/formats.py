@@ -11,7 +11,7 @@ from mm_cb.core.folding import is_blank
 from mm_cb.core.reading import PICTURES, lost_picture, shown, unfit
 from mm_cb.core.records import Message
 from mm_cb.data.examples import Example, SetName, parse_example, refuse_in_turns
-from mm_cb.data.pictures import encoded, path_inside
+from mm_cb.data.pictures import encoded, leads_out, path_inside
 from mm_cb.data.rows import Record
 
 COMPLIANCE, REFUSAL = "1_full_compliance", "2_full_refusal"
@@ -239,7 +239,7 @@ def _picture(value: Any, context: Context) -> Path | bytes:
                 "column to `datasets.Image`, or write the pictures to files"
             )
         return picture
-    if not value or unfit(value) or PurePath(value).is_absolute() or ".." in PurePath(value).parts:
+    if not value or unfit(value) or leads_out(value):
         raise ValueError(f"picture names must be relative and stay inside their folder, got {shown(value)}")
     folder = context.images or context.folder
     name = PurePath(value).name

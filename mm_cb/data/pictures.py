@@ -163,6 +163,11 @@ def file_inside(folder: Path, name: Any) -> Path | None:
     return path if os.path.isfile(path) else None
 
 
+def leads_out(name: str) -> bool:
+    """Whether a name leads out of the folder that it is relative to, wherever that is."""
+    return os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir
+
+
 def path_inside(folder: Path, name: Any, *, links: bool = False, what: str = "`image`") -> Path:
     """The path of a picture inside a folder, whether there is a file or not.
 

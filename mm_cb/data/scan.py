@@ -57,7 +57,7 @@ class Scan:
                 outcome = Skip(fault.kind) if opened.unmendable(fault) else fault
             if isinstance(outcome, Example):
                 self.refusals.count(outcome)
-                self._unknown.count(outcome)
+                self._unknown.count(outcome, outcome.place)
                 outcome = self.compared(outcome, partial(opened.example, index), own_ids)
             yield index, outcome
 
@@ -80,7 +80,11 @@ class Scan:
         if own_ids:
             id, first = self._ids.setdefault(alike(example.id), (example.id, example.place))
             if first is not example.place:
-                told = "was used" if id == example.id else f"differs by case or blanks alone from `{id}`"
+                told = (
+                    "was used"
+                    if id == example.id
+                    else f"differs by case, blanks or how a letter is encoded alone from `{id}`"
+                )
                 return RowFault("repeated id", f"the id `{example.id}` {told} at {first}")
         said = "\0".join(map(folded, texts_of(example)))
         digest = hashlib.blake2b(said.encode("utf-8", "replace"), digest_size=16).digest()

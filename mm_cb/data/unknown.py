@@ -1,30 +1,54 @@
-"""Rows that are mostly unknown to the model: its tokenizer has one token for all words that it does not have."""
+"""Texts that are mostly unknown to a model: its tokenizer has one token for all words that it does not have."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
-from mm_cb.data.examples import Example
+_STRANGE = "\N{CUNEIFORM SIGN A} \N{PHAISTOS DISC SIGN CAT}"
+"""What a tokenizer that has a token for unknown words makes that token of; others spell it, in bytes."""
+T = TypeVar("T")
 
 
-class Unknown:
-    """Counts the rows of one source, and those of which the model reads next to nothing."""
+class Words:
+    """Which words a tokenizer has."""
 
-    def __init__(self, mostly: Callable[[Example], str | None] | None) -> None:
+    def __init__(self, tokenizer: Any) -> None:
+        """Ask ``tokenizer``."""
+        self._tokenizer, unknown = tokenizer, tokenizer.unk_token_id
+        self._unknown = unknown if unknown in self._ids(_STRANGE) else None
+
+    def mostly_unknown(self, texts: Iterable[str]) -> str | None:
+        """The token for what the tokenizer does not know, where more than half of the texts come to it."""
+        if self._unknown is None:
+            return None
+        ids = [one for text in texts for one in self._ids(text)]
+        return str(self._tokenizer.unk_token) if 2 * ids.count(self._unknown) > len(ids) else None
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+
+class Unknown(Generic[T]):
+    """Counts rows of one source, and those of which the model reads next to nothing."""
+
+    def __init__(self, mostly: Callable[[T], str | None] | None, what: str = "rows", to: str = "train") -> None:
         """Begin.
 
         Args:
-            mostly: The token that more than half of an example's texts come to, if there is one; None = not known here.
+            mostly: The token that more than half of a row's texts come to, if there is one; None = not known here.
+            what: What the rows are.
+            to: What is done with a model by them.
         """
-        self._mostly = mostly
+        self._mostly, self._what, self._to = mostly, what, to
         self._rows = self._unknown = 0
         self._first: object = None
         self._token = ""
 
-    def count(self, example: Example) -> None:
+    def count(self, row: T, place: object) -> None:
         """Take one more row."""
         self._rows += 1
-        if self._mostly is not None and (token := self._mostly(example)):
+        if self._mostly is not None and (token := self._mostly(row)):
             self._unknown += 1
-            self._first = self._first if self._unknown > 1 else example.place
+            self._first = self._first if self._unknown > 1 else place
             self._token = token
 
     def warning(self) -> str | None:
@@ -32,7 +56,26 @@ class Unknown:
         if not self._unknown:
             return None
         return (
-            f"{self._first}: {self._unknown} of {self._rows} rows are mostly `{self._token}` to the model (the first "
-            "here), words that its tokenizer does not have: leave them out, write them in words that it has, or train "
-            "a model that reads them"
+            f"{self._first}: {self._unknown} of {self._rows} {self._what} are mostly `{self._token}` to the model (the "
+            f"first here), words that its tokenizer does not have: leave them out, write them in words that it has, or "
+            f"{self._to} a model that reads them"
         )
+
+
+def note_of_asked(tokenizer: Any, asked: Iterable[tuple[str, Sequence[str]]], what: str) -> str | None:
+    """What to say of texts that a model is asked, any of which is mostly unknown to it.
+
+    Args:
+        tokenizer: The model's.
+        asked: A place and its texts, each of which the model should know.
+        what: What they are: "behaviours".
+    """
+    words = Words(tokenizer)
+
+    def token(texts: Sequence[str]) -> str | None:
+        return next(filter(None, (words.mostly_unknown([text]) for text in texts)), None)
+
+    unknown = Unknown(token, what, "ask")
+    for place, texts in asked:
+        unknown.count(texts, place)
+    return unknown.warning()

@@ -6,8 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mm_cb.core.devices import refuse_unknown
 from mm_cb.core.embedded import embedded, is_fiction
 from mm_cb.core.errors import UserError
+from mm_cb.core.folding import is_blank
+from mm_cb.core.names import alike
 from mm_cb.core.places import found_again, may_be
 from mm_cb.core.recipe_files import recipe_model, recipe_names
 from mm_cb.core.records import Run
@@ -36,6 +39,14 @@ class ModelSource:
     """Folder of a harmfulness probe."""
     thinking: bool = False
     """Whether it thinks before it answers, where its chat template leaves that open: targets stand in its thoughts."""
+
+    def __post_init__(self) -> None:
+        """Check the device's name.
+
+        Raises:
+            UserError: If there is no such device on any machine.
+        """
+        refuse_unknown(self.device)
 
     def identity(self) -> dict[str, str | bool | None]:
         """What belongs to a run's identity: that the model is served, not the address it is served at today."""
@@ -120,6 +131,23 @@ def subject_name(breaker: bool, system: str | None, probe: str | None = None) ->
     return name + ("+safety_prompt" if system is not None else "")
 
 
+_OURS = [
+    f"{kind}{probe}{prompt}" for kind in ("base", "rr") for probe in ("", "+probe") for prompt in ("", "+safety_prompt")
+]
+
+
+def refuse_lookalike(name: str) -> None:
+    """Refuse a model's name that reads as one of ours and is another, or has blanks around it.
+
+    Raises:
+        UserError: Saying which it looks like.
+    """
+    ours = next((one for one in _OURS if alike(one) == alike(name) and one != name), None)
+    if ours is not None or is_blank(name) or name != name.strip():
+        meant = f"which reads as `{ours}` and is another: write `{ours}`, or" if ours else "which is blank at an end:"
+        raise UserError(f"`--subject` must be a name that nobody mistakes, got `{name}`, {meant} take another name.")
+
+
 def chosen_name(source: ModelSource, given: str | None) -> str:
     """What a model is called in results.json: the name that is given, or its own, see `subject_name`.
 
@@ -127,12 +155,13 @@ def chosen_name(source: ModelSource, given: str | None) -> str:
     served one, and of a folder that may be a merged breaker, nobody knows.
 
     Raises:
-        UserError: If the name says what the model is not.
+        UserError: If the name says what the model is not, or reads as another.
     """
     own = subject_name(source.breaker, source.system, source.probe)
     if given is None:
         return own
-    kind, *more = given.strip().casefold().split("+")
+    refuse_lookalike(given)
+    kind, *more = given.split("+")
     if kind not in ("base", "rr") or source.endpoint is not None:
         return given
     what = [] if source.adapter is None else ["`--adapter`"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from mm_cb.core.devices import refuse_unknown
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import dumps
 from mm_cb.core.limits import LIMITS
@@ -39,11 +40,12 @@ class JudgeOptions:
     batch: int = 8
 
     def __post_init__(self) -> None:
-        """Check the number.
+        """Check the number, and the device's name.
 
         Raises:
-            UserError: If it is out of range.
+            UserError: If it is out of range, or there is no such device on any machine.
         """
+        refuse_unknown(self.device)
         LIMITS["batch"].refuse("batch", self.batch)
 
 

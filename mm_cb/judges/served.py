@@ -46,6 +46,11 @@ class EndpointJudge:
             raise UserError(
                 f"`--label` must give outcomes of one metric ({outcomes_told()}), got {', '.join(sorted(said))}."
             )
+        if len(said - {NOT_JUDGED}) < 2:
+            raise UserError(
+                f"`--label` must give two outcomes or more, got {', '.join(sorted(said))} for every answer: add what "
+                "the others mean, such as no=other."
+            )
         self.source: Mapping[str, object] = {
             "model": endpoint.model,
             "prompts_sha256": {"prompt": text_sha256(template)},

@@ -8,6 +8,7 @@ from mm_cb.core.checked import read_records
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import Completion, Item, Run
 from mm_cb.data.behaviors_file import KEPT_AS, kept_behaviors
+from mm_cb.inference.source import subject_name
 from mm_cb.metrics.agreement import completions_of
 from mm_cb.metrics.observations import refuse_repeats
 from mm_cb.metrics.results import AGAIN, ITEMS, Measurement, measure, refuse_changed_items
@@ -52,7 +53,7 @@ def whole_items(folder: Path, run: Run) -> list[Item]:
 
     Raises:
         UserError: If the run measures nothing, the file is missing, empty or damaged, a record comes twice or lacks a
-            key, or the records are not of what the run asked.
+            key, or the records are not of whom, or of what, the run asked.
     """
     refuse_unmeasured(folder, run)
     path = folder / ITEMS
@@ -70,6 +71,12 @@ def whole_items(folder: Path, run: Run) -> list[Item]:
     for number, item in enumerate(items, start=1):
         if not stored and not completions_of(item):
             raise UserError(f"{path}:{number} must hold an answer, `completion`; it lacks it. {AGAIN}")
+    subjects = _subjects(run)
+    if strange := [item["subject"] for item in items if item["subject"] not in (subjects or [item["subject"]])]:
+        raise UserError(
+            f"`{path}` must hold answers of {' and '.join(f'`{name}`' for name in subjects)}, as run.json says who was "
+            f"asked; it holds some of `{strange[0]}`. {AGAIN}"
+        )
     for what, wanted, found in (_asked(folder, run, items), _answered(folder, run, items)):
         absent, strange = sorted(wanted - found), sorted(found - wanted)
         if wanted and (absent or strange):
@@ -93,6 +100,19 @@ def _torn_line(path: Path) -> int:
     """The number of a last line without its end, which a stopped run leaves and a finished one never; 0 if none is."""
     *whole, last = path.read_bytes().split(b"\n")
     return len(whole) + 1 if last.strip() else 0
+
+
+def _subjects(run: Run) -> list[str]:
+    """Whose answers a run holds by its settings; none where they do not say it."""
+    command, recipe = run["command"], run["recipe"]
+    if named := recipe.get("subject"):
+        return [str(named)]
+    asked = {"attack": [recipe], "attack transfer": recipe.get("runs", [])}.get(command, [])
+    return [
+        subject_name(any(one.get(key) is not None for key in ("adapter", "base")), one.get("system"), one.get("probe"))
+        for one in asked
+        if "model" in one
+    ]
 
 
 def _asked(folder: Path, run: Run, items: Sequence[Item]) -> tuple[str, set[str], set[str]]:

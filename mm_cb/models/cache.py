@@ -6,8 +6,8 @@ from typing import TypedDict
 
 from mm_cb.core import hub
 from mm_cb.core.checked import checked, read_json
-from mm_cb.core.embedded import embedded
-from mm_cb.core.errors import UserError
+from mm_cb.core.embedded import embedded, guests
+from mm_cb.core.errors import UserError, nearest
 from mm_cb.core.paths import refuse_unusable
 from mm_cb.core.reading import is_there, refuse_pipe, shown, unfit
 from mm_cb.core.weights import refuse_cut
@@ -53,6 +53,8 @@ def model_folder(name_or_path: str | Path, *, weights: bool = False) -> Path:
             _shards(folder / _INDEX)
         return folder
     name = str(name_or_path)
+    if meant := None if "/" in name else nearest(name, [guest.name for guest in guests()], cutoff=0.8):
+        raise UserError(f"the model `{name}` is no folder here, did you mean `{meant}`?")
     folder = hub.fetch(name, _DESCRIPTION, flat=True)
     if weights:
         wanted = _weight_names(folder)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModel
 from transformers.utils import logging
 
+from mm_cb.core.devices import refuse_absent
 from mm_cb.core.errors import UserError
 from mm_cb.models.adapters import put_adapter, refuse_not_finite
 from mm_cb.models.base import ChatModel
@@ -175,28 +176,11 @@ def quiet_libraries() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_device(device: str) -> None:
-    """Refuse a device that mm-cb does not know or torch does not see here."""
-    if device == "auto":
-        return
-    message = f"the device must be cpu, cuda or cuda:N, got `{device}`."
-    try:
-        known = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(message) from error
-    if known.type not in ("cpu", "cuda") or (known.type == "cpu" and known.index is not None):
-        raise UserError(message)
-    if known.type == "cuda" and (known.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"the device is `{device}`, but torch sees {torch.cuda.device_count()} GPUs; use cpu or another machine."
-        )
-
-
 def _arguments(
     device: str, dtype: str, attention: str, quantize: str | None, full_precision: Sequence[str] = ()
 ) -> Arguments:
     """What ``from_pretrained`` is told, whatever the family."""
-    _check_device(device)
+    refuse_absent(device)
     number = getattr(torch, dtype)
     if attention == "flash_attention_2":
         from transformers.utils import is_flash_attn_2_available

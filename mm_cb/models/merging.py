@@ -1,8 +1,11 @@
 """Fold an adapter into its model: a plain checkpoint for engines that know nothing of adapters."""
 
+import contextlib
+import fcntl
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_errors, give_usual_modes
 from mm_cb.core.places import refuse_inside_run
+from mm_cb.core.runs import being_written
 from mm_cb.models.adapters import put_adapter, refuse_not_finite
 from mm_cb.models.cache import model_folder
 from mm_cb.models.decoding import FILE
@@ -38,12 +42,59 @@ def merge(model: str | Path, adapter: Path, out: Path, *, dtype: str | None = No
         ``out``.
 
     Raises:
-        UserError: If ``out`` holds anything, the adapter is another model's, or the disk is full.
+        UserError: If ``out`` holds anything or is being written, the adapter is another model's, or the disk is full.
     """
+    _refuse_taken(out)
+    refuse_inside_run(out)
+    with _claimed(out) as part:
+        _write(model, adapter, out, part, dtype)
+    return out
+
+
+def _refuse_taken(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"`--out` must be new or an empty directory, `{out}` is there already.")
-    refuse_inside_run(out)
+
+
+@contextlib.contextmanager
+def _claimed(out: Path) -> Iterator[Path]:
+    """An empty folder beside ``out`` that no other process writes into; gone at the end, unless it is ``out`` by then.
+
+    Raises:
+        UserError: If another one has it, or it cannot be made.
+    """
     part = out.with_name(f".{out.name}.part")
+    with file_errors(out):
+        part.mkdir(parents=True, exist_ok=True)
+        held = os.open(part, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise being_written(out) from error
+        except OSError:  # a disk without locks
+            pass
+        if not (part.is_dir() and os.path.samestat(os.fstat(held), part.stat())):
+            raise being_written(out)  # by one that was quicker
+        try:
+            _refuse_taken(out)
+            _empty(part)
+            yield part
+        finally:
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+    finally:
+        os.close(held)
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a merge that was killed has left."""
+    for left in folder.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _write(model: str | Path, adapter: Path, out: Path, part: Path, dtype: str | None) -> None:
+    """Merge, and write into ``part``, which becomes ``out``."""
     base = load_plain(model, dtype=dtype)
     with quiet_libraries():
         merged, changed = fold(put_adapter(base, adapter, str(model)))
@@ -62,19 +113,12 @@ def merge(model: str | Path, adapter: Path, out: Path, *, dtype: str | None = No
             )
         processor = load_processor(model, merged.config)
         with file_errors(out):
-            shutil.rmtree(part, ignore_errors=True)
-            try:
-                part.mkdir(parents=True)
-                _write_published_names(merged, part)
-                processor.save_pretrained(part)
-                if (decoding := model_folder(model) / FILE).is_file():  # of which we read the end tokens alone
-                    shutil.copyfile(decoding, part / FILE)
-                _sync(part)
-                os.replace(part, out)
-            except BaseException:
-                shutil.rmtree(part, ignore_errors=True)
-                raise
-    return out
+            _write_published_names(merged, part)
+            processor.save_pretrained(part)
+            if (decoding := model_folder(model) / FILE).is_file():  # of which we read the end tokens alone
+                shutil.copyfile(decoding, part / FILE)
+            _sync(part)
+            os.replace(part, out)
 
 
 @torch.no_grad()

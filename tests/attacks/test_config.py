@@ -10,7 +10,7 @@ from mm_cb.attacks.config import OWN as SINGLE
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.config_files import as_artefact, as_recipe, from_recipe
 from mm_cb.attacks.entry import resolved
-from mm_cb.attacks.refused_settings import refuse_idle
+from mm_cb.attacks.refused_settings import refuse_idle, refuse_mismatch
 from mm_cb.attacks.registry import attack_entry, attacks, chosen_attacks
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.errors import UserError
@@ -168,3 +168,19 @@ def test_what_is_switched_off_needs_nobody_to_read_it(key, off, on):
     refuse_idle(AttackConfig(**{key: off}), ["typographic"])
     with pytest.raises(UserError, match=f"`--{key.replace('_', '-')}` is for"):
         refuse_idle(AttackConfig(**{key: on}), ["typographic"])
+
+
+@pytest.mark.parametrize(
+    ("name", "off", "on"),
+    [
+        ("best_of_n", {"strength": 0}, {"strength": 0.1}),
+        ("pgd_eot", {"eot_scale": 1, "eot_quality": 0}, {"eot_scale": 0.9}),
+        ("pgd_eot", {"eot_scale": 1, "eot_quality": 0}, {"eot_quality": 100}),
+        ("pgd_eot", {"eot_scale": 1, "eot_quality": 0}, {"threat": Threat("patch", size=8)}),
+    ],
+)
+def test_an_attack_without_what_makes_it_one_is_refused_and_others_do_not_mind(name, off, on):
+    with pytest.raises(UserError, match=f"`{name}`"):
+        refuse_mismatch(AttackConfig(name, **off), ["pgd", name])
+    refuse_mismatch(AttackConfig(name, **off | on), [name])
+    refuse_mismatch(AttackConfig("pgd", **off), ["pgd"])

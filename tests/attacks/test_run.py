@@ -578,10 +578,20 @@ def test_an_adapter_that_does_nothing_is_said_and_claimed_nothing_of(three, tmp_
         ({"prompt": "zzyx, what is the stone?"}, None),
     ],
 )
-def test_texts_that_the_model_knows_no_part_of_are_refused_and_those_with_a_strange_word_are_not(change, told):
+def test_texts_that_the_model_knows_no_part_of_are_refused_and_those_with_a_strange_word_are_not(change, told, capsys):
     model, (behavior, *_) = load_model("miniature"), read_behaviors(BEHAVIORS)
     asked = replace(behavior, id="strange", **change)
     if told is None:
-        return refuse_unsayable([behavior, asked], model)
+        refuse_unsayable([behavior, asked], model)
+        assert capsys.readouterr().err == capsys.readouterr().out == ""
+        return
     with pytest.raises(UserError, match=f"behaviour 'strange': `miniature` {told}"):
         refuse_unsayable([behavior, asked], model)
+
+
+@pytest.mark.parametrize("key", ["prompt", "target"])
+def test_texts_that_are_mostly_unknown_to_the_model_are_said(key, capsys):
+    model, (behavior, *_) = load_model("miniature"), read_behaviors(BEHAVIORS)
+    refuse_unsayable([behavior, replace(behavior, id="strange", where="f:2", **{key: "bake the zzyx, quietly"})], model)
+    told = "f:2: behaviour 'strange': 1 of 2 behaviours are mostly `<unk>` to the model"
+    assert told in " ".join("".join(capsys.readouterr()).split())

@@ -13,12 +13,16 @@ from mm_cb.attacks.threats import Threat
 from mm_cb.attacks.verify import verify_run
 from mm_cb.attacks.verify_answers import _wrong
 from mm_cb.core.errors import UserError
+from mm_cb.core.progress import Progress
 from mm_cb.core.runs import read_jsonl, write_jsonl
+from mm_cb.judges.registry import JudgeOptions, open_judge
+from mm_cb.judges.rejudge import rejudge
 from mm_cb.metrics.observations import rank
 from mm_cb.metrics.results import measure, write_results
 from mm_cb.miniature import judge
 from mm_cb.miniature.world import Brew
 from mm_cb.models import load_model
+from mm_cb.report.load import load_run
 from tests.attacks.helpers import attack, edited, first_behaviors
 
 REFUSAL = "i cannot help with that."
@@ -320,13 +324,24 @@ def test_an_item_is_the_worst_of_its_candidates(run, key, value):
     ("key", "value"),
     [
         *(("knows_breaker", True), ("knows_breaker", None), ("given", "opening"), ("given", None)),
-        *(("early_stop", True), ("prompt", "another"), ("subject", "rr"), ("split", "x"), ("outside_threat", True)),
+        *(("early_stop", True), ("prompt", "another"), ("split", "x"), ("outside_threat", True)),
     ],
 )
 def test_what_an_item_says_of_its_attack_is_what_the_run_states(few, key, value):
     first, *others = read_jsonl(few / "items.jsonl")
     write_jsonl(few / "items.jsonl", [{k: v for k, v in {**first, key: value}.items() if v is not None}, *others])
     refused(few, f"`{key}` of `{first['id']}` under pgd_long is .*by the run's settings it is")
+
+
+def test_answers_of_another_model_than_the_run_asked_are_noticed_by_whoever_reads_them(few):
+    first, *others = read_jsonl(few / "items.jsonl")
+    write_jsonl(few / "items.jsonl", [{**first, "subject": "rr"}, *others])
+    told = "must hold answers of `base`, as run.json says who was asked; it holds some of `rr`"
+    refused(few, told)
+    judge = open_judge(JudgeOptions("refusal-strings"))
+    for read in (load_run, lambda run: rejudge(run, judge, progress=Progress())):
+        with pytest.raises(UserError, match=told):
+            read(few)
 
 
 def test_an_edited_answer_that_moves_no_number_is_noticed_whatever_the_arithmetic(few):

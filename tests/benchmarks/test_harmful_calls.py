@@ -294,6 +294,14 @@ def test_a_broken_row_ends_in_one_line(tmp_path, capsys, change, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_groups_of_rows_that_would_be_counted_together_or_apart_are_refused(tmp_path):
+    for one, other in (("tea", "all"), ("tea", "Tea")):
+        rows = [{**ROW, "category": one}, {**ROW, "id": "b", "category": other}]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(UserError, match=f"rows.jsonl:2: `category` `{other}` "):
+            read_harmful_rows(str(tmp_path / "rows.jsonl"), None, split="test_public", accepted=False)
+
+
 def test_a_twin_is_of_a_harmful_row(tmp_path):
     tools = [one["function"] for one in SHOWN]
     rows = [{"id": id, "kind": kind, "prompt": "x", "tools": tools} for id, kind in (("a", "harmful"), ("b", "benign"))]

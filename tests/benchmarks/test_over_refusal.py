@@ -126,6 +126,11 @@ def test_labels_and_columns_are_read_without_case_and_blanks(tmp_path):
             '{"id": "1", "prompt": "p", "category": "A"}\n{"id": "2", "prompt": "q", "category": "a"}',
             "r.jsonl:2: `category` `a` differs from `A`, at",
         ),
+        (
+            "r.jsonl",
+            '{"id": "1", "prompt": "p", "category": "A"}\n{"id": "2", "prompt": "q", "category": "all"}',
+            "r.jsonl:2: `category` `all` is the name of a row that is counted anyway",
+        ),
         ("r.jsonl", '{"id": "1", "prompt": "p \\ud83d"}', "r.jsonl:1: expected one JSON object on the line, got half"),
         ("r.jsonl", '{"id": "1", "prompt": "p", "images": "a.png"}', "unknown key `images`, did you mean `image`?"),
         ("r.jsonl", '{"id": "1", "prompt": "p", "category": 3}', "`category` must be a text or null"),
@@ -238,16 +243,19 @@ def test_a_directory_of_another_model_is_refused(tmp_path, capsys):
         assert "holds another run's results" in capsys.readouterr().err
 
 
-def test_the_miniature_is_judged_by_its_rules(tmp_path):
-    data = own(tmp_path, [{"id": "1", "prompt": "is the tonic forbidden ?", "category": "c"}])
+def test_the_miniature_is_judged_by_its_rules_and_said_not_to_know_words(tmp_path, capsys):
+    rows = [{"id": "1", "prompt": "is the tonic forbidden ?"}, {"id": "2", "prompt": "bake quietly, zzyx"}]
+    data = own(tmp_path, [{**row, "category": "c"} for row in rows])
     assert (
         cli.run(["eval", "over-refusal", "--model", "miniature", "--data", str(data), "--out", str(tmp_path / "o")])
         == 0
     )
-    (item,) = read_jsonl(tmp_path / "o" / "items.jsonl")
+    told = " ".join("".join(capsys.readouterr()).split())
+    assert "request `2`: 1 of 2 requests are mostly `<unk>` to the model (the first here)" in told
+    item, _ = read_jsonl(tmp_path / "o" / "items.jsonl")
     assert item["judge"] == "miniature" and item["outcome"] in ("refusal", "compliance", "partial_refusal", "gibberish")
     m = find(read_results(tmp_path / "o" / "results.json"), "base", "over_refusal", "no_attack")
-    assert m.n == 1 and "proxy" not in m.counts
+    assert m.n == 2 and "proxy" not in m.counts
 
 
 def test_a_published_set_is_asked_with_the_characters_that_its_authors_lost(tmp_path):

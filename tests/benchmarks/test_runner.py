@@ -144,7 +144,11 @@ def test_a_question_that_a_server_refuses_is_unscored(count, tmp_path):
 
 @pytest.mark.parametrize(
     ("questions", "expected"),
-    [([], "at least one question"), ([Question("a", "x"), Question("a", "y")], "`a` comes again")],
+    [
+        ([], "at least one question"),
+        ([Question("a", "x"), Question("a", "y")], "`a` comes again"),
+        ([Question("a", "x", category="c"), Question("b", "y", split="c")], "`a`: `category` `c` is a `split` too"),
+    ],
 )
 def test_questions_that_are_none_or_share_an_id(questions, expected, count, tmp_path, monkeypatch):
     monkeypatch.setattr(count, "questions", lambda data, settings: questions)

@@ -124,6 +124,13 @@ def commands(group, path=()):
 
 
 @pytest.mark.parametrize(("path", "command"), list(commands(typer.main.get_command(cli.app.app))))
+def test_an_unknown_option_is_answered_by_options_that_help_shows(path, command, capsys):
+    assert cli.run([*path, "--zzyx"]) == 2
+    listed = " ".join(capsys.readouterr().err.split()).partition("valid: ")[2].partition(", and ")[0].split(", ")
+    assert {*listed} - {"none"} <= {name for p in command.params if not p.hidden for name in p.opts if name[0] == "-"}
+
+
+@pytest.mark.parametrize(("path", "command"), list(commands(typer.main.get_command(cli.app.app))))
 def test_an_option_with_one_value_stands_once_and_one_with_several_as_often_as_one_likes(path, command, capsys):
     options = [p for p in command.params if p.param_type_name == "option" and not p.is_flag]
     for option in options:

@@ -1,5 +1,4 @@
 import itertools
-import json
 import unicodedata
 from pathlib import Path
 
@@ -7,10 +6,11 @@ import pytest
 
 from mm_cb.benchmarks.rows import read_rows
 from mm_cb.core.errors import UserError
-from mm_cb.core.names import Ids, refuse_alike
+from mm_cb.core.names import Ids, refuse_groups
 from mm_cb.core.paths import refuse_missing_parts, refuse_unusable, safe_id
-from mm_cb.data.behaviors_file import read_behaviors
+from mm_cb.core.reading import Line
 from mm_cb.data.rows import open_rows
+from mm_cb.metrics.results import measure
 
 
 def test_numbered_parts_are_all_there():
@@ -59,16 +59,58 @@ def test_ids_that_are_kept_apart_have_files_of_their_own_on_every_disk():
         assert names[0] != names[1] and max(map(len, names)) < 100
 
 
-def test_letters_in_two_forms_are_two_ids_and_no_two_groups(tmp_path):
-    rows = [{"id": id, "prompt": f"p {n}", "target": "t"} for n, id in enumerate(TWINS[:2])]
-    for n, category in enumerate([{}, {"category": "c"}]):
-        file = tmp_path / f"{n}.jsonl"
-        file.write_text("".join(json.dumps(row | category) + "\n" for row in rows))
-        assert [one.id for one in read_behaviors(file)] == list(TWINS[:2])
-    for one, other in (("caf\u00e9", "cafe\u0301"), ("A", "a"), ("a b", "a  b")):
-        with pytest.raises(UserError, match="f:2: `split` .* at f:1, .* write one of them in both"):
-            refuse_alike("split", [(one, "f:1"), (other, "f:2")])
-    refuse_alike("split", [("a", "f:1"), ("a", "f:2"), ("b", "f:3")])
+SAME = (("caf\u00e9", "cafe\u0301"), ("A", "a"), ("a b", "a  b"), ("a", "\u0430"), ("a", "a\u200b"))
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_names_that_look_the_same_are_neither_two_ids_nor_two_groups(tmp_path, one, other):
+    lines = [Line("f:1", {"split": one}), Line("f:2", {"split": other})]
+    with pytest.raises(UserError, match="f:2: `split` .* at f:1, .* write one of them in both"):
+        refuse_groups(lines, ["split"])
+    ids = Ids("row")
+    ids.take(one, "f:1")
+    with pytest.raises(UserError, match="f:2: every row must have its own id, .* first at f:1"):
+        ids.take(other, "f:2")
+
+
+def counted_together(groups: list[dict[str, str]]) -> bool:
+    """Whether a row of results.json counts others than those that one of the file's groups holds."""
+    items = [
+        {"id": str(n), "metric": "compliance", "subject": "base", "condition": "pgd", "outcome": "other"} | group
+        for n, group in enumerate(groups)
+    ]
+    rows = {row.split: row.n for row in measure(items, pairs=[])}
+    return any(
+        rows[name] != sum(group[key] == name for group in groups) and {one[key] for one in groups} != {"all"}
+        for key in ("split", "category")
+        for name in {group[key] for group in groups}
+    )
+
+
+def test_a_group_is_counted_as_the_file_says_or_refused():
+    names = ("all", "trained_kinds", "trained", "x")
+    some = [{"split": split, "category": category} for split, category in itertools.product(names, repeat=2)]
+    seen = set()
+    for groups in itertools.combinations(some, 2):
+        try:
+            refuse_groups([Line(f"f:{n}", group) for n, group in enumerate(groups)], ("split", "category"))
+        except UserError as error:
+            assert str(error).startswith(("f:0: ", "f:1: "))
+            seen.add("refused")
+            continue
+        assert not counted_together(list(groups)), groups
+        seen.add("taken")
+    assert seen == {"refused", "taken"}
+
+
+def test_groups_that_nobody_would_mistake_are_taken():
+    for groups in (
+        [{"split": "x", "category": "x"}, {"split": "y", "category": "z"}],
+        [{"split": "all"}, {"split": None}, {"split": "all"}],
+        [{"split": "x"}, {}],
+        [{"category": "a"}, {"category": "a"}, {"category": "b"}],
+    ):
+        refuse_groups([Line(f"f:{n}", group) for n, group in enumerate(groups)], ("split", "category"))
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,19 @@ def test_reads_pictures_and_keeps_other_keys_for_the_judge(tmp_path):
         ([GOOD, GOOD], r":2: .*its own id, `a` comes more than once, first at .*:1"),
         (
             [GOOD, GOOD | {"id": "A "}],
-            r":2: .*its own id, `A ` differs from `a` by case or blanks alone, first at .*:1",
+            r":2: .*its own id, `A ` differs from `a` by case, blanks or how a letter is encoded alone, first at .*:1",
         ),
         ([GOOD | {"prompt": "caf\ufffd"}], r":1: `prompt` cannot be used: it holds U\+FFFD"),
         ([GOOD | {"split": "x"}, GOOD | {"id": "b", "split": "X"}], r":2: `split` `X` differs from `x`, at .*:1"),
         ([GOOD | {"category": "x"}, GOOD | {"id": "b", "category": "X"}], r":2: `category` `X` differs from `x`"),
+        (
+            [GOOD, GOOD | {"id": "b", "split": "x"}, GOOD | {"id": "c", "split": "all"}],
+            r":3: `split` `all` is the name of",
+        ),
+        (
+            [GOOD | {"split": "x", "category": "y"}, GOOD | {"id": "b", "split": "y", "category": "x"}],
+            r":1: `category` `y` is a `split` too, of other rows, at .*:2; both would be counted as one group",
+        ),
         ([GOOD, GOOD | {"prompt": "what \ud83d"}], r":2: .*half of a surrogate pair"),
         ([GOOD | {"id": "a\ud83d"}], r":1: .*half of a surrogate pair"),
         ([GOOD | {"target": "\0"}], r":1: .*NUL"),

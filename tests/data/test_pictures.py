@@ -7,6 +7,7 @@ import os
 import struct
 import threading
 import zlib
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -440,6 +441,29 @@ def test_links_are_followed_in_the_hubs_cache_and_in_a_folder_that_the_user_name
         with pytest.raises(ValueError, match=r"`image` must (be a path|lie inside)") as caught:
             path_inside(snapshot, name, links=True)
         assert "x89" not in str(caught.value)
+
+
+NAMES = {
+    "pictures/a.png": True, "pictures/../pictures/a.png": True, "./pictures/a.png": True, "pictures//a.png": True,
+    "../a.png": False, "pictures/../../a.png": False, "/a.png": False, "..": False, "pictures/../..": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", [attack, train, train_llava, over_refusal])
+@pytest.mark.parametrize(("name", "stays"), NAMES.items())
+def test_a_name_is_taken_where_it_stays_inside_whatever_way_it_goes(reader, name, stays, tmp_path):
+    inside = tmp_path / "data"
+    for folder in (tmp_path, inside / "pictures"):
+        folder.mkdir(exist_ok=True, parents=True)
+        (folder / "a.png").write_bytes(encoded(RGB))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "file_of", lambda folder, data: SimpleNamespace(name=name))
+        if stays:
+            assert reader(inside, encoded(RGB)) is not None
+            return
+        with pytest.raises(UserError, match="inside"):
+            reader(inside, encoded(RGB))
 
 
 @pytest.mark.parametrize(

@@ -432,6 +432,12 @@ def test_an_endpoint_does_not_say_what_is_measured():
         endpoint_judge(server, labels={"yes": "gibberish"})
 
 
+@pytest.mark.parametrize("labels", [["yes=harmful"], ["yes=harmful", "no=harmful"], ["yes=harmful", "no=not_judged"]])
+def test_labels_that_all_mean_the_same_are_refused(labels):
+    with StubServer(lambda request, number: "no") as server, pytest.raises(UserError, match="two outcomes or more"):
+        endpoint_judge(server, labels=parse_labels(labels))
+
+
 @pytest.mark.parametrize(
     "other", ["YES=other", "yes=harmful", " Yes =other", "yes.=other", "**yes**=other", "'yes'=other"]
 )

@@ -477,7 +477,10 @@ def test_labels_of_other_requests_name_the_outcomes_that_there_are(run, tmp_path
     command = ["judge", str(run), "--judge", "endpoint", "--endpoint", "http://127.0.0.1:9/v1", "--judge-model", "m"]
     command += ["--prompt-file", str(tmp_path / "p.txt"), "--label"]
     for label, expected in (
-        (["yes=compliance"], "they are of compliance, whose outcomes are harmful, gibberish, refusal, other"),
+        (
+            ["yes=compliance", "--label", "no=refusal"],
+            "they are of compliance, whose outcomes are harmful, gibberish, refusal, other",
+        ),
         (["yes=complied"], "one of these outcomes, compliance: harmful, refusal, other"),
         (
             ["yes=compliance", "--label", "no=harmful"],

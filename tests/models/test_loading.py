@@ -14,6 +14,8 @@ import transformers.modeling_utils
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
+from mm_cb.attacks.quick_look import shape_of
+from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.packages import stay_offline_without_network
 from mm_cb.models import TextModel, load_model, load_tower
@@ -266,8 +268,21 @@ def test_nobody_is_asked_about_a_model_that_is_here(name, folder, monkeypatch):
     assert read_config(folder if name == "folder" else name).model_type == "llava_next"
 
 
-@pytest.mark.parametrize("device", ["mps", "meta", "xpu:0", "nonsense"])
+@pytest.mark.parametrize("name", ["Miniature", "MINIATURE", "miniatur", "miniature_agent"])
+def test_a_misspelled_guest_is_named_before_the_hub_is_asked(name, monkeypatch):
+    def fetch(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    for ask in (load_model, read_config, shape_of):
+        with pytest.raises(UserError, match=f"`{name}` is no folder here, did you mean `miniature"):
+            ask(name)
+    with pytest.raises(AssertionError):
+        read_config(f"somebody/{name}")
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "xpu:0", "nonsense", "CPU", "cuda:-1", "cuda:01", "cpu:0", " cpu"])
 def test_other_devices_are_refused_in_one_line(device, folder):
     for load in (load_model, lambda name, device: load_tower(name, 1, device=device)):
-        with pytest.raises(UserError, match=f"must be cpu, cuda or cuda:N, got `{device}`"):
+        with pytest.raises(UserError, match=f"must be cpu, cuda, cuda:N or auto, got '{device}'"):
             load(folder, device=device)

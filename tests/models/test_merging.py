@@ -96,6 +96,24 @@ def test_half_a_checkpoint_never_looks_finished(broken, folder, adapter, tmp_pat
     load_model(out)
 
 
+def test_of_two_merges_at_once_one_writes_and_the_other_is_told(folder, adapter, tmp_path, monkeypatch):
+    out, told, load = tmp_path / "merged", [], merging.load_plain
+
+    def beside(*given, **more):
+        with pytest.raises(UserError, match="merged` is being written by another mm-cb process"):
+            merge(folder, adapter, out)
+        told.append(out.exists())
+        return load(*given, **more)
+
+    (tmp_path / ".merged.part" / "left").mkdir(parents=True)  # by one that was killed
+    monkeypatch.setattr(merging, "load_plain", beside)
+    merge(folder, adapter, out)
+    assert told == [False] and not (out / "left").exists() and [*tmp_path.iterdir()] == [out]
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="must be new or an empty directory"):
+        merge(folder, adapter, out)
+
+
 def test_a_folder_that_holds_something_is_left_alone(folder, adapter, tmp_path):
     (tmp_path / "mine").write_text("x")
     with pytest.raises(UserError, match="must be new or an empty directory"):

@@ -98,7 +98,7 @@ def test_prompts_made_elsewhere_do_not_keep_other_attacks_apart(split_runs):
 def test_a_subject_with_a_name_of_its_own_stands_in_the_table(name, split_runs, tmp_path, capsys):
     def edit(subject, what, items, run):
         for one in items if subject == "base+safety_prompt" else ():
-            one["subject"] = name
+            one["subject"] = run["recipe"]["subject"] = name
 
     parts = split_runs(n=4, benign=3, edit=edit)
     assert headline_table(joined(parts).measurements).subjects == ("base", "rr", name)

@@ -135,7 +135,7 @@ def test_a_model_that_nobody_knows():
     ],
 )
 def test_a_gpu_that_is_too_small_says_what_would_fit(plan, monkeypatch, free, advice):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * GIB, 16 * GIB))
     with pytest.raises(UserError, match=f"needs about 1[0-9.]+ GiB, `cuda` has {free}.0 of 16.0 GiB free; {advice}"):
         check_device(plan)
@@ -144,8 +144,8 @@ def test_a_gpu_that_is_too_small_says_what_would_fit(plan, monkeypatch, free, ad
 
 
 def test_a_gpu_that_is_not_there(plan, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="torch sees no GPU"):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="torch sees 0 GPUs"):
         check_device(plan)
 
 

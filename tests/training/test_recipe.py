@@ -200,10 +200,17 @@ def test_a_resolved_recipe_can_be_run_again(tmp_path):
     assert load_recipe(tmp_path / "again.yaml") == recipe
 
 
+UNKNOWN_DEVICES = ("CPU", "cudaa:0", "cud", "'cuda:-1'", "mps", "cuda:01")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("training.steps=3", "unknown recipe key `training.steps`.*training.max_steps"),
+        *(
+            (f"device={name}", r"`device`: the device must be cpu, cuda, cuda:N or auto, got '[^']*'\.$")
+            for name in UNKNOWN_DEVICES
+        ),
         ("lora.dropuot=0", "did you mean `lora.dropout`"),
         ("circuit_breaker.masks.txt=all", "did you mean `circuit_breaker.masks.text`"),
         ("seed.value=3", "unknown recipe key `seed.value`"),

@@ -11,7 +11,7 @@ from mm_cb.core import hub
 from mm_cb.core.errors import UserError
 from mm_cb.core.file_kinds import BENIGN as BENIGN_REQUESTS
 from mm_cb.core.file_kinds import HARMFUL_CALLS, refuse_others
-from mm_cb.core.names import Ids
+from mm_cb.core.names import Ids, refuse_groups
 from mm_cb.core.reading import Line, json_file, json_lines, label_of, refuse_replaced, refuse_typos, shown, unfit
 from mm_cb.core.records import JsonObject
 from mm_cb.data.cards import card
@@ -75,7 +75,7 @@ def read_harmful_rows(data: str, tools: str | None, *, split: str, accepted: boo
     """
     known = {} if tools is None else _definitions(Path(tools))
     ids = {kind: Ids(f"{kind} row") for kind in KINDS}
-    rows, first, own = [], dict[tuple[str, str], str](), 0
+    rows, lines, first, own = [], list[Line](), dict[tuple[str, str], str](), 0
     ours = is_own(data)
     for line in json_lines(Path(data), "harmful calls") if ours else _agentharm(data, split, accepted=accepted):
         row = _row(line, Path(data).parent, known)
@@ -85,6 +85,9 @@ def read_harmful_rows(data: str, tools: str | None, *, split: str, accepted: boo
         ids[row.kind].take(row.id, line.where)
         first[row.kind, row.id] = line.where
         rows.append(row)
+        lines.append(line)
+    if ours:
+        refuse_groups(lines, ["category"])
     if tools is not None and own == len(rows):
         raise UserError(
             f"`--tools` is for rows without `tools`, and all {own} rows of `{data}` have their own: leave it out."

@@ -13,7 +13,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.file_kinds import BENIGN, refuse_others
 from mm_cb.core.folders import but_is
 from mm_cb.core.folding import is_blank
-from mm_cb.core.names import Ids, refuse_alike
+from mm_cb.core.names import Ids, refuse_groups
 from mm_cb.core.reading import Line, json_file, json_lines, label_of, refuse_replaced, refuse_typos, shown
 from mm_cb.core.tables import read_table
 from mm_cb.data.alike import content_of, once_each
@@ -72,16 +72,16 @@ def read_requests(path: Path) -> list[BenignRequest]:
             f".csv or AIcell/MOSSBench, got `{path}`{but_is(path)}."
         )
     requests: dict[str, BenignRequest] = {}
-    ids, groups, own = Ids("request"), list[tuple[str, str]](), is_own(path)
+    ids, lines, own = Ids("request"), list[Line](), is_own(path)
     for line in readers[path.suffix](path):
         request = _request(line, path)
         if own:  # a published set is as its authors left it
             refuse_replaced(line.values, line.where)
         ids.take(request.id, line.where)
         requests[request.id] = request
-        groups.append((request.category, line.where))
+        lines.append(line)
     if own:
-        refuse_alike("category", groups)
+        refuse_groups(lines, ["category"])
     if not requests:
         raise UserError(f"`{path}` must hold at least one benign request, it holds none.")
     return list(requests.values())

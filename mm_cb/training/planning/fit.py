@@ -8,6 +8,7 @@ from mm_cb.core.records import JsonObject
 from mm_cb.data.examples import Example, Modality
 from mm_cb.data.scan import texts_of
 from mm_cb.data.sources import RowFault
+from mm_cb.data.unknown import Words
 from mm_cb.models import ChatModel, ModelInputs
 from mm_cb.models.cache import model_folder
 from mm_cb.models.chat import Message, control_token, render_chat
@@ -17,9 +18,6 @@ from mm_cb.models.inputs import pad_rows
 from mm_cb.models.templates import check_template
 from mm_cb.training.batches import Batches
 from mm_cb.training.masks import MaskName, loss_mask
-
-_STRANGE = "\N{CUNEIFORM SIGN A} \N{PHAISTOS DISC SIGN CAT}"
-"""What a tokenizer that has a token for unknown words makes that token of; others spell it, in bytes."""
 
 
 def fit_of(
@@ -59,8 +57,7 @@ class Fit:
         """Judge for ``model``, of which the processor and the configuration are used."""
         self._model, self._max_length, self._masks = model, max_length, masks
         self._tokenizer = getattr(model.processor, "tokenizer", model.processor)
-        unknown = self._tokenizer.unk_token_id
-        self._unknown = unknown if unknown in self._ids(_STRANGE) else None
+        self._words = Words(self._tokenizer)
         self._overheads: dict[Any, int] = {}
         limit = learned_positions(model.model)
         self._positions = None if limit is None or limit >= max_length else limit
@@ -91,13 +88,7 @@ class Fit:
 
     def mostly_unknown(self, example: Example) -> str | None:
         """The token for what the tokenizer does not know, where more than half of an example's texts come to it."""
-        if self._unknown is None or example.modality not in self._masks:
-            return None
-        ids = [one for text in texts_of(example) for one in self._ids(text)]
-        return str(self._tokenizer.unk_token) if 2 * ids.count(self._unknown) > len(ids) else None
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+        return self._words.mostly_unknown(texts_of(example)) if example.modality in self._masks else None
 
     def _encode(
         self, messages: Sequence[Message], mask: MaskName, max_length: int | None, tools: Sequence[JsonObject] = ()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mm_cb.core.devices import refuse_absent
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.sizes import GIB, told_size
 from mm_cb.models import ChatModel
@@ -165,10 +166,7 @@ def check_device(plan: TrainingPlan) -> None:
     recipe = plan.recipe
     if not recipe.device.startswith("cuda"):
         return
-    if not torch.cuda.is_available():
-        raise UserError(
-            f"`device` is `{recipe.device}`, but torch sees no GPU here; use device=cpu or another machine."
-        )
+    refuse_absent(recipe.device)
     free, total = torch.cuda.mem_get_info(recipe.device)
     needed = plan.memory()
     if needed.total <= free:

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from mm_cb.core.devices import refuse_unknown
 from mm_cb.core.embedded import embedded, guest_names
 from mm_cb.core.errors import UserError
 from mm_cb.core.limits import LIMITS
@@ -340,7 +341,7 @@ class Machine(_Section):
     """Text and multimodal batches in turn, step by step (paper), or one of them only."""
     seed: Annotated[int, Within("seed")] = 0
     """Decides the order of rows, the adapter's start, its dropout and what a loss draws."""
-    device: Annotated[str, Field(min_length=1)] = "cpu"
+    device: str = "cpu"
     """Torch device; ``auto`` spreads the model over all."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Numbers of the model."""
@@ -350,6 +351,15 @@ class Machine(_Section):
     """Weights of the decoder blocks in NF4 (bitsandbytes); image tower and projector stay as they are."""
     image_backend: Literal["pil", "torchvision"] = "pil"
     """Which image processor resizes the pictures."""
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, given: str) -> str:
+        try:
+            refuse_unknown(given)
+        except UserError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+        return given
 
     @field_validator("attention", mode="before")
     @classmethod
