@@ -157,8 +157,8 @@ def _run(objective: Objective, rule: Rule, budget: Budget, state: AttackState, r
         losses, gradient = evaluate(objective, state.pixels, step, with_gradient=rule.uses_gradient and not last)
         state.curves[-1].append(losses)
         if callback is not None:
-            callback(state.restart * (budget.steps + 1) + step + 1, losses, state.pixels)
-        ends = None if stop is None else _checked_stop(stop(state.pixels, losses), losses)
+            callback(state.restart * (budget.steps + 1) + step + 1, losses.clone(), state.pixels.clone())
+        ends = None if stop is None else _checked_stop(stop(state.pixels.clone(), losses.clone()), losses)
         better = state.keep(step, losses, ends, budget.keep)
         if last:
             break
@@ -208,9 +208,9 @@ def _norms(gradient: Tensor) -> Tensor:
 
 
 def evaluate(objective: Objective, pixels: Tensor, step: int, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Return the losses (B,) at ``pixels`` and their gradient, zero if not asked for; both checked."""
+    """Return the losses (B,) at a copy of ``pixels`` and their gradient, zero if not asked for; both checked."""
     with torch.set_grad_enabled(with_gradient):
-        pixels = pixels.detach().requires_grad_(with_gradient)
+        pixels = pixels.detach().clone().requires_grad_(with_gradient)  # an objective may write into what it is shown
         losses = objective(pixels)
     if not isinstance(losses, Tensor) or losses.shape != pixels.shape[:1]:
         got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
