@@ -55,8 +55,8 @@ def pgd(
             "constant" for a given one.
         momentum: Decay of the accumulated gradient (Dong et al. 2018, arXiv:1710.06081), 0 for none.
         keep: "best" iterate of each run per example, or the "last", as textbooks do. Over runs the best one wins.
-        callback: Called with (number of evaluated iterates so far, over all runs; their losses ``(B,)``; a copy of their
-            pixels ``(B, C, H, W)``).
+        callback: Called with (number of evaluated iterates so far, over all runs; their losses ``(B,)``; their pixels
+            ``(B, C, H, W)``); like ``objective`` and ``stop`` it is given copies.
         stop: Called with (pixels, losses) of every iterate, returns a boolean per image ``(B,)``. An image that is
             True is finished: it is returned as it was then and no run moves it again; the batch stays full.
         checkpoint: Called with the state after every update; save ``state.state_dict()`` as often as you like.
