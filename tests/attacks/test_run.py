@@ -423,6 +423,13 @@ FORMS = [
         for words in ('"ab"', '["a"]', '["a", "a"]', '["a", " "]', '["a", 1]', '["a", "___"]', "[]")
     ),
     ('{"text": "take ___", "words": ["a", "b"], "true": "a"}', WANTED),
+    *(
+        (f'{{"text": "take {gaps}", "words": ["a", "{word}"]}}', f"three underscores, got `{odd}`")
+        for gaps, word, odd in (
+            *(("____", "b", "____"), ("___ and __", "b", "__"), ("___ and _", "b", "_")),
+            *(("______", "b", "______"), ("___ ___ ____.", "b", "____"), ("___", "__", "__")),
+        )
+    ),
     ('{"text": "<image> ___", "words": ["a", "b"]}', "image placeholder `<image>`"),
     ('{"text": "take ___", "words": ["a", "<image>"]}', "image placeholder `<image>`"),
 ]
