@@ -10,7 +10,7 @@ from torch import Tensor
 from .errors import NonFiniteError, ObjectiveShapeError, ZeroGradientError
 from .noise import Generators
 from .state import AttackState, fingerprint
-from .threat_models import ThreatModel
+from .threat_models import ThreatModel, check_threat_model
 
 Objective = Callable[[Tensor], Tensor]
 Stop = Callable[[Tensor, Tensor], Tensor]
@@ -94,8 +94,9 @@ class Budget:
     keep: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
+        check_threat_model("threat_model", self.threat_model)
         if not isinstance(self.steps, int) or not isinstance(self.restarts, int):
-            raise ValueError(f"`steps` and `restarts` must be whole numbers, got {self.steps} and {self.restarts}.")
+            raise ValueError(f"`steps` and `restarts` must be whole numbers, got {self.steps!r} and {self.restarts!r}.")
         if self.steps < 0 or self.restarts < 1:
             raise ValueError(
                 f"`steps` must be at least 0 and `restarts` at least 1, got {self.steps} and {self.restarts}."

@@ -113,8 +113,8 @@ def _check_columns(columns: Sequence[str]) -> None:
     if unread := sorted({*columns} - KEYS):
         told = ", ".join(f"`{column}`" for column in unread)
         raise ValueError(
-            f"`train_dataset` must have no columns but {', '.join(sorted(KEYS))}, got {told}, which nothing reads; leave "
-            "them out."
+            f"`train_dataset` must have no columns but {', '.join(sorted(KEYS))}, got {told}, which nothing reads; "
+            "leave them out."
         )
 
 

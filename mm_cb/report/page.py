@@ -14,7 +14,7 @@ from typing import Any
 from mm_cb.attacks.registry import attacks
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_errors, write_text
-from mm_cb.core.paths import safe_id
+from mm_cb.core.paths import named_path, safe_id
 from mm_cb.core.records import Run, Timing
 from mm_cb.core.runs import flatten
 from mm_cb.metrics.results import Measurement, find
@@ -91,7 +91,7 @@ def write_report(run_dirs: Sequence[str | Path], out: str | Path, *, show_comple
         What the page was made from.
 
     Raises:
-        TypeError: If ``run_dirs`` is no list.
+        TypeError: If ``run_dirs`` is no list of paths, or ``out`` no path.
         UserError: If there is no run, a file is missing or damaged, runs do not fit together, or ``out`` cannot be
             written or is no page.
     """
@@ -101,9 +101,11 @@ def write_report(run_dirs: Sequence[str | Path], out: str | Path, *, show_comple
         )
     if not run_dirs:
         raise UserError("a report needs at least one run directory, got none.")
-    refuse_no_page(Path(out), "out")
-    data = combine([load_run(Path(run_dir)) for run_dir in run_dirs])
-    write_text(Path(out), render(data, show_completions=show_completions))
+    page = named_path("out", out, "the path of the page")
+    folders = [named_path("run_dirs", one, "a list of paths of run directories") for one in run_dirs]
+    refuse_no_page(page, "out")
+    data = combine([load_run(folder) for folder in folders])
+    write_text(page, render(data, show_completions=show_completions))
     return data
 
 
