@@ -10,7 +10,7 @@ from torch import Tensor
 from .errors import NonFiniteError, ObjectiveShapeError, ZeroGradientError
 from .noise import Generators
 from .state import AttackState, fingerprint
-from .threat_models import ThreatModel
+from .threat_models import ThreatModel, check_threat_model
 
 Objective = Callable[[Tensor], Tensor]
 Stop = Callable[[Tensor, Tensor], Tensor]
@@ -94,8 +94,9 @@ class Budget:
     keep: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
+        check_threat_model("threat_model", self.threat_model)
         if not isinstance(self.steps, int) or not isinstance(self.restarts, int):
-            raise ValueError(f"`steps` and `restarts` must be whole numbers, got {self.steps} and {self.restarts}.")
+            raise ValueError(f"`steps` and `restarts` must be whole numbers, got {self.steps!r} and {self.restarts!r}.")
         if self.steps < 0 or self.restarts < 1:
             raise ValueError(
                 f"`steps` must be at least 0 and `restarts` at least 1, got {self.steps} and {self.restarts}."
@@ -157,8 +158,8 @@ def _run(objective: Objective, rule: Rule, budget: Budget, state: AttackState, r
         losses, gradient = evaluate(objective, state.pixels, step, with_gradient=rule.uses_gradient and not last)
         state.curves[-1].append(losses)
         if callback is not None:
-            callback(state.restart * (budget.steps + 1) + step + 1, losses, state.pixels)
-        ends = None if stop is None else _checked_stop(stop(state.pixels, losses), losses)
+            callback(state.restart * (budget.steps + 1) + step + 1, losses.clone(), state.pixels.clone())
+        ends = None if stop is None else _checked_stop(stop(state.pixels.clone(), losses.clone()), losses)
         better = state.keep(step, losses, ends, budget.keep)
         if last:
             break
@@ -208,9 +209,9 @@ def _norms(gradient: Tensor) -> Tensor:
 
 
 def evaluate(objective: Objective, pixels: Tensor, step: int, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Return the losses (B,) at ``pixels`` and their gradient, zero if not asked for; both checked."""
+    """Return the losses (B,) at a copy of ``pixels`` and their gradient, zero if not asked for; both checked."""
     with torch.set_grad_enabled(with_gradient):
-        pixels = pixels.detach().requires_grad_(with_gradient)
+        pixels = pixels.detach().clone().requires_grad_(with_gradient)  # an objective may write into what it is shown
         losses = objective(pixels)
     if not isinstance(losses, Tensor) or losses.shape != pixels.shape[:1]:
         got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__

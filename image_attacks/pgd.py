@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .loop import AttackResult, Budget, Checkpoint, Iterate, Objective, Stop, run_attack
 from .noise import Generators
-from .threat_models import ThreatModel
+from .threat_models import ThreatModel, check_number
 
 StepSchedule = Literal["geometric", "linear", "cosine", "constant"]
 
@@ -56,7 +56,7 @@ def pgd(
         momentum: Decay of the accumulated gradient (Dong et al. 2018, arXiv:1710.06081), 0 for none.
         keep: "best" iterate of each run per example, or the "last", as textbooks do. Over runs the best one wins.
         callback: Called with (number of evaluated iterates so far, over all runs; their losses ``(B,)``; their pixels
-            ``(B, C, H, W)``, which the next step leaves as they are).
+            ``(B, C, H, W)``); like ``objective`` and ``stop`` it is given copies.
         stop: Called with (pixels, losses) of every iterate, returns a boolean per image ``(B,)``. An image that is
             True is finished: it is returned as it was then and no run moves it again; the batch stays full.
         checkpoint: Called with the state after every update; save ``state.state_dict()`` as often as you like.
@@ -76,6 +76,7 @@ def pgd(
         Madry et al. 2018 (arXiv:1706.06083). Deviations: decaying step and best iterate by default, later
         runs mirrored away from the run before; ``step_size=epsilon, keep="last", steps=1`` is FGSM.
     """
+    check_number("momentum", momentum)
     if not 0 <= momentum <= 1:
         raise ValueError(f"`momentum` must lie in [0, 1], got {momentum}.")
     budget = Budget(threat_model, steps, restarts, random_start, keep)
@@ -122,6 +123,7 @@ def step_sizes(
 ) -> list[float]:
     """Return the size of every step; :func:`pgd` has the details."""
     first = step_range[0] if step_size is None else step_size
+    check_number("step_size", first)
     if not 0 <= first < math.inf:
         raise ValueError(f"`step_size` must be finite and not negative, got {step_size}.")
     chosen = schedule or ("geometric" if step_size is None else "constant")

@@ -67,8 +67,10 @@ def save_png(pixels: Tensor, path: str | Path) -> None:
         path: File to write or replace; its folder must exist.
 
     Raises:
-        ValueError: If the shape is another one or a value is outside [0, 1].
+        ValueError: If the shape is another one, a value is outside [0, 1], or the name does not end in .png.
     """
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"`path` must end in .png, which is what is written, got `{path}`.")
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or pixels.numel() == 0:
         raise ValueError(
             f"`pixels` must have shape (3, H, W), or (1, H, W) for grey, got {tuple(pixels.shape)}; a file holds one "

@@ -36,6 +36,20 @@ class ThreatModel(Protocol):
         """Return the step of size 1 along which a linear function falls fastest."""
 
 
+def check_threat_model(name: str, value: object) -> None:
+    """Refuse what is no threat model, such as a bare radius, or a class that nobody has called; TypeError says."""
+    methods = ("step_range", "start", "project", "random_start", "descent_direction")
+    if isinstance(value, type) or not all(hasattr(value, method) for method in methods):
+        got = f"the class {value.__name__}" if isinstance(value, type) else f"{value!r:.60} ({type(value).__name__})"
+        raise TypeError(f"`{name}` must be a threat model such as Linf(8 / 255), got {got}.")
+
+
+def check_number(name: str, value: object) -> None:
+    """Refuse what is no number, a text that spells one too; TypeError says."""
+    if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
+        raise TypeError(f"`{name}` must be a number, got {value!r:.60} ({type(value).__name__}).")
+
+
 @dataclass(frozen=True)
 class Linf:
     """Every value may move by at most ``epsilon`` and stays a valid pixel in [0, 1]."""
@@ -44,6 +58,7 @@ class Linf:
     """Radius in [0, 1] units. On the 1/255 grid (``8 / 255``) rounding to an 8-bit file cannot leave the ball."""
 
     def __post_init__(self) -> None:
+        check_number("epsilon", self.epsilon)
         if not 0 <= self.epsilon <= 1:
             raise ValueError(
                 f"`epsilon` must lie in [0, 1], got {self.epsilon!r}. Pixels are in [0, 1]: write 8 / 255, not 8."
@@ -98,6 +113,7 @@ class L2:
     """Radius in [0, 1] units over all values of an image; 1 is one pixel's channel from black to white."""
 
     def __post_init__(self) -> None:
+        check_number("epsilon", self.epsilon)
         if not 0 <= self.epsilon < math.inf:
             raise ValueError(f"`epsilon` must be at least 0 and finite, got {self.epsilon!r}.")
 
@@ -190,7 +206,10 @@ class Unconstrained:
     """Grey value in [0, 1] of the first run's start; None begins at the image."""
 
     def __post_init__(self) -> None:
-        if self.blank is not None and not 0 <= self.blank <= 1:
+        if self.blank is None:
+            return
+        check_number("blank", self.blank)
+        if not 0 <= self.blank <= 1:
             raise ValueError(f"`blank` must lie in [0, 1], got {self.blank!r}; mid-grey is 0.5.")
 
     @property
@@ -228,6 +247,9 @@ class Patch:
     within: ThreatModel = field(default_factory=Unconstrained)
 
     def __post_init__(self) -> None:
+        check_threat_model("within", self.within)
+        if not isinstance(self.mask, Tensor):
+            raise TypeError(f"`mask` must be a boolean tensor of shape (H, W), got {type(self.mask).__name__}.")
         if self.mask.ndim != 2 or self.mask.dtype != torch.bool or not bool(self.mask.any()):
             raise ValueError(
                 "`mask` must be boolean of shape (H, W) with at least one True, got "

@@ -48,7 +48,7 @@ def eot(
     def averaged(pixels: Tensor) -> Tensor:
         losses = []
         for _ in range(samples):
-            view = pixels
+            view = pixels.clone()  # each draw begins at the same pixels, whatever was written into the last one's
             for transformation in transformations:
                 view = transformation(view, generator)
             losses.append(objective(view))

@@ -58,5 +58,5 @@ def universal(
 
     result = attack(lambda pixels: losses_of(pixels).mean(dim=0, keepdim=True), image.unsqueeze(0), **options)
     with torch.no_grad():
-        losses = losses_of(result.images)
+        losses = losses_of(result.images.clone())
     return UniversalResult(result.images[0], losses, result)

@@ -118,8 +118,13 @@ class AttackConfig:
         Raises:
             UserError: If the attack is unknown.
             ValueError: If a value is out of range.
+            TypeError: If the threat is none.
         """
         attack_entry(self.name)
+        if not isinstance(self.threat, Threat):
+            raise TypeError(
+                f"`threat` must be an mm_cb.Threat, got {self.threat!r:.60} ({type(self.threat).__name__})."
+            )
         for key in _NUMBERS:
             LIMITS[key].refuse(key, getattr(self, key))
         LIMITS["restarts"].refuse("prompts_each", self.prompts_each)

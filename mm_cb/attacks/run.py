@@ -15,6 +15,7 @@ from mm_cb.attacks.config_files import as_recipe
 from mm_cb.attacks.controls import CONTROL, CONVERGENCE, is_done, twice_the_steps, wrong_text
 from mm_cb.attacks.job import Attacker
 from mm_cb.attacks.judged_files import OutcomeOf
+from mm_cb.attacks.objectives.form import filled_tokens
 from mm_cb.attacks.objectives.universal import all_at_once, seen
 from mm_cb.attacks.outputs import CURVES, best_pictures, by_processor, parts_of, summaries, write_outputs
 from mm_cb.attacks.refusals import fitting, refuse_unfit, refuse_unseen, refuse_unsendable
@@ -27,11 +28,12 @@ from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.folders import but_is
 from mm_cb.core.limits import LIMITS
+from mm_cb.core.paths import named_path
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Item, JsonObject
 from mm_cb.core.runs import RunDirectory, append_jsonl, file_sha256, hash_inputs, read_run, write_bytes, write_jsonl
 from mm_cb.core.workers import Workers
-from mm_cb.data.behaviors_file import KEPT_AS, Behavior, asked_once, behaviors_path, read_behaviors
+from mm_cb.data.behaviors_file import FORM, KEPT_AS, Behavior, asked_once, behaviors_path, read_behaviors
 from mm_cb.data.corpus import read_corpus
 from mm_cb.data.pictures import open_picture
 from mm_cb.data.prompts_file import KEPT_AS as PROMPTS_KEPT_AS
@@ -68,7 +70,7 @@ def attack(
     behaviors: str | Path,
     out: str | Path,
     *,
-    attacks: str = "pgd",
+    attacks: str | Sequence[str] = "pgd",
     adapter: str | Path | None = None,
     base: str | Path | None = None,
     probe: str | Path | None = None,
@@ -85,14 +87,14 @@ def attack(
         model: Hub id, folder, or an embedded model's name.
         behaviors: Behaviours file (JSONL), or the name of an embedded model for its own.
         out: Run directory.
-        attacks: One name, several with commas between, or ``all``.
+        attacks: One name, several in a list or with commas between, or ``all``.
         adapter: Folder of a PEFT adapter.
         base: What a breaker without adapter was made from, for attacks that aim at what sets it apart.
         probe: Folder of a harmfulness probe that withholds answers.
         system: Text in front of every request.
         thinking: Whether the model thinks first, where its chat template can leave that open.
-        device: Torch device.
-        dtype: Of the model: float32, bfloat16 or float16.
+        device: Torch device, ``"cpu"`` or ``"cuda:0"``.
+        dtype: Of the model: float32, bfloat16 or float16, as a text or as torch's.
         config: Everything else; its attack's name is not read. None = the defaults, for ``all`` with
             ``check_convergence=12``.
         settings: Fields of `AttackConfig` to change: ``steps=100``, ``threat=Threat("l2", 255, 8.0)``.
@@ -100,18 +102,31 @@ def attack(
     Raises:
         UserError: If something asked for cannot be had; the message says what.
         ValueError: If a setting is out of range.
+        TypeError: If an argument is of another type.
 
     Example:
         >>> attack("ORG/NAME", "behaviors.jsonl", "runs/attack", attacks="pgd", steps=100)  # doctest: +SKIP
     """
     adapter, base, probe = (None if one is None else str(one) for one in (adapter, base, probe))
     source = ModelSource(model, adapter, device, dtype, system=system, base=base, probe=probe, thinking=thinking)
-    names = chosen_attacks(attacks, adapted=source.breaker, probed=probe is not None)
-    if attacks == "all":
-        names = fitting(source.model, names, behaviors_path(Path(behaviors)), probed=probe is not None)
-    whole = config or AttackConfig(check_convergence=checked_by_default(attacks))
-    run_attack(source, behaviors_path(Path(behaviors)), Path(out), names, replace(whole, **settings))
-    return AttackRun(Path(out), read_results(Path(out) / "results.json"))
+    asked = behaviors_path(named_path("behaviors", behaviors, "a file of behaviours, or an embedded model's name"))
+    folder, called = named_path("out", out, "the path of a run directory"), _called(attacks)
+    if not isinstance(config, AttackConfig | None):
+        raise TypeError(f"`config` must be an mm_cb.AttackConfig, got {type(config).__name__}.")
+    names = chosen_attacks(called, adapted=source.breaker, probed=probe is not None)
+    if called == "all":
+        names = fitting(source.model, names, asked, probed=probe is not None)
+    whole = config or AttackConfig(check_convergence=checked_by_default(called))
+    run_attack(source, asked, folder, names, replace(whole, **settings))
+    return AttackRun(folder, read_results(folder / "results.json"))
+
+
+def _called(attacks: object) -> str:
+    """Names of attacks as ``--attack`` takes them."""
+    listed = [attacks] if isinstance(attacks, str) else attacks
+    if not isinstance(listed, list | tuple) or not listed or not all(isinstance(name, str) for name in listed):
+        raise TypeError(f"`attacks` must be the name of an attack, or a list of names, got {attacks!r:.60}.")
+    return ",".join(listed)
 
 
 def run_attack(
@@ -277,6 +292,9 @@ class _Process:
         """Load the model and run every attack on these behaviours."""
         refuse_unfit(self.subject, chosen, self.configs[0])
         refuse_unsendable(self.subject, chosen, self.prompts or {})
+        if any(FORM in config.entry.fields for config in self.configs):
+            for behavior in chosen:
+                filled_tokens(self.subject, behavior)
         if self.responses is not None:
             forced = sum(b.id in self.responses for b in chosen)
             self.progress.say(

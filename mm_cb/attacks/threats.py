@@ -37,6 +37,9 @@ class Threat:
         """Check the values."""
         if self.norm not in NORMS:
             raise ValueError(f"`norm` must be one of {', '.join(NORMS)}, got {self.norm!r}.")
+        for name, kinds, what in (("levels", int, "a whole number of 255ths"), ("size", int | float, "a number")):
+            if isinstance(held := getattr(self, name), bool) or not isinstance(held, kinds):
+                raise TypeError(f"`{name}` of a threat must be {what}, got {held!r:.60} ({type(held).__name__}).")
         if not 0 <= self.levels <= _LEVELS:
             raise ValueError(f"`epsilon` must lie in 0..255 (255ths), got {self.levels}.")
         if self.whole_range and self.levels != _LEVELS:

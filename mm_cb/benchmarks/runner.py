@@ -20,6 +20,7 @@ from mm_cb.core.checked import checked, made
 from mm_cb.core.compatibility import with_added_fields
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.files import dumps
+from mm_cb.core.paths import named_path
 from mm_cb.core.places import enclosing_run
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Check, Item, RecipeFields
@@ -148,7 +149,10 @@ def evaluate(
 
     Raises:
         UserError: If something is not as expected: what was expected, what came, what to do.
+        TypeError: If an argument is of another type.
     """
+    if not isinstance(benchmark, str | Benchmark):
+        raise TypeError(f"`benchmark` must be a name or a Benchmark, got {type(benchmark).__name__}.")
     chosen = get_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
     if not isinstance(benchmark, str):
         register_benchmark(benchmark)
@@ -156,7 +160,10 @@ def evaluate(
     source = ModelSource(model, adapter, device, dtype, endpoint, system, probe=probe, thinking=thinking)
     name = chosen_name(source, subject)
     read = _settings(chosen.settings, settings)
-    return run_benchmark(chosen, source, read, Path(out), data=data, subject=name, seed=seed)
+    folder = named_path("out", out, "the path of a run directory")
+    if data is not None:
+        named_path("data", data, "the path of the questions, or a data set's name")
+    return run_benchmark(chosen, source, read, folder, data=data, subject=name, seed=seed)
 
 
 def run_benchmark(

@@ -34,13 +34,7 @@ def report(
     for run_dir in run_dirs:
         read_run(run_dir)
     target = out or (run_dirs[0] if len(run_dirs) == 1 else Path()) / "report.html"
-    if target.is_dir():
-        raise UserError(f"`--out` must be a file such as `{target / 'report.html'}`, got a directory.")
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"the page is HTML: `--out` must end in .html, got `{target}`.")
-    if target.is_symlink() and not target.exists():
-        raise UserError(f"`--out` must be a file, but `{target}` is a link that leads nowhere; give another path.")
-    from mm_cb.report import is_page, judge_report, print_table, write_report
+    from mm_cb.report import judge_report, print_table, refuse_no_page, write_report
     from mm_cb.report.labels import conditions_called
     from mm_cb.report.text import clean_text
 
@@ -48,8 +42,7 @@ def report(
         raise UserError(
             "this folder is a run, whose page stays its own; give a file for the page of several as `--out`."
         )
-    if target.is_file() and not is_page(target):
-        raise UserError(f"`{target}` is no report page and is left alone; give another file as `--out`.")
+    refuse_no_page(target, "--out")
     data = write_report(run_dirs, target, show_completions=show_completions)
     with conditions_called({name: text for run in data.runs for name, text in run.labels.items()}):
         print_table(data.measurements, strengths=data.strengths, pictured=not data.by_texts)

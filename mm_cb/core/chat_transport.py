@@ -9,7 +9,8 @@ import time
 import warnings
 from functools import partial
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import SplitResult, quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from mm_cb.core.chat_replies import Trouble, read_answer, read_error
 from mm_cb.core.errors import UserError, one_line
@@ -79,7 +80,7 @@ async def reply_to(client: Any, request: JsonObject, timeout: float) -> AnswerTe
     except openai.APITimeoutError as e:
         raise Trouble("slow", f"said nothing for {timeout:g} s; ask for less, or ask a quicker server") from e
     except openai.APIConnectionError as e:
-        raise _no_connection(e.__cause__) from e
+        raise _no_connection(e.__cause__, str(client.base_url)) from e
     except (openai.OpenAIError, UnicodeError) as e:
         raise Trouble("broken", f"cannot be asked this, or its reply cannot be read: {e}") from e
     finally:
@@ -132,13 +133,38 @@ def without_key(text: bytes, key: str) -> bytes:
     return text
 
 
-def _no_connection(cause: BaseException | None) -> Trouble:
+def _no_connection(cause: BaseException | None, url: str) -> Trouble:
     if isinstance(cause, Trouble):
         return cause
-    said = str(cause or "") or type(cause).__name__
+    said = _said(cause)
     if type(cause).__name__ == "DecodingError":  # there was a reply: not in the coding that its header names
         return Trouble("broken", f"must answer chats in JSON, got what cannot be unpacked ({said})", foreign=True)
     if "SSL" in said.upper() or "CERTIFICATE" in said.upper():
         advice = "write http:// for a server without TLS, or name its certificate in SSL_CERT_FILE"
         return Trouble("down", f"cannot be reached safely ({said}); {advice}", tries=1)
-    return Trouble("down", f"cannot be reached ({said}); start the server or correct the address")
+    parts = urlsplit(url)
+    if proxy := _proxy_of(parts):
+        advice = f"see to the proxy, or add {parts.hostname} to NO_PROXY"
+        return Trouble("down", f"cannot be reached by the proxy that the environment names, {proxy} ({said}); {advice}")
+    tls = ", or write http:// if it is one without TLS" if parts.scheme == "https" else ""
+    return Trouble("down", f"cannot be reached ({said}); start the server or correct the address{tls}")
+
+
+def _said(error: BaseException | None) -> str:
+    """What an error says, or the first of those behind it that says anything; else what it is."""
+    behind = error
+    while behind is not None:
+        if text := str(behind):
+            return text
+        behind = behind.__cause__ or behind.__context__
+    return f"{type(error).__name__}, without a reason"
+
+
+def _proxy_of(parts: SplitResult) -> str | None:
+    """The proxy that the environment names for an address, without its password, and where it is named."""
+    if parts.hostname is None or proxy_bypass(parts.hostname):
+        return None
+    for kind in (parts.scheme, "all"):
+        if named := getproxies().get(kind):
+            return f"`{named.rpartition('@')[2].rpartition('//')[2]}` of {kind.upper()}_PROXY"
+    return None

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -39,6 +40,7 @@ _FOREIGN = 3
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
 _LONGEST_WAIT = 120.0
 """A server that asks for a longer pause is not waited for: the run ends, and goes on later."""
+_PORT, _LAST_PORT = re.compile(r":([0-9]{1,100})$", re.ASCII), 65535
 _LIMITS = ("max_tokens", "max_completion_tokens")
 """What servers call the longest answer; newer models want the second name."""
 
@@ -327,11 +329,17 @@ async def _first(tasks: Iterable[asyncio.Task[Any]]) -> Any:
 def _base_address(url: str) -> str:
     try:
         parts = urlsplit(url.strip())
-        plain = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
-        plain = plain and parts.port != 0 and not any(character.isspace() for character in parts.netloc)
-    except ValueError:
-        parts, plain = None, None
-    if parts is None or not plain or parts.query or parts.fragment:
+    except ValueError as e:  # brackets that do not close, or hold something else
+        raise UserError(
+            "an endpoint whose host is an IPv6 address has it in brackets, such as http://[::1]:8000/v1; got brackets "
+            "that hold none."
+        ) from e
+    plain = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+    plain = plain and not any(character.isspace() for character in parts.netloc)
+    if plain and (found := _PORT.search(parts.netloc)) and not 1 <= int(found[1]) <= _LAST_PORT:
+        raise UserError(f"the port of an endpoint must be a number from 1 to {_LAST_PORT}, got {found[1]:.20}.")
+    odd_port = not _PORT.search(parts.netloc) and ":" in parts.netloc.rpartition("]")[2]
+    if not plain or odd_port or parts.query or parts.fragment:
         raise UserError(
             "an endpoint must be a plain address such as http://localhost:8000/v1, without password, query or fragment "
             f"(the key belongs into {API_KEY}); got another one."

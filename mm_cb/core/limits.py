@@ -46,7 +46,10 @@ class Limit:
             OutOfRange: Saying what can, and why no more.
         """
         if not self.holds(value) or (self.whole and not isinstance(value, int)):
-            raise OutOfRange(f"`{name}` must be a {self.text} ({self.why}), got {_shown(value)}.")
+            raise self._fault(name, _shown(value))
+
+    def _fault(self, name: str, got: str) -> OutOfRange:
+        return OutOfRange(f"`{name}` must be a {self.text} ({self.why}), got {got}.")
 
     def read(self, name: str, text: Any) -> int | float:
         """A number from what stands behind a flag.
@@ -61,6 +64,8 @@ class Limit:
                 value = text if not plain else int(text) if self.whole else float(text)
             except ValueError:  # also of more digits than Python reads
                 value = text
+        if isinstance(value, str):
+            raise self._fault(name, _cut(value))
         self.refuse(name, value)
         found: int | float = value
         return found
@@ -71,10 +76,18 @@ def _most(limit: Limit) -> str:
 
 
 def _shown(value: Any) -> str:
+    """A value of Python; of one that is no plain number, its type too: ``2`` and ``"2"`` look alike."""
+    if value is None or type(value) in (bool, float):
+        return str(value)
+    if type(value) is not int:
+        return f"{_cut(repr(value))} ({type(value).__name__})"
     try:
-        text = str(value)
+        return _cut(str(value))
     except ValueError:  # an integer of thousands of digits
-        text = "a larger one"
+        return "a larger one"
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 

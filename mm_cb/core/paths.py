@@ -47,6 +47,20 @@ def refuse_missing_parts(files: Iterable[Path]) -> None:
             )
 
 
+def named_path(name: str, value: object, what: str) -> Path:
+    """A path that a Python user gives as the argument ``name``.
+
+    Raises:
+        TypeError: If it is neither a text nor a path; says what it is to be.
+        UserError: If it is empty.
+    """
+    if value == "":
+        raise UserError(f"`{name}` must be {what}, got an empty text.")
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"`{name}` must be {what}, got {type(value).__name__}.")
+    return Path(value)
+
+
 def refuse_unusable(path: str | Path, what: str) -> None:
     """Refuse a name or path that no file can have: one that is too long, or holds a NUL or half a character.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ FORM = "form"
 GAP = "___"
 HARMLESS = "harmless"
 """Requests that a model answers, whose answers look as the forbidden one does: what `pgd_form_found` asks."""
+_UNDERSCORES = re.compile(r"__+|(?<!\w)_(?!\w)")
+"""What somebody may mean by a gap; one inside a word is a part of it."""
 _CALLS = (CALL, TOOLS)
 _COPIES_ONCE, _COPIES = 20, 12
 """Float copies of a picture in an attack, once and per row of a batch. Measured at 1400 x 1400 on a small model, as the
@@ -223,7 +226,7 @@ def parse_behavior(line: Line, path: Path) -> Behavior:
 
 
 def _refuse_form(form: Any, where: str) -> None:
-    """Refuse a form without a gap, or without words to choose from.
+    """Refuse a form without a gap, with a gap that is written otherwise, or without words to choose from.
 
     Raises:
         UserError: Saying what is expected.
@@ -236,6 +239,11 @@ def _refuse_form(form: Any, where: str) -> None:
         raise UserError(
             f"{where}: `{FORM}` must hold `text`, an answer with `{GAP}` in its gaps, and `words`, two or more that "
             f"differ, of which some belong into them; got {shown(form)}; leave it out."
+        )
+    if odd := next((run for told in (text, *words) for run in _UNDERSCORES.findall(told) if run != GAP), None):
+        raise UserError(
+            f"{where}: a gap of `{FORM}` is `{GAP}`, three underscores, got `{odd}`, which would be a part of the "
+            "text; write three, or none."
         )
 
 

@@ -20,7 +20,7 @@ OnUnreadable = Callable[["Example", "PictureError"], None]
 """Told of every example that is left out because its picture cannot be read."""
 
 SETS: tuple[SetName, ...] = ("circuit_breaker", "retain")
-_KEYS = {"id", "messages", "images", "set", "source", "tools"}
+KEYS = {"id", "messages", "images", "set", "source", "tools"}
 _OPTIONAL = {"source", "tools"}
 _NOT_READ = ("reasoning", "reasoning_content", "thinking", "weight")
 """Keys of turns in other projects' files that change what is trained on."""
@@ -98,9 +98,9 @@ def rows_of(examples: Sequence[Example]) -> list[Hashable]:
 
 def parse_example(record: Any, folder: Path) -> Example:
     """One example from one JSON object; ValueError says what is wrong with it."""
-    if not isinstance(record, dict) or not _KEYS - _OPTIONAL <= record.keys() <= _KEYS:
+    if not isinstance(record, dict) or not KEYS - _OPTIONAL <= record.keys() <= KEYS:
         got = shown(sorted(record)) if isinstance(record, dict) else type(record).__name__
-        raise ValueError(f"expected an object with the keys {sorted(_KEYS)}, got {got}")
+        raise ValueError(f"expected an object with the keys {sorted(KEYS)}, got {got}")
     if record["set"] not in SETS:
         raise ValueError(f"`set` must be circuit_breaker or retain, got {shown(record['set'])}")
     if not isinstance(record["id"], str) or not record["id"] or not isinstance(record.get("source", ""), str):

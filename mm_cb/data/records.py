@@ -10,7 +10,7 @@ from PIL import Image
 from mm_cb.core.errors import nearest
 from mm_cb.core.reading import shown
 from mm_cb.core.records import JsonObject
-from mm_cb.data.examples import SETS, Example, Modality, SetName, check_messages, with_tools
+from mm_cb.data.examples import KEYS, SETS, Example, Modality, SetName, check_messages, with_tools
 from mm_cb.data.pictures import encoded
 from mm_cb.data.refusals import Refusals
 from mm_cb.data.rows import undecoded
@@ -21,7 +21,7 @@ _NEEDED = ("messages", "set")
 class Records(Sequence[Example]):
     """Rows with ``messages``, ``set`` and ``images`` as examples; pictures are decoded when an example is asked for.
 
-    A row's ``id`` and ``source`` are used where there are such columns; other columns are left alone.
+    A row's ``id``, ``source`` and ``tools`` are used where there are such columns; others are refused, as in a file.
     """
 
     def __init__(self, rows: Any) -> None:
@@ -33,7 +33,7 @@ class Records(Sequence[Example]):
                 rows without image parts they stand in front of the first turn. It may be absent where none has any.
 
         Raises:
-            ValueError: If a column is absent, or a row is no training example; names the row.
+            ValueError: If a column is absent or one that is not read, or a row is no training example; names the row.
         """
         columnar = hasattr(rows, "column_names")
         self._rows = undecoded(rows.with_format(None)) if columnar else rows
@@ -110,6 +110,12 @@ def _check_columns(columns: Sequence[str]) -> None:
                 "`train_dataset` must have the columns `messages` and `set`, and `images` where rows have pictures; "
                 f"`{name}` is not among {shown(list(columns))}{hint}"
             )
+    if unread := sorted({*columns} - KEYS):
+        told = ", ".join(f"`{column}`" for column in unread)
+        raise ValueError(
+            f"`train_dataset` must have no columns but {', '.join(sorted(KEYS))}, got {told}, which nothing reads; "
+            "leave them out."
+        )
 
 
 def _picture_counts(rows: Any, columns: Sequence[str], columnar: bool) -> list[int]:

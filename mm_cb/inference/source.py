@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     from mm_cb.core.hub import Repository
 
 
+_FOLDER = "the path of a folder"
+_TEXTS = {
+    "model": "a hub id, a folder's path or an embedded model's name",
+    "adapter": _FOLDER,
+    "device": "a text such as cpu or cuda:0",
+    "dtype": "float32, bfloat16 or float16",
+    "base": "a hub id or a folder's path",
+    "probe": _FOLDER,
+}
+_NEEDED = ("model", "device", "dtype")
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """A model with what it takes to load it."""
@@ -41,11 +53,21 @@ class ModelSource:
     """Whether it thinks before it answers, where its chat template leaves that open: targets stand in its thoughts."""
 
     def __post_init__(self) -> None:
-        """Check the device's name.
+        """Check types and the name of the device; a torch dtype or device becomes its name.
 
         Raises:
-            UserError: If there is no such device on any machine.
+            TypeError: Saying what was expected.
+            UserError: If a name is empty, or there is no such device on any machine.
         """
+        for name, what in _TEXTS.items():
+            value = getattr(self, name)
+            if isinstance(value, Path) or (name in ("device", "dtype") and type(value).__module__ == "torch"):
+                value = str(value).removeprefix("torch.")
+                object.__setattr__(self, name, value)
+            if value == "":
+                raise UserError(f"`{name}` must be {what}, got an empty text.")
+            if not isinstance(value, str | None) or (value is None and name in _NEEDED):
+                raise TypeError(f"`{name}` must be {what}, got {value!r:.60} ({type(value).__name__}).")
         refuse_unknown(self.device)
 
     def identity(self) -> dict[str, str | bool | None]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mm_cb.attacks.registry import attacks
+from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_errors, write_text
-from mm_cb.core.paths import safe_id
+from mm_cb.core.paths import named_path, safe_id
 from mm_cb.core.records import Run, Timing
 from mm_cb.core.runs import flatten
 from mm_cb.metrics.results import Measurement, find
@@ -73,7 +74,7 @@ _BEFORE_PERCENT = re.compile(r"(?<=\d) %")
 _TITLE = "Circuit breaker report"
 
 
-def write_report(run_dirs: Sequence[Path], out: Path, *, show_completions: bool = False) -> ReportData:
+def write_report(run_dirs: Sequence[str | Path], out: str | Path, *, show_completions: bool = False) -> ReportData:
     """Write the report of finished runs as one HTML file.
 
     The page makes no request and runs the one script whose hash its policy names. It withholds completions that were
@@ -90,17 +91,42 @@ def write_report(run_dirs: Sequence[Path], out: Path, *, show_completions: bool 
         What the page was made from.
 
     Raises:
-        UserError: If a file is missing or damaged, runs do not fit together, or ``out`` cannot be written.
+        TypeError: If ``run_dirs`` is no list of paths, or ``out`` no path.
+        UserError: If there is no run, a file is missing or damaged, runs do not fit together, or ``out`` cannot be
+            written or is no page.
     """
-    data = combine([load_run(Path(run_dir)) for run_dir in run_dirs])
-    write_text(Path(out), render(data, show_completions=show_completions))
+    if isinstance(run_dirs, str | Path):
+        raise TypeError(
+            f"`run_dirs` must be a list of run directories, got {type(run_dirs).__name__}; give [{run_dirs!r}]."
+        )
+    if not run_dirs:
+        raise UserError("a report needs at least one run directory, got none.")
+    page = named_path("out", out, "the path of the page")
+    folders = [named_path("run_dirs", one, "a list of paths of run directories") for one in run_dirs]
+    refuse_no_page(page, "out")
+    data = combine([load_run(folder) for folder in folders])
+    write_text(page, render(data, show_completions=show_completions))
     return data
 
 
-def is_page(file: Path) -> bool:
-    """Whether a file is a page that `write_report` made, which may be made again."""
-    with file_errors(file), file.open("rb") as opened:
-        return f"<title>{_TITLE}</title>".encode() in opened.read(2000)
+def refuse_no_page(target: Path, name: str) -> None:
+    """Refuse a place for a page that can hold none, or holds something else; ``name`` is the setting that says it.
+
+    Raises:
+        UserError: If it is a folder, a broken link, a file that `write_report` did not make, or does not end in .html.
+    """
+    if target.is_dir():
+        raise UserError(f"`{name}` must be a file such as `{target / 'report.html'}`, got a directory.")
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"the page is HTML: `{name}` must end in .html, got `{target}`.")
+    if target.is_symlink() and not target.exists():
+        raise UserError(f"`{name}` must be a file, but `{target}` is a link that leads nowhere; give another path.")
+    if not target.is_file():
+        return
+    with file_errors(target), target.open("rb") as opened:
+        made_here = f"<title>{_TITLE}</title>".encode() in opened.read(2000)
+    if not made_here:
+        raise UserError(f"`{target}` is no report page and is left alone; give another file as `{name}`.")
 
 
 def render(data: ReportData, *, show_completions: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""How exact float32 products of a training are: those of the adapter, which stays in float32 beside a half model."""
+"""How exactly a training computes: in float32 with gradients, whatever a caller has set torch to, and its products."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,3 +21,15 @@ def adapter_products(device: torch.device, dtype: torch.dtype) -> Iterator[None]
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def usual_torch() -> Iterator[None]:
+    """Torch as it is when nobody has set it: new tensors in float32, gradients on. Afterwards as it was."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(before)

@@ -33,6 +33,7 @@ from mm_cb.training.objective import Rerouting
 from mm_cb.training.openings import Openings
 from mm_cb.training.outcome import DidNotTakeHold
 from mm_cb.training.placement import check_targets
+from mm_cb.training.precision import usual_torch
 from mm_cb.training.recipes.config import Lora
 from mm_cb.training.rr_config import RRConfig
 from mm_cb.training.trainer import ReroutingTrainer
@@ -92,34 +93,35 @@ class RRTrainer(ReroutingTrainer):
         if not isinstance(args, RRConfig):
             raise TypeError(f"`args` must be an mm_cb.RRConfig, got {type(args).__name__}.")
         self.settings = args
-        examples = as_examples(train_dataset)
-        set_seed(args.seed)
-        rows, held_out = drawn(examples, args, on_unreadable)
-        _tell_fewer_held_out(args, held_out)
-        _tell_left_out(args, examples)
-        base = self._put_on(model, processing_class, recipe_lora(Lora()) if peft_config is None else peft_config)
-        attention = language_tower(base).config._attn_implementation
-        self._base_weights = fingerprint(base.name) if base.name else ""
-        super().__init__(
-            base,
-            _arguments(args),
-            _rerouting(args),
-            rows,
-            PairCollator(
+        with usual_torch():
+            examples = as_examples(train_dataset)
+            set_seed(args.seed)
+            rows, held_out = drawn(examples, args, on_unreadable)
+            _tell_fewer_held_out(args, held_out)
+            _tell_left_out(args, examples)
+            base = self._put_on(model, processing_class, recipe_lora(Lora()) if peft_config is None else peft_config)
+            attention = language_tower(base).config._attn_implementation
+            self._base_weights = fingerprint(base.name) if base.name else ""
+            super().__init__(
                 base,
-                {"text": args.masks.text, "multimodal": args.masks.multimodal},
-                Openings.of(base, rows.drawn()) if args.shared_openings == "left_out" else None,
-                count_ends=args.answer_ends == "counted",
-            ),
-            tokens_per_pass=args.tokens_per_pass,
-            metrics=args.output_dir / "metrics.jsonl",
-            held_out=held_out,
-            held_out_steps=args.held_out_steps,
-            start_distance=args.start_distance,
-            stop_at_cosine=args.stop_at_cosine,
-            callbacks=[*_averaging(args), KeepLastComplete(_checkpoints(args), self._base_weights), *callbacks],
-        )
-        language_tower(base).config._attn_implementation = attention  # `train` changes it, and back
+                _arguments(args),
+                _rerouting(args),
+                rows,
+                PairCollator(
+                    base,
+                    {"text": args.masks.text, "multimodal": args.masks.multimodal},
+                    Openings.of(base, rows.drawn()) if args.shared_openings == "left_out" else None,
+                    count_ends=args.answer_ends == "counted",
+                ),
+                tokens_per_pass=args.tokens_per_pass,
+                metrics=args.output_dir / "metrics.jsonl",
+                held_out=held_out,
+                held_out_steps=args.held_out_steps,
+                start_distance=args.start_distance,
+                stop_at_cosine=args.stop_at_cosine,
+                callbacks=[*_averaging(args), KeepLastComplete(_checkpoints(args), self._base_weights), *callbacks],
+            )
+            language_tower(base).config._attn_implementation = attention  # `train` changes it, and back
 
     def train(  # type: ignore[override]  # transformers' other options are for trials and evaluation
         self, resume_from_checkpoint: bool | str | Path | None = None
@@ -145,7 +147,7 @@ class RRTrainer(ReroutingTrainer):
             main = self.is_world_process_zero()
             checkpoint = last_checkpoint(_checkpoints(self.settings), self._base_weights, remove_torn=main)
         done = 0 if checkpoint is None else step_of(checkpoint)
-        with lent(self._encoder, self._kept, recompute=self.settings.recompute):
+        with usual_torch(), lent(self._encoder, self._kept, recompute=self.settings.recompute):
             if checkpoint is not None:  # transformers would go on with what it finds of it, and warn
                 check_places(self._encoder.model, read_tensors(checkpoint), checkpoint)
                 refuse_changed(checkpoint)
@@ -160,7 +162,7 @@ class RRTrainer(ReroutingTrainer):
 
     def measure_start(self) -> dict[str, float]:
         """What a run would find before its first step, see `mm_cb.training.start.Start.measure`; nothing is trained."""
-        with lent(self._encoder, self._kept, recompute=self.settings.recompute):
+        with usual_torch(), lent(self._encoder, self._kept, recompute=self.settings.recompute):
             return self.begin()
 
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:

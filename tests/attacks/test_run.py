@@ -20,6 +20,7 @@ from mm_cb.attacks.objectives.target import TargetObjective
 from mm_cb.attacks.outputs import best_pictures
 from mm_cb.attacks.refusals import refuse_unsayable
 from mm_cb.attacks.refused_settings import refuse_idle
+from mm_cb.attacks.run import attack as attack_in_python
 from mm_cb.attacks.shards import Shard, launched, launched_device
 from mm_cb.attacks.threats import Threat
 from mm_cb.attacks.transfer import run_transfer
@@ -423,6 +424,13 @@ FORMS = [
         for words in ('"ab"', '["a"]', '["a", "a"]', '["a", " "]', '["a", 1]', '["a", "___"]', "[]")
     ),
     ('{"text": "take ___", "words": ["a", "b"], "true": "a"}', WANTED),
+    *(
+        (f'{{"text": "take {gaps}", "words": ["a", "{word}"]}}', f"three underscores, got `{odd}`")
+        for gaps, word, odd in (
+            *(("____", "b", "____"), ("___ and __", "b", "__"), ("___ and _", "b", "_")),
+            *(("______", "b", "______"), ("___ ___ ____.", "b", "____"), ("___", "__", "__")),
+        )
+    ),
     ('{"text": "<image> ___", "words": ["a", "b"]}', "image placeholder `<image>`"),
     ('{"text": "take ___", "words": ["a", "<image>"]}', "image placeholder `<image>`"),
 ]
@@ -595,3 +603,38 @@ def test_texts_that_are_mostly_unknown_to_the_model_are_said(key, capsys):
     refuse_unsayable([behavior, replace(behavior, id="strange", where="f:2", **{key: "bake the zzyx, quietly"})], model)
     told = "f:2: behaviour 'strange': 1 of 2 behaviours are mostly `<unk>` to the model"
     assert told in " ".join("".join(capsys.readouterr()).split())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"attacks": []}, r"`attacks` must be the name of an attack, or a list of names, got \[\]"),
+        ({"attacks": 3}, "`attacks` must be the name of an attack"),
+        ({"attacks": ["pgd", 1]}, "`attacks` must be the name of an attack"),
+        ({"device": 0}, r"`device` must be a text such as cpu or cuda:0, got 0 \(int\)"),
+        ({"dtype": None}, "`dtype` must be float32, bfloat16 or float16, got None"),
+        (
+            {"model": torch.nn.Linear(1, 1)},
+            "`model` must be a hub id, a folder's path or an embedded model's name, got",
+        ),
+        ({"behaviors": [{"id": "a"}]}, "`behaviors` must be a file of behaviours.* got list"),
+        ({"out": None}, "`out` must be the path of a run directory, got NoneType"),
+        ({"out": ""}, "`out` must be .* got an empty text"),
+        ({"adapter": ""}, "`adapter` must be the path of a folder, got an empty text"),
+        ({"config": {"steps": 2}}, "`config` must be an mm_cb.AttackConfig, got dict"),
+    ],
+)
+def test_arguments_of_another_type_are_one_sentence(given, message, tmp_path):
+    usual = {"model": "miniature", "behaviors": "miniature", "out": tmp_path / "run"}
+    with pytest.raises((TypeError, UserError), match=message):
+        attack_in_python(**{**usual, **given})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_list_of_names_and_torchs_own_dtype_and_device_are_what_texts_are(three, tmp_path):
+    small = {"steps": 1, "max_new_tokens": 2, "control": 0}
+    own = {"attacks": ["no_attack", "noise"], "dtype": torch.bfloat16, "device": torch.device("cpu")}
+    texts = {"attacks": "no_attack,noise", "dtype": "bfloat16", "device": "cpu"}
+    for name, more in (("own", own), ("texts", texts)):
+        attack_in_python("miniature", three, tmp_path / name, **more, **small)
+    assert read_run(tmp_path / "own")["recipe"] == read_run(tmp_path / "texts")["recipe"]

@@ -184,3 +184,21 @@ def test_a_plain_run_says_nothing_new(made):
     """So that runs from before threat models could be named are gone on with, and compared."""
     assert "threat_model" not in json.loads((made / "linf" / "run.json").read_text())["recipe"]["options"]
     assert not any("distance" in c for i in read_jsonl(made / "linf" / "items.jsonl") for c in i["candidates"])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: Threat("linf", 8 / 255),
+            r"`levels` of a threat must be a whole number of 255ths, got 0\.03.* \(float\)",
+        ),
+        (lambda: Threat("linf", "8"), r"`levels` of a threat must be a whole number of 255ths, got '8' \(str\)"),
+        (lambda: Threat("l2", 255, "8"), r"`size` of a threat must be a number, got '8' \(str\)"),
+        (lambda: AttackConfig(threat=8), r"`threat` must be an mm_cb.Threat, got 8 \(int\)"),
+        (lambda: AttackConfig(threat="linf"), r"`threat` must be an mm_cb.Threat, got 'linf' \(str\)"),
+    ],
+)
+def test_a_threat_of_another_type_is_one_sentence(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()

@@ -206,3 +206,23 @@ def test_an_adapter_that_does_nothing_is_flagged_in_items_and_fails_a_check(coun
         assert (out / "checks.json").exists() == idle == ("changes no logit" in capsys.readouterr().out)
     (failed,) = json.loads((out / "checks.json").read_text())
     assert failed["name"] == "rr: adapter changes the model" and not failed["passed"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"benchmark": 3}, "`benchmark` must be a name or a Benchmark, got int"),
+        ({"model": None}, "`model` must be a hub id"),
+        ({"device": 0}, "`device` must be a text such as cpu or cuda:0"),
+        ({"adapter": ""}, "`adapter` must be the path of a folder, got an empty text"),
+        ({"out": None}, "`out` must be the path of a run directory, got NoneType"),
+        ({"data": ["a"]}, "`data` must be the path of the questions.* got list"),
+    ],
+)
+def test_arguments_of_another_type_are_one_sentence(given, message, tmp_path):
+    from mm_cb import evaluate
+
+    usual = {"benchmark": "over-refusal", "model": "miniature", "out": tmp_path / "run"}
+    with pytest.raises((TypeError, UserError), match=message):
+        evaluate(**{**usual, **given})
+    assert not (tmp_path / "run").exists()

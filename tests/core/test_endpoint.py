@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from urllib.parse import quote
@@ -447,15 +448,67 @@ def test_pictures_arrive_as_the_pixels_that_were_sent():
         "http://",
         "http://me:pw@x/v1",
         "http://x/v1?key=1",
-        "//[",
-        "http://h:99999/v1",
+        "http://h:secret/v1",
+        "http://h:/v1",
         "http://a b/v1",
     ],
 )
 def test_addresses_that_are_none_or_hold_secrets_are_refused(url):
     with pytest.raises(UserError, match="must be a plain address") as caught:
         Endpoint(url, "m")
+    assert ":secret" not in str(caught.value)
     assert "pw" not in str(caught.value).replace("password", "")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://h:99999/v1", "the port of an endpoint must be a number from 1 to 65535, got 99999"),
+        ("http://h:0/v1", "from 1 to 65535, got 0"),
+        ("http://[::1]:70000/v1", "from 1 to 65535, got 70000"),
+        ("http://[::1/v1", r"IPv6 address has it in brackets, such as http://\[::1\]:8000/v1"),
+        ("//[", "in brackets"),
+    ],
+)
+def test_a_part_of_an_address_that_is_wrong_is_named(url, message):
+    with pytest.raises(UserError, match=message):
+        Endpoint(url, "m")
+
+
+@pytest.mark.parametrize("url", ["http://[::1]:8000/v1", "http://[::1]/v1", "http://h:65535/v1"])
+def test_addresses_in_brackets_and_the_last_port_are_taken(url):
+    assert Endpoint(url, "m").url == url
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_a_proxy_that_does_not_answer_is_named_without_its_password(name, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{held.getsockname()[1]}"
+        monkeypatch.setenv(name, f"http://me:hidden@{place}")
+        with pytest.raises(
+            EndpointError, match=f"by the proxy .*`{place}` of {name.upper()}.*add h.invalid to NO_PROXY"
+        ) as caught:
+            Endpoint("http://h.invalid/v1", "m", retries=0).chat(ASK, **SETTINGS)
+        assert "hidden" not in str(caught.value)
+        monkeypatch.setenv("NO_PROXY", "h.invalid")
+        with pytest.raises(EndpointError, match="start the server or correct the address") as caught:
+            Endpoint("http://h.invalid/v1", "m", retries=0).chat(ASK, **SETTINGS)
+        assert "proxy" not in str(caught.value)
+
+
+def test_a_server_that_hangs_up_on_tls_is_said_to_be_perhaps_one_without(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up():
+            server.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        with pytest.raises(EndpointError, match="cannot be reached.* write http://"):
+            Endpoint(f"https://127.0.0.1:{server.getsockname()[1]}/v1", "m", retries=0).chat(ASK, **SETTINGS)
+        thread.join()
 
 
 @pytest.mark.parametrize(

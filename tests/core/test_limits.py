@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 
+import numpy as np
 import pytest
 import typer
 
@@ -175,3 +176,26 @@ def test_sizes_are_short_whatever_they_are():
         told = told_size(10.0**power)
         assert len(told) <= 12, told
     assert len(str(Memory(*[1e25] * 6))) < 120 and "e+" not in str(Memory(*[1e15] * 6))
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        ("2", "'2' (str)"),
+        (np.int64(3), "np.int64(3) (int64)"),
+        (np.float32(3), "np.float32(3.0) (float32)"),
+        (3.0, "3.0"),
+        (0, "0"),
+        (None, "None"),
+        (True, "True"),
+        ([1], "[1] (list)"),
+    ],
+)
+def test_what_looks_like_a_number_and_is_none_is_named_with_its_type(value, got):
+    with pytest.raises(UserError, match=re.escape(f", got {got}.")):
+        LIMITS["steps"].refuse("steps", value)
+
+
+def test_what_stands_behind_a_flag_is_shown_as_it_was_typed():
+    with pytest.raises(UserError, match=re.escape("got 2x.")):
+        LIMITS["steps"].read("--steps", "2x")

@@ -11,6 +11,9 @@ from image_attacks import (
     ObjectiveShapeError,
     Unconstrained,
     ZeroGradientError,
+    adam_pgd,
+    apgd,
+    gradient_health,
     pgd,
     random_search,
 )
@@ -504,3 +507,45 @@ def test_a_cosine_of_steps_falls_from_the_first_to_the_last_slowly_at_both_ends(
     sizes = step_sizes((1.0, 0.1), 101, 0.8, "cosine")
     assert sizes[0] == pytest.approx(0.8) and sizes[-1] == pytest.approx(0.1) and sizes == sorted(sizes, reverse=True)
     assert sizes[50] == pytest.approx(0.45) and sizes[0] - sizes[1] < sizes[49] - sizes[50] > sizes[99] - sizes[100]
+
+
+ATTACKS = [pgd, adam_pgd, apgd, random_search]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("where", ["objective", "stop", "callback"])
+def test_whoever_changes_the_pixels_it_is_shown_changes_nothing(images, generator, attack, where):
+    """The law is the threat model's: nothing that is called on the way can lead out of it."""
+    value = linear(torch.randn(SHAPE[1:], generator=generator))
+    common = {"threat_model": Linf(8 / 255), "steps": 3, "restarts": 2}
+    honest, before = attack(value, images, **common), images.clone()
+
+    def meddle(pixels):
+        preview = pixels.detach()
+        preview.mul_(0)
+
+    def meddling(pixels):
+        losses = value(pixels)
+        meddle(pixels)
+        return losses
+
+    def stop(pixels, losses):
+        meddle(pixels)
+        return torch.zeros(len(losses), dtype=torch.bool)
+
+    calls = {"stop": stop, "callback": lambda done, losses, pixels: meddle(pixels), "objective": None}
+    extra = {} if where == "objective" else {where: calls[where]}
+    found = attack(meddling if where == "objective" else value, images, **common, **extra)
+    assert torch.equal(found.images, honest.images) and torch.equal(found.losses, honest.losses)
+    assert torch.equal(images, before)
+
+
+def test_the_gradient_check_leaves_the_images_as_they_are(images):
+    def meddling(pixels):
+        losses = pixels.flatten(1).sum(1)
+        pixels.detach().mul_(0)
+        return losses
+
+    before = images.clone()
+    gradient_health(meddling, images)
+    assert torch.equal(images, before)

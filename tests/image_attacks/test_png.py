@@ -22,6 +22,14 @@ def test_every_level_survives_the_round_trip(tmp_path):
     assert torch.equal(load_png(tmp_path / "a.png"), pixels)
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a", "a.png.bak", ".png"])
+def test_a_file_of_another_name_than_png_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"`path` must end in \.png, which is what is written, got"):
+        save_png(torch.zeros(3, 2, 2), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+    save_png(torch.zeros(3, 2, 2), tmp_path / "A.PNG")
+
+
 def test_saving_rounds_to_the_nearest_level_and_never_truncates(tmp_path):
     level = torch.tensor([10.0, 10.4, 10.6, 10.999, 254.6, 0.4]).view(1, 1, 6).repeat(3, 1, 1)
     save_png(level / 255, tmp_path / "a.png")

@@ -211,3 +211,33 @@ def test_an_l2_step_has_length_one_whatever_the_length_of_the_gradient(scale):
     step = L2(1.0).descent_direction(gradient * scale)
     assert torch.allclose(step.flatten(1).norm(dim=1), torch.ones(2), atol=1e-5)
     assert torch.allclose(step, L2(1.0).descent_direction(gradient), atol=1e-4)
+
+
+@pytest.mark.parametrize("attack", [pgd, adam_pgd, apgd, random_search])
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        (8 / 255, r"0\.031.* \(float\)"),
+        (Linf, "the class Linf"),
+        ("linf", r"'linf' \(str\)"),
+        (None, r"None \(NoneType\)"),
+    ],
+)
+def test_what_is_no_threat_model_is_one_sentence(attack, given, got):
+    with pytest.raises(TypeError, match=rf"`threat_model` must be a threat model such as Linf\(8 / 255\), got {got}"):
+        attack(lambda pixels: pixels.sum((1, 2, 3)), torch.zeros(1, 3, 2, 2), threat_model=given, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Linf("8/255"), r"`epsilon` must be a number, got '8/255' \(str\)"),
+        (lambda: L2(None), "`epsilon` must be a number, got None"),
+        (lambda: Unconstrained("grey"), "`blank` must be a number, got 'grey'"),
+        (lambda: Patch(torch.ones(2, 2, dtype=torch.bool), 8 / 255), "`within` must be a threat model"),
+        (lambda: Patch([[True]]), r"`mask` must be a boolean tensor of shape \(H, W\), got list"),
+    ],
+)
+def test_parts_of_a_threat_model_of_another_type_are_one_sentence(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()

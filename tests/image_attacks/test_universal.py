@@ -130,3 +130,24 @@ def test_ranges_that_make_no_sense_are_refused(build):
 def test_no_samples_are_refused(generator):
     with pytest.raises(ValueError, match="`samples`"):
         eot(lambda pixels: pixels.flatten(1).sum(1), [], samples=0, generator=generator)
+
+
+def test_objectives_that_change_what_they_are_shown_change_nothing(image, generator):
+    weights = torch.randn(3, 3, 12, 10, generator=generator)
+
+    def honest(pixels):
+        return (pixels * weights).flatten(1).sum(1)
+
+    def meddling(pixels):
+        losses = honest(pixels)
+        pixels.detach().mul_(0)
+        return losses
+
+    common = {"threat_model": Linf(8 / 255), "steps": 3}
+    assert torch.equal(universal(meddling, image, **common).image, universal(honest, image, **common).image)
+
+    def each_sample(objective):
+        first = eot(lambda pixels: objective(pixels).mean(0, keepdim=True), [], samples=2, generator=generator)
+        return first(image.unsqueeze(0).clone())
+
+    assert torch.equal(each_sample(meddling), each_sample(honest))

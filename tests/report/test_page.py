@@ -358,6 +358,39 @@ def test_damaged_files_are_one_line_for_the_user(make_run, tmp_path, name, conte
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("run.json", r"`out` must end in \.html, got `.*run.json`"),
+        ("notes.html", "notes.html` is no report page and is left alone; give another file as `out`"),
+        ("folder", "`out` must be a file such as `.*report.html`, got a directory"),
+        ("link.html", "leads nowhere"),
+    ],
+)
+def test_python_writes_no_page_over_what_is_none(make_run, tmp_path, place, message):
+    run = make_run(n=2)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes.html").write_text("mine")
+    (tmp_path / "link.html").symlink_to("gone")
+    target = run / place if place == "run.json" else tmp_path / place
+    before = target.read_bytes() if target.is_file() else None
+    with pytest.raises(UserError, match=message):
+        write_report([run], target)
+    assert before is None or target.read_bytes() == before
+
+
+def test_a_page_is_about_a_list_of_runs(make_run, tmp_path):
+    run, page = make_run(n=2), tmp_path / "page.html"
+    with pytest.raises(UserError, match="at least one run directory, got none"):
+        write_report([], page)
+    for one in (run, str(run)):
+        with pytest.raises(TypeError, match=r"`run_dirs` must be a list of run directories, got \w+; give \["):
+            write_report(one, page)
+    assert not page.exists()
+    write_report([str(run)], str(page))  # texts will do
+    write_report((run,), page)
+
+
 def test_what_stands_in_back_ticks_is_code_and_nothing_gets_around_the_escaping():
     text = code("run `mm-cb attack check`, not `<b>`; `one alone")
     assert text == "run <code>mm-cb attack check</code>, not <code>&lt;b&gt;</code>; `one alone"

@@ -324,6 +324,36 @@ def test_other_arguments_of_the_wrong_kind_are_one_line(rows, loaded, tmp_path):
         RRTrainer(loaded[0], RRConfig(output_dir=tmp_path, dtype="bfloat16", **SMALL), rows, loaded[1], LORA)
 
 
+@pytest.mark.parametrize("setting", ["float64", "no gradients", "inference mode"])
+def test_what_a_caller_has_set_torch_to_changes_no_byte_and_is_as_before(setting, rows, tmp_path):
+    def trained(folder):
+        trainer = RRTrainer("miniature", RRConfig(output_dir=folder, **SMALL), rows, peft_config=LORA)
+        start = trainer.measure_start()
+        trainer.train()
+        trainer.save_model()
+        return start, adapter_bytes(folder)
+
+    expected = trained(tmp_path / "usual")
+    if setting == "float64":
+        torch.set_default_dtype(torch.float64)
+    try:
+        mode = {"no gradients": torch.no_grad, "inference mode": torch.inference_mode}.get(setting, torch.enable_grad)
+        with mode():
+            before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+            assert trained(tmp_path / "other") == expected
+            assert before == (torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_columns_that_nothing_reads_are_refused_as_those_of_a_file_are():
+    from mm_cb.data.records import as_examples
+
+    for given in ([{**GOOD, "weight": 2.0, "score": 1}], Dataset.from_list([{**GOOD, "weight": 2.0, "score": 1}])):
+        with pytest.raises(ValueError, match=r"`score`, `weight`.*leave them out"):
+            as_examples(given)
+
+
 def test_a_template_that_does_not_end_answers_is_said(rows, loaded, tmp_path):
     import copy
 

@@ -52,9 +52,9 @@ class FormObjective(MatchingObjective):
         """Write each form behind its opening; ``responses``, the other attacks' texts, are left aside.
 
         Raises:
-            UserError: If the words of a behaviour are not equally many tokens of the model.
+            UserError: If the words of a behaviour are none to the model, see `filled_tokens`.
         """
-        ids = [_filled(subject, behavior) for behavior in behaviors]
+        ids = [filled_tokens(subject, behavior) for behavior in behaviors]
         self._words = [(one != one[0]).any(dim=0) for one in ids], ids
         texts = [f"{b.target} {b.form.filled(b.form.words[0])}" for b in behaviors if b.form is not None]
         super().__init__(subject, behaviors, pictures, responses=texts, **settings)
@@ -108,14 +108,20 @@ class FormObjective(MatchingObjective):
         return Passes(self.subject, inputs, self.forced.keep)
 
 
-def _filled(subject: Subject, behavior: Behavior) -> Tensor:
+def filled_tokens(subject: Subject, behavior: Behavior) -> Tensor:
     """Tokens of target and form ``(words, tokens)``, every gap filled with one word after the other.
 
     Raises:
-        UserError: If they are not equally many.
+        UserError: If they are not equally many, the same for two words, or unknown.
     """
-    form = behavior.form
+    form, tokenizer = behavior.form, subject.model.processor.tokenizer
     assert form is not None
+    for word in form.words:
+        if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids:
+            raise UserError(
+                f"{behavior.named}: `{subject.model.name}` does not know `{word}` of the `words` of its form, it reads "
+                f"`{tokenizer.unk_token}`; leave it out, or take words that the model has."
+            )
     texts = [f"{behavior.target} {form.filled(word)}" for word in form.words]
     inputs = encode(subject, [behavior] * len(texts), [None] * len(texts), texts)
     counts = inputs.completion_mask.sum(dim=1)
@@ -125,4 +131,12 @@ def _filled(subject: Subject, behavior: Behavior) -> Tensor:
             f"`{form.words[0]}` in its gaps it has {int(counts[0])}, with `{form.words[int(odd[0])]}` "
             f"{int(counts[odd[0]])}; leave out those of another length."
         )
-    return inputs.input_ids[:, -int(counts[0]) :]
+    ids = inputs.input_ids[:, -int(counts[0]) :]
+    first: dict[tuple[int, ...], str] = {}
+    for word, row in zip(form.words, ids.tolist(), strict=True):
+        if (same := first.setdefault(tuple(row), word)) != word:
+            raise UserError(
+                f"{behavior.named}: `{same}` and `{word}` of the `words` of its form are the same tokens to "
+                f"`{subject.model.name}`; leave one of them out."
+            )
+    return ids

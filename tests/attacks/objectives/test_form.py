@@ -86,6 +86,21 @@ def test_the_miniatures_own_form_holds_no_true_word_and_its_words_are_the_same_f
         assert not true & {*FORM.split()} and true < {*behavior.form.words} and len(behavior.form.words) == 32
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["soot", "xylograph"], "does not know `xylograph` of the `words` of its form, it reads `<unk>`"),
+        (["xylograph", "quux"], "does not know `xylograph`"),
+        (["soot tar", "soot  tar"], "`soot tar` and `soot tar` of the `words` of its form are the same tokens"),
+    ],
+)
+def test_words_that_the_model_cannot_tell_apart_are_refused_by_name(subject, pictures, words, message):
+    told = replace(BEHAVIORS[0], extra={"form": {"text": f"take {GAP}.", "words": words}})
+    with pytest.raises(UserError, match=message) as caught:
+        FormObjective(subject, [told], pictures[:1])
+    assert repr(told.id) in str(caught.value)
+
+
 def test_words_of_other_lengths_are_refused_by_name(subject, pictures):
     told = replace(BEHAVIORS[0], extra={"form": {"text": f"take {GAP}.", "words": ["soot", "soot tar"]}})
     with pytest.raises(UserError, match="equally many tokens of the model: with `soot` in its gaps .* with `soot tar`"):
