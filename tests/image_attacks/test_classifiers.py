@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from image_attacks import cross_entropy, dlr, margin
+from image_attacks import L2, apgd, cross_entropy, dlr, margin, pgd
+from tests.image_attacks.networks import classifier, held_out
 
 
 @pytest.fixture
@@ -71,3 +72,33 @@ def test_cross_entropy_of_a_sure_class_has_the_value_and_the_direction_of_exact_
 def test_shapes_are_checked(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("lead", [-1e4, -200.0, -61.0, -50.0, -17.0, -1.0, 0.0, 1.0, 30.0, 89.0, 400.0, 1e4])
+def test_cross_entropy_is_right_for_every_lead_and_its_direction_never_vanishes(lead):
+    logits = torch.tensor([[0.0, lead, -1e6]], requires_grad=True)
+    exact = logits.detach().double().requires_grad_()
+    for targets in (None, torch.tensor([0])):
+        found = cross_entropy(logits, torch.tensor([0]), targets)
+        expected = torch.nn.functional.softplus(exact[:, 1] - exact[:, 0], threshold=700)
+        expected = expected if targets is not None else -expected
+        (slope,) = torch.autograd.grad(found.sum(), logits)
+        (wanted,) = torch.autograd.grad(expected.sum(), exact)
+        assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-21)
+        assert torch.allclose(slope.double(), wanted, rtol=1e-4, atol=1e-25)
+        assert bool((slope[0, :2] != 0).all()) and float(slope[0, 0]) == -float(slope[0, 1])
+
+
+@pytest.mark.parametrize("attack", [pgd, apgd], ids=["pgd", "apgd"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_l2_attack_does_as_much_to_logits_times_ten(attack, seed):
+    network = classifier(seed, epochs=20)
+    images, labels = held_out(network, 120)
+
+    def robust(scale):
+        found = attack(
+            lambda pixels: cross_entropy(scale * network(pixels), labels), images, threat_model=L2(1.0), steps=60
+        )
+        return float((network(found.images).argmax(1) == labels).float().mean())
+
+    assert robust(1) < 0.1 and robust(10) <= robust(1) + 0.01
