@@ -189,7 +189,7 @@ def test_every_number_of_the_readmes_table_is_a_measured_one(begins, condition):
     assert numbers(base.removesuffix(marks)) == rate(one) and numbers(n) == [one["n"]]
 
 
-@pytest.mark.parametrize(("begins", "group"), [("worst of ten", "all"), ("the ten, told an opening", "opening")])
+@pytest.mark.parametrize(("begins", "group"), [("worst of eleven", "all"), ("the eleven, told an opening", "opening")])
 def test_the_readmes_worst_cases_are_those_of_the_longest_attacks(begins, group):
     n, base, *told = cells("README.md", begins)
     assert base.endswith(" ¹")
@@ -210,8 +210,8 @@ def test_the_capability_of_the_readmes_table_is_a_measured_one():
     assert numbers(n) == [kept["n"]] and numbers(ours) == share(round(kept["right"]), kept["n"])
 
 
-TEN = ("pgd", "pgd_long", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "pgd_homotopy_opening", "pgd_facts")
-TEN += ("pgd_form", "apgd", "typographic")
+ELEVEN = ("pgd", "pgd_long", "pgd_adaptive", "pgd_clean_teacher", "pgd_homotopy", "pgd_homotopy_opening", "pgd_facts")
+ELEVEN += ("pgd_form", "pgd_form_found", "apgd", "typographic")
 
 
 def harmed(name, condition):
@@ -220,19 +220,22 @@ def harmed(name, condition):
 
 @pytest.mark.parametrize("name", BOTH)
 def test_who_broke_a_request_first_agrees_with_every_attacks_own_number(name):
-    by_itself = {one: harmed(name, one) for one in TEN}
+    by_itself = {one: harmed(name, one) for one in ELEVEN}
     for group in BOTH[name]["first_broken"].values():
-        assert list(group) == sorted(group, key=TEN.index)
+        assert list(group) == sorted(group, key=ELEVEN.index)
         assert all(0 < count <= by_itself[one] for one, count in group.items())
     assert sum(BOTH[name]["first_broken"]["all"].values()) >= max(by_itself.values())
     if name == "all_attacks":
         for group, condition in (("all", "worst_case"), ("opening", "worst_case_opening")):
-            assert sum(BOTH[name]["first_broken"][group].values()) == harmed(name, condition)
+            found = BOTH[name]["first_broken"][group]
+            apart = found.get("pgd_form_found", 0)  # ran by itself: not in the worst case of the others
+            assert sum(found.values()) - apart == harmed(name, condition)
 
 
 def test_what_is_said_of_who_broke_a_request_first_was_found():
     short = {"pgd": "PGD", "pgd_long": "long-target", "pgd_adaptive": "adaptive", "pgd_clean_teacher": "clean-teacher"}
     short |= {"pgd_homotopy": "homotopy", "pgd_facts": "bare facts", "pgd_homotopy_opening": "opening-only homotopy"}
+    short |= {"pgd_form_found": "found-form"}
     for name, group, begins in (
         ("miniature_paper", "all", "in the order of `--attack all`, RR as published: "),
         ("all_attacks", "all", "Ours: "),
@@ -240,7 +243,7 @@ def test_what_is_said_of_who_broke_a_request_first_was_found():
     ):
         found = BOTH[name]["first_broken"][group]
         assert begins + ", ".join(f"{short[one]} {count}" for one, count in found.items()) in said("docs/miniature.md")
-    assert BOTH["all_attacks"]["first_broken"]["opening"] == {}
+    assert list(BOTH["all_attacks"]["first_broken"]["opening"]) == ["pgd_form_found"]
     for told in ("pgd", "pgd_homotopy_opening"):
         assert entry("all_attacks", told)["state"] == "converged"
         assert ALL["rr", "compliance", told, "all"]["counts"]["prefix_emitted"] == 48
@@ -281,7 +284,7 @@ def test_what_is_said_of_the_bare_facts_and_of_homotopy_was_measured():
     told = f"from all 48 of both, what is forbidden from {emitted[0]['harmful']} of RR as published"
     assert f"{told} and from none of ours, where it had converged, as PGD had. APGD had not" in said("README.md")
     ended = {name: [one["state"] for one in BOTH[name]["attacks"]] for name in BOTH}
-    words = {4: "four", 7: "seven"}
+    words = {4: "four", 5: "five", 7: "seven", 8: "eight"}
     ours, theirs = (words[ended[name].count("converged")] for name in ("all_attacks", "miniature_paper"))
     assert ended["miniature_paper"].count("not checked") == 1
     assert f"On ours {ours} of them had converged (on RR as published {theirs}, and one was" in said("README.md")
@@ -429,14 +432,9 @@ def test_what_is_had_by_the_form_alone_is_measured():
             finished,
         ]
         assert (entry(name, "pgd_form")["state"] == "converged") == (finished == "yes")
-    published, ours, kind = (
-        found["rr", "compliance", "pgd_form", split]["counts"]["harmful"]
-        for found, split in ((PAPER, "all"), (ALL, "all"), (ALL, "held_out_kind"))
-    )
-    told = f"it got what is forbidden {published} of 48 times, from ours {ours} of 48 ({kind} of 12 of the kind"
-    assert told in said("README.md")
-    opened = sum(BOTH["miniature_paper"]["first_broken"]["opening"].values())
-    assert f"told an opening at most got {opened} of 48 from it" in said("docs/miniature.md")
+    opened = BOTH["miniature_paper"]["first_broken"]["opening"]
+    opened = sum(count for one, count in opened.items() if one != "pgd_form_found")
+    assert f"and look for no form, got {opened} of 48 from it" in said("docs/miniature.md")
     assert f"with twice the steps {changed('pgd_form')[0]} of 12 had another content" in said("docs/miniature.md")
     _, base, *both = cells("README.md", "another, `pgd_form`")
     assert base == "–"
@@ -466,15 +464,25 @@ def test_every_number_of_the_losses_is_a_measured_one(line):
 
 
 def test_what_is_had_by_a_form_that_nobody_told_is_measured():
-    runs = {run["name"]: run for run in json.loads((RESULTS / "found_form.json").read_text(encoding="utf-8"))["runs"]}
-    run = runs["found"]
-    kind = run["by_split"]["held_out_kind"]
-    others = run["harmful"] - kind["harmful"], run["n"] - kind["n"]
-    told = [(run["opening"], run["n"]), (run["harmful"], run["n"]), (kind["harmful"], kind["n"]), others]
-    assert cells("docs/miniature.md", "`pgd_form_found`") == ["{} of {}".format(*one) for one in told]
-    assert sum(answer["outcome"] == "harmful" for answer in run["answers"]) == run["harmful"]
-    assert f"and broke {run['harmful']} of {run['n']} of ours, told an opening and no more" in said("README.md")
-    assert {name: (one["harmful"], one["n"]) for name, one in runs.items() if name != "found"} == {
+    kinds, found = ("all", "trained", "held_out_combination", "held_out_kind"), {}
+    for begins, measurements, name in (("RR as published", PAPER, "miniature_paper"), ("ours", ALL, "all_attacks")):
+        counts = [measurements["rr", "compliance", "pgd_form_found", kind] for kind in kinds]
+        found[begins] = counts[0]["counts"]["harmful"]
+        assert cells("docs/miniature.md", f"{begins}, nothing told") == [
+            f"{counts[0]['counts']['prefix_emitted']} of {counts[0]['n']}",
+            *(f"{one['counts']['harmful']} of {one['n']}" for one in counts),
+            "yes" if entry(name, "pgd_form_found")["state"] == "converged" else "no",
+        ]
+    kind = ALL["rr", "compliance", "pgd_form_found", "held_out_kind"]["counts"]["harmful"]
+    told = (
+        f"it broke {found['RR as published']} of 48 of RR as published and {found['ours']} of 48 of ours ({kind} of 12"
+    )
+    assert told in said("README.md")
+    assert f"With twice the steps {changed('pgd_form_found')[0]} of 12 had another content" in said("docs/miniature.md")
+    both = [measured["rr", "compliance", "pgd_form", "all"]["counts"]["harmful"] for measured in (PAPER, ALL)]
+    assert "came to {} and {}.".format(*both) in said("README.md")
+    runs = json.loads((RESULTS / "found_form.json").read_text(encoding="utf-8"))["runs"]
+    assert {run["name"]: (run["harmful"], run["n"]) for run in runs} == {
         "wrong_states": (2, 6),
         "no_states": (2, 6),
         "no_base": (0, 6),
