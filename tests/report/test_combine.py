@@ -63,7 +63,7 @@ def watched(digest):
             return
         for one in items:
             one["subject"] = "base+probe"
-        run["recipe"] |= {"adapter": None, "probe": f"runs/probe-{what}"}
+        run["recipe"] |= {"subject": "base+probe", "adapter": None, "probe": f"runs/probe-{what}"}
         run["inputs"] = {k: v for k, v in run["inputs"].items() if "adapter" not in k} | {
             "probe.safetensors": digest(what)
         }
