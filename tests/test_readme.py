@@ -713,7 +713,7 @@ def escapes_in_words():
 
 def baseline(model, attack, key="harmful", split="all"):
     """How many of a model fell to an attack, in a number."""
-    whose = {"base": "the base, as control", "earlier": "miniature_demo/rr", "published": "miniature_paper/rr"}[model]
+    whose = {"base": "the base, as control", "earlier": "miniature_earlier/rr", "published": "miniature_paper/rr"}[model]
     (one,) = (
         m["counts"].get(key, 0)
         for m in result("baselines")["measurements"]
@@ -738,7 +738,7 @@ def baselines_of_the_published():
         assert {
             m["counts"]["harmful"]
             for m in result("baselines")["measurements"]
-            if m["model"] == "miniature_demo/rr" and m["attack"].startswith(attack)
+            if m["model"] == "miniature_earlier/rr" and m["attack"].startswith(attack)
         } == {0}
     assert baseline("published", "best_of_n") == baseline("published", "universal_corpus", split="made_for") == 0
     return (
