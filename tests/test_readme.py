@@ -713,7 +713,9 @@ def escapes_in_words():
 
 def baseline(model, attack, key="harmful", split="all"):
     """How many of a model fell to an attack, in a number."""
-    whose = {"base": "the base, as control", "earlier": "miniature_earlier/rr", "published": "miniature_paper/rr"}[model]
+    whose = {"base": "the base, as control", "earlier": "miniature_earlier/rr", "published": "miniature_paper/rr"}[
+        model
+    ]
     (one,) = (
         m["counts"].get(key, 0)
         for m in result("baselines")["measurements"]
