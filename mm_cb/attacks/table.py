@@ -16,6 +16,9 @@ def _forcing(name: str, about: str, label: str, objective: str, **more: Any) -> 
     return AttackEntry(name, about, label, "pgd", reference, given="supplied text", forces_response=True, **more)
 
 
+_DIALLED: dict[str, Any] = {"first_step": 16 / 255, "anneal": "loss", "needs_adapter": True}
+"""PGD while the adapter is dialled up."""
+
 SHIPPED = (
     AttackEntry(
         "no_attack",
@@ -55,9 +58,7 @@ SHIPPED = (
         "a long answer by the base model, the adapter dialled up from zero on the way",
         "homotopy PGD",
         "homotopy:HomotopyObjective",
-        first_step=16 / 255,
-        anneal="loss",
-        needs_adapter=True,
+        **_DIALLED,
     ),
     AttackEntry(
         "pgd_homotopy_opening",
@@ -65,9 +66,7 @@ SHIPPED = (
         "opening-only homotopy PGD",
         "pgd",
         _TARGET,
-        first_step=16 / 255,
-        anneal="loss",
-        needs_adapter=True,
+        **_DIALLED,
     ),
     _forcing(
         "pgd_facts",
@@ -82,9 +81,7 @@ SHIPPED = (
         "form-and-words PGD",
         "pgd",
         f"{_OBJECTIVES}.form:FormObjective",
-        first_step=16 / 255,
-        anneal="loss",
-        needs_adapter=True,
+        **_DIALLED,
         fields=("form",),
         given="form and words",
     ),
@@ -94,9 +91,7 @@ SHIPPED = (
         "found-form PGD",
         "pgd",
         f"{_OBJECTIVES}.found_form:FoundFormObjective",
-        first_step=16 / 255,
-        anneal="loss",
-        needs_adapter=True,
+        **_DIALLED,
         fields=("harmless",),
     ),
     _forcing(

@@ -62,10 +62,16 @@ class AdaptiveObjective(ABC):
         """
         self.subject = subject
         self.weight: float | Tensor = weight
-        self.forced = force(subject, behaviors, pictures, max_new_tokens, responses)
+        self.forced = force(subject, behaviors, pictures, max_new_tokens, self._texts(behaviors, responses))
         self.passes = Passes(subject, self.forced.inputs, self.forced.keep)
         self.preprocess = preprocessing(subject.model, pictures[0])
         self._prepare()
+
+    def _texts(
+        self, behaviors: Sequence[Behavior], responses: Sequence[str | None] | None
+    ) -> Sequence[str | None] | None:
+        """The responses to force: those that are given, unless an objective has texts of its own."""
+        return responses
 
     def _prepare(self) -> None:  # noqa: B027 - a hook: most objectives have nothing to prepare
         """Compute what does not depend on the attacked pixels, once."""

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from PIL.Image import Image
 
 from mm_cb.attacks.objectives.homotopy import HomotopyObjective
 from mm_cb.data.behaviors_file import Behavior
-from mm_cb.inference.subjects import Subject
 
 
 class FactsObjective(HomotopyObjective):
@@ -23,14 +19,6 @@ class FactsObjective(HomotopyObjective):
         arXiv:2307.02483).
     """
 
-    def __init__(
-        self,
-        subject: Subject,
-        behaviors: Sequence[Behavior],
-        pictures: Sequence[Image],
-        *,
-        responses: Sequence[str | None] | None = None,
-        **settings: Any,
-    ) -> None:
-        """Force the facts; ``responses``, the other attacks' texts, are left aside."""
-        super().__init__(subject, behaviors, pictures, responses=[b.facts for b in behaviors], **settings)
+    def _texts(self, behaviors: Sequence[Behavior], responses: Sequence[str | None] | None) -> list[str | None]:
+        """The facts; ``responses``, the other attacks' texts, are left aside."""
+        return [b.facts for b in behaviors]

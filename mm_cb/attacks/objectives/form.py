@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL.Image import Image
 from torch import Tensor
 
 from image_attacks import hidden_state_distance
@@ -40,35 +38,24 @@ class FormObjective(MatchingObjective):
         Ours. The states are those of `MatchingObjective`.
     """
 
-    def __init__(
-        self,
-        subject: Subject,
-        behaviors: Sequence[Behavior],
-        pictures: Sequence[Image],
-        *,
-        responses: Sequence[str | None] | None = None,
-        **settings: Any,
-    ) -> None:
-        """Write each form behind its opening; ``responses``, the other attacks' texts, are left aside.
+    def _texts(self, behaviors: Sequence[Behavior], responses: Sequence[str | None] | None) -> list[str]:
+        """Each form behind its opening; ``responses``, the other attacks' texts, are left aside.
 
         Raises:
             UserError: If the words of a behaviour are none to the model, see `filled_tokens`.
         """
-        ids = [filled_tokens(subject, behavior) for behavior in behaviors]
-        self._words = [(one != one[0]).any(dim=0) for one in ids], ids
-        texts = [f"{b.target} {b.form.filled(b.form.words[0])}" for b in behaviors if b.form is not None]
-        super().__init__(subject, behaviors, pictures, responses=texts, **settings)
-        forms = [f"{b.target} {b.form.text}" for b in behaviors if b.form is not None]
-        self.forced = replace(self.forced, texts=forms)
+        self._ids = [filled_tokens(self.subject, behavior) for behavior in behaviors]
+        self._forms = [f"{b.target} {b.form.text}" for b in behaviors if b.form is not None]
+        return [f"{b.target} {b.form.filled(b.form.words[0])}" for b in behaviors if b.form is not None]
 
     def _prepare(self) -> None:
         super()._prepare()
+        self.forced = replace(self.forced, texts=self._forms)
         told = self.forced.response[:, 1:]
         rows, width = told.shape
-        most = max(len(ids) for ids in self._words[1])
-        self.pool = torch.full((rows, width, most), NO_WORD, device=told.device)
-        for row, (gaps, ids) in enumerate(zip(*self._words, strict=True)):
-            for place in gaps.nonzero().flatten().tolist():
+        self.pool = torch.full((rows, width, max(map(len, self._ids))), NO_WORD, device=told.device)
+        for row, ids in enumerate(self._ids):
+            for place in (ids != ids[0]).any(dim=0).nonzero().flatten().tolist():
                 own = ids[:, place].unique().to(told.device)
                 self.pool[row, width - ids.shape[1] + place, : len(own)] = own
         self.gaps = (self.pool != NO_WORD).any(dim=-1)
@@ -87,7 +74,7 @@ class FormObjective(MatchingObjective):
         return loss, hidden_state_distance(passes.states(student, self.layers), teacher, self.forced.mask)
 
     def _of_words(self, scores: Tensor) -> Tensor:
-        """``scores`` ``(B, K - 1, V)`` of the words of every place, ``(B, K - 1, P)``; -inf for those it lacks."""
+        """``scores`` ``(B, K - 1, V)`` of the words of every place, ``(B, K - 1, P)``; very low where it has none."""
         own = scores.gather(-1, self.pool.clamp(min=0))
         lowest = torch.finfo(own.dtype).min  # no infinity: outside gaps there is no word, and its gradient no number
         return own.masked_fill(self.pool == NO_WORD, lowest)
