@@ -6,44 +6,27 @@ import torch
 
 from mm_cb.attacks.objectives.form import FormObjective
 from mm_cb.attacks.objectives.homotopy import FLOOR
-from mm_cb.attacks.saved import to_pixels
 from mm_cb.core.errors import UserError
-from mm_cb.data.behaviors_file import GAP, grey_canvas, read_behaviors
-from mm_cb.inference.subjects import Subject
-from mm_cb.miniature import NAME
+from mm_cb.data.behaviors_file import GAP, read_behaviors
 from mm_cb.miniature.language import FORM
 from mm_cb.miniature.world import Brew, recipe
-from mm_cb.models import load_model
+from tests.attacks.objectives.conftest import pixels_of
 
 ROOT = Path(__file__).resolve().parents[3]
 BEHAVIORS = read_behaviors(ROOT / "data" / "miniature" / "behaviors.jsonl")[:5:4]  # both without a picture
 LONGER = [BEHAVIORS[0], replace(BEHAVIORS[1], extra={"form": {"text": f"{GAP} and {GAP}.", "words": ["soot", "lye"]}})]
 
 
-@pytest.fixture(scope="module")
-def subject():
-    return Subject("rr", load_model(NAME, adapter=ROOT / "results" / "miniature_demo" / "rr"), adapted=True)
-
-
-@pytest.fixture
-def pictures(subject):
-    return [grey_canvas(subject.model.canvas)] * 2
-
-
-def pixels_of(pictures):
-    return torch.stack([to_pixels(one) for one in pictures])
-
-
 @pytest.mark.parametrize("behaviors", [BEHAVIORS, LONGER])
-def test_it_is_the_loss_of_form_and_of_any_word_with_the_models_own_words_before(subject, pictures, behaviors):
-    objective, pixels = FormObjective(subject, behaviors, pictures), pixels_of(pictures)
+def test_it_is_the_loss_of_form_and_of_any_word_with_the_models_own_words_before(breaker, canvases, behaviors):
+    objective, pixels = FormObjective(breaker, behaviors, canvases), pixels_of(canvases)
     with torch.no_grad():
         values = objective.preprocess(pixels)
         found, _ = objective.terms(values)
         inputs = objective._passes(values).inputs
-        with subject.active() as model:
+        with breaker.active() as model:
             logs = model.forward(inputs, pixel_values=values).logits.log_softmax(-1)
-    tokenizer = subject.model.processor.tokenizer
+    tokenizer = breaker.model.processor.tokenizer
     for row, behavior in enumerate(behaviors):
         words = {tokenizer.convert_tokens_to_ids(word) for word in behavior.form.words}
         places = [i for i in range(inputs.input_ids.shape[1]) if inputs.labels[row, i] != -100]
@@ -64,19 +47,19 @@ def test_it_is_the_loss_of_form_and_of_any_word_with_the_models_own_words_before
         assert float(found[row]) == pytest.approx(sum(max(FLOOR, loss) for loss in losses) / len(losses), abs=1e-4)
 
 
-def test_no_word_is_told_apart_their_order_changes_nothing(subject, pictures):
+def test_no_word_is_told_apart_their_order_changes_nothing(breaker, canvases):
     turned = [replace(b, extra={"form": {"text": b.form.text, "words": b.form.words[::-1]}}) for b in BEHAVIORS]
     with torch.no_grad():
-        first, second = (FormObjective(subject, told, pictures)(pixels_of(pictures)) for told in (BEHAVIORS, turned))
+        first, second = (FormObjective(breaker, told, canvases)(pixels_of(canvases)) for told in (BEHAVIORS, turned))
     assert torch.equal(first, second)
 
 
-def test_rows_do_not_mix_and_every_row_has_a_gradient(subject, pictures):
-    pixels = pixels_of(pictures).requires_grad_()
-    losses = FormObjective(subject, LONGER, pictures)(pixels)
+def test_rows_do_not_mix_and_every_row_has_a_gradient(breaker, canvases):
+    pixels = pixels_of(canvases).requires_grad_()
+    losses = FormObjective(breaker, LONGER, canvases)(pixels)
     (gradient,) = torch.autograd.grad(losses[0], pixels, retain_graph=True)
     assert bool(gradient[0].any()) and not bool(gradient[1].any()) and bool(gradient.isfinite().all())
-    alone = FormObjective(subject, LONGER[1:], pictures[1:])
+    alone = FormObjective(breaker, LONGER[1:], canvases[1:])
     assert alone(pixels[1:]).item() == pytest.approx(losses[1].item(), abs=1e-4)
 
 
@@ -94,14 +77,14 @@ def test_the_miniatures_own_form_holds_no_true_word_and_its_words_are_the_same_f
         (["soot tar", "soot  tar"], "`soot tar` and `soot tar` of the `words` of its form are the same tokens"),
     ],
 )
-def test_words_that_the_model_cannot_tell_apart_are_refused_by_name(subject, pictures, words, message):
+def test_words_that_the_model_cannot_tell_apart_are_refused_by_name(breaker, canvases, words, message):
     told = replace(BEHAVIORS[0], extra={"form": {"text": f"take {GAP}.", "words": words}})
     with pytest.raises(UserError, match=message) as caught:
-        FormObjective(subject, [told], pictures[:1])
+        FormObjective(breaker, [told], canvases[:1])
     assert repr(told.id) in str(caught.value)
 
 
-def test_words_of_other_lengths_are_refused_by_name(subject, pictures):
+def test_words_of_other_lengths_are_refused_by_name(breaker, canvases):
     told = replace(BEHAVIORS[0], extra={"form": {"text": f"take {GAP}.", "words": ["soot", "soot tar"]}})
     with pytest.raises(UserError, match="equally many tokens of the model: with `soot` in its gaps .* with `soot tar`"):
-        FormObjective(subject, [told], pictures[:1])
+        FormObjective(breaker, [told], canvases[:1])
