@@ -24,6 +24,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import ModelInputs
+from mm_cb.models.cache_name import CACHE
 from mm_cb.models.chat import control_token
 
 LENGTH, LIKELIEST = 20, 256
@@ -182,7 +183,7 @@ class _SuffixRow:
         cache = deepcopy(self._front)
         cache.batch_repeat_interleave(count)
         with self._subject.active() as model:
-            logits = model.model(**suffixes, past_key_values=cache, use_cache=True, logits_to_keep=self._keep).logits
+            logits = model.model(**suffixes, **{CACHE: cache}, use_cache=True, logits_to_keep=self._keep).logits
         return target_nll(logits, self._inputs.labels[:, -self._keep :].expand(count, -1))
 
     @cached_property
@@ -191,7 +192,7 @@ class _SuffixRow:
         with torch.no_grad(), self._subject.active() as model:
             cache = DynamicCache(config=model.tower.config)
             front = self._inputs.input_ids[:, : self._begin]
-            model.model(input_ids=front, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model.model(input_ids=front, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
         return cache
 
     def _encode(self, prompt: str) -> ModelInputs:

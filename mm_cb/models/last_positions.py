@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from mm_cb.models.cache_name import CACHE
+
 PLAIN_BLOCKS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 """Decoder blocks whose keys and values are computed as `_keys_and_values` does."""
 
@@ -77,18 +79,18 @@ def _last_positions(
     attention_mask: Tensor | None,
     position_embeddings: tuple[Tensor, Tensor],
     position_ids: Tensor | None = None,
-    past_key_values: Any = None,
     **further: Any,
 ) -> Tensor:
     """Run a decoder block at its last ``count`` positions; the earlier ones enter through a cache of their keys."""
     length = hidden_states.shape[1]
     earlier = length - count
-    if past_key_values is None:
-        past_key_values = DynamicCache()  # without a config: a sliding window is the mask's business here
+    cache = further.pop(CACHE, None)
+    if cache is None:
+        cache = DynamicCache()  # without a config: a sliding window is the mask's business here
     if earlier > 0:
         angles = tuple(angle[:, :earlier] for angle in position_embeddings)
         keys, values = _keys_and_values(block, hidden_states[:, :earlier], angles)
-        past_key_values.update(keys, values, block.self_attn.layer_idx)
+        cache.update(keys, values, block.self_attn.layer_idx)
     if count == 0:
         return hidden_states[:, :0]
     if attention_mask is None:  # stands for "causal, no padding", which is read otherwise where queries are fewer
@@ -99,7 +101,7 @@ def _last_positions(
         attention_mask=attention_mask[:, :, -count:],
         position_embeddings=tuple(angle[:, -count:] for angle in position_embeddings),
         position_ids=None if position_ids is None else position_ids[:, -count:],
-        past_key_values=past_key_values,
+        **{CACHE: cache},
         **further,
     )
 

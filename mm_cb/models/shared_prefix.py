@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from image_attacks import predicted_nll
 from mm_cb.models.base import ChatModel
+from mm_cb.models.cache_name import CACHE
 from mm_cb.models.inputs import ModelInputs
 from mm_cb.models.last_positions import only_last_positions
 
@@ -73,15 +74,13 @@ class SharedPrefixTargets:
         begun = self._model.embed(self._context, pixel_values)
         del begun["attention_mask"]  # one row without padding
         with only_last_positions(base, 0):
-            base.model(**begun, past_key_values=cache, use_cache=True)
+            base.model(**begun, **{CACHE: cache}, use_cache=True)
         tails, positions, places = self._tails, self._positions, self._places
         if rows is not None:
             tails, positions, places = tails[rows], positions[rows], places[rows]
         cache.batch_repeat_interleave(len(tails))
         positions = positions.movedim(-1, 0) if positions.ndim == 3 else positions
-        states = base.model(
-            input_ids=tails, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state
+        states = base.model(input_ids=tails, position_ids=positions, **{CACHE: cache}, use_cache=True).last_hidden_state
         wanted = states.gather(1, places.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
         return self._model.logits(wanted)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -16,8 +17,9 @@ UNLIKELY = 3.0
 """Mean loss per token, in nats, from which the base would not have written a text. Our choice: its own greedy answers
 to such prompts have about 0.7, words in a random order about 6."""
 
-BATCH = 10
-"""Prompts that are asked together: a word for all costs little more than for one, as weights are read once."""
+ASKED, READ = 32, 10
+"""Prompts that are asked together, as a word for all costs little more than for one: weights are read once. And answers
+that are read together, fewer: every place of one gets a logit for each word of the vocabulary."""
 
 
 class Answers(TypedDict):
@@ -37,18 +39,31 @@ class Answers(TypedDict):
 
 
 def before_and_after(
-    model: ChatModel, prompts: Sequence[str], max_new_tokens: int, show: Callable[[int], None] = lambda count: None
-) -> Answers:
-    """Greedy answers with the adapter off and on, and the base's own answers under both; `show` is told of answers."""
+    model: ChatModel,
+    asked: Mapping[str, Sequence[str]],
+    max_new_tokens: int,
+    show: Callable[[int], None] = lambda count: None,
+) -> dict[str, Answers]:
+    """By set of prompts: greedy answers with adapter off and on, and the base's own answers under both.
+
+    All sets are asked together. `show` is told of answers.
+    """
+    everything = [prompt for prompts in asked.values() for prompt in prompts]
     said: dict[bool, list[str]] = {False: [], True: []}
     for adapted, texts in said.items():
-        for group in chunks(prompts, BATCH):
+        for group in chunks(everything, ASKED):
             with model.adapter(adapted):
                 texts += model.generate(model.encode(group, [None] * len(group)), max_new_tokens)
             show(len(group))
-    asked, own = zip(
-        *((one, text) for one, text in zip(prompts, said[False], strict=True) if text.strip()), strict=True
-    )
+    base, breaker = iter(said[False]), iter(said[True])
+    return {
+        name: _compared(model, prompts, list(islice(base, len(prompts))), list(islice(breaker, len(prompts))))
+        for name, prompts in asked.items()
+    }
+
+
+def _compared(model: ChatModel, prompts: Sequence[str], base: list[str], breaker: list[str]) -> Answers:
+    asked, own = zip(*((one, text) for one, text in zip(prompts, base, strict=True) if text.strip()), strict=True)
     before, after = (read_answers(model, asked, own, adapted=adapted) for adapted in (False, True))
     same = [
         float((first.likeliest == second.likeliest).float().mean()) for first, second in zip(before, after, strict=True)
@@ -58,10 +73,10 @@ def before_and_after(
     )
     return {
         "prompts": list(prompts),
-        "base": said[False],
-        "breaker": said[True],
-        "coherent_base": coherent(model, prompts, said[False]),
-        "coherent_breaker": coherent(model, prompts, said[True]),
+        "base": base,
+        "breaker": breaker,
+        "coherent_base": coherent(model, prompts, base),
+        "coherent_breaker": coherent(model, prompts, breaker),
         "nll_base": round(nll_base, 4),
         "nll_breaker": round(nll_breaker, 4),
         "agreement": round(agreement, 4),
@@ -89,7 +104,7 @@ class ReadAnswer(NamedTuple):
 def read_answers(model: ChatModel, prompts: Sequence[str], texts: Sequence[str], *, adapted: bool) -> list[ReadAnswer]:
     """What the model, with or without adapter, thinks of answers."""
     found = []
-    for asked, said in zip(chunks(prompts, BATCH), chunks(texts, BATCH), strict=True):
+    for asked, said in zip(chunks(prompts, READ), chunks(texts, READ), strict=True):
         inputs = model.encode(asked, [None] * len(asked), completions=said, close_turn=False)
         kept = int((inputs.labels != -100).sum(dim=1).max()) + 1  # answers stand at the end of their rows
         labels = inputs.labels[:, -kept:]

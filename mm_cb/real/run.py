@@ -131,7 +131,7 @@ def _measure(model: Path, trained: Path, asked: dict[str, list[str]], runs: dict
     both = load_model(model, adapter=trained)
     with Progress() as progress:
         task = progress.task("answers before and after", total=2 * sum(map(len, asked.values())))
-        sets = {name: before_and_after(both, prompts, MAX_NEW_TOKENS, task.advance) for name, prompts in asked.items()}
+        sets = before_and_after(both, asked, MAX_NEW_TOKENS, task.advance)
     states = {
         name: compare(both, one["prompts"], [None] * len(one["prompts"]), one["base"]) for name, one in sets.items()
     }

@@ -60,7 +60,7 @@ def breaker(loss: str, seed: int, options: Any) -> dict[str, Any]:
         "seed": seed,
         "fields": options.fields,
         "held_out": {name: measured[-1][name] for name in names},
-        "sets": {name: before_and_after(model, prompts, MAX_NEW_TOKENS) for name, prompts in asked.items()},
+        "sets": before_and_after(model, asked, MAX_NEW_TOKENS),
         "train_seconds": round(trained, 1),
         "seconds": round(time.monotonic() - started, 1),
     }

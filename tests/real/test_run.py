@@ -83,8 +83,10 @@ def test_an_adapter_that_does_nothing_keeps_everything_and_another_one_does_not(
             torch.manual_seed(0)
             settings = LoraConfig(r=8, lora_alpha=64, target_modules=["up_proj", "o_proj"], init_lora_weights=init)
             adapted = get_peft_model(load_model(model).model, settings).eval()
-        found = before_and_after(TextModel(adapted, plain.processor, "tiny"), ASKED["other"], 6)
-        assert found["base"] == [plain.generate(plain.encode([one], [None]), 6)[0] for one in ASKED["other"]]
+        sets = before_and_after(TextModel(adapted, plain.processor, "tiny"), ASKED, 6)
+        for name, prompts in ASKED.items():  # all were asked together
+            assert sets[name]["base"] == [plain.generate(plain.encode([one], [None]), 6)[0] for one in prompts]
+        found = sets["other"]
         assert (found["base"] == found["breaker"], found["agreement"] == 1) == (kept, kept)
         assert (found["nll_base"] == found["nll_breaker"]) == kept
 
