@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import socket
+from typing import get_args
 
 import accelerate
 import pytest
@@ -11,6 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from mm_cb.training.losses import RetainAverage
 from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.run import train
 
@@ -19,8 +21,9 @@ OPTIONS += ["training.start_distance=0"]  # each process would find its own B fr
 OPTIONS += ["training.max_steps=3", "training.batch_size=4", "training.save_steps=2"]
 
 
-def trained(model_folder, examples, out):
-    train(load_recipe("miniature", [f"model={model_folder}", *OPTIONS]), out, examples)
+def trained(model_folder, examples, average, out):
+    options = [f"model={model_folder}", f"circuit_breaker.retain_average={average}", *OPTIONS]
+    train(load_recipe("miniature", options), out, examples)
 
 
 def trained_as(rank, port, *arguments):
@@ -44,10 +47,11 @@ def free_port():
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_and_the_adapter_of_one(model_folder, examples, tmp_path):
+@pytest.mark.parametrize("average", get_args(RetainAverage))
+def test_two_processes_give_the_losses_and_the_adapter_of_one(average, model_folder, examples, tmp_path):
     """Up to the order of sums: losses to 1e-4, every matrix of the adapter to 1e-3 (relative, L2)."""
     fork, port = multiprocessing.get_context("fork"), free_port()
-    given = (port, model_folder, examples, tmp_path / "two")
+    given = (port, model_folder, examples, average, tmp_path / "two")
     processes = [fork.Process(target=trained_as, args=(rank, *given)) for rank in (0, 1)]
     for process in processes:
         process.start()
@@ -55,7 +59,7 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(model_folder, exam
         process.join(600)
         process.kill()  # one that waits for another that died
     assert [process.exitcode for process in processes] == [0, 0]
-    trained(model_folder, examples, tmp_path / "one")
+    trained(model_folder, examples, average, tmp_path / "one")
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(one) == len(two) == 3
     for ours, theirs in zip(one, two, strict=True):
