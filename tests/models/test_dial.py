@@ -11,17 +11,27 @@ from torch.utils.flop_counter import FlopCounterMode
 from mm_cb.core.errors import UserError
 from mm_cb.models.dial import WeightDifference
 from mm_cb.models.merging import fold
-from tests.models.tiny import tiny
+from tests.models.tiny import KINDS, tiny
 from tests.tiny_llava import picture
 
-KINDS, DTYPES = ("llava_next", "llava", "qwen2_5_vl"), (torch.float32, torch.bfloat16)
-WAYS = ("lora", "merged")
+EVERY_WAY = ("llava_next", "llava", "qwen2_5_vl")
+EXACT = [
+    *((kind, way, torch.float32) for kind in EVERY_WAY for way in ("lora", "merged")),
+    *((kind, "lora", torch.float32) for kind in KINDS if kind not in EVERY_WAY),
+]
+ROUNDED = [(kind, way, torch.bfloat16) for kind in EVERY_WAY for way in ("lora", "merged")]
 
 
-def with_lora(kind, dtype):
-    """A random LoRA on all linear layers, those of the image tower too."""
+PICTURES_IN_A_ROW = ("mistral3", "pixtral")
+"""Their image towers see the pictures of all chats as one sequence."""
+
+
+def with_lora(kind, dtype, tower_too=None):
+    """A random LoRA on all linear layers, those of the image tower too where a picture is a row of its own there."""
     model = tiny(kind)
-    paths = [name for name, part in model.model.named_modules() if isinstance(part, nn.Linear) and name != "lm_head"]
+    tower_too = kind not in PICTURES_IN_A_ROW if tower_too is None else tower_too
+    linear = [name for name, part in model.model.named_modules() if isinstance(part, nn.Linear) and name != "lm_head"]
+    paths = [name for name in linear if tower_too or "language_model" in name]
     torch.manual_seed(0)
     config = LoraConfig(r=2, target_modules=paths, init_lora_weights=False)
     model.model = get_peft_model(model.model, config).to(dtype).eval().requires_grad_(False)
@@ -39,12 +49,12 @@ def between(kind, way, dtype):
     return breaker, shipped, base
 
 
-@pytest.fixture(scope="module", params=[(k, w, d) for k in KINDS for w in WAYS for d in DTYPES], ids=str)
+@pytest.fixture(scope="module", params=[*EXACT, *ROUNDED], ids=str)
 def three(request):
     return between(*request.param)
 
 
-@pytest.fixture(scope="module", params=[(k, w, torch.float32) for k in KINDS for w in WAYS], ids=str)
+@pytest.fixture(scope="module", params=EXACT, ids=str)
 def exact(request):
     return between(*request.param)
 
@@ -147,6 +157,15 @@ def test_rows_of_their_own_are_for_linear_layers_alone():
         pass
     with model.adapter_scaled(1.0):
         assert not torch.equal(logits(model), logits(base))
+
+
+@pytest.mark.parametrize("kind", PICTURES_IN_A_ROW)
+def test_an_image_tower_that_sees_all_pictures_as_one_row_is_not_dialled_row_by_row(kind):
+    breaker = with_lora(kind, torch.float32, tower_too=True)
+    with pytest.raises(UserError, match="--anneal steps"), breaker.adapter_scaled(torch.tensor([0.3, 0.8])):
+        logits(breaker)
+    with breaker.adapter_scaled(0.0):
+        assert torch.equal(logits(breaker), logits(tiny(kind)))
 
 
 def test_a_merged_lora_has_no_scale():
