@@ -29,7 +29,7 @@ PAGE = Path(image_attacks.__file__).parents[1] / "docs" / "image_attacks.md"
 
 def test_page_examples_run(tmp_path, monkeypatch, capsys):
     """All are executed as printed, in a fresh folder; those on a model on a tiny random LLaVA-1.5."""
-    classifier, vlm, many = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    classifier, vlm, many, several = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(compile(classifier, "page classifier", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
@@ -44,6 +44,10 @@ def test_page_examples_run(tmp_path, monkeypatch, capsys):
     exec(compile(many, "page universal", "exec"), names)
     assert linf_255("photo.png", "universal.png") <= 32
     assert names["found"].losses.mean() < names["losses"](pixels).mean()
+    exec(compile(several, "page several pictures", "exec"), names)
+    assert names["together"].losses < names["both"](names["pair"])
+    for one, clean in (("left.png", pixels), ("right.png", pixels.flip(-1))):
+        assert 0 < 255 * (load_image(one) - clean[0]).abs().max() < 32.001
 
 
 def test_page_names_only_what_exists():
