@@ -29,7 +29,9 @@ PAGE = Path(image_attacks.__file__).parents[1] / "docs" / "image_attacks.md"
 
 def test_page_examples_run(tmp_path, monkeypatch, capsys):
     """All are executed as printed, in a fresh folder; those on a model on a tiny random LLaVA-1.5."""
-    classifier, vlm, many, several = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    classifier, vlm, many, several = re.findall(
+        r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     monkeypatch.chdir(tmp_path)
     exec(compile(classifier, "page classifier", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
