@@ -17,7 +17,7 @@ from mm_cb.attacks.job import Attacker
 from mm_cb.attacks.judged_files import OutcomeOf
 from mm_cb.attacks.objectives.form import filled_tokens
 from mm_cb.attacks.objectives.universal import all_at_once, seen
-from mm_cb.attacks.outputs import CURVES, best_pictures, by_processor, parts_of, summaries, write_outputs
+from mm_cb.attacks.outputs import CURVES, PROTOCOL, best_pictures, by_processor, parts_of, summaries, write_outputs
 from mm_cb.attacks.refusals import fitting, refuse_unfit, refuse_unseen, refuse_unsendable
 from mm_cb.attacks.refused_settings import refuse_idle, refuse_mismatch
 from mm_cb.attacks.registry import chosen_attacks
@@ -187,7 +187,7 @@ def run_attack(
                 if not run.finished:
                     job.attack(run.path, shard.part(asked))
                     _keep(run.path, kept)
-                    run.finish(files=[*kept, CURVES])
+                    run.finish(files=[*kept, CURVES, PROTOCOL])
                 progress.say(f"shard {shard} is done; without --shard the same command gathers all of them")
             return
         with RunDirectory(out, "attack", recipe, config.seed, inputs=inputs) as run:
@@ -200,7 +200,7 @@ def run_attack(
                     progress.say(_announce(job.configs, len(asked)))
                     job.attack(run.path, asked)
                 _keep(run.path, kept)
-                run.finish(files=[*kept, CURVES])
+                run.finish(files=[*kept, CURVES, PROTOCOL])
                 if job.configs[0].entry.universal and len(seen(config, asked)) == len(asked):
                     progress.say(_NOTHING_HELD_OUT)
             if gathered:
@@ -321,7 +321,7 @@ class _Process:
             with RunDirectory(folder / plan.folder, "attack", plan.recipe(recipe), seed, inputs=inputs) as run:
                 replace(self, configs=plan.configs, responses=plan.responses)._go_on(run.path, plan.behaviors)
                 write_jsonl(run.path / KEPT_AS, plan.kept())
-                run.finish(files=[KEPT_AS, CURVES])
+                run.finish(files=[KEPT_AS, CURVES, PROTOCOL])
 
     def _go_on(self, folder: Path, behaviors: Sequence[Behavior]) -> None:
         judge = judge_of(self.source.model)

@@ -265,8 +265,8 @@ def _write_results(run_dir: Path, items: list[Item], judge: Judge) -> None:
         unchanged = kept.pop(m.address, m)
         written.append(_labelled(unchanged) if proxy and judged_as(m.metric) in judge.metrics else unchanged)
     measured = [*written, *kept.values()]
-    write_results(run_dir / "results.json", measured)
     _write_checks(run_dir / "checks.json", measured)
+    write_results(run_dir / "results.json", measured)
 
 
 def _write_checks(path: Path, measurements: Sequence[Measurement]) -> None:

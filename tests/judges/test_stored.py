@@ -610,6 +610,7 @@ def test_the_corrected_command_is_not_answered_with_the_old_verdicts(run, tmp_pa
         run / "run.json",
         {**read_run(run), "inputs": {"b.jsonl": file_sha256(tmp_path / "b.jsonl")}},
     )
+    write_results(run / "results.json", read_results(run / "results.json"))
     assert cli.run(["judge", str(run), "--judge", "miniature"]) == 2
     assert cli.run(["judge", str(run), "--judge", "miniature", "--behaviors", str(tmp_path / "b.jsonl")]) == 0
     outcomes = {i["outcome"] for i in read_jsonl(run / "items.jsonl") if i["metric"] == "compliance"}
