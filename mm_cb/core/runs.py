@@ -100,7 +100,7 @@ def read_run(path: Path) -> Run:
     return run
 
 
-def identity_of(run: Run) -> str:
+def identity_of(run: Mapping[str, object]) -> str:
     """What no other run has: the hash of what a run is of, and of when it was started."""
     return seal_of({key: run.get(key) for key in ("command", "recipe", "seed", "inputs", "started")})
 
