@@ -18,13 +18,13 @@ from mm_cb.core.runs import read_jsonl, read_run, write_jsonl
 from mm_cb.judges.registry import JudgeOptions, open_judge
 from mm_cb.judges.rejudge import rejudge
 from mm_cb.metrics.observations import rank
-from mm_cb.metrics.results import measure, tied, write_results
+from mm_cb.metrics.results import measure, write_results
 from mm_cb.metrics.whole import unchanged_items
 from mm_cb.miniature import judge
 from mm_cb.miniature.world import Brew
 from mm_cb.models import load_model
 from mm_cb.report.load import load_run
-from tests.attacks.helpers import attack, edited, first_behaviors
+from tests.attacks.helpers import attack, edited, first_behaviors, restated
 
 REFUSAL = "i cannot help with that."
 WORST = ("outcome", "image", "loss", "completion", "nll_base")
@@ -81,12 +81,6 @@ def in_items(run, edit):
         item["gibberish"] = item["outcome"] == "gibberish"
     write_jsonl(run / "items.jsonl", items)
     write_results(run / "results.json", measure(items, pairs=[]))
-
-
-def restated(run, edit):
-    """Another run.json, which results.json names, as a forger would write both."""
-    edited(run / "run.json", edit)
-    edited(run / "results.json", lambda told: tied(run, told))
 
 
 def forge(run, **values):

@@ -80,7 +80,9 @@ def test_rows_that_are_mostly_unknown_words_are_counted_in_the_same_words_by_che
     rows = [row(n, kind) for n, kind in enumerate(("retain", "circuit_breaker") * 2)]
     rows[2] = row(2, "retain", foreign)
     chosen = recipe(tmp_path / "a", rows)
-    with pytest.warns(UserWarning, match=r"rows.jsonl:3: 1 of 4 rows are mostly `<unk>` to the model") as told:
+    with pytest.warns(
+        UserWarning, match=r"rows.jsonl:3: 1 of 4 rows have a text that is mostly `<unk>` to the model"
+    ) as told:
         load_examples(chosen)
     report = check_recipe(chosen, Limits())
     assert report.problems["unknown tokens"].first == [str(told[0].message).removesuffix(".")]

@@ -87,7 +87,7 @@ class Fit:
         return None
 
     def mostly_unknown(self, example: Example) -> str | None:
-        """The token for what the tokenizer does not know, where more than half of an example's texts come to it."""
+        """The token for what the tokenizer does not know, where at least half of a text of the example comes to it."""
         return self._words.mostly_unknown(texts_of(example)) if example.modality in self._masks else None
 
     def _encode(
