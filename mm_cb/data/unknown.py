@@ -14,7 +14,7 @@ class Words:
     def __init__(self, tokenizer: Any) -> None:
         """Ask ``tokenizer``."""
         self._tokenizer, unknown = tokenizer, tokenizer.unk_token_id
-        self._unknown = unknown if unknown in self._ids(_STRANGE) else None
+        self._unknown: int | None = unknown if unknown in self._ids(_STRANGE) else None
 
     def mostly_unknown(self, texts: Iterable[str]) -> str | None:
         """The token for what the tokenizer does not know, where at least half of one of the texts comes to it."""
@@ -25,8 +25,9 @@ class Words:
         return self._share(text) > 0
 
     def _share(self, text: str) -> float:
-        ids = self._ids(text) if self._unknown is not None else []
-        return ids.count(self._unknown) / len(ids) if ids else 0.0
+        if self._unknown is None or not (ids := self._ids(text)):
+            return 0.0
+        return ids.count(self._unknown) / len(ids)
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)

@@ -70,9 +70,13 @@ class Fit:
             told = "leave it out, or write it with a blank inside"
             return RowFault("control token", f"a text holds `{token}`, a control token of `{self._model.name}`; {told}")
         sure = self._positions is None and not example.tools
-        if mask is None or (sure and self._surely(example.messages, mask)):
+        if mask is None:
             return None
+        surely = sure and self._surely(example.messages, mask)
         try:
+            if surely:
+                render_chat(self._model.processor, example.messages, dialect=self._model.dialect)
+                return None
             tokens = self._encode(example.messages, mask, None, example.tools)
         except (UserError, ValueError) as error:
             return RowFault("broken row", f"`{self._model.name}` cannot take it: {str(error).rstrip('.')}")
