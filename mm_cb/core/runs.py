@@ -101,8 +101,8 @@ def read_run(path: Path) -> Run:
 
 
 def identity_of(run: Mapping[str, object]) -> str:
-    """What no other run has: the hash of what a run is of, and of when it was started."""
-    return seal_of({key: run.get(key) for key in ("command", "recipe", "seed", "inputs", "started")})
+    """What no other run has: the hash of its settings and inputs. Runs of the same end with the same bytes."""
+    return seal_of({key: run.get(key) for key in ("command", "recipe", "seed", "inputs")})
 
 
 class RunDirectory:
