@@ -69,7 +69,7 @@ def adam_pgd(
     if isinstance(inner, L2):
         raise ValueError("`adam_pgd` steps value by value, which does not suit an l-2 ball: use `pgd` or `apgd`.")
     budget = Budget(threat_model, steps, restarts, random_start)
-    sizes = step_sizes(threat_model.step_range, steps, step_size, step_schedule)
+    sizes = step_sizes(threat_model.step_range, budget.steps, step_size, step_schedule)
     return run_attack(objective, images, _Adam(threat_model, tuple(sizes), betas), budget, **running)
 
 

@@ -54,9 +54,8 @@ def apgd(
         to 8 bits would make it stand still; the first run starts at the image, later ones as those of
         :func:`~image_attacks.pgd`.
     """
-    rule = _AutoStep(threat_model, steps)
     budget = Budget(threat_model, steps, restarts, random_start)
-    return run_attack(objective, images, rule, budget, **running)
+    return run_attack(objective, images, _AutoStep(threat_model, budget.steps), budget, **running)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .arguments import number, whole
 from .loop import Objective, evaluate
 from .noise import Generators, uniform_like
 
@@ -57,8 +58,8 @@ def gradient_health(
     """
     generator = generator or torch.Generator().manual_seed(0)
     _, gradient = evaluate(objective, images, 0, with_gradient=True)
-    ratios = []
-    for _ in range(directions):
+    step, ratios = number("step", step), []
+    for _ in range(whole("directions", directions)):
         redrawn = torch.where(uniform_like(images, generator) < 0.5, -1.0, 1.0)
         signs = torch.where(uniform_like(images, generator) < 0.5, gradient.sign(), redrawn)
         ahead, behind = (images + step * signs).clamp(0, 1), (images - step * signs).clamp(0, 1)

@@ -7,6 +7,7 @@ from typing import Literal, Protocol, TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from .arguments import whole
 from .errors import NonFiniteError, ObjectiveShapeError, ZeroGradientError
 from .noise import Generators
 from .state import AttackState, fingerprint
@@ -95,8 +96,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         check_threat_model("threat_model", self.threat_model)
-        if not isinstance(self.steps, int) or not isinstance(self.restarts, int):
-            raise ValueError(f"`steps` and `restarts` must be whole numbers, got {self.steps!r} and {self.restarts!r}.")
+        for name in ("steps", "restarts"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
         if self.steps < 0 or self.restarts < 1:
             raise ValueError(
                 f"`steps` must be at least 0 and `restarts` at least 1, got {self.steps} and {self.restarts}."

@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .arguments import number
 from .loop import AttackResult, Budget, Checkpoint, Iterate, Objective, Stop, run_attack
 from .noise import Generators
-from .threat_models import ThreatModel, check_number
+from .threat_models import ThreatModel
 
 StepSchedule = Literal["geometric", "linear", "cosine", "constant"]
 
@@ -76,11 +77,11 @@ def pgd(
         Madry et al. 2018 (arXiv:1706.06083). Deviations: decaying step and best iterate by default, later
         runs mirrored away from the run before; ``step_size=epsilon, keep="last", steps=1`` is FGSM.
     """
-    check_number("momentum", momentum)
+    momentum = number("momentum", momentum)
     if not 0 <= momentum <= 1:
         raise ValueError(f"`momentum` must lie in [0, 1], got {momentum}.")
     budget = Budget(threat_model, steps, restarts, random_start, keep)
-    sizes = step_sizes(threat_model.step_range, steps, step_size, step_schedule)
+    sizes = step_sizes(threat_model.step_range, budget.steps, step_size, step_schedule)
     return run_attack(
         objective,
         images,
@@ -122,8 +123,7 @@ def step_sizes(
     step_range: tuple[float, float], steps: int, step_size: float | None, schedule: StepSchedule | None
 ) -> list[float]:
     """Return the size of every step; :func:`pgd` has the details."""
-    first = step_range[0] if step_size is None else step_size
-    check_number("step_size", first)
+    first = step_range[0] if step_size is None else number("step_size", step_size)
     if not 0 <= first < math.inf:
         raise ValueError(f"`step_size` must be finite and not negative, got {step_size}.")
     chosen = schedule or ("geometric" if step_size is None else "constant")

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .arguments import whole
 from .png import to_levels
 from .resampling import trial_images
 from .straight_through import StraightThrough
@@ -190,7 +191,7 @@ class _Lookup(torch.autograd.Function):
 
 
 def _whole_pair(image_size: tuple[int, int]) -> tuple[int, int]:
-    height, width = image_size
-    if min(height, width) < 1 or int(height) != height or int(width) != width:
+    height, width = (whole("image_size", side, "(height, width) in whole pixels") for side in image_size)
+    if min(height, width) < 1:
         raise ValueError(f"`image_size` must be (height, width) in whole pixels, got {image_size!r}.")
-    return int(height), int(width)
+    return height, width

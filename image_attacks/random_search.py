@@ -45,9 +45,8 @@ def random_search(
         Andriushchenko et al. 2020 (arXiv:1912.00049), the l-inf attack: stripes, then squares that shrink. Deviations:
         for other threat models a square is a step of twice epsilon, projected; the start is the image.
     """
-    return run_attack(
-        objective, images, _Squares(threat_model, steps), Budget(threat_model, steps, restarts), **running
-    )
+    budget = Budget(threat_model, steps, restarts)
+    return run_attack(objective, images, _Squares(threat_model, budget.steps), budget, **running)
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,16 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Protocol
 
 import torch
 from torch import Tensor, maximum, minimum
 
+from .arguments import number, whole
 from .noise import Generators, uniform_like
 
+_PIXELS = "whole numbers of pixels"
 LEVEL = 1 / 255
 """One 8-bit level, the smallest move that survives in a file."""
 
@@ -44,12 +44,6 @@ def check_threat_model(name: str, value: object) -> None:
         raise TypeError(f"`{name}` must be a threat model such as Linf(8 / 255), got {got}.")
 
 
-def check_number(name: str, value: object) -> None:
-    """Refuse what is no number, a text that spells one too; TypeError says."""
-    if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
-        raise TypeError(f"`{name}` must be a number, got {value!r:.60} ({type(value).__name__}).")
-
-
 @dataclass(frozen=True)
 class Linf:
     """Every value may move by at most ``epsilon`` and stays a valid pixel in [0, 1]."""
@@ -58,7 +52,7 @@ class Linf:
     """Radius in [0, 1] units. On the 1/255 grid (``8 / 255``) rounding to an 8-bit file cannot leave the ball."""
 
     def __post_init__(self) -> None:
-        check_number("epsilon", self.epsilon)
+        object.__setattr__(self, "epsilon", number("epsilon", self.epsilon))
         if not 0 <= self.epsilon <= 1:
             raise ValueError(
                 f"`epsilon` must lie in [0, 1], got {self.epsilon!r}. Pixels are in [0, 1]: write 8 / 255, not 8."
@@ -113,7 +107,7 @@ class L2:
     """Radius in [0, 1] units over all values of an image; 1 is one pixel's channel from black to white."""
 
     def __post_init__(self) -> None:
-        check_number("epsilon", self.epsilon)
+        object.__setattr__(self, "epsilon", number("epsilon", self.epsilon))
         if not 0 <= self.epsilon < math.inf:
             raise ValueError(f"`epsilon` must be at least 0 and finite, got {self.epsilon!r}.")
 
@@ -208,7 +202,7 @@ class Unconstrained:
     def __post_init__(self) -> None:
         if self.blank is None:
             return
-        check_number("blank", self.blank)
+        object.__setattr__(self, "blank", number("blank", self.blank))
         if not 0 <= self.blank <= 1:
             raise ValueError(f"`blank` must lie in [0, 1], got {self.blank!r}; mid-grey is 0.5.")
 
@@ -274,7 +268,7 @@ class Patch:
         Raises:
             ValueError: If it does not lie inside the image, or is not given in whole pixels.
         """
-        _whole(image_size=image_size, corner=corner, size=size)
+        image_size, corner, size = _pair("image_size", image_size), _pair("corner", corner), _pair("size", size)
         (top, left), (height, width) = corner, size
         if min(top, left) < 0 or min(size) < 1 or top + height > image_size[0] or left + width > image_size[1]:
             raise ValueError(f"The patch {size} at {corner} must lie inside an image of {image_size} (height, width).")
@@ -289,7 +283,7 @@ class Patch:
         Raises:
             ValueError: If the width is not a whole number between 1 and half the shorter side.
         """
-        _whole(image_size=image_size, width=width)
+        image_size, width = _pair("image_size", image_size), whole("width", width, _PIXELS)
         if not 1 <= width <= min(image_size) / 2:
             raise ValueError(
                 f"`width` must lie in 1..{min(image_size) // 2} for an image of {image_size}, got {width}."
@@ -328,10 +322,9 @@ class Patch:
         return torch.where(self.mask.to(inside.device), inside, outside)
 
 
-def _whole(**pixels: int | Sequence[int]) -> None:
-    for name, value in pixels.items():
-        if not all(isinstance(number, Integral) for number in (value if isinstance(value, Sequence) else [value])):
-            raise ValueError(f"`{name}` must be whole numbers of pixels, got {value!r}.")
+def _pair(name: str, values: tuple[int, int]) -> tuple[int, int]:
+    first, second = values
+    return whole(name, first, _PIXELS), whole(name, second, _PIXELS)
 
 
 def _inside(move: Tensor, room: Tensor, epsilon: float) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .arguments import number, whole
 from .loop import Objective
 from .png import to_levels
 from .straight_through import StraightThrough
@@ -42,6 +43,7 @@ def eot(
     Source:
         Athalye et al. 2018 (arXiv:1707.07397).
     """
+    samples = whole("samples", samples)
     if samples < 1:
         raise ValueError(f"`samples` must be at least 1, got {samples}.")
 
@@ -160,5 +162,6 @@ def _between(low: float, high: float, generator: torch.Generator) -> float:
 
 
 def _check_range(name: str, low: float, high: float, least: float, most: float) -> None:
+    low, high = number(f"{name}.low", low), number(f"{name}.high", high)
     if not least <= low <= high <= most:
         raise ValueError(f"`{name}` needs {least} <= low <= high <= {most}, got {low} and {high}.")

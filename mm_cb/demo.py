@@ -24,6 +24,7 @@ from mm_cb.core.beside import beside
 from mm_cb.core.closing import Hint, files, say, what_next
 from mm_cb.core.embedded import is_fiction
 from mm_cb.core.errors import UserError
+from mm_cb.core.pages import PAGE, refuse_other_page
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Check, Curve, Item, Representations
 from mm_cb.core.runs import RunDirectory, append_jsonl, keep_pictures, write_json, write_jsonl
@@ -109,6 +110,8 @@ def run_demo(
     from mm_cb.report import judge_report, print_table, write_report
     from mm_cb.report.text import clean_text
 
+    page = out / PAGE
+    refuse_other_page(page)
     plan = FULL if full else QUICK
     rerouting = load_recipe(NAME, [f"model={model}", f"device={device}", f"dtype={dtype}"])
     recipe = {"full": full, "rr_seeds": rr_seeds, "fiction": True, "model": model, **dataclasses.asdict(plan)}
@@ -121,12 +124,12 @@ def run_demo(
             progress.say(_announce(plan, rr_seeds, run.path))
             _run(run.path, plan, rerouting, seed, rr_seeds, progress)
             run.finish(files=["curves.json", "representations.json"])
-        data = write_report([run.path], run.path / "report.html")
+        data = write_report([run.path], page)
     print_table(data.measurements, strengths=data.strengths)
     told = clean_text(judge_report(data).told)
     for line in f"\n{told}\n{'' if full else _SHORT}".split("\n"):
         say(line)
-    files({"report": run.path / "report.html", "results": run.path / "results.json"})
+    files({"report": page, "results": run.path / "results.json"})
     say(f"{(time.monotonic() - started) / 60:.1f} minutes")
     what_next(
         Hint(f"`{_DIALLED}` had no time here: with more steps it breaks more", _finishing(model, run.path)),

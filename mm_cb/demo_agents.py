@@ -18,6 +18,7 @@ from mm_cb.core.beside import beside
 from mm_cb.core.checked import read_records
 from mm_cb.core.closing import Hint, files, say, what_next
 from mm_cb.core.errors import UserError
+from mm_cb.core.pages import PAGE, refuse_other_page
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Item
 from mm_cb.core.runs import write_json
@@ -86,6 +87,7 @@ def run_agents(out: Path, *, full: bool, seed: int, rr_seeds: int = 1) -> Path:
     begun = time.monotonic()
     written = f"data-{'full' if full else 'quick'}-{seed}"
     _refuse_others(out, written)
+    refuse_other_page(out / PAGE)
     asked = _write_data(out / written, size, seed)
     base, breakers = out / "base", [out / f"rr-{number}" for number in range(seed, seed + rr_seeds)]
     say("The base is measured beside the first training.")
@@ -97,19 +99,19 @@ def run_agents(out: Path, *, full: bool, seed: int, rr_seeds: int = 1) -> Path:
             _attack(folder, "rr", asked, size, seed, adapter)
     of_base, of_breakers = _runs(base, "base"), [_runs(folder, "rr") for folder in breakers]
     prompted = _runs(base, PROMPTED)[:2]
-    page = write_report([*of_base, *prompted, *of_breakers[0]], out / "report.html")
+    page = write_report([*of_base, *prompted, *of_breakers[0]], out / PAGE)
     found = {"base": _numbers(of_base)} | {f"rr, seed {seed + i}": _numbers(runs) for i, runs in enumerate(of_breakers)}
     write_json(out / "numbers.json", found)
     print_table(page.measurements, strengths=page.strengths)
     for line in f"\n{clean_text(judge_report(page).told)}\n".split("\n"):
         say(line)
     put("\n".join(summary(found)))
-    files({"report": out / "report.html", "numbers": out / "numbers.json"})
+    files({"report": out / PAGE, "numbers": out / "numbers.json"})
     say(f"{(time.monotonic() - begun) / 60:.1f} minutes")
     what_next(
         Hint("the same for an agent of yours, from rows to page: docs/agents.md", ["doctor", "--model", "MODEL"]),
     )
-    return out / "report.html"
+    return out / PAGE
 
 
 def _refuse_others(out: Path, folder: str) -> None:

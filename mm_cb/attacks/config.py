@@ -13,7 +13,7 @@ from typing import Literal, cast, get_args
 from mm_cb.attacks.entry import SETTLES, Anneal, AttackEntry
 from mm_cb.attacks.registry import attack_entry
 from mm_cb.attacks.threats import Threat
-from mm_cb.core.limits import LIMITS
+from mm_cb.core.limits import LIMITS, settle
 from mm_cb.metrics.convergence import LEAST
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -126,10 +126,10 @@ class AttackConfig:
                 f"`threat` must be an mm_cb.Threat, got {self.threat!r:.60} ({type(self.threat).__name__})."
             )
         for key in _NUMBERS:
-            LIMITS[key].refuse(key, getattr(self, key))
-        LIMITS["restarts"].refuse("prompts_each", self.prompts_each)
+            settle(self, key, LIMITS[key])
+        settle(self, "prompts_each", LIMITS["restarts"])
         if self.checkpoint_seconds is not None:
-            LIMITS["checkpoint_seconds"].refuse("checkpoint_seconds", self.checkpoint_seconds)
+            settle(self, "checkpoint_seconds", LIMITS["checkpoint_seconds"])
         if 0 < self.check_convergence < LEAST:
             raise ValueError(
                 f"`--check-convergence` must be 0 or at least {LEAST}, which its rule asks for, got "

@@ -19,9 +19,9 @@ from mm_cb.core.runs import keep_pictures, write_json, write_jsonl
 from mm_cb.core.seal import sealed
 from mm_cb.metrics.checks import adapter_acts
 from mm_cb.metrics.observations import worst_pictures
-from mm_cb.metrics.results import measure, results_content, with_hash_of_items
+from mm_cb.metrics.results import measure, results_content, tied
 
-CURVES = "curves.json"
+CURVES, PROTOCOL = "curves.json", "protocol.json"
 
 
 def write_outputs(folder: Path, items: list[Item], more: JsonObject) -> None:
@@ -35,7 +35,7 @@ def write_outputs(folder: Path, items: list[Item], more: JsonObject) -> None:
     keep_pictures(folder, worst_pictures(items))
     write_jsonl(folder / "items.jsonl", items)
     for name, content in more.items():
-        write_json(folder / name, with_hash_of_items(folder, content) if name == "results.json" else content)
+        write_json(folder / name, tied(folder, content) if name == "results.json" else content)
 
 
 def summaries(items: list[Item], parts: Mapping[str, Path], configs: Sequence[AttackConfig], dtype: str) -> JsonObject:
@@ -64,7 +64,7 @@ def summaries(items: list[Item], parts: Mapping[str, Path], configs: Sequence[At
         protocol["anneal"] = dialled
     if itself := sorted({item["condition"] for item in by_processor(items)}):
         protocol["pixels_by_processor"] = itself
-    return {CURVES: drawn, "checks.json": checks, "protocol.json": sealed(protocol), "results.json": results}
+    return {CURVES: drawn, "checks.json": checks, PROTOCOL: sealed(protocol), "results.json": results}
 
 
 def by_processor(items: Iterable[Item]) -> Iterator[Item]:

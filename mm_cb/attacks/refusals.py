@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL.Image import Image
 
+from mm_cb.attacks.best_of_n import varied
 from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.objectives.form import filled_tokens
 from mm_cb.attacks.objectives.target import encode
 from mm_cb.attacks.registry import attack_entry, attacks, refuse_blind
 from mm_cb.attacks.texts import ask
 from mm_cb.core.closing import say
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
-from mm_cb.data.behaviors_file import FACTS, FORM, HARMLESS, Behavior, grey_canvas, read_behaviors, refuse_too_large
+from mm_cb.data.behaviors_file import (
+    FACTS,
+    FORM,
+    GAP,
+    HARMLESS,
+    Behavior,
+    grey_canvas,
+    read_behaviors,
+    refuse_too_large,
+)
 from mm_cb.data.corpus import read_corpus
 from mm_cb.data.pictures import open_picture
 from mm_cb.data.prompts_file import ImportedPrompt
-from mm_cb.data.unknown import note_of_asked
+from mm_cb.data.unknown import Words, note_of_unknown
 from mm_cb.inference.subjects import Subject
 from mm_cb.metrics.observations import starts_with
 from mm_cb.models import ChatModel, VisionModel
@@ -33,6 +45,8 @@ _TOLD = {
     FORM: " (how an answer is said, docs/formats.md)",
     HARMLESS: " (requests that the model answers in the same form, docs/formats.md)",
 }
+_FIRST_DRAWS = 8
+"""Variations that are looked at before the first is asked."""
 _FEW_WORDS = 1000
 """A vocabulary of at most so many words is too small for texts that somebody writes without having seen it."""
 
@@ -83,18 +97,26 @@ def refuse_unseen(model: str, names: Sequence[str], behaviors: Sequence[Behavior
         )
 
 
-def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: AttackConfig) -> None:
+def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], *configs: AttackConfig) -> None:
     """Refuse behaviours that cannot be attacked, or not with what is given beside them, before the first batch is.
 
     Raises:
-        UserError: If a text holds the image placeholder, a harmless target cannot be written, a picture is too large
-            for memory or for the norm, a chat is too long, or the model breaks a law of its family.
+        UserError: If a text holds the image placeholder, a harmless target or a form cannot be written, a picture is
+            too large for memory or for the norm, none of its variations changes it, a chat is too long, or the model
+            breaks a law of its family.
     """
+    config = configs[0]
     corpus = [] if config.corpus is None else read_corpus(config.corpus)
     if config.surrogate is not None:
         changes_of(subject.model, config.surrogate)
     refuse_placeholders([*behaviors, *corpus], subject.model)
     refuse_unsayable(behaviors, subject.model)
+    if any(FORM in one.entry.fields for one in configs):
+        for b in behaviors:
+            refuse_form(subject, b)
+    for one in configs:
+        if one.entry.search == "vary":
+            refuse_still(subject.model, behaviors, one)
     if not isinstance(subject.model, VisionModel):
         for b in behaviors:
             encode(subject, [b], [None], [b.target])
@@ -120,6 +142,54 @@ def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], config: Attack
             encode(subject, [b], [picture], [b.target])
 
 
+def refuse_form(subject: Subject, behavior: Behavior) -> None:
+    """Refuse a form that the model does not know all of, or whose gaps are not the same for all words.
+
+    Raises:
+        UserError: If words are not equally many tokens, the same for two of them, or unknown, or its text is.
+    """
+    form, words = behavior.form, Words(subject.model.processor.tokenizer)
+    assert form is not None
+    unk = subject.model.processor.tokenizer.unk_token
+    for word in form.words:
+        if words.partly_unknown(word):
+            raise UserError(
+                f"{behavior.named}: `{subject.model.name}` does not know `{word}` of the `words` of its form, it reads "
+                f"`{unk}`; leave it out, or take words that the model has."
+            )
+    if lost := next((piece for piece in form.text.replace(GAP, " ").split() if words.partly_unknown(piece)), None):
+        raise UserError(
+            f"{behavior.named}: `{subject.model.name}` does not know `{lost}` of the text of its form, it reads "
+            f"`{unk}`; write the form in words that the model has."
+        )
+    filled_tokens(subject, behavior)
+
+
+def refuse_still(model: ChatModel, behaviors: Sequence[Behavior], config: AttackConfig) -> None:
+    """Refuse variations so small that the first draws of every behaviour leave its picture, or its text, as it is.
+
+    Raises:
+        UserError: Saying which of them.
+    """
+    draws = range(min(config.draws, _FIRST_DRAWS))
+    for what, place in (("picture", 0), ("text", 1)):
+        if config.vary in (what, "both") and not any(
+            _changed(model, b, replace(config, vary=what), draw)[place] for b in behaviors for draw in draws
+        ):
+            raise UserError(
+                f"`--strength {config.strength:g}` changes no {what} in the first {len(draws)} draws of "
+                f"{len(behaviors)} behaviours, all of which would be one and the same try; give more."
+            )
+
+
+def _changed(model: ChatModel, behavior: Behavior, config: AttackConfig, draw: int) -> tuple[bool, bool]:
+    """Whether one variation changes the picture, and the prompt."""
+    canvas = cast("VisionModel", model).canvas
+    clean = grey_canvas(canvas) if behavior.image is None else open_picture(behavior.image)
+    picture, prompt = varied(behavior, clean, vary=config.vary, strength=config.strength, seed=config.seed, draw=draw)
+    return picture.tobytes() != clean.tobytes(), prompt != behavior.prompt
+
+
 def refuse_unsendable(
     subject: Subject, behaviors: Sequence[Behavior], prompts: Mapping[str, Sequence[ImportedPrompt]]
 ) -> None:
@@ -141,10 +211,9 @@ def refuse_placeholders(behaviors: Sequence[Behavior], model: ChatModel) -> None
     """Refuse texts that hold the model's image placeholder or another control token; targets that are calls may."""
     picture, tokenizer = model.processor.image_token, model.processor.tokenizer
     for behavior in behaviors:
-        own = [str(behavior.extra.get(key)) for key in ("typographic_prompt", FACTS)]
-        own += [] if behavior.form is None else [behavior.form.text, *behavior.form.words]
-        own += behavior.harmless
-        texts = behavior.prompt, *([behavior.target] if behavior.call is None else []), *own
+        form = [] if behavior.form is None else [behavior.form.text, *behavior.form.words]
+        said = [behavior.target] if behavior.call is None else []
+        texts = behavior.prompt, *said, *_own_texts(behavior), *form
         if picture is not None and any(picture in text for text in texts):
             raise UserError(
                 f"{behavior.named} must not hold the model's image placeholder `{picture}` in its texts; "
@@ -155,6 +224,12 @@ def refuse_placeholders(behaviors: Sequence[Behavior], model: ChatModel) -> None
                 refuse_control_tokens(text, tokenizer)
             except UserError as error:
                 raise UserError(f"{behavior.named} cannot be asked: {error}") from error
+
+
+def _own_texts(behavior: Behavior) -> list[str]:
+    """What attacks read of a behaviour beside its prompt, target and form."""
+    told = [str(behavior.extra[key]) for key in ("typographic_prompt", FACTS) if behavior.extra.get(key)]
+    return [*told, *behavior.harmless]
 
 
 def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
@@ -180,7 +255,8 @@ def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
                 f"{behavior.named}: `{model.name}` cannot write its target {behavior.target!r}, only "
                 f"{written!r}; give targets in the model's own words: `mm-cb data build benign --targets FILE`."
             )
-    if told := note_of_asked(tokenizer, ((b.named, (b.prompt, b.target)) for b in behaviors), "behaviours"):
+    given = ((b.named, (b.prompt, b.target, *_own_texts(b))) for b in behaviors)
+    if told := note_of_unknown(tokenizer, given, "behaviours"):
         say(told)
 
 

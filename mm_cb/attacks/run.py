@@ -15,9 +15,8 @@ from mm_cb.attacks.config_files import as_recipe
 from mm_cb.attacks.controls import CONTROL, CONVERGENCE, is_done, twice_the_steps, wrong_text
 from mm_cb.attacks.job import Attacker
 from mm_cb.attacks.judged_files import OutcomeOf
-from mm_cb.attacks.objectives.form import filled_tokens
 from mm_cb.attacks.objectives.universal import all_at_once, seen
-from mm_cb.attacks.outputs import CURVES, best_pictures, by_processor, parts_of, summaries, write_outputs
+from mm_cb.attacks.outputs import CURVES, PROTOCOL, best_pictures, by_processor, parts_of, summaries, write_outputs
 from mm_cb.attacks.refusals import fitting, refuse_unfit, refuse_unseen, refuse_unsendable
 from mm_cb.attacks.refused_settings import refuse_idle, refuse_mismatch
 from mm_cb.attacks.registry import chosen_attacks
@@ -33,7 +32,7 @@ from mm_cb.core.progress import Progress
 from mm_cb.core.records import Item, JsonObject
 from mm_cb.core.runs import RunDirectory, append_jsonl, file_sha256, hash_inputs, read_run, write_bytes, write_jsonl
 from mm_cb.core.workers import Workers
-from mm_cb.data.behaviors_file import FORM, KEPT_AS, Behavior, asked_once, behaviors_path, read_behaviors
+from mm_cb.data.behaviors_file import KEPT_AS, Behavior, asked_once, behaviors_path, read_behaviors
 from mm_cb.data.corpus import read_corpus
 from mm_cb.data.pictures import open_picture
 from mm_cb.data.prompts_file import KEPT_AS as PROMPTS_KEPT_AS
@@ -187,7 +186,7 @@ def run_attack(
                 if not run.finished:
                     job.attack(run.path, shard.part(asked))
                     _keep(run.path, kept)
-                    run.finish(files=[*kept, CURVES])
+                    run.finish(files=[*kept, CURVES, PROTOCOL])
                 progress.say(f"shard {shard} is done; without --shard the same command gathers all of them")
             return
         with RunDirectory(out, "attack", recipe, config.seed, inputs=inputs) as run:
@@ -200,7 +199,7 @@ def run_attack(
                     progress.say(_announce(job.configs, len(asked)))
                     job.attack(run.path, asked)
                 _keep(run.path, kept)
-                run.finish(files=[*kept, CURVES])
+                run.finish(files=[*kept, CURVES, PROTOCOL])
                 if job.configs[0].entry.universal and len(seen(config, asked)) == len(asked):
                     progress.say(_NOTHING_HELD_OUT)
             if gathered:
@@ -290,11 +289,8 @@ class _Process:
 
     def attack(self, folder: Path, chosen: Sequence[Behavior]) -> None:
         """Load the model and run every attack on these behaviours."""
-        refuse_unfit(self.subject, chosen, self.configs[0])
+        refuse_unfit(self.subject, chosen, *self.configs)
         refuse_unsendable(self.subject, chosen, self.prompts or {})
-        if any(FORM in config.entry.fields for config in self.configs):
-            for behavior in chosen:
-                filled_tokens(self.subject, behavior)
         if self.responses is not None:
             forced = sum(b.id in self.responses for b in chosen)
             self.progress.say(
@@ -321,7 +317,7 @@ class _Process:
             with RunDirectory(folder / plan.folder, "attack", plan.recipe(recipe), seed, inputs=inputs) as run:
                 replace(self, configs=plan.configs, responses=plan.responses)._go_on(run.path, plan.behaviors)
                 write_jsonl(run.path / KEPT_AS, plan.kept())
-                run.finish(files=[KEPT_AS, CURVES])
+                run.finish(files=[KEPT_AS, CURVES, PROTOCOL])
 
     def _go_on(self, folder: Path, behaviors: Sequence[Behavior]) -> None:
         judge = judge_of(self.source.model)

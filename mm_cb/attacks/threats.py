@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from mm_cb.core.limits import plain
+
 NORMS = {
     "linf": "every value, by at most --epsilon",
     "l2": "a change of Euclidean norm at most --epsilon, pixels in [0, 1]",
@@ -38,8 +40,10 @@ class Threat:
         if self.norm not in NORMS:
             raise ValueError(f"`norm` must be one of {', '.join(NORMS)}, got {self.norm!r}.")
         for name, kinds, what in (("levels", int, "a whole number of 255ths"), ("size", int | float, "a number")):
-            if isinstance(held := getattr(self, name), bool) or not isinstance(held, kinds):
+            held = getattr(self, name)
+            if isinstance(found := plain(held), bool) or not isinstance(found, kinds):
                 raise TypeError(f"`{name}` of a threat must be {what}, got {held!r:.60} ({type(held).__name__}).")
+            object.__setattr__(self, name, found)
         if not 0 <= self.levels <= _LEVELS:
             raise ValueError(f"`epsilon` must lie in 0..255 (255ths), got {self.levels}.")
         if self.whole_range and self.levels != _LEVELS:

@@ -24,7 +24,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress, print_whole
 from mm_cb.core.reading import json_lines, shown
 from mm_cb.core.records import Item
-from mm_cb.core.runs import SCHEMA, read_run
+from mm_cb.core.runs import UNSEALED, read_run
 from mm_cb.core.seal import refuse_changed
 from mm_cb.core.terminal import columns
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, kept_behaviors
@@ -38,7 +38,7 @@ from mm_cb.judges.base import NOT_JUDGED
 from mm_cb.judges.stored_verdicts import refuse_other_verdicts
 from mm_cb.metrics.agreement import completions_of
 from mm_cb.metrics.observations import rank, starts_with
-from mm_cb.metrics.results import read_results, refuse_changed_items
+from mm_cb.metrics.results import read_results, refuse_foreign
 from mm_cb.metrics.whole import refuse_gone, whole_items
 
 _SETTLED = (
@@ -85,7 +85,7 @@ def verify_run(
     run = _read(folder)
     answers, unseen = _answers(run)
     verdicts = _check_verdicts(run)
-    refuse_changed_items(folder)
+    refuse_foreign(folder)
     sent = folder / PROMPTS
     prompts = read_prompts(sent, list(run.asked)) if sent.exists() else None
     source = source_again(folder, read_run(folder), "give `--{}`: where it lies here", device, model, adapter, base)
@@ -114,7 +114,7 @@ def verify_run(
 
 def _read(folder: Path) -> _StatedRun:
     content = read_run(folder)
-    recipe, whole = read_recipe(content, folder), content.get("schema") == SCHEMA
+    recipe, whole = read_recipe(content, folder), content.get("schema", UNSEALED) != UNSEALED
     refuse_gone(folder, "protocol.json", KEPT_AS)
     refuse_changed(read_record(protocol := folder / "protocol.json", dict), f"`{protocol}`", needed=whole)
     asked = {b.id: b for b in kept_behaviors(folder)}
@@ -231,7 +231,7 @@ def _check_counts(run: _StatedRun) -> None:
             stated, again = stated.get("k") if isinstance(stated, dict) else None, again["k"]
         if name == "results.json":
             read_results(run.folder / name)  # each measurement is one
-            stated.pop("items", None)
+            stated = {key: stated[key] for key in again}  # beside these it names what it is of, see `refuse_foreign`
             for row in stated["measurements"]:
                 row.get("counts", {}).pop("proxy", None)  # a label by `mm-cb judge`
         if stated != again:

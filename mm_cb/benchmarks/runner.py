@@ -27,7 +27,7 @@ from mm_cb.core.records import Check, Item, RecipeFields
 from mm_cb.core.runs import RunDirectory, append_jsonl, hash_inputs, read_run, write_json, write_jsonl
 from mm_cb.core.thoughts import answer_in, ends_at_limit, served_as, thought_of
 from mm_cb.core.workers import Workers
-from mm_cb.data.unknown import note_of_asked
+from mm_cb.data.unknown import note_of_unknown
 from mm_cb.inference.base_nll import Likelihood, likelihood_fields
 from mm_cb.inference.generation import Engine, LocalEngine, Request, complete_all
 from mm_cb.inference.served import open_engine
@@ -225,7 +225,7 @@ def _ask(benchmark: Benchmark, session: Session) -> None:
         session.say(idle_note(session.engine.subject))
     if isinstance(session.engine, LocalEngine):
         tokenizer = session.engine.subject.model.processor.tokenizer
-        if told := note_of_asked(tokenizer, ((f"request `{r.key}`", (r.text,)) for r in requests), "requests"):
+        if told := note_of_unknown(tokenizer, ((f"request `{r.key}`", (r.text,)) for r in requests), "requests"):
             session.say(told)
     store, longest = session.run.path / COMPLETIONS, session.settings.max_new_tokens
     session.answers = complete_all(session.engine, requests, store, longest, task)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mm_cb.core.errors import unknown
-from mm_cb.core.limits import LIMITS, Limit
+from mm_cb.core.limits import LIMITS, Limit, settle
 
 
 def setting(
@@ -60,7 +60,7 @@ class Settings:
         for field in dataclasses.fields(self):
             value, about = getattr(self, field.name), field.metadata
             if (limit := about.get("limit")) is not None and not (value is None and field.default is None):
-                limit.refuse(field.name, value)
+                settle(self, field.name, limit)
             if about.get("choices") and value not in about["choices"]:
                 raise unknown(field.name.replace("_", " "), value, about["choices"])
 

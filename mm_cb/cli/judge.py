@@ -76,11 +76,12 @@ def judge(
     refuse_unread(entry, given("--device", "--dtype", "--batch"))
     from mm_cb.cli.attacked import show_run
     from mm_cb.core.checked import read_records
+    from mm_cb.core.pages import PAGE, not_ours
     from mm_cb.core.progress import Progress
     from mm_cb.core.records import Item
     from mm_cb.core.runs import read_run
     from mm_cb.judges.registry import JudgeOptions, open_judge
-    from mm_cb.judges.rejudge import PAGE, judgeable, rejudge
+    from mm_cb.judges.rejudge import judgeable, rejudge
     from mm_cb.report.labels import judges_called
 
     read_run(run_dir)  # before a judge of many gigabytes is loaded
@@ -99,7 +100,7 @@ def judge(
     )
     opened = open_judge(options)
     page = run_dir / PAGE
-    had_page = page.is_file()
+    had_page = page.is_file() and not not_ours(page)
     with Progress() as progress:
         found = rejudge(run_dir, opened, behaviors=behaviors, progress=progress)
     for pair in (pair for pair in found if pair["n"]):

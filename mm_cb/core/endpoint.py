@@ -95,14 +95,12 @@ class Endpoint:
             UserError: If the address is not plain http(s), or holds a password or a query, the key is no key, or a
                 number is out of range.
         """
-        for name, value in (("timeout", timeout), ("retries", retries), ("concurrency", concurrency)):
-            LIMITS[name].refuse(name, value)
         self.url = _base_address(url)
         self.model = model
         self._key = _usable_key(os.environ.get(API_KEY))
-        self._timeout = timeout
-        self._retries = retries
-        self._concurrency = concurrency
+        self._timeout = LIMITS["timeout"].number("timeout", timeout)
+        self._retries = LIMITS["retries"].number("retries", retries)
+        self._concurrency = LIMITS["concurrency"].number("concurrency", concurrency)
         self._reached = False
         self._limit = _LIMITS[0]
         self._names: Counter[str] = Counter()

@@ -1,5 +1,6 @@
 """How far every numeric setting may go, and why no further: one table for flags, recipes and Python."""
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,19 +35,22 @@ class Limit:
 
     def holds(self, value: Any) -> bool:
         """Whether a value is a number that can stand there; what is true or false is none."""
+        value = plain(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         fits = self.least < value if self.above else self.least <= value
         return fits and value <= self.most and (not self.whole or value == int(value))
 
-    def refuse(self, name: str, value: Any) -> None:
-        """Refuse a value that cannot stand there.
+    def number(self, name: str, value: Any) -> Any:
+        """A value that can stand there, as Python's own int or float.
 
         Raises:
             OutOfRange: Saying what can, and why no more.
         """
-        if not self.holds(value) or (self.whole and not isinstance(value, int)):
+        found = plain(value)
+        if not self.holds(found) or (self.whole and not isinstance(found, int)):
             raise self._fault(name, _shown(value))
+        return found
 
     def _fault(self, name: str, got: str) -> OutOfRange:
         return OutOfRange(f"`{name}` must be a {self.text} ({self.why}), got {got}.")
@@ -66,9 +70,26 @@ class Limit:
                 value = text
         if isinstance(value, str):
             raise self._fault(name, _cut(value))
-        self.refuse(name, value)
-        found: int | float = value
+        found: int | float = self.number(name, value)
         return found
+
+
+def plain(value: Any) -> Any:
+    """A number of any library (numpy's, a tensor of one) as Python's own; what is none, or true or false, as it is."""
+    kind = str(getattr(value, "dtype", "number"))
+    if isinstance(value, str | bytes | bool) or not any(name in kind for name in ("int", "float", "number")):
+        return value
+    for read in (operator.index, float):
+        try:
+            return read(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            continue
+    return value
+
+
+def settle(settings: object, name: str, limit: Limit) -> None:
+    """Hold a field of a frozen dataclass to its limit, and keep it as Python's own number."""
+    object.__setattr__(settings, name, limit.number(name, getattr(settings, name)))
 
 
 def _most(limit: Limit) -> str:

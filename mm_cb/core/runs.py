@@ -34,7 +34,7 @@ from mm_cb.core.paths import safe_id
 from mm_cb.core.places import refuse_inside_run, same_inputs, same_place, written_here
 from mm_cb.core.reading import TextFault, decode, file_bytes, loads
 from mm_cb.core.records import Code, RecipeFields, Resumption, Run
-from mm_cb.core.seal import changed, refuse_changed, sealed
+from mm_cb.core.seal import changed, refuse_changed, seal_of, sealed
 
 __all__ = [
     "RunDirectory",
@@ -44,6 +44,7 @@ __all__ = [
     "flatten",
     "hash_inputs",
     "held",
+    "identity_of",
     "read_jsonl",
     "read_run",
     "write_bytes",
@@ -52,8 +53,8 @@ __all__ = [
     "write_text",
 ]
 
-SCHEMA, UNSEALED = 2, 1
-"""Of run.json, now and before it was sealed."""
+SCHEMA, SEALED, UNSEALED = 3, 2, 1
+"""Of run.json: now, before results.json named its run, and before it was sealed."""
 _LOCK = ".lock"
 _RUN = "run.json"
 _SHOWN_DIFFERENCES = 6
@@ -87,16 +88,21 @@ def read_run(path: Path) -> Run:
         place = f":{e.line}" if isinstance(e, TextFault) else ""
         raise UserError(f"`{file}{place}` cannot be read ({e}); delete it and start the run in a new directory.") from e
     run = checked(content, Run, f"`{file}`")
-    if (schema := run.get("schema", UNSEALED)) not in (UNSEALED, SCHEMA):
+    if (schema := run.get("schema", UNSEALED)) not in (UNSEALED, SEALED, SCHEMA):
         raise UserError(
             f"`{file}` must have schema {SCHEMA}, got {schema!s:.20}: open it with the version of mm-cb that made it."
         )
-    refuse_changed(run, f"`{file}`", needed=schema == SCHEMA)
+    refuse_changed(run, f"`{file}`", needed=schema != UNSEALED)
     run.pop("seal", None)
     for name, digest in run.get("files", {}).items():
         if (other := file.parent / name).is_file() and file_sha256(other) != digest:
             raise changed(f"`{other}`")
     return run
+
+
+def identity_of(run: Mapping[str, object]) -> str:
+    """What no other run has: the hash of its settings and inputs. Runs of the same end with the same bytes."""
+    return seal_of({key: run.get(key) for key in ("command", "recipe", "seed", "inputs")})
 
 
 class RunDirectory:

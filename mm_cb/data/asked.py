@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import REFUSED, UNANSWERED, Endpoint, EndpointError, EndpointFailure
 from mm_cb.core.files import append_jsonl
-from mm_cb.core.limits import LIMITS
+from mm_cb.core.limits import LIMITS, settle
 from mm_cb.core.records import Message
 from mm_cb.data.describe import CORRUPT
 
@@ -56,15 +56,16 @@ class Asking(Protocol):
 
 
 def refuse_numbers(asking: Asking) -> None:
-    """Refuse what lies outside its limits.
+    """Refuse what lies outside its limits, and keep the others as Python's own numbers.
 
     Raises:
         UserError: Naming the number.
     """
-    numbers: dict[str, object] = {"attempts": asking.attempts, "max_tokens": asking.max_tokens, "seed": asking.seed}
-    numbers |= {"generator_temperature": asking.temperature} | ({} if asking.limit is None else {"limit": asking.limit})
-    for name, value in numbers.items():
-        LIMITS[name].refuse(name.removeprefix("generator_"), value)
+    limits = {name: LIMITS[name] for name in ("attempts", "max_tokens", "seed")}
+    limits |= {"temperature": LIMITS["generator_temperature"]}
+    limits |= {} if asking.limit is None else {"limit": LIMITS["limit"]}
+    for name, limit in limits.items():
+        settle(asking, name, limit)
 
 
 class Failures:

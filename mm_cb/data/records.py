@@ -14,6 +14,7 @@ from mm_cb.data.examples import KEYS, SETS, Example, Modality, SetName, check_me
 from mm_cb.data.pictures import encoded
 from mm_cb.data.refusals import Refusals
 from mm_cb.data.rows import undecoded
+from mm_cb.data.scan import message_texts
 
 _NEEDED = ("messages", "set")
 
@@ -72,6 +73,12 @@ class Records(Sequence[Example]):
         messages, tools = with_tools(_with_parts(row["messages"], len(pictures)), row.get("tools"))
         source, place = str(row.get("source") or ""), f"rows[{index}]"
         return Example(name, messages, pictures, row["set"], source, place=place, tools=tools)
+
+    def texts(self) -> Iterator[tuple[str, list[str]]]:
+        """Place and texts of every row; no picture is decoded."""
+        rows = self._rows.select_columns(["messages"]) if hasattr(self._rows, "column_names") else self._rows
+        for index, row in enumerate(rows):
+            yield f"rows[{index}]", [text for message in row["messages"] for text in message_texts(message)]
 
     def kinds(self) -> Iterator[tuple[SetName, Modality]]:
         """Set and modality of every row, known without reading any again."""

@@ -14,14 +14,20 @@ class Words:
     def __init__(self, tokenizer: Any) -> None:
         """Ask ``tokenizer``."""
         self._tokenizer, unknown = tokenizer, tokenizer.unk_token_id
-        self._unknown = unknown if unknown in self._ids(_STRANGE) else None
+        self._unknown: int | None = unknown if unknown in self._ids(_STRANGE) else None
 
     def mostly_unknown(self, texts: Iterable[str]) -> str | None:
-        """The token for what the tokenizer does not know, where more than half of the texts come to it."""
-        if self._unknown is None:
-            return None
-        ids = [one for text in texts for one in self._ids(text)]
-        return str(self._tokenizer.unk_token) if 2 * ids.count(self._unknown) > len(ids) else None
+        """The token for what the tokenizer does not know, where at least half of one of the texts comes to it."""
+        return str(self._tokenizer.unk_token) if any(self._share(text) >= 0.5 for text in texts) else None
+
+    def partly_unknown(self, text: str) -> bool:
+        """Whether the tokenizer does not know all of a text."""
+        return self._share(text) > 0
+
+    def _share(self, text: str) -> float:
+        if self._unknown is None or not (ids := self._ids(text)):
+            return 0.0
+        return ids.count(self._unknown) / len(ids)
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
@@ -34,7 +40,7 @@ class Unknown(Generic[T]):
         """Begin.
 
         Args:
-            mostly: The token that more than half of a row's texts come to, if there is one; None = not known here.
+            mostly: The token that at least half of one of a row's texts comes to, if any; None = not known here.
             what: What the rows are.
             to: What is done with a model by them.
         """
@@ -56,26 +62,24 @@ class Unknown(Generic[T]):
         if not self._unknown:
             return None
         return (
-            f"{self._first}: {self._unknown} of {self._rows} {self._what} are mostly `{self._token}` to the model (the "
-            f"first here), words that its tokenizer does not have: leave them out, write them in words that it has, or "
-            f"{self._to} a model that reads them"
+            f"{self._first}: {self._unknown} of {self._rows} {self._what} have a text that is mostly `{self._token}` "
+            f"to the model (the first here), words that its tokenizer does not have: leave them out, write them in "
+            f"words that it has, or {self._to} a model that reads them"
         )
 
 
-def note_of_asked(tokenizer: Any, asked: Iterable[tuple[str, Sequence[str]]], what: str) -> str | None:
-    """What to say of texts that a model is asked, any of which is mostly unknown to it.
+def note_of_unknown(
+    tokenizer: Any, rows: Iterable[tuple[str, Sequence[str]]], what: str, to: str = "ask"
+) -> str | None:
+    """What to say of texts that a model is given, where it does not know half of one.
 
     Args:
         tokenizer: The model's.
-        asked: A place and its texts, each of which the model should know.
+        rows: A place and its texts, each of which the model should know.
         what: What they are: "behaviours".
+        to: What is done with a model by them.
     """
-    words = Words(tokenizer)
-
-    def token(texts: Sequence[str]) -> str | None:
-        return next(filter(None, (words.mostly_unknown([text]) for text in texts)), None)
-
-    unknown = Unknown(token, what, "ask")
-    for place, texts in asked:
+    unknown = Unknown(Words(tokenizer).mostly_unknown, what, to)
+    for place, texts in rows:
         unknown.count(texts, place)
     return unknown.warning()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mm_cb.core.devices import refuse_unknown
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import dumps
-from mm_cb.core.limits import LIMITS
+from mm_cb.core.limits import LIMITS, settle
 from mm_cb.core.user_code import entry_of, is_ours, refuse_taken, registering_file
 from mm_cb.metrics.table import is_known
 
@@ -46,7 +46,7 @@ class JudgeOptions:
             UserError: If it is out of range, or there is no such device on any machine.
         """
         refuse_unknown(self.device)
-        LIMITS["batch"].refuse("batch", self.batch)
+        settle(self, "batch", LIMITS["batch"])
 
 
 @dataclass(frozen=True)

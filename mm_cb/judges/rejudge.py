@@ -11,6 +11,7 @@ from mm_cb.core.chat_replies import UNANSWERED, unread
 from mm_cb.core.checked import read_list, read_records
 from mm_cb.core.compatibility import with_added_fields
 from mm_cb.core.errors import UserError
+from mm_cb.core.pages import PAGE, not_ours
 from mm_cb.core.paths import absolute, safe_id
 from mm_cb.core.progress import Progress
 from mm_cb.core.records import Agreement, Candidate, Check, Item, Run, StoredVerdict
@@ -36,8 +37,6 @@ from mm_cb.metrics.whole import refuse_contradiction, whole_items
 
 NEWEST = "newest.json"
 """Whose verdicts items.jsonl and results.json carry; absent while they are being written."""
-PAGE = "report.html"
-"""A page in the run directory shows its verdicts; one elsewhere is its owner's to make again."""
 AS_RUN = "as-run"
 """The name under which a run's own verdicts are kept."""
 
@@ -80,7 +79,7 @@ def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None,
         _say_unjudged([verdicts[key] for key in cases], progress)
         _keep_as_run(run_dir, judged)
         (run_dir / FOLDER / NEWEST).unlink(missing_ok=True)
-        (run_dir / PAGE).unlink(missing_ok=True)
+        _remove_page(run_dir / PAGE, progress)
         _judge_targets(judged, verdicts)
         _write_items(run_dir, items, judged, verdicts, judge)
         _write_results(run_dir, items, judge)
@@ -88,6 +87,14 @@ def rejudge(run_dir: str | Path, judge: Judge, *, behaviors: Path | None = None,
         write_json(run_dir / FOLDER / "agreement.json", found)
         write_json(run_dir / FOLDER / NEWEST, {"judge": judge.name})
         return found
+
+
+def _remove_page(page: Path, progress: Progress) -> None:
+    """Remove the run's page, which shows the verdicts before; one elsewhere is its owner's to make again."""
+    if strange := not_ours(page):
+        progress.say(f"`{page}` is {strange} and is left alone: it does not show the new verdicts")
+    else:
+        page.unlink(missing_ok=True)
 
 
 def _refuse_holes(run_dir: Path, run: Run, items: list[Item], judge: Judge) -> None:
@@ -258,8 +265,8 @@ def _write_results(run_dir: Path, items: list[Item], judge: Judge) -> None:
         unchanged = kept.pop(m.address, m)
         written.append(_labelled(unchanged) if proxy and judged_as(m.metric) in judge.metrics else unchanged)
     measured = [*written, *kept.values()]
-    write_results(run_dir / "results.json", measured)
     _write_checks(run_dir / "checks.json", measured)
+    write_results(run_dir / "results.json", measured)
 
 
 def _write_checks(path: Path, measurements: Sequence[Measurement]) -> None:

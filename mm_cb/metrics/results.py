@@ -12,8 +12,9 @@ import numpy as np
 
 from mm_cb.core.checked import checked, made, read_json
 from mm_cb.core.errors import UserError
-from mm_cb.core.records import Item
-from mm_cb.core.runs import file_sha256, write_json
+from mm_cb.core.records import Item, Run
+from mm_cb.core.runs import SCHEMA as SCHEMA_OF_RUN
+from mm_cb.core.runs import UNSEALED, file_sha256, identity_of, write_json
 from mm_cb.core.seal import changed
 from mm_cb.metrics import table
 from mm_cb.metrics.earned import is_earned, mostly_silent
@@ -26,6 +27,7 @@ from mm_cb.metrics.table import HEADLINE, WORST_CASE, WORST_GIVEN
 
 SCHEMA = 1
 ITEMS = "items.jsonl"
+_BESIDE = (("items", ITEMS), ("checks", "checks.json"))
 _CONDITIONS = ("no_attack", "noise", HEADLINE, "pgd_adaptive", WORST_CASE, *WORST_GIVEN)
 _SPLITS = ("all", "trained_kinds", "trained", "held_out_combination", "held_out_kind")
 _NAMED_IDS = 5
@@ -62,8 +64,12 @@ class _Results(TypedDict):
     schema: Any
     measurements: list[Any]
     """Each a `Measurement`."""
+    run: NotRequired[str]
+    """Of `identity_of`: the run that these are of."""
     items: NotRequired[str]
     """SHA-256 of the items.jsonl that these were counted from."""
+    checks: NotRequired[str]
+    """SHA-256 of the checks.json beside them."""
 
 
 Observations = dict[str, Observation]
@@ -120,8 +126,8 @@ def measure(items: Iterable[Item], *, pairs: Sequence[tuple[str, str]], seed: in
 
 
 def write_results(path: Path, measurements: Iterable[Measurement]) -> None:
-    """Write results.json in one step, behind the items.jsonl that lies beside it."""
-    write_json(path, with_hash_of_items(path.parent, results_content(measurements)))
+    """Write results.json in one step, behind run.json, items.jsonl and checks.json that lie beside it."""
+    write_json(path, tied(path.parent, results_content(measurements)))
 
 
 def _content(path: Path) -> _Results:
@@ -131,21 +137,32 @@ def _content(path: Path) -> _Results:
     return checked(content, _Results, f"`{path}`")
 
 
-def with_hash_of_items(folder: Path, content: Mapping[str, object]) -> dict[str, object]:
-    """What results.json holds, with the hash of the items.jsonl that it was counted from."""
-    items = folder / ITEMS
-    return {**content, **({"items": file_sha256(items)} if items.is_file() else {})}
+def tied(folder: Path, content: Mapping[str, object]) -> dict[str, object]:
+    """What results.json holds, with the run that it is of and the hashes of what it is told beside."""
+    run = read_json(folder / "run.json")
+    held = {"run": identity_of(run)} if isinstance(run, dict) else {}
+    return {
+        **content,
+        **held,
+        **{key: file_sha256(folder / name) for key, name in _BESIDE if (folder / name).is_file()},
+    }
 
 
-def refuse_changed_items(folder: Path) -> None:
-    """Refuse a run of which items.jsonl was changed since it was counted; earlier versions kept no hash of it.
+def refuse_foreign(folder: Path) -> None:
+    """Refuse results of another run, and items or checks that were changed since; earlier versions kept less of both.
 
     Raises:
         UserError: Naming the file.
     """
-    counted = _content(folder / "results.json").get("items")
-    if counted is not None and counted != file_sha256(folder / ITEMS):
-        raise changed(f"`{folder / ITEMS}`")
+    path = folder / "results.json"
+    results, run = _content(path), checked(read_json(folder / "run.json"), Run, f"`{folder / 'run.json'}`")
+    must = run.get("schema", UNSEALED) >= SCHEMA_OF_RUN
+    if (must or "run" in results) and results.get("run") != identity_of(run):
+        raise UserError(f"`{path}` is of another run than `{folder / 'run.json'}`, and so are its items. {AGAIN}")
+    for key, name in _BESIDE:
+        there = file_sha256(folder / name) if (folder / name).is_file() else None
+        if (must or key in results) and there is not None and results.get(key) != there:
+            raise changed(f"`{folder / name}`")
 
 
 def results_content(measurements: Iterable[Measurement]) -> dict[str, object]:

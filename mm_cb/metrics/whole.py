@@ -11,7 +11,7 @@ from mm_cb.data.behaviors_file import KEPT_AS, kept_behaviors
 from mm_cb.inference.source import subject_name
 from mm_cb.metrics.agreement import completions_of
 from mm_cb.metrics.observations import refuse_repeats
-from mm_cb.metrics.results import AGAIN, ITEMS, Measurement, measure, refuse_changed_items
+from mm_cb.metrics.results import AGAIN, ITEMS, Measurement, measure, refuse_foreign
 
 _MEASURES_NOTHING = ("train", "probe", "data build pairs", "data build calls")
 _COMPLETIONS = Path("parts") / "completions.jsonl"
@@ -92,7 +92,7 @@ def unchanged_items(folder: Path, run: Run) -> list[Item]:
         UserError: As `whole_items`, or if they were changed.
     """
     items = whole_items(folder, run)
-    refuse_changed_items(folder)
+    refuse_foreign(folder)
     return items
 
 
@@ -168,7 +168,7 @@ def refuse_contradiction(folder: Path, items: list[Item], stored: Sequence[Measu
                 f"results.json and {ITEMS} of `{folder}` must agree, but {_told(there or here)} is {_value(there)} "
                 f"there and {_value(here)} counted again. {AGAIN}"
             )
-    refuse_changed_items(folder)
+    refuse_foreign(folder)
 
 
 def _same(one: Measurement, other: Measurement) -> bool:

@@ -11,11 +11,16 @@ from weakref import WeakKeyDictionary
 from mm_cb.core.calls import Call, CallFormat, NotCalls
 from mm_cb.core.errors import UserError
 from mm_cb.core.records import JsonObject, Message
+from mm_cb.core.thoughts import MARKS
 from mm_cb.models.tools import call_id, call_message, call_place, tool_format
 
 _BLANK = "\x1f"
 """Put around stand-ins for texts: blank to a template that trims, and in no template or text."""
 _PLACEHOLDER = re.compile(f"({_BLANK}?\ue000\\d+\ue001{_BLANK}?)")
+
+
+Text = tuple[str, str]
+"""Whose it is, and a text of a chat."""
 
 
 class TokenRole(IntEnum):
@@ -138,14 +143,15 @@ def render_chat(
 
     Raises:
         UserError: If a text holds the image placeholder, or a control token (but in an answer left open), or cannot be
-            encoded, or the template fails, does not write every text and call as it is, or leaves out tools.
+            encoded, or the template fails, does not write every text and call as it is, blanks and earlier thoughts
+            apart, or leaves out tools.
 
     Source:
         Deviations from the released trainer of circuit breakers, which tokenises request and answer apart: a blank
         opens an answer only where the template writes one, and every answer is ended where the template ends it.
     """
     dialect = dialect or dialect_of(processor)
-    texts: list[tuple[str, str]] = []
+    texts: list[Text] = []
     format = tool_format(processor) if tools or any("tool_calls" in message for message in messages) else None
     tokenizer = getattr(processor, "tokenizer", processor)
     turns = _ChatTurns(texts, dialect, tokenizer)
@@ -159,6 +165,7 @@ def render_chat(
     shown = {"tools": list(tools)} if tools else {}
     try:
         template = by_template(processor, stand_ins, dialect, shown)
+        _refuse_rewriting(template, by_template(processor, _said(stand_ins, texts), dialect, shown), texts, tokenizer)
         if not close_turn and messages[-1]["role"] == "assistant" and len(messages) > 1 and not dialect.prompts_open:
             asked = processor.apply_chat_template(
                 stand_ins[:-1], tokenize=False, add_generation_prompt=True, **dialect.settings, **shown
@@ -216,6 +223,48 @@ def render_chat(
         elif ended and joined[last:].isspace():  # a template may go on with a blank or a new line
             joined = joined[:last]
     return RenderedChat(joined, tuple(spans))
+
+
+def _said(stand_ins: Sequence[Message], texts: Sequence[Text]) -> list[Message]:
+    """The chat with its texts in the place of their stand-ins."""
+
+    def said(part: Message) -> Message:
+        return {**part, "text": _filled(part["text"], texts)} if part["type"] == "text" else part
+
+    return [{**turn, "content": [said(part) for part in turn["content"]]} for turn in stand_ins]
+
+
+def _filled(written: str, texts: Sequence[Text]) -> str:
+    """What is written with the texts that a template must leave as they are: no calls, and no thoughts."""
+
+    def text_of(found: re.Match[str]) -> str:
+        role, text = texts[int(found[0].strip(f"{_BLANK}\ue000\ue001"))]
+        thought = role == "assistant" and any(mark in text for mark in MARKS)
+        return found[0] if thought or role in _AS_WRITTEN else text
+
+    return _PLACEHOLDER.sub(text_of, written)
+
+
+def _refuse_rewriting(template: str, written: str, texts: Sequence[Text], tokenizer: Any) -> None:
+    """Refuse a template that writes other words for some texts than for their stand-ins: another chat than is trained.
+
+    Args:
+        template: What it writes of the stand-ins.
+        written: What it writes of the texts; blanks are not compared.
+        texts: Role and text of every stand-in.
+        tokenizer: Whose folder is named.
+    """
+    expected, came = ("".join(one.split()) for one in (_filled(template, texts), written))
+    if expected == came or not all(text.strip() for _, text in texts):
+        return
+    differs = next((i for i, pair in enumerate(zip(expected, came, strict=False)) if pair[0] != pair[1]), -1)
+    near = expected[max(differs - 20, 0) : differs + 20] if differs >= 0 else expected[-40:]
+    lost = next((role for role, text in texts if "".join(text.split()) not in came), None)
+    what = "writes more beside a text" if lost is None else f"changes the text of a turn of the role `{lost}`"
+    raise UserError(
+        f"the chat template of {_template_of(tokenizer)} must write every text as it is, but it {what}, at {near!r} "
+        "(blanks left out): take the template from the model's published folder, or leave out those words."
+    )
 
 
 def count_images(messages: Sequence[Message]) -> int:
@@ -318,7 +367,7 @@ _CONTROLS: WeakKeyDictionary[Any, re.Pattern[str]] = WeakKeyDictionary()
 class _ChatTurns:
     """A chat's turns with numbered placeholders for texts and calls, which are appended to ``texts``."""
 
-    def __init__(self, texts: list[tuple[str, str]], dialect: Dialect, tokenizer: Any) -> None:
+    def __init__(self, texts: list[Text], dialect: Dialect, tokenizer: Any) -> None:
         self._texts, self._dialect = texts, dialect
         self.tokenizer = tokenizer
         self._calls: dict[int, Sequence[Call]] = {}

@@ -10,6 +10,7 @@ from mm_cb.report.charts import layer_charts
 from mm_cb.training.outcome import STUCK
 from mm_cb.training.registry import loss_entry
 
+TITLE = "A real model loses one topic"
 SUFFIX = "gcg"
 ATTACKS = {
     "no_attack": "none",
@@ -101,6 +102,7 @@ def render(rounds: Sequence[Round], steps: int, candidates: int) -> str:
     layers = list(range(len(next(iter(states.values()))["cosine"])))
     drawn: Representations = {"layers": layers, "sets": states}
     context = {
+        "title": TITLE,
         "rounds": rounds,
         "found": rounds[0].found,
         "charts": layer_charts(drawn),

@@ -15,6 +15,7 @@ from mm_cb.attacks.run import run_attack
 from mm_cb.core.checked import read_json
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import dumps
+from mm_cb.core.pages import PAGE, refuse_other_page
 from mm_cb.core.paths import data_path
 from mm_cb.core.progress import Progress
 from mm_cb.core.provenance import peak_memory_bytes
@@ -24,7 +25,7 @@ from mm_cb.inference.source import ModelSource
 from mm_cb.models import ChatModel, load_model
 from mm_cb.real.answers import before_and_after, coherent
 from mm_cb.real.package import real_model
-from mm_cb.real.page import ATTACKS, SUFFIX, Round, numbers, render, summary
+from mm_cb.real.page import ATTACKS, SUFFIX, TITLE, Round, numbers, render, summary
 from mm_cb.training.outcome import ENOUGH_STEPS
 from mm_cb.training.recipes.config import Recipe
 from mm_cb.training.recipes.recipe import load_recipe
@@ -62,15 +63,16 @@ def run_real(out: Path, *, seed: int, seeds: int = 1) -> Path:
         The page.
 
     Raises:
-        UserError: As `real_model`; or ``out`` holds other runs; or, when the page is written, a training did not take
-            hold.
+        UserError: As `real_model`; or ``out`` holds other runs or another page; or, when the page is written, a
+            training did not take hold.
     """
+    page = out / PAGE
+    refuse_other_page(page, TITLE)
     with Progress() as progress:
         model = real_model(progress)
     asked = json_file(data_path("smollm2", "asked.json"), dict, "a JSON object of prompts")
     rounds = [_round(model, out, asked, seed)]
     rounds += [_round(model, out / f"seed-{more}", asked, more, attack=False) for more in range(seed + 1, seed + seeds)]
-    page = out / "report.html"
     write_json(out / "numbers.json", numbers(rounds))
     write_text(page, render(rounds, STEPS, CANDIDATES))
     with Progress() as progress:

@@ -10,7 +10,7 @@ from mm_cb.core.compatibility import with_added_fields, with_attack_flags
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.records import Agreement, Check, Curve, Item, Representations, Run, Timing
-from mm_cb.core.runs import SCHEMA, read_run
+from mm_cb.core.runs import UNSEALED, read_run
 from mm_cb.core.seal import refuse_changed
 from mm_cb.judges.stored_verdicts import refuse_other_verdicts
 from mm_cb.metrics.at_limit import at_limit_notes
@@ -87,7 +87,7 @@ def load_run(folder: Path) -> RunFiles:
     items, unsaid = [with_attack_flags(item) for item in items], items
     if items != unsaid:
         measurements += _worst_by_given(items, measurements)
-    protocol = _protocol(folder / "protocol.json", sealed=run.get("schema") == SCHEMA)
+    protocol = _protocol(folder / "protocol.json", sealed=run.get("schema", UNSEALED) != UNSEALED)
     checks = read_list(folder / "checks.json", Check)
     if command == "attack check":
         from mm_cb.attacks.sanity.stored import refuse_other_checks

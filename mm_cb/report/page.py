@@ -13,7 +13,8 @@ from typing import Any
 
 from mm_cb.attacks.registry import attacks
 from mm_cb.core.errors import UserError
-from mm_cb.core.files import file_errors, write_text
+from mm_cb.core.files import write_text
+from mm_cb.core.pages import PAGE, TITLE, not_ours
 from mm_cb.core.paths import named_path, safe_id
 from mm_cb.core.records import Run, Timing
 from mm_cb.core.runs import flatten
@@ -71,9 +72,6 @@ _BEFORE_PERCENT = re.compile(r"(?<=\d) %")
 """A number and its percent sign stay on one line."""
 
 
-_TITLE = "Circuit breaker report"
-
-
 def write_report(run_dirs: Sequence[str | Path], out: str | Path, *, show_completions: bool = False) -> ReportData:
     """Write the report of finished runs as one HTML file.
 
@@ -113,20 +111,14 @@ def refuse_no_page(target: Path, name: str) -> None:
     """Refuse a place for a page that can hold none, or holds something else; ``name`` is the setting that says it.
 
     Raises:
-        UserError: If it is a folder, a broken link, a file that `write_report` did not make, or does not end in .html.
+        UserError: If it is a folder, a link, a file that is no such page, or does not end in .html.
     """
     if target.is_dir():
-        raise UserError(f"`{name}` must be a file such as `{target / 'report.html'}`, got a directory.")
+        raise UserError(f"`{name}` must be a file such as `{target / PAGE}`, got a directory.")
     if target.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"the page is HTML: `{name}` must end in .html, got `{target}`.")
-    if target.is_symlink() and not target.exists():
-        raise UserError(f"`{name}` must be a file, but `{target}` is a link that leads nowhere; give another path.")
-    if not target.is_file():
-        return
-    with file_errors(target), target.open("rb") as opened:
-        made_here = f"<title>{_TITLE}</title>".encode() in opened.read(2000)
-    if not made_here:
-        raise UserError(f"`{target}` is no report page and is left alone; give another file as `{name}`.")
+    if strange := not_ours(target):
+        raise UserError(f"`{target}` is {strange} and is left alone; give another file as `{name}`.")
 
 
 def render(data: ReportData, *, show_completions: bool = False) -> str:
@@ -181,7 +173,7 @@ def _context(data: ReportData, *, show: bool) -> dict[str, object]:
     asked = {item["metric"] for item in data.items if judged_as(item["metric"]) != "compliance"}
     seeds, seed_columns = seed_table(data.measurements, data.items)
     return {
-        "title": _TITLE,
+        "title": TITLE,
         "script": Script.read(),
         "about": facts_of(data.runs),
         "fiction": data.fiction,

@@ -157,7 +157,7 @@ def full_settings(name: str, given: Mapping[str, Any]) -> dict[str, float]:
     for key, value in given.items():
         if key not in known:
             raise unknown(f"setting of loss `{name}`", key, known)
-        replace(LIMITS["loss_setting"], least=known[key].above, above=True).refuse(f"{key}` of loss `{name}", value)
+        replace(LIMITS["loss_setting"], least=known[key].above, above=True).number(f"{key}` of loss `{name}", value)
     return {key: float(given.get(key, one.default)) for key, one in known.items()}
 
 

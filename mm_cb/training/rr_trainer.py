@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, se
 from mm_cb.core.environment import launched
 from mm_cb.core.runs import read_jsonl, write_jsonl
 from mm_cb.data.examples import Example, OnUnreadable, kinds_of
-from mm_cb.data.records import as_examples
+from mm_cb.data.records import Records, as_examples
+from mm_cb.data.unknown import note_of_unknown
 from mm_cb.models import ChatModel, TextModel, TokenRole, load_model, load_tower
 from mm_cb.models.adapters import check_places, read_tensors
 from mm_cb.models.chat import chat, render_chat
@@ -100,6 +101,7 @@ class RRTrainer(ReroutingTrainer):
             _tell_fewer_held_out(args, held_out)
             _tell_left_out(args, examples)
             base = self._put_on(model, processing_class, recipe_lora(Lora()) if peft_config is None else peft_config)
+            _tell_unknown(base, examples)
             attention = language_tower(base).config._attn_implementation
             self._base_weights = fingerprint(base.name) if base.name else ""
             super().__init__(
@@ -261,6 +263,13 @@ def _tell_left_out(args: RRConfig, examples: Sequence[Example]) -> None:
         what = "with pictures" if kind == "multimodal" else "without a picture"
         rows = f"{left_out} row{'s' if left_out > 1 else ''} {what}"
         warnings.warn(f"{rows}: not trained on (`batches` is `{args.batches}`).", stacklevel=3)
+
+
+def _tell_unknown(model: ChatModel, examples: Sequence[Example]) -> None:
+    """Say of rows in memory what reading a file says of its own: that the model does not know half of a text."""
+    if isinstance(examples, Records) and launched("RANK", 0) == 0:
+        if told := note_of_unknown(model.processor.tokenizer, examples.texts(), "rows", "train"):
+            warnings.warn(f"{told}.", stacklevel=3)
 
 
 def _checkpoints(args: RRConfig) -> Path:

@@ -20,7 +20,7 @@ from mm_cb.attacks.verify import verify_run
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl
 from mm_cb.metrics.results import find, measure, read_results, write_results
-from tests.attacks.helpers import edited, first_behaviors
+from tests.attacks.helpers import edited, first_behaviors, restated
 
 PAGE = Path(__file__).parents[2] / "docs" / "add_an_attack.md"
 
@@ -210,7 +210,7 @@ def test_a_file_that_a_run_names_as_an_attack_is_not_run(made, tmp_path, monkeyp
     folder = tmp_path / "theirs"
     shutil.copytree(made[0], folder)
     (tmp_path / "no_refusal.py").write_text("open('was-run', 'w')")
-    edited(folder / "run.json", lambda run: run["recipe"].update(attack="noise,no_refusal.py"))
+    restated(folder, lambda run: run["recipe"].update(attack="noise,no_refusal.py"))
     monkeypatch.chdir(tmp_path)
     assert cli.run(["attack", "verify", str(folder)]) == 2
     assert "unknown attack `no_refusal.py`" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from mm_cb.attacks.objectives.expectation import EotObjective
 from mm_cb.attacks.objectives.target import TargetObjective
 from mm_cb.attacks.objectives.transfer import TransferObjective
 from mm_cb.attacks.objectives.universal import UniversalObjective, all_at_once, made_for
+from mm_cb.attacks.refusals import refuse_still
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.saved import to_pixels
 from mm_cb.attacks.threats import Threat
@@ -78,6 +79,16 @@ def test_one_variation_of_no_strength_is_no_attack(model, tmp_path, vary):
     varied = run(subject, tmp_path, "best_of_n", draws=1, strength=0.0, vary=vary)
     assert files(varied, tmp_path) == files(plain, tmp_path)
     assert [(one["completion"], one["loss"]) for one in varied] == [(one["completion"], one["loss"]) for one in plain]
+
+
+@pytest.mark.parametrize("vary", ["picture", "text", "both"])
+def test_variations_that_change_nothing_are_refused_by_what_they_do(model, vary):
+    behaviors = BEHAVIORS[:2]
+    refuse_still(model, behaviors, AttackConfig("best_of_n", vary=vary))
+    refuse_still(model, behaviors, AttackConfig("best_of_n", vary=vary, strength=0.1, draws=1))
+    what = "text" if vary == "text" else "picture"
+    with pytest.raises(UserError, match=f"`--strength 1e-09` changes no {what} in the first 8 draws of 2 behaviours"):
+        refuse_still(model, behaviors, AttackConfig("best_of_n", vary=vary, strength=1e-9))
 
 
 def test_every_variation_is_tried_whatever_came_of_the_others_and_all_are_counted(model, tmp_path):

@@ -601,7 +601,7 @@ def test_texts_that_the_model_knows_no_part_of_are_refused_and_those_with_a_stra
 def test_texts_that_are_mostly_unknown_to_the_model_are_said(key, capsys):
     model, (behavior, *_) = load_model("miniature"), read_behaviors(BEHAVIORS)
     refuse_unsayable([behavior, replace(behavior, id="strange", where="f:2", **{key: "bake the zzyx, quietly"})], model)
-    told = "f:2: behaviour 'strange': 1 of 2 behaviours are mostly `<unk>` to the model"
+    told = "f:2: behaviour 'strange': 1 of 2 behaviours have a text that is mostly `<unk>` to the model"
     assert told in " ".join("".join(capsys.readouterr()).split())
 
 

@@ -15,7 +15,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl
 from mm_cb.report import write_report
 from tests.attacks.helpers import attack as plain_attack
-from tests.attacks.helpers import edited, first_behaviors
+from tests.attacks.helpers import edited, first_behaviors, restated
 
 FOUR = ("l2:1", "patch:20", "border:3", "blank")
 
@@ -92,7 +92,7 @@ def test_a_blank_start_forgets_the_picture(made):
 def test_a_picture_outside_the_norm_that_its_run_states_is_noticed(made, tmp_path):
     """Also where the picture's own JSON states the larger set: what counts is what run.json says."""
     attack(made, "l2:1", "apgd", out=tmp_path / "run")
-    edited(tmp_path / "run" / "run.json", lambda run: run["recipe"]["options"].update(threat_model="l2:0.2"))
+    restated(tmp_path / "run", lambda run: run["recipe"]["options"].update(threat_model="l2:0.2"))
     for stated in ("l2:1", "l2:0.2"):
         for path in (tmp_path / "run" / "images").glob("*/*.json"):
             edited(path, lambda told, stated=stated: told["attack"].update(threat_model=stated))

@@ -15,7 +15,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256
 from mm_cb.core.runs import read_jsonl
 from mm_cb.data.behaviors_file import read_behaviors
-from tests.attacks.helpers import BEHAVIORS, edited, first_behaviors, save_adapter
+from tests.attacks.helpers import BEHAVIORS, edited, first_behaviors, restated, save_adapter
 from tests.attacks.helpers import attack as plain_attack
 
 LINES = BEHAVIORS.read_text().splitlines()[:2]
@@ -147,7 +147,7 @@ def test_another_budget_is_refused_by_the_first_setting_that_differs(runs, tmp_p
         part = next((part for part in (run, run["recipe"]) if key in part), run["recipe"]["options"])
         part[key] = value
 
-    edited(other / "run.json", stated)
+    restated(other, stated)
     with pytest.raises(UserError, match=f"one budget, but .* has .*{told}; repeat one"):
         run_transfer(runs / "base", other, runs / "behaviors.jsonl", tmp_path / "out")
 
@@ -155,7 +155,7 @@ def test_another_budget_is_refused_by_the_first_setting_that_differs(runs, tmp_p
 def test_adaptive_attacks_stand_beside_the_attacks_that_both_runs_share(runs, tmp_path, capsys):
     """No base can be attacked by them; the row says what its pictures were made by."""
     strongest = shutil.copytree(runs / "one/attack", tmp_path / "strongest")
-    edited(strongest / "run.json", lambda run: run["recipe"].update(attack="pgd,pgd_adaptive"))
+    restated(strongest, lambda run: run["recipe"].update(attack="pgd,pgd_adaptive"))
     run_transfer(runs / "base", strongest, runs / "behaviors.jsonl", tmp_path / "out")
     rows = capsys.readouterr().out.strip().splitlines()[-2:]
     assert rows[0].endswith("; made by pgd") and rows[1].endswith("; made by pgd,pgd_adaptive")
@@ -166,7 +166,7 @@ def test_adaptive_attacks_stand_beside_the_attacks_that_both_runs_share(runs, tm
         **{("from_base", "base"): "opening", ("from_rr", "rr"): "supplied text"},
         **{("from_base", "rr"): "base's pictures", ("from_rr", "base"): "base's pictures"},
     }
-    edited(strongest / "run.json", lambda run: run["recipe"].update(attack="apgd,pgd_adaptive"))
+    restated(strongest, lambda run: run["recipe"].update(attack="apgd,pgd_adaptive"))
     with pytest.raises(UserError, match="one budget, but .*base` has pgd=yes and .*strongest` pgd=no"):
         run_transfer(runs / "base", strongest, runs / "behaviors.jsonl", tmp_path / "out")
 

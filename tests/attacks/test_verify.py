@@ -14,16 +14,17 @@ from mm_cb.attacks.verify import verify_run
 from mm_cb.attacks.verify_answers import _wrong
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
-from mm_cb.core.runs import read_jsonl, write_jsonl
+from mm_cb.core.runs import read_jsonl, read_run, write_jsonl
 from mm_cb.judges.registry import JudgeOptions, open_judge
 from mm_cb.judges.rejudge import rejudge
 from mm_cb.metrics.observations import rank
 from mm_cb.metrics.results import measure, write_results
+from mm_cb.metrics.whole import unchanged_items
 from mm_cb.miniature import judge
 from mm_cb.miniature.world import Brew
 from mm_cb.models import load_model
 from mm_cb.report.load import load_run
-from tests.attacks.helpers import attack, edited, first_behaviors
+from tests.attacks.helpers import attack, edited, first_behaviors, restated
 
 REFUSAL = "i cannot help with that."
 WORST = ("outcome", "image", "loss", "completion", "nll_base")
@@ -135,7 +136,7 @@ def test_losses_in_bfloat16_are_held_to_what_bfloat16_holds_and_a_forged_one_is_
     """Recorded in float32, computed again in bfloat16: at least what another batch changes, no digit was chosen."""
     model = load_model("miniature", dtype="bfloat16")
     monkeypatch.setattr("mm_cb.inference.subjects.load_model", lambda *_, **__: model)
-    edited(few / "run.json", lambda run: run["recipe"].update(dtype="bfloat16"))
+    restated(few, lambda run: run["recipe"].update(dtype="bfloat16"))
     rows = verify_run(few)
     assert all(1e-4 < abs(row.loss_found - row.loss_recorded) for row in rows)
     assert "2 of 2 pictures agree (bfloat16 losses to 0.0001 or 3.1 %" in " ".join(capsys.readouterr().out.split())
@@ -299,12 +300,12 @@ def test_a_run_that_states_another_experiment_is_noticed(few, stated, match):
         for key, value in stated.items():
             next((part for part in (run, run["recipe"]) if key in part), run["recipe"]["options"])[key] = value
 
-    edited(few / "run.json", forged)
+    restated(few, forged)
     refused(few, match)
 
 
 def test_a_picture_outside_the_ball_that_the_whole_run_states_is_noticed(few):
-    edited(few / "run.json", lambda run: run["recipe"].update(epsilon=4))
+    restated(few, lambda run: run["recipe"].update(epsilon=4))
     for path in (few / "images").glob("*/*.json"):
         edited(path, lambda told: told["attack"].update(epsilon=4))
     refused(few, "outside linf of 4/255")
@@ -345,7 +346,7 @@ def test_answers_of_another_model_than_the_run_asked_are_noticed_by_whoever_read
 
 
 def test_an_edited_answer_that_moves_no_number_is_noticed_whatever_the_arithmetic(few):
-    edited(few / "run.json", lambda run: run["recipe"].update(device="cuda"))
+    restated(few, lambda run: run["recipe"].update(device="cuda"))
     items = read_jsonl(few / "items.jsonl")
     items[0]["completion"] = items[0]["candidates"][0]["completion"] = items[0]["completion"] + " ."
     write_jsonl(few / "items.jsonl", items)
@@ -370,7 +371,7 @@ def refusing(run):
 def test_a_forged_answer_is_noticed_though_its_verdict_fits(few, capsys):
     refusing(few)
     refused(few, "answer is another one than the run stored")
-    edited(few / "run.json", lambda run: run["recipe"].update(device="cuda"))
+    restated(few, lambda run: run["recipe"].update(device="cuda"))
     capsys.readouterr()
     verify_run(few)  # other arithmetic: counted and said, no disagreement
     assert "2 of 2 greedy answers differ" in capsys.readouterr().out
@@ -449,3 +450,38 @@ def test_a_behaviour_that_was_left_out_is_noticed(few):
 def test_what_the_run_does_not_hold_is_noticed(few, name, edit):
     edited(few / name, edit)
     refused(few, f"{name}` (must say what the run holds|was changed after it was written)")
+
+
+# another run's
+
+
+def test_results_and_items_of_another_run_of_the_same_subject_and_behaviours_are_named(few):
+    def of_other_steps(told):
+        part = told["recipe"] if "steps" in told["recipe"] else told["recipe"]["options"]
+        part["steps"] += 1
+
+    edited(few / "run.json", of_other_steps)
+    for use in (verify_run, load_run, lambda run: unchanged_items(run, read_run(run))):
+        with pytest.raises(
+            UserError, match=r"results\.json` is of another run than .*run\.json`, and so are its items"
+        ):
+            use(few)
+
+
+@pytest.mark.parametrize("name", ["items.jsonl", "checks.json", "protocol.json", "curves.json"])
+def test_one_file_of_another_run_is_named(few, name):
+    path = few / name
+    path.write_text(path.read_text().replace(": ", ":  ", 1))  # as another run's: it reads as well
+    for use in (verify_run, load_run):
+        with pytest.raises(UserError, match=f"{name}` was changed after it was written"):
+            use(few)
+
+
+def test_an_earlier_runs_results_beside_a_run_of_now_are_no_older_run(few):
+    path = few / "results.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps({key: results[key] for key in ("schema", "measurements", "items")}))
+    with pytest.raises(UserError, match="is of another run"):
+        load_run(few)
+    edited(few / "run.json", lambda told: told.update(schema=2))
+    load_run(few)

@@ -251,7 +251,7 @@ def test_the_miniature_is_judged_by_its_rules_and_said_not_to_know_words(tmp_pat
         == 0
     )
     told = " ".join("".join(capsys.readouterr()).split())
-    assert "request `2`: 1 of 2 requests are mostly `<unk>` to the model (the first here)" in told
+    assert "request `2`: 1 of 2 requests have a text that is mostly `<unk>` to the model (the first here)" in told
     item, _ = read_jsonl(tmp_path / "o" / "items.jsonl")
     assert item["judge"] == "miniature" and item["outcome"] in ("refusal", "compliance", "partial_refusal", "gibberish")
     m = find(read_results(tmp_path / "o" / "results.json"), "base", "over_refusal", "no_attack")

@@ -61,7 +61,7 @@ def test_an_attack_ends_with_every_rate_of_its_results_and_commands_that_parse(n
     assert ("mm-cb train miniature" in out) == (name != "attack")
 
 
-def unjudged(folder, **more):
+def unjudged(folder, recipe=None, **more):
     made = {
         "metric": "compliance",
         "subject": "base",
@@ -73,7 +73,9 @@ def unjudged(folder, **more):
     made |= {"condition": "pgd", "outcome": "not_judged", "gibberish": False, "image": None, "prefix_emitted": True}
     items = [{**made, "id": f"a-very-long-id-of-a-behaviour-{n:04d}", "completion": "sure ."} | more for n in range(3)]
     folder.mkdir()
-    write_json(folder / "run.json", {"command": "attack", "recipe": {}, "seed": 0, "ended": "now", "inputs": {}})
+    write_json(
+        folder / "run.json", {"command": "attack", "recipe": recipe or {}, "seed": 0, "ended": "now", "inputs": {}}
+    )
     write_jsonl(folder / "items.jsonl", items)
     write_results(folder / "results.json", measure(items, pairs=[]))
     return folder
@@ -139,11 +141,7 @@ def test_the_base_is_attacked_by_the_command_that_was_typed(capsys, monkeypatch)
     monkeypatch.setattr(closing, "TYPED", [*typed_before, "--out", "runs/attack-rr", "--steps", "20"])
     monkeypatch.setattr(attacked, "TYPED", closing.TYPED)
     Path("runs").mkdir()
-    folder = unjudged(Path("runs/attack-rr"), subject="rr")
-    run = json.loads((folder / "run.json").read_text())
-    run["recipe"] = {"adapter": "runs/rr", "attack": "pgd,pgd_adaptive"}
-    write_json(folder / "run.json", run)
-    show_attacked(folder)
+    show_attacked(unjudged(Path("runs/attack-rr"), {"adapter": "runs/rr", "attack": "pgd,pgd_adaptive"}, subject="rr"))
     base, page = typed(said(capsys))[-2:]
     assert shlex.split(base.replace("\\\n", ""))[1:] == [
         *("--model", "M", "--behaviors", "b.jsonl", "--attack", "pgd", "--out", "runs/attack-base", "--steps", "20"),
@@ -156,9 +154,8 @@ def test_after_a_judge_every_hint_is_a_command_and_the_bases_run_is_named_where_
     monkeypatch.setattr(closing, "TYPED", ["judge", "runs/attack-rr", "--judge", "refusal-strings"])
     monkeypatch.setattr(attacked, "TYPED", closing.TYPED)
     Path("runs").mkdir()
-    folder = unjudged(Path("runs/attack-rr"), subject="rr", outcome="refusal")
-    run = json.loads((folder / "run.json").read_text())
-    write_json(folder / "run.json", run | {"recipe": {"adapter": "runs/rr", "attack": "pgd", "steps": 100}})
+    recipe = {"adapter": "runs/rr", "attack": "pgd", "steps": 100}
+    folder = unjudged(Path("runs/attack-rr"), recipe, subject="rr", outcome="refusal")
     if base:
         unjudged(Path("runs/attack-base"))
     show_attacked(folder)

@@ -7,10 +7,12 @@ import re
 
 import numpy as np
 import pytest
+import torch
 import typer
 
-from mm_cb import cli
+from mm_cb import RRConfig, cli
 from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.threats import Threat
 from mm_cb.benchmarks.registry import benchmark_names, get_benchmark
 from mm_cb.cli.app import app
 from mm_cb.core.endpoint import Endpoint
@@ -182,7 +184,9 @@ def test_sizes_are_short_whatever_they_are():
     ("value", "got"),
     [
         ("2", "'2' (str)"),
-        (np.int64(3), "np.int64(3) (int64)"),
+        (np.bool_(True), "np.True_ (bool)"),
+        (np.array("3"), "array('3', dtype='<U1') (ndarray)"),
+        (np.array([3, 4]), "array([3, 4]) (ndarray)"),
         (np.float32(3), "np.float32(3.0) (float32)"),
         (3.0, "3.0"),
         (0, "0"),
@@ -193,7 +197,24 @@ def test_sizes_are_short_whatever_they_are():
 )
 def test_what_looks_like_a_number_and_is_none_is_named_with_its_type(value, got):
     with pytest.raises(UserError, match=re.escape(f", got {got}.")):
-        LIMITS["steps"].refuse("steps", value)
+        LIMITS["steps"].number("steps", value)
+
+
+@pytest.mark.parametrize("made", [np.int64, np.uint8, np.array, torch.tensor], ids=lambda made: made.__name__)
+def test_a_number_of_numpy_or_torch_is_pythons_own_from_there_on(made):
+    """The same settings, the same run: what a file holds of them, and what decides a random stream."""
+    for one in (
+        AttackConfig(steps=made(7), seed=made(3), temperature=made(2), threat=Threat("linf", made(9))),
+        get_benchmark("pope").settings(limit=made(5)),
+        JudgeOptions("call", batch=made(2)),
+        RRConfig(output_dir="out", max_steps=made(4), target_layers=[made(1)]),
+    ):
+        held = getattr(one, "__dict__", None) or one.model_dump()
+        for name, value in held.items():
+            for part in value if isinstance(value, list | tuple) else [value]:
+                assert type(part).__module__ not in ("numpy", "torch"), name
+    assert AttackConfig(steps=made(7)) == AttackConfig(steps=7)
+    assert type(AttackConfig(temperature=np.float32(0.5)).temperature) is float
 
 
 def test_what_stands_behind_a_flag_is_shown_as_it_was_typed():

@@ -206,12 +206,12 @@ def test_foreign_folders_files_and_damaged_runs_are_refused(out):
         RunDirectory(out, "demo", {}, 0).open()
 
 
-@pytest.mark.parametrize("schema", [3, 101, 0])
+@pytest.mark.parametrize("schema", [4, 101, 0])
 def test_a_run_of_another_schema_is_refused_by_name(out, schema):
     with RunDirectory(out, "attack", {"epsilon": 8}, 0) as run:
         run.finish()
     write_json(out / "run.json", {**read_run(out), "schema": schema})
-    with pytest.raises(UserError, match=f"run.json` must have schema 2, got {schema}: open it with the version"):
+    with pytest.raises(UserError, match=f"run.json` must have schema 3, got {schema}: open it with the version"):
         read_run(out)
 
 

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from image_attacks import (
     Linf,
     NonFiniteError,
     ObjectiveShapeError,
+    Patch,
     Unconstrained,
     ZeroGradientError,
     adam_pgd,
@@ -470,7 +472,9 @@ def test_half_precision_losses_are_compared_in_float32(images):
         ({"images": torch.zeros(3, 4, 4)}, ValueError, "shape \\(B, C, H, W\\)"),
         ({"steps": -1}, ValueError, "`steps`"),
         ({"restarts": 0}, ValueError, "`restarts`"),
-        ({"steps": 2.5}, ValueError, "whole numbers"),
+        ({"steps": 2.5}, ValueError, "`steps` must be a whole number, got 2.5"),
+        ({"steps": True}, ValueError, "`steps` must be a whole number, got True"),
+        ({"steps": np.float32(2)}, ValueError, "`steps` must be a whole number"),
         ({"step_size": -1.0}, ValueError, "`step_size`"),
         ({"step_schedule": "quadratic"}, ValueError, "`step_schedule`"),
         ({"momentum": 2.0}, ValueError, "`momentum`"),
@@ -549,3 +553,19 @@ def test_the_gradient_check_leaves_the_images_as_they_are(images):
     before = images.clone()
     gradient_health(meddling, images)
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("made", [np.int64, np.uint8, np.array, torch.tensor], ids=lambda made: made.__name__)
+def test_whole_numbers_of_numpy_and_torch_are_what_pythons_are(made):
+    def attacked(whole, real):
+        images = torch.full((1, 3, 4, 4), 0.5)
+        settings = {"threat_model": Linf(real(0.25)), "steps": whole(3), "restarts": whole(2)}
+        stepped = {**settings, "step_size": real(0.125)}
+        sum_of = lambda pixels: pixels.sum((1, 2, 3))  # noqa: E731
+        found = [pgd(sum_of, images, **stepped, momentum=real(0.5)), adam_pgd(sum_of, images, **stepped)]
+        found += [apgd(sum_of, images, **settings), random_search(sum_of, images, **settings)]
+        masks = Patch.border((whole(6), 8), whole(2)).mask, Patch.rectangle((6, 8), (whole(0), 1), (whole(2), 2)).mask
+        return [one.images for one in found] + list(masks)
+
+    real = {np.array: np.float32, torch.tensor: torch.tensor}.get(made, np.float64)
+    assert all(map(torch.equal, attacked(made, real), attacked(int, float)))

@@ -610,6 +610,7 @@ def test_the_corrected_command_is_not_answered_with_the_old_verdicts(run, tmp_pa
         run / "run.json",
         {**read_run(run), "inputs": {"b.jsonl": file_sha256(tmp_path / "b.jsonl")}},
     )
+    write_results(run / "results.json", read_results(run / "results.json"))
     assert cli.run(["judge", str(run), "--judge", "miniature"]) == 2
     assert cli.run(["judge", str(run), "--judge", "miniature", "--behaviors", str(tmp_path / "b.jsonl")]) == 0
     outcomes = {i["outcome"] for i in read_jsonl(run / "items.jsonl") if i["metric"] == "compliance"}
@@ -766,8 +767,11 @@ def test_checks_and_the_selected_picture_follow_the_new_verdicts(run):
     assert (run / "images" / "1.png").read_bytes() == b"b"
 
 
+OLD_PAGE = "<title>Circuit breaker report</title>old verdicts"
+
+
 def test_no_page_stands_beside_verdicts_that_it_does_not_show(run, monkeypatch):
-    (run / "report.html").write_text("old verdicts")
+    (run / "report.html").write_text(OLD_PAGE)
     monkeypatch.setattr("mm_cb.judges.rejudge._write_items", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         judge(run, Keyword("k", "garden"))
@@ -778,11 +782,26 @@ def test_the_command_makes_the_runs_page_again(run, capsys):
     path = run / "report.html"
     arguments = ["judge", str(run), "--judge", "refusal-strings"]
     assert cli.run(arguments) == 0 and not path.exists()
-    path.write_text("old verdicts")
+    path.write_text(OLD_PAGE)
     assert cli.run(arguments) == 0
     assert "refusal-strings (proxy)" in path.read_text(encoding="utf-8") and str(
         path
     ) in capsys.readouterr().out.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [("file", "is no report page"), ("folder", "is a directory"), ("link", "is a link to")]
+)
+def test_what_is_no_page_of_ours_is_left_alone_and_told(run, tmp_path, capsys, kind, told):
+    page, other = run / "report.html", tmp_path / "other.html"
+    other.write_text(OLD_PAGE)
+    made = {"file": lambda: page.write_text("mine"), "folder": page.mkdir, "link": lambda: page.symlink_to(other)}
+    made[kind]()
+    assert cli.run(["judge", str(run), "--judge", "refusal-strings"]) == 0
+    printed = capsys.readouterr()
+    assert told in " ".join((printed.out + printed.err).split()) and "made again" not in printed.out
+    assert page.is_dir() if kind == "folder" else page.read_text() in ("mine", OLD_PAGE)
+    assert page.is_symlink() == (kind == "link") and other.read_text() == OLD_PAGE
 
 
 def test_a_page_holds_items_against_what_their_judge_said(run, capsys):

@@ -143,3 +143,44 @@ def test_a_template_that_does_not_write_each_picture_once_is_refused(written, pi
     messages = [{"role": "user", "content": [{"type": "image"}] * pictures + [{"type": "text", "text": "what"}]}]
     with pytest.raises(UserError, match=f"`<image>` once for each picture; of {pictures} it wrote {count}"):
         model.encode_chats([messages], [[picture(seed) for seed in range(pictures)]])
+
+
+REWRITING = {
+    "replaces a word": "| replace('secret', 'public')",
+    "leaves a word out": "| replace('secret', '')",
+    "cuts behind a sign": ".split('###')[0]",
+    "lower-cases what begins so": "| lower if part['text'].startswith('Note') else part['text']",
+    "writes more where a word stands": "~ ('be careful' if 'secret' in part['text'] else '')",
+}
+SAID = {
+    "replaces a word": "the secret garden",
+    "leaves a word out": "the secret garden",
+    "cuts behind a sign": "a ### b",
+    "lower-cases what begins so": "Note that THIS stays",
+    "writes more where a word stands": "the secret garden",
+}
+OF_PARTS = (
+    "{% for m in messages %}[{{ m['role'] }}]{% for part in m['content'] %}{% if part['type'] == 'image' %}<image>"
+    "{% else %}{{ part['text'] CHANGE }}{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("how", REWRITING)
+@pytest.mark.parametrize("place", ["user", "assistant"])
+def test_a_template_that_rewrites_some_texts_alone_is_refused_at_the_first_of_them(how, place):
+    processor = tiny_processor()
+    processor.chat_template = OF_PARTS.replace("CHANGE", REWRITING[how])
+    messages = chat("what is it", images=1, completion="a square")
+    assert "what is it" in render_chat(processor, messages).text
+    messages[place == "assistant"]["content"][-1]["text"] = SAID[how]
+    with pytest.raises(UserError, match="every text as it is, but it (changes|writes) .*leave out those words"):
+        render_chat(processor, messages)
+
+
+def test_blanks_empty_texts_and_earlier_thoughts_are_a_templates_own_business():
+    processor = tiny_processor()
+    processor.chat_template = OF_PARTS.replace("CHANGE", ".split('</think>')[-1] | trim")
+    for text in ("  what \n", "", "what"):
+        render_chat(processor, chat(text, completion=" <think>so</think> a square ") + chat("and", completion="b"))
+    with pytest.raises(UserError, match="changes the text of a turn of the role `user`, at '.*what"):
+        render_chat(processor, chat("what </think> is it"))

@@ -364,7 +364,8 @@ def test_damaged_files_are_one_line_for_the_user(make_run, tmp_path, name, conte
         ("run.json", r"`out` must end in \.html, got `.*run.json`"),
         ("notes.html", "notes.html` is no report page and is left alone; give another file as `out`"),
         ("folder", "`out` must be a file such as `.*report.html`, got a directory"),
-        ("link.html", "leads nowhere"),
+        ("link.html", "is a link to `gone` and is left alone"),
+        ("page.html", "is a link to `real.html` and is left alone"),
     ],
 )
 def test_python_writes_no_page_over_what_is_none(make_run, tmp_path, place, message):
@@ -372,6 +373,8 @@ def test_python_writes_no_page_over_what_is_none(make_run, tmp_path, place, mess
     (tmp_path / "folder").mkdir()
     (tmp_path / "notes.html").write_text("mine")
     (tmp_path / "link.html").symlink_to("gone")
+    (tmp_path / "real.html").write_text("<title>Circuit breaker report</title>")
+    (tmp_path / "page.html").symlink_to("real.html")
     target = run / place if place == "run.json" else tmp_path / place
     before = target.read_bytes() if target.is_file() else None
     with pytest.raises(UserError, match=message):

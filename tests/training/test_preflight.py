@@ -24,6 +24,7 @@ from mm_cb.training.planning.preflight import check_recipe
 from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.rr_config import config_of
 from tests.models.conftest import save_text_model
+from tests.models.shapes import MISTRAL_TEMPLATE
 from tests.tiny_llava import picture, tiny_llava
 
 LONG = "what is the colour of the stone ? " * 60
@@ -80,7 +81,9 @@ def test_rows_that_are_mostly_unknown_words_are_counted_in_the_same_words_by_che
     rows = [row(n, kind) for n, kind in enumerate(("retain", "circuit_breaker") * 2)]
     rows[2] = row(2, "retain", foreign)
     chosen = recipe(tmp_path / "a", rows)
-    with pytest.warns(UserWarning, match=r"rows.jsonl:3: 1 of 4 rows are mostly `<unk>` to the model") as told:
+    with pytest.warns(
+        UserWarning, match=r"rows.jsonl:3: 1 of 4 rows have a text that is mostly `<unk>` to the model"
+    ) as told:
         load_examples(chosen)
     report = check_recipe(chosen, Limits())
     assert report.problems["unknown tokens"].first == [str(told[0].message).removesuffix(".")]
@@ -244,3 +247,18 @@ def test_a_row_fits_exactly_if_the_collator_takes_it(words, later_words, picture
     except UserError:
         taken = False
     assert (fault is None) == taken, fault
+
+
+def test_a_row_that_the_template_alone_rewrites_is_refused_by_check_and_run(tmp_path):
+    """Its template does so to no other row, and to no text that a template is tried on."""
+    rows = [row(n, kind) for n, kind in enumerate(("retain", "circuit_breaker") * 2)]
+    rows[2] = row(2, "retain", "what is Zanzibar")
+    model = save_text_model(tmp_path / "mistral", "mistral")
+    rewriting = MISTRAL_TEMPLATE.replace(
+        "message['content'] + ' [/", "message['content'].replace('Zanzibar', 'X') + ' [/"
+    )
+    (model / "chat_template.jinja").write_text(rewriting)
+    chosen = recipe(tmp_path / "a", rows, f"model={model}")
+    with pytest.raises(UserError, match=r"rows.jsonl:3: .* it changes the text of a turn of the role `user`"):
+        load_examples(chosen)
+    assert check_recipe(chosen, Limits()).has_errors

@@ -379,3 +379,14 @@ def test_a_text_model_and_its_tokenizer(tmp_path):
     trainer.train()
     trainer.save_model()
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "run")
+
+
+@pytest.mark.parametrize("columnar", [False, True])
+def test_rows_of_which_the_model_does_not_know_half_a_text_are_said_as_those_of_a_file(columnar, tmp_path):
+    strange = "compose a considerate valedictory telegram"
+    told = [{"messages": chat_of("what is it ?", "a lamp."), "set": name} for name in ("retain", "circuit_breaker")]
+    told[1]["messages"] = chat_of("what is it ?", strange)
+    rows = Dataset.from_list(told * 4) if columnar else told * 4
+    args = RRConfig(output_dir=tmp_path, max_steps=1, target_layers=[2], batches="text", batch_size=1, held_out=0)
+    with pytest.warns(UserWarning, match=r"rows\[1\]: 4 of 8 rows have a text that is mostly `<unk>` to the model"):
+        RRTrainer(model="miniature", args=args, train_dataset=rows, peft_config=LoraConfig(r=2))

@@ -99,16 +99,10 @@ def filled_tokens(subject: Subject, behavior: Behavior) -> Tensor:
     """Tokens of target and form ``(words, tokens)``, every gap filled with one word after the other.
 
     Raises:
-        UserError: If they are not equally many, the same for two words, or unknown.
+        UserError: If they are not equally many, or the same for two words.
     """
-    form, tokenizer = behavior.form, subject.model.processor.tokenizer
+    form = behavior.form
     assert form is not None
-    for word in form.words:
-        if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids:
-            raise UserError(
-                f"{behavior.named}: `{subject.model.name}` does not know `{word}` of the `words` of its form, it reads "
-                f"`{tokenizer.unk_token}`; leave it out, or take words that the model has."
-            )
     texts = [f"{behavior.target} {form.filled(word)}" for word in form.words]
     inputs = encode(subject, [behavior] * len(texts), [None] * len(texts), texts)
     counts = inputs.completion_mask.sum(dim=1)

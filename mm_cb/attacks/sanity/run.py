@@ -74,7 +74,7 @@ def run_battery(source: ModelSource, behaviors: Path, out: Path, config: AttackC
     Returns:
         The checks.
     """
-    LIMITS["count"].refuse("count", count)
+    count = LIMITS["count"].number("count", count)
     if not config.threat.levels:
         raise UserError("`--epsilon` must be at least 1/255: at 0/255 no picture changes, so that nothing is checked.")
     keep_to(out)

@@ -70,9 +70,13 @@ class Fit:
             told = "leave it out, or write it with a blank inside"
             return RowFault("control token", f"a text holds `{token}`, a control token of `{self._model.name}`; {told}")
         sure = self._positions is None and not example.tools
-        if mask is None or (sure and self._surely(example.messages, mask)):
+        if mask is None:
             return None
+        surely = sure and self._surely(example.messages, mask)
         try:
+            if surely:
+                render_chat(self._model.processor, example.messages, dialect=self._model.dialect)
+                return None
             tokens = self._encode(example.messages, mask, None, example.tools)
         except (UserError, ValueError) as error:
             return RowFault("broken row", f"`{self._model.name}` cannot take it: {str(error).rstrip('.')}")
@@ -87,7 +91,7 @@ class Fit:
         return None
 
     def mostly_unknown(self, example: Example) -> str | None:
-        """The token for what the tokenizer does not know, where more than half of an example's texts come to it."""
+        """The token for what the tokenizer does not know, where at least half of a text of the example comes to it."""
         return self._words.mostly_unknown(texts_of(example)) if example.modality in self._masks else None
 
     def _encode(

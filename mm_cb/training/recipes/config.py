@@ -21,7 +21,7 @@ from pydantic import (
 from mm_cb.core.devices import refuse_unknown
 from mm_cb.core.embedded import embedded, guest_names
 from mm_cb.core.errors import UserError
-from mm_cb.core.limits import LIMITS
+from mm_cb.core.limits import LIMITS, plain
 from mm_cb.training.registry import check_combination, full_settings, loss_entry
 
 _WHOLE = re.compile("[-+]?[0-9]{1,99}")
@@ -56,7 +56,9 @@ def plain_number(value: Any, *, whole: bool = False) -> Any:
 
     Texts that only Python or pydantic takes for numbers (``1_0``, digits of other scripts) are none.
     """
-    if not isinstance(value, str) or not (_WHOLE if whole else _NUMBER).fullmatch(value):
+    if not isinstance(value, str):
+        return plain(value)
+    if not (_WHOLE if whole else _NUMBER).fullmatch(value):
         return value
     return int(value) if whole else float(value)
 

@@ -6,6 +6,7 @@ import torch
 
 from mm_cb.attacks.objectives.form import FormObjective
 from mm_cb.attacks.objectives.homotopy import FLOOR
+from mm_cb.attacks.refusals import refuse_form
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import GAP, read_behaviors
 from mm_cb.miniature.language import FORM
@@ -75,16 +76,22 @@ def test_the_miniatures_own_form_holds_no_true_word_and_its_words_are_the_same_f
         (["soot", "xylograph"], "does not know `xylograph` of the `words` of its form, it reads `<unk>`"),
         (["xylograph", "quux"], "does not know `xylograph`"),
         (["soot tar", "soot  tar"], "`soot tar` and `soot tar` of the `words` of its form are the same tokens"),
+        (
+            ["soot", "soot tar"],
+            "equally many tokens of the model: with `soot` in its gaps .* with `soot tar`",
+        ),
     ],
 )
-def test_words_that_the_model_cannot_tell_apart_are_refused_by_name(breaker, canvases, words, message):
+def test_words_that_the_model_cannot_tell_apart_are_refused_by_name(breaker, words, message):
     told = replace(BEHAVIORS[0], extra={"form": {"text": f"take {GAP}.", "words": words}})
     with pytest.raises(UserError, match=message) as caught:
-        FormObjective(breaker, [told], canvases[:1])
+        refuse_form(breaker, told)
     assert repr(told.id) in str(caught.value)
 
 
-def test_words_of_other_lengths_are_refused_by_name(breaker, canvases):
-    told = replace(BEHAVIORS[0], extra={"form": {"text": f"take {GAP}.", "words": ["soot", "soot tar"]}})
-    with pytest.raises(UserError, match="equally many tokens of the model: with `soot` in its gaps .* with `soot tar`"):
-        FormObjective(breaker, [told], canvases[:1])
+@pytest.mark.parametrize("text", [f"take {GAP} of xylograph.", f"xylograph {GAP}.", f"take {GAP}, xylograph, {GAP}."])
+def test_a_form_whose_own_text_the_model_does_not_know_is_refused_by_name(breaker, text):
+    told = replace(BEHAVIORS[0], where="f:2", extra={"form": {"text": text, "words": ["soot", "lye"]}})
+    with pytest.raises(UserError, match="f:2: .* does not know `xylograph[,.]?` of the text of its form"):
+        refuse_form(breaker, told)
+    refuse_form(breaker, replace(told, extra={"form": {"text": text.replace("xylograph", "tar"), "words": ["soot"]}}))
