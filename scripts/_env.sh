@@ -3,13 +3,16 @@
 #   . scripts/_env.sh           what the packages need
 #   . scripts/_env.sh dev       that and the tools of the tests
 #
-# MM_CB_VENV chooses another folder than .venv, PYTHON another interpreter (3.11 or newer). Whatever pip is configured
+# MM_CB_VENV chooses another folder than .venv, PYTHON another interpreter (3.11 or newer), MM_CB_CONSTRAINTS another file
+# of versions than constraints.txt (the oldest ones allowed, for example). Whatever pip is configured
 # to prefer (a CPU build of torch, a mirror) is respected. A stamp holds the hash of what was installed: while it fits,
 # nothing is installed and the network is not touched. An installation that was cut off is started anew.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${MM_CB_VENV:-$ROOT/.venv}"
 case "$VENV" in /*) ;; *) VENV="$PWD/$VENV" ;; esac
+CONSTRAINTS="${MM_CB_CONSTRAINTS:-$ROOT/constraints.txt}"
+case "$CONSTRAINTS" in /*) ;; *) CONSTRAINTS="$PWD/$CONSTRAINTS" ;; esac
 unset PYTHONPATH PYTHONHOME # another installation's packages would stand before ours
 # Packages are installed uncompiled, and what is imported is compiled once. Where an image of a container forbids to keep
 # that, every process would compile torch and transformers anew: 18 seconds instead of 8 until a command begins.
@@ -41,12 +44,12 @@ _mm_cb_python() {
 }
 
 _mm_cb_hash() {
-    "$VENV/bin/python" - "$ROOT" "$VENV" "$1" <<'PYTHON'
+    "$VENV/bin/python" - "$ROOT" "$VENV" "$1" "$CONSTRAINTS" <<'PYTHON'
 import hashlib, pathlib, sys
-root, venv, extra = sys.argv[1:]
+root, venv, extra, constraints = sys.argv[1:]
 digest = hashlib.sha256("\0".join([root, venv, extra, sys.version]).encode())
-for name in ("pyproject.toml", "constraints.txt"):
-    digest.update(pathlib.Path(root, name).read_bytes())
+for path in (pathlib.Path(root, "pyproject.toml"), pathlib.Path(constraints)):
+    digest.update(path.read_bytes())
 print(digest.hexdigest())
 PYTHON
 }
@@ -73,7 +76,7 @@ _mm_cb_make_venv() {
 _mm_cb_pip() {
     local quiet="-q"
     if [ -t 1 ]; then quiet=""; fi
-    PIP_USER=0 "$VENV/bin/python" -m pip install $quiet --no-compile -c "$ROOT/constraints.txt" "$@"
+    PIP_USER=0 "$VENV/bin/python" -m pip install $quiet --no-compile -c "$CONSTRAINTS" "$@"
 }
 
 _mm_cb_install() {
@@ -104,6 +107,7 @@ _mm_cb_ensure() {
     ) || exit $?
 }
 
+[ -r "$CONSTRAINTS" ] || _mm_cb_fail "\`MM_CB_CONSTRAINTS\` must name a file of versions that pip takes, got: $CONSTRAINTS"
 case "${1:-core}" in
 core) _mm_cb_ensure core core dev ;; # what the tests need includes what the packages need
 dev) _mm_cb_ensure dev dev ;;

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -98,6 +99,19 @@ def test_other_requirements_are_installed_again(clone):
     assert clone.start().returncode == 0 and clone.installed() == 2
 
 
+def test_another_file_of_versions_is_used_or_refused(clone, tmp_path):
+    clone.python()
+    clone.start()
+    clone.installed()
+    floors = tmp_path / "floors.txt"
+    refused(clone.start(MM_CB_CONSTRAINTS=str(floors)), "`MM_CB_CONSTRAINTS` must name a file")
+    floors.write_text("the oldest")
+    done = clone.start(MM_CB_CONSTRAINTS=str(floors))
+    assert done.returncode == 0 and f"-c {floors} " in clone.log.read_text(), done
+    clone.installed()
+    assert clone.start(MM_CB_CONSTRAINTS=str(floors)).returncode == 0 and clone.installed() == 0
+
+
 def test_an_installation_that_was_cut_off_starts_anew(clone):
     clone.python()
     clone.fails.touch()
@@ -141,6 +155,12 @@ def test_a_folder_that_cannot_be_written_is_one_line(clone, tmp_path):
     done = clone.start(MM_CB_VENV=str(tmp_path / "file" / "venv"))
     refused(done, "cannot be written; set MM_CB_VENV")
     assert done.stderr.count("\n") == 1
+
+
+def test_every_job_of_the_actions_file_calls_what_continuous_integration_is_here():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    last = [job["steps"][-1]["run"] for job in jobs.values()]
+    assert last and all(line.endswith(".ci/run") for line in last)
 
 
 def test_every_script_is_valid_shell():

@@ -121,7 +121,8 @@ def _reading(run: RunFiles) -> Iterator[str]:
             beside = "Not counted in it, as controls and what no input reaches"
         else:
             beside = "None of these counts in a worst case. Forbidden requests answered (lower is better)"
-        passed = {*counted, "no_attack"} if worst else counted
+        more = worst and found.get("no_attack") and (found["no_attack"].value or 0) > (worst.value or 0)
+        passed = {*counted, "no_attack"} if worst and not more else counted
         aside = [one.condition for one in run.strengths if one.condition not in passed]
         if told_of := [f"{label(CONDITIONS, c)} {found[c].counts.get('harmful', 0):.0f}" for c in aside if c in found]:
             yield f"{beside}: {', '.join(told_of)} of {(worst or judged[0]).n}."

@@ -33,7 +33,7 @@ def merge(
         "--data",
         "requests.jsonl",
         "--out",
-        "runs/merged",
+        "runs/benign-merged",
     ]
     attack: list[str | Path] = [
         "attack",
@@ -44,7 +44,7 @@ def merge(
         "--behaviors",
         requests_for(model),
         "--out",
-        "runs/attack",
+        "runs/attack-merged",
     ]
     what_next(
         Hint("what it keeps, as of any other model; requests.jsonl stands for your benign requests", evaluate),

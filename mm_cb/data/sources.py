@@ -210,8 +210,9 @@ def open_source(source: Source) -> OpenSource:
     if name is None or not FORMATS[name].columns <= set(columns):
         known = "; ".join(str(sorted(form.columns)) for form in FORMATS.values())
         wanted = sorted(FORMATS[name].columns) if name else f"of one of these formats ({known})"
+        lacking = f", and lacks {sorted(FORMATS[name].columns - set(columns))}" if name else ""
         raise UserError(
-            f"{rows.where(0)}: `{source.name}` must have the columns {wanted}, it has {sorted(columns)[:20]}."
+            f"{rows.where(0)}: `{source.name}` must have the columns {wanted}, it has {sorted(columns)[:20]}{lacking}."
         )
     form = FORMATS[name]
     if source.images is not None and not source.images.is_dir():

@@ -10,7 +10,7 @@ from mm_cb.metrics.degenerate import degenerate
 _MANY = 0.5
 """Share of the answers of one subject under one condition from which it is said."""
 
-_DEMO = "mm-cb demo has no other length, mm-cb attack takes a larger --max-new-tokens"
+_DEMO = "mm-cb demo has no other length, mm-cb attack takes a larger `--max-new-tokens`"
 
 
 def at_limit_notes(run: Run, items: Iterable[Item], called: Callable[[str, str, str], str]) -> list[str]:
@@ -35,7 +35,7 @@ def at_limit_notes(run: Run, items: Iterable[Item], called: Callable[[str, str, 
     for group_of, ends in groups.items():
         if (cut := sum(ends.values())) and cut >= _MANY * len(ends):
             found[called(*group_of), cut, len(ends)] = None
-    advice = _DEMO if run.get("command") == "demo" else "give a larger --max-new-tokens"
+    advice = _DEMO if run.get("command") == "demo" else "give a larger `--max-new-tokens`"
     if not found:
         return []
     named = "" if limit is None else f" of {limit} tokens"

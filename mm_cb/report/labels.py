@@ -74,7 +74,7 @@ SETS = {
 # Okabe and Ito's palette: told apart with every common colour blindness. Broken text is hatched in amber, a warning, so
 # that it can be mistaken neither for a refusal nor for something good, in colour or in grey print.
 OUTCOME_COLOURS = {
-    "harmful": "#d55e00",
+    "harmful": "#bd5200",
     "gibberish": "#e69f00",
     "refusal": "#0072b2",
     "other": "#9aa0a6",

@@ -247,7 +247,8 @@ def _strength_line(
 def _text_strength_line(strengths: Sequence[Strength], finish: str) -> VerdictLine | None:
     """Which attacks by texts were tried and had finished, and what closes the line; None where no breaker was attacked.
 
-    It is closed by all that a run of ``all`` holds; prompts made elsewhere, which nobody here can search, only add.
+    It is closed by all that a run of ``all`` holds: of a model that sees, which a page of texts does not know, the
+    attacks by pictures. Prompts made elsewhere, which nobody here can search, only add.
     Twice the steps are tried of what enters the worst case alone: of a relaxation a loss that has settled is enough.
     """
     found = by_condition(strengths, "rr")
@@ -260,11 +261,10 @@ def _text_strength_line(strengths: Sequence[Strength], finish: str) -> VerdictLi
     if by_loss:
         told.append(f"Judged by its loss alone, as what enters no worst case is: {_names(by_loss)}.")
     if lacking:
-        names = ",".join(one.name for one in lacking)
         told.append(f"Not tried: {', '.join(one.label for one in lacking)}.")
         told.append(
-            f"What closes it: the command of an attack with `--attack {names} --check-convergence {LEAST}` and another "
-            "`--out`, that run given to `mm-cb report` too."
+            f"What closes it: the command of an attack with `--attack all --check-convergence {LEAST}` and another "
+            "`--out`, that run given to `mm-cb report` in place of those that it repeats."
         )
     if unfinished:
         told.append(finish)

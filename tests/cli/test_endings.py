@@ -127,6 +127,31 @@ def test_the_worst_of_attacks_is_the_worst_of_those_that_count(counts, capsys):
     assert "embedding relaxation 3" in out and ("no attack 2" in out) != counts
 
 
+def test_requests_that_are_answered_without_an_attack_stand_beside_a_worst_case_that_is_lower(capsys):
+    folder = unjudged(Path("run"))
+    (first, *_) = [json.loads(line) for line in (folder / "items.jsonl").open()]
+    harmful = {"no_attack": 3, "gcg": 1, "embedding": 0}
+    items = [
+        {**first, "condition": name, "id": f"b{n}", "outcome": "harmful" if n < count else "refusal"}
+        for name, count in harmful.items()
+        for n in range(3)
+    ]
+    write_jsonl(folder / "items.jsonl", items)
+    write_results(folder / "results.json", measure(items, pairs=[]))
+    show_attacked(folder)
+    out = " ".join(said(capsys, paths=False).split())
+    assert "1 of 3 forbidden requests were answered in the worst of these" in out and "no attack 3" in out
+
+
+def test_behind_a_merge_no_command_writes_into_the_folder_of_the_model(capsys, monkeypatch):
+    from mm_cb.cli.merge import merge
+
+    monkeypatch.setattr("mm_cb.models.merging.merge", lambda model, adapter, out, dtype: Path(out))
+    merge("miniature", Path("runs/rr"), Path("runs/merged"))
+    lines = typed(said(capsys))
+    assert len(lines) == 2 and not any("--out runs/merged" in line for line in lines)
+
+
 def test_the_base_is_attacked_by_the_command_that_was_typed(capsys, monkeypatch):
     typed_before = [
         "attack",

@@ -322,7 +322,10 @@ def chat_of(content):
         ([breaker_row(0), breaker_row(1) | {"prompt": "what \ud83d"}], ":2: .*half of a surrogate pair"),
         ([breaker_row(0), breaker_row(1) | {"output": "\0"}], ":2: .*NUL"),
         (['{"prompt": "a", "output": "b", "prompt": "c"}'], ":1: .*the key `prompt` twice"),
-        ([{"id": "a", "messages": own_row(0)["messages"], "set": "circuit_breaker"}], ":1: .*must have the columns"),
+        (
+            [{"id": "a", "messages": own_row(0)["messages"], "set": "circuit_breaker"}],
+            r":1: .*must have the columns .*lacks \['images'\]",
+        ),
         ([own_row(0), own_row(0, "circuit_breaker") | {"id": "x"}], ":2: the same as .*a\\.jsonl:1.*retain set"),
         ([llava_row(0) | {"image": None}], ":1: the turns name 1 pictures, the row has 0"),
         ([{"messages": [{"role": "user", "content": "hello"}]}], "holds no example .1 fewer than two turns"),

@@ -86,7 +86,7 @@ def test_what_decides_nothing_is_not_counted():
         for more in ({}, {"at_limit": True}, {"at_limit": True, "outcome": "harmful"})
     ]
     assert [len(one) for one in told] == [0, 1, 0] and "limit of 4 tokens" in told[1][0]
-    assert "not judged; give a larger --max-new-tokens." in told[1][0]
+    assert "not judged; give a larger `--max-new-tokens`." in told[1][0]
     (of_demo,) = at_limit_notes({**run, "command": "demo"}, [item | {"at_limit": True}], answers_of)
     assert "mm-cb demo has no other length" in of_demo and "give a larger" not in of_demo
     assert not at_limit_notes(run, [item | {"at_limit": True, "parsed": "A"}], answers_of)

@@ -1,4 +1,4 @@
-"""The page in a browser: nothing wider than a telephone, nothing on the console, and the gallery's tools work."""
+"""The page in a browser, on a telephone and a screen, light and dark: it fits, can be read, and its tools work."""
 
 import html
 import json
@@ -11,17 +11,48 @@ import pytest
 from mm_cb.report import write_report
 
 CHROMIUM = shutil.which("chromium")
-WIDTH = 390
+LOOKS = [(width, mode) for width in (390, 1200) for mode in ("light", "dark")]
+READABLE = 4.5
+"""Contrast of text that WCAG 2 asks for at level AA."""
 LOOK = """
-const frame = document.querySelector("iframe");
-frame.onload = () => {
+const channels = (colour) => (colour.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+const light = (colour) => channels(colour).slice(0, 3).map((one) => one / 255)
+  .map((one) => one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, one, which) => sum + one * [0.2126, 0.7152, 0.0722][which], 0);
+const contrast = (one, other) => {
+  const [low, high] = [light(one), light(other)].sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+};
+const found = {};
+const look = (frame) => {
   const page = frame.contentDocument, view = frame.contentWindow, found = {};
+  const grounds = (one) => {  // the colours behind a text: of its nearest ancestor that has any
+    for (; one; one = one.parentElement) {
+      const style = view.getComputedStyle(one), drawn = style.backgroundImage.match(/rgba?\\([^)]*\\)/g);
+      if (drawn) return drawn;
+      const colour = channels(style.backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return [style.backgroundColor];
+    }
+    return [view.getComputedStyle(page.documentElement).colorScheme];
+  };
+  const faint = () => {
+    const texts = page.createTreeWalker(page.body, view.NodeFilter.SHOW_TEXT), told = [];
+    while (texts.nextNode()) {
+      const words = texts.currentNode.textContent.trim(), one = texts.currentNode.parentElement;
+      if (!words || !one.getClientRects().length || one.closest("script, style, option")) continue;
+      const style = view.getComputedStyle(one), colour = one.closest("svg") ? style.fill : style.color;
+      const least = Math.min(...grounds(one).map((ground) => contrast(colour, ground)));
+      if (!(least >= READABLE)) told.push(`${least.toFixed(2)} ${one.className} ${words.slice(0, 40)}`);
+    }
+    return [...new Set(told)];
+  };
   const cards = () => [...page.querySelectorAll(".card")].filter((card) => card.getClientRects().length);
   const shown = () => cards().length;
   const search = (words) => {
     page.querySelector(".tools input").value = words;
     page.querySelector(".tools input").dispatchEvent(new view.Event("input"));
   };
+  found.dark = view.matchMedia("(prefers-color-scheme:dark)").matches;
   found.beyond = page.documentElement.scrollWidth - page.documentElement.clientWidth;
   found.wide = [...page.querySelectorAll("main *, header *")]
     .filter((one) => !one.closest(".scroll, .drawn, details"))
@@ -45,9 +76,17 @@ frame.onload = () => {
   const links = [...page.querySelectorAll(".card h3 a")].map((link) => link.getAttribute("href").slice(1));
   found.anchors = links.length === new Set(links).size && links.every((id) => page.getElementById(id));
   found.pictures = page.querySelectorAll(".clean[open]").length;
-  document.title = JSON.stringify(found);
+  page.querySelectorAll("details").forEach((one) => { one.open = true; });
+  found.faint = faint();
+  return found;
 };
-frame.srcdoc = document.querySelector("textarea").value;
+for (const frame of document.querySelectorAll("iframe")) {
+  frame.onload = () => {
+    found[frame.id] = look(frame);
+    document.title = JSON.stringify(found);
+  };
+  frame.srcdoc = document.querySelector("textarea").value;
+}
 """
 
 
@@ -57,7 +96,9 @@ def profile(tmp_path_factory):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_the_page_fits_a_telephone_and_its_tools_work(make_run, tmp_path, profile):
+def test_the_page_fits_can_be_read_and_its_tools_work(make_run, tmp_path, profile):
+    """At every width and in both modes, by one start of the browser."""
+
     def vary(items):
         for number, item in enumerate(items):
             if item["metric"] == "compliance":
@@ -65,8 +106,13 @@ def test_the_page_fits_a_telephone_and_its_tools_work(make_run, tmp_path, profil
 
     write_report([make_run(n=4, benign=3, seeds=1, edit=vary)], tmp_path / "page.html")
     page = html.escape((tmp_path / "page.html").read_text(encoding="utf-8"))
-    outer = f'<iframe style="width:{WIDTH}px;height:800px;border:0"></iframe><textarea hidden>{page}</textarea>'
-    (tmp_path / "look.html").write_text(f"<meta charset=utf-8>{outer}<script>{LOOK}</script>", encoding="utf-8")
+    frames = "".join(
+        f'<iframe id="{width}-{mode}" style="width:{width}px;height:800px;border:0;color-scheme:{mode}"></iframe>'
+        for width, mode in LOOKS
+    )
+    script = LOOK.replace("READABLE", str(READABLE))
+    outer = f"<meta charset=utf-8>{frames}<textarea hidden>{page}</textarea><script>{script}</script>"
+    (tmp_path / "look.html").write_text(outer, encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={profile}"]
     flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     flags += ["--enable-logging=stderr", "--virtual-time-budget=4000", "--dump-dom"]
@@ -74,8 +120,16 @@ def test_the_page_fits_a_telephone_and_its_tools_work(make_run, tmp_path, profil
         [CHROMIUM, *flags, (tmp_path / "look.html").as_uri()], capture_output=True, text=True, timeout=60, check=True
     )
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
-    found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout)[1]))
-    assert found["beyond"] == 0 and found["wide"] == []
+    looks = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout)[1]))
+    assert sorted(looks) == sorted(f"{width}-{mode}" for width, mode in LOOKS)
+    for look, found in looks.items():
+        assert_all_is_well(look, found)
+
+
+def assert_all_is_well(look, found):
+    assert found["dark"] == look.endswith("dark")
+    assert (look, found["beyond"], found["wide"]) == (look, 0, [])
+    assert (look, found["faint"]) == (look, [])
     assert found["all"] == found["again"] == 8
     assert found["searched"] == ["how is the made-up brew number 3 mixed ?"] * 2
     assert found["output"] == "2 of 8" and found["both"] == 1

@@ -306,10 +306,10 @@ def test_attack_strength_of_a_text_model_is_closed_by_its_own_attacks_once_they_
     items = [{"metric": "compliance", "subject": "rr", "condition": "no_attack", "id": "a", "clean_image": None}]
     tried = [strength(name, state, counted=name == "gcg") for name in (*held, "no_attack")]
     line = judge_run([], [], items, strengths=tried).lines[1]
-    missing = ",".join(name for name in BY_TEXTS if name not in held)
+    missing = len(held) < len(BY_TEXTS)
     weak = state == "not converged" or (state == "not checked" and "gcg" in held)  # the others are never checked
-    assert line.amber == (bool(missing) or weak)
-    assert (f"`--attack {missing} " in line.text) == bool(missing) and "Sanity battery" not in line.text
+    assert line.amber == (missing or weak)
+    assert ("`--attack all --check-convergence" in line.text) == missing and "Sanity battery" not in line.text
     assert "`--attack imported --prompts FILE`" in line.text
 
 
