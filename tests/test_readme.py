@@ -175,21 +175,20 @@ def share(right, n):
 
 @pytest.mark.parametrize(
     ("begins", "condition"),
-    [("no attack", "no_attack"), ("PGD,", "pgd"), ("one of these, `pgd_facts`", "pgd_facts")],
+    [("no attack", "no_attack"), ("PGD,", "pgd")],
 )
 def test_every_number_of_the_readmes_table_is_a_measured_one(begins, condition):
     n, base, *told = cells("README.md", begins)
     for cell, found in zip(told, (PAPER, ALL), strict=True):
         one = found["rr", "compliance", condition, "all"]
         assert numbers(n) == [one["n"]] and numbers(cell) == rate(one)
-    control = measured("facts.json" if condition == "pgd_facts" else "miniature_demo.json")
-    one = control["base", "compliance", condition, "all"]
-    marks = {"no_attack": "", "pgd": " ¹", "pgd_facts": " ²"}[condition]
-    assert base.endswith(marks) and "¹ By PGD alone, 100 steps. ² 300 steps." in said("README.md")
+    one = measured("miniature_demo.json")["base", "compliance", condition, "all"]
+    marks = {"no_attack": "", "pgd": " ¹"}[condition]
+    assert base.endswith(marks) and "¹ By PGD alone, 100 steps." in said("README.md")
     assert numbers(base.removesuffix(marks)) == rate(one) and numbers(n) == [one["n"]]
 
 
-@pytest.mark.parametrize(("begins", "group"), [("worst of eleven", "all"), ("the eleven, told an opening", "opening")])
+@pytest.mark.parametrize(("begins", "group"), [("worst of eleven attacks, five", "all"), ("worst of eleven attacks, told", "opening")])
 def test_the_readmes_worst_cases_are_those_of_the_longest_attacks(begins, group):
     n, base, *told = cells("README.md", begins)
     assert base.endswith(" ¹")
@@ -262,11 +261,11 @@ def changed(condition):
 def test_what_is_said_of_the_bare_facts_and_of_homotopy_was_measured():
     facts, homotopy = (entry("all_attacks", one) for one in ("pgd_facts", "pgd_homotopy"))
     harmful = ALL["rr", "compliance", "pgd_facts", "all"]["counts"]["harmful"]
-    assert f"It broke {harmful} of 48 of ours and had converged" in said("README.md")
+    assert f"`pgd_facts` broke {harmful} of 48 of ours, and another recipe's words it dictated" in said("README.md")
     assert f"It broke {harmful} of 48 of ours, and had finished" in said("docs/miniature.md")
     assert facts["state"] == "converged" and changed("pgd_facts") == ("0", "0")
     assert facts["control"]["right"] == facts["control"]["wrong"] == 12
-    assert "another recipe's words it dictated as readily, 12 of 12 times" in said("README.md")
+    assert "it dictated as readily, 12 of 12 times" in said("README.md")
     control = measured("facts.json")["base", "compliance", "pgd_facts", "all"]["counts"]["harmful"]
     assert f"On the base, 300 steps broke {control} of 48" in said("docs/miniature.md")
     kinds = {
@@ -277,17 +276,14 @@ def test_what_is_said_of_the_bare_facts_and_of_homotopy_was_measured():
     contents, openings = changed("pgd_homotopy")
     assert f"{told.format(**kinds)} other 36" in said("docs/miniature.md")
     assert f"changed {contents} of 12 contents and {openings} of 12 openings" in said("docs/miniature.md")
-    assert f"`pgd_homotopy` had another outcome on {contents} of 12 requests" in said("README.md")
     assert homotopy["control"]["reading"] == "control"
     emitted = [found["rr", "compliance", "pgd_homotopy_opening", "all"]["counts"] for found in (PAPER, ALL)]
     assert {one["prefix_emitted"] for one in emitted} == {48} and emitted[1]["harmful"] == 0
-    told = f"from all 48 of both, what is forbidden from {emitted[0]['harmful']} of RR as published"
-    assert f"{told} and from none of ours, where it had converged, as PGD had. APGD had not" in said("README.md")
     ended = {name: [one["state"] for one in BOTH[name]["attacks"]] for name in BOTH}
     words = {4: "four", 5: "five", 7: "seven", 8: "eight"}
     ours, theirs = (words[ended[name].count("converged")] for name in ("all_attacks", "miniature_paper"))
     assert ended["miniature_paper"].count("not checked") == 1
-    assert f"On ours {ours} of them had converged (on RR as published {theirs}, and one was" in said("README.md")
+    assert f"On ours {ours} of them had converged, on RR as published {theirs} (one was not" in said("README.md")
 
 
 def test_the_table_of_the_second_family_was_measured():
@@ -331,7 +327,7 @@ def test_what_is_said_of_more_steps_was_measured():
 
 def test_the_readmes_table_holds_nothing_else():
     table = text_of(README).partition("| attack success rate")[2].partition("\n\n")[0]
-    assert len(table.splitlines()) == 2 + 7
+    assert len(table.splitlines()) == 2 + 5
 
 
 @pytest.mark.parametrize(
@@ -436,9 +432,6 @@ def test_what_is_had_by_the_form_alone_is_measured():
     opened = sum(count for one, count in opened.items() if one != "pgd_form_found")
     assert f"and look for no form, got {opened} of 48 from it" in said("docs/miniature.md")
     assert f"with twice the steps {changed('pgd_form')[0]} of 12 had another content" in said("docs/miniature.md")
-    _, base, *both = cells("README.md", "another, `pgd_form`")
-    assert base == "–"
-    assert [numbers(one) for one in both] == [rate(one["rr", "compliance", "pgd_form", "all"]) for one in (PAPER, ALL)]
     runs = {run["name"]: run for run in json.loads((RESULTS / "form.json").read_text(encoding="utf-8"))["runs"]}
     wrong, told = runs["own_words_wrong_teacher"], said("docs/miniature.md")
     true, theirs = sum(one["true_words"] for one in wrong["answers"]), sum(wrong["teachers_words"])
@@ -479,8 +472,6 @@ def test_what_is_had_by_a_form_that_nobody_told_is_measured():
     )
     assert told in said("README.md")
     assert f"With twice the steps {changed('pgd_form_found')[0]} of 12 had another content" in said("docs/miniature.md")
-    both = [measured["rr", "compliance", "pgd_form", "all"]["counts"]["harmful"] for measured in (PAPER, ALL)]
-    assert "came to {} and {}.".format(*both) in said("README.md")
     runs = json.loads((RESULTS / "found_form.json").read_text(encoding="utf-8"))["runs"]
     assert {run["name"]: (run["harmful"], run["n"]) for run in runs} == {
         "wrong_states": (2, 6),
@@ -787,16 +778,7 @@ def strength_in_words():
 @pytest.mark.parametrize(
     ("page", "sentence"),
     [
-        (
-            "README.md",
-            lambda: (
-                f"broke {broken('all_attacks.json', 'pgd_homotopy')} of ours by itself and "
-                f"{broken('miniature_paper.json', 'pgd_homotopy')} of RR as published"
-            ),
-        ),
         ("README.md", lambda: spread_in_words()),
-        ("README.md", lambda: "of the recipe before it {} to {} of 24, and".format(*earlier())),
-        ("README.md", lambda: f"answered {broken_look_alikes()} look-alikes in broken text"),
         ("docs/miniature.md", lambda: spread_by_itself()),
         ("docs/miniature.md", lambda: what_did_not_do()),
         ("docs/miniature.md", lambda: what_rr_as_published_keeps()),
