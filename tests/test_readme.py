@@ -188,7 +188,9 @@ def test_every_number_of_the_readmes_table_is_a_measured_one(begins, condition):
     assert numbers(base.removesuffix(marks)) == rate(one) and numbers(n) == [one["n"]]
 
 
-@pytest.mark.parametrize(("begins", "group"), [("worst of eleven attacks, five", "all"), ("worst of eleven attacks, told", "opening")])
+@pytest.mark.parametrize(
+    ("begins", "group"), [("worst of eleven attacks, five", "all"), ("worst of eleven attacks, told", "opening")]
+)
 def test_the_readmes_worst_cases_are_those_of_the_longest_attacks(begins, group):
     n, base, *told = cells("README.md", begins)
     assert base.endswith(" ¹")
