@@ -17,7 +17,7 @@ from mm_cb.models.registry import _FAMILIES
 from mm_cb.models.smolvlm import SmolVLMModel
 from mm_cb.models.tower import LanguageTower
 from tests.models import laws
-from tests.models.tiny import KINDS, tiny, tiny_with
+from tests.models.tiny import KINDS, squeezed_llava, tiny, tiny_with
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,12 @@ def test_law(kind, law, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_law_with_torchvision(kind, law, tmp_path):
     law(partial(tiny, kind, "torchvision"), tmp_path)
+
+
+@pytest.mark.parametrize("law", laws.BY_PIXELS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("backend", ["pil", "torchvision"])
+def test_law_with_pictures_squeezed_to_the_square(backend, law, tmp_path):
+    law(partial(squeezed_llava, backend), tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
