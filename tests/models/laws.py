@@ -346,6 +346,7 @@ def generation_begins_as_the_forward_says_and_ends_with_the_turn(make, folder):
     assert first == model.processor.tokenizer.batch_decode(best[:, None], skip_special_tokens=True)
     named = [model.dialect.end_of_turn, *STOPS.get(model.base.config.model_type, ())]
     published = [model.processor.tokenizer.convert_tokens_to_ids(token) for token in named]
+    assert set(model.stops()) <= {*published, model.processor.tokenizer.eos_token_id}, "it ends answers too early"
     calls: list[int] = []
     for end in published:
 

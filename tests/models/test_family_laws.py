@@ -195,6 +195,7 @@ FAULTS = {
     "another plan": ("plan", a_smaller_plan, "attacked_pixels_are_the_processors"),
     "grids are not passed on": ("beside", (), "logits_are_those_of_the_processors_own_inputs"),
     "a stop token is missing": ("stops", lambda model: [0], ENDS),
+    "answers end too early": ("stop_tokens", ("<|endoftext|>", "<|vision_end|>"), ENDS),
     "pictures have no limit": ("largest_picture", lambda model: 1, "as_many_tokens_as_features"),
 }
 
