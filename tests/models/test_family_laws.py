@@ -196,6 +196,7 @@ FAULTS = {
     "grids are not passed on": ("beside", (), "logits_are_those_of_the_processors_own_inputs"),
     "a stop token is missing": ("stops", lambda model: [0], ENDS),
     "answers end too early": ("stop_tokens", ("<|endoftext|>", "<|vision_end|>"), ENDS),
+    "pictures are thought larger": ("largest_picture", lambda model: 48, "as_many_tokens_as_features"),
     "pictures have no limit": ("largest_picture", lambda model: 1, "as_many_tokens_as_features"),
 }
 
