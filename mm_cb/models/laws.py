@@ -205,9 +205,10 @@ def check_pictures(processor: Any, folder: Path, **expected: Any) -> None:
     """
     images = processor.image_processor
     always = {"do_resize": True, "do_rescale": True, "do_normalize": True}
+    learnt = {*always, "do_pad"}
     for field, value in {**always, **expected}.items():
         if (came := _plain(getattr(images, field, None))) != value:
-            says = "to show pictures as the model learnt them" if field in always else "as the model's config.json says"
+            says = "to show pictures as the model learnt them" if field in learnt else "as the model's config.json says"
             raise UserError(f"{_images_file(folder)} must have `{field}` {value}, {says}, got {came!r:.80}.")
     for field, must, holds in _PIXELS:
         if not holds(came := getattr(images, field, None)):

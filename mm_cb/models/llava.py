@@ -30,8 +30,8 @@ class LlavaModel(VisionModel):
 
     def _canvas(self) -> tuple[int, int]:
         """What the image tower sees: 336 x 336."""
-        size = self.processor.image_processor.crop_size
-        return size["height"], size["width"]
+        side = self.base.config.vision_config.image_size
+        return side, side
 
     def largest_picture(self) -> int:
         """Tokens of any picture: the patches of the image tower, 576."""
@@ -39,12 +39,14 @@ class LlavaModel(VisionModel):
         return (vision.image_size // vision.patch_size) ** 2
 
     def plan(self, image_size: tuple[int, int]) -> Plan:
-        """The shorter side fitted to the square, then the middle of the longer one.
+        """The shorter side fitted to the square, then the middle of the longer one; without a crop both sides are.
 
         Raises:
             ValueError: If the image processor does something else.
         """
         processor = self.processor.image_processor
+        if not processor.do_center_crop:
+            return Plan([[resize(*self._canvas(), processor.resample)]], lambda views: views[0])
         side = _square(processor)
         height, width = image_size
         shorter, longer = min(height, width), int(side * max(height, width) / min(height, width))

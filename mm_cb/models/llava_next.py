@@ -44,7 +44,8 @@ class LlavaNextModel(VisionModel):
         canvases, side = config.image_grid_pinpoints, config.vision_config.image_size
         check_tiles(canvases, side, folder)
         tile = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-        check_pictures(processor, folder, **tile, image_grid_pinpoints=[list(canvas) for canvas in canvases])
+        grids = [list(canvas) for canvas in canvases]
+        check_pictures(processor, folder, **tile, do_pad=True, image_grid_pinpoints=grids)
 
     def _canvas(self) -> tuple[int, int]:
         """Two tiles square: 672 x 672."""

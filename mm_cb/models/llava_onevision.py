@@ -47,7 +47,8 @@ class LlavaOnevisionModel(VisionModel):
         check_fields(processor, folder, num_image_tokens=tokens, **{name: getattr(config, name) for name in shared})
         check_tiles(canvases, side, folder)
         tile = {"height": side, "width": side}
-        check_pictures(processor, folder, size=tile, image_grid_pinpoints=[list(canvas) for canvas in canvases])
+        grids = [list(canvas) for canvas in canvases]
+        check_pictures(processor, folder, size=tile, do_pad=True, image_grid_pinpoints=grids)
 
     def grouped(self, rows: Sequence[Sequence[Image]]) -> list[Any]:
         """A list of pictures for each chat that has any."""

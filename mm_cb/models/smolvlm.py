@@ -41,7 +41,7 @@ class SmolVLMModel(VisionModel):
     def check_processor(cls, processor: Any, config: Any, folder: Path) -> None:
         """As `VisionModel.check_processor`, and for tiles of the image tower's size, of as many tokens as it gives."""
         vision = config.vision_config
-        check_pictures(processor, folder, max_image_size={"longest_edge": vision.image_size})
+        check_pictures(processor, folder, do_pad=True, max_image_size={"longest_edge": vision.image_size})
         check_longest(processor.image_processor, folder)
         check_fields(processor, folder, image_seq_len=_tokens_of_a_tile(config))
 

@@ -239,11 +239,13 @@ def an_open_answer_begins_where_the_model_goes_on(make, folder):
 
 
 def as_many_tokens_as_features(make, folder):
-    model = make()
-    for size in SIZES:
+    model, most = make(), 0
+    for size in [*SIZES, (400, 400)]:
         inputs = model.encode(["what"], [picture(0, size)])
         tokens = int(inputs.image_mask.sum())
-        assert tokens == len(joined(model.image_features(inputs).pooler_output)) <= model.largest_picture()
+        assert tokens == len(joined(model.image_features(inputs).pooler_output))
+        most = max(most, tokens)
+    assert most <= model.largest_picture() < 2 * most
     height, width = model.canvas
     assert model.encode(["what"], [picture(0, (width, height))]).image_mask.any()
 
@@ -346,6 +348,7 @@ def generation_begins_as_the_forward_says_and_ends_with_the_turn(make, folder):
     assert first == model.processor.tokenizer.batch_decode(best[:, None], skip_special_tokens=True)
     named = [model.dialect.end_of_turn, *STOPS.get(model.base.config.model_type, ())]
     published = [model.processor.tokenizer.convert_tokens_to_ids(token) for token in named]
+    assert set(model.stops()) <= {*published, model.processor.tokenizer.eos_token_id}, "it ends answers too early"
     calls: list[int] = []
     for end in published:
 

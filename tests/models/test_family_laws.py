@@ -17,7 +17,7 @@ from mm_cb.models.registry import _FAMILIES
 from mm_cb.models.smolvlm import SmolVLMModel
 from mm_cb.models.tower import LanguageTower
 from tests.models import laws
-from tests.models.tiny import KINDS, tiny, tiny_with
+from tests.models.tiny import KINDS, squeezed_llava, tiny, tiny_with
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,12 @@ def test_law(kind, law, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_law_with_torchvision(kind, law, tmp_path):
     law(partial(tiny, kind, "torchvision"), tmp_path)
+
+
+@pytest.mark.parametrize("law", laws.BY_PIXELS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("backend", ["pil", "torchvision"])
+def test_law_with_pictures_squeezed_to_the_square(backend, law, tmp_path):
+    law(partial(squeezed_llava, backend), tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -189,6 +195,8 @@ FAULTS = {
     "another plan": ("plan", a_smaller_plan, "attacked_pixels_are_the_processors"),
     "grids are not passed on": ("beside", (), "logits_are_those_of_the_processors_own_inputs"),
     "a stop token is missing": ("stops", lambda model: [0], ENDS),
+    "answers end too early": ("stop_tokens", ("<|endoftext|>", "<|vision_end|>"), ENDS),
+    "pictures are thought larger": ("largest_picture", lambda model: 48, "as_many_tokens_as_features"),
     "pictures have no limit": ("largest_picture", lambda model: 1, "as_many_tokens_as_features"),
 }
 

@@ -100,12 +100,20 @@ OWN = {  # beside what is refused for every family
     "gemma3": [*TILE, ("do_pan_and_scan", True)],
     "gemma4": [("patch_size", 7), ("pooling_kernel_size", 2)],
     "llava": [*SQUARE, ("do_center_crop", False)],
-    "llava_next": [*SQUARE, *(("image_grid_pinpoints", one) for one in ([], [[42, 84]], [[43, 43]], "x", None))],
-    "llava_onevision": [*TILE, *(("image_grid_pinpoints", one) for one in ([], [[28, 84]], "x", None))],
+    "llava_next": [
+        ("do_pad", False),
+        *SQUARE,
+        *(("image_grid_pinpoints", one) for one in ([], [[42, 84]], [[43, 43]], "x", None)),
+    ],
+    "llava_onevision": [
+        ("do_pad", False),
+        *TILE,
+        *(("image_grid_pinpoints", one) for one in ([], [[28, 84]], "x", None)),
+    ],
     **dict.fromkeys(("mistral3", "pixtral"), LONGEST),
     **dict.fromkeys(
         ("idefics3", "smolvlm"),
-        [*LONGEST, *(("max_image_size", one) for one in ({"longest_edge": 28}, {}, "x"))],
+        [("do_pad", False), *LONGEST, *(("max_image_size", one) for one in ({"longest_edge": 28}, {}, "x"))],
     ),
     **dict.fromkeys(
         ("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_vl"),

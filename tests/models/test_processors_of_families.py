@@ -66,6 +66,7 @@ def test_a_smolvlm_that_does_not_cut_pictures_shows_the_whole():
     preprocess = model.preprocessing((60, 80))
     assert preprocess(pixels).shape == (1, 3, 56, 56) and preprocess.exact_by == "emulation"
     assert int(model.encode(["what"], [picture(0, (80, 60))]).image_mask.sum()) == 4
+    laws.logits_are_those_of_the_processors_own_inputs(lambda: model, None)
 
 
 def test_heads_that_predict_several_tokens_are_left_unread(tmp_path):

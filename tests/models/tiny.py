@@ -164,6 +164,20 @@ def byte_tokenizer(kind, special: list[str], **settings):
     return made
 
 
+def squeezed_llava(backend: str = "pil") -> VisionModel:
+    """A LLaVA in front of SigLIP's tower and processor, as LLaVA-Interleave: pictures squeezed to the square, uncut."""
+    made = tiny("llava")
+    made.processor.image_processor = image_processor(
+        "siglip", "SiglipImageProcessor", backend, size={"height": 28, "width": 28}
+    )
+    full = {"vision_feature_select_strategy": "full"}
+    for name, value in {**full, "num_additional_image_tokens": 0}.items():
+        setattr(made.processor, name, value)
+    text, tower = made.base.config.text_config, SiglipVisionConfig(**_SIGLIP, image_size=28)
+    held = {"image_token_index": made.base.config.image_token_id, "image_seq_length": 4, **full}
+    return wrapped(LlavaConfig(text_config=text, vision_config=tower, **held), made.processor)
+
+
 def token_ids(made) -> dict:
     """What a language tower's configuration says of a tokenizer."""
     ids = {name: getattr(made, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}

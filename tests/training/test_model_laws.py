@@ -93,6 +93,18 @@ def test_a_model_that_breaks_a_law_is_not_attacked(fault, monkeypatch, capsys, t
     assert "doctor --model" in said and not list((tmp_path / "out").rglob("*.png"))
 
 
+@pytest.mark.parametrize("kind", ["llava", "qwen3_5"])
+def test_rotary_angles_of_few_bits_are_noticed(kind, monkeypatch):
+    exact = LanguageTower.block_arguments
+
+    def rounded(model, rows):
+        given = exact(model, rows)
+        return given | {"position_embeddings": tuple(one.half().float() for one in given["position_embeddings"])}
+
+    monkeypatch.setattr(LanguageTower, "block_arguments", rounded)
+    assert [kept.ok for kept in check_model(tiny(kind))] == [True, True, True, False, True]
+
+
 def test_logits_that_are_no_number_are_no_ones():
     model = tiny("llava")
     model.base.lm_head.weight[0, 0] = torch.nan
