@@ -23,7 +23,7 @@ from mm_cb.core.paths import refuse_unusable
 from mm_cb.core.reading import is_there, json_file
 from mm_cb.core.records import JsonObject
 from mm_cb.core.seal import seal_of
-from mm_cb.core.weights import refuse_cut
+from mm_cb.core.weights import refuse_cut, zeros_at_end
 from mm_cb.models.fingerprint import check_weights, refuse_edited
 from mm_cb.models.patterns import pattern_fault
 
@@ -199,28 +199,60 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             f"as `{other[0]}` ({tensors[other[0]].dtype})."
         )
     refuse_not_finite(tensors.items(), str(file))
+    _refuse_zeros(file, tensors)
     refuse_edited(file, lambda: file_sha256(file))
     return tensors
 
 
-def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
+def _refuse_zeros(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse an adapter of which a part never arrived: a file made at its full length holds zeros there.
+
+    No training leaves an A of zeros. A B of zeros is one that no training reached: where all are, the adapter does
+    nothing, which is told by who measures it; where some are, as those of layers without a gradient, it is told here.
+    """
+    zero = sorted(name for name, tensor in tensors.items() if not tensor.any())
+    ends = zeros_at_end(file)
+    if any("lora_B" not in name for name in zero) or (ends and not zero):
+        came = f"{len(zero)} of {len(tensors)} are zeros alone, such as `{zero[0]}`" if zero else f"it ends in {ends}"
+        raise UserError(f"`{file}` must hold whole tensors, but {came}: it did not arrive whole; download it again.")
+    if 0 < len(zero) < sum("lora_B" in name for name in tensors):
+        warnings.warn(
+            f"`{file}`: {len(zero)} of {len(tensors)} tensors are zeros alone, such as `{zero[0]}`: their modules "
+            "change nothing. No training reached them, or the file is damaged.",
+            stacklevel=3,
+        )
+
+
+def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], where: str, *, whole: bool = False) -> None:
     """Refuse weights with NaN or infinity among them.
+
+    Args:
+        tensors: Names and weights.
+        where: What holds them, for messages.
+        whole: Whether to refuse matrices of zeros alone as well, which a model has none of.
 
     Raises:
         UserError: With the number of such tensors and the first name.
     """
-    wrong = [name for name, tensor in tensors if not _finite(tensor)]
-    if wrong:
+    ends = [(name, tensor.ndim, _ends(tensor)) for name, tensor in tensors]
+    if wrong := [name for name, _, found in ends if not all(map(math.isfinite, found))]:
         raise UserError(
             f"`{where}` must hold finite numbers, but {len(wrong)} tensors have NaN or infinity in them, such as "
             f"`{wrong[0]}`; its training diverged or the file is damaged."
         )
+    zero = [name for name, sides, found in ends if sides > 1 and name.endswith(".weight") and found == (0, 0)]
+    if whole and zero:
+        raise UserError(
+            f"`{where}` must hold whole weights, but {len(zero)} matrices are zeros alone, such as `{zero[0]}`: it did "
+            "not arrive whole; download it again."
+        )
 
 
-def _finite(tensor: Tensor) -> bool:
+def _ends(tensor: Tensor) -> tuple[float, ...]:
+    """The least and the largest number; none of a tensor that holds no plain ones."""
     if tensor.is_meta or not tensor.numel() or not tensor.is_floating_point() or tensor.element_size() == 1:
-        return True
-    return all(math.isfinite(end) for end in torch.aminmax(tensor.detach()))  # without a copy of a large matrix
+        return ()
+    return tuple(map(float, torch.aminmax(tensor.detach())))  # without a copy of a large matrix
 
 
 def check_places(wrapped: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mm_cb.core.errors import UserError
 from mm_cb.models import load_model
-from mm_cb.models.adapters import own_hashes, put_adapter, read_settings, read_tensors
+from mm_cb.models.adapters import WEIGHTS, own_hashes, put_adapter, read_settings, read_tensors
 from mm_cb.models.fingerprint import remember_base
 from mm_cb.models.merging import merge
 from tests.tiny_llava import tiny_llava
@@ -246,6 +246,46 @@ def test_a_merge_that_changes_nothing_says_so(folder, whole, tmp_path):
     idle = changed(whole, tmp_path / "zero", silent)
     with pytest.warns(UserWarning, match="changes no weight of .* is the base model, no breaker"):
         merge(folder, idle, tmp_path / "merged")
+
+
+def unarrived(file, share):
+    """The file at its full length, zeros from ``share`` of its tensors' bytes on, as a download that stopped leaves it."""
+    content = file.read_bytes()
+    begin = 8 + struct.unpack("<Q", content[:8])[0]
+    kept = begin + int(share * (len(content) - begin))
+    file.write_bytes(content[:kept] + bytes(len(content) - kept))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
+def test_an_adapter_whose_end_never_arrived_is_refused_with_number_and_name(share, folder, whole, tmp_path):
+    bad = changed(whole, tmp_path / "bad")
+    unarrived(bad / "adapter_model.safetensors", share)
+    for use in (lambda: load_model(folder, adapter=bad), lambda: merge(folder, bad, tmp_path / "merged")):
+        with pytest.raises(UserError, match=r"adapter_model\.safetensors` must hold whole tensors, but \d of 6 are zeros"):
+            use()
+
+
+def test_an_adapter_whose_last_tensor_did_not_arrive_whole_is_refused(tmp_path):
+    save_file({"x.lora_A.weight": torch.ones(4, 8), "x.lora_B.weight": torch.ones(1024, 4)}, tmp_path / WEIGHTS)
+    unarrived(tmp_path / WEIGHTS, 0.5)
+    with pytest.raises(UserError, match=r"must hold whole tensors, but it ends in 8,2\d\d bytes of zeros"):
+        read_tensors(tmp_path)
+
+
+def test_modules_that_no_training_reached_are_told_and_their_adapter_is_taken(folder, whole, tmp_path):
+    def unreached(t):
+        return {k: torch.zeros_like(v) if "up_proj.lora_B" in k else v for k, v in t.items()}
+
+    with pytest.warns(UserWarning, match=r"1 of 6 tensors are zeros alone, such as `.*up_proj\.lora_B\.weight`"):
+        load_model(folder, adapter=changed(whole, tmp_path / "some", unreached))
+
+
+def test_a_model_whose_end_never_arrived_is_refused_with_number_and_name(folder, tmp_path):
+    bad = tmp_path / "bad"
+    shutil.copytree(folder, bad)
+    unarrived(bad / "model.safetensors", 0.7)
+    with pytest.raises(UserError, match=r"bad` must hold whole weights, but \d+ matrices are zeros alone, such as `"):
+        load_model(bad)
 
 
 def test_a_base_with_nan_is_refused_by_name(folder, tmp_path):
