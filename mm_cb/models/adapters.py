@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.files import file_sha256
-from mm_cb.core.folders import but_is
+from mm_cb.core.folders import but_is, looks_like
 from mm_cb.core.hub import repository_of
 from mm_cb.core.paths import refuse_unusable
 from mm_cb.core.reading import is_there, json_file
@@ -94,10 +94,10 @@ def read_settings(folder: Path) -> LoraConfig:
         UserError: Naming the file and the field.
     """
     refuse_unusable(folder, "adapter")
-    if not all([is_there(folder / name, "adapter's file") for name in (SETTINGS, WEIGHTS)]):
-        raise UserError(
-            f"`{folder}` is not an adapter: expected a folder with {SETTINGS} and {WEIGHTS}{but_is(folder)}."
-        )
+    absent = [name for name in (SETTINGS, WEIGHTS) if not is_there(folder / name, "adapter's file")]
+    if absent:
+        came = but_is(folder) if len(absent) == 2 else f"; {absent[0]} is missing{looks_like(folder / absent[0])}"
+        raise UserError(f"`{folder}` is not an adapter: expected a folder with {SETTINGS} and {WEIGHTS}{came}.")
     file, fields = folder / SETTINGS, _fields(folder)
     if fields.get("peft_type") != "LORA":
         raise UserError(f"`{file}`: `peft_type` must be LORA, got {fields.get('peft_type')!r:.80}.")
@@ -117,6 +117,7 @@ def read_settings(folder: Path) -> LoraConfig:
             "LoRA (PEFT's `path_initial_model_for_weight_conversion`)."
         )
     _check_numbers(file, fields)
+    _check_modules(file, fields)
     refuse_edited(file, lambda: _settings_sha256(fields))
     try:
         return LoraConfig(**{key: fields[key] for key in (*_UNDERSTOOD, *_BOOKKEEPING[:4]) if key in fields})
@@ -177,6 +178,37 @@ def _check_numbers(file: Path, fields: JsonObject) -> None:
     for name in ("use_rslora", "fan_in_fan_out"):
         if not isinstance(fields.get(name, False), bool | None):
             raise UserError(f"`{file}`: `{name}` must be true or false, got {fields[name]!r:.80}.")
+
+
+def _check_modules(file: Path, fields: JsonObject) -> None:
+    """Refuse names and patterns of modules that are none, before PEFT and `re` stumble over them."""
+    for name in ("target_modules", "exclude_modules", "layers_pattern"):
+        value = fields.get(name)
+        listed = [] if value is None else value if isinstance(value, list) else [value]
+        if wrong := [one for one in listed if not isinstance(one, str)]:
+            raise UserError(f"`{file}`: `{name}` must be a text or a list of texts, got {wrong[0]!r:.80}.")
+        if isinstance(value, str) or name == "layers_pattern":  # in a list of modules stand names
+            _check_patterns(file, name, listed)
+    for name in ("rank_pattern", "alpha_pattern"):
+        _check_patterns(file, name, fields.get(name) or {})
+    layers = fields.get("layers_to_transform")
+    for one in [] if layers is None else layers if isinstance(layers, list) else [layers]:
+        if isinstance(one, bool) or not isinstance(one, int) or one < 0:
+            raise UserError(
+                f"`{file}`: `layers_to_transform` must be a layer or a list of layers, whole numbers from 0 on, got "
+                f"{one!r:.80}."
+            )
+
+
+def _check_patterns(file: Path, name: str, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            glob = "; `*` alone matches nothing, any characters are `.*`" if pattern.startswith("*") else ""
+            raise UserError(
+                f"`{file}`: `{name}` must be a regular expression of Python, got {pattern!r:.80} ({error}){glob}."
+            ) from error
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
