@@ -132,7 +132,7 @@ def test_a_wildchat_row_that_is_otherwise_is_named(change, said, tmp_path):
 
 
 def test_labels_and_columns_are_read_without_case_and_blanks(tmp_path):
-    table = "ID, Prompt ,TYPE,Label\n1,one,homonyms,Safe\n2,two,homonyms, UNSAFE\n3,three, Contrast_homonyms,safe\n"
+    table = "ID, Prompt ,TYPE,Label\n1,one,homonyms,Safe\n2,two,homonyms, UNSAFE\n3,three, Contrast_homonyms,unsafe\n"
     (tmp_path / "r.csv").write_text("\ufeff" + table, encoding="utf-8")
     assert [(r.id, r.prompt, r.category) for r in read_requests(tmp_path / "r.csv")] == [("1", "one", "homonyms")]
 
