@@ -187,6 +187,8 @@ def _check_modules(file: Path, fields: JsonObject) -> None:
         listed = [] if value is None else value if isinstance(value, list) else [value]
         if wrong := [one for one in listed if not isinstance(one, str)]:
             raise UserError(f"`{file}`: `{name}` must be a text or a list of texts, got {wrong[0]!r:.80}.")
+        if name == "target_modules" and not (listed and all(listed)):
+            raise UserError(f"`{file}`: `{name}` must name the modules that the adapter changes, got {value!r:.80}.")
         if isinstance(value, str) or name == "layers_pattern":  # in a list of modules stand names
             _check_patterns(file, name, listed)
     for name in ("rank_pattern", "alpha_pattern"):
