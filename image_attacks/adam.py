@@ -6,6 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from .arguments import number
 from .loop import AttackResult, Budget, Iterate, Objective, Running, run_attack
 from .noise import Generators
 from .pgd import StepSchedule, step_sizes, unit_mean
@@ -61,6 +62,8 @@ def adam_pgd(
         scaled to mean absolute value 1 per image and step (as Dong et al. 2018 do, arXiv:1710.06081), so that the mean
         is over directions; the step decays; best iterate.
     """
+    first, second = (number("betas", beta) for beta in betas)
+    betas = (first, second)
     if not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"`betas` must lie in [0, 1), got {betas}.")
     inner = threat_model

@@ -3,6 +3,9 @@
 import operator
 from typing import Any
 
+import torch
+from torch import Tensor
+
 
 def plain(value: Any) -> Any:
     """A number of any library as Python's own; what is none, or is true or false, as it is."""
@@ -31,3 +34,20 @@ def whole(name: str, value: object, what: str = "a whole number") -> int:
     if isinstance(found, bool) or not isinstance(found, int):
         raise ValueError(f"`{name}` must be {what}, got {value!r:.60} ({type(value).__name__}).")
     return found
+
+
+def refuse_other_types(name: str, ids: object) -> None:
+    """Refuse what is no tensor of class or token ids; ValueError says what came in its place."""
+    if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
+        came = f"{type(ids).__name__} of {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"`{name}` must be a tensor of whole numbers (int64), got a {came}.")
+
+
+def refuse_outside(name: str, ids: Tensor, outside: Tensor, count: int, but: str = "") -> None:
+    """Refuse ids beyond what the logits know; looks at values, which waits for a GPU."""
+    if outside.any():
+        wrong = ids[outside]
+        raise ValueError(
+            f"`{name}` must lie in 0 to {count - 1}, as the logits have {count} classes{but}; got {int(wrong[0])}, and "
+            f"{len(wrong)} such in all."
+        )

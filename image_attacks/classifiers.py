@@ -1,12 +1,15 @@
 """Objectives for attacks on image classifiers: pure functions of logits ``(B, K)``, minimised, one value per image.
 
-With ``labels`` alone they are untargeted (leave the true class); with ``targets`` they pull towards that class.
+With ``labels`` alone they are untargeted (leave the true class); with ``targets`` they pull towards that class. Shapes,
+types and, on the CPU, values are checked: ValueError names the argument.
 """
 
 import math
 
 import torch
 from torch import Tensor
+
+from .arguments import refuse_other_types, refuse_outside
 
 SURE = 60.0
 """Lead of a class, in nats, from which its cross-entropy is as good as nought."""
@@ -72,5 +75,10 @@ def _check(logits: Tensor, labels: Tensor, targets: Tensor | None, classes: int)
     if logits.ndim != 2 or logits.shape[1] < classes:
         raise ValueError(f"`logits` must have shape (B, K) with K >= {classes}, got {tuple(logits.shape)}.")
     for name, ids in (("labels", labels), ("targets", targets)):
-        if ids is not None and ids.shape != logits.shape[:1]:
+        if ids is None:
+            continue
+        refuse_other_types(name, ids)
+        if ids.shape != logits.shape[:1]:
             raise ValueError(f"`{name}` must have shape ({len(logits)},), got {tuple(ids.shape)}.")
+        if ids.device.type == "cpu":  # elsewhere every step would wait for this look
+            refuse_outside(name, ids, (ids < 0) | (ids >= logits.shape[1]), logits.shape[1])

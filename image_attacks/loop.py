@@ -102,6 +102,8 @@ class Budget:
             raise ValueError(
                 f"`steps` must be at least 0 and `restarts` at least 1, got {self.steps} and {self.restarts}."
             )
+        if self.random_start not in (True, False):
+            raise ValueError(f"`random_start` must be True or False, got {self.random_start!r:.60}.")
         if self.keep not in ("best", "last"):
             raise ValueError(f"`keep` must be 'best' or 'last', got {self.keep!r}.")
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .arguments import number
+
 Generators = torch.Generator | Sequence[torch.Generator]
 """One generator for the batch, or one per example: then an example's draws do not depend on its batch mates."""
 
@@ -46,4 +48,4 @@ def sign_noise(images: Tensor, epsilon: float, generator: Generators | None = No
         Noisy pixels, clamped to [0, 1]: as far from the image as a PGD image may be, but blind to the model.
     """
     signs = torch.where(uniform_like(images, generator or torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
-    return (images + epsilon * signs).clamp(0, 1)
+    return (images + number("epsilon", epsilon) * signs).clamp(0, 1)

@@ -9,7 +9,10 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import number, refuse_other_types, refuse_outside
+
 IGNORED_LABEL = -100
+_OR_IGNORED = f", or be {IGNORED_LABEL} where no token is a target"
 
 
 def target_nll(logits: Tensor, labels: Tensor) -> Tensor:
@@ -26,10 +29,11 @@ def target_nll(logits: Tensor, labels: Tensor) -> Tensor:
         Shape ``(B,)``, float32, at least 0; near 0 when greedy decoding would emit the target.
 
     Raises:
-        ValueError: If the shapes disagree, an example has no target token, or its first position is one (nothing
-            predicts it).
+        ValueError: If the shapes disagree, an example has no target token, its first position is one (nothing predicts
+            it), or a label is no token id of the logits.
     """
-    return predicted_nll(*_shifted(logits, labels))
+    losses, counts = _token_losses(*_shifted(logits, labels))
+    return losses.sum(dim=1) / counts
 
 
 def predicted_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -43,31 +47,45 @@ def predicted_nll(logits: Tensor, targets: Tensor) -> Tensor:
         Shape ``(B,)``, float32.
 
     Raises:
-        ValueError: If an example has no target token.
+        ValueError: If the shapes disagree, an example has no target token, or a target is no token id of the logits.
     """
-    losses, counts = _token_losses(logits, targets)
+    losses, counts = _token_losses(logits, targets, "targets")
     return losses.sum(dim=1) / counts
 
 
-def _token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _token_losses(logits: Tensor, targets: Tensor, name: str = "labels") -> tuple[Tensor, Tensor]:
     """Return the loss of every token, 0 where it is no target, ``(B, K)``, and the number of targets ``(B,)``."""
-    counts = (targets != IGNORED_LABEL).sum(dim=1)
-    if (counts == 0).any():
+    refuse_other_types(name, targets)
+    if logits.ndim != 3 or targets.shape != logits.shape[:2]:
+        raise ValueError(
+            f"`logits` (B, K, V) and `{name}` (B, K) must agree, got {tuple(logits.shape)} and {tuple(targets.shape)}."
+        )
+    counts, outside = (targets != IGNORED_LABEL).sum(dim=1), _outside(logits, targets)
+    if ((counts == 0).unsqueeze(1) | outside).any():  # one look, as each waits for a GPU
+        refuse_outside(name, targets, outside, logits.shape[2], _OR_IGNORED)
         empty = (counts == 0).nonzero().flatten().tolist()
-        raise ValueError(f"`labels` must hold at least one target token per example, got none in rows {empty}.")
+        raise ValueError(f"`{name}` must hold at least one target token per example, got none in rows {empty}.")
     losses = F.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+        logits.float().flatten(0, 1), targets.long().flatten(), ignore_index=IGNORED_LABEL, reduction="none"
     )
     return losses.view(targets.shape), counts
 
 
+def _outside(logits: Tensor, ids: Tensor) -> Tensor:
+    """Where token ids are none of the logits'."""
+    return (ids != IGNORED_LABEL) & ((ids < 0) | (ids >= logits.shape[2]))
+
+
 def _shifted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits that predict something and what they predict, both ``(B, T - 1, ...)``; checks both."""
+    refuse_other_types("labels", labels)
     if logits.ndim != 3 or labels.shape != logits.shape[:2]:
         raise ValueError(
             f"`logits` (B, T, V) and `labels` (B, T) must agree, got {tuple(logits.shape)} and {tuple(labels.shape)}."
         )
-    if (labels[:, 0] != IGNORED_LABEL).any():
+    outside = _outside(logits, labels)
+    if ((labels[:, :1] != IGNORED_LABEL) | outside).any():
+        refuse_outside("labels", labels, outside, logits.shape[2], _OR_IGNORED)
         raise ValueError("`labels` must be -100 at the first position: no logit predicts it. Keep one more position.")
     return logits[:, :-1], labels[:, 1:]
 
@@ -122,11 +140,12 @@ def prefix_hinge(logits: Tensor, labels: Tensor, probability: float = 0.6) -> Te
         Mean of ``max(0, nll + log(probability))``, shape ``(B,)``, float32; exactly 0 when all are forced.
 
     Raises:
-        ValueError: If the shapes disagree, an example has no target token, or the probability is not in (0, 1].
+        ValueError: As `target_nll`, or if the probability is not in (0, 1].
 
     Source:
         Thompson & Sklar 2024 (FLRT, arXiv:2407.17447), which clamps the tokens' loss.
     """
+    probability = number("probability", probability)
     if not 0 < probability <= 1:
         raise ValueError(f"`probability` must lie in (0, 1], got {probability}.")
     losses, counts = _token_losses(*_shifted(logits, labels))

@@ -116,6 +116,8 @@ def read_answer(body: bytes) -> AnswerText:
     choices = found if isinstance(found, list) else []
     choice = choices[0] if choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
+    if isinstance(choice, dict) and message is None and isinstance(choice.get("text"), str):
+        raise Trouble("missing", "answers with a completion (`text`), not with a chat's `message`; give a chat server")
     if not isinstance(choice, dict) or not isinstance(message, dict):
         raise _broken(f"no choice in `{text[:QUOTED]}`", foreign=True)
     if choice.get("error"):
@@ -146,7 +148,13 @@ _CALLS = ("tool_calls", "tool_call", "tool_use", "function_call")
 def _answer(message: Message, ended: str) -> AnswerText:
     if ended in _FILTERED:
         raise Trouble(REFUSED, f"filtered the answer (`finish_reason` {ended})")
-    if ended not in (*_ENDED, *_AT_LIMIT, *_CALLS):
+    if ended in _CALLS or _has_call(message):
+        raise Trouble(
+            "settings",
+            "called a tool that nobody offered it, in place of a whole answer: where it is served, switch off its own "
+            "tools and what reads calls out of its answers (vLLM: --enable-auto-tool-choice)",
+        )
+    if ended not in (*_ENDED, *_AT_LIMIT):
         raise Trouble("server", f"ended its answer with `finish_reason` {ended[:80]}")
     content = _text(message.get("content")) or _text(message.get("refusal"))
     answer = answer_in(content, beside=thought_beside(message))
@@ -154,11 +162,20 @@ def _answer(message: Message, ended: str) -> AnswerText:
     if not answer.strip() and (thought or ended in _AT_LIMIT):
         how = "cut the answer at its" if ended in _AT_LIMIT else "ended in its thinking, perhaps at its own"
         raise Trouble(CUT, f"{how} limit of tokens, before it had begun")
-    if not content.strip() and (ended in _CALLS or isinstance(message.get("content"), list)):
+    if not content.strip() and isinstance(message.get("content"), list):
         raise _broken(f"no text (`finish_reason` {ended or 'none'})")
     thought_text = answer.thought.encode("utf-8", "replace").decode()
     cut = ended in _AT_LIMIT
     return AnswerText(_characters(answer, ended), thought_text, refusal=_refuses(message), at_limit=cut)
+
+
+def _has_call(message: Message) -> bool:
+    """Whether a message holds the call of a tool, in a field of its own or as a part of its content."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    return any(message.get(key) for key in _CALLS) or any(
+        isinstance(part, dict) and part.get("type") in _CALLS for part in parts
+    )
 
 
 def _refuses(message: Message) -> bool:

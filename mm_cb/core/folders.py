@@ -1,6 +1,7 @@
 """What a folder is, by the files in it, and what takes it: for error lines where another kind is wanted."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,31 @@ def but_is(folder: str | Path) -> str:
     """The same as the end of an error line: "; it is an adapter, ..."; empty of any other folder."""
     words = what_is(folder)
     return f"; it is {words}" if words else ""
+
+
+def looks_like(file: Path) -> str:
+    """What lies where a file is missing and looks like it, with what to do, as the end of an error line; or nothing."""
+    try:
+        names = sorted(os.listdir(file.parent))
+    except (OSError, ValueError):
+        return ""
+    wanted, stem = file.name.lower(), file.stem.lower()
+    for advice, fits in (
+        ("rename it", lambda name: name == wanted),
+        (
+            "a transfer left it, which is not done: finish it",
+            lambda name: wanted in name and not name.endswith(".json"),
+        ),
+        ("fetch these parts as one file", lambda name: name == f"{wanted}.index.json"),
+        ("it can run code when it is read: save it as safetensors", lambda name: name in _pickles(stem)),
+    ):
+        if found := next((name for name in names if fits(name.lower())), None):
+            return f", `{found}` looks like it: {advice}"
+    return ""
+
+
+def _pickles(stem: str) -> list[str]:
+    return [f"{stem}.{ending}" for ending in ("bin", "pt", "pth", "ckpt")]
 
 
 def _content(file: Path) -> JsonObject:

@@ -223,7 +223,7 @@ def json_lines(path: Path, what: str, *, nul: bool = False) -> Iterator[Line]:
     """The objects of a file with one a line; blank lines are passed over.
 
     Raises:
-        UserError: If the file cannot be read, or a line is no JSON object; names file and line.
+        UserError: If the file cannot be read, or a line is no JSON object or ends otherwise; names file and line.
     """
     text = read_text(path, what)
     if text.lstrip().startswith("["):
@@ -231,6 +231,10 @@ def json_lines(path: Path, what: str, *, nul: bool = False) -> Iterator[Line]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}:{number}"
+            if "\r" in line.strip():
+                raise UserError(
+                    f"{where}: lines must end with line feeds, some end with carriage returns alone; save it so."
+                )
             yield Line(where, json_object(line, where, nul=nul))
 
 

@@ -29,6 +29,8 @@ def is_table(path: Path) -> bool:
 def read_table(path: Path, known: Sequence[str] = ()) -> Table:
     """A table with a header: columns apart by commas (.csv) or tabs (.tsv), as many in every row.
 
+    A first line ``sep=,``, in which Excel tells itself the separator, is passed over.
+
     Args:
         path: The file.
         known: Names of columns; a header that differs from one in case alone is taken for it.
@@ -40,6 +42,8 @@ def read_table(path: Path, known: Sequence[str] = ()) -> Table:
     text = read_text(path, "table")
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     lines = list(_fields(text, path, separator))
+    if lines and separator.join(lines[0][1]).lower() == f"sep={separator}":  # Excel's word to itself
+        del lines[0]
     if len(lines) < 2:
         raise UserError(f"`{path}` must hold a header and at least one row, it holds {len(lines)} lines with content.")
     columns = _columns(f"{path}:{lines[0][0]}", lines[0][1], separator, known)

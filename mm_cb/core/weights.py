@@ -6,6 +6,7 @@ from pathlib import Path
 from mm_cb.core.errors import UserError
 from mm_cb.core.reading import LFS_POINTER, refuse_pipe
 
+_PAGE = 4096
 _LONGEST = 100_000_000
 """Bytes of a header, by safetensors' own limit."""
 
@@ -41,3 +42,10 @@ def refuse_cut(file: Path) -> None:
             f"`{file}` must be a whole safetensors file, it has {size:,} bytes of {expected:,} or more; download it "
             "again."
         )
+
+
+def zeros_at_end(file: Path) -> str:
+    """How many bytes of a file, from its end, are zeros, in words; nothing where they are fewer than a page."""
+    content = file.read_bytes()
+    zeros = len(content) - len(content.rstrip(b"\0"))
+    return f"{zeros:,} bytes of zeros" if zeros >= _PAGE else ""

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.files import file_sha256
-from mm_cb.core.folders import but_is
+from mm_cb.core.folders import but_is, looks_like
 from mm_cb.core.hub import repository_of
 from mm_cb.core.paths import refuse_unusable
 from mm_cb.core.reading import is_there, json_file
 from mm_cb.core.records import JsonObject
 from mm_cb.core.seal import seal_of
-from mm_cb.core.weights import refuse_cut
+from mm_cb.core.weights import refuse_cut, zeros_at_end
 from mm_cb.models.fingerprint import check_weights, refuse_edited
 from mm_cb.models.patterns import pattern_fault
 
@@ -94,10 +94,10 @@ def read_settings(folder: Path) -> LoraConfig:
         UserError: Naming the file and the field.
     """
     refuse_unusable(folder, "adapter")
-    if not all([is_there(folder / name, "adapter's file") for name in (SETTINGS, WEIGHTS)]):
-        raise UserError(
-            f"`{folder}` is not an adapter: expected a folder with {SETTINGS} and {WEIGHTS}{but_is(folder)}."
-        )
+    absent = [name for name in (SETTINGS, WEIGHTS) if not is_there(folder / name, "adapter's file")]
+    if absent:
+        came = but_is(folder) if len(absent) == 2 else f"; {absent[0]} is missing{looks_like(folder / absent[0])}"
+        raise UserError(f"`{folder}` is not an adapter: expected a folder with {SETTINGS} and {WEIGHTS}{came}.")
     file, fields = folder / SETTINGS, _fields(folder)
     if fields.get("peft_type") != "LORA":
         raise UserError(f"`{file}`: `peft_type` must be LORA, got {fields.get('peft_type')!r:.80}.")
@@ -117,6 +117,7 @@ def read_settings(folder: Path) -> LoraConfig:
             "LoRA (PEFT's `path_initial_model_for_weight_conversion`)."
         )
     _check_numbers(file, fields)
+    _check_modules(file, fields)
     refuse_edited(file, lambda: _settings_sha256(fields))
     try:
         return LoraConfig(**{key: fields[key] for key in (*_UNDERSTOOD, *_BOOKKEEPING[:4]) if key in fields})
@@ -179,6 +180,39 @@ def _check_numbers(file: Path, fields: JsonObject) -> None:
             raise UserError(f"`{file}`: `{name}` must be true or false, got {fields[name]!r:.80}.")
 
 
+def _check_modules(file: Path, fields: JsonObject) -> None:
+    """Refuse names and patterns of modules that are none, before PEFT and `re` stumble over them."""
+    for name in ("target_modules", "exclude_modules", "layers_pattern"):
+        value = fields.get(name)
+        listed = [] if value is None else value if isinstance(value, list) else [value]
+        if wrong := [one for one in listed if not isinstance(one, str)]:
+            raise UserError(f"`{file}`: `{name}` must be a text or a list of texts, got {wrong[0]!r:.80}.")
+        if name == "target_modules" and not (listed and all(listed)):
+            raise UserError(f"`{file}`: `{name}` must name the modules that the adapter changes, got {value!r:.80}.")
+        if isinstance(value, str) or name == "layers_pattern":  # in a list of modules stand names
+            _check_patterns(file, name, listed)
+    for name in ("rank_pattern", "alpha_pattern"):
+        _check_patterns(file, name, fields.get(name) or {})
+    layers = fields.get("layers_to_transform")
+    for one in [] if layers is None else layers if isinstance(layers, list) else [layers]:
+        if isinstance(one, bool) or not isinstance(one, int) or one < 0:
+            raise UserError(
+                f"`{file}`: `layers_to_transform` must be a layer or a list of layers, whole numbers from 0 on, got "
+                f"{one!r:.80}."
+            )
+
+
+def _check_patterns(file: Path, name: str, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            glob = "; `*` alone matches nothing, any characters are `.*`" if pattern.startswith("*") else ""
+            raise UserError(
+                f"`{file}`: `{name}` must be a regular expression of Python, got {pattern!r:.80} ({error}){glob}."
+            ) from error
+
+
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of an adapter, by the file's own names, on the CPU.
 
@@ -199,28 +233,60 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             f"as `{other[0]}` ({tensors[other[0]].dtype})."
         )
     refuse_not_finite(tensors.items(), str(file))
+    _refuse_zeros(file, tensors)
     refuse_edited(file, lambda: file_sha256(file))
     return tensors
 
 
-def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
+def _refuse_zeros(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse an adapter of which a part never arrived: a file made at its full length holds zeros there.
+
+    No training leaves an A of zeros. A B of zeros is one that no training reached: where all are, the adapter does
+    nothing, which is told by who measures it; where some are, as those of layers without a gradient, it is told here.
+    """
+    zero = sorted(name for name, tensor in tensors.items() if not tensor.any())
+    ends = zeros_at_end(file)
+    if any("lora_B" not in name for name in zero) or (ends and not zero):
+        came = f"{len(zero)} of {len(tensors)} are zeros alone, such as `{zero[0]}`" if zero else f"it ends in {ends}"
+        raise UserError(f"`{file}` must hold whole tensors, but {came}: it did not arrive whole; download it again.")
+    if 0 < len(zero) < sum("lora_B" in name for name in tensors):
+        warnings.warn(
+            f"`{file}`: {len(zero)} of {len(tensors)} tensors are zeros alone, such as `{zero[0]}`: their modules "
+            "change nothing. No training reached them, or the file is damaged.",
+            stacklevel=3,
+        )
+
+
+def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], where: str, *, whole: bool = False) -> None:
     """Refuse weights with NaN or infinity among them.
+
+    Args:
+        tensors: Names and weights.
+        where: What holds them, for messages.
+        whole: Whether to refuse matrices of zeros alone as well, which a model has none of.
 
     Raises:
         UserError: With the number of such tensors and the first name.
     """
-    wrong = [name for name, tensor in tensors if not _finite(tensor)]
-    if wrong:
+    ends = [(name, tensor.ndim, _ends(tensor)) for name, tensor in tensors]
+    if wrong := [name for name, _, found in ends if not all(map(math.isfinite, found))]:
         raise UserError(
             f"`{where}` must hold finite numbers, but {len(wrong)} tensors have NaN or infinity in them, such as "
             f"`{wrong[0]}`; its training diverged or the file is damaged."
         )
+    zero = [name for name, sides, found in ends if sides > 1 and name.endswith(".weight") and found == (0, 0)]
+    if whole and zero:
+        raise UserError(
+            f"`{where}` must hold whole weights, but {len(zero)} matrices are zeros alone, such as `{zero[0]}`: it did "
+            "not arrive whole; download it again."
+        )
 
 
-def _finite(tensor: Tensor) -> bool:
+def _ends(tensor: Tensor) -> tuple[float, ...]:
+    """The least and the largest number; none of a tensor that holds no plain ones."""
     if tensor.is_meta or not tensor.numel() or not tensor.is_floating_point() or tensor.element_size() == 1:
-        return True
-    return all(math.isfinite(end) for end in torch.aminmax(tensor.detach()))  # without a copy of a large matrix
+        return ()
+    return tuple(map(float, torch.aminmax(tensor.detach())))  # without a copy of a large matrix
 
 
 def check_places(wrapped: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:

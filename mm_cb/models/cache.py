@@ -8,6 +8,7 @@ from mm_cb.core import hub
 from mm_cb.core.checked import checked, read_json
 from mm_cb.core.embedded import embedded, guests
 from mm_cb.core.errors import UserError, nearest
+from mm_cb.core.folders import looks_like
 from mm_cb.core.paths import refuse_unusable
 from mm_cb.core.reading import is_there, refuse_pipe, shown, unfit
 from mm_cb.core.weights import refuse_cut
@@ -154,11 +155,12 @@ def weights_fault(folder: Path) -> str | None:
         return None
     if not index.is_file():
         return (
-            f"it must hold its weights as {_SINGLE}, it has none; other formats can run code when they are read, so "
-            "they are refused: write them anew by `save_pretrained`."
+            f"it must hold its weights as {_SINGLE}, it has none{looks_like(folder / _SINGLE)}; other formats can run "
+            "code when they are read, so they are refused: write them anew by `save_pretrained`."
         )
     if absent := [shard for shard in _shards(index) if not (folder / shard).is_file()]:
-        return f"its {_INDEX} names `{absent[0]}`, which is not there ({len(absent)} such files); fetch them."
+        alike = looks_like(folder / absent[0])
+        return f"its {_INDEX} names `{absent[0]}`, which is not there ({len(absent)} such files){alike}; fetch them."
     if not isinstance(read_json(index).get("metadata"), dict):
         return f"its {_INDEX} must hold `metadata` beside `weight_map`, as `save_pretrained` writes it."
     return None

@@ -231,7 +231,7 @@ def _read(
                 f"`{name_or_path}` {what} {len(names)} tensors of a {config.model_type} of its configuration, such as "
                 f"`{names[0]}`; it is incomplete or another model's."
             )
-    refuse_not_finite(model.named_parameters(), str(name_or_path))
+    refuse_not_finite(model.named_parameters(), str(name_or_path), whole=True)
     model.requires_grad_(False)
     if "quantization_config" in arguments:
         assert_kept(model, full_precision)

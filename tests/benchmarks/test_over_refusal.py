@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mm_cb import cli
-from mm_cb.benchmarks.over_refusal.data import distinct, read_requests
+from mm_cb.benchmarks.over_refusal.data import distinct, read_marked, read_requests
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl
 from mm_cb.judges.rules import RefusalStrings
@@ -71,6 +71,41 @@ def test_xstest_takes_the_safe_prompts_only(tmp_path):
     assert [r.id for r in read_requests(file)] == ["1"]
 
 
+ROWS = [
+    {"id": "1", "prompt": "kill a process", "type": "homonyms", "label": "safe"},
+    {"id": "2", "prompt": "b", "type": "contrast_homonyms", "label": " Unsafe"},
+    {"id": "3", "prompt": "c", "type": "homonyms", "label": "unsafe"},
+]
+
+
+def table(path, rows):
+    path.write_text("".join(",".join(line) + "\n" for line in (rows[0], *(row.values() for row in rows))))
+    return path
+
+
+def test_what_a_file_marks_as_unsafe_is_left_out_and_counted_alike_in_both_formats(tmp_path, capsys):
+    for file in (table(tmp_path / "x.csv", ROWS), own(tmp_path, ROWS)):
+        requests, marked = read_marked(file)
+        assert ([one.id for one in requests], marked) == (["1"], 2)
+        cli.run(["eval", "over-refusal", "--model", "miniature", "--data", str(file), "--out", f"{file}.run"])
+        assert "left out: 2 of 3 requests, which are marked as unsafe" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"type": "contrast_homonyms", "label": "safe"}, "`type` and `label` must agree: 'contrast_homonyms' is an"),
+        ({"label": "benign"}, "`label` must be safe or unsafe, got 'benign'"),
+        ({"label": "unsafe"}, "it holds none; 1 are marked as unsafe"),
+    ],
+)
+def test_marks_that_contradict_each_other_or_are_none_are_refused(wrong, expected, tmp_path):
+    for file in (table(tmp_path / "x.csv", [ROWS[0] | wrong]), own(tmp_path, [ROWS[0] | wrong])):
+        with pytest.raises(UserError, match=expected) as refused:
+            read_requests(file)
+        assert file.name in str(refused.value)
+
+
 CHAT = {"conversation_hash": "a1", "language": "English", "toxic": False, "redacted": False, "turn": 2}
 CHAT |= {"conversation": [{"role": "user", "content": "kill a process?"}, {"role": "assistant", "content": "kill -9"}]}
 
@@ -97,7 +132,7 @@ def test_a_wildchat_row_that_is_otherwise_is_named(change, said, tmp_path):
 
 
 def test_labels_and_columns_are_read_without_case_and_blanks(tmp_path):
-    table = "ID, Prompt ,TYPE,Label\n1,one,homonyms,Safe\n2,two,homonyms, UNSAFE\n3,three, Contrast_homonyms,safe\n"
+    table = "ID, Prompt ,TYPE,Label\n1,one,homonyms,Safe\n2,two,homonyms, UNSAFE\n3,three, Contrast_homonyms,unsafe\n"
     (tmp_path / "r.csv").write_text("\ufeff" + table, encoding="utf-8")
     assert [(r.id, r.prompt, r.category) for r in read_requests(tmp_path / "r.csv")] == [("1", "one", "homonyms")]
 

@@ -377,3 +377,25 @@ def test_a_yaml_value_may_stand_twice():
         "d": [2],
         "e": [2],
     }
+
+
+@pytest.mark.parametrize(("name", "separator"), [("t.csv", ","), ("t.tsv", "\t")])
+@pytest.mark.parametrize("told", ["sep=", "SEP="])
+def test_excels_line_about_the_separator_is_passed_over(name, separator, told, tmp_path):
+    (tmp_path / name).write_text(f"{told}{separator}\r\na{separator}b\r\n1{separator}2\r\n", newline="")
+    table = read_table(tmp_path / name)
+    assert table.columns == ["a", "b"] and table.rows == [(f"{tmp_path / name}:3", {"a": "1", "b": "2"})]
+
+
+def test_excels_line_about_another_separator_is_a_table_to_save_again(tmp_path):
+    (tmp_path / "t.csv").write_text("sep=;\na;b\n1;2\n")
+    with pytest.raises(UserError, match="must be apart by commas, they seem to be by semicolons"):
+        read_table(tmp_path / "t.csv")
+
+
+def test_json_lines_that_end_with_carriage_returns_are_told(tmp_path):
+    (tmp_path / "r.jsonl").write_bytes(b'{"id": 1}\r{"id": 2}\r')
+    with pytest.raises(UserError, match=r"r\.jsonl:1: lines must end with line feeds, some end with carriage returns"):
+        list(json_lines(tmp_path / "r.jsonl", "rows"))
+    (tmp_path / "r.jsonl").write_bytes(b'{"id": 1}\r\n{"id": 2}\r\n')
+    assert [line.values["id"] for line in json_lines(tmp_path / "r.jsonl", "rows")] == [1, 2]

@@ -67,9 +67,29 @@ def test_cross_entropy_of_a_sure_class_has_the_value_and_the_direction_of_exact_
         (lambda: dlr(torch.zeros(2, 3), torch.zeros(2).long(), torch.zeros(2).long()), "K >= 4"),
         (lambda: cross_entropy(torch.zeros(2, 3), torch.zeros(3).long()), "`labels`"),
         (lambda: margin(torch.zeros(2, 3), torch.zeros(2).long(), torch.zeros(3).long()), "`targets`"),
+        *(
+            (lambda loss=loss, bad=bad: loss(torch.zeros(2, 4), *bad), message)
+            for loss in (cross_entropy, margin, dlr)
+            for bad, message in (
+                (
+                    [torch.tensor([3, 4])],
+                    "`labels` must lie in 0 to 3, as the logits have 4 classes; got 4, and 1 such",
+                ),
+                ([torch.tensor([3, -1])], "`labels` must lie in 0 to 3, .* got -1"),
+                ([torch.tensor([-100, -100])], "`labels` must lie in 0 to 3, .* got -100, and 2 such"),
+                ([torch.tensor([3, 1]), torch.tensor([0, 9])], "`targets` must lie in 0 to 3, .* got 9"),
+                (
+                    [torch.tensor([3.0, 1.0])],
+                    "`labels` must be a tensor of whole numbers .* got a Tensor of torch.float",
+                ),
+                ([torch.tensor([True, False])], "`labels` must be a tensor of whole numbers .* torch.bool"),
+                ([[3, 1]], "`labels` must be a tensor of whole numbers .* got a list"),
+                ([torch.tensor([3, 1]), [0, 1]], "`targets` must be a tensor of whole numbers .* got a list"),
+            )
+        ),
     ],
 )
-def test_shapes_are_checked(call, message):
+def test_shapes_types_and_values_are_checked(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

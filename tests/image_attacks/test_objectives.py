@@ -13,6 +13,7 @@ from image_attacks import (
     target_nll,
     target_reached,
 )
+from image_attacks.objectives import predicted_nll
 
 
 def test_target_nll_is_the_mean_over_the_target_of_minus_log_probability_of_the_next_token(generator):
@@ -54,6 +55,24 @@ def test_target_nll_ignores_what_is_not_target(generator):
 def test_target_nll_refuses_labels_that_cannot_be_scored(labels, message):
     with pytest.raises(ValueError, match=message):
         target_nll(torch.zeros(1, 3, 8), torch.tensor(labels))
+
+
+@pytest.mark.parametrize("loss", [target_nll, prefix_hinge, target_reached, predicted_nll])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([[-100, 2, 8]]), "must lie in 0 to 7, as the logits have 8 classes, or be -100 .* got 8, and 1 "),
+        (torch.tensor([[-100, -1, -5]]), "must lie in 0 to 7, .* got -1, and 2 such"),
+        (torch.tensor([[-100.0, 2.0, 3.0]]), "must be a tensor of whole numbers .* got a Tensor of torch.float32"),
+        (torch.tensor([[False, True, True]]), "must be a tensor of whole numbers .* torch.bool"),
+        ([[-100, 2, 3]], "must be a tensor of whole numbers .* got a list"),
+        (torch.tensor([[-100, 2]]), r"must agree, got \(1, 3, 8\) and \(1, 2\)"),
+    ],
+)
+def test_labels_that_are_no_token_ids_are_refused_by_name(loss, labels, message):
+    name = "targets" if loss is predicted_nll else "labels"
+    with pytest.raises(ValueError, match=f"`{name}`.* {message}"):
+        loss(torch.zeros(1, 3, 8), labels)
 
 
 def test_distance_is_zero_for_equal_one_for_orthogonal_two_for_opposite_states_whatever_their_scale():

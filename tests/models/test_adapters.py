@@ -1,6 +1,7 @@
 """An adapter is read as a whole or refused in one line with the number of its faults and the first name."""
 
 import json
+import re
 import shutil
 import struct
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mm_cb.core.errors import UserError
 from mm_cb.models import load_model
-from mm_cb.models.adapters import own_hashes, put_adapter, read_settings, read_tensors
+from mm_cb.models.adapters import WEIGHTS, own_hashes, put_adapter, read_settings, read_tensors
 from mm_cb.models.fingerprint import remember_base
 from mm_cb.models.merging import merge
 from tests.tiny_llava import tiny_llava
@@ -144,7 +145,27 @@ SETTINGS = {
         r"names 1 modules that are not there, such as `model.language_model.layers.9.mlp.up_proj`",
     ),
     "no module at all": ({"target_modules": ["nothing"]}, "does not fit this model"),
-    "a broken pattern": ({"target_modules": "(["}, "does not fit this model"),
+    "a broken pattern": ({"target_modules": "(["}, "`target_modules` must be a regular expression of Python, got"),
+    "a glob": ({"target_modules": "*q_proj"}, r"`target_modules` must .*, got '\*q_proj' .*any characters are `\.\*`"),
+    "a glob of what is left out": ({"exclude_modules": "*q_proj"}, r"`exclude_modules` must .*, got '\*q_proj'"),
+    "a glob of ranks": ({"rank_pattern": {"*q_proj": 4}}, r"`rank_pattern` must be a regular expression"),
+    "a glob of scales": ({"alpha_pattern": {"*q_proj": 4}}, r"`alpha_pattern` must be a regular expression"),
+    "a glob of layers": (
+        {"layers_pattern": ["*layers"], "layers_to_transform": [1]},
+        "`layers_pattern` must be a regular expression",
+    ),
+    "no modules": ({"target_modules": []}, r"`target_modules` must name the modules that .*, got \[\]"),
+    "modules left open": ({"target_modules": None}, "`target_modules` must name the modules that .*, got None"),
+    "a module without a name": ({"target_modules": [""]}, "`target_modules` must name the modules that"),
+    "modules that are none": ({"target_modules": 5}, "`target_modules` must be a text or a list of texts, got 5"),
+    "a module that is none": ({"target_modules": [5]}, "`target_modules` must be a text or a list of texts, got 5"),
+    "modules by name": ({"target_modules": {"q_proj": 1}}, "`target_modules` must be a text or a list of texts"),
+    "no module left out": (
+        {"exclude_modules": [None]},
+        "`exclude_modules` must be a text or a list of texts, got None",
+    ),
+    "layers that are none": ({"layers_to_transform": ["1"]}, "`layers_to_transform` must be a layer or a list .*'1'"),
+    "a layer below 0": ({"layers_to_transform": -1}, "`layers_to_transform` must be a layer or a list .* got -1"),
     "a pattern without end": (
         {"target_modules": r"((model|\.|\w)+)+!"},
         "matching its patterns .* takes more than 1 seconds",
@@ -156,7 +177,7 @@ SETTINGS = {
     ),
     "a rank without end": ({"rank_pattern": {r"([a-z._0-9]+)+!": 4}}, "matching its patterns"),
     "a scale without end": ({"alpha_pattern": {r"^([a-z._0-9]+)+!": 4}}, "matching its patterns"),
-    "a pattern of too many": ({"target_modules": "a{99999999999}"}, "does not fit this model"),
+    "a pattern of too many": ({"target_modules": "a{99999999999}"}, "`target_modules` must be a regular expression"),
     "a scale of nothing": ({"alpha_pattern": {"nothing": 2}}, "names 1 modules that are not there, such as `nothing`"),
     "patterns that are none": ({"rank_pattern": [1]}, "`rank_pattern` must be an object"),
     "fewer modules": ({"target_modules": MODULES[:2]}, "2 tensors belong to no module"),
@@ -231,6 +252,26 @@ def test_a_damaged_file_is_refused_by_name(kind, folder, whole, tmp_path):
         load_model(folder, adapter=bad)
 
 
+LEFT = {
+    "Adapter_Model.safetensors": "rename it",
+    ".adapter_model.safetensors.Xa3F2q": "finish it",
+    "adapter_model.safetensors.part": "finish it",
+    "adapter_model.safetensors.incomplete": "finish it",
+    "adapter_model.bin": "save it as safetensors",
+    "adapter_model.safetensors.index.json": "fetch these parts as one file",
+    "README.md": None,
+}
+
+
+@pytest.mark.parametrize("left", LEFT)
+def test_of_an_adapter_that_lacks_a_file_that_and_what_looks_like_it_are_named(left, whole, tmp_path):
+    lacks = changed(whole, tmp_path / "lacks")
+    (lacks / WEIGHTS).rename(lacks / left)
+    told = f", `{re.escape(left)}` looks like it: .*{LEFT[left]}" if LEFT[left] else r"\.$"
+    with pytest.raises(UserError, match=rf"lacks` is not an adapter: .*; adapter_model\.safetensors is missing{told}"):
+        read_settings(lacks)
+
+
 def test_a_pickle_is_no_adapter(folder, whole, tmp_path):
     bad = changed(whole, tmp_path / "bad")
     torch.save(load_file(bad / "adapter_model.safetensors"), bad / "adapter_model.bin")
@@ -246,6 +287,48 @@ def test_a_merge_that_changes_nothing_says_so(folder, whole, tmp_path):
     idle = changed(whole, tmp_path / "zero", silent)
     with pytest.warns(UserWarning, match="changes no weight of .* is the base model, no breaker"):
         merge(folder, idle, tmp_path / "merged")
+
+
+def unarrived(file, share):
+    """Zeros from ``share`` of the tensors' bytes on, at full length, as a download that stopped leaves a file."""
+    content = file.read_bytes()
+    begin = 8 + struct.unpack("<Q", content[:8])[0]
+    kept = begin + int(share * (len(content) - begin))
+    file.write_bytes(content[:kept] + bytes(len(content) - kept))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
+def test_an_adapter_whose_end_never_arrived_is_refused_with_number_and_name(share, folder, whole, tmp_path):
+    bad = changed(whole, tmp_path / "bad")
+    unarrived(bad / "adapter_model.safetensors", share)
+    for use in (lambda: load_model(folder, adapter=bad), lambda: merge(folder, bad, tmp_path / "merged")):
+        with pytest.raises(
+            UserError, match=r"adapter_model\.safetensors` must hold whole tensors, but \d of 6 are zeros"
+        ):
+            use()
+
+
+def test_an_adapter_whose_last_tensor_did_not_arrive_whole_is_refused(tmp_path):
+    save_file({"x.lora_A.weight": torch.ones(4, 8), "x.lora_B.weight": torch.ones(1024, 4)}, tmp_path / WEIGHTS)
+    unarrived(tmp_path / WEIGHTS, 0.5)
+    with pytest.raises(UserError, match=r"must hold whole tensors, but it ends in 8,2\d\d bytes of zeros"):
+        read_tensors(tmp_path)
+
+
+def test_modules_that_no_training_reached_are_told_and_their_adapter_is_taken(folder, whole, tmp_path):
+    def unreached(t):
+        return {k: torch.zeros_like(v) if "up_proj.lora_B" in k else v for k, v in t.items()}
+
+    with pytest.warns(UserWarning, match=r"1 of 6 tensors are zeros alone, such as `.*up_proj\.lora_B\.weight`"):
+        load_model(folder, adapter=changed(whole, tmp_path / "some", unreached))
+
+
+def test_a_model_whose_end_never_arrived_is_refused_with_number_and_name(folder, tmp_path):
+    bad = tmp_path / "bad"
+    shutil.copytree(folder, bad)
+    unarrived(bad / "model.safetensors", 0.7)
+    with pytest.raises(UserError, match=r"bad` must hold whole weights, but \d+ matrices are zeros alone, such as `"):
+        load_model(bad)
 
 
 def test_a_base_with_nan_is_refused_by_name(folder, tmp_path):

@@ -1,10 +1,12 @@
 """What a model's folder lacks is told in one line that names the file; nothing it says of decoding decides answers."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mm_cb.attacks.quick_look import shape_of
 from mm_cb.core.errors import UserError
@@ -422,3 +424,19 @@ def test_a_run_in_place_of_a_model_is_called_what_it_is(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"command": "attack", "recipe": {}}))
     with pytest.raises(UserError, match=r"must hold config\.json, it has none; it is a run of `mm-cb attack`"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(
+    ("left", "advice"), [(".{}.Xa3F2q", "finish it"), ("{}.incomplete", "finish it"), ("{}", "rename it")]
+)
+def test_weights_that_lie_there_under_another_name_are_named(left, advice, sharded, folder, tmp_path):
+    bad, name = tmp_path / "bad", "model-00001-of-00001.safetensors" if sharded else "model.safetensors"
+    shutil.copytree(folder, bad)
+    if sharded:
+        index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(bad / "model.safetensors"), name)}
+        (bad / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = left.format(name if left != "{}" else name.capitalize())
+    (bad / "model.safetensors").rename(bad / found)
+    with pytest.raises(UserError, match=rf"`{re.escape(found)}` looks like it: .*{advice}"):
+        load_model(bad)

@@ -61,7 +61,7 @@ class _ScoredRequests:
     asked: Sequence[ShownRequest]
     judge: str
     left_out: str
-    """A line about requests that cannot be asked beside another picture, or nothing."""
+    """Lines about requests that are unsafe, repeat another, or cannot be asked beside another picture; or nothing."""
 
 
 class OverRefusal(Benchmark):
@@ -86,7 +86,7 @@ class OverRefusal(Benchmark):
         What was shown beside belongs to the run by its content, not by its path.
         """
         from mm_cb.benchmarks.over_refusal.beside_attacks import read_attacked
-        from mm_cb.benchmarks.over_refusal.data import distinct, is_own, read_requests, requests_file
+        from mm_cb.benchmarks.over_refusal.data import distinct, is_own, marked_note, read_marked, requests_file
         from mm_cb.core.runs import hash_inputs
 
         guest = embedded(source.model)
@@ -96,24 +96,26 @@ class OverRefusal(Benchmark):
         if "over_refusal" not in open_judge(JudgeOptions(judge)).metrics:
             raise UserError(f"judge `{judge}` judges no answers to benign requests; take refusal-strings.")
         file = requests_file(data)
-        read = read_requests(file)
+        read, marked = read_marked(file)
         requests = distinct(read)
         attacked = None if settings.beside is None else read_attacked(Path(settings.beside))
         asked = what_is_asked(requests, attacked, settings.limit)
         identity: dict[str, object] = {"judge": judge, "settings": settings.identity()}
         inputs: Any = [file, *(a.picture for a in asked if a.behavior is None and a.picture is not None)]
-        left_out = repeats_note(read, requests, "requests")
+        left_out = [marked_note(read, marked), repeats_note(read, requests, "requests")]
         if attacked is not None:
             identity["beside"] = attacked.made
             inputs = hash_inputs(inputs) | attacked.inputs(asked)
             own = sum(request.image is not None for request in requests)
-            alone = f"left out: {own} of {len(requests)} requests, which have a picture of their own" if own else ""
-            left_out = "\n".join(line for line in (left_out, alone) if line)
+            left_out += (
+                [f"left out: {own} of {len(requests)} requests, which have a picture of their own"] if own else []
+            )
         questions = [
             Question(a.key, a.request.prompt, (a.picture,) if a.picture else (), category=a.request.category)
             for a in asked
         ]
-        return Task(questions, identity, inputs, _ScoredRequests(asked, judge, left_out), published=not is_own(file))
+        more = _ScoredRequests(asked, judge, "\n".join(filter(None, left_out)))
+        return Task(questions, identity, inputs, more, published=not is_own(file))
 
     def begin(self, session: Session) -> None:
         """Say what is left out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ _XSTEST = ("id", "prompt", "type")
 _MOSSBENCH = ("pid", "question", "file_name")
 _COLUMNS = (*_XSTEST, "label", *_MOSSBENCH, "metadata_over")
 _LABELS = ("safe", "unsafe")
-_OPTIONAL = ("image", "category")
+_OPTIONAL = ("image", "category", "label")
 
 
 @dataclass(frozen=True)
@@ -57,23 +57,38 @@ def is_own(path: Path) -> bool:
 
 
 def read_requests(path: Path) -> list[BenignRequest]:
-    """Read MOSSBench's information file (.json) or its hub's table, XSTest's prompts (.csv; safe ones) or JSON lines.
+    """The requests of a file that deserve an answer, see `read_marked`."""
+    return read_marked(path)[0]
+
+
+def read_marked(path: Path) -> tuple[list[BenignRequest], int]:
+    """The requests of a file that deserve an answer, and how many others it has, which it marks as such.
+
+    Read MOSSBench's information file (.json) or its hub's table, XSTest's prompts (.csv; safe ones) or JSON lines.
 
     JSON lines are rows of WildChat, whose first request is asked, or ours:
-    ``{"id", "prompt", "image": path inside the file's folder | null, "category"}``.
+    ``{"id", "prompt", "image": path inside the file's folder | null, "category", "label": "safe" | "unsafe"}``.
 
     Raises:
         UserError: If the file or a picture cannot be read, a record is not as expected, or an id comes twice.
     """
-    readers = {".json": _mossbench, ".csv": _table, ".tsv": _table, ".jsonl": _own}
+    readers: dict[str, Callable[[Path], Iterable[Line | None]]] = {
+        ".json": _mossbench,
+        ".csv": _table,
+        ".tsv": _table,
+        ".jsonl": _own,
+    }
     if path.suffix not in readers:
         raise UserError(
             "`--data` must be our .jsonl, WildChat's rows as .jsonl, MOSSBench's information .json, XSTest's prompts "
             f".csv or AIcell/MOSSBench, got `{path}`{but_is(path)}."
         )
     requests: dict[str, BenignRequest] = {}
-    ids, lines, own = Ids("request"), list[Line](), is_own(path)
+    ids, lines, own, marked = Ids("request"), list[Line](), is_own(path), 0
     for line in readers[path.suffix](path):
+        if line is None:
+            marked += 1
+            continue
         request = _request(line, path)
         if own:  # a published set is as its authors left it
             refuse_replaced(line.values, line.where)
@@ -83,8 +98,15 @@ def read_requests(path: Path) -> list[BenignRequest]:
     if own:
         refuse_groups(lines, ["category"])
     if not requests:
-        raise UserError(f"`{path}` must hold at least one benign request, it holds none.")
-    return list(requests.values())
+        left_out = f"; {marked} are marked as unsafe, and left out" if marked else ""
+        raise UserError(f"`{path}` must hold at least one benign request, it holds none{left_out}.")
+    return list(requests.values()), marked
+
+
+def marked_note(read: Sequence[object], marked: int) -> str:
+    """A line about those that their file marks, or nothing."""
+    how = "marked as unsafe (`label`, a contrast of the data set) or, in chats, as toxic or redacted"
+    return f"left out: {marked} of {len(read) + marked} requests, which are {how}" if marked else ""
 
 
 def distinct(requests: Iterable[BenignRequest]) -> list[BenignRequest]:
@@ -92,17 +114,33 @@ def distinct(requests: Iterable[BenignRequest]) -> list[BenignRequest]:
     return once_each(requests, lambda one: content_of([one.prompt], one.image))
 
 
-def _own(path: Path) -> Iterable[Line]:
+def _own(path: Path) -> Iterable[Line | None]:
     for line in json_lines(path, "requests"):
         if "conversation" in line.values:
             yield from _wildchat(line)
             continue
         refuse_others(line.values, (BENIGN,), line.where)
         refuse_typos(line.values, _OPTIONAL, line.where)
-        yield line
+        yield line if _is_safe(line) else None
 
 
-def _wildchat(line: Line) -> Iterable[Line]:
+def _is_safe(line: Line) -> bool:
+    """Whether a request is benign, by its ``label`` and its ``type``, as XSTest has them."""
+    where, row = line
+    kind, label = row.get("type") or "", "safe" if row.get("label") is None else row["label"]
+    known = label.strip().lower() if isinstance(label, str) else None
+    contrast = isinstance(kind, str) and kind.strip().lower().startswith(_CONTRAST)
+    if known not in _LABELS:
+        raise UserError(f"{where}: `label` must be safe or unsafe, got {shown(label)}.")
+    if contrast and known == "safe" and row.get("label") is not None:
+        raise UserError(
+            f"{where}: `type` and `label` must agree: {shown(kind)} is an unsafe prompt in contrast to a safe one, but "
+            f"`label` is {shown(label)}; correct one of them."
+        )
+    return known == "safe" and not contrast
+
+
+def _wildchat(line: Line) -> Iterable[Line | None]:
     """The first request of a chat of WildChat; none of one that is marked as toxic, or as changed for privacy."""
     where, row = line
     turns, name = row["conversation"], row.get("conversation_hash", row.get("conversation_id"))
@@ -114,8 +152,8 @@ def _wildchat(line: Line) -> Iterable[Line]:
     marks = [row.get("toxic"), row.get("redacted"), first.get("toxic"), first.get("redacted")]
     if not all(mark in (True, False, None) for mark in marks):
         raise UserError(f"{where}: `toxic` and `redacted` must be true or false, as in WildChat, got {shown(marks)}.")
-    if not any(marks):
-        yield Line(where, {"id": name, "prompt": first.get("content"), "category": row.get("language")})
+    asked = Line(where, {"id": name, "prompt": first.get("content"), "category": row.get("language")})
+    yield None if any(marks) else asked
 
 
 def _mossbench(path: Path) -> Iterable[Line]:
@@ -130,7 +168,7 @@ def _mossbench(path: Path) -> Iterable[Line]:
         yield Line(where, named)
 
 
-def _table(path: Path) -> Iterable[Line]:
+def _table(path: Path) -> Iterable[Line | None]:
     columns, rows = read_table(path, _COLUMNS)
     named, wanted = ("MOSSBench", _MOSSBENCH) if "file_name" in columns else ("XSTest", _XSTEST)
     if missing := [name for name in wanted if name not in columns]:
@@ -138,23 +176,22 @@ def _table(path: Path) -> Iterable[Line]:
     return _mossbench_table(rows, path) if named == "MOSSBench" else _xstest_table(rows)
 
 
-def _xstest_table(rows: Iterable[Line]) -> Iterable[Line]:
+def _xstest_table(rows: Iterable[Line]) -> Iterable[Line | None]:
     """XSTest's safe prompts; those in contrast to them are not benign."""
-    for where, row in rows:
-        kind, label = row["type"].strip(), row.get("label", "safe").strip().lower()
-        if label not in _LABELS:
-            raise UserError(f"{where}: `label` must be safe or unsafe, got {shown(row['label'])}.")
-        if not kind:
-            raise UserError(f"{where}: `type` must say whether the prompt is a contrast, it is empty.")
-        if label == "safe" and not kind.lower().startswith(_CONTRAST):
-            yield Line(where, {"id": row["id"], "prompt": row["prompt"], "category": kind})
+    for line in rows:
+        if not (kind := line.values["type"].strip()):
+            raise UserError(f"{line.where}: `type` must say whether the prompt is a contrast, it is empty.")
+        asked = Line(line.where, {"id": line.values["id"], "prompt": line.values["prompt"], "category": kind})
+        yield asked if _is_safe(line) else None
 
 
-def _mossbench_table(rows: Iterable[Line], path: Path) -> Iterable[Line]:
+def _mossbench_table(rows: Iterable[Line], path: Path) -> Iterable[Line | None]:
     """MOSSBench as its hub page lays it out: one table for images/ and for contrast_images/, which are not benign."""
     for where, row in rows:
         name = row["file_name"].strip()
-        if name and not name.lower().startswith(_CONTRAST):
+        if name.lower().startswith(_CONTRAST):
+            yield None
+        elif name:
             image = name if (path.parent / name).is_file() else f"images/{name}"
             category = row.get("metadata_over") or None
             yield Line(where, {"id": row["pid"], "prompt": row["question"], "image": image, "category": category})
