@@ -263,7 +263,8 @@ def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], where: str, *, whol
     Args:
         tensors: Names and weights.
         where: What holds them, for messages.
-        whole: Whether to refuse matrices of zeros alone as well, which a model has none of.
+        whole: Whether to warn of matrices of zeros alone as well, of which a trained model has none: a file
+            that did not arrive whole has them, but also a layer that somebody switched off.
 
     Raises:
         UserError: With the number of such tensors and the first name.
@@ -276,9 +277,10 @@ def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], where: str, *, whol
         )
     zero = [name for name, sides, found in ends if sides > 1 and name.endswith(".weight") and found == (0, 0)]
     if whole and zero:
-        raise UserError(
-            f"`{where}` must hold whole weights, but {len(zero)} matrices are zeros alone, such as `{zero[0]}`: it did "
-            "not arrive whole; download it again."
+        warnings.warn(
+            f"`{where}`: {len(zero)} matrices are zeros alone, such as `{zero[0]}`. If nobody made them so, the "
+            "model did not arrive whole: download it again.",
+            stacklevel=3,
         )
 
 

@@ -323,11 +323,11 @@ def test_modules_that_no_training_reached_are_told_and_their_adapter_is_taken(fo
         load_model(folder, adapter=changed(whole, tmp_path / "some", unreached))
 
 
-def test_a_model_whose_end_never_arrived_is_refused_with_number_and_name(folder, tmp_path):
+def test_matrices_of_zeros_in_a_model_whose_end_never_arrived_are_told_with_number_and_name(folder, tmp_path):
     bad = tmp_path / "bad"
     shutil.copytree(folder, bad)
     unarrived(bad / "model.safetensors", 0.7)
-    with pytest.raises(UserError, match=r"bad` must hold whole weights, but \d+ matrices are zeros alone, such as `"):
+    with pytest.warns(UserWarning, match=r"bad`: \d+ matrices are zeros alone, such as `.*did not arrive whole"):
         load_model(bad)
 
 
