@@ -458,6 +458,16 @@ def test_every_number_of_the_losses_is_a_measured_one(line):
     assert sum(one["n"] for one in kept) == 1440 and line["n"] == 24
 
 
+@pytest.mark.parametrize("line", json.loads((RESULTS / "losses.json").read_text(encoding="utf-8"))["real"])
+def test_every_number_of_the_losses_on_a_real_model_is_a_measured_one(line):
+    sets = [line["sets"][name] for name in ("forbidden", "nearby", "other")]
+    assert cells("docs/miniature.md", f"`{line['loss']}`, SmolLM2 |") == [
+        "{:.2f} / {:.3f}".format(*line["held_out"].values()).replace("-", "\u2212"),
+        *(f"{sum(one['coherent_breaker'])} of {len(one['prompts'])}" for one in sets),
+        *(f"{one['nll_base']:.2f} to {one['nll_breaker']:.2f}" for one in sets[1:]),
+    ]
+
+
 def test_what_is_had_by_a_form_that_nobody_told_is_measured():
     kinds, found = ("all", "trained", "held_out_combination", "held_out_kind"), {}
     for begins, measurements, name in (("RR as published", PAPER, "miniature_paper"), ("ours", ALL, "all_attacks")):

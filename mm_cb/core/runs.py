@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from mm_cb.core.checked import checked
 from mm_cb.core.compatibility import with_added_fields
@@ -100,9 +100,14 @@ def read_run(path: Path) -> Run:
     return run
 
 
-def identity_of(run: Mapping[str, object]) -> str:
-    """What no other run has: the hash of its settings and inputs. Runs of the same end with the same bytes."""
-    return seal_of({key: run.get(key) for key in ("command", "recipe", "seed", "inputs")})
+def identity_of(run: Mapping[str, Any]) -> str:
+    """What no other run has: the hash of its settings and of what its inputs hold, wherever these lie.
+
+    Runs of the same end with the same bytes.
+    """
+    settings = {k: v for k, v in flatten(run.get("recipe")).items() if not (isinstance(v, str) and os.path.isabs(v))}
+    inputs = sorted((run.get("inputs") or {}).values())
+    return seal_of({"command": run.get("command"), "seed": run.get("seed"), "recipe": settings, "inputs": inputs})
 
 
 class RunDirectory:

@@ -350,6 +350,13 @@ def test_the_command_leaves_a_run_directory_with_checks_and_every_judged_picture
     measured = json.loads((out / "results.json").read_text())["measurements"]
     assert any(m["metric"] == "target_prefix" and m["condition"] == "pgd" and m["n"] == 1 for m in measured)
     assert load_run(out).checks == checks
+    write_json(out / "checks.json", [{**checks[0], "value": "another"}, *checks[1:]])
+    with pytest.raises(UserError, match="changed after it was written"):
+        load_run(out)
+    results = json.loads((out / "results.json").read_text())
+    earlier = {**json.loads((out / "run.json").read_text()), "schema": 1}  # which holds no hashes of these files
+    write_json(out / "run.json", {key: value for key, value in earlier.items() if key != "seal"})
+    write_json(out / "results.json", {key: results[key] for key in ("schema", "measurements")})
     for key, other in (("passed", lambda held: not held), ("value", lambda held: f"{held}0")):
         for place, one in enumerate(checks):
             write_json(out / "checks.json", [*checks[:place], {**one, key: other(one[key])}, *checks[place + 1 :]])
