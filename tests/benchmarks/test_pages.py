@@ -197,13 +197,13 @@ def test_the_judge_of_the_page_judges_a_run(capsys):
     ("verb", "names"),
     [
         ("eval", ["mmmu", "llava-wild", "pope", "function-calling", "harmful-calls", "over-refusal"]),
-        ("judge", judges.judge_names()),
+        ("judge", judges.judge_names),  # tests before this one may have added some
     ],
 )
 def test_lists_say_what_each_is_and_needs(verb, names, capsys):
     assert cli.run([verb, "--list"]) == 0
     shown = capsys.readouterr().out
-    assert [line for line in shown.splitlines() if line[0] != " "] == names
+    assert [line for line in shown.splitlines() if line[0] != " "] == (names() if callable(names) else names)
     assert shown.count("\n    needs ") == len(names)
 
 
