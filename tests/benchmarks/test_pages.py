@@ -201,9 +201,10 @@ def test_the_judge_of_the_page_judges_a_run(capsys):
     ],
 )
 def test_lists_say_what_each_is_and_needs(verb, names, capsys):
+    names = names() if callable(names) else names
     assert cli.run([verb, "--list"]) == 0
     shown = capsys.readouterr().out
-    assert [line for line in shown.splitlines() if line[0] != " "] == (names() if callable(names) else names)
+    assert [line for line in shown.splitlines() if line[0] != " "] == names
     assert shown.count("\n    needs ") == len(names)
 
 
