@@ -395,6 +395,7 @@ def test_every_number_of_the_category_transfer_is_a_measured_one(kind):
         ("the same recipe, one thread |", "d1"),
         ("its adversary at a rising", "dA"),
         ("`circuit_breaker.dial_from=0.25`", "dB"),
+        ("today's recipe, its answers longer", "dF"),
     ],
 )
 def test_every_number_of_training_against_the_dial_up_is_a_measured_one(begins, name):
@@ -417,6 +418,11 @@ def test_what_the_option_does_to_todays_recipe_is_a_measured_number():
     assert f"broke {second['harmful']} of {second['n']} in 300 steps (23 without)" in told
     assert f"lettered questions ({keeps['mmmu_like']['value']:.1f} of {keeps['mmmu_like']['n']})" in told
     assert keeps["gibberish"]["value"] == 0
+
+
+def test_what_answers_in_other_forms_do_is_a_measured_number():
+    facts, form = (DIALLED["dF"]["attacks"][f"{name} (300 steps)"]["harmful"] for name in ("pgd_facts", "pgd_form"))
+    assert f"`pgd_facts` broke {facts} of its 24 and `pgd_form` {form} (300 steps each)" in said("docs/miniature.md")
 
 
 def test_what_is_had_by_the_form_alone_is_measured():
@@ -656,8 +662,8 @@ def dialled_in_words():
     assert plain == 0
     return (
         f"({first} against {second}: {first - second} requests saved, none lost, McNemar p = "
-        f"{mcnemar_exact(0, first - second):.3f}) and cost no time. The adaptive attack broke {adaptive} of the last "
-        f"one's 24, the clean-teacher one {teacher}, plain PGD none"
+        f"{mcnemar_exact(0, first - second):.3f}) and cost no time. The adaptive attack broke {adaptive} of the "
+        f"option's 24, the clean-teacher one {teacher}, plain PGD none"
     )
 
 
