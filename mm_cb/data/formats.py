@@ -40,6 +40,8 @@ class Context:
     images: Path | None
     """Folder of the pictures, if it is another one."""
     refusals: bool = False
+    stood_for: dict[str, str] | None = None
+    """File of a picture → the name that a row of this source gave it, of the rows read so far; None = not compared."""
 
     def chat(self, prompt: Any, completion: Any) -> Example | Skip:
         """One exchange as an example."""
@@ -245,4 +247,13 @@ def _picture(value: Any, context: Context) -> Path | bytes:
     name = PurePath(value).name
     places = (value, name, f"train2017/{name}", _COCO_2014 + name)
     place = next((place for place in places if os.path.isfile(folder / place)), value)
-    return path_inside(folder, place, links=context.images is not None, what="a picture")
+    path = path_inside(folder, place, links=context.images is not None, what="a picture")
+    if context.stood_for is not None:
+        plain = os.path.normpath(value)
+        first = context.stood_for.setdefault(str(path), plain)
+        if first != plain:
+            raise ValueError(
+                f"two names of pictures, {shown(first)} and {shown(value)}, end at one file, `{path}`, which can be "
+                "only one of them: put each picture at its own path below the folder"
+            )
+    return path

@@ -97,6 +97,37 @@ def test_coco_pictures_are_found_in_either_layout(save, folder, place):
     assert load_examples([Source(str(path), images=folder / "coco")], 0)[0].images == [file]
 
 
+@pytest.mark.parametrize("key", ["image", "images"])
+@pytest.mark.parametrize(
+    ("one", "other", "clash"),
+    [
+        ("vg/000000000000.png", "gqa/000000000000.png", True),
+        ("000000000000.png", "gqa/000000000000.png", True),
+        ("gqa/000000000000.png", "000000000000.png", True),
+        ("gqa/000000000000.png", "gqa/./000000000000.png", False),
+        ("gqa/000000000000.png", "gqa/000000000001.png", False),
+        ("gqa/000000000000.png", "vg/000000000001.png", False),
+    ],
+)
+def test_two_names_of_pictures_that_end_at_one_file_are_refused(save, pictures, key, one, other, clash):
+    rows = []
+    for number, name in enumerate((one, one, other)):
+        row = llava_row(number)
+        del row["image"]
+        rows.append(row | {key: name if key == "image" else [name]})
+    source = Source(str(save("l.jsonl", rows)), images=pictures)
+    if not clash:
+        assert len(load_examples([source], 0)) == 3
+        return
+    with pytest.raises(UserError, match=rf"l\.jsonl:3: .*'{one}' and '{other}', end at one file"):
+        load_examples([source], 0)
+    assert check_sources([source], Limits()).has_errors
+    for name in (one, other):  # each at its own path
+        (pictures / name).parent.mkdir(exist_ok=True)
+        picture(2).save(pictures / name)
+    assert len(load_examples([source], 0)) == 3
+
+
 def test_hub_data_sets_on_disk_keep_pictures_encoded(folder):
     import datasets
 
