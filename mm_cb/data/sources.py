@@ -129,15 +129,25 @@ class OpenSource:
     inputs: list[Path | Repository] = field(default_factory=list)
     published: bool = False
 
-    def read(self, index: int) -> Example | Skip:
+    def read(self, index: int, stood_for: dict[str, str] | None = None) -> Example | Skip:
         """The example of a row.
+
+        Args:
+            index: Its number.
+            stood_for: See `mm_cb.data.formats.Context`.
 
         Raises:
             ValueError: If the row is broken or not as the format has it.
         """
         set_name = self.source.set or self.form.set
         context = Context(
-            f"{self.key}-{index:06}", self.key, set_name, self.folder, self.source.images, self.source.refusals
+            f"{self.key}-{index:06}",
+            self.key,
+            set_name,
+            self.folder,
+            self.source.images,
+            self.source.refusals,
+            stood_for,
         )
         try:
             record = self.rows[index]
@@ -162,8 +172,9 @@ class OpenSource:
 
     def examine(self, rules: Rules) -> Iterator[tuple[int, Example | Skip | RowFault]]:
         """Every row in order, with what became of it; pictures are looked for, not opened."""
+        stood_for: dict[str, str] = {}
         for index in range(len(self.rows)):
-            outcome = self._outcome(index, rules)
+            outcome = self._outcome(index, rules, stood_for)
             if isinstance(outcome, RowFault) and (rules.left_out(outcome) or self.unmendable(outcome)):
                 outcome = Skip(outcome.kind)
             yield index, outcome
@@ -176,9 +187,9 @@ class OpenSource:
         """File and line of a row."""
         return self.rows.where(index)
 
-    def _outcome(self, index: int, rules: Rules) -> Example | Skip | RowFault:
+    def _outcome(self, index: int, rules: Rules, stood_for: dict[str, str]) -> Example | Skip | RowFault:
         try:
-            outcome = self.read(index)
+            outcome = self.read(index, stood_for)
         except ValueError as error:
             return RowFault("broken row", str(error))
         if isinstance(outcome, Skip):

@@ -298,6 +298,12 @@ def test_pictures_and_batteries_are_refused_for_a_text_model(place, tmp_path, ca
         ({"source": " "}, ":1: `source` must be a text"),
         ({"hash": "0" * 64}, ":1: `hash` must be the SHA-256 of the messages"),
         ({"hashs": "0"}, "unknown key `hashs`, did you mean `hash`"),
+        ({"hash": 3}, ":1: `hash` must be the SHA-256 of the messages"),
+        ({"image": "a.png"}, ":1: the key `image` names a picture, which is not read here"),
+        ({"images": ["a.png"]}, ":1: the key `images` names a picture"),
+        ({"image_path": "a.png"}, ":1: the key `image_path` names a picture"),
+        ({"prompt": "other"}, ":1: the key `prompt` is not read"),
+        ({"system": "You are X."}, ":1: the key `system` is not read"),
         ({"messages": []}, "`messages` must be a list of turns"),
         ({"messages": "tea"}, "`messages` must be a list of turns"),
         ({"messages": [{"role": "user"}]}, "message 1 must hold `role` and `content` alone"),
@@ -324,6 +330,13 @@ def test_what_a_model_said_and_what_a_hash_vouches_for_may_hold_a_broken_charact
     given = [SENT[0] | {"messages": said}, SENT[0] | {"messages": made, "hash": messages_hash(made)}]
     file = lines(tmp_path / "prompts.jsonl", given)
     assert len(read_prompts(file, ["tea"])["tea"]) == 2
+
+
+@pytest.mark.parametrize("change", [str, str.upper, "sha256:{}".format, " SHA256:{} ".format])
+def test_a_hash_is_read_as_programs_write_it(change, tmp_path):
+    given = SENT[1] | {"hash": change(SENT[1]["hash"]), "image": None, "notes": "kept"}
+    (one,) = read_prompts(lines(tmp_path / "prompts.jsonl", [given]), ["tea"])["tea"]
+    assert one.sha256 == messages_hash(TURNS)
 
 
 def test_a_behaviour_without_a_prompt_is_named(tmp_path):
