@@ -59,12 +59,48 @@ def test_xstest_keeps_full_compliance_and_refusals_when_asked(folder):
     assert [texts(e)[1] for e in load_examples([Source(path, refusals=True)], 0)] == ["so 0", "so 1", "so 3", "so 4"]
 
 
-def test_chats_lose_a_last_turn_that_nothing_answers(save):
-    turns = [{"role": role, "content": f"{role} {i}"} for i, role in enumerate(["user", "assistant"] * 2 + ["user"])]
-    path = save("chats.jsonl", [{"messages": turns}, {"messages": turns[:1]}, {"messages": turns[:4]}])
-    kept = load_examples([Source(str(path))], 0)
-    assert [len(e.messages) for e in kept] == [4, 4]
-    assert kept.skipped["chats:retain"] == {"fewer than two turns": 1}
+TURNS = [{"role": role, "content": f"{role} {i}"} for i, role in enumerate(["user", "assistant"] * 2 + ["user"])]
+TOLD = [{"from": "human" if turn["role"] == "user" else "gpt", "value": turn["content"]} for turn in TURNS]
+
+
+@pytest.mark.parametrize("length", [1, 3, 5])
+@pytest.mark.parametrize(("key", "turns"), [("messages", TURNS), ("conversations", TOLD)])
+def test_a_last_turn_that_nothing_answers_is_refused(save, key, turns, length):
+    path = save("chats.jsonl", [{key: turns[:4]}, {key: turns[:length]}])
+    with pytest.raises(UserError, match=r"chats\.jsonl:2: .*the user's turn is the last"):
+        load_examples([Source(str(path))], 0)
+    assert check_sources([Source(str(path))], Limits()).problems.keys() == {"unanswered turn"}
+
+
+def test_a_prompt_that_is_not_the_first_turn_is_refused(save):
+    rows = [{"messages": TURNS[:2], "prompt": said} for said in ("user 0", " user 0\n", None, [TURNS[0]], "other")]
+    path = save("chats.jsonl", rows)
+    with pytest.raises(UserError, match=r"chats\.jsonl:5: `prompt` .*'other'.*'user 0'"):
+        load_examples([Source(str(path))], 0)
+    assert check_sources([Source(str(path))], Limits()).problems.keys() == {"other prompt", "duplicate"}
+
+
+def test_rows_of_a_published_set_that_nobody_can_mend_are_left_out_counted_and_told(folder):
+    import datasets
+
+    (folder / "datasets").mkdir()
+    chats = [TURNS[:2], TURNS[:4], TURNS, TURNS[:1]]
+    rows = [{"messages": chat, "prompt": "user 0"} for chat in chats] + [{"messages": TURNS[:2], "prompt": "other"}]
+    datasets.Dataset.from_list(rows).save_to_disk(folder / "datasets" / "ultrachat_200k")
+    with pytest.warns(UserWarning, match="2 with unanswered turn, 1 with other prompt"):
+        kept = load_examples([Source("ultrachat_200k")], 0)
+    assert [len(e.messages) for e in kept] == [2, 4]
+    report = check_sources([Source("ultrachat_200k")], Limits())
+    assert report.skipped == {"ultrachat_200k:retain": {"unanswered turn": 2, "other prompt": 1}}
+
+
+@pytest.mark.parametrize("key", ["system", "system_prompt"])
+@pytest.mark.parametrize("row", [llava_row(0) | {"image": "a.png"}, {"messages": TURNS[:2]}, breaker_row(0)])
+def test_an_operators_text_beside_the_turns_is_refused(save, key, row):
+    path = save("chats.jsonl", [row | {key: ""}, row | {key: "You are X."}])
+    picture().save(path.parent / "a.png")
+    with pytest.raises(UserError, match=rf"chats\.jsonl:2: .*`{key}` is not read"):
+        load_examples([Source(str(path))], 0)
 
 
 def test_llava_opens_its_pictures_when_asked_and_not_before(save, pictures):
@@ -359,7 +395,7 @@ def chat_of(content):
         ),
         ([own_row(0), own_row(0, "circuit_breaker") | {"id": "x"}], ":2: the same as .*a\\.jsonl:1.*retain set"),
         ([llava_row(0) | {"image": None}], ":1: the turns name 1 pictures, the row has 0"),
-        ([{"messages": [{"role": "user", "content": "hello"}]}], "holds no example .1 fewer than two turns"),
+        ([{"messages": []}], "holds no example .1 fewer than two turns"),
     ],
 )
 def test_broken_rows_name_file_and_line(save, rows, match):
