@@ -164,6 +164,27 @@ def test_two_names_of_pictures_that_end_at_one_file_are_refused(save, pictures, 
     assert len(load_examples([source], 0)) == 3
 
 
+ADDRESSES = ["http://a.org/b.png", "HTTPS://a.org/b.png", "data:image/png;base64,AAAA" + "A/" * 400, "file:///b.png"]
+WINDOWS = ["pictures\\a.png", "C:\\pictures\\a.png", "C:/pictures/a.png"]
+
+
+@pytest.mark.parametrize(("name", "said"), [(n, "an address") for n in ADDRESSES] + [(n, "Windows") for n in WINDOWS])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_name_that_is_no_path_is_said_to_be_none(save, pictures, name, said, own):
+    row = own_row(0, images=[name]) if own else llava_row(0) | {"image": name}
+    source = Source(str(save("l.jsonl", [row])), images=None if own else pictures)
+    for rules in (Rules(), Rules(skip_missing_images=True)):
+        with pytest.raises(UserError, match=rf"l\.jsonl:1: a picture must be the path of a file, .*{said}") as caught:
+            load_examples([source], 0, rules)
+        assert "skip_missing" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_file_is_found_whatever_its_name(save):
+    path = save("l.jsonl", [own_row(0, images=["a\\b.png"])])
+    picture().save(path.parent / "a\\b.png")
+    assert len(load_examples([Source(str(path))], 0)) == 1
+
+
 def test_hub_data_sets_on_disk_keep_pictures_encoded(folder):
     import datasets
 
