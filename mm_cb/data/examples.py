@@ -169,7 +169,8 @@ def refuse_in_turns(messages: Any) -> None:
     for number, turn in enumerate(messages if isinstance(messages, list | tuple) else (), start=1):
         for key in _NOT_READ if isinstance(turn, dict) else ():
             if turn.get(key) not in (None, "", 1):
-                raise ValueError(f"turn {number} says `{key}`, which is not read: put it into the text, or remove it")
+                remedy = "leave the turn out" if key == "weight" else "put it into the text"
+                raise ValueError(f"turn {number} says `{key}`, which is not read: {remedy}, or remove it")
         if isinstance(turn, dict) and (lost := lost_picture(turn, ())):
             raise ValueError(
                 f"turn {number} names a picture in `{lost}`: a row names its pictures in `images`, and the place of "
