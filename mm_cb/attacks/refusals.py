@@ -197,15 +197,16 @@ def refuse_unsendable(
     """Refuse imported prompts that the model's template cannot write, or that are too long, before the first is sent.
 
     Raises:
-        UserError: Naming the behaviour.
+        UserError: Naming the prompt's file and line, and the behaviour.
     """
     for b in behaviors:
-        for number in range(len(prompts.get(b.id, ()))):
+        for number, prompt in enumerate(prompts.get(b.id, ())):
             asked = ask(subject, [b], prompts, number)
             try:
                 encode(subject, asked.prompts, asked.pictures, [b.target])
             except UserError as error:
-                raise UserError(f"prompt {number + 1} of {b.id!r} cannot be sent: {error}") from error
+                told = str(error).removeprefix(f"{b.named} is ")
+                raise UserError(f"{prompt.where}: the prompt of {b.id!r} cannot be sent: {told}") from error
 
 
 def refuse_placeholders(behaviors: Sequence[Behavior], model: ChatModel) -> None:

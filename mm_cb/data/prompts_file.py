@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ class ImportedPrompt:
         messages: The chat that is sent, the user's turn last.
         source: Who made it, and on which model.
         sha256: Of the messages, see `messages_hash`.
+        where: File and line.
     """
 
     messages: tuple[Message, ...]
     source: str
     sha256: str
+    where: str = field(default="", compare=False, repr=False)
 
 
 def messages_hash(messages: Collection[Message]) -> str:
@@ -101,7 +103,7 @@ def _prompt(line: Line) -> tuple[str, ImportedPrompt]:
             f"{where}: `hash` must be the SHA-256 of the messages, {found[:12]}..., got {shown(told)}; the messages "
             "are others than those it was made from. Take the prompt from its source again, or leave `hash` out."
         )
-    return record["id"], ImportedPrompt(messages, record["source"], found)
+    return record["id"], ImportedPrompt(messages, record["source"], found, where)
 
 
 def _messages(value: Any, where: str) -> list[Message]:

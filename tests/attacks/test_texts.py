@@ -339,6 +339,26 @@ def test_a_hash_is_read_as_programs_write_it(change, tmp_path):
     assert one.sha256 == messages_hash(TURNS)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tell " * 4000, "too long for `miniature`: its chat has .* Shorten its prompt"),
+        ("<image> tell", "must not hold the image placeholder `<image>`"),
+        ("tell </s> me", "must not hold the model's control token"),
+    ],
+)
+def test_an_imported_prompt_that_cannot_be_sent_is_named_by_its_own_line(text, said, tmp_path, capsys):
+    behaviors = first_behaviors(tmp_path, 2)
+    sent = [{"id": one["id"], "messages": [USER], "source": "a"} for one in read_jsonl(behaviors)]
+    sent.append({**sent[1], "messages": [*TURNS[:2], {"role": "user", "content": text}]})
+    prompts = lines(tmp_path / "prompts.jsonl", sent)
+    given = ["--model", "miniature", "--behaviors", str(behaviors), "--prompts", str(prompts)]
+    assert cli.run(["attack", *given, "--attack", "imported", "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert re.search(rf"{prompts}:3: the prompt of '{sent[1]['id']}' cannot be sent: .*{said}", told), told
+    assert "behaviors.jsonl" not in told
+
+
 def test_a_behaviour_without_a_prompt_is_named(tmp_path):
     file = lines(tmp_path / "prompts.jsonl", SENT[:2])
     with pytest.raises(UserError, match="none for 1 of 2, such as `red`"):
