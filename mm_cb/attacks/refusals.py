@@ -111,6 +111,7 @@ def refuse_unfit(subject: Subject, behaviors: Sequence[Behavior], *configs: Atta
         changes_of(subject.model, config.surrogate)
     refuse_placeholders([*behaviors, *corpus], subject.model)
     refuse_unsayable(behaviors, subject.model)
+    refuse_unsayable(corpus, subject.model, "lines of the corpus")
     if any(FORM in one.entry.fields for one in configs):
         for b in behaviors:
             refuse_form(subject, b)
@@ -196,15 +197,16 @@ def refuse_unsendable(
     """Refuse imported prompts that the model's template cannot write, or that are too long, before the first is sent.
 
     Raises:
-        UserError: Naming the behaviour.
+        UserError: Naming the prompt's file and line, and the behaviour.
     """
     for b in behaviors:
-        for number in range(len(prompts.get(b.id, ()))):
+        for number, prompt in enumerate(prompts.get(b.id, ())):
             asked = ask(subject, [b], prompts, number)
             try:
                 encode(subject, asked.prompts, asked.pictures, [b.target])
             except UserError as error:
-                raise UserError(f"prompt {number + 1} of {b.id!r} cannot be sent: {error}") from error
+                told = str(error).removeprefix(f"{b.named} is ")
+                raise UserError(f"{prompt.where}: the prompt of {b.id!r} cannot be sent: {told}") from error
 
 
 def refuse_placeholders(behaviors: Sequence[Behavior], model: ChatModel) -> None:
@@ -232,7 +234,7 @@ def _own_texts(behavior: Behavior) -> list[str]:
     return [*told, *behavior.harmless]
 
 
-def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
+def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel, what: str = "behaviours") -> None:
     """Refuse texts that the model knows no part of, and harmless targets that it has no words for.
 
     No answer would ever be seen to start with the latter. Texts of which it knows less than half are said.
@@ -256,7 +258,7 @@ def refuse_unsayable(behaviors: Sequence[Behavior], model: ChatModel) -> None:
                 f"{written!r}; give targets in the model's own words: `mm-cb data build benign --targets FILE`."
             )
     given = ((b.named, (b.prompt, b.target, *_own_texts(b))) for b in behaviors)
-    if told := note_of_unknown(tokenizer, given, "behaviours"):
+    if told := note_of_unknown(tokenizer, given, what):
         say(told)
 
 

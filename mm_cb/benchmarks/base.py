@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,7 +251,7 @@ class Benchmark:
 
 
 def all_answers(found: Mapping[str, object], questions: Sequence[Question], where: str) -> dict[str, str]:
-    """The answers to all questions, which must be there as texts.
+    """The answers to all questions, which must be there as texts; answers to others are said.
 
     Raises:
         UserError: If they are not.
@@ -260,6 +261,12 @@ def all_answers(found: Mapping[str, object], questions: Sequence[Question], wher
         raise UserError(
             f"`{where}` must answer every question with a text, {len(lacking)} of {len(questions)} have none, the "
             f"first `{lacking[0][:80]}`."
+        )
+    if strange := sorted(found.keys() - {question.id for question in questions}):
+        warnings.warn(
+            f"`{where}`: {len(strange)} of {len(found)} answers are to no question that is asked, the first of them "
+            f"`{strange[0][:80]}`: they are not scored",
+            stacklevel=2,
         )
     return {question.id: str(found[question.id]) for question in questions}
 

@@ -43,8 +43,11 @@ def picture_inside(folder: Path, name: Any, where: str, *, links: bool = False) 
         links: Whether links may lead out of the folder, see `mm_cb.data.pictures.path_inside`.
 
     Raises:
-        UserError: If the name leads out of the folder.
+        UserError: If there is no name, or it leads out of the folder.
     """
+    if not isinstance(name, str) or not name:
+        came = "null or none" if name is None else shown(name)
+        raise UserError(f"{where}: `image` must be a path, got {came}; name the picture of every question.")
     try:
         return EncodedPicture(path_inside(folder, name, links=links), where)
     except ValueError as e:

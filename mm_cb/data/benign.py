@@ -5,13 +5,12 @@ from pathlib import Path
 
 from image_attacks import BENIGN_TARGETS
 from mm_cb.core.errors import UserError
-from mm_cb.core.file_kinds import refuse_records
 from mm_cb.core.files import dumps
-from mm_cb.core.folding import is_blank
 from mm_cb.core.paths import safe_id
-from mm_cb.core.reading import json_lines, read_plain, unfit_in_file
+from mm_cb.core.reading import json_lines
 from mm_cb.data.behaviors import write_set
 from mm_cb.data.behaviors_file import read_behaviors
+from mm_cb.data.corpus import target_lines
 
 _KEPT = ("id", "prompt", "category", "split")
 
@@ -56,14 +55,9 @@ def read_targets(path: Path) -> list[str]:
     """The lines of a text file, trimmed, without the empty ones.
 
     Raises:
-        UserError: If the file cannot be read or holds none.
+        UserError: If the file cannot be read, holds none, or a line is no target, see `target_lines`.
     """
-    text = read_plain(path, "targets")
-    refuse_records(text, str(path), "a harmless target a line,")
-    targets = [line.strip() for line in text.split("\n") if not is_blank(line)]
-    for number, target in enumerate(targets, start=1):
-        if reason := unfit_in_file(target):
-            raise UserError(f"`{path}`: target {number} cannot be used: {reason}.")
+    targets = [text for _, text in target_lines(path, "targets", "a harmless target a line", "write it alone")]
     if not targets:
         raise UserError(f"`{path}` must hold a target per line, it holds none.")
     return targets

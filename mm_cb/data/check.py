@@ -18,7 +18,7 @@ from mm_cb.data.formats import FORMATS, Skip
 from mm_cb.data.mixture import Mixture, Part, RowKind, nothing_left, open_sources
 from mm_cb.data.pictures import PictureError, open_picture
 from mm_cb.data.scan import Scan, judged, message_texts, texts_of
-from mm_cb.data.sources import STRICT, OpenSource, RowFault, Rules, Source
+from mm_cb.data.sources import STRICT, UNMENDABLE, OpenSource, RowFault, Rules, Source
 
 if TYPE_CHECKING:
     from mm_cb.core.progress import Progress
@@ -32,8 +32,7 @@ ERRORS: tuple[str, ...] = (
         "corrupt image",
         "in both sets",
         "too long",
-        "control token",
-        "broken encoding",
+        *UNMENDABLE,
     ),
 )
 ERRORS += ("no example", "missing rows", "contaminated", "refusals")

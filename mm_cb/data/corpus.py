@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from mm_cb.core.errors import UserError
@@ -35,20 +36,33 @@ def read_corpus(path: Path) -> list[Behavior]:
     return rows
 
 
-def _lines(path: Path) -> list[Behavior]:
-    rows = []
-    content = read_plain(path, "corpus")
-    refuse_records(content, str(path), "a target a line,")
+def target_lines(path: Path, what: str, held: str, json: str) -> Iterator[tuple[int, str]]:
+    """Targets that stand one a line in a text file, trimmed, with their lines' numbers.
+
+    Args:
+        path: The file; blank lines are passed over.
+        what: What it is called: "corpus".
+        held: What it holds: "a target a line".
+        json: What to do with JSON that stands there.
+
+    Raises:
+        UserError: If the file cannot be read, or a line is no target (file and line number).
+    """
+    content = read_plain(path, what)
+    refuse_records(content, str(path), f"{held},")
     for number, line in enumerate(content.split("\n"), start=1):
         if is_blank(text := line.strip()):
             continue
-        where = f"{path}:{number}"
         if text[0] == "{" and text[-1] == "}":
-            raise UserError(f"{where}: expected a target, got what looks like JSON; name the file .jsonl if it is.")
+            raise UserError(f"{path}:{number}: expected a target, got what looks like JSON; {json}.")
         if reason := unfit_in_file(text):
-            raise UserError(f"{where}: the target cannot be used: {reason}.")
-        rows.append(Behavior(f"{path.name}:{number}", "", text, None))
-    return rows
+            raise UserError(f"{path}:{number}: the target cannot be used: {reason}.")
+        yield number, text
+
+
+def _lines(path: Path) -> list[Behavior]:
+    found = target_lines(path, "corpus", "a target a line", "name the file .jsonl if it is")
+    return [Behavior(f"{path.name}:{number}", "", text, None, where=f"{path}:{number}") for number, text in found]
 
 
 def _objects(path: Path) -> list[Behavior]:
@@ -62,5 +76,5 @@ def _objects(path: Path) -> list[Behavior]:
             raise UserError(f"{where}: `target` must be a text that is not empty, got {shown(target)}.")
         if prompt is not None and not isinstance(prompt, str):
             raise UserError(f"{where}: `prompt` must be a text or null, got {shown(prompt)}.")
-        rows.append(Behavior(f"{path.name}:{where.rpartition(':')[2]}", prompt or "", target, None))
+        rows.append(Behavior(f"{path.name}:{where.rpartition(':')[2]}", prompt or "", target, None, where=where))
     return rows

@@ -124,7 +124,9 @@ def with_tools(messages: Sequence[Message], tools: Any) -> tuple[list[Message], 
     """Checked turns with their calls read, and the row's tools; ValueError says what is wrong with them."""
     known = [] if tools is None else read_tools(tools)
     read = [
-        {**turn, "tool_calls": read_calls(turn["tool_calls"], known)} if "tool_calls" in turn else turn
+        {**turn, "content": turn.get("content") or "", "tool_calls": read_calls(turn["tool_calls"], known)}
+        if "tool_calls" in turn
+        else turn
         for turn in messages
     ]
     return read, known
@@ -140,7 +142,8 @@ def check_messages(messages: Any) -> int:
     for number, message in enumerate(messages, start=1):
         if lost := [key for key in message if "call" in key.lower() and key not in ("tool_calls", "tool_call_id")]:
             raise ValueError(f"calls of turn {number} must stand in `tool_calls`, got the key {shown(lost[0])}")
-        content = message.get("content", "" if "tool_calls" in message else None)
+        content = message.get("content")
+        content = "" if content is None and "tool_calls" in message else content
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list) or not parts or not all(map(_is_part, parts)):
             raise ValueError(
@@ -166,7 +169,8 @@ def refuse_in_turns(messages: Any) -> None:
     for number, turn in enumerate(messages if isinstance(messages, list | tuple) else (), start=1):
         for key in _NOT_READ if isinstance(turn, dict) else ():
             if turn.get(key) not in (None, "", 1):
-                raise ValueError(f"turn {number} says `{key}`, which is not read: put it into the text, or remove it")
+                remedy = "leave the turn out" if key == "weight" else "put it into the text"
+                raise ValueError(f"turn {number} says `{key}`, which is not read: {remedy}, or remove it")
         if isinstance(turn, dict) and (lost := lost_picture(turn, ())):
             raise ValueError(
                 f"turn {number} names a picture in `{lost}`: a row names its pictures in `images`, and the place of "

@@ -17,7 +17,18 @@ from mm_cb.data.rows import Record
 COMPLIANCE, REFUSAL = "1_full_compliance", "2_full_refusal"
 LABELS = (COMPLIANCE, REFUSAL, "3_partial_refusal")
 _PLACEHOLDER = "<image>"
+_OPERATORS = ("system", "system_prompt", "system_message")
+"""Keys under which rows have a text in front of the chat, which would change what is asked."""
 _COCO_2014 = "COCO_train2014_"
+
+
+class Unmendable(ValueError):
+    """A fault of a row that a published data set may have, where such rows are left out and counted."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        """Keep the kind that such rows are counted under."""
+        super().__init__(message)
+        self.kind = kind
 
 
 class Skip(NamedTuple):
@@ -40,6 +51,8 @@ class Context:
     images: Path | None
     """Folder of the pictures, if it is another one."""
     refusals: bool = False
+    stood_for: dict[str, str] | None = None
+    """File of a picture → the name that a row of this source gave it, of the rows read so far; None = not compared."""
 
     def chat(self, prompt: Any, completion: Any) -> Example | Skip:
         """One exchange as an example."""
@@ -75,6 +88,10 @@ class Format(NamedTuple):
         if key := lost_picture(record, self.pictures):
             how = f"call it `{self.pictures[0]}`" if self.pictures else "give rows of our own (docs/formats.md)"
             raise ValueError(f"the key `{key}` names a picture, which these rows do not have there; {how}")
+        if self.set is not None and (key := next((key for key in _OPERATORS if record.get(key)), None)):
+            raise ValueError(
+                f"the key `{key}` is not read; give a row of our own (docs/formats.md) with a turn of role system"
+            )
         refuse_in_turns(record.get("messages", record.get("conversations")))
 
 
@@ -109,7 +126,7 @@ def _completions(record: Record, context: Context) -> Example | Skip:
 
 
 def _messages(record: Record, context: Context) -> Example | Skip:
-    """Chats of ``role`` and ``content``; a last turn of the user, which nothing answers, is cut off."""
+    """Chats of ``role`` and ``content``; UltraChat's ``prompt`` says the first turn again."""
     given = record["messages"] if isinstance(record["messages"], list) else []
     if record.get("tools") or any(isinstance(turn, dict) and turn.get("tool_calls") for turn in given):
         raise ValueError(
@@ -118,6 +135,11 @@ def _messages(record: Record, context: Context) -> Example | Skip:
         )
     told = _turns(record, "messages", "role", "content")
     turns = [{"role": turn["role"], "content": turn["content"]} for turn in told]
+    prompt, first = record.get("prompt"), turns[0]["content"] if turns else None
+    if isinstance(prompt, str) and isinstance(first, str) and prompt.strip() not in ("", first.strip()):
+        raise Unmendable(
+            "other prompt", f"`prompt` says {shown(prompt)}, the first turn {shown(first)}; leave one of them out"
+        )
     pictures = _pictures(record, context)
     return _chat(turns, pictures, context, split=bool(pictures))
 
@@ -164,7 +186,9 @@ def _turns(record: Record, key: str, *fields: str) -> list[Record]:
 def _chat(turns: list[Message], pictures: list[Path | bytes], context: Context, *, split: bool) -> Example | Skip:
     """An example from turns; ``split`` = placeholders in their texts stand for pictures."""
     if turns and turns[-1]["role"] == "user":
-        turns = turns[:-1]
+        raise Unmendable(
+            "unanswered turn", "the user's turn is the last, which nothing answers; answer it, or cut it off"
+        )
     if len(turns) < 2:
         return Skip("fewer than two turns")
     roles = [turn["role"] for turn in turns]
@@ -245,4 +269,13 @@ def _picture(value: Any, context: Context) -> Path | bytes:
     name = PurePath(value).name
     places = (value, name, f"train2017/{name}", _COCO_2014 + name)
     place = next((place for place in places if os.path.isfile(folder / place)), value)
-    return path_inside(folder, place, links=context.images is not None, what="a picture")
+    path = path_inside(folder, place, links=context.images is not None, what="a picture")
+    if context.stood_for is not None:
+        plain = os.path.normpath(value)
+        first = context.stood_for.setdefault(str(path), plain)
+        if first != plain:
+            raise ValueError(
+                f"two names of pictures, {shown(first)} and {shown(value)}, end at one file, `{path}`, which can be "
+                "only one of them: put each picture at its own path below the folder"
+            )
+    return path

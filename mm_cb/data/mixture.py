@@ -16,11 +16,11 @@ from mm_cb.core.hub import Repository
 from mm_cb.data.examples import Example, Modality, SetName
 from mm_cb.data.formats import Skip
 from mm_cb.data.scan import Scan
-from mm_cb.data.sources import STRICT, OpenSource, RowFault, Rules, Source, count_reasons, open_source
+from mm_cb.data.sources import STRICT, UNMENDABLE, OpenSource, RowFault, Rules, Source, count_reasons, open_source
 
 RowKind = tuple[SetName, Modality]
 
-_WARNED = ("missing image", "empty turn", "too long", "control token", "broken encoding")
+_WARNED = ("missing image", "empty turn", "too long", *UNMENDABLE)
 _REMEDIES = {
     "missing image": "; leave such rows out: add `data.skip_missing_images=true`",
     "too long": "; raise `training.max_length`, or leave them out: add `data.skip_too_long=true`",

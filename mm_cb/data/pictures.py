@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from PIL import Image
 from mm_cb.core import reading
 from mm_cb.core.errors import UserError
 
+_ADDRESS = re.compile(r"(?:data|file):|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_DRIVE = re.compile(r"[A-Za-z]:/")
 _LINK = (
     "leads out of it by a link; put the picture itself there, or name the folder of the pictures where there is a "
     "setting for it"
@@ -184,6 +187,8 @@ def path_inside(folder: Path, name: Any, *, links: bool = False, what: str = "`i
     if not isinstance(name, str) or not name or reading.unfit(name):
         raise ValueError(f"{what} must be a path or null, got {reading.shown(name)}")
     root = Path(os.path.abspath(folder))
+    if (no_path := _no_path(name)) and not os.path.lexists(root / name):
+        raise ValueError(f"{what} must be the path of a file, got {reading.shown(name)}, {no_path}")
     path = Path(os.path.normpath(root / name))
     if not path.is_relative_to(root):
         raise ValueError(f"{what} must lie inside `{folder}`, got {reading.shown(name)}")
@@ -195,6 +200,15 @@ def path_inside(folder: Path, name: Any, *, links: bool = False, what: str = "`i
         if error.errno == errno.ENAMETOOLONG:
             raise ValueError(f"{what} must be a path, got {reading.shown(name)}, too long for a file's name") from error
     return path
+
+
+def _no_path(name: str) -> str | None:
+    """What a name is that no file has as a rule, and what to do; None for others."""
+    if _ADDRESS.match(name):
+        return "an address, which is not read: save the picture, and name its file"
+    if "\\" in name or _DRIVE.match(name):
+        return "a path as Windows writes it: give it relative, with `/`"
+    return None
 
 
 def _real_root(root: Path) -> Path:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mm_cb.core.errors import UserError
 from mm_cb.core.folding import is_blank
-from mm_cb.core.reading import BROKEN, REPLACED, Line, json_lines, refuse_typos, shown, unfit
+from mm_cb.core.reading import BROKEN, REPLACED, Line, json_lines, lost_picture, refuse_typos, shown, unfit
 from mm_cb.core.records import Message
 
+_ASKED = ("content", "input", "instruction", "prompt", "question", "query", "system", "system_prompt", "text", "tools")
+"""Keys under which other files have what is asked; here only ``messages`` are sent."""
 KEPT_AS = "prompts.jsonl"
 """The copy of the file that an attack's run directory keeps."""
 
@@ -26,11 +28,13 @@ class ImportedPrompt:
         messages: The chat that is sent, the user's turn last.
         source: Who made it, and on which model.
         sha256: Of the messages, see `messages_hash`.
+        where: File and line.
     """
 
     messages: tuple[Message, ...]
     source: str
     sha256: str
+    where: str = field(default="", compare=False, repr=False)
 
 
 def messages_hash(messages: Collection[Message]) -> str:
@@ -74,6 +78,16 @@ def read_prompts(path: Path, behaviors: Collection[str]) -> dict[str, list[Impor
 def _prompt(line: Line) -> tuple[str, ImportedPrompt]:
     where, record = line
     refuse_typos(record, ("hash",), where)
+    if lost := lost_picture(record, ()):
+        raise UserError(
+            f"{where}: the key `{lost}` names a picture, which is not read here: behind a prompt stands the picture of "
+            "its behaviour; name it there as `image`, or remove it here."
+        )
+    if asked := next((key for key in _ASKED if record.get(key)), None):
+        raise UserError(
+            f"{where}: the key `{asked}` is not read, what is sent stands in `messages` alone; put it there, or remove "
+            "it."
+        )
     for key in ("id", "source"):
         if not isinstance(record.get(key), str) or is_blank(record[key]):
             raise UserError(f"{where}: `{key}` must be a text that is not empty, got {shown(record.get(key))}.")
@@ -84,12 +98,12 @@ def _prompt(line: Line) -> tuple[str, ImportedPrompt]:
                 f"{where}: message {number} cannot be sent: {BROKEN}, or give its `hash` if it was made so."
             )
     found, told = messages_hash(messages), record.get("hash")
-    if told is not None and told != found:
+    if told is not None and (not isinstance(told, str) or told.strip().lower().removeprefix("sha256:") != found):
         raise UserError(
             f"{where}: `hash` must be the SHA-256 of the messages, {found[:12]}..., got {shown(told)}; the messages "
             "are others than those it was made from. Take the prompt from its source again, or leave `hash` out."
         )
-    return record["id"], ImportedPrompt(messages, record["source"], found)
+    return record["id"], ImportedPrompt(messages, record["source"], found, where)
 
 
 def _messages(value: Any, where: str) -> list[Message]:

@@ -12,11 +12,13 @@ from mm_cb.core.hub import Repository
 from mm_cb.core.records import JsonObject
 from mm_cb.data.cards import Card, card, cards, data_home, local_file
 from mm_cb.data.examples import Example, SetName
-from mm_cb.data.formats import FORMATS, Context, Format, Skip, recognise
+from mm_cb.data.formats import FORMATS, Context, Format, Skip, Unmendable, recognise
 from mm_cb.data.pictures import absent
 from mm_cb.data.rows import DataRows, HubRows, load_hub, open_rows
 
 HUB_PREFIX = "hub:"
+UNMENDABLE = ("control token", "broken encoding", "unanswered turn", "other prompt")
+"""Kinds of faults of rows that are left out and counted in data sets that nobody here can mend."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,7 @@ class RowFault(NamedTuple):
     """A row that cannot be used, and why."""
 
     kind: str
-    """``broken row``, ``missing image``, ``too long``, ``control token``, ``broken encoding``, ``repeated id`` or
-    ``in both sets``."""
+    """``broken row``, ``missing image``, ``too long``, ``repeated id``, ``in both sets``, or one of `UNMENDABLE`."""
     message: str
 
 
@@ -116,8 +117,8 @@ class OpenSource:
 
     Attributes:
         key: Name of the source and its set; the beginning of its examples' ids.
-        published: Whether it is a data set by its name or of the hub, whose rows nobody here can mend: one that spells
-            a control token or lost characters is left out and counted.
+        published: Whether it is a data set by its name or of the hub, whose rows nobody here can mend: one with a
+            fault of `UNMENDABLE` is left out and counted.
         inputs: What was opened, for a run's record.
     """
 
@@ -129,15 +130,25 @@ class OpenSource:
     inputs: list[Path | Repository] = field(default_factory=list)
     published: bool = False
 
-    def read(self, index: int) -> Example | Skip:
+    def read(self, index: int, stood_for: dict[str, str] | None = None) -> Example | Skip:
         """The example of a row.
+
+        Args:
+            index: Its number.
+            stood_for: See `mm_cb.data.formats.Context`.
 
         Raises:
             ValueError: If the row is broken or not as the format has it.
         """
         set_name = self.source.set or self.form.set
         context = Context(
-            f"{self.key}-{index:06}", self.key, set_name, self.folder, self.source.images, self.source.refusals
+            f"{self.key}-{index:06}",
+            self.key,
+            set_name,
+            self.folder,
+            self.source.images,
+            self.source.refusals,
+            stood_for,
         )
         try:
             record = self.rows[index]
@@ -162,25 +173,26 @@ class OpenSource:
 
     def examine(self, rules: Rules) -> Iterator[tuple[int, Example | Skip | RowFault]]:
         """Every row in order, with what became of it; pictures are looked for, not opened."""
+        stood_for: dict[str, str] = {}
         for index in range(len(self.rows)):
-            outcome = self._outcome(index, rules)
+            outcome = self._outcome(index, rules, stood_for)
             if isinstance(outcome, RowFault) and (rules.left_out(outcome) or self.unmendable(outcome)):
                 outcome = Skip(outcome.kind)
             yield index, outcome
 
     def unmendable(self, fault: RowFault) -> bool:
         """Whether a row is left out because nobody here can mend it."""
-        return self.published and fault.kind in ("control token", "broken encoding")
+        return self.published and fault.kind in UNMENDABLE
 
     def where(self, index: int) -> str:
         """File and line of a row."""
         return self.rows.where(index)
 
-    def _outcome(self, index: int, rules: Rules) -> Example | Skip | RowFault:
+    def _outcome(self, index: int, rules: Rules, stood_for: dict[str, str]) -> Example | Skip | RowFault:
         try:
-            outcome = self.read(index)
+            outcome = self.read(index, stood_for)
         except ValueError as error:
-            return RowFault("broken row", str(error))
+            return RowFault(error.kind if isinstance(error, Unmendable) else "broken row", str(error))
         if isinstance(outcome, Skip):
             return outcome
         for image in outcome.images:

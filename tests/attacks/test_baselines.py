@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mm_cb import cli
 from mm_cb.attacks.best_of_n import vary_picture, vary_text
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.objectives.expectation import EotObjective
@@ -165,6 +166,20 @@ def test_a_minibatch_of_more_texts_than_there_are_is_said(settings, tmp_path):
     for minibatch in (0, 1, there, there + 1, 65_536):
         told = all_at_once(AttackConfig("universal", **given, minibatch=minibatch), BEHAVIORS)
         assert told == "" if minibatch <= there else f"--minibatch {minibatch}`: there are only {there} texts" in told
+
+
+def test_a_corpus_that_the_model_does_not_know_is_refused_or_said(tmp_path, capsys):
+    behaviors = first_behaviors(tmp_path, 1)
+    given = ["--model", "miniature", "--behaviors", str(behaviors), "--attack", "universal_corpus", "--steps", "1"]
+    corpus, out = tmp_path / "c.txt", tmp_path / "out"
+    given += ["--corpus", str(corpus), "--max-new-tokens", "2", "--out", str(out)]
+    corpus.write_text("the picture\nzzyzx qwfp\n")
+    assert cli.run(["attack", *given]) == 2
+    assert f"{corpus}:2: behaviour 'c.txt:2': `miniature` knows no part of its target" in capsys.readouterr().err
+    corpus.write_text("the picture\nzzyzx qwfp the\n")
+    assert cli.run(["attack", *given]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{corpus}:2: behaviour 'c.txt:2': 1 of 2 lines of the corpus have a text that is mostly" in said
 
 
 def test_what_a_corpus_does_not_hold_is_held_out(model, tmp_path):

@@ -298,6 +298,12 @@ def test_pictures_and_batteries_are_refused_for_a_text_model(place, tmp_path, ca
         ({"source": " "}, ":1: `source` must be a text"),
         ({"hash": "0" * 64}, ":1: `hash` must be the SHA-256 of the messages"),
         ({"hashs": "0"}, "unknown key `hashs`, did you mean `hash`"),
+        ({"hash": 3}, ":1: `hash` must be the SHA-256 of the messages"),
+        ({"image": "a.png"}, ":1: the key `image` names a picture, which is not read here"),
+        ({"images": ["a.png"]}, ":1: the key `images` names a picture"),
+        ({"image_path": "a.png"}, ":1: the key `image_path` names a picture"),
+        ({"prompt": "other"}, ":1: the key `prompt` is not read"),
+        ({"system": "You are X."}, ":1: the key `system` is not read"),
         ({"messages": []}, "`messages` must be a list of turns"),
         ({"messages": "tea"}, "`messages` must be a list of turns"),
         ({"messages": [{"role": "user"}]}, "message 1 must hold `role` and `content` alone"),
@@ -324,6 +330,33 @@ def test_what_a_model_said_and_what_a_hash_vouches_for_may_hold_a_broken_charact
     given = [SENT[0] | {"messages": said}, SENT[0] | {"messages": made, "hash": messages_hash(made)}]
     file = lines(tmp_path / "prompts.jsonl", given)
     assert len(read_prompts(file, ["tea"])["tea"]) == 2
+
+
+@pytest.mark.parametrize("change", [str, str.upper, "sha256:{}".format, " SHA256:{} ".format])
+def test_a_hash_is_read_as_programs_write_it(change, tmp_path):
+    given = SENT[1] | {"hash": change(SENT[1]["hash"]), "image": None, "notes": "kept"}
+    (one,) = read_prompts(lines(tmp_path / "prompts.jsonl", [given]), ["tea"])["tea"]
+    assert one.sha256 == messages_hash(TURNS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tell " * 4000, "too long for `miniature`: its chat has .* Shorten its prompt"),
+        ("<image> tell", "must not hold the image placeholder `<image>`"),
+        ("tell </s> me", "must not hold the model's control token"),
+    ],
+)
+def test_an_imported_prompt_that_cannot_be_sent_is_named_by_its_own_line(text, said, tmp_path, capsys):
+    behaviors = first_behaviors(tmp_path, 2)
+    sent = [{"id": one["id"], "messages": [USER], "source": "a"} for one in read_jsonl(behaviors)]
+    sent.append({**sent[1], "messages": [*TURNS[:2], {"role": "user", "content": text}]})
+    prompts = lines(tmp_path / "prompts.jsonl", sent)
+    given = ["--model", "miniature", "--behaviors", str(behaviors), "--prompts", str(prompts)]
+    assert cli.run(["attack", *given, "--attack", "imported", "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert re.search(rf"{prompts}:3: the prompt of '{sent[1]['id']}' cannot be sent: .*{said}", told), told
+    assert "behaviors.jsonl" not in told
 
 
 def test_a_behaviour_without_a_prompt_is_named(tmp_path):

@@ -148,6 +148,15 @@ def test_relevance_is_any_call():
     assert right("[x()]", "live_relevance_0-0-0")["strict"] == 1 and right("Hm.", "live_relevance_0-0-0")["strict"] == 0
 
 
+def test_answers_to_no_question_are_said(tmp_path):
+    lines = ANSWERS.read_text().splitlines()
+    more = tmp_path / "more.jsonl"
+    more.write_text("\n".join([*lines, '{"id": "simple_python_999", "result": "[]"}']))
+    with pytest.warns(UserWarning, match=rf"1 of {len(lines) + 1} answers .* `simple_python_999`: they are not scored"):
+        stored = StoredCalls(answers=str(more))
+        FunctionCalling().score_stored(stored, tmp_path / "run", data=str(CALLS), subject="base", seed=0)
+
+
 def test_stored_answers_are_scored_without_a_model_and_kinds_stand_apart(tmp_path):
     stored = StoredCalls(answers=str(ANSWERS))
     FunctionCalling().score_stored(stored, tmp_path / "run", data=str(CALLS), subject="base", seed=0)

@@ -221,7 +221,9 @@ def test_bad_command_lines(arguments, expected, tmp_path, capsys, monkeypatch):
         (json.dumps([record("Art", 3)]), "must belong to subject Music"),
         (json.dumps([record("Music", 3, split="dev")]), "one split"),
         (json.dumps([record("Music", 3, answer="?")]), "withheld"),
-        (json.dumps([record("Music", 3), record("Music", 3)]), "comes again"),
+        (json.dumps([record("Music", 3), record("Music", 3)]), "output.json, record 1: question"),
+        (json.dumps([record("Music", 3), record("Music", 4), record("Music", 3)]), "record 2: question"),
+        (json.dumps([record("Music", 3), record("Music", 3)]), "comes again, first at record 0"),
     ],
 )
 def test_bad_response_folders(content, expected, tmp_path, capsys, monkeypatch):

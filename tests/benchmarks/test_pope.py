@@ -196,7 +196,9 @@ def test_the_hubs_columns_are_asked_of_the_miniature(tmp_path):
         ({"text": " \u200b\n"}, "wrong or missing: text"),
         ({"label": " "}, "wrong or missing: label"),
         ({"image": "../out.png"}, "must lie inside"),
-        ({"image": None}, "must be a path"),
+        ({"image": None}, "p.json:1: `image` must be a path, got null or none"),
+        ({"image": 3}, "p.json:1: `image` must be a path, got 3"),
+        ({"image": ""}, "p.json:1: `image` must be a path, got ''"),
     ],
 )
 def test_rows_that_are_not_as_popes(row, expected, tmp_path):

@@ -31,6 +31,14 @@ def behaviors(folder, save):
     return save("behaviors.jsonl", [*rows[:2], "", rows[2] | last])
 
 
+@pytest.mark.parametrize("text", ['{"target": "tea is hot"}', '{"call": {"name": "f", "arguments": {}}}', "{}"])
+@pytest.mark.parametrize("before", [[], ["one", ""]])
+def test_a_target_that_looks_like_json_is_refused_with_its_line(save, text, before):
+    path = save("t.txt", [*before, text])
+    with pytest.raises(UserError, match=rf"t\.txt:{len(before) + 1}: .*JSON|`.*t\.txt` must hold .*JSON|read by"):
+        read_targets(path)
+
+
 def test_only_the_target_and_what_a_judge_reads_change(behaviors, folder):
     before = read_behaviors(behaviors)
     after = read_behaviors(build_benign(behaviors, folder / "out", ["one", "two"]))
@@ -56,7 +64,7 @@ def test_built_again_nothing_changes_and_another_set_is_refused(behaviors, folde
 
 def test_targets_are_trimmed_lines_and_none_is_an_error(save, folder):
     assert read_targets(save("t.txt", ["\ufeff one ", "", " two\t"])) == ["one", "two"]
-    with pytest.raises(UserError, match=r"target 2 cannot be used: it holds U\+FFFD"):
+    with pytest.raises(UserError, match=r"lost\.txt:2: the target cannot be used: it holds U\+FFFD"):
         read_targets(save("lost.txt", ["one", "caf\ufffd"]))
     with pytest.raises(UserError, match="holds none"):
         read_targets(save("empty.txt", [" ", ""]))

@@ -78,6 +78,7 @@ def test_what_a_turn_says_that_would_change_training_is_not_passed_over(key, sav
     rows = [chat_row(**{key: 0 if key == "weight" else "hm"}), chat_row(**{key: None})]
     (problem,) = check(save("rows.jsonl", rows)).problems.values()
     assert problem.count == 1 and f"rows.jsonl:1: turn 1 says `{key}`, which is not read" in problem.first[0]
+    assert ("put it into the text" in problem.first[0]) == (key != "weight")
 
 
 def test_what_else_a_row_says_is_left_alone(save):

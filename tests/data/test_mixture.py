@@ -59,12 +59,48 @@ def test_xstest_keeps_full_compliance_and_refusals_when_asked(folder):
     assert [texts(e)[1] for e in load_examples([Source(path, refusals=True)], 0)] == ["so 0", "so 1", "so 3", "so 4"]
 
 
-def test_chats_lose_a_last_turn_that_nothing_answers(save):
-    turns = [{"role": role, "content": f"{role} {i}"} for i, role in enumerate(["user", "assistant"] * 2 + ["user"])]
-    path = save("chats.jsonl", [{"messages": turns}, {"messages": turns[:1]}, {"messages": turns[:4]}])
-    kept = load_examples([Source(str(path))], 0)
-    assert [len(e.messages) for e in kept] == [4, 4]
-    assert kept.skipped["chats:retain"] == {"fewer than two turns": 1}
+TURNS = [{"role": role, "content": f"{role} {i}"} for i, role in enumerate(["user", "assistant"] * 2 + ["user"])]
+TOLD = [{"from": "human" if turn["role"] == "user" else "gpt", "value": turn["content"]} for turn in TURNS]
+
+
+@pytest.mark.parametrize("length", [1, 3, 5])
+@pytest.mark.parametrize(("key", "turns"), [("messages", TURNS), ("conversations", TOLD)])
+def test_a_last_turn_that_nothing_answers_is_refused(save, key, turns, length):
+    path = save("chats.jsonl", [{key: turns[:4]}, {key: turns[:length]}])
+    with pytest.raises(UserError, match=r"chats\.jsonl:2: .*the user's turn is the last"):
+        load_examples([Source(str(path))], 0)
+    assert check_sources([Source(str(path))], Limits()).problems.keys() == {"unanswered turn"}
+
+
+def test_a_prompt_that_is_not_the_first_turn_is_refused(save):
+    rows = [{"messages": TURNS[:2], "prompt": said} for said in ("user 0", " user 0\n", None, [TURNS[0]], "other")]
+    path = save("chats.jsonl", rows)
+    with pytest.raises(UserError, match=r"chats\.jsonl:5: `prompt` .*'other'.*'user 0'"):
+        load_examples([Source(str(path))], 0)
+    assert check_sources([Source(str(path))], Limits()).problems.keys() == {"other prompt", "duplicate"}
+
+
+def test_rows_of_a_published_set_that_nobody_can_mend_are_left_out_counted_and_told(folder):
+    import datasets
+
+    (folder / "datasets").mkdir()
+    chats = [TURNS[:2], TURNS[:4], TURNS, TURNS[:1]]
+    rows = [{"messages": chat, "prompt": "user 0"} for chat in chats] + [{"messages": TURNS[:2], "prompt": "other"}]
+    datasets.Dataset.from_list(rows).save_to_disk(folder / "datasets" / "ultrachat_200k")
+    with pytest.warns(UserWarning, match="2 with unanswered turn, 1 with other prompt"):
+        kept = load_examples([Source("ultrachat_200k")], 0)
+    assert [len(e.messages) for e in kept] == [2, 4]
+    report = check_sources([Source("ultrachat_200k")], Limits())
+    assert report.skipped == {"ultrachat_200k:retain": {"unanswered turn": 2, "other prompt": 1}}
+
+
+@pytest.mark.parametrize("key", ["system", "system_prompt"])
+@pytest.mark.parametrize("row", [llava_row(0) | {"image": "a.png"}, {"messages": TURNS[:2]}, breaker_row(0)])
+def test_an_operators_text_beside_the_turns_is_refused(save, key, row):
+    path = save("chats.jsonl", [row | {key: ""}, row | {key: "You are X."}])
+    picture().save(path.parent / "a.png")
+    with pytest.raises(UserError, match=rf"chats\.jsonl:2: .*`{key}` is not read"):
+        load_examples([Source(str(path))], 0)
 
 
 def test_llava_opens_its_pictures_when_asked_and_not_before(save, pictures):
@@ -95,6 +131,58 @@ def test_coco_pictures_are_found_in_either_layout(save, folder, place):
     picture().save(file)
     path = save("l.json", [llava_row(0)], array=True)
     assert load_examples([Source(str(path), images=folder / "coco")], 0)[0].images == [file]
+
+
+@pytest.mark.parametrize("key", ["image", "images"])
+@pytest.mark.parametrize(
+    ("one", "other", "clash"),
+    [
+        ("vg/000000000000.png", "gqa/000000000000.png", True),
+        ("000000000000.png", "gqa/000000000000.png", True),
+        ("gqa/000000000000.png", "000000000000.png", True),
+        ("gqa/000000000000.png", "gqa/./000000000000.png", False),
+        ("gqa/000000000000.png", "gqa/000000000001.png", False),
+        ("gqa/000000000000.png", "vg/000000000001.png", False),
+    ],
+)
+def test_two_names_of_pictures_that_end_at_one_file_are_refused(save, pictures, key, one, other, clash):
+    rows = []
+    for number, name in enumerate((one, one, other)):
+        row = llava_row(number)
+        del row["image"]
+        rows.append(row | {key: name if key == "image" else [name]})
+    source = Source(str(save("l.jsonl", rows)), images=pictures)
+    if not clash:
+        assert len(load_examples([source], 0)) == 3
+        return
+    with pytest.raises(UserError, match=rf"l\.jsonl:3: .*'{one}' and '{other}', end at one file"):
+        load_examples([source], 0)
+    assert check_sources([source], Limits()).has_errors
+    for name in (one, other):  # each at its own path
+        (pictures / name).parent.mkdir(exist_ok=True)
+        picture(2).save(pictures / name)
+    assert len(load_examples([source], 0)) == 3
+
+
+ADDRESSES = ["http://a.org/b.png", "HTTPS://a.org/b.png", "data:image/png;base64,AAAA" + "A/" * 400, "file:///b.png"]
+WINDOWS = ["pictures\\a.png", "C:\\pictures\\a.png", "C:/pictures/a.png"]
+
+
+@pytest.mark.parametrize(("name", "said"), [(n, "an address") for n in ADDRESSES] + [(n, "Windows") for n in WINDOWS])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_name_that_is_no_path_is_said_to_be_none(save, pictures, name, said, own):
+    row = own_row(0, images=[name]) if own else llava_row(0) | {"image": name}
+    source = Source(str(save("l.jsonl", [row])), images=None if own else pictures)
+    for rules in (Rules(), Rules(skip_missing_images=True)):
+        with pytest.raises(UserError, match=rf"l\.jsonl:1: a picture must be the path of a file, .*{said}") as caught:
+            load_examples([source], 0, rules)
+        assert "skip_missing" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_file_is_found_whatever_its_name(save):
+    path = save("l.jsonl", [own_row(0, images=["a\\b.png"])])
+    picture().save(path.parent / "a\\b.png")
+    assert len(load_examples([Source(str(path))], 0)) == 1
 
 
 def test_hub_data_sets_on_disk_keep_pictures_encoded(folder):
@@ -328,7 +416,7 @@ def chat_of(content):
         ),
         ([own_row(0), own_row(0, "circuit_breaker") | {"id": "x"}], ":2: the same as .*a\\.jsonl:1.*retain set"),
         ([llava_row(0) | {"image": None}], ":1: the turns name 1 pictures, the row has 0"),
-        ([{"messages": [{"role": "user", "content": "hello"}]}], "holds no example .1 fewer than two turns"),
+        ([{"messages": []}], "holds no example .1 fewer than two turns"),
     ],
 )
 def test_broken_rows_name_file_and_line(save, rows, match):

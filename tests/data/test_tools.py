@@ -54,6 +54,14 @@ def file(tmp_path):
     return tmp_path / "examples.jsonl"
 
 
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_call_may_say_that_no_text_stands_beside_it(file, content):
+    turns = [{**turn, "content": content} if "tool_calls" in turn else turn for turn in ROW["messages"]]
+    write(file, ROW, {**ROW, "id": "b", "messages": turns})
+    plain, said = read_examples(file)
+    assert list(texts_of(plain)) == list(texts_of(said))
+
+
 def write(file, *rows):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -48,6 +48,7 @@ def read_responses(files: Sequence[Path]) -> list[Response]:
         records = json_file(file, list, "a list of records", nul=True)
         if not records:
             raise UserError(f"`{file}` must hold at least one record, it is empty.")
+        first: dict[str, int] = {}
         for place, record in enumerate(records):
             where = f"{file}, record {place}"
             if not isinstance(record, dict):
@@ -56,6 +57,11 @@ def read_responses(files: Sequence[Path]) -> list[Response]:
             response = response_from(record, where)
             if response.subject != file.parent.name:
                 raise UserError(f"{where} must belong to subject {file.parent.name}, got `{response.id}`.")
+            if first.setdefault(response.id, place) != place:
+                raise UserError(
+                    f"{where}: question `{response.id}` comes again, first at record {first[response.id]}; keep one of "
+                    "the two."
+                )
             responses.append(replace(response, response=answer_in(response.response)))
     refuse_mixed_splits([response.id for response in responses])
     return responses
