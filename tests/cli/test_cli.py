@@ -104,8 +104,8 @@ def test_version(capsys):
         ),
         (["train", "miniature", "seed=1", "--seed", "1"], "`seed` is given more than once"),
         (
-            ["train", "miniature", "training.max_steps=1", "training={}"],
-            "`training={}` sets all of `training`",
+            ["train", "miniature", "training.max_steps=1", "training=3"],
+            "`training=3` sets all of `training`",
         ),
         (["report"], "RUN_DIR"),
         (["report", "nowhere"], "`nowhere` must be a run directory"),
