@@ -3,6 +3,7 @@
 import io
 import json
 
+import PIL.Image
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
@@ -241,6 +242,45 @@ def test_data_that_cannot_be_trained_on_is_one_line(rows, kind, message, tmp_pat
     assert "\n" not in str(caught.value)
 
 
+def png_row(colour, set_name, **more):
+    content = {"messages": chat_of("what", "red", 1), "images": [png(PIL.Image.new("RGB", (8, 8), colour))]}
+    return {**content, "set": set_name, **more}
+
+
+REPEATED = {
+    "the same chat": ([GOOD, {**GOOD, "set": "circuit_breaker"}], r"rows\[1\]: the same as rows\[0\], .* retain set"),
+    "the same picture": (
+        [png_row("red", "retain"), png_row("blue", "retain"), png_row("red", "circuit_breaker")],
+        r"rows\[2\]: the same as rows\[0\], which is of the retain set",
+    ),
+    "the same id": (
+        [{**GOOD, "id": "a"}, {**GOOD, "id": "a", "messages": chat_of("what", "blue")}],
+        r"rows\[1\]: the id `a` was used at rows\[0\]",
+    ),
+    "nearly the same id": ([{**GOOD, "id": "a"}, {**GOOD, "id": "A"}], r"rows\[1\]: the id `A` differs by case"),
+    "lost characters": ([{**GOOD, "messages": chat_of("wh\ufffdt", "red")}], r"rows\[0\]: a text cannot be used"),
+}
+
+
+@pytest.mark.parametrize("columnar", [False, True])
+@pytest.mark.parametrize("case", REPEATED)
+def test_rows_in_memory_are_refused_as_those_of_a_file(case, columnar):
+    from mm_cb.data.records import as_examples
+
+    rows, message = REPEATED[case]
+    with pytest.raises(ValueError, match=message):
+        as_examples(Dataset.from_list(rows) if columnar else rows)
+
+
+@pytest.mark.parametrize("columnar", [False, True])
+def test_other_pictures_are_other_rows_and_a_row_that_says_the_same_is_told(columnar):
+    from mm_cb.data.records import as_examples
+
+    rows = [png_row("red", "retain"), png_row("blue", "circuit_breaker"), png_row("red", "retain")]
+    with pytest.warns(UserWarning, match=r"1 rows say what an earlier row .*rows\[2\], the same as rows\[0\]"):
+        assert len(as_examples(Dataset.from_list(rows) if columnar else rows)) == 3
+
+
 def test_a_column_of_single_pictures_is_one_line(tmp_path):
     features = Features({"messages": Value("string"), "images": Value("string"), "set": Value("string")})
     data = Dataset.from_list([{"messages": "x", "images": "a.png", "set": "retain"}], features=features)
@@ -366,7 +406,8 @@ def test_a_template_that_does_not_end_answers_is_said(rows, loaded, tmp_path):
 def test_a_text_model_and_its_tokenizer(tmp_path):
     base = save_text_model(tmp_path / "mistral", "mistral")
     tokenizer = AutoTokenizer.from_pretrained(base)
-    rows = [{"messages": chat_of("red blue", "green circle"), "set": name} for name in ("retain", "circuit_breaker")]
+    sets = {"green": "retain", "red": "circuit_breaker"}
+    rows = [{"messages": chat_of("red blue", f"{colour} circle"), "set": name} for colour, name in sets.items()]
     from transformers import AutoModelForCausalLM
 
     trainer = RRTrainer(
