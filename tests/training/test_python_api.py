@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 
 import PIL.Image
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer, LlavaNextForConditionalGeneration
 
 from mm_cb import RRConfig, RRTrainer
 from mm_cb.core.embedded import embedded
+from mm_cb.core.errors import UserError
 from mm_cb.models import load_model
 from mm_cb.models.families import load_processor, read_config
 from mm_cb.training.recipes.recipe import load_recipe
@@ -362,6 +364,26 @@ def test_other_arguments_of_the_wrong_kind_are_one_line(rows, loaded, tmp_path):
         RRTrainer(adapted, args, rows, peft_config=LORA)
     with pytest.raises(ValueError, match="`dtype` is for a model given by name"):
         RRTrainer(loaded[0], RRConfig(output_dir=tmp_path, dtype="bfloat16", **SMALL), rows, loaded[1], LORA)
+
+
+def test_an_adapter_saved_before_training_is_said_to_be_untrained(rows, tmp_path):
+    trainer = RRTrainer("miniature", RRConfig(output_dir=tmp_path, **SMALL), rows, peft_config=LORA)
+    with pytest.warns(UserWarning, match=r"is not trained: call `train\(\)` before"):
+        trainer.save_model()
+    trainer.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.save_model()
+
+
+def test_a_file_where_a_folder_is_to_be_is_one_line(rows, tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="must be writable, got: (File exists|Not a directory)"):
+            RRTrainer("miniature", RRConfig(output_dir=place, **SMALL), rows, peft_config=LORA)
+        trainer = RRTrainer("miniature", RRConfig(output_dir=tmp_path, **SMALL), rows, peft_config=LORA)
+        with pytest.raises(UserError, match="must be writable, got: (File exists|Not a directory)"):
+            trainer.save_model(place)
 
 
 @pytest.mark.parametrize("setting", ["float64", "no gradients", "inference mode"])
