@@ -337,6 +337,7 @@ def test_names_of_modules_are_those_of_the_language_tower(config, blocks, names,
     ("fields", "kind", "message"),
     [
         ({"alfa": 3}, TypeError, "unknown field of RRConfig `alfa`, did you mean `alpha`"),
+        ({"lr": 3}, TypeError, "unknown field of RRConfig `lr`, did you mean `learning_rate`"),
         ({"alpha": -1}, ValueError, r"RRConfig: `alpha`: .*above 0.*-1"),
         ({"masks": {"txt": "all"}}, ValueError, "unknown key of `masks` `txt`"),
         ({"loss": "rmu", "keep_length": 1}, ValueError, "`keep_length` must be 0 with the loss `rmu`"),
@@ -349,6 +350,13 @@ def test_settings_are_checked_when_they_are_made(fields, kind, message, tmp_path
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="`output_dir`"):
         RRConfig()
+
+
+def test_layers_that_nobody_gave_are_said_to_be_the_default(rows, tmp_path):
+    with pytest.raises(ValueError, match=r"got \[14, 15, 16\] \(the default, .*`peft_config=LoraConfig\("):
+        RRTrainer("miniature", RRConfig(output_dir=tmp_path, **SMALL), rows)
+    with pytest.raises(ValueError, match=r"got \[16\] \(the default, .*`RRConfig\(target_layers=\.\.\.\)` in Python"):
+        RRTrainer("miniature", RRConfig(output_dir=tmp_path, held_out=1), rows, peft_config=LORA)
 
 
 def test_other_arguments_of_the_wrong_kind_are_one_line(rows, loaded, tmp_path):

@@ -250,6 +250,7 @@ UNKNOWN_DEVICES = ("CPU", "cudaa:0", "cud", "'cuda:-1'", "mps", "cuda:01")
         ("training.max_steps=many", "`training.max_steps`.*'many'"),
         ("circuit_breaker.dial_from='1_0'", "`circuit_breaker.dial_from`: a number is expected, got '1_0'"),
         ("training.max_steps=0", "`training.max_steps`"),
+        ("training.save_steps=0", r"`training.save_steps`: .* \(no run has more steps\)"),
         ("training.learning_rate=.nan", "`training.learning_rate`"),
         ("circuit_breaker.alpha=-1", "`circuit_breaker.alpha`"),
         ("circuit_breaker.target_layers=[]", "`circuit_breaker.target_layers`"),

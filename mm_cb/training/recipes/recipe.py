@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.errors import UserError, called, unknown
 from mm_cb.core.reading import load_yaml, shown
 from mm_cb.core.recipe_files import recipe_file, recipe_text
 from mm_cb.core.records import JsonObject
@@ -157,7 +157,7 @@ def _unknown_key(key: str, why: str = "") -> UserError:
     """The error for a key that there is not, with the nearest ones, or why it cannot stand there."""
     valid = recipe_keys()
     last = key.rpartition(".")[2]
-    near = difflib.get_close_matches(key.lower(), valid, _NEAR)
+    near = called(key, valid) or difflib.get_close_matches(key.lower(), valid, _NEAR)
     near += [name for name in valid if name.rpartition(".")[2] == last and name not in near]
     meant = f"; did you mean {' or '.join(f'`{name}`' for name in near[:_NEAR])}?" if near and not why else ""
     said = f": {why}" if why else meant
