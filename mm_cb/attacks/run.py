@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,7 @@ from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.shards import Shard, gather, shard_runs
 from mm_cb.core import hub
 from mm_cb.core.embedded import embedded
-from mm_cb.core.errors import UserError
+from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.folders import but_is
 from mm_cb.core.limits import LIMITS
 from mm_cb.core.paths import named_path
@@ -115,9 +115,30 @@ def attack(
     names = chosen_attacks(called, adapted=source.breaker, probed=probe is not None)
     if called == "all":
         names = fitting(source.model, names, asked, probed=probe is not None)
+    _refuse_unknown(settings)
     whole = config or AttackConfig(check_convergence=checked_by_default(called))
     run_attack(source, asked, folder, names, replace(whole, **settings))
     return AttackRun(folder, read_results(folder / "results.json"))
+
+
+_SAID_BY = {
+    "name": "`attacks`: attacks={value!r}",
+    "epsilon": "`threat`: threat=mm_cb.Threat(levels=8)",
+    "norm": '`threat`: threat=mm_cb.Threat("l2", 255, 8.0)',
+    "patch_size": '`threat`: threat=mm_cb.Threat("patch", 255, 24)',
+    "border_width": '`threat`: threat=mm_cb.Threat("border", 255, 4)',
+}
+"""Settings of the command, and one of `AttackConfig`, that `attack` takes in another argument, and an example of it."""
+_OF_THE_RUN = ("name", "prompts_each")
+
+
+def _refuse_unknown(settings: Mapping[str, Any]) -> None:
+    valid = [field.name for field in fields(AttackConfig) if field.name not in _OF_THE_RUN]
+    for name, value in settings.items():
+        if name in _SAID_BY:
+            raise UserError(f"`{name}` is no setting of `attack`, it is said by {_SAID_BY[name].format(value=value)}.")
+        if name not in valid:
+            raise unknown("setting of `attack`", name, valid)
 
 
 def _called(attacks: object) -> str:

@@ -235,8 +235,10 @@ def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
     from mm_cb.training.recipes.recipe import typed_recipe
 
     recipe = typed_recipe(name_or_path, overrides)
+    from mm_cb.training.inputs import unfetched
     from mm_cb.training.planning.plan import make_plan
 
+    absent = unfetched(recipe)
     plan = make_plan(recipe)
     for lines in (_plan_lines, _sample_lines, _start_lines):
         for line in lines(plan):
@@ -245,7 +247,9 @@ def _show_plan(name_or_path: str, overrides: Sequence[str]) -> None:
     say(one_line(f"{changed} the recipe's and, where it names none, the defaults (mm-cb train --fields)"))
     what_next(
         Hint("the recipe as it is written, with where its values are from", ["train", "--show", name_or_path]),
-        Hint("train; its run.json keeps every field", [word for word in TYPED if word != "--dry-run"]),
+        Hint(one_line(f"training cannot begin yet: {absent[0]}"), [])
+        if absent
+        else Hint("train; its run.json keeps every field", [word for word in TYPED if word != "--dry-run"]),
     )
 
 
@@ -285,13 +289,12 @@ def _sample_lines(plan: "TrainingPlan") -> Iterator[str]:
     """
     from mm_cb.models.cache import model_folder
     from mm_cb.models.families import has_tokenizer, load_processor
-    from mm_cb.training.inputs import absent_data, load_examples
+    from mm_cb.training.inputs import load_examples, unfetched
     from mm_cb.training.planning.preflight import check_draw
     from mm_cb.training.planning.samples import first_of_each_source, marked
 
     recipe, masks = plan.recipe, plan.recipe.circuit_breaker.masks
-    absent = [why for name, why in absent_data(recipe).items() if why and not Path(name).exists()]
-    if absent:
+    if absent := unfetched(recipe):
         yield one_line(f"no samples: {absent[0]}")
         return
     check_draw(examples := load_examples(recipe), recipe)

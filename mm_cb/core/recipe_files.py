@@ -61,6 +61,11 @@ def recipe_groups() -> list[RecipeGroup]:
     return groups
 
 
+def data_names() -> set[str]:
+    """All data that shipped recipes name: published data sets, and files that one builds."""
+    return {name for recipe in recipe_names() for name in _data(_shipped(recipe))}
+
+
 _KINDS = ("packaged", "vision-language", "text", "agents")
 _CALLS = "calls.jsonl"
 """How the files of calls are named, which agents are trained on."""

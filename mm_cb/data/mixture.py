@@ -15,7 +15,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.hub import Repository
 from mm_cb.data.examples import Example, Modality, SetName
 from mm_cb.data.formats import Skip
-from mm_cb.data.scan import Scan
+from mm_cb.data.scan import Scan, note_of_repeats
 from mm_cb.data.sources import STRICT, UNMENDABLE, OpenSource, RowFault, Rules, Source, count_reasons, open_source
 
 RowKind = tuple[SetName, Modality]
@@ -131,13 +131,8 @@ def load_examples(sources: Sequence[Source], seed: int, rules: Rules = STRICT) -
     again: list[tuple[object, object]] = []
     scan = Scan(rules, lambda example, place: again.append((example.place, place)))
     mixture = Mixture([_part(one, seed, scan) for one in open_sources(sources)], seed)
-    if again:
-        warnings.warn(
-            f"{len(again)} rows say what an earlier row of their set says, the first {again[0][0]}, the same as "
-            f"{again[0][1]}: each counts once more, and may be held out and trained on; leave them out, or give their "
-            "source a `weight`. `mm-cb data check` counts them.",
-            stacklevel=2,
-        )
+    if told := note_of_repeats(again):
+        warnings.warn(f"{told}, or give their source a `weight`. `mm-cb data check` counts them.", stacklevel=2)
     return mixture
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from mm_cb.data.examples import KEYS, SETS, Example, Modality, SetName, check_me
 from mm_cb.data.pictures import encoded
 from mm_cb.data.refusals import Refusals
 from mm_cb.data.rows import undecoded
-from mm_cb.data.scan import message_texts
+from mm_cb.data.scan import Scan, lost_characters, message_texts, note_of_repeats
+from mm_cb.data.sources import STRICT, RowFault
 
 _NEEDED = ("messages", "set")
 
@@ -34,7 +36,8 @@ class Records(Sequence[Example]):
                 rows without image parts they stand in front of the first turn. It may be absent where none has any.
 
         Raises:
-            ValueError: If a column is absent or one that is not read, or a row is no training example; names the row.
+            ValueError: If a column is absent or one that is not read, or a row is no training example, has the id of
+                another or says what one of the other set says; names the row.
         """
         columnar = hasattr(rows, "column_names")
         self._rows = undecoded(rows.with_format(None)) if columnar else rows
@@ -46,16 +49,23 @@ class Records(Sequence[Example]):
                 "rows with `tools` must come as a list of dictionaries, as they were written: a datasets.Dataset gives "
                 "every call the arguments of all others."
             )
-        texts = self._rows.select_columns(list(_NEEDED)) if columnar else self._rows
+        texts = self._rows.select_columns([*_NEEDED, *{"id"}.intersection(columns)]) if columnar else self._rows
         self._kinds: list[tuple[SetName, Modality]] = []
-        refusals = Refusals()
+        refusals, again = Refusals(), list[tuple[object, object]]()
+        scan = Scan(STRICT, lambda example, place: again.append((example.place, place)))
         for index, (row, count) in enumerate(zip(texts, counts, strict=True)):
-            self._kinds.append(_kind(index, row, count))
-            refusals.count(Example("", row["messages"], (), row["set"], place=f"rows[{index}]"))
+            example = _checked(index, row, count)
+            self._kinds.append((example.set, "multimodal" if count else "text"))
+            found = lost_characters(example) or scan.compared(
+                example, partial(self.__getitem__, index), bool(row.get("id"))
+            )
+            if isinstance(found, RowFault):
+                raise ValueError(f"{example.place}: {found.message}.")
+            refusals.count(example)
         if fault := refusals.fault():
             raise ValueError(f"{fault}.")
-        if few := refusals.warning():
-            warnings.warn(f"{few}.", stacklevel=3)
+        for told in filter(None, (refusals.warning(), note_of_repeats(again))):
+            warnings.warn(f"{told}.", stacklevel=3)
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -69,7 +79,7 @@ class Records(Sequence[Example]):
         """
         row = self._rows[index]
         pictures = [_picture(index, one) for one in row.get("images") or []]
-        name = str(row.get("id") or f"row-{index}")
+        name = _name(index, row)
         messages, tools = with_tools(_with_parts(row["messages"], len(pictures)), row.get("tools"))
         source, place = str(row.get("source") or ""), f"rows[{index}]"
         return Example(name, messages, pictures, row["set"], source, place=place, tools=tools)
@@ -149,21 +159,26 @@ def _length(index: int, pictures: Any) -> int:
     return len(pictures or ())
 
 
-def _kind(index: int, row: JsonObject, pictures: int) -> tuple[SetName, Modality]:
-    """Set and modality of a row that is sound."""
+def _checked(index: int, row: JsonObject, pictures: int) -> Example:
+    """The example of a row that is sound, without its pictures."""
+    place = f"rows[{index}]"
     if row.get("set") not in SETS:
-        raise ValueError(f"rows[{index}]: `set` must be circuit_breaker or retain, got {shown(row.get('set'))}.")
+        raise ValueError(f"{place}: `set` must be circuit_breaker or retain, got {shown(row.get('set'))}.")
     try:
         turns = _with_parts(row.get("messages"), pictures)
         named = check_messages(turns)
-        with_tools(turns, row.get("tools"))
+        messages, tools = with_tools(turns, row.get("tools"))
     except ValueError as error:
-        raise ValueError(f"rows[{index}]: {error}.") from error
+        raise ValueError(f"{place}: {error}.") from error
     if named != pictures:
         raise ValueError(
-            f"rows[{index}]: `images` must hold {named} pictures, one for each image part of the row, got {pictures}."
+            f"{place}: `images` must hold {named} pictures, one for each image part of the row, got {pictures}."
         )
-    return row["set"], "multimodal" if pictures else "text"
+    return Example(_name(index, row), messages, (), row["set"], place=place, tools=tools)
+
+
+def _name(index: int, row: JsonObject) -> str:
+    return str(row.get("id") or f"row-{index}")
 
 
 def _with_parts(messages: Any, pictures: int) -> Any:

@@ -52,8 +52,7 @@ class Scan:
         own_ids = opened.form.set is None
         self.refusals, self._unknown = Refusals(), Unknown(self._rules.mostly_unknown)
         for index, outcome in opened.examine(self._rules):
-            if isinstance(outcome, Example) and any(REPLACED in text for text in texts_of(outcome)):
-                fault = RowFault("broken encoding", f"a text cannot be used: {BROKEN}")
+            if isinstance(outcome, Example) and (fault := lost_characters(outcome)):
                 outcome = Skip(fault.kind) if opened.unmendable(fault) else fault
             if isinstance(outcome, Example):
                 self.refusals.count(outcome)
@@ -73,8 +72,8 @@ class Scan:
         Equal texts with equal pictures are the same, by content; pictures are read only where texts are equal.
 
         Args:
-            example: With its place.
-            read: Gives it again, later.
+            example: With its place; its pictures are not looked at.
+            read: Gives it again with its pictures, now or later.
             own_ids: Whether its id is the user's.
         """
         if own_ids:
@@ -94,7 +93,7 @@ class Scan:
         if digest not in self._others:
             *row, again = self._first[digest]
             self._others[digest] = {_content(again()): (str(row[0]), row[1])}
-        set_name, place = self._others[digest].setdefault(_content(example), (example.set, example.place))
+        set_name, place = self._others[digest].setdefault(_content(read()), (example.set, example.place))
         if place is example.place:
             return example
         if set_name != example.set:
@@ -112,6 +111,22 @@ def judged(
         placed = replace(example, place=f"{name} example {number}")
         fault = rules.fit(placed) if rules.fit else None
         yield str(placed.place), fault or scan.compared(placed, partial(examples.__getitem__, number))
+
+
+def lost_characters(example: Example) -> RowFault | None:
+    """The fault of an example whose texts came in another encoding than they were read in; None if it has none."""
+    broken = any(REPLACED in text for text in texts_of(example))
+    return RowFault("broken encoding", f"a text cannot be used: {BROKEN}") if broken else None
+
+
+def note_of_repeats(again: Sequence[tuple[object, object]]) -> str | None:
+    """What to say of rows that repeat others of their set, by the places of both; None if there are none."""
+    if not again:
+        return None
+    return (
+        f"{len(again)} rows say what an earlier row of their set says, the first {again[0][0]}, the same as "
+        f"{again[0][1]}: each counts once more, and may be held out and trained on; leave them out"
+    )
 
 
 def texts_of(example: Example) -> Iterator[str]:

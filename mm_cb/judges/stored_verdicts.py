@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Required, TypedDict
@@ -117,6 +118,18 @@ def _verdicts_in(path: Path) -> dict[str, Judged]:
         return {one["key"]: one for one in read_records(path, Judged) if one["outcome"] != NOT_JUDGED}
     except UserError as error:
         raise UserError(f"{error} Delete the file to judge anew.") from error
+
+
+def served_names(run_dir: Path, name: str) -> str:
+    """What the server of a run's judge calls the models that answered, with how many verdicts; empty if as asked."""
+    verdicts = _verdicts_in(run_dir / FOLDER / f"{safe_id(name)}.jsonl").values()
+    return named_by_server([one.get("served") for one in verdicts], "verdicts")
+
+
+def named_by_server(names: Sequence[str | None], what: str) -> str:
+    """The models that a server named instead of what was asked for, with how often; empty if there are none."""
+    told = [f"{name} ({count})" for name, count in Counter(names).most_common() if name]
+    return f", by its server's replies {' and '.join(told)} of {len(names)} {what}" if told else ""
 
 
 def outcome_of(outcome: str, item: Item, one: Candidate) -> str | None:

@@ -1,10 +1,10 @@
 """What a page is about, in a few facts: model, adapter, data, judge, date, revision."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from mm_cb.core.files import file_sha256
 from mm_cb.core.records import Check, Item
+from mm_cb.judges.stored_verdicts import named_by_server, served_names
 from mm_cb.report.load import RunFiles
 
 _DIGITS = 12
@@ -34,18 +34,20 @@ def facts_of(runs: Sequence[RunFiles]) -> dict[str, str]:
 def _served(run: RunFiles) -> str:
     """What the server of a run's model calls it, with how many answers, where that is another name."""
     named = {(item["id"], item["condition"]): item.get("served") for item in run.items}
-    told = [f"{name} ({count})" for name, count in Counter(named.values()).most_common() if name]
-    return f", by its server's replies {' and '.join(told)} of {len(named)} answers" if told else ""
+    return named_by_server([*named.values()], "answers")
 
 
 def judges(runs: Iterable[RunFiles]) -> list[str]:
-    """Who judged the answers to forbidden requests: a named judge, or the rules that come with a fictional world."""
+    """Who judged the answers to forbidden requests: a named judge, or the rules that come with a fictional world.
+
+    A judge whose server named other models stands with these.
+    """
     found = set()
     for run in runs:
-        for item in (item for item in run.items if item["metric"] == "compliance"):
-            by_rule = run.fiction and item.get("outcome") not in (None, "not_judged")
-            if name := item.get("judge") or (_RULES if by_rule else ""):
-                found.add(str(name))
+        items = [item for item in run.items if item["metric"] == "compliance"]
+        found |= {f"{name}{served_names(run.folder, name)}" for name in {i["judge"] for i in items if i.get("judge")}}
+        if run.fiction and any(not i.get("judge") and i.get("outcome") not in (None, "not_judged") for i in items):
+            found.add(_RULES)
     return sorted(found)
 
 

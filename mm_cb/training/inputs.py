@@ -90,6 +90,24 @@ def absent_data(recipe: "Recipe") -> dict[str, str]:
     return found
 
 
+def unfetched(recipe: "Recipe") -> list[str]:
+    """Of all data that is published, or that shipped recipes name, and that is not here yet, how to get it.
+
+    Raises:
+        UserError: If anything else that the recipe names is missing, or cannot be read.
+    """
+    from mm_cb.core.recipe_files import data_names
+    from mm_cb.data.cards import cards
+    from mm_cb.data.sources import HUB_PREFIX
+
+    known = cards().keys() | data_names()
+    absent = {name: why for name, why in absent_data(recipe).items() if why}
+    for name, why in absent.items():
+        if (name not in known or Path(name).exists()) and not name.startswith(HUB_PREFIX):
+            raise UserError(why)
+    return list(absent.values())
+
+
 def sources_of(data: "MixtureConfig | list[str]") -> "list[Source]":
     """A mixture's data sets, or files of our own rows, in the words of `mm_cb.data`."""
     from mm_cb.data.sources import Source

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mm_cb.models import ChatModel
 from mm_cb.training.losses import Retain, RetainLayers
+from mm_cb.training.recipes.config import CircuitBreaker, Lora
 
 
 class KeptBlocks(NamedTuple):
@@ -30,6 +31,14 @@ class KeptBlocks(NamedTuple):
     head: bool = False
 
 
+def _if_default(section: type[CircuitBreaker | Lora], field: str, value: Sequence[int]) -> str:
+    """A word for layers that perhaps nobody gave: they are those of the paper's model."""
+    if list(value) != section.model_fields[field].default:
+        return ""
+    where = "peft_config=LoraConfig(layers_to_transform=...)" if section is Lora else "RRConfig(target_layers=...)"
+    return f" (the default, of models with 32 blocks; give this model's: `{field}` of a recipe, `{where}` in Python)"
+
+
 def lora_paths(model: ChatModel, blocks: Sequence[int], projections: Sequence[str]) -> list[str]:
     """Full paths of the linear layers that get LoRA, for PEFT's ``target_modules``, in the order of the model.
 
@@ -42,7 +51,8 @@ def lora_paths(model: ChatModel, blocks: Sequence[int], projections: Sequence[st
     absent = sorted({block for block in blocks if not 0 <= block < len(tower)})
     if absent or not blocks:
         raise ValueError(
-            f"`layers_to_transform` must name 0-based blocks in 0..{len(tower) - 1} of this model, got {list(blocks)}."
+            f"`layers_to_transform` must name 0-based blocks in 0..{len(tower) - 1} of this model, got {list(blocks)}"
+            f"{_if_default(Lora, 'layers_to_transform', blocks)}."
         )
     there = linear_names(model, blocks)
     unmatched = [name for name in projections if name not in there]
@@ -126,13 +136,14 @@ def check_targets(
     if outside or len(set(target_layers)) < len(target_layers):
         raise ValueError(
             f"`target_layers` must be different indices in 1..{model_blocks} for a model with {model_blocks} decoder "
-            f"blocks, got {list(target_layers)}."
+            f"blocks, got {list(target_layers)}{_if_default(CircuitBreaker, 'target_layers', target_layers)}."
         )
     unfed = [layer for layer in target_layers if layer <= min(blocks)]
     if unfed:
         raise ValueError(
             f"`target_layers` {unfed} cannot change: target k is the output of block k - 1, and the first block with "
-            f"LoRA is {min(blocks)}; use targets from {min(blocks) + 1} on."
+            f"LoRA is {min(blocks)}{_if_default(Lora, 'layers_to_transform', blocks)}; use targets from "
+            f"{min(blocks) + 1} on."
         )
     if retain == "kl":
         return KeptBlocks(model_blocks, final_norm=True, head=True)

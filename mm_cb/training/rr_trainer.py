@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
 from mm_cb.core.environment import launched
+from mm_cb.core.files import file_errors
 from mm_cb.core.runs import read_jsonl, write_jsonl
 from mm_cb.data.examples import Example, OnUnreadable, kinds_of
 from mm_cb.data.records import Records, as_examples
@@ -89,11 +90,12 @@ class RRTrainer(ReroutingTrainer):
         Raises:
             TypeError: If an argument is of another kind.
             ValueError: If the data lacks a column, a set or a picture, or the LoRA lies outside the language tower.
-            UserError: If a model that is given by name cannot be loaded.
+            UserError: If a model that is given by name cannot be loaded, or ``output_dir`` cannot be a folder.
         """
         if not isinstance(args, RRConfig):
             raise TypeError(f"`args` must be an mm_cb.RRConfig, got {type(args).__name__}.")
         self.settings = args
+        _make_folder(args.output_dir)
         with usual_torch():
             examples = as_examples(train_dataset)
             set_seed(args.seed)
@@ -130,9 +132,13 @@ class RRTrainer(ReroutingTrainer):
     ) -> Any:
         """Train to the end.
 
+        As with transformers' trainer, what ``output_dir`` holds of another training is no error (``mm-cb train``
+        refuses it): training begins anew, and overwrites its metrics and checkpoints.
+
         Args:
             resume_from_checkpoint: A checkpoint's folder; True = the newest complete one in ``output_dir``, if there is
-                any. The result is the same, byte for byte on a CPU, as without interruption.
+                any. The result is the same, byte for byte on a CPU, as without interruption, if the settings are; those
+                of the optimiser, such as its learning rate, are always the checkpoint's.
 
         Returns:
             Transformers' ``TrainOutput``.
@@ -173,13 +179,24 @@ class RRTrainer(ReroutingTrainer):
         Args:
             output_dir: Where; None = the settings' ``output_dir``.
             _internal_call: Transformers' own, for checkpoints.
+
+        Warns:
+            UserWarning: If nothing was trained yet.
+
+        Raises:
+            UserError: If it cannot be written there.
         """
         if _internal_call:
             super().save_model(None if output_dir is None else str(output_dir), _internal_call=True)
         elif self.is_world_process_zero():
             folder = Path(output_dir or self.settings.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            save_adapter(self._encoder, self.paths, folder)
+            _make_folder(folder)
+            if not self.state.global_step:
+                warnings.warn(
+                    f"the adapter in `{folder}` is not trained: call `train()` before `save_model()`.", stacklevel=2
+                )
+            with file_errors(folder):
+                save_adapter(self._encoder, self.paths, folder)
 
     def _put_on(self, model: Any, processing_class: Any, config: LoraConfig) -> ChatModel:
         """The model with a fresh adapter; of a name, no more is loaded than training needs."""
@@ -203,6 +220,11 @@ class RRTrainer(ReroutingTrainer):
         metrics = self.settings.output_dir / "metrics.jsonl"
         if self.is_world_process_zero() and metrics.exists():
             write_jsonl(metrics, [record for record in read_jsonl(metrics) if record["step"] < done])
+
+
+def _make_folder(path: Path) -> None:
+    with file_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def _wrapped(model: Any, processing_class: Any, args: RRConfig) -> ChatModel:

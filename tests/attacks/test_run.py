@@ -622,6 +622,12 @@ def test_texts_that_are_mostly_unknown_to_the_model_are_said(key, capsys):
         ({"out": ""}, "`out` must be .* got an empty text"),
         ({"adapter": ""}, "`adapter` must be the path of a folder, got an empty text"),
         ({"config": {"steps": 2}}, "`config` must be an mm_cb.AttackConfig, got dict"),
+        ({"step": 2}, "unknown setting of `attack` `step`, did you mean `steps`\\? valid: .*batch"),
+        ({"shard": "1/2"}, "unknown setting of `attack` `shard`.* valid: .*steps"),
+        ({"epsilon": 8}, r"`epsilon` is no setting of `attack`, it is said by `threat`: threat=mm_cb.Threat\(levels=8"),
+        *(({name: 8}, "said by `threat`: threat=") for name in ("norm", "patch_size", "border_width")),
+        ({"name": "noise"}, "`name` is no setting of `attack`, it is said by `attacks`: attacks='noise'"),
+        ({"prompts_each": 2}, "unknown setting of `attack` `prompts_each`"),
     ],
 )
 def test_arguments_of_another_type_are_one_sentence(given, message, tmp_path):

@@ -96,6 +96,7 @@ def test_version(capsys):
         (["train", "miniatur"], "unknown recipe `miniatur`, did you mean `miniature`?"),
         (["train", "none.yaml"], "none.yaml"),
         (["train", "miniature", "sed=1"], "did you mean `seed`?"),
+        (["train", "miniature", "training.lr=1"], "`training.lr`; did you mean `training.learning_rate`? `mm-cb"),
         (["train", "miniature", "--dry-run", "nonsense"], "nonsense"),
         (["train", "miniature", "seed=1", "seed=2"], "`seed` is given more than once, by `seed=1` and `seed=2`"),
         (
@@ -104,8 +105,8 @@ def test_version(capsys):
         ),
         (["train", "miniature", "seed=1", "--seed", "1"], "`seed` is given more than once"),
         (
-            ["train", "miniature", "training.max_steps=1", "training={}"],
-            "`training={}` sets all of `training`",
+            ["train", "miniature", "training.max_steps=1", "training=3"],
+            "`training=3` sets all of `training`",
         ),
         (["report"], "RUN_DIR"),
         (["report", "nowhere"], "`nowhere` must be a run directory"),
@@ -371,6 +372,9 @@ def test_a_shipped_recipe_is_planned_before_its_model_is_here(capsys):
     assert "passes of 4096 tokens: " in plan and "no row has more than 3952 tokens: " in plan
     assert "its published shape is used" in plan and "loaded: decoder blocks 0..16 of 32, no head" in plan
     assert "trained: LoRA on 21 modules of the language tower, 3,932,160 parameters" in plan
+    last = " ".join(plan.rpartition("\n  # training cannot")[2].replace("  # ", "").split())
+    assert last.startswith("begin yet: the data set `circuit-breakers-train` is not here: download ")
+    assert "mm-cb train llava" not in plan
 
 
 def test_merge_refuses_what_it_cannot_do(capsys, tmp_path):
@@ -387,6 +391,10 @@ def test_merge_refuses_what_it_cannot_do(capsys, tmp_path):
         ("lora.layers_to_transform=[1,9]", "`layers_to_transform` must name 0-based blocks"),
         ("circuit_breaker.target_layers=[1]", "`target_layers` [1] cannot change"),
         ("model=nowhere", "the configuration of `nowhere` cannot be read"),
+        ("data=[nowhere.jsonl]", "the data file `nowhere.jsonl` is not there"),
+        ("data=['~/rows.jsonl']", "the data file `~/rows.jsonl` is not there"),
+        ("data={sources: [{name: nowhere/rows}]}", "the data file `nowhere/rows` is not there"),
+        ("data={sources: [{name: nowhere}]}", "unknown data set `nowhere`"),
     ],
 )
 def test_a_dry_run_refuses_what_a_run_would_refuse(recipe_file, override, expected, capsys):

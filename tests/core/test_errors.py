@@ -1,6 +1,6 @@
 import pytest
 
-from mm_cb.core.errors import LONGEST, UserError, nearest, one_line, unknown
+from mm_cb.core.errors import LONGEST, UserError, called, nearest, one_line, unknown
 from mm_cb.core.paths import data_path, safe_id
 
 
@@ -62,3 +62,20 @@ def test_safe_ids_are_plain_stems_and_differ_when_ids_do():
 
 def test_data_is_found_in_the_checkout():
     assert data_path("README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("lr", "training.learning_rate"), ("training.bs", "training.batch_size"), ("epochs", "training.max_steps"),
+     ("lora.rank", "lora.r"), ("training.wd", "training.weight_decay"), ("--lr", "--learning-rate")],
+)  # fmt: skip
+def test_common_short_names_are_known(name, meant):
+    from mm_cb.training.recipes.recipe import recipe_keys
+
+    valid = [*recipe_keys(), "held_out", "report_to"] if meant[0] != "-" else ["--learning-rate", "--loss"]
+    assert nearest(name, valid) == meant
+    assert f"did you mean `{meant}`?" in str(unknown("key", name, valid))
+
+
+def test_first_letters_stand_for_no_single_word():
+    assert called("s", ["seed"]) == called("sd", ["seed"]) == []

@@ -13,8 +13,10 @@ from PIL import Image
 from mm_cb import cli
 from mm_cb.attacks.registry import attacks
 from mm_cb.core.errors import UserError
+from mm_cb.core.paths import safe_id
 from mm_cb.report import charts, labels, write_report
 from mm_cb.report.gallery import amplified_difference, build_gallery
+from mm_cb.report.header import judges
 from mm_cb.report.load import load_run
 from mm_cb.report.page import _method
 from mm_cb.report.text import clean_text, code, shown_completion
@@ -213,6 +215,19 @@ def test_missing_optional_files_leave_out_their_parts_and_claim_nothing(make_run
         (run / name).unlink()
     text = report(run, tmp_path)
     assert "No claim:" in text and 'id="curves"' not in text and "No check was recorded" in text
+
+
+@pytest.mark.parametrize("served", [[None, None], ["judge-b", None], ["judge-b", "judge-c"]])
+def test_a_page_names_the_models_that_a_judges_server_named(served, tmp_path):
+    (tmp_path / "judgements").mkdir()
+    verdicts = [{"key": f"k{n}", "outcome": "other", "score": None, "served": name} for n, name in enumerate(served)]
+    lines = [json.dumps({key: value for key, value in one.items() if value or key == "score"}) for one in verdicts]
+    (tmp_path / "judgements" / f"{safe_id('endpoint:judge-a')}.jsonl").write_text("\n".join(lines) + "\n")
+    items = [{"id": "a", "condition": "pgd", "metric": "compliance", "judge": "endpoint:judge-a", "outcome": "other"}]
+    (told,) = judges([SimpleNamespace(folder=tmp_path, fiction=False, items=items)])
+    assert told.startswith("endpoint:judge-a")
+    assert (told == "endpoint:judge-a") is not any(served)
+    assert all(f"{name} (1)" in told for name in served if name)
 
 
 def test_completions_judged_harmful_are_withheld_outside_of_fiction(make_run, tmp_path):

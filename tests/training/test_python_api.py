@@ -2,7 +2,9 @@
 
 import io
 import json
+import warnings
 
+import PIL.Image
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
@@ -11,6 +13,7 @@ from transformers import AutoTokenizer, LlavaNextForConditionalGeneration
 
 from mm_cb import RRConfig, RRTrainer
 from mm_cb.core.embedded import embedded
+from mm_cb.core.errors import UserError
 from mm_cb.models import load_model
 from mm_cb.models.families import load_processor, read_config
 from mm_cb.training.recipes.recipe import load_recipe
@@ -241,6 +244,45 @@ def test_data_that_cannot_be_trained_on_is_one_line(rows, kind, message, tmp_pat
     assert "\n" not in str(caught.value)
 
 
+def png_row(colour, set_name, **more):
+    content = {"messages": chat_of("what", "red", 1), "images": [png(PIL.Image.new("RGB", (8, 8), colour))]}
+    return {**content, "set": set_name, **more}
+
+
+REPEATED = {
+    "the same chat": ([GOOD, {**GOOD, "set": "circuit_breaker"}], r"rows\[1\]: the same as rows\[0\], .* retain set"),
+    "the same picture": (
+        [png_row("red", "retain"), png_row("blue", "retain"), png_row("red", "circuit_breaker")],
+        r"rows\[2\]: the same as rows\[0\], which is of the retain set",
+    ),
+    "the same id": (
+        [{**GOOD, "id": "a"}, {**GOOD, "id": "a", "messages": chat_of("what", "blue")}],
+        r"rows\[1\]: the id `a` was used at rows\[0\]",
+    ),
+    "nearly the same id": ([{**GOOD, "id": "a"}, {**GOOD, "id": "A"}], r"rows\[1\]: the id `A` differs by case"),
+    "lost characters": ([{**GOOD, "messages": chat_of("wh\ufffdt", "red")}], r"rows\[0\]: a text cannot be used"),
+}
+
+
+@pytest.mark.parametrize("columnar", [False, True])
+@pytest.mark.parametrize("case", REPEATED)
+def test_rows_in_memory_are_refused_as_those_of_a_file(case, columnar):
+    from mm_cb.data.records import as_examples
+
+    rows, message = REPEATED[case]
+    with pytest.raises(ValueError, match=message):
+        as_examples(Dataset.from_list(rows) if columnar else rows)
+
+
+@pytest.mark.parametrize("columnar", [False, True])
+def test_other_pictures_are_other_rows_and_a_row_that_says_the_same_is_told(columnar):
+    from mm_cb.data.records import as_examples
+
+    rows = [png_row("red", "retain"), png_row("blue", "circuit_breaker"), png_row("red", "retain")]
+    with pytest.warns(UserWarning, match=r"1 rows say what an earlier row .*rows\[2\], the same as rows\[0\]"):
+        assert len(as_examples(Dataset.from_list(rows) if columnar else rows)) == 3
+
+
 def test_a_column_of_single_pictures_is_one_line(tmp_path):
     features = Features({"messages": Value("string"), "images": Value("string"), "set": Value("string")})
     data = Dataset.from_list([{"messages": "x", "images": "a.png", "set": "retain"}], features=features)
@@ -295,6 +337,7 @@ def test_names_of_modules_are_those_of_the_language_tower(config, blocks, names,
     ("fields", "kind", "message"),
     [
         ({"alfa": 3}, TypeError, "unknown field of RRConfig `alfa`, did you mean `alpha`"),
+        ({"lr": 3}, TypeError, "unknown field of RRConfig `lr`, did you mean `learning_rate`"),
         ({"alpha": -1}, ValueError, r"RRConfig: `alpha`: .*above 0.*-1"),
         ({"masks": {"txt": "all"}}, ValueError, "unknown key of `masks` `txt`"),
         ({"loss": "rmu", "keep_length": 1}, ValueError, "`keep_length` must be 0 with the loss `rmu`"),
@@ -307,6 +350,13 @@ def test_settings_are_checked_when_they_are_made(fields, kind, message, tmp_path
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="`output_dir`"):
         RRConfig()
+
+
+def test_layers_that_nobody_gave_are_said_to_be_the_default(rows, tmp_path):
+    with pytest.raises(ValueError, match=r"got \[14, 15, 16\] \(the default, .*`peft_config=LoraConfig\("):
+        RRTrainer("miniature", RRConfig(output_dir=tmp_path, **SMALL), rows)
+    with pytest.raises(ValueError, match=r"got \[16\] \(the default, .*`RRConfig\(target_layers=\.\.\.\)` in Python"):
+        RRTrainer("miniature", RRConfig(output_dir=tmp_path, held_out=1), rows, peft_config=LORA)
 
 
 def test_other_arguments_of_the_wrong_kind_are_one_line(rows, loaded, tmp_path):
@@ -322,6 +372,26 @@ def test_other_arguments_of_the_wrong_kind_are_one_line(rows, loaded, tmp_path):
         RRTrainer(adapted, args, rows, peft_config=LORA)
     with pytest.raises(ValueError, match="`dtype` is for a model given by name"):
         RRTrainer(loaded[0], RRConfig(output_dir=tmp_path, dtype="bfloat16", **SMALL), rows, loaded[1], LORA)
+
+
+def test_an_adapter_saved_before_training_is_said_to_be_untrained(rows, tmp_path):
+    trainer = RRTrainer("miniature", RRConfig(output_dir=tmp_path, **SMALL), rows, peft_config=LORA)
+    with pytest.warns(UserWarning, match=r"is not trained: call `train\(\)` before"):
+        trainer.save_model()
+    trainer.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.save_model()
+
+
+def test_a_file_where_a_folder_is_to_be_is_one_line(rows, tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="must be writable, got: (File exists|Not a directory)"):
+            RRTrainer("miniature", RRConfig(output_dir=place, **SMALL), rows, peft_config=LORA)
+        trainer = RRTrainer("miniature", RRConfig(output_dir=tmp_path, **SMALL), rows, peft_config=LORA)
+        with pytest.raises(UserError, match="must be writable, got: (File exists|Not a directory)"):
+            trainer.save_model(place)
 
 
 @pytest.mark.parametrize("setting", ["float64", "no gradients", "inference mode"])
@@ -366,7 +436,8 @@ def test_a_template_that_does_not_end_answers_is_said(rows, loaded, tmp_path):
 def test_a_text_model_and_its_tokenizer(tmp_path):
     base = save_text_model(tmp_path / "mistral", "mistral")
     tokenizer = AutoTokenizer.from_pretrained(base)
-    rows = [{"messages": chat_of("red blue", "green circle"), "set": name} for name in ("retain", "circuit_breaker")]
+    sets = {"green": "retain", "red": "circuit_breaker"}
+    rows = [{"messages": chat_of("red blue", f"{colour} circle"), "set": name} for colour, name in sets.items()]
     from transformers import AutoModelForCausalLM
 
     trainer = RRTrainer(

@@ -128,7 +128,7 @@ class CircuitBreaker(_Section):
     retain_scale: Literal["absolute", "relative"] = "relative"
     """Retain distances as they are (paper: absolute), or as parts of the states' length: no length of states is stuck.
     """
-    schedule_steps: Annotated[int, Within("max_steps")] | None = None
+    schedule_steps: Annotated[int, Within("schedule_steps")] | None = None
     """Steps T that the loss weights are spread over; null = max_steps (paper).
 
     More of them keep the retain loss light for longer; behind fewer both losses weigh the same.
@@ -258,7 +258,7 @@ class Training(_Section):
     """Optimiser steps T (released trainer: 150)."""
     batch_size: Annotated[int, Within("batch_size")] = 16
     """Rows of each set per optimiser step, over all its micro-batches (released trainer: 16)."""
-    gradient_accumulation_steps: Annotated[int, Within("batch_size")] = 1
+    gradient_accumulation_steps: Annotated[int, Within("micro_batches")] = 1
     """Micro-batches that an optimiser step is split into; changes memory and time, not the mathematics."""
     tokens_per_pass: Annotated[int, Within("tokens_per_pass")] = 4096
     """Rows go through the model in parts of at most so many tokens, or one longer row: memory, not the mathematics."""
@@ -276,7 +276,7 @@ class Training(_Section):
     """Gradients are clipped to this norm; 0 = never (released trainer: 1, the default of transformers)."""
     average_last: Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)] = 0.0
     """The adapter is the mean of its weights over this last share of the steps; 0 = those of the last step (paper)."""
-    save_steps: Annotated[int, Within("max_steps")] = 25
+    save_steps: Annotated[int, Within("every")] = 25
     """A checkpoint every so many steps."""
     start_distance: Annotated[float, Within("start_distance")] = 0.15
     """How far a random B moves target states before the first step, in parts of their length; 0 = B is 0 (paper).
@@ -288,7 +288,7 @@ class Training(_Section):
 
     At most half of the rows; null = 8, or that half where it is less; 0 = none.
     """
-    held_out_steps: Annotated[int, Within("max_steps")] = 10
+    held_out_steps: Annotated[int, Within("every")] = 10
     """How often they are measured."""
     stop_at_cosine: Annotated[float, Field(ge=-1, lt=1), BeforeValidator(_number)] | None = None
     """Stop when the cosine of held-out circuit-breaker rows is not above it; null = never (paper)."""

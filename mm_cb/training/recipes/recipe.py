@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from mm_cb.core.errors import UserError, unknown
+from mm_cb.core.errors import UserError, called, unknown
 from mm_cb.core.reading import load_yaml, shown
 from mm_cb.core.recipe_files import recipe_file, recipe_text
 from mm_cb.core.records import JsonObject
@@ -38,7 +38,8 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
     Args:
         name_or_path: A shipped name or a YAML file.
-        overrides: ``"training.max_steps=60"``, dotted names and YAML values; of one name the last counts.
+        overrides: ``"training.max_steps=60"``, dotted names and YAML values; of one name the last counts. A group's
+            ``"training={max_steps: 60}"`` is the same: its other fields stay as they are.
 
     Returns:
         The checked recipe.
@@ -125,15 +126,17 @@ def _refuse_repeated(key: str, value: Any, override: str, given: dict[str, str])
     for field in _dotted({key: value}):
         if (before := given.get(field)) is not None:
             raise UserError(f"`{field}` is given more than once, by `{before}` and `{override}`: leave one of them.")
-    if before := next((one for field, one in given.items() if field.startswith(f"{key}.")), None):
+    before = next((one for field, one in given.items() if field.startswith(f"{key}.")), None)
+    if before and not (value and isinstance(value, Mapping)):
         raise UserError(f"`{override}` sets all of `{key}`: give it in front of `{before}`.")
     files = ["data.sources"] if key == "data" and isinstance(value, list) else []
     given.update(dict.fromkeys([key, *files, *_dotted({key: value})], override))
 
 
 def _set(fields: JsonObject, key: str, value: Any) -> None:
-    """Set a dotted key in nested fields."""
+    """Set a dotted key in nested fields; of a group, the fields that its value names."""
     *sections, last = key.split(".")
+    top = fields
     for section in sections:
         inner = fields.setdefault(section, {})
         if section == "data" and isinstance(inner, list):  # files, which are sources of a mixture
@@ -141,14 +144,20 @@ def _set(fields: JsonObject, key: str, value: Any) -> None:
         if not isinstance(inner, dict):
             raise _unknown_key(key, f"`{section}` is {shown(inner)}, which has no fields")
         fields = inner
-    fields[last] = value
+    if value == {} and any(name.startswith(f"{key}.") for name in recipe_keys()):
+        raise UserError(f"`{key}={{}}` names no field to change: leave it out, or name one (`mm-cb train --fields`).")
+    if isinstance(value, dict) and value and isinstance(fields.get(last), dict | list):
+        for name, one in value.items():
+            _set(top, f"{key}.{name}", one)
+    else:
+        fields[last] = value
 
 
 def _unknown_key(key: str, why: str = "") -> UserError:
     """The error for a key that there is not, with the nearest ones, or why it cannot stand there."""
     valid = recipe_keys()
     last = key.rpartition(".")[2]
-    near = difflib.get_close_matches(key.lower(), valid, _NEAR)
+    near = called(key, valid) or difflib.get_close_matches(key.lower(), valid, _NEAR)
     near += [name for name in valid if name.rpartition(".")[2] == last and name not in near]
     meant = f"; did you mean {' or '.join(f'`{name}`' for name in near[:_NEAR])}?" if near and not why else ""
     said = f": {why}" if why else meant
