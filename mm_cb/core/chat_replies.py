@@ -20,7 +20,7 @@ CUT = "cut"
 """This answer ended at the limit of tokens before it had begun: while the model was thinking, or in silence."""
 UNANSWERED = (REFUSED, CUT)
 """Failures of one request alone, which the same request would meet again: no answer, and no fault to wait out."""
-HOPELESS = ("key", "missing", "quota", "settings")
+HOPELESS = ("key", "missing", "quota", "settings", "unfit")
 """Failures that every further request would meet as well."""
 MAY_PASS = ("busy", "server", "broken", "slow", "down")
 """Failures of the server that another try may not meet."""
@@ -93,7 +93,7 @@ class Trouble(Exception):
 
 
 def read_answer(body: bytes) -> AnswerText:
-    """The text of the one choice; a choice without text (a model that ended at once) is the empty string.
+    """The text of the one choice; the empty string is an answer (of a model that ended at once), no content is none.
 
     A thought in front of the text, or in a field of its own, is no part of it.
 
@@ -162,8 +162,9 @@ def _answer(message: Message, ended: str) -> AnswerText:
     if not answer.strip() and (thought or ended in _AT_LIMIT):
         how = "cut the answer at its" if ended in _AT_LIMIT else "ended in its thinking, perhaps at its own"
         raise Trouble(CUT, f"{how} limit of tokens, before it had begun")
-    if not content.strip() and isinstance(message.get("content"), list):
-        raise _broken(f"no text (`finish_reason` {ended or 'none'})")
+    if not content.strip() and not isinstance(message.get("content"), str):
+        held = "parts without one" if message.get("content") else "no content"
+        raise _broken(f"a message without text, {held} (`finish_reason` {ended or 'none'})")
     thought_text = answer.thought.encode("utf-8", "replace").decode()
     cut = ended in _AT_LIMIT
     return AnswerText(_characters(answer, ended), thought_text, refusal=_refuses(message), at_limit=cut)
@@ -281,7 +282,10 @@ def _named_parameter(words: str) -> str | None:
     found = re.search(r"'?(max_completion_tokens|max_tokens|temperature)'?", words)
     return (
         found[1]
-        if found and re.search(r"(?i)support|unrecogni|unknown|unexpected|not permitted|must be", words)
+        if found
+        and re.search(
+            r"(?i)support|unrecogni|unknown|unexpected|not permitted|not allowed|must be|deprecated|only", words
+        )
         else None
     )
 

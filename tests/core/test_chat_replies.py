@@ -27,7 +27,6 @@ def trouble(body):
     [
         (reply("  a\n"), "  a\n"),
         (reply(""), ""),
-        (reply(None), ""),
         (reply(None, refusal="I cannot."), "I cannot."),
         (reply("a cut answ", "length"), "a cut answ"),
         (reply("A", None), "A"),
@@ -53,9 +52,26 @@ def test_answers(body, text):
     assert read_answer(body) == text
 
 
-def test_a_reply_without_any_text_is_no_answer():
-    assert "no text" in trouble(reply([{"type": "image_url"}])).reason
-    assert trouble(reply([{"type": "image_url"}])).kind in MAY_PASS
+@pytest.mark.parametrize("ended", ["stop", None, "eos"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None},
+        {"content": None, "refusal": None, "tool_calls": [], "reasoning_content": None},
+        {"content": None, "refusal": ""},
+        {"content": []},
+        {"content": [{"type": "image_url"}]},
+        {"content": [{"type": "text", "text": None}]},
+    ],
+)
+def test_a_reply_without_any_text_is_no_answer(message, ended):
+    found = trouble(reply(**{"finish_reason": ended, **message}))
+    assert found.kind in MAY_PASS and "a message without text" in found.reason
+
+
+def test_a_message_without_the_field_of_its_text_is_no_answer():
+    found = trouble(b'{"choices": [{"message": {"role": "assistant"}, "finish_reason": "stop"}]}')
+    assert found.kind in MAY_PASS and "no content" in found.reason
 
 
 @pytest.mark.parametrize(
@@ -310,7 +326,7 @@ def test_a_thought_beside_an_answer_is_kept_beside_it(fields):
         (reply([{"type": "refusal", "refusal": "No."}, {"type": "text", "text": "Tea."}]), False),
         (reply("Tea.", refusal="No."), False),
         (reply("I cannot help."), False),
-        (reply(None), False),
+        (reply(""), False),
     ],
 )
 def test_what_a_server_calls_a_refusal_is_one(body, refusal):
