@@ -82,7 +82,17 @@ def test_a_message_without_the_field_of_its_text_is_no_answer():
         reply("", "stop", tool_calls=[{"function": {"name": "brew"}}]),
         reply(None, "function_call", function_call={"name": "brew"}),
         reply("I brew it:", "stop", tool_calls=[{"function": {"name": "brew"}}]),
-        reply([{"type": "text", "text": "I brew it:"}, {"type": "tool_use", "name": "brew"}]),
+        reply("", "stop", function_call={"name": "brew"}),
+        reply("I brew it:", "stop", function_call={"name": "brew"}),
+        reply(None, "length", function_call={"name": "brew"}),
+        reply(None, "function_call"),
+        reply(None, "tool-calls"),
+        reply("tea", "stop", toolCalls=[{"name": "brew"}]),
+        reply("tea").replace(b'{"message"', b'{"tool_calls": [{"name": "brew"}], "message"'),
+        *(
+            reply([{"type": "text", "text": "I brew it:"}, {"type": kind, "name": "brew"}])
+            for kind in ("tool_use", "server_tool_use", "tool_call", "function_call", "toolCall")
+        ),
     ],
 )
 def test_the_call_of_a_tool_that_nobody_offered_is_the_servers_setting(body):
@@ -145,6 +155,9 @@ def test_a_limit_that_nobody_names_is_not_said_to_have_cut():
         (b"null", "broken", "null"),
         (b"[]", "broken", "[]"),
         (b"data: {}", "broken", "data:"),
+        (b'{"choices": [{"delta": {"content": "no"}, "finish_reason": "stop"}]}', "broken", "a piece of a stream"),
+        (b'{"choices": [{"delta": {"function_call": {"name": "brew"}}}]}', "broken", "a piece of a stream"),
+        (reply("").replace(b'{"message"', b'{"delta": {"content": "no"}, "message"'), "broken", "a piece of a stream"),
         (b'{"choices": null}', "broken", "no choice"),
         (b'{"choices": []}', "broken", "no choice"),
         (b'{"choices": {"0": 1}}', "broken", "no choice"),
