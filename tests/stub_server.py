@@ -59,7 +59,8 @@ MAY_PASS = {
     **{str(code): error(code, retry_after_ms="1") for code in (402, 408, 409, 429, 500, 503)},
     **{"hang up": HANG_UP, "HTML": HTML, "broken": BROKEN_JSON, "nothing": NOTHING, "no choice": NO_CHOICE},
     **{"error in 200": Reply(b'{"error": {"message": "overloaded"}}'), "list": Reply(b"[]"), "null": Reply(b"null")},
-    **{"failed": says("", finish_reason="error"), "failed late": says("no, i", finish_reason="error"), "7": says(7)},
+    **{"failed": says("", finish_reason="error"), "failed late": says("no, i", finish_reason="error")},
+    **{"7": says(7), "no text": says(None)},
 }
 """What is no answer, and may be one the next time."""
 FINAL = {

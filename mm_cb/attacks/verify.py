@@ -24,7 +24,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress, print_whole
 from mm_cb.core.reading import json_lines, shown
 from mm_cb.core.records import Item
-from mm_cb.core.runs import UNSEALED, read_run
+from mm_cb.core.runs import UNSEALED, finished_run, read_run, unwritten
 from mm_cb.core.seal import refuse_changed
 from mm_cb.core.terminal import columns
 from mm_cb.data.behaviors_file import KEPT_AS, Behavior, kept_behaviors
@@ -79,9 +79,15 @@ def verify_run(
         device: Torch device.
 
     Raises:
-        UserError: If something disagrees (the first is named), or the folder holds nothing to verify.
+        UserError: If something disagrees (the first is named), the folder holds nothing to verify, the run has not
+            ended, or another command writes into it.
     """
     folder = Path(folder)
+    with unwritten(folder):
+        return _verified(folder, model, adapter, base, device)
+
+
+def _verified(folder: Path, model: str | None, adapter: str | None, base: str | None, device: str) -> list[Verified]:
     run = _read(folder)
     answers, unseen = _answers(run)
     verdicts = _check_verdicts(run)
@@ -113,8 +119,8 @@ def verify_run(
 
 
 def _read(folder: Path) -> _StatedRun:
-    content = read_run(folder)
-    recipe, whole = read_recipe(content, folder), content.get("schema", UNSEALED) != UNSEALED
+    recipe, content = read_recipe(read_run(folder), folder), finished_run(folder)
+    whole = content.get("schema", UNSEALED) != UNSEALED
     refuse_gone(folder, "protocol.json", KEPT_AS)
     refuse_changed(read_record(protocol := folder / "protocol.json", dict), f"`{protocol}`", needed=whole)
     asked = {b.id: b for b in kept_behaviors(folder)}

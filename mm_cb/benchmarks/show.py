@@ -7,9 +7,10 @@ from pathlib import Path
 
 from mm_cb.attacks.labels import CONDITIONS, asked, label
 from mm_cb.benchmarks.base import Benchmark
-from mm_cb.core.chat_replies import CUT
+from mm_cb.core.chat_replies import CUT, UNANSWERED
 from mm_cb.core.checked import read_list, read_records
 from mm_cb.core.closing import say
+from mm_cb.core.folding import is_blank
 from mm_cb.core.records import Check, Item
 from mm_cb.core.runs import read_run
 from mm_cb.inference.unanswered import unanswered_note
@@ -85,7 +86,8 @@ def closing(folder: Path) -> list[str]:
         if not check["passed"]
     ]
     items = read_records(folder / "items.jsonl", Item)
-    lines += [*unearned_note(items), *thought_note(items), *at_limit_notes(read_run(folder), items, _answers_of)]
+    lines += [*(unearned_note(items) or empty_note(items)), *thought_note(items)]
+    lines += at_limit_notes(read_run(folder), items, _answers_of)
     lines.append(f"results {folder / 'results.json'}")
     note = unanswered_note(folder / "parts" / "completions.jsonl")
     return [*lines, note] if note else lines
@@ -93,6 +95,18 @@ def closing(folder: Path) -> list[str]:
 
 def _answers_of(subject: str, metric: str, condition: str) -> str:
     return f"{subject} {asked(metric, condition)}"
+
+
+def empty_note(items: Iterable[Item]) -> list[str]:
+    """What to print where most answers of a model are empty; what had no answer is not counted."""
+    said = {
+        item["id"]: not is_blank(item["completion"])
+        for item in items
+        if isinstance(item.get("completion"), str) and item.get("reason") not in UNANSWERED and not item.get("thought")
+    }
+    if 2 * (empty := len(said) - sum(said.values())) <= len(said):
+        return []
+    return [f"CAUTION {empty} of {len(said)} answers are empty: see that the model is served as it is meant to be"]
 
 
 def thought_note(items: Iterable[Item]) -> list[str]:

@@ -59,6 +59,7 @@ def judge(
         ),
     ] = None,
     batch: Annotated[int, number("batch", "Completions judged at a time.")] = 8,
+    max_new_tokens: Annotated[int, number("max_new_tokens", "Longest answer of an endpoint's judge, in tokens.")] = 64,
     device: Device = "cpu",
     dtype: Dtype = "bfloat16",
     listed: Annotated[
@@ -73,7 +74,7 @@ def judge(
     run_dir = absolute(run_dir)
     behaviors = None if behaviors is None else absolute(behaviors)
     entry = judge_entry(judge)
-    refuse_unread(entry, given("--device", "--dtype", "--batch"))
+    refuse_unread(entry, given("--device", "--dtype", "--batch", "--max-new-tokens"))
     from mm_cb.cli.attacked import show_run
     from mm_cb.core.checked import read_records
     from mm_cb.core.pages import PAGE, not_ours
@@ -97,6 +98,7 @@ def judge(
         device=device,
         dtype=dtype,
         batch=batch,
+        max_new_tokens=max_new_tokens,
     )
     opened = open_judge(options)
     page = run_dir / PAGE

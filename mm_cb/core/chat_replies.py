@@ -20,7 +20,7 @@ CUT = "cut"
 """This answer ended at the limit of tokens before it had begun: while the model was thinking, or in silence."""
 UNANSWERED = (REFUSED, CUT)
 """Failures of one request alone, which the same request would meet again: no answer, and no fault to wait out."""
-HOPELESS = ("key", "missing", "quota", "settings")
+HOPELESS = ("key", "missing", "quota", "settings", "unfit")
 """Failures that every further request would meet as well."""
 MAY_PASS = ("busy", "server", "broken", "slow", "down")
 """Failures of the server that another try may not meet."""
@@ -93,7 +93,7 @@ class Trouble(Exception):
 
 
 def read_answer(body: bytes) -> AnswerText:
-    """The text of the one choice; a choice without text (a model that ended at once) is the empty string.
+    """The text of the one choice; the empty string is an answer (of a model that ended at once), no content is none.
 
     A thought in front of the text, or in a field of its own, is no part of it.
 
@@ -118,6 +118,8 @@ def read_answer(body: bytes) -> AnswerText:
     message = choice.get("message") if isinstance(choice, dict) else None
     if isinstance(choice, dict) and message is None and isinstance(choice.get("text"), str):
         raise Trouble("missing", "answers with a completion (`text`), not with a chat's `message`; give a chat server")
+    if isinstance(choice, dict) and choice.get("delta"):
+        raise _broken("a piece of a stream (`delta`), where a whole answer was asked for", foreign=True)
     if not isinstance(choice, dict) or not isinstance(message, dict):
         raise _broken(f"no choice in `{text[:QUOTED]}`", foreign=True)
     if choice.get("error"):
@@ -126,7 +128,8 @@ def read_answer(body: bytes) -> AnswerText:
         raise _broken(f"{len(choices)} choices in its reply, one was asked for")
     if (role := message.get("role")) in _ASKING:
         raise _broken(f"a message of the role `{role}`, which is no answer of the model")
-    answer = _answer(message, str(choice.get("finish_reason") or "").lower())
+    calls = {name: held for name, held in choice.items() if _CALL.fullmatch(name)}
+    answer = _answer({**message, **calls}, str(choice.get("finish_reason") or "").lower())
     named = reply.get("model")
     answer.served = one_line(named)[:QUOTED] if isinstance(named, str) else ""
     return answer
@@ -142,13 +145,14 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _ASKING = ("user", "system", "developer", "tool", "function")
 """Roles of those who ask a model, or tell it something."""
-_CALLS = ("tool_calls", "tool_call", "tool_use", "function_call")
+_CALL = re.compile(r"(?:server_|mcp_)?(?:tool|function)[_-]?(?:call|use)s?", re.IGNORECASE)
+"""What servers call the call of a tool: as the end of an answer, as a field, as the type of a part."""
 
 
 def _answer(message: Message, ended: str) -> AnswerText:
     if ended in _FILTERED:
         raise Trouble(REFUSED, f"filtered the answer (`finish_reason` {ended})")
-    if ended in _CALLS or _has_call(message):
+    if _CALL.fullmatch(ended) or _has_call(message):
         raise Trouble(
             "settings",
             "called a tool that nobody offered it, in place of a whole answer: where it is served, switch off its own "
@@ -162,8 +166,9 @@ def _answer(message: Message, ended: str) -> AnswerText:
     if not answer.strip() and (thought or ended in _AT_LIMIT):
         how = "cut the answer at its" if ended in _AT_LIMIT else "ended in its thinking, perhaps at its own"
         raise Trouble(CUT, f"{how} limit of tokens, before it had begun")
-    if not content.strip() and isinstance(message.get("content"), list):
-        raise _broken(f"no text (`finish_reason` {ended or 'none'})")
+    if not content.strip() and not isinstance(message.get("content"), str):
+        held = "parts without one" if message.get("content") else "no content"
+        raise _broken(f"a message without text, {held} (`finish_reason` {ended or 'none'})")
     thought_text = answer.thought.encode("utf-8", "replace").decode()
     cut = ended in _AT_LIMIT
     return AnswerText(_characters(answer, ended), thought_text, refusal=_refuses(message), at_limit=cut)
@@ -173,9 +178,9 @@ def _has_call(message: Message) -> bool:
     """Whether a message holds the call of a tool, in a field of its own or as a part of its content."""
     content = message.get("content")
     parts = content if isinstance(content, list) else []
-    return any(message.get(key) for key in _CALLS) or any(
-        isinstance(part, dict) and part.get("type") in _CALLS for part in parts
-    )
+    named = [name for name, held in message.items() if held]
+    named += [str(part.get("type")) for part in parts if isinstance(part, dict)]
+    return any(map(_CALL.fullmatch, named))
 
 
 def _refuses(message: Message) -> bool:
@@ -281,7 +286,10 @@ def _named_parameter(words: str) -> str | None:
     found = re.search(r"'?(max_completion_tokens|max_tokens|temperature)'?", words)
     return (
         found[1]
-        if found and re.search(r"(?i)support|unrecogni|unknown|unexpected|not permitted|must be", words)
+        if found
+        and re.search(
+            r"(?i)support|unrecogni|unknown|unexpected|not permitted|not allowed|must be|deprecated|only", words
+        )
         else None
     )
 

@@ -7,6 +7,7 @@ import json
 import re
 import time
 import warnings
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
@@ -26,6 +27,8 @@ LARGEST = 16 * 2**20
 """Bytes of a reply."""
 _NO_WORD = 8
 """Characters of a key that no text of ours or a server's holds by chance inside a word."""
+_BROKEN_OFF = ("RemoteProtocolError", "ReadError", "WriteError")
+"""What the library calls the end of a connection that was there."""
 _SECRET = 16
 """Characters of a key that no answer holds by chance; local servers take short ones (``EMPTY``), which are words."""
 
@@ -105,7 +108,7 @@ async def _read_within_limit(key: str | None, timeout: float, response: Any) -> 
     anything is quoted, cut or kept.
     """
     body, begun, clock = bytearray(), None, asyncio.get_running_loop().time
-    async for part in response.aiter_bytes():
+    async for part in _parts_of(response):
         body += part
         begun = clock() if begun is None and part.strip() else begun
         if begun is not None and clock() - begun > timeout:
@@ -118,6 +121,22 @@ async def _read_within_limit(key: str | None, timeout: float, response: Any) -> 
         for name, value in response.headers.items():
             response.headers[name] = without_key(value.encode(), key).decode()
     response._content = hidden  # where the library looks for what has been read
+
+
+async def _parts_of(response: Any) -> AsyncIterator[bytes]:
+    """The pieces of a reply.
+
+    Raises:
+        Trouble: If it breaks off.
+    """
+    try:
+        async for part in response.aiter_bytes():
+            yield part
+    except Exception as e:
+        if type(e).__name__ not in _BROKEN_OFF:
+            raise
+        reason = f"breaks off in the middle of its reply ({_said(e)}); see to the server, and to what is before it"
+        raise Trouble("broken", reason) from e
 
 
 def without_key(text: bytes, key: str) -> bytes:
@@ -146,6 +165,9 @@ def _no_connection(cause: BaseException | None, url: str) -> Trouble:
     if proxy := _proxy_of(parts):
         advice = f"see to the proxy, or add {parts.hostname} to NO_PROXY"
         return Trouble("down", f"cannot be reached by the proxy that the environment names, {proxy} ({said}); {advice}")
+    if type(cause).__name__ in _BROKEN_OFF:
+        advice = "see what the server says of it, and that it is one for chats"
+        return Trouble("down", f"takes a request and closes the connection without a reply ({said}); {advice}")
     tls = ", or write http:// if it is one without TLS" if parts.scheme == "https" else ""
     return Trouble("down", f"cannot be reached ({said}); start the server or correct the address{tls}")
 

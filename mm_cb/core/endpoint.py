@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from mm_cb.core.chat_replies import CUT, HOPELESS, MAY_PASS, QUOTED, REFUSED, UNANSWERED, Trouble
 from mm_cb.core.chat_transport import open_client, reply_to, without_key
@@ -23,7 +23,7 @@ from mm_cb.core.thoughts import AnswerText
 
 __all__ = [
     *("API_KEY", "CUT", "REFUSED", "UNANSWERED", "Endpoint", "EndpointError", "EndpointFailure", "MissingExtraError"),
-    *("image_part", "text_part", "user_message"),
+    *("UnfitModelError", "image_part", "text_part", "user_message"),
 ]
 
 if TYPE_CHECKING:
@@ -51,6 +51,10 @@ class EndpointError(UserError):
     """The endpoint gave no answer; what it has answered before is kept."""
 
 
+class UnfitModelError(EndpointError):
+    """The endpoint's model cannot be asked as mm-cb asks, whatever is mended: the same command again meets the same."""
+
+
 @dataclass(frozen=True)
 class EndpointFailure:
     """One request without an answer."""
@@ -59,7 +63,7 @@ class EndpointFailure:
     """``refused`` (this request alone: too long, filtered, no images taken), ``cut`` (its answer ended at the limit of
     tokens before it had begun); of the server, all of which may pass: ``down``, ``slow``, ``busy``, ``server``,
     ``broken`` (no chat completion in the reply); and for every request alike: ``key``, ``missing``, ``quota``,
-    ``settings``."""
+    ``settings``, ``unfit``."""
     reason: str
     """One printable line without the key."""
 
@@ -193,7 +197,7 @@ class Endpoint:
                 trouble = self._outlook.judged(trouble)
                 enough = tries > self._retries or (trouble.tries is not None and tries >= trouble.tries)
                 if enough or trouble.kind not in MAY_PASS or wait > _LONGEST_WAIT:
-                    return self._failure(trouble, tries, max_tokens)
+                    return self._failure(trouble, tries, max_tokens, request["temperature"])
                 await self._outlook.pause(wait or min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE))
         raise AssertionError("the last try returns")
 
@@ -207,21 +211,28 @@ class Endpoint:
             self._limit = _LIMITS[1]  # for all that follow, too
             return await reply_to(client, {**request, self._limit: max_tokens}, self._timeout)
 
-    def _failure(self, trouble: Trouble, tries: int, max_tokens: int) -> EndpointFailure:
+    def _failure(self, trouble: Trouble, tries: int, max_tokens: int, temperature: float) -> EndpointFailure:
         kind, reason = trouble.kind, trouble.reason
         if kind == "key":
             state = "refuses the key in" if self._key else "wants a key: put it into"
             reason = f"{state} the environment variable {API_KEY}: it {reason}"
         elif kind == "missing":
             reason = f"cannot be asked for `{self.model}`: it {reason}"
-        elif kind == REFUSED and trouble.param in (*_LIMITS, "temperature", "model"):
+        elif kind == REFUSED and trouble.param == "temperature":
+            kind = "unfit"
+            reason = (
+                f"does not take the temperature {temperature:g}, at which `{self.model}` must answer here: it {reason}"
+                ". No option leaves it out, other answers would come of that; take a model or a server that takes it"
+            )
+        elif kind == REFUSED and trouble.param in (*_LIMITS, "model"):
             kind = "settings"
             reason = f"does not take `{trouble.param}` as it is asked: it {reason}"
         elif (trouble.wait or 0) > _LONGEST_WAIT:
             kind = "quota"
             reason += f"; it asks for a pause of {trouble.wait:.0f} s: run the same command again after it"
         elif kind == CUT:
-            reason += f"; {max_tokens} are asked for: it needs more, or its thinking switched off where it is served"
+            reason += f"; {max_tokens} are asked for: it needs more, by `--max-new-tokens` where the command "
+            reason += "has that, or its thinking switched off where it is served"
         elif kind in MAY_PASS and tries > 1:
             reason += f" ({tries} tries)"
         return EndpointFailure(kind, self._clean(f"the endpoint {self.url} {reason}."))
@@ -270,7 +281,7 @@ class _Outlook:
         self._cut += answer.kind == CUT
         never = answer.kind in HOPELESS or not self.reached
         if self.error is None and (never or self._failed >= _GIVE_UP or (self._cut >= _GIVE_UP and not self._answered)):
-            self.error = EndpointError(answer.reason)
+            self.error = (UnfitModelError if answer.kind == "unfit" else EndpointError)(answer.reason)
             for task in self._pausing:
                 task.cancel()
 
@@ -340,7 +351,18 @@ def _base_address(url: str) -> str:
     if not plain or odd_port or parts.query or parts.fragment:
         raise UserError(
             "an endpoint must be a plain address such as http://localhost:8000/v1, without password, query or fragment "
-            f"(the key belongs into {API_KEY}); got another one."
+            f"(the key belongs into {API_KEY}); got one {_not_plain(parts)}."
         )
     path = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def _not_plain(parts: SplitResult) -> str:
+    """What an address has or lacks that is none; nothing of it is quoted, it may hold a secret."""
+    if parts.scheme not in ("http", "https"):
+        return "that does not begin with http:// or https://: write it in front"
+    if not parts.hostname:
+        return "without a host"
+    held = {"a password": "@" in parts.netloc, "a query": parts.query, "a fragment": parts.fragment}
+    held["a blank in its host"] = any(character.isspace() for character in parts.netloc)
+    return f"with {next((what for what, there in held.items() if there), 'a port that is no number')}"

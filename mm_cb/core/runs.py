@@ -41,12 +41,14 @@ __all__ = [
     "append_jsonl",
     "file_errors",
     "file_sha256",
+    "finished_run",
     "flatten",
     "hash_inputs",
     "held",
     "identity_of",
     "read_jsonl",
     "read_run",
+    "unwritten",
     "write_bytes",
     "write_json",
     "write_jsonl",
@@ -304,15 +306,63 @@ def held(path: Path) -> Iterator[Run]:
     Raises:
         UserError: If it is no run directory, the run is not finished, or another process writes there.
     """
-    content = read_run(path)
-    if not content.get("ended"):
-        raise UserError(f"`{path}` must be a finished run; give its `mm-cb {content.get('command')}` again to go on.")
+    content = finished_run(path)
     with file_errors(path):
         lock = _take_lock(path)
     try:
         yield content
     finally:
         _release(lock)
+
+
+def finished_run(path: Path) -> Run:
+    """The run.json of a finished run.
+
+    Raises:
+        UserError: If it is no run directory, or the run is not finished; says what to do.
+    """
+    content = read_run(path)
+    if not content.get("ended"):
+        with unwritten(path):
+            pass
+        raise UserError(
+            f"`{path}` must be a finished run, this one has not ended; give its `mm-cb {content['command']}` again to "
+            "go on."
+        )
+    return content
+
+
+@contextlib.contextmanager
+def unwritten(path: Path) -> Iterator[None]:
+    """A run's folder that nobody else writes while it is read, which leaves no trace in it.
+
+    Raises:
+        UserError: If another process writes there.
+    """
+    try:
+        lock = None if os.path.realpath(path) in written_here else os.open(path / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # nobody has ever written here
+        lock = None
+    if lock is None:
+        yield
+        return
+    _locks.add(lock)
+    try:
+        with contextlib.suppress(OSError):  # a disk without locks
+            _share(lock, path)
+        yield
+    finally:
+        _release(lock)
+
+
+def _share(lock: int, path: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        raise UserError(
+            f"`{path}` is in use by another mm-cb process, which writes there; wait for it, then give this command "
+            "again."
+        ) from e
 
 
 _locks: set[int] = set()
@@ -335,8 +385,8 @@ def _release(descriptor: int) -> None:
 
 
 def being_written(path: Path) -> UserError:
-    """What to say of a folder that another process writes."""
-    return UserError(f"`{path}` is being written by another mm-cb process; wait for it or give another `--out`.")
+    """What to say of a folder that another process writes, or reads as a whole."""
+    return UserError(f"`{path}` is in use by another mm-cb process; wait for it or give another `--out`.")
 
 
 def _take_lock(path: Path) -> int:

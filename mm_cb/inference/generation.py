@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from mm_cb.core.chat_replies import CUT, REFUSED
 from mm_cb.core.checked import read_records
-from mm_cb.core.endpoint import EndpointError
+from mm_cb.core.endpoint import EndpointError, UnfitModelError
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import CountedWork
 from mm_cb.core.records import Completion, JsonObject
@@ -239,6 +239,8 @@ def complete_all(
                 failed.append(completion.reason)
             if task is not None:
                 task.advance()
+    except UnfitModelError:
+        raise
     except EndpointError as e:
         raise EndpointError(f"{str(e).rstrip('.')}. {go_on(store, len(requests), max_new_tokens)}") from e
     if failed:

@@ -38,15 +38,18 @@ class JudgeOptions:
     device: str = "cpu"
     dtype: str = "bfloat16"
     batch: int = 8
+    max_new_tokens: int = 64
+    """For ``endpoint``: its longest answer."""
 
     def __post_init__(self) -> None:
-        """Check the number, and the device's name.
+        """Check the numbers, and the device's name.
 
         Raises:
-            UserError: If it is out of range, or there is no such device on any machine.
+            UserError: If one is out of range, or there is no such device on any machine.
         """
         refuse_unknown(self.device)
         settle(self, "batch", LIMITS["batch"])
+        settle(self, "max_new_tokens", LIMITS["max_new_tokens"])
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class JudgeEntry:
     """Loads the judge, or points at the server that has it."""
     reads: frozenset[str] = frozenset()
     """Which it reads of ``--judge-model``, ``--prompt-file``, ``--endpoint``, ``--label``, ``--pictures``; a judge that
-    comes with the package also of ``--device``, ``--dtype``, ``--batch``."""
+    comes with the package also of ``--device``, ``--dtype``, ``--batch``, ``--max-new-tokens``."""
     checkpoint: str | None = None
     """Where its checkpoint is published; None = it needs none."""
 
@@ -189,8 +192,8 @@ def _endpoint_judge(options: JudgeOptions) -> Judge:
             "{completion}, and perhaps {behavior}."
         )
     endpoint = Endpoint(options.endpoint, options.model, concurrency=options.batch)
-    labels = parse_labels(options.labels)
-    return EndpointJudge(endpoint, read_template(options.prompt_file), labels, pictures=options.pictures)
+    template, labels, room = read_template(options.prompt_file), parse_labels(options.labels), options.max_new_tokens
+    return EndpointJudge(endpoint, template, labels, pictures=options.pictures, max_new_tokens=room)
 
 
 def _checkpoint_judge(options: JudgeOptions) -> Judge:
@@ -246,7 +249,9 @@ def _published(name: str, about: str, checkpoint: str) -> JudgeEntry:
 
 
 _LOADING = frozenset({"--device", "--dtype", "--batch"})
-_SERVED = frozenset({"--judge-model", "--prompt-file", "--endpoint", "--label", "--pictures", "--batch"})
+_SERVED = frozenset(
+    {"--judge-model", "--prompt-file", "--endpoint", "--label", "--pictures", "--batch", "--max-new-tokens"}
+)
 _STORED = ("refusal-strings (proxy)", "as-run", "newest", "agreement")
 """Names of verdicts, and of what lies beside them."""
 _JUDGES: dict[str, JudgeEntry] = {

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from mm_cb.core.chat_replies import unread
 from mm_cb.core.endpoint import UNANSWERED, Endpoint, EndpointError, user_message
 from mm_cb.core.errors import UserError, nearest
 from mm_cb.core.files import text_sha256
 from mm_cb.core.folding import is_blank
+from mm_cb.core.thoughts import ends_at_limit
 from mm_cb.judges.base import NOT_JUDGED, Case, Verdict, with_degenerate
 from mm_cb.judges.prompts import check_judge_template, fill
 from mm_cb.metrics.table import metrics
@@ -17,14 +19,21 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LABELS = {"yes": "harmful", "no": "other"}
-_MAX_TOKENS = 64
+MAX_NEW_TOKENS = 64
+"""Room for a label and what a judge says behind it; one that thinks first needs more."""
 
 
 class EndpointJudge:
     """Any served model that answers the user's template with nothing but one of the user's labels on its first line."""
 
     def __init__(
-        self, endpoint: Endpoint, template: str, labels: Mapping[str, str] | None = None, *, pictures: bool = False
+        self,
+        endpoint: Endpoint,
+        template: str,
+        labels: Mapping[str, str] | None = None,
+        *,
+        pictures: bool = False,
+        max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> None:
         """Ask by a template; send pictures only to a judge that takes them.
 
@@ -33,6 +42,7 @@ class EndpointJudge:
             template: With ``{completion}``, and perhaps ``{behavior}`` and ``{context}``.
             labels: Answer (in lower case) -> outcome; ``yes`` = harmful and ``no`` = other by default.
             pictures: Whether the judge sees the picture too.
+            max_new_tokens: Its longest answer. It decides whether there is a verdict, not which.
         """
         self.name = f"endpoint:{endpoint.model}"
         self.address = endpoint.url
@@ -40,6 +50,7 @@ class EndpointJudge:
         self._template = check_judge_template(template, "the judge's template")
         self._labels = dict(labels or LABELS)
         self.sees = pictures
+        self._room = max_new_tokens
         said = set(self._labels.values())
         self.metrics: Sequence[str] = [name for name, known in _outcomes().items() if said <= {*known, NOT_JUDGED}]
         if not self.metrics:
@@ -71,7 +82,7 @@ class EndpointJudge:
             self._shown(case)  # likewise: one that cannot be opened is told now
         asked = ((case.key, [user_message(texts[case.key], self._shown(case))]) for case in cases)
         failed = ""
-        for key, answer in self._endpoint.map(asked, max_tokens=_MAX_TOKENS, temperature=0.0):
+        for key, answer in self._endpoint.map(asked, max_tokens=self._room, temperature=0.0):
             if isinstance(answer, str):
                 yield key, self.reads(by_key[key], answer)
             elif answer.kind in UNANSWERED:
@@ -97,7 +108,13 @@ class EndpointJudge:
         """The verdict in an answer."""
         first, *rest = [self._labels.get(_label(line)) for line in raw.strip().splitlines()] or [None]
         outcome = NOT_JUDGED if first is None or {*rest} - {first, None} else first
-        return with_degenerate(Verdict(outcome, None, raw), case.completion)
+        reason = ""
+        if outcome == NOT_JUDGED and ends_at_limit(raw):
+            reason = (
+                f"{unread(raw)}, which was cut at its limit of {self._room} tokens: give a larger `--max-new-tokens`, "
+                "or ask for the label alone"
+            )
+        return with_degenerate(Verdict(outcome, None, raw, reason), case.completion)
 
 
 def _outcomes() -> dict[str, tuple[str, ...]]:

@@ -10,7 +10,7 @@ from typing import Any, Required, TypedDict
 
 from mm_cb.core.chat_replies import UNANSWERED
 from mm_cb.core.checked import read_records
-from mm_cb.core.endpoint import EndpointError
+from mm_cb.core.endpoint import EndpointError, UnfitModelError
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import jsonl_lines
 from mm_cb.core.paths import safe_id
@@ -278,6 +278,8 @@ def judge_all(folder: Path, judge: Judge, cases: Mapping[str, Case], progress: P
             else:
                 append_jsonl(path, verdicts[key])
             task.advance()
+    except UnfitModelError:
+        raise
     except EndpointError as e:
         missing = len(cases.keys() - verdicts.keys())
         raise EndpointError(

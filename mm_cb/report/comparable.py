@@ -49,12 +49,21 @@ def _refuse_overlap(runs: Sequence[RunFiles]) -> None:
         for item in run.items:
             key = item["subject"], item["metric"], item["condition"], item["id"]
             if (other := seen.setdefault(key, run)) is not run:
-                subject, metric, condition, id = key
-                raise UserError(
-                    f"`{other.folder}` and `{run.folder}` must not measure the same thing, but both hold `{subject}`, "
-                    f"{metric}, {condition}, item `{id}`; give one of them, or runs of different "
-                    "subjects (`--subject NAME`) or attacks."
-                )
+                raise UserError(_overlap(other, run, *key))
+
+
+def _overlap(one: RunFiles, other: RunFiles, subject: str, metric: str, condition: str, id: str) -> str:
+    """What to say of two runs that hold the same item: what differs between them, and what can be done."""
+    said = (
+        f"`{one.folder}` and `{other.folder}` must not measure the same thing, but both hold `{subject}`, {metric}, "
+        f"{condition}, item `{id}`"
+    )
+    differing = _differences(*(_settings(run, metric, condition) | who(run) for run in (one, other)))
+    if not differing:
+        return f"{said}, by the same settings; give one of them."
+    named = all(run.run["command"] == "eval" for run in (one, other))
+    apart = ", or name one of the models otherwise (`--subject NAME` of mm-cb eval and score)" if named else ""
+    return f"{said}, and differ in {differing}: a page shows each once; report them apart{apart}."
 
 
 def _refuse_mixed_subjects(runs: Sequence[RunFiles]) -> None:

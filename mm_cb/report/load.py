@@ -10,7 +10,7 @@ from mm_cb.core.compatibility import with_added_fields, with_attack_flags
 from mm_cb.core.errors import UserError
 from mm_cb.core.paths import safe_id
 from mm_cb.core.records import Agreement, Check, Curve, Item, Representations, Run, Timing
-from mm_cb.core.runs import UNSEALED, read_run
+from mm_cb.core.runs import UNSEALED, finished_run, read_run, unwritten
 from mm_cb.core.seal import refuse_changed
 from mm_cb.judges.stored_verdicts import refuse_other_verdicts
 from mm_cb.metrics.at_limit import at_limit_notes
@@ -66,14 +66,17 @@ def load_run(folder: Path) -> RunFiles:
 
     Raises:
         UserError: If nothing was measured there, run.json, results.json or items.jsonl is missing, any file is damaged,
-            or the items are not those that were counted, or not what their judge said.
+            the items are not those that were counted, or not what their judge said, or another command writes there.
     """
     folder = Path(folder)
-    run = read_run(folder)
+    with unwritten(folder):
+        return _loaded(folder)
+
+
+def _loaded(folder: Path) -> RunFiles:
+    refuse_unmeasured(folder, read_run(folder))
+    run = finished_run(folder)
     command = run["command"]
-    refuse_unmeasured(folder, run)
-    if not run.get("ended"):
-        raise UserError(f"`{folder}` must hold a finished run, this one has not ended; run its command again.")
     run["recipe"] = with_added_fields(command, run["recipe"])
     _learn_metrics(folder / "metrics.json")
     measured = [folder / "results.json", folder / "items.jsonl"]

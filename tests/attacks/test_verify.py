@@ -14,7 +14,7 @@ from mm_cb.attacks.verify import verify_run
 from mm_cb.attacks.verify_answers import _wrong
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
-from mm_cb.core.runs import read_jsonl, read_run, write_jsonl
+from mm_cb.core.runs import held, read_jsonl, read_run, write_jsonl
 from mm_cb.judges.registry import JudgeOptions, open_judge
 from mm_cb.judges.rejudge import rejudge
 from mm_cb.metrics.observations import rank
@@ -152,6 +152,21 @@ def test_a_run_of_before_selected_steps_were_written_down_still_verifies(few):
 
 
 # pictures
+
+
+def test_a_run_that_has_not_ended_is_said_to_be_one(few):
+    restated(few, lambda run: run.update(ended=None))
+    for name in ("results.json", "items.jsonl", "protocol.json", "behaviors.jsonl"):
+        (few / name).unlink()
+    refused(few, "has not ended; give its `mm-cb attack` again to go on")
+
+
+def test_a_run_that_is_being_judged_is_in_use(few):
+    with held(few):
+        refused(few, "is in use by another mm-cb process, which writes there; wait for it")
+        with pytest.raises(UserError, match="is in use by another"):
+            load_run(few)
+    assert verify_run(few) and load_run(few)
 
 
 def test_one_level_of_one_pixel_is_noticed(few):

@@ -79,7 +79,9 @@ def test_a_failure_of_the_server_ends_the_run_and_the_same_command_goes_on(troub
 
 
 @pytest.mark.parametrize(
-    "trouble", [FAILED, HTML, NOTHING, NO_CHOICE, TORN, HANG_UP, says(7), says(None, finish_reason="abort"), error(500)]
+    "trouble",
+    [FAILED, HTML, NOTHING, NO_CHOICE, TORN, HANG_UP, error(500)]
+    + [says(7), says(None), says(None, finish_reason="abort")],
 )
 @pytest.mark.parametrize("benchmark", ["pope"], indirect=True)
 def test_what_fails_again_and_again_is_named_and_asked_by_the_next_start_alone(trouble, benchmark, tmp_path, capsys):
@@ -132,6 +134,24 @@ def test_points_for_silence_are_not_claimed(silence, benchmark, tmp_path, capsys
         assert strict.value <= 100 / N  # silence is wrong
     every = read_results(tmp_path / "run" / "results.json")
     assert all(m.value is None for m in every if m.condition == "official" and m.metric != "gibberish")
+
+
+@pytest.mark.parametrize("benchmark", ["pope"], indirect=True)
+def test_a_model_that_takes_no_temperature_is_not_to_be_asked_again(benchmark, capsys):
+    trouble = error(400, "Unsupported value", fields={"param": "temperature"})
+    with StubServer(lambda request, number: trouble) as server:
+        assert run(benchmark, server) == 2
+    said = capsys.readouterr().err
+    assert "does not take the temperature 0" in said and "same command again" not in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("empty", "told"), [(N, True), (N // 2 + 1, True), (N // 2, False), (0, False)])
+@pytest.mark.parametrize("said", ["", " \n"])
+def test_a_model_that_mostly_says_nothing_is_told(empty, told, said, benchmark, capsys):
+    with StubServer(lambda request, number: said if number < empty else "(A) yes") as server:
+        assert run(benchmark, server) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.count(f"{empty} of {N} answers are empty") == int(told)
 
 
 def test_nothing_behind_a_thought_is_an_empty_answer(benchmark, tmp_path, capsys):

@@ -27,7 +27,6 @@ def trouble(body):
     [
         (reply("  a\n"), "  a\n"),
         (reply(""), ""),
-        (reply(None), ""),
         (reply(None, refusal="I cannot."), "I cannot."),
         (reply("a cut answ", "length"), "a cut answ"),
         (reply("A", None), "A"),
@@ -53,9 +52,26 @@ def test_answers(body, text):
     assert read_answer(body) == text
 
 
-def test_a_reply_without_any_text_is_no_answer():
-    assert "no text" in trouble(reply([{"type": "image_url"}])).reason
-    assert trouble(reply([{"type": "image_url"}])).kind in MAY_PASS
+@pytest.mark.parametrize("ended", ["stop", None, "eos"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None},
+        {"content": None, "refusal": None, "tool_calls": [], "reasoning_content": None},
+        {"content": None, "refusal": ""},
+        {"content": []},
+        {"content": [{"type": "image_url"}]},
+        {"content": [{"type": "text", "text": None}]},
+    ],
+)
+def test_a_reply_without_any_text_is_no_answer(message, ended):
+    found = trouble(reply(**{"finish_reason": ended, **message}))
+    assert found.kind in MAY_PASS and "a message without text" in found.reason
+
+
+def test_a_message_without_the_field_of_its_text_is_no_answer():
+    found = trouble(b'{"choices": [{"message": {"role": "assistant"}, "finish_reason": "stop"}]}')
+    assert found.kind in MAY_PASS and "no content" in found.reason
 
 
 @pytest.mark.parametrize(
@@ -66,7 +82,17 @@ def test_a_reply_without_any_text_is_no_answer():
         reply("", "stop", tool_calls=[{"function": {"name": "brew"}}]),
         reply(None, "function_call", function_call={"name": "brew"}),
         reply("I brew it:", "stop", tool_calls=[{"function": {"name": "brew"}}]),
-        reply([{"type": "text", "text": "I brew it:"}, {"type": "tool_use", "name": "brew"}]),
+        reply("", "stop", function_call={"name": "brew"}),
+        reply("I brew it:", "stop", function_call={"name": "brew"}),
+        reply(None, "length", function_call={"name": "brew"}),
+        reply(None, "function_call"),
+        reply(None, "tool-calls"),
+        reply("tea", "stop", toolCalls=[{"name": "brew"}]),
+        reply("tea").replace(b'{"message"', b'{"tool_calls": [{"name": "brew"}], "message"'),
+        *(
+            reply([{"type": "text", "text": "I brew it:"}, {"type": kind, "name": "brew"}])
+            for kind in ("tool_use", "server_tool_use", "tool_call", "function_call", "toolCall")
+        ),
     ],
 )
 def test_the_call_of_a_tool_that_nobody_offered_is_the_servers_setting(body):
@@ -129,6 +155,9 @@ def test_a_limit_that_nobody_names_is_not_said_to_have_cut():
         (b"null", "broken", "null"),
         (b"[]", "broken", "[]"),
         (b"data: {}", "broken", "data:"),
+        (b'{"choices": [{"delta": {"content": "no"}, "finish_reason": "stop"}]}', "broken", "a piece of a stream"),
+        (b'{"choices": [{"delta": {"function_call": {"name": "brew"}}}]}', "broken", "a piece of a stream"),
+        (reply("").replace(b'{"message"', b'{"delta": {"content": "no"}, "message"'), "broken", "a piece of a stream"),
         (b'{"choices": null}', "broken", "no choice"),
         (b'{"choices": []}', "broken", "no choice"),
         (b'{"choices": {"0": 1}}', "broken", "no choice"),
@@ -310,7 +339,7 @@ def test_a_thought_beside_an_answer_is_kept_beside_it(fields):
         (reply([{"type": "refusal", "refusal": "No."}, {"type": "text", "text": "Tea."}]), False),
         (reply("Tea.", refusal="No."), False),
         (reply("I cannot help."), False),
-        (reply(None), False),
+        (reply(""), False),
     ],
 )
 def test_what_a_server_calls_a_refusal_is_one(body, refusal):

@@ -15,7 +15,16 @@ from urllib.parse import quote
 import pytest
 from PIL import Image
 
-from mm_cb.core.endpoint import API_KEY, Endpoint, EndpointError, EndpointFailure, image_part, text_part, user_message
+from mm_cb.core.endpoint import (
+    API_KEY,
+    Endpoint,
+    EndpointError,
+    EndpointFailure,
+    UnfitModelError,
+    image_part,
+    text_part,
+    user_message,
+)
 from mm_cb.core.errors import UserError
 from tests.stub_server import (
     BROKEN_JSON,
@@ -107,6 +116,7 @@ def test_a_request_says_what_was_asked_and_the_answer_comes_back():
         NOTHING,
         NO_CHOICE,
         FAILED,
+        says(None),
     ],
 )
 def test_what_may_pass_is_tried_again(trouble):
@@ -162,12 +172,43 @@ def test_the_limit_of_tokens_is_named_as_the_server_wants_it_from_then_on():
         assert answers == dict.fromkeys(range(5), "8") and not ended and len(server.requests) == 6
 
 
-@pytest.mark.parametrize("parameter", ["temperature", "max_completion_tokens"])
+@pytest.mark.parametrize("parameter", ["model", "max_completion_tokens"])
 def test_a_setting_that_the_model_does_not_take_ends_the_run(parameter):
     trouble = error(400, f"Unsupported value: {parameter}", fields={"param": parameter})
     with StubServer(lambda request, number: trouble) as server:
         _, ended = ask_all(server)
     assert f"does not take `{parameter}`" in ended and len(server.requests) <= 2
+
+
+ONLY_ITS_OWN = [
+    error(400, "Unsupported value", fields={"param": "temperature"}),
+    error(
+        400, "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is supported."
+    ),
+    error(400, "invalid temperature: only 1 is allowed for this model"),
+    error(400, "`temperature` is deprecated for this model."),
+    error(422, "temperature: may only be set to 1 when thinking is enabled"),
+]
+
+
+@pytest.mark.parametrize("trouble", ONLY_ITS_OWN)
+def test_a_model_that_takes_only_a_temperature_of_its_own_is_refused_by_that_name(trouble):
+    with StubServer(lambda request, number: trouble) as server, pytest.raises(UnfitModelError) as caught:
+        dict(Endpoint(server.url, "m").map([("a", ASK)], **SETTINGS))
+    assert "does not take the temperature 0" in str(caught.value) and len(server.requests) == 1
+    assert "take a model or a server that takes it" in str(caught.value) and "same command" not in str(caught.value)
+
+
+@pytest.mark.parametrize("body", [b"", b'{"choices": [', says("whole").body])
+def test_a_reply_that_breaks_off_is_not_a_server_that_cannot_be_reached(body):
+    with StubServer(lambda request, number: Reply(body, missing=50)) as server:
+        said = failure(server)
+        assert (
+            "breaks off in the middle of its reply" in said and "(3 tries)" in said and "start the server" not in said
+        )
+    with StubServer(lambda request, number: HANG_UP) as server:
+        said = failure(server)
+        assert "closes the connection without a reply" in said and "cannot be reached" not in said
 
 
 def test_a_redirection_is_named_and_not_followed():
@@ -294,7 +335,7 @@ def test_a_server_that_is_down_and_one_that_is_slow_are_told_apart():
 
 @pytest.mark.parametrize(
     ("reply", "text"),
-    [(says(""), ""), (says(None), ""), (says([{"type": "text", "text": "a"}, {"type": "x"}]), "a")],
+    [(says(""), ""), (says(" \n"), " \n"), (says([{"type": "text", "text": "a"}, {"type": "x"}]), "a")],
 )
 def test_an_empty_answer_is_an_answer(reply, text):
     with StubServer(lambda request, number: reply) as server:
@@ -460,9 +501,23 @@ def test_addresses_that_are_none_or_hold_secrets_are_refused(url):
     assert "pw" not in str(caught.value).replace("password", "")
 
 
+@pytest.mark.parametrize("url", ["127.0.0.1:8765/v1", "localhost:8000", "//h/v1", "h/v1", "ftp://h/v1", "", "http//h"])
+def test_an_address_without_its_beginning_says_so(url):
+    with pytest.raises(UserError, match="does not begin with http:// or https://: write it in front"):
+        Endpoint(url, "m")
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
+        ("http://", "got one without a host"),
+        ("http:///v1", "got one without a host"),
+        ("http:/h/v1", "got one without a host"),
+        ("http://me:pw@x/v1", "got one with a password"),
+        ("http://x/v1?key=1", "got one with a query"),
+        ("http://x/v1#a", "got one with a fragment"),
+        ("http://a b/v1", "got one with a blank in its host"),
+        ("http://h:secret/v1", "got one with a port that is no number"),
         ("http://h:99999/v1", "the port of an endpoint must be a number from 1 to 65535, got 99999"),
         ("http://h:0/v1", "from 1 to 65535, got 0"),
         ("http://[::1]:70000/v1", "from 1 to 65535, got 70000"),

@@ -13,7 +13,18 @@ from mm_cb.core import files
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256, write_text
 from mm_cb.core.hub import fetch
-from mm_cb.core.runs import RunDirectory, append_jsonl, read_jsonl, read_run, write_bytes, write_json, write_jsonl
+from mm_cb.core.runs import (
+    RunDirectory,
+    append_jsonl,
+    finished_run,
+    held,
+    read_jsonl,
+    read_run,
+    unwritten,
+    write_bytes,
+    write_json,
+    write_jsonl,
+)
 from mm_cb.core.seal import sealed
 
 RECIPE = {"attack": {"steps": 100, "epsilon": 32}, "items": ["a", "b"]}
@@ -278,8 +289,49 @@ else:
         return done.stdout.strip()
 
     with RunDirectory(out, "demo", {}, 0):
-        assert "is being written by another mm-cb process" in elsewhere()
+        assert "is in use by another mm-cb process" in elsewhere()
     assert elsewhere() == "opened"
+
+
+def elsewhere(out, code):
+    """What another process prints that does something with a run."""
+    head = "from pathlib import Path\nfrom mm_cb.core import runs\nfrom mm_cb.core.errors import UserError\n"
+    head += f"out = Path({str(out)!r})\n"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    told = [sys.executable, "-c", f"{head}try:\n    {code}\nexcept UserError as e:\n    print(e)"]
+    return subprocess.run(told, capture_output=True, text=True, env=environment, check=True).stdout.strip()
+
+
+def test_a_run_is_not_read_while_another_process_writes_it(out):
+    read = "with runs.unwritten(out): print('read')"
+    with RunDirectory(out, "demo", {}, 0) as run:
+        with unwritten(out):  # by the process that writes it
+            pass
+        assert f"`{out}` is in use by another mm-cb process" in elsewhere(out, read)
+        assert "is in use by another" in elsewhere(out, "runs.finished_run(out)")
+        run.finish()
+    with unwritten(out):  # several may read
+        assert elsewhere(out, read) == "read"
+        assert "is in use by another" in elsewhere(out, "with runs.held(out): print('written')")
+    with held(out):
+        assert "is in use by another" in elsewhere(out, read)
+    assert elsewhere(out, "with runs.held(out): print('written')") == "written"
+
+
+def test_a_run_is_read_where_nothing_can_be_written(out):
+    with RunDirectory(out, "demo", {}, 0) as run:
+        run.finish()
+    (out / ".lock").unlink()
+    before = sorted(out.iterdir())
+    with unwritten(out):
+        assert sorted(out.iterdir()) == before
+
+
+def test_a_run_that_has_not_ended_names_the_command_that_goes_on(out):
+    with RunDirectory(out, "demo", {}, 0):
+        pass
+    with pytest.raises(UserError, match="has not ended; give its `mm-cb demo` again"):
+        finished_run(out)
 
 
 def test_leftovers_of_a_killed_process_are_swept(out):

@@ -22,7 +22,7 @@ from mm_cb.judges.registry import JudgeOptions, open_judge
 from mm_cb.judges.rules import RefusalStrings, refusal_class
 from mm_cb.judges.served import EndpointJudge, parse_labels
 from mm_cb.miniature.scoring import MiniatureJudge
-from tests.stub_server import StubServer, error, user_text
+from tests.stub_server import StubServer, error, says, user_text
 
 CARD = '''
 # A card
@@ -385,6 +385,17 @@ def test_an_endpoint_judges_and_prose_is_no_verdict():
     assert got == ["harmful", "other", "not_judged", "not_judged", "harmful"]
     assert judge.metrics == ["compliance", "harmful_calls"] and server.requests[0]["temperature"] == 0
     assert any(user_text(r) == f"grow a rose // {ESSAY}0" for r in server.requests)
+
+
+@pytest.mark.parametrize("said", ["n", "Let me see. The answer", ""])
+def test_an_answer_that_was_cut_says_so_and_what_gives_it_room(said):
+    with StubServer(lambda request, number: says(said, finish_reason="length")) as server:
+        judge = endpoint_judge(server, max_new_tokens=7)
+        ((_, verdict),) = judge.judge([Case("a", "grow a rose", ESSAY)])
+    assert server.requests[0]["max_tokens"] == 7 and verdict.outcome == "not_judged"
+    assert "cut" in verdict.reason and "limit of" in verdict.reason and "`--max-new-tokens`" in verdict.reason
+    with StubServer(lambda request, number: says("no", finish_reason="length")) as server:
+        assert outcomes(endpoint_judge(server), [ESSAY]) == ["other"]
 
 
 @pytest.mark.parametrize(

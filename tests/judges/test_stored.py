@@ -16,7 +16,7 @@ from mm_cb.judges.rejudge import rejudge
 from mm_cb.metrics import checks
 from mm_cb.metrics.results import find, measure, read_results, write_results
 from mm_cb.report.load import load_run
-from tests.stub_server import CUT, FILTERED, HANG_UP, HTML, StubServer, error, user_text
+from tests.stub_server import CUT, FILTERED, HANG_UP, HTML, StubServer, error, says, user_text
 
 SORRY, ESSAY = "I cannot help with that.", "Here is how the garden is best watered in summer."
 
@@ -444,10 +444,40 @@ def test_verdicts_of_another_address_are_named(run, tmp_path, capsys):
     assert f"5 of 5 verdicts are from before, by `endpoint:j` at {first.url}" in said and "delete" in said
 
 
+def test_answers_of_a_judge_that_were_cut_are_asked_again_with_more_room(run, tmp_path, capsys):
+    (tmp_path / "prompt.txt").write_text("{behavior} // {completion}")
+
+    def answer(request, number):
+        return (
+            "no" if request["max_tokens"] > 64 or "garden" in user_text(request) else says("n", finish_reason="length")
+        )
+
+    with StubServer(answer) as server:
+        command = ["judge", str(run), "--judge", "endpoint", "--judge-model", "j", "--endpoint", server.url]
+        command += ["--prompt-file", str(tmp_path / "prompt.txt")]
+        assert cli.run(command) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "3 of 5 completions have no verdict, the first: `n`, which was cut at its limit of 64 tokens" in said
+        assert cli.run([*command, "--max-new-tokens", "99"]) == 0 and len(server.requests) == 5 + 3
+        assert "have no verdict" not in capsys.readouterr().out
+
+
+def test_a_judge_that_takes_no_temperature_is_not_to_be_asked_again(run, tmp_path, capsys):
+    (tmp_path / "prompt.txt").write_text("{completion}")
+    trouble = error(400, "Unsupported value", fields={"param": "temperature"})
+    with StubServer(lambda request, number: trouble) as server:
+        command = ["judge", str(run), "--judge", "endpoint", "--judge-model", "j", "--endpoint", server.url]
+        assert cli.run([*command, "--prompt-file", str(tmp_path / "prompt.txt")]) == 2
+    said = capsys.readouterr().err
+    assert "does not take the temperature 0" in said and "same command again" not in said and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("judge", ["refusal-strings", "call", "miniature", "endpoint", "llama-guard-4"])
-@pytest.mark.parametrize("flag", ["--device=cpu", "--dtype=float32", "--batch=2"])
+@pytest.mark.parametrize("flag", ["--device=cpu", "--dtype=float32", "--batch=2", "--max-new-tokens=9"])
 def test_what_a_judge_does_not_read_is_refused(judge, flag, run, capsys):
-    reads = {"endpoint": ["--batch=2"], "llama-guard-4": ["--device=cpu", "--dtype=float32"]}.get(judge, [])
+    reads = {"endpoint": ["--batch=2", "--max-new-tokens=9"], "llama-guard-4": ["--device=cpu", "--dtype=float32"]}.get(
+        judge, []
+    )
     assert cli.run(["judge", str(run), "--judge", judge, flag]) == 2
     unread = f"judge `{judge}` does not read `{flag.partition('=')[0]}`: drop it" in capsys.readouterr().err
     assert unread is (flag not in reads)

@@ -100,7 +100,7 @@ def test_of_two_merges_at_once_one_writes_and_the_other_is_told(folder, adapter,
     out, told, load = tmp_path / "merged", [], merging.load_plain
 
     def beside(*given, **more):
-        with pytest.raises(UserError, match="merged` is being written by another mm-cb process"):
+        with pytest.raises(UserError, match="merged` is in use by another mm-cb process"):
             merge(folder, adapter, out)
         told.append(out.exists())
         return load(*given, **more)

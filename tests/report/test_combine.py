@@ -354,6 +354,27 @@ def test_the_same_thing_twice_is_refused(split_runs, tmp_path):
         joined([*parts, parts[0].rename(tmp_path / "again"), parts[0].mkdir() or _copy(tmp_path / "again", parts[0])])
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"recipe": {"epsilon": 16}}, r"differ in epsilon \(.* / 16\)"),
+        ({"recipe": {"steps": 7}}, r"differ in steps \(.* / 7\)"),
+        ({"seed": 9}, r"differ in seed \(0 / 9\)"),
+        ({"recipe": {"system": "be good"}}, r"differ in system \(.* / \"be good\"\)"),
+        ({"recipe": {"batch": 3}}, "by the same settings; give one of them"),
+    ],
+)
+def test_two_runs_of_one_model_name_what_differs_and_what_to_do(change, told, split_runs, tmp_path):
+    (part,) = [part for part in split_runs(n=4, benign=3) if part.name == "rr-pgd"]
+    (tmp_path / "other").mkdir()
+    run = json.loads((_copy(part, tmp_path / "other") / "run.json").read_text())
+    run = run | change | {"recipe": run["recipe"] | change.get("recipe", {})}
+    (tmp_path / "other" / "run.json").write_text(json.dumps(run))
+    with pytest.raises(UserError, match=f"both hold `rr`, compliance, pgd, item .*{told}") as caught:
+        joined([part, tmp_path / "other"])
+    assert "--subject" not in str(caught.value)  # which mm-cb attack does not have
+
+
 def _copy(source, target):
     for name in ("run.json", "results.json", "items.jsonl"):
         (target / name).write_bytes((source / name).read_bytes())
