@@ -112,7 +112,12 @@ def test_answers_to_popes_questions_come_in_many_layouts(record, tmp_path):
 @pytest.mark.parametrize("text", ["Sure .", '{"a": "target"', "[1] is it\n{x}", '{"role": "you are a cook"}'])
 def test_plain_text_with_braces_is_plain_text(text, tmp_path):
     (tmp_path / "t.txt").write_text(text)
-    assert read_targets(tmp_path / "t.txt") == text.split("\n") and read_system(tmp_path / "t.txt") == text
+    assert read_system(tmp_path / "t.txt") == text
+    if text.endswith("}"):  # a line in braces is no sentence to force
+        with pytest.raises(UserError, match="looks like JSON"):
+            read_targets(tmp_path / "t.txt")
+    else:
+        assert read_targets(tmp_path / "t.txt") == text.split("\n")
 
 
 def test_an_operators_text_may_be_json_that_is_no_record(tmp_path):
