@@ -360,7 +360,7 @@ def test_the_same_thing_twice_is_refused(split_runs, tmp_path):
         ({"recipe": {"epsilon": 16}}, r"differ in epsilon \(.* / 16\)"),
         ({"recipe": {"steps": 7}}, r"differ in steps \(.* / 7\)"),
         ({"seed": 9}, r"differ in seed \(0 / 9\)"),
-        ({"recipe": {"system": "be good"}}, r"differ in system \(.* / \"be good\"\)"),
+        ({"inputs": {"adapter_model.safetensors": "f" * 64}}, "differ in .*weights adapter_model.safetensors"),
         ({"recipe": {"batch": 3}}, "by the same settings; give one of them"),
     ],
 )
@@ -368,7 +368,7 @@ def test_two_runs_of_one_model_name_what_differs_and_what_to_do(change, told, sp
     (part,) = [part for part in split_runs(n=4, benign=3) if part.name == "rr-pgd"]
     (tmp_path / "other").mkdir()
     run = json.loads((_copy(part, tmp_path / "other") / "run.json").read_text())
-    run = run | change | {"recipe": run["recipe"] | change.get("recipe", {})}
+    run |= {key: run[key] | new if isinstance(new, dict) else new for key, new in change.items()}
     (tmp_path / "other" / "run.json").write_text(json.dumps(run))
     with pytest.raises(UserError, match=f"both hold `rr`, compliance, pgd, item .*{told}") as caught:
         joined([part, tmp_path / "other"])
