@@ -62,7 +62,11 @@ def build_behaviors(
     read_behaviors(built.path)
     for (source, scenario), count in sorted(built.counts.items()):
         console().print(f"{source}: {scenario}: {count}")
-    left_out = {"left out": built.missing, "left out, asked before": built.repeated}
+    left_out = {
+        "left out": built.missing,
+        "left out, asked before": built.repeated,
+        "left out, of categories that are not taken": built.others,
+    }
     for title, lines in {"wrong file names": built.renamed, **left_out}.items():
         if lines:
             console().print(f"{title}: {len(lines)}, the first:")

@@ -55,6 +55,7 @@ class Built:
         renamed: Pictures whose file name has the wrong ending or another one than the data set says.
         missing: Pictures that are not there or that no attack can start from; their behaviours were left out.
         repeated: Behaviours that ask what an earlier one asks, with the same picture; they were left out.
+        others: Behaviours of a category that the data card takes into no scenario; they were left out.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Built:
     renamed: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
 
 def build_behaviors(
@@ -113,6 +115,8 @@ def build_behaviors(
                 raise UserError(f"{request.where}: the id `{request.key}` was used at {named}; correct the data set.")
             scenario = table.get(request.category if scenarios is None else request.key)
             if scenario is None:
+                if scenarios is None:
+                    built.others.append(f"{request.where}: the category {shown(request.category)}")
                 continue
             found = _find_picture(request, built)
             if found is not None:
@@ -135,6 +139,11 @@ def build_behaviors(
             "Get or convert them, or leave their behaviours out with --skip-missing."
         )
     if not lines:
+        if built.others:
+            raise UserError(
+                f"no behaviour is left to write: {len(built.others)} are of categories that are not taken, the first "
+                f"{built.others[0]}; take them by name with --scenarios."
+            )
         raise UserError("no behaviour is left to write; are these the folders of the two data sets?")
     write_set(built.path, lines, copies)
     return built

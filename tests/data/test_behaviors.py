@@ -187,6 +187,20 @@ def test_nothing_is_written_of_a_wrong_table_and_the_corrected_one_is_built(harm
     assert len(read_behaviors(build_behaviors(folder / "out", harmbench=harmbench).path)) == 4
 
 
+def test_behaviours_of_a_category_that_is_not_taken_are_named(harmbench, folder, capsys):
+    table = harmbench / "data" / "behavior_datasets" / "harmbench_behaviors_multimodal_all.csv"
+    asked = ["data", "build", "behaviors", "--harmbench", str(harmbench), "--out"]
+    rewritten(table, SEMANTIC[0], "general_shapes")
+    assert cli.run([*asked, "one"]) == 0
+    assert "not taken: 2, the first:" in capsys.readouterr().out
+    for category in SEMANTIC[1:]:
+        rewritten(table, category, "general_shapes")
+    assert cli.run([*asked, "none"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "categories that are not taken, the first" in line and "all.csv:3: the category 'general_shapes'" in line
+    assert "--scenarios" in line and not Path("none").exists()
+
+
 def test_a_broken_file_of_an_earlier_build_is_replaced_and_a_users_own_is_not(harmbench, folder):
     path = folder / "out" / "behaviors.jsonl"
     built = build_behaviors(folder / "out", harmbench=harmbench).path.read_text()
