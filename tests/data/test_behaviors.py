@@ -197,7 +197,7 @@ def test_behaviours_of_a_category_that_is_not_taken_are_named(harmbench, folder,
         rewritten(table, category, "general_shapes")
     assert cli.run([*asked, "none"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "categories that are not taken, the first" in line and "all.csv:3: the category 'general_shapes'" in line
+    assert "categories that are not taken, the first" in line and "all.csv:2: the category 'general_shapes'" in line
     assert "--scenarios" in line and not Path("none").exists()
 
 
