@@ -62,14 +62,14 @@ def looks_like(file: Path) -> str:
             lambda name: wanted in name and not name.endswith(".json"),
         ),
         ("fetch these parts as one file", lambda name: name == f"{wanted}.index.json"),
-        ("it can run code when it is read: save it as safetensors", lambda name: name in _pickles(stem)),
+        ("it can run code when it is read: save it as safetensors", lambda name: name in _unsafe_weights(stem)),
     ):
         if found := next((name for name in names if fits(name.lower())), None):
             return f", `{found}` looks like it: {advice}"
     return ""
 
 
-def _pickles(stem: str) -> list[str]:
+def _unsafe_weights(stem: str) -> list[str]:
     return [f"{stem}.{ending}" for ending in ("bin", "pt", "pth", "ckpt")]
 
 
