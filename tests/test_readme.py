@@ -188,9 +188,7 @@ def test_every_number_of_the_readmes_table_is_a_measured_one(begins, condition):
     assert numbers(base.removesuffix(marks)) == rate(one) and numbers(n) == [one["n"]]
 
 
-@pytest.mark.parametrize(
-    ("begins", "group"), [("worst of eleven attacks, five", "all"), ("worst of eleven attacks, told", "opening")]
-)
+@pytest.mark.parametrize(("begins", "group"), [("worst of eleven: these", "all"), ("worst of five attacks", "opening")])
 def test_the_readmes_worst_cases_are_those_of_the_longest_attacks(begins, group):
     n, base, *told = cells("README.md", begins)
     assert base.endswith(" ¹")
@@ -439,6 +437,8 @@ def test_what_is_had_by_the_form_alone_is_measured():
     opened = sum(count for one, count in opened.items() if one != "pgd_form_found")
     assert f"and look for no form, got {opened} of 48 from it" in said("docs/miniature.md")
     assert f"with twice the steps {changed('pgd_form')[0]} of 12 had another content" in said("docs/miniature.md")
+    both = [one["rr", "compliance", "pgd_form", "all"]["counts"]["harmful"] for one in (PAPER, ALL)]
+    assert "`pgd_form` broke {} and {}.".format(*both) in said("README.md")
     runs = {run["name"]: run for run in json.loads((RESULTS / "form.json").read_text(encoding="utf-8"))["runs"]}
     wrong, told = runs["own_words_wrong_teacher"], said("docs/miniature.md")
     true, theirs = sum(one["true_words"] for one in wrong["answers"]), sum(wrong["teachers_words"])

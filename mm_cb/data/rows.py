@@ -180,6 +180,12 @@ def _load_folder(path: Path) -> Any:
     import datasets
 
     saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    for table in () if saved else filter(is_table, sorted(path.rglob("*"))):
+        if table.stem != "metadata":  # of pictures
+            raise UserError(
+                f"`{path}` holds the table `{table.name}`; give that file, whose every row is then checked."
+            )
+        TableRows(table)
     refuse_missing_parts(sorted(path.rglob("*-of-*")))
     try:
         with hub.silent(datasets):
@@ -187,7 +193,7 @@ def _load_folder(path: Path) -> Any:
     except Exception as error:  # whatever the reader of that file type raises
         cause = error.__cause__ or error  # "an error occurred" says nothing
         raise UserError(
-            f"`{path}` must be a folder of data files (JSON lines, Parquet, CSV) or one made by `save_to_disk`, but it "
+            f"`{path}` must be a folder of data files (JSON lines, Parquet) or one made by `save_to_disk`, but it "
             f"cannot be read as one ({type(cause).__name__}: {one_line(str(cause))[:_SHOWN]}); give the file that "
             "holds the rows, or mend the folder."
         ) from error

@@ -113,10 +113,22 @@ def test_a_broken_record_is_an_error_of_its_own_row(folder):
             rows[index]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "deeper/b.tsv", "C.CSV"])
+def test_a_table_in_a_folder_is_asked_for_by_name(name, tmp_path):
+    """The library that reads folders cuts rows with a comma too many in silence."""
+    table = tmp_path / "rows" / name
+    table.parent.mkdir(parents=True)
+    table.write_text("prompt,output\nTell me, please,sure\n")
+    with pytest.raises(UserError, match=f"holds the table `{table.name}`; give that file"):
+        open_rows(tmp_path / "rows")
+    table.rename(table.with_name("metadata.csv"))
+    with pytest.raises(UserError, match="metadata.csv:2: the header has"):
+        open_rows(tmp_path / "rows")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.csv", b'a,b\n1,2,3,4\n"x', "Error tokenizing data"),
         ("a.jsonl", b'{"a": ', "JSON parse error"),
         ("a.parquet", b"PAR1", "ArrowInvalid"),
         ("a.md", b"words", "DataFilesNotFoundError"),
