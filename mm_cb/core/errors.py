@@ -77,8 +77,8 @@ def _last(name: str) -> str:
 def nearest(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The valid name that ``name`` stands for or looks most like, or None if none is as alike as ``cutoff`` (0..1)."""
     valid = list(valid)
-    for one in called(name, valid):
-        return one
+    if stands_for := called(name, valid):
+        return stands_for[0]
     by_lower = {candidate.lower(): candidate for candidate in valid}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[close[0]] if close else None
