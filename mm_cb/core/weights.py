@@ -1,6 +1,7 @@
 """Weight files looked at before they are read: whole, or what was fetched in their place."""
 
 import json
+import os
 from pathlib import Path
 
 from mm_cb.core.errors import UserError
@@ -46,6 +47,10 @@ def refuse_cut(file: Path) -> None:
 
 def zeros_at_end(file: Path) -> str:
     """How many bytes of a file, from its end, are zeros, in words; nothing where they are fewer than a page."""
+    with file.open("rb") as opened:
+        opened.seek(-min(_PAGE, file.stat().st_size), os.SEEK_END)
+        last = opened.read()
+    if len(last) < _PAGE or any(last):  # so it is as a rule, and the rest is not read
+        return ""
     content = file.read_bytes()
-    zeros = len(content) - len(content.rstrip(b"\0"))
-    return f"{zeros:,} bytes of zeros" if zeros >= _PAGE else ""
+    return f"{len(content) - len(content.rstrip(bytes(1))):,} bytes of zeros"
