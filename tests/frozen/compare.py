@@ -18,7 +18,7 @@ from mm_cb.metrics.table import WORST_GIVEN
 IGNORED_KEYS = {"versions", "git", "hardware", "started", "ended", "resumed", "seconds", "schema", "seal", "files"}
 """When, where and how fast something ran, and how it is sealed. Paths are compared: all of them are relative."""
 ADDED_KEYS = {"worst_case", "prefilled", "in_worst_case", "labels", "loss", "loss_settings", "fiction"}
-ADDED_KEYS |= {"given", "knows_breaker", "settles", "target_outcome", "at_limit", "address", "matched"}
+ADDED_KEYS |= {"given", "knows_breaker", "settles", "target_outcome", "at_limit", "address", "matched", "run", "checks"}
 ADDED_KEYS |= {
     "retain",
     "retain_scale",
