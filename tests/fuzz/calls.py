@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -443,10 +444,21 @@ def described(folder: Path) -> None:
     load_processor(folder / "m", config)
 
 
-def adapter(folder: Path) -> None:
-    from mm_cb.models import load_model
+_BASE: list[Any] = []
+"""A whole model, read once."""
 
-    load_model(str(folder / "m"), adapter=str(folder / "a"))
+
+def adapter(folder: Path) -> None:
+    """An adapter on a model that is whole."""
+    from mm_cb.models import load_model, loading
+
+    def base(*told: Any, read: Callable[..., Any] = loading._read) -> Any:
+        if not _BASE:
+            _BASE.append(read(*told))
+        return copy.deepcopy(_BASE[0])
+
+    with mock.patch.object(loading, "_read", base):
+        load_model(str(folder / "m"), adapter=str(folder / "a"))
 
 
 def build(folder: Path) -> None:
