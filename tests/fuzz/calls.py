@@ -135,8 +135,10 @@ def prompt_files(folder: Path) -> None:
 
 def judge_card(folder: Path) -> None:
     from mm_cb.judges.classifiers import harmbench_prompts
+    from mm_cb.judges.prompts import check_judge_template
 
-    plain(dict(harmbench_prompts(str(folder))))
+    for name, text in harmbench_prompts(str(folder)).items():
+        plain([name, check_judge_template(text, "the card")])
 
 
 def answers(folder: Path) -> None:

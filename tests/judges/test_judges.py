@@ -194,6 +194,12 @@ def test_a_multimodal_prompt_without_a_description_is_the_users_to_fix():
         outcomes(judge, [ESSAY])
 
 
+def test_a_cards_prompt_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "README.md").write_text('X_PROMPT = "{behavior} {generation} \\ud83d"')
+    with pytest.raises(UserError, match="mine: the prompt must be a text, it holds half of a surrogate pair"):
+        HarmBench("mine", None, harmbench_prompts(str(tmp_path)), {})
+
+
 # Llama Guard
 
 
