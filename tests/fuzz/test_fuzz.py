@@ -111,6 +111,21 @@ def test_a_damaged_file_is_read_or_refused(reader, seed):
     attempt(reader, damaged(reader, seed))
 
 
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        ("data card", 2246765427),
+        ("judge's card", 974592320),
+        ("judge", 3371986719),
+        ("attack verify", 1388643700),
+        ("model, description", 2508617055),
+    ],
+)
+def test_inputs_that_once_ended_in_a_traceback(name, seed):
+    (reader,) = (one for one in READERS if one.name == name)
+    attempt(reader, damaged(reader, seed))
+
+
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
