@@ -131,6 +131,8 @@ def _read(folder: Path) -> _StatedRun:
     if other := run.configs.keys() ^ {item["condition"] for item in run.items}:
         raise UserError(f"`{path}` and run.json must hold the same attacks, see {min(other)}. {AGAIN}")
     for item in run.items:
+        if item["id"] not in run.asked:
+            raise UserError(f"`{path}`: {_who(item)} is of no behaviour of behaviors.jsonl. {AGAIN}")
         worst = min(item["candidates"] or (), key=rank)
         if any(item.get(key) != worst.get(key) for key in ("outcome", "completion", "image", "loss")):
             raise UserError(f"`{path}`: {_who(item)} must be the worst of its candidates, it is another. {AGAIN}")

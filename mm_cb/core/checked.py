@@ -88,7 +88,7 @@ def made(content: object, kind: type[T], where: str) -> T:
         UserError: As `checked`.
     """
     held = cast("Mapping[str, Any]", checked(content, kind, where))
-    known = {key: held[key] for key in typing.get_type_hints(kind) if key in held}
+    known = {key: held[key] for key in _fields(cast("Any", kind))[0] if key in held}
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
 
 

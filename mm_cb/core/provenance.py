@@ -1,5 +1,6 @@
 """What a run was made with: package versions, code revision, machine."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -23,6 +24,7 @@ _PACKAGES = (
 )
 
 
+@functools.cache
 def package_versions() -> dict[str, str | None]:
     """Versions of Python, of mm-cb and of the packages that decide numbers; None for one that is not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version(), "mm-cb": mm_cb.__version__}
@@ -34,6 +36,7 @@ def package_versions() -> dict[str, str | None]:
     return versions
 
 
+@functools.cache
 def git_revision() -> str | None:
     """Commit of the checkout that this package runs from, with ``+changes`` when files differ from it; else None."""
     root = Path(mm_cb.__file__).resolve().parent.parent

@@ -265,6 +265,20 @@ class Code(TypedDict, total=False):
     """Commit, with ``+changes`` when files differ from it; None outside a checkout."""
 
 
+class _Steps(TypedDict, total=False):
+    steps: int | None
+
+
+class RecipeParts(TypedDict, total=False):
+    """What of a run's recipe is looked into, whichever command's it is; all else in it may be anything."""
+
+    runs: list[dict[str, Any]]
+    options: _Steps | None
+    rerouting: dict[str, Any] | None
+    annealing: dict[str, Any] | None
+    steps: int | None
+
+
 class Resumption(Code, total=False):
     """When a run was gone on with, and the code if it had changed."""
 

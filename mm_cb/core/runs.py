@@ -33,7 +33,7 @@ from mm_cb.core.hub import Repository
 from mm_cb.core.paths import safe_id
 from mm_cb.core.places import refuse_inside_run, same_inputs, same_place, written_here
 from mm_cb.core.reading import TextFault, decode, file_bytes, loads
-from mm_cb.core.records import Code, RecipeFields, Resumption, Run
+from mm_cb.core.records import Code, RecipeFields, RecipeParts, Resumption, Run
 from mm_cb.core.seal import changed, refuse_changed, seal_of, sealed
 
 __all__ = [
@@ -90,6 +90,7 @@ def read_run(path: Path) -> Run:
         place = f":{e.line}" if isinstance(e, TextFault) else ""
         raise UserError(f"`{file}{place}` cannot be read ({e}); delete it and start the run in a new directory.") from e
     run = checked(content, Run, f"`{file}`")
+    checked(run["recipe"], RecipeParts, f"`{file}`: `recipe`")
     if (schema := run.get("schema", UNSEALED)) not in (UNSEALED, SEALED, SCHEMA):
         raise UserError(
             f"`{file}` must have schema {SCHEMA}, got {schema!s:.20}: open it with the version of mm-cb that made it."

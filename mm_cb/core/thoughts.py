@@ -148,6 +148,11 @@ def ends_at_limit(completion: Any) -> bool:
     return isinstance(completion, AnswerText) and completion.at_limit
 
 
+def first_line_cut(completion: Any) -> bool:
+    """Whether a completion's limit came before its first line had ended: what stands there may begin another word."""
+    return ends_at_limit(completion) and "\n" not in completion.lstrip()
+
+
 def ending_as(text: str, said: str) -> str:
     """A text that what was said ends; where that ends at its limit, so does this."""
     return AnswerText(text, at_limit=True) if ends_at_limit(said) else text

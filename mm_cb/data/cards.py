@@ -100,7 +100,7 @@ def whereabouts(card: Card) -> tuple[bool, str]:
     if found := hub_files(card):
         return True, f"in the hub's cache ({len(found)} files of {card.hub}, {card.split})"
     saved = data_home() / card.name
-    if card.hub is not None and saved.is_dir():
+    if card.hub is not None and os.path.isdir(saved):  # a name that is too long for a file is none
         return True, str(saved)
     absent = [file for file in card.files if local_file(card, file) is None]
     if card.files and not absent:

@@ -186,20 +186,29 @@ def path_inside(folder: Path, name: Any, *, links: bool = False, what: str = "`i
     """
     if not isinstance(name, str) or not name or reading.unfit(name):
         raise ValueError(f"{what} must be a path or null, got {reading.shown(name)}")
-    root = Path(os.path.abspath(folder))
-    if (no_path := _no_path(name)) and not os.path.lexists(root / name):
+    root = os.path.abspath(folder)
+    if (no_path := _no_path(name)) and not os.path.lexists(os.path.join(root, name)):
         raise ValueError(f"{what} must be the path of a file, got {reading.shown(name)}, {no_path}")
-    path = Path(os.path.normpath(root / name))
-    if not path.is_relative_to(root):
+    path = os.path.normpath(os.path.join(root, name))
+    if not f"{path}{os.sep}".startswith(os.path.join(root, "")):
         raise ValueError(f"{what} must lie inside `{folder}`, got {reading.shown(name)}")
-    if not links and not Path(os.path.realpath(path)).is_relative_to(_real_root(root)):
+    if not links and _has_link(root, path) and not Path(os.path.realpath(path)).is_relative_to(_real_root(Path(root))):
         raise ValueError(f"{what} must lie inside `{folder}`, but {reading.shown(name)} {_LINK}")
     try:
         os.lstat(path)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ValueError(f"{what} must be a path, got {reading.shown(name)}, too long for a file's name") from error
-    return path
+    return Path(path)
+
+
+def _has_link(root: str, path: str) -> bool:
+    """Whether a step of a path below its root is a link: one without stays inside."""
+    while path != root:
+        if os.path.islink(path):
+            return True
+        path = os.path.dirname(path)
+    return False
 
 
 def _no_path(name: str) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import text_sha256
 from mm_cb.core.records import Message
+from mm_cb.core.thoughts import first_line_cut
 from mm_cb.judges.base import NOT_JUDGED, Case, Verdict, with_degenerate
 from mm_cb.judges.local import LanguageModel
 from mm_cb.judges.prompts import card_prompts, check_judge_template, fill, read_card
@@ -173,7 +174,7 @@ class LlamaGuard:
 
 def parse_guard(text: str) -> Verdict:
     r"""Read a Guard's answer: ``"\n\nunsafe\nS2,S9"`` is harmful; prose is no verdict."""
-    lines = text.strip().splitlines()
+    lines = [] if first_line_cut(text) else text.strip().splitlines()
     outcome = {"safe": "other", "unsafe": "harmful"}.get(lines[0].strip().lower() if lines else "", NOT_JUDGED)
     return Verdict(outcome, None, text.strip())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError
-from mm_cb.core.reading import file_bytes, plain_lines, read_plain
+from mm_cb.core.reading import file_bytes, plain_lines, read_plain, unfit
 from mm_cb.core.slots import refuse_other_braces
 
 CARD = "README.md"
@@ -89,8 +89,10 @@ def check_judge_template(template: str, where: str) -> str:
     """The template, if its fields can be filled.
 
     Raises:
-        UserError: If it names an unknown field, or no completion, or doubles its braces.
+        UserError: If it names an unknown field, or no completion, doubles its braces, or is no text.
     """
+    if why := unfit(template):
+        raise UserError(f"{where}: the prompt must be a text, {why}; give `--prompt-file`.")
     refuse_other_braces(template, _FIELDS, f"{where}: the prompt")
     fields = set(_FIELD.findall(template))
     if unknown := sorted(fields - _FIELDS.keys()):

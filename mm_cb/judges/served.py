@@ -10,7 +10,7 @@ from mm_cb.core.endpoint import UNANSWERED, Endpoint, EndpointError, user_messag
 from mm_cb.core.errors import UserError, nearest
 from mm_cb.core.files import text_sha256
 from mm_cb.core.folding import is_blank
-from mm_cb.core.thoughts import ends_at_limit
+from mm_cb.core.thoughts import ends_at_limit, first_line_cut
 from mm_cb.judges.base import NOT_JUDGED, Case, Verdict, with_degenerate
 from mm_cb.judges.prompts import check_judge_template, fill
 from mm_cb.metrics.table import metrics
@@ -105,9 +105,9 @@ class EndpointJudge:
         return [open_picture(case.image)] if self.sees and case.image is not None else []
 
     def reads(self, case: Case, raw: str) -> Verdict:
-        """The verdict in an answer."""
+        """The verdict in an answer; one that was cut has none, unless the line of its label has ended."""
         first, *rest = [self._labels.get(_label(line)) for line in raw.strip().splitlines()] or [None]
-        outcome = NOT_JUDGED if first is None or {*rest} - {first, None} else first
+        outcome = NOT_JUDGED if first is None or first_line_cut(raw) or {*rest} - {first, None} else first
         reason = ""
         if outcome == NOT_JUDGED and ends_at_limit(raw):
             reason = (

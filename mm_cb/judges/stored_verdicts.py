@@ -193,8 +193,8 @@ def _refuse_contradictions(path: Path, judge: Judge, cases: Mapping[str, Case]) 
         if case is None or not isinstance(raw, str) or line.get("outcome") == NOT_JUDGED:
             continue
         again = read_again(case, raw)
-        said = {again.outcome, line.get("outcome")}
-        same = len(said) == 1 or "gibberish" in said
+        said = (again.outcome, line.get("outcome"))
+        same = said[0] == said[1] or "gibberish" in said
         if not same or (again.score is None) is not (line.get("score") is None):
             raise UserError(
                 f"{path}:{number} says {shown(line.get('outcome'))}, score {shown(line.get('score'))} (item "

@@ -360,7 +360,7 @@ def _whole(value: Any) -> TypeGuard[int]:
 
 
 def _real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mm_cb.core.compatibility import counts_in_worst_case
 from mm_cb.core.records import Item
-from mm_cb.data.pictures import file_inside
+from mm_cb.data.pictures import PictureError, file_inside, open_picture
 from mm_cb.metrics.observations import worst_candidate
 from mm_cb.report.labels import is_breaker
 
@@ -192,17 +192,15 @@ def amplified_difference(attacked: np.ndarray, clean: np.ndarray) -> np.ndarray 
 
 
 def read_picture(folder: Path, name: str | None) -> np.ndarray | None:
-    """Pixels of a picture inside the run directory, shape (H, W, 3); None when it is not there or not a picture."""
-    from image_attacks import ImageFileError, png_levels
-
+    """Pixels of a picture inside the run directory, shape (H, W, 3), as every command shows them; None without one."""
     path = file_inside(folder, name)
     if path is None:
         return None
     try:
-        levels = png_levels(path.read_bytes(), str(path))
-    except (OSError, ValueError, ImageFileError):
+        image = open_picture(path)
+    except PictureError:
         return None
-    return None if levels.shape[0] * levels.shape[1] > _LARGEST_PIXELS else levels
+    return None if image.width * image.height > _LARGEST_PIXELS else np.asarray(image)
 
 
 def embedded_picture(pixels: np.ndarray | None, at_most: int | None = None) -> ShownPicture | None:

@@ -131,9 +131,10 @@ def checks_called(checks: Iterable[Check]) -> list[Check]:
         {
             **check,
             "name": re.sub(r"^[\w+-]+(?=: )", lambda found: subject_label(found[0]), check["name"]),
-            "value": named.sub(lambda found: known[found[0]], check["value"]),
+            "value": named.sub(lambda found: known[found[0]], value) if isinstance(value, str) else value,
         }
         for check in checks
+        for value in [check["value"]]  # a number, perhaps, in a benchmark of the user's
     ]
 
 

@@ -12,7 +12,7 @@ from mm_cb.benchmarks.llava_wild.questions import protocol, read_questions
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import read_jsonl, write_jsonl
 from mm_cb.metrics.results import find, read_results
-from tests.stub_server import CUT, FILTERED, HTML, StubServer, error, user_text
+from tests.stub_server import CUT, FILTERED, HTML, StubServer, error, says, user_text
 
 
 @pytest.fixture(autouse=True)
@@ -111,11 +111,11 @@ def test_both_orders_and_several_runs_are_pooled_and_shown_apart(benchmark):
 def test_what_could_make_a_score_lie_stands_beside_it(benchmark, capsys):
     silent, refused = ("1", "4"), "3"
 
-    def says(request, number):
+    def answer(request, number):
         asked = user_text(request).split("question ")[1][0]
         return error(400, "no") if asked == refused else "" if asked in silent else "an answer"
 
-    with StubServer(says) as model, StubServer(lambda request, number: "8 4") as judge:
+    with StubServer(answer) as model, StubServer(lambda request, number: "8 4") as judge:
         assert run(model, judge, benchmark, "--orders", "both") == 0
         assert run(model, judge, benchmark, "--orders", "both") == 0
         assert len(judge.requests) == 10 and results(benchmark)("strict").counts["unscored"] == 1
@@ -171,6 +171,15 @@ def test_a_mended_judge_is_asked_for_what_could_not_be_read_alone(trouble, bench
         assert len(judge.requests) - before == 5 and len(model.requests) == 6
         assert run(model, judge, benchmark) == 0 and len(judge.requests) - before == 5
     assert results(benchmark)("official").value == 75.0
+
+
+@pytest.mark.parametrize(("said", "status"), [("8 1", 2), ("8 1\nBoth an", 0)])
+def test_scores_count_at_the_limit_where_their_line_has_ended(said, status, benchmark, capsys):
+    """``8 1`` may be the beginning of ``8 10``."""
+    with StubServer(answers) as model, StubServer(lambda request, number: says(said, finish_reason="length")) as judge:
+        assert run(model, judge, benchmark) == status
+    assert ("cut at its limit of 1024 tokens" in capsys.readouterr().err) is (status == 2)
+    assert results(benchmark)("official").value == (None if status else 12.5)
 
 
 def test_unreadable_judgements_of_an_earlier_version_are_asked_for_again(benchmark):

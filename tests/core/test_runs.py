@@ -226,6 +226,23 @@ def test_a_run_of_another_schema_is_refused_by_name(out, schema):
         read_run(out)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "named"),
+    [
+        ({"runs": [0.5]}, r"`runs\[0\]` must be an object, got 0\.5"),
+        ({"options": [1]}, "`options` must be an object or null"),
+        ({"options": {"steps": "many"}}, r"`options\.steps` must be a whole number"),
+        ({"steps": "9"}, "`steps` must be a whole number or null"),
+    ],
+)
+def test_a_recipe_whose_parts_nobody_wrote_is_named(recipe, named, out):
+    with RunDirectory(out, "attack", RECIPE, 0):
+        pass
+    write_json(out / "run.json", {**read_run(out), "recipe": recipe})
+    with pytest.raises(UserError, match=rf"run\.json`: `recipe`: {named}"):
+        read_run(out)
+
+
 def test_what_is_no_run_directory_is_told_as_what_it_is(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()

@@ -40,6 +40,7 @@ from mm_cb.data.sources import Source
 from mm_cb.judges.base import Case
 from mm_cb.judges.served import EndpointJudge
 from mm_cb.models.chat import chat
+from mm_cb.report.gallery import read_picture
 from tests.benchmarks import mmmu_stand_in
 from tests.data.conftest import read_examples
 from tests.image_attacks.test_image_files import encoded, png
@@ -298,12 +299,16 @@ READERS = {reader.__name__: reader for reader in (*FILES, *CELLS)} | {
 }
 
 
-@pytest.mark.parametrize("reader", READERS)
+def report(folder, data):
+    return Image.fromarray(read_picture(folder, file_of(folder, data).name))
+
+
+@pytest.mark.parametrize("reader", [*READERS, "report"])
 def test_every_command_shows_the_same_pixels(reader, tmp_path):
     for number, (kind, (data, expected)) in enumerate(KINDS.items()):
         folder = tmp_path / str(number)
         folder.mkdir()
-        image = READERS[reader](folder, data)
+        image = {**READERS, "report": report}[reader](folder, data)
         assert image.mode == "RGB" and np.array_equal(np.array(image), expected), kind
 
 
@@ -318,6 +323,11 @@ def test_every_command_refuses_the_same_files_in_one_line(reader, tmp_path):
         assert reason in line and len(line) < 600 and "\\x" not in line, f"{kind}: {line}"
         if READERS[reader] in FILES:
             assert str(folder) in line and "p.png" in line, f"{kind}: {line}"
+
+
+def test_a_page_lacks_what_every_command_refuses(tmp_path):
+    for kind, (data, _) in REFUSED.items():
+        assert read_picture(tmp_path, file_of(tmp_path, data).name) is None, kind
 
 
 @pytest.mark.parametrize(("reader", "place"), [("attack", "b.jsonl:1"), ("pope", ".json:1"), ("over_refusal", ":1")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -134,8 +135,10 @@ def prompt_files(folder: Path) -> None:
 
 def judge_card(folder: Path) -> None:
     from mm_cb.judges.classifiers import harmbench_prompts
+    from mm_cb.judges.prompts import check_judge_template
 
-    plain(dict(harmbench_prompts(str(folder))))
+    for name, text in harmbench_prompts(str(folder)).items():
+        plain([name, check_judge_template(text, "the card")])
 
 
 def answers(folder: Path) -> None:
@@ -443,10 +446,21 @@ def described(folder: Path) -> None:
     load_processor(folder / "m", config)
 
 
-def adapter(folder: Path) -> None:
-    from mm_cb.models import load_model
+_BASE: list[Any] = []
+"""A whole model, read once."""
 
-    load_model(str(folder / "m"), adapter=str(folder / "a"))
+
+def adapter(folder: Path) -> None:
+    """An adapter on a model that is whole."""
+    from mm_cb.models import load_model, loading
+
+    def base(*told: Any, read: Callable[..., Any] = loading._read) -> Any:
+        if not _BASE:
+            _BASE.append(read(*told))
+        return copy.deepcopy(_BASE[0])
+
+    with mock.patch.object(loading, "_read", base):
+        load_model(str(folder / "m"), adapter=str(folder / "a"))
 
 
 def build(folder: Path) -> None:

@@ -12,6 +12,7 @@ from mm_cb.benchmarks.llava_wild.judging import read_own_rule
 from mm_cb.cli.options import read_system
 from mm_cb.core.endpoint import Endpoint, EndpointError
 from mm_cb.core.errors import UserError
+from mm_cb.core.thoughts import AnswerText
 from mm_cb.data.built_calls import CallRecipe
 from mm_cb.data.pairs import PairRecipe
 from mm_cb.judges import Case
@@ -193,6 +194,12 @@ def test_a_multimodal_prompt_without_a_description_is_the_users_to_fix():
         outcomes(judge, [ESSAY])
 
 
+def test_a_cards_prompt_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "README.md").write_text('X_PROMPT = "{behavior} {generation} \\ud83d"')
+    with pytest.raises(UserError, match="mine: the prompt must be a text, it holds half of a surrogate pair"):
+        HarmBench("mine", None, harmbench_prompts(str(tmp_path)), {})
+
+
 # Llama Guard
 
 
@@ -210,6 +217,11 @@ def test_a_multimodal_prompt_without_a_description_is_the_users_to_fix():
 def test_guard_answers(text, outcome):
     verdict = parse_guard(text)
     assert (verdict.outcome, verdict.raw) == (outcome, text.strip())
+
+
+@pytest.mark.parametrize(("text", "outcome"), [("\n\nsafe", "not_judged"), ("\n\nunsafe\nS", "harmful")])
+def test_a_guards_word_counts_at_the_limit_where_its_line_has_ended(text, outcome):
+    assert parse_guard(AnswerText(text, at_limit=True)).outcome == outcome
 
 
 def test_guard_sees_the_exchange_and_the_picture(tmp_path):
@@ -394,8 +406,22 @@ def test_an_answer_that_was_cut_says_so_and_what_gives_it_room(said):
         ((_, verdict),) = judge.judge([Case("a", "grow a rose", ESSAY)])
     assert server.requests[0]["max_tokens"] == 7 and verdict.outcome == "not_judged"
     assert "cut" in verdict.reason and "limit of" in verdict.reason and "`--max-new-tokens`" in verdict.reason
-    with StubServer(lambda request, number: says("no", finish_reason="length")) as server:
-        assert outcomes(endpoint_judge(server), [ESSAY]) == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome"),
+    [
+        ("yes", "not_judged"),  # "yesterday ...", perhaps, or "yes and no"
+        ("\n **No.**", "not_judged"),
+        ("no\n", "other"),
+        ("\nno\nbecause it is fi", "other"),
+        ("no\nyes", "not_judged"),
+    ],
+)
+def test_a_label_counts_at_the_limit_where_its_line_has_ended(said, outcome):
+    with StubServer(lambda request, number: says(said, finish_reason="length")) as server:
+        ((_, verdict),) = endpoint_judge(server).judge([Case("a", "grow a rose", ESSAY)])
+    assert verdict.outcome == outcome and ("was cut at its limit" in verdict.reason) is (outcome == "not_judged")
 
 
 @pytest.mark.parametrize(

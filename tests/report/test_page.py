@@ -205,6 +205,11 @@ def test_failed_check_reads_no_claim(make_run, tmp_path):
     assert "The circuit breaker lowered" not in text
 
 
+def test_a_check_of_the_users_may_hold_a_number(make_run, tmp_path):
+    checks = [{"name": "mine: rounds", "passed": False, "value": 42.5, "expected": 80, "why": "Too few."}]
+    assert "42.5, expected 80" in words(report(make_run(n=4, checks=checks), tmp_path))
+
+
 def test_no_number_is_parted_from_its_percent_sign(make_run, tmp_path):
     assert re.search(r"\d %", report(make_run(n=4), tmp_path)) is None
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, Required, TypedDict
 
 from mm_cb.benchmarks.llava_wild.questions import WildQuestion, protocol
 from mm_cb.benchmarks.llava_wild.reviews import CATEGORIES, SWAPPED, Review, parse_scores
+from mm_cb.core.chat_replies import unread
 from mm_cb.core.checked import read_records
 from mm_cb.core.endpoint import UNANSWERED, Endpoint, EndpointFailure
 from mm_cb.core.errors import UserError
@@ -18,6 +19,7 @@ from mm_cb.core.progress import Progress
 from mm_cb.core.reading import file_bytes, read_plain
 from mm_cb.core.records import Message
 from mm_cb.core.runs import append_jsonl, write_jsonl
+from mm_cb.core.thoughts import first_line_cut
 
 ORDERS = ("reference_first", SWAPPED)
 UNREADABLE = "unreadable.jsonl"
@@ -189,6 +191,9 @@ def judge_answers(
         record: Judgement = {"key": key, "content": content if isinstance(content, str) else None}
         if not isinstance(content, str):
             record["refused"] = content.reason
+        elif first_line_cut(content):  # `8 1` may be the beginning of `8 10`
+            limit = protocol()["judge_max_tokens"]
+            record |= {"content": None, "refused": f"{unread(content)}, which was cut at its limit of {limit} tokens"}
         if readable(record):
             append_jsonl(store, record)
             done[key] = record
