@@ -1,11 +1,11 @@
 """At which step does rerouting get away from its start, by the default settings, for states of any length?
 
-``python scripts/benchmarks/escape.py [--real FOLDER] [--out results/escape.json]`` trains tiny random models whose
-states are 1, 10, 100 and 300 long, the miniature (its blocks, target and masks as in the paper, its own rows), and with
-``--real`` the model of ``mm-cb demo --real`` in the folder that it was
-converted into, each for at most 30 steps of a schedule of 150, and prints the first step after which the cosine of
-held-out circuit-breaker rows is below 0.9. Returns 1 if one never is, or the tiny models are more than a factor of 2
-apart.
+``python scripts/benchmarks/escape.py [--real FOLDER] [--runs RUN ...] [--out results/escape.json]`` trains tiny random
+models whose states are 1, 10, 100 and 300 long, the miniature (its blocks, target and masks as in the paper, its own
+rows), and with ``--real`` the model of ``mm-cb demo --real`` in the folder that it was converted into, each for at most
+30 steps of a schedule of 150, and prints the first step after which the cosine of held-out circuit-breaker rows is
+below 0.9. Returns 1 if one never is, or the tiny models are more than a factor of 2 apart. ``--runs``: the same of
+whole runs of ``mm-cb train``, which may never get away.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def main() -> int:
     """Train and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--real", type=Path)
+    parser.add_argument("--runs", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     found = [tiny(length) for length in LENGTHS]
@@ -46,6 +47,7 @@ def main() -> int:
     if options.real:
         found.append(real(options.real))
     held = held and all(one["step"] is not None for one in found)
+    found += [told(run.name, run) for run in options.runs]
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
     return 0 if held else 1
@@ -81,7 +83,7 @@ def told(name: str, folder: Path) -> dict[str, Any]:
     step = next((line["step"] for line in measured if line["held_out_circuit_breaker_cosine"] < 0.9), None)
     lengths = {key: value for key, value in lines[0].items() if key.startswith("start_norm_")}
     last = {key: measured[-1][key] for key in ("held_out_circuit_breaker_cosine", "held_out_retain_cosine")}
-    found = {"model": name, "step": step, **lengths, **last}
+    found = {"model": name, "step": step, "last": measured[-1]["step"], **lengths, **last}
     print(json.dumps(found), flush=True)
     return found
 
