@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,14 @@ def test_the_request_that_is_shown_has_no_word_that_the_miniature_does_not_know(
     tokenizer = load_model("miniature").processor.tokenizer
     for text in (json.loads(shown)[key] for key in ("prompt", "target")):
         assert tokenizer.unk_token_id not in tokenizer(text).input_ids
+
+
+def test_the_lines_for_a_model_of_text_alone_are_those_without_a_picture(checkout):
+    commands = re.findall(r"^grep .*$", PAGE, flags=re.MULTILINE)
+    for command in commands:
+        subprocess.run(["bash", "-c", command], cwd=checkout, check=True)
+        source, made = (checkout / name for name in re.findall(r"\S+\.jsonl", command))
+        every = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+        kept = [json.loads(line) for line in made.read_text(encoding="utf-8").splitlines()]
+        assert kept == [one for one in every if not one.get("image")] and 0 < len(kept) < len(every)
+    assert len(commands) == 2

@@ -1,14 +1,18 @@
 """No page says a measurement that no test holds: what tests/test_readme.py finds on a page is struck out of it."""
 
 import inspect
+import io
 import re
 import runpy
 import tempfile
 from functools import cache
 
 import pytest
+from rich.console import Console
 
+from mm_cb.metrics.results import read_results
 from mm_cb.models.known import known_config
+from mm_cb.report import print_table
 from mm_cb.training.planning.plan import make_plan
 from mm_cb.training.recipes.recipe import load_recipe
 from tests import test_readme as pages
@@ -16,6 +20,7 @@ from tests import test_readme as pages
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _UNITS = "GB|MB|TFLOPs|nats|points|minutes|hours|seconds|dollars|times"
 MEASURED = re.compile(rf"{_NUMBER} of {_NUMBER}|{_NUMBER} ?(?:%|(?:{_UNITS})\b)|(?<=\| )[+−-]?\d+\.\d+(?= )")
+PRINTED = re.compile(rf"[+−-]?\d+\.\d+|{MEASURED.pattern}")
 NO_MEASUREMENTS = {
     "README.md": ["| attack success rate, % [95 % interval] |"],
     "docs/agents.md": ["a breaker that babbles has 100 % by the official rule"],
@@ -149,9 +154,30 @@ def hours(step, gpus=64):
     )
 
 
+@cache
+def table_of_the_demo():
+    """What the demo printed, a line at a time, on a terminal that is wide enough for its intervals."""
+    shown = io.StringIO()
+    print_table(read_results(pages.RESULTS / "miniature_demo.json"), Console(file=shown, width=130))
+    return [" ".join(line.split()) for line in shown.getvalue().splitlines()]
+
+
+def row_of_the_demo(begins):
+    (line,) = [line for line in table_of_the_demo() if line.startswith(begins)]
+    return line
+
+
+def minutes_of_the_demo():
+    told = re.search(r"miniature_demo\.json\).*; (\d+) min \d+ s with its packages", pages.said("results/README.md"))
+    return f"# about {told[1]} minutes on 2 cores, packages included"
+
+
 @pytest.mark.parametrize(
     ("page", "sentence"),
     [
+        ("README.md", minutes_of_the_demo),
+        *(("README.md", lambda row=row: f"# {row_of_the_demo(row)}") for row in ("n base", "PGD 48", "worst of all")),
+        ("README.md", lambda: f"# {row_of_the_demo('worst, opening only')}"),
         ("docs/metrics.md", lambda: "0 of 48 is {} [{}, {}] %".format(*pages.share(0, 48))),
         ("docs/miniature.md", first_facts_again),
         ("docs/miniature.md", lambda: f"it cost whole descriptions, {descriptions('rr')} for"),
@@ -168,21 +194,37 @@ def test_what_a_page_says_in_words_is_counted(page, sentence):
     assert sentence() in pages.said(page)
 
 
+def comments(page):
+    """What the code blocks of a page say behind a ``#``: what a command costs and prints. All else in them is typed."""
+    blocks = re.findall(r"^```.*?^```", pages.text_of(pages.ROOT / page), flags=re.DOTALL | re.MULTILINE)
+    return " ".join(" ".join(re.findall(r"(?<!\S)#.*", block)) for block in blocks)
+
+
+def loose(page, text, numbers, known):
+    """The numbers of a text, with what stands around each, that stand in nothing known."""
+    text = " ".join(text.replace("**", "").split())
+    spans = [place.span() for some in known for place in re.finditer(re.escape(some), text)]
+    return [
+        f"{page}: {text[max(0, m.start() - 50) : m.end() + 30]}"
+        for m in numbers.finditer(text)
+        if not any(start <= m.start() and m.end() <= end for start, end in spans)
+    ]
+
+
 def test_every_measurement_of_a_page_is_held(held):
-    loose = []
+    found = []
     for page in map(pages.name_of, pages.PAGES):
-        text = re.sub(r"^```.*?^```", "", pages.text_of(pages.ROOT / page), flags=re.DOTALL | re.MULTILINE)
-        text = re.sub(r"\s+", " ", text.replace("**", ""))
-        for some in NO_MEASUREMENTS.get(page, ()):
-            assert some in text, f"{page} says no longer: {some}"
-        known = [
-            place.span()
-            for some in (*held.get(page, ()), *NO_MEASUREMENTS.get(page, ()))
-            for place in re.finditer(re.escape(some), text)
-        ]
-        loose += [
-            f"{page}: {text[max(0, m.start() - 50) : m.end() + 30]}"
-            for m in MEASURED.finditer(text)
-            if not any(start <= m.start() and m.end() <= end for start, end in known)
-        ]
-    assert not loose, "\n".join(loose)
+        text, settings = pages.text_of(pages.ROOT / page), NO_MEASUREMENTS.get(page, ())
+        for some in settings:
+            assert some in " ".join(text.replace("**", "").split()), f"{page} says no longer: {some}"
+        known = (*held.get(page, ()), *settings)
+        found += loose(page, text, MEASURED, known) + loose(page, comments(page), PRINTED, known)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("said", ["# 4.5 minutes on two cores", "# PGD 48 100.0 0.0 < 0.001", "# 9 of 12"])
+def test_a_number_behind_a_command_is_one_that_must_be_held(said, tmp_path, monkeypatch):
+    (tmp_path / "page.md").write_text(f"```bash\nmm-cb demo --epsilon 0.5 {said}\n```\n")
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    assert loose("page.md", comments("page.md"), PRINTED, ())
+    assert not loose("page.md", comments("page.md"), PRINTED, (said,))

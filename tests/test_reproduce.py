@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -201,6 +202,11 @@ def test_a_dry_run_with_nothing_set_shows_the_plan_with_placeholders_and_what_it
     costs = [line for line in done.stdout.splitlines() if line.startswith("# ")]
     assert all(any(line.startswith(f"# {stage} ") for line in costs) for stage in ("train", "attacks", "battery"))
     assert "133 behaviours are assumed" in done.stdout and list(tmp_path.glob("my runs")) == []
+    room = dict(re.findall(r"^# (\w+) .{34}[^#]*? (\d[\d.]* [GM]B)  ", done.stdout, flags=re.MULTILINE))
+    assert room == {"weights": "15 GB", "train": "0.2 GB", "attacks": f"{133 * 7 // 10 + 1} MB", "MMMU": "4 GB"}
+    (tmp_path / "ten.jsonl").write_text("{}\n" * 10)
+    ten = start(tmp_path, {**bare, "BEHAVIORS": "ten.jsonl"}, "--dry-run").stdout
+    assert re.search(r"^# attacks .* 8 MB  ", ten, flags=re.MULTILINE)
     slow = start(tmp_path, {**bare, "RATE": "40"}, "--dry-run").stdout
     (fast,), (tenfold,) = (
         [float(line.split()[2]) for line in text.splitlines() if line.startswith("# attacks")]

@@ -9,7 +9,7 @@ from mm_cb.attacks.labels import CONDITIONS, asked, label
 from mm_cb.benchmarks.base import Benchmark
 from mm_cb.core.chat_replies import CUT, UNANSWERED
 from mm_cb.core.checked import read_list, read_records
-from mm_cb.core.closing import say
+from mm_cb.core.closing import here, say
 from mm_cb.core.folding import is_blank
 from mm_cb.core.records import Check, Item
 from mm_cb.core.runs import read_run
@@ -88,7 +88,7 @@ def closing(folder: Path) -> list[str]:
     items = read_records(folder / "items.jsonl", Item)
     lines += [*(unearned_note(items) or empty_note(items)), *thought_note(items)]
     lines += at_limit_notes(read_run(folder), items, _answers_of)
-    lines.append(f"results {folder / 'results.json'}")
+    lines.append(f"results {here(folder / 'results.json')}")
     note = unanswered_note(folder / "parts" / "completions.jsonl")
     return [*lines, note] if note else lines
 

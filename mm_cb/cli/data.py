@@ -28,6 +28,7 @@ app.add_typer(build, name="build")
 @app.command("list", cls=Command, epilog="Example: mm-cb data list")
 def list_() -> None:
     """List the data sets that have a card: what for, licence, and whether they are on this machine."""
+    from mm_cb.core.paths import data_path
     from mm_cb.core.terminal import put
     from mm_cb.data.cards import cards, whereabouts
 
@@ -38,6 +39,8 @@ def list_() -> None:
             say(f"    {line}", "    ")
         for line in () if there else card.how:
             put(shell(line, "    "))
+    say("A small file in every format that is read, with its command:")
+    put(f"  {data_path('examples', 'README.md')}")
     what_next(Hint("read all that a recipe would read, or a file of yours", ["data", "check", "RECIPE"]))
 
 

@@ -99,19 +99,24 @@ def _print(list_: bool, fields: bool, show: str | None) -> None:
 
 
 def _list_recipes() -> None:
-    """Print the shipped recipes by kind, a line each: its model, and where it runs if not on a GPU."""
-    from mm_cb.core.recipe_files import recipe_device, recipe_groups, recipe_model
+    """Print the shipped recipes by kind, with what each is, and needs if it does not come with the package."""
+    from mm_cb.core.recipe_files import recipe_device, recipe_groups, recipe_model, recipe_purpose
 
     groups = recipe_groups()
     longest = max(len(name) for group in groups for name in group.names)
     for group in groups:
-        needs = f"trained on {', '.join(group.data)}" if group.data else "model and data come with the package"
-        say(f"{group.kind}, {needs}", "  ")
+        data = (
+            f"the model, a GPU, {', '.join(group.data)}" if group.data else "nothing: model and data are in the package"
+        )
+        say(f"{group.kind}: {group.about}; needs {data}", "  ")
         for name in group.names:
-            cpu = " (CPU)" if recipe_device(name) == "a CPU" else ""
+            if not group.data:
+                say(f"  {name}: {recipe_purpose(name)}", "    ")
+                continue
+            cpu = " (a CPU does)" if recipe_device(name) == "a CPU" else ""
             put(f"  {name:{longest}}  {recipe_model(name)}{cpu}")
         for name, more in group.further.items():
-            say(f"  {name} also on {', '.join(more)}", "    ")
+            say(f"  {name} also needs {', '.join(more)}", "    ")
     say("What one is for, and where each value is from: mm-cb train --show RECIPE. Rows of yours in place of its data:")
     put(command(["train", "RECIPE", "data=[rows.jsonl]", "--out", "runs/rr"]))
 

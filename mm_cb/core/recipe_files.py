@@ -1,7 +1,9 @@
 """The shipped recipes as files: their names, kinds, models and data. Imports nothing heavy, for lists."""
 
 import os
+import re
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,12 @@ def recipe_text(name_or_path: str | Path) -> str:
     return read_text(recipe_file(name_or_path), "recipe")
 
 
+def recipe_purpose(name: str) -> str:
+    """What a shipped recipe is for: the first sentence of its file, without the full stop."""
+    comment = " ".join(line[1:].strip() for line in takewhile(lambda s: s[:1] == "#", recipe_text(name).splitlines()))
+    return re.split(r"\.(?= |$)", comment)[0]
+
+
 def recipe_model(name: str) -> str:
     """The model that a shipped recipe names."""
     return str(_shipped(name)["model"])
@@ -42,6 +50,8 @@ class RecipeGroup(NamedTuple):
     """Recipes of one kind."""
 
     kind: str
+    about: str
+    """What they are."""
     names: list[str]
     data: list[str]
     """What all of them are trained on; for those of the package nothing that one must have."""
@@ -57,7 +67,9 @@ def recipe_groups() -> list[RecipeGroup]:
         names = [name for name in data if _kind(name, data[name]) == kind]
         common = [one for one in data[names[0]] if all(one in data[name] for name in names)]
         further = {name: [one for one in data[name] if one not in common] for name in names}
-        groups.append(RecipeGroup(kind, names, common, {name: more for name, more in further.items() if more}))
+        groups.append(
+            RecipeGroup(kind, _KINDS[kind], names, common, {name: more for name, more in further.items() if more})
+        )
     return groups
 
 
@@ -66,7 +78,13 @@ def data_names() -> set[str]:
     return {name for recipe in recipe_names() for name in _data(_shipped(recipe))}
 
 
-_KINDS = ("packaged", "vision-language", "text", "agents")
+_KINDS = {
+    "packaged": "the whole method at the size of a CPU",
+    "vision-language": "the paper's method on pictures and texts, a recipe a model",
+    "text": "the paper's text experiment",
+    "agents": "models that call tools, with calls mixed in",
+}
+"""Kind → what its recipes are."""
 _CALLS = "calls.jsonl"
 """How the files of calls are named, which agents are trained on."""
 

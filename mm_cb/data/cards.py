@@ -96,7 +96,7 @@ def hub_files(card: Card) -> list[Path]:
 def whereabouts(card: Card) -> tuple[bool, str]:
     """Whether a data set is on this machine, and where, or what is missing."""
     if card.used_for == "demo":
-        return True, "in the package"
+        return True, f"in the package: {data_path(card.name)}"
     if found := hub_files(card):
         return True, f"in the hub's cache ({len(found)} files of {card.hub}, {card.split})"
     saved = data_home() / card.name

@@ -257,7 +257,7 @@ _STORED = ("refusal-strings (proxy)", "as-run", "newest", "agreement")
 _JUDGES: dict[str, JudgeEntry] = {
     entry.name: entry
     for entry in (
-        _published("harmbench", "HarmBench's classifier", "cais/HarmBench-Llama-2-13b-cls"),
+        _published("harmbench", "HarmBench's classifier of texts", "cais/HarmBench-Llama-2-13b-cls"),
         _published(
             "harmbench-multimodal",
             "HarmBench's classifier of multimodal behaviours",

@@ -27,7 +27,6 @@ _NUMBERS = (
 _ASKED = ("harmful_calls", "benign_calls")
 _SUBJECTS = ("base", "base+safety_prompt", "rr")
 _LISTED = 40
-_SCREEN = 320
 
 
 @dataclass(frozen=True)
@@ -149,9 +148,9 @@ def _asked(group: dict[str, Item], *, show: bool) -> AgentRequest:
 
 
 def _screen(item: Item) -> ShownPicture | None:
-    """The picture that a request was asked with, no wider and no higher than `_SCREEN` pixels."""
+    """The picture that a request was asked with."""
     pixels = read_picture(Path(str(item.get("run_dir"))), item.get("screen"))
-    return None if pixels is None else embedded_picture(pixels, at_most=_SCREEN)
+    return embedded_picture(pixels)
 
 
 def _withheld(item: Item) -> bool:

@@ -20,16 +20,20 @@ AMPLIFICATION = 10
 SUBJECTS = ("base", "base+safety_prompt", "rr")
 """Subjects that a card shows in any case; further training seeds only where they complied."""
 _LARGEST_PIXELS = 4_000_000
+_EXACT_PIXELS = 96 * 96
+_SIDE = 320
 _ORDER = ("harmful", "not_judged", "gibberish", "other", "refusal")
 
 
 @dataclass(frozen=True)
 class ShownPicture:
-    """A picture as a lossless data URI, with its size in its own pixels."""
+    """A picture as a data URI, with the size that it is shown in."""
 
     uri: str
     width: int
     height: int
+    exact: bool
+    """Whether it has the file's own pixels. A larger one is scaled and lossy, so that a page can hold many."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class ShownAnswer:
     def subject(self) -> str:
         """Whose answer this is."""
         return self.item["subject"]
+
+    @property
+    def file(self) -> str:
+        """Where the attacked picture lies, from the folder that holds the run."""
+        return f"{Path(str(self.item['run_dir'])).name}/{self.item['image']}"
 
 
 @dataclass(frozen=True)
@@ -203,19 +212,21 @@ def read_picture(folder: Path, name: str | None) -> np.ndarray | None:
     return None if image.width * image.height > _LARGEST_PIXELS else np.asarray(image)
 
 
-def embedded_picture(pixels: np.ndarray | None, at_most: int | None = None) -> ShownPicture | None:
-    """Pixels ``(H, W, 3)`` as a page holds them, larger ones as a thumbnail of ``at_most`` pixels a side."""
+def embedded_picture(pixels: np.ndarray | None) -> ShownPicture | None:
+    """Pixels ``(H, W, 3)`` as a page holds them: small ones as they are, larger ones ``_SIDE`` a side at most."""
     from PIL import Image
 
     if pixels is None:
         return None
-    image = Image.fromarray(pixels)
-    if at_most is not None:
-        image.thumbnail((at_most, at_most))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return ShownPicture(uri, *image.size)
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    exact = image.width * image.height <= _EXACT_PIXELS
+    if exact:
+        image.save(buffer, "PNG", optimize=True)
+    else:
+        image.thumbnail((_SIDE, _SIDE))
+        image.save(buffer, "JPEG", quality=75)
+    uri = f"data:image/{'png' if exact else 'jpeg'};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return ShownPicture(uri, *image.size, exact)
 
 
 def _pictures(card: GalleryCard) -> Sequence[ShownPicture]:

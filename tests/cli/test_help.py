@@ -1,6 +1,7 @@
 """Every command's help on a terminal of 80 columns: whole, explained, with an example."""
 
 import re
+from pathlib import Path
 
 import pytest
 import typer.main
@@ -62,3 +63,43 @@ def test_lists_fit_the_terminal(words, capsys, tmp_path, monkeypatch):
     assert cli.run(words.split()) == 0
     shown = capsys.readouterr().out
     assert [line for line in shown.splitlines() if len(line) > 80] == [] and "\u2026" not in shown
+
+
+def listed(words, capsys):
+    """Entry → what stands below it, on lines that are not broken."""
+    assert cli.run(words) == 0
+    found = re.findall(r"^(\S.*)\n((?: {4}.*\n)+)", capsys.readouterr().out.partition("\nnext\n")[0], re.MULTILINE)
+    return {name: re.sub(r"\n {6,}", " ", below).split("\n    ") for name, below in found}
+
+
+@pytest.mark.parametrize("command", ["attack", "eval", "judge"])
+def test_a_list_says_of_every_entry_what_it_is_and_what_it_needs(command, capsys):
+    from mm_cb.attacks.registry import attacks
+    from mm_cb.benchmarks.registry import benchmark_names
+    from mm_cb.judges.registry import judge_names
+
+    names = {"attack": [entry.name for entry in attacks()], "eval": benchmark_names(), "judge": judge_names()}
+    found = listed([command, "--list"], capsys)
+    assert sorted(found) == sorted(names[command])
+    for name, lines in found.items():
+        about, needs = " ".join(" ".join(lines).split()).split(" needs ", 1)
+        assert len(about.split()) > 2 and needs.split(), name
+    assert command != "judge" or "--endpoint URL" in " ".join(found["endpoint"])
+
+
+def test_the_list_of_data_says_of_every_set_what_it_is_its_licence_and_how_it_is_had(capsys, tmp_path, monkeypatch):
+    from mm_cb.data.cards import cards
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    found = listed(["data", "list"], capsys)
+    assert [name.partition(" (")[0] for name in found] == list(cards())
+    for card, (name, lines) in zip(cards().values(), found.items(), strict=True):
+        said = " ".join(" ".join(lines).split())
+        assert f"for {card.used_for})" in name and card.summary.split()[0] in said and card.source in said
+        assert f"licence: {card.licence}" in said
+        if card.used_for == "demo":
+            assert "(here" in name and Path(said.rpartition("in the package: ")[2]).is_dir()
+        else:
+            assert "(not here" in name and "not found; " in said and all(one.split()[0] in said for one in card.how)
+            assert card.how, "no command that gets it"

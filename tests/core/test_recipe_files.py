@@ -1,9 +1,9 @@
-"""The shipped recipes as a list: every one in one group, on one screen."""
+"""The shipped recipes as a list: every one in one group, with what it is and needs, on one screen."""
 
 import pytest
 
 from mm_cb import cli
-from mm_cb.core.recipe_files import recipe_groups, recipe_names, recipe_text
+from mm_cb.core.recipe_files import recipe_groups, recipe_model, recipe_names, recipe_purpose, recipe_text
 
 
 def test_every_recipe_is_in_the_group_of_its_kind():
@@ -25,8 +25,20 @@ def test_the_list_is_one_screen(columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
     assert cli.run(["train", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 36 and max(map(len, lines)) <= int(columns)
-    assert all(any(line.split()[:1] == [name] for line in lines) for name in recipe_names())
+    assert len(lines) <= 44 and max(map(len, lines)) <= int(columns)
+    for name in recipe_names():
+        assert any(line.split()[:1] in ([name], [f"{name}:"]) for line in lines)
+
+
+def test_the_list_says_of_every_recipe_what_it_is_and_needs(capsys):
+    assert cli.run(["train", "--list"]) == 0
+    listed = " ".join(capsys.readouterr().out.split())
+    for group in recipe_groups():
+        needs = ", ".join(["the model", "a GPU", *group.data]) if group.data else "nothing"
+        assert len(group.about.split()) > 3 and f"{group.kind}: {group.about}; needs {needs}" in listed
+        for name in group.names:
+            assert (f"{name} {recipe_model(name)}" if group.data else f"{name}: {recipe_purpose(name)}") in listed
+            assert len(recipe_purpose(name).split()) > 4
 
 
 @pytest.mark.parametrize("ending", ["yaml", "yml", "YML", "Yaml"])

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import zlib
 
 import pytest
 
@@ -91,13 +92,25 @@ for (const frame of document.querySelectorAll("iframe")) {
 
 
 @pytest.fixture(scope="module")
-def profile(tmp_path_factory):
-    return tmp_path_factory.mktemp("chromium")
+def browse(tmp_path_factory):
+    """A start of the browser on a file, by all starts in one profile; what it said to the console fails."""
+    profile = tmp_path_factory.mktemp("chromium")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={profile}"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    flags += ["--enable-logging=stderr", "--no-pdf-header-footer"]
+
+    def start(file, *what):
+        command = [CHROMIUM, *flags, *what, file.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+        return done.stdout
+
+    return start
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_the_page_fits_can_be_read_and_its_tools_work(make_run, tmp_path, profile):
-    """At every width and in both modes, by one start of the browser."""
+def test_the_page_fits_can_be_read_its_tools_work_and_it_prints(make_run, tmp_path, browse):
+    """At every width and in both modes, by one start of the browser; on paper by another."""
 
     def vary(items):
         for number, item in enumerate(items):
@@ -113,17 +126,32 @@ def test_the_page_fits_can_be_read_and_its_tools_work(make_run, tmp_path, profil
     script = LOOK.replace("READABLE", str(READABLE))
     outer = f"<meta charset=utf-8>{frames}<textarea hidden>{page}</textarea><script>{script}</script>"
     (tmp_path / "look.html").write_text(outer, encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={profile}"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    flags += ["--enable-logging=stderr", "--virtual-time-budget=4000", "--dump-dom"]
-    done = subprocess.run(
-        [CHROMIUM, *flags, (tmp_path / "look.html").as_uri()], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
-    looks = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout)[1]))
+    seen = browse(tmp_path / "look.html", "--virtual-time-budget=4000", "--dump-dom")
+    looks = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", seen)[1]))
     assert sorted(looks) == sorted(f"{width}-{mode}" for width, mode in LOOKS)
     for look, found in looks.items():
         assert_all_is_well(look, found)
+    browse(tmp_path / "page.html", f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    *pages, last = filled((tmp_path / "page.pdf").read_bytes())
+    assert 3 < len(pages) < 12 and min(pages) > 0.6 and last > 0, pages
+
+
+def filled(pdf):
+    """How far down each sheet its last line of text stands, 1 for the bottom, as Chromium writes a page."""
+    sheets = []
+    for packed in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, flags=re.DOTALL):
+        try:
+            drawn = zlib.decompress(packed).decode("latin-1")
+        except zlib.error:
+            continue
+        lines = [float(y) for y in re.findall(r"(?:[-.\d]+ ){5}([-.\d]+) Tm", drawn)]
+        moved = re.findall(r"^([.\d]+) 0 0 [.\d]+ [.\d]+ ([-.\d]+) cm$", drawn, flags=re.MULTILINE)
+        if lines and moved:
+            scale, margin = map(float, moved[0])
+            height = (11 * 72 / 0.24 - 2 * margin) / scale
+            above = (margin - min(float(down) for size, down in moved if float(size) == scale)) / scale
+            sheets.append((max(lines) - above) / height)
+    return sheets
 
 
 def assert_all_is_well(look, found):

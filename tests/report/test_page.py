@@ -265,14 +265,14 @@ def test_only_a_true_fiction_flag_shows_completions(make_run):
 
 
 def test_pictures_are_embedded_losslessly_and_the_page_stays_small(make_run, tmp_path):
-    run = make_run(n=32)
+    run = make_run(n=9, benign=1)
     text = report(run, tmp_path)
     assert len(text.encode()) < 10_000_000
-    uris = re.findall(r'<img src="data:image/png;base64,([^"]+)"', text)
+    uris = re.findall(r'<img class="exact" src="data:image/png;base64,([^"]+)"', text)
     assert len(uris) >= 100
     shown = {Image.open(io.BytesIO(base64.b64decode(uri))).tobytes() for uri in uris}
     saved = {Image.open(path).tobytes() for path in (run / "images").iterdir()}
-    assert len(shown & saved) > len(uris) / 2
+    assert len(shown & saved) >= len(uris) / 2
 
 
 def test_what_the_breaker_loses_stands_under_lost_and_what_it_gains_under_mended(make_run, tmp_path):
@@ -308,6 +308,25 @@ def test_gallery_puts_failures_first_and_keeps_its_limits(make_run):
     assert failed == sorted(failed, reverse=True) and sum(failed) == min(gallery.failures, len(failed)) > 0
     assert sum(len(card.attacked) for card in gallery.cards) <= 30 and gallery.possible == 64
     assert build_gallery(items_of(run), byte_limit=100).cards == []
+
+
+def test_a_page_with_fifty_pictures_of_640_by_480_noise_stays_below_ten_megabytes(make_run, tmp_path):
+    """Noise is what no format packs well, and an attack's picture is half noise."""
+    rng = np.random.default_rng(0)
+
+    def enlarge(items):
+        for item in items:
+            item["image"] = item["clean_image"] = None
+            if item["metric"] == "compliance":
+                item |= {"image": "images/attacked.png", "clean_image": "images/clean.png"}
+
+    run = make_run(n=9, benign=1, edit=enlarge)
+    for name in ("attacked", "clean"):
+        pixels = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(run / "images" / f"{name}.png", compress_level=1)
+    page = report(run, tmp_path)
+    assert page.count('alt="picture attacked against') >= 50 and len(page.encode()) <= 10_000_000
+    assert page.count("scaled from run/images/attacked.png") == page.count('alt="picture attacked against')
 
 
 def test_a_successful_restart_is_a_failure_and_is_the_one_shown(make_run):
