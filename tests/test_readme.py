@@ -710,12 +710,26 @@ def faults_in_words():
 
 
 def escapes_in_words():
-    *made, real = ((one["model"], one["step"]) for one in result("escape"))
+    *made, real, paper, default = ((one["model"], one["step"]) for one in result("escape"))
+    assert (paper[0], default[0]) == ("paper", "defaults")
     steps = [step for model, step in made if model.startswith("random")]
     (own,) = (step for model, step in made if model == "miniature")
     return (
         f"left cosine 0.9 at step {min(steps)} to {max(steps)} of a schedule of 150 on random models with states 1 to "
         f"300 long, by step {own} on the miniature and by step {real[1]} on SmolLM2 (`results/escape.json`)"
+    )
+
+
+def whole_runs_in_words():
+    paper, default = result("escape")[-2:]
+    ends = [
+        [f"{one[f'held_out_{rows}_cosine']:.3f}".replace("-", "−") for rows in ("circuit_breaker", "retain")]
+        for one in (default, paper)
+    ]
+    assert paper["step"] is None and paper["last"] == default["last"] == 149
+    return (
+        f"cosine {ends[0][0]} at the end ({ends[0][1]} of retain rows); the paper's way, {ends[1][0]} ({ends[1][1]}), "
+        "nothing was rerouted"
     )
 
 
@@ -806,6 +820,7 @@ def strength_in_words():
         ("docs/quickstart.md", lambda: f"force the opening {vlm_openings()} times from both"),
         ("docs/quickstart.md", lambda: faults_in_words()),
         ("docs/paper_coverage.md", lambda: escapes_in_words()),
+        ("docs/paper_coverage.md", whole_runs_in_words),
         ("docs/attacks.md", lambda: baselines_of_the_base()),
         ("docs/attacks.md", lambda: baselines_of_the_published()),
         ("docs/attacks.md", lambda: patches_in_words()),
