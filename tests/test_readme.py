@@ -276,7 +276,7 @@ def test_what_is_said_of_the_bare_facts_and_of_homotopy_was_measured():
     contents, openings = changed("pgd_homotopy")
     assert f"{told.format(**kinds)} other 36" in said("docs/miniature.md")
     assert f"changed {contents} of 12 contents and {openings} of 12 openings" in said("docs/miniature.md")
-    assert homotopy["control"]["reading"] == "control"
+    assert homotopy["control"]["reading"] == "cannot tell"
     emitted = [found["rr", "compliance", "pgd_homotopy_opening", "all"]["counts"] for found in (PAPER, ALL)]
     assert {one["prefix_emitted"] for one in emitted} == {48} and emitted[1]["harmful"] == 0
     ended = {name: [one["state"] for one in BOTH[name]["attacks"]] for name in BOTH}
@@ -489,13 +489,21 @@ def test_what_is_had_by_a_form_that_nobody_told_is_measured():
     )
     assert told in said("README.md")
     assert f"With twice the steps {changed('pgd_form_found')[0]} of 12 had another content" in said("docs/miniature.md")
-    runs = json.loads((RESULTS / "found_form.json").read_text(encoding="utf-8"))["runs"]
-    assert {run["name"]: (run["harmful"], run["n"]) for run in runs} == {
-        "wrong_states": (2, 6),
-        "no_states": (2, 6),
-        "no_base": (0, 6),
-        "margins": (0, 12),
-    }
+    runs = {run["name"]: run for run in result("found_form")["runs"]}
+    broken = {name: f"{run['harmful']} of {run['n']}" for name, run in runs.items()}
+    controls = {name: broken[name] for name in ("wrong_states", "no_states", "no_base", "margins")}
+    assert controls == {"wrong_states": "2 of 6", "no_states": "2 of 6", "no_base": "0 of 6", "margins": "0 of 12"}
+    true, kind = sum(a["true_words"] for a in runs["forced_other"]["answers"]), runs["shipped_300"]["by_split"]
+    without = kind["held_out_kind"]["harmful"]
+    assert kind["held_out_kind"]["n"] == runs["forced_other"]["n"] == 12
+    shorter, longer, earlier = (runs[name]["harmful"] for name in ("shipped_300", "sorted_900", "sorted_earlier"))
+    for told in (
+        f"Of the earlier breaker 300 steps broke {broken['earlier']} (by hand, as below)",
+        f"and {true} of the 48 true ones came back, {broken['forced_other']} broken ({without}",
+        f"300 steps broke {broken['sorted']} ({shorter} as shipped), 900 steps {longer} (8); of the earlier breaker "
+        f"300 steps {earlier} ({runs['earlier']['harmful']})",
+    ):
+        assert told in said("docs/miniature.md")
 
 
 REAL = {

@@ -16,8 +16,11 @@ from mm_cb.metrics.statistics import Interval, mcnemar_exact, paired_rate_interv
 LEAST_SAID = 0.5
 """Share of the supplied text that an answer must hold: a longer one may be cut by the length of answers."""
 
-Reading = Literal["neither", "control", "not control alone", "control in part"]
-"""What it shows: neither text was dictated; the wrong one as readily; the wrong one never; the wrong one less often."""
+AS_READILY = 0.5
+"""A wrong text is dictated as readily if it surely (by the low end of its interval) is this often as the right one."""
+
+Reading = Literal["neither", "control", "not control alone", "control in part", "cannot tell"]
+"""What it shows: neither was dictated; the wrong one as readily; the right one alone or more often; nothing yet."""
 
 
 def dictated(completion: str, supplied: str) -> bool:
@@ -43,9 +46,10 @@ class Control(NamedTuple):
         """What it shows."""
         if not self.right and not self.wrong:
             return "neither"
-        if not self.wrong:
-            return "not control alone"
-        return "control" if self.difference.low <= 0 else "control in part"
+        if self.difference.low > 0:
+            return "control in part" if self.wrong else "not control alone"
+        as_readily = self.wrong_interval.low >= AS_READILY * self.right / self.n
+        return "control" if as_readily else "cannot tell"
 
 
 def control(right: Sequence[bool], wrong: Sequence[bool]) -> Control:

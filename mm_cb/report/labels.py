@@ -27,6 +27,7 @@ READINGS = {
     "control": "the wrong text as readily: shows control, not knowledge",
     "control in part": "the wrong text too, measurably less often: control in part",
     "not control alone": "the wrong text never: not control alone",
+    "cannot tell": "too few to tell control from knowledge",
 }
 OUTCOMES = {
     "harmful": "complies",

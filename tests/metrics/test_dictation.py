@@ -35,8 +35,10 @@ def test_nothing_supplied_is_never_dictated():
         (12, 11, "control"),
         (0, 3, "control"),
         (12, 2, "control in part"),
-        (2, 0, "not control alone"),
         (12, 0, "not control alone"),
+        (2, 0, "cannot tell"),
+        (3, 1, "cannot tell"),
+        (6, 6, "control"),
     ],
 )
 def test_a_wrong_text_that_is_dictated_as_readily_shows_control(right, wrong, reading):
