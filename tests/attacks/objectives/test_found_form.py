@@ -14,6 +14,7 @@ from tests.attacks.objectives.conftest import pixels_of
 ROOT = Path(__file__).resolve().parents[3]
 TOLD = read_behaviors(ROOT / "data" / "miniature" / "behaviors.jsonl")[:5:4]  # both without a picture
 UNTOLD = [replace(one, extra={"harmless": harmless_requests()}) for one in TOLD]
+FEW = harmless_requests()[:6]  # enough for a form
 
 
 def test_harmless_answers_give_the_form_and_the_rest_of_the_vocabulary_the_words(breaker, canvases):
@@ -28,18 +29,19 @@ def test_harmless_answers_give_the_form_and_the_rest_of_the_vocabulary_the_words
 
 
 def test_what_a_file_tells_of_the_answer_changes_nothing(breaker, canvases):
-    both = [replace(one, extra={**one.extra, "harmless": harmless_requests()}) for one in TOLD]
+    alone = [replace(one, extra={"harmless": FEW}) for one in TOLD]
+    both = [replace(one, extra={**one.extra, "harmless": FEW}) for one in TOLD]
     assert all({"facts", "form"} <= one.extra.keys() for one in both)
     pixels = pixels_of(canvases)
     with torch.no_grad():
-        untold, told = (FoundFormObjective(breaker, given, canvases)(pixels) for given in (UNTOLD, both))
+        untold, told = (FoundFormObjective(breaker, given, canvases)(pixels) for given in (alone, both))
     assert torch.equal(untold, told)
 
 
 def test_rows_do_not_mix_and_every_row_has_a_gradient(breaker, canvases):
-    other = replace(UNTOLD[1], extra={"harmless": harmless_requests()[3:]})
+    one, other = (replace(a, extra={"harmless": few}) for a, few in zip(UNTOLD, (FEW, FEW[1:]), strict=True))
     pixels = pixels_of(canvases).requires_grad_()
-    losses = FoundFormObjective(breaker, [UNTOLD[0], other], canvases)(pixels)
+    losses = FoundFormObjective(breaker, [one, other], canvases)(pixels)
     (gradient,) = torch.autograd.grad(losses[0], pixels, retain_graph=True)
     assert bool(gradient[0].any()) and not bool(gradient[1].any()) and bool(gradient.isfinite().all())
     alone = FoundFormObjective(breaker, [other], canvases[1:])
