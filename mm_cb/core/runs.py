@@ -480,7 +480,8 @@ def _differences(held: Mapping[str, object], wanted: Mapping[str, object]) -> li
 def _other_inputs(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     """One phrase for all input files that are others: their hashes would say nothing."""
     names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    more = f" and {len(names) - 1} more files" if len(names) > 1 else ""
+    further = len(names) - 1
+    more = f" and {further} more file{'s' * (further > 1)}" if further else ""
     return [f"the content of inputs.{names[0]}{more}"] if names else []
 
 
