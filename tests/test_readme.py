@@ -1,5 +1,6 @@
 """README, docs and results/: links lead somewhere, numbers stand in results/, commands are ones that we take."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -917,7 +918,7 @@ def in_blocks():
     """Every command of ours in a code block, as words behind the program's name."""
     for page in PAGES:
         for line in blocks(page):
-            line = re.sub(r"^accelerate launch .* -(?:m|-module) mm_cb\.cli ", "mm-cb ", line)
+            line = re.sub(r"^accelerate launch .* -(?:m|-module) mm_cb ", "mm-cb ", line)
             if line.startswith("mm-cb ") and not re.search(r"\w\.py\b", line):  # a user's file: those pages' own tests
                 yield pytest.param(shlex.split(line)[1:], id=f"{name_of(page)}: {' '.join(line.split())}")
 
@@ -941,6 +942,12 @@ def leaf(words):
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         _, command, words = command.resolve_command(click.Context(command), words)
     return command, words
+
+
+def test_what_a_launcher_is_given_can_be_run():
+    lines = [line for page in PAGES for line in blocks(page)]
+    modules = {name for line in lines for name in re.findall(r" -(?:m|-module) (mm_cb[.\w]*)", line)}
+    assert modules and all(importlib.util.find_spec(f"{name}.__main__") for name in modules), modules
 
 
 @pytest.mark.parametrize("words", list(in_blocks()))

@@ -78,9 +78,9 @@ def check(
     nothing else: broken rows, missing or corrupt pictures, repeated ids, texts in both sets, rows that the model cannot
     take or of which its `max_length` leaves nothing that counts, sets without rows. So is contamination by test
     behaviours, where these are given. Duplicates, examples that training cuts and rows of words
-    that the model's tokenizer does not have are warnings. Without a recipe or
-    --tokenizer, lengths are counted in words. All pictures are opened; `mm-cb train` opens those of the rows that it
-    draws, before its first step.
+    that the model's tokenizer does not have are warnings. Files with --tokenizer M are held to what the shipped recipe
+    of M takes, or else the paper's; without, lengths are counted in words. All pictures are opened; `mm-cb train` opens
+    those of the rows that it draws, before its first step.
     """
     from mm_cb.core.progress import Progress
     from mm_cb.data.check import check_sources

@@ -171,7 +171,7 @@ def jsonl_lines(path: Path) -> Iterator[tuple[int, JsonObject]]:
         try:
             record = loads(decode(line), any_text=True)
         except TextFault as e:
-            raise UserError(f"{path}:{number} must be one JSON object, but it is broken: {e}.") from e
+            raise UserError(f"{path}:{number} must be one JSON object, but it is broken: {str(e).rstrip('.')}.") from e
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number} must be one JSON object, got {type(record).__name__}.")
         yield number, record

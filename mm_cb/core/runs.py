@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -151,6 +152,7 @@ class RunDirectory:
         self._identity = {"command": command, "recipe": recipe, "seed": seed}
         self._content: Run | None = None
         self._lock: int | None = None
+        self._made = False
 
     def open(self) -> Self:
         """Create the folder or resume the run it holds, and lock it for this process.
@@ -165,11 +167,18 @@ class RunDirectory:
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"`--out` must be a directory, got the file `{self.path}`; give another path.")
             refuse_inside_run(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_foreign_files()
-            if isinstance(self._inputs, list):  # before the lock: a model's weights take longer than others wait
-                self._inputs = hash_inputs(self._inputs)
-            self._lock = _take_lock(self.path)
+            self._made = self._made or not self.path.exists()
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                if isinstance(self._inputs, list):  # before the lock: a model's weights take longer than others wait
+                    self._inputs = hash_inputs(self._inputs)
+                self._lock = _take_lock(self.path)
+            except BaseException:
+                if self._made:
+                    with contextlib.suppress(OSError):  # where another process is by now
+                        self.path.rmdir()
+                raise
         try:
             self._resume_or_create()
         except BaseException:
@@ -201,10 +210,13 @@ class RunDirectory:
         write_json(self.path / _RUN, sealed(self._content))
 
     def abandon(self) -> None:
-        """Give the directory up if nothing was made in it, so that a corrected command may take it."""
+        """Give the directory up if nothing was made in it, so that a corrected command may take it; a new one goes."""
         assert self._lock is not None, "abandon() belongs between open() and close()"
         if not self._files():
-            (self.path / _RUN).unlink(missing_ok=True)
+            for name in (_RUN, _LOCK):
+                (self.path / name).unlink(missing_ok=True)
+            if self._made:
+                shutil.rmtree(self.path, ignore_errors=True)
 
     @property
     def finished(self) -> bool:
@@ -390,8 +402,19 @@ def being_written(path: Path) -> UserError:
     return UserError(f"`{path}` is in use by another mm-cb process; wait for it or give another `--out`.")
 
 
+def _is_there(descriptor: int, file: Path) -> bool:
+    """Whether a file that was opened still has its name, which another process may have taken since."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _take_lock(path: Path) -> int:
-    descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except FileNotFoundError as e:
+        raise being_written(path) from e  # by one that gave the folder up
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
@@ -399,6 +422,9 @@ def _take_lock(path: Path) -> int:
         raise being_written(path) from e
     except OSError as e:
         warnings.warn(f"`{path}` cannot be locked ({e.strerror}); start only one run there.", stacklevel=5)
+    if not _is_there(descriptor, path / _LOCK):
+        os.close(descriptor)
+        raise being_written(path)
     _locks.add(descriptor)
     return descriptor
 
@@ -454,7 +480,8 @@ def _differences(held: Mapping[str, object], wanted: Mapping[str, object]) -> li
 def _other_inputs(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     """One phrase for all input files that are others: their hashes would say nothing."""
     names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    more = f" and {len(names) - 1} more files" if len(names) > 1 else ""
+    further = len(names) - 1
+    more = f" and {further} more file{'s' * (further > 1)}" if further else ""
     return [f"the content of inputs.{names[0]}{more}"] if names else []
 
 

@@ -52,7 +52,8 @@ def loss_mask(inputs: ModelInputs, name: MaskName) -> Tensor:
         raise ValueError(f"`name` must be after_image, user_and_assistant, completion, tool_call or all, got {name!r}.")
     if not bool(mask.any(-1).all()):
         empty = (~mask.any(-1)).nonzero()[:, 0].tolist()
-        raise ValueError(f"The mask `{name}` must select a token in every row, it selects none in rows {empty}.")
+        where = f" in rows {empty}" if len(mask) > 1 else ""
+        raise ValueError(f"the mask `{name}` must select a token in every row, it selects none{where}.")
     return mask.long()
 
 

@@ -139,12 +139,13 @@ def test_a_failed_append_leaves_no_half_line(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("line", ["{broken", "[1]", "nan?"])
+@pytest.mark.parametrize("line", ["{broken", "[1]", "nan?", '{"a": "\0"}'])
 def test_a_broken_line_is_named(tmp_path, line):
     path = tmp_path / "x.jsonl"
     path.write_text(f'{{"id": "a"}}\n{line}\n{{"id": "b"}}\n')
-    with pytest.raises(UserError, match=r"x\.jsonl:2 must be one JSON object"):
+    with pytest.raises(UserError, match=r"x\.jsonl:2 must be one JSON object") as error:
         read_jsonl(path)
+    assert ".." not in str(error.value)
 
 
 def test_other_file_errors_stay_as_they_are(tmp_path):
@@ -404,11 +405,35 @@ def test_a_folder_that_cannot_be_made_is_the_users_to_choose_again():
 def test_a_run_that_fails_before_it_made_anything_leaves_the_directory_to_the_corrected_command(out):
     with pytest.raises(UserError, match="no such adapter"), RunDirectory(out, "attack", {"adapter": "typo"}, 0):
         raise UserError("no such adapter")
+    assert not out.exists()
     with pytest.raises(UserError, match="later"), RunDirectory(out, "attack", {"adapter": "right"}, 0) as run:
         (run.stage("parts") / "one.json").write_text("{}")
         raise UserError("later")
     with pytest.raises(UserError, match="another run's results"):
         RunDirectory(out, "attack", {"adapter": "typo"}, 0).open()
+
+
+def test_of_a_refused_run_nothing_is_left_where_the_folder_was_there_or_an_input_was_not(out):
+    with pytest.raises(UserError, match="must be a readable file"):
+        RunDirectory(out, "attack", {}, 0, inputs=[out / "none.jsonl"]).open()
+    assert not out.exists()
+    out.mkdir()
+    with pytest.raises(UserError, match="no such adapter"), RunDirectory(out, "attack", {}, 0):
+        raise UserError("no such adapter")
+    assert out.is_dir() and not list(out.iterdir())
+
+
+def test_a_lock_whose_file_was_given_up_meanwhile_is_none(out, monkeypatch):
+    """Another process may have made a new one by then: both would write."""
+    lock = fcntl.flock
+
+    def late(descriptor, how):
+        (out / ".lock").unlink()
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(UserError, match="in use by another mm-cb process"):
+        RunDirectory(out, "attack", {}, 0).open()
 
 
 def test_what_another_run_inside_is_just_writing_is_left_alone(tmp_path):

@@ -208,6 +208,8 @@ def test_a_row_that_does_not_fit_is_named_or_left_out_and_counted_by_both(
     assert cli.run(["train", "mine.yaml", "--out", "run"]) == 2
     assert "rows.jsonl:7: `max_length` is 256: " in (said := capsys.readouterr().err) and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
+    assert cli.run(["data", "check", "rows.jsonl", "--tokenizer", "miniature", "--max-length", "256"]) == 2
+    assert "rows.jsonl:7: `max_length` is 256: " in (out := capsys.readouterr().out) and "rows [0]" not in out
 
     recipe_file.write_text(recipe_file.read_text().replace('"data": {', '"data": {"skip_too_long": true, '))
     assert cli.run(["data", "check", "mine.yaml"]) == 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
+from mm_cb.core.recipe_files import recipe_model, recipe_names
 from mm_cb.data.check import Limits, Report, check_examples, check_sources
 from mm_cb.data.examples import Example, Modality
 from mm_cb.data.sources import Rules
@@ -17,6 +18,7 @@ from mm_cb.training.inputs import rules_of, sources_of
 from mm_cb.training.masks import MaskName
 from mm_cb.training.planning.fit import fit_of
 from mm_cb.training.recipes.config import Masks
+from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.rr_config import config_of
 
 if TYPE_CHECKING:
@@ -83,9 +85,10 @@ def open_drawn(examples: Sequence[Example], settings: "RRConfig") -> None:
                 pass
 
 
-def rules_for(tokenizer: str, max_length: int) -> Rules:
-    """The rules for data files that no recipe names, with the paper's masks."""
-    masks = Masks()
+def rules_for(model: str, max_length: int) -> Rules:
+    """The rules for data files that no recipe names: those of the model's shipped recipe, or else the paper's masks."""
+    shipped = next((name for name in recipe_names() if recipe_model(name) == model), None)
+    masks = Masks() if shipped is None else load_recipe(shipped).circuit_breaker.masks
     kinds: dict[Modality, MaskName] = {"text": masks.text, "multimodal": masks.multimodal}
-    fit = fit_of(tokenizer, max_length, kinds, "alternate", "pil")
+    fit = fit_of(model, max_length, kinds, "alternate", "pil")
     return Rules(fit=fit, mostly_unknown=None if fit is None else fit.mostly_unknown)
