@@ -170,6 +170,19 @@ def test_a_model_that_sees_is_looked_at_without_its_weights(tmp_path):
     assert rows["memory to train"][0]
 
 
+def test_a_quick_look_says_where_no_command_would_take_the_processor(tmp_path):
+    from mm_cb.attacks.quick_look import look
+
+    model = tiny_llava()
+    model.model.config.save_pretrained(tmp_path)
+    model.processor.save_pretrained(tmp_path)
+    assert "processor" not in {row[0] for row in look(str(tmp_path)).rows}
+    file = tmp_path / "processor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"patch_size": 7}))
+    (row,) = (row for row in look(str(tmp_path)).rows if row[0] == "processor")
+    assert row[1] is False and "must have `patch_size`" in row[2]
+
+
 @pytest.mark.parametrize(
     ("model", "blocks", "recipe", "layers"),
     [

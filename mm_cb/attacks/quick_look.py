@@ -15,7 +15,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.recipe_files import recipe_model, recipe_names
 from mm_cb.core.sizes import told_size
 from mm_cb.models.cache import absent_files, model_folder, weight_files
-from mm_cb.models.families import load_processor, read_config, skeleton
+from mm_cb.models.families import has_tokenizer, load_processor, read_config, skeleton
 from mm_cb.models.known import known_config
 from mm_cb.models.registry import family_of
 from mm_cb.models.text import PLAIN_TEMPLATE
@@ -78,6 +78,8 @@ def _rows(model: ChatModel, name: str, published: bool) -> Iterator[tuple[str, b
         yield "weights", None, f"not here: {', '.join(absent[:3])}; {where}"
     else:
         yield "weights", *_whole(name)
+    if model.processor is None and not published and (why := _why_no_processor(name)):
+        yield "processor", False, why
     recipe, fits = _recipe_for(model, name)
     yield (
         "train",
@@ -99,6 +101,16 @@ def _whole(name: str) -> tuple[bool, str]:
     except UserError as error:
         return False, str(error)
     return True, "here"
+
+
+def _why_no_processor(name: str) -> str | None:
+    """Why no command would take the processor that is here; None where there is none, to plan without."""
+    if has_tokenizer(model_folder(name)):
+        try:
+            load_processor(name, read_config(name))
+        except UserError as error:
+            return str(error)
+    return None
 
 
 def shape_of(name: str) -> tuple[ChatModel, bool]:

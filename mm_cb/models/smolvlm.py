@@ -8,11 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.smolvlm import processing_smolvlm
 
 from image_attacks import Plan, resize, tiles
 from mm_cb.models.inputs import ModelInputs
 from mm_cb.models.laws import check_fields, check_longest, check_pictures
 from mm_cb.models.vision import VisionModel
+
+
+def _no_words(number: int) -> str:
+    raise ImportError("Films need the package num2words.")
+
+
+if processing_smolvlm.num2words is None:  # of whatever family a model is: films are read of none
+    processing_smolvlm.num2words = _no_words
 
 _MOST_TILES = 17
 """Of a picture, with the published image processors of both: 4 x 4 and the whole."""
@@ -30,12 +39,6 @@ class SmolVLMModel(VisionModel):
     full_precision = ("vision_model", "connector", "lm_head")
     nested = True
     end_of_turn = "<end_of_utterance>"
-
-    @classmethod
-    def read_processor(cls, folder: str, image_backend: str) -> Any:
-        """As `VisionModel.read_processor`, also where the package that spells the length of films is absent."""
-        read_no_films()
-        return super().read_processor(folder, image_backend)
 
     @classmethod
     def check_processor(cls, processor: Any, config: Any, folder: Path) -> None:
@@ -98,16 +101,6 @@ class SmolVLMModel(VisionModel):
             return torch.cat([tiles(view, side, side) for view in made], dim=1).flatten(0, 1)
 
         return Plan(views, arrange, read=lambda made: made["pixel_values"].flatten(0, 1))
-
-
-def read_no_films() -> None:
-    """Let a ``SmolVLMProcessor`` be made without num2words, which it needs for films alone, and those are not read."""
-    module: Any = import_module("transformers.models.smolvlm.processing_smolvlm")
-    module.num2words = module.num2words or _no_words
-
-
-def _no_words(number: int) -> str:
-    raise ImportError("Films need the package num2words.")
 
 
 def _grid(height: int, width: int, side: int) -> tuple[int, int]:

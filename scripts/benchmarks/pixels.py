@@ -1,12 +1,14 @@
 """What exact pixels cost: our forward and backward pass beside the real image processor, in one process, turn by turn.
 
-    python scripts/benchmarks/pixels.py [--sizes 640x480,1600x1200] [--repeats 8] [--write]
+    python scripts/benchmarks/pixels.py [--sizes 640x480,1600x1200] [--repeats 8] [--family InternVL] [--write]
 
 Processor time of one thread, least of the repeats: forward alone, forward and backward, the real processor, and the
-ratios. Settings are the published ones; both backends. ``--write`` puts the table into results/pixels.json.
+ratios. Settings are the published ones; both backends. ``--write`` puts the table into results/pixels.json;
+rows of one family alone take the place of its rows there, with the revision that they are of.
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +23,7 @@ import torch  # noqa: E402
 
 from mm_cb.core.files import write_json  # noqa: E402
 from mm_cb.core.provenance import git_revision, package_versions  # noqa: E402
+from mm_cb.models.aya_vision import AyaVisionModel  # noqa: E402
 from mm_cb.models.gemma3 import Gemma3Model  # noqa: E402
 from mm_cb.models.gemma4 import Gemma4Model  # noqa: E402
 from mm_cb.models.internvl import InternVLModel  # noqa: E402
@@ -28,6 +31,8 @@ from mm_cb.models.llava import LlavaModel  # noqa: E402
 from mm_cb.models.mistral3 import Mistral3Model  # noqa: E402
 from mm_cb.models.qwen_vl import QwenVLModel  # noqa: E402
 from mm_cb.models.smolvlm import SmolVLMModel  # noqa: E402
+
+TABLE = ROOT / "results" / "pixels.json"
 
 FAMILIES: dict[str, tuple[type, str, str, dict[str, Any]]] = {
     "Mistral 3": (
@@ -50,6 +55,12 @@ FAMILIES: dict[str, tuple[type, str, str, dict[str, Any]]] = {
         "got_ocr2",
         "GotOcr2ImageProcessor",
         {"size": {"height": 448, "width": 448}, "max_patches": 12},
+    ),
+    "Aya Vision": (
+        AyaVisionModel,
+        "got_ocr2",
+        "GotOcr2ImageProcessor",
+        {"size": {"height": 364, "width": 364}, "max_patches": 12, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
     ),
     "SmolVLM": (
         SmolVLMModel,
@@ -112,13 +123,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="640x480,1600x1200", help="width x height of the pictures")
     parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--family", choices=FAMILIES, help="this one alone")
     parser.add_argument("--write", action="store_true", help="into results/pixels.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     sizes = [(int(width), int(height)) for width, height in (one.split("x") for one in options.sizes.split(","))]
     print(f"{'family':12}{'size':>10}  {'backend':12}{'forward':>9}{'and back':>9}{'real':>9}{'ratio':>7}   (ms)")
     rows = []
-    for family in FAMILIES:
+    for family in [options.family] if options.family else FAMILIES:
         for size in sizes:
             for backend in ("pil", "torchvision"):
                 rows.append(row(family, size, backend, options.repeats))
@@ -126,7 +138,11 @@ def main() -> None:
                 print(f"{family:12}{rows[-1]['size']:>10}  {backend:12}{numbers}{rows[-1]['ratio']:7.2f}", flush=True)
     if options.write:
         content = {"rows": rows, "repeats": options.repeats, "versions": package_versions(), "git": git_revision()}
-        write_json(ROOT / "results" / "pixels.json", content)
+        if options.family:
+            own = [one | {"repeats": options.repeats, "git": git_revision()} for one in rows]
+            content = json.loads(TABLE.read_text(encoding="utf-8"))
+            content["rows"] = [one for one in content["rows"] if one["family"] != options.family] + own
+        write_json(TABLE, content)
 
 
 if __name__ == "__main__":

@@ -139,6 +139,15 @@ def test_an_image_processor_that_shows_other_pictures_is_refused_by_name(kind, d
             pytest.fail(f"{place} {value}")
 
 
+def test_another_familys_processor_is_refused_by_what_is_wrong_with_it(described, tmp_path):
+    """SmolVLM's asks for a package that no picture needs: to get it would not help."""
+    held, its = (json.loads((described[kind] / CONFIG).read_text()) for kind in ("llava", "smolvlm"))
+    held["text_config"]["vocab_size"] = its["text_config"]["vocab_size"]
+    fields = held | {"image_token_index": its["image_token_id"]}
+    with pytest.raises(UserError, match=r"processor_config\.json` must have `patch_size` 14.*got none"):
+        read(changed(described["smolvlm"], tmp_path / "bad", CONFIG, drop=its, **fields))
+
+
 def test_a_model_without_an_image_tower_is_refused(described, tmp_path):
     bad = changed(described["gemma4"], tmp_path / "bad", CONFIG, vision_config=None)
     with pytest.raises(UserError, match="must have a `vision_config`"):

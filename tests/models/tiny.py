@@ -46,7 +46,6 @@ from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
 
 from mm_cb.models import VisionModel
 from mm_cb.models.registry import family_of
-from mm_cb.models.smolvlm import read_no_films
 from tests.tiny_llava import PINPOINTS, WORDS, tiny_llava
 
 KINDS = (
@@ -591,7 +590,6 @@ def qwen3_5(backend: str, **text):
 
 def smolvlm(backend: str, **text):
     """SmolVLM: tiles of 56 pixels, at most 2 x 2 and the whole; the chat template that transformers brings."""
-    read_no_films()
     module = import_module("transformers.models.smolvlm.processing_smolvlm")
     videos = import_module("transformers.models.smolvlm.video_processing_smolvlm").SmolVLMVideoProcessor()
     return _idefics3(
