@@ -27,9 +27,10 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Leave what all test files have imported out of every later garbage collection: a tenth of the time."""
+    """Leave what all test files have imported out of every later garbage collection, and collect more rarely."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # from 700, 10 and 10: a twentieth of the time
 
 
 _connect, _connect_ex = socket.socket.connect, socket.socket.connect_ex

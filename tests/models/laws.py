@@ -195,7 +195,7 @@ def as_pixels(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
-SMALL = [(1, 1), (3, 3), (40, 40), (1, 300), (300, 1)]
+SMALL = [(1, 1), (3, 3), (40, 40), (1, 201), (201, 1)]
 """Width and height of pictures that nobody means, and that stand in data sets."""
 
 
@@ -567,6 +567,18 @@ def an_adapter_is_saved_loaded_and_merged(make, folder):
     assert torch.equal(again.input_ids, inputs.input_ids) and torch.equal(again.pixel_values, inputs.pixel_values)
 
 
+def a_loaded_image_processor_is_the_saved_one(make, folder):
+    """Of the same backend, with the same settings: it makes the same pixels."""
+    made = make()
+    shown = [pictures_of(chat) for chat in CHATS]
+    inputs = made.encode_chats(CHATS, shown)
+    backend = "pil" if type(made.processor.image_processor).__name__.endswith("Pil") else "torchvision"
+    loaded = load_model(saved(made, folder / "model").name, image_backend=backend)
+    assert type(loaded.processor.image_processor) is type(made.processor.image_processor)
+    again = loaded.encode_chats(CHATS, shown)
+    assert torch.equal(again.input_ids, inputs.input_ids) and torch.equal(again.pixel_values, inputs.pixel_values)
+
+
 def training_reroutes(make, folder):
     """A run by recipe, with the picture adversary: the loss falls, and the result is an adapter of the whole model."""
     model = saved(make(), folder / "model")
@@ -637,7 +649,15 @@ BY_PIXELS = [
     logits_are_those_of_the_processors_own_inputs,
     attacked_pixels_are_the_processors,
     as_many_tokens_as_features,
-    an_attack_lowers_the_loss_that_the_file_has,
-    an_adapter_is_saved_loaded_and_merged,
+    a_loaded_image_processor_is_the_saved_one,
 ]
 """Those in which the image backend has a part; the others begin with its pixels, which the first compares."""
+
+BEFORE_THE_TOWER = [
+    ids_and_pixels_are_the_processors,
+    a_target_stands_where_the_model_goes_on,
+    an_open_answer_begins_where_the_model_goes_on,
+    attacked_pixels_are_the_processors,
+    as_many_tokens_as_features,
+]
+"""Those that look at ids, templates, pixels and features alone, which no language tower has a part in."""

@@ -59,6 +59,11 @@ def exact(request):
     return between(*request.param)
 
 
+@pytest.fixture(scope="module", params=[way for way in EXACT if way[0] in EVERY_WAY], ids=str)
+def every_way(request):
+    return between(*request.param)
+
+
 def asked(model):
     return model.encode(["what is it", "tell me how to brew a red tea"], [picture(0, (70, 48)), picture(1, (70, 48))])
 
@@ -105,8 +110,8 @@ def test_every_row_has_its_own_scale_forth_and_back(exact):
         torch.testing.assert_close(slopes[i], slope[i], rtol=1e-3, atol=1e-5)
 
 
-def test_a_scaled_pass_costs_the_flops_of_a_pass(exact):
-    breaker = exact[0]
+def test_a_scaled_pass_costs_the_flops_of_a_pass(every_way):
+    breaker = every_way[0]
     inputs = asked(breaker)
 
     def count(scale):

@@ -123,7 +123,7 @@ def wrapped(config, processor, seed: int = 0) -> VisionModel:
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config)
     for parameter in model.parameters():
-        if not bool(parameter.any()) or (parameter.ndim > 1 and len(parameter.unique()) == 1):
+        if not bool(parameter.any()) or (parameter.ndim > 1 and bool((parameter == parameter.flatten()[0]).all())):
             parameter.data.normal_(0, 0.2, generator=generator)
     return family_of(config)(model.eval().requires_grad_(False), processor, config.model_type)
 

@@ -1,13 +1,16 @@
 """A made-up run directory: every number in it is invented here, for tests of the page, and means nothing."""
 
+import io
 import json
 import math
+from functools import cache, wraps
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mm_cb.metrics.results import measure, write_results
+from mm_cb.report import charts
 
 SUBJECTS = ("base", "base+safety_prompt", "rr")
 FORMS = ("text", "irrelevant_picture", "partly_picture", "picture")
@@ -39,19 +42,24 @@ def _draw(rng, colour):
     return pixels.astype(np.uint8)
 
 
-def _behaviours(rng, folder, n):
-    (folder / "images").mkdir()
+def _png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+def _behaviours(rng, pictures, n):
     for i in range(n):
         split = ("trained", "trained", "held_out_combination", "held_out_kind")[i % 4]
         clean = _draw(rng, COLOURS[i % 4])
-        Image.fromarray(clean).save(folder / f"images/b{i:03}.clean.png")
+        pictures[f"images/b{i:03}.clean.png"] = _png(clean)
         for subject in SUBJECTS:
             for condition in ATTACKS:
                 image = clean
                 if condition != "no_attack":
                     image = np.clip(clean + rng.choice([-32, -16, 16, 32], clean.shape), 0, 255).astype(np.uint8)
                 name = f"images/b{i:03}.{condition}.{subject.replace('+', '_')}.png"
-                Image.fromarray(image).save(folder / name)
+                pictures[name] = _png(image)
                 outcome = _outcome(rng, subject, condition, split)
                 yield {
                     "id": f"b{i:03}", "metric": "compliance", "subject": subject, "condition": condition,
@@ -132,15 +140,52 @@ CHECKS = [
 ]
 
 
+@cache
+def _invented(n, benign):
+    """Pictures by name, and lines of items."""
+    rng, pictures = np.random.default_rng(7), {}
+    items = [*_behaviours(rng, pictures, n), *_benign(rng, benign)]
+    return pictures, _lines(items)
+
+
+def _lines(items):
+    return "".join(json.dumps(item) + "\n" for item in items)
+
+
+@cache
+def _measured(lines, pairs):
+    return measure(map(json.loads, lines.splitlines()), pairs=pairs)
+
+
+_drawn = {}
+
+
 @pytest.fixture
-def make_run(tmp_path):
+def charts_drawn_once(monkeypatch):
+    """The same curves are the same chart (`test_same_run_gives_the_same_bytes`), and drawing it is slow."""
+    draw = charts._curve_chart
+
+    @wraps(draw)
+    def drawn(condition, curves):
+        key = condition, json.dumps(curves)
+        if key not in _drawn:
+            _drawn[key] = draw(condition, curves)
+        return _drawn[key]
+
+    monkeypatch.setattr(charts, "_curve_chart", drawn)
+
+
+@pytest.fixture
+def make_run(tmp_path, charts_drawn_once):
     """Builder of an invented run directory; ``edit`` may change the items before they are measured."""
 
     def make(*, n=8, benign=24, fiction=True, checks=None, edit=None, seeds=0, name="run"):
         folder = tmp_path / name
-        folder.mkdir()
-        rng = np.random.default_rng(7)
-        items = [*_behaviours(rng, folder, n), *_benign(rng, benign)]
+        (folder / "images").mkdir(parents=True)
+        pictures, lines = _invented(n, benign)
+        for picture, content in pictures.items():
+            (folder / picture).write_bytes(content)
+        items = [json.loads(line) for line in lines.splitlines()]
         items += [
             {**item, "subject": f"rr-seed{s}"} for s in range(1, seeds + 1) for item in items if item["subject"] == "rr"
         ]
@@ -151,8 +196,8 @@ def make_run(tmp_path):
             ("rr", "base"),
             *((f"rr-seed{s}", "base") for s in range(1, seeds + 1)),
         ]
-        write_results(folder / "results.json", measure(items, pairs=pairs))
-        (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+        write_results(folder / "results.json", _measured(_lines(items), tuple(pairs)))
+        (folder / "items.jsonl").write_text(_lines(items))
         files = {
             "run.json": _run_json(fiction),
             "checks.json": CHECKS if checks is None else checks,
@@ -214,7 +259,7 @@ def _part(whole, tmp_path, subject, what, items, edit):
             item["candidates"] = [{"restart": r, **shown, **losses} for r in range(2)]
     if edit:
         edit(subject, what, items, run)
-    write_results(folder / "results.json", measure(items, pairs=[]))
-    (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    write_results(folder / "results.json", _measured(_lines(items), ()))
+    (folder / "items.jsonl").write_text(_lines(items))
     (folder / "run.json").write_text(json.dumps(run))
     return folder

@@ -394,8 +394,7 @@ def test_a_file_where_a_folder_is_to_be_is_one_line(rows, tmp_path):
             trainer.save_model(place)
 
 
-@pytest.mark.parametrize("setting", ["float64", "no gradients", "inference mode"])
-def test_what_a_caller_has_set_torch_to_changes_no_byte_and_is_as_before(setting, rows, tmp_path):
+def test_what_a_caller_has_set_torch_to_changes_no_byte_and_is_as_before(rows, tmp_path):
     def trained(folder):
         trainer = RRTrainer("miniature", RRConfig(output_dir=folder, **SMALL), rows, peft_config=LORA)
         start = trainer.measure_start()
@@ -403,17 +402,20 @@ def test_what_a_caller_has_set_torch_to_changes_no_byte_and_is_as_before(setting
         trainer.save_model()
         return start, adapter_bytes(folder)
 
+    def set_to():
+        return torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
     expected = trained(tmp_path / "usual")
-    if setting == "float64":
-        torch.set_default_dtype(torch.float64)
-    try:
-        mode = {"no gradients": torch.no_grad, "inference mode": torch.inference_mode}.get(setting, torch.enable_grad)
-        with mode():
-            before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-            assert trained(tmp_path / "other") == expected
-            assert before == (torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-    finally:
-        torch.set_default_dtype(torch.float32)
+    for number, mode in enumerate((torch.enable_grad, torch.no_grad, torch.inference_mode)):
+        if mode is torch.enable_grad:
+            torch.set_default_dtype(torch.float64)
+        try:
+            with mode():
+                before = set_to()
+                assert trained(tmp_path / str(number)) == expected, before
+                assert before == set_to()
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 def test_columns_that_nothing_reads_are_refused_as_those_of_a_file_are():
