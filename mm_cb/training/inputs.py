@@ -35,15 +35,33 @@ def load_examples(recipe: "Recipe") -> Sequence[Example]:
     return mixture.load_examples(sources_of(recipe.data), recipe.seed, rules_of(recipe))
 
 
+_taken: tuple[Sequence[Example], tuple[object, ...]] | None = None
+"""Examples that came with the package, and the settings under which a model of the package took every one last."""
+
+
 def _judged(examples: Sequence[Example], recipe: "Recipe") -> Sequence[Example]:
-    """Examples that are made in memory, if the model can take every one."""
+    """Examples that are made in memory, if the model can take every one; a run is planned, then trained by them."""
+    global _taken
     from mm_cb.data.scan import Scan, judged
     from mm_cb.data.sources import RowFault
 
+    masks = recipe.circuit_breaker.masks
+    asked = (
+        recipe.model,
+        recipe.image_backend,
+        recipe.batches,
+        recipe.training.max_length,
+        masks.text,
+        masks.multimodal,
+    )
+    if _taken is not None and _taken[0] is examples and _taken[1] == asked:
+        return examples
     rules = rules_of(recipe)
     for place, outcome in judged(examples, str(recipe.data), Scan(rules), rules):
         if isinstance(outcome, RowFault):
             raise UserError(f"{place}: {outcome.message}; `mm-cb data check` finds all such rows.")
+    if embedded(recipe.model):  # another's files may be others the next time
+        _taken = examples, asked
     return examples
 
 

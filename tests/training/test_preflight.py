@@ -14,9 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 from mm_cb import cli
 from mm_cb.core.errors import UserError
+from mm_cb.data import scan
 from mm_cb.data.check import Limits
 from mm_cb.data.examples import Example
 from mm_cb.models.chat import chat
+from mm_cb.training import inputs
 from mm_cb.training.batches import MissingRows, PairCollator, RowPair, drawn
 from mm_cb.training.inputs import load_examples
 from mm_cb.training.planning.fit import Fit, fit_of
@@ -264,3 +266,16 @@ def test_a_row_that_the_template_alone_rewrites_is_refused_by_check_and_run(tmp_
     with pytest.raises(UserError, match=r"rows.jsonl:3: .* it changes the text of a turn of the role `user`"):
         load_examples(chosen)
     assert check_recipe(chosen, Limits()).has_errors
+
+
+def test_rows_of_the_package_are_judged_once_under_the_same_settings(monkeypatch):
+    asked, judge = [], scan.judged
+    monkeypatch.setattr(scan, "judged", lambda rows, *given: asked.append(len(rows)) or judge(rows, *given))
+    monkeypatch.setattr(inputs, "_taken", None)
+    said = chat("what is the colour of the stone ?", images=0, completion="a stone")
+    rows = (Example("a", said, [], "retain", "made"),)
+    assert inputs._judged(rows, load_recipe("miniature")) is rows
+    assert inputs._judged(rows, load_recipe("miniature", ["training.max_steps=3"])) is rows and asked == [1]
+    with pytest.raises(UserError, match=r"miniature example 0: .*`mm-cb data check` finds all such rows"):
+        inputs._judged(rows, load_recipe("miniature", ["training.max_length=8"]))
+    assert inputs._judged(list(rows), load_recipe("miniature")) == [*rows] and asked == [1, 1, 1]  # other rows

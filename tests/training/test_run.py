@@ -254,22 +254,31 @@ def test_an_interrupted_run_with_accumulation_and_a_falling_rate_goes_on_to_the_
     assert rates == pytest.approx([0.001, 0.00075, 0.0005, 0.00025])
 
 
+SCHEDULE = "circuit_breaker.schedule_steps=6"
+
+
+@pytest.fixture(scope="module")
+def after(tmp_path_factory, model_folder, examples):
+    """Adapters of 4, 5 and 6 steps on a schedule of 6, which are one run, looked at after these."""
+    out, weights = tmp_path_factory.mktemp("after"), []
+    for steps in (4, 5, 6):
+        recipe = load_recipe("miniature", [f"model={model_folder}", *OPTIONS, f"training.max_steps={steps}", SCHEDULE])
+        weights.append(load_file(train(recipe, out / str(steps), examples) / "adapter_model.safetensors"))
+    return weights
+
+
 @pytest.mark.parametrize("stop", [None, 2, 5, 6])
 def test_an_averaged_adapter_is_the_mean_of_the_last_steps_also_of_a_run_that_was_interrupted(
-    recipe, examples, tmp_path, stop
+    recipe, examples, tmp_path, stop, after
 ):
-    """Runs of 4, 5 and 6 steps on a schedule of 6 are one run, looked at after these."""
-    schedule = "circuit_breaker.schedule_steps=6"
-    shorter = [train(recipe(f"training.max_steps={n}", schedule), tmp_path / str(n), examples) for n in (4, 5, 6)]
-    weights = [load_file(folder / "adapter_model.safetensors") for folder in shorter]
-    averaged = recipe("training.average_last=0.5", schedule)
+    averaged = recipe("training.average_last=0.5", SCHEDULE)
     if stop:
         with pytest.raises(Stop):
             train(averaged, tmp_path / "run", examples, StoppingProgress(at=stop))
     found = load_file(train(averaged, tmp_path / "run", examples) / "adapter_model.safetensors")
     for name, weight in found.items():
-        torch.testing.assert_close(weight, torch.stack([w[name] for w in weights]).mean(0), rtol=1e-5, atol=1e-7)
-    assert any(not torch.equal(weight, weights[-1][name]) for name, weight in found.items())
+        torch.testing.assert_close(weight, torch.stack([w[name] for w in after]).mean(0), rtol=1e-5, atol=1e-7)
+    assert any(not torch.equal(weight, after[-1][name]) for name, weight in found.items())
 
 
 @pytest.fixture(scope="session")
