@@ -56,7 +56,12 @@ def read_config(name_or_path: str | Path) -> Any:
             f"`config.json` of `{name_or_path}` must hold the language model's sizes in `text_config`, it has none; "
             "transformers would take those of another model. Fetch the file again."
         )
-    check_config(config, str(name_or_path))
+    try:
+        check_config(config, str(name_or_path))
+    except UserError:
+        if hasattr(config, "vision_config"):
+            family_of(config, str(name_or_path))  # as above; mllama's token for pictures lies behind its vocabulary
+        raise
     return config
 
 

@@ -8,6 +8,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from mm_cb import cli
 from mm_cb.core.errors import UserError
+from mm_cb.models.families import read_config
 from mm_cb.models.refusals import _BY_TYPE
 from mm_cb.models.registry import family_of, family_types
 from tests import test_families_end_to_end as end_to_end
@@ -31,6 +32,15 @@ REASONS = {
 def test_the_reason_is_said(kind):
     with pytest.raises(UserError, match=f"got {kind}; .* Of {kind}: .*{REASONS[kind]}"):
         family_of(AutoConfig.for_model(kind), "x")
+
+
+def test_the_reason_is_said_of_published_files_before_any_number_of_them(tmp_path):
+    """Llama 3.2's stands for pictures by a token behind its vocabulary."""
+    config = AutoConfig.for_model("mllama")
+    assert config.image_token_index == config.text_config.vocab_size
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="got mllama; .*cross attention"):
+        read_config(tmp_path)
 
 
 def test_no_type_is_taken_for_another_and_no_reason_is_left_over():
