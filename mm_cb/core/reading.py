@@ -189,6 +189,8 @@ def loads(text: str, *, nul: bool = False, any_text: bool = False) -> Any:
     Raises:
         Fault: If it is not that.
     """
+    if text.startswith("\ufeff"):
+        raise TextFault("a byte order mark (BOM) that begins no file, as where files were joined; take it out", 1)
     try:
         value = json.loads(text, **_STRICT)
     except json.JSONDecodeError as error:

@@ -80,6 +80,7 @@ def test_lines_are_read_with_any_mark_and_line_end(tmp_path_factory, records, bo
         ('{"\\ude00": 1}', "half of a surrogate pair"),
         ('{"a": "\\u0000"}', "NUL"),
         ('{"a": "\0"}', "control character"),
+        ('\ufeff{"a": 1}', r"a byte order mark \(BOM\) that begins no file"),
         ('{"a": 1} {"b": 2}', "Extra data"),
         ('{"a": 1,}', "broken JSON"),
         ("{'a': 1}", "broken JSON"),
