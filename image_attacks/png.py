@@ -14,6 +14,8 @@ from .errors import ImageFileError
 from .file_kinds import kind_of
 from .image_files import opened, read_bytes
 
+_TEMPORARY_SUFFIX = ".mm-cb-tmp"
+"""Of a file that is being written: mm-cb takes away what a killed process left of one in a run."""
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BIT_DEPTH_OFFSET = 24
 """Position of the bit depth inside the header chunk, which a PNG always starts with."""
@@ -83,7 +85,7 @@ def save_png(pixels: Tensor, path: str | Path) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=_TEMPORARY_SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -121,7 +121,7 @@ def prepare(job: Job) -> None:
         write_json(job.out / "run.json", {"command": "attack", "recipe": {}, "seed": 0, "ended": "now", "inputs": {}})
         write_jsonl(job.out / "items.jsonl", items)
         write_results(job.out / "results.json", measure(items, pairs=[]))
-        for name in ("checks.json", "curves.json"):
+        for name in ("checks.json", "curves.json", "protocol.json"):
             write_json(job.out / name, [])
 
 

@@ -3,12 +3,15 @@ import fcntl
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from image_attacks import save_png
 from mm_cb.core import files
 from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_sha256, write_text
@@ -352,17 +355,16 @@ def test_a_run_that_has_not_ended_names_the_command_that_goes_on(out):
         finished_run(out)
 
 
-def test_leftovers_of_a_killed_process_are_swept(out):
-    code = f"""
-import os, signal
-from pathlib import Path
-from mm_cb.core import runs
-run = runs.RunDirectory(Path({str(out)!r}), "demo", {{}}, 0).open()
-os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
-runs.write_bytes(run.stage("images") / "a.png", b"half")
-"""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == -9
+@pytest.mark.parametrize(
+    "write", [lambda path: write_bytes(path, b"half"), lambda path: save_png(torch.zeros(3, 2, 2), path)]
+)
+def test_leftovers_of_a_killed_process_are_swept(out, write):
+    if not (child := os.fork()):
+        with RunDirectory(out, "demo", {}, 0) as run:
+            path = run.stage("images") / "a.png"
+            os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+            write(path)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert [entry.suffix for entry in (out / "images").iterdir()] == [files.TEMPORARY_SUFFIX]
     with RunDirectory(out, "demo", {}, 0):
         assert list((out / "images").iterdir()) == []
