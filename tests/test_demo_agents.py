@@ -28,7 +28,7 @@ def test_base_prompt_and_breaker_are_asked_attacked_and_shown_on_one_page(smalle
     said = capsys.readouterr().out
     text = page.read_text()
     agents = text.partition('<section id="agents">')[2].partition("</section>")[0]
-    assert 'class="screen"' in agents and "base + safety prompt" in agents and "forced call" in agents
+    assert 'class="screen exact"' in agents and "base + safety prompt" in agents and "forced call" in agents
     assert "[call withheld]" not in agents  # a fiction
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
     assert list(numbers) == ["base", "rr, seed 0"]

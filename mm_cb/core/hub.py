@@ -138,6 +138,8 @@ def cached(name: str, pattern: str, *, kind: RepositoryKind = "model") -> list[P
     with contextlib.suppress(OSError):
         wanted = (store / "refs" / wanted).read_text(encoding="utf-8").strip()
     folder = store / "snapshots" / wanted
+    if not os.path.isdir(folder):  # False, not an error, for a name that no system takes
+        return []
     paths = (str(path.relative_to(folder)) for path in folder.rglob("*"))
     return sorted(folder / path for path in paths if fnmatch.fnmatch(path, pattern) and (folder / path).is_file())
 

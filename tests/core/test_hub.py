@@ -62,3 +62,7 @@ def test_a_revision_may_hold_what_a_name_may_not(name, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.setattr(hub, "_commits", {})
     assert hub.fetch(name, ["*"]) == tmp_path and asked == [name]
+
+
+def test_of_a_name_that_no_system_takes_nothing_is_in_the_cache():
+    assert hub.cached(f"me/{'a' * 300}", "*") == []
