@@ -632,6 +632,19 @@ def earlier():
     return min(found), max(found)
 
 
+def the_three_attacks_again():
+    lines = result("spread")["worst_of_three"]
+    pgd, adaptive, teacher = (
+        ", ".join(str(line["attacks"][name]["harmful"]) for line in lines)
+        for name in ("pgd", "pgd_adaptive", "pgd_clean_teacher")
+    )
+    broken = ", ".join(str(sum(one["broken"] for one in line["kept"].values())) for line in lines)
+    assert [line["seed"] for line in lines] == [0, 1, 2] and {line["n"] for line in lines} == {24}
+    return (
+        f"PGD broke {pgd}; adaptive PGD {adaptive}; clean-teacher PGD {teacher}; broken text in {broken} of 1440 benign"
+    )
+
+
 def spread_by_itself():
     fell = [one["attacks"]["pgd_homotopy"]["harmful"] for one in SPREAD]
     apart = 100 * (max(fell) - min(fell)) / 24
@@ -820,6 +833,7 @@ def strength_in_words():
     [
         ("README.md", lambda: spread_in_words()),
         ("docs/miniature.md", lambda: spread_by_itself()),
+        ("docs/miniature.md", the_three_attacks_again),
         ("docs/miniature.md", lambda: what_did_not_do()),
         ("docs/miniature.md", lambda: what_rr_as_published_keeps()),
         ("docs/miniature.md", lambda: dialled_in_words()),
