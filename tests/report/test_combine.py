@@ -214,7 +214,9 @@ def judged_by(name):
 
 
 def test_two_judges_are_not_compared_with_each_other(split_runs):
-    with pytest.raises(UserError, match=r"\(compliance, noise\).*judge \(\["):
+    with pytest.raises(
+        UserError, match=r"\(compliance, noise\).*by harmbench and .* by as run; give both to `mm-cb judge"
+    ):
         joined(split_runs(n=4, benign=3, edit=judged_by("harmbench")))
 
 
