@@ -558,7 +558,14 @@ def test_the_same_zero_takes_the_same_number_of_items_whatever_the_scores_are():
         for rule, held in (("strict", rate), ("other", graded))
     ]
     assert [c.needed for c in comparisons(both)] == [765, 765]
-    assert not any(c.kept for c in comparisons(both))
+    assert {c.equivalence for c in comparisons(both)} == {"not shown: takes about 765 items"}
+
+
+def test_a_loss_that_was_found_on_enough_items_asks_for_no_more_of_them():
+    held = {"pairs": 10_000, "only_this": 0, "only_partner": 100, "mcnemar_p": 1e-30}
+    lost = Measurement("rr", "mmmu_like", "strict", "all", 90.0, 10_000, (89, 91), "base", -1.0, (-1.2, -0.8), held)
+    (found,) = comparisons([lost])
+    assert found.needed < found.pairs and found.equivalence == "not shown"
 
 
 def test_more_tries_never_succeed_less_and_unjudged_ones_give_no_row(split_runs):
