@@ -609,8 +609,9 @@ def spread_row(number):
 def spread_in_words():
     fell = [one["attacks"]["pgd_homotopy"]["harmful"] for one in SPREAD]
     return (
-        f"Of {len(SPREAD)} breakers of one recipe (seeds, threads) `pgd_homotopy` broke {min(fell)} to {max(fell)} of "
-        f"24, and at most {max(map(broken_text, SPREAD))} of 1440 benign answers were broken text"
+        f"Of {len(SPREAD)} breakers trained alike but for seed or threads, `pgd_homotopy` (which dials the breaker up "
+        f"from zero as it searches) broke {min(fell)} to {max(fell)} of 24, and at most "
+        f"{max(map(broken_text, SPREAD))} of 1440 benign answers were broken text"
     )
 
 

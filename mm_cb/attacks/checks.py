@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from mm_cb.attacks.table import SHIPPED
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.records import Candidate, Check, Item
 from mm_cb.data.behaviors_file import Behavior
@@ -14,6 +15,10 @@ from mm_cb.inference.subjects import Subject
 from mm_cb.inference.tolerance import TOLERANCE, dtype_of, tolerance
 from mm_cb.metrics.checks import attack_is_strong, check, placebo_is_weak, still_answers
 from mm_cb.metrics.results import Measurement
+
+BALL = "every attacked file is inside the ball"
+_UNTOUCHED = tuple(e.name for e in SHIPPED if e.search in ("clean", "embedding", "suffix") and not e.imported)
+"""Attacks of ours whose files are the clean pictures: nothing to hold to a ball."""
 
 
 def run_checks(
@@ -43,7 +48,7 @@ def inside_ball(items: Sequence[Item], epsilon: int) -> Check:
     found = [candidate["epsilon"] for item in items for candidate in _bounded(item)]
     largest = max(found, default=-1)
     return check(
-        "every attacked file is inside the ball",
+        BALL,
         0 <= largest <= epsilon,
         f"largest change {largest}/255 in {len(found)} files",
         f"at most {epsilon}/255",
@@ -51,9 +56,14 @@ def inside_ball(items: Sequence[Item], epsilon: int) -> Check:
     )
 
 
+def is_bounded(item: Item) -> bool:
+    """Whether the norm holds for an item's pictures: somebody changed them, within the threat."""
+    return not item.get("outside_threat") and item["condition"] not in _UNTOUCHED
+
+
 def _bounded(item: Item) -> Sequence[Candidate]:
     """The candidates of an item that the norm holds for."""
-    return () if item.get("outside_threat") else item.get("candidates") or ()
+    return (item.get("candidates") or ()) if is_bounded(item) else ()
 
 
 def inside_threat(items: Sequence[Item], threat: Threat) -> list[Check]:

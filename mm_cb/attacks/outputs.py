@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mm_cb.attacks.checks import file_loss, gradient_is_there, inside_ball, inside_threat
+from mm_cb.attacks.checks import file_loss, gradient_is_there, inside_ball, inside_threat, is_bounded
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.records import AnswerRecord
 from mm_cb.attacks.registry import attack_entry
@@ -50,7 +50,7 @@ def summaries(items: list[Item], parts: Mapping[str, Path], configs: Sequence[At
     threat, subject = configs[0].threat, items[0]["subject"]
     drawn = [entry for one in configs for entry in curve_quartiles(parts, subject, one.name)]
     filed = [item for item in items if item.get("image") is not None]
-    bounded = any(not item.get("outside_threat") for item in filed)
+    bounded = any(map(is_bounded, filed))
     checks = [inside_ball(filed, threat.levels), *inside_threat(filed, threat)] if bounded else []
     if any(candidate["objective_logged"] is not None for item in filed for candidate in item.get("candidates") or ()):
         checks.append(file_loss(filed, dtype))

@@ -12,18 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mm_cb.attacks.checks import BALL
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.config_files import AttackRecipe, from_recipe, read_recipe
 from mm_cb.attacks.outputs import parts_of, summaries
 from mm_cb.attacks.records import Answer, AnswerRecord, Artefact, Facts, Flags, attacked, make_item
 from mm_cb.attacks.run import judge_of
 from mm_cb.attacks.verify_answers import AGAIN, Recorded, Verified, answers_again
-from mm_cb.core.checked import read_json, read_record
+from mm_cb.core.checked import read_json, read_list, read_record
 from mm_cb.core.closing import cut_path, say
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress, print_whole
 from mm_cb.core.reading import json_lines, shown
-from mm_cb.core.records import Item
+from mm_cb.core.records import Check, Item
 from mm_cb.core.runs import UNSEALED, finished_run, read_run, unwritten
 from mm_cb.core.seal import refuse_changed
 from mm_cb.core.terminal import columns
@@ -237,6 +238,10 @@ def _check_counts(run: _StatedRun) -> None:
         stated, again = read_json(run.folder / name), json.loads(json.dumps(content))
         if name == "protocol.json":  # beside it stand words for pages
             stated, again = stated.get("k") if isinstance(stated, dict) else None, again["k"]
+        if name == "checks.json":  # earlier versions counted clean pictures among the attacked ones
+            held = any(one["name"] == BALL for one in again)
+            kept = [one for one in read_list(run.folder / name, Check) if held or one["name"] != BALL]
+            stated, again = ([{**one, "value": ""} for one in rows] for rows in (kept, again))
         if name == "results.json":
             read_results(run.folder / name)  # each measurement is one
             stated = {key: stated[key] for key in again}  # beside these it names what it is of, see `refuse_foreign`

@@ -110,7 +110,7 @@ class Pope(Benchmark):
     stored = PopeAnswers
     dataset = "lmms-lab/POPE"
     data_help = "Hub id with lmms-lab/POPE's columns, a folder of Parquet, or the original's file or folder of files."
-    example = "--data coco_pope_random.json --images val2014"
+    example = "--data data/examples/pope.jsonl --images data/examples/pictures"
 
     def questions(self, data: str, settings: PopeSettings) -> Sequence[Question]:
         """The original's lines (question_id, image, text, label), or the hub's columns (question, answer, category)."""

@@ -38,10 +38,10 @@ from mm_cb.cli.options import (
     switch,
 )
 from mm_cb.cli.threat_flags import PANEL, BorderWidth, Epsilon, Norm, PatchSize, parse_levels, parse_threat
-from mm_cb.core.closing import Hint, files, listing, say, what_next
+from mm_cb.core.closing import Hint, files, listing, put, say, what_next
 from mm_cb.core.errors import UserError
 
-EXAMPLE = "Example: mm-cb attack --model miniature --adapter runs/rr --behaviors behaviors.jsonl --out runs/attack"
+EXAMPLE = "Example: mm-cb attack --model miniature --adapter runs/rr --behaviors miniature --out runs/attack"
 
 _MODEL, _SEARCH, _JUDGED, _RUN = "Model and data", "Search", "What is judged", "Run"
 _SINGLE = "Of single attacks"
@@ -86,7 +86,18 @@ _OLD_CHECK = {
 def _listed(wanted: bool) -> None:
     if wanted:
         listing((entry.name, entry.about, _needs(entry)) for entry in attacks())
+        put("")
+        say(_LEGEND)
         raise typer.Exit()
+
+
+_LEGEND = (
+    "Given: what the attacker knows of the answer: nothing; its first words (opening); its text, so that success is "
+    "control over the output, not what the model knows (supplied text); how such answers are worded (form and "
+    "words). In `all`: part of --attack all, where it applies; by name only: where --attack names it. The worst case "
+    "counts a request as broken where any attack broke it, without controls and what no input reaches. An adapter: "
+    "the circuit breaker, --adapter. Each in detail: docs/attacks.md."
+)
 
 
 def _needs(entry: AttackEntry) -> str:
@@ -355,10 +366,10 @@ SUBCOMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "attack verify": (verify, "Example: mm-cb attack verify runs/attack"),
     "attack check": (
         check,
-        "Example: mm-cb attack check --model miniature --behaviors behaviors.jsonl --out runs/check",
+        "Example: mm-cb attack check --model miniature --behaviors miniature --out runs/check",
     ),
     "attack transfer": (
         transfer,
-        "Example: mm-cb attack transfer runs/base runs/rr --behaviors behaviors.jsonl --out runs/transfer",
+        "Example: mm-cb attack transfer runs/attack-base runs/attack-rr --behaviors miniature --out runs/transfer",
     ),
 }

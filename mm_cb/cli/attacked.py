@@ -197,17 +197,35 @@ def _next(run: RunFiles, own: Sequence[str]) -> Iterator[Hint]:
     if steps and any(one.counted and one.weak for one in run.strengths):
         longer = {"--steps": str(2 * steps), "--out": here(f"{folder}-longer")}
         yield Hint("the same with more steps, which may break more", again(longer))
+    breaker = folder.with_name(f"{folder.name.removesuffix('-base')}-rr")
+    yield from _judge_alike(run, Path(base_folder(folder)) if adapted else breaker)
     named = ["--attack", ",".join(own)] if own else []
     yield Hint("every number again, from the saved files and the model", ["attack", "verify", folder, *named])
     if adapted:
         yield from beside_the_base(folder, _of_the_base(recipe, folder))
         return
-    breaker = folder.with_name(f"{folder.name.removesuffix('-base')}-rr")
     if folder.name.endswith("-base") and (breaker / "run.json").is_file():
         yield Hint("one page of both", ["report", folder, breaker, "--out", "report.html"])
         return
     yield Hint(f"one page of it: {here(folder / 'report.html')}", ["report", folder])
     yield _breaker_for(str(recipe.get("model")))
+
+
+def _judge_alike(run: RunFiles, other: Path) -> Iterator[Hint]:
+    """The same judge for the run that a page would show beside one that was just judged, where another judged that."""
+    from mm_cb.core.checked import read_records
+    from mm_cb.core.records import Item
+    from mm_cb.report.comparable import judges_of
+
+    if TYPED[:1] != ["judge"] or not (other / "run.json").is_file():
+        return
+    judged = [
+        judges_of(item for item in items if item["metric"] == "compliance")
+        for items in (run.items, read_records(other / "items.jsonl", Item))
+    ]
+    if judged[0] != judged[1]:
+        words = [here(other) if Path(word).absolute() == run.folder.absolute() else word for word in TYPED]
+        yield Hint("the run beside it by the same judge: a page compares no verdicts of two judges", words)
 
 
 def beside_the_base(folder: Path, typed: Sequence[str]) -> Iterator[Hint]:

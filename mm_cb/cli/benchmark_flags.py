@@ -192,8 +192,8 @@ def _setting_options(kind: type[Settings], panel: str) -> list[Parameter]:
         unset = field.default in ("", (), None) or field.default is False
         default = ",".join(field.default) if isinstance(field.default, tuple) else str(field.default)
         shown = "" if unset or "[default" in about["about"] else default
-        choices = f"{', '.join(about['choices'])}.  " if about["choices"] else ""
-        text = f"{about['about']}{'  ' if choices or shown else ''}{choices}{f'[default: {shown}]' if shown else ''}"
+        choices = f" {', '.join(about['choices'])}." if about["choices"] else ""
+        text = f"{about['about']}{choices}{f'  [default: {shown}]' if shown else ''}"
         if (limit := about["limit"]) is not None:
             text = f"{text}  [{limit.range}]"
         type_: Any = list[str] | None if about["many"] else bool if field.default is False else str | None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mm_cb.data.contamination import Tested
     from mm_cb.training.recipes.config import Recipe
 
-EXAMPLE = "Example: mm-cb data check llava_instruct_150k.json --images coco/train2017 --behaviors behaviors.jsonl"
+EXAMPLE = "Example: mm-cb data check miniature --behaviors miniature"
 
 app = typer.Typer(help="List data sets, check them before a run, build the unpublished ones.", rich_markup_mode=None)
 

@@ -76,9 +76,7 @@ def build_behaviors(
     _attack_next(built.path)
 
 
-@build.command(
-    "benign", cls=Command, epilog="Example: mm-cb data build benign --behaviors behaviors.jsonl --out benign"
-)
+@build.command("benign", cls=Command, epilog="Example: mm-cb data build benign --behaviors miniature --out benign")
 def build_benign(
     behaviors: Behaviors,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Gets behaviors.jsonl and images/.")],

@@ -132,7 +132,7 @@ Thinking = Annotated[
     bool,
     typer.Option(
         "--thinking",
-        help="Let it think first; targets then begin its thoughts.  [default: behind an empty thinking block]",
+        help="Let it think first; what an attack forces begins a thought.  [default: behind an empty thinking block]",
         rich_help_panel=_MODEL,
     ),
 ]

@@ -10,7 +10,7 @@ from mm_cb.core.errors import UserError
 from mm_cb.core.folding import as_drawn
 from mm_cb.core.reading import json_lines, shown
 from mm_cb.core.tables import is_table, read_table
-from mm_cb.data.behaviors_file import refuse_absent
+from mm_cb.data.behaviors_file import behaviors_path, refuse_absent
 
 THRESHOLD = 0.3
 _ORDERS = (1, 2, 3, 4)
@@ -127,11 +127,12 @@ def bleu_bound(length: int, reference: int, shared: int) -> float:
 
 
 def read_tested(path: Path) -> list[Tested]:
-    """What behaviours ask for: a behaviours file (JSONL, ``prompt``) or HarmBench's CSV (``Behavior``).
+    """What behaviours ask for: a behaviours file (JSONL, ``prompt``), HarmBench's CSV (``Behavior``), `behaviors_path`.
 
     Raises:
         UserError: If the file cannot be read or has neither; names the line.
     """
+    path = behaviors_path(path)
     refuse_absent(path)
     rows = read_table(path, _COLUMNS).rows if is_table(path) else json_lines(path, "behaviours")
     tested = []

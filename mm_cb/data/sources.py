@@ -264,7 +264,7 @@ def _find_card(name: str) -> tuple[DataRows, Path, Card]:
         if path is None:
             raise UserError(
                 f"the data set `{name}` is not here: {described.get}; put {file} into `{saved}` (or set MM_CB_DATA); "
-                "or train on rows of yours: 'data=[rows.jsonl]'."
+                "or train on rows of yours: 'data=[rows.jsonl]'. All that a recipe lacks: mm-cb doctor --recipe RECIPE."
             )
         return open_rows(path), path.parent, described
     if saved.is_dir():

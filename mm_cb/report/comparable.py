@@ -147,6 +147,12 @@ def _refuse(
     what: str, first: RunFiles, second: RunFiles, held: Mapping[str, object], other: Mapping[str, object]
 ) -> None:
     if differing := _differences(held, other):
+        if not _differences({**held, "judge": ""}, {**other, "judge": ""}):  # nothing has to be run again
+            by = [" and ".join(map(str, of["judge"])) for of in (held, other) if isinstance(of["judge"], list)]
+            raise UserError(
+                f"runs that are compared must be judged by one judge ({what}), but `{first.folder}` is judged by "
+                f"{by[0]} and `{second.folder}` by {by[1]}; give both to `mm-cb judge RUN --judge NAME`."
+            )
         raise UserError(
             f"runs that are compared must have the same settings and data ({what}), but `{first.folder}` and "
             f"`{second.folder}` differ in {differing}; repeat one of them, or report them apart."

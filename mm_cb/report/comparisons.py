@@ -48,6 +48,14 @@ class Comparison:
         ends = self.measurement.difference_ci95
         return ends is not None and -MARGIN <= ends[0] and ends[1] <= MARGIN
 
+    @property
+    def equivalence(self) -> str:
+        """What the page says of half a point: shown or not, with the items that it takes where that are more."""
+        if self.needed is None:
+            return "–"
+        more = f": takes about {self.needed} items" if self.needed > self.pairs else ""
+        return "shown" if self.kept else f"not shown{more}"
+
 
 def comparisons(measurements: Iterable[Measurement]) -> list[Comparison]:
     """Every paired difference over all items, in the order of the measurements."""

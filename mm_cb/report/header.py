@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 
 from mm_cb.core.files import file_sha256
-from mm_cb.core.records import Check, Item
 from mm_cb.judges.stored_verdicts import named_by_server, served_names
 from mm_cb.report.load import RunFiles
 
@@ -13,7 +12,6 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _DEMO = {"adapters/rr/adapter_model.safetensors": "adapter", "behaviors/behaviors.jsonl": "data"}
 """What a demo makes itself, and no run.json therefore names."""
 _RULES = "exact rules of the fictional world"
-_BALL = "every attacked file is inside the ball"
 
 
 def facts_of(runs: Sequence[RunFiles]) -> dict[str, str]:
@@ -85,12 +83,3 @@ def _inputs(runs: Sequence[RunFiles]) -> list[tuple[str, str]]:
 
 def _base(name: str) -> str:
     return name.replace("\\", "/").rpartition("/")[2]
-
-
-def told_checks(checks: Sequence[Check], items: Sequence[Item]) -> list[Check]:
-    """The checks as a page shows them: the one of the ball counts files of clean pictures too, and says so here."""
-    clean = any(item["condition"] == "no_attack" and item.get("image") for item in items)
-    return [
-        {**check, "value": f"{check['value']}, clean ones among them"} if clean and check["name"] == _BALL else check
-        for check in checks
-    ]

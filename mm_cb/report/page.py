@@ -26,7 +26,7 @@ from mm_cb.report.charts import curve_charts, layer_charts, outcome_bars, refusa
 from mm_cb.report.combine import ReportData, combine
 from mm_cb.report.comparisons import comparisons, loss_table, tries_table
 from mm_cb.report.gallery import AMPLIFICATION, build_gallery
-from mm_cb.report.header import facts_of, judges, told_checks
+from mm_cb.report.header import facts_of, judges
 from mm_cb.report.kept import ChangedItem, category_rows, changes
 from mm_cb.report.load import RunFiles, load_run
 from mm_cb.report.seeds import seed_table
@@ -207,7 +207,7 @@ def _context(data: ReportData, *, show: bool) -> dict[str, object]:
         "listed_changes": _LISTED_CHANGES,
         "seeds": seeds,
         "seed_columns": seed_columns,
-        "checks": told_checks(data.checks, data.items),
+        "checks": data.checks,
         "method": _method(data.runs, pictured=not data.by_texts),
         "by_texts": data.by_texts,
         "runs": [_described(run) for run in data.runs],

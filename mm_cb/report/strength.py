@@ -140,7 +140,9 @@ def _why(found: Fall | None, more: Doubled | None, n: int) -> str:
         still = "settled" if has_settled(found) else "still falling"
         said.append(f"loss {still}: {share:.1f} % of its fall in the last tenth")
     if more is None:
-        said.append("twice the steps not tried" + (f", which takes {LEAST} behaviours of {n}" if n < LEAST else ""))
+        said.append(
+            "twice the steps not tried" + (f", which takes {LEAST} behaviours and not {n}" if n < LEAST else "")
+        )
     else:
         content = "those not judged" if more.content is None else str(more.content)
         said.append(f"twice the steps changed content of {content}, openings of {more.openings} in {more.n}")

@@ -319,7 +319,7 @@ def _failure(check: Check) -> str:
     if check["value"] == "not measured" and (step := _BRINGS.get(check["name"])):
         return f"{check['name']}: not measured; {step}."
     why = f"{check['why'][:1].upper()}{check['why'][1:]}"
-    return f"{check['name']}: expected {check['expected']}, got {check['value']}. {why}".strip()
+    return f"{check['name']}: expected {check['expected']}, got {check['value']}. {why}".strip().rstrip(".") + "."
 
 
 def _gaps(measurements: Sequence[Measurement]) -> list[str]:
@@ -361,6 +361,8 @@ def _test(measurement: Measurement) -> str:
 def _held_out(measurements: Sequence[Measurement]) -> tuple[str, ...]:
     """The wholly held-out kind, under PGD and in the worst case: the adaptive attack finds it first."""
     conditions = {HEADLINE: "PGD", WORST_CASE: "the worst of all attacks"}
+    if (alone := only_attack(measurements)) is not None:
+        conditions = {alone: label(CONDITIONS, alone)}
     found = {name: find(measurements, "rr", "compliance", c, "held_out_kind") for c, name in conditions.items()}
     known = {name: m for name, m in found.items() if m is not None and m.value is not None}
     if not known:

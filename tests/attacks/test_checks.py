@@ -53,6 +53,12 @@ def test_one_picture_outside_the_ball_fails(epsilon, passed):
     assert checks.inside_ball([item(), item(epsilon)], 32)["passed"] is passed
 
 
+@pytest.mark.parametrize("condition", ["no_attack", "prefill_only", "embedding", "steering"])
+def test_pictures_that_nobody_attacked_are_no_attacked_files(condition):
+    clean = item(0, condition=condition)
+    assert checks.inside_ball([item(32), clean], 32)["value"] == "largest change 32/255 in 1 files"
+
+
 @pytest.mark.parametrize(("filed", "passed"), [(1.00005, True), (1.001, False)])
 def test_one_file_with_another_loss_fails(filed, passed):
     assert checks.file_loss([item(), item(filed=filed)])["passed"] is passed

@@ -108,9 +108,7 @@ def test_a_run_of_it_is_not_held_to_the_ball_and_verifies(made):
     items = [item for item in read_jsonl(made / "items.jsonl") if item["condition"] == "typographic"]
     assert all(item["outside_threat"] and item["worst_case"] for item in items)
     assert all(item["candidates"][0]["epsilon"] > 8 for item in items)
-    checks = json.loads((made / "checks.json").read_text())
-    assert all(check["passed"] for check in checks)
-    assert [check["value"] for check in checks] == ["largest change 0/255 in 2 files"]  # of the clean ones
+    assert json.loads((made / "checks.json").read_text()) == []  # nor are the clean pictures beside it
     assert not any(row.disagreements for row in verify_run(made))
 
 

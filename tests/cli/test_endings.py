@@ -191,6 +191,21 @@ def test_after_a_judge_every_hint_is_a_command_and_the_bases_run_is_named_where_
     assert typed(out)[-1] == page
 
 
+@pytest.mark.parametrize(("run", "other"), [("attack-rr", "attack-base"), ("attack-base", "attack-rr")])
+def test_after_a_judge_the_run_beside_it_is_to_be_judged_alike(run, other, capsys, monkeypatch):
+    monkeypatch.setattr(attacked, "TYPED", ["judge", f"runs/{run}", "--judge", "refusal-strings"])
+    Path("runs").mkdir()
+    for name, judge in ((run, "refusal-strings (proxy)"), (other, "harmbench")):
+        recipe, subject = ({"adapter": "runs/rr"}, "rr") if name == "attack-rr" else ({}, "base")
+        unjudged(Path("runs", name), recipe, subject=subject, outcome="refusal", judge=judge)
+    show_attacked(Path("runs", run))
+    first, *_, page = typed(said(capsys))
+    assert (first, page.split()[:3]) == (
+        f"judge runs/{other} --judge refusal-strings",
+        ["report", "runs/attack-base", "runs/attack-rr"],
+    )
+
+
 def test_forced_harmless_targets_have_their_own_rate_and_no_judge(capsys):
     show_attacked(unjudged(Path("run"), benign_target=True))
     out = said(capsys, paths=False)

@@ -1,5 +1,6 @@
 """Every command's help on a terminal of 80 columns: whole, explained, with an example."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import typer.main
 
 from mm_cb import cli
 from mm_cb.cli.app import app
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def every_command():
@@ -43,6 +46,15 @@ def test_help_is_whole_explained_and_has_an_example(words, command, capsys):
         assert option.help and " ".join(option.help.split()) in flat, option.name
     lines = [line for line in shown.splitlines() if re.search(r"\w-$", line)]
     assert lines == [], "broken at a hyphen"
+
+
+@pytest.mark.parametrize(("words", "command"), COMMANDS, ids=[" ".join(words) for words, _ in COMMANDS])
+def test_an_example_on_the_miniature_names_files_that_are_here(words, command):
+    typed = (command.epilog or "").split()
+    flags = ("--data", "--behaviors", "--images", "--answers")
+    named = [value for flag, value in itertools.pairwise(typed) if flag in flags and "--describer" not in typed]
+    if "miniature" in typed:
+        assert [name for name in named if name != "miniature" and not (ROOT / name).exists()] == []
 
 
 def test_what_stands_below_a_command_is_shown_with_it(capsys):

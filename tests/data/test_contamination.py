@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,6 +59,10 @@ def test_prompts_are_read_from_either_file_each_with_its_id_and_place(tmp_path):
     table.write_text("BehaviorID,Behavior\nx,three\n")
     assert read_tested(lines) == [("one", f"`tea` ({lines}:1)"), ("two", f"({lines}:3)")]
     assert read_tested(table) == [("three", f"`x` ({table}:2)")]
+
+
+def test_an_embedded_models_behaviours_go_by_its_name():
+    assert len(read_tested(Path("miniature"))) == 12
 
 
 @pytest.mark.parametrize(

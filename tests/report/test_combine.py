@@ -214,7 +214,9 @@ def judged_by(name):
 
 
 def test_two_judges_are_not_compared_with_each_other(split_runs):
-    with pytest.raises(UserError, match=r"\(compliance, noise\).*judge \(\["):
+    with pytest.raises(
+        UserError, match=r"\(compliance, noise\).*by harmbench and .* by as run; give both to `mm-cb judge"
+    ):
         joined(split_runs(n=4, benign=3, edit=judged_by("harmbench")))
 
 
@@ -556,7 +558,22 @@ def test_the_same_zero_takes_the_same_number_of_items_whatever_the_scores_are():
         for rule, held in (("strict", rate), ("other", graded))
     ]
     assert [c.needed for c in comparisons(both)] == [765, 765]
-    assert not any(c.kept for c in comparisons(both))
+    assert {c.equivalence for c in comparisons(both)} == {"not shown: takes about 765 items"}
+
+
+def test_of_one_attack_the_held_out_kind_is_told_once(split_runs):
+    def one(parts):
+        return [part for part in parts if not part.name.endswith("-pgd_adaptive")]
+
+    told = judge_report(joined(one(split_runs(n=8, benign=3)))).lines[0].text
+    assert "wholly held-out kind: PGD " in told and told.count("worst of all") == 0
+
+
+def test_a_loss_that_was_found_on_enough_items_asks_for_no_more_of_them():
+    held = {"pairs": 10_000, "only_this": 0, "only_partner": 100, "mcnemar_p": 1e-30}
+    lost = Measurement("rr", "mmmu_like", "strict", "all", 90.0, 10_000, (89, 91), "base", -1.0, (-1.2, -0.8), held)
+    (found,) = comparisons([lost])
+    assert found.needed < found.pairs and found.equivalence == "not shown"
 
 
 def test_more_tries_never_succeed_less_and_unjudged_ones_give_no_row(split_runs):

@@ -238,7 +238,7 @@ def test_many_failed_checks_are_counted_and_each_is_explained():
     check = {"passed": False, "value": "2", "expected": "1", "why": "one is enough"}
     verdict = judged([], [{"name": "a", **check}, {"name": "b", **check}, {"name": "c", **check, "passed": True}])
     assert verdict.lead.endswith("because 2 of 3 checks failed.")
-    assert verdict.reasons[:2] == tuple(f"{name}: expected 1, got 2. One is enough" for name in "ab")
+    assert verdict.reasons[:2] == tuple(f"{name}: expected 1, got 2. One is enough." for name in "ab")
 
 
 @pytest.mark.parametrize(("value", "said"), [("not measured", "was not made"), ("2", "failed")])

@@ -122,8 +122,8 @@ class FunctionCalling(Benchmark):
     settings = CallSettings
     stored = StoredCalls
     data_help = "BFCL's folder of questions (bfcl_eval/data), or one file of it."
-    example = "--data bfcl_eval/data"
-    score_example = "--data bfcl_eval/data --answers result/MODEL"
+    example = "--data data/examples/calls --max-new-tokens 8"
+    score_example = "--data data/examples/calls --answers data/examples/call_answers.jsonl"
 
     def questions(self, data: str, settings: CallSettings) -> Sequence[Question]:
         """The questions in BFCL's prompt mode, whose answers are Python."""

@@ -99,7 +99,7 @@ class HarmfulCalls(Benchmark):
     settings = HarmfulCallSettings
     stored = None
     data_help = "Our .jsonl, AgentHarm's folder, or ai-safety-institute/AgentHarm."
-    example = "--data requests.jsonl"
+    example = "--data data/examples/harmful_calls.jsonl --max-new-tokens 8"
 
     def task(self, data: str, settings: HarmfulCallSettings, source: ModelSource) -> Task:
         """Every harmful row under every condition, every twin once; ``limit`` counts rows of each kind."""

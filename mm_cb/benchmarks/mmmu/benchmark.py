@@ -73,14 +73,14 @@ class Mmmu(Benchmark):
 
     name = "mmmu"
     title = "MMMU"
-    about = "college-level questions about pictures in 30 subjects, by the official rules and without luck"
+    about = "college-level questions about pictures in 30 subjects, by the official rules and without lucky guesses"
     needs = "nothing but the model: the questions come from the hub, or from a copy"
     metrics = (Metric("mmmu", "MMMU", "share of right answers", promised=True, seeded=False, shipped=True),)
     settings = MmmuSettings
     stored = MmmuStored
     dataset = "MMMU/MMMU"
     data_help = "Hub id, or a local copy: D/<Subject> of Parquet files or save_to_disk."
-    example = "--data my-copy"
+    example = "--data data/examples/mmmu --subjects Art"
     score_example = "--responses outputs"
 
     def task(self, data: str, settings: MmmuSettings, source: ModelSource) -> Task:

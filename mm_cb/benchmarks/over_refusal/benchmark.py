@@ -77,7 +77,7 @@ class OverRefusal(Benchmark):
     data_help = (
         "Our .jsonl, WildChat's as .jsonl, MOSSBench's information .json, XSTest's prompts .csv, or AIcell/MOSSBench."
     )
-    example = "--data requests.jsonl --beside runs/attack"
+    example = "--data data/examples/benign.jsonl"
     timed = False
 
     def task(self, data: str, settings: OverRefusalSettings, source: ModelSource) -> Task:
