@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 from safetensors.torch import load_file
 
+from mm_cb.attacks.checks import BALL
 from mm_cb.metrics.table import WORST_GIVEN
 
 IGNORED_KEYS = {"versions", "git", "hardware", "started", "ended", "resumed", "seconds", "schema", "seal", "files"}
@@ -121,6 +122,8 @@ def _read(name: str, path: Path) -> Any:
         if path.name == "results.json":
             content.pop("items", None)  # the hash of what is compared itself
             content["measurements"] = [m for m in content["measurements"] if m["condition"] not in ADDED_CONDITIONS]
+        if path.name == "checks.json":  # the frozen ones counted clean pictures among the attacked
+            content = [{k: v for k, v in one.items() if k != "value" or one["name"] != BALL} for one in content]
         return content
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     if not _unordered(name):
