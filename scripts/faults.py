@@ -211,7 +211,7 @@ def booked(out: Path) -> set[str]:
     """The questions that count as answered: not those that are marked as refused, cut or not judged."""
     ids, found = {key_of(item, item): item["id"] for item in read_jsonl(out / "items.jsonl")}, set()
     for one in (one for name in ANSWERS for path in out.rglob(name) for one in read_jsonl(path)):
-        if one.keys() <= {"key", "completion"} or one.get("outcome", "not_judged") != "not_judged":
+        if one.keys() <= {"key", "completion", "served"} or one.get("outcome", "not_judged") != "not_judged":
             found.add(f"question {ids.get(one['key'], one['key'])}")
     return found
 
