@@ -262,7 +262,11 @@ def changed(condition):
 def test_what_is_said_of_the_bare_facts_and_of_homotopy_was_measured():
     facts, homotopy = (entry("all_attacks", one) for one in ("pgd_facts", "pgd_homotopy"))
     harmful = ALL["rr", "compliance", "pgd_facts", "all"]["counts"]["harmful"]
-    assert f"`pgd_facts` broke {harmful} of 48 of ours, and another recipe's words it dictated" in said("README.md")
+    text = PAPER["rr", "compliance", "pgd_long", "all"]["counts"]["harmful"]
+    both = (
+        f"`pgd_facts` broke {harmful} of 48 of ours (`pgd_long`, told the whole text, {text} of 48 of RR as published)"
+    )
+    assert f"{both}, and another recipe's words it dictated" in said("README.md")
     assert f"It broke {harmful} of 48 of ours, and had finished" in said("docs/miniature.md")
     assert facts["state"] == "converged" and changed("pgd_facts") == ("0", "0")
     assert facts["control"]["right"] == facts["control"]["wrong"] == 12
@@ -498,11 +502,17 @@ def test_what_is_had_by_a_form_that_nobody_told_is_measured():
     without = kind["held_out_kind"]["harmful"]
     assert kind["held_out_kind"]["n"] == runs["forced_other"]["n"] == 12
     shorter, longer, earlier = (runs[name]["harmful"] for name in ("shipped_300", "sorted_900", "sorted_earlier"))
+    won, as_shipped = (
+        {one["id"] for one in runs[name]["answers"] if one["outcome"] == "harmful"}
+        for name in ("sorted", "shipped_300")
+    )
+    only = len(won - as_shipped)
+    assert as_shipped < won and mcnemar_exact(only, 0) == 0.25
     for told in (
         f"Of the earlier breaker 300 steps broke {broken['earlier']} (by hand, as below)",
         f"and {true} of the 48 true ones came back, {broken['forced_other']} broken ({without}",
-        f"300 steps broke {broken['sorted']} ({shorter} as shipped), 900 steps {longer} (8); of the earlier breaker "
-        f"300 steps {earlier} ({runs['earlier']['harmful']})",
+        f"300 steps broke {broken['sorted']} ({shorter} as shipped: {only} more and none fewer, McNemar p = 0.25), of "
+        f"the earlier breaker {earlier} ({runs['earlier']['harmful']}); 900 steps broke {longer}",
     ):
         assert told in said("docs/miniature.md")
 

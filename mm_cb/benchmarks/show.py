@@ -28,7 +28,8 @@ def show_run(folder: Path, subject: str, benchmark: Benchmark) -> None:
             rule = f", {label(CONDITIONS, m.condition)}" if len({one.condition for one in own}) > 1 else ""
             split = "" if m.split == "all" else f", {m.split}"
             missing = f", {m.counts['unscored']:.0f} without a score" if m.counts.get("unscored") else ""
-            say(f"{metric.label}{rule}{split}: {number(m.value)} %{interval(m, ' (', ')')} of {m.n}{missing}", "  ")
+            value = "no number" if m.value is None else f"{number(m.value)} %"
+            say(f"{metric.label}{rule}{split}: {value}{interval(m, ' (', ')')} of {m.n}{missing}", "  ")
     for line in closing(folder):
         say(line, "  ")
 

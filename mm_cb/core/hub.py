@@ -104,7 +104,7 @@ def _refuse_path(name: str, kind: RepositoryKind) -> None:
         )
     among_runs = len(path.parts) > 1 and any(path.parent.glob("*/run.json"))
     if written or among_runs:
-        inside = f": `{path.parent}` is here, it is not" if path.parent != Path() and path.parent.is_dir() else ""
+        inside = f": `{path.parent}` is here, it is not" if path.parent.name and path.parent.is_dir() else ""
         raise UserError(
             f"`{name}` must be a folder, which is not here, or a name on the hub (ORG/NAME); correct it{inside}."
         )

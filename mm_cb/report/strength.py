@@ -15,6 +15,8 @@ from mm_cb.core.compatibility import SETTLED_THEN, counts_in_worst_case
 from mm_cb.core.records import Item
 from mm_cb.metrics.convergence import (
     LEAST,
+    RESOLUTION,
+    SETTLED,
     Doubled,
     Fall,
     State,
@@ -137,8 +139,10 @@ def _why(found: Fall | None, more: Doubled | None, n: int) -> str:
         said.append(f"{found.steps} steps are too few for a last tenth")
     else:
         share = 100 * found.late / found.total if found.total > 0 else 0.0
-        still = "settled" if has_settled(found) else "still falling"
-        said.append(f"loss {still}: {share:.1f} % of its fall in the last tenth")
+        still, least = ("settled" if has_settled(found) else "still falling"), ""
+        if has_settled(found) and found.late >= SETTLED * found.total:
+            least = f", less than {RESOLUTION:g}"
+        said.append(f"loss {still}: {share:.1f} % of its fall in the last tenth{least}")
     if more is None:
         said.append(
             "twice the steps not tried" + (f", which takes {LEAST} behaviours and not {n}" if n < LEAST else "")

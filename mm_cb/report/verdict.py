@@ -298,7 +298,8 @@ def _finish(runs: Sequence[RunFiles], *, pictured: bool) -> str:
             name, model = run.folder.name, run.run["recipe"].get("model")
             return (
                 f"What finishes it: `mm-cb attack --model {model} --adapter {name}/adapters/rr --behaviors "
-                f"{name}/behaviors/behaviors.jsonl --out {name}-attacked --attack all`, and `mm-cb attack check`."
+                f"{name}/behaviors/behaviors.jsonl --out {name}-attacked --attack all`, with more `--steps` in a "
+                "new folder where the loss still falls, and `mm-cb attack check`."
             )
     if not any(run.strengths for run in runs):
         return ""

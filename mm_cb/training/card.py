@@ -97,9 +97,11 @@ def _purpose(metrics: Sequence[MetricsRow]) -> str:
     """What to expect of it: nothing, where the training did not take hold."""
     if metrics and STUCK in metrics[-1]:
         return f"**It did not take hold: {_cell(str(metrics[-1][STUCK]))}.** It is no safeguard as it is."
+    measured = any("held_out_retain_cosine" in one for one in metrics)
+    unseen = "" if measured else "Whether it took hold was not measured. "
     return (
-        "It is to lower how often the model complies with harmful requests; it does not make the model safe, and "
-        "attacks made for it may still get through. Measure it before relying on it."
+        f"{unseen}It is to lower how often the model complies with harmful requests; it does not make the model safe, "
+        "and attacks made for it may still get through. Measure it before relying on it."
     )
 
 

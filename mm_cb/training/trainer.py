@@ -21,7 +21,7 @@ from mm_cb.training.hidden_states import use_row_attention
 from mm_cb.training.loading import Prepared, batches_ahead
 from mm_cb.training.losses import reroute_coeff, retain_coeff, retain_positions
 from mm_cb.training.objective import Rerouting, TrainingObjective
-from mm_cb.training.outcome import ENOUGH_STEPS, STUCK, Levers, not_rerouted, outcome
+from mm_cb.training.outcome import ENOUGH_STEPS, STUCK, Levers, outcome
 from mm_cb.training.start import START_ROWS, FirstMeasurements, matrices_b
 
 __all__ = ["Rerouting", "ReroutingTrainer"]
@@ -257,7 +257,7 @@ class ReroutingTrainer(Trainer):
             self.ended = outcome(self._objective.loss, record, self._levers())
             return {STUCK: self.ended} if self.ended else {}
         late = steps >= ENOUGH_STEPS and (step + 1) * 5 >= steps and not self._warned
-        if late and (found := not_rerouted(self._objective.loss, record, self._levers())):
+        if late and (found := outcome(self._objective.loss, record, self._levers())):
             self._warned = True
             if self.is_world_process_zero():
                 warnings.warn(f"{found} (no end yet, {steps - step - 1} steps are to come).", stacklevel=2)

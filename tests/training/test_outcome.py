@@ -15,6 +15,7 @@ from mm_cb.training.outcome import ENOUGH_STEPS, DidNotTakeHold, Levers, outcome
 from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.registry import loss_entry, loss_names
 from mm_cb.training.run import train
+from mm_cb.training.trainer import ReroutingTrainer
 from tests.models.conftest import save_text_model
 
 PAPER, OURS = Levers("absolute", 0.0, 150, 150, 1e-4), Levers("relative", 0.15, 150, 150, 1e-4)
@@ -52,6 +53,18 @@ def test_retain_states_that_went_are_named_beside_and_alone():
     assert told.endswith("set circuit_breaker.shared_openings=left_out")
     both = outcome(loss_entry("rr"), gone | {"held_out_circuit_breaker_cosine": float("nan")}, OURS)
     assert "nothing was rerouted" in both and "retain states were not kept" in both
+
+
+def test_retain_states_that_went_are_told_after_a_fifth_of_the_run():
+    run = SimpleNamespace(max_steps=150), SimpleNamespace(should_training_stop=False)
+    trainer = SimpleNamespace(state=run[0], control=run[1], _stop_at=None, _warned=False, _levers=lambda: OURS)
+    trainer._objective, trainer.is_world_process_zero = SimpleNamespace(loss=loss_entry("rr")), lambda: True
+    gone = FAR | {"held_out_retain_cosine": 0.62}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ReroutingTrainer._judged(trainer, gone | {"step": 20}) == {}
+    with pytest.warns(UserWarning, match="retain states were not kept: after step 30 .* 119 steps are to come"):
+        assert ReroutingTrainer._judged(trainer, gone | {"step": 30}) == {}
 
 
 def test_every_loss_is_judged_by_a_measure_that_its_log_has():

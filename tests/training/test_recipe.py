@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mm_cb.core.errors import UserError
-from mm_cb.core.recipe_files import RECIPES, recipe_names
+from mm_cb.core.recipe_files import RECIPES, recipe_names, recipe_text
 from mm_cb.models.known import known_config
 from mm_cb.training.recipes.config import Recipe
 from mm_cb.training.recipes.recipe import load_recipe, recipe_keys, typed_recipe
@@ -48,6 +48,15 @@ def test_the_defaults_are_the_papers():
     assert recipe.lora.layers_to_transform == [14, 15, 16]
     assert (recipe.lora.r, recipe.lora.lora_alpha, recipe.lora.dropout) == (16, 16, 0.05)
     assert (recipe.training.learning_rate, recipe.training.weight_decay) == (1e-4, 0)
+
+
+def test_a_recipe_that_names_the_papers_way_names_every_deviation_and_marks_it():
+    ways = ("circuit_breaker.retain_scale=absolute", "circuit_breaker.shared_openings=rerouted", "start_distance=0")
+    texts = [text for text in map(recipe_text, recipe_names()) if "paper's way" in text.lower()]
+    assert len(texts) > 15
+    for text in texts:
+        head, _, fields = text.partition("\nname:")
+        assert all(way in head for way in ways) and "shared_openings: left_out  # ours, a deviation" in fields
 
 
 def test_the_7b_recipe_is_the_papers():
