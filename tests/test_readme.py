@@ -643,6 +643,20 @@ def earlier():
     return min(found), max(found)
 
 
+def test_every_number_of_the_probes_is_a_measured_one():
+    subjects = result("probe")["subjects"]
+    rows = {"PGD": "pgd", "`pgd_homotopy`": "pgd_homotopy", "`pgd_facts`": "pgd_facts", "`pgd_probe`": "pgd_probe"}
+    for begins, attack in {**rows, "worst of these": "worst_case"}.items():
+        found = [one["attacks"].get(attack) for one in subjects.values()]
+        told = [f"{one['harmful']} of {one['n']}" if one else "not run" for one in found]
+        assert cells("docs/attacks.md", f"{begins}, probe |") == told
+    benign = [f"{one['benign']['refused']} of {one['benign']['n']}" for one in subjects.values()]
+    assert cells("docs/attacks.md", "benign look-alikes withheld") == benign
+    base, rr = (one["probe"]["harmful"] for one in subjects.values())
+    told = f"flags {base['flagged']} of {base['of']} forbidden answers of the base that it was not trained on, and "
+    assert f"{told}{rr['flagged']} of {rr['of']} of the breaker's" in said("docs/attacks.md")
+
+
 def the_three_attacks_again():
     lines = result("spread")["worst_of_three"]
     pgd, adaptive, teacher = (
