@@ -107,7 +107,7 @@ def writes(monkeypatch):
 def _kind(path):
     """One for all pictures, all checkpoints."""
     folder, _, name = path.rpartition("/")
-    name = re.sub(r"\.[a-z0-9_]{8}$|\.\d+\.mm-cb-tmp$", "", name.removeprefix(".") if name.startswith(".") else name)
+    name = re.sub(r"\.([a-z0-9_]{8}|\d+)\.mm-cb-tmp$|\.[a-z0-9_]{8}$", "", name.removeprefix("."))
     return re.sub(r"\d+", "#", f"{Path(folder).name}/{name}")
 
 
