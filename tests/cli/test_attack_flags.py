@@ -63,7 +63,9 @@ def test_every_setting_of_an_attack_has_a_flag():
 
 def test_the_attacks_are_listed_without_further_options(capsys):
     assert cli.run(["attack", "--list"]) == 0
-    shown = re.split(r"^(?=\w)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    listed, _, legend = capsys.readouterr().out.partition("\nGiven: ")
+    assert all(f"({given})" in legend for given in ("opening", "supplied text", "form and words"))
+    shown = re.split(r"^(?=\w)", listed, flags=re.MULTILINE)[1:]
     assert [rows.split()[0] for rows in shown] == [entry.name for entry in attacks()]
     for rows, entry in zip(shown, attacks(), strict=True):
         line = " ".join(rows.split())
