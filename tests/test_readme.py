@@ -725,6 +725,12 @@ def real_costs():
     )
 
 
+def real_alone():
+    found = result("smollm2")["alone"]
+    took = "{} min {} s".format(*divmod(found["seconds"], 60))
+    return f"Alone on two idle cores the command took {took} from stored weights, {found['peak_gb']:.1f} GB"
+
+
 def real_neighbours():
     near = [seed["sets"]["nearby"] for seed in result("smollm2")["seeds"]]
     more, lost = max(one["nll_breaker"] - one["nll_base"] for one in near), 1 - min(one["agreement"] for one in near)
@@ -863,6 +869,7 @@ def strength_in_words():
         ("docs/miniature.md", lambda: what_rr_as_published_keeps()),
         ("docs/miniature.md", lambda: dialled_in_words()),
         ("docs/quickstart.md", lambda: real_costs()),
+        ("docs/quickstart.md", lambda: real_alone()),
         ("docs/quickstart.md", lambda: real_neighbours()),
         ("docs/quickstart.md", lambda: vlm_in_words()),
         ("docs/quickstart.md", lambda: f"force the opening {vlm_openings()} times from both"),
