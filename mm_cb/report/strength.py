@@ -139,9 +139,9 @@ def _why(found: Fall | None, more: Doubled | None, n: int) -> str:
         said.append(f"{found.steps} steps are too few for a last tenth")
     else:
         share = 100 * found.late / found.total if found.total > 0 else 0.0
-        still, least = ("settled" if has_settled(found) else "still falling"), ""
-        if has_settled(found) and found.late >= SETTLED * found.total:
-            least = f", less than {RESOLUTION:g}"
+        settled = has_settled(found)
+        least = f", less than {RESOLUTION:g}" if settled and found.late >= SETTLED * found.total else ""
+        still = "settled" if settled else "still falling"
         said.append(f"loss {still}: {share:.1f} % of its fall in the last tenth{least}")
     if more is None:
         said.append(

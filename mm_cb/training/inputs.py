@@ -1,17 +1,19 @@
 """What a recipe reads: its training data, and the files that decide the result by their content."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mm_cb.core import hub
 from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
-from mm_cb.data.examples import Example
+from mm_cb.data.examples import Example, Modality
 from mm_cb.models.cache import model_folder
 
 if TYPE_CHECKING:
     from mm_cb.data.sources import Rules, Source
+    from mm_cb.training.batches import Batches
+    from mm_cb.training.masks import MaskName
     from mm_cb.training.recipes.config import MixtureConfig, Recipe
 
 SKIPPING = (
@@ -45,15 +47,7 @@ def _judged(examples: Sequence[Example], recipe: "Recipe") -> Sequence[Example]:
     from mm_cb.data.scan import Scan, judged
     from mm_cb.data.sources import RowFault
 
-    masks = recipe.circuit_breaker.masks
-    asked = (
-        recipe.model,
-        recipe.image_backend,
-        recipe.batches,
-        recipe.training.max_length,
-        masks.text,
-        masks.multimodal,
-    )
+    asked = _fit_settings(recipe)
     if _taken is not None and _taken[0] is examples and _taken[1] == asked:
         return examples
     rules = rules_of(recipe)
@@ -75,15 +69,15 @@ def rules_of(recipe: "Recipe") -> "Rules":
     from mm_cb.training.planning.fit import fit_of
 
     missing, long = (getattr(recipe.data, f"skip_{what}", False) for what in ("missing_images", "too_long"))
-    masks = recipe.circuit_breaker.masks
-    fit = fit_of(
-        recipe.model,
-        recipe.training.max_length,
-        {"text": masks.text, "multimodal": masks.multimodal},
-        recipe.batches,
-        recipe.image_backend,
-    )
+    fit = fit_of(*_fit_settings(recipe))
     return Rules(missing, long, fit, None if fit is None else fit.mostly_unknown)
+
+
+def _fit_settings(recipe: "Recipe") -> tuple[str, int, "Mapping[Modality, MaskName]", "Batches", str]:
+    """What decides whether a model can take a row, as `fit_of` takes it."""
+    masks = recipe.circuit_breaker.masks
+    kinds: dict[Modality, MaskName] = {"text": masks.text, "multimodal": masks.multimodal}
+    return recipe.model, recipe.training.max_length, kinds, recipe.batches, recipe.image_backend
 
 
 def absent_data(recipe: "Recipe") -> dict[str, str]:
