@@ -38,16 +38,16 @@ def only_last_positions(model: Any, count: int) -> Iterator[None]:
     language = model.get_decoder()
     with ExitStack() as undo:
         for unused in _unused_layers(model):
-            undo.enter_context(_instead_of(unused, lambda hidden_states, *_, **__: hidden_states))
+            undo.enter_context(instead_of(unused, lambda hidden_states, *_, **__: hidden_states))
         block = getattr(language, "layers", [None])[-1]
         if type(block).__name__ in PLAIN_BLOCKS and language.config._attn_implementation in ("sdpa", "eager"):
             whole = block.forward
-            undo.enter_context(_instead_of(block, lambda *a, **kw: _last_positions(block, whole, count, *a, **kw)))
+            undo.enter_context(instead_of(block, lambda *a, **kw: _last_positions(block, whole, count, *a, **kw)))
         yield
 
 
 @contextmanager
-def _instead_of(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+def instead_of(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
     """Replace what a module computes; its hooks (of transformers, which collect hidden states) go on as before."""
     own = module.__dict__.get("forward")  # there may be one already: accelerate places modules on devices that way
     module.__dict__["forward"] = forward

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from mm_cb.core.errors import UserError
+from mm_cb.models.counted_positions import only_counted_positions
 
 _BLOCK_PATHS = (
     "model.language_model.layers",
@@ -45,6 +46,8 @@ class BlockArguments(TypedDict, total=False):
     """What the tokens of each row see, ``(1, 1, T, T)``; without it every token sees those before it."""
     position_embeddings: Any
     """Rotary angles, where the tower has them."""
+    counted: Tensor
+    """Indices of the tokens whose output is looked at, ``(C,)``; without it all are."""
 
 
 class Rows(NamedTuple):
@@ -57,6 +60,7 @@ class Rows(NamedTuple):
         mask: 1 for tokens that count in the loss, shape ``(N,)``.
         extras: ``(N, ...)`` each, see `TowerInputs`.
         images: True where a token stands for a part of a picture, shape ``(N,)``.
+        counted: Indices of the tokens that count, shape ``(C,)``; None = the top block is run for all tokens.
     """
 
     embeds: Tensor
@@ -65,6 +69,7 @@ class Rows(NamedTuple):
     mask: Tensor
     extras: tuple[Tensor, ...] = ()
     images: Tensor | None = None
+    counted: Tensor | None = None
 
 
 class LanguageTower:
@@ -145,8 +150,11 @@ class LanguageTower:
 
     def run_block(self, index: int, state: Tensor, arguments: BlockArguments) -> Tensor:
         """The output of a block, ``(1, N, H)``: ``hidden_states[index + 1]``, up to the final norm."""
-        own = {n: v[self.layer_types[index]] if isinstance(v, ByType) else v for n, v in arguments.items()}
-        return self.decoder_blocks[index](state, **own)
+        given: dict[str, Any] = {**arguments}
+        block, counted = self.decoder_blocks[index], given.pop("counted", None)
+        own = {n: v[self.layer_types[index]] if isinstance(v, ByType) else v for n, v in given.items()}
+        with only_counted_positions(block, counted):
+            return block(state, **own)
 
     def next_state(self, index: int, state: Tensor, rows: Rows) -> Tensor:
         """What block ``index + 1`` starts from: the output of the one before, and what its family adds there."""

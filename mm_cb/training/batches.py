@@ -161,6 +161,8 @@ class SetRows(TypedDict):
     """Of the examples."""
     lengths: list[int]
     """Real tokens of each row."""
+    counted: list[int]
+    """Those of them that count in the loss."""
 
 
 class Batch(TypedDict, total=False):
@@ -223,7 +225,7 @@ class PairCollator:
             mask = self._without_ends(inputs, mask, ids)
         if name == "circuit_breaker" and self.openings is not None:
             mask = self.openings.leave_out(inputs, mask)
-        return {"inputs": inputs, "mask": mask, "ids": ids, "lengths": lengths}
+        return {"inputs": inputs, "mask": mask, "ids": ids, "lengths": lengths, "counted": mask.sum(-1).tolist()}
 
     def _without_ends(self, inputs: ModelInputs, mask: Tensor, ids: Sequence[str]) -> Tensor:
         if (end := self._model.dialect.end_of_turn) is None:
@@ -248,9 +250,14 @@ def split_batch(batch: Batch, tokens_per_pass: int) -> list[Batch]:
             stop = start + 1
             while stop < len(lengths) and sum(lengths[start : stop + 1]) <= tokens_per_pass:
                 stop += 1
-            inputs, mask, ids = rows["inputs"].rows(start, stop), rows["mask"][start:stop], rows["ids"][start:stop]
             part: Batch = {}
-            part[name] = {"inputs": inputs, "mask": mask, "ids": ids, "lengths": lengths[start:stop]}
+            part[name] = {
+                "inputs": rows["inputs"].rows(start, stop),
+                "mask": rows["mask"][start:stop],
+                "ids": rows["ids"][start:stop],
+                "lengths": lengths[start:stop],
+                "counted": rows["counted"][start:stop],
+            }
             parts.append(part)
             start = stop
     return parts

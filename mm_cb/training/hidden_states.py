@@ -2,7 +2,8 @@
 
 Below the first block with LoRA both passes are the same and need no gradient: they are run once. Rows are not padded:
 their tokens stand behind each other, and attention looks at one row at a time. Nothing above the last state that a loss
-looks at is run, and never the head. None of this changes the mathematics; it saves most of the work
+looks at is run, and never the head; that state is computed for the tokens that count alone. None of this changes the
+mathematics; it saves most of the work
 (``scripts/benchmarks/rr.py`` counts and times it against the plain computation).
 """
 
@@ -30,7 +31,13 @@ class HiddenStates(NamedTuple):
     adapted: list[Tensor]
 
 
-def lay_out(model: ChatModel, inputs: ModelInputs, mask: Tensor, lengths: Sequence[int] | None = None) -> Rows:
+def lay_out(
+    model: ChatModel,
+    inputs: ModelInputs,
+    mask: Tensor,
+    lengths: Sequence[int] | None = None,
+    counted: Sequence[int] | None = None,
+) -> Rows:
     """Embed a padded batch (its pictures once, for both passes) and leave the padding out.
 
     Embeddings are constants, whatever a hook says (those of gradient checkpointing make them require gradients): a
@@ -41,13 +48,16 @@ def lay_out(model: ChatModel, inputs: ModelInputs, mask: Tensor, lengths: Sequen
         inputs: The batch.
         mask: 1 for tokens that count in the loss, ``(B, T)``.
         lengths: Real tokens of each row, which a batch of the collator knows: nothing then waits for the device.
+        counted: Those of them that count, likewise.
     """
     counts = tuple(inputs.attention_mask.sum(-1).tolist() if lengths is None else lengths)
     real = torch.nonzero_static(inputs.attention_mask.flatten(), size=sum(counts))[:, 0]
     start, positions = model.tower_inputs(inputs), model.positions(inputs)
     extras = tuple(extra.detach().flatten(0, 1)[real] for extra in start.extras)
     embeds, images = start.embeds.detach().flatten(0, 1)[real], inputs.image_mask.flatten()[real]
-    return Rows(embeds, positions.flatten(-2)[..., real], counts, mask.flatten()[real], extras, images)
+    mask, number = mask.flatten()[real], int(mask.sum()) if counted is None else sum(counted)
+    places = torch.nonzero_static(mask, size=number)[:, 0] if number < len(mask) else None
+    return Rows(embeds, positions.flatten(-2)[..., real], counts, mask, extras, images, places)
 
 
 def hidden_states(model: ChatModel, rows: Rows, first: int, last: int) -> HiddenStates:
@@ -63,7 +73,7 @@ def hidden_states(model: ChatModel, rows: Rows, first: int, last: int) -> Hidden
             the model's last block.
 
     Returns:
-        The states that can differ, in order.
+        The states that can differ, in order. The last is one only at the tokens of ``rows.counted``.
     """
     start = _below(model, rows, first)
     reference = _reference(model, first, last, start)
@@ -118,13 +128,20 @@ def _reference(model: ChatModel, first: int, last: int, start: _FirstBlockInput)
 
 def _run(model: ChatModel, first: int, last: int, start: _FirstBlockInput) -> list[Tensor]:
     """The states behind blocks ``first`` to ``last - 1``."""
-    state, states = start.state, list[Tensor]()
+    state, states, counted = start.state, list[Tensor](), start.rows.counted
     for index in range(first, last):
-        state = model.run_block(index, state, start.arguments)
+        arguments = start.arguments
+        if index == last - 1 and counted is not None:
+            arguments = {**arguments, "counted": counted}
+        state = model.run_block(index, state, arguments)
         states.append(state[0])
         state = model.next_state(index, state, start.rows)
     if last == len(model.decoder_blocks) and not isinstance(model.final_norm, nn.Identity):
-        states[-1] = model.final_norm(state[0])
+        ended = state[0]
+        if counted is None:
+            states[-1] = model.final_norm(ended)
+        else:
+            states[-1] = ended.index_copy(0, counted, model.final_norm(ended[counted]))
     return states
 
 

@@ -110,7 +110,7 @@ class TrainingObjective:
 
     def rows(self, given: SetRows) -> Rows:
         """The real tokens of one set of a collated batch."""
-        return lay_out(self.model, given["inputs"], given["mask"], given["lengths"])
+        return lay_out(self.model, given["inputs"], given["mask"], given["lengths"], given["counted"])
 
     def reroute(self, given: SetRows, count: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """L_s and the length loss (0 where it has no weight); circuit-breaker rows stop at the top target."""

@@ -287,5 +287,9 @@ def meta_passes(model: LlavaNextModel, shape: Shape, recipe: Recipe, rows: int, 
             counts = [images + n for n in lengths(name, shape, rows)]
             embeds = torch.empty(sum(counts), shape.hidden, device="meta")
             positions = torch.empty(sum(counts), dtype=torch.long, device="meta")
-            states = hidden_states(model, Rows(embeds, positions, tuple(counts), positions), first, last)
+            rows_of = Rows(embeds, positions, tuple(counts), positions)
+            if image is not None and recipe == LLAVA_RECIPE:  # its mask, after_image
+                behind = torch.empty(sum(counts) - rows * images, dtype=torch.long, device="meta")
+                rows_of = rows_of._replace(counted=behind)
+            states = hidden_states(model, rows_of, first, last)
             torch.stack(states.adapted).sum().backward()

@@ -32,6 +32,7 @@ from mm_cb.training.hidden_states import hidden_states, lay_out, use_row_attenti
 from mm_cb.training.lending import lent
 from mm_cb.training.placement import check_targets, linear_names, lora_paths
 from mm_cb.training.recipes.recipe import load_recipe
+from mm_cb.training.recompute import recompute_blocks
 from mm_cb.training.run import train
 from tests.tiny_llava import picture
 
@@ -299,6 +300,39 @@ def packed_states_are_the_padded_ones(make, folder):
             torch.testing.assert_close(reference, off[k][real], **CLOSE)
             torch.testing.assert_close(adapted, on[k][real], **CLOSE)
             assert not torch.allclose(reference, adapted, atol=1e-3)
+
+
+def tokens_that_count_have_the_states_and_gradients_of_the_whole_top_block(make, folder):
+    model, _ = with_adapter(make())
+    chats = [[*chat, answer(text)] for chat, text in zip(CHATS, ("it", "no i can not", "a square"), strict=True)]
+    batch = model.encode_chats(chats, [pictures_of(chat, 3 * i) for i, chat in enumerate(chats)])
+    rows = lay_out(model, batch, batch.completion_mask)
+    counted, weights = rows.mask.bool(), [weight for weight in model.model.parameters() if weight.requires_grad]
+    plain = [(block, vars(block).get("forward")) for block in model.decoder_blocks]
+    for last in (TARGET, len(model.decoder_blocks)):  # below the final norm, and behind it
+
+        def found(part, last=last):
+            states = hidden_states(model, part, FIRST, last)
+            loss = torch.stack([state[counted].float().abs().log1p() for state in states.adapted]).sum()
+            return states, torch.autograd.grad(loss, weights, allow_unused=True)
+
+        whole, slopes = found(rows._replace(counted=None))
+        for recompute in (False, True):
+            if recompute:
+                recompute_blocks(model)
+            alone, own = found(rows)
+            for block, forward in plain:
+                vars(block).pop("forward", None)
+                if forward is not None:
+                    vars(block)["forward"] = forward
+            for side in ("reference", "adapted"):
+                for one, other in zip(getattr(alone, side), getattr(whole, side), strict=True):
+                    torch.testing.assert_close(one[counted], other[counted], **CLOSE)
+                assert bool(getattr(alone, side)[-1].isfinite().all())
+            for one, other in zip(own, slopes, strict=True):
+                assert (one is None) == (other is None)
+                if one is not None:
+                    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()) + 1e-7)
 
 
 def with_adapter(model, kept=None):
@@ -634,6 +668,7 @@ LAWS = [
     every_chat_of_a_batch_has_its_own_pictures_in_order,
     rows_of_a_mixed_batch_are_single_rows,
     packed_states_are_the_padded_ones,
+    tokens_that_count_have_the_states_and_gradients_of_the_whole_top_block,
     the_adapter_sits_in_the_language_tower_and_off_is_the_base,
     training_reroutes,
     an_attack_lowers_the_loss_that_the_file_has,

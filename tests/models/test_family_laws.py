@@ -10,6 +10,7 @@ from image_attacks.resampling import RECIPES
 from image_attacks.views import Plan
 from mm_cb.core.errors import UserError
 from mm_cb.models import VisionModel
+from mm_cb.models.counted_positions import OF_ONE_TOKEN
 from mm_cb.models.decoding import decode_ids
 from mm_cb.models.qwen3_5 import Qwen35Model
 from mm_cb.models.qwen_vl import QwenVLModel
@@ -419,6 +420,20 @@ def test_a_fault_of_another_family_is_noticed(fault, monkeypatch, tmp_path):
     monkeypatch.setattr(family, name, wrong)
     with pytest.raises((AssertionError, UserError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)):
         getattr(laws, law)(partial(tiny, kind), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong"),
+    [
+        ("mm_cb.models.counted_positions.OF_ONE_TOKEN", (*OF_ONE_TOKEN, "self_attn.k_proj")),
+        ("mm_cb.training.recompute.chosen_positions", lambda block: None),
+    ],
+    ids=["keys of counted tokens alone", "forgotten in the second run"],
+)
+def test_a_top_block_that_is_wrong_for_counted_tokens_is_noticed(place, wrong, monkeypatch, tmp_path):
+    monkeypatch.setattr(place, wrong)
+    with pytest.raises((AssertionError, RuntimeError)):
+        laws.tokens_that_count_have_the_states_and_gradients_of_the_whole_top_block(partial(tiny, "llava"), tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
