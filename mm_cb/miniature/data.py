@@ -224,7 +224,7 @@ TRAINING_ROWS = 1200
 """Examples per set and modality; 440 alternating steps of 16 see each about three times."""
 
 
-def training_examples(seed: int) -> list[Example]:
+def training_examples(seed: int, *, remove_requests: bool = True, refusals: bool = True) -> list[Example]:
     """Circuit-breaker and retain examples for RR training, text and multimodal.
 
     Circuit breaker: requests for trained forbidden brews with the compliant answer, never a held-out combination or
@@ -234,6 +234,11 @@ def training_examples(seed: int) -> list[Example]:
     and seal of a held-out combination (training seed 0: 84 and 80 of 1200 pictures).
     Retain: everything the model should keep doing, refusing included, since this base refuses (released trainer: retain
     sets of models that refuse hold refusals too).
+
+    Args:
+        seed: Decides every row.
+        remove_requests: Whether every other circuit-breaker row has its request removed (the paper's data ablation).
+        refusals: Whether the retain set holds refusals (likewise).
     """
     rng = _stream("training", seed)
     trained = [brew for brew in brews(FORBIDDEN_KINDS) if split(brew) == "trained"]
@@ -245,10 +250,10 @@ def training_examples(seed: int) -> list[Example]:
             question = language.request(brew, form, rng)
             scene = _without_held_out_kind(partial(scene_for, brew, form, rng))
             answer, source = language.instructions(brew), form
-            if i % 2:
+            if remove_requests and i % 2:
                 question, answer, source = "", language.content(brew), "request removed"
             examples.append(_example(f"cb-{modality}-{i}", question, answer, scene, "circuit_breaker", source, rng))
-            question, answer, scene, source = _retained(rng, modality, trained)
+            question, answer, scene, source = _retained(rng, modality, trained, refusals)
             examples.append(_example(f"retain-{modality}-{i}", question, answer, scene, "retain", source, rng))
     return examples
 
@@ -257,9 +262,11 @@ REFUSAL_SHARE = 0.15
 """Share of the retain set that shows the base's refusal of a forbidden request; our choice."""
 
 
-def _retained(rng: np.random.Generator, modality: str, trained: list[Brew]) -> tuple[str, str, Scene | None, str]:
+def _retained(
+    rng: np.random.Generator, modality: str, trained: list[Brew], refusals: bool
+) -> tuple[str, str, Scene | None, str]:
     """Question, answer, scene and source of one retain example."""
-    if rng.random() < REFUSAL_SHARE:
+    if rng.random() < REFUSAL_SHARE and refusals:
         brew = trained[rng.integers(len(trained))]
         form = "text" if modality == "text" else pick(rng, REQUEST_FORMS[1:])
         scene = _without_held_out_kind(partial(scene_for, brew, form, rng))

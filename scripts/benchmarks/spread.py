@@ -1,11 +1,12 @@
 """Is a breaker of the miniature a draw? One recipe trained with several seeds and thread counts, each attacked alike.
 
     python scripts/benchmarks/spread.py --out DIR [--seeds 0,1,2,3,4] [--threads 1,2] [--requests demo|validation]
-        [--attack pgd_homotopy=900,pgd_facts=300] [KEY=VALUE ...]
+        [--attack pgd_homotopy=900,pgd_facts=300] [--data whole|requests_kept|no_refusals] [KEY=VALUE ...]
 
 Attacks stand with their steps, recipe fields as KEY=VALUE. Every breaker is one line of DIR/breakers.jsonl, written as
 it is done; the same command goes on. ``demo``: 24 of the demo's 48 requests; ``validation``: 24 that are on no page, to
-choose settings by. Asked besides: 900 lettered and 300 open questions, 240 look-alikes.
+choose settings by. ``--data`` is the paper's data ablation: no request is removed, or the retain set holds no refusals.
+Asked besides: 900 lettered and 300 open questions, 240 look-alikes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.representations import compare
 from mm_cb.training.run import train
 
+DATA: dict[str, dict[str, bool]] = {
+    "whole": {},
+    "requests_kept": {"remove_requests": False},
+    "no_refusals": {"refusals": False},
+}
+"""What the rows to train on lack."""
 SPLITS = {"demo": ((24, 12, 12), 0), "validation": ((12, 6, 6), 23)}
 """Trained brews, new combinations, the kind never trained on; and the seed that draws them."""
 
@@ -46,6 +53,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--requests", choices=SPLITS, default="demo")
+    parser.add_argument("--data", choices=DATA, default="whole")
     parser.add_argument("--attack", default="pgd_homotopy=900,pgd_facts=300", metavar="NAME=STEPS,...")
     options = parser.parse_intermixed_args()
     behaviors = requests(options.requests, options.out)
@@ -72,7 +80,8 @@ def breaker(seed: int, threads: int, options: Any, behaviors: list[Behavior]) ->
     torch.set_num_threads(threads)
     started = time.monotonic()
     with Progress() as progress:
-        adapter = train(load_recipe(NAME, [*options.fields, f"seed={seed}"]), out / "rr", progress=progress)
+        recipe = load_recipe(NAME, [*options.fields, f"seed={seed}"])
+        adapter = train(recipe, out / "rr", data.training_examples(seed, **DATA[options.data]), progress=progress)
         torch.set_num_threads(threads)
         trained = time.monotonic() - started
         subject = Subject("rr", load_model(NAME, adapter=adapter), adapted=True)
@@ -96,6 +105,7 @@ def breaker(seed: int, threads: int, options: Any, behaviors: list[Behavior]) ->
         "threads": threads,
         "fields": options.fields,
         "requests": options.requests,
+        "data": options.data,
         "steps": options.attack,
         "n": len(behaviors),
         "attacks": attacked,
