@@ -20,11 +20,11 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 def scripts(monkeypatch):
     """The scripts as modules, and the commands that they ran: each leaves what such a run leaves."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    for name in ("_commands", "loss_ablation", "category_transfer"):
+    for name in ("_commands", "ablation", "category_transfer"):
         sys.modules.pop(name, None)
     import _commands
+    import ablation
     import category_transfer
-    import loss_ablation
 
     ran, fails = [], []
 
@@ -46,7 +46,7 @@ def scripts(monkeypatch):
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(_commands.subprocess, "run", stand_in)
-    return SimpleNamespace(ran=ran, fails=fails, losses=loss_ablation, transfer=category_transfer)
+    return SimpleNamespace(ran=ran, fails=fails, ablation=ablation, transfer=category_transfer)
 
 
 def call(monkeypatch, capsys, script, *words):
@@ -60,10 +60,10 @@ def test_the_loss_ablation_runs_each_command_once_and_goes_on_where_it_failed(sc
     words += ["--out", tmp_path]
     scripts.fails.append("attack")
     with pytest.raises(SystemExit) as ended:
-        call(monkeypatch, capsys, scripts.losses, *words)
+        call(monkeypatch, capsys, scripts.ablation, *words)
     assert ended.value.code == 7 and [ran[0] for ran in scripts.ran] == ["train", "attack"]
     scripts.fails.clear()
-    lines = call(monkeypatch, capsys, scripts.losses, *words)
+    lines = call(monkeypatch, capsys, scripts.ablation, *words)
     trained = [ran for ran in scripts.ran if ran[0] == "train"]
     assert len(trained) == 4 and len({ran[ran.index("--out") + 1] for ran in trained}) == 4
     for ran in trained:
@@ -72,7 +72,26 @@ def test_the_loss_ablation_runs_each_command_once_and_goes_on_where_it_failed(sc
     assert len(lines) == 2 + 4
     assert lines[2] == "| rr | 0 | 0.250 | 0.969 | 25.0 [4.6, 69.9] n=4 | - |"
     before = len(scripts.ran)
-    assert call(monkeypatch, capsys, scripts.losses, *words) == lines and len(scripts.ran) == before
+    assert call(monkeypatch, capsys, scripts.ablation, *words) == lines and len(scripts.ran) == before
+
+
+def test_the_data_ablation_leaves_out_what_the_sources_have(scripts, monkeypatch, capsys, tmp_path):
+    words = ["llama-3-8b-instruct", "--data", "--behaviors", "f.jsonl", "--seeds", "3", "--out", tmp_path]
+    lines = call(monkeypatch, capsys, scripts.ablation, *words)
+    assert [line.split(" | ")[0] for line in lines] == [
+        *("| rows", "| ---", "| as they are", "| no request removed", "| no refusals")
+    ]
+    whole, kept, complying = (
+        load_recipe("llama-3-8b-instruct", [word for word in ran[2:] if "=" in word and word[0] != "/"]).data.sources
+        for ran in scripts.ran
+        if ran[0] == "train"
+    )
+    assert [one.remove_request for one in whole] == [0.5, 0, 0] and [one.refusals for one in whole] == [0, 0, 1]
+    assert not any(one.remove_request for one in kept) and kept[2].refusals
+    assert complying[0].remove_request and not any(one.refusals for one in complying)
+    with pytest.raises(SystemExit) as ended:
+        call(monkeypatch, capsys, scripts.ablation, "miniature", "--data", *words[2:])
+    assert ended.value.code == 2 and "sources" in capsys.readouterr().err
 
 
 def test_the_transfer_matrix_has_a_row_for_the_base_and_each_category(scripts, monkeypatch, capsys, tmp_path):

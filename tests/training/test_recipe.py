@@ -360,3 +360,24 @@ def test_a_run_that_may_stop_at_a_step_keeps_no_mean_of_many():
     with pytest.raises(UserError, match="set one to null or 0, got 0.5 and 0.33"):
         load_recipe("miniature", stop)
     assert load_recipe("miniature", [*stop, "training.average_last=0"]).training.stop_at_cosine == 0.5
+
+
+def test_a_source_of_a_mixture_is_changed_by_its_number():
+    fields = [
+        "data.sources.0.remove_request=0",
+        "data.sources.1={limit: 7, weight: 2}",
+        "data.sources.2.refusals=false",
+    ]
+    before, after = (load_recipe("llama-3-8b-instruct", given).data.sources for given in ([], fields))
+    assert (before[0].remove_request, after[0].remove_request) == (0.5, 0)
+    assert (after[1].name, after[1].limit, after[1].weight) == (before[1].name, 7, 2) and not after[2].refusals
+    mine = load_recipe("miniature", ["data=[a.jsonl, b.jsonl]", "data.sources.1.weight=3"]).data.sources
+    assert [(one.name, one.weight) for one in mine] == [("a.jsonl", 1), ("b.jsonl", 3)]
+
+
+@pytest.mark.parametrize(
+    "key", ["data.sources.3.limit", "data.sources.x.limit", "data.sources.-1.limit", "data.sources.9"]
+)
+def test_a_source_that_is_not_there_is_refused_with_the_numbers_that_are(key):
+    with pytest.raises(UserError, match=r"a number from 0 to 2 is expected"):
+        load_recipe("llama-3-8b-instruct", [f"{key}=1"])

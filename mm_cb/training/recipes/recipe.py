@@ -133,24 +133,40 @@ def _refuse_repeated(key: str, value: Any, override: str, given: dict[str, str])
     given.update(dict.fromkeys([key, *files, *_dotted({key: value})], override))
 
 
-def _set(fields: JsonObject, key: str, value: Any) -> None:
-    """Set a dotted key in nested fields; of a group, the fields that its value names."""
+def _set(fields: Any, key: str, value: Any) -> None:
+    """Set a dotted key in nested fields; of a group, the fields that its value names; a list's parts have numbers."""
     *sections, last = key.split(".")
-    top = fields
+    top: Any = fields
     for section in sections:
-        inner = fields.setdefault(section, {})
+        inner = fields.setdefault(section, {}) if isinstance(fields, dict) else fields[_place(fields, section, key)]
         if section == "data" and isinstance(inner, list):  # files, which are sources of a mixture
             inner = fields[section] = {"sources": [{"name": file} for file in inner]}
-        if not isinstance(inner, dict):
+        if not isinstance(inner, dict) and not _sections(inner):
             raise _unknown_key(key, f"`{section}` is {shown(inner)}, which has no fields")
         fields = inner
     if value == {} and any(name.startswith(f"{key}.") for name in recipe_keys()):
         raise UserError(f"`{key}={{}}` names no field to change: leave it out, or name one (`mm-cb train --fields`).")
-    if isinstance(value, dict) and value and isinstance(fields.get(last), dict | list):
+    place = _place(fields, last, key)
+    held = fields.get(place) if isinstance(fields, dict) else fields[place]
+    if isinstance(value, dict) and value and isinstance(held, dict | list):
         for name, one in value.items():
             _set(top, f"{key}.{name}", one)
     else:
-        fields[last] = value
+        fields[place] = value
+
+
+def _sections(value: Any) -> bool:
+    """Whether something is a list of groups of fields, as a mixture's sources are."""
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
+
+
+def _place(fields: Any, name: str, key: str) -> Any:
+    """Where a part of a dotted key stands: under its name, in a list under its number."""
+    if isinstance(fields, dict):
+        return name
+    if not name.isdecimal() or int(name) >= len(fields):
+        raise _unknown_key(key, f"in place of `{name:.20}` a number from 0 to {len(fields) - 1} is expected")
+    return int(name)
 
 
 def _unknown_key(key: str, why: str = "") -> UserError:
