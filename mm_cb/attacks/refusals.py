@@ -68,7 +68,7 @@ def fitting(model: str, names: Sequence[str], behaviors: Path, *, probed: bool) 
             say(f"left out of `all` for want of fields in `{behaviors.name}`: {'; '.join(left_out.values())}.")
         return [name for name in names if name not in left_out]
     texts = [entry for entry in attacks() if not entry.needs_picture and not entry.imported]
-    return [entry.name for entry in texts if not (probed and entry.relaxation)]
+    return [entry.name for entry in texts if not (entry.relaxation if probed else entry.needs_probe)]
 
 
 def refuse_unseen(model: str, names: Sequence[str], behaviors: Sequence[Behavior], file: Path) -> None:

@@ -43,7 +43,7 @@ from mm_cb.attacks.records import (
 )
 from mm_cb.attacks.saved import SavedPicture, attacked_name, clean_name, to_pixels
 from mm_cb.attacks.search import Found, make_objective
-from mm_cb.attacks.suffix import Sent, find_suffix
+from mm_cb.attacks.suffix import ProbeTerm, Sent, find_suffix
 from mm_cb.core.progress import CountedWork, Progress, clock
 from mm_cb.core.records import Item
 from mm_cb.core.workers import Workers
@@ -358,8 +358,12 @@ def _suffix(job: Job, behavior: Behavior, restart: int) -> Sent:
         job.task.advance(0, note=f"step {step + 1} of {steps} of `{behavior.id}`, {left} left in it, loss {loss:.2f}")
 
     draws = stream(behavior, job.config.seed, restart)
-    candidates = job.config.candidates
-    return find_suffix(job.subject, behavior, steps=steps, candidates=candidates, generator=draws, show=show)
+    candidates, term = job.config.candidates, None
+    if job.config.entry.needs_probe:
+        term = ProbeTerm(job.config.term_weight, job.config.max_new_tokens)
+    return find_suffix(
+        job.subject, behavior, steps=steps, candidates=candidates, generator=draws, probe_term=term, show=show
+    )
 
 
 def _answers(

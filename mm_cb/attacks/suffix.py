@@ -3,33 +3,48 @@
 Source:
     Zou et al. 2023 (arXiv:2307.15043), Algorithm 1: a suffix of 20 tokens, candidates drawn from the 256 likeliest
     replacements of every place, the best one taken. Deviations: fewer candidates a step than its 512
-    (``--candidates``); the best suffix of all steps is sent, not the last; one prompt at a time.
+    (``--candidates``); the best suffix of all steps is sent, not the last; one prompt at a time. With a harmfulness
+    probe in the loss (ours), as `ProbeObjective` has it of pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
 from image_attacks import target_nll
-from mm_cb.attacks.objectives.target import encode
+from mm_cb.attacks.objectives.target import encode, force
 from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import ModelInputs
 from mm_cb.models.cache_name import CACHE
 from mm_cb.models.chat import control_token
+from mm_cb.models.probe import states_at
 
 LENGTH, LIKELIEST = 20, 256
 """Tokens of the suffix, and replacements of each of which candidates are drawn (paper)."""
 _START = " ".join(["!"] * LENGTH)
+
+
+@dataclass(frozen=True)
+class ProbeTerm:
+    """``weight * mean over tokens t of y of softplus(score(h_t) - threshold)`` beside the target's loss.
+
+    y is the target and up to ``max_new_tokens`` of what the base model says behind it, which only this term looks at.
+    """
+
+    weight: float
+    max_new_tokens: int
 
 
 class Searched(NamedTuple):
@@ -110,14 +125,15 @@ def find_suffix(
     steps: int,
     candidates: int,
     generator: torch.Generator,
+    probe_term: ProbeTerm | None = None,
     show: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Sent:
-    """The behaviour's prompt with a suffix behind which its target is likelier.
+    """The behaviour's prompt with a suffix behind which its target is likelier, and less flagged if that is asked for.
 
     Raises:
         UserError: If the model's tokenizer cannot write a suffix of its own tokens.
     """
-    row = _SuffixRow(subject, behavior)
+    row = _SuffixRow(subject, behavior, probe_term)
     found = search(
         row.start,
         row.slope,
@@ -132,17 +148,21 @@ def find_suffix(
 
 
 class _SuffixRow:
-    """One chat whose suffix changes: prompt, suffix, template and target as one row of tokens."""
+    """One chat whose suffix changes: prompt, suffix, template and response as one row of tokens."""
 
-    def __init__(self, subject: Subject, behavior: Behavior) -> None:
-        self._subject, self._behavior = subject, behavior
+    def __init__(self, subject: Subject, behavior: Behavior, probe_term: ProbeTerm | None = None) -> None:
+        self._subject, self._behavior, self._term = subject, behavior, probe_term
         self._tokenizer = subject.model.processor.tokenizer
-        plain, self._inputs = self._encode(behavior.prompt), self._encode(f"{behavior.prompt} {_START}")
+        self._responses = [behavior.target]
+        if probe_term is not None:
+            self._responses = force(subject, [behavior], [None], probe_term.max_new_tokens).texts
+        started = replace(behavior, prompt=f"{behavior.prompt} {_START}")
+        self._forced = force(subject, [started], [None], 0, self._responses)
+        plain, self._inputs = self._encode(behavior.prompt), self._forced.inputs
         before, ids = (inputs.input_ids[0].tolist() for inputs in (plain, self._inputs))
         self._begin = _common_length(before, ids)
         self._end = len(ids) - min(_common_length(before[::-1], ids[::-1]), len(before) - self._begin)
         self.start = self._inputs.input_ids[0, self._begin : self._end]
-        self._keep = int(self._inputs.completion_mask.sum()) + 1
         self._forbidden = self._unwritable()
         if not bool(self.usable(self.start[None])[0]):
             raise UserError(
@@ -165,7 +185,7 @@ class _SuffixRow:
 
     @torch.no_grad()
     def losses(self, suffixes: Tensor) -> Tensor:
-        """The target's loss behind each suffix."""
+        """The loss behind each suffix."""
         inputs = self._rows(suffixes)
         return self._behind(len(suffixes), input_ids=inputs.input_ids[:, self._begin :])
 
@@ -179,12 +199,20 @@ class _SuffixRow:
         return slope
 
     def _behind(self, count: int, **suffixes: Tensor) -> Tensor:
-        """The target's loss behind ``count`` suffixes, ``(count,)``; what stands in front of them has run once."""
-        cache = deepcopy(self._front)
+        """The loss behind ``count`` suffixes, ``(count,)``; what stands in front of them has run once."""
+        cache, keep, model = deepcopy(self._front), self._forced.keep, self._subject.model
         cache.batch_repeat_interleave(count)
-        with self._subject.active() as model:
-            logits = model.model(**suffixes, **{CACHE: cache}, use_cache=True, logits_to_keep=self._keep).logits
-        return target_nll(logits, self._inputs.labels[:, -self._keep :].expand(count, -1))
+        probe = self._subject.probe if self._term is not None else None
+        watched: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if probe is not None:
+            watched = states_at(model, probe.layer)
+        with self._subject.active(), watched as states:
+            logits = model.model(**suffixes, **{CACHE: cache}, use_cache=True, logits_to_keep=keep).logits
+        loss = target_nll(logits, self._forced.target.expand(count, -1))
+        if probe is None or self._term is None:
+            return loss
+        flagged = F.softplus(probe.margins(states[-1][:, -keep:])) * self._forced.mask
+        return loss + self._term.weight * flagged.sum(dim=1) / self._forced.mask.sum()
 
     @cached_property
     def _front(self) -> DynamicCache:
@@ -196,7 +224,7 @@ class _SuffixRow:
         return cache
 
     def _encode(self, prompt: str) -> ModelInputs:
-        return encode(self._subject, [replace(self._behavior, prompt=prompt)], [None], [self._behavior.target])
+        return encode(self._subject, [replace(self._behavior, prompt=prompt)], [None], self._responses)
 
     def _rows(self, suffixes: Tensor) -> ModelInputs:
         count, inputs = len(suffixes), self._inputs

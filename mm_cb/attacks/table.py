@@ -227,6 +227,17 @@ SHIPPED = (
         in_all=False,
     ),
     AttackEntry(
+        "gcg_probe",
+        "the same, and the score that a harmfulness probe gives a long answer's states",
+        "probe-aware suffix search",
+        "suffix",
+        _TARGET,
+        reads=("candidates",),
+        needs_probe=True,
+        needs_picture=False,
+        in_all=False,
+    ),
+    AttackEntry(
         "imported",
         "prompts made elsewhere (GCG, PAIR, PyRIT, several turns), from --prompts",
         "imported prompts",

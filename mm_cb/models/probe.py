@@ -7,7 +7,7 @@ Source:
     flagged one. Tokens that end an answer, or that a caller put in front of it, are not looked at.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,6 +140,14 @@ class Probe:
 
 def states_of(model: "ChatModel", inputs: ModelInputs, layer: int) -> Tensor:
     """The hidden states ``(B, T, H)`` of a batch at one layer, of all others none is kept."""
+    with states_at(model, layer) as found:
+        model.forward(inputs, logits_to_keep=1)
+    return found[-1]
+
+
+@contextmanager
+def states_at(model: "ChatModel", layer: int) -> Iterator[list[Tensor]]:
+    """The hidden states ``(B, T, H)`` at one layer of every pass inside, with their gradients."""
     last = layer == len(model.decoder_blocks)
     place: Any = model.final_norm if last else model.decoder_blocks[layer - 1]
     found: list[Tensor] = []
@@ -147,16 +155,9 @@ def states_of(model: "ChatModel", inputs: ModelInputs, layer: int) -> Tensor:
     def catch(module: Any, arguments: Any, output: Any) -> None:
         found.append(output[0] if isinstance(output, tuple) else output)
 
-    with _hooked(place, catch):
-        model.forward(inputs, logits_to_keep=1)
-    return found[-1]
-
-
-@contextmanager
-def _hooked(module: nn.Module, catch: Callable[..., None]) -> Iterator[None]:
-    hook = module.register_forward_hook(catch)
+    hook = place.register_forward_hook(catch)
     try:
-        yield
+        yield found
     finally:
         hook.remove()
 

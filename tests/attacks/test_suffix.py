@@ -5,10 +5,11 @@ import torch
 
 from image_attacks import target_nll
 from mm_cb.attacks import texts
-from mm_cb.attacks.suffix import _SuffixRow, find_suffix, search
+from mm_cb.attacks.suffix import ProbeTerm, _SuffixRow, find_suffix, search
 from mm_cb.data.behaviors_file import Behavior
 from mm_cb.inference.subjects import Subject
 from mm_cb.models import load_model
+from mm_cb.models.probe import Probe, ProbeNetwork
 from tests.models.conftest import save_text_model
 
 PLACES, WORDS, BARRED = 4, 9, 3
@@ -87,3 +88,48 @@ def test_the_slope_is_the_gradient_of_the_whole_row_though_its_front_runs_once(t
         writable = found.isfinite()
         assert bool(writable.any()) and torch.allclose(found[writable], expected[writable], atol=1e-5)
         assert float(row.losses(ids[None])) == pytest.approx(float(loss.detach()), abs=1e-5)
+
+
+@pytest.fixture
+def probed(tmp_path):
+    """A tiny Llama with a random probe that flags about half of all tokens."""
+    model = load_model(save_text_model(tmp_path / "model", "llama"))
+    torch.manual_seed(0)
+    network = ProbeNetwork(model.base.config.hidden_size, "mlp").requires_grad_(False)
+    return Subject("base+probe", model, probe=Probe(network, 1, 0.0, "no"))
+
+
+def test_the_probes_score_of_a_long_answer_stands_in_the_loss_and_its_slope(probed):
+    behavior, weight = Behavior("tea", "how to brew tea", "it is a circle", None), 3.0
+    row, blind = _SuffixRow(probed, behavior, ProbeTerm(weight, 6)), _SuffixRow(probed, behavior)
+    (said,) = row._responses
+    assert said.startswith(behavior.target) and blind._responses == [behavior.target]
+    ids = row.start
+    whole = row._rows(ids[None])
+    embeds = probed.model.base.get_input_embeddings()(whole.input_ids).detach().requires_grad_()
+    output = probed.model.model(**probed.model.start_from(whole, embeds), use_cache=False, output_hidden_states=True)
+    answer = whole.completion_mask[0].bool()
+    scores = probed.probe.margins(output.hidden_states[1])[0, answer]
+    opening = blind._inputs.completion_mask.sum()
+    target = whole.labels.masked_fill(whole.completion_mask.cumsum(1) > opening, -100)
+    expected = target_nll(output.logits, target) + weight * torch.nn.functional.softplus(scores).mean()
+    assert float(row.losses(ids[None])) == pytest.approx(float(expected.detach()), abs=1e-5)
+    (gradient,) = torch.autograd.grad(expected.sum(), embeds)
+    table = probed.model.base.get_input_embeddings().weight.detach()
+    found = row.slope(ids)
+    writable = found.isfinite()
+    assert torch.allclose(found[writable], (gradient[0, row._begin : row._end] @ table.T)[writable], atol=1e-5)
+
+
+def test_a_search_that_knows_the_probe_is_less_flagged_than_one_that_does_not(probed):
+    behavior = Behavior("tea", "how to brew tea", "it is a circle", None)
+    knows = ProbeTerm(100.0, 6)
+    row = _SuffixRow(probed, behavior, knows)
+
+    def loss(term):
+        draws = torch.Generator().manual_seed(0)
+        sent = find_suffix(probed, behavior, steps=12, candidates=16, generator=draws, probe_term=term)
+        ids = row._encode(sent.prompt).input_ids[0, row._begin : row._end]
+        return float(row.losses(ids[None]))
+
+    assert loss(knows) < loss(None)

@@ -111,7 +111,7 @@ class Forced:
 def force(
     subject: Subject,
     behaviors: Sequence[Behavior],
-    pictures: Sequence[Image],
+    pictures: Sequence[Image | None],
     max_new_tokens: int,
     responses: Sequence[str | None] | None = None,
 ) -> Forced:
