@@ -262,10 +262,10 @@ def test_what_a_text_model_cannot_be_attacked_by_is_refused_by_name(place, words
 
 
 def test_all_is_what_a_model_can_be_attacked_by(place):
-    texts = {"no_attack", "prefill_only", "embedding", "steering", "gcg"}
+    texts = {"no_attack", "prefill_only", "embedding", "steering", "gcg", "gcg_probe"}
     for adapted, probed in product((False, True), repeat=2):
         names = chosen_attacks("all", adapted=adapted, probed=probed)
-        unseen = {"embedding", "steering"} if probed else set()  # relaxations, whose answers no probe watches
+        unseen = {"embedding", "steering"} if probed else {"gcg_probe"}  # relaxations, whose answers no probe watches
         told, untold = (
             BEHAVIORS,
             place / "behaviors.jsonl",
