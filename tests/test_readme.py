@@ -468,6 +468,61 @@ def test_every_number_of_the_losses_is_a_measured_one(line):
     assert sum(one["n"] for one in kept) == 1440 and line["n"] == 24
 
 
+ROWS = {"whole": "as they are", "requests_kept": "no request removed", "no_refusals": "no refusals retained"}
+
+
+def by_rows():
+    """The breakers of the data ablation, those of whole rows from the table of losses."""
+    found = json.loads((RESULTS / "losses.json").read_text(encoding="utf-8"))
+    return [line for line in found["miniature"] if line["loss"] == "rr"] + found["data"]
+
+
+@pytest.mark.parametrize("line", by_rows(), ids=lambda line: f"{line.get('rows', 'whole')}-{line['seed']}")
+def test_every_number_of_the_data_ablation_is_a_measured_one(line):
+    kept, attacks = line["kept"].values(), ("pgd", "pgd_homotopy", "pgd_facts")
+    assert cells("docs/miniature.md", f"{ROWS[line.get('rows', 'whole')]} | {line['seed']} |") == [
+        str(line["seed"]),
+        str(line["attacks"]["no_attack"]["gibberish"]),
+        *(str(line["attacks"][name]["harmful"]) for name in attacks),
+        f"{sum(one['right'] for one in kept):.0f}",
+        str(sum(one["broken"] for one in kept)),
+    ]
+    assert line["seed"] in (0, 1, 2) and line["n"] == 24
+
+
+def test_what_losses_and_rows_come_to_is_the_sum_of_their_breakers():
+    found = json.loads((RESULTS / "losses.json").read_text(encoding="utf-8"))
+
+    def total(part, key, name, attack):
+        own = [line["attacks"][attack]["harmful"] for line in found[part] if line[key] == name]
+        assert len(own) == 3
+        return sum(own)
+
+    dialled, facts = (
+        [total("miniature", "loss", name, attack) for name in ("triplet", "rr")]
+        for attack in ("pgd_homotopy", "pgd_facts")
+    )
+    told = f"dialled up {dialled[0]} of 72 against {dialled[1]}, by bare facts {facts[0]} against {facts[1]}"
+    assert told in said("docs/miniature.md")
+    without = total("data", "rows", "no_refusals", "pgd_facts")
+    pgd = total("data", "rows", "no_refusals", "pgd"), total("miniature", "loss", "rr", "pgd")
+    told = f"bare facts broke fewer then, {without} of 72 against {facts[1]}, PGD a few, {pgd[0]} against {pgd[1]}"
+    assert told in said("docs/miniature.md")
+
+
+def test_what_the_rows_lack_is_said_as_it_was_measured():
+    from mm_cb.miniature.data import REFUSAL_SHARE
+
+    assert f"where {100 * REFUSAL_SHARE:.0f} % of its rows are some" in said("docs/miniature.md")
+    pgd = [line["attacks"]["pgd"]["harmful"] for line in by_rows() if line.get("rows") == "requests_kept"]
+    whole = [line["attacks"]["pgd"]["harmful"] for line in by_rows() if "rows" not in line]
+    assert sorted(pgd)[:2] == [0, 0] == whole[:2] and len(pgd) == len(whole) == 3 and not whole[2]
+    told = f"PGD found a way into one breaker of three, {max(pgd)} of 24; into those of whole rows none"
+    assert told in said("docs/miniature.md")
+    text = {line["attacks"]["no_attack"]["gibberish"] for line in by_rows() if line.get("rows") == "no_refusals"}
+    assert f"{min(text)} or {max(text)} of 24 requests get broken text" in said("docs/miniature.md")
+
+
 @pytest.mark.parametrize("line", json.loads((RESULTS / "losses.json").read_text(encoding="utf-8"))["real"])
 def test_every_number_of_the_losses_on_a_real_model_is_a_measured_one(line):
     sets = [line["sets"][name] for name in ("forbidden", "nearby", "other")]
