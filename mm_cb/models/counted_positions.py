@@ -50,6 +50,7 @@ def chosen_positions(block: nn.Module) -> Tensor | None:
 
 def _at_chosen(forward: Any, chosen: Tensor, states: Tensor, *further: Any, **options: Any) -> Any:
     """What a module makes of the chosen positions of ``(1, N, H)``, zeros at the others; what else it returns stays."""
+    chosen = chosen.to(states.device)  # accelerate may have put this block elsewhere
     made = forward(states[:, chosen], *further, **options)
     own, *beside = made if isinstance(made, tuple) else (made,)
     spread = own.new_zeros(*states.shape[:-1], own.shape[-1]).index_copy(1, chosen, own)

@@ -141,7 +141,8 @@ def _run(model: ChatModel, first: int, last: int, start: _FirstBlockInput) -> li
         if counted is None:
             states[-1] = model.final_norm(ended)
         else:
-            states[-1] = ended.index_copy(0, counted, model.final_norm(ended[counted]))
+            there = counted.to(ended.device)
+            states[-1] = ended.index_copy(0, there, model.final_norm(ended[there]))
     return states
 
 

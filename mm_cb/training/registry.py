@@ -71,6 +71,7 @@ class LossEntry:
         random: Whether ``function`` takes a ``generator``: seeded anew by run and ``step``, or by the ``run`` alone.
         with_length: Whether `length_loss` (``keep_length``) can stand beside it.
         with_adversary: Whether the adversary, which turns states back to the reference, undoes what it does.
+        among_tokens: Whether it compares tokens with each other: what a step is split into then changes it.
         measure: ``(name, function)``: a value of every layer and token, ``(adapted [, generator]) -> (L, N)``, whose
             mean over held-out rows is logged beside cosine and norms.
         hold: Where held-out circuit-breaker rows must be at the end; a run that ends elsewhere is told to be stuck.
@@ -85,6 +86,7 @@ class LossEntry:
     random: Literal["step", "run"] | None = None
     with_length: bool = False
     with_adversary: bool = False
+    among_tokens: bool = False
     measure: tuple[str, Callable[..., Tensor]] | None = None
     hold: Hold = Hold("cosine", below=0.9)
 
@@ -242,6 +244,7 @@ for _entry in (
         settings={"margin": Setting(3.0, "How much nearer the mean must be (published: 3); above 2 never enough.")},
         with_length=True,
         with_adversary=True,
+        among_tokens=True,
     ),
     LossEntry(
         "repbend",
@@ -255,6 +258,7 @@ for _entry in (
             "alike": Setting(0.1, "Weight of 1 - cosine between tokens (published: 0.1)."),
         },
         with_adversary=True,
+        among_tokens=True,
     ),
 ):
     register_loss(_entry)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
+from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
 from mm_cb.core.environment import launched
@@ -203,6 +204,11 @@ class RRTrainer(ReroutingTrainer):
         args = self.settings
         named = isinstance(model, str | Path)
         whole = skeleton(read_config(model), str(model)) if named else _wrapped(model, processing_class, args)
+        if args.retain == "kl" and not named and not _has_head(whole):
+            raise ValueError(
+                "`retain='kl'` compares logits, and the model that is given has no `lm_head`: load it with its head "
+                "(...ForCausalLM, ...ForConditionalGeneration), or take `retain='l2'`."
+            )
         self.paths, blocks = placed(whole, config, args.target_layers)
         all_blocks = len(whole.decoder_blocks)
         self._kept = check_targets(args.target_layers, blocks, all_blocks, args.retain_layers, args.retain)
@@ -220,6 +226,12 @@ class RRTrainer(ReroutingTrainer):
         metrics = self.settings.output_dir / "metrics.jsonl"
         if self.is_world_process_zero() and metrics.exists():
             write_jsonl(metrics, [record for record in read_jsonl(metrics) if record["step"] < done])
+
+
+def _has_head(model: ChatModel) -> bool:
+    """Whether the model makes logits of its last hidden states."""
+    head = getattr(model.base, "lm_head", None)
+    return head is not None and not isinstance(head, nn.Identity)
 
 
 def _make_folder(path: Path) -> None:

@@ -190,7 +190,12 @@ class ReroutingTrainer(Trainer):
                 if self._tokens_per_pass <= longest:
                     raise
                 self._tokens_per_pass = max(self._tokens_per_pass // 2, longest)
-            logger.warning("Out of memory: going on with parts of at most %d tokens.", self._tokens_per_pass)
+            told = "Out of memory: going on with parts of at most %d tokens."
+            if self._objective.loss.among_tokens:
+                told += (
+                    f" `{self._objective.loss.name}` compares the tokens of a part: it is another loss from here on."
+                )
+            logger.warning(told, self._tokens_per_pass)
             for parameter, gradient in zip(self._trained(), before, strict=True):
                 parameter.grad = gradient
             losses = torch.zeros_like(losses)

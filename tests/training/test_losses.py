@@ -66,6 +66,18 @@ def kl_reference(adapted, reference, mask):
     return total / int(mask.sum())
 
 
+@pytest.mark.parametrize("name", loss_names())
+def test_a_loss_says_whether_what_a_step_is_split_into_changes_it(name):
+    entry, (adapted, reference) = loss_entry(name), (states(seed, 2, 3, 5, 8) for seed in (1, 2))
+
+    def value(rows):
+        given = {key: one.default for key, one in entry.settings.items()} | entry.draw(0, 0)
+        return entry.function(adapted[:, rows], reference[:, rows], MASK[rows], count=MASK.sum(), **given)
+
+    whole, parts = value(slice(0, 3)), value(slice(0, 1)) + value(slice(1, 3))
+    assert (abs(float(whole - parts)) > 1e-4) == entry.among_tokens
+
+
 def test_the_kl_of_logits_is_the_reference_positions_are_split_as_one_likes_and_equals_are_0():
     adapted, reference = (3 * states(seed, 1, 3, 5, 11)[0] for seed in (1, 2))
     whole = kl_retain_loss(adapted, reference, MASK)

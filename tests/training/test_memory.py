@@ -1,5 +1,7 @@
 """What happens when memory is short: other parts, the same gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -28,7 +30,13 @@ def test_parts_add_up_to_the_whole(build, tokens_per_pass, average):  # noqa: F8
         assert torch.linalg.vector_norm(gradient - expected[name]) <= 1e-4 * torch.linalg.vector_norm(expected[name])
 
 
-def test_out_of_memory_in_a_backward_pass_is_survived_with_the_same_gradients(build, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("among_tokens", [False, True])
+def test_out_of_memory_in_a_backward_pass_is_survived_with_the_same_gradients(
+    among_tokens,
+    build,  # noqa: F811
+    monkeypatch,
+    caplog,
+):
     trainer = build(at=(2, 5))
     batch = batch_of(trainer, range(4))
     trainer.training_step(trainer.model, batch)  # gradients of an earlier micro-batch, which have to survive
@@ -54,8 +62,10 @@ def test_out_of_memory_in_a_backward_pass_is_survived_with_the_same_gradients(bu
     assert (
         max(batch["retain"]["inputs"].attention_mask.sum(-1)) <= limit < batch["retain"]["inputs"].attention_mask.sum()
     )
+    trainer._objective.loss = replace(trainer._objective.loss, among_tokens=among_tokens)
     trainer.training_step(trainer.model, batch)
     assert failed and trainer._tokens_per_pass <= limit
+    assert ("it is another loss from here on" in caplog.text) == among_tokens
     for name, gradient in gradients(trainer).items():
         assert torch.linalg.vector_norm(gradient - expected[name]) <= 1e-4 * torch.linalg.vector_norm(expected[name])
 

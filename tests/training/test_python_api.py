@@ -313,6 +313,14 @@ def test_a_lora_that_lies_elsewhere_is_one_line(config, kind, message, rows, tmp
     assert "\n" not in str(caught.value)
 
 
+def test_logits_of_a_model_without_head_are_refused(rows, tmp_path):
+    model = load_model("miniature").base
+    model.lm_head = torch.nn.Identity()
+    args = RRConfig(output_dir=tmp_path, retain="kl", **SMALL)
+    with pytest.raises(ValueError, match=r"`retain='kl'` compares logits, .* has no `lm_head`"):
+        RRTrainer(model, args, rows)
+
+
 @pytest.mark.parametrize(
     ("config", "blocks", "names"),
     [

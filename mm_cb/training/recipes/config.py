@@ -109,7 +109,10 @@ class CircuitBreaker(_Section):
     """The losses and their schedule."""
 
     loss: str = "rr"
-    """What is done to circuit-breaker states: rr (paper), rand_p, rand_c, rmu (ablation), triplet, repbend, yours."""
+    """What is done to circuit-breaker states: rr (paper), rand_p, rand_c, rmu (ablation), triplet, repbend, yours.
+
+    In mm_cb/training/losses.py (rr: reroute_loss, else NAME_loss), the last two in contrast.py.
+    """
     loss_settings: Annotated[dict[str, Any], Field(validate_default=True)] = {}
     """Settings of the loss, by name; those of the losses we ship are listed below."""
     alpha: Annotated[float, Within("alpha")] = 5.0
@@ -259,9 +262,15 @@ class Training(_Section):
     batch_size: Annotated[int, Within("batch_size")] = 16
     """Rows of each set per optimiser step, over all its micro-batches (released trainer: 16)."""
     gradient_accumulation_steps: Annotated[int, Within("micro_batches")] = 1
-    """Micro-batches that an optimiser step is split into; changes memory and time, not the mathematics."""
+    """Micro-batches that an optimiser step is split into; changes memory and time, not the mathematics.
+
+    Not so of triplet and repbend, as with tokens_per_pass.
+    """
     tokens_per_pass: Annotated[int, Within("tokens_per_pass")] = 4096
-    """Rows go through the model in parts of at most so many tokens, or one longer row: memory, not the mathematics."""
+    """Rows go through the model in parts of at most so many tokens, or one longer row: memory, not the mathematics.
+
+    Not so of triplet and repbend, which compare the tokens of a part with each other.
+    """
     recompute: bool = False
     """Run adapted blocks again in the backward pass instead of storing what is in them: memory for time, same bits."""
     max_length: Annotated[int, Within("max_length")] = 1024
