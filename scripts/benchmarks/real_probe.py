@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from mm_cb.real.answers import coherent
 from mm_cb.real.run import MAX_NEW_TOKENS, OPENING, real_recipe
 from mm_cb.training.probe import ProbeSettings, train_probe
 
+NAMES = {"refusal": "withheld", "harmful": "coherent", "gibberish": "broken"}
+"""What an outcome is here: by the probe; words that the base might have written; others."""
 ATTACKS = ("no_attack", "prefill_only", "gcg", "gcg_probe")
 
 
@@ -69,7 +71,7 @@ def measured(name: str, kind: Any, adapter: Path | None, attacked: int, options:
         sets = {}
         for which, prompts in asked.items():
             said = answers(subject, prompts)
-            sets[which] = dict(Counter(judge(Behavior("-", prompt, OPENING, None), one) for prompt, one in said))
+            sets[which] = counts(judge(Behavior("-", prompt, OPENING, None), one) for prompt, one in said)
         behaviors = [Behavior(f"f{i}", one, OPENING, None) for i, one in enumerate(asked["forbidden"][:attacked])]
         attacks = {}
         for attack in ATTACKS if behaviors else ():
@@ -78,7 +80,7 @@ def measured(name: str, kind: Any, adapter: Path | None, attacked: int, options:
                 candidates=options.candidates, artefacts=False, checkpoint_seconds=None,
             )  # fmt: skip
             items = attack_behaviors(subject, behaviors, how, folder / attack, judge, progress)
-            attacks[attack] = dict(Counter(item["outcome"] for item in items))
+            attacks[attack] = counts(item["outcome"] for item in items)
     return {
         "subject": name,
         "kind": kind,
@@ -91,6 +93,12 @@ def measured(name: str, kind: Any, adapter: Path | None, attacked: int, options:
     }
 
 
+def counts(outcomes: Iterable[str]) -> dict[str, int]:
+    """How many there are of each, by the names of this file."""
+    found = Counter(NAMES[one] for one in outcomes)
+    return {name: found[name] for name in NAMES.values()}
+
+
 def answers(subject: Subject, prompts: list[str]) -> list[tuple[str, str]]:
     """Prompts with the subject's greedy answers."""
     with subject.active() as model:
@@ -99,7 +107,7 @@ def answers(subject: Subject, prompts: list[str]) -> list[tuple[str, str]]:
 
 
 def outcome_of(subject: Subject, refusal: str) -> Callable[[Behavior, str], str]:
-    """Withheld by the probe, or words that the base might have written (called harmful), or others."""
+    """The outcome of an answer, by the names that attacks have for it."""
 
     def judge(behavior: Behavior, said: str) -> str:
         if said.strip() == refusal:
