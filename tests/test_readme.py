@@ -384,7 +384,7 @@ DIALLED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["none", "hex", "curse", "plague"])
+@pytest.mark.parametrize("kind", ["none", "hex", "curse", "plague", "blight"])
 def test_every_number_of_the_category_transfer_is_a_measured_one(kind):
     found = json.loads((RESULTS / "category_transfer.json").read_text(encoding="utf-8"))["trained_on"][kind]
     told = [f"{found[asked]['broken']} of {found[asked]['n']}" for asked in ("hex", "curse", "plague", "blight")]
