@@ -145,6 +145,17 @@ def test_light_modules_import_nothing_heavy(module):
     assert in_fresh_python(f"import sys, {module}; print([n for n in {HEAVY} if n in sys.modules])") == "[]"
 
 
+@pytest.mark.parametrize("recipe", ["nope", "nope.yaml", "text.yaml", "empty.yaml", "broken.yaml", "folder.yaml"])
+def test_what_is_no_recipe_is_told_before_anything_heavy_is_imported(recipe, tmp_path):
+    (tmp_path / "text.yaml").write_text("no fields\n")
+    (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "broken.yaml").write_text("model: [\n")
+    (tmp_path / "folder.yaml").mkdir()
+    typed = ["train", recipe if recipe == "nope" else str(tmp_path / recipe)]
+    code = f"import sys; from mm_cb.cli import run; print(run({typed}), [n for n in {HEAVY} if n in sys.modules])"
+    assert in_fresh_python(code) == "2 []"
+
+
 def test_models_import_beside_any_torchvision_without_command_line_packages_and_public_names_when_first_used():
     """What image_attacks needs is tested in tests/image_attacks/test_package.py."""
     code = """

@@ -14,7 +14,7 @@ from mm_cb.core.closing import TYPED, Hint, again, command, files, here, say, wh
 from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.paths import safe_id
 from mm_cb.core.places import refuse_inside_weights
-from mm_cb.core.recipe_files import recipe_file
+from mm_cb.core.recipe_files import read_recipe
 from mm_cb.core.terminal import put
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def train(
     short = [
         f"{key}={value}" for key, value in (("seed", seed), ("device", device), ("dtype", dtype)) if value is not None
     ]
-    recipe_file(recipe)  # a name that there is not is told before anything heavy is imported
+    read_recipe(recipe)  # what is no recipe is told before anything heavy is imported
     if loss is not None:
         from mm_cb.training.registry import chosen_loss
 

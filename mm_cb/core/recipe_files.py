@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from mm_cb.core.embedded import guests
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.folders import but_is
-from mm_cb.core.reading import read_text
+from mm_cb.core.reading import load_yaml, read_text
+from mm_cb.core.records import JsonObject
 
 RECIPES = Path(__file__).resolve().parents[1] / "training" / "recipes"
 
@@ -33,6 +34,20 @@ def recipe_text(name_or_path: str | Path) -> str:
         UserError: If there is none.
     """
     return read_text(recipe_file(name_or_path), "recipe")
+
+
+def read_recipe(name_or_path: str | Path) -> JsonObject:
+    """The fields of a recipe, unchecked.
+
+    Raises:
+        UserError: If there is none, or its file is not YAML with `key: value` lines.
+    """
+    path = recipe_file(name_or_path)
+    fields = load_yaml(read_text(path, "recipe"), str(path))
+    if not isinstance(fields, dict):
+        came = "it is empty" if fields is None else f"got {type(fields).__name__}"
+        raise UserError(f"the recipe `{path}` must hold `key: value` lines, {came}.")
+    return fields
 
 
 def recipe_purpose(name: str) -> str:

@@ -7,6 +7,7 @@ pieces that this comes to. What the pieces leave is written as ever, so that a r
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import threading
 from collections import Counter, deque
@@ -118,15 +119,20 @@ def _imported() -> Any:
 
 @contextmanager
 def _connected() -> Iterator[Any]:
-    """Ray, connected to the cluster of RAY_ADDRESS, or started on this machine; nothing is reported to anybody."""
+    """Ray, connected to the cluster of RAY_ADDRESS, or started on this machine; nothing is reported to anybody.
+
+    Until then Ray says only what is an error; from then on it warns, as of processes that died.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = _imported()
     given = os.environ.get("RAY_ADDRESS")
     try:
-        ray.init(**{"address": "auto"} if given else {"address": "local", "include_dashboard": False})
+        place = {"address": "auto"} if given else {"address": "local", "include_dashboard": False}
+        ray.init(**place, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         where = f"the cluster of RAY_ADDRESS (`{given}`)" if given else "a Ray of its own on this machine"
         raise UserError(f"`--ray` must reach {where}: {one_line(str(error)):.300}") from error
+    logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         yield ray
     finally:

@@ -23,12 +23,12 @@ def content(run):
     }
 
 
-def started(folder, *arguments):
+def started(folder, *arguments, errors=subprocess.STDOUT):
     return subprocess.Popen(
         [sys.executable, "-m", "mm_cb", *map(str, arguments)],
         cwd=folder,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=errors,
         text=True,
         env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"RAY_TMPDIR": "/tmp"},
     )
@@ -70,3 +70,14 @@ def test_a_run_of_two_processes_of_which_one_is_killed_is_the_run_of_one(tmp_pat
     said, _ = run.communicate(timeout=300)
     assert run.returncode == 0, said
     assert content(out) == content(whole)
+
+
+@pytest.mark.slow
+def test_more_processes_than_there_are_cores_is_one_line(tmp_path):
+    pytest.importorskip("ray")
+    first_behaviors(tmp_path, 1)
+    arguments = ["attack", "--model", "miniature", "--behaviors", "behaviors.jsonl", "--out", "out", "--attack", "pgd"]
+    run = started(tmp_path, *arguments, "--ray", "9999", errors=subprocess.PIPE)
+    said, told = run.communicate(timeout=300)
+    assert run.returncode == 2 and said == ""
+    assert told.startswith("mm-cb: `--ray` needs 9999 CPUs, Ray has ") and told.count("\n") == 1

@@ -1,5 +1,6 @@
 """Pieces of work by several processes: in order, and those of a process that dies come back."""
 
+import logging
 import sys
 from types import SimpleNamespace
 
@@ -119,3 +120,24 @@ def test_more_than_there_is_is_refused(asked, kind, there, told):
     with pytest.raises(UserError, match=f"{told}.*RAY_ADDRESS"):
         module._count(asked, kind, there)
     assert module._count("auto", kind, 5) == 5 and module._count("2", kind, 5) == 2
+
+
+@pytest.mark.parametrize(
+    ("cluster", "place"), [(None, {"address": "local", "include_dashboard": False}), ("auto", {"address": "auto"})]
+)
+def test_ray_starts_without_a_word_and_warns_when_it_runs(monkeypatch, cluster, place):
+    given, log = {}, logging.getLogger("ray")
+
+    def init(**settings):
+        given.update(settings)
+        log.setLevel(settings["logging_level"])
+
+    monkeypatch.setattr(log, "level", logging.NOTSET)
+    monkeypatch.setattr(module, "_imported", lambda: SimpleNamespace(init=init, shutdown=lambda: None))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if cluster:
+        monkeypatch.setenv("RAY_ADDRESS", cluster)
+    with module._connected():
+        assert log.level == logging.WARNING
+    assert given == {**place, "logging_level": logging.ERROR}

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from mm_cb.core.errors import UserError, called, unknown
 from mm_cb.core.reading import load_yaml, shown
-from mm_cb.core.recipe_files import recipe_file, recipe_text
+from mm_cb.core.recipe_files import read_recipe
 from mm_cb.core.records import JsonObject
 from mm_cb.training.recipes.config import DataSource, MixtureConfig, Recipe
 
@@ -48,7 +48,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         UserError: If the recipe is not there, is not YAML, or holds an unknown key (names the nearest valid one) or a
             wrong value.
     """
-    fields = _read(name_or_path)
+    fields = read_recipe(name_or_path)
     for override in overrides:
         _set(fields, *_parts(override))
     _refuse_unknown(fields)
@@ -94,16 +94,6 @@ def first_problem(error: ValidationError) -> str:
     if not isinstance(first["input"], Mapping) and not expected.endswith(got):  # a whole section says less
         expected = f"{expected}, {got}"
     return f"{f'`{key}`: ' if key else ''}{expected}."
-
-
-def _read(name_or_path: str | Path) -> JsonObject:
-    """The fields of a recipe file, unchecked."""
-    path = recipe_file(name_or_path)
-    fields = load_yaml(recipe_text(path), str(path))
-    if not isinstance(fields, dict):
-        came = "it is empty" if fields is None else f"got {type(fields).__name__}"
-        raise UserError(f"the recipe `{path}` must hold `key: value` lines, {came}.")
-    return fields
 
 
 def _parts(override: str) -> tuple[str, Any]:
