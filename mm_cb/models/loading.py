@@ -27,7 +27,7 @@ from mm_cb.models.quantization import assert_kept, four_bit, refuse_stored_quant
 from mm_cb.models.registry import family_of
 from mm_cb.models.templates import check_template
 
-__all__ = ["load_model", "load_plain", "load_tower", "load_whole", "quiet_libraries"]
+__all__ = ["load_model", "load_plain", "load_tower", "load_whole", "quiet_libraries", "refuse_attention"]
 
 _MOVED_WITH_THE_TOWER = ("hf_device_map", "hf_quantizer", "is_quantized", "is_loaded_in_4bit", "quantization_method")
 
@@ -176,17 +176,42 @@ def quiet_libraries() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def refuse_attention(attention: str, device: str, dtype: str) -> None:
+    """Refuse flash attention where it cannot be run, before anything is loaded.
+
+    Args:
+        attention: As for `load_model`.
+        device: Of the model.
+        dtype: Of the model.
+
+    Raises:
+        UserError: If the device is no GPU, numbers have 32 bits, or the package is not here.
+    """
+    if attention != "flash_attention_2":
+        return
+    from transformers.utils import is_flash_attn_2_available
+
+    lacks = ""
+    if device == "cpu" or not torch.cuda.is_available():
+        lacks = f"the device is `{device}`, and torch sees {torch.cuda.device_count()} GPUs"
+    elif dtype not in ("bfloat16", "float16"):
+        lacks = f"the dtype is {dtype}"
+    elif not is_flash_attn_2_available():
+        lacks = "the package is not here"
+    if lacks:
+        raise UserError(
+            "`attention: flash_attention_2` needs a GPU, bfloat16 or float16, and the flash-attn package; "
+            f"{lacks}; use `attention: sdpa`."
+        )
+
+
 def _arguments(
     device: str, dtype: str, attention: str, quantize: str | None, full_precision: Sequence[str] = ()
 ) -> Arguments:
     """What ``from_pretrained`` is told, whatever the family."""
     refuse_absent(device)
     number = getattr(torch, dtype)
-    if attention == "flash_attention_2":
-        from transformers.utils import is_flash_attn_2_available
-
-        if not is_flash_attn_2_available():
-            raise UserError("`attention: flash_attention_2` needs the flash-attn package and a GPU; use sdpa.")
+    refuse_attention(attention, device, dtype)
     arguments = {
         "dtype": number,
         "attn_implementation": attention,

@@ -8,6 +8,7 @@ mathematics; it saves most of the work
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +21,8 @@ from mm_cb.models import ChatModel, ModelInputs
 from mm_cb.models.switch import only_dropout_of_adapter
 from mm_cb.models.tower import BlockArguments, Rows
 
-ATTENTION = "rows"
-"""What our attention is registered as in transformers: each row on its own where lengths are given, else ``sdpa``."""
+_LARGEST_HEAD = 256
+"""Of those that flash attention takes."""
 
 
 class HiddenStates(NamedTuple):
@@ -146,11 +147,18 @@ def _run(model: ChatModel, first: int, last: int, start: _FirstBlockInput) -> li
     return states
 
 
-def use_row_attention(model: ChatModel) -> None:
-    """Let the language tower attend within rows where it is told their lengths; elsewhere it works as before."""
-    AttentionInterface.register(ATTENTION, _row_attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    model.tower.config._attn_implementation = ATTENTION
+def use_row_attention(model: ChatModel, attention: str = "sdpa") -> None:
+    """Let the language tower attend within rows where it is told their lengths; elsewhere it is ``sdpa``.
+
+    Args:
+        model: The model.
+        attention: ``"sdpa"``, row by row, or ``"flash_attention_2"``, all rows in one call of its kernel, which must be
+            here: see `mm_cb.models.loading.refuse_attention`.
+    """
+    name, way = ("rows", _row_attention) if attention == "sdpa" else ("rows_in_one_call", _varlen_attention)
+    AttentionInterface.register(name, way)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    model.tower.config._attn_implementation = name
 
 
 def _row_attention(
@@ -176,6 +184,38 @@ def _row_attention(
         sdpa_attention_forward(module, q, k, v, mask, **options)[0] for q, k, v, mask in zip(*split, masks, strict=True)
     ]
     return torch.cat(outputs, dim=1), None
+
+
+def _varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    row_lengths: tuple[int, ...] | None = None,
+    row_masks: Sequence[Tensor | None] | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """As `_row_attention`, by flash attention's kernel where it can: without masks, heads not too large."""
+    masked = any(mask is not None for mask in row_masks or ())
+    if row_lengths is None or masked or not query.shape[-1] == value.shape[-1] <= _LARGEST_HEAD:
+        return _row_attention(module, query, key, value, attention_mask, row_lengths, row_masks, **options)
+    from flash_attn import flash_attn_varlen_func
+
+    ends = torch.tensor([0, *accumulate(row_lengths)], dtype=torch.int32).to(query.device, non_blocking=True)
+    longest, window, softcap = max(row_lengths), options.get("sliding_window"), options.get("softcap")
+    output = flash_attn_varlen_func(
+        *(states[0].transpose(0, 1) for states in (query, key, value)),
+        cu_seqlens_q=ends,
+        cu_seqlens_k=ends,
+        max_seqlen_q=longest,
+        max_seqlen_k=longest,
+        softmax_scale=options.get("scaling"),
+        causal=True,
+        window_size=(-1, -1) if window is None else (window - 1, 0),
+        **({} if softcap is None else {"softcap": softcap}),
+    )
+    return output[None], None
 
 
 def _within_window(length: int, window: int | None, device: torch.device) -> Tensor | None:

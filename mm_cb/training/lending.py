@@ -22,13 +22,14 @@ def language_tower(model: ChatModel) -> Any:
 
 
 @contextmanager
-def lent(model: ChatModel, kept: KeptBlocks, *, recompute: bool) -> Iterator[None]:
+def lent(model: ChatModel, kept: KeptBlocks, *, recompute: bool, attention: str = "sdpa") -> Iterator[None]:
     """Cut a model to what training needs, attending within rows, perhaps recomputing; all of it undone at the end.
 
     Args:
         model: With its adapter.
         kept: What is needed of the language tower.
         recompute: Whether blocks are run again in the backward pass.
+        attention: As for `use_row_attention`.
     """
     tower, head = language_tower(model), model.base.lm_head
     children = dict(tower.named_children())
@@ -37,7 +38,7 @@ def lent(model: ChatModel, kept: KeptBlocks, *, recompute: bool) -> Iterator[Non
     forwards = [(block, vars(block).get("forward")) for block in model.decoder_blocks]
     try:
         model.keep_blocks(kept.blocks, final_norm=kept.final_norm, head=kept.head)
-        use_row_attention(model)
+        use_row_attention(model, attention)
         if recompute:
             recompute_blocks(model)
         with adapter_products(model.device, model.base.dtype):

@@ -4,6 +4,7 @@ import copy
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mm_cb.models.adapters import check_places, read_tensors
 from mm_cb.models.chat import chat, render_chat
 from mm_cb.models.families import load_processor, read_config, skeleton
 from mm_cb.models.fingerprint import fingerprint
+from mm_cb.models.loading import refuse_attention
 from mm_cb.models.text import TextProcessor
 from mm_cb.training.adapter import put_lora, save_adapter
 from mm_cb.training.adversary import Adversary
@@ -91,7 +93,8 @@ class RRTrainer(ReroutingTrainer):
         Raises:
             TypeError: If an argument is of another kind.
             ValueError: If the data lacks a column, a set or a picture, or the LoRA lies outside the language tower.
-            UserError: If a model that is given by name cannot be loaded, or ``output_dir`` cannot be a folder.
+            UserError: If a model that is given by name cannot be loaded, ``output_dir`` cannot be a folder, or flash
+                attention is asked for and cannot be run.
         """
         if not isinstance(args, RRConfig):
             raise TypeError(f"`args` must be an mm_cb.RRConfig, got {type(args).__name__}.")
@@ -156,7 +159,7 @@ class RRTrainer(ReroutingTrainer):
             main = self.is_world_process_zero()
             checkpoint = last_checkpoint(_checkpoints(self.settings), self._base_weights, remove_torn=main)
         done = 0 if checkpoint is None else step_of(checkpoint)
-        with usual_torch(), lent(self._encoder, self._kept, recompute=self.settings.recompute):
+        with usual_torch(), self._lent():
             if checkpoint is not None:  # transformers would go on with what it finds of it, and warn
                 check_places(self._encoder.model, read_tensors(checkpoint), checkpoint)
                 refuse_changed(checkpoint)
@@ -171,7 +174,7 @@ class RRTrainer(ReroutingTrainer):
 
     def measure_start(self) -> dict[str, float]:
         """What a run would find before its first step, see `mm_cb.training.start.Start.measure`; nothing is trained."""
-        with usual_torch(), lent(self._encoder, self._kept, recompute=self.settings.recompute):
+        with usual_torch(), self._lent():
             return self.begin()
 
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
@@ -199,6 +202,9 @@ class RRTrainer(ReroutingTrainer):
             with file_errors(folder):
                 save_adapter(self._encoder, self.paths, folder)
 
+    def _lent(self) -> AbstractContextManager[None]:
+        return lent(self._encoder, self._kept, recompute=self.settings.recompute, attention=self.settings.attention)
+
     def _put_on(self, model: Any, processing_class: Any, config: LoraConfig) -> ChatModel:
         """The model with a fresh adapter; of a name, no more is loaded than training needs."""
         args = self.settings
@@ -209,6 +215,8 @@ class RRTrainer(ReroutingTrainer):
                 "`retain='kl'` compares logits, and the model that is given has no `lm_head`: load it with its head "
                 "(...ForCausalLM, ...ForConditionalGeneration), or take `retain='l2'`."
             )
+        dtype = args.dtype if named else str(whole.base.dtype).removeprefix("torch.")
+        refuse_attention(args.attention, _device(args), dtype)
         self.paths, blocks = placed(whole, config, args.target_layers)
         all_blocks = len(whole.decoder_blocks)
         self._kept = check_targets(args.target_layers, blocks, all_blocks, args.retain_layers, args.retain)

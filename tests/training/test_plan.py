@@ -149,6 +149,32 @@ def test_a_gpu_that_is_not_there(plan, monkeypatch):
         check_device(plan)
 
 
+FLASH = "`attention: flash_attention_2` needs a GPU, bfloat16 or float16, and the flash-attn package; "
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "gpus", "came"),
+    [
+        ("cpu", "bfloat16", 1, "the device is `cpu`, and torch sees 1 GPUs"),
+        ("auto", "bfloat16", 0, "the device is `auto`, and torch sees 0 GPUs"),
+        ("cuda", "float32", 1, "the dtype is float32"),
+        ("cuda", "bfloat16", 1, "the package is not here"),
+    ],
+)
+def test_flash_attention_that_cannot_be_run(monkeypatch, device, dtype, gpus, came):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * GIB, 80 * GIB))
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
+    asked = ["attention=flash_attention_2", f"device={device}", f"dtype={dtype}"]
+    plan = make_plan(load_recipe("llava-next-mistral-7b", asked))
+    with pytest.raises(UserError, match=f"^{FLASH}{came}; use `attention: sdpa`.$"):
+        check_device(plan)
+    if came.startswith("the package"):
+        monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+        check_device(plan)
+
+
 def saved_bytes(model, block, tokens):
     """What autograd keeps for the backward pass of one block, parameters left out."""
     kept = {}

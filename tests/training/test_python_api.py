@@ -144,6 +144,22 @@ def test_a_model_that_is_lent_comes_back_whole(rows, loaded, tmp_path):
         torch.testing.assert_close(trainer.model(**inputs).logits, before)
 
 
+@pytest.mark.parametrize("given", ["name", "model"])
+def test_flash_attention_that_cannot_be_run_is_refused_before_anything_is_loaded(
+    rows, loaded, tmp_path, monkeypatch, given
+):
+    monkeypatch.setattr("mm_cb.training.rr_trainer.load_tower", None)
+    monkeypatch.setattr("mm_cb.training.rr_trainer.put_lora", None)
+    model = "miniature" if given == "name" else loaded[0]
+    args = RRConfig(output_dir=tmp_path, attention="flash_attention_2", device="cpu", **SMALL)
+    with pytest.raises(UserError, match="needs a GPU, .* the device is `cpu`"):
+        RRTrainer(model, args, rows, loaded[1], LORA)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    args = RRConfig(output_dir=tmp_path, attention="flash_attention_2", device="cuda", **SMALL)
+    with pytest.raises(UserError, match="the dtype is float32"):  # a loaded model's own, or what one by name would have
+        RRTrainer(model, args, rows, loaded[1], LORA)
+
+
 def test_an_interrupted_training_goes_on(model_folder, examples, tmp_path):
     from transformers import TrainerCallback
 

@@ -278,7 +278,7 @@ UNKNOWN_DEVICES = ("CPU", "cudaa:0", "cud", "'cuda:-1'", "mps", "cuda:01")
         ("data={sources: [{name: x, set: harmful}]}", "`data.sources.0.set`"),
         ("data={source: []}", "did you mean `sources`|`data.sources`: Field required"),
         ("quantize=8bit", "`quantize`.*4bit"),
-        ("attention=eager", "`attention`: must be sdpa, which training runs .*; got 'eager'"),
+        ("attention=eager", "`attention`: `sdpa` or `flash_attention_2` is expected, got 'eager'"),
     ],
 )
 def test_bad_overrides_are_one_line(override, message):

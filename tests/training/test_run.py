@@ -435,6 +435,7 @@ def test_another_runs_folder_is_refused(trained, recipe, examples):
         ("circuit_breaker.target_layers=[1]", "cannot change"),
         ("lora.layers_to_transform=[7]", r"0\.\.3"),
         ("lora.modules=[fc1]", "must be among"),
+        ("attention=flash_attention_2", "needs a GPU, .* the device is `cpu`"),
         ("model=/nowhere/at/all", "must be a folder, which is not here, or a name on the hub"),
     ],
 )

@@ -11,6 +11,7 @@ from mm_cb.models import ChatModel
 from mm_cb.models.cache import model_folder
 from mm_cb.models.families import load_processor, read_config, skeleton
 from mm_cb.models.known import known_config
+from mm_cb.models.loading import refuse_attention
 from mm_cb.training.placement import KeptBlocks, adapter_size, check_targets, lora_paths
 from mm_cb.training.planning.memory import Memory, estimate
 
@@ -156,17 +157,19 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def check_device(plan: TrainingPlan) -> None:
-    """Make sure that the run's device is there and large enough, before anything is loaded.
+    """Make sure that the run's device is there, can attend as asked and is large enough, before anything is loaded.
 
     Raises:
-        UserError: If there is no such GPU, or too little of its memory is free (says what would fit).
+        UserError: If there is no such GPU, no flash attention where it is asked for, or too little of its memory is
+            free (says what would fit).
     """
     import torch
 
     recipe = plan.recipe
+    refuse_absent(recipe.device)
+    refuse_attention(recipe.attention, recipe.device, recipe.dtype)
     if not recipe.device.startswith("cuda"):
         return
-    refuse_absent(recipe.device)
     free, total = torch.cuda.mem_get_info(recipe.device)
     needed = plan.memory()
     if needed.total <= free:
