@@ -64,7 +64,7 @@ class Shape:
 
 SEVEN_B = Shape(4096, 14336, 32, 8, 32064, 1024, 4096, 24, 336, PADDED)
 MINI = Shape(256, 896, 8, 2, 2048, 128, 512, 6, 112, 120)  # same shares of head, tower and image tokens within 20 %
-TINY = Shape(32, 64, 4, 2, 4096, 32, 64, 2, 42, 16)
+TINY = Shape(64, 128, 4, 2, 4096, 32, 64, 2, 42, 16)
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,14 @@ LLAVA_RECIPE = Recipe((14, 15, 16), (16,))  # the paper's
 TEXT_RECIPE = Recipe(tuple(range(21)), (10, 20))  # the released text trainer's
 
 
-def build(shape: Shape, recipe: Recipe, device: str, dtype: torch.dtype = torch.float32) -> LlavaNextModel:
-    """A random model with a random adapter (B too), cut to what the official trainer keeps, head in place."""
+def build(
+    shape: Shape, recipe: Recipe, device: str, dtype: torch.dtype = torch.float32, four_bit: bool = False
+) -> LlavaNextModel:
+    """A random model with a random adapter (B too), cut to what the official trainer keeps, head in place.
+
+    Raises:
+        ModuleNotFoundError: If it is to have 4-bit blocks, and bitsandbytes is not installed.
+    """
     tile = shape.tile
     config = LlavaNextConfig(
         vision_config=CLIPVisionConfig(
@@ -110,6 +116,8 @@ def build(shape: Shape, recipe: Recipe, device: str, dtype: torch.dtype = torch.
     model = LlavaNextModel(base.eval().requires_grad_(False), None)
     paths = lora_paths(model, recipe.blocks, PROJECTIONS)
     kept = KeptBlocks(max(recipe.targets) + 1, final_norm=True)
+    if four_bit:
+        quantise_blocks(model, dtype)
     model = add_adapter(model, paths, kept, r=16 if shape == SEVEN_B else 4, lora_alpha=16, dropout=0.0)
     model.base.lm_head = head
     with torch.no_grad():
@@ -118,6 +126,20 @@ def build(shape: Shape, recipe: Recipe, device: str, dtype: torch.dtype = torch.
                 parameter.normal_(std=0.02)
     use_row_attention(model)  # padded passes go through transformers' sdpa as before
     return model
+
+
+def quantise_blocks(model: LlavaNextModel, dtype: torch.dtype) -> None:
+    """Put NF4 weights with double quantisation into the decoder blocks, as ``quantize: 4bit`` does for stored ones."""
+    import bitsandbytes
+
+    for block in model.decoder_blocks:
+        for path, old in [(p, m) for p, m in block.named_modules() if isinstance(m, torch.nn.Linear)]:
+            new = bitsandbytes.nn.Linear4bit(
+                old.in_features, old.out_features, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta"
+            )
+            new.weight = bitsandbytes.nn.Params4bit(old.weight.data, requires_grad=False, quant_type="nf4")
+            block.set_submodule(path, new.to(old.weight.device))
+    model.base.is_loaded_in_4bit = True  # PEFT asks it
 
 
 def seeing(model: LlavaNextModel, shape: Shape) -> LlavaNextModel:
