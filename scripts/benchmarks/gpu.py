@@ -13,7 +13,7 @@ Each part makes its model anew, and its result is in the file as soon as it has 
 - strong, official: the steps that `rr.py` compares with ours.
 
 MFU: FLOPs of useful tokens over time, as a share of what a large matrix product reaches in this run. Needs torch,
-transformers, peft and accelerate; parts that need bitsandbytes or flash-attn say so where it is not installed.
+transformers, peft, accelerate and pydantic; parts that need bitsandbytes or flash-attn say where it is missing.
 ``--write`` keeps the results in results/gpu.json, with the device's name. ``--tiny`` is for trying the script on a CPU.
 """
 
