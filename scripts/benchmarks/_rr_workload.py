@@ -1,13 +1,20 @@
-"""What the training benchmarks have in common: models by shape, rows by length, the official-style step and ours."""
+"""What the training benchmarks share: models by shape, rows by length, the official-style step, a strong one, ours."""
 
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import mm_cb  # noqa: E402, F401  (first: it mends a torchvision that does not fit this torch)
+
+# isort: split
 
 from transformers import (  # noqa: E402
     CLIPVisionConfig,
@@ -18,11 +25,11 @@ from transformers import (  # noqa: E402
 )
 from transformers.image_processing_utils import select_best_resolution  # noqa: E402
 
-import mm_cb  # noqa: E402, F401  (first: it mends a torchvision that does not fit this torch)
 from mm_cb.models import ModelInputs, TokenRole  # noqa: E402
 from mm_cb.models.llava_next import LlavaNextModel  # noqa: E402
 from mm_cb.training import losses  # noqa: E402
 from mm_cb.training.adapter import add_adapter  # noqa: E402
+from mm_cb.training.batches import SetRows  # noqa: E402
 from mm_cb.training.hidden_states import Rows, hidden_states, use_row_attention  # noqa: E402
 from mm_cb.training.losses import reroute_coeff, retain_coeff  # noqa: E402
 from mm_cb.training.placement import KeptBlocks, lora_paths  # noqa: E402
@@ -57,7 +64,7 @@ class Shape:
 
 SEVEN_B = Shape(4096, 14336, 32, 8, 32064, 1024, 4096, 24, 336, PADDED)
 MINI = Shape(256, 896, 8, 2, 2048, 128, 512, 6, 112, 120)  # same shares of head, tower and image tokens within 20 %
-TINY = Shape(32, 64, 4, 2, 4096, 32, 64, 2, 42, 16)
+TINY = Shape(64, 128, 4, 2, 4096, 32, 64, 2, 42, 16)
 
 
 @dataclass(frozen=True)
@@ -68,12 +75,20 @@ class Recipe:
     targets: tuple[int, ...]
 
 
+Step = Literal["official", "strong", "ours"]
+"""Whose step: in the shape of the released trainer, plain PEFT at its best, mm-cb's."""
 LLAVA_RECIPE = Recipe((14, 15, 16), (16,))  # the paper's
 TEXT_RECIPE = Recipe(tuple(range(21)), (10, 20))  # the released text trainer's
 
 
-def build(shape: Shape, recipe: Recipe, device: str, dtype: torch.dtype = torch.float32) -> LlavaNextModel:
-    """A random model with a random adapter (B too), cut to what the official trainer keeps, head in place."""
+def build(
+    shape: Shape, recipe: Recipe, device: str, dtype: torch.dtype = torch.float32, four_bit: bool = False
+) -> LlavaNextModel:
+    """A random model with a random adapter (B too), cut to what the official trainer keeps, head in place.
+
+    Raises:
+        ModuleNotFoundError: If it is to have 4-bit blocks, and bitsandbytes is not installed.
+    """
     tile = shape.tile
     config = LlavaNextConfig(
         vision_config=CLIPVisionConfig(
@@ -101,6 +116,8 @@ def build(shape: Shape, recipe: Recipe, device: str, dtype: torch.dtype = torch.
     model = LlavaNextModel(base.eval().requires_grad_(False), None)
     paths = lora_paths(model, recipe.blocks, PROJECTIONS)
     kept = KeptBlocks(max(recipe.targets) + 1, final_norm=True)
+    if four_bit:
+        quantise_blocks(model, dtype)
     model = add_adapter(model, paths, kept, r=16 if shape == SEVEN_B else 4, lora_alpha=16, dropout=0.0)
     model.base.lm_head = head
     with torch.no_grad():
@@ -109,6 +126,20 @@ def build(shape: Shape, recipe: Recipe, device: str, dtype: torch.dtype = torch.
                 parameter.normal_(std=0.02)
     use_row_attention(model)  # padded passes go through transformers' sdpa as before
     return model
+
+
+def quantise_blocks(model: LlavaNextModel, dtype: torch.dtype) -> None:
+    """Put NF4 weights with double quantisation into the decoder blocks, as ``quantize: 4bit`` does for stored ones."""
+    import bitsandbytes
+
+    for block in model.decoder_blocks:
+        for path, old in [(p, m) for p, m in block.named_modules() if isinstance(m, torch.nn.Linear)]:
+            new = bitsandbytes.nn.Linear4bit(
+                old.in_features, old.out_features, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta"
+            )
+            new.weight = bitsandbytes.nn.Params4bit(old.weight.data, requires_grad=False, quant_type="nf4")
+            block.set_submodule(path, new.to(old.weight.device))
+    model.base.is_loaded_in_4bit = True  # PEFT asks it
 
 
 def seeing(model: LlavaNextModel, shape: Shape) -> LlavaNextModel:
@@ -164,7 +195,10 @@ def batch(model: LlavaNextModel, shape: Shape, rows: int, image: tuple[int, int]
         inputs = ModelInputs(ids, mask, roles * mask, **pictures).to(model.device)
         numbers = [str(number) for number in range(rows)]
         real = inputs.attention_mask.sum(-1).tolist()
-        made[name] = {"inputs": inputs, "mask": inputs.attention_mask, "ids": numbers, "lengths": real}
+        rows_of: SetRows = {
+            "inputs": inputs, "mask": inputs.attention_mask, "ids": numbers, "lengths": real, "counted": real,
+        }  # fmt: skip
+        made[name] = rows_of
     return made
 
 
@@ -195,34 +229,55 @@ def model_kwargs(inputs: ModelInputs) -> dict:
     return {name: value for name in names if (value := getattr(inputs, name)) is not None} | dict(inputs.beside)
 
 
-def checkpoint_blocks(model: LlavaNextModel, on: bool) -> list:
-    """Turn the released trainer's gradient checkpointing on or off; text embeddings require gradients with it.
+@contextmanager
+def checkpointed(model: LlavaNextModel) -> Iterator[None]:
+    """The released trainer's gradient checkpointing; text embeddings require gradients with it.
 
     Only the language tower: the usual switch of transformers would also pull the image tower into the backward pass.
     """
     tower = model.base.get_submodule(model.language_path.rpartition(".")[0])
-    if on:
-        tower.gradient_checkpointing_enable({"use_reentrant": False})
-        model.model.train()
-        return [tower.embed_tokens.register_forward_hook(lambda module, args, output: output.requires_grad_(True))]
-    tower.gradient_checkpointing_disable()
-    model.model.eval()
-    return []
+    tower.gradient_checkpointing_enable({"use_reentrant": False})
+    model.model.train()
+    hook = tower.embed_tokens.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
+    try:
+        yield
+    finally:
+        hook.remove()
+        tower.gradient_checkpointing_disable()
+        model.model.eval()
+
+
+@contextmanager
+def without_head(model: LlavaNextModel) -> Iterator[None]:
+    """No logits are computed."""
+    head, model.base.lm_head = model.base.lm_head, torch.nn.Identity()
+    try:
+        yield
+    finally:
+        model.base.lm_head = head
 
 
 def official_step(
     model: LlavaNextModel, made: dict, recipe: Recipe, alpha: float = 5.0, at: float = 0.3
 ) -> torch.Tensor:
     """One step in the shape of the released trainer, pictures passed on: gradients are left in the parameters."""
-    hooks = checkpoint_blocks(model, True)
-    try:
-        kwargs = [model_kwargs(made[name]["inputs"]) for name in ("circuit_breaker", "retain")]
-        loss = released_loss(model.model, *kwargs, recipe.targets, alpha * (1 - at), alpha * at)
-        loss.backward()
-    finally:
-        for hook in hooks:
-            hook.remove()
-        checkpoint_blocks(model, False)
+    with checkpointed(model):
+        return _released_step(model, made, recipe, alpha, at)
+
+
+def strong_step(model: LlavaNextModel, made: dict, recipe: Recipe, alpha: float = 5.0, at: float = 0.3) -> torch.Tensor:
+    """One step of plain PEFT at its best: the adapter off and on by its own switch, no head, nothing checkpointed.
+
+    One padded pass of each set and side; pad ``made`` to the longest row. Gradients are left in the parameters.
+    """
+    with without_head(model):
+        return _released_step(model, made, recipe, alpha, at)
+
+
+def _released_step(model: LlavaNextModel, made: dict, recipe: Recipe, alpha: float, at: float) -> torch.Tensor:
+    kwargs = [model_kwargs(made[name]["inputs"]) for name in ("circuit_breaker", "retain")]
+    loss = released_loss(model.model, *kwargs, recipe.targets, alpha * (1 - at), alpha * at)
+    loss.backward()
     return loss.detach()
 
 
@@ -260,36 +315,41 @@ def gradients(model: LlavaNextModel) -> dict[str, torch.Tensor]:
     return taken
 
 
-def meta_passes(model: LlavaNextModel, shape: Shape, recipe: Recipe, rows: int, image, *, official: bool) -> None:
+def meta_passes(model: LlavaNextModel, shape: Shape, recipe: Recipe, rows: int, image, step: Step) -> None:
     """The matrix products of one step on meta tensors: shapes alone, no memory."""
     images = 0 if image is None else image_tokens(shape, image)
-    towers = 2 if official else 1
     if image is not None:
         tiles = 1 + grid(shape, image)[0] * grid(shape, image)[1]
         pixels = torch.empty(rows, tiles, 3, shape.tile, shape.tile, device="meta")
         with torch.no_grad():
-            for _ in range(2 * towers):  # two sets, frozen and adapted
+            for _ in range(2 if step == "ours" else 4):  # two sets; the others see each picture on both sides
                 model.base.get_image_features(pixels, image_sizes=torch.tensor([image] * rows), return_dict=True)
-    first = min(recipe.blocks)
     for name, last in (("circuit_breaker", max(recipe.targets)), ("retain", max(recipe.targets) + 1)):
-        if official:
-            width = images + shape.padded
-            embeds = torch.empty(rows, width, shape.hidden, device="meta")
-            hooks = checkpoint_blocks(model, True)
-            mask = torch.empty(1, 1, width, width, dtype=torch.bool, device="meta")
-            kwargs = {"inputs_embeds": embeds.requires_grad_(True), "attention_mask": mask}
-            _, new = released_states(model.model, kwargs)
-            for hook in hooks:
-                hook.remove()
+        counts = [images + n for n in lengths(name, shape, rows)]
+        if step == "ours":
+            masked = image is not None and recipe == LLAVA_RECIPE  # its mask, after_image
+            _our_pass(model, shape, recipe, counts, images if masked else 0, last)
+            continue
+        width = images + shape.padded if step == "official" else max(counts)
+        around = checkpointed if step == "official" else without_head
+        with around(model):
+            new = _padded_pass(model, shape, rows, width, step == "official")
             (torch.stack(new).sum() if name == "retain" else new[last].sum()).backward()
-            checkpoint_blocks(model, False)
-        else:
-            counts = [images + n for n in lengths(name, shape, rows)]
-            embeds = torch.empty(sum(counts), shape.hidden, device="meta")
-            positions = torch.empty(sum(counts), dtype=torch.long, device="meta")
-            rows_of = Rows(embeds, positions, tuple(counts), positions)
-            if image is not None and recipe == LLAVA_RECIPE:  # its mask, after_image
-                behind = torch.empty(sum(counts) - rows * images, dtype=torch.long, device="meta")
-                rows_of = rows_of._replace(counted=behind)
-            states = hidden_states(model, rows_of, first, last)
-            torch.stack(states.adapted).sum().backward()
+
+
+def _padded_pass(model: LlavaNextModel, shape: Shape, rows: int, width: int, needs_grad: bool) -> list[torch.Tensor]:
+    """Adapted hidden states, behind a pass without the adapter."""
+    embeds = torch.empty(rows, width, shape.hidden, device="meta").requires_grad_(needs_grad)
+    mask = torch.empty(1, 1, width, width, dtype=torch.bool, device="meta")
+    return released_states(model.model, {"inputs_embeds": embeds, "attention_mask": mask})[1]
+
+
+def _our_pass(model: LlavaNextModel, shape: Shape, recipe: Recipe, counts: list[int], left_out: int, last: int) -> None:
+    """Both sides of a set and the way back; the first ``left_out`` tokens of each row do not count in the loss."""
+    embeds = torch.empty(sum(counts), shape.hidden, device="meta")
+    positions = torch.empty(sum(counts), dtype=torch.long, device="meta")
+    rows = Rows(embeds, positions, tuple(counts), positions)
+    if left_out:
+        rows = rows._replace(counted=positions[left_out * len(counts) :])
+    states = hidden_states(model, rows, min(recipe.blocks), last)
+    torch.stack(states.adapted).sum().backward()

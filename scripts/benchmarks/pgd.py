@@ -4,7 +4,7 @@
 Counts executed FLOPs (deterministic, the gate) and prints CPU times; counts the FLOPs of the 7B shapes without running
 them. Exit code 1 if a goal is missed.
 ``python scripts/benchmarks/pgd.py --device cuda``: the shapes of LLaVA-NeXT-Mistral-7B with random bf16 weights, made
-on the GPU: milliseconds per step and behaviour, model FLOPs utilisation, hours for 133 x 2 attacks of 1000 steps.
+on the GPU: milliseconds per step and behaviour, model FLOPs utilisation, hours for 133 attacks of 1000 steps.
 ``--tiny`` runs either with toy sizes. Needs torch, transformers and peft only.
 
 The usual shape is that of HarmBench: one behaviour at a time, the whole model, logits at every position, weights that
@@ -276,11 +276,11 @@ def flops_on_meta(shape: Shape, ours: bool) -> int:
     return counter.total
 
 
-def on_gpu(shape: Shape, device: str, batches: list[int], steps: int) -> dict[str, Any]:
+def on_gpu(shape: Shape, device: str, batches: list[int], steps: int, attention: str = "sdpa") -> dict[str, Any]:
     """Milliseconds per step and behaviour at batch sizes; the usual step runs its behaviours one by one."""
     dtype = torch.bfloat16
     rate = gemm_rate(device, dtype)
-    model = build(shape, device, dtype, "sdpa")
+    model = build(shape, device, dtype, attention)
     useful = useful_flops(shape)
     record: dict[str, Any] = {"gemm_tflops": rate / 1e12, "useful_tflops_per_behaviour": useful / 1e12, "steps": steps}
     rows = [("usual", 1), *(("ours", batch) for batch in batches)]
@@ -294,7 +294,7 @@ def on_gpu(shape: Shape, device: str, batches: list[int], steps: int) -> dict[st
         record[f"{name}_batch_{batch}"] = {
             "ms_per_step_and_behaviour": each,
             "mfu": useful / (each / 1e3) / rate,
-            "hours_for_133_x_2_x_1000": each * 133 * 2 * 1000 / 3.6e6,
+            "hours_for_133_x_1000": each * 133 * 1000 / 3.6e6,
             "peak_gib": peak_gib(device),
         }
     done = [value for key, value in record.items() if key.startswith("ours") and isinstance(value, dict)]
@@ -374,19 +374,6 @@ def _synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def prepare_transformers() -> None:
-    """A torchvision that does not fit torch keeps transformers from importing; it is not needed here."""
-    try:
-        import torchvision  # noqa: F401
-    except Exception:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        import importlib.util
-
-        find = importlib.util.find_spec
-        importlib.util.find_spec = lambda name, *rest: None if name == "torchvision" else find(name, *rest)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Parse the arguments, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -397,7 +384,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 6, 8])
     parser.add_argument("--steps", type=int, default=10)
     options = parser.parse_args(arguments)
-    prepare_transformers()
     if options.timed or options.device.startswith("cuda"):
         record = on_gpu(TINY if options.tiny else SEVEN_B, options.device, options.batches, options.steps)
     else:

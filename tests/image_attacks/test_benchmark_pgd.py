@@ -1,4 +1,4 @@
-"""Both benchmarks run where only torch, transformers and peft are installed; the attack's counts are what it says."""
+"""Both benchmarks run where little is installed beside torch and transformers; the attack's counts are what it says."""
 
 import dataclasses
 import importlib.util
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def without_extras(tmp_path_factory):
     """What both benchmarks print at toy sizes where little is installed, and the file of the one for a GPU."""
-    blocked = ("datasets", "pydantic", "typer", "rich", "matplotlib", "torchvision")
+    blocked = ("datasets", "typer", "rich", "matplotlib", "torchvision")
     scripts, out = ROOT / "scripts" / "benchmarks", tmp_path_factory.mktemp("gpu") / "gpu.json"
     code = f"""
 import runpy, sys
@@ -34,7 +34,10 @@ for script, *words in (
 ):
     print("of", script)
     sys.argv = [script, *words]
-    runpy.run_path({str(scripts)!r} + "/" + script, run_name="__main__")
+    try:
+        runpy.run_path({str(scripts)!r} + "/" + script, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
@@ -47,7 +50,9 @@ for script, *words in (
 @pytest.mark.long  # of our own scripts, in a process of their own
 def test_the_gpu_benchmark_runs_tiny_on_a_cpu(without_extras):
     printed, _, file = without_extras
-    assert "ours {'seconds'" in printed and "official {'seconds'" in printed and file.is_file()
+    assert (
+        "ours {'seconds'" in printed and "official {'seconds'" in printed and file.is_file() and "failed" not in printed
+    )
 
 
 @pytest.mark.slow
