@@ -699,17 +699,18 @@ def earlier():
 
 
 def test_every_number_of_the_probes_is_a_measured_one():
-    subjects = result("probe")["subjects"]
+    found = result("probe")["subjects"]
+    subjects = [found[name] for name in ("base+probe", "base+mlp", "rr+probe", "rr+mlp")]
+    assert [one["probe"]["kind"] for one in subjects] == ["linear", "mlp"] * 2
     rows = {"PGD": "pgd", "`pgd_homotopy`": "pgd_homotopy", "`pgd_facts`": "pgd_facts", "`pgd_probe`": "pgd_probe"}
     for begins, attack in {**rows, "worst of these": "worst_case"}.items():
-        found = [one["attacks"].get(attack) for one in subjects.values()]
-        told = [f"{one['harmful']} of {one['n']}" if one else "not run" for one in found]
+        had = [one["attacks"].get(attack) for one in subjects]
+        told = [f"{one['harmful']} of {one['n']}" if one else "not run" for one in had]
         assert cells("docs/attacks.md", f"{begins}, probe |") == told
-    benign = [f"{one['benign']['refused']} of {one['benign']['n']}" for one in subjects.values()]
+    benign = [f"{one['benign']['refused']} of {one['benign']['n']}" for one in subjects]
     assert cells("docs/attacks.md", "benign look-alikes withheld") == benign
-    base, rr = (one["probe"]["harmful"] for one in subjects.values())
-    told = f"flags {base['flagged']} of {base['of']} forbidden answers of the base that it was not trained on, and "
-    assert f"{told}{rr['flagged']} of {rr['of']} of the breaker's" in said("docs/attacks.md")
+    flagged = [f"{one['probe']['harmful']['flagged']} of {one['probe']['harmful']['of']}" for one in subjects]
+    assert cells("docs/attacks.md", "flagged unattacked, forbidden answers |") == flagged
 
 
 def the_three_attacks_again():
