@@ -665,8 +665,9 @@ def spread_row(number):
     )
     cosine = "{:.2f} / {:.2f}".format(*(one["cosine"]["held_out_kind"][layer] for layer in (2, 4)))
     return (
-        f"| {one['seed']} | {one['threads']} | {one['attacks']['pgd_homotopy']['harmful']} of {one['n']} | "
-        f"{broken_text(one)} of 1440 | {lettered:.1f} | {look_alikes:.1f} | {cosine} | "
+        f"| {one['seed']} | {one['threads']} | {one['top_block']} | "
+        f"{one['attacks']['pgd_homotopy']['harmful']} of {one['n']} | {broken_text(one)} of 1440 | "
+        f"{lettered:.1f} | {look_alikes:.1f} | {cosine} | "
         f"{min(one['cosine']['retain'][1:]):.3f} |"
     )
 
@@ -674,8 +675,8 @@ def spread_row(number):
 def spread_in_words():
     fell = [one["attacks"]["pgd_homotopy"]["harmful"] for one in SPREAD]
     return (
-        f"Of {len(SPREAD)} breakers trained alike but for seed or threads, `pgd_homotopy` (which dials the breaker up "
-        f"from zero as it searches) broke {min(fell)} to {max(fell)} of 24, and at most "
+        f"Of {len(SPREAD)} breakers trained alike but for seed, threads or rounding, `pgd_homotopy` (which dials the "
+        f"breaker up from zero as it searches) broke {min(fell)} to {max(fell)} of 24, and at most "
         f"{max(map(broken_text, SPREAD))} of 1440 benign answers were broken text"
     )
 
@@ -702,7 +703,7 @@ def test_every_number_of_the_probes_is_a_measured_one():
     found = result("probe")["subjects"]
     subjects = [found[name] for name in ("base+probe", "base+mlp", "rr+probe", "rr+mlp")]
     assert [one["probe"]["kind"] for one in subjects] == ["linear", "mlp"] * 2
-    rows = {"PGD": "pgd", "`pgd_homotopy`": "pgd_homotopy", "`pgd_facts`": "pgd_facts", "`pgd_probe`": "pgd_probe"}
+    rows = {"PGD": "pgd"} | {f"under `{name}`": name for name in ("pgd_homotopy", "pgd_facts", "pgd_probe")}
     for begins, attack in {**rows, "worst of these": "worst_case"}.items():
         had = [one["attacks"].get(attack) for one in subjects]
         told = [f"{one['harmful']} of {one['n']}" if one else "not run" for one in had]
@@ -728,13 +729,29 @@ def the_three_attacks_again():
 
 def spread_by_itself():
     fell = [one["attacks"]["pgd_homotopy"]["harmful"] for one in SPREAD]
+    facts = [one["attacks"]["pgd_facts"]["harmful"] for one in SPREAD if "pgd_facts" in one["attacks"]]
     apart = 100 * (max(fell) - min(fell)) / 24
     return (
         f"Between {min(fell)} and {max(fell)} of 24 were broken, {apart:.0f} points apart, where 10 were the goal; of "
         "the earlier recipe it was {} to {} in three breakers. ".format(*earlier())
         + f"At most {max(map(broken_text, SPREAD))} of 1440 benign answers were broken text (goal: 14), where one of "
         f"its breakers broke {broken_look_alikes()} look-alikes. It protects no better: `pgd_facts` (300 steps) broke "
-        f"{SPREAD[0]['attacks']['pgd_facts']['harmful']} of 24"
+        f"{min(facts)} to {max(facts)} of 24 ({len(facts)} breakers)"
+    )
+
+
+def spread_of_the_last():
+    last = [one for one in SPREAD if one["top_block"] == "counted tokens"]
+    first = [one for one in SPREAD if one["top_block"] == "all tokens"]
+    fell = [[one["attacks"]["pgd_homotopy"]["harmful"] for one in some] for some in (first, last)]
+    seeds = " and ".join(map(str, result("spread")["same_bytes_with_two_threads"]))
+    worst = max(last, key=lambda one: one["attacks"]["no_attack"]["gibberish"])
+    assert worst == max(last, key=lambda one: one["cosine"]["held_out_kind"][4])
+    return (
+        f"The first {len(first)} ran the top block for all tokens, the last {len(last)} for those that count, which "
+        f"changes rounding and dropout's draws: {min(fell[0])} to {max(fell[0])} and {min(fell[1])} to {max(fell[1])} "
+        f"of 24. With two threads seeds {seeds} gave the same bytes again. Seed {worst['seed']} turned unseen requests "
+        f"least and answered {worst['attacks']['no_attack']['gibberish']} of 24 with broken text unattacked"
     )
 
 
@@ -920,6 +937,7 @@ def strength_in_words():
     [
         ("README.md", lambda: spread_in_words()),
         ("docs/miniature.md", lambda: spread_by_itself()),
+        ("docs/miniature.md", lambda: spread_of_the_last()),
         ("docs/miniature.md", the_three_attacks_again),
         ("docs/miniature.md", lambda: what_did_not_do()),
         ("docs/miniature.md", lambda: what_rr_as_published_keeps()),
