@@ -714,6 +714,21 @@ def test_every_number_of_the_probes_is_a_measured_one():
     assert cells("docs/attacks.md", "flagged unattacked, forbidden answers |") == flagged
 
 
+@pytest.mark.parametrize("line", result("probe")["smollm2"], ids=lambda line: f"{line['subject']}-{line['kind']}")
+def test_every_number_of_the_probes_on_a_real_model_is_a_measured_one(line):
+    who = {"base+probe": "base", "rr+probe": "breaker"}[line["subject"]]
+    kind = {"linear": "linear", "mlp": "MLP"}[line["kind"]]
+    sets = [line["sets"][name] for name in ("forbidden", "nearby", "other")]
+    attacks = [line["attacks"].get(name) for name in ("prefill_only", "gcg", "gcg_probe")]
+    assert cells("docs/attacks.md", f"SmolLM2, {who} + {kind} |") == [
+        *(f"{one['withheld']} of {sum(one.values())}" for one in sets),
+        *(f"{one['coherent']} of {sum(one.values())}" if one else "not run" for one in attacks),
+    ]
+    benign = line["probe"]["benign"]
+    assert f"none of {benign['of']} benign rows was flagged" in said("docs/attacks.md") and not benign["flagged"]
+    assert (line["steps"], line["candidates"]) == (30, 16) and sum(sets[0].values()) == 10
+
+
 def the_three_attacks_again():
     lines = result("spread")["worst_of_three"]
     pgd, adaptive, teacher = (
