@@ -1,5 +1,6 @@
 """``mm-cb data``: what data there is, whether it is fit to train on, and building what is not published."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,12 +10,11 @@ from mm_cb.cli.data_build import build
 from mm_cb.cli.groups import Command
 from mm_cb.cli.options import number
 from mm_cb.core.closing import Hint, say, shell, what_next
-from mm_cb.core.errors import UserError, one_line
+from mm_cb.core.errors import UserError
 from mm_cb.core.folders import but_is
 
 if TYPE_CHECKING:
-    from mm_cb.data.check import Limits, Report
-    from mm_cb.data.contamination import Tested
+    from mm_cb.data.check import Report
     from mm_cb.training.recipes.config import Recipe
 
 EXAMPLE = "Example: mm-cb data check miniature --behaviors miniature"
@@ -83,7 +83,7 @@ def check(
     those of the rows that it draws, before its first step.
     """
     from mm_cb.core.progress import Progress
-    from mm_cb.data.check import check_sources
+    from mm_cb.data.check import Limits, check_sources
     from mm_cb.data.contamination import read_tested
     from mm_cb.data.sources import STRICT, Source
 
@@ -95,8 +95,9 @@ def check(
         changed = {"training": recipe.training.model_copy(update={"max_length": max_length})} if max_length else {}
         recipe = recipe.model_copy(update={**changed, **({} if seed is None else {"seed": seed})})
         max_length = recipe.training.max_length
-    length, model = max_length or 1024, tokenizer or (recipe.model if recipe else None)
-    limits = _limits(tested, model, length, required=tokenizer is not None)
+    if tokenizer is not None:
+        _refuse_absent(tokenizer)
+    limits = Limits(tested, max_length or 1024, _tokens_of(tokenizer) if recipe and tokenizer else None)
     with Progress() as progress:
         if recipe is not None:
             from mm_cb.training.planning.preflight import check_recipe
@@ -108,7 +109,7 @@ def check(
             if tokenizer is not None:
                 from mm_cb.training.planning.preflight import rules_for
 
-                rules = rules_for(tokenizer, length)
+                rules = rules_for(tokenizer, limits.max_length)
             report = check_sources(sources, limits, seed=seed or 0, rules=rules, progress=progress)
     _show(report)
     if report.has_errors:
@@ -135,30 +136,23 @@ def _recipe(what: list[str]) -> "Recipe | None":
     return typed_recipe(what[0], what[1:]) if is_recipe else None
 
 
-def _limits(tested: "list[Tested]", model: str | None, max_length: int, required: bool) -> "Limits":
-    """Lengths in tokens where the model's tokenizer is on this machine, else in words."""
-    from mm_cb.data.check import Limits
+def _refuse_absent(model: str) -> None:
+    """Refuse a model whose tokenizer is not on this machine; the hub is not asked for one."""
+    from mm_cb.models.families import tokenizer_is_here
 
-    if model is None:
-        return Limits(tested, max_length=max_length)
-
-    from transformers import AutoTokenizer
-
-    from mm_cb.core.embedded import embedded
-
-    guest = embedded(model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            model if guest is None else guest.weights, local_files_only=True, trust_remote_code=False
+    if not tokenizer_is_here(model):
+        raise UserError(
+            f"`--tokenizer` must name a model whose tokenizer is on this machine, got `{model}`{but_is(model)}; give "
+            "its folder, or leave `--tokenizer` out, and lengths are counted in words."
         )
-    except Exception as error:  # whatever a library makes of a damaged file, it is the file's
-        if required:
-            told = but_is(model) or f": {one_line(str(error))[:200]}"
-            raise UserError(
-                f"`--tokenizer` must name a model whose tokenizer is on this machine, got `{model}`{told}"
-            ) from error
-        return Limits(tested, max_length=max_length)
-    return Limits(tested, lambda text: len(tokenizer(text).input_ids), max_length, "tokens")
+
+
+def _tokens_of(model: str) -> Callable[[str], int]:
+    """Counts the tokens of texts as a model does that is not the recipe's."""
+    from mm_cb.data.unknown import Words
+    from mm_cb.models.families import load_tokenizer
+
+    return Words(load_tokenizer(model)).length
 
 
 def _show(report: "Report") -> None:

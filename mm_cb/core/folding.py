@@ -9,15 +9,24 @@ _LOOKS = str.maketrans(
 """Letters of other scripts, and marks, that are drawn as these are."""
 
 
+class _Drawn(dict[int, int | None]):
+    """What is drawn of every character, None where nothing is; each is looked up once."""
+
+    def __missing__(self, code: int) -> int | None:
+        hidden = unicodedata.category(chr(code)) == "Cf" or 0xFE00 <= code <= 0xFE0F
+        self[code] = None if hidden else _LOOKS.get(code, code)
+        return self[code]
+
+
+_DRAWN = _Drawn()
+
+
 def as_drawn(text: str) -> str:
     """A text without what is not drawn (zero widths, soft hyphens, marks of direction), in one form of every letter.
 
     ASCII is left as it is.
     """
-    if text.isascii():
-        return text
-    drawn = (one for one in unicodedata.normalize("NFKC", text) if unicodedata.category(one) != "Cf")
-    return "".join(one for one in drawn if not "\ufe00" <= one <= "\ufe0f").translate(_LOOKS)
+    return text if text.isascii() else unicodedata.normalize("NFKC", text).translate(_DRAWN)
 
 
 def is_blank(text: str) -> bool:

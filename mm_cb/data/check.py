@@ -93,15 +93,13 @@ class Limits:
 
     Attributes:
         behaviors: What the behaviours ask that the model will be tested with.
-        length: Counts the tokens (or words) of a text.
-        max_length: Examples with more are reported: training cuts them.
-        unit: What ``length`` counts.
+        max_length: Examples with more tokens are reported: training cuts them.
+        tokens: Counts those of a text; None = as the model of the rules does, in words where none is known here.
     """
 
     behaviors: Sequence[Tested] = ()
-    length: Callable[[str], int] = lambda text: len(text.split())
     max_length: int = 1024
-    unit: str = "words"
+    tokens: Callable[[str], int] | None = None
 
 
 def check_sources(
@@ -126,6 +124,7 @@ def check_sources(
         task = progress.task(opened.key, len(opened.rows)) if progress else None
         skipped = report.skipped.setdefault(opened.key, Counter())
         usable: dict[int, RowKind] = {}
+        sampled = opened.source.limit is not None
         faults = 0
         for index, outcome in scan.outcomes(opened):
             if isinstance(outcome, Skip):
@@ -135,6 +134,8 @@ def check_sources(
                 faults += 1
             else:
                 usable[index] = (outcome.set, outcome.modality)
+                if not sampled:
+                    examiner.examine(outcome, opened.key, partial(opened.where, index))
             if task:
                 task.advance()
         if not usable:
@@ -146,7 +147,8 @@ def check_sources(
         else:
             for kind, said in scan.warnings():
                 report.add(kind, partial(str, said))
-        _check_rows(opened, opened.kept(list(usable), seed), examiner, progress)
+        if sampled:
+            _check_rows(opened, opened.kept(list(usable), seed), examiner, progress)
         parts.append(Part(opened, usable, skipped, seed))
     examiner.open_images(progress)
     if parts and not report.has_errors:
@@ -172,11 +174,16 @@ def _fault_at(opened: OpenSource, index: int, fault: RowFault) -> str:
     return f"{opened.where(index)}: {fault.message}"
 
 
+def _words(text: str) -> int:
+    return len(text.split())
+
+
 def _joined(where: Where, message: str) -> str:
     return f"{where()}: {message}"
 
 
 def _check_rows(opened: OpenSource, rows: Sequence[int], examiner: "_Examiner", progress: "Progress | None") -> None:
+    """Examine a sample, which is known only when all rows have been judged."""
     task = progress.task(f"{opened.key}, texts", len(rows)) if progress else None
     for index in rows:
         examiner.examine(opened.example(index), opened.key, partial(opened.where, index))
@@ -190,6 +197,8 @@ class _Examiner:
     def __init__(self, report: Report, limits: Limits, rules: Rules) -> None:
         self._report = report
         self._limits = limits
+        self._length = limits.tokens or (rules.fit.length if rules.fit else _words)
+        self._unit = "words" if self._length is _words else "tokens"
         self._contamination = Contamination([one.prompt for one in limits.behaviors]) if limits.behaviors else None
         self._unreadable = "unreadable image" if rules.skip_missing_images else "corrupt image"
         self._compared: dict[bytes, str] = {}
@@ -204,10 +213,9 @@ class _Examiner:
         self._report.used.setdefault(source, Counter())[f"{example.set} {example.modality}"] += 1
         if not all(self._is_whole(image, where) for image in example.images):
             return
-        length = sum(map(self._limits.length, texts_of(example)))
+        length = sum(map(self._length, texts_of(example)))
         if length > self._limits.max_length:
-            limit = self._limits
-            message = f"{length} {limit.unit}, more than {limit.max_length}: training cuts it"
+            message = f"{length} {self._unit}, more than {self._limits.max_length}: training cuts it"
             self._report.add("longer", partial(_joined, where, message))
         self._compare_with_behaviors(example, where)
 

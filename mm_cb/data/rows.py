@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mm_cb.core import hub
 from mm_cb.core.errors import UserError, one_line
@@ -154,10 +154,7 @@ def open_rows(path: Path) -> DataRows:
     try:
         refuse_pipe(path, "data file")
         with open(path, "rb") as file:
-            if not file.read(len(BOM) + 1).removeprefix(BOM):
-                raise UserError(f"`{path}` must hold rows (JSON lines, a JSON array or a table), it is empty.")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                places = _places(content, path)
+            places = _places(file, path)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the data file `{path}`: {getattr(error, 'strerror', None) or error}") from error
     if not places[0]:
@@ -204,27 +201,30 @@ def _load_folder(path: Path) -> Any:
     raise UserError(f"`{path}` holds the splits {sorted(loaded)}; give the folder of one split.")
 
 
-def _places(content: mmap.mmap, path: Path) -> tuple[array, array]:
+def _places(file: BinaryIO, path: Path) -> tuple[array, array]:
     """Start and end of every record."""
-    head = content[:4096]
+    head = file.read(4096)
+    start = len(BOM) if head.startswith(BOM) else 0
+    if not head[start:]:
+        raise UserError(f"`{path}` must hold rows (JSON lines, a JSON array or a table), it is empty.")
     if fault := other_kind(head):
         raise UserError(f"{path}:1: {fault}")
-    start = len(BOM) if head.startswith(BOM) else 0
-    is_array = head[start:].lstrip().startswith(b"[")
-    return _array_places(content, start, path) if is_array else _line_places(content, start)
+    if not head[start:].lstrip().startswith(b"["):
+        return _line_places(file, start)
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _array_places(content, start, path)
 
 
-def _line_places(content: mmap.mmap, start: int) -> tuple[array, array]:
-    """Start and end of every line that is not blank."""
+def _line_places(file: BinaryIO, start: int) -> tuple[array, array]:
+    """Start and end of every line that is not blank; the file is not mapped, whose pages would count as memory."""
     starts, ends = array("Q"), array("Q")
-    size = len(content)
-    while start < size:
-        found = content.find(b"\n", start)
-        end = size if found < 0 else found
-        if content[start:end].strip():
+    file.seek(start)
+    for line in file:
+        end = start + len(line)
+        if line.strip():
             starts.append(start)
-            ends.append(end)
-        start = end + 1
+            ends.append(end - line.endswith(b"\n"))
+        start = end
     return starts, ends
 
 

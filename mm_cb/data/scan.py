@@ -40,8 +40,8 @@ class Scan:
             on_duplicate: Told of an example that says what an earlier one of its set says, and the place of that one.
         """
         self.refusals = Refusals()
-        self._unknown = Unknown(rules.mostly_unknown)
         self._rules = rules
+        self._unknown = self._unknown_rows()
         self._on_duplicate = on_duplicate
         self._ids: dict[str, tuple[str, object]] = {}
         self._first: dict[bytes, tuple[str, object, ReadExample]] = {}
@@ -50,7 +50,7 @@ class Scan:
     def outcomes(self, opened: OpenSource) -> Iterator[tuple[int, Example | Skip | RowFault]]:
         """Every row of a source in order, with what became of it."""
         own_ids = opened.form.set is None
-        self.refusals, self._unknown = Refusals(), Unknown(self._rules.mostly_unknown)
+        self.refusals, self._unknown = Refusals(), self._unknown_rows()
         for index, outcome in opened.examine(self._rules):
             if isinstance(outcome, Example) and (fault := lost_characters(outcome)):
                 outcome = Skip(fault.kind) if opened.unmendable(fault) else fault
@@ -59,6 +59,9 @@ class Scan:
                 self._unknown.count(outcome, outcome.place)
                 outcome = self.compared(outcome, partial(opened.example, index), own_ids)
             yield index, outcome
+
+    def _unknown_rows(self) -> Unknown[Example]:
+        return Unknown(self._rules.fit.mostly_unknown if self._rules.fit else None)
 
     def warnings(self) -> Iterator[tuple[str, str]]:
         """Kind and words of what is doubtful about the source that was read last as a whole."""

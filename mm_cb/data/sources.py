@@ -2,10 +2,10 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, NamedTuple, get_args
+from typing import ClassVar, NamedTuple, Protocol, get_args
 
 from mm_cb.core.errors import UserError, unknown
 from mm_cb.core.hub import Repository
@@ -77,6 +77,19 @@ class RowFault(NamedTuple):
     message: str
 
 
+class RowJudge(Protocol):
+    """What a model makes of examples."""
+
+    def __call__(self, example: Example) -> RowFault | None:
+        """What is wrong with an example; None if the model can take it."""
+
+    def mostly_unknown(self, example: Example) -> str | None:
+        """The token for what its tokenizer does not know, where most of a text of an example comes to that."""
+
+    def length(self, text: str) -> int:
+        """How many tokens it makes of a text."""
+
+
 @dataclass(frozen=True)
 class Rules:
     """What becomes of rows that a run cannot use: left out and counted, or refused."""
@@ -85,10 +98,8 @@ class Rules:
     """Leave rows out whose picture is not there."""
     skip_too_long: bool = False
     """Leave rows out of which ``max_length`` would cut a picture off, or all that counts."""
-    fit: Callable[[Example], RowFault | None] | None = None
+    fit: RowJudge | None = None
     """Whether the model can take an example; None = not known here."""
-    mostly_unknown: Callable[[Example], str | None] | None = None
-    """The token for what its tokenizer does not know, where most of an example comes to that; None = not known here."""
 
     def left_out(self, fault: RowFault) -> bool:
         """Whether a row with this fault is left out instead of refused."""

@@ -1,20 +1,30 @@
 """Texts that are mostly unknown to a model: its tokenizer has one token for all words that it does not have."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 _STRANGE = "\N{CUNEIFORM SIGN A} \N{PHAISTOS DISC SIGN CAT}"
 """What a tokenizer that has a token for unknown words makes that token of; others spell it, in bytes."""
+_REMEMBERED = 256
+"""Texts whose tokens are counted once, though two questions are asked of them: those of a row."""
 T = TypeVar("T")
 
 
 class Words:
-    """Which words a tokenizer has."""
+    """Which words a tokenizer has, and how many tokens it makes of them."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Ask ``tokenizer``."""
         self._tokenizer, unknown = tokenizer, tokenizer.unk_token_id
-        self._unknown: int | None = unknown if unknown in self._ids(_STRANGE) else None
+        strange = self._ids(_STRANGE)
+        self._unknown: int | None = unknown if unknown in strange else None
+        self._around = len(tokenizer(_STRANGE).input_ids) - len(strange)
+        self._counts = lru_cache(_REMEMBERED)(self._count)
+
+    def length(self, text: str) -> int:
+        """Tokens of a text, with those that the tokenizer puts around it."""
+        return self._counts(text)[0] + self._around
 
     def mostly_unknown(self, texts: Iterable[str]) -> str | None:
         """The token for what the tokenizer does not know, where at least half of one of the texts comes to it."""
@@ -25,9 +35,15 @@ class Words:
         return self._share(text) > 0
 
     def _share(self, text: str) -> float:
-        if self._unknown is None or not (ids := self._ids(text)):
+        if self._unknown is None:
             return 0.0
-        return ids.count(self._unknown) / len(ids)
+        tokens, unknown = self._counts(text)
+        return unknown / tokens if tokens else 0.0
+
+    def _count(self, text: str) -> tuple[int, int]:
+        """Tokens of a text, and how many of them are the one for what is unknown."""
+        ids = self._ids(text)
+        return len(ids), ids.count(self._unknown) if self._unknown is not None else 0
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)

@@ -97,14 +97,14 @@ def absent_files(name_or_path: str | Path) -> list[str]:
 
     Where not even the index of its weights is here, that one file stands for all of them.
     """
-    found = {name: _find(name_or_path, name) for name in (_CONFIG, _INDEX, _SINGLE)}
+    found = {name: find_file(name_or_path, name) for name in (_CONFIG, _INDEX, _SINGLE)}
     absent = [] if found[_CONFIG] else [_CONFIG]
     if found[_SINGLE]:
         return absent
     index = found[_INDEX]
     if index is None:
         return [*absent, _SINGLE]
-    return absent + [shard for shard in _shards(index) if _find(name_or_path, shard) is None]
+    return absent + [shard for shard in _shards(index) if find_file(name_or_path, shard) is None]
 
 
 def weight_files(name_or_path: str | Path) -> list[Path]:
@@ -113,9 +113,9 @@ def weight_files(name_or_path: str | Path) -> list[Path]:
     Raises:
         UserError: If one is not whole.
     """
-    index = _find(name_or_path, _INDEX)
-    names = [_SINGLE] if index is None or _find(name_or_path, _SINGLE) else _shards(index)
-    found = [_find(name_or_path, name) for name in names]
+    index = find_file(name_or_path, _INDEX)
+    names = [_SINGLE] if index is None or find_file(name_or_path, _SINGLE) else _shards(index)
+    found = [find_file(name_or_path, name) for name in names]
     here = [path for path in found if path is not None] if all(found) else []
     for path in here:
         refuse_cut(path)
@@ -166,7 +166,7 @@ def weights_fault(folder: Path) -> str | None:
     return None
 
 
-def _find(name_or_path: str | Path, file: str) -> Path | None:
+def find_file(name_or_path: str | Path, file: str) -> Path | None:
     """A model's file, in its folder or in the cache of the hub."""
     folder = _own_folder(name_or_path)
     if folder.is_dir():

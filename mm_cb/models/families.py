@@ -14,7 +14,7 @@ from mm_cb.core.errors import UserError, one_line
 from mm_cb.core.folders import but_is
 from mm_cb.core.reading import BOM, file_bytes, json_file, read_text, refuse_repeated_keys
 from mm_cb.models.base import ChatModel
-from mm_cb.models.cache import ADAPTER, model_folder, weights_fault
+from mm_cb.models.cache import ADAPTER, find_file, model_folder, weights_fault
 from mm_cb.models.laws import CONFIG, OLD_PROCESSOR, PROCESSOR, check_config, check_image_token, check_kinds
 from mm_cb.models.registry import family_of
 from mm_cb.models.vision import VisionModel
@@ -143,6 +143,11 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
 def has_tokenizer(folder: Path) -> bool:
     """Whether a model's folder holds any file of a tokenizer; one may hold the configuration alone, to plan with."""
     return any((folder / name).is_file() for name in _TOKENIZERS)
+
+
+def tokenizer_is_here(name_or_path: str | Path) -> bool:
+    """Whether any file of a model's tokenizer is on this machine; the hub is not asked."""
+    return any(find_file(name_or_path, name) for name in _TOKENIZERS)
 
 
 def settle_padding(tokenizer: Any, folder: Path) -> None:

@@ -69,8 +69,7 @@ def rules_of(recipe: "Recipe") -> "Rules":
     from mm_cb.training.planning.fit import fit_of
 
     missing, long = (getattr(recipe.data, f"skip_{what}", False) for what in ("missing_images", "too_long"))
-    fit = fit_of(*_fit_settings(recipe))
-    return Rules(missing, long, fit, None if fit is None else fit.mostly_unknown)
+    return Rules(missing, long, fit_of(*_fit_settings(recipe)))
 
 
 def _fit_settings(recipe: "Recipe") -> tuple[str, int, "Mapping[Modality, MaskName]", "Batches", str]:

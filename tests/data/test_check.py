@@ -209,6 +209,7 @@ def test_the_command_reads_a_recipe_and_counts_its_tokens(save, folder, capsys):
         (["check", "xstest"], "the data set `xstest` is not here: download"),
         (["check", "x.yaml"], "cannot read the recipe"),
         (["check", "--set", "bad", "xstest"], "`set`"),
+        (["check", "xstest", "--tokenizer", "nowhere"], "tokenizer is on this machine, got `nowhere`; give its folder"),
         (["chek"], "did you mean `check`"),
         (["check", "xstest", "--behaviors", "b.jsonl"], "`b.jsonl` is not there; write one"),
     ],

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,18 @@ from transformers import PreTrainedTokenizerFast
 
 from mm_cb import cli
 from mm_cb.core.errors import UserError
-from mm_cb.data import scan
-from mm_cb.data.check import Limits
+from mm_cb.data import check, scan
+from mm_cb.data.check import Limits, check_sources
 from mm_cb.data.examples import Example
+from mm_cb.data.rows import FileRows
+from mm_cb.data.sources import Source
+from mm_cb.data.unknown import Words
 from mm_cb.models.chat import chat
 from mm_cb.training import inputs
 from mm_cb.training.batches import MissingRows, PairCollator, RowPair, drawn
 from mm_cb.training.inputs import load_examples
 from mm_cb.training.planning.fit import Fit, fit_of
-from mm_cb.training.planning.preflight import check_recipe
+from mm_cb.training.planning.preflight import check_recipe, rules_for
 from mm_cb.training.recipes.recipe import load_recipe
 from mm_cb.training.rr_config import config_of
 from tests.models.conftest import save_text_model
@@ -78,6 +82,19 @@ def test_rows_beyond_learned_positions_are_refused_by_check_and_run(tmp_path):
     assert trains(recipe(tmp_path / "data", rows, f"model={model}", *cut)) is True
 
 
+def model_of_bytes(folder):
+    """A model of text whose tokenizer spells every word in bytes."""
+    model = save_text_model(folder, "gpt2")
+    alphabet = {letter: i for i, letter in enumerate(["<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    by_bytes = Tokenizer(models.BPE(alphabet, []))
+    by_bytes.pre_tokenizer = pre_tokenizers.ByteLevel()
+    named = {"unk_token": "<unk>", "eos_token": "a", "pad_token": "a"}
+    PreTrainedTokenizerFast(tokenizer_object=by_bytes, **named).save_pretrained(model)
+    config = json.loads((model / "config.json").read_text()) | {"vocab_size": len(alphabet)}
+    (model / "config.json").write_text(json.dumps(config))
+    return model
+
+
 def test_rows_that_are_mostly_unknown_words_are_counted_in_the_same_words_by_check_and_run(tmp_path):
     foreign = "Compose a considerate valedictory telegram concerning Antarctica"
     rows = [row(n, kind) for n, kind in enumerate(("retain", "circuit_breaker") * 2)]
@@ -90,14 +107,7 @@ def test_rows_that_are_mostly_unknown_words_are_counted_in_the_same_words_by_che
     report = check_recipe(chosen, Limits())
     assert report.problems["unknown tokens"].first == [str(told[0].message).removesuffix(".")]
     assert not report.has_errors
-    model = save_text_model(tmp_path / "gpt2", "gpt2")
-    alphabet = {letter: i for i, letter in enumerate(["<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    by_bytes = Tokenizer(models.BPE(alphabet, []))
-    by_bytes.pre_tokenizer = pre_tokenizers.ByteLevel()
-    named = {"unk_token": "<unk>", "eos_token": "a", "pad_token": "a"}
-    PreTrainedTokenizerFast(tokenizer_object=by_bytes, **named).save_pretrained(model)
-    config = json.loads((model / "config.json").read_text()) | {"vocab_size": len(alphabet)}
-    (model / "config.json").write_text(json.dumps(config))
+    model = model_of_bytes(tmp_path / "gpt2")
     report = check_recipe(recipe(tmp_path / "b", rows, f"model={model}", "lora.modules=[c_attn]"), Limits())
     assert "unknown tokens" not in report.problems
 
@@ -131,6 +141,75 @@ MUTATIONS = {
     "a key twice": lambda r, rng: json.dumps(r)[:-1] + ', "set": "retain"}',
     "a list": lambda r, rng: json.dumps([r]),
 }
+
+
+def varied_rows():
+    """Rows with every fault, and sound ones of every length around a limit of 40 tokens."""
+    rng = random.Random(0)
+    changed = [one(row(f"c{n}", ("retain", "circuit_breaker")[n % 2]), rng) for n, one in enumerate(MUTATIONS.values())]
+    long = [row(f"l{n}", text="what " * n) for n in range(20, 60, 3)]
+    pictured = [row(f"p{n}", text="what " * n, images=["a.png"], later=n % 2 > 0) for n in range(20, 60, 3)]
+    unknown = row("u", text="Compose a considerate valedictory telegram")
+    repeated, both = row(0) | {"id": "repeated"}, row(1, "circuit_breaker") | {"id": "both"}
+    refused, blank = row("r", "circuit_breaker"), row("b")
+    refused["messages"][-1] = {"role": "assistant", "content": "I'm sorry, but I can not"}
+    parts = [{"type": "text", "text": text} for text in (" " * 90, "a stone")]
+    blank["messages"][-1] = {"role": "assistant", "content": parts}
+    return [*SOUND, *changed, *long, *pictured, unknown, repeated, both, refused, blank, row("e", text="caf\ufffd")]
+
+
+def judge_at_length(monkeypatch):
+    """Encode every row whole, and every text anew for every question."""
+
+    def share(words, text):
+        ids = words._tokenizer(text, add_special_tokens=False).input_ids
+        return ids.count(words._unknown) / len(ids) if ids and words._unknown is not None else 0.0
+
+    monkeypatch.setattr(Fit, "_surely", lambda *given: False)
+    monkeypatch.setattr(Words, "length", lambda words, text: len(words._tokenizer(text).input_ids))
+    monkeypatch.setattr(Words, "_share", share)
+
+
+@pytest.mark.parametrize("mask", ["completion", "user_and_assistant"])
+@pytest.mark.parametrize("max_length", [12, 40, 256])
+def test_what_saves_time_changes_no_judgement_and_no_message(tmp_path, monkeypatch, mask, max_length):
+    monkeypatch.setattr(check, "SHOWN", 10**6)
+    settings = ["batches=alternate", f"training.max_length={max_length}", f"circuit_breaker.masks.text={mask}"]
+
+    def judged(**fields):
+        return check_recipe(recipe(tmp_path, varied_rows(), *settings, **fields), Limits(max_length=max_length))
+
+    quick = judged()
+    judge_at_length(monkeypatch)
+    again = {"name": str(tmp_path / "rows.jsonl"), "limit": 10**6}  # a sample of all, examined in a second reading
+    full = judged(sources=[again])
+    assert (quick.problems, quick.used, quick.skipped) == (full.problems, full.used, full.skipped)
+    kinds = {"broken row", "repeated id", "in both sets", "control token", "broken encoding", "missing image"}
+    kinds |= {"too long", "longer", "duplicate", "some refusals", "unknown tokens"}
+    assert quick.problems.keys() == kinds
+
+
+def test_a_row_is_read_once_and_its_texts_tokenised_once(tmp_path, monkeypatch):
+    recipe(tmp_path, SOUND)
+    rules = rules_for("miniature", 256)
+    read, tokenised = [], Counter()
+    get, ids = FileRows.__getitem__, Words._ids
+    monkeypatch.setattr(FileRows, "__getitem__", lambda rows, index: read.append(index) or get(rows, index))
+    monkeypatch.setattr(Words, "_ids", lambda words, text: tokenised.update([text]) or ids(words, text))
+    check_sources([Source(str(tmp_path / "rows.jsonl"))], Limits(), rules=rules)
+    assert read == [0, *range(len(SOUND))]  # the first one tells the format
+    assert tokenised == {text: 1 for one in SOUND for text in (one["messages"][0]["content"][0]["text"], "a stone")}
+
+
+def test_tokens_are_the_models_unless_another_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe(tmp_path, SOUND)
+    other = ["--tokenizer", str(model_of_bytes(tmp_path / "gpt2"))]
+    mine = ["mine.yaml", "circuit_breaker.masks.text=all"]
+    spelt = len("what is it 0a stone") + 2  # with a blank in front of each text
+    for arguments, tokens in ((mine, 6), ([*mine, *other], spelt), (["rows.jsonl", *other], spelt)):
+        cli.run(["data", "check", *arguments, "--max-length", str(tokens - 1)])
+        assert f"rows.jsonl:1: {tokens} tokens, more than {tokens - 1}" in capsys.readouterr().out, arguments
 
 
 @pytest.fixture(scope="module")

@@ -94,6 +94,10 @@ class Fit:
         """The token for what the tokenizer does not know, where at least half of a text of the example comes to it."""
         return self._words.mostly_unknown(texts_of(example)) if example.modality in self._masks else None
 
+    def length(self, text: str) -> int:
+        """Tokens of a text, with those that the tokenizer puts around it."""
+        return self._words.length(text)
+
     def _encode(
         self, messages: Sequence[Message], mask: MaskName, max_length: int | None, tools: Sequence[JsonObject] = ()
     ) -> int:
@@ -112,10 +116,10 @@ class Fit:
         special = {self._model.dialect.image_token, self._model.dialect.soft_token} - {None}
         if any(str(token) in text for text in texts for token in special):
             return False
-        last = max((place for place, (_, kind) in enumerate(kinds) if kind == "image"), default=-1)
+        kept = max((place for place, (_, kind) in enumerate(kinds) if kind == "image"), default=0)
         if mask == "completion":
-            last = max(last, kinds.index(("assistant", "text")))
-        before = [part["text"] for _, part in parts[: last + 1] if part["type"] == "text"]
+            kept = max(kept, kinds.index(("assistant", "text")))  # of which the first token is enough
+        before = [part["text"] for _, part in parts[:kept] if part["type"] == "text"]
         needed = sum(len(text.encode()) + 1 for text in before)
         return needed + self._overhead(messages, mask, tuple(kinds)) < self._max_length
 

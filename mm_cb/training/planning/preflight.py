@@ -13,6 +13,7 @@ from mm_cb.core.recipe_files import recipe_model, recipe_names
 from mm_cb.data.check import Limits, Report, check_examples, check_sources
 from mm_cb.data.examples import Example, Modality
 from mm_cb.data.sources import Rules
+from mm_cb.models.cache import model_folder
 from mm_cb.training.batches import MissingRows, drawn
 from mm_cb.training.inputs import rules_of, sources_of
 from mm_cb.training.masks import MaskName
@@ -86,9 +87,13 @@ def open_drawn(examples: Sequence[Example], settings: "RRConfig") -> None:
 
 
 def rules_for(model: str, max_length: int) -> Rules:
-    """The rules for data files that no recipe names: those of the model's shipped recipe, or else the paper's masks."""
+    """The rules for data files that no recipe names: those of the model's shipped recipe, or else the paper's masks.
+
+    Raises:
+        UserError: If the model's files are not here or cannot be used.
+    """
+    model_folder(model)  # says what `fit_of` passes over
     shipped = next((name for name in recipe_names() if recipe_model(name) == model), None)
     masks = Masks() if shipped is None else load_recipe(shipped).circuit_breaker.masks
     kinds: dict[Modality, MaskName] = {"text": masks.text, "multimodal": masks.multimodal}
-    fit = fit_of(model, max_length, kinds, "alternate", "pil")
-    return Rules(fit=fit, mostly_unknown=None if fit is None else fit.mostly_unknown)
+    return Rules(fit=fit_of(model, max_length, kinds, "alternate", "pil"))
