@@ -9,7 +9,7 @@ _LOOKS = str.maketrans(
 """Letters of other scripts, and marks, that are drawn as these are."""
 
 
-class _Drawn(dict[int, int | None]):
+class _Glyphs(dict[int, int | None]):
     """What is drawn of every character, None where nothing is; each is looked up once."""
 
     def __missing__(self, code: int) -> int | None:
@@ -18,7 +18,7 @@ class _Drawn(dict[int, int | None]):
         return self[code]
 
 
-_DRAWN = _Drawn()
+_DRAWN = _Glyphs()
 
 
 def as_drawn(text: str) -> str:
