@@ -104,7 +104,9 @@ def test_a_section_that_a_proxy_judged_says_so_once(make_run):
 def test_a_model_of_text_alone_misses_only_what_it_can_have():
     found = [Measurement("rr", "compliance", name, "all", 0.0, 12) for name in ("no_attack", "gcg")]
     missed = headline_table(found, pictured=False).unmeasured
-    by_texts = [entry.label for entry in attacks() if not entry.needs_picture and not entry.imported]
+    texts = [entry for entry in attacks() if not (entry.needs_picture or entry.imported)]
+    by_texts, probed = ({e.label for e in texts if e.needs_probe == aimed} for aimed in (False, True))
+    assert probed and not probed & set(missed)
     assert set(missed) >= {*by_texts, "base", "over-refusal"} - {"no attack", "suffix search (GCG)"}
     pictured = {entry.label for entry in attacks() if entry.needs_picture} | {"MMMU", "LLaVA-Wild"}
     assert not pictured & set(missed) and pictured & set(headline_table(found).unmeasured)
