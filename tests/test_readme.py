@@ -781,6 +781,17 @@ def what_did_not_do():
     )
 
 
+@pytest.mark.parametrize("line", result("spread")["tried_today"], ids=lambda line: line["name"])
+def test_every_number_of_what_was_tried_since_is_a_measured_one(line):
+    assert (line["seed"], line["requests"], line["n"]) == (10, "validation", 24)
+    attacks = line["attacks"]
+    assert cells("docs/miniature.md", f"{line['name']} |") == [
+        *(f"{attacks[name]['harmful']} of 24" for name in ("pgd_homotopy", "pgd_adaptive")),
+        f"{attacks['no_attack']['gibberish']} of 24",
+        f"{broken_text(line)} of 1440",
+    ]
+
+
 def what_rr_as_published_keeps():
     told = PAPER["rr", "mmmu_like", "strict", "all"], PAPER["rr", "over_refusal", "no_attack", "all"]
     text = PAPER["rr", "gibberish", "no_attack", "all"]
