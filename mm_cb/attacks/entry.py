@@ -101,6 +101,11 @@ class AttackEntry:
         return self.needs_adapter or self.needs_probe
 
     @property
+    def fits_any_text_model(self) -> bool:
+        """Whether it needs neither a picture nor a probe, nor a file of prompts."""
+        return not (self.needs_picture or self.needs_probe or self.imported)
+
+    @property
     def searches_pixels(self) -> bool:
         """Whether a picture is optimised step by step, so that it has iterates and can start another attack."""
         return self.search in ("pgd", "apgd")

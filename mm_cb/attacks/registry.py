@@ -68,7 +68,7 @@ def refuse_blind(model: str, names: Sequence[str]) -> None:
     pictured = [name for name in names if attack_entry(name).needs_picture]
     if not pictured:
         return
-    possible = [e.name for e in attacks() if not (e.needs_picture or e.needs_probe or e.imported)]
+    possible = [e.name for e in attacks() if e.fits_any_text_model]
     raise UserError(
         f"`--attack {pictured[0]}` needs a model that sees pictures, `{model}` is a model of text alone; possible are "
         f"`--attack {','.join(possible)}` and `--attack imported` with `--prompts FILE`."

@@ -17,7 +17,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -202,17 +201,16 @@ class _SuffixRow:
         """The loss behind ``count`` suffixes, ``(count,)``; what stands in front of them has run once."""
         cache, keep, model = deepcopy(self._front), self._forced.keep, self._subject.model
         cache.batch_repeat_interleave(count)
-        probe = self._subject.probe if self._term is not None else None
+        probe = self._subject.probe
         watched: AbstractContextManager[list[Tensor]] = nullcontext([])
-        if probe is not None:
+        if self._term is not None and probe is not None:
             watched = states_at(model, probe.layer)
         with self._subject.active(), watched as states:
             logits = model.model(**suffixes, **{CACHE: cache}, use_cache=True, logits_to_keep=keep).logits
         loss = target_nll(logits, self._forced.target.expand(count, -1))
-        if probe is None or self._term is None:
+        if self._term is None or probe is None:
             return loss
-        flagged = F.softplus(probe.margins(states[-1][:, -keep:])) * self._forced.mask
-        return loss + self._term.weight * flagged.sum(dim=1) / self._forced.mask.sum()
+        return loss + self._term.weight * probe.term(states[-1][:, -keep:], self._forced.mask)
 
     @cached_property
     def _front(self) -> DynamicCache:

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mm_cb.core.checked import read_record
 from mm_cb.core.errors import UserError, unknown
@@ -112,6 +113,15 @@ class Probe:
     def margins(self, states: Tensor) -> Tensor:
         """How far scores of states ``(..., H)`` lie above the threshold, ``(...)``: flagged where above 0."""
         return self.network.to(states.device)(states) - self.threshold
+
+    def term(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Mean of softplus(margin) over the tokens with ``mask == 1``, ``(B,)``: near 0 where none is flagged.
+
+        Args:
+            states: ``(B, T, H)``, through which gradients go.
+            mask: ``(B, T)``, or ``(1, T)`` for all rows.
+        """
+        return (functional.softplus(self.margins(states)) * mask).sum(dim=1) / mask.sum(dim=1)
 
     @torch.no_grad()
     def withheld(self, model: "ChatModel", inputs: ModelInputs, said: Sequence[Sequence[int]]) -> list[bool]:

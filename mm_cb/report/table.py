@@ -226,7 +226,7 @@ def _addresses(measurements: Iterable[Measurement], pictured: bool) -> list[tupl
     agents = {one.name for one in metrics() if one.section == CALLS}
     called: dict[tuple[str, str], None] = {}
     broad = {one.name for one in effects if not one.promised}
-    by_texts = (one.name for one in attacks() if not (one.needs_picture or one.needs_probe or one.imported))
+    by_texts = (one.name for one in attacks() if one.fits_any_text_model)
     tried = dict.fromkeys(("no_attack", "noise", HEADLINE, "pgd_adaptive") if pictured else by_texts)
     for m in measurements:
         if m.metric in rules:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from image_attacks import target_nll
@@ -31,6 +30,4 @@ class ProbeObjective(AdaptiveObjective):
         """The target loss and how flagged the response is."""
         student = self.passes.student(self.passes.student_embeds(pixel_values), hidden_states=True)
         (states,) = self.passes.states(student, [self.probe.layer])
-        counted = self.forced.mask
-        flagged = F.softplus(self.probe.margins(states)) * counted
-        return target_nll(student.logits, self.forced.target), flagged.sum(dim=1) / counted.sum(dim=1)
+        return target_nll(student.logits, self.forced.target), self.probe.term(states, self.forced.mask)
