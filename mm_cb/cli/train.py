@@ -311,7 +311,7 @@ def _sample_lines(plan: "TrainingPlan") -> Iterator[str]:
     for example in first_of_each_source(examples):
         title = f"sample of {example.source or 'no named source'} ({example.set}, {example.modality})"
         yield one_line(f"{title}, what counts in brackets:")
-        text = marked(plan.model, example, {"text": masks.text, "multimodal": masks.multimodal})
+        text = marked(plan.model, example, masks.by_modality)
         yield from (f"| {one_line(line)}" for line in text.split("\n"))
 
 

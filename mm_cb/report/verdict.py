@@ -254,7 +254,7 @@ def _text_strength_line(strengths: Sequence[Strength], finish: str) -> VerdictLi
     found = by_condition(strengths, "rr")
     if not found:
         return None
-    possible = [one for one in attacks() if not (one.needs_picture or one.needs_probe) and one.given != "nothing"]
+    possible = [one for one in attacks() if one.fits_any_text_model and one.given != "nothing"]
     lacking = [one for one in possible if one.name not in found]
     by_loss = [one for one in found.values() if one.weak and not one.counted and one.state == "not checked"]
     unfinished, told = _unfinished([o for o in found.values() if o.condition != "no_attack" and o not in by_loss])

@@ -74,8 +74,7 @@ def rules_of(recipe: "Recipe") -> "Rules":
 
 def _fit_settings(recipe: "Recipe") -> tuple[str, int, "Mapping[Modality, MaskName]", "Batches", str]:
     """What decides whether a model can take a row, as `fit_of` takes it."""
-    masks = recipe.circuit_breaker.masks
-    kinds: dict[Modality, MaskName] = {"text": masks.text, "multimodal": masks.multimodal}
+    kinds = recipe.circuit_breaker.masks.by_modality
     return recipe.model, recipe.training.max_length, kinds, recipe.batches, recipe.image_backend
 
 

@@ -117,7 +117,7 @@ class RRTrainer(ReroutingTrainer):
                 rows,
                 PairCollator(
                     base,
-                    {"text": args.masks.text, "multimodal": args.masks.multimodal},
+                    args.masks.by_modality,
                     Openings.of(base, rows.drawn()) if args.shared_openings == "left_out" else None,
                     count_ends=args.answer_ends == "counted",
                 ),

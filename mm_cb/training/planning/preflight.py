@@ -11,12 +11,11 @@ from mm_cb.core.embedded import embedded
 from mm_cb.core.errors import UserError
 from mm_cb.core.recipe_files import recipe_model, recipe_names
 from mm_cb.data.check import Limits, Report, check_examples, check_sources
-from mm_cb.data.examples import Example, Modality
+from mm_cb.data.examples import Example
 from mm_cb.data.sources import Rules
 from mm_cb.models.cache import model_folder
 from mm_cb.training.batches import MissingRows, drawn
 from mm_cb.training.inputs import rules_of, sources_of
-from mm_cb.training.masks import MaskName
 from mm_cb.training.planning.fit import fit_of
 from mm_cb.training.recipes.config import Masks
 from mm_cb.training.recipes.recipe import load_recipe
@@ -95,5 +94,4 @@ def rules_for(model: str, max_length: int) -> Rules:
     model_folder(model)  # says what `fit_of` passes over
     shipped = next((name for name in recipe_names() if recipe_model(name) == model), None)
     masks = Masks() if shipped is None else load_recipe(shipped).circuit_breaker.masks
-    kinds: dict[Modality, MaskName] = {"text": masks.text, "multimodal": masks.multimodal}
-    return Rules(fit=fit_of(model, max_length, kinds, "alternate", "pil"))
+    return Rules(fit=fit_of(model, max_length, masks.by_modality, "alternate", "pil"))

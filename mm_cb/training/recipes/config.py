@@ -95,6 +95,11 @@ class Masks(_Section):
     text: Mask = "user_and_assistant"
     """Rows without (paper: user_and_assistant)."""
 
+    @property
+    def by_modality(self) -> dict[Literal["text", "multimodal"], Mask]:
+        """The mask of rows of each modality."""
+        return {"text": self.text, "multimodal": self.multimodal}
+
 
 class LatentAdversary(_Section):
     """Changes the pictures' embeddings of circuit-breaker rows so that they undo the rerouting (not in the paper)."""
