@@ -23,6 +23,8 @@ record = {"results": {}}
 failed = gpu.run(todo, record, gpu.Path("gpu.json"))
 sys.argv = "loading.py --size 64x64 --rows 1 --steps 1 --workers 0".split()
 runpy.run_path(rr.__file__.replace("rr.py", "loading.py"), run_name="__main__")
+sys.argv = "picture_cache.py --sizes 64x64 --repeats 1".split()
+runpy.run_path(rr.__file__.replace("rr.py", "picture_cache.py"), run_name="__main__")
 print("\\n" + json.dumps({"counts": counts, "timed": timed, "failed": failed, "todo": list(todo)}))
 """
 

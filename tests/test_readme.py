@@ -948,6 +948,17 @@ def parity_in_words():
     return f"{same['v1']} agree for two Llama-3 models of v1, and {same['v4']} of v4's live parallel"
 
 
+def kept_pictures_in_words():
+    small, usual, large = result("picture_cache")["rows"]
+    times = ["from {prepared:.1f} to {kept:.1f}".format(**one["ms"]) for one in (small, usual, large)]
+    assert [one["size"] for one in (small, usual, large)] == ["336x336", "640x480", "4000x3000"]
+    assert large["ms"]["decoded"] > large["ms"]["kept"] / 2 and large["MB"] == usual["MB"]
+    return (
+        f"it cuts a 336-pixel picture {times[0]} ms of one CPU thread, one of 640 × 480 {times[1]}, one of 4000 × 3000 "
+        f"{times[2]}, most of which is decoding the JPEG file; each takes {small['MB']:g} to {usual['MB']:g} MB of disk"
+    )
+
+
 def strength_in_words():
     ours = [result("attack_strength")["summary"][f"ours:{name}"] for name in ("pgd", "apgd")]
     least, (cells,) = min(one["lowest_loss_ratio"] for one in ours), {one["cells"] for one in ours}
@@ -1005,6 +1016,7 @@ def strength_in_words():
         ("docs/sanity_checks.md", lambda: battery("S5 twice the steps", "lower it by {}", "6.2 %")),
         ("CHANGELOG.md", lambda: f"gradient, {pixels('torchvision', tiled=False)} times the real processor's time on"),
         ("CHANGELOG.md", lambda: f"{pixels('torchvision', tiled=True)} times where it is cut into tiles"),
+        ("docs/train_7b.md", lambda: kept_pictures_in_words()),
         ("docs/train_7b.md", lambda: "| as it is | {:.1f} |".format(goal("llava recipe, default"))),
         ("docs/train_7b.md", lambda: "tokens_per_pass=2048` | {:.1f} |".format(goal("llava recipe, recompute"))),
         ("docs/train_7b.md", lambda: "quantize=4bit` | {:.1f} |".format(goal("llava recipe, quantize"))),

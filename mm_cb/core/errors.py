@@ -24,6 +24,7 @@ _OTHER_NAMES = {
     "max_length": ("max_seq_length", "max_seq_len", "seq_len", "context"),
     "recompute": ("gradient_checkpointing", "checkpointing"),
     "dataloader_num_workers": ("workers", "num_workers"),
+    "picture_cache": ("cache", "cache_dir", "cache_images", "cache_pictures"),
     "dtype": ("bf16", "fp16", "precision", "torch_dtype"),
     "quantize": ("load_in_4bit", "quantization", "bits"),
     "attention": ("attn", "attn_implementation"),

@@ -27,6 +27,13 @@ class Pictures(NamedTuple):
     pixel_rows: Tensor | None = None
 
 
+class Shown(NamedTuple):
+    """Pictures as a model takes them, and the tokens that stand for each."""
+
+    pictures: Pictures
+    tokens: list[str]
+
+
 @dataclass(frozen=True)
 class ModelInputs:
     """A padded batch of chats. B rows, T tokens, N images in all (rows without an image may mix with others).
@@ -113,6 +120,26 @@ class ModelInputs:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         changed = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **changed, beside={name: change(value) for name, value in self.beside.items()})
+
+
+def side_by_side(parts: Sequence[Shown]) -> Shown:
+    """The pictures of several chats as an image processor gives them together: behind each other, padded with zeros."""
+    pictures = [part.pictures for part in parts]
+    rows = [one.pixel_rows for one in pictures if one.pixel_rows is not None]
+    beside = {name: _stacked([one.beside[name] for one in pictures]) for name in pictures[0].beside}
+    pixels = _stacked([one.pixel_values for one in pictures])
+    tokens = [token for part in parts for token in part.tokens]
+    return Shown(Pictures(pixels, beside, torch.cat(rows) if rows else None), tokens)
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors ``(N, ...)`` behind each other, the smaller ones with zeros at the ends of their other axes."""
+    shape = [max(sides) for sides in zip(*(part.shape[1:] for part in parts), strict=True)]
+    whole = parts[0].new_zeros(sum(map(len, parts)), *shape)
+    start = 0
+    for part in parts:
+        whole[(slice(start, start := start + len(part)), *map(slice, part.shape[1:]))] = part
+    return whole
 
 
 def pad_rows(rows: Sequence[tuple[list[int], list[int]]], pad_id: int, side: str) -> tuple[Tensor, Tensor, Tensor]:

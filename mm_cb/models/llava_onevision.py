@@ -51,8 +51,8 @@ class LlavaOnevisionModel(VisionModel):
         check_pictures(processor, folder, size=tile, do_pad=True, image_grid_pinpoints=grids)
 
     def grouped(self, rows: Sequence[Sequence[Image]]) -> list[Any]:
-        """A list of pictures for each chat that has any."""
-        return [list(row) for row in rows if row]
+        """A list of pictures for each chat."""
+        return [list(row) for row in rows]
 
     def _canvas(self) -> tuple[int, int]:
         """One tile: 384 x 384."""

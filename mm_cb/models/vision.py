@@ -21,8 +21,9 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoPr
 from image_attacks import ExactPreprocessing, Plan, as_rgb
 from mm_cb.core.errors import UserError
 from mm_cb.models.base import ChatModel
-from mm_cb.models.inputs import Arguments, ModelInputs, Pictures
+from mm_cb.models.inputs import Arguments, ModelInputs, Pictures, Shown, side_by_side
 from mm_cb.models.laws import check_pictures
+from mm_cb.models.picture_cache import PictureCache
 from mm_cb.models.tower import TowerInputs
 
 
@@ -35,6 +36,8 @@ class VisionModel(ChatModel):
     """What the model takes of the image processor's output beside the pixels; one entry a picture."""
     nested: ClassVar[bool] = False
     """Whether the image processor wants a list of pictures for each sample."""
+    picture_cache: PictureCache | None = None
+    """Where prepared pictures are kept; None = nowhere."""
 
     @classmethod
     def read_processor(cls, folder: str, image_backend: str) -> Any:
@@ -79,19 +82,29 @@ class VisionModel(ChatModel):
         """What the model must be told about the tokens of a batch with pictures."""
         return {}
 
+    def keep_pictures(self, folder: Path) -> None:
+        """Keep prepared pictures in a folder, and take those from there that it holds, see `PictureCache`."""
+        self.picture_cache = PictureCache(folder, self.processor, type(self), self.options)
+
     def grouped(self, rows: Sequence[Sequence[Image]]) -> list[Any]:
-        """The pictures of a batch of chats as the image processor wants them."""
+        """The pictures of a batch of chats, which all have some, as the image processor wants them."""
         flat = [image for row in rows for image in row]
         return [[image] for image in flat] if self.nested else flat
 
     def _pictures(self, rows: Sequence[Sequence[Image]]) -> tuple[Pictures | None, list[str]]:
         """All pictures of a batch of chats as the model takes them, and the tokens that stand for each."""
-        if not any(rows):
+        rows = [[as_rgb(image) for image in row] for row in rows if row]
+        if not rows:
             return None, []
-        shown = [[as_rgb(image) for image in row] for row in rows]
-        flat = [image for row in shown for image in row]
+        if (cache := self.picture_cache) is None:
+            return self._shown(rows)
+        return side_by_side([cache.shown(row, lambda row=row: self._shown([row])) for row in rows])  # type: ignore[misc]
+
+    def _shown(self, rows: Sequence[Sequence[Image]]) -> Shown:
+        """The pictures of chats as the image processor makes them."""
+        flat = [image for row in rows for image in row]
         try:
-            made = self.processor.image_processor(self.grouped(shown), return_tensors="pt", **self.options)
+            made = self.processor.image_processor(self.grouped(rows), return_tensors="pt", **self.options)
             stands = [self.processor.replace_image_token(made, index) for index in range(len(flat))]
         except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
             sizes = ", ".join(f"{image.width} x {image.height}" for image in flat[:3])
@@ -106,7 +119,7 @@ class VisionModel(ChatModel):
                 "`image_std`, `image_mean` and `rescale_factor` of its configuration."
             )
         beside = {name: made[name] for name in self.beside}
-        return Pictures(self.pixels(made), beside, self.pixel_rows(made)), stands
+        return Shown(Pictures(self.pixels(made), beside, self.pixel_rows(made)), stands)
 
     def picture_arguments(self, inputs: ModelInputs, pixel_values: Tensor | None = None) -> dict[str, Tensor]:
         """The pictures in the model's dtype; `generate` runs the image tower for every key it is given, None too."""

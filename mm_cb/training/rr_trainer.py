@@ -14,12 +14,13 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
 from mm_cb.core.environment import launched
+from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_errors
 from mm_cb.core.runs import read_jsonl, write_jsonl
 from mm_cb.data.examples import Example, OnUnreadable, kinds_of
 from mm_cb.data.records import Records, as_examples
 from mm_cb.data.unknown import note_of_unknown
-from mm_cb.models import ChatModel, TextModel, TokenRole, load_model, load_tower
+from mm_cb.models import ChatModel, TextModel, TokenRole, VisionModel, load_model, load_tower
 from mm_cb.models.adapters import check_places, read_tensors
 from mm_cb.models.chat import chat, render_chat
 from mm_cb.models.families import load_processor, read_config, skeleton
@@ -93,8 +94,8 @@ class RRTrainer(ReroutingTrainer):
         Raises:
             TypeError: If an argument is of another kind.
             ValueError: If the data lacks a column, a set or a picture, or the LoRA lies outside the language tower.
-            UserError: If a model that is given by name cannot be loaded, ``output_dir`` cannot be a folder, or flash
-                attention is asked for and cannot be run.
+            UserError: If a model that is given by name cannot be loaded, a folder cannot be made, flash attention is
+                asked for and cannot be run, or a cache of pictures where there are none.
         """
         if not isinstance(args, RRConfig):
             raise TypeError(f"`args` must be an mm_cb.RRConfig, got {type(args).__name__}.")
@@ -108,6 +109,8 @@ class RRTrainer(ReroutingTrainer):
             _tell_left_out(args, examples)
             base = self._put_on(model, processing_class, recipe_lora(Lora()) if peft_config is None else peft_config)
             _tell_unknown(base, examples)
+            if args.picture_cache is not None and isinstance(base, VisionModel):
+                base.keep_pictures(args.picture_cache)
             attention = language_tower(base).config._attn_implementation
             self._base_weights = fingerprint(base.name) if base.name else ""
             super().__init__(
@@ -217,6 +220,7 @@ class RRTrainer(ReroutingTrainer):
             )
         dtype = args.dtype if named else str(whole.base.dtype).removeprefix("torch.")
         refuse_attention(args.attention, _device(args), dtype)
+        _make_cache(args, whole)
         self.paths, blocks = placed(whole, config, args.target_layers)
         all_blocks = len(whole.decoder_blocks)
         self._kept = check_targets(args.target_layers, blocks, all_blocks, args.retain_layers, args.retain)
@@ -312,6 +316,14 @@ def _tell_unknown(model: ChatModel, examples: Sequence[Example]) -> None:
     if isinstance(examples, Records) and launched("RANK", 0) == 0:
         if told := note_of_unknown(model.processor.tokenizer, examples.texts(), "rows", "train"):
             warnings.warn(f"{told}.", stacklevel=3)
+
+
+def _make_cache(args: RRConfig, model: ChatModel) -> None:
+    if args.picture_cache is None:
+        return
+    if args.batches == "text" or not isinstance(model, VisionModel):
+        raise UserError("`training.picture_cache` is for rows with pictures, which this run has none of; leave it out.")
+    _make_folder(args.picture_cache)
 
 
 def _checkpoints(args: RRConfig) -> Path:

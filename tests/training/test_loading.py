@@ -54,6 +54,44 @@ def test_any_number_of_workers_gives_the_same_files_also_after_an_interruption(r
             assert (folder / name).read_bytes() == (folders[0] / name).read_bytes()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kept_pictures_change_no_file_and_are_not_prepared_again(recipe, examples, tmp_path, monkeypatch, workers):
+    without = train(recipe(workers), tmp_path / "without", examples)
+    kept = f"training.picture_cache={tmp_path / 'kept'}"
+    folders = [train(recipe(workers, kept), tmp_path / "first", examples)]
+    monkeypatch.setattr("mm_cb.models.vision.VisionModel._shown", None)
+    folders.append(train(recipe(workers, kept), tmp_path / "second", examples))
+    for folder in folders:
+        for name in ("adapter_model.safetensors", "metrics.jsonl", "README.md"):
+            assert (folder / name).read_bytes() == (without / name).read_bytes()
+
+
+def test_a_stopped_run_goes_on_with_pictures_kept_or_not(recipe, examples, tmp_path):
+    with pytest.raises(Stop):
+        train(recipe(0), tmp_path / "stopped", examples, StoppingProgress(at=3))
+    stopped = train(recipe(0, f"training.picture_cache={tmp_path / 'kept'}"), tmp_path / "stopped", examples)
+    assert adapter_bytes(stopped) == adapter_bytes(train(recipe(0), tmp_path / "whole", examples))
+
+
+def test_a_cache_of_pictures_without_rows_with_pictures_is_refused(recipe, examples, tmp_path):
+    given = [f"training.picture_cache={tmp_path / 'kept'}", "batches=text"]
+    with pytest.raises(UserError, match=r"picture_cache` is for rows with pictures.*leave it out"):
+        train(recipe(0, *given), tmp_path / "run", examples)
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_cache_that_is_no_path_is_refused_in_plain_words(recipe):
+    with pytest.raises(UserError, match=r"`training.picture_cache`: a path is expected, got 5\."):
+        recipe(0, "training.picture_cache=5")
+
+
+def test_a_cache_that_is_no_folder_is_refused_before_the_model_is_read(recipe, examples, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("mm_cb.training.rr_trainer.load_tower", None)
+    with pytest.raises(UserError, match=r"`.*/file` must be writable"):
+        train(recipe(0, f"training.picture_cache={tmp_path / 'file'}"), tmp_path / "run", examples)
+
+
 def test_batches_are_made_in_workers_and_are_the_same(examples, monkeypatch):
     dataset = PairedExamples(examples, steps=4, batch_size=4, batches="alternate", seed=0)
     collator = PairCollator(tiny_llava(), MASKS)

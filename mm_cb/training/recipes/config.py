@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sized
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from annotated_types import Ge, GroupedMetadata, Gt, Le
@@ -311,6 +312,8 @@ class Training(_Section):
 
     null = none on a CPU, else 4 or what cores and shared memory allow.
     """
+    picture_cache: Path | None = None
+    """Folder of prepared pictures that runs share: time and disk, not the mathematics; null = kept nowhere."""
     report_to: list[str] = []
     """Trackers of transformers (``tensorboard``, ``wandb``, ``trackio``, ...); ``metrics.jsonl`` is always written."""
 

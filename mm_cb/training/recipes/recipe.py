@@ -24,6 +24,7 @@ _EXPECTED = {
     "list_": "a list is",
     "string_type": "a text is",
     "string_too_short": "a text is",
+    "path_type": "a path is",
     "too_short": "one at least is",
     "bool_": "true or false is",
     "int_": "a whole number is",
@@ -72,7 +73,7 @@ def typed_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Rec
 
 def deciding(recipe: Recipe) -> JsonObject:
     """Its fields without those that change no bit of the result: a run goes on whatever they are."""
-    return recipe.model_dump(mode="json", exclude={"training": {"dataloader_num_workers"}})
+    return recipe.model_dump(mode="json", exclude={"training": {"dataloader_num_workers", "picture_cache"}})
 
 
 def first_problem(error: ValidationError) -> str:
