@@ -7,8 +7,7 @@ Every loss can be split over the micro-batches of one optimiser step: give each 
 parts add up to the loss of the step.
 
 Hidden states are ``(L, ..., H)`` and masks ``(...)``: layers, positions, features. Positions may be a padded batch
-``(B, T)`` or tokens without padding ``(N,)``. At positions that do not count, states of the highest layer are not
-computed to the end: they are finite and mean nothing.
+``(B, T)`` or tokens without padding ``(N,)``.
 """
 
 from typing import Literal

@@ -118,13 +118,13 @@ class TrainingObjective:
         if self.options.adversary is not None and given["inputs"].pixel_values is not None:
             rows = rows._replace(embeds=self._attack(given, rows, step, self.options.adversary))
         with lora_turned(self.model.model, share_of_adapter(self.options.dial_from, self._seed, step)):
-            adapted, reference = target_states(self.model, rows, *self.layers)
+            adapted, reference, mask = _of_counted(rows, *target_states(self.model, rows, *self.layers))
         drawn = self.loss.draw(self._seed, step)
-        rerouted = self.loss.function(adapted, reference, rows.mask, count=count, **drawn, **self.options.settings)
+        rerouted = self.loss.function(adapted, reference, mask, count=count, **drawn, **self.options.settings)
         _refuse_other_than_a_loss(rerouted, self.loss.name, adapted)
         if not self.options.keep_length:
             return rerouted, torch.zeros_like(rerouted)
-        return rerouted, length_loss(adapted, reference, rows.mask, count=count)
+        return rerouted, length_loss(adapted, reference, mask, count=count)
 
     def retain(self, given: SetRows, count: Tensor) -> Tensor:
         """L_r, between hidden states or between logits."""
@@ -204,6 +204,13 @@ class TrainingObjective:
             return torch.cosine_similarity(adapted[:, counted], reference, dim=-1).sum()
 
         return perturb_pictures(rows.embeds, place, rows.lengths, seeds, alignment, adversary)
+
+
+def _of_counted(rows: Rows, adapted: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """States of the tokens that count alone, and their mask: the others' highest states are not computed to the end."""
+    if (counted := rows.counted) is None:
+        return adapted, reference, rows.mask
+    return adapted[:, counted], reference[:, counted], torch.ones_like(counted)
 
 
 def _refuse_other_than_a_loss(value: Any, name: str, adapted: Tensor) -> None:

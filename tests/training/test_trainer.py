@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -249,6 +250,23 @@ def test_a_gradient_that_is_not_finite_stops_the_run(build):
         next(p for n, p in trainer.model.named_parameters() if "lora_B" in n).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="must be finite"):
         trainer.train()
+
+
+@pytest.mark.parametrize("targets", [(2,), (2, 3)])
+def test_a_loss_that_never_looks_at_the_mask_is_given_the_tokens_that_count(build, targets):
+    losses, trainer = [], build(targets=targets, at=(2, 5), batches="multimodal")
+    batch = batch_of(trainer, range(4))
+    counted = int(batch["circuit_breaker"]["mask"].sum())
+    assert counted < batch["circuit_breaker"]["inputs"].attention_mask.sum()
+
+    def unmasked(adapted, reference, mask, *, count=None):
+        assert adapted.shape == reference.shape == (len(targets), counted, adapted.shape[-1]) and mask.all()
+        return torch.cosine_similarity(adapted, reference, dim=-1).relu().sum() / (len(targets) * count)
+
+    for function in (trainer._objective.loss.function, unmasked):
+        trainer._objective.loss = replace(trainer._objective.loss, function=function)
+        losses.append(trainer.compute_loss(trainer.model, batch, return_outputs=True)[1]["reroute_loss"].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6) and losses[0] > 0
 
 
 def test_kept_blocks_do_not_change_the_targets(build):
