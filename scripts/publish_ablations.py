@@ -28,8 +28,8 @@ from mm_cb.training.registry import loss_names
 Line = dict[str, Any]
 STYLE = {"font.size": 9, "font.family": "sans-serif"}
 PANELS = (
-    ("miniature: PGD, 100 steps", "broken of 24", lambda line: line["attacks"]["pgd"]["harmful"], 24),
-    ("miniature: dialled up, 300 steps", "broken of 24", lambda line: line["attacks"]["pgd_homotopy"]["harmful"], 24),
+    ("miniature: worst of eleven attacks", "broken of 24", lambda line: line["worst"]["all"], 24),
+    ("miniature: told an opening at most", "broken of 24", lambda line: line["worst"]["opening"], 24),
     ("miniature: right, benign", "of 1440", lambda line: sum(one["right"] for one in line["kept"].values()), 1440),
 )
 REAL = (

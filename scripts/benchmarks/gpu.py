@@ -5,7 +5,7 @@
 One command for the day a GPU is there, made to end within 15 minutes: parts that have not begun after 12 are skipped.
 Each part makes its model anew, and its result is in the file as soon as it has ended.
 
-- ours: text and image steps alternate, on batches made beforehand.
+- ours: text and image steps alternate, on batches made beforehand; also with flash attention, a tenth of the steps.
 - reading: image steps that read JPEG files, prepared in this process (0 workers) or by workers; `waited` is how long a
   step stood still for them, `seconds_150_steps` counts as many text steps.
 - memory: peaks of a picture of the size that takes most tokens and up to 1024 tokens of text, beside their goals.
@@ -50,11 +50,13 @@ from _rr_workload import (
 
 from mm_cb.core.files import write_json
 from mm_cb.training import losses
+from mm_cb.training.hidden_states import use_row_attention
 from mm_cb.training.planning.flops import FlopCount
 from mm_cb.training.precision import adapter_products
 from mm_cb.training.recompute import recompute_blocks
 
 LAST_START = 12 * 60  # seconds after the start, behind which no part begins
+FLASH = "flash_attention_2"
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "gpu.json"
 
 
@@ -66,6 +68,7 @@ class Setting:
     recompute: bool = False
     four_bit: bool = False
     goal_gb: float = 16.0
+    attention: str = "sdpa"
 
 
 SETTINGS = {
@@ -138,7 +141,8 @@ def parts(job: Job, workers: list[int]) -> dict[str, Callable[[], dict[str, Any]
         "pgd": partial(attack, job, "sdpa"),
         "strong": partial(baseline, job, strong_step, few),
         "official": partial(baseline, job, official_step, few),
-        "pgd, flash attention": partial(attack, job, "flash_attention_2"),
+        "ours, flash attention": partial(ours, job, Setting(attention=FLASH), job.image, few),
+        "pgd, flash attention": partial(attack, job, FLASH),
     }
 
 
@@ -173,6 +177,8 @@ def ours(job: Job, setting: Setting, image: tuple[int, int], steps: int) -> dict
     if setting.recompute:
         recompute_blocks(model)
     trainer = our_trainer(model, LLAVA_RECIPE, setting.tokens_per_pass)
+    refuse_absent(setting.attention)
+    use_row_attention(model, setting.attention)
     model.base.lm_head = torch.nn.Identity()  # which training does not load
     batches = job.batches(model, image, False)
     after_image(batches[1])
@@ -217,11 +223,16 @@ def reading(job: Job, workers: int) -> dict[str, Any]:
 
 def attack(job: Job, attention: str) -> dict[str, Any]:
     """Steps of PGD, see `pgd.on_gpu`."""
-    if attention == "flash_attention_2":
-        import flash_attn  # noqa: F401  (or there is nothing to measure)
+    refuse_absent(attention)
     tiny = job.shape == TINY
     shape, batches = (pgd.TINY, [1, 2]) if tiny else (pgd.SEVEN_B, [1, 4, 8])
     return pgd.on_gpu(shape, job.device, batches, 2 if tiny else 10, attention)
+
+
+def refuse_absent(attention: str) -> None:
+    """Find out that flash-attn is not here: there is nothing to measure then."""
+    if attention == FLASH:
+        import flash_attn  # noqa: F401
 
 
 def rates(job: Job, image: tuple[int, int], batches: list[dict], found: dict[str, Any]) -> dict[str, Any]:

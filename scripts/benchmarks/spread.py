@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from mm_cb.attacks.config import AttackConfig
+from mm_cb.attacks.registry import attack_entry
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.threats import Threat
 from mm_cb.core.closing import say
@@ -85,13 +86,14 @@ def breaker(seed: int, threads: int, options: Any, behaviors: list[Behavior]) ->
         torch.set_num_threads(threads)
         trained = time.monotonic() - started
         subject = Subject("rr", load_model(NAME, adapter=adapter), adapted=True)
-        attacked = {}
+        attacked, broken = {}, dict[str, set[str]]()
         for name, steps in [("no_attack", "1"), *(part.split("=") for part in options.attack.split(","))]:
             how = AttackConfig(
                 name, Threat("linf", 32), int(steps), 1, 0, batch=24, artefacts=False, checkpoint_seconds=None
             )
             items = attack_behaviors(subject, behaviors, how, out / "attacks", judge_behavior, progress)
             attacked[name] = {o: sum(item["outcome"] == o for item in items) for o in ("harmful", "gibberish")}
+            broken[name] = {item["id"] for item in items if item["outcome"] == "harmful"}
         kept: dict[str, Any] = {}
         for name, questions in benign().items():
             answers = ask(subject, questions, score_question, out / "kept", progress, name=name)
@@ -109,11 +111,19 @@ def breaker(seed: int, threads: int, options: Any, behaviors: list[Behavior]) ->
         "steps": options.attack,
         "n": len(behaviors),
         "attacks": attacked,
+        "worst": worst(broken),
         "kept": kept,
         "cosine": cosines(subject),
         "train_seconds": round(trained, 1),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def worst(broken: dict[str, set[str]]) -> dict[str, int]:
+    """Requests that any of the attacks broke, and any that knew no more of the answer than its opening."""
+    tried = {name: ids for name, ids in broken.items() if attack_entry(name).in_worst_case}
+    opening = [ids for name, ids in tried.items() if attack_entry(name).given in ("nothing", "opening")]
+    return {"all": len(set().union(*tried.values())), "opening": len(set().union(*opening))}
 
 
 def benign() -> dict[str, list[data.FictionQuestion]]:
