@@ -15,6 +15,7 @@ from pathlib import Path
 
 from _commands import cell, held_out, measured, run, table
 
+from mm_cb.cli.failures import script
 from mm_cb.core.closing import say
 from mm_cb.training.recipes.config import MixtureConfig, Recipe
 from mm_cb.training.recipes.recipe import load_recipe
@@ -94,4 +95,4 @@ def by_data(recipe: Recipe) -> Ways:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from _commands import cell, measured, run, table
 
+from mm_cb.cli.failures import script
 from mm_cb.core.closing import say
 from mm_cb.core.errors import UserError
 from mm_cb.data.examples import Example
@@ -125,4 +126,4 @@ def write_rows(file: Path, examples: Iterator[Example]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

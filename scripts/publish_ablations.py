@@ -21,6 +21,8 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mm_cb.cli.failures import script
+from mm_cb.core.errors import UserError
 from mm_cb.core.files import write_json
 from mm_cb.core.runs import read_jsonl
 from mm_cb.training.registry import loss_names
@@ -60,15 +62,24 @@ def losses(options: argparse.Namespace) -> None:
     if options.losses:
         found["miniature"] = breakers(options.losses, "loss", loss_names())
     if options.data:
-        found["data"] = breakers(options.data, "rows", sorted(one.name for one in options.data.iterdir()))
+        found["data"] = breakers(options.data, "rows", ("no_refusals", "requests_kept"))
     if options.real:
+        if not options.real.is_file():
+            raise UserError(f"--real must be the lines of real_losses.py, got no `{options.real}`.")
         found["real"] = read_jsonl(options.real)
     write_json(file, {**found, "schema": 1})
     draw(found["miniature"], found["real"], options.out / "losses.png")
 
 
 def breakers(folder: Path, key: str, names: Sequence[str]) -> list[Line]:
-    """The lines of every folder with its name, by seed."""
+    """The lines of every folder with its name, by seed.
+
+    Raises:
+        UserError: If one is not there.
+    """
+    for file in (folder / name / "breakers.jsonl" for name in names):
+        if not file.is_file():
+            raise UserError(f"`{folder}` must hold what spread.py made of every {key}, got no `{file}`.")
     return [
         {key: name, **line}
         for name in names
@@ -111,6 +122,8 @@ def keeps(line: Line) -> bool:
 
 def transfer(folder: Path, out: Path) -> None:
     """``category_transfer.json`` and the matrix as a picture."""
+    if not (folder / "none").is_dir():
+        raise UserError(f"--transfer must be the folder of category_transfer.py, got no `{folder / 'none'}`.")
     kinds = [one.name.removeprefix("attack-") for one in sorted((folder / "none").glob("attack-*"))]
     found: dict[str, dict[str, dict[str, int]]] = {}
     for trained in ["none", *kinds]:
@@ -145,4 +158,4 @@ def matrix(found: dict[str, dict[str, dict[str, int]]], png: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

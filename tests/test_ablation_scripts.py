@@ -1,6 +1,7 @@
 """The scripts that train and attack many breakers, with a stand-in for the commands that they run."""
 
 import json
+import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,3 +131,50 @@ def test_the_miniatures_rows_are_parted_by_what_their_answers_say(scripts, monke
     for _, rows, _ in categories:
         recipe = load_recipe("miniature-paper", [f"data=[{rows}, {retain}]"])
         assert {example.set for example in load_examples(recipe)} == {"circuit_breaker", "retain"}
+
+
+@pytest.fixture
+def measured_before(tmp_path):
+    """Folders of a breaker that is done, and of none."""
+    told = {"seed": 0, "threads": 1, "fields": ["circuit_breaker.loss=rr"], "requests": "demo", "data": "whole"}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "breakers.jsonl").write_text(json.dumps({**told, "steps": "pgd=1"}) + "\n")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "losses.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("benchmarks/spread.py --out out --attack pgd=1 circuit_breaker.loss=rand_p", "holds measurements with fields"),
+        (
+            "benchmarks/spread.py --out out --attack pgd=2 circuit_breaker.loss=rr",
+            "holds measurements with steps pgd=1",
+        ),
+        ("benchmarks/spread.py --out new --attack nosuch=1", "unknown attack `nosuch`"),
+        ("benchmarks/spread.py --out new --attack pgd", "must be NAME=STEPS"),
+        ("benchmarks/spread.py --out new --seeds x", "must be whole numbers"),
+        ("benchmarks/spread.py --out new foo.bar=1", "unknown recipe key `foo.bar`"),
+        ("benchmarks/real_losses.py nowhere --out new --losses rx", "unknown loss `rx`"),
+        ("publish_ablations.py --losses nowhere --out results", "must hold what spread.py made of every loss"),
+        ("publish_ablations.py --real nowhere --out results", "--real must be"),
+        ("publish_ablations.py --transfer nowhere --out results", "--transfer must be"),
+        ("ablation.py miniature --behaviors f --out new --losses rx", "unknown loss `rx`"),
+        ("ablation.py nosuch --behaviors f --out new", "nosuch"),
+    ],
+)
+def test_a_script_says_in_one_line_what_it_cannot_do_and_leaves_all_as_it_was(
+    measured_before, monkeypatch, capsys, words, line
+):
+    monkeypatch.chdir(measured_before)
+    before = {file: file.read_text() for file in measured_before.rglob("*") if file.is_file()}
+    script, *given = words.split()
+    monkeypatch.setattr(sys, "argv", [script, *given])
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.syspath_prepend(str((SCRIPTS / script).parent))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    told = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and len(told) == 1 and line in told[0]
+    assert {file: file.read_text() for file in measured_before.rglob("*") if file.is_file()} == before

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,14 @@ def explain(error: BaseException, arguments: list[str]) -> int:
     _say(trace.rstrip())
     _say(f"mm-cb: this is a fault of mm-cb, not of your input; please report it with the log {log}")
     return BUG
+
+
+def script(main: Callable[[], None]) -> None:
+    """Run a script; what its user can put right ends it with one line and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(explain(error, sys.argv[1:]))
 
 
 def interrupted(arguments: list[str], number: int | None = None) -> int:

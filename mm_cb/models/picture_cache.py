@@ -4,62 +4,88 @@ A file holds the pictures of one chat: some families show those of a chat with s
 """
 
 import hashlib
+import inspect
 import json
-from collections.abc import Callable, Sequence
+import sys
+import uuid
+import warnings
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL.Image import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
+from mm_cb.core.errors import UserError
 from mm_cb.core.files import write_bytes
 from mm_cb.core.provenance import package_versions
 from mm_cb.models.inputs import Pictures, Shown
 
 _BESIDE = "beside."
+_PLAIN = (str, int, float, bool, list, tuple, dict, type(None))
 
 
 class PictureCache:
     """A folder of prepared pictures, one safetensors file for the pictures of a chat.
 
-    A file's name is the SHA-256 of the decoded pictures, of everything that the processor says of itself, and of the
-    versions of the packages: another picture, another setting or another version is another file. Processes may share
-    a folder. A file that cannot be read is made again.
+    A file's name is the SHA-256 of the decoded pictures, of the settings of the processor and its image processor, of
+    the family's source, and of the versions of the packages: another picture, another setting or other code is another
+    file. Processes and machines may share a folder. A file that is damaged is made again. Where one cannot be written,
+    a warning says so, and nothing more is kept.
     """
 
-    def __init__(self, folder: Path, processor: Any, *settings: object) -> None:
+    def __init__(self, folder: Path, family: type, processor: Any, options: Mapping[str, object]) -> None:
         """Keep pictures in a folder.
 
         Args:
             folder: Made when the first are kept.
+            family: The model's class, whose code says what of the processor's output is shown.
             processor: The model's.
-            settings: What else decides how it shows a picture.
+            options: What its image processor is called with beside pictures.
         """
-        self._folder = folder
-        images = processor.image_processor
-        decides = [type(processor), processor.to_dict(), type(images), images.to_dict(), settings, package_versions()]
-        self._made_by = json.dumps(decides, sort_keys=True, default=str).encode()
+        self._folder, self._processor, self._writes = folder, processor, True
+        self._code = [_source(one) for one in family.__mro__ if one is not object]
+        self._options = dict(options)
 
     def shown(self, pictures: Sequence[Image], prepare: Callable[[], Shown]) -> Shown:
         """The pictures of one chat as the model takes them: those of the folder, or ``prepare``'s, which are then kept.
 
         Raises:
-            UserError: If they cannot be written, or ``prepare`` raises it.
+            UserError: If ``prepare`` raises it.
         """
         file = self._folder / f"{self._name(pictures)}.safetensors"
         if (held := _read(file)) is not None:
             return held
         made = prepare()
-        write_bytes(file, _bytes(made))
+        try:
+            if self._writes:
+                write_bytes(file, _bytes(made))
+        except UserError as error:
+            self._writes = False
+            warnings.warn(f"prepared pictures are no longer kept: {error}", stacklevel=2)
         return made
 
     def _name(self, pictures: Sequence[Image]) -> str:
-        digest = hashlib.sha256(self._made_by)
+        processor, images = self._processor, self._processor.image_processor
+        plain = {name: value for name, value in vars(processor).items() if isinstance(value, _PLAIN)}
+        by = [type(processor), plain, type(images), images.to_dict(), self._options, self._code, package_versions()]
+        digest = hashlib.sha256(json.dumps(by, sort_keys=True, default=str).encode())
         for picture in pictures:
             digest.update(f"{picture.mode} {picture.size}".encode())
             digest.update(picture.tobytes())
         return digest.hexdigest()
+
+
+def _source(family: type) -> str:
+    """Hash of the module that holds a class; of one without source something new, so that nothing is taken for its."""
+    try:
+        return hashlib.sha256(inspect.getsource(sys.modules[family.__module__]).encode()).hexdigest()
+    except (OSError, TypeError, KeyError):
+        return uuid.uuid4().hex
 
 
 def _bytes(shown: Shown) -> bytes:
@@ -67,16 +93,27 @@ def _bytes(shown: Shown) -> bytes:
     tensors = {"pixel_values": pictures.pixel_values}
     tensors |= {_BESIDE + name: value for name, value in pictures.beside.items()}
     tensors |= {} if pictures.pixel_rows is None else {"pixel_rows": pictures.pixel_rows}
-    return save({name: value.contiguous() for name, value in tensors.items()}, {"tokens": json.dumps(shown.tokens)})
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    tokens = json.dumps(shown.tokens)
+    return save(tensors, {"tokens": tokens, "checksum": _checksum(tensors, tokens)})
+
+
+def _checksum(tensors: Mapping[str, Tensor], tokens: str) -> str:
+    found = zlib.crc32(tokens.encode())
+    for name in sorted(tensors):
+        found = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().data, found)
+    return str(found)
 
 
 def _read(file: Path) -> Shown | None:
-    """What a file holds; None where there is none, or none that can be read."""
+    """What a file holds; None where there is none, or a damaged one."""
     try:
         with safe_open(file, "pt") as held:
             tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118  # it is no dictionary
-            tokens = json.loads(held.metadata()["tokens"])
+            tokens, checksum = (held.metadata()[name] for name in ("tokens", "checksum"))
+        if checksum != _checksum(tensors, tokens):
+            return None
         beside = {name.removeprefix(_BESIDE): value for name, value in tensors.items() if name.startswith(_BESIDE)}
-        return Shown(Pictures(tensors["pixel_values"], beside, tensors.get("pixel_rows")), tokens)
+        return Shown(Pictures(tensors["pixel_values"], beside, tensors.get("pixel_rows")), json.loads(tokens))
     except (SafetensorError, OSError, LookupError, TypeError, ValueError):
         return None

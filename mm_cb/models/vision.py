@@ -82,9 +82,9 @@ class VisionModel(ChatModel):
         """What the model must be told about the tokens of a batch with pictures."""
         return {}
 
-    def keep_pictures(self, folder: Path) -> None:
+    def keep_pictures(self, folder: Path | str) -> None:
         """Keep prepared pictures in a folder, and take those from there that it holds, see `PictureCache`."""
-        self.picture_cache = PictureCache(folder, self.processor, type(self), self.options)
+        self.picture_cache = PictureCache(Path(folder), type(self), self.processor, self.options)
 
     def grouped(self, rows: Sequence[Sequence[Image]]) -> list[Any]:
         """The pictures of a batch of chats, which all have some, as the image processor wants them."""

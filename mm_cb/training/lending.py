@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from mm_cb.models import ChatModel
+from mm_cb.models import ChatModel, VisionModel
 from mm_cb.training.hidden_states import use_row_attention
 from mm_cb.training.placement import KeptBlocks
 from mm_cb.training.precision import adapter_products
@@ -22,7 +23,9 @@ def language_tower(model: ChatModel) -> Any:
 
 
 @contextmanager
-def lent(model: ChatModel, kept: KeptBlocks, *, recompute: bool, attention: str = "sdpa") -> Iterator[None]:
+def lent(
+    model: ChatModel, kept: KeptBlocks, *, recompute: bool, attention: str = "sdpa", pictures: Path | None = None
+) -> Iterator[None]:
     """Cut a model to what training needs, attending within rows, perhaps recomputing; all of it undone at the end.
 
     Args:
@@ -30,6 +33,7 @@ def lent(model: ChatModel, kept: KeptBlocks, *, recompute: bool, attention: str 
         kept: What is needed of the language tower.
         recompute: Whether blocks are run again in the backward pass.
         attention: As for `use_row_attention`.
+        pictures: Folder of prepared pictures; None = kept nowhere.
     """
     tower, head = language_tower(model), model.base.lm_head
     children = dict(tower.named_children())
@@ -41,9 +45,12 @@ def lent(model: ChatModel, kept: KeptBlocks, *, recompute: bool, attention: str 
         use_row_attention(model, attention)
         if recompute:
             recompute_blocks(model)
+        if pictures is not None and isinstance(model, VisionModel):
+            model.keep_pictures(pictures)
         with adapter_products(model.device, model.base.dtype):
             yield
     finally:
+        vars(model).pop("picture_cache", None)
         model.base.lm_head = head
         for name, child in children.items():
             setattr(tower, name, child)

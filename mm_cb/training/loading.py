@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, get_worker_info
 from mm_cb.core.environment import launched
 from mm_cb.core.errors import UserError
 from mm_cb.data.examples import SETS, Example, PictureError
-from mm_cb.training.batches import Batch, PairCollator, PairedExamples
+from mm_cb.models import ChatModel, VisionModel
+from mm_cb.training.batches import Batch, Batches, PairCollator, PairedExamples
 
 ENOUGH = 4
 """Workers of each process where nobody says how many and the model is on a GPU."""
@@ -79,6 +80,16 @@ def batches_ahead(
         pin_memory=pin,
         multiprocessing_context="fork" if workers else None,
     )
+
+
+def refuse_needless_cache(model: ChatModel, batches: Batches) -> None:
+    """Refuse a folder for prepared pictures where no row has any.
+
+    Raises:
+        UserError: If so.
+    """
+    if batches == "text" or not isinstance(model, VisionModel):
+        raise UserError("`training.picture_cache` is for rows with pictures, which this run has none of; leave it out.")
 
 
 def number_of_workers(wanted: int | None, device: str) -> int:

@@ -14,13 +14,12 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
 from mm_cb.core.environment import launched
-from mm_cb.core.errors import UserError
 from mm_cb.core.files import file_errors
 from mm_cb.core.runs import read_jsonl, write_jsonl
 from mm_cb.data.examples import Example, OnUnreadable, kinds_of
 from mm_cb.data.records import Records, as_examples
 from mm_cb.data.unknown import note_of_unknown
-from mm_cb.models import ChatModel, TextModel, TokenRole, VisionModel, load_model, load_tower
+from mm_cb.models import ChatModel, TextModel, TokenRole, load_model, load_tower
 from mm_cb.models.adapters import check_places, read_tensors
 from mm_cb.models.chat import chat, render_chat
 from mm_cb.models.families import load_processor, read_config, skeleton
@@ -33,7 +32,7 @@ from mm_cb.training.averaging import AverageOfLast
 from mm_cb.training.batches import HELD_OUT, PairCollator, RowPair, drawn
 from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint, refuse_changed, step_of
 from mm_cb.training.lending import language_tower, lent
-from mm_cb.training.loading import number_of_workers
+from mm_cb.training.loading import number_of_workers, refuse_needless_cache
 from mm_cb.training.lora import placed, recipe_lora
 from mm_cb.training.objective import Rerouting
 from mm_cb.training.openings import Openings
@@ -109,8 +108,6 @@ class RRTrainer(ReroutingTrainer):
             _tell_left_out(args, examples)
             base = self._put_on(model, processing_class, recipe_lora(Lora()) if peft_config is None else peft_config)
             _tell_unknown(base, examples)
-            if args.picture_cache is not None and isinstance(base, VisionModel):
-                base.keep_pictures(args.picture_cache)
             attention = language_tower(base).config._attn_implementation
             self._base_weights = fingerprint(base.name) if base.name else ""
             super().__init__(
@@ -206,7 +203,10 @@ class RRTrainer(ReroutingTrainer):
                 save_adapter(self._encoder, self.paths, folder)
 
     def _lent(self) -> AbstractContextManager[None]:
-        return lent(self._encoder, self._kept, recompute=self.settings.recompute, attention=self.settings.attention)
+        how = self.settings
+        return lent(
+            self._encoder, self._kept, recompute=how.recompute, attention=how.attention, pictures=how.picture_cache
+        )
 
     def _put_on(self, model: Any, processing_class: Any, config: LoraConfig) -> ChatModel:
         """The model with a fresh adapter; of a name, no more is loaded than training needs."""
@@ -220,7 +220,9 @@ class RRTrainer(ReroutingTrainer):
             )
         dtype = args.dtype if named else str(whole.base.dtype).removeprefix("torch.")
         refuse_attention(args.attention, _device(args), dtype)
-        _make_cache(args, whole)
+        if args.picture_cache is not None:
+            refuse_needless_cache(whole, args.batches)
+            _make_folder(args.picture_cache)
         self.paths, blocks = placed(whole, config, args.target_layers)
         all_blocks = len(whole.decoder_blocks)
         self._kept = check_targets(args.target_layers, blocks, all_blocks, args.retain_layers, args.retain)
@@ -316,14 +318,6 @@ def _tell_unknown(model: ChatModel, examples: Sequence[Example]) -> None:
     if isinstance(examples, Records) and launched("RANK", 0) == 0:
         if told := note_of_unknown(model.processor.tokenizer, examples.texts(), "rows", "train"):
             warnings.warn(f"{told}.", stacklevel=3)
-
-
-def _make_cache(args: RRConfig, model: ChatModel) -> None:
-    if args.picture_cache is None:
-        return
-    if args.batches == "text" or not isinstance(model, VisionModel):
-        raise UserError("`training.picture_cache` is for rows with pictures, which this run has none of; leave it out.")
-    _make_folder(args.picture_cache)
 
 
 def _checkpoints(args: RRConfig) -> Path:

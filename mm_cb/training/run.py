@@ -109,7 +109,8 @@ def measure_start(plan: TrainingPlan) -> dict[str, float]:
         raise UserError(f"the weights of `{recipe.model}` are not on this machine.")
     check_device(plan)
     with TemporaryDirectory() as folder:
-        return _trainer(recipe, config_of(recipe, Path(folder)), load_examples(recipe)).measure_start()
+        settings = config_of(recipe, Path(folder)).model_copy(update={"picture_cache": None})
+        return _trainer(recipe, settings, load_examples(recipe)).measure_start()
 
 
 def _train(plan: TrainingPlan, out: Path, examples: Sequence[Example], progress: "Progress | None", main: bool) -> None:

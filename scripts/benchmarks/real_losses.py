@@ -14,9 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from _lines import lines_of
+
+from mm_cb.cli.failures import script
 from mm_cb.core.closing import say
 from mm_cb.core.paths import data_path
 from mm_cb.core.progress import Progress
+from mm_cb.core.provenance import hardware
 from mm_cb.core.reading import json_file
 from mm_cb.core.runs import append_jsonl, read_jsonl
 from mm_cb.models import load_model
@@ -36,7 +40,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     options = parser.parse_intermixed_args()
     lines = options.out / "losses.jsonl"
-    done = {(line["loss"], line["seed"]) for line in read_jsonl(lines)} if lines.exists() else set()
+    done = {(line["loss"], line["seed"]) for line in lines_of(lines, fields=options.fields)}
     losses = [loss_entry(name.strip()).name for name in options.losses.split(",")]
     for loss, seed in itertools.product(losses, [int(part) for part in options.seeds.split(",")]):
         if (loss, seed) not in done:
@@ -61,6 +65,7 @@ def breaker(loss: str, seed: int, options: Any) -> dict[str, Any]:
         "fields": options.fields,
         "held_out": {name: measured[-1][name] for name in names},
         "sets": before_and_after(model, asked, MAX_NEW_TOKENS),
+        "machine": hardware(),
         "train_seconds": round(trained, 1),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -78,4 +83,4 @@ def told(line: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

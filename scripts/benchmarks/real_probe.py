@@ -17,12 +17,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from _lines import lines_of
+
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.threats import Threat
+from mm_cb.cli.failures import script
 from mm_cb.core.closing import say
 from mm_cb.core.paths import data_path
 from mm_cb.core.progress import Progress
+from mm_cb.core.provenance import hardware
 from mm_cb.core.reading import json_file
 from mm_cb.core.runs import append_jsonl, read_jsonl
 from mm_cb.data.behaviors_file import Behavior
@@ -49,7 +53,8 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=16)
     options = parser.parse_args()
     lines, kinds = options.out / "probes.jsonl", options.kinds.split(",")
-    done = {(line["subject"], line["kind"]) for line in read_jsonl(lines)} if lines.exists() else set()
+    asked = {"steps": options.steps, "candidates": options.candidates}
+    done = {(line["subject"], line["kind"]) for line in lines_of(lines, **asked)}
     for kind, adapter in itertools.product(kinds, (None, options.adapter)):
         name = "base+probe" if adapter is None else "rr+probe"
         if (name, kind) not in done:
@@ -90,6 +95,7 @@ def measured(name: str, kind: Any, adapter: Path | None, attacked: int, options:
         "attacked": attacked,
         "steps": options.steps,
         "candidates": options.candidates,
+        "machine": hardware(),
     }
 
 
@@ -119,4 +125,4 @@ def outcome_of(subject: Subject, refusal: str) -> Callable[[Behavior, str], str]
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -18,13 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _lines import lines_of
 
 from mm_cb.attacks.config import AttackConfig
 from mm_cb.attacks.registry import attack_entry
 from mm_cb.attacks.runner import attack_behaviors
 from mm_cb.attacks.threats import Threat
+from mm_cb.cli.failures import script
 from mm_cb.core.closing import say
+from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
+from mm_cb.core.provenance import hardware
 from mm_cb.core.runs import append_jsonl, read_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.inference.questions import ask
@@ -57,13 +61,16 @@ def main() -> None:
     parser.add_argument("--data", choices=DATA, default="whole")
     parser.add_argument("--attack", default="pgd_homotopy=900,pgd_facts=300", metavar="NAME=STEPS,...")
     options = parser.parse_intermixed_args()
-    behaviors = requests(options.requests, options.out)
+    load_recipe(NAME, options.fields)
+    attacks = [("no_attack", 1), *(attack_of(part) for part in options.attack.split(","))]
     cells = options.out / "breakers.jsonl"
-    done = {(line["seed"], line["threads"]) for line in read_jsonl(cells)} if cells.exists() else set()
-    seeds, threads = ([int(part) for part in given.split(",")] for given in (options.seeds, options.threads))
+    asked = {"fields": options.fields, "requests": options.requests, "data": options.data, "steps": options.attack}
+    done = {(line["seed"], line["threads"]) for line in lines_of(cells, **asked)}
+    seeds, threads = (list(map(number, given.split(","))) for given in (options.seeds, options.threads))
+    behaviors = requests(options.requests, options.out)
     for key in itertools.product(seeds, threads):
         if key not in done:
-            append_jsonl(cells, breaker(*key, options, behaviors))
+            append_jsonl(cells, breaker(*key, options, attacks, behaviors))
             say(str(read_jsonl(cells)[-1]))
     print(table(read_jsonl(cells)))
 
@@ -75,7 +82,24 @@ def requests(name: str, out: Path) -> list[Behavior]:
     return given if len(given) == 24 else [*given[:6], *given[24:30], *given[36:]]
 
 
-def breaker(seed: int, threads: int, options: Any, behaviors: list[Behavior]) -> dict[str, Any]:
+def number(text: str) -> int:
+    """A seed, or a number of threads."""
+    if not text.strip().isdecimal():
+        raise UserError(f"--seeds and --threads must be whole numbers with commas between, got {text!r}.")
+    return int(text)
+
+
+def attack_of(text: str) -> tuple[str, int]:
+    """Name and steps of a ``NAME=STEPS``."""
+    name, _, steps = text.partition("=")
+    if not steps.isdecimal():
+        raise UserError(f"--attack must be NAME=STEPS with commas between, got {text!r}.")
+    return attack_entry(name).name, int(steps)
+
+
+def breaker(
+    seed: int, threads: int, options: Any, attacks: list[tuple[str, int]], behaviors: list[Behavior]
+) -> dict[str, Any]:
     """Train one, attack it and ask it: a line of the file."""
     out = options.out / f"seed{seed}-threads{threads}"
     torch.set_num_threads(threads)
@@ -87,9 +111,9 @@ def breaker(seed: int, threads: int, options: Any, behaviors: list[Behavior]) ->
         trained = time.monotonic() - started
         subject = Subject("rr", load_model(NAME, adapter=adapter), adapted=True)
         attacked, broken = {}, dict[str, set[str]]()
-        for name, steps in [("no_attack", "1"), *(part.split("=") for part in options.attack.split(","))]:
+        for name, steps in attacks:
             how = AttackConfig(
-                name, Threat("linf", 32), int(steps), 1, 0, batch=24, artefacts=False, checkpoint_seconds=None
+                name, Threat("linf", 32), steps, 1, 0, batch=24, artefacts=False, checkpoint_seconds=None
             )
             items = attack_behaviors(subject, behaviors, how, out / "attacks", judge_behavior, progress)
             attacked[name] = {o: sum(item["outcome"] == o for item in items) for o in ("harmful", "gibberish")}
@@ -114,6 +138,7 @@ def breaker(seed: int, threads: int, options: Any, behaviors: list[Behavior]) ->
         "worst": worst(broken),
         "kept": kept,
         "cosine": cosines(subject),
+        "machine": hardware(),
         "train_seconds": round(trained, 1),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -166,4 +191,4 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def full_disk(monkeypatch):
 
 
 # files
+
+
+def test_many_writers_of_one_file_leave_one_of_their_contents_and_nothing_else(tmp_path):
+    contents = [bytes([number]) * 50_000 for number in range(16)]
+    with ThreadPoolExecutor(8) as pool:  # one process, so one pid, as two containers have
+        list(pool.map(lambda content: write_bytes(tmp_path / "file", content), contents * 4))
+    assert (tmp_path / "file").read_bytes() in contents and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_file_is_old_or_new_and_nothing_else_remains(tmp_path, monkeypatch):

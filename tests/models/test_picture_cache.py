@@ -1,11 +1,12 @@
 """Prepared pictures that are kept: the same inputs as without, and nothing prepared twice."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from mm_cb.core.errors import UserError
 from mm_cb.models.chat import chat
 from tests.models.tiny import KINDS, tiny
 
@@ -59,41 +60,94 @@ def whole_of(kind, chats, rows):
     return tiny(kind).encode_chats(chats, rows)
 
 
+def prepare_once(model, folder, pictures=ROWS[0]):
+    """Encode a chat with a cache, as without, and count the files of the folder."""
+    asked = [chat("a", images=len(pictures), completion="b")]
+    model.picture_cache = None
+    whole = model.encode_chats(asked, [pictures])
+    model.keep_pictures(str(folder))
+    assert same(model.encode_chats(asked, [pictures]), whole)
+    return len(list(folder.iterdir()))
+
+
 def test_another_picture_setting_or_version_is_prepared_anew(tmp_path, monkeypatch):
     model = tiny("llava_next")
-    model.keep_pictures(tmp_path)
-    asked = [chat("a", images=1)]
-    model.encode_chats(asked, [ROWS[0]])
-    model.encode_chats(asked, [pictures((64, 96), seed=5)])
-    assert len(list(tmp_path.iterdir())) == 2
+    assert [prepare_once(model, tmp_path, some) for some in (ROWS[0], pictures((64, 96), seed=5))] == [1, 2]
 
-    first = model.encode_chats(asked, [ROWS[0]])
-    model.processor.image_processor.image_mean = [0.1, 0.2, 0.3]
-    model.keep_pictures(tmp_path)
-    assert not torch.equal(model.encode_chats(asked, [ROWS[0]]).pixel_values, first.pixel_values)
-    assert len(list(tmp_path.iterdir())) == 3
+    images = model.processor.image_processor
+    images.image_mean = [0.1, 0.2, 0.3]
+    assert prepare_once(model, tmp_path) == 3
+    images.image_mean = [0.4, 0.2, 0.3]  # the folder is in use
+    kept = model.encode_chats(CHATS[:1], ROWS[:1])
+    model.picture_cache = None
+    assert same(kept, model.encode_chats(CHATS[:1], ROWS[:1])) and len(list(tmp_path.iterdir())) == 4
 
     monkeypatch.setattr("mm_cb.models.picture_cache.package_versions", lambda: {"transformers": "6"})
-    model.keep_pictures(tmp_path)
-    model.encode_chats(asked, [ROWS[0]])
-    assert len(list(tmp_path.iterdir())) == 4
+    assert prepare_once(model, tmp_path) == 5
 
 
-@pytest.mark.parametrize("content", [b"", b"no tensors", b"half"])
-def test_a_damaged_file_is_made_again(tmp_path, content):
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_token_for_pictures_is_not_taken_for_the_first(kind, tmp_path):
+    model = tiny(kind)
+    assert prepare_once(model, tmp_path) == 1
+    tokens = {name for name, value in vars(model.processor).items() if "token" in name and isinstance(value, str)}
+    for number, name in enumerate(sorted(tokens), 2):
+        held = getattr(model.processor, name)
+        setattr(model.processor, name, "</s>")
+        model.keep_pictures(tmp_path)
+        model._pictures(ROWS[:1])
+        assert len(list(tmp_path.iterdir())) == number
+        setattr(model.processor, name, held)
+
+
+FAMILY = """
+from mm_cb.models.llava import LlavaModel
+
+
+class Mine(LlavaModel):
+    def pixels(self, made):
+        return {times} * made["pixel_values"]
+"""
+
+
+def test_an_edited_family_takes_nothing_of_what_it_was(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    plain, folder = tiny("llava"), tmp_path / "kept"
+    for number, times in enumerate((1, 2), 1):
+        (tmp_path / f"edited{number}.py").write_text(FAMILY.format(times=times))
+        mine = importlib.import_module(f"edited{number}").Mine
+        mine.__module__, mine.__qualname__ = f"edited{number}", "Mine"
+        assert prepare_once(mine(plain.model, plain.processor), folder) == number
+    typed: dict = {}
+    exec(FAMILY.format(times=3), typed)  # no source to look at
+    assert [prepare_once(typed["Mine"](plain.model, plain.processor), folder) for _ in range(2)] == [3, 4]
+
+
+@pytest.mark.parametrize("damage", ["empty", "no tensors", "half", "bits"])
+def test_a_damaged_file_is_made_again(tmp_path, damage, nothing_prepared):
     model = tiny("qwen2_vl")
     model.keep_pictures(tmp_path)
     whole = model.encode_chats(CHATS[:1], ROWS[:1])
     (file,) = tmp_path.iterdir()
     good = file.read_bytes()
-    file.write_bytes(good[: len(good) // 2] if content == b"half" else content)
+    turned = bytes([good[-9] ^ 1])
+    bad = {
+        "empty": b"",
+        "no tensors": b"x" * 99,
+        "half": good[: len(good) // 2],
+        "bits": good[:-9] + turned + good[-8:],
+    }
+    file.write_bytes(bad[damage])
     assert same(model.encode_chats(CHATS[:1], ROWS[:1]), whole)
-    assert file.read_bytes() == good
+    nothing_prepared(model)
+    assert same(model.encode_chats(CHATS[:1], ROWS[:1]), whole)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_where_nothing_can_be_written_one_warning_says_so(tmp_path):
     (tmp_path / "file").touch()
     model = tiny("llava")
+    whole = model.encode_chats(CHATS, ROWS)
     model.keep_pictures(tmp_path / "file")
-    with pytest.raises(UserError, match=r"file/.*safetensors` must be writable"):
-        model.encode_chats(CHATS[:1], ROWS[:1])
+    with pytest.warns(UserWarning, match=r"no longer kept: `.*/file/.*safetensors` must be writable") as warned:
+        assert same(model.encode_chats(CHATS, ROWS), whole)
+    assert len(warned) == 1

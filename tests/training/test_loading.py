@@ -5,16 +5,19 @@ import signal
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import Tensor
 
+from mm_cb import RRConfig, RRTrainer
 from mm_cb.core.errors import UserError
 from mm_cb.core.runs import RunDirectory, read_run
 from mm_cb.training import loading
 from mm_cb.training.batches import PairCollator, PairedExamples
 from mm_cb.training.loading import batches_ahead, number_of_workers
+from mm_cb.training.planning.plan import make_plan
 from mm_cb.training.recipes.recipe import load_recipe
-from mm_cb.training.run import train
-from tests.tiny_llava import tiny_llava
+from mm_cb.training.run import measure_start, train
+from tests.tiny_llava import picture, tiny_llava
 from tests.training.test_run import OPTIONS, Stop, StoppingProgress, adapter_bytes, damaged_rows
 
 MASKS = {"text": "user_and_assistant", "multimodal": "after_image"}
@@ -75,14 +78,29 @@ def test_a_stopped_run_goes_on_with_pictures_kept_or_not(recipe, examples, tmp_p
 
 def test_a_cache_of_pictures_without_rows_with_pictures_is_refused(recipe, examples, tmp_path):
     given = [f"training.picture_cache={tmp_path / 'kept'}", "batches=text"]
-    with pytest.raises(UserError, match=r"picture_cache` is for rows with pictures.*leave it out"):
-        train(recipe(0, *given), tmp_path / "run", examples)
+    for ask in (make_plan, lambda asked: train(asked, tmp_path / "run", examples)):
+        with pytest.raises(UserError, match=r"picture_cache` is for rows with pictures.*leave it out"):
+            ask(recipe(0, *given))
     assert not (tmp_path / "kept").exists()
 
 
-def test_a_cache_that_is_no_path_is_refused_in_plain_words(recipe):
-    with pytest.raises(UserError, match=r"`training.picture_cache`: a path is expected, got 5\."):
-        recipe(0, "training.picture_cache=5")
+def test_a_dry_run_and_a_lent_model_keep_nothing(recipe, examples, tmp_path, monkeypatch):
+    monkeypatch.setattr("mm_cb.training.run.load_examples", lambda recipe: examples)
+    measure_start(make_plan(recipe(0, f"training.picture_cache={tmp_path / 'kept'}")))
+    assert not (tmp_path / "kept").exists()
+    small = {"max_steps": 2, "batch_size": 2, "held_out": 0, "target_layers": [2], "picture_cache": tmp_path / "kept"}
+    config = RRConfig(output_dir=tmp_path / "run", device="cpu", **small)
+    trainer = RRTrainer(tiny_llava(blocks=4), config, examples, peft_config=LoraConfig(layers_to_transform=[1]))
+    trainer.train()
+    kept = len(list((tmp_path / "kept").iterdir()))
+    trainer._encoder.encode(["a"], [picture(99)])
+    assert len(list((tmp_path / "kept").iterdir())) == kept > 0
+
+
+@pytest.mark.parametrize(("given", "got"), [("5", "5"), ('""', "''"), ("~/kept", "'~/kept'")])
+def test_a_cache_that_is_no_path_is_refused_in_plain_words(recipe, given, got):
+    with pytest.raises(UserError, match=rf"`training.picture_cache`: a path is expected(, without `~`)?, got {got}\."):
+        recipe(0, f"training.picture_cache={given}")
 
 
 def test_a_cache_that_is_no_folder_is_refused_before_the_model_is_read(recipe, examples, tmp_path, monkeypatch):

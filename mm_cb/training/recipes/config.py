@@ -71,6 +71,12 @@ def _number(value: Any) -> Any:
     return number
 
 
+def _written_out(path: Any) -> Any:
+    if path == "" or str(path).startswith("~"):
+        raise ValueError("a path is expected, without `~`")
+    return path
+
+
 Block = Annotated[int, Within("block")]
 Layer = Annotated[int, Within("layer")]
 
@@ -312,7 +318,7 @@ class Training(_Section):
 
     null = none on a CPU, else 4 or what cores and shared memory allow.
     """
-    picture_cache: Path | None = None
+    picture_cache: Annotated[Path, BeforeValidator(_written_out)] | None = None
     """Folder of prepared pictures that runs share: time and disk, not the mathematics; null = kept nowhere."""
     report_to: list[str] = []
     """Trackers of transformers (``tensorboard``, ``wandb``, ``trackio``, ...); ``metrics.jsonl`` is always written."""
