@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,6 @@ from PIL.Image import Image
 
 from mm_cb.attacks.objectives.form import FormObjective
 from mm_cb.attacks.objectives.target import encode
-from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import FORM, GAP, HARMLESS, Behavior
 from mm_cb.inference.cached_chunks import chunks
 from mm_cb.inference.subjects import Subject
@@ -37,8 +37,9 @@ class FoundFormObjective(FormObjective):
     ) -> None:
         """Ask, and write each form behind its opening.
 
-        Raises:
-            UserError: If the answers to a behaviour's harmless requests have no form in common.
+        Warns:
+            UserWarning: If the answers to a behaviour's harmless requests have no form in common, as those of a model
+                that a breaker broke: one word of any stands for it.
         """
         heard: dict[tuple[str, ...], list[str]] = {}
         told = []
@@ -65,10 +66,12 @@ def _with_form(subject: Subject, behavior: Behavior, heard: Sequence[str], refus
     """The behaviour as if a file had told the form and the words."""
     text = _common([answer.partition(behavior.target[-1])[2].strip() for answer in heard])
     if text is None:
-        raise UserError(
-            f"{behavior.named}: two or more answers to its `{HARMLESS}` requests must hold `{behavior.target[-1]}`, "
-            "the end of its target, and go on alike but for some words, and do not; name requests that it answers "
-            "as the target begins."
+        text = GAP
+        warnings.warn(
+            f"{behavior.named}: no two answers to its `{HARMLESS}` requests hold `{behavior.target[-1]}`, the end of "
+            "its target, and go on alike but for some words: no form was found, and one word is asked for in its "
+            "place; name requests that the model answers as the target begins.",
+            stacklevel=3,
         )
     said = " ".join([*heard, *refused, *behavior.harmless, behavior.prompt, behavior.target, text]).lower()
     form = {"text": text, "words": _others(subject, behavior, text, {*_PIECES.findall(said)})}

@@ -6,7 +6,6 @@ import torch
 
 from mm_cb.attacks.objectives.form import FormObjective
 from mm_cb.attacks.objectives.found_form import FoundFormObjective, _answers, _common, _with_form
-from mm_cb.core.errors import UserError
 from mm_cb.data.behaviors_file import GAP, read_behaviors
 from mm_cb.miniature.language import FORBIDDEN_WORDS, FORM, harmless_requests, words
 from tests.attacks.objectives.conftest import pixels_of
@@ -73,7 +72,8 @@ def test_a_form_is_what_the_answers_of_the_commonest_length_share(texts, form):
     assert _common(texts) == form
 
 
-def test_requests_whose_answers_have_no_form_in_common_are_refused_by_name(breaker, canvases):
+def test_where_answers_have_no_form_in_common_one_word_is_asked_for_and_a_warning_says_so(breaker, canvases):
     lost = replace(UNTOLD[0], extra={"harmless": ["spell the word tea.", "spell the word ink."]})
-    with pytest.raises(UserError, match=f"{lost.id}.*`harmless` requests must hold `:`"):
-        FoundFormObjective(breaker, [lost], canvases[:1])
+    with pytest.warns(UserWarning, match=f"{lost.id}.*no two answers to its `harmless` requests hold `:`"):
+        objective = FoundFormObjective(breaker, [lost], canvases[:1])
+    assert objective(pixels_of(canvases[:1])).isfinite().all() and objective.gaps.sum() == 1
