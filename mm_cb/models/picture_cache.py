@@ -4,10 +4,7 @@ A file holds the pictures of one chat: some families show those of a chat with s
 """
 
 import hashlib
-import inspect
 import json
-import sys
-import uuid
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -27,29 +24,22 @@ from mm_cb.models.inputs import Pictures, Shown
 
 _BESIDE = "beside."
 _PLAIN = (str, int, float, bool, list, tuple, dict, type(None))
+_CODE = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+"""Of all families, as they were when they were imported."""
 
 
 class PictureCache:
     """A folder of prepared pictures, one safetensors file for the pictures of a chat.
 
     A file's name is the SHA-256 of the decoded pictures, of the settings of the processor and its image processor, of
-    the family's source, and of the versions of the packages: another picture, another setting or other code is another
-    file. Processes and machines may share a folder. A file that is damaged is made again. Where one cannot be written,
-    a warning says so, and nothing more is kept.
+    the families' code, and of the versions of the packages: another picture, setting or version is another file.
+    Processes and machines may share a folder. A file that is damaged is made again. Where one cannot be written, a
+    warning says so, and nothing more is kept.
     """
 
-    def __init__(self, folder: Path, family: type, processor: Any, options: Mapping[str, object]) -> None:
-        """Keep pictures in a folder.
-
-        Args:
-            folder: Made when the first are kept.
-            family: The model's class, whose code says what of the processor's output is shown.
-            processor: The model's.
-            options: What its image processor is called with beside pictures.
-        """
-        self._folder, self._processor, self._writes = folder, processor, True
-        self._code = [_source(one) for one in family.__mro__ if one is not object]
-        self._options = dict(options)
+    def __init__(self, folder: Path, model: Any) -> None:
+        """Keep pictures in a folder, made when the first are kept; the model is a `VisionModel` that comes with us."""
+        self._folder, self._model, self._writes = folder, model, True
 
     def shown(self, pictures: Sequence[Image], prepare: Callable[[], Shown]) -> Shown:
         """The pictures of one chat as the model takes them: those of the folder, or ``prepare``'s, which are then kept.
@@ -66,26 +56,21 @@ class PictureCache:
                 write_bytes(file, _bytes(made))
         except UserError as error:
             self._writes = False
-            warnings.warn(f"prepared pictures are no longer kept: {error}", stacklevel=2)
+            why = getattr(error.__cause__, "strerror", None) or error
+            told = f"prepared pictures are no longer kept in `{self._folder}` ({why}); the run goes on without."
+            warnings.warn(told, stacklevel=2)
         return made
 
     def _name(self, pictures: Sequence[Image]) -> str:
-        processor, images = self._processor, self._processor.image_processor
-        plain = {name: value for name, value in vars(processor).items() if isinstance(value, _PLAIN)}
-        by = [type(processor), plain, type(images), images.to_dict(), self._options, self._code, package_versions()]
-        digest = hashlib.sha256(json.dumps(by, sort_keys=True, default=str).encode())
+        processor, images = self._model.processor, self._model.processor.image_processor
+        settings = {name: value for name, value in vars(processor).items() if isinstance(value, _PLAIN)}
+        decides = [type(self._model), type(processor), settings, type(images), images.to_dict(), self._model.options]
+        told = json.dumps([*decides, _CODE, package_versions()], sort_keys=True, default=str)
+        digest = hashlib.sha256(told.encode())
         for picture in pictures:
             digest.update(f"{picture.mode} {picture.size}".encode())
             digest.update(picture.tobytes())
         return digest.hexdigest()
-
-
-def _source(family: type) -> str:
-    """Hash of the module that holds a class; of one without source something new, so that nothing is taken for its."""
-    try:
-        return hashlib.sha256(inspect.getsource(sys.modules[family.__module__]).encode()).hexdigest()
-    except (OSError, TypeError, KeyError):
-        return uuid.uuid4().hex
 
 
 def _bytes(shown: Shown) -> bytes:
@@ -93,7 +78,7 @@ def _bytes(shown: Shown) -> bytes:
     tensors = {"pixel_values": pictures.pixel_values}
     tensors |= {_BESIDE + name: value for name, value in pictures.beside.items()}
     tensors |= {} if pictures.pixel_rows is None else {"pixel_rows": pictures.pixel_rows}
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     tokens = json.dumps(shown.tokens)
     return save(tensors, {"tokens": tokens, "checksum": _checksum(tensors, tokens)})
 

@@ -83,8 +83,27 @@ class VisionModel(ChatModel):
         return {}
 
     def keep_pictures(self, folder: Path | str) -> None:
-        """Keep prepared pictures in a folder, and take those from there that it holds, see `PictureCache`."""
-        self.picture_cache = PictureCache(Path(folder), type(self), self.processor, self.options)
+        """Keep prepared pictures in a folder, and take those from there that it holds, see `PictureCache`.
+
+        Raises:
+            UserError: As `refuse_own_code`.
+        """
+        self.refuse_own_code()
+        self.picture_cache = PictureCache(Path(folder), self)
+
+    def refuse_own_code(self) -> None:
+        """Refuse to keep prepared pictures of somebody's own family or processor: no file's name tells of an edit.
+
+        Raises:
+            UserError: If it is one.
+        """
+        images = getattr(self.processor, "image_processor", None)
+        for one, home in ((self, "mm_cb"), (self.processor, "transformers"), (images, "transformers")):
+            if one is not None and type(one).__module__.partition(".")[0] != home:
+                raise UserError(
+                    f"prepared pictures are kept for families of mm-cb and processors of transformers, not for "
+                    f"`{type(one).__name__}`, whose code may change: leave out `picture_cache`."
+                )
 
     def grouped(self, rows: Sequence[Sequence[Image]]) -> list[Any]:
         """The pictures of a batch of chats, which all have some, as the image processor wants them."""

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
@@ -82,14 +83,18 @@ def batches_ahead(
     )
 
 
-def refuse_needless_cache(model: ChatModel, batches: Batches) -> None:
-    """Refuse a folder for prepared pictures where no row has any.
+def refuse_cache(folder: Path, model: ChatModel, batches: Batches) -> None:
+    """Refuse to keep prepared pictures where no row has any, in what cannot be a folder, or of a user's own family.
 
     Raises:
         UserError: If so.
     """
+    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not place.is_dir():
+        raise UserError(f"`training.picture_cache` must be a folder, `{place}` is a file.")
     if batches == "text" or not isinstance(model, VisionModel):
         raise UserError("`training.picture_cache` is for rows with pictures, which this run has none of; leave it out.")
+    model.refuse_own_code()
 
 
 def number_of_workers(wanted: int | None, device: str) -> int:

@@ -32,7 +32,7 @@ from mm_cb.training.averaging import AverageOfLast
 from mm_cb.training.batches import HELD_OUT, PairCollator, RowPair, drawn
 from mm_cb.training.checkpoints import KeepLastComplete, last_checkpoint, refuse_changed, step_of
 from mm_cb.training.lending import language_tower, lent
-from mm_cb.training.loading import number_of_workers, refuse_needless_cache
+from mm_cb.training.loading import number_of_workers, refuse_cache
 from mm_cb.training.lora import placed, recipe_lora
 from mm_cb.training.objective import Rerouting
 from mm_cb.training.openings import Openings
@@ -221,7 +221,7 @@ class RRTrainer(ReroutingTrainer):
         dtype = args.dtype if named else str(whole.base.dtype).removeprefix("torch.")
         refuse_attention(args.attention, _device(args), dtype)
         if args.picture_cache is not None:
-            refuse_needless_cache(whole, args.batches)
+            refuse_cache(args.picture_cache, whole, args.batches)
             _make_folder(args.picture_cache)
         self.paths, blocks = placed(whole, config, args.target_layers)
         all_blocks = len(whole.decoder_blocks)

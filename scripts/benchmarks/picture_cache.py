@@ -22,6 +22,7 @@ from mm_cb.core.files import write_json
 from mm_cb.core.provenance import hardware, package_versions
 from mm_cb.data.pictures import open_picture
 from mm_cb.models.llava_next import LlavaNextModel
+from mm_cb.models.picture_cache import PictureCache
 
 SIDE = 336
 GRIDS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [3 * SIDE, SIDE], [SIDE, 3 * SIDE]]
@@ -53,7 +54,7 @@ def row(size: tuple[int, int], repeats: int) -> dict[str, Any]:
     file = jpeg(*size)
     plain, kept = seeing(), seeing()
     with TemporaryDirectory() as folder:
-        kept.keep_pictures(Path(folder))
+        kept.picture_cache = PictureCache(Path(folder), kept)
         prepare = {name: partial(prepared, model, file) for name, model in (("prepared", plain), ("kept", kept))}
         prepare["kept"]()
         (held,) = Path(folder).iterdir()

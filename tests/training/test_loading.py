@@ -97,7 +97,7 @@ def test_a_dry_run_and_a_lent_model_keep_nothing(recipe, examples, tmp_path, mon
     assert len(list((tmp_path / "kept").iterdir())) == kept > 0
 
 
-@pytest.mark.parametrize(("given", "got"), [("5", "5"), ('""', "''"), ("~/kept", "'~/kept'")])
+@pytest.mark.parametrize(("given", "got"), [("5", "5"), ('""', "''"), ('" "', "' '"), ("~/kept", "'~/kept'")])
 def test_a_cache_that_is_no_path_is_refused_in_plain_words(recipe, given, got):
     with pytest.raises(UserError, match=rf"`training.picture_cache`: a path is expected(, without `~`)?, got {got}\."):
         recipe(0, f"training.picture_cache={given}")
@@ -106,8 +106,10 @@ def test_a_cache_that_is_no_path_is_refused_in_plain_words(recipe, given, got):
 def test_a_cache_that_is_no_folder_is_refused_before_the_model_is_read(recipe, examples, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr("mm_cb.training.rr_trainer.load_tower", None)
-    with pytest.raises(UserError, match=r"`.*/file` must be writable"):
-        train(recipe(0, f"training.picture_cache={tmp_path / 'file'}"), tmp_path / "run", examples)
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        for ask in (make_plan, lambda asked: train(asked, tmp_path / "run", examples)):
+            with pytest.raises(UserError, match=r"`training.picture_cache` must be a folder, `.*/file` is a file"):
+                ask(recipe(0, f"training.picture_cache={folder}"))
 
 
 def test_batches_are_made_in_workers_and_are_the_same(examples, monkeypatch):

@@ -12,7 +12,7 @@ from mm_cb.models.cache import model_folder
 from mm_cb.models.families import load_processor, read_config, skeleton
 from mm_cb.models.known import known_config
 from mm_cb.models.loading import refuse_attention
-from mm_cb.training.loading import refuse_needless_cache
+from mm_cb.training.loading import refuse_cache
 from mm_cb.training.placement import KeptBlocks, adapter_size, check_targets, lora_paths
 from mm_cb.training.planning.memory import Memory, estimate
 
@@ -119,7 +119,7 @@ def make_plan(recipe: "Recipe") -> TrainingPlan:
     except ValueError as error:
         raise UserError(f"recipe `{recipe.name}`: {error}") from error
     if recipe.training.picture_cache is not None:
-        refuse_needless_cache(model, recipe.batches)
+        refuse_cache(recipe.training.picture_cache, model, recipe.batches)
     parameters = adapter_size(model, paths, recipe.lora.r)
     return TrainingPlan(recipe, model, paths, kept, parameters, published, longest_row(model, recipe))
 

@@ -72,7 +72,7 @@ def _number(value: Any) -> Any:
 
 
 def _written_out(path: Any) -> Any:
-    if path == "" or str(path).startswith("~"):
+    if not str(path).strip() or str(path).startswith("~"):
         raise ValueError("a path is expected, without `~`")
     return path
 
