@@ -62,7 +62,7 @@ def losses(options: argparse.Namespace) -> None:
     if options.losses:
         found["miniature"] = breakers(options.losses, "loss", loss_names())
     if options.data:
-        found["data"] = breakers(options.data, "rows", ("no_refusals", "requests_kept"))
+        found["data"] = breakers(options.data, "rows", ("whole", "requests_kept", "no_refusals"))
     if options.real:
         if not options.real.is_file():
             raise UserError(f"--real must be the lines of real_losses.py, got no `{options.real}`.")

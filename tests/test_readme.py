@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mm_cb.attacks.registry import attack_entry, chosen_attacks
 from mm_cb.metrics.statistics import mcnemar_exact, wilson_interval
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -457,30 +458,33 @@ def test_what_is_had_by_the_form_alone_is_measured():
 
 @pytest.mark.parametrize("line", json.loads((RESULTS / "losses.json").read_text(encoding="utf-8"))["miniature"])
 def test_every_number_of_the_losses_is_a_measured_one(line):
-    kept, attacks = line["kept"].values(), ("pgd", "pgd_homotopy", "pgd_facts")
+    kept, attacks = line["kept"].values(), ("pgd", "pgd_homotopy", "pgd_facts", "pgd_form_found")
     assert cells("docs/miniature.md", f"`{line['loss']}` | {line['seed']} |") == [
         str(line["seed"]),
+        *(str(line["worst"][name]) for name in ("all", "opening")),
         *(str(line["attacks"][name]["harmful"]) for name in attacks),
         f"{sum(one['right'] for one in kept):.0f}",
         str(sum(one["broken"] for one in kept)),
         f"{line['cosine']['held_out_kind'][4]:.2f}",
     ]
     assert sum(one["n"] for one in kept) == 1440 and line["n"] == 24
+    counted = [name for name in chosen_attacks("all", adapted=True) if attack_entry(name).in_worst_case]
+    assert {*counted} == line["attacks"].keys() - {"no_attack"} and len(counted) == 11
+    assert max(line["attacks"][name]["harmful"] for name in counted) <= line["worst"]["all"] <= 24
 
 
 ROWS = {"whole": "as they are", "requests_kept": "no request removed", "no_refusals": "no refusals retained"}
 
 
 def by_rows():
-    """The breakers of the data ablation, those of whole rows from the table of losses."""
-    found = json.loads((RESULTS / "losses.json").read_text(encoding="utf-8"))
-    return [line for line in found["miniature"] if line["loss"] == "rr"] + found["data"]
+    """The breakers of the data ablation."""
+    return json.loads((RESULTS / "losses.json").read_text(encoding="utf-8"))["data"]
 
 
-@pytest.mark.parametrize("line", by_rows(), ids=lambda line: f"{line.get('rows', 'whole')}-{line['seed']}")
+@pytest.mark.parametrize("line", by_rows(), ids=lambda line: f"{line['rows']}-{line['seed']}")
 def test_every_number_of_the_data_ablation_is_a_measured_one(line):
     kept, attacks = line["kept"].values(), ("pgd", "pgd_homotopy", "pgd_facts")
-    assert cells("docs/miniature.md", f"{ROWS[line.get('rows', 'whole')]} | {line['seed']} |") == [
+    assert cells("docs/miniature.md", f"{ROWS[line['rows']]} | {line['seed']} |") == [
         str(line["seed"]),
         str(line["attacks"]["no_attack"]["gibberish"]),
         *(str(line["attacks"][name]["harmful"]) for name in attacks),
@@ -491,35 +495,51 @@ def test_every_number_of_the_data_ablation_is_a_measured_one(line):
 
 
 def test_what_losses_and_rows_come_to_is_the_sum_of_their_breakers():
-    found = json.loads((RESULTS / "losses.json").read_text(encoding="utf-8"))
+    found, page = json.loads((RESULTS / "losses.json").read_text(encoding="utf-8")), said("docs/miniature.md")
 
-    def total(part, key, name, attack):
-        own = [line["attacks"][attack]["harmful"] for line in found[part] if line[key] == name]
-        assert len(own) == 3
-        return sum(own)
+    def own(part, key, name):
+        lines = [line for line in found[part] if line[key] == name]
+        assert [line["seed"] for line in lines] == [0, 1, 2]
+        return lines
 
-    dialled, facts = (
-        [total("miniature", "loss", name, attack) for name in ("triplet", "rr")]
-        for attack in ("pgd_homotopy", "pgd_facts")
+    def worst(name, given):
+        return sum(line["worst"][given] for line in own("miniature", "loss", name))
+
+    rr, rand, triplet = (worst(name, "all") for name in ("rr", "rand_p", "triplet"))
+    assert f"RR falls in {rr} of 72, RandP in {rand}, triplet in {triplet}." in page
+    rr, rand, triplet = (worst(name, "opening") for name in ("rr", "rand_p", "triplet"))
+    assert f"triplet fell in {triplet} of 72, RR in {rr} and RandP in {rand}, nearly all by the form" in page
+    form = [line["attacks"]["pgd_form_found"]["harmful"] for name in LIVE for line in own("miniature", "loss", name)]
+    assert sum(form) >= 0.9 * (rr + rand + triplet)
+    pgd = [[line["attacks"]["pgd"]["harmful"] for line in own("miniature", "loss", name)] for name in LIVE]
+    assert f"plain PGD broke {', '.join(map(str, pgd[0]))} of 24 of RR and none of the other two" in page
+    assert pgd[1:] == [[0, 0, 0]] * 2
+
+    def total(rows, attack):
+        return sum(line["attacks"][attack]["harmful"] for line in own("data", "rows", rows))
+
+    (without, of_few), (facts, of_whole) = (
+        (total(rows, "pgd_facts"), total(rows, "pgd")) for rows in ("no_refusals", "whole")
     )
-    told = f"dialled up {dialled[0]} of 72 against {dialled[1]}, by bare facts {facts[0]} against {facts[1]}"
-    assert told in said("docs/miniature.md")
-    without = total("data", "rows", "no_refusals", "pgd_facts")
-    pgd = total("data", "rows", "no_refusals", "pgd"), total("miniature", "loss", "rr", "pgd")
-    told = f"bare facts broke fewer then, {without} of 72 against {facts[1]}, PGD a few, {pgd[0]} against {pgd[1]}"
-    assert told in said("docs/miniature.md")
+    assert (
+        f"bare facts broke fewer then, {without} of 72 against {facts}, PGD a few, {of_few} against {of_whole}" in page
+    )
+    assert f"in the table above, into one of three too, {max(pgd[0])} of 24" in page and sorted(pgd[0])[1] == 0
+
+
+LIVE = ("rr", "rand_p", "triplet")
 
 
 def test_what_the_rows_lack_is_said_as_it_was_measured():
     from mm_cb.miniature.data import REFUSAL_SHARE
 
     assert f"where {100 * REFUSAL_SHARE:.0f} % of its rows are some" in said("docs/miniature.md")
-    pgd = [line["attacks"]["pgd"]["harmful"] for line in by_rows() if line.get("rows") == "requests_kept"]
-    whole = [line["attacks"]["pgd"]["harmful"] for line in by_rows() if "rows" not in line]
+    pgd = [line["attacks"]["pgd"]["harmful"] for line in by_rows() if line["rows"] == "requests_kept"]
+    whole = [line["attacks"]["pgd"]["harmful"] for line in by_rows() if line["rows"] == "whole"]
     assert sorted(pgd)[:2] == [0, 0] == whole[:2] and len(pgd) == len(whole) == 3 and not whole[2]
     told = f"PGD found a way into one breaker of three, {max(pgd)} of 24; into those of whole rows none"
     assert told in said("docs/miniature.md")
-    text = {line["attacks"]["no_attack"]["gibberish"] for line in by_rows() if line.get("rows") == "no_refusals"}
+    text = {line["attacks"]["no_attack"]["gibberish"] for line in by_rows() if line["rows"] == "no_refusals"}
     assert f"{min(text)} or {max(text)} of 24 requests get broken text" in said("docs/miniature.md")
 
 
@@ -706,7 +726,7 @@ def test_every_number_of_the_probes_is_a_measured_one():
     rows = {"PGD": "pgd"} | {f"under `{name}`": name for name in ("pgd_homotopy", "pgd_facts", "pgd_probe")}
     for begins, attack in {**rows, "worst of these": "worst_case"}.items():
         had = [one["attacks"].get(attack) for one in subjects]
-        told = [f"{one['harmful']} of {one['n']}" if one else "not run" for one in had]
+        told = [f"{one['harmful']} of {one['n']}" if one else "needs a breaker" for one in had]
         assert cells("docs/attacks.md", f"{begins}, probe |") == told
     benign = [f"{one['benign']['refused']} of {one['benign']['n']}" for one in subjects]
     assert cells("docs/attacks.md", "benign look-alikes withheld") == benign
