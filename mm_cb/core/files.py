@@ -84,7 +84,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         UserError: If the disk is full or the path cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}")  # pids repeat elsewhere
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")  # pids repeat elsewhere
     with file_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
