@@ -37,17 +37,17 @@ class PictureCache:
     warning says so, and nothing more is kept.
     """
 
-    def __init__(self, folder: Path, model: Any) -> None:
-        """Keep pictures in a folder, made when the first are kept; the model is a `VisionModel` that comes with us."""
-        self._folder, self._model, self._writes = folder, model, True
+    def __init__(self, folder: Path) -> None:
+        """Keep pictures in a folder, made when the first are kept."""
+        self._folder, self._writes = folder, True
 
-    def shown(self, pictures: Sequence[Image], prepare: Callable[[], Shown]) -> Shown:
-        """The pictures of one chat as the model takes them: those of the folder, or ``prepare``'s, which are then kept.
+    def shown(self, model: Any, pictures: Sequence[Image], prepare: Callable[[], Shown]) -> Shown:
+        """The pictures of one chat as a model takes them: those of the folder, or ``prepare``'s, which are then kept.
 
         Raises:
             UserError: If ``prepare`` raises it.
         """
-        file = self._folder / f"{self._name(pictures)}.safetensors"
+        file = self._folder / f"{_name(model, pictures)}.safetensors"
         if (held := _read(file)) is not None:
             return held
         made = prepare()
@@ -61,16 +61,17 @@ class PictureCache:
             warnings.warn(told, stacklevel=2)
         return made
 
-    def _name(self, pictures: Sequence[Image]) -> str:
-        processor, images = self._model.processor, self._model.processor.image_processor
-        settings = {name: value for name, value in vars(processor).items() if isinstance(value, _PLAIN)}
-        decides = [type(self._model), type(processor), settings, type(images), images.to_dict(), self._model.options]
-        told = json.dumps([*decides, _CODE, package_versions()], sort_keys=True, default=str)
-        digest = hashlib.sha256(told.encode())
-        for picture in pictures:
-            digest.update(f"{picture.mode} {picture.size}".encode())
-            digest.update(picture.tobytes())
-        return digest.hexdigest()
+
+def _name(model: Any, pictures: Sequence[Image]) -> str:
+    processor, images = model.processor, model.processor.image_processor
+    settings = {name: value for name, value in vars(processor).items() if isinstance(value, _PLAIN)}
+    decides = [type(model), type(processor), settings, type(images), images.to_dict(), model.options]
+    told = json.dumps([*decides, _CODE, package_versions()], sort_keys=True, default=str)
+    digest = hashlib.sha256(told.encode())
+    for picture in pictures:
+        digest.update(f"{picture.mode} {picture.size}".encode())
+        digest.update(picture.tobytes())
+    return digest.hexdigest()
 
 
 def _bytes(shown: Shown) -> bytes:

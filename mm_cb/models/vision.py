@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -89,7 +90,7 @@ class VisionModel(ChatModel):
             UserError: As `refuse_own_code`.
         """
         self.refuse_own_code()
-        self.picture_cache = PictureCache(Path(folder), self)
+        self.picture_cache = PictureCache(Path(folder))
 
     def refuse_own_code(self) -> None:
         """Refuse to keep prepared pictures of somebody's own family or processor: no file's name tells of an edit.
@@ -117,7 +118,8 @@ class VisionModel(ChatModel):
             return None, []
         if (cache := self.picture_cache) is None:
             return self._shown(rows)
-        return side_by_side([cache.shown(row, lambda row=row: self._shown([row])) for row in rows])  # type: ignore[misc]
+        self.refuse_own_code()
+        return side_by_side([cache.shown(self, row, partial(self._shown, [row])) for row in rows])
 
     def _shown(self, rows: Sequence[Sequence[Image]]) -> Shown:
         """The pictures of chats as the image processor makes them."""

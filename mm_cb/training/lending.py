@@ -39,6 +39,7 @@ def lent(
     children = dict(tower.named_children())
     config = tower.config
     held = {name: getattr(config, name) for name in _CHANGED if hasattr(config, name)}
+    cache = getattr(model, "picture_cache", None)
     forwards = [(block, vars(block).get("forward")) for block in model.decoder_blocks]
     try:
         model.keep_blocks(kept.blocks, final_norm=kept.final_norm, head=kept.head)
@@ -50,7 +51,8 @@ def lent(
         with adapter_products(model.device, model.base.dtype):
             yield
     finally:
-        vars(model).pop("picture_cache", None)
+        if isinstance(model, VisionModel):
+            model.picture_cache = cache
         model.base.lm_head = head
         for name, child in children.items():
             setattr(tower, name, child)

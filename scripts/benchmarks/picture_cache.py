@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from PIL import Image
 from pixels import ROOT, image_processor, seconds
+from transformers import LlavaNextProcessor
 
 from mm_cb.core.files import write_json
 from mm_cb.core.provenance import hardware, package_versions
 from mm_cb.data.pictures import open_picture
 from mm_cb.models.llava_next import LlavaNextModel
-from mm_cb.models.picture_cache import PictureCache
 
 SIDE = 336
 GRIDS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [3 * SIDE, SIDE], [SIDE, 3 * SIDE]]
@@ -37,7 +37,8 @@ TILES = {
 def seeing() -> LlavaNextModel:
     """What prepares pictures of LLaVA-NeXT, without its weights; how many tokens stand for each is no matter here."""
     images = image_processor("llava_next", "LlavaNextImageProcessor", "pil", TILES)
-    shown = SimpleNamespace(image_processor=images, to_dict=dict, replace_image_token=lambda made, index: "")
+    shown = LlavaNextProcessor.__new__(LlavaNextProcessor)
+    vars(shown).update(image_processor=images, replace_image_token=lambda made, index: "")
     return LlavaNextModel(SimpleNamespace(), shown)
 
 
@@ -54,7 +55,7 @@ def row(size: tuple[int, int], repeats: int) -> dict[str, Any]:
     file = jpeg(*size)
     plain, kept = seeing(), seeing()
     with TemporaryDirectory() as folder:
-        kept.picture_cache = PictureCache(Path(folder), kept)
+        kept.keep_pictures(Path(folder))
         prepare = {name: partial(prepared, model, file) for name, model in (("prepared", plain), ("kept", kept))}
         prepare["kept"]()
         (held,) = Path(folder).iterdir()

@@ -1,5 +1,7 @@
 """Prepared pictures that are kept: the same inputs as without, and nothing prepared twice."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from safetensors.torch import load_file, save
 
 from mm_cb.core.errors import UserError
 from mm_cb.models.chat import chat
+from mm_cb.models.picture_cache import _name
 from tests.models.tiny import KINDS, tiny
 
 
@@ -106,11 +109,10 @@ def named_as(one, module="transformers.models.other"):
     one.__class__ = type("Other", (type(one),), {"__module__": module})
 
 
-def test_whatever_decides_is_in_the_name(tmp_path, monkeypatch):
+def test_whatever_decides_is_in_the_name(monkeypatch):
     model = tiny("smolvlm")
-    model.keep_pictures(tmp_path)
     (first,), lying = ROWS[0], Image.frombytes("RGB", (64, 96), ROWS[0][0].tobytes())
-    names = [model.picture_cache._name(some) for some in ([first], [lying], [first, first])]
+    names = [_name(model, some) for some in ([first], [lying], [first, first])]
     for change in (
         lambda: monkeypatch.setattr(type(model), "options", {"return_row_col_info": False}),
         lambda: named_as(model.processor.image_processor),
@@ -119,7 +121,7 @@ def test_whatever_decides_is_in_the_name(tmp_path, monkeypatch):
         lambda: monkeypatch.setattr("mm_cb.models.picture_cache._CODE", "edited"),
     ):
         change()
-        names.append(model.picture_cache._name([first]))
+        names.append(_name(model, [first]))
     assert len({*names}) == len(names) == 8
 
 
@@ -130,6 +132,19 @@ def test_what_is_somebodys_own_is_refused(tmp_path, part):
     named_as({"family": model, "processor": processor, "image processor": processor.image_processor}[part], "mine")
     with pytest.raises(UserError, match="not for `Other`, whose code may change: leave out `picture_cache`"):
         model.keep_pictures(tmp_path)
+
+
+def test_a_model_that_changes_under_its_cache_is_asked_anew(tmp_path):
+    model = tiny("llava")
+    model.keep_pictures(tmp_path)
+    first, other = model.encode_chats(CHATS[:1], ROWS[:1]), copy.copy(model)
+    other.processor = copy.copy(model.processor)
+    other.processor.image_processor = copy.copy(model.processor.image_processor)
+    other.processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    assert not torch.equal(other.encode_chats(CHATS[:1], ROWS[:1]).pixel_values, first.pixel_values)
+    named_as(other.processor, "mine")
+    with pytest.raises(UserError, match="not for `Other`"):
+        other.encode_chats(CHATS[:1], ROWS[:1])
 
 
 @pytest.mark.parametrize("damage", ["empty", "no tensors", "half", "bits", "tokens"])

@@ -62,7 +62,11 @@ def test_kept_pictures_change_no_file_and_are_not_prepared_again(recipe, example
     without = train(recipe(workers), tmp_path / "without", examples)
     kept = f"training.picture_cache={tmp_path / 'kept'}"
     folders = [train(recipe(workers, kept), tmp_path / "first", examples)]
-    monkeypatch.setattr("mm_cb.models.vision.VisionModel._shown", None)
+
+    def refuse(*given):
+        raise AssertionError("a picture was prepared")
+
+    monkeypatch.setattr("mm_cb.models.vision.VisionModel._shown", refuse)
     folders.append(train(recipe(workers, kept), tmp_path / "second", examples))
     for folder in folders:
         for name in ("adapter_model.safetensors", "metrics.jsonl", "README.md"):
@@ -95,6 +99,18 @@ def test_a_dry_run_and_a_lent_model_keep_nothing(recipe, examples, tmp_path, mon
     kept = len(list((tmp_path / "kept").iterdir()))
     trainer._encoder.encode(["a"], [picture(99)])
     assert len(list((tmp_path / "kept").iterdir())) == kept > 0
+
+
+def test_a_cache_for_a_family_of_the_users_or_behind_a_link_into_nowhere_is_refused(
+    recipe, examples, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("mm_cb.training.rr_trainer.load_tower", None)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "kept")
+    with pytest.raises(UserError, match="is a link to"):
+        train(recipe(0, f"training.picture_cache={tmp_path / 'link'}"), tmp_path / "run", examples)
+    monkeypatch.setattr("mm_cb.models.llava_next.LlavaNextModel.__module__", "mine")
+    with pytest.raises(UserError, match="not for `LlavaNextModel`, whose code may change"):
+        make_plan(recipe(0, f"training.picture_cache={tmp_path / 'kept'}"))
 
 
 @pytest.mark.parametrize(("given", "got"), [("5", "5"), ('""', "''"), ('" "', "' '"), ("~/kept", "'~/kept'")])

@@ -49,6 +49,13 @@ class FoundFormObjective(FormObjective):
                 heard[behavior.harmless] = _answers(subject, asked, None)
             refused = _answers(subject, [behavior], picture)
             told.append(_with_form(subject, behavior, heard[behavior.harmless], refused))
+        if lost := [one for one in told if one.form is not None and one.form.text == GAP]:
+            warnings.warn(
+                f"{lost[0].named}: no two answers to its `{HARMLESS}` requests hold `{lost[0].target[-1]}`, the end of "
+                f"its target, and go on alike but for some words (so of {len(lost)} behaviours): no form was found, "
+                "and one word is asked for in its place; name requests that the model answers as the target begins.",
+                stacklevel=2,
+            )
         super().__init__(subject, told, pictures, **settings)
 
 
@@ -67,12 +74,6 @@ def _with_form(subject: Subject, behavior: Behavior, heard: Sequence[str], refus
     text = _common([answer.partition(behavior.target[-1])[2].strip() for answer in heard])
     if text is None:
         text = GAP
-        warnings.warn(
-            f"{behavior.named}: no two answers to its `{HARMLESS}` requests hold `{behavior.target[-1]}`, the end of "
-            "its target, and go on alike but for some words: no form was found, and one word is asked for in its "
-            "place; name requests that the model answers as the target begins.",
-            stacklevel=3,
-        )
     said = " ".join([*heard, *refused, *behavior.harmless, behavior.prompt, behavior.target, text]).lower()
     form = {"text": text, "words": _others(subject, behavior, text, {*_PIECES.findall(said)})}
     return replace(behavior, extra={**behavior.extra, FORM: form})
