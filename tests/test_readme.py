@@ -546,11 +546,29 @@ def test_what_the_rows_lack_is_said_as_it_was_measured():
 @pytest.mark.parametrize("line", json.loads((RESULTS / "losses.json").read_text(encoding="utf-8"))["real"])
 def test_every_number_of_the_losses_on_a_real_model_is_a_measured_one(line):
     sets = [line["sets"][name] for name in ("forbidden", "nearby", "other")]
-    assert cells("docs/miniature.md", f"`{line['loss']}`, SmolLM2 |") == [
+    seed = f", seed {line['seed']}" if line["seed"] else ""
+    assert cells("docs/miniature.md", f"`{line['loss']}`, SmolLM2{seed} |") == [
         "{:.2f} / {:.3f}".format(*line["held_out"].values()).replace("-", "\u2212"),
         *(f"{sum(one['coherent_breaker'])} of {len(one['prompts'])}" for one in sets),
         *(f"{one['nll_base']:.2f} to {one['nll_breaker']:.2f}" for one in sets[1:]),
     ]
+
+
+def test_what_three_seeds_on_a_real_model_come_to_is_a_measured_one():
+    real, page = result("losses")["real"], said("docs/miniature.md")
+
+    def nats(loss, name):
+        lines = sorted((line for line in real if line["loss"] == loss), key=lambda line: line["seed"])
+        return [line["sets"][name]["nll_breaker"] for line in lines]
+
+    (near, rr_near), (other, rr_other) = (
+        [nats(loss, name) for loss in ("triplet", "rr")] for name in ("nearby", "other")
+    )
+    assert len(near) == len(rr_near) == 3 and all(own < theirs for own, theirs in zip(near, rr_near, strict=True))
+    spans = [f"{min(some):.2f} to {max(some):.2f}" for some in (near, rr_near, other, rr_other)]
+    told = "less than RR in every seed, {} nats against {}, other ones more, {} against {}.".format(*spans)
+    assert told in page
+    assert f"{max(rr_near):.2f}" == f"{nats('rand_p', 'nearby')[0]:.2f}"
 
 
 def test_what_is_had_by_a_form_that_nobody_told_is_measured():
