@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from PIL import Image
 from pixels import ROOT, image_processor, seconds
-from transformers import LlavaNextProcessor
 
 from mm_cb.core.files import write_json
 from mm_cb.core.provenance import hardware, package_versions
@@ -36,6 +35,8 @@ TILES = {
 
 def seeing() -> LlavaNextModel:
     """What prepares pictures of LLaVA-NeXT, without its weights; how many tokens stand for each is no matter here."""
+    from transformers import LlavaNextProcessor  # behind mm_cb, which mends torchvision
+
     images = image_processor("llava_next", "LlavaNextImageProcessor", "pil", TILES)
     shown = LlavaNextProcessor.__new__(LlavaNextProcessor)
     vars(shown).update(image_processor=images, replace_image_token=lambda made, index: "")
