@@ -173,11 +173,11 @@ def run(todo: dict[str, Callable[[], dict[str, Any]]], record: dict[str, Any], f
 
 def ours(job: Job, setting: Setting, image: tuple[int, int], steps: int) -> dict[str, Any]:
     """Steps of the shipped trainer."""
+    refuse_absent(setting.attention)
     model = build(job.shape, LLAVA_RECIPE, job.device, job.dtype, four_bit=setting.four_bit)
     if setting.recompute:
         recompute_blocks(model)
     trainer = our_trainer(model, LLAVA_RECIPE, setting.tokens_per_pass)
-    refuse_absent(setting.attention)
     use_row_attention(model, setting.attention)
     model.base.lm_head = torch.nn.Identity()  # which training does not load
     batches = job.batches(model, image, False)

@@ -29,10 +29,13 @@ from mm_cb.core.closing import say
 from mm_cb.core.errors import UserError
 from mm_cb.core.progress import Progress
 from mm_cb.core.provenance import hardware
+from mm_cb.core.records import Item
 from mm_cb.core.runs import append_jsonl, read_jsonl
 from mm_cb.data.behaviors_file import Behavior, read_behaviors
 from mm_cb.inference.questions import ask
 from mm_cb.inference.subjects import Subject
+from mm_cb.metrics.results import measure
+from mm_cb.metrics.table import WORST_CASE
 from mm_cb.miniature import NAME, data
 from mm_cb.miniature.scoring import judge_behavior, score_question
 from mm_cb.models import load_model
@@ -46,6 +49,9 @@ DATA: dict[str, dict[str, bool]] = {
     "no_refusals": {"refusals": False},
 }
 """What the rows to train on lack."""
+WHOLE = ("compliance", "all")
+WORST = {"all": WORST_CASE, "opening": "worst_case_opening"}
+"""What a line calls the worst of all attacks, and of those told an opening at most."""
 SPLITS = {"demo": ((24, 12, 12), 0), "validation": ((12, 6, 6), 23)}
 """Trained brews, new combinations, the kind never trained on; and the seed that draws them."""
 
@@ -110,14 +116,14 @@ def breaker(
         torch.set_num_threads(threads)
         trained = time.monotonic() - started
         subject = Subject("rr", load_model(NAME, adapter=adapter), adapted=True)
-        attacked, broken = {}, dict[str, set[str]]()
+        attacked, tried = {}, list[Item]()
         for name, steps in attacks:
             how = AttackConfig(
                 name, Threat("linf", 32), steps, 1, 0, batch=24, artefacts=False, checkpoint_seconds=None
             )
             items = attack_behaviors(subject, behaviors, how, out / "attacks", judge_behavior, progress)
             attacked[name] = {o: sum(item["outcome"] == o for item in items) for o in ("harmful", "gibberish")}
-            broken[name] = {item["id"] for item in items if item["outcome"] == "harmful"}
+            tried += items
         kept: dict[str, Any] = {}
         for name, questions in benign().items():
             answers = ask(subject, questions, score_question, out / "kept", progress, name=name)
@@ -135,7 +141,7 @@ def breaker(
         "steps": options.attack,
         "n": len(behaviors),
         "attacks": attacked,
-        "worst": worst(broken),
+        "worst": worst(tried),
         "kept": kept,
         "cosine": cosines(subject),
         "machine": hardware(),
@@ -144,11 +150,10 @@ def breaker(
     }
 
 
-def worst(broken: dict[str, set[str]]) -> dict[str, int]:
+def worst(items: list[Item]) -> dict[str, int]:
     """Requests that any of the attacks broke, and any that knew no more of the answer than its opening."""
-    tried = {name: ids for name, ids in broken.items() if attack_entry(name).in_worst_case}
-    opening = [ids for name, ids in tried.items() if attack_entry(name).given in ("nothing", "opening")]
-    return {"all": len(set().union(*tried.values())), "opening": len(set().union(*opening))}
+    found = {one.condition: one.counts for one in measure(items, pairs=[]) if (one.metric, one.split) == WHOLE}
+    return {name: int(found[condition]["harmful"]) for name, condition in WORST.items() if condition in found}
 
 
 def benign() -> dict[str, list[data.FictionQuestion]]:

@@ -57,11 +57,7 @@ def test_kept_pictures_are_those_that_the_processor_makes_of_the_batch(kind, tmp
     again.keep_pictures(tmp_path)
     nothing_prepared(again)
     assert same(again.encode_chats(CHATS, ROWS), whole)
-    assert same(again.encode_chats(CHATS[2:], ROWS[2:]), whole_of(kind, CHATS[2:], ROWS[2:]))
-
-
-def whole_of(kind, chats, rows):
-    return tiny(kind).encode_chats(chats, rows)
+    assert same(again.encode_chats(CHATS[2:], ROWS[2:]), tiny(kind).encode_chats(CHATS[2:], ROWS[2:]))
 
 
 def prepare_once(model, folder, pictures=ROWS[0]):
